@@ -1,0 +1,374 @@
+//! The pretended host: pins and charges what `memory` says is there.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prereg::{
+    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, Memory, PageList, Pin, PinError,
+    PinId, UserAddr, UserRange,
+};
+
+use crate::memory::{Backing, MapSpec, ObjectId, Protection, Segment, UserSpace};
+
+/// A pretended host. Clones are the same host.
+#[derive(Clone, Debug)]
+pub struct SimHost {
+    granule: Granule,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    space: UserSpace,
+    pins: BTreeMap<u64, Vec<Segment>>,
+    next_pin: u64,
+    pin_calls: u64,
+    charged: u64,
+    /// Pages locked by other means: they share the limit.
+    locked: u64,
+    limit: Option<u64>,
+    privileged: bool,
+    /// Outside calls until the one that fails; 0: none does.
+    countdown: u64,
+    failed: bool,
+    /// Dirty pages of the last release, by user page address.
+    written: Vec<UserAddr>,
+    /// Pages taken off the account that were never on it.
+    excess: u64,
+}
+
+/// A piece of pretended user memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SimMemory {
+    ua: UserAddr,
+    bytes: u64,
+}
+
+// SAFETY: there is no memory behind the addresses, so nobody can hold a reference into it.
+#[expect(unsafe_code, reason = "the promise of the trait is kept by there being no memory")]
+unsafe impl Memory for SimMemory {
+    fn ua(&self) -> UserAddr {
+        self.ua
+    }
+    fn bytes(&self) -> u64 {
+        self.bytes
+    }
+    fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        None
+    }
+}
+
+impl SimHost {
+    /// A host with nothing mapped and no limit.
+    #[must_use]
+    pub fn new(granule: Granule) -> Self {
+        let state = State {
+            space: UserSpace::new(granule),
+            pins: BTreeMap::new(),
+            next_pin: 1,
+            pin_calls: 0,
+            charged: 0,
+            locked: 0,
+            limit: None,
+            privileged: false,
+            countdown: 0,
+            failed: false,
+            written: Vec::new(),
+            excess: 0,
+        };
+        Self { granule, state: Arc::new(Mutex::new(state)) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pages(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.granule.bytes())
+    }
+
+    fn page(&self, ua: u64) -> u64 {
+        ua >> self.granule.shift().get()
+    }
+
+    // ---- memory ---------------------------------------------------------------------------------------------------
+
+    /// Names `[ua, ua + bytes)` without mapping anything: what a caller may ask for, right or wrong.
+    #[must_use]
+    pub fn range(&self, ua: u64, bytes: u64) -> SimMemory {
+        SimMemory { ua: UserAddr::new(ua), bytes }
+    }
+
+    /// Ordinary memory at `[ua, ua + bytes)`: base pages, readable and writable. What is mapped there already stays.
+    pub fn memory(&self, ua: u64, bytes: u64) -> SimMemory {
+        let (first, pages) = (self.page(ua), self.pages(bytes));
+        let mut state = self.state();
+        for (from, count) in state.space.gaps(first, pages) {
+            state.space.map(from, count, MapSpec::default());
+        }
+        drop(state);
+        self.range(ua, bytes)
+    }
+
+    /// Maps new memory at `[ua, ua + bytes)` in place of what was there.
+    pub fn map(&self, ua: u64, bytes: u64, spec: MapSpec) -> SimMemory {
+        let (first, pages) = (self.page(ua), self.pages(bytes));
+        if pages > 0 {
+            self.state().space.map(first, pages, spec);
+        }
+        self.range(ua, bytes)
+    }
+
+    /// Maps at `ua` the very pages that are mapped at `source`.
+    pub fn map_alias(&self, ua: u64, source: u64, bytes: u64) -> SimMemory {
+        self.state().space.alias(self.page(ua), self.page(source), self.pages(bytes));
+        self.range(ua, bytes)
+    }
+
+    /// Unmaps `[ua, ua + bytes)`. Pinned pages stay pinned.
+    pub fn unmap(&self, ua: u64, bytes: u64) {
+        if bytes > 0 {
+            self.state().space.unmap(self.page(ua), self.pages(bytes));
+        }
+    }
+
+    /// Changes what is allowed at `[ua, ua + bytes)`.
+    pub fn protect(&self, ua: u64, bytes: u64, protection: Protection) {
+        if bytes > 0 {
+            self.state().space.protect(self.page(ua), self.pages(bytes), protection);
+        }
+    }
+
+    /// The owner forked and then wrote to `[ua, ua + bytes)`: pages that are not pinned are copied for him, pinned ones
+    /// are his (the child has the copy).
+    pub fn write_after_fork(&self, ua: u64, bytes: u64) {
+        let mut state = self.state();
+        for page in self.page(ua)..self.page(ua) + self.pages(bytes) {
+            let pinned = match state.space.segments(page, 1).as_deref() {
+                Ok([segment]) => state.pins_of(segment.object, segment.first) > 0,
+                _ => true,
+            };
+            if !pinned {
+                state.space.map(page, 1, MapSpec::default());
+            }
+        }
+    }
+
+    /// The host address that backs the byte at `ua` now, if anything does.
+    #[must_use]
+    pub fn backs(&self, ua: u64) -> Option<HostAddr> {
+        let state = self.state();
+        let segment = *state.space.segments(self.page(ua), 1).ok()?.first()?;
+        let frame = state.space.frame(segment.object, segment.first);
+        let shift = self.granule.shift();
+        Some(HostAddr::new((frame << shift.get()) | (ua & shift.mask())))
+    }
+
+    // ---- limits and failures --------------------------------------------------------------------------------------
+
+    /// Limits locked memory to `pages`; `None` lifts the limit.
+    pub fn limit_pages(&self, pages: impl Into<Option<u64>>) {
+        self.state().limit = pages.into();
+    }
+
+    /// Gives or takes the privilege to pass the limit. What is charged meanwhile counts all the same.
+    pub fn privileged(&self, privileged: bool) {
+        self.state().privileged = privileged;
+    }
+
+    /// Locks `pages` by other means (mlock); they share the limit.
+    ///
+    /// # Errors
+    /// ENOMEM over the limit.
+    pub fn lock_pages(&self, pages: u64) -> Result<(), Errno> {
+        let mut state = self.state();
+        state.admit(pages).map_err(|_| Errno::ENOMEM)?;
+        state.locked += pages;
+        Ok(())
+    }
+
+    /// Takes such a lock off.
+    pub fn unlock_pages(&self, pages: u64) {
+        let mut state = self.state();
+        state.locked = state.locked.saturating_sub(pages);
+    }
+
+    /// Makes the `n`-th outside call from now fail (1 is the next; 0: none).
+    pub fn fail_nth(&self, n: u64) {
+        let mut state = self.state();
+        state.countdown = n;
+        state.failed = false;
+    }
+
+    /// Whether the call that `fail_nth` asked for came and failed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.state().failed
+    }
+
+    // ---- what is left ---------------------------------------------------------------------------------------------
+
+    /// Pages pinned, counting each pin.
+    #[must_use]
+    pub fn pinned_pages(&self) -> u64 {
+        self.state().pins.values().flatten().map(|segment| segment.pages).sum()
+    }
+
+    /// How often the page mapped at `ua` is pinned.
+    #[must_use]
+    pub fn pin_count(&self, ua: u64) -> u64 {
+        let state = self.state();
+        match state.space.segments(self.page(ua), 1).as_deref() {
+            Ok([segment]) => state.pins_of(segment.object, segment.first),
+            _ => 0,
+        }
+    }
+
+    /// Successful `pin` calls since the beginning.
+    #[must_use]
+    pub fn pin_calls(&self) -> u64 {
+        self.state().pin_calls
+    }
+
+    /// Pages charged for pins.
+    #[must_use]
+    pub fn charged_pages(&self) -> u64 {
+        self.state().charged
+    }
+
+    /// Pages locked by other means.
+    #[must_use]
+    pub fn locked_pages(&self) -> u64 {
+        self.state().locked
+    }
+
+    /// The pages that the last release named dirty.
+    #[must_use]
+    pub fn written_pages(&self) -> Vec<UserAddr> {
+        self.state().written.clone()
+    }
+
+    /// Panics unless everything that was pinned and charged was given back, exactly once.
+    ///
+    /// # Panics
+    /// With what was left.
+    pub fn assert_clean(&self) {
+        let state = self.state();
+        assert!(state.pins.is_empty(), "still pinned: {:?}", state.pins);
+        assert_eq!(state.charged, 0, "still charged");
+        assert_eq!(state.excess, 0, "uncharged more than was charged");
+    }
+}
+
+impl State {
+    fn pins_of(&self, object: ObjectId, page: u64) -> u64 {
+        let holds = |segment: &&Segment| {
+            segment.object == object && (segment.first..segment.first + segment.pages).contains(&page)
+        };
+        self.pins.values().flatten().filter(holds).count() as u64
+    }
+
+    /// Whether this outside call is the one to fail.
+    fn fails(&mut self) -> bool {
+        if self.countdown == 0 {
+            return false;
+        }
+        self.countdown -= 1;
+        self.failed |= self.countdown == 0;
+        self.countdown == 0
+    }
+
+    fn admit(&self, pages: u64) -> Result<(), ChargeError> {
+        let Some(limit) = self.limit.filter(|_| !self.privileged) else { return Ok(()) };
+        let charged = self.charged + self.locked;
+        if charged.checked_add(pages).is_none_or(|total| total > limit) {
+            return Err(ChargeError::OverLimit { need: pages, charged, limit });
+        }
+        Ok(())
+    }
+}
+
+impl Pin for SimHost {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    fn address_kind(&self) -> AddressKind {
+        AddressKind::Invented
+    }
+
+    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+        let mut state = self.state();
+        if state.fails() {
+            return Err(PinError::Fault { ua: range.first(), why: "this call was asked to fail" });
+        }
+        let segments = state
+            .space
+            .segments(self.page(range.first().raw()), range.pages(self.granule))
+            .map_err(|missing| PinError::Fault {
+                ua: UserAddr::new(missing.page << self.granule.shift().get()),
+                why: missing.why,
+            })?;
+        for &segment in &segments {
+            for (frame, count) in state.space.runs(segment) {
+                pages.push(HostAddr::new(frame << self.granule.shift().get()), count)?;
+            }
+        }
+        let pin = state.next_pin;
+        state.next_pin += 1;
+        state.pin_calls += 1;
+        state.pins.insert(pin, segments);
+        Ok(PinId(pin))
+    }
+
+    fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
+        let mut state = self.state();
+        let gone = state.pins.remove(&pin.0);
+        assert!(gone.is_some(), "{pin:?} is unpinned twice, or never was pinned");
+        let address = |page: u64| range.first().checked_add(page << self.granule.shift().get());
+        state.written = dirty.filter_map(address).collect();
+    }
+}
+
+impl Charge for SimHost {
+    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
+        let mut state = self.state();
+        if state.fails() {
+            return Err(ChargeError::OverLimit { need: pages, charged: state.charged, limit: 0 });
+        }
+        state.admit(pages)?;
+        state.charged = state.charged.saturating_add(pages);
+        Ok(())
+    }
+
+    fn uncharge(&self, pages: u64) {
+        let mut state = self.state();
+        state.excess += pages.saturating_sub(state.charged);
+        state.charged = state.charged.saturating_sub(pages);
+    }
+}
+
+impl MapSpec {
+    /// Huge pages of `shift`, readable and writable.
+    #[must_use]
+    pub fn huge(shift: prereg::PageShift) -> Self {
+        Self { backing: Backing::Huge(shift), ..Self::default() }
+    }
+
+    /// Base pages that allow what `protection` says.
+    #[must_use]
+    pub fn protected(protection: Protection) -> Self {
+        Self { protection, ..Self::default() }
+    }
+
+    /// Device memory, which cannot be pinned.
+    #[must_use]
+    pub fn unpinnable() -> Self {
+        Self { backing: Backing::Unpinnable, ..Self::default() }
+    }
+}

@@ -1,0 +1,402 @@
+//! What IOMMU tables are made of: blocks of entries, each of which may own one counted mapping.
+//!
+//! A live entry is two words: what the device would read (host address and permissions) and what remembers the unit it
+//! owns (the region's slot and the page's place in it), as the kernel keeps a user-address array beside a table. The second
+//! word is also the entry's lock: whoever changes an entry first swaps BUSY into it. The lock is held for a few
+//! instructions and never waited for without bound where a signal handler could be the waiter.
+
+#![expect(unsafe_code, reason = "an entry remembers its region by slot; the unit it owns keeps the region")]
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::addr::{HostAddr, PageShift, UserAddr};
+use crate::engine::{Engine, OutOfMemory};
+use crate::gate::Left;
+use crate::region::{Home, MapError, Mapping, Region};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::tally::{Holder, Tally};
+use crate::translator::Translator;
+
+/// What a device may do through an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Access {
+    /// The device may read memory.
+    Read,
+    /// The device may write memory.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl Access {
+    /// From the permission bits of a TCE: bit 0 read, bit 1 write. `None` when neither is set.
+    #[must_use]
+    #[inline]
+    pub const fn from_bits(bits: u64) -> Option<Self> {
+        match bits & 3 {
+            1 => Some(Self::Read),
+            2 => Some(Self::Write),
+            3 => Some(Self::ReadWrite),
+            _ => None,
+        }
+    }
+
+    /// The permission bits.
+    #[must_use]
+    #[inline]
+    pub const fn bits(self) -> u64 {
+        match self {
+            Self::Read => 1,
+            Self::Write => 2,
+            Self::ReadWrite => 3,
+        }
+    }
+
+    /// Whether the device may write.
+    #[must_use]
+    #[inline]
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::ReadWrite)
+    }
+
+    /// Whether the device may read.
+    #[must_use]
+    #[inline]
+    pub const fn reads(self) -> bool {
+        matches!(self, Self::Read | Self::ReadWrite)
+    }
+}
+
+/// A live entry, seen while it cannot change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct EntryView {
+    /// The user address it was made from.
+    pub ua: UserAddr,
+    /// Where the device finds it.
+    pub host: HostAddr,
+    /// What the device may do.
+    pub access: Access,
+}
+
+/// The unit word while somebody changes the entry.
+const BUSY: u64 = 1 << 63;
+/// Bits of the unit word that hold the place in the region, in units of 4 KiB; the slot, plus one, is above.
+const PLACE_BITS: u32 = 42;
+const PLACE_SHIFT: u32 = 12;
+/// How often a change looks at an entry that another thread is changing before it gives up.
+const LOOKS: u32 = 256;
+
+/// One entry. Empty: both words 0.
+struct Cell {
+    /// Host address, permissions in bits 0 and 1. Written under the entry's lock.
+    host: AtomicU64,
+    /// 0, BUSY, or the unit owned.
+    unit: AtomicU64,
+}
+
+/// The unit word of a page at `ua` of `region`.
+#[inline]
+fn unit_of(region: &Region, ua: UserAddr) -> u64 {
+    let place = (ua.raw() - region.range.first().raw()) >> PLACE_SHIFT;
+    ((u64::from(region.slot) + 1) << PLACE_BITS) | place
+}
+
+/// Slot and byte offset of a unit word that is neither 0 nor BUSY.
+#[inline]
+fn place_of(unit: u64) -> (u32, u64) {
+    (((unit >> PLACE_BITS) - 1) as u32, (unit & ((1 << PLACE_BITS) - 1)) << PLACE_SHIFT)
+}
+
+/// A block of entries of one page size, for one address space. Dropping it gives every unit back.
+///
+/// All methods take `&self`; concurrent changes of one entry are serialised, entries are independent of each other.
+pub struct EntryBlock {
+    engine: Arc<Engine>,
+    /// Where units go that are given back without a translator.
+    house: Arc<Tally>,
+    shift: PageShift,
+    cells: Box<[Cell]>,
+}
+
+impl EntryBlock {
+    /// `len` empty entries of `2^shift` bytes for `space`, 16 bytes each. `holder` is whose mappings they are when the block
+    /// itself gives them back; use translators of the same holder.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; also for a page below 4 KiB, which no table has.
+    pub fn new(
+        space: &crate::space::AddressSpace,
+        shift: PageShift,
+        len: usize,
+        holder: Holder,
+    ) -> Result<Self, OutOfMemory> {
+        if shift.get() < PLACE_SHIFT {
+            return Err(OutOfMemory);
+        }
+        let engine = space.engine().clone();
+        let house = engine.house(holder)?;
+        let mut cells = Vec::new();
+        cells.try_reserve_exact(len).map_err(|_| OutOfMemory)?;
+        cells.resize_with(len, || Cell { host: AtomicU64::new(0), unit: AtomicU64::new(0) });
+        Ok(Self { engine, house, shift, cells: cells.into_boxed_slice() })
+    }
+
+    /// How many entries.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.cells.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cells.is_empty()
+    }
+
+    /// The page size of its entries.
+    #[must_use]
+    #[inline]
+    pub fn shift(&self) -> PageShift {
+        self.shift
+    }
+
+    /// How many entries are live, as of some moment during the call.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.cells.iter().filter(|cell| cell.unit.load(Ordering::Relaxed) != 0).count() as u64
+    }
+
+    /// What the device may do through entry `index`; `None` when it is empty or does not exist.
+    #[must_use]
+    pub fn access(&self, index: usize) -> Option<Access> {
+        // Relaxed: a look that may be stale at once.
+        Access::from_bits(self.cells.get(index)?.host.load(Ordering::Relaxed))
+    }
+
+    /// Locks the entry and returns its unit word. `None` after `LOOKS` tries.
+    #[inline]
+    fn lock(cell: &Cell) -> Option<u64> {
+        for _ in 0..LOOKS {
+            // Acquire pairs with the Release store of `unlock`: we see the entry as the last change left it.
+            let unit = cell.unit.swap(BUSY, Ordering::Acquire);
+            if unit != BUSY {
+                return Some(unit);
+            }
+            core::hint::spin_loop();
+        }
+        None
+    }
+
+    #[inline]
+    fn unlock(cell: &Cell, unit: u64) {
+        // Release: see `lock`.
+        cell.unit.store(unit, Ordering::Release);
+    }
+
+    /// Maps the page at `ua` at entry `index`: one unit is taken, the entry is replaced, the unit of what was there is given
+    /// back and its page marked dirty if the device could write it. Returns what the device could do there before.
+    ///
+    /// # Errors
+    /// [`MapError`]; the entry is as it was and nothing is counted. An `index` past the end is `Misaligned`.
+    #[inline]
+    pub fn set(
+        &self,
+        translator: &mut Translator,
+        index: usize,
+        ua: UserAddr,
+        access: Access,
+    ) -> Result<Option<Access>, MapError> {
+        if !translator.belongs_to(&self.engine) {
+            return Err(MapError::Foreign);
+        }
+        let Some(cell) = self.cells.get(index).filter(|_| ua.is_aligned(self.shift)) else {
+            return Err(MapError::Misaligned { ua, shift: self.shift });
+        };
+        let pointer = translator.take_unit(ua, self.shift)?;
+        // SAFETY: the unit just taken keeps it.
+        let region = unsafe { pointer.as_ref() };
+        let Some(old) = Self::lock(cell) else {
+            // SAFETY: the unit taken above, of a region of this address space.
+            unsafe { translator.give_back(pointer) };
+            return Err(MapError::Contended);
+        };
+        // Relaxed: ordered by the lock; a device reads host words through `inspect` and `take`, which lock too.
+        let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
+        cell.host.store(region.table.host(ua).raw() | access.bits(), Ordering::Relaxed);
+        Self::unlock(cell, unit_of(region, ua));
+        if old != 0 {
+            self.give_back(translator, old, before);
+        }
+        Ok(before)
+    }
+
+    /// Empties entry `index`, as [`set`](Self::set) would replace it. Returns what the device could do there before.
+    ///
+    /// # Errors
+    /// [`MapError::Contended`] or [`MapError::Foreign`]; nothing changed. An `index` past the end is empty.
+    #[inline]
+    pub fn clear(&self, translator: &mut Translator, index: usize) -> Result<Option<Access>, MapError> {
+        if !translator.belongs_to(&self.engine) {
+            return Err(MapError::Foreign);
+        }
+        let Some(cell) = self.cells.get(index) else { return Ok(None) };
+        // Relaxed: empty as of some moment during the call is all that is promised.
+        if cell.unit.load(Ordering::Relaxed) == 0 {
+            return Ok(None);
+        }
+        let Some(old) = Self::lock(cell) else { return Err(MapError::Contended) };
+        // Relaxed: ordered by the lock.
+        let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
+        cell.host.store(0, Ordering::Relaxed);
+        Self::unlock(cell, 0);
+        if old != 0 {
+            self.give_back(translator, old, before);
+        }
+        Ok(before)
+    }
+
+    /// The region of a unit word taken out of an entry.
+    #[inline]
+    fn region_of(&self, unit: u64) -> Option<NonNull<Region>> {
+        self.engine.region_in(place_of(unit).0)
+    }
+
+    /// Gives the unit back that a word taken out of an entry owned.
+    #[inline]
+    fn give_back(&self, translator: &mut Translator, unit: u64, access: Option<Access>) {
+        let Some(pointer) = self.region_of(unit) else { return };
+        // SAFETY: the unit taken out of the entry keeps it.
+        let region = unsafe { pointer.as_ref() };
+        self.mark_written(region, unit, access);
+        // SAFETY: that unit is this call's to give back: the word was swapped out under the entry's lock.
+        unsafe { translator.give_back(pointer) };
+    }
+
+    /// What a device could write counts as written when its entry goes (specification 1.9).
+    #[inline]
+    fn mark_written(&self, region: &Region, unit: u64, access: Option<Access>) {
+        if !access.is_some_and(Access::writes) {
+            return;
+        }
+        let granule = self.engine.granule().bytes();
+        let first = place_of(unit).1;
+        let mut offset = first;
+        while offset < first + self.shift.bytes() {
+            if let Some(ua) = region.range.first().checked_add(offset) {
+                region.table.mark_dirty(ua);
+            }
+            offset += granule;
+        }
+    }
+
+    /// Calls `look` with the entry while it cannot change. `None` when it is empty.
+    ///
+    /// For checks and reports: the address is sure to be pinned inside the closure only. Waits while another thread changes
+    /// the entry; not for signal handlers.
+    pub fn inspect<R>(&self, index: usize, look: impl FnOnce(EntryView) -> R) -> Option<R> {
+        let cell = self.cells.get(index)?;
+        // Relaxed: see `clear`.
+        if cell.unit.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let unit = loop {
+            if let Some(unit) = Self::lock(cell) {
+                break unit;
+            }
+        };
+        let locked = Locked { cell, unit };
+        let pointer = if unit == 0 { None } else { self.region_of(unit) };
+        // SAFETY: the entry is locked, so it keeps its unit, and that the region.
+        let region = unsafe { pointer?.as_ref() };
+        let ua = region.range.first().checked_add(place_of(unit).1)?;
+        // Relaxed: ordered by the lock.
+        let word = cell.host.load(Ordering::Relaxed);
+        let access = Access::from_bits(word)?;
+        let seen = look(EntryView { ua, host: HostAddr::new(word & !3), access });
+        drop(locked);
+        Some(seen)
+    }
+
+    /// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `None`
+    /// when the entry is empty.
+    ///
+    /// # Errors
+    /// [`MapError::Contended`], [`MapError::Foreign`], or [`MapError::Closing`] when the region is draining.
+    pub fn take(
+        &self,
+        translator: &mut Translator,
+        index: usize,
+    ) -> Result<Option<(Mapping, Access)>, MapError> {
+        if !translator.belongs_to(&self.engine) {
+            return Err(MapError::Foreign);
+        }
+        let Some(cell) = self.cells.get(index) else { return Ok(None) };
+        let unit = Self::lock(cell).ok_or(MapError::Contended)?;
+        let _locked = Locked { cell, unit };
+        if unit == 0 {
+            return Ok(None);
+        }
+        let Some(pointer) = self.region_of(unit) else { return Ok(None) };
+        // SAFETY: the entry is locked, so it keeps its unit, and that the region.
+        let region = unsafe { pointer.as_ref() };
+        // Relaxed: ordered by the lock.
+        let Some(access) = Access::from_bits(cell.host.load(Ordering::Relaxed)) else { return Ok(None) };
+        let Some(ua) = region.range.first().checked_add(place_of(unit).1) else { return Ok(None) };
+        translator.map_more(region, ua, self.shift).map(|mapping| Some((mapping, access)))
+    }
+
+    /// Bytes of memory the entries take.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        size_of_val(&*self.cells) as u64
+    }
+}
+
+/// An entry's lock, given back when dropped.
+struct Locked<'a> {
+    cell: &'a Cell,
+    unit: u64,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        EntryBlock::unlock(self.cell, self.unit);
+    }
+}
+
+impl Drop for EntryBlock {
+    fn drop(&mut self) {
+        for cell in &self.cells {
+            // Relaxed: exclusive access.
+            let unit = cell.unit.load(Ordering::Relaxed);
+            if unit == 0 {
+                continue;
+            }
+            let Some(pointer) = self.region_of(unit) else { continue };
+            // SAFETY: the entry's unit keeps it.
+            let region = unsafe { pointer.as_ref() };
+            self.mark_written(region, unit, Access::from_bits(cell.host.load(Ordering::Relaxed)));
+            self.house.add_shared(region.slot, -1);
+            if region.gate.leave() == Ok(Left::Last) {
+                self.engine.queue_drained(pointer);
+            }
+        }
+        self.engine.reap();
+    }
+}
+
+impl fmt::Debug for EntryBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EntryBlock")
+            .field("shift", &self.shift)
+            .field("len", &self.cells.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,386 @@
+//! Where each page of a region is on the host: the list a back end fills, and the table readers use.
+//!
+//! A [`PageList`] is filled once, in order, by the back end. It becomes a [`PageTable`] that never changes: runs where
+//! memory is contiguous, 4-byte page numbers where it is not, 8-byte words above 2^32 system pages (16 TiB with 4 KiB
+//! pages). The choice is made when the region is published and is invisible outside.
+//!
+//! Dirty marks sit beside the runs and the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the
+//! kernel keeps them: specification 1.9), so that no layout costs more than 8 bytes a page.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a back end's page could not be added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PageListError {
+    /// No memory for the list.
+    #[error("no memory for the page list")]
+    OutOfMemory,
+    /// More pages than the range has.
+    #[error("more pages than {range} has")]
+    TooMany {
+        /// The range the list is for.
+        range: UserRange,
+    },
+}
+
+/// Contiguous pages: page `index` and the following ones up to the next run lie at `host` and on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    index: u64,
+    host: u64,
+}
+
+/// The pages of a range in the making, in order.
+#[derive(Debug)]
+pub struct PageList {
+    range: UserRange,
+    granule: Granule,
+    filled: u64,
+    /// The address that would continue the last run.
+    next: u64,
+    runs: Vec<Run>,
+    /// One number a page once runs stopped paying; then `runs` is empty.
+    frames: Vec<u64>,
+}
+
+/// A table of runs is used while it stays under a quarter of the size of 4-byte page numbers.
+const PAGES_PER_RUN: u64 = 16;
+
+impl PageList {
+    /// An empty list for `range`.
+    #[must_use]
+    pub const fn new(range: UserRange, granule: Granule) -> Self {
+        Self { range, granule, filled: 0, next: 0, runs: Vec::new(), frames: Vec::new() }
+    }
+
+    /// The range this list is for.
+    #[must_use]
+    pub const fn range(&self) -> UserRange {
+        self.range
+    }
+
+    /// Pages pushed so far.
+    #[must_use]
+    pub const fn filled(&self) -> u64 {
+        self.filled
+    }
+
+    /// Adds `pages` contiguous pages, the first at `host`. Bits of `host` below the system page are dropped.
+    ///
+    /// # Errors
+    /// [`PageListError::TooMany`] past the end of the range, [`PageListError::OutOfMemory`].
+    #[inline]
+    pub fn push(&mut self, host: HostAddr, pages: u64) -> Result<(), PageListError> {
+        let host = host.align_down(self.granule.shift()).raw();
+        let total = self.range.pages(self.granule);
+        if pages > total - self.filled {
+            return Err(PageListError::TooMany { range: self.range });
+        }
+        if pages == 0 {
+            return Ok(());
+        }
+        if !self.frames.is_empty() {
+            self.push_frames(host, pages);
+        } else if self.filled == 0 || host != self.next {
+            if self.runs.len() as u64 >= 64 && self.runs.len() as u64 >= total / PAGES_PER_RUN {
+                self.spread()?;
+                self.push_frames(host, pages);
+            } else {
+                self.runs.try_reserve(1).map_err(|_| PageListError::OutOfMemory)?;
+                self.runs.push(Run { index: self.filled, host });
+            }
+        }
+        self.filled += pages;
+        self.next = host.wrapping_add(pages << self.granule.shift().get());
+        Ok(())
+    }
+
+    /// Appends to `frames`, whose capacity [`spread`](Self::spread) reserved for the whole range.
+    fn push_frames(&mut self, host: u64, pages: u64) {
+        let shift = self.granule.shift().get();
+        self.frames.extend((0..pages).map(|page| (host >> shift).wrapping_add(page)));
+    }
+
+    /// Turns the runs into one number a page.
+    fn spread(&mut self) -> Result<(), PageListError> {
+        let shift = self.granule.shift().get();
+        let total =
+            usize::try_from(self.range.pages(self.granule)).map_err(|_| PageListError::OutOfMemory)?;
+        self.frames.try_reserve_exact(total).map_err(|_| PageListError::OutOfMemory)?;
+        let runs = core::mem::take(&mut self.runs);
+        for (i, run) in runs.iter().enumerate() {
+            let end = runs.get(i + 1).map_or(self.filled, |next| next.index);
+            self.frames.extend((0..end - run.index).map(|page| (run.host >> shift).wrapping_add(page)));
+        }
+        Ok(())
+    }
+
+    /// The largest page that can be mapped anywhere in the range: every aligned block of that size lies inside, is
+    /// contiguous and is aligned on the host (contract clause 9).
+    ///
+    /// Every run must start and end on such a block, so the answer is the lowest set bit of all their starts, ends and
+    /// addresses. Computed per run, so neither order of large and small pages fools it (specification 1.6, B2).
+    fn largest_page(&self) -> PageShift {
+        let shift = self.granule.shift().get();
+        let base = self.range.first().raw();
+        let mut bits = base | self.range.bytes();
+        if self.frames.is_empty() {
+            for run in &self.runs {
+                bits |= (run.index << shift) | run.host;
+            }
+        } else {
+            let mut expected = None;
+            for (index, &frame) in self.frames.iter().enumerate() {
+                if expected != Some(frame) {
+                    bits |= ((index as u64) | frame) << shift;
+                }
+                expected = Some(frame.wrapping_add(1));
+            }
+        }
+        PageShift::new(bits.trailing_zeros().min(63)).unwrap_or(self.granule.shift())
+    }
+
+    /// Closes the list. `None` when the back end named fewer pages than the range has.
+    pub(crate) fn finish(self) -> Result<Option<PageTable>, PageListError> {
+        if self.filled != self.range.pages(self.granule) {
+            return Ok(None);
+        }
+        let largest = self.largest_page();
+        let granule = self.granule.shift();
+        let first = self.range.first();
+        let layout = if self.frames.is_empty() {
+            Layout::Runs { runs: self.runs.into_boxed_slice(), dirty: Bitmap::new(self.filled)? }
+        } else if self.frames.iter().all(|&frame| u32::try_from(frame).is_ok()) {
+            let mut narrow = Vec::new();
+            narrow.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
+            // The test above proved that every number fits.
+            narrow.extend(self.frames.iter().map(|&frame| frame as u32));
+            Layout::Narrow { frames: narrow.into_boxed_slice(), dirty: Bitmap::new(self.filled)? }
+        } else {
+            let mut wide = Vec::new();
+            wide.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
+            wide.extend(self.frames.iter().map(|&frame| AtomicU64::new(frame << granule.get())));
+            Layout::Wide { words: wide.into_boxed_slice() }
+        };
+        Ok(Some(PageTable { first, granule, largest, layout }))
+    }
+}
+
+/// Where each page of a published region is. Never changes, but for the dirty marks.
+pub(crate) struct PageTable {
+    first: UserAddr,
+    granule: PageShift,
+    largest: PageShift,
+    layout: Layout,
+}
+
+enum Layout {
+    /// Sorted by index, the first at index 0, never empty.
+    Runs { runs: Box<[Run]>, dirty: Bitmap },
+    /// Host page numbers.
+    Narrow { frames: Box<[u32]>, dirty: Bitmap },
+    /// Host addresses with the dirty mark in bit 0.
+    Wide { words: Box<[AtomicU64]> },
+    /// Device memory: one run that nobody pinned and nobody marks.
+    Device { host: u64 },
+}
+
+impl PageTable {
+    /// Device memory at `host`. Unlike the kernel's, its largest page takes the user address into account
+    /// (specification 1.4, B13).
+    pub(crate) fn device(range: UserRange, host: HostAddr, granule: Granule) -> Self {
+        let bits = range.first().raw() | range.bytes() | host.raw();
+        Self {
+            first: range.first(),
+            granule: granule.shift(),
+            largest: PageShift::new(bits.trailing_zeros().min(63)).unwrap_or(granule.shift()),
+            layout: Layout::Device { host: host.raw() },
+        }
+    }
+
+    /// The largest page every aligned block of which is contiguous and aligned.
+    #[inline]
+    pub(crate) const fn largest_page(&self) -> PageShift {
+        self.largest
+    }
+
+    /// The host address of the byte at `ua`, which must lie inside the region (the caller's lookup proved it).
+    #[inline]
+    pub(crate) fn host(&self, ua: UserAddr) -> HostAddr {
+        let offset = ua.raw() - self.first.raw();
+        let index = offset >> self.granule.get();
+        let inside = offset & self.granule.mask();
+        let page = match &self.layout {
+            Layout::Narrow { frames, .. } => u64::from(frames[index as usize]) << self.granule.get(),
+            Layout::Runs { runs, .. } => {
+                let run = if runs.len() == 1 { &runs[0] } else { Self::run_of(runs, index) };
+                run.host + ((index - run.index) << self.granule.get())
+            }
+            // Relaxed: the address bits never change; only the mark beside them does.
+            Layout::Wide { words } => words[index as usize].load(Ordering::Relaxed) & !1,
+            Layout::Device { host } => return HostAddr::new(host + offset),
+        };
+        HostAddr::new(page | inside)
+    }
+
+    fn run_of(runs: &[Run], index: u64) -> &Run {
+        &runs[runs.partition_point(|run| run.index <= index) - 1]
+    }
+
+    /// How many contiguous bytes lie at and after `ua` before the next break or the end of the region.
+    pub(crate) fn contiguous(&self, ua: UserAddr, region: UserRange) -> u64 {
+        let offset = ua.raw() - self.first.raw();
+        let index = offset >> self.granule.get();
+        let end = match &self.layout {
+            Layout::Device { .. } => region.bytes(),
+            Layout::Runs { runs, .. } => {
+                let next = runs.partition_point(|run| run.index <= index);
+                runs.get(next).map_or(region.bytes(), |run| run.index << self.granule.get())
+            }
+            Layout::Narrow { .. } | Layout::Wide { .. } => {
+                let pages = region.bytes() >> self.granule.get();
+                let page = |index: u64| {
+                    self.host(UserAddr::new(self.first.raw() + (index << self.granule.get()))).raw()
+                };
+                let mut at = index;
+                while at + 1 < pages && page(at + 1) == page(at) + self.granule.bytes() {
+                    at += 1;
+                }
+                (at + 1) << self.granule.get()
+            }
+        };
+        end - offset
+    }
+
+    /// Marks the system page at `ua` as written by a device. Device memory has no marks (specification scenario 51).
+    pub(crate) fn mark_dirty(&self, ua: UserAddr) {
+        let index = (ua.raw() - self.first.raw()) >> self.granule.get();
+        match &self.layout {
+            Layout::Runs { dirty, .. } | Layout::Narrow { dirty, .. } => dirty.set(index),
+            // Relaxed: the mark is read when the region is released, after the gate has ordered every user before.
+            Layout::Wide { words } => {
+                words[index as usize].fetch_or(1, Ordering::Relaxed);
+            }
+            Layout::Device { .. } => {}
+        }
+    }
+
+    /// The marks.
+    pub(crate) fn dirty(&self) -> DirtyPages<'_> {
+        DirtyPages { table: Some(self), next: 0 }
+    }
+
+    fn pages(&self) -> u64 {
+        match &self.layout {
+            Layout::Runs { dirty, .. } | Layout::Narrow { dirty, .. } => dirty.pages,
+            Layout::Wide { words } => words.len() as u64,
+            Layout::Device { .. } => 0,
+        }
+    }
+
+    fn is_dirty(&self, index: u64) -> bool {
+        match &self.layout {
+            Layout::Runs { dirty, .. } | Layout::Narrow { dirty, .. } => dirty.get(index),
+            // Relaxed: see `mark_dirty`.
+            Layout::Wide { words } => words[index as usize].load(Ordering::Relaxed) & 1 != 0,
+            Layout::Device { .. } => false,
+        }
+    }
+
+    /// Bytes of memory this table takes.
+    pub(crate) fn metadata_bytes(&self) -> u64 {
+        let bytes = match &self.layout {
+            Layout::Runs { runs, dirty } => size_of_val(&**runs) + size_of_val(&*dirty.words),
+            Layout::Narrow { frames, dirty } => size_of_val(&**frames) + size_of_val(&*dirty.words),
+            Layout::Wide { words } => size_of_val(&**words),
+            Layout::Device { .. } => 0,
+        };
+        bytes as u64
+    }
+}
+
+impl fmt::Debug for PageTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layout = match &self.layout {
+            Layout::Runs { .. } => "runs",
+            Layout::Narrow { .. } => "narrow",
+            Layout::Wide { .. } => "wide",
+            Layout::Device { .. } => "device",
+        };
+        f.debug_struct("PageTable")
+            .field("largest", &self.largest)
+            .field("layout", &layout)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One bit a page.
+struct Bitmap {
+    pages: u64,
+    words: Box<[AtomicU64]>,
+}
+
+impl Bitmap {
+    fn new(pages: u64) -> Result<Self, PageListError> {
+        let count = usize::try_from(pages.div_ceil(64)).map_err(|_| PageListError::OutOfMemory)?;
+        let mut words = Vec::new();
+        words.try_reserve_exact(count).map_err(|_| PageListError::OutOfMemory)?;
+        words.resize_with(count, || AtomicU64::new(0));
+        Ok(Self { pages, words: words.into_boxed_slice() })
+    }
+
+    // Relaxed in both: marks are read when the region is released, after its gate has ordered every user before.
+    fn set(&self, index: u64) {
+        self.words[(index / 64) as usize].fetch_or(1 << (index % 64), Ordering::Relaxed);
+    }
+
+    fn get(&self, index: u64) -> bool {
+        self.words[(index / 64) as usize].load(Ordering::Relaxed) & (1 << (index % 64)) != 0
+    }
+}
+
+/// The pages of a region that were marked dirty: indices of system pages from its start, ascending.
+#[derive(Clone)]
+pub struct DirtyPages<'a> {
+    table: Option<&'a PageTable>,
+    next: u64,
+}
+
+impl DirtyPages<'_> {
+    /// No page.
+    #[must_use]
+    pub const fn none() -> Self {
+        DirtyPages { table: None, next: 0 }
+    }
+}
+
+impl Iterator for DirtyPages<'_> {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let table = self.table?;
+        while self.next < table.pages() {
+            let index = self.next;
+            self.next += 1;
+            if table.is_dirty(index) {
+                return Some(index);
+            }
+        }
+        None
+    }
+}
+
+impl fmt::Debug for DirtyPages<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.clone()).finish()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests;

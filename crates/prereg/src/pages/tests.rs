@@ -1,0 +1,94 @@
+//! The three layouts hold the same pages, and the largest page is the truth about them.
+
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+
+use super::*;
+use crate::addr::Granule;
+
+fn range(pages: u64) -> UserRange {
+    UserRange::new(UserAddr::new(0x4000_0000), pages << 12, Granule::K4).unwrap()
+}
+
+fn table(pages: u64, host: impl Fn(u64) -> u64) -> PageTable {
+    let mut list = PageList::new(range(pages), Granule::K4);
+    for page in 0..pages {
+        list.push(HostAddr::new(host(page)), 1).unwrap();
+    }
+    list.finish().unwrap().unwrap()
+}
+
+fn check(table: &PageTable, pages: u64, host: impl Fn(u64) -> u64) {
+    for page in 0..pages {
+        let ua = UserAddr::new(0x4000_0000 + (page << 12) + 5);
+        assert_eq!(table.host(ua).raw(), host(page) + 5, "page {page}");
+    }
+}
+
+#[test]
+fn every_layout_gives_back_what_was_pushed() {
+    let contiguous = |page: u64| 0x1_0000_0000 + (page << 12);
+    let scattered = |page: u64| (page * 7919 % 65536) << 12;
+    let high = |page: u64| (1 << 50) + ((page * 7919 % 65536) << 12);
+    let runs_of_three = |page: u64| ((page / 3 * 5 + page % 3) << 12) + (1 << 30);
+    for pages in [1, 2, 63, 64, 65, 1000, 5000] {
+        check(&table(pages, contiguous), pages, contiguous);
+        check(&table(pages, scattered), pages, scattered);
+        check(&table(pages, high), pages, high);
+        check(&table(pages, runs_of_three), pages, runs_of_three);
+    }
+    assert!(matches!(table(5000, contiguous).layout, Layout::Runs { .. }));
+    assert!(matches!(table(5000, scattered).layout, Layout::Narrow { .. }));
+    assert!(matches!(table(5000, high).layout, Layout::Wide { .. }));
+}
+
+#[test]
+fn metadata_stays_under_eight_bytes_a_page() {
+    let pages = 4096;
+    assert!(table(pages, |page| (page * 7919 % 65536) << 12).metadata_bytes() <= pages * 5);
+    assert!(table(pages, |page| (1 << 50) + ((page * 7919 % 65536) << 12)).metadata_bytes() <= pages * 8);
+    assert!(table(pages, |page| page << 12).metadata_bytes() * 5 <= pages);
+}
+
+#[test]
+fn the_largest_page_is_the_lowest_bit_of_every_break() {
+    let huge = |page: u64| (page / 512 * 1024 + page % 512) << 12;
+    assert_eq!(table(1024, huge).largest_page(), PageShift::M2);
+    assert_eq!(table(1024, |page| huge(page) + 0x1000).largest_page(), PageShift::K4);
+    // Large first, small after, and the other way round: the small part decides.
+    let mixed = |page: u64| if page < 512 { page << 12 } else { (page * 3) << 12 };
+    assert_eq!(table(1024, mixed).largest_page(), PageShift::K4);
+    let mixed = |page: u64| if page >= 512 { page << 12 } else { (page * 3 + 5000) << 12 };
+    assert_eq!(table(1024, mixed).largest_page(), PageShift::K4);
+    // The length limits even where memory would allow more.
+    assert_eq!(table(512, |page| page << 12).largest_page(), PageShift::M2);
+}
+
+#[test]
+fn dirty_marks_never_show_in_an_address() {
+    for host in [0u64, 1 << 50] {
+        let host = move |page: u64| host + ((page * 7919 % 65536) << 12);
+        let table = table(200, host);
+        table.mark_dirty(UserAddr::new(0x4000_3000));
+        table.mark_dirty(UserAddr::new(0x4000_3fff));
+        table.mark_dirty(UserAddr::new(0x4000_0000 + (199 << 12)));
+        check(&table, 200, host);
+        assert_eq!(table.dirty().collect::<Vec<_>>(), [3, 199]);
+    }
+}
+
+#[test]
+fn too_many_and_too_few_pages_are_noticed() {
+    let mut list = PageList::new(range(4), Granule::K4);
+    list.push(HostAddr::new(0), 3).unwrap();
+    assert_eq!(list.push(HostAddr::new(0x9000), 2), Err(PageListError::TooMany { range: range(4) }));
+    assert!(list.finish().unwrap().is_none());
+}
+
+#[test]
+fn contiguous_stops_at_breaks_and_at_the_end() {
+    let table = table(6, |page| if page < 4 { page << 12 } else { (page + 10) << 12 });
+    let at = |page: u64| UserAddr::new(0x4000_0000 + (page << 12));
+    assert_eq!(table.contiguous(at(0), range(6)), 4 << 12);
+    assert_eq!(table.contiguous(at(3), range(6)), 1 << 12);
+    assert_eq!(table.contiguous(at(4), range(6)), 2 << 12);
+}

@@ -1,0 +1,224 @@
+//! The ports: the only calls the core makes upward, handed in when an address space is made.
+//!
+//! A back end pins pages and says at which host address each can be reached; an account charges them against the
+//! owner's locked-memory limit. Neither knows regions or counters. Giving back cannot fail: `unpin` and `uncharge`
+//! return nothing, so that teardown has no error path.
+
+use alloc::sync::Arc;
+use core::any::Any;
+
+use crate::addr::{Granule, UserAddr, UserRange};
+use crate::errno::Errno;
+use crate::pages::{DirtyPages, PageList, PageListError};
+
+/// What kind of address a back end hands out for a pinned page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum AddressKind {
+    /// Physical addresses, as the machine's bus or an identity-mapped IOMMU needs them.
+    Physical,
+    /// Addresses on an I/O bus, chosen when the page was mapped there.
+    Iova,
+    /// `(slot, offset)` of a fixed buffer, for processes that may not see physical addresses.
+    SlotOffset,
+    /// The addresses of device memory, which nobody pins.
+    Device,
+    /// Made up, for tests and for hosts that cannot pin.
+    Invented,
+}
+
+/// A back end's own name for one successful `pin`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct PinId(pub u64);
+
+/// Pins user memory for as long as it is registered.
+///
+/// Implementations are called from many threads at once and never under a lock of the core.
+pub trait Pin: Send + Sync {
+    /// A short name for messages and reports: `"io-uring"`.
+    fn name(&self) -> &'static str;
+
+    /// The system page size: the unit of everything pinned here.
+    fn granule(&self) -> Granule;
+
+    /// What the host addresses mean.
+    fn address_kind(&self) -> AddressKind;
+
+    /// Pins every page of `range` and pushes the host address of each, in order, into `pages`.
+    ///
+    /// Host addresses are read after the page is pinned, never before: the pin itself may move a page.
+    ///
+    /// # Errors
+    /// [`PinError`]; then nothing stays pinned.
+    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError>;
+
+    /// Releases what `pin` returned; `range` is the one it was called with. When this returns the pages are no longer
+    /// pinned. `dirty` names the pages that a device may have written.
+    fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>);
+}
+
+/// Counts pages against the owner's locked-memory limit.
+pub trait Charge: Send + Sync {
+    /// Adds `pages` system pages.
+    ///
+    /// # Errors
+    /// [`ChargeError::OverLimit`] when `charged + pages > limit` and the owner has no privilege to pass it (equality
+    /// is allowed: specification 1.7); then nothing is charged.
+    fn charge(&self, pages: u64) -> Result<(), ChargeError>;
+
+    /// Takes `pages` off again. Never below zero: an excess is the implementation's to report.
+    fn uncharge(&self, pages: u64);
+}
+
+impl<T: Pin + ?Sized> Pin for Arc<T> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+    fn granule(&self) -> Granule {
+        (**self).granule()
+    }
+    fn address_kind(&self) -> AddressKind {
+        (**self).address_kind()
+    }
+    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+        (**self).pin(range, pages)
+    }
+    fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
+        (**self).unpin(pin, range, dirty);
+    }
+}
+
+impl<T: Charge + ?Sized> Charge for Arc<T> {
+    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
+        (**self).charge(pages)
+    }
+    fn uncharge(&self, pages: u64) {
+        (**self).uncharge(pages);
+    }
+}
+
+/// User memory that can be registered: where it is, and what keeps it there.
+///
+/// # Safety
+/// While the value returned by [`keep`](Memory::keep) lives (or for ever, if that is `None`), `[ua, ua + bytes)` must
+/// stay mapped to the same memory, and nobody may hold a Rust reference into it while a device can write it.
+#[expect(unsafe_code, reason = "the promise about the memory can only be the implementer's")]
+pub unsafe trait Memory {
+    /// The first byte.
+    fn ua(&self) -> UserAddr;
+    /// The length in bytes.
+    fn bytes(&self) -> u64;
+    /// Held by the region until its last page is unpinned.
+    fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>>;
+}
+
+/// Why pages could not be pinned. Nothing stays pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PinError {
+    /// A page of the range is missing, read-only or of a kind that cannot be pinned. EFAULT.
+    #[error("the page at {ua} cannot be pinned: {why}")]
+    Fault {
+        /// The first page that could not be pinned.
+        ua: UserAddr,
+        /// What it is, and what to do about it.
+        why: &'static str,
+    },
+    /// The kernel refused for the limit on locked memory. ENOMEM.
+    #[error(
+        "pinning {need} bytes passes the locked-memory limit of {limit} bytes ({used} in use); raise RLIMIT_MEMLOCK \
+         (ulimit -l, LimitMEMLOCK=) or grant CAP_IPC_LOCK"
+    )]
+    Limit {
+        /// Bytes asked for.
+        need: u64,
+        /// Bytes this user has charged already, as far as known.
+        used: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The back end has no room for another range. ENOSPC.
+    #[error(
+        "the back end needs {need} free slots for this range and has {free}; unregister something or use larger ranges"
+    )]
+    NoSlot {
+        /// Slots needed.
+        need: u32,
+        /// Slots free.
+        free: u32,
+    },
+    /// Memory for the list of pages could not be had. ENOMEM.
+    #[error("no memory for the page list of the range")]
+    OutOfMemory,
+    /// The pages do not lie where a device could reach them. EOPNOTSUPP.
+    #[error("the memory at {ua} cannot be pinned for long: {why}")]
+    Unsupported {
+        /// The first such page.
+        ua: UserAddr,
+        /// What it is.
+        why: &'static str,
+    },
+    /// Anything else, with the number the system gave.
+    #[error("{during} failed with {errno} for the range at {ua}")]
+    Os {
+        /// Where.
+        ua: UserAddr,
+        /// The system's number.
+        errno: Errno,
+        /// The call that failed.
+        during: &'static str,
+    },
+}
+
+impl PinError {
+    /// EFAULT, ENOMEM, ENOSPC, EOPNOTSUPP, or what the system gave.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Fault { .. } => Errno::EFAULT,
+            Self::Limit { .. } | Self::OutOfMemory => Errno::ENOMEM,
+            Self::NoSlot { .. } => Errno::ENOSPC,
+            Self::Unsupported { .. } => Errno::EOPNOTSUPP,
+            Self::Os { errno, .. } => *errno,
+        }
+    }
+}
+
+impl From<PageListError> for PinError {
+    fn from(error: PageListError) -> Self {
+        match error {
+            PageListError::OutOfMemory => Self::OutOfMemory,
+            PageListError::TooMany { range } => Self::Fault {
+                ua: range.first(),
+                why: "the back end named more pages than the range has; this is a defect of the back end",
+            },
+        }
+    }
+}
+
+/// Why pages could not be charged. Nothing is charged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChargeError {
+    /// Over the owner's limit. ENOMEM.
+    #[error(
+        "charging {need} pages to the {charged} already locked passes the limit of {limit} pages; raise RLIMIT_MEMLOCK \
+         (ulimit -l, LimitMEMLOCK=), grant CAP_IPC_LOCK, or register less"
+    )]
+    OverLimit {
+        /// Pages asked for.
+        need: u64,
+        /// Pages charged already.
+        charged: u64,
+        /// The limit in pages.
+        limit: u64,
+    },
+}
+
+impl ChargeError {
+    /// ENOMEM.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno::ENOMEM
+    }
+}

@@ -1,0 +1,176 @@
+//! Publication: one writer replaces a value that readers are using, and frees it when no reader can be.
+//!
+//! A [`Published`] owns the current value. Each reader owns a [`Seat`] in which it names the value it uses; writers are
+//! serialised by the caller's lock, look at all seats, and free what no seat names. A reader never frees, locks, waits or
+//! allocates; it sits on one value until it asks for a newer one.
+//!
+//! Who is safe from what: a reader that named a value in its seat and then found it still current may use it until it
+//! names another; a writer frees a value only after it has ceased to be current and no seat named it. Proof of both
+//! interleavings at [`Published::refresh`].
+
+#![cfg_attr(
+    not(loom),
+    expect(unreachable_pub, reason = "the loom models, in a crate of their own, test this very file")
+)]
+#![expect(
+    unsafe_code,
+    reason = "shared pointers to values that a writer frees; nothing else in the crate needs to know how"
+)]
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr;
+
+use crate::sync::atomic::{AtomicPtr, Ordering, fence};
+
+/// The current value, owned.
+pub struct Published<T> {
+    /// Always from `Box::into_raw`, never null.
+    current: AtomicPtr<T>,
+}
+
+/// What one reader uses. Belongs to one `Published` for good.
+pub struct Seat<T> {
+    /// Null: nothing. Written by the seat's reader only.
+    seen: AtomicPtr<T>,
+}
+
+/// Values that ceased to be current and may still be in use. Owned by the writers' side.
+///
+/// Kept as raw pointers: a `Box` would claim to be the only way to a value that readers still use.
+pub struct Retired<T> {
+    values: Vec<*mut T>,
+}
+
+// SAFETY: the pointers own their values, as boxes would; who may use them otherwise is said at `Published`.
+unsafe impl<T: Send + Sync> Send for Retired<T> {}
+
+impl<T> Drop for Retired<T> {
+    /// The owner of the published value goes, and with it the last reader.
+    fn drop(&mut self) {
+        for value in self.values.drain(..) {
+            // SAFETY: from `Box::into_raw`, put here by the swap that made us its only owner.
+            drop(unsafe { Box::from_raw(value) });
+        }
+    }
+}
+
+impl<T> Default for Seat<T> {
+    fn default() -> Self {
+        Self { seen: AtomicPtr::new(ptr::null_mut()) }
+    }
+}
+
+impl<T> Default for Retired<T> {
+    fn default() -> Self {
+        Self { values: Vec::new() }
+    }
+}
+
+impl<T> Published<T> {
+    /// Publishes the first value.
+    pub fn new(value: Box<T>) -> Self {
+        Self { current: AtomicPtr::new(Box::into_raw(value)) }
+    }
+
+    /// Names the current value in `seat` and returns it. What the seat named before may be freed from here on.
+    ///
+    /// Why it is safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load seat* while this runs
+    /// *store seat; fence; load `current`*, both fences SeqCst:
+    /// - our fence first: the writer's load, after its fence, sees our store, finds its value named and keeps it;
+    /// - the writer's fence first: our second load of `current` sees its swap, we find another value and go round.
+    ///
+    /// The loop is lock-free: it goes round only when some writer published in between.
+    ///
+    /// # Safety
+    /// 1. `seat` is among the seats given to every `reclaim` on this value from now until the pointer is last used.
+    /// 2. No other thread calls `refresh` or `leave` on `seat` at the same time.
+    #[inline]
+    pub unsafe fn refresh(&self, seat: &Seat<T>) -> *const T {
+        // Relaxed: checked again below.
+        let mut value = self.current.load(Ordering::Relaxed);
+        loop {
+            // Release pairs with the Acquire load of the seat in `reclaim`: our uses of the value named before happen
+            // before it is freed.
+            seat.seen.store(value, Ordering::Release);
+            fence(Ordering::SeqCst);
+            // Acquire pairs with the swap in `replace`: we see the value as its writer made it.
+            let now = self.current.load(Ordering::Acquire);
+            if ptr::eq(now, value) {
+                return value;
+            }
+            value = now;
+        }
+    }
+
+    /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
+    pub fn replace(&self, value: Box<T>, retired: &mut Retired<T>) {
+        // AcqRel: Release pairs with the reader's Acquire load in `refresh`; Acquire because the value swapped out, perhaps
+        // made by another writer, is freed here later.
+        let old = self.current.swap(Box::into_raw(value), Ordering::AcqRel);
+        retired.values.push(old);
+    }
+
+    /// Frees every retired value that no seat names; returns how many are kept. Callers hold the writers' lock.
+    ///
+    /// # Safety
+    /// `seats` yields every seat on this value that is in use.
+    pub unsafe fn reclaim<'a>(
+        &self,
+        retired: &mut Retired<T>,
+        seats: impl Iterator<Item = &'a Seat<T>> + Clone,
+    ) -> usize
+    where
+        T: 'a,
+    {
+        // Partner of the fence in `refresh`; see there.
+        fence(Ordering::SeqCst);
+        retired.values.retain(|&value| {
+            // Acquire pairs with the Release store in `refresh` and `leave`.
+            let used = seats.clone().any(|seat| ptr::eq(seat.seen.load(Ordering::Acquire), value));
+            if !used {
+                // SAFETY: from `Box::into_raw`; the swap in `replace` made us its only owner, and no seat names it, so
+                // no reader uses it now or can come to (see `refresh`).
+                drop(unsafe { Box::from_raw(value) });
+            }
+            used
+        });
+        retired.values.len()
+    }
+}
+
+impl<T> Seat<T> {
+    /// Names nothing any more.
+    pub fn leave(&self) {
+        // Release as in `refresh`.
+        self.seen.store(ptr::null_mut(), Ordering::Release);
+    }
+}
+
+impl<T> Drop for Published<T> {
+    fn drop(&mut self) {
+        // Relaxed: exclusive access; whoever handed it over ordered it.
+        let current = self.current.load(Ordering::Relaxed);
+        // SAFETY: from `Box::into_raw`, and nobody else can reach it any more: readers hold the owner of this value alive.
+        drop(unsafe { Box::from_raw(current) });
+    }
+}
+
+impl<T> fmt::Debug for Published<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Published").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Seat<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Retired<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retired").field("values", &self.values.len()).finish()
+    }
+}

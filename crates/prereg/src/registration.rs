@@ -1,0 +1,277 @@
+//! A registration: one owner's claim on a region, and what becomes of it.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::mem::ManuallyDrop;
+use core::ptr;
+
+use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
+use crate::engine::{Claim, Engine, Kept};
+use crate::errno::Errno;
+use crate::state::RegionState;
+use crate::tally::{Held, Holder};
+
+/// One registration of a region. The region stays pinned as long as one of them lives.
+///
+/// Giving it up can be refused: [`unregister`](Self::unregister) hands it back while the last registration's region is
+/// mapped. Dropping it cannot: the region is then closed for new mappings and released when the last old one goes.
+#[must_use = "dropping a registration gives it up"]
+pub struct Registration {
+    engine: Arc<Engine>,
+    claim: Claim,
+    largest: PageShift,
+}
+
+impl Registration {
+    pub(crate) fn new(engine: Arc<Engine>, claim: Claim) -> Self {
+        let largest =
+            engine.claim_region(claim).map_or(engine.granule().shift(), |region| region.table.largest_page());
+        Self { engine, claim, largest }
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub fn ua(&self) -> UserAddr {
+        self.claim.range.first()
+    }
+
+    /// The range.
+    #[must_use]
+    pub fn range(&self) -> UserRange {
+        self.claim.range
+    }
+
+    /// The length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.claim.range.bytes()
+    }
+
+    /// The length in system pages.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.claim.range.pages(self.engine.granule())
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn holder(&self) -> Holder {
+        self.claim.holder
+    }
+
+    /// The largest page the region can be mapped with anywhere: every aligned block of that size is contiguous and aligned
+    /// on the host.
+    #[must_use]
+    pub fn largest_page(&self) -> PageShift {
+        self.largest
+    }
+
+    /// The largest page with which all of `[ua, ua + bytes)` can be mapped; may be more than
+    /// [`largest_page`](Self::largest_page) of the whole region, `None` when the range is not inside it.
+    ///
+    /// Information for whoever lays memory out; a translator maps with the region's one number.
+    #[must_use]
+    pub fn largest_page_in(&self, ua: UserAddr, bytes: u64) -> Option<PageShift> {
+        if !self.claim.range.holds(ua, bytes) {
+            return None;
+        }
+        let region = self.engine.claim_region(self.claim)?;
+        let mut bits = ua.raw() | bytes;
+        let mut at = 0;
+        while at < bytes {
+            let here = ua.checked_add(at)?;
+            bits |= here.raw() | region.table.host(here).raw();
+            at += region.table.contiguous(here, self.claim.range);
+        }
+        PageShift::new(bits.trailing_zeros().min(63))
+    }
+
+    /// The region as it is now; `None` when the address space is gone.
+    #[must_use]
+    pub fn state(&self) -> Option<RegionState> {
+        self.engine.claim_state(self.claim)
+    }
+
+    /// Calls `visit` with each run of contiguous host memory of the region, in order: user address, host address, bytes.
+    ///
+    /// For audits and reports. What it shows is true while this registration lives and promises nothing to a device.
+    pub fn visit_runs(&self, mut visit: impl FnMut(UserAddr, HostAddr, u64)) {
+        let Some(region) = self.engine.claim_region(self.claim) else { return };
+        let mut at = 0;
+        while at < self.bytes() {
+            let Some(ua) = self.ua().checked_add(at) else { return };
+            let bytes = region.table.contiguous(ua, self.claim.range);
+            visit(ua, region.table.host(ua), bytes);
+            at += bytes;
+        }
+    }
+
+    /// Gives the registration up. The last one unpins and uncharges the region before this returns.
+    ///
+    /// # Errors
+    /// [`UnregisterError`] holds the registration: busy while this is the last one and a mapping lives (nothing changed; try
+    /// again after the unmaps), or the address space is gone.
+    pub fn unregister(self) -> Result<(), UnregisterError> {
+        match self.engine.release(self.claim) {
+            Ok(()) => {
+                self.forget();
+                Ok(())
+            }
+            Err(Kept::Busy { mapped, holders }) => {
+                Err(UnregisterError { registration: self, refusal: Refusal::Busy { mapped, holders } })
+            }
+            Err(Kept::Gone) => Err(UnregisterError { registration: self, refusal: Refusal::Gone }),
+        }
+    }
+
+    /// Gives the registration up; if it is the last one, no new mapping is made from here on and the region is released
+    /// when the last old one goes. The value tells when, and can wait for it.
+    pub fn drain(self) -> Draining {
+        let waiting = !self.engine.release_when_idle(self.claim);
+        let claim = self.claim;
+        Draining { engine: self.forget(), claim, waiting }
+    }
+
+    /// [`drain`](Self::drain), and waits until the region is released (or registered again by somebody).
+    ///
+    /// Blocks; without the feature `std` it spins.
+    pub fn unregister_when_idle(self) {
+        self.drain().wait();
+    }
+
+    /// The parts, without giving the registration up.
+    fn forget(self) -> Arc<Engine> {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: `this` is never used or dropped again, so the handle is moved out once.
+        #[expect(unsafe_code, reason = "a field cannot be moved out of a type with Drop")]
+        unsafe {
+            ptr::read(&raw const this.engine)
+        }
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.engine.release_when_idle(self.claim);
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("range", &self.claim.range)
+            .field("holder", &self.claim.holder)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A region on its way out: no registration, no new mappings.
+///
+/// Dropping this changes nothing: the region is released all the same.
+#[derive(Debug)]
+#[must_use = "call wait(), or drop it to let the last unmap release the region"]
+pub struct Draining {
+    engine: Arc<Engine>,
+    claim: Claim,
+    waiting: bool,
+}
+
+impl Draining {
+    /// Whether the region is released (or somebody registered it again). Releases it if it is time.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        !self.waiting || !self.engine.is_draining(self.claim)
+    }
+
+    /// Waits until it is.
+    pub fn wait(self) {
+        if self.waiting {
+            self.engine.wait_idle(self.claim);
+        }
+    }
+}
+
+/// Why a registration is still there. Holds the registration: take it out with [`into_inner`](Self::into_inner), or it
+/// is dropped with the error.
+#[derive(Debug)]
+pub struct UnregisterError {
+    registration: Registration,
+    refusal: Refusal,
+}
+
+/// The reason of an [`UnregisterError`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It is the last registration and the region is mapped. EBUSY.
+    Busy {
+        /// Live mappings.
+        mapped: u64,
+        /// Whose they are.
+        holders: Vec<Held>,
+    },
+    /// The address space is gone, and the region with it. ENOENT.
+    Gone,
+}
+
+impl UnregisterError {
+    /// The registration, as it was.
+    pub fn into_inner(self) -> Registration {
+        self.registration
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn refusal(&self) -> &Refusal {
+        &self.refusal
+    }
+
+    /// Live mappings in the way.
+    #[must_use]
+    pub fn mapped(&self) -> u64 {
+        match &self.refusal {
+            Refusal::Busy { mapped, .. } => *mapped,
+            Refusal::Gone => 0,
+        }
+    }
+
+    /// Who holds them. Exact when nobody maps or unmaps meanwhile.
+    #[must_use]
+    pub fn holders(&self) -> &[Held] {
+        match &self.refusal {
+            Refusal::Busy { holders, .. } => holders,
+            Refusal::Gone => &[],
+        }
+    }
+
+    /// EBUSY or ENOENT.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self.refusal {
+            Refusal::Busy { .. } => Errno::EBUSY,
+            Refusal::Gone => Errno::ENOENT,
+        }
+    }
+}
+
+impl fmt::Display for UnregisterError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let range = self.registration.range();
+        match &self.refusal {
+            Refusal::Busy { mapped, holders } => {
+                write!(f, "{range} is still mapped {mapped} times")?;
+                for (i, held) in holders.iter().enumerate() {
+                    write!(f, "{}{} by {}", if i == 0 { " (" } else { ", " }, held.count, held.holder)?;
+                }
+                if !holders.is_empty() {
+                    f.write_str(")")?;
+                }
+                f.write_str("; unmap first, then unregister again")
+            }
+            Refusal::Gone => write!(f, "the address space of {range} is gone, and its registrations with it"),
+        }
+    }
+}
+
+impl core::error::Error for UnregisterError {}

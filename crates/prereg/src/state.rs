@@ -1,0 +1,54 @@
+//! What can be seen of an address space: plain data, pulled by whoever watches.
+
+use alloc::vec::Vec;
+
+use crate::addr::{PageShift, UserAddr};
+use crate::tally::Held;
+
+/// One region as it was at some moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct RegionState {
+    /// The first byte.
+    pub ua: UserAddr,
+    /// The length in bytes.
+    pub bytes: u64,
+    /// The length in system pages.
+    pub pages: u64,
+    /// Registrations.
+    pub used: u64,
+    /// One more than the live mappings, as the kernel counts them.
+    pub mapped: u64,
+    /// The largest page it can be mapped with.
+    pub largest_page: PageShift,
+    /// Device memory: not pinned, not charged.
+    pub device: bool,
+    /// No registration is left, or it waits to be idle: no new mappings, released when the last one goes.
+    pub draining: bool,
+    /// Who holds registrations.
+    pub registrations: Vec<Held>,
+    /// Who holds mappings. Exact when nobody maps or unmaps meanwhile.
+    pub mappings: Vec<Held>,
+    /// Memory of ours that describes the region's pages, in bytes.
+    pub metadata_bytes: u64,
+}
+
+/// An address space as it was at some moment.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SpaceState {
+    /// The regions by start address.
+    pub regions: Vec<RegionState>,
+    /// System pages pinned for the regions.
+    pub pinned_pages: u64,
+    /// System pages charged for the regions.
+    pub charged_pages: u64,
+    /// Ranges pinned since the beginning.
+    pub pins: u64,
+    /// Ranges unpinned since the beginning.
+    pub unpins: u64,
+    /// Translators that exist.
+    pub translators: u64,
+    /// Old snapshots and headers of gone regions that a translator still sits on.
+    pub unreclaimed: u64,
+}

@@ -1,0 +1,189 @@
+//! Scenarios 1 to 13: the two counters.
+
+use prereg::{Errno, Gate, MapError, Refusal, Unbalanced};
+
+use crate::world::scenarios;
+
+scenarios! {
+    fn scenario_01_register_pins_and_charges_once(w) {
+        let reg = w.reg_a();
+        assert_eq!(w.counters(&reg), (1, 1));
+        assert_eq!(w.charged(), 16);
+        for page in 0..16 {
+            assert_eq!(w.host.pin_count(w.at(page).raw()), 1);
+        }
+        reg.unregister().unwrap();
+        w.teardown();
+    }
+
+    fn scenario_02_same_range_again_is_shared(w) {
+        let reg = w.reg_a();
+        let again = w.get_a();
+        assert_eq!(w.counters(&reg), (2, 1));
+        assert_eq!(w.counters(&again), (2, 1));
+        assert_eq!(w.charged(), 16);
+        assert_eq!(w.host.pin_count(w.at(0).raw()), 1);
+        drop((reg, again));
+        w.teardown();
+    }
+
+    fn scenario_03_the_last_put_unpins(w) {
+        let (reg, again) = (w.reg_a(), w.get_a());
+        again.unregister().unwrap();
+        assert_eq!(w.counters(&reg), (1, 1));
+        assert_eq!(w.charged(), 16);
+        reg.unregister().unwrap();
+        assert_eq!(w.charged(), 0);
+        assert_eq!(w.host.pinned_pages(), 0);
+        assert!(w.space.find(w.at(0), 1).is_none());
+        w.teardown();
+    }
+
+    fn scenario_04_a_registration_cannot_be_put_twice(w) {
+        // `unregister` takes the handle; what can still be stale is one whose address space went first.
+        let reg = w.reg_a();
+        let host = w.host.clone();
+        w.teardown();
+        let error = reg.unregister().unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOENT);
+        assert_eq!(error.refusal(), &Refusal::Gone);
+        drop(error);
+        host.assert_clean();
+    }
+
+    fn scenario_05_put_while_mapped_is_busy_and_changes_nothing(w) {
+        let reg = w.reg_a();
+        let mut t = w.space.translator();
+        let mapping = t.map(w.at(3), w.shift()).unwrap();
+        let error = reg.unregister().unwrap_err();
+        assert_eq!((error.errno(), error.mapped()), (Errno::EBUSY, 1));
+        let reg = error.into_inner();
+        assert_eq!(w.counters(&reg), (1, 2));
+        assert_eq!(w.charged(), 16);
+        drop(t.map(w.at(4), w.shift()).unwrap());
+        drop(mapping);
+        reg.unregister().unwrap();
+        w.teardown();
+    }
+
+    fn scenario_06_busy_does_not_start_dying(w) {
+        let reg = w.reg_a();
+        let mut t = w.space.translator();
+        let first = t.map(w.at(0), w.shift()).unwrap();
+        let reg = reg.unregister().unwrap_err().into_inner();
+        let second = t.map(w.at(0), w.shift()).unwrap();
+        assert_eq!(w.counters(&reg), (1, 3));
+        drop((first, second));
+        reg.unregister().unwrap();
+        w.teardown();
+    }
+
+    fn scenario_07_retry_after_the_unmap_succeeds(w) {
+        let reg = w.reg_a();
+        let mut t = w.space.translator();
+        let mapping = t.map(w.at(0), w.shift()).unwrap();
+        let reg = reg.unregister().unwrap_err().into_inner();
+        t.unmap(mapping);
+        assert_eq!(w.counters(&reg), (1, 1));
+        reg.unregister().unwrap();
+        assert_eq!(w.charged(), 0);
+        w.teardown();
+    }
+
+    fn scenario_08_a_put_that_is_not_the_last_ignores_mappings(w) {
+        let (reg, again) = (w.reg_a(), w.get_a());
+        let mut t = w.space.translator();
+        let mapping = t.map(w.at(0), w.shift()).unwrap();
+        again.unregister().unwrap();
+        assert_eq!(w.counters(&reg), (1, 2));
+        drop(mapping);
+        drop(reg);
+        w.teardown();
+    }
+
+    fn scenario_09_put_put_busy_dec_put(w) {
+        let (reg, again) = (w.reg_a(), w.get_a());
+        let mut t = w.space.translator();
+        let mapping = t.map(w.at(0), w.shift()).unwrap();
+        again.unregister().unwrap();
+        let error = reg.unregister().unwrap_err();
+        assert_eq!(error.errno(), Errno::EBUSY);
+        let reg = error.into_inner();
+        assert_eq!(w.counters(&reg), (1, 2));
+        drop(mapping);
+        assert_eq!(w.counters(&reg), (1, 1));
+        reg.unregister().unwrap();
+        assert_eq!(w.charged(), 0);
+        w.teardown();
+    }
+
+    fn scenario_10_inc_on_a_dead_region_is_enxio(w) {
+        let reg = w.reg_a();
+        // This translator still has the region in its snapshot when the region dies.
+        let mut t = w.space.translator();
+        drop(t.map(w.at(0), w.shift()).unwrap());
+        reg.unregister().unwrap();
+        let error = t.map(w.at(0), w.shift()).unwrap_err();
+        assert_eq!(error, MapError::Closing { ua: w.at(0) });
+        assert_eq!(error.errno(), Errno::ENXIO);
+        // By now it looked at the newest snapshot: there is no such region.
+        assert_eq!(t.map(w.at(0), w.shift()).unwrap_err().errno(), Errno::EFAULT);
+        w.teardown();
+    }
+
+    fn scenario_11_a_dec_too_many_is_reported_and_stays_at_one(w) {
+        // A mapping cannot be given back twice: it is moved. The count beneath refuses and reports.
+        let gate = Gate::new();
+        assert_eq!(gate.leave(), Err(Unbalanced));
+        assert_eq!(gate.inside(), 0);
+        assert_eq!(gate.try_close(), Ok(()));
+        w.teardown();
+    }
+
+    fn scenario_12_a_dec_on_a_dead_region_is_refused(w) {
+        let gate = Gate::new();
+        gate.try_close().unwrap();
+        assert_eq!(gate.leave(), Err(Unbalanced));
+        assert!(gate.enter().is_err(), "a dead region must not come back to life");
+        w.teardown();
+    }
+
+    fn scenario_13_map_racing_the_last_put_has_two_outcomes(w) {
+        let rounds = if cfg!(miri) { 30 } else { 20_000 };
+        let memory = w.mem(0, 16);
+        let (mut map_won, mut put_won) = (0, 0);
+        for _ in 0..rounds {
+            let reg = w.space.register(&memory).unwrap();
+            let barrier = std::sync::Barrier::new(2);
+            let mut t = w.space.translator();
+            let (mapped, put) = std::thread::scope(|scope| {
+                let mapper = scope.spawn(|| {
+                    barrier.wait();
+                    t.map(w.at(5), w.shift())
+                });
+                barrier.wait();
+                let put = reg.unregister();
+                (mapper.join().unwrap(), put)
+            });
+            match (mapped, put) {
+                (Ok(mapping), Err(error)) => {
+                    map_won += 1;
+                    assert_eq!(error.errno(), Errno::EBUSY);
+                    assert_eq!(w.host.pin_count(w.at(5).raw()), 1);
+                    drop(mapping);
+                    error.into_inner().unregister().unwrap();
+                }
+                (Err(error), Ok(())) => {
+                    put_won += 1;
+                    assert_eq!(error.errno(), Errno::ENXIO);
+                }
+                (Ok(mapping), Ok(())) => {
+                    panic!("mapped {mapping:?} and unregistered");
+                }
+                (Err(map), Err(put)) => panic!("neither won: {map}, {put}"),
+            }
+        }
+        eprintln!("map won {map_won} times, put {put_won} times");
+        w.teardown();
+    }
+}

@@ -1,0 +1,13 @@
+//! Scenarios 1 to 60 of the behaviour specification, section 6A, by number, on the pretended host with 4 KiB and with
+//! 64 KiB system pages.
+//!
+//! Region A is 16 pages at `a`, B the 16 pages after it; the limit is 64 pages unless a scenario says otherwise. After
+//! every scenario and full teardown nothing may be pinned or charged.
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+
+mod charging;
+mod counters;
+mod lookup;
+mod memory;
+mod owners;
+mod world;
