@@ -1,0 +1,189 @@
+//! What becomes of a region whose registrations go while it is mapped: deferred release, waiting, coming back to life.
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prereg::{AddressSpace, Errno, Granule, Held, Holder, HolderKind, PageShift, Registration, UserAddr};
+use prereg_sim::{SimHost, SimMemory};
+
+const A: u64 = 0x7f00_0000_0000;
+const K4: PageShift = PageShift::K4;
+
+fn world() -> (SimHost, AddressSpace, SimMemory) {
+    let host = SimHost::new(Granule::K4);
+    let memory = host.memory(A, 16 << 12);
+    (host.clone(), AddressSpace::new(host), memory)
+}
+
+fn a(page: u64) -> UserAddr {
+    UserAddr::new(A + (page << 12))
+}
+
+#[test]
+fn a_dropped_registration_is_released_by_the_last_unmap() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    let (one, two) = (t.map(a(0), K4).unwrap(), t.map(a(1), K4).unwrap());
+    drop(registration);
+    assert_eq!(host.pinned_pages(), 16);
+    assert!(space.snapshot().regions[0].draining);
+    assert_eq!(t.map(a(2), K4).unwrap_err().errno(), Errno::ENXIO);
+    drop(one);
+    assert_eq!(host.pinned_pages(), 16);
+    drop(two);
+    assert_eq!(space.snapshot().regions.len(), 0);
+    host.assert_clean();
+}
+
+#[test]
+fn a_translator_only_queues_and_the_next_writer_releases() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    let mapping = t.map(a(0), K4).unwrap();
+    drop(registration);
+    t.unmap(mapping);
+    assert_eq!(host.pinned_pages(), 16, "real mode makes no system call");
+    space.reap();
+    host.assert_clean();
+}
+
+#[test]
+fn registering_a_draining_range_again_shares_what_is_pinned() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    let mapping = t.map(a(0), K4).unwrap();
+    drop(registration);
+    let again = space.register(&memory).unwrap();
+    assert_eq!(host.pin_calls(), 1);
+    assert!(!again.state().unwrap().draining);
+    drop(t.map(a(1), K4).unwrap());
+    drop(mapping);
+    assert_eq!(host.pinned_pages(), 16, "the new registration keeps it");
+    again.unregister().unwrap();
+    host.assert_clean();
+}
+
+#[test]
+fn overlapping_a_draining_region_is_refused_until_it_is_gone() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    let mapping = t.map(a(0), K4).unwrap();
+    drop(registration);
+    let part = host.range(A, 8 << 12);
+    assert_eq!(space.register(&part).unwrap_err().errno(), Errno::EINVAL);
+    drop(mapping);
+    drop(space.register(&part).unwrap());
+    host.assert_clean();
+}
+
+#[test]
+fn unregister_when_idle_waits_for_the_mapping() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    let mapping = t.map(a(0), K4).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            registration.unregister_when_idle();
+            done.store(true, Ordering::SeqCst);
+        });
+        // Until the other thread has closed the region, this maps.
+        while t.map(a(1), K4).is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(!done.load(Ordering::SeqCst));
+        assert_eq!(host.pinned_pages(), 16);
+        t.unmap(mapping);
+    });
+    assert!(done.load(Ordering::SeqCst));
+    host.assert_clean();
+}
+
+#[test]
+fn drain_of_an_idle_or_shared_region_is_done_at_once() {
+    let (host, space, memory) = world();
+    let (one, two) = (space.register(&memory).unwrap(), space.register(&memory).unwrap());
+    let mut t = space.translator();
+    let mapping = t.map(a(0), K4).unwrap();
+    assert!(one.drain().is_done(), "not the last");
+    let draining = two.drain();
+    assert!(!draining.is_done());
+    drop(mapping);
+    assert!(draining.is_done());
+    host.assert_clean();
+    assert!(space.register(&memory).unwrap().drain().is_done(), "idle");
+    host.assert_clean();
+}
+
+#[test]
+fn busy_tells_who_holds_what() {
+    let (_host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let tables = Holder { container: 1, kind: HolderKind::TableEntry };
+    let flights = Holder { container: 2, kind: HolderKind::InFlight };
+    let (mut t1, mut t2) = (space.translator_for(tables), space.translator_for(flights));
+    let mut held: Vec<_> = (0..3).map(|page| t1.map(a(page), K4).unwrap()).collect();
+    held.push(t2.map(a(9), K4).unwrap());
+    let error = registration.unregister().unwrap_err();
+    assert_eq!(error.holders(), [Held { holder: tables, count: 3 }, Held { holder: flights, count: 1 }]);
+    assert_eq!(
+        error.to_string(),
+        "ua 0x7f0000000000..=0x7f000000ffff is still mapped 4 times (3 by table entries of container 1, 1 by I/O in flight \
+         of container 2); unmap first, then unregister again"
+    );
+    // Units outlive the translator that took them, and may be given back by hand or by another one of the same holder.
+    let registration = error.into_inner();
+    drop(t1);
+    let mut t3 = space.translator_for(tables);
+    t3.unmap(held.remove(0));
+    drop(held.remove(0));
+    let state = registration.state().unwrap();
+    assert_eq!(state.mappings, [Held { holder: tables, count: 1 }, Held { holder: flights, count: 1 }]);
+    drop((t2, t3, held));
+    assert_eq!(registration.state().unwrap().mappings, []);
+    registration.unregister().unwrap();
+}
+
+#[test]
+fn registrations_are_reported_by_holder() {
+    let (_host, space, memory) = world();
+    let holder = |container| Holder { container, kind: HolderKind::Other };
+    let registrations: Vec<Registration> =
+        [1, 2, 1].iter().map(|&container| space.register_for(&memory, holder(container)).unwrap()).collect();
+    let state = space.snapshot();
+    assert_eq!(
+        state.regions[0].registrations,
+        [Held { holder: holder(1), count: 2 }, Held { holder: holder(2), count: 1 }]
+    );
+    drop(registrations);
+}
+
+#[test]
+fn a_mapping_may_be_given_to_a_translator_of_another_space() {
+    let (host, space, memory) = world();
+    let (host2, space2, memory2) = world();
+    let (_one, _two) = (space.register(&memory).unwrap(), space2.register(&memory2).unwrap());
+    let (mut t1, mut t2) = (space.translator(), space2.translator());
+    t2.unmap(t1.map(a(0), K4).unwrap());
+    assert_eq!(space.snapshot().regions[0].mapped, 1);
+    assert_eq!(space2.snapshot().regions[0].mapped, 1);
+    drop((space, space2));
+    host.assert_clean();
+    host2.assert_clean();
+}
+
+#[test]
+fn handles_that_outlive_the_owner_find_nothing() {
+    let (host, space, memory) = world();
+    let registration = space.register(&memory).unwrap();
+    let mut t = space.translator();
+    drop(space);
+    assert!(registration.state().is_none());
+    assert_eq!(t.map(a(0), K4).unwrap_err().errno(), Errno::ENXIO);
+    host.assert_clean();
+}

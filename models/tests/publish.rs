@@ -1,0 +1,162 @@
+//! Publish, look up, unregister: a reader that refreshes while a writer replaces, closes and frees.
+#![cfg(loom)]
+#![expect(unsafe_code, reason = "readers reach published values by pointer")]
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+
+use loom::cell::UnsafeCell;
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use prereg::Gate;
+use prereg::publish::{Published, Retired, Seat};
+use prereg_models::explore;
+use prereg_models::twins::NoFence;
+
+/// What a region is to a reader: a gate, and pages that are released once it is closed and empty.
+struct Region {
+    gate: Gate,
+    pages: UnsafeCell<u64>,
+}
+
+// SAFETY: access to the cell is what the gate, and loom, watch over.
+unsafe impl Sync for Region {}
+// SAFETY: as above.
+unsafe impl Send for Region {}
+
+/// A snapshot: which region it lists, and memory of its own that its drop writes (the free).
+struct Snapshot {
+    region: Option<Arc<Region>>,
+    table: UnsafeCell<u64>,
+}
+
+// SAFETY: the table is what publication, and loom, watch over.
+unsafe impl Sync for Snapshot {}
+// SAFETY: as above.
+unsafe impl Send for Snapshot {}
+
+impl Snapshot {
+    fn of(region: Option<Arc<Region>>) -> Box<Self> {
+        Box::new(Self { region, table: UnsafeCell::new(1) })
+    }
+
+    fn read(&self) {
+        // SAFETY: the seat names this snapshot.
+        let table = self.table.with(|table| unsafe { *table });
+        assert_eq!(table, 1, "read after the free");
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        // SAFETY: nobody reads any more, says publication.
+        self.table.with_mut(|table| unsafe { *table = 0 });
+    }
+}
+
+struct Space {
+    published: Published<Snapshot>,
+    seats: Vec<Seat<Snapshot>>,
+    retired: Mutex<Retired<Snapshot>>,
+}
+
+impl Space {
+    fn publish(&self, snapshot: Box<Snapshot>) {
+        let mut retired = self.retired.lock().unwrap();
+        self.published.replace(snapshot, &mut retired);
+        // SAFETY: all seats there are.
+        unsafe { self.published.reclaim(&mut retired, self.seats.iter()) };
+    }
+}
+
+fn space(readers: usize) -> (Arc<Space>, Arc<Region>) {
+    let region = Arc::new(Region { gate: Gate::new(), pages: UnsafeCell::new(1) });
+    let space = Space {
+        published: Published::new(Snapshot::of(Some(region.clone()))),
+        seats: (0..readers).map(|_| Seat::default()).collect(),
+        retired: Mutex::new(Retired::default()),
+    };
+    (Arc::new(space), region)
+}
+
+/// A map and its unmap: refresh, look up, enter, read the page, leave. Whether it mapped.
+fn map_once(space: &Space, seat: usize) -> bool {
+    // SAFETY: the seat is listed, and this thread's alone.
+    let snapshot = unsafe { &*space.published.refresh(&space.seats[seat]) };
+    snapshot.read();
+    let mut mapped = false;
+    if let Some(region) = &snapshot.region {
+        if region.gate.enter().is_ok() {
+            // SAFETY: inside the gate.
+            assert_eq!(region.pages.with(|pages| unsafe { *pages }), 1, "page used after the unpin");
+            let _ = region.gate.leave().unwrap();
+            mapped = true;
+        }
+    }
+    snapshot.read();
+    space.seats[seat].leave();
+    mapped
+}
+
+/// The last unregister: close, publish without the region, unpin. Whether it succeeded.
+fn unregister(space: &Space, region: &Region) -> bool {
+    if region.gate.try_close().is_err() {
+        return false;
+    }
+    space.publish(Snapshot::of(None));
+    // SAFETY: closed and empty.
+    region.pages.with_mut(|pages| unsafe { *pages = 0 });
+    true
+}
+
+#[test]
+fn two_readers_against_an_unregister() {
+    explore(|| {
+        let (space, region) = space(2);
+        let readers: Vec<_> = (0..2)
+            .map(|seat| {
+                let space = space.clone();
+                thread::spawn(move || map_once(&space, seat))
+            })
+            .collect();
+        let unregistered = unregister(&space, &region);
+        let mapped = readers.into_iter().map(|reader| reader.join().unwrap()).filter(|&mapped| mapped).count();
+        assert!(unregistered || mapped > 0, "refused for nobody");
+    });
+}
+
+#[test]
+fn a_reader_against_two_publications() {
+    explore(|| {
+        let (space, _region) = space(1);
+        let reader = {
+            let space = space.clone();
+            thread::spawn(move || map_once(&space, 0) | map_once(&space, 0))
+        };
+        space.publish(Snapshot::of(None));
+        space.publish(Snapshot::of(None));
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+#[should_panic(expected = "Causality violation")]
+fn broken_twin_without_the_readers_fence_is_caught() {
+    explore(|| {
+        let shared = Arc::new(NoFence::new(Box::into_raw(Snapshot::of(None))));
+        let reader = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                // SAFETY: the twin says so, wrongly.
+                unsafe { &*shared.refresh() }.read();
+            })
+        };
+        if let Some(old) = shared.replace(Box::into_raw(Snapshot::of(None))) {
+            // The memory itself is leaked, so that the late read is loom's to catch and not the allocator's.
+            // SAFETY: from `Box::into_raw`.
+            unsafe { &*old }.table.with_mut(|table| {
+                // SAFETY: nobody reads any more, says the twin.
+                unsafe { *table = 0 };
+            });
+        }
+        reader.join().unwrap();
+    });
+}
