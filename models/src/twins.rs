@@ -2,7 +2,7 @@
 
 use std::ptr;
 
-use loom::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering, fence};
 
 /// Bit 63 closes, the rest counts, as in the real gate.
 pub const CLOSED: u64 = 1 << 63;
@@ -115,5 +115,96 @@ impl<T> NoFence<T> {
         let old = self.current.swap(value, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         (!ptr::eq(self.seat.load(Ordering::Acquire), old)).then_some(old)
+    }
+}
+
+/// What is wrong with a [`DoorTwin`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flaw {
+    /// The entering side counts and looks without a fence between.
+    NoEnteringFence,
+    /// The closing side announces and sums without a fence between.
+    NoClosingFence,
+    /// Giving a unit back orders nothing.
+    RelaxedLeave,
+    /// The entering side looks at the door before it counts.
+    LookFirst,
+    /// The closing side believes the plain sum.
+    EarlyFree,
+    /// A unit that meets a close being decided is taken back, not defended.
+    UndoAtOnce,
+}
+
+/// A door with a flaw.
+#[derive(Debug)]
+pub struct DoorTwin {
+    state: AtomicU64,
+    flaw: Flaw,
+}
+
+const SHUT: u64 = 0;
+const OPEN: u64 = 1;
+const CLOSING: u64 = 2;
+
+impl DoorTwin {
+    /// An open door with `flaw`.
+    #[must_use]
+    pub fn new(flaw: Flaw) -> Self {
+        Self { state: AtomicU64::new(OPEN), flaw }
+    }
+
+    /// Takes a unit, but for the flaw as the real door does.
+    pub fn enter(&self, count: &AtomicI64) -> bool {
+        if self.flaw == Flaw::LookFirst {
+            let open = self.state.load(Ordering::Acquire) == OPEN;
+            if open {
+                count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+            return open;
+        }
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        if self.flaw != Flaw::NoEnteringFence {
+            fence(Ordering::SeqCst);
+        }
+        if self.state.load(Ordering::Acquire) == OPEN {
+            return true;
+        }
+        if self.flaw != Flaw::UndoAtOnce
+            && matches!(
+                self.state.compare_exchange(CLOSING, OPEN, Ordering::AcqRel, Ordering::Acquire),
+                Ok(_) | Err(OPEN)
+            )
+        {
+            return true;
+        }
+        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Release);
+        false
+    }
+
+    /// Gives a unit back, but for the flaw as the real door does.
+    pub fn leave(&self, count: &AtomicI64) {
+        let order = if self.flaw == Flaw::RelaxedLeave { Ordering::Relaxed } else { Ordering::Release };
+        count.store(count.load(Ordering::Relaxed) - 1, order);
+        if self.flaw != Flaw::RelaxedLeave {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Closes, but for the flaw as the real door does.
+    pub fn try_close(&self, sum: impl Fn() -> i64) -> bool {
+        if sum() != 0 {
+            return false;
+        }
+        if self.flaw == Flaw::EarlyFree {
+            self.state.store(SHUT, Ordering::Release);
+            return true;
+        }
+        self.state.store(CLOSING, Ordering::Relaxed);
+        if self.flaw != Flaw::NoClosingFence {
+            fence(Ordering::SeqCst);
+        }
+        let verdict = if sum() == 0 { SHUT } else { OPEN };
+        self.state.compare_exchange(CLOSING, verdict, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && verdict == SHUT
     }
 }

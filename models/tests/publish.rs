@@ -118,7 +118,8 @@ fn two_readers_against_an_unregister() {
             })
             .collect();
         let unregistered = unregister(&space, &region);
-        let mapped = readers.into_iter().map(|reader| reader.join().unwrap()).filter(|&mapped| mapped).count();
+        let mapped =
+            readers.into_iter().map(|reader| reader.join().unwrap()).filter(|&mapped| mapped).count();
         assert!(unregistered || mapped > 0, "refused for nobody");
     });
 }

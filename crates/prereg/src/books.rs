@@ -3,6 +3,10 @@
 //! A span is *coming* while its pages are charged and pinned (without the lock), *here* once published, *going* while they
 //! are unpinned. Whoever wants a span that is coming in just his shape, or one that is going, waits; any other intersection
 //! is refused. So no page is ever pinned twice by two callers that race.
+//!
+//! A region that is gone stays in the graveyard, with its slot, as long as a snapshot in use may name it. A snapshot names
+//! what was here when it was made and, while it is the current one, what comes: so a region is named by the snapshots from
+//! the generation it was born in to the one it died in.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -12,10 +16,10 @@ use core::any::Any;
 use crate::addr::UserRange;
 use crate::lookup::Snapshot;
 use crate::port::PinId;
-use crate::publish::{Retired, Seat};
-use crate::region::{Home, SharedRegion};
+use crate::publish::Retired;
+use crate::region::SharedRegion;
 use crate::slots::MAX_SLOTS;
-use crate::tally::{Held, Holder, Tally};
+use crate::tally::{Held, Holder, Home, House, Station};
 
 /// What a span is taken by.
 pub(crate) enum Span {
@@ -34,6 +38,13 @@ impl Span {
             Self::Here(entry) => entry.region.range,
         }
     }
+
+    pub(crate) fn here(&self) -> Option<&Entry> {
+        match self {
+            Self::Here(entry) => Some(entry),
+            _ => None,
+        }
+    }
 }
 
 /// What the books say of one region.
@@ -50,6 +61,8 @@ pub(crate) struct Entry {
     pub(crate) keep: Option<Arc<dyn Any + Send + Sync>>,
     /// A draining region keeps its address space's insides alive, so that the last mapping finds somebody to release it.
     pub(crate) keepalive: Option<Arc<dyn Home>>,
+    /// The generation of the first snapshot that names it.
+    pub(crate) born: u64,
 }
 
 impl Entry {
@@ -72,34 +85,67 @@ impl Entry {
     }
 }
 
-/// A translator's place: the snapshot it uses and what it holds.
-pub(crate) struct Station {
-    pub(crate) seat: Seat<Snapshot>,
-    pub(crate) tally: Tally,
-    pub(crate) house: Arc<Tally>,
+/// A region that is gone but may still be named.
+struct Grave {
+    region: SharedRegion,
+    born: u64,
+    died: u64,
 }
 
+/// Slots for which every station has counts from the beginning.
+const FIRST_CAPACITY: usize = 256;
+
 /// The books.
-#[derive(Default)]
 pub(crate) struct Books {
     /// Disjoint, by start address.
     pub(crate) spans: BTreeMap<u64, Span>,
     pub(crate) stations: Vec<Arc<Station>>,
-    /// One tally a holder for units that are given back without a translator.
-    houses: BTreeMap<Holder, Arc<Tally>>,
+    /// One for each holder.
+    houses: BTreeMap<Holder, Arc<House>>,
     pub(crate) retired: Retired<Snapshot>,
-    /// Regions that are gone from the books and may still be listed by a snapshot.
-    graveyard: Vec<SharedRegion>,
+    /// Of the current snapshot.
+    pub(crate) generation: u64,
+    /// The current snapshot does not show what is here: there was no translator to look at it.
+    pub(crate) unpublished: bool,
+    graveyard: Vec<Grave>,
     free_slots: Vec<u32>,
-    /// Slots ever handed out.
-    pub(crate) slots: usize,
+    /// Slots handed out so far, and slot 0, which no region has: it is what an empty cell says.
+    slots: usize,
+    /// Slots for which every station has counts.
+    pub(crate) capacity: usize,
     last_id: u64,
     /// The owner is gone: nothing is registered any more.
     pub(crate) closed: bool,
+    /// Entries without registrations.
+    pub(crate) draining: u64,
     pub(crate) pinned_pages: u64,
     pub(crate) charged_pages: u64,
     pub(crate) pins: u64,
     pub(crate) unpins: u64,
+}
+
+impl Default for Books {
+    fn default() -> Self {
+        Self {
+            spans: BTreeMap::new(),
+            stations: Vec::new(),
+            houses: BTreeMap::new(),
+            retired: Retired::default(),
+            generation: 0,
+            unpublished: false,
+            graveyard: Vec::new(),
+            free_slots: Vec::new(),
+            slots: 1,
+            capacity: FIRST_CAPACITY,
+            last_id: 0,
+            closed: false,
+            draining: 0,
+            pinned_pages: 0,
+            charged_pages: 0,
+            pins: 0,
+            unpins: 0,
+        }
+    }
 }
 
 impl Books {
@@ -121,14 +167,20 @@ impl Books {
     /// Takes the entry of region `id` out and leaves its span going.
     pub(crate) fn take(&mut self, first: u64, id: u64) -> Option<Entry> {
         let span = self.spans.get_mut(&first)?;
-        match span {
-            Span::Here(entry) if entry.region.id == id => {}
-            _ => return None,
+        if span.here()?.region.id != id {
+            return None;
         }
         let going = Span::Going(span.range());
         let Span::Here(entry) = core::mem::replace(span, going) else { return None };
-        self.graveyard.push(entry.region.clone());
+        if entry.used == 0 {
+            self.draining -= 1;
+        }
         Some(entry)
+    }
+
+    /// The entries that are here, by start address.
+    pub(crate) fn here(&self) -> impl Iterator<Item = &Entry> + Clone {
+        self.spans.values().filter_map(Span::here)
     }
 
     /// A new region's number.
@@ -137,7 +189,8 @@ impl Books {
         self.last_id
     }
 
-    /// A slot that no snapshot names, and room for it everywhere. `None` when there is none or no memory for it.
+    /// A slot that no snapshot in use names, and room for it in every house and station. `None` when there is none or no
+    /// memory for it.
     pub(crate) fn take_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free_slots.pop() {
             return Some(slot);
@@ -146,11 +199,20 @@ impl Books {
             return None;
         }
         let slots = self.slots + 1;
-        // So that giving a slot back never allocates.
-        self.free_slots.try_reserve(slots).ok()?;
-        let grown = self.stations.iter().all(|station| station.tally.grow(slots))
-            && self.houses.values().all(|house| house.grow(slots));
-        if !grown {
+        // So that giving a slot back, and burying a region, never allocate.
+        self.free_slots.try_reserve(slots - self.free_slots.len()).ok()?;
+        self.graveyard.try_reserve(slots - self.graveyard.len()).ok()?;
+        if slots > self.capacity {
+            let capacity = (self.capacity * 2).min(MAX_SLOTS);
+            if !self.stations.iter().all(|station| station.grow(capacity)) {
+                return None;
+            }
+            // A translator that has not looked since knows shorter counts, so it must not find the new slot in the
+            // snapshot it sits on.
+            self.capacity = capacity;
+            self.unpublished = true;
+        }
+        if !self.houses.values().all(|house| house.grow(slots)) {
             return None;
         }
         self.slots = slots;
@@ -161,30 +223,52 @@ impl Books {
         self.free_slots.push(slot);
     }
 
-    /// Frees the slots of gone regions that no snapshot lists any more. Only snapshots and this list own a gone region, and
-    /// snapshots are made and freed under the same lock, so a count of one is ours for good.
+    /// Slots handed out so far.
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Keeps a region that left the spans until nobody can know it any more.
+    pub(crate) fn bury(&mut self, region: SharedRegion, born: u64) {
+        self.graveyard.push(Grave { region, born, died: self.generation });
+    }
+
+    /// How many graves wait for the current snapshot to be replaced.
+    pub(crate) fn fresh_graves(&self) -> usize {
+        self.graveyard.iter().rev().take_while(|grave| grave.died == self.generation).count()
+    }
+
+    /// Frees the graves that no snapshot in use names.
     pub(crate) fn sweep(&mut self) {
-        let free_slots = &mut self.free_slots;
-        self.graveyard.retain(|region| {
-            let listed = Arc::strong_count(region) > 1;
-            if !listed {
-                free_slots.push(region.slot);
+        let Self { graveyard, free_slots, retired, generation, unpublished, stations, .. } = self;
+        // Without translators nobody looks at the current snapshot before the next one is made.
+        let current = (!(*unpublished && stations.is_empty())).then_some(*generation);
+        graveyard.retain(|grave| {
+            let names = |generation: u64| (grave.born..=grave.died).contains(&generation);
+            let named =
+                current.is_some_and(names) || retired.iter().any(|snapshot| names(snapshot.generation));
+            if !named {
+                free_slots.push(grave.region.slot);
             }
-            listed
+            named
         });
     }
 
-    /// Old snapshots and gone regions that cannot be freed yet.
+    /// Gone regions that cannot be freed yet.
     pub(crate) fn unreclaimed(&self) -> usize {
         self.graveyard.len()
     }
 
-    /// The house tally of `holder`, made if need be. `None` without memory.
-    pub(crate) fn house(&mut self, holder: Holder) -> Option<Arc<Tally>> {
+    /// The house of `holder`, made if need be. `None` without memory.
+    pub(crate) fn house(
+        &mut self,
+        holder: Holder,
+        home: impl FnOnce() -> alloc::sync::Weak<dyn Home>,
+    ) -> Option<Arc<House>> {
         if let Some(house) = self.houses.get(&holder) {
             return Some(house.clone());
         }
-        let house = Arc::new(Tally::new(holder));
+        let house = Arc::new(House::new(holder, home()));
         if !house.grow(self.slots) {
             return None;
         }
@@ -194,19 +278,25 @@ impl Books {
         Some(house)
     }
 
-    /// Who holds mappings of the region in `slot`.
+    /// The live mappings of the region in `slot`: the sum of all counts.
+    pub(crate) fn mapped(&self, slot: u32) -> i64 {
+        let stations = self.stations.iter().map(|station| station.value(slot));
+        let houses = self.houses.values().map(|house| house.value(slot));
+        stations.chain(houses).fold(0, i64::wrapping_add)
+    }
+
+    /// The same by holder.
     pub(crate) fn holders(&self, slot: u32) -> Vec<Held> {
         let mut sums: BTreeMap<Holder, i64> = BTreeMap::new();
         for house in self.houses.values() {
             *sums.entry(house.holder).or_default() += house.value(slot);
         }
         for station in &self.stations {
-            *sums.entry(station.tally.holder).or_default() += station.tally.value(slot);
+            *sums.entry(station.house.holder).or_default() += station.value(slot);
         }
-        sums.into_iter()
-            .filter_map(|(holder, sum)| {
-                u64::try_from(sum).ok().filter(|&count| count > 0).map(|count| Held { holder, count })
-            })
-            .collect()
+        let positive = |(holder, sum)| {
+            u64::try_from(sum).ok().filter(|&count| count > 0).map(|count| Held { holder, count })
+        };
+        sums.into_iter().filter_map(positive).collect()
     }
 }

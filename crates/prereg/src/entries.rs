@@ -1,9 +1,12 @@
 //! What IOMMU tables are made of: blocks of entries, each of which may own one counted mapping.
 //!
 //! A live entry is two words: what the device would read (host address and permissions) and what remembers the unit it
-//! owns (the region's slot and the page's place in it), as the kernel keeps a user-address array beside a table. The second
-//! word is also the entry's lock: whoever changes an entry first swaps BUSY into it. The lock is held for a few
-//! instructions and never waited for without bound where a signal handler could be the waiter.
+//! owns (the region's slot and the user address), as the kernel keeps a user-address array beside a table. The second word is
+//! also the entry's lock: whoever changes an entry first swaps BUSY into it. The lock is held for a few instructions and
+//! never waited for without bound where a signal handler could be the waiter.
+//!
+//! Every unit is counted with the block's holder. A translator of that holder counts it in its own memory; another one hands
+//! it over to the holder's house, which costs an atomic.
 
 #![expect(unsafe_code, reason = "an entry remembers its region by slot; the unit it owns keeps the region")]
 
@@ -11,14 +14,13 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr::NonNull;
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
+use crate::door::Light;
 use crate::engine::{Engine, OutOfMemory};
-use crate::gate::Left;
-use crate::region::{Home, MapError, Mapping, Region};
+use crate::region::{MapError, Mapping, Region};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tally::{Holder, Tally};
+use crate::tally::{Holder, House};
 use crate::translator::Translator;
 
 /// What a device may do through an entry.
@@ -85,9 +87,11 @@ pub struct EntryView {
 
 /// The unit word while somebody changes the entry.
 const BUSY: u64 = 1 << 63;
-/// Bits of the unit word that hold the place in the region, in units of 4 KiB; the slot, plus one, is above.
-const PLACE_BITS: u32 = 42;
-const PLACE_SHIFT: u32 = 12;
+/// Bits of the unit word that hold the user address, in units of 4 KiB; the slot is above.
+const PAGE_BITS: u32 = 44;
+const PAGE_SHIFT: u32 = 12;
+/// Past the user addresses that an entry can remember; no Linux gives out higher ones.
+const UA_LIMIT: u64 = 1 << (PAGE_BITS + PAGE_SHIFT);
 /// How often a change looks at an entry that another thread is changing before it gives up.
 const LOOKS: u32 = 256;
 
@@ -99,17 +103,22 @@ struct Cell {
     unit: AtomicU64,
 }
 
-/// The unit word of a page at `ua` of `region`.
+/// The unit word of a page at `ua` in `slot`.
 #[inline]
-fn unit_of(region: &Region, ua: UserAddr) -> u64 {
-    let place = (ua.raw() - region.range.first().raw()) >> PLACE_SHIFT;
-    ((u64::from(region.slot) + 1) << PLACE_BITS) | place
+fn unit_of(slot: u32, ua: UserAddr) -> u64 {
+    (u64::from(slot) << PAGE_BITS) | (ua.raw() >> PAGE_SHIFT)
 }
 
-/// Slot and byte offset of a unit word that is neither 0 nor BUSY.
+/// The slot of a unit word that is neither 0 nor BUSY.
 #[inline]
-fn place_of(unit: u64) -> (u32, u64) {
-    (((unit >> PLACE_BITS) - 1) as u32, (unit & ((1 << PLACE_BITS) - 1)) << PLACE_SHIFT)
+fn slot_of(unit: u64) -> u32 {
+    (unit >> PAGE_BITS) as u32
+}
+
+/// The user address of a unit word that is neither 0 nor BUSY.
+#[inline]
+fn ua_of(unit: u64) -> UserAddr {
+    UserAddr::new((unit & ((1 << PAGE_BITS) - 1)) << PAGE_SHIFT)
 }
 
 /// A block of entries of one page size, for one address space. Dropping it gives every unit back.
@@ -118,7 +127,7 @@ fn place_of(unit: u64) -> (u32, u64) {
 pub struct EntryBlock {
     engine: Arc<Engine>,
     /// Where units go that are given back without a translator.
-    house: Arc<Tally>,
+    house: Arc<House>,
     shift: PageShift,
     cells: Box<[Cell]>,
 }
@@ -135,7 +144,7 @@ impl EntryBlock {
         len: usize,
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
-        if shift.get() < PLACE_SHIFT {
+        if shift.get() < PAGE_SHIFT {
             return Err(OutOfMemory);
         }
         let engine = space.engine().clone();
@@ -219,18 +228,24 @@ impl EntryBlock {
         let Some(cell) = self.cells.get(index).filter(|_| ua.is_aligned(self.shift)) else {
             return Err(MapError::Misaligned { ua, shift: self.shift });
         };
-        let pointer = translator.take_unit(ua, self.shift)?;
-        // SAFETY: the unit just taken keeps it.
-        let region = unsafe { pointer.as_ref() };
+        if ua.raw() >= UA_LIMIT {
+            return Err(MapError::Unregistered { ua, shift: self.shift });
+        }
+        let (host, slot) = translator.take(ua, self.shift);
+        if slot == 0 {
+            return Err(translator.failure());
+        }
+        if !translator.counts_with(&self.house) {
+            translator.hand_over(&self.house, slot);
+        }
         let Some(old) = Self::lock(cell) else {
-            // SAFETY: the unit taken above, of a region of this address space.
-            unsafe { translator.give_back(pointer) };
+            self.give(translator, slot);
             return Err(MapError::Contended);
         };
         // Relaxed: ordered by the lock; a device reads host words through `inspect` and `take`, which lock too.
         let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
-        cell.host.store(region.table.host(ua).raw() | access.bits(), Ordering::Relaxed);
-        Self::unlock(cell, unit_of(region, ua));
+        cell.host.store(host | access.bits(), Ordering::Relaxed);
+        Self::unlock(cell, unit_of(slot, ua));
         if old != 0 {
             self.give_back(translator, old, before);
         }
@@ -262,34 +277,40 @@ impl EntryBlock {
         Ok(before)
     }
 
-    /// The region of a unit word taken out of an entry.
+    /// Gives one unit of `slot` back that is counted with our holder.
     #[inline]
-    fn region_of(&self, unit: u64) -> Option<NonNull<Region>> {
-        self.engine.region_in(place_of(unit).0)
+    fn give(&self, translator: &mut Translator, slot: u32) {
+        if translator.counts_with(&self.house) {
+            // SAFETY: this block's unit, of this address space, counted with this holder, and out of its entry.
+            unsafe { translator.give(slot) };
+        } else {
+            translator.give_to(&self.house, slot);
+        }
     }
 
     /// Gives the unit back that a word taken out of an entry owned.
     #[inline]
     fn give_back(&self, translator: &mut Translator, unit: u64, access: Option<Access>) {
-        let Some(pointer) = self.region_of(unit) else { return };
-        // SAFETY: the unit taken out of the entry keeps it.
-        let region = unsafe { pointer.as_ref() };
-        self.mark_written(region, unit, access);
-        // SAFETY: that unit is this call's to give back: the word was swapped out under the entry's lock.
-        unsafe { translator.give_back(pointer) };
+        if access.is_some_and(Access::writes) {
+            self.mark_written(unit);
+        }
+        self.give(translator, slot_of(unit));
     }
 
-    /// What a device could write counts as written when its entry goes (specification 1.9).
+    /// The region of a unit word, while the unit is held.
     #[inline]
-    fn mark_written(&self, region: &Region, unit: u64, access: Option<Access>) {
-        if !access.is_some_and(Access::writes) {
-            return;
-        }
+    fn region(&self, unit: u64) -> Option<&Region> {
+        // SAFETY: the unit keeps it.
+        self.engine.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
+    }
+
+    /// What a device could write counts as written when its entry goes (specification 1.9). The unit is still held.
+    fn mark_written(&self, unit: u64) {
+        let Some(region) = self.region(unit) else { return };
         let granule = self.engine.granule().bytes();
-        let first = place_of(unit).1;
-        let mut offset = first;
-        while offset < first + self.shift.bytes() {
-            if let Some(ua) = region.range.first().checked_add(offset) {
+        let mut offset = 0;
+        while offset < self.shift.bytes() {
+            if let Some(ua) = ua_of(unit).checked_add(offset) {
                 region.table.mark_dirty(ua);
             }
             offset += granule;
@@ -312,14 +333,13 @@ impl EntryBlock {
             }
         };
         let locked = Locked { cell, unit };
-        let pointer = if unit == 0 { None } else { self.region_of(unit) };
-        // SAFETY: the entry is locked, so it keeps its unit, and that the region.
-        let region = unsafe { pointer?.as_ref() };
-        let ua = region.range.first().checked_add(place_of(unit).1)?;
+        if unit == 0 {
+            return None;
+        }
         // Relaxed: ordered by the lock.
         let word = cell.host.load(Ordering::Relaxed);
         let access = Access::from_bits(word)?;
-        let seen = look(EntryView { ua, host: HostAddr::new(word & !3), access });
+        let seen = look(EntryView { ua: ua_of(unit), host: HostAddr::new(word & !3), access });
         drop(locked);
         Some(seen)
     }
@@ -343,13 +363,9 @@ impl EntryBlock {
         if unit == 0 {
             return Ok(None);
         }
-        let Some(pointer) = self.region_of(unit) else { return Ok(None) };
-        // SAFETY: the entry is locked, so it keeps its unit, and that the region.
-        let region = unsafe { pointer.as_ref() };
         // Relaxed: ordered by the lock.
         let Some(access) = Access::from_bits(cell.host.load(Ordering::Relaxed)) else { return Ok(None) };
-        let Some(ua) = region.range.first().checked_add(place_of(unit).1) else { return Ok(None) };
-        translator.map_more(region, ua, self.shift).map(|mapping| Some((mapping, access)))
+        translator.map(ua_of(unit), self.shift).map(|mapping| Some((mapping, access)))
     }
 
     /// Bytes of memory the entries take.
@@ -379,13 +395,14 @@ impl Drop for EntryBlock {
             if unit == 0 {
                 continue;
             }
-            let Some(pointer) = self.region_of(unit) else { continue };
-            // SAFETY: the entry's unit keeps it.
-            let region = unsafe { pointer.as_ref() };
-            self.mark_written(region, unit, Access::from_bits(cell.host.load(Ordering::Relaxed)));
-            self.house.add_shared(region.slot, -1);
-            if region.gate.leave() == Ok(Left::Last) {
-                self.engine.queue_drained(pointer);
+            // Relaxed: exclusive access.
+            if Access::from_bits(cell.host.load(Ordering::Relaxed)).is_some_and(Access::writes) {
+                self.mark_written(unit);
+            }
+            if let Some(count) = self.house.count(slot_of(unit)) {
+                if self.engine.door(slot_of(unit)).leave_shared(count, Light::Full) {
+                    self.engine.ask_for_a_look();
+                }
             }
         }
         self.engine.reap();

@@ -9,9 +9,32 @@
 //! The model is the region list of Linux on POWER (`mm_iommu_*`, commit 15b244a8), with its words: a region has `used`
 //! registrations and a `mapped` count that starts at 1.
 //!
-//! What each file owns: `addr`, `errno` the words; `port` the outside; `pages` where pages are; `gate` the count that
-//! closes; `publish` and `slots` what readers reach without a lock; `region`, `books`, `engine` the state and its changes;
-//! `registration`, `translator`, `entries`, `space` the handles.
+//! ```
+//! use prereg::{AddressSpace, Granule, PageShift};
+//! # use prereg_sim::SimHost;
+//! # let host = SimHost::new(Granule::K4);
+//! # let ram = host.memory(0x7f00_0000_0000, 16 << 12);
+//! let space = AddressSpace::new(host);             // how pages are pinned is chosen here, once
+//! let reg = space.register(&ram)?;                 // pinned, charged; used = 1
+//! let mut t = space.translator();                  // one per thread; never locks, never faults
+//!
+//! let ua = reg.ua().checked_add(0x1000).ok_or("past the end")?;
+//! let mapping = t.map(ua, PageShift::K4)?;         // mapped + 1; the only way to an address
+//! println!("the device finds it at {}", mapping.hpa());
+//!
+//! let busy = reg.unregister().unwrap_err();        // refused: one mapping lives; nothing changed
+//! assert_eq!(busy.mapped(), 1);
+//! let reg = busy.into_inner();
+//! t.unmap(mapping);
+//! reg.unregister()?;                               // unpinned, uncharged
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Inside
+//! `addr`, `errno`: the words. `port`: the outside. `pages`: where pages are. `gate`, `door`: counts that close. `publish`,
+//! `slots`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `books`: the state. `engine`
+//! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator`, `entries`,
+//! `range_mapping`, `space`: the handles.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -20,6 +43,9 @@ extern crate std;
 
 mod addr;
 mod books;
+mod cells;
+#[doc(hidden)]
+pub mod door;
 mod engine;
 mod entries;
 mod errno;
@@ -27,28 +53,36 @@ mod gate;
 mod lookup;
 mod pages;
 mod port;
+mod publication;
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod publish;
 #[cfg(not(loom))]
 mod publish;
+mod range_mapping;
 mod region;
+mod register;
 mod registration;
+mod release;
 mod slots;
 mod space;
 mod state;
 mod sync;
+mod tagged;
 mod tally;
 mod translator;
+mod watch;
 
 pub use addr::{BusAddr, Granule, GuestAddr, HostAddr, Iova, PageShift, RangeError, UserAddr, UserRange};
-pub use engine::{OutOfMemory, RegisterError};
+pub use engine::OutOfMemory;
 pub use entries::{Access, EntryBlock, EntryView};
 pub use errno::Errno;
 pub use gate::{Closed, Drain, Gate, Inside, Left, Unbalanced};
 pub use pages::{DirtyPages, PageList, PageListError};
-pub use port::{AddressKind, Charge, ChargeError, Memory, Pin, PinError, PinId};
+pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
+pub use range_mapping::{HostRun, RangeMapping};
 pub use region::{MapError, Mapping};
+pub use register::RegisterError;
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
 pub use space::AddressSpace;
 pub use state::{RegionState, SpaceState};

@@ -1,11 +1,13 @@
 //! Where each page of a region is on the host: the list a back end fills, and the table readers use.
 //!
 //! A [`PageList`] is filled once, in order, by the back end. It becomes a [`PageTable`] that never changes: runs where
-//! memory is contiguous, 4-byte page numbers where it is not, 8-byte words above 2^32 system pages (16 TiB with 4 KiB
-//! pages). The choice is made when the region is published and is invisible outside.
+//! memory is contiguous (one run, or runs that meet at multiples of 2 MiB only, as huge pages do), 4-byte page numbers
+//! where it is not, 8-byte words above 2^32 system pages (16 TiB with 4 KiB pages). The choice is made when the region is
+//! published and is invisible outside.
 //!
-//! Dirty marks sit beside the runs and the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the
-//! kernel keeps them: specification 1.9), so that no layout costs more than 8 bytes a page.
+//! Dirty marks sit beside the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the kernel keeps them:
+//! specification 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every four pages, so that
+//! contiguous memory costs next to nothing: a device that writes one page of contiguous memory dirties its neighbours.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -13,6 +15,7 @@ use core::fmt;
 
 use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::tagged::{NARROW, WIDE, run_payload, table_payload};
 
 /// Why a back end's page could not be added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -49,8 +52,10 @@ pub struct PageList {
     frames: Vec<u64>,
 }
 
-/// A table of runs is used while it stays under a quarter of the size of 4-byte page numbers.
+/// While a list is filled it keeps runs as long as they take less room than page numbers would.
 const PAGES_PER_RUN: u64 = 16;
+/// A dirty mark of a run stands for `2^RUN_UNIT` pages.
+const RUN_UNIT: u32 = 2;
 
 impl PageList {
     /// An empty list for `range`.
@@ -146,22 +151,31 @@ impl PageList {
         PageShift::new(bits.trailing_zeros().min(63)).unwrap_or(self.granule.shift())
     }
 
+    /// Whether runs meet at multiples of 2 MiB of user memory only.
+    fn runs_are_huge(&self) -> bool {
+        let start = |run: &Run| self.range.first().raw() + (run.index << self.granule.shift().get());
+        self.runs.iter().skip(1).all(|run| start(run) & PageShift::M2.mask() == 0)
+    }
+
     /// Closes the list. `None` when the back end named fewer pages than the range has.
-    pub(crate) fn finish(self) -> Result<Option<PageTable>, PageListError> {
+    pub(crate) fn finish(mut self) -> Result<Option<PageTable>, PageListError> {
         if self.filled != self.range.pages(self.granule) {
             return Ok(None);
         }
         let largest = self.largest_page();
+        if self.frames.is_empty() && !self.runs_are_huge() {
+            self.spread()?;
+        }
         let granule = self.granule.shift();
         let first = self.range.first();
         let layout = if self.frames.is_empty() {
-            Layout::Runs { runs: self.runs.into_boxed_slice(), dirty: Bitmap::new(self.filled)? }
+            Layout::Runs { runs: self.runs.into_boxed_slice(), dirty: Bitmap::new(self.filled, RUN_UNIT)? }
         } else if self.frames.iter().all(|&frame| u32::try_from(frame).is_ok()) {
             let mut narrow = Vec::new();
             narrow.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
             // The test above proved that every number fits.
             narrow.extend(self.frames.iter().map(|&frame| frame as u32));
-            Layout::Narrow { frames: narrow.into_boxed_slice(), dirty: Bitmap::new(self.filled)? }
+            Layout::Narrow { frames: narrow.into_boxed_slice(), dirty: Bitmap::new(self.filled, 0)? }
         } else {
             let mut wide = Vec::new();
             wide.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
@@ -233,29 +247,67 @@ impl PageTable {
         &runs[runs.partition_point(|run| run.index <= index) - 1]
     }
 
-    /// How many contiguous bytes lie at and after `ua` before the next break or the end of the region.
-    pub(crate) fn contiguous(&self, ua: UserAddr, region: UserRange) -> u64 {
+    /// How many of the `bytes` bytes from `ua` on, all inside the region, are contiguous.
+    pub(crate) fn contiguous_within(&self, ua: UserAddr, bytes: u64) -> u64 {
         let offset = ua.raw() - self.first.raw();
-        let index = offset >> self.granule.get();
-        let end = match &self.layout {
-            Layout::Device { .. } => region.bytes(),
+        let shift = self.granule.get();
+        let (index, last) = (offset >> shift, (offset + (bytes - 1)) >> shift);
+        let upto = match &self.layout {
+            Layout::Device { .. } => last + 1,
             Layout::Runs { runs, .. } => {
                 let next = runs.partition_point(|run| run.index <= index);
-                runs.get(next).map_or(region.bytes(), |run| run.index << self.granule.get())
+                runs.get(next).map_or(last + 1, |run| run.index)
             }
-            Layout::Narrow { .. } | Layout::Wide { .. } => {
-                let pages = region.bytes() >> self.granule.get();
-                let page = |index: u64| {
-                    self.host(UserAddr::new(self.first.raw() + (index << self.granule.get()))).raw()
-                };
-                let mut at = index;
-                while at + 1 < pages && page(at + 1) == page(at) + self.granule.bytes() {
-                    at += 1;
-                }
-                (at + 1) << self.granule.get()
+            Layout::Narrow { frames, .. } => {
+                let pages = &frames[index as usize..=last as usize];
+                let breaks = pages.windows(2).position(|pair| pair[0].wrapping_add(1) != pair[1]);
+                breaks.map_or(last + 1, |at| index + at as u64 + 1)
+            }
+            Layout::Wide { words } => {
+                // Relaxed: the address bits never change.
+                let page = |word: &AtomicU64| word.load(Ordering::Relaxed) & !1;
+                let pages = &words[index as usize..=last as usize];
+                let breaks =
+                    pages.windows(2).position(|pair| page(&pair[0]) + self.granule.bytes() != page(&pair[1]));
+                breaks.map_or(last + 1, |at| index + at as u64 + 1)
             }
         };
-        end - offset
+        ((upto << shift) - offset).min(bytes)
+    }
+
+    /// What a cell of `2^shift` bytes at `ua`, all of it inside the region, says of its pages. `None` where a cell cannot say
+    /// it: a break inside, an address too high, a device address that is no page.
+    pub(crate) fn cell(&self, ua: UserAddr, shift: u32) -> Option<*mut u32> {
+        let offset = ua.raw() - self.first.raw();
+        let index = offset >> self.granule.get();
+        match &self.layout {
+            Layout::Runs { runs, .. } => {
+                let next = runs.partition_point(|run| run.index <= index);
+                let end = index + (1 << shift >> self.granule.get());
+                let whole = runs.get(next).is_none_or(|run| run.index >= end);
+                if whole { run_payload(self.host(ua).raw(), self.granule.get()) } else { None }
+            }
+            Layout::Device { host } if host & self.granule.mask() == 0 => {
+                run_payload(host + offset, self.granule.get())
+            }
+            Layout::Device { .. } => None,
+            Layout::Narrow { frames, .. } => {
+                table_payload(frames[index as usize..].as_ptr().cast_mut(), NARROW)
+            }
+            Layout::Wide { words } => table_payload(words[index as usize..].as_ptr().cast_mut().cast(), WIDE),
+        }
+    }
+
+    /// The largest shift of cells that can say where every page of the region is, as far as breaks are concerned.
+    pub(crate) fn cell_alignment(&self) -> u32 {
+        match &self.layout {
+            Layout::Runs { runs, .. } => {
+                let starts =
+                    runs.iter().skip(1).map(|run| self.first.raw() + (run.index << self.granule.get()));
+                starts.map(u64::trailing_zeros).min().unwrap_or(63)
+            }
+            _ => 63,
+        }
     }
 
     /// Marks the system page at `ua` as written by a device. Device memory has no marks (specification scenario 51).
@@ -320,27 +372,30 @@ impl fmt::Debug for PageTable {
     }
 }
 
-/// One bit a page.
+/// One bit for every `2^unit` pages.
 struct Bitmap {
     pages: u64,
+    unit: u32,
     words: Box<[AtomicU64]>,
 }
 
 impl Bitmap {
-    fn new(pages: u64) -> Result<Self, PageListError> {
-        let count = usize::try_from(pages.div_ceil(64)).map_err(|_| PageListError::OutOfMemory)?;
+    fn new(pages: u64, unit: u32) -> Result<Self, PageListError> {
+        let count = usize::try_from(pages.div_ceil(64 << unit)).map_err(|_| PageListError::OutOfMemory)?;
         let mut words = Vec::new();
         words.try_reserve_exact(count).map_err(|_| PageListError::OutOfMemory)?;
         words.resize_with(count, || AtomicU64::new(0));
-        Ok(Self { pages, words: words.into_boxed_slice() })
+        Ok(Self { pages, unit, words: words.into_boxed_slice() })
     }
 
     // Relaxed in both: marks are read when the region is released, after its gate has ordered every user before.
     fn set(&self, index: u64) {
+        let index = index >> self.unit;
         self.words[(index / 64) as usize].fetch_or(1 << (index % 64), Ordering::Relaxed);
     }
 
     fn get(&self, index: u64) -> bool {
+        let index = index >> self.unit;
         self.words[(index / 64) as usize].load(Ordering::Relaxed) & (1 << (index % 64)) != 0
     }
 }

@@ -44,6 +44,11 @@ pub trait Pin: Send + Sync {
     /// What the host addresses mean.
     fn address_kind(&self) -> AddressKind;
 
+    /// A fence that acts on every thread of the process, if this host has one: then mapping needs no fence of its own.
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        None
+    }
+
     /// Pins every page of `range` and pushes the host address of each, in order, into `pages`.
     ///
     /// Host addresses are read after the page is pinned, never before: the pin itself may move a page.
@@ -55,6 +60,17 @@ pub trait Pin: Send + Sync {
     /// Releases what `pin` returned; `range` is the one it was called with. When this returns the pages are no longer
     /// pinned. `dirty` names the pages that a device may have written.
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>);
+}
+
+/// A fence that acts on every thread of the process, as `membarrier(2)` gives.
+///
+/// # Safety
+/// Between the call of [`all_threads`](Barrier::all_threads) and its return every running thread of the process has passed
+/// a full memory fence, and so has the caller.
+#[expect(unsafe_code, reason = "that no address is used after its release rests on this promise")]
+pub unsafe trait Barrier: Send + Sync {
+    /// Passes the fence. Cannot fail: whether it works is found out when the implementer is made.
+    fn all_threads(&self);
 }
 
 /// Counts pages against the owner's locked-memory limit.
@@ -79,6 +95,9 @@ impl<T: Pin + ?Sized> Pin for Arc<T> {
     }
     fn address_kind(&self) -> AddressKind {
         (**self).address_kind()
+    }
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        (**self).barrier()
     }
     fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
         (**self).pin(range, pages)

@@ -104,6 +104,17 @@ impl<T> Published<T> {
         }
     }
 
+    /// Shows the writers' side the current value.
+    ///
+    /// # Safety
+    /// The caller holds the writers' lock, so that nobody replaces it meanwhile.
+    pub unsafe fn current<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+        // Relaxed: written under the lock the caller holds.
+        let current = self.current.load(Ordering::Relaxed);
+        // SAFETY: never null, and only a writer replaces or frees it.
+        look(unsafe { &*current })
+    }
+
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
     pub fn replace(&self, value: Box<T>, retired: &mut Retired<T>) {
         // AcqRel: Release pairs with the reader's Acquire load in `refresh`; Acquire because the value swapped out, perhaps
@@ -137,6 +148,14 @@ impl<T> Published<T> {
             used
         });
         retired.values.len()
+    }
+}
+
+impl<T> Retired<T> {
+    /// The values that are kept.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        // SAFETY: owned, from `Box::into_raw`; readers only use them shared.
+        self.values.iter().map(|&value| unsafe { &*value })
     }
 }
 

@@ -1,49 +1,27 @@
 //! A region: the header of one pinned range, and the mapping guard that holds one unit of it.
 //!
-//! A region never changes after it is published, but for its gate (the live mappings) and its dirty marks. Who may reach
-//! one: the registry while it is registered or draining; a snapshot that lists it, for as long as some translator sits on
-//! that snapshot; and whoever holds a unit of its gate, for as long as he holds it (the registry keeps a region until the
-//! gate is closed and empty). The last one out of a closed gate has the region to himself until he has queued it.
+//! A region never changes after it is published, but for its dirty marks. Who may reach one: the registry while it is
+//! registered or draining; a translator that sits on a snapshot which names it (the books keep a gone region as long as one
+//! does); and whoever holds a unit of its door, for as long as he holds it.
 
-#![expect(
-    unsafe_code,
-    reason = "a mapping reaches its region by pointer: the unit it holds keeps the region, not a count"
-)]
-
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use core::fmt;
 use core::mem::ManuallyDrop;
-use core::ptr::NonNull;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::gate::{Gate, Left};
 use crate::pages::PageTable;
-use crate::sync::atomic::AtomicPtr;
 use crate::tally::HouseRef;
-
-/// Who is told that the last unit of a closed region is gone, and releases it.
-pub(crate) trait Home: Send + Sync {
-    /// Queues `region` for release. Lock-free, no allocation, no system call.
-    fn queue_drained(&self, region: NonNull<Region>);
-    /// Releases what is queued. May lock and make system calls.
-    fn reap(&self);
-}
 
 /// The header of one pinned range.
 pub(crate) struct Region {
     /// Unique within its address space, never used again.
     pub(crate) id: u64,
-    /// Index in the arrays of counts; free again when no snapshot lists the region.
+    /// Index of its door and counts; free again when no snapshot in use names the region.
     pub(crate) slot: u32,
     pub(crate) range: UserRange,
-    /// The live mappings; what the kernel calls `mapped` is one more.
-    pub(crate) gate: Gate,
     pub(crate) table: PageTable,
     pub(crate) device: bool,
-    pub(crate) home: Weak<dyn Home>,
-    /// The next region in the queue of drained ones.
-    pub(crate) next_drained: AtomicPtr<Region>,
 }
 
 impl Region {
@@ -62,11 +40,16 @@ impl Region {
         }
         Ok(())
     }
+
+    /// The largest shift of cells that can cover it: its start, its end and its breaks are multiples.
+    pub(crate) fn cell_alignment(&self) -> u32 {
+        (self.range.first().raw() | self.range.bytes()).trailing_zeros().min(self.table.cell_alignment())
+    }
 }
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Region").field("range", &self.range).field("gate", &self.gate).finish_non_exhaustive()
+        f.debug_struct("Region").field("range", &self.range).field("slot", &self.slot).finish_non_exhaustive()
     }
 }
 
@@ -134,33 +117,26 @@ impl MapError {
 
 /// One live mapping of one IOMMU page: the only thing that yields a host address.
 ///
-/// While it lives its region cannot be unregistered and the page stays pinned at [`hpa`](Self::hpa). Dropping it gives the
-/// unit back, on any thread. If it was the last one of a region whose registrations are gone, the drop also releases the
-/// region, which takes a lock and may make system calls; a signal handler uses [`Translator::unmap`] instead.
+/// While it lives its region cannot be unregistered and the page stays pinned at [`hpa`](Self::hpa). Give it back with
+/// [`Translator::unmap`], which costs a few instructions and works in a signal handler, or drop it anywhere, on any thread,
+/// which costs an atomic or two. If it was the last one of a region whose registrations are gone, the drop also releases
+/// the region, which takes a lock and may make system calls.
 ///
 /// [`Translator::unmap`]: crate::Translator::unmap
 #[must_use = "the page is mapped only while this lives"]
 pub struct Mapping {
-    region: NonNull<Region>,
-    house: HouseRef,
-    ua: UserAddr,
     host: HostAddr,
+    ua: UserAddr,
+    house: HouseRef,
+    slot: u32,
     shift: PageShift,
 }
 
-// SAFETY: a mapping only reads its region's header and changes it through atomics; any thread may give the unit back.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; nothing is changed through `&Mapping`.
-unsafe impl Sync for Mapping {}
-
 impl Mapping {
-    /// Wraps a unit of `region`'s gate that was just entered.
-    ///
-    /// The caller entered the gate for this mapping and counted the unit with the holder of `house`, and `region` admits
-    /// the page.
+    /// Wraps a unit of `slot` that was just taken, and counted with the holder of `house`.
     #[inline]
-    pub(crate) fn new(region: &Region, house: HouseRef, ua: UserAddr, shift: PageShift) -> Self {
-        Self { region: NonNull::from(region), house, ua, host: region.table.host(ua), shift }
+    pub(crate) fn new(host: HostAddr, ua: UserAddr, shift: PageShift, slot: u32, house: HouseRef) -> Self {
+        Self { host, ua, house, slot, shift }
     }
 
     /// Where the device finds the byte at [`ua`](Self::ua).
@@ -184,30 +160,26 @@ impl Mapping {
         self.shift
     }
 
+    /// Whose house the unit is counted with.
     #[inline]
-    pub(crate) fn region(&self) -> &Region {
-        // SAFETY: the unit this mapping holds keeps the region in the registry.
-        unsafe { self.region.as_ref() }
+    pub(crate) fn house(&self) -> HouseRef {
+        self.house
     }
 
     /// Takes the mapping apart without giving the unit back: that is now the caller's to do.
     #[inline]
-    pub(crate) fn into_region(self) -> NonNull<Region> {
-        ManuallyDrop::new(self).region
+    pub(crate) fn into_unit(self) -> (u32, HouseRef) {
+        let this = ManuallyDrop::new(self);
+        (this.slot, this.house)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let slot = self.region().slot;
-        // SAFETY: the unit being given back is counted with this holder.
-        unsafe { self.house.give_back(slot) };
-        if self.region().gate.leave() == Ok(Left::Last) {
-            // Alone with the region now: see the head of this file.
-            if let Some(home) = self.region().home.upgrade() {
-                home.queue_drained(self.region);
-                home.reap();
-            }
+        // SAFETY: the unit being given back is counted with this holder, and the address is not used any more.
+        #[expect(unsafe_code, reason = "the house is reached by pointer: the unit keeps it")]
+        unsafe {
+            self.house.give_back(self.slot);
         }
     }
 }

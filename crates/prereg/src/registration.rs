@@ -7,8 +7,9 @@ use core::mem::ManuallyDrop;
 use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
-use crate::engine::{Claim, Engine, Kept};
+use crate::engine::Engine;
 use crate::errno::Errno;
+use crate::release::{Claim, Kept};
 use crate::state::RegionState;
 use crate::tally::{Held, Holder};
 
@@ -82,7 +83,7 @@ impl Registration {
         while at < bytes {
             let here = ua.checked_add(at)?;
             bits |= here.raw() | region.table.host(here).raw();
-            at += region.table.contiguous(here, self.claim.range);
+            at += region.table.contiguous_within(here, bytes - at);
         }
         PageShift::new(bits.trailing_zeros().min(63))
     }
@@ -101,7 +102,7 @@ impl Registration {
         let mut at = 0;
         while at < self.bytes() {
             let Some(ua) = self.ua().checked_add(at) else { return };
-            let bytes = region.table.contiguous(ua, self.claim.range);
+            let bytes = region.table.contiguous_within(ua, self.bytes() - at);
             visit(ua, region.table.host(ua), bytes);
             at += bytes;
         }

@@ -13,11 +13,11 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 /// Slots in a chunk.
 pub(crate) const CHUNK: usize = 512;
 /// Chunks in an array.
-const CHUNKS: usize = 2048;
+const CHUNKS: usize = 512;
 /// Regions an address space can have at once.
 pub(crate) const MAX_SLOTS: usize = CHUNK * CHUNKS;
 
-/// Up to 2048 chunks that never move.
+/// Up to 512 chunks that never move.
 pub(crate) struct Chunks<C> {
     chunks: Box<[AtomicPtr<C>]>,
 }

@@ -5,9 +5,9 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, UserAddr};
-use crate::engine::{Backing, Engine, OutOfMemory, RegisterError, Wish};
+use crate::engine::{Engine, OutOfMemory};
 use crate::port::{AddressKind, Charge, Memory, Pin};
-use crate::region::Home;
+use crate::register::{Backing, RegisterError, Wish};
 use crate::registration::Registration;
 use crate::state::{RegionState, SpaceState};
 use crate::tally::Holder;
@@ -30,7 +30,8 @@ impl AddressSpace {
 
     /// The same with pins and charges from two hands.
     pub fn with_ports(pins: impl Pin + 'static, charges: impl Charge + 'static) -> Self {
-        Self { engine: Engine::new(Box::new(pins), Box::new(charges)) }
+        let barrier = pins.barrier();
+        Self { engine: Engine::new(Box::new(pins), Box::new(charges), barrier) }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

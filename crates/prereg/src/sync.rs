@@ -5,12 +5,15 @@
 
 #[cfg(not(loom))]
 pub(crate) mod atomic {
-    pub(crate) use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering, fence};
+    pub(crate) use core::sync::atomic::{
+        AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, compiler_fence, fence,
+    };
 }
 
 #[cfg(loom)]
 pub(crate) mod atomic {
-    pub(crate) use loom::sync::atomic::{AtomicI64, AtomicPtr, AtomicU64, Ordering, fence};
+    pub(crate) use core::sync::atomic::compiler_fence;
+    pub(crate) use loom::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 }
 
 pub(crate) use monitor::{Monitor, MonitorGuard};

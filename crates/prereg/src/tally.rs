@@ -1,19 +1,27 @@
-//! Who holds how many mappings: the counts behind the report of an EBUSY.
+//! The counts behind the doors: who holds how many mappings of which region.
 //!
-//! A tally has one count per region slot. A translator owns one and is the only thread to write it, with plain loads and
-//! stores; units that are given back without a translator go to the house tally of the same holder, which anybody may
-//! write. Only sums over all tallies of a holder mean anything: a unit may be taken by one translator and given back by
-//! another, so single counts go negative.
+//! Every translator has a [`Station`] with one count per region slot that only its own thread writes. Units that are given
+//! back without a translator go to the [`House`] of the same holder, whose counts anybody may write. Only sums mean
+//! anything: a unit may be taken by one station and given back by another, so single counts go negative. The sum of all of
+//! them, for one slot, is the region's live mappings.
 //!
-//! Nothing is decided by these counts; the region's gate decides. They are exact when nobody maps or unmaps meanwhile.
+//! Arrays grow by a longer one beside the old: the owner counts in the newest it has seen, sums go over all of them.
+
+#![expect(
+    unsafe_code,
+    reason = "counts are reached by pointer: by their owner's thread, and by mappings that outlive it"
+)]
 
 use alloc::boxed::Box;
+use alloc::sync::Weak;
 use alloc::vec::Vec;
 use core::fmt;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
+use crate::lookup::Snapshot;
+use crate::publish::Seat;
 use crate::slots::{CHUNK, Chunks};
-use crate::sync::atomic::{AtomicI64, Ordering};
+use crate::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
 /// Who holds mappings or registrations, for reports: a container and what kind of use it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -61,15 +69,127 @@ pub struct Held {
     pub count: u64,
 }
 
-/// One count a slot.
-pub(crate) struct Tally {
-    pub(crate) holder: Holder,
-    chunks: Chunks<[AtomicI64; CHUNK]>,
+/// One count a slot, for one writing thread.
+pub(crate) struct Counts {
+    counts: Box<[AtomicI64]>,
+    /// The shorter array this one took over from; null for the first. Owned.
+    older: *mut Counts,
 }
 
-impl Tally {
-    pub(crate) fn new(holder: Holder) -> Self {
-        Self { holder, chunks: Chunks::new() }
+impl Counts {
+    /// The counts as the owner's thread keeps them at hand.
+    pub(crate) fn raw(&self) -> (*const AtomicI64, usize) {
+        (self.counts.as_ptr(), self.counts.len())
+    }
+}
+
+/// A translator's place: the snapshot it uses and what it counts.
+pub(crate) struct Station {
+    pub(crate) seat: Seat<Snapshot>,
+    pub(crate) house: alloc::sync::Arc<House>,
+    /// From `Box::into_raw`; replaced by the writers' side only, freed with the station.
+    newest: AtomicPtr<Counts>,
+}
+
+// SAFETY: the pointer owns a list of boxes of atomics; it is changed under the writers' lock.
+unsafe impl Send for Station {}
+// SAFETY: as above.
+unsafe impl Sync for Station {}
+
+impl Station {
+    /// A station with counts for `slots` slots. `None` without memory.
+    pub(crate) fn new(house: alloc::sync::Arc<House>, slots: usize) -> Option<Self> {
+        let station = Self { seat: Seat::default(), house, newest: AtomicPtr::new(ptr::null_mut()) };
+        station.grow(slots).then_some(station)
+    }
+
+    /// Adds an array for `slots` slots. Writers' lock held. `false` without memory.
+    pub(crate) fn grow(&self, slots: usize) -> bool {
+        let mut counts = Vec::new();
+        if counts.try_reserve_exact(slots).is_err() {
+            return false;
+        }
+        // Written here, so that the owner's first store does not fault a page in.
+        counts.resize_with(slots, || AtomicI64::new(0));
+        // Relaxed: only written under the lock we hold.
+        let older = self.newest.load(Ordering::Relaxed);
+        let made = Box::into_raw(Box::new(Counts { counts: counts.into_boxed_slice(), older }));
+        // Release pairs with the Acquire in `newest`.
+        self.newest.store(made, Ordering::Release);
+        true
+    }
+
+    /// The longest array.
+    pub(crate) fn newest(&self) -> &Counts {
+        // Acquire pairs with the Release in `grow`.
+        let newest = self.newest.load(Ordering::Acquire);
+        // SAFETY: `new` made one, and none is freed before the station.
+        unsafe { &*newest }
+    }
+
+    fn arrays(&self) -> impl Iterator<Item = &Counts> {
+        let newest: *const Counts = self.newest();
+        // SAFETY: a list of boxes, none freed before the station.
+        core::iter::successors(unsafe { newest.as_ref() }, |counts| unsafe { counts.older.as_ref() })
+    }
+
+    /// The sum for `slot`. Acquire pairs with the Release of every `leave`.
+    pub(crate) fn value(&self, slot: u32) -> i64 {
+        self.arrays()
+            .filter_map(|array| array.counts.get(slot as usize))
+            .map(|count| count.load(Ordering::Acquire))
+            .fold(0, i64::wrapping_add)
+    }
+
+    /// Moves every count to the house. The translator is gone; writers' lock held.
+    pub(crate) fn fold(&self) {
+        for array in self.arrays() {
+            for (slot, count) in array.counts.iter().enumerate() {
+                // Relaxed: the owner is gone and handed its counts over.
+                let value = count.load(Ordering::Relaxed);
+                if value != 0 {
+                    count.store(0, Ordering::Relaxed);
+                    self.house.add(slot as u32, value);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        // Relaxed: exclusive access.
+        let mut next = self.newest.load(Ordering::Relaxed);
+        while !next.is_null() {
+            // SAFETY: from `Box::into_raw` in `grow`, and nobody else is left.
+            let counts = unsafe { Box::from_raw(next) };
+            next = counts.older;
+        }
+    }
+}
+
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Station").field("holder", &self.house.holder).finish_non_exhaustive()
+    }
+}
+
+/// Who is told that a unit of a draining region was given back without a translator.
+pub(crate) trait Home: Send + Sync {
+    /// Gives one unit of `slot` back in `count`, and releases what is drained by that. May lock and make system calls.
+    fn give_back(&self, slot: u32, count: &AtomicI64);
+}
+
+/// The counts of one holder that anybody may write.
+pub(crate) struct House {
+    pub(crate) holder: Holder,
+    chunks: Chunks<[AtomicI64; CHUNK]>,
+    home: Weak<dyn Home>,
+}
+
+impl House {
+    pub(crate) fn new(holder: Holder, home: Weak<dyn Home>) -> Self {
+        Self { holder, chunks: Chunks::new(), home }
     }
 
     /// Makes room for `slots` slots. Writers' lock held. `false` without memory.
@@ -84,84 +204,77 @@ impl Tally {
     }
 
     #[inline]
-    fn count(&self, slot: u32) -> Option<&AtomicI64> {
+    pub(crate) fn count(&self, slot: u32) -> Option<&AtomicI64> {
         self.chunks.get(slot).map(|(chunk, index)| &chunk[index])
     }
 
-    /// Adds `change`; for the one thread that owns this tally. Relaxed load and store: no other thread writes here, and
-    /// readers want no more than a number.
-    #[inline]
-    pub(crate) fn add_own(&self, slot: u32, change: i64) {
+    /// Adds `change`.
+    pub(crate) fn add(&self, slot: u32, change: i64) {
         if let Some(count) = self.count(slot) {
-            count.store(count.load(Ordering::Relaxed).wrapping_add(change), Ordering::Relaxed);
-        }
-    }
-
-    /// Adds `change`; for any thread. Release pairs with the Acquire in `value`, so that a tally found empty is no longer
-    /// touched by whoever emptied it.
-    pub(crate) fn add_shared(&self, slot: u32, change: i64) {
-        if let Some(count) = self.count(slot) {
+            // Release, as every change of a count.
             count.fetch_add(change, Ordering::Release);
         }
     }
 
+    /// Acquire pairs with the Release of every `leave_shared`.
     pub(crate) fn value(&self, slot: u32) -> i64 {
-        // Acquire: see `add_shared`.
         self.count(slot).map_or(0, |count| count.load(Ordering::Acquire))
+    }
+
+    /// Whether this is a house of the address space `home`.
+    pub(crate) fn is_of<T: Home>(&self, home: &alloc::sync::Arc<T>) -> bool {
+        ptr::addr_eq(self.home.as_ptr(), alloc::sync::Arc::as_ptr(home))
     }
 
     /// Whether every count is zero.
     pub(crate) fn is_empty(&self) -> bool {
-        // Acquire: see `add_shared`.
+        // Acquire as in `value`: whoever emptied the house does not touch it any more.
         self.chunks.iter().all(|chunk| chunk.iter().all(|count| count.load(Ordering::Acquire) == 0))
     }
-
-    /// Moves every count into `house`. The owner of this tally is gone.
-    pub(crate) fn fold_into(&self, house: &Self) {
-        for (i, chunk) in self.chunks.iter().enumerate() {
-            for (j, count) in chunk.iter().enumerate() {
-                // Relaxed: the owner is gone; its thread handed the tally over.
-                let value = count.swap(0, Ordering::Relaxed);
-                if value != 0 {
-                    house.add_shared((i * CHUNK + j) as u32, value);
-                }
-            }
-        }
-    }
 }
 
-impl fmt::Debug for Tally {
+impl fmt::Debug for House {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tally").field("holder", &self.holder).finish_non_exhaustive()
+        f.debug_struct("House").field("holder", &self.holder).finish_non_exhaustive()
     }
 }
 
-/// A pointer to a house tally, in a mapping that may be given back on any thread.
-#[derive(Clone, Copy)]
-pub(crate) struct HouseRef(ptr::NonNull<Tally>);
+/// A house, in a mapping that may be given back on any thread. The unit keeps the house: the books drop none whose counts,
+/// with those of its holder's stations, are not all zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HouseRef(NonNull<House>);
 
-#[expect(unsafe_code, reason = "a mapping names its holder's tally without owning it")]
-mod house_ref {
-    use super::{HouseRef, Tally, ptr};
+// SAFETY: a house is shared by many threads; only its atomics change.
+unsafe impl Send for HouseRef {}
+// SAFETY: as above.
+unsafe impl Sync for HouseRef {}
 
-    // SAFETY: only `give_back` uses the pointer, through atomics.
-    unsafe impl Send for HouseRef {}
-    // SAFETY: as above.
-    unsafe impl Sync for HouseRef {}
+impl HouseRef {
+    #[inline]
+    pub(crate) fn new(house: &House) -> Self {
+        Self(NonNull::from(house))
+    }
 
-    impl HouseRef {
-        pub(crate) fn new(house: &Tally) -> Self {
-            Self(ptr::NonNull::from(house))
-        }
+    /// The house.
+    ///
+    /// # Safety
+    /// The caller holds a unit that is counted with it, for as long as he uses it.
+    pub(crate) unsafe fn get<'a>(self) -> &'a House {
+        // SAFETY: the unit keeps it.
+        unsafe { self.0.as_ref() }
+    }
 
-        /// Takes one unit off.
-        ///
-        /// # Safety
-        /// The holder's tallies count one unit for this call to take, so the registry keeps the house tally until now.
-        pub(crate) unsafe fn give_back(self, slot: u32) {
-            // SAFETY: alive, by the caller's promise.
-            let house = unsafe { self.0.as_ref() };
-            house.add_shared(slot, -1);
+    /// Gives one unit of `slot` back on a thread without a translator.
+    ///
+    /// # Safety
+    /// The caller holds that unit, counted with this house's holder, and does not use the region any more.
+    pub(crate) unsafe fn give_back(self, slot: u32) {
+        // SAFETY: the unit keeps the house.
+        let house = unsafe { self.0.as_ref() };
+        // Taken before the unit goes: after that nothing may keep the house or the address space.
+        let home = house.home.upgrade();
+        if let (Some(home), Some(count)) = (home, house.count(slot)) {
+            home.give_back(slot, count);
         }
     }
 }

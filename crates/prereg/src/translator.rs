@@ -2,9 +2,12 @@
 //!
 //! Everything here but making and dropping one works without a lock, an allocation, a system call or a page fault, and so
 //! in a signal handler (which has a translator of its own: `&mut self` keeps two from sharing one). A translator sits on a
-//! snapshot and looks for a newer one only when it misses or meets a closed gate.
+//! snapshot and looks for a newer one only when it misses or meets a closed door.
+//!
+//! The usual case, a page no larger than the system's in a region that the cells cover, is inlined and touches the cell, the
+//! thread's own count, the door, and the page's address: nothing that another thread writes.
 
-#![expect(unsafe_code, reason = "a translator reads the snapshot that its seat keeps")]
+#![expect(unsafe_code, reason = "a translator reads what the snapshot in its seat names")]
 
 use alloc::sync::Arc;
 use core::cell::Cell;
@@ -12,32 +15,64 @@ use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
-use crate::addr::{PageShift, UserAddr};
-use crate::books::Station;
+use crate::addr::{HostAddr, PageShift, UserAddr};
+use crate::cells::View;
+use crate::door::{Door, Entered, Light};
 use crate::engine::Engine;
-use crate::gate::Left;
 use crate::lookup::Snapshot;
-use crate::region::{Home, MapError, Mapping, Region};
-use crate::tally::{Holder, HouseRef};
+use crate::range_mapping::RangeMapping;
+use crate::region::{MapError, Mapping, Region};
+use crate::sync::atomic::AtomicI64;
+use crate::tagged::{host_of, slot_of};
+use crate::tally::{Holder, House, HouseRef, Station};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {
+    /// The cells of the snapshot at hand.
+    view: View,
+    /// The station's newest counts when the snapshot was taken: at least one for every slot the snapshot names.
+    counts: *const AtomicI64,
+    /// The engine's doors.
+    doors: *const Door,
+    /// How many counts there are.
+    capacity: usize,
+    granule: u32,
+    light: Light,
+    house: HouseRef,
+    /// Why the last `take` failed.
+    failure: MapError,
     engine: Arc<Engine>,
     station: Arc<Station>,
-    /// What the station's seat names; null before the first refresh.
+    /// What the station's seat names.
     snapshot: *const Snapshot,
-    /// Where the last region was found.
-    hint: usize,
     /// One thread at a time: the counts are written with plain stores.
     not_sync: PhantomData<Cell<()>>,
 }
 
-// SAFETY: the snapshot pointer stays valid on any thread while the seat names it, and one thread at a time uses the handle.
+// SAFETY: what the pointers reach lives as long as the engine, the station and the seat, on any thread, and one thread at a
+// time uses the handle.
 unsafe impl Send for Translator {}
+
+/// A unit taken: where the device finds the byte asked for, and the slot. Two words, so that it comes back in registers;
+/// slot 0, which no region has, means that nothing was taken and `failure` says why.
+type Taken = (u64, u32);
 
 impl Translator {
     pub(crate) fn new(engine: Arc<Engine>, station: Arc<Station>) -> Self {
-        let mut this = Self { engine, station, snapshot: ptr::null(), hint: 0, not_sync: PhantomData };
+        let mut this = Self {
+            view: View::EMPTY,
+            counts: ptr::null(),
+            doors: engine.doors().as_ptr(),
+            capacity: 0,
+            granule: engine.granule().shift().get(),
+            light: engine.light(),
+            house: HouseRef::new(&station.house),
+            failure: MapError::Foreign,
+            engine,
+            station,
+            snapshot: ptr::null(),
+            not_sync: PhantomData,
+        };
         this.refresh();
         this
     }
@@ -45,7 +80,7 @@ impl Translator {
     /// Whose mappings this handle counts.
     #[must_use]
     pub fn holder(&self) -> Holder {
-        self.station.tally.holder
+        self.station.house.holder
     }
 
     /// Sits on the newest snapshot. Never needed for correctness; an idle translator that refreshes lets old tables go.
@@ -53,6 +88,9 @@ impl Translator {
         // SAFETY: 1. the station is listed in the books until `drop`, and every reclaim is given all listed seats;
         // 2. `&mut self`, and the station is this translator's alone.
         self.snapshot = unsafe { self.engine.published.refresh(&self.station.seat) };
+        self.view = self.snapshot().cells.view();
+        // After the snapshot: counts for all its slots were there before it was published.
+        (self.counts, self.capacity) = self.station.newest().raw();
     }
 
     #[inline]
@@ -61,52 +99,140 @@ impl Translator {
         unsafe { &*self.snapshot }
     }
 
-    /// The region that holds the byte at `ua` in the snapshot at hand.
     #[inline]
-    fn find(&mut self, ua: UserAddr) -> Option<NonNull<Region>> {
-        if let Some(region) = self.snapshot().at(self.hint, ua) {
-            return Some(NonNull::from(region));
-        }
-        let (index, region) = self.snapshot().find(ua)?;
-        let region = NonNull::from(region);
-        self.hint = index;
-        Some(region)
+    fn count(&self, slot: u32) -> &AtomicI64 {
+        debug_assert!((slot as usize) < self.capacity);
+        // SAFETY: the callers' slots are named by the snapshot or below `capacity`; counts live as long as the station.
+        unsafe { &*self.counts.wrapping_add(slot as usize) }
     }
+
+    #[inline]
+    fn door(&self, slot: u32) -> &Door {
+        // SAFETY: there is a door for every slot, and they live as long as the engine.
+        unsafe { &*self.doors.wrapping_add(slot as usize) }
+    }
+
+    // ---- taking and giving units ----------------------------------------------------------------------------------
 
     /// Takes one unit of the region that holds the page of `shift` around `ua`.
     #[inline]
-    fn enter(&mut self, ua: UserAddr, shift: PageShift) -> Result<NonNull<Region>, MapError> {
-        if let Some(found) = self.find(ua) {
-            // SAFETY: listed by the snapshot that our seat keeps.
-            let region = unsafe { found.as_ref() };
-            if region.admits(ua, shift).is_ok() && region.gate.enter().is_ok() {
-                self.station.tally.add_own(region.slot, 1);
-                return Ok(found);
+    pub(crate) fn take(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
+        let offset = ua.raw().wrapping_sub(self.view.base);
+        if offset < self.view.span && shift.get() <= self.granule {
+            // SAFETY: inside the cells of the snapshot at hand.
+            let word = unsafe { self.view.load(offset) };
+            // An empty cell says slot 0, whose door is never open.
+            let slot = slot_of(word);
+            if self.door(slot).enter(self.count(slot), self.light) == Entered::In {
+                let within = offset & ((1 << self.view.shift) - 1);
+                // SAFETY: entered after the cell was loaded; `within` is inside it.
+                return (unsafe { host_of(word, within, self.granule) }, slot);
             }
         }
-        self.enter_newest(ua, shift)
+        self.take_searching(ua, shift)
     }
 
-    /// The same in the newest snapshot: the old one missed, or its region is going.
+    /// What `take` could not do: a region that is not in the cells, a large page, a newer snapshot.
     #[cold]
     #[inline(never)]
-    fn enter_newest(&mut self, ua: UserAddr, shift: PageShift) -> Result<NonNull<Region>, MapError> {
-        let was_there = self.find(ua).is_some();
-        self.refresh();
-        let Some(found) = self.find(ua) else {
-            return Err(if was_there {
-                MapError::Closing { ua }
-            } else {
-                MapError::Unregistered { ua, shift }
-            });
+    fn take_searching(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
+        let first = match self.take_by_header(ua, shift) {
+            Ok(taken) => return taken,
+            Err(error) => error,
         };
-        // SAFETY: listed by the snapshot that our seat keeps.
+        self.refresh();
+        match self.take_by_header(ua, shift) {
+            Ok(taken) => taken,
+            Err(error) => {
+                // A region that went between the two looks was there when the caller asked.
+                let closing = matches!(first, MapError::Closing { .. });
+                self.failure =
+                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error };
+                (0, 0)
+            }
+        }
+    }
+
+    fn take_by_header(&mut self, ua: UserAddr, shift: PageShift) -> Result<Taken, MapError> {
+        let found = self.find(ua).ok_or(MapError::Unregistered { ua, shift })?;
+        // SAFETY: named by the snapshot at hand.
         let region = unsafe { found.as_ref() };
         region.admits(ua, shift)?;
-        region.gate.enter().map_err(|_| MapError::Closing { ua })?;
-        self.station.tally.add_own(region.slot, 1);
-        Ok(found)
+        match self.door(region.slot).enter(self.count(region.slot), self.light) {
+            Entered::In => Ok((region.table.host(ua).raw(), region.slot)),
+            Entered::Closed => Err(MapError::Closing { ua }),
+            Entered::Draining => {
+                self.engine.ask_for_a_look();
+                Err(MapError::Closing { ua })
+            }
+        }
     }
+
+    /// The region that holds the byte at `ua` in the snapshot at hand.
+    #[inline]
+    fn find(&self, ua: UserAddr) -> Option<NonNull<Region>> {
+        let offset = ua.raw().wrapping_sub(self.view.base);
+        if offset < self.view.span {
+            // SAFETY: inside the cells of the snapshot at hand.
+            let slot = slot_of(unsafe { self.view.load(offset) });
+            if slot != 0 {
+                return self.engine.region_in(slot);
+            }
+        }
+        self.snapshot().search(ua).map(NonNull::from)
+    }
+
+    /// Gives one unit of `slot` back.
+    ///
+    /// # Safety
+    /// The caller holds that unit, of this address space and counted with this translator's holder, and does not use the
+    /// address any more.
+    #[inline]
+    pub(crate) unsafe fn give(&mut self, slot: u32) {
+        if slot as usize >= self.capacity {
+            // Taken by a translator that knows longer counts.
+            self.refresh();
+        }
+        if self.door(slot).leave(self.count(slot), self.light) {
+            self.engine.ask_for_a_look();
+        }
+    }
+
+    /// Gives one unit of `slot` back that is counted with another holder.
+    pub(crate) fn give_to(&mut self, house: &House, slot: u32) {
+        if let Some(count) = house.count(slot) {
+            if self.door(slot).leave_shared(count, Light::Full) {
+                self.engine.ask_for_a_look();
+            }
+        }
+    }
+
+    /// Counts a unit of `slot`, just taken, with another holder from now on.
+    pub(crate) fn hand_over(&mut self, house: &House, slot: u32) {
+        house.add(slot, 1);
+        // The other count has it already, so no sum misses it; and the unit is not given back.
+        let count = self.count(slot);
+        let _ = self.door(slot).leave(count, self.light);
+    }
+
+    /// Why the last `take` took nothing.
+    pub(crate) fn failure(&self) -> MapError {
+        self.failure
+    }
+
+    /// Whether this handle belongs to `engine`.
+    #[inline]
+    pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
+        Arc::ptr_eq(&self.engine, engine)
+    }
+
+    /// Whether this handle counts with `house`.
+    #[inline]
+    pub(crate) fn counts_with(&self, house: &House) -> bool {
+        self.house == HouseRef::new(house)
+    }
+
+    // ---- the public face ------------------------------------------------------------------------------------------
 
     /// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one unit, and yields the address. The
     /// page is the aligned one around `ua`; [`Mapping::hpa`] is the address of the byte at `ua` itself.
@@ -117,10 +243,50 @@ impl Translator {
     /// - [`MapError::Closing`] (ENXIO): the region is being unregistered.
     #[inline]
     pub fn map(&mut self, ua: UserAddr, shift: PageShift) -> Result<Mapping, MapError> {
-        let region = self.enter(ua, shift)?;
-        // SAFETY: the unit just taken keeps the region.
-        let region = unsafe { region.as_ref() };
-        Ok(Mapping::new(region, HouseRef::new(&self.station.house), ua, shift))
+        let (host, slot) = self.take(ua, shift);
+        if slot == 0 {
+            return Err(self.failure);
+        }
+        Ok(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house))
+    }
+
+    /// Maps all of `[ua, ua + bytes)`, which must lie in one region, with one unit.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); an empty range lies nowhere.
+    pub fn map_range(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
+        match self.map_range_found(ua, bytes) {
+            Ok(mapping) => Ok(mapping),
+            Err(first) => {
+                self.refresh();
+                self.map_range_found(ua, bytes).map_err(|error| {
+                    let closing = matches!(first, MapError::Closing { .. });
+                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error }
+                })
+            }
+        }
+    }
+
+    #[inline]
+    fn map_range_found(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
+        let shift = self.engine.granule().shift();
+        let nowhere = MapError::Unregistered { ua, shift };
+        let found = self.find(ua).ok_or(nowhere)?;
+        // SAFETY: named by the snapshot at hand.
+        let region = unsafe { found.as_ref() };
+        if !region.range.holds(ua, bytes) {
+            return Err(nowhere);
+        }
+        match self.door(region.slot).enter(self.count(region.slot), self.light) {
+            Entered::In => {}
+            Entered::Closed => return Err(MapError::Closing { ua }),
+            Entered::Draining => {
+                self.engine.ask_for_a_look();
+                return Err(MapError::Closing { ua });
+            }
+        }
+        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
+        Ok(RangeMapping::new(unit, found, bytes))
     }
 
     /// Whether [`map`](Self::map) would succeed at this moment. Nothing is counted and no address leaves.
@@ -129,81 +295,77 @@ impl Translator {
     /// As `map`.
     #[inline]
     pub fn check(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
-        let admits = |region: NonNull<Region>| {
-            // SAFETY: listed by the snapshot that our seat keeps.
-            let region = unsafe { region.as_ref() };
-            if region.gate.is_closed() { Err(MapError::Closing { ua }) } else { region.admits(ua, shift) }
+        let offset = ua.raw().wrapping_sub(self.view.base);
+        if offset < self.view.span && shift.get() <= self.granule {
+            // SAFETY: inside the cells of the snapshot at hand.
+            let slot = slot_of(unsafe { self.view.load(offset) });
+            if self.door(slot).is_open() {
+                return Ok(());
+            }
+        }
+        self.check_searching(ua, shift)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn check_searching(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
+        let look = |this: &Self| {
+            let found = this.find(ua).ok_or(MapError::Unregistered { ua, shift })?;
+            // SAFETY: named by the snapshot at hand.
+            let region = unsafe { found.as_ref() };
+            region.admits(ua, shift)?;
+            if this.door(region.slot).is_open() { Ok(()) } else { Err(MapError::Closing { ua }) }
         };
-        if self.find(ua).is_some_and(|region| admits(region).is_ok()) {
+        if look(self).is_ok() {
             return Ok(());
         }
         self.refresh();
-        admits(self.find(ua).ok_or(MapError::Unregistered { ua, shift })?)
+        look(self)
     }
 
     /// Gives a mapping back without a lock or a system call. If it was the last one of a region whose registrations are
-    /// gone, the region is queued, and released by the next register, unregister or
-    /// [`reap`](crate::AddressSpace::reap).
+    /// gone, the region is released by the next register, unregister or [`reap`](crate::AddressSpace::reap).
     ///
     /// A mapping of another address space is dropped in the ordinary way.
     #[inline]
     pub fn unmap(&mut self, mapping: Mapping) {
-        let ours = ptr::addr_eq(mapping.region().home.as_ptr(), Arc::as_ptr(&self.engine));
-        if !ours {
+        if mapping.house() == self.house {
+            let (slot, _) = mapping.into_unit();
+            // SAFETY: the mapping held it, counted with our holder in our address space.
+            unsafe { self.give(slot) };
+        } else {
+            self.unmap_other(mapping);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unmap_other(&mut self, mapping: Mapping) {
+        // SAFETY: the mapping's unit keeps its house.
+        let house = unsafe { mapping.house().get() };
+        if !house.is_of(&self.engine) {
             return drop(mapping);
         }
-        let region = mapping.into_region();
-        // SAFETY: the unit that the mapping held is ours to give back now.
-        unsafe { self.give_back(region) };
+        let (slot, _) = mapping.into_unit();
+        self.give_to(house, slot);
+    }
+
+    /// [`unmap`](Self::unmap) for a range.
+    #[inline]
+    pub fn unmap_range(&mut self, mapping: RangeMapping) {
+        self.unmap(mapping.into_unit());
     }
 
     /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
     /// memory (specification 1.4, scenario 51).
     pub fn mark_dirty(&mut self, ua: UserAddr) {
-        if let Some(region) = self.find(ua) {
-            // SAFETY: listed by the snapshot that our seat keeps.
+        let found = self.find(ua).or_else(|| {
+            self.refresh();
+            self.find(ua)
+        });
+        if let Some(region) = found {
+            // SAFETY: named by the snapshot at hand.
             unsafe { region.as_ref() }.table.mark_dirty(ua);
-        }
-    }
-
-    // ---- for tables -----------------------------------------------------------------------------------------------
-
-    /// Whether this handle belongs to `engine`.
-    #[inline]
-    pub(crate) fn belongs_to(&self, engine: &Arc<Engine>) -> bool {
-        Arc::ptr_eq(&self.engine, engine)
-    }
-
-    /// Takes one unit, for a table entry that will keep it.
-    #[inline]
-    pub(crate) fn take_unit(&mut self, ua: UserAddr, shift: PageShift) -> Result<NonNull<Region>, MapError> {
-        self.enter(ua, shift)
-    }
-
-    /// One more unit of a region that the caller holds a unit of, as a mapping.
-    pub(crate) fn map_more(
-        &mut self,
-        region: &Region,
-        ua: UserAddr,
-        shift: PageShift,
-    ) -> Result<Mapping, MapError> {
-        region.gate.enter().map_err(|_| MapError::Closing { ua })?;
-        self.station.tally.add_own(region.slot, 1);
-        Ok(Mapping::new(region, HouseRef::new(&self.station.house), ua, shift))
-    }
-
-    /// Gives back one unit of `region`.
-    ///
-    /// # Safety
-    /// The caller holds that unit, of a region of this address space, and does not use the region any more.
-    #[inline]
-    pub(crate) unsafe fn give_back(&mut self, region: NonNull<Region>) {
-        // SAFETY: the unit keeps it.
-        let header = unsafe { region.as_ref() };
-        self.station.tally.add_own(header.slot, -1);
-        if header.gate.leave() == Ok(Left::Last) {
-            // Alone with the region now: see `region`.
-            self.engine.queue_drained(region);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The failure sweep: every outside call of every operation is made to fail, the 1st, the 2nd, ... until none is left to
 //! fail; after each failure the host and the books are as they were before (contract clause 10).
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Granule, Holder, PageShift, RegisterError, SpaceState, UserAddr,

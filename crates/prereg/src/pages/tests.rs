@@ -102,7 +102,7 @@ fn too_many_and_too_few_pages_are_noticed() {
 fn contiguous_stops_at_breaks_and_at_the_end() {
     let table = table(6, |page| if page < 4 { page << 12 } else { (page + 10) << 12 });
     let at = |page: u64| UserAddr::new(0x4000_0000 + (page << 12));
-    assert_eq!(table.contiguous(at(0), range(6)), 4 << 12);
-    assert_eq!(table.contiguous(at(3), range(6)), 1 << 12);
-    assert_eq!(table.contiguous(at(4), range(6)), 2 << 12);
+    assert_eq!(table.contiguous_within(at(0), 6 << 12), 4 << 12);
+    assert_eq!(table.contiguous_within(at(3), 3 << 12), 1 << 12);
+    assert_eq!(table.contiguous_within(at(4), 2 << 12), 2 << 12);
 }

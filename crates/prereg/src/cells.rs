@@ -1,0 +1,181 @@
+//! The fast tier of lookup: a flat array over a stretch of user memory whose cells say where the page addresses are.
+//!
+//! A cell covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one word: the region's slot in the
+//! upper 16 bits; below, either the host page at its start (the cell is contiguous on the host) or a pointer to its pages in
+//! the region's table. So a translation loads the cell, and perhaps the page, and never touches a header.
+//!
+//! Cells are patched in place when regions come and go. A reader may act on a cell that was emptied meanwhile; the door of
+//! the slot stops it, for a slot (and the table a cell points to) is used again only when no reader can have seen the old
+//! cell (see `books`).
+//!
+//! What does not fit is found by search instead (see `lookup`): regions not aligned to the cells or far away, slots past
+//! 65,535, and everything on hosts whose pointers have not 64 bits.
+
+#![expect(unsafe_code, reason = "readers reach the array by pointer")]
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr;
+
+use crate::addr::UserAddr;
+use crate::region::Region;
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::tagged::SLOT_SHIFT;
+
+/// One cell. Null is empty; so slot 0 is never given to a region.
+pub(crate) type Cell = AtomicPtr<u32>;
+
+/// A flat array of cells.
+pub(crate) struct Cells {
+    base: u64,
+    shift: u32,
+    cells: Box<[Cell]>,
+}
+
+/// What a reader keeps at hand of a [`Cells`].
+#[derive(Clone, Copy)]
+pub(crate) struct View {
+    pub(crate) base: u64,
+    /// Bytes covered.
+    pub(crate) span: u64,
+    pub(crate) shift: u32,
+    pub(crate) cells: *const Cell,
+}
+
+impl View {
+    /// Covers nothing.
+    pub(crate) const EMPTY: Self = Self { base: 0, span: 0, shift: 12, cells: ptr::null() };
+
+    /// The cell of the byte `offset` bytes after `base`.
+    ///
+    /// # Safety
+    /// `offset` is below `span`, and the array lives.
+    #[inline]
+    pub(crate) unsafe fn load(&self, offset: u64) -> *mut u32 {
+        // SAFETY: inside the array, by the caller's promise.
+        let cell = unsafe { &*self.cells.wrapping_add((offset >> self.shift) as usize) };
+        // Acquire pairs with the Release in `fill`: the table it points to was made before.
+        cell.load(Ordering::Acquire)
+    }
+}
+
+/// Where cells could lie: chosen so that most memory is covered for little table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Plan {
+    base: u64,
+    shift: u32,
+    count: usize,
+}
+
+/// Regions further apart than this are not covered by one array.
+const CLUSTER_GAP: u64 = 1 << 38;
+/// An array may always have so many cells; beyond that, one for every 16 pages it covers.
+const SMALL: u64 = 1 << 14;
+/// The largest cell.
+const LARGEST_SHIFT: u32 = 40;
+
+impl Plan {
+    /// A plan for `regions`, in ascending order. `None` when nothing can be covered.
+    pub(crate) fn new<'a>(regions: impl Iterator<Item = &'a Region> + Clone, granule: u32) -> Option<Self> {
+        if usize::BITS < 64 {
+            return None;
+        }
+        let (first, last, pages) = Self::cluster(regions.clone(), granule)?;
+        let limit = SMALL.max(pages / 16);
+        let inside =
+            |region: &&Region| region.range.first().raw() >= first && region.range.last().raw() <= last;
+        let finest = regions.filter(inside).map(Region::cell_alignment).min()?.max(granule);
+        let shift = (finest..=LARGEST_SHIFT).find(|&shift| (last >> shift) - (first >> shift) < limit)?;
+        let used = (last >> shift) - (first >> shift) + 1;
+        // Room to grow on both sides, so that a run of new neighbours does not rebuild the array each time.
+        let count = used.next_power_of_two();
+        let base = (first >> shift).saturating_sub((count - used) / 2);
+        Some(Self { base: base << shift, shift, count: usize::try_from(count).ok()? })
+    }
+
+    /// The group of near regions with the most pages: first byte, last byte, pages.
+    fn cluster<'a>(regions: impl Iterator<Item = &'a Region>, granule: u32) -> Option<(u64, u64, u64)> {
+        let mut best: Option<(u64, u64, u64)> = None;
+        let mut current: Option<(u64, u64, u64)> = None;
+        for region in regions {
+            let (first, last) = (region.range.first().raw(), region.range.last().raw());
+            let pages = region.range.bytes() >> granule;
+            current = match current {
+                Some((start, end, sum)) if first - end <= CLUSTER_GAP => Some((start, last, sum + pages)),
+                _ => Some((first, last, pages)),
+            };
+            if let Some(group) = current {
+                if best.is_none_or(|(.., most)| group.2 > most) {
+                    best = Some(group);
+                }
+            }
+        }
+        best
+    }
+}
+
+impl Cells {
+    /// No cell.
+    pub(crate) fn empty() -> Self {
+        Self { base: 0, shift: 12, cells: Box::default() }
+    }
+
+    /// Empty cells for `plan`. `None` without memory.
+    pub(crate) fn new(plan: Plan) -> Option<Self> {
+        let mut cells = Vec::new();
+        cells.try_reserve_exact(plan.count).ok()?;
+        cells.resize_with(plan.count, || Cell::new(ptr::null_mut()));
+        Some(Self { base: plan.base, shift: plan.shift, cells: cells.into_boxed_slice() })
+    }
+
+    pub(crate) fn view(&self) -> View {
+        let span = (self.cells.len() as u64) << self.shift;
+        View { base: self.base, span, shift: self.shift, cells: self.cells.as_ptr() }
+    }
+
+    /// The cells of `region`, if all of it could be covered by this array.
+    fn cells_of(&self, region: &Region) -> Option<(usize, usize)> {
+        let first = region.range.first().raw().checked_sub(self.base)?;
+        let last = region.range.last().raw() - self.base;
+        let fits = (last >> self.shift) < self.cells.len() as u64
+            && region.cell_alignment() >= self.shift
+            && u64::from(region.slot) < 1 << (64 - SLOT_SHIFT);
+        fits.then_some(((first >> self.shift) as usize, (last >> self.shift) as usize))
+    }
+
+    /// Whether `region` can be found here once `fill` was called.
+    pub(crate) fn covers(&self, region: &Region) -> bool {
+        self.cells_of(region).is_some_and(|_| region.table.cell(region.range.first(), self.shift).is_some())
+    }
+
+    /// Makes `region` found. Writers' lock held; `covers` said yes.
+    pub(crate) fn fill(&self, region: &Region) {
+        let Some((first, last)) = self.cells_of(region) else { return };
+        for index in first..=last {
+            let ua = UserAddr::new(self.base + ((index as u64) << self.shift));
+            let Some(payload) = region.table.cell(ua, self.shift) else { return };
+            let word = payload.map_addr(|bits| bits | ((u64::from(region.slot) << SLOT_SHIFT) as usize));
+            // Release pairs with the Acquire in `View::load`.
+            self.cells[index].store(word, Ordering::Release);
+        }
+    }
+
+    /// Makes `region` no longer found. Writers' lock held.
+    pub(crate) fn clear(&self, region: &Region) {
+        let Some((first, last)) = self.cells_of(region) else { return };
+        for cell in &self.cells[first..=last] {
+            // Relaxed: whoever still finds the cell meets the closed door.
+            cell.store(ptr::null_mut(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Debug for Cells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cells")
+            .field("shift", &self.shift)
+            .field("count", &self.cells.len())
+            .finish_non_exhaustive()
+    }
+}

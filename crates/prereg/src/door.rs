@@ -1,0 +1,193 @@
+//! The door: a gate whose count is spread over memory that only one thread each writes.
+//!
+//! A region's live mappings are counted behind one. Entering is a plain store to the thread's own count, a light fence and a
+//! load of the door; nothing shared is written. The price is on the closing side: a close is announced on the door, followed
+//! by a heavy fence, and then all counts are summed.
+//!
+//! ```text
+//!                    enter that finds CLOSING
+//!                 +---------------------------+
+//!                 v     sum != 0              |
+//!   CLOSED --> OPEN <---------------------- CLOSING
+//!      ^  open  | ^ -----------------------> |
+//!      |        | |      try_close           | sum == 0
+//!      |  drain | | reopen                   |
+//!      |        v |                          |
+//!      +-- DRAINING                          |
+//!      |     sum == 0                        |
+//!      +-------------------------------------+
+//! ```
+//!
+//! Why nobody is inside a closed door. An entering thread does *store count; light fence; load door*, a closing one does
+//! *store door; heavy fence; load counts*. The two fences make it impossible that both loads miss the other's store:
+//! - the closer's fence came first: the entering load finds the door no longer OPEN. If it is CLOSING, the unit is already
+//!   counted, so the only right verdict is "busy", and the entering thread gives it itself, by the exchange CLOSING to OPEN;
+//!   the closer's exchange CLOSING to CLOSED then fails. If that exchange was first, the entering one fails, takes its unit
+//!   back and reports closed. One exchange wins: a map and the last unregister never both succeed, and never both fail.
+//! - the entering fence came first: the closer's sum contains the unit, and the close is refused.
+//!
+//! A sum of zero after the heavy fence means that nobody is inside, although counts change while they are summed: every unit
+//! taken before the fence is seen as taken; giving units back, by whatever thread, only lowers the sum; and a unit taken
+//! later decides by the exchange above.
+//!
+//! A plain sum that is not zero, without any fence, is enough to refuse: some unit was outstanding during the scan. So the
+//! heavy fence is paid by closes that are likely to succeed.
+//!
+//! With [`Light::Compiler`] the light fence costs nothing and the heavy one interrupts every thread of the process
+//! (`membarrier(2)`); with [`Light::Full`] both are SeqCst fences, which is what loom and miri run.
+
+use crate::sync::atomic::{AtomicI64, AtomicU8, Ordering, compiler_fence, fence};
+
+/// Nobody enters; what is behind is gone or not there yet. Zero, so that fresh memory is closed.
+const CLOSED: u8 = 0;
+/// Anybody enters.
+const OPEN: u8 = 1;
+/// A close is being decided.
+const CLOSING: u8 = 2;
+/// Nobody enters; those inside may stay until they leave.
+const DRAINING: u8 = 3;
+
+/// The fence of the entering and leaving side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Light {
+    /// A SeqCst fence: the closing side uses one too.
+    Full,
+    /// Only the compiler is held: the closing side's fence acts on every thread.
+    Compiler,
+}
+
+impl Light {
+    #[inline]
+    fn fence(self) {
+        match self {
+            Self::Full => fence(Ordering::SeqCst),
+            Self::Compiler => compiler_fence(Ordering::SeqCst),
+        }
+    }
+}
+
+/// What an `enter` found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entered {
+    /// The unit is counted.
+    In,
+    /// Closed: nothing is counted.
+    Closed,
+    /// Draining: nothing is counted, but the unit was for a moment. Whoever waits for the last one must look again.
+    Draining,
+}
+
+/// The door of one slot. The counts are elsewhere.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Door {
+    state: AtomicU8,
+}
+
+impl Door {
+    /// A closed door.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { state: AtomicU8::new(CLOSED) }
+    }
+
+    /// Takes one unit in `count`, which only this thread writes.
+    #[inline]
+    pub fn enter(&self, count: &AtomicI64, light: Light) -> Entered {
+        // Relaxed: nobody else writes it; what it must be ordered with is the door, by the fence.
+        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        light.fence();
+        // Acquire pairs with the Release of `open` and `reopen`: what is behind the door was made before.
+        if self.state.load(Ordering::Acquire) == OPEN { Entered::In } else { self.enter_closing(count) }
+    }
+
+    /// The door was not open. The unit is counted already, so it refuses a close that is being decided; otherwise it is
+    /// taken back.
+    #[cold]
+    #[inline(never)]
+    fn enter_closing(&self, count: &AtomicI64) -> Entered {
+        // AcqRel: the partner is the closer's exchange in `try_close`; see the head of this file. Finding OPEN is as good: a
+        // close that begins after this load has its heavy fence after our count.
+        match self.state.compare_exchange(CLOSING, OPEN, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) | Err(OPEN) => Entered::In,
+            Err(state) => {
+                // Release as in `leave`.
+                count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
+                if state == DRAINING { Entered::Draining } else { Entered::Closed }
+            }
+        }
+    }
+
+    /// Gives one unit back in `count`, which only this thread writes; it may have been taken in another. `true` when the door
+    /// is draining: whoever waits for the last one must look again.
+    #[inline]
+    pub fn leave(&self, count: &AtomicI64, light: Light) -> bool {
+        // Release pairs with the Acquire loads of the sum: all that was done inside happens before the release.
+        count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
+        light.fence();
+        // Relaxed: a drain that this load misses has its sum after our store, by the fences.
+        self.state.load(Ordering::Relaxed) == DRAINING
+    }
+
+    /// The same in a count that anybody may write.
+    pub fn leave_shared(&self, count: &AtomicI64, light: Light) -> bool {
+        // Release as in `leave`.
+        count.fetch_sub(1, Ordering::Release);
+        light.fence();
+        // Relaxed as in `leave`.
+        self.state.load(Ordering::Relaxed) == DRAINING
+    }
+
+    /// Opens the door of something new. Nobody may have it in use from before.
+    pub fn open(&self) {
+        // Release pairs with the Acquire in `enter`.
+        self.state.store(OPEN, Ordering::Release);
+    }
+
+    /// Closes for good if nobody is inside. `heavy` is the heavy fence, `sum` loads all counts with Acquire. One closer at a
+    /// time.
+    ///
+    /// # Errors
+    /// How many are inside, at least 1; the door is open as before.
+    pub fn try_close(&self, heavy: impl FnOnce(), sum: impl Fn() -> i64) -> Result<(), u64> {
+        let inside = sum();
+        if inside != 0 {
+            return Err(inside.unsigned_abs());
+        }
+        // Relaxed: ordered by the heavy fence.
+        self.state.store(CLOSING, Ordering::Relaxed);
+        heavy();
+        let inside = sum();
+        let verdict = if inside == 0 { CLOSED } else { OPEN };
+        // AcqRel: the partner is the exchange in `enter_closing`.
+        match self.state.compare_exchange(CLOSING, verdict, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) if verdict == CLOSED => Ok(()),
+            _ => Err(inside.unsigned_abs().max(1)),
+        }
+    }
+
+    /// Closes for new ones whoever is inside. The caller then passes the heavy fence and sums.
+    pub fn drain(&self) {
+        // Relaxed: ordered by the heavy fence that follows.
+        self.state.store(DRAINING, Ordering::Relaxed);
+    }
+
+    /// Opens a draining door again. The caller is the only one who closes and opens.
+    pub fn reopen(&self) {
+        self.open();
+    }
+
+    /// Ends a drain that found nobody inside.
+    pub fn close(&self) {
+        // Release: what the closer did before is seen by readers that find it closed.
+        self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// Whether anybody may enter. A hint.
+    #[inline]
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        // Relaxed: `enter` decides.
+        matches!(self.state.load(Ordering::Relaxed), OPEN | CLOSING)
+    }
+}

@@ -1,0 +1,176 @@
+//! Releasing: the last unregister, regions that drain, the owner that goes.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::addr::UserRange;
+use crate::books::{Books, Entry, Span};
+use crate::door::Light;
+use crate::engine::Engine;
+use crate::sync::MonitorGuard;
+use crate::sync::atomic::{AtomicI64, Ordering};
+use crate::tally::{Held, Holder, Home};
+
+/// One registration in the books: enough to find it again, never enough to reach a gone region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Claim {
+    pub(crate) range: UserRange,
+    pub(crate) id: u64,
+    pub(crate) holder: Holder,
+}
+
+/// Why a claim could not be given up. Nothing changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Kept {
+    Busy { mapped: u64, holders: Vec<Held> },
+    Gone,
+}
+
+impl Engine {
+    /// Gives a registration up; the last one only if nothing is mapped.
+    pub(crate) fn release(&self, claim: Claim) -> Result<(), Kept> {
+        self.reap();
+        let mut books = self.books.lock();
+        let Some(entry) = books.entry(claim.range.first().raw(), claim.id).filter(|entry| entry.used > 0)
+        else {
+            return Err(Kept::Gone);
+        };
+        if entry.used > 1 {
+            entry.disclaim(claim.holder);
+            return Ok(());
+        }
+        let slot = entry.region.slot;
+        if let Err(mapped) = self.door(slot).try_close(|| self.heavy(&books), || books.mapped(slot)) {
+            return Err(Kept::Busy { mapped, holders: books.holders(slot) });
+        }
+        self.finish(books, claim.range, claim.id);
+        Ok(())
+    }
+
+    /// Gives a registration up; if it was the last one, closes the region for new mappings and leaves the release to the
+    /// last of the old ones. `true` when the release is done or another registration lives.
+    pub(crate) fn release_when_idle(&self, claim: Claim) -> bool {
+        self.reap();
+        let mut books = self.books.lock();
+        let Some(entry) = books.entry(claim.range.first().raw(), claim.id).filter(|entry| entry.used > 0)
+        else {
+            return true;
+        };
+        entry.disclaim(claim.holder);
+        if entry.used > 0 {
+            return true;
+        }
+        let slot = entry.region.slot;
+        books.draining += 1;
+        self.door(slot).drain();
+        self.heavy(&books);
+        if books.mapped(slot) == 0 {
+            self.finish(books, claim.range, claim.id);
+            return true;
+        }
+        if let Some(entry) = books.entry(claim.range.first().raw(), claim.id) {
+            entry.keepalive = self.this.upgrade().map(|this| this as Arc<dyn Home>);
+        }
+        false
+    }
+
+    /// Whether a region given up by `release_when_idle` is still there without registrations.
+    pub(crate) fn is_draining(&self, claim: Claim) -> bool {
+        self.reap();
+        Self::draining(&mut self.books.lock(), claim)
+    }
+
+    fn draining(books: &mut Books, claim: Claim) -> bool {
+        books.entry(claim.range.first().raw(), claim.id).is_some_and(|entry| entry.used == 0)
+    }
+
+    /// Waits until the region is released or somebody registers its range again.
+    pub(crate) fn wait_idle(&self, claim: Claim) {
+        loop {
+            self.reap();
+            let mut books = self.books.lock();
+            if !Self::draining(&mut books, claim) {
+                break;
+            }
+            drop(self.books.wait(books));
+        }
+    }
+
+    /// Releases every draining region that nobody maps any more, if somebody asked for a look.
+    pub(crate) fn reap(&self) {
+        // Relaxed: a hint, so that the usual case costs one load; the swap counts. Acquire there pairs with the Release in
+        // `ask_for_a_look`. A unit given back after the sums below asks again.
+        if self.look.load(Ordering::Relaxed) == 0 || self.look.swap(0, Ordering::Acquire) == 0 {
+            return;
+        }
+        loop {
+            let books = self.books.lock();
+            if books.draining == 0 {
+                return;
+            }
+            let idle = |entry: &&Entry| entry.used == 0 && books.mapped(entry.region.slot) == 0;
+            let Some((range, id)) =
+                books.here().find(idle).map(|entry| (entry.region.range, entry.region.id))
+            else {
+                return;
+            };
+            self.finish(books, range, id);
+        }
+    }
+
+    /// Takes a region that nobody is inside of, and nobody can enter, out of the books, and unpins it without the lock.
+    fn finish(&self, mut books: MonitorGuard<'_, Books>, range: UserRange, id: u64) {
+        let Some(entry) = books.take(range.first().raw(), id) else { return };
+        let Entry { region, pin, charged, keep, keepalive, born, .. } = entry;
+        self.door(region.slot).close();
+        self.hide(&mut books, region.clone(), born);
+        drop(books);
+        if let Some(pin) = pin {
+            self.pins.unpin(pin, range, region.table.dirty());
+            self.charges.uncharge(charged);
+        }
+        drop(region);
+        drop(keep);
+        let mut books = self.books.lock();
+        books.spans.remove(&range.first().raw());
+        if pin.is_some() {
+            books.unpins += 1;
+            books.pinned_pages -= charged;
+            books.charged_pages -= charged;
+        }
+        drop(books);
+        self.books.notify_all();
+        drop(keepalive);
+    }
+
+    /// The owner goes: every registration is given up, whoever holds it; what nobody maps is released now.
+    pub(crate) fn close(&self) {
+        let mut books = self.books.lock();
+        books.closed = true;
+        let mut drained = 0;
+        for span in books.spans.values_mut() {
+            let Span::Here(entry) = span else { continue };
+            if entry.used > 0 {
+                entry.used = 0;
+                entry.claims.clear();
+                drained += 1;
+            }
+            self.door(entry.region.slot).drain();
+            entry.keepalive = self.this.upgrade().map(|this| this as Arc<dyn Home>);
+        }
+        books.draining += drained;
+        self.heavy(&books);
+        drop(books);
+        self.ask_for_a_look();
+        self.reap();
+    }
+}
+
+impl Home for Engine {
+    fn give_back(&self, slot: u32, count: &AtomicI64) {
+        if self.door(slot).leave_shared(count, Light::Full) {
+            self.ask_for_a_look();
+            self.reap();
+        }
+    }
+}
