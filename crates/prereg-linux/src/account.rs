@@ -1,0 +1,189 @@
+//! Charges against the limit on locked memory, with the rules of `RLIMIT_MEMLOCK`.
+//!
+//! The kernel charges what it pins by itself, but only when it pins, and its ENOMEM names neither limit nor need. This
+//! account is the gate before that: it knows what this process has registered, in pages, each once.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prereg::{Charge, ChargeError, Granule};
+
+use crate::sys;
+
+/// The number of CAP_IPC_LOCK.
+const CAP_IPC_LOCK: u32 = 14;
+
+/// Where limit and privilege come from.
+#[derive(Clone, Copy, Debug)]
+enum Rule {
+    /// Asked of the system at every charge, as the kernel does.
+    Asked { initial_namespace: bool },
+    /// The limit is asked, the privilege was settled when the account was made.
+    Settled { privileged: bool },
+    /// Given by the owner of the account.
+    Given { limit: Option<u64> },
+}
+
+/// Pages charged to this process.
+#[derive(Debug)]
+pub struct MemlockAccount {
+    granule: Granule,
+    rule: Rule,
+    charged: AtomicU64,
+    excess: AtomicU64,
+}
+
+impl MemlockAccount {
+    /// An account under the limit and the privilege that this process has at each charge.
+    #[must_use]
+    pub fn new(granule: Granule) -> Self {
+        Self::with_rule(granule, Rule::Asked { initial_namespace: in_initial_user_namespace() })
+    }
+
+    /// An account whose privilege is settled now, as io_uring settles it when a ring is made; the limit is still asked
+    /// at each charge.
+    #[must_use]
+    pub fn settled(granule: Granule) -> Self {
+        Self::with_rule(granule, Rule::Settled { privileged: may_pass_the_limit() })
+    }
+
+    /// An account with its own limit in pages; `None` is no limit.
+    #[must_use]
+    pub fn with_limit(granule: Granule, limit: Option<u64>) -> Self {
+        Self::with_rule(granule, Rule::Given { limit })
+    }
+
+    const fn with_rule(granule: Granule, rule: Rule) -> Self {
+        Self { granule, rule, charged: AtomicU64::new(0), excess: AtomicU64::new(0) }
+    }
+
+    /// Pages charged now.
+    #[must_use]
+    pub fn charged(&self) -> u64 {
+        // Relaxed: a number for reports.
+        self.charged.load(Ordering::Relaxed)
+    }
+
+    /// Pages that were taken off without having been charged: zero unless a caller is defective.
+    #[must_use]
+    pub fn excess(&self) -> u64 {
+        // Relaxed: a number for reports.
+        self.excess.load(Ordering::Relaxed)
+    }
+
+    /// The limit in pages that the next charge meets; `None` when there is none or this process may pass it.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        let privileged = match self.rule {
+            Rule::Given { limit } => return limit,
+            Rule::Settled { privileged } => privileged,
+            Rule::Asked { initial_namespace } => initial_namespace && holds_ipc_lock(),
+        };
+        if privileged {
+            return None;
+        }
+        let (soft, _) = sys::memlock_limit().ok()?;
+        soft.map(|bytes| bytes >> self.granule.shift().get())
+    }
+}
+
+impl Charge for MemlockAccount {
+    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
+        let limit = self.limit();
+        let over =
+            |charged| ChargeError::OverLimit { need: pages, charged, limit: limit.unwrap_or(u64::MAX) };
+        // Relaxed: the number guards no other memory.
+        let result = self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
+            charged.checked_add(pages).filter(|&total| limit.is_none_or(|limit| total <= limit))
+        });
+        result.map(drop).map_err(over)
+    }
+
+    fn uncharge(&self, pages: u64) {
+        // Relaxed: as above.
+        let before = self.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
+            Some(charged.saturating_sub(pages))
+        });
+        let (Ok(before) | Err(before)) = before;
+        // Relaxed: a number for reports.
+        self.excess.fetch_add(pages.saturating_sub(before), Ordering::Relaxed);
+    }
+}
+
+fn holds_ipc_lock() -> bool {
+    sys::effective_capabilities().is_ok_and(|bits| bits >> CAP_IPC_LOCK & 1 != 0)
+}
+
+/// Root of another user namespace holds the capability, but not where the kernel asks for it.
+pub(crate) fn in_initial_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|text| maps_everybody(&text))
+}
+
+/// Whether a `uid_map` is the one of the initial namespace: all users to themselves.
+fn maps_everybody(text: &str) -> bool {
+    let mut words = text.split_ascii_whitespace();
+    words.next() == Some("0")
+        && words.next() == Some("0")
+        && words.next() == Some("4294967295")
+        && words.next().is_none()
+}
+
+/// Whether the kernel lets this thread pass RLIMIT_MEMLOCK.
+pub(crate) fn may_pass_the_limit() -> bool {
+    holds_ipc_lock() && in_initial_user_namespace()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_itself_is_allowed_and_one_page_more_is_not() {
+        let account = MemlockAccount::with_limit(Granule::K4, Some(10));
+        account.charge(4).unwrap();
+        account.charge(6).unwrap();
+        let error = account.charge(1).unwrap_err();
+        assert_eq!(error, ChargeError::OverLimit { need: 1, charged: 10, limit: 10 });
+        let text = error.to_string();
+        assert!(text.contains("10 pages") && text.contains("RLIMIT_MEMLOCK"), "{text}");
+        assert_eq!(account.charged(), 10);
+        account.uncharge(6);
+        account.charge(1).unwrap();
+        assert_eq!(account.charged(), 5);
+    }
+
+    #[test]
+    fn without_a_limit_pages_still_count_and_never_wrap() {
+        let account = MemlockAccount::with_limit(Granule::K4, None);
+        account.charge(u64::MAX).unwrap();
+        assert!(account.charge(1).is_err());
+        assert_eq!(account.charged(), u64::MAX);
+    }
+
+    #[test]
+    fn taking_off_too_much_stops_at_zero_and_is_reported() {
+        let account = MemlockAccount::with_limit(Granule::K4, Some(10));
+        account.charge(3).unwrap();
+        account.uncharge(5);
+        assert_eq!((account.charged(), account.excess()), (0, 2));
+    }
+
+    #[test]
+    fn only_the_map_of_the_initial_namespace_maps_everybody() {
+        assert!(maps_everybody("         0          0 4294967295\n"));
+        for text in ["", "0 0 1", "0 1000 4294967295", "0 1000 1\n1 1 5", "0 0 4294967295\n1 1 1"] {
+            assert!(!maps_everybody(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn charges_from_many_threads_never_pass_the_limit() {
+        let account = MemlockAccount::with_limit(Granule::K4, Some(1000));
+        let granted: u64 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| (0..1000).filter(|_| account.charge(1).is_ok()).count() as u64))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!((granted, account.charged()), (1000, 1000));
+    }
+}

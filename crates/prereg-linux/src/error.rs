@@ -1,0 +1,82 @@
+//! Why a back end cannot be had on this host, by this user.
+
+use prereg::Errno;
+
+use crate::pagemap::PagemapError;
+
+/// Why a back end could not be made. Nothing is left behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The system forbids io_uring to this user.
+    #[error(
+        "io_uring is forbidden here (EPERM): /proc/sys/kernel/io_uring_disabled must be 0 (or 1, for root and the group of \
+         io_uring_group), and a container's seccomp filter must allow io_uring_setup"
+    )]
+    Forbidden,
+    /// The kernel has no io_uring, or none with sparse buffer tables.
+    #[error(
+        "this kernel's io_uring cannot hold a sparse buffer table ({errno} from {during}); Linux 5.19 or newer is needed"
+    )]
+    TooOld {
+        /// The call that failed.
+        during: &'static str,
+        /// The system's number.
+        errno: Errno,
+    },
+    /// A ring is charged to RLIMIT_MEMLOCK too, and does not fit.
+    #[error(
+        "no memory for an io_uring instance under the locked-memory limit ({}); raise RLIMIT_MEMLOCK (ulimit -l) or grant \
+         CAP_IPC_LOCK", limit_text(*.limit)
+    )]
+    NoMemory {
+        /// The soft limit in bytes; `None` when unlimited.
+        limit: Option<u64>,
+    },
+    /// Something else failed.
+    #[error("{during} failed with {errno}")]
+    Os {
+        /// The call that failed.
+        during: &'static str,
+        /// The system's number.
+        errno: Errno,
+    },
+    /// The page map is needed and cannot be read.
+    #[error(transparent)]
+    Pagemap(#[from] PagemapError),
+    /// Physical addresses were asked for and are hidden from this user.
+    #[error(
+        "physical addresses are hidden from this user: /proc/self/pagemap shows page frames only with CAP_SYS_ADMIN; run \
+         with it, or use (slot, offset) addresses"
+    )]
+    FramesHidden,
+}
+
+fn limit_text(limit: Option<u64>) -> String {
+    limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
+}
+
+impl BackendError {
+    /// EPERM, ENOMEM, or what the system gave.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Forbidden | Self::FramesHidden => Errno::EPERM,
+            Self::TooOld { errno, .. } | Self::Os { errno, .. } => *errno,
+            Self::NoMemory { .. } => Errno::ENOMEM,
+            Self::Pagemap(error) => error.errno(),
+        }
+    }
+
+    /// What `errno` of a ring's making means.
+    pub(crate) fn of_ring(during: &'static str, errno: Errno) -> Self {
+        match errno {
+            Errno::EPERM | Errno::EACCES => Self::Forbidden,
+            Errno::ENOSYS | Errno::EINVAL => Self::TooOld { during, errno },
+            Errno::ENOMEM => {
+                Self::NoMemory { limit: crate::sys::memlock_limit().ok().and_then(|(soft, _)| soft) }
+            }
+            errno => Self::Os { during, errno },
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The page frames of memory that was just pinned, pushed into the core's list.
+
+use prereg::{Errno, HostAddr, PageList, PinError, UserAddr, UserRange};
+
+use crate::pagemap::{Backing, Pagemap, PagemapError};
+use crate::sys;
+
+/// What a walk over the page map can end with.
+enum Ended {
+    Map(PagemapError),
+    Pin(PinError),
+}
+
+impl From<PagemapError> for Ended {
+    fn from(error: PagemapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+/// A pinned page can have lost its entry in the page table (reclaim tried it, say): looking brings it back. More tries
+/// than this mean that somebody keeps dropping it.
+const LOOKS: u32 = 3;
+
+/// Reads the frames of `range` into `pages`.
+pub(crate) fn push(map: &Pagemap, range: UserRange, pages: &mut PageList) -> Result<(), PinError> {
+    push_part(map, range, pages, LOOKS).map_err(|ended| match ended {
+        Ended::Pin(error) => error,
+        Ended::Map(error) => {
+            PinError::Os { ua: range.first(), errno: error.errno(), during: "reading /proc/self/pagemap" }
+        }
+    })
+}
+
+fn push_part(map: &Pagemap, range: UserRange, pages: &mut PageList, looks: u32) -> Result<(), Ended> {
+    map.runs(range, |run| {
+        match run.backing {
+            Backing::Frames(host) => pages.push(host, run.pages).map_err(|error| Ended::Pin(error.into())),
+            Backing::Hidden => Err(Ended::Pin(PinError::Os {
+                ua: run.ua,
+                errno: Errno::EPERM,
+                during: "reading page frames (CAP_SYS_ADMIN is gone)",
+            })),
+            Backing::Absent => {
+                let bytes = run.pages << map.granule().shift().get();
+                let dropped = Ended::Pin(PinError::Fault {
+                    ua: run.ua,
+                    why: "it was unmapped or dropped while it was being pinned; keep the memory as it is until it is \
+                          unregistered",
+                });
+                let Ok(part) = UserRange::new(run.ua, bytes, map.granule()) else { return Err(dropped) };
+                if looks == 0 || sys::populate_read(run.ua.raw(), bytes).is_err() {
+                    return Err(dropped);
+                }
+                push_part(map, part, pages, looks - 1)
+            }
+        }
+    })
+}
+
+/// Whether most of `range` seems to be in memory already: a few pages all over it are.
+pub(crate) fn look_present(map: &Pagemap, range: UserRange) -> bool {
+    const SAMPLES: u64 = 64;
+    let pages = range.pages(map.granule());
+    let step = (pages / SAMPLES).max(1);
+    let at = |page: u64| UserAddr::new(range.first().raw() + (page << map.granule().shift().get()));
+    (0..pages)
+        .step_by(usize::try_from(step).unwrap_or(usize::MAX))
+        .chain([pages - 1])
+        .all(|page| map.page(at(page)).is_ok_and(|backing| backing != Backing::Absent))
+}
+
+/// The address of the first page of slot `slot`: see [`SlotAddress`].
+pub(crate) const fn slot_host(slot: u32) -> HostAddr {
+    HostAddr::new((slot as u64 + 1) << SlotAddress::SHIFT)
+}
+
+/// A host address of the kind [`SlotOffset`](prereg::AddressKind::SlotOffset), taken apart.
+///
+/// The address is `(slot + 1) << 40 | offset`: contiguous within a slot and nowhere else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct SlotAddress {
+    /// The slot, counted over all rings of the back end: ring `slot / 16384`, its slot `slot % 16384`.
+    pub slot: u32,
+    /// Bytes from the start of the slot's memory.
+    pub offset: u64,
+}
+
+impl SlotAddress {
+    const SHIFT: u32 = 40;
+
+    /// `None` for an address that names no slot.
+    #[must_use]
+    pub const fn of(host: HostAddr) -> Option<Self> {
+        let slot = host.raw() >> Self::SHIFT;
+        if slot == 0 {
+            return None;
+        }
+        // At most 24 bits are left.
+        Some(Self { slot: (slot - 1) as u32, offset: host.raw() & ((1 << Self::SHIFT) - 1) })
+    }
+}

@@ -1,0 +1,204 @@
+//! One `mmap` and its owner: unmapped when the last owner lets go, never before.
+//!
+//! Nothing here hands out a reference into the memory: a device, the kernel or another process may write it at any time.
+//! Access is by copies of whole words, read and written volatile.
+#![expect(unsafe_code, reason = "mmap, munmap and volatile copies; bounds are checked before each")]
+
+use std::ffi::c_void;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use prereg::Errno;
+
+/// A mapping that this process made.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    /// What was mapped, to be unmapped.
+    whole: NonNull<c_void>,
+    whole_bytes: usize,
+    /// What is used of it: aligned inside `whole`.
+    start: NonNull<u8>,
+    bytes: usize,
+    /// Keeps the descriptor at hand for sharing; the mapping itself does not need it.
+    file: Option<OwnedFd>,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; unmapping and copying work from any thread.
+unsafe impl Send for Mapping {}
+// SAFETY: `&Mapping` only allows volatile copies, which no Rust reference can overlap.
+unsafe impl Sync for Mapping {}
+
+/// What `mmap` is asked for.
+pub(crate) struct Wanted {
+    pub(crate) bytes: usize,
+    /// Where the memory must begin: a power of two, at least a page.
+    pub(crate) align: usize,
+    pub(crate) protection: libc::c_int,
+    pub(crate) flags: libc::c_int,
+    pub(crate) file: Option<OwnedFd>,
+}
+
+impl Mapping {
+    /// Maps what is wanted, somewhere.
+    pub(crate) fn new(wanted: Wanted) -> Result<Self, Errno> {
+        let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
+        let slack = if wanted.align > page { wanted.align } else { 0 };
+        // A file is mapped over the aligned part of a reservation, so that its offset 0 is what lies aligned.
+        let reserve_first = slack > 0 && wanted.file.is_some();
+        let whole_bytes = wanted.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
+        let (protection, flags, fd) = if reserve_first {
+            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
+        } else {
+            (wanted.protection, wanted.flags, wanted.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), whole_bytes, protection, flags, fd, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
+        let skip = if slack > 0 { at.addr().next_multiple_of(wanted.align) - at.addr() } else { 0 };
+        // SAFETY: `skip < slack`, so the address lies inside the mapping.
+        let start = unsafe { whole.cast::<u8>().add(skip) };
+        let mapping = Self { whole, whole_bytes, start, bytes: wanted.bytes, file: wanted.file };
+        if reserve_first {
+            let fd = mapping.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+            let flags = wanted.flags | libc::MAP_FIXED;
+            // SAFETY: replaces a part of the reservation made above, which nobody else knows yet.
+            let at =
+                unsafe { libc::mmap(start.as_ptr().cast(), wanted.bytes, wanted.protection, flags, fd, 0) };
+            if at == libc::MAP_FAILED {
+                return Err(last_errno());
+            }
+        }
+        Ok(mapping)
+    }
+
+    /// Reserved addresses without memory; only the first page can be touched.
+    pub(crate) fn reservation(bytes: usize) -> Result<Self, Errno> {
+        let reserved = Self::new(Wanted {
+            bytes,
+            align: 1,
+            protection: libc::PROT_NONE,
+            flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            file: None,
+        })?;
+        let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
+        // SAFETY: the first page of a mapping that is ours and that nobody has looked into yet.
+        let result =
+            unsafe { libc::mprotect(reserved.whole.as_ptr(), page, libc::PROT_READ | libc::PROT_WRITE) };
+        if result == 0 { Ok(reserved) } else { Err(last_errno()) }
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut u8 {
+        self.start.as_ptr()
+    }
+
+    pub(crate) fn ua(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    pub(crate) fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped; the last owner is going, so nobody can reach it any more. The result cannot
+        // matter: both numbers came from a successful `mmap`.
+        unsafe { libc::munmap(self.whole.as_ptr(), self.whole_bytes) };
+    }
+}
+
+fn last_errno() -> Errno {
+    crate::sys::errno_of(&std::io::Error::last_os_error())
+}
+
+const WORD: usize = size_of::<u64>();
+
+/// Copies `into.len()` bytes out of foreign memory: whole aligned words volatile, single bytes at the ends.
+///
+/// # Safety
+/// `[from, from + into.len())` is mapped readable through the call.
+pub(crate) unsafe fn copy_out(from: *const u8, into: &mut [u8]) {
+    let head = from.align_offset(WORD).min(into.len());
+    let (head, rest) = into.split_at_mut(head);
+    for (i, byte) in head.iter_mut().enumerate() {
+        // SAFETY: `i` is below the length that the caller vouches for.
+        let at = unsafe { from.add(i) };
+        // SAFETY: readable, and a byte is always aligned.
+        *byte = unsafe { at.read_volatile() };
+    }
+    let done = head.len();
+    let mut words = rest.chunks_exact_mut(WORD);
+    let mut offset = done;
+    for word in &mut words {
+        // SAFETY: the whole word lies below the length that the caller vouches for.
+        let at = unsafe { from.add(offset) };
+        // SAFETY: readable; `head` ended on a multiple of the word.
+        let value = unsafe { at.cast::<u64>().read_volatile() };
+        word.copy_from_slice(&value.to_ne_bytes());
+        offset += WORD;
+    }
+    for (i, byte) in words.into_remainder().iter_mut().enumerate() {
+        // SAFETY: below the length that the caller vouches for.
+        let at = unsafe { from.add(offset + i) };
+        // SAFETY: readable, and a byte is always aligned.
+        *byte = unsafe { at.read_volatile() };
+    }
+}
+
+/// Copies `from` into foreign memory, as [`copy_out`] copies out of it.
+///
+/// # Safety
+/// `[to, to + from.len())` is mapped writable through the call.
+pub(crate) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
+    let head = to.align_offset(WORD).min(from.len());
+    let (head, rest) = from.split_at(head);
+    for (i, &byte) in head.iter().enumerate() {
+        // SAFETY: `i` is below the length that the caller vouches for.
+        let at = unsafe { to.add(i) };
+        // SAFETY: writable, and a byte is always aligned.
+        unsafe { at.write_volatile(byte) };
+    }
+    let mut offset = head.len();
+    let words = rest.chunks_exact(WORD);
+    let tail = words.remainder();
+    for word in words {
+        let value = word.try_into().map_or(0, u64::from_ne_bytes);
+        // SAFETY: the whole word lies below the length that the caller vouches for.
+        let at = unsafe { to.add(offset) };
+        // SAFETY: writable; `head` ended on a multiple of the word.
+        unsafe { at.cast::<u64>().write_volatile(value) };
+        offset += WORD;
+    }
+    for (i, &byte) in tail.iter().enumerate() {
+        // SAFETY: below the length that the caller vouches for.
+        let at = unsafe { to.add(offset + i) };
+        // SAFETY: writable, and a byte is always aligned.
+        unsafe { at.write_volatile(byte) };
+    }
+}
+
+/// Touches every page from `at` on without changing it: a write fault each.
+///
+/// # Safety
+/// `[at, at + bytes)` is mapped writable through the call; `page` is the system page.
+pub(crate) unsafe fn touch(at: *mut u8, bytes: usize, page: usize) {
+    for offset in (0..bytes).step_by(page) {
+        // SAFETY: `offset < bytes`.
+        let byte = unsafe { at.add(offset) }.cast::<AtomicU8>();
+        // SAFETY: mapped writable; an atomic byte needs no alignment and stays valid for this statement.
+        let byte = unsafe { &*byte };
+        // Relaxed, all: only the page fault counts; nothing is published by it. An exchange with itself is a write that no
+        // compiler leaves out (an `or` with zero it may turn into a read). If it fails, somebody else has just written.
+        let value = byte.load(Ordering::Relaxed);
+        let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}

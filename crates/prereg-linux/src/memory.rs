@@ -1,0 +1,411 @@
+//! Memory that can be registered: made here, or a caller's own.
+//!
+//! A [`GuestMemory`] owns its mapping through an `Arc`, and every region made from it holds the same `Arc`: the memory
+//! stays mapped until the last page is unpinned, even when the `GuestMemory` itself is gone. Nobody gets a reference into
+//! it; it is read and written by volatile copies.
+
+use std::any::Any;
+use std::ffi::CString;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use prereg::{Errno, PageShift, UserAddr};
+
+use crate::mapping::{self, Mapping, Wanted};
+use crate::sys;
+
+/// The size of a huge page of hugetlb memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[non_exhaustive]
+pub enum HugeSize {
+    /// 2 MiB.
+    M2,
+    /// 16 MiB (POWER).
+    M16,
+    /// 1 GiB.
+    G1,
+}
+
+impl HugeSize {
+    /// As a page shift.
+    #[must_use]
+    pub const fn shift(self) -> PageShift {
+        match self {
+            Self::M2 => PageShift::M2,
+            Self::M16 => PageShift::M16,
+            Self::G1 => PageShift::G1,
+        }
+    }
+
+    /// In bytes.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        self.shift().bytes()
+    }
+}
+
+/// What memory is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum MemoryKind {
+    /// Private anonymous pages.
+    Anonymous,
+    /// Private anonymous memory that asked for transparent huge pages, aligned to 2 MiB.
+    Transparent,
+    /// A memfd of system pages.
+    Memfd,
+    /// A memfd of huge pages.
+    Hugetlb(HugeSize),
+    /// A caller's own range.
+    Foreign,
+}
+
+/// Why memory could not be made or reached.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// The size is zero, or no multiple of the page it is to be made of.
+    #[error("{bytes} bytes cannot be made of whole {page} pages; round the size up")]
+    Size {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The page.
+        page: PageShift,
+    },
+    /// The name of a memfd holds a NUL byte or is longer than 249 bytes.
+    #[error("the name {name:?} is not one for a memfd (no NUL byte, at most 249 bytes)")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// No huge pages for it.
+    #[error(
+        "no {bytes} bytes of {page} pages in the huge-page pool ({errno}); reserve them: \
+         /sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages"
+    )]
+    NoHugePages {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The huge page.
+        page: PageShift,
+        /// The system's number.
+        errno: Errno,
+    },
+    /// A system call failed.
+    #[error("{during} failed with {errno} for {bytes} bytes")]
+    Os {
+        /// The call.
+        during: &'static str,
+        /// The system's number.
+        errno: Errno,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// A copy reaches outside.
+    #[error("{len} bytes at offset {offset:#x} reach outside the {bytes:#x} bytes of the memory")]
+    OutOfBounds {
+        /// Where the copy was to begin.
+        offset: u64,
+        /// Its length.
+        len: u64,
+        /// The memory's length.
+        bytes: u64,
+    },
+}
+
+impl MemoryError {
+    /// EINVAL for bad sizes, names and offsets, ENOMEM without huge pages, else what the system gave.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Size { .. } | Self::Name { .. } | Self::OutOfBounds { .. } => Errno::EINVAL,
+            Self::NoHugePages { .. } => Errno::ENOMEM,
+            Self::Os { errno, .. } => *errno,
+        }
+    }
+}
+
+/// Memory for a guest, a server or a test. Cloning shares it.
+///
+/// ```
+/// use prereg_linux::GuestMemory;
+/// let ram = GuestMemory::memfd("guest", 1 << 20)?;
+/// ram.write(0x1000, b"hello")?;
+/// let mut back = [0; 5];
+/// ram.read(0x1000, &mut back)?;
+/// assert_eq!(&back, b"hello");
+/// assert!(ram.write((1 << 20) - 2, b"hello").is_err());
+/// # Ok::<(), prereg_linux::MemoryError>(())
+/// ```
+#[derive(Clone)]
+pub struct GuestMemory {
+    place: Place,
+    kind: MemoryKind,
+}
+
+#[derive(Clone)]
+enum Place {
+    Own(Arc<Mapping>),
+    Foreign { ua: u64, bytes: u64, owner: Option<Arc<dyn Any + Send + Sync>> },
+}
+
+impl GuestMemory {
+    /// Private anonymous memory of system pages. Children made by `fork` do not see it: they would otherwise get a copy
+    /// of every pinned page at the moment of the `fork`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`], [`MemoryError::Os`].
+    pub fn anonymous(bytes: u64) -> Result<Self, MemoryError> {
+        Self::private(bytes, system_page(), MemoryKind::Anonymous)
+    }
+
+    /// Anonymous memory, aligned to 2 MiB, that asks for transparent huge pages. Whether it gets them is the system's to
+    /// say (`/sys/kernel/mm/transparent_hugepage/enabled`); otherwise it is made of system pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`] (whole system pages), [`MemoryError::Os`].
+    pub fn anonymous_thp(bytes: u64) -> Result<Self, MemoryError> {
+        let memory = Self::private(bytes, PageShift::M2, MemoryKind::Transparent)?;
+        // A kernel without transparent huge pages refuses the wish; the memory is as good as any.
+        let _ = sys::want_huge_pages(memory.ua().raw(), memory.bytes());
+        Ok(memory)
+    }
+
+    fn private(bytes: u64, align: PageShift, kind: MemoryKind) -> Result<Self, MemoryError> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let wanted = wanted(bytes, system_page(), align, flags, None)?;
+        let mapping =
+            Mapping::new(wanted).map_err(|errno| MemoryError::Os { during: "mmap", errno, bytes })?;
+        sys::keep_from_children(mapping.ua(), mapping.bytes()).map_err(|errno| MemoryError::Os {
+            during: "madvise(MADV_DONTFORK)",
+            errno,
+            bytes,
+        })?;
+        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+    }
+
+    /// A memfd of system pages, mapped shared and sealed against shrinking, so that a page of it can never lie past its
+    /// end. (A hole can still be punched into it by whoever holds the descriptor: [`audit_range`](crate::audit_range) tells.)
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`], [`MemoryError::Name`], [`MemoryError::Os`].
+    pub fn memfd(name: &str, bytes: u64) -> Result<Self, MemoryError> {
+        Self::shared(name, bytes, system_page(), 0, MemoryKind::Memfd)
+    }
+
+    /// A memfd of huge pages, which must be in the pool already.
+    ///
+    /// # Errors
+    /// [`MemoryError::Size`] (whole huge pages), [`MemoryError::Name`], [`MemoryError::NoHugePages`],
+    /// [`MemoryError::Os`].
+    pub fn memfd_hugetlb(name: &str, bytes: u64, size: HugeSize) -> Result<Self, MemoryError> {
+        let flags = libc::MFD_HUGETLB | size.shift().get() << libc::MFD_HUGE_SHIFT;
+        Self::shared(name, bytes, size.shift(), flags, MemoryKind::Hugetlb(size)).map_err(|error| match error
+        {
+            MemoryError::Os { errno, .. } => MemoryError::NoHugePages { bytes, page: size.shift(), errno },
+            other => other,
+        })
+    }
+
+    fn shared(
+        name: &str,
+        bytes: u64,
+        page: PageShift,
+        flags: libc::c_uint,
+        kind: MemoryKind,
+    ) -> Result<Self, MemoryError> {
+        const LONGEST_NAME: usize = 249;
+        // Refuses bad sizes before anything is made.
+        wanted(bytes, page, page, 0, None)?;
+        let bad_name = || MemoryError::Name { name: name.to_owned() };
+        if name.len() > LONGEST_NAME {
+            return Err(bad_name());
+        }
+        let name = CString::new(name).map_err(|_| bad_name())?;
+        let os = |during| move |errno| MemoryError::Os { during, errno, bytes };
+        let file = std::fs::File::from(sys::memfd(&name, flags).map_err(os("memfd_create"))?);
+        file.set_len(bytes).map_err(|error| os("ftruncate")(sys::errno_of(&error)))?;
+        sys::seal_against_shrinking(file.as_raw_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
+        let wanted = wanted(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
+        let mapping = Mapping::new(wanted).map_err(os("mmap"))?;
+        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+    }
+
+    /// The length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match &self.place {
+            Place::Own(mapping) => mapping.bytes(),
+            Place::Foreign { bytes, .. } => *bytes,
+        }
+    }
+
+    /// The first byte's address.
+    #[must_use]
+    pub fn ua(&self) -> UserAddr {
+        UserAddr::new(match &self.place {
+            Place::Own(mapping) => mapping.ua(),
+            Place::Foreign { ua, .. } => *ua,
+        })
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub const fn kind(&self) -> MemoryKind {
+        self.kind
+    }
+
+    /// The descriptor behind a memfd, to share the memory with another process.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match &self.place {
+            Place::Own(mapping) => mapping.file().map(AsFd::as_fd),
+            Place::Foreign { .. } => None,
+        }
+    }
+
+    /// The first byte. Valid while this value, a clone of it or a region made from it lives; devices and other processes
+    /// may write the memory at any time, so make no reference from it.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        match &self.place {
+            Place::Own(mapping) => mapping.as_ptr(),
+            // The creator of the value exposed the address: `from_raw` was given the pointer.
+            Place::Foreign { ua, .. } => {
+                std::ptr::with_exposed_provenance_mut(usize::try_from(*ua).unwrap_or(0))
+            }
+        }
+    }
+
+    /// The pointer to `len` bytes at `offset`, when they lie inside.
+    fn place_of(&self, offset: u64, len: usize) -> Result<*mut u8, MemoryError> {
+        let bytes = self.bytes();
+        let error = MemoryError::OutOfBounds { offset, len: len as u64, bytes };
+        if offset > bytes || len as u64 > bytes - offset {
+            return Err(error);
+        }
+        let offset = usize::try_from(offset).map_err(|_| error)?;
+        Ok(self.as_ptr().wrapping_add(offset))
+    }
+}
+
+mod access {
+    //! The copies in and out: the one place where bytes of guest memory are touched.
+    #![expect(
+        unsafe_code,
+        reason = "bounds were checked by `place_of`; the mapping lives as long as the memory"
+    )]
+
+    use super::{Arc, GuestMemory, Mapping, MemoryError, MemoryKind, Place, mapping};
+    use std::any::Any;
+
+    impl GuestMemory {
+        /// Copies bytes from `offset` on into `into`. A device may write them at the same time: every aligned 8 bytes are
+        /// then either old or new, the whole may be a mixture.
+        ///
+        /// # Errors
+        /// [`MemoryError::OutOfBounds`]; then nothing is copied.
+        pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+            let from = self.place_of(offset, into.len())?;
+            // SAFETY: the whole length lies inside memory that stays mapped while `self` lives.
+            unsafe { mapping::copy_out(from, into) };
+            Ok(())
+        }
+
+        /// Copies `from` to `offset` and on, as [`read`](Self::read) copies back.
+        ///
+        /// # Errors
+        /// [`MemoryError::OutOfBounds`]; then nothing is copied.
+        pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), MemoryError> {
+            let to = self.place_of(offset, from.len())?;
+            // SAFETY: the whole length lies inside memory that stays mapped writable while `self` lives.
+            unsafe { mapping::copy_in(to, from) };
+            Ok(())
+        }
+
+        /// Takes `bytes` bytes at `start` that the caller mapped and will keep.
+        ///
+        /// # Safety
+        /// For as long as this value, a clone of it or a region registered from it lives:
+        /// 1. `[start, start + bytes)` stays mapped, readable and writable;
+        /// 2. it stays the same memory: no `munmap`, `mmap` over it, `mremap`, `MADV_DONTNEED`, `MADV_REMOVE`, hole
+        ///    punched into its file or file made shorter;
+        /// 3. nobody holds a Rust reference into it, or uses it as a stack or a heap that Rust values live in;
+        /// 4. whatever lies in it may change at any time, so it is only read and written through raw pointers, volatile
+        ///    or atomic.
+        ///
+        /// Duty 2 broken does not harm the process by itself, but the device keeps using the old pages:
+        /// [`audit_range`](crate::audit_range) finds that.
+        #[must_use]
+        pub unsafe fn from_raw(start: *mut u8, bytes: usize) -> Self {
+            Self::foreign(start, bytes, None)
+        }
+
+        /// As [`from_raw`](Self::from_raw), with something that keeps the memory mapped: it is dropped when the last page
+        /// is unpinned and the last clone is gone.
+        ///
+        /// # Safety
+        /// The duties of [`from_raw`](Self::from_raw), while `owner` lives.
+        #[must_use]
+        pub unsafe fn from_raw_kept(start: *mut u8, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
+            Self::foreign(start, bytes, Some(owner))
+        }
+
+        fn foreign(start: *mut u8, bytes: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+            let place = Place::Foreign { ua: start.expose_provenance() as u64, bytes: bytes as u64, owner };
+            Self { place, kind: MemoryKind::Foreign }
+        }
+    }
+
+    // SAFETY: an own mapping stays until its last `Arc` goes, and `keep` hands one out; nothing here unmaps, drops or
+    // replaces pages before. The maker of foreign memory promised the same in `from_raw`.
+    unsafe impl prereg::Memory for GuestMemory {
+        fn ua(&self) -> prereg::UserAddr {
+            self.ua()
+        }
+        fn bytes(&self) -> u64 {
+            self.bytes()
+        }
+        fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+            match &self.place {
+                Place::Own(mapping) => Some(Arc::<Mapping>::clone(mapping)),
+                Place::Foreign { owner, .. } => owner.clone(),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestMemory")
+            .field("ua", &self.ua())
+            .field("bytes", &self.bytes())
+            .field("kind", &self.kind)
+            .finish()
+    }
+}
+
+fn system_page() -> PageShift {
+    PageShift::new(sys::page_size().trailing_zeros()).unwrap_or(PageShift::K4)
+}
+
+fn wanted(
+    bytes: u64,
+    page: PageShift,
+    align: PageShift,
+    flags: libc::c_int,
+    file: Option<std::os::fd::OwnedFd>,
+) -> Result<Wanted, MemoryError> {
+    let size = usize::try_from(bytes).ok().filter(|&size| size != 0 && bytes & page.mask() == 0);
+    Ok(Wanted {
+        bytes: size.ok_or(MemoryError::Size { bytes, page })?,
+        align: 1 << align.get(),
+        protection: libc::PROT_READ | libc::PROT_WRITE,
+        flags,
+        file,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,123 @@
+//! `mlock` and the page map: looks like a pin and is none.
+//!
+//! Locked memory stays in memory, but not where it is: compaction, `fork` with a write, the merging of equal pages and
+//! huge-page collapse all move locked pages, and nobody is told. A device that was given the address then reads and
+//! writes somebody else's page. This back end is here to be compared with a real pin and for programs whose "device" is
+//! themselves. Nothing ever chooses it by itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prereg::{
+    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError, PinId,
+    UserRange,
+};
+
+use crate::account::MemlockAccount;
+use crate::error::BackendError;
+use crate::frames;
+use crate::maps;
+use crate::pagemap::Pagemap;
+use crate::sys;
+
+/// Locks memory instead of pinning it.
+///
+/// Locks do not nest: two address spaces that lock the same page lose both locks with the first release.
+#[derive(Debug)]
+pub struct Mlock {
+    pagemap: Pagemap,
+    kind: AddressKind,
+    account: MemlockAccount,
+    next: AtomicU64,
+}
+
+impl Mlock {
+    /// What everybody who meets this back end should read.
+    pub const WARNING: &'static str = "mlock is not a pin: locked pages still move (compaction, fork, KSM, huge-page \
+                                       collapse), and a device would not be told; for comparison only";
+
+    /// A back end for this process. Without CAP_SYS_ADMIN the host addresses are invented: each page's own user address.
+    ///
+    /// # Errors
+    /// [`BackendError::Pagemap`].
+    pub fn new() -> Result<Self, BackendError> {
+        let pagemap = Pagemap::open()?;
+        let kind = if pagemap.shows_frames()? { AddressKind::Physical } else { AddressKind::Invented };
+        let account = MemlockAccount::new(pagemap.granule());
+        Ok(Self { pagemap, kind, account, next: AtomicU64::new(0) })
+    }
+
+    /// The account that charges go to.
+    #[must_use]
+    pub const fn account(&self) -> &MemlockAccount {
+        &self.account
+    }
+
+    fn refused(&self, range: UserRange, errno: Errno) -> PinError {
+        if let Some(found) = maps::obstacle(range) {
+            return PinError::Fault { ua: found.ua, why: found.why };
+        }
+        let shift = self.pagemap.granule().shift().get();
+        match (errno, self.account.limit()) {
+            (Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN, Some(limit)) => PinError::Limit {
+                need: range.bytes(),
+                used: crate::KernelCount::now().map_or(0, |count| count.locked),
+                limit: limit << shift,
+            },
+            (Errno::ENOMEM | Errno::EAGAIN, None) => PinError::OutOfMemory,
+            _ => PinError::Os { ua: range.first(), errno, during: "mlock" },
+        }
+    }
+}
+
+impl Pin for Mlock {
+    fn name(&self) -> &'static str {
+        "mlock"
+    }
+
+    fn granule(&self) -> Granule {
+        self.pagemap.granule()
+    }
+
+    fn address_kind(&self) -> AddressKind {
+        self.kind
+    }
+
+    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+        let (ua, bytes) = (range.first().raw(), range.bytes());
+        // `mlock` is content with read-only memory; a device is not.
+        if let Some(found) = maps::mapped_obstacle(range).filter(|found| !maps::only_a_disk_file(*found)) {
+            return Err(PinError::Fault { ua: found.ua, why: found.why });
+        }
+        if let Err(errno) = sys::lock(ua, bytes) {
+            // A failed call can leave a part locked.
+            let _ = sys::unlock(ua, bytes);
+            return Err(self.refused(range, errno));
+        }
+        let pushed = if self.kind == AddressKind::Physical {
+            frames::push(&self.pagemap, range, pages)
+        } else {
+            pages.push(HostAddr::new(ua), range.pages(self.granule())).map_err(PinError::from)
+        };
+        if let Err(error) = pushed {
+            let _ = sys::unlock(ua, bytes);
+            return Err(error);
+        }
+        // Relaxed: only has to be different each time.
+        Ok(PinId(self.next.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
+        // Fails only for memory that is no longer mapped, which is no longer locked either.
+        let _ = sys::unlock(range.first().raw(), range.bytes());
+    }
+}
+
+impl Charge for Mlock {
+    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
+        self.account.charge(pages)
+    }
+
+    fn uncharge(&self, pages: u64) {
+        self.account.uncharge(pages);
+    }
+}

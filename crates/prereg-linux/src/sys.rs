@@ -1,0 +1,230 @@
+//! The system calls that `std` has no safe name for; every other module is built on these.
+//!
+//! Each function takes plain numbers and slices and answers a value or an [`Errno`]. What can take memory away from its
+//! owner (`munmap`, `MADV_DONTNEED`) is not here: mappings are owned and dropped in `mapping`.
+#![expect(
+    unsafe_code,
+    reason = "system calls; every pointer handed over is made from a slice or a checked range"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use prereg::Errno;
+
+/// Memory for one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct Buffer {
+    pub(crate) ua: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Buffer {
+    /// What empties a slot.
+    pub(crate) const NONE: Self = Self { ua: 0, bytes: 0 };
+}
+
+const _: () = assert!(size_of::<Buffer>() == size_of::<libc::iovec>(), "both are two words on 64-bit Linux");
+
+/// `struct io_uring_rsrc_update2` of `include/uapi/linux/io_uring.h`.
+#[repr(C)]
+struct Update {
+    offset: u32,
+    resv: u32,
+    data: u64,
+    tags: u64,
+    nr: u32,
+    resv2: u32,
+}
+
+const IORING_REGISTER_BUFFERS_UPDATE: libc::c_uint = 16;
+
+fn errno() -> Errno {
+    errno_of(&io::Error::last_os_error())
+}
+
+/// The number behind `error`; EIO for the few that `std` makes up itself.
+pub(crate) fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    if result == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// The system page in bytes.
+pub(crate) fn page_size() -> u64 {
+    // SAFETY: takes no pointer.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(4096)
+}
+
+/// Puts `buffers` into the slots from `first` on and answers how many were done: fewer than asked when a later one
+/// failed, and then not why. A tag that is not zero comes back as a completion when its buffer is really dropped.
+pub(crate) fn update_buffers(
+    ring: RawFd,
+    first: u32,
+    buffers: &[Buffer],
+    tags: &[u64],
+) -> Result<u32, Errno> {
+    assert_eq!(buffers.len(), tags.len(), "one tag a buffer");
+    let update = Update {
+        offset: first,
+        resv: 0,
+        data: buffers.as_ptr() as u64,
+        tags: tags.as_ptr() as u64,
+        nr: u32::try_from(buffers.len()).map_err(|_| Errno::EINVAL)?,
+        resv2: 0,
+    };
+    // SAFETY: `update` and both arrays live through the call and are only read; the kernel pins, it does not write.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring,
+            IORING_REGISTER_BUFFERS_UPDATE,
+            &raw const update,
+            size_of::<Update>(),
+        )
+    };
+    if done < 0 { Err(errno()) } else { u32::try_from(done).map_err(|_| Errno::EIO) }
+}
+
+fn advise(ua: u64, bytes: u64, advice: libc::c_int) -> Result<(), Errno> {
+    let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: only advice that leaves the contents alone comes here (see the callers below).
+    check(unsafe { libc::madvise(ua as *mut libc::c_void, bytes, advice) })
+}
+
+/// Faults in every page of the range, writable. Contents stay.
+pub(crate) fn populate_write(ua: u64, bytes: u64) -> Result<(), Errno> {
+    advise(ua, bytes, libc::MADV_POPULATE_WRITE)
+}
+
+/// Faults in every page of the range, readable. Contents stay.
+pub(crate) fn populate_read(ua: u64, bytes: u64) -> Result<(), Errno> {
+    advise(ua, bytes, libc::MADV_POPULATE_READ)
+}
+
+/// Whether this kernel knows how to populate (Linux 5.14). An unknown advice is refused before the empty range is seen.
+pub(crate) fn can_populate() -> bool {
+    populate_write(0, 0).is_ok()
+}
+
+/// Asks for transparent huge pages.
+pub(crate) fn want_huge_pages(ua: u64, bytes: u64) -> Result<(), Errno> {
+    advise(ua, bytes, libc::MADV_HUGEPAGE)
+}
+
+/// A child made by `fork` will not see the range.
+pub(crate) fn keep_from_children(ua: u64, bytes: u64) -> Result<(), Errno> {
+    advise(ua, bytes, libc::MADV_DONTFORK)
+}
+
+/// Whether the page at `ua` is in memory.
+pub(crate) fn resident(ua: u64, page: u64) -> Result<bool, Errno> {
+    let mut state = 0u8;
+    let bytes = usize::try_from(page).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: one page is asked for, so one byte is written.
+    check(unsafe { libc::mincore(ua as *mut libc::c_void, bytes, &raw mut state) })?;
+    Ok(state & 1 != 0)
+}
+
+/// Locks a range into memory.
+pub(crate) fn lock(ua: u64, bytes: u64) -> Result<(), Errno> {
+    let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: no memory of ours is read or written.
+    check(unsafe { libc::mlock(ua as *const libc::c_void, bytes) })
+}
+
+/// Takes a lock off again.
+pub(crate) fn unlock(ua: u64, bytes: u64) -> Result<(), Errno> {
+    let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: no memory of ours is read or written.
+    check(unsafe { libc::munlock(ua as *const libc::c_void, bytes) })
+}
+
+/// Fills `words` from `file` at `offset` bytes; answers how many words came.
+pub(crate) fn read_words(file: &File, words: &mut [u64], offset: u64) -> Result<usize, Errno> {
+    let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the buffer is ours for the call and every bit pattern is a `u64`.
+    let got =
+        unsafe { libc::pread64(file.as_raw_fd(), words.as_mut_ptr().cast(), size_of_val(words), offset) };
+    usize::try_from(got).map(|bytes| bytes / size_of::<u64>()).map_err(|_| errno())
+}
+
+/// A memfd; `flags` beside MFD_CLOEXEC and MFD_ALLOW_SEALING.
+pub(crate) fn memfd(name: &std::ffi::CStr, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
+    // SAFETY: the name ends in NUL and is only read.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(errno());
+    }
+    // SAFETY: the descriptor was made above and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The file can no longer be made shorter (a hole can still be punched).
+pub(crate) fn seal_against_shrinking(fd: RawFd) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })
+}
+
+/// RLIMIT_MEMLOCK: soft and hard limit in bytes, `None` for unlimited.
+pub(crate) fn memlock_limit() -> Result<(Option<u64>, Option<u64>), Errno> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is ours and is written once.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    let known = |bytes: libc::rlim_t| (bytes != libc::RLIM_INFINITY).then_some(bytes);
+    Ok((known(limit.rlim_cur), known(limit.rlim_max)))
+}
+
+/// The effective capabilities of the calling thread, bit by number.
+pub(crate) fn effective_capabilities() -> Result<u64, Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    let mut header = Header { version: VERSION_3, pid: 0 };
+    let mut sets = [Sets { effective: 0, permitted: 0, inheritable: 0 }; 2];
+    // SAFETY: version 3 writes two of `Sets`, which is what `sets` holds; both are ours.
+    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
+    if result != 0 {
+        return Err(errno());
+    }
+    Ok(u64::from(sets[0].effective) | u64::from(sets[1].effective) << 32)
+}
+
+/// The real and the effective user.
+pub(crate) fn users() -> (u32, u32) {
+    // SAFETY: takes nothing, cannot fail.
+    let real = unsafe { libc::getuid() };
+    // SAFETY: as above.
+    let effective = unsafe { libc::geteuid() };
+    (real, effective)
+}
+
+/// The magic number of the file system that holds `path`.
+pub(crate) fn filesystem(path: &Path) -> Result<i64, Errno> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
+    let mut state = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
+    // SAFETY: the path ends in NUL; the kernel fills `state`.
+    check(unsafe { libc::statfs64(path.as_ptr(), state.as_mut_ptr()) })?;
+    // SAFETY: every field is an integer, all were zero and the call filled them.
+    let state = unsafe { state.assume_init() };
+    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
+    Ok(state.f_type as i64)
+}
