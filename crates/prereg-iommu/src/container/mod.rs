@@ -1,0 +1,423 @@
+//! VFIO containers for POWER: what a VMM's ioctls on `/dev/vfio/vfio` mean, over pre-registered memory.
+//!
+//! A [`Container`] owns its groups' handles, its windows and its registrations. It decides and returns; it does no I/O.
+//! Requests come as bytes ([`Container::ioctl`]: the structs of `linux/vfio.h`, with the kernel's checks in the kernel's
+//! order) or typed (the methods of the same names). Every call says who calls: the container belongs to the first process
+//! that uses it, and that process pays for it, whoever closes it.
+//!
+//! Where Linux breaks its own contract (specification, section 4), this keeps it: memory that is mapped cannot be
+//! unregistered, ranges are checked to their end, a failing request charges nothing, no request answers a positive number
+//! for an error, and memory that another container maps when this one goes is released when that one lets go.
+
+mod error;
+mod group;
+mod layout;
+mod owner;
+mod platform;
+mod spapr;
+mod windows;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use prereg::{Access, BusAddr, Errno, UserAddr};
+
+pub use error::ContainerError;
+pub use group::{Group, PlainGroup};
+pub use layout::{Argument, Command, DynamicWindows, Info};
+pub use owner::{Owner, UserMemory};
+pub use platform::{Platform, TableLayout};
+pub use spapr::Version;
+
+use crate::hw_table::HwTable;
+use layout::{MapDma, RegisterMemory, TceCreate, TceRemove, UnmapDma};
+use spapr::Spapr;
+
+/// The IOMMU of a container and the groups behind it.
+type Parts<'a> = (&'a mut Spapr, &'a [Arc<dyn Group>]);
+
+/// A VFIO container.
+///
+/// One caller at a time (`&mut self`), as the kernel's own lock has it; its windows' tables are shared with whoever maps
+/// through them without it ([`Container::window`]).
+///
+/// # Examples
+/// ```
+/// use std::sync::Arc;
+///
+/// use prereg::{AddressSpace, Errno, Granule, Memory, UserAddr, UserRange};
+/// use prereg_iommu::container::{Container, Owner, Platform, PlainGroup, UserMemory, Version};
+/// use prereg::{Access, BusAddr};
+/// use prereg_sim::SimHost;
+///
+/// struct Ram(SimHost);
+/// impl UserMemory for Ram {
+///     fn at(&self, range: UserRange) -> Option<Box<dyn Memory>> {
+///         Some(Box::new(self.0.range(range.first().raw(), range.bytes())))
+///     }
+/// }
+///
+/// let host = SimHost::new(Granule::K4);
+/// host.memory(0x10_0000, 0x4000);
+/// let space = Arc::new(AddressSpace::new(host.clone()));
+/// let vmm = Owner::new(space, Arc::new(host.clone()), Arc::new(host.clone()), Arc::new(Ram(host.clone())));
+///
+/// let mut container = Container::new(1);
+/// container.attach(Arc::new(PlainGroup::new(0, Platform::POWERNV)))?;
+/// container.set_iommu(Version::V2)?;
+/// let (ua, bytes) = (UserAddr::new(0x10_0000), 0x4000);
+/// container.register_memory(&vmm, ua, bytes)?;
+/// container.map_dma(&vmm, Some(Access::ReadWrite), ua, BusAddr::new(0), bytes)?;
+/// assert_eq!(container.unregister_memory(&vmm, ua, bytes).unwrap_err().errno(), Errno::EBUSY);
+/// container.unmap_dma(&vmm, BusAddr::new(0), bytes)?;
+/// container.unregister_memory(&vmm, ua, bytes)?;
+///
+/// drop(container);
+/// host.assert_clean();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Container {
+    number: u64,
+    groups: Vec<Arc<dyn Group>>,
+    iommu: Option<Spapr>,
+}
+
+impl Container {
+    const VERSION_1: u64 = 2;
+    const ERROR_HANDLING: u64 = 5;
+    const VERSION_2: u64 = 7;
+
+    /// An empty container. `number` is what reports of who holds a mapping call it; 0 stands for none.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self { number, groups: Vec::new(), iommu: None }
+    }
+
+    /// The groups, in the order they came.
+    #[must_use]
+    pub fn groups(&self) -> &[Arc<dyn Group>] {
+        &self.groups
+    }
+
+    /// The version that was set.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        self.iommu.as_ref().map(Spapr::version)
+    }
+
+    /// The tables of the windows that exist, by slot: what a guest's tables are attached to.
+    pub fn windows(&self) -> impl Iterator<Item = (usize, &Arc<HwTable>)> {
+        self.iommu.iter().flat_map(Spapr::windows)
+    }
+
+    // ---- groups ---------------------------------------------------------------------------------------------------
+
+    /// Adds a group. If the IOMMU is set already, the group gets every window that exists.
+    ///
+    /// # Errors
+    /// EBUSY when it is here already or (first version) another is; EPERM when its platform is another; EINVAL when the
+    /// platform has no windows for the second version; the hardware's own. Then the container is as it was.
+    pub fn attach(&mut self, group: Arc<dyn Group>) -> Result<(), ContainerError> {
+        if let Some(iommu) = &self.iommu {
+            Self::admit_group(&group, &self.groups, iommu.version())?;
+            iommu.program(&*group)?;
+        } else if self.groups.iter().any(|other| other.number() == group.number()) {
+            return Err(ContainerError::GroupTaken { number: group.number() });
+        }
+        self.groups.push(group);
+        Ok(())
+    }
+
+    fn admit_group(
+        group: &Arc<dyn Group>,
+        others: &[Arc<dyn Group>],
+        version: Version,
+    ) -> Result<(), ContainerError> {
+        let number = group.number();
+        if version == Version::V2 && group.platform().max_windows == 0 {
+            return Err(ContainerError::UnfitIommu { kind: Self::VERSION_2 });
+        }
+        if version == Version::V1 && !others.is_empty() || others.iter().any(|other| other.number() == number)
+        {
+            return Err(ContainerError::GroupTaken { number });
+        }
+        if others.iter().any(|other| other.platform() != group.platform()) {
+            return Err(ContainerError::OtherPlatform { number });
+        }
+        Ok(())
+    }
+
+    /// Takes group `number` out; `false` when it is not here. The other groups keep every mapping. With the last group
+    /// goes the IOMMU: every entry is cleared, every window removed, every registration given up.
+    pub fn detach(&mut self, number: u32) -> bool {
+        let Some(at) = self.groups.iter().position(|group| group.number() == number) else { return false };
+        if self.groups.len() == 1 {
+            self.release();
+        }
+        let group = self.groups.remove(at);
+        for (slot, _) in self.windows() {
+            group.unset_window(slot);
+        }
+        true
+    }
+
+    fn release(&mut self) {
+        if let Some(mut iommu) = self.iommu.take() {
+            iommu.release(&self.groups);
+        }
+    }
+
+    // ---- requests -------------------------------------------------------------------------------------------------
+
+    /// Whether extension `kind` is there: 1 or 0.
+    #[must_use]
+    pub fn check_extension(&self, kind: u64) -> u64 {
+        u64::from(match kind {
+            Self::VERSION_1 | Self::VERSION_2 => true,
+            Self::ERROR_HANDLING => self.groups.iter().any(|group| group.platform().eeh),
+            _ => false,
+        })
+    }
+
+    /// Sets the IOMMU.
+    ///
+    /// # Errors
+    /// EINVAL without a group or when one is set; as [`attach`](Self::attach) when the groups do not go together.
+    pub fn set_iommu(&mut self, version: Version) -> Result<(), ContainerError> {
+        let Some(first) = self.groups.first() else { return Err(ContainerError::NoIommu) };
+        if self.iommu.is_some() {
+            return Err(ContainerError::IommuSet);
+        }
+        for (at, group) in self.groups.iter().enumerate() {
+            Self::admit_group(group, &self.groups[..at], version)?;
+        }
+        self.iommu = Some(Spapr::new(self.number, version, *first.platform()));
+        Ok(())
+    }
+
+    fn set_iommu_kind(&mut self, kind: u64) -> Result<(), ContainerError> {
+        if self.groups.is_empty() || self.iommu.is_some() {
+            return self.set_iommu(Version::V2);
+        }
+        match kind {
+            Self::VERSION_1 => self.set_iommu(Version::V1),
+            Self::VERSION_2 => self.set_iommu(Version::V2),
+            _ if self.check_extension(kind) != 0 => Err(ContainerError::UnfitIommu { kind }),
+            _ => Err(ContainerError::UnknownIommu { kind }),
+        }
+    }
+
+    /// The IOMMU, if `caller` may use it.
+    fn iommu(&self, caller: &Owner) -> Result<&Spapr, ContainerError> {
+        let iommu = self.iommu.as_ref().ok_or(ContainerError::NoIommu)?;
+        iommu.admit(caller)?;
+        Ok(iommu)
+    }
+
+    /// The IOMMU and the groups, if `caller` may use it and it is of `version`.
+    fn versioned(
+        &mut self,
+        caller: &Owner,
+        version: Version,
+        command: Command,
+    ) -> Result<Parts<'_>, ContainerError> {
+        self.iommu(caller)?;
+        let iommu = self.iommu.as_mut().ok_or(ContainerError::NoIommu)?;
+        if iommu.version() != version {
+            return Err(ContainerError::NotARequest { command: command.raw() });
+        }
+        Ok((iommu, &self.groups))
+    }
+
+    /// The same for requests of both versions.
+    fn enabled(&mut self, caller: &Owner) -> Result<Parts<'_>, ContainerError> {
+        self.iommu(caller)?;
+        let iommu = self.iommu.as_mut().ok_or(ContainerError::NoIommu)?;
+        iommu.check_enabled()?;
+        Ok((iommu, &self.groups))
+    }
+
+    /// The default window and what others can be made.
+    ///
+    /// # Errors
+    /// EINVAL without an IOMMU, EPERM for another process.
+    pub fn info(&self, caller: &Owner) -> Result<Info, ContainerError> {
+        Ok(self.iommu(caller)?.info())
+    }
+
+    /// Registers `bytes` at `ua`: pins and charges them, or shares the region of just this range.
+    ///
+    /// # Errors
+    /// In this order: ENOTTY (first version), EPERM, EINVAL (range), EBUSY (registered through this container), then the
+    /// address space's: EINVAL (overlap), ENOMEM (limit), EFAULT (pin).
+    pub fn register_memory(
+        &mut self,
+        caller: &Owner,
+        ua: UserAddr,
+        bytes: u64,
+    ) -> Result<(), ContainerError> {
+        let (iommu, _) = self.versioned(caller, Version::V2, Command::SpaprRegisterMemory)?;
+        iommu.bind(caller)?;
+        iommu.register(ua, bytes)
+    }
+
+    /// Gives a registration of this container up.
+    ///
+    /// # Errors
+    /// ENOTTY, EPERM (nobody's yet, or another's), EINVAL (misaligned), ENOENT (not registered through this container in
+    /// just this shape), EBUSY (the last registration of memory that is mapped; nothing has changed, unmap and repeat).
+    pub fn unregister_memory(
+        &mut self,
+        caller: &Owner,
+        ua: UserAddr,
+        bytes: u64,
+    ) -> Result<(), ContainerError> {
+        let (iommu, _) = self.versioned(caller, Version::V2, Command::SpaprUnregisterMemory)?;
+        iommu.unregister(ua, bytes)
+    }
+
+    /// Maps `bytes` of memory at `ua` to the bus at `ioba`, page by page of the window. What was mapped there is replaced.
+    ///
+    /// # Errors
+    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, no permission, past the window's
+    /// end, memory not registered or its pages too small for the window's), ENXIO (the memory is going), ENOMEM. A failure
+    /// half way clears the entries that this call had written, whatever they held before; later ones keep what they hold.
+    pub fn map_dma(
+        &mut self,
+        caller: &Owner,
+        access: Option<Access>,
+        ua: UserAddr,
+        ioba: BusAddr,
+        bytes: u64,
+    ) -> Result<(), ContainerError> {
+        let (iommu, groups) = self.enabled(caller)?;
+        iommu.map(groups, access, ua, ioba, bytes)
+    }
+
+    /// Clears the entries of `bytes` at `ioba`. What is not mapped is passed over.
+    ///
+    /// # Errors
+    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, past the window's end).
+    pub fn unmap_dma(&mut self, caller: &Owner, ioba: BusAddr, bytes: u64) -> Result<(), ContainerError> {
+        let (iommu, groups) = self.enabled(caller)?;
+        iommu.unmap(groups, ioba, bytes)
+    }
+
+    /// Makes a window of `bytes` with pages of `2^shift` bytes and a table of `levels`, and says where it starts. The
+    /// window is as long as its table, which has one system page of entries at least.
+    ///
+    /// # Errors
+    /// ENOTTY, EPERM, ENXIO (no group), the default window's, ENOSPC (both slots taken), EINVAL (page size; shape), ENOMEM
+    /// (limit; a level too large). Nothing is charged then.
+    pub fn create_window(
+        &mut self,
+        caller: &Owner,
+        shift: u32,
+        bytes: u64,
+        levels: u32,
+    ) -> Result<BusAddr, ContainerError> {
+        let (iommu, groups) = self.versioned(caller, Version::V2, Command::SpaprTceCreate)?;
+        iommu.bind(caller)?;
+        if groups.is_empty() {
+            return Err(ContainerError::NoGroup { errno: Errno::ENXIO });
+        }
+        iommu.create(groups, shift, bytes, levels)
+    }
+
+    /// Removes the window that starts at `start`, with all its mappings.
+    ///
+    /// # Errors
+    /// ENOTTY, EPERM, ENXIO (no group), EINVAL (no window starts there).
+    pub fn remove_window(&mut self, caller: &Owner, start: BusAddr) -> Result<(), ContainerError> {
+        let (iommu, groups) = self.versioned(caller, Version::V2, Command::SpaprTceRemove)?;
+        iommu.bind(caller)?;
+        if groups.is_empty() {
+            return Err(ContainerError::NoGroup { errno: Errno::ENXIO });
+        }
+        iommu.remove(groups, start)
+    }
+
+    /// Enables a container of the first version: charges the whole default window.
+    ///
+    /// # Errors
+    /// ENOTTY (second version), EBUSY (enabled), ENODEV (no group), EPERM, ENOMEM (limit).
+    pub fn enable(&mut self, caller: &Owner) -> Result<(), ContainerError> {
+        let (iommu, groups) = self.versioned(caller, Version::V1, Command::Enable)?;
+        iommu.enable(caller, groups)
+    }
+
+    /// Disables it again: no more maps. What is mapped stays.
+    ///
+    /// # Errors
+    /// ENOTTY (second version), EPERM.
+    pub fn disable(&mut self, caller: &Owner) -> Result<(), ContainerError> {
+        let (iommu, _) = self.versioned(caller, Version::V1, Command::Disable)?;
+        iommu.disable();
+        Ok(())
+    }
+
+    /// Any request, as it comes from a VMM: `command` is its number, `argument` what it points at. Answers what the call
+    /// returns: 0, or 1 for an extension that is there.
+    ///
+    /// # Errors
+    /// As the typed methods, after the checks of the bytes: EFAULT when they are too few, EINVAL for `argsz` and flags. An
+    /// unknown request is EINVAL without an IOMMU and ENOTTY with one.
+    pub fn ioctl(
+        &mut self,
+        caller: &Owner,
+        command: u32,
+        mut argument: Argument<'_>,
+    ) -> Result<u64, ContainerError> {
+        let Some(request) = Command::from_raw(command) else {
+            return Err(self.iommu(caller).err().unwrap_or(ContainerError::NotARequest { command }));
+        };
+        match request {
+            Command::GetApiVersion => return Ok(0),
+            Command::CheckExtension => return Ok(self.check_extension(argument.value())),
+            Command::SetIommu => self.set_iommu_kind(argument.value())?,
+            Command::SpaprTceGetInfo => self.info(caller)?.write(argument.bytes())?,
+            Command::MapDma => {
+                self.enabled(caller)?;
+                let map = MapDma::read(argument.bytes())?;
+                let access = Access::from_bits(map.permissions);
+                self.map_dma(caller, access, map.ua, map.ioba, map.bytes)?;
+            }
+            Command::UnmapDma => {
+                self.enabled(caller)?;
+                let unmap = UnmapDma::read(argument.bytes())?;
+                self.unmap_dma(caller, unmap.ioba, unmap.bytes)?;
+            }
+            Command::Enable => self.enable(caller)?,
+            Command::Disable => self.disable(caller)?,
+            Command::SpaprRegisterMemory => {
+                self.versioned(caller, Version::V2, request)?.0.bind(caller)?;
+                let memory = RegisterMemory::read(argument.bytes())?;
+                self.register_memory(caller, memory.ua, memory.bytes)?;
+            }
+            Command::SpaprUnregisterMemory => {
+                self.versioned(caller, Version::V2, request)?.0.check_bound()?;
+                let memory = RegisterMemory::read(argument.bytes())?;
+                self.unregister_memory(caller, memory.ua, memory.bytes)?;
+            }
+            Command::SpaprTceCreate => {
+                self.versioned(caller, Version::V2, request)?.0.bind(caller)?;
+                let create = TceCreate::read(argument.bytes())?;
+                let start = self.create_window(caller, create.shift, create.bytes, create.levels)?;
+                TceCreate::write(argument.bytes(), start);
+            }
+            Command::SpaprTceRemove => {
+                self.versioned(caller, Version::V2, request)?.0.bind(caller)?;
+                let remove = TceRemove::read(argument.bytes())?;
+                self.remove_window(caller, remove.start)?;
+            }
+        }
+        Ok(0)
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        self.release();
+    }
+}

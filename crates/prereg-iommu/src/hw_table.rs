@@ -1,0 +1,284 @@
+//! The hardware half of a TCE table: what devices really go through. Each live entry is one counted mapping.
+//!
+//! An entry lives in a [`prereg::EntryBlock`], which keeps the mapping and gives its unit back when the entry is
+//! replaced, cleared or dropped. So an address here is always a pinned one, a region with live entries cannot be
+//! unregistered, and dropping the table returns every unit, whoever still holds the memory.
+//!
+//! Blocks exist from the first mapping in them. Clearing visits what exists and makes nothing.
+
+use alloc::sync::Arc;
+
+use prereg::{
+    Access, AddressSpace, EntryBlock, EntryView, Errno, Holder, HolderKind, MapError, Mapping, OutOfMemory,
+    Translator, UserAddr,
+};
+
+use crate::geometry::Geometry;
+use crate::sparse::{Sparse, TableError};
+
+const BLOCK_BITS: u32 = 8;
+
+type Blocks = Sparse<EntryBlock, BLOCK_BITS>;
+
+/// Why an entry was not changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryError {
+    /// The memory could not be mapped, or the entry not be reached just now. The mapping's errno.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// No such entry, or no memory for its block. EINVAL or ENOMEM.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+impl EntryError {
+    /// EFAULT, ENXIO, EAGAIN, EINVAL or ENOMEM.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Map(error) => error.errno(),
+            Self::Table(error) => error.errno(),
+        }
+    }
+
+    /// Whether another thread was at the same entry, so that the same call may succeed at once.
+    #[must_use]
+    pub const fn is_contended(&self) -> bool {
+        matches!(self, Self::Map(MapError::Contended))
+    }
+
+    /// Whether it says something about the memory asked for, rather than about the table or the caller: that memory cannot
+    /// be mapped, now or ever.
+    #[must_use]
+    pub const fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Map(
+                MapError::Unregistered { .. }
+                    | MapError::TooLarge { .. }
+                    | MapError::Misaligned { .. }
+                    | MapError::Closing { .. }
+            )
+        )
+    }
+}
+
+/// A table of counted mappings over one address space.
+///
+/// Threads may set and clear entries at the same time, each with its own translator.
+#[derive(Debug)]
+pub struct HwTable {
+    geometry: Geometry,
+    holder: Holder,
+    blocks: Blocks,
+    space: Arc<AddressSpace>,
+}
+
+impl HwTable {
+    /// An empty table. `container` is who its mappings are reported as held by when an unregister is refused.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] for its root, which takes 8 KiB at most.
+    pub fn new(space: Arc<AddressSpace>, geometry: Geometry, container: u64) -> Result<Self, OutOfMemory> {
+        let holder = Holder { container, kind: HolderKind::TableEntry };
+        Ok(Self { geometry, holder, blocks: Blocks::new(geometry.entries())?, space })
+    }
+
+    /// Where the window is, its page size and its length.
+    #[must_use]
+    #[inline]
+    pub const fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// Whose mappings its entries are. Units are booked right if the translators used here are of the same holder
+    /// (`AddressSpace::translator_for`).
+    #[must_use]
+    pub const fn holder(&self) -> Holder {
+        self.holder
+    }
+
+    /// The address space whose memory this table maps.
+    #[must_use]
+    pub const fn space(&self) -> &Arc<AddressSpace> {
+        &self.space
+    }
+
+    /// Maps the page at `ua` into entry `index`. What was there before is given back, its page marked dirty if the device
+    /// could write it, and its access returned.
+    ///
+    /// # Errors
+    /// [`EntryError`]; then the entry is as it was.
+    #[inline]
+    pub fn set(
+        &self,
+        translator: &mut Translator,
+        index: u64,
+        ua: UserAddr,
+        access: Access,
+    ) -> Result<Option<Access>, EntryError> {
+        let block = match self.blocks.block(index) {
+            Some(block) => block,
+            None => self.make_block(index)?,
+        };
+        Ok(block.set(translator, Blocks::offset(index), ua, access)?)
+    }
+
+    /// Maps `count` consecutive pages from `ua` on into the entries from `first` on: all of them or none.
+    ///
+    /// # Errors
+    /// [`EntryError`]. If the first page cannot be mapped nothing has changed; if a later one cannot, all `count` entries are
+    /// cleared and their units given back, those of what they held before included (specification 3.8, B9).
+    pub fn set_run(
+        &self,
+        translator: &mut Translator,
+        first: u64,
+        count: u64,
+        ua: UserAddr,
+        access: Access,
+    ) -> Result<(), EntryError> {
+        self.blocks.check(first, count)?;
+        for step in 0..count {
+            let mapped = match ua.checked_add(step << self.geometry.shift().get()) {
+                Some(ua) => self.set(translator, first + step, ua, access).map(drop),
+                None => Err(MapError::Unregistered { ua, shift: self.geometry.shift() }.into()),
+            };
+            if let Err(refused) = mapped {
+                if step > 0 {
+                    self.clear_range(translator, first, count)?;
+                }
+                return Err(refused);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the blocks of `count` entries from `first` on, so that mapping there neither allocates nor takes a lock.
+    ///
+    /// # Errors
+    /// [`TableError`]. Blocks made before a failure stay, empty.
+    pub fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
+        self.blocks.check(first, count)?;
+        let mut index = first;
+        while index < first + count {
+            self.make_block(index)?;
+            index = ((index >> BLOCK_BITS) + 1) << BLOCK_BITS;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn make_block(&self, index: u64) -> Result<&EntryBlock, TableError> {
+        let shift = self.geometry.shift();
+        self.blocks
+            .block_or_make(index, || EntryBlock::new(&self.space, shift, Blocks::BLOCK_LEN, self.holder))
+    }
+
+    /// Clears entry `index`, gives its unit back and returns the access it had.
+    ///
+    /// # Errors
+    /// [`EntryError`]; then the entry is as it was.
+    #[inline]
+    pub fn clear(&self, translator: &mut Translator, index: u64) -> Result<Option<Access>, EntryError> {
+        match self.blocks.block(index) {
+            Some(block) => Ok(block.clear(translator, Blocks::offset(index))?),
+            None => Ok(self.blocks.check(index, 1).map(|()| None)?),
+        }
+    }
+
+    /// Clears `count` entries from `first` on; returns how many were live. Costs what exists of the range.
+    ///
+    /// # Errors
+    /// [`TableError::OutOfRange`] with nothing changed. A refusal by an entry ends the walk with the entries before it
+    /// cleared; repeating the call goes on from there.
+    pub fn clear_range(
+        &self,
+        translator: &mut Translator,
+        first: u64,
+        count: u64,
+    ) -> Result<u64, EntryError> {
+        self.blocks.check(first, count)?;
+        let mut cleared = 0;
+        self.blocks.visit(first, count, |_, part, block| {
+            for offset in part {
+                cleared += u64::from(block.clear(translator, offset)?.is_some());
+            }
+            Ok::<(), EntryError>(())
+        })?;
+        Ok(cleared)
+    }
+
+    /// Whether [`set`](Self::set) of the page at `ua` would find and translate it in this table's page size. Nothing is
+    /// counted or changed.
+    ///
+    /// # Errors
+    /// Why not.
+    #[inline]
+    pub fn check(&self, translator: &mut Translator, ua: UserAddr) -> Result<(), MapError> {
+        let shift = self.geometry.shift();
+        if ua.is_aligned(shift) {
+            translator.check(ua, shift)
+        } else {
+            Err(MapError::Misaligned { ua, shift })
+        }
+    }
+
+    /// What a device may do through entry `index`, or `None` if it is not live.
+    #[must_use]
+    #[inline]
+    pub fn access(&self, index: u64) -> Option<Access> {
+        self.blocks.block(index)?.access(Blocks::offset(index))
+    }
+
+    /// Shows a live entry to `look`. The address is good only while `look` runs.
+    #[inline]
+    pub fn inspect<R>(&self, index: u64, look: impl FnOnce(EntryView) -> R) -> Option<R> {
+        self.blocks.block(index)?.inspect(Blocks::offset(index), look)
+    }
+
+    /// One more unit on what entry `index` maps: what a device's own access holds until it is done. `None` if it is not live.
+    ///
+    /// # Errors
+    /// [`MapError::Closing`] if the region takes no new mappings, [`MapError::Contended`], [`MapError::Foreign`].
+    #[inline]
+    pub fn take(
+        &self,
+        translator: &mut Translator,
+        index: u64,
+    ) -> Result<Option<(Mapping, Access)>, MapError> {
+        match self.blocks.block(index) {
+            Some(block) => block.take(translator, Blocks::offset(index)),
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `look` with the number of each live entry in `[first, first + count)`, ascending.
+    pub fn for_each_live(&self, first: u64, count: u64, mut look: impl FnMut(u64, Access)) {
+        let Ok(()) = self.blocks.visit(first, count, |base, part, block| {
+            for offset in part {
+                if let Some(access) = block.access(offset) {
+                    look(base + offset as u64, access);
+                }
+            }
+            Ok::<(), core::convert::Infallible>(())
+        });
+    }
+
+    /// How many entries are live, counted now.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        let mut live = 0;
+        let Ok(()) = self.blocks.visit(0, u64::MAX, |_, _, block| {
+            live += block.live();
+            Ok::<(), core::convert::Infallible>(())
+        });
+        live
+    }
+
+    /// Bytes of memory this table takes now.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.blocks.memory_bytes(|block| size_of_val(block) as u64 + block.memory_bytes())
+    }
+}

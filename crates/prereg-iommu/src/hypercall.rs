@@ -1,0 +1,259 @@
+//! The words of the TCE hypercalls: numbers, arguments, results, and how a list of values leaves guest memory.
+//!
+//! Numbers and results are the guest's registers as they are; unknown ones are kept, never folded into a known one.
+
+use core::fmt;
+
+use prereg::{BusAddr, GuestAddr};
+
+use crate::tce::Tce;
+
+/// The result of a hypercall: register 3 on return (PAPR; specification 3).
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct HReturn(i64);
+
+macro_rules! returns {
+    ($($(#[$doc:meta])* $name:ident = $value:literal, $papr:literal;)*) => {
+        impl HReturn {
+            $($(#[$doc])* pub const $name: Self = Self($value);)*
+
+            /// The name of this result, or `None` for one that no call here gives.
+            #[must_use]
+            pub const fn name(self) -> Option<&'static str> {
+                match self.0 {
+                    $($value => Some($papr),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+returns! {
+    /// Done.
+    SUCCESS = 0, "H_SUCCESS";
+    /// Another vCPU is at the same entry and does not come to an end; nothing changed, the guest may try again.
+    BUSY = 1, "H_BUSY";
+    /// The hardware table could not be changed: the caller's translator is of another address space.
+    HARDWARE = -1, "H_HARDWARE";
+    /// A bad argument.
+    PARAMETER = -4, "H_PARAMETER";
+    /// No memory for a part of a table.
+    RESOURCE = -16, "H_RESOURCE";
+    /// The fast path cannot do it; the slow path must. Never seen by a guest.
+    TOO_HARD = 9999, "H_TOO_HARD";
+}
+
+impl HReturn {
+    /// Wraps a register value.
+    #[must_use]
+    pub const fn new(raw: i64) -> Self {
+        Self(raw)
+    }
+
+    /// The register value.
+    #[must_use]
+    pub const fn raw(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for HReturn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some(name) => write!(f, "{name} ({})", self.0),
+            None => write!(f, "H_? ({})", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for HReturn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A TCE hypercall with its arguments as they stand in registers 4 to 7. Nothing is checked yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hypercall {
+    /// H_GET_TCE: reads one entry.
+    Get {
+        /// The table.
+        liobn: u64,
+        /// The bus address of the entry.
+        ioba: BusAddr,
+    },
+    /// H_PUT_TCE: writes one entry.
+    Put {
+        /// The table.
+        liobn: u64,
+        /// The bus address of the entry.
+        ioba: BusAddr,
+        /// What to write.
+        tce: Tce,
+    },
+    /// H_PUT_TCE_INDIRECT: writes a list of up to 512 values that lies in guest memory.
+    PutIndirect {
+        /// The table.
+        liobn: u64,
+        /// The bus address of the first entry.
+        ioba: BusAddr,
+        /// Where the list lies: 8 bytes a value, big-endian.
+        list: GuestAddr,
+        /// How many values.
+        pages: u64,
+    },
+    /// H_STUFF_TCE: writes one value into a range of entries.
+    Stuff {
+        /// The table.
+        liobn: u64,
+        /// The bus address of the first entry.
+        ioba: BusAddr,
+        /// What to write.
+        tce: Tce,
+        /// How many entries.
+        pages: u64,
+    },
+}
+
+impl Hypercall {
+    /// The number of H_GET_TCE.
+    pub const GET_TCE: u64 = 0x1c;
+    /// The number of H_PUT_TCE.
+    pub const PUT_TCE: u64 = 0x20;
+    /// The number of H_STUFF_TCE.
+    pub const STUFF_TCE: u64 = 0x138;
+    /// The number of H_PUT_TCE_INDIRECT.
+    pub const PUT_TCE_INDIRECT: u64 = 0x13c;
+
+    /// The most values one H_PUT_TCE_INDIRECT may carry: a 4 KiB page of them.
+    pub const MAX_LIST: usize = 512;
+
+    /// The call of register 3 = `number` with registers 4 to 7 = `arguments`, or `None` if it is none of these four.
+    ///
+    /// ```
+    /// use prereg_iommu::{Hypercall, Tce};
+    ///
+    /// let call = Hypercall::decode(0x20, [0x8000_0000, 0x1000, 0x2003, 0]);
+    /// assert!(matches!(call, Some(Hypercall::Put { liobn: 0x8000_0000, tce, .. }) if tce == Tce::new(0x2003)));
+    /// assert_eq!(Hypercall::decode(0x04, [0; 4]), None);
+    /// ```
+    #[must_use]
+    pub const fn decode(number: u64, arguments: [u64; 4]) -> Option<Self> {
+        let [liobn, ioba, third, pages] = arguments;
+        let ioba = BusAddr::new(ioba);
+        Some(match number {
+            Self::GET_TCE => Self::Get { liobn, ioba },
+            Self::PUT_TCE => Self::Put { liobn, ioba, tce: Tce::new(third) },
+            Self::STUFF_TCE => Self::Stuff { liobn, ioba, tce: Tce::new(third), pages },
+            Self::PUT_TCE_INDIRECT => Self::PutIndirect { liobn, ioba, list: GuestAddr::new(third), pages },
+            _ => return None,
+        })
+    }
+
+    /// The table it names, as it stands in the register.
+    #[must_use]
+    #[inline]
+    pub const fn liobn(&self) -> u64 {
+        match *self {
+            Self::Get { liobn, .. }
+            | Self::Put { liobn, .. }
+            | Self::PutIndirect { liobn, .. }
+            | Self::Stuff { liobn, .. } => liobn,
+        }
+    }
+}
+
+/// The answer to a hypercall.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub struct Reply {
+    /// Register 3.
+    pub code: HReturn,
+    /// Register 4 after an H_GET_TCE that succeeded; otherwise the register keeps what it had.
+    pub value: Option<Tce>,
+    /// Whether the fast path said H_TOO_HARD and the slow path gave this answer.
+    pub handed_over: bool,
+}
+
+impl Reply {
+    #[inline]
+    pub(crate) const fn plain(code: HReturn) -> Self {
+        Self { code, value: None, handed_over: false }
+    }
+
+    #[inline]
+    pub(crate) fn of_read(read: Result<Tce, HReturn>) -> Self {
+        match read {
+            Ok(tce) => Self { code: HReturn::SUCCESS, value: Some(tce), handed_over: false },
+            Err(code) => Self::plain(code),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn of_write(written: Result<(), HReturn>) -> Self {
+        Self::plain(match written {
+            Ok(()) => HReturn::SUCCESS,
+            Err(code) => code,
+        })
+    }
+}
+
+/// The list of an H_PUT_TCE_INDIRECT does not lie in guest memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("no guest memory at the address of the list")]
+pub struct NotRam;
+
+/// The port to guest memory: copies a list of TCEs out of it.
+///
+/// Called once a hypercall. What it fills in is all that is looked at, so a guest that changes the list meanwhile changes
+/// nothing: what was checked is what is written.
+pub trait GuestList {
+    /// Fills `values` with the `values.len()` (512 at most) numbers at `at`, which is a multiple of 4 KiB: 8 bytes
+    /// each, big-endian in guest memory, in the host's order here.
+    ///
+    /// # Errors
+    /// [`NotRam`] if they do not all lie in guest memory; what `values` holds then is ignored.
+    fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam>;
+}
+
+impl<F: Fn(GuestAddr, &mut [u64]) -> Result<(), NotRam>> GuestList for F {
+    #[inline]
+    fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
+        self(at, values)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn the_four_numbers_decode_and_no_other_does() {
+        let arguments = [1, 2, 3, 4];
+        let (liobn, ioba, pages) = (1, BusAddr::new(2), 4);
+        for (number, call) in [
+            (0x1c, Hypercall::Get { liobn, ioba }),
+            (0x20, Hypercall::Put { liobn, ioba, tce: Tce::new(3) }),
+            (0x138, Hypercall::Stuff { liobn, ioba, tce: Tce::new(3), pages }),
+            (0x13c, Hypercall::PutIndirect { liobn, ioba, list: GuestAddr::new(3), pages }),
+        ] {
+            assert_eq!(Hypercall::decode(number, arguments), Some(call));
+            assert_eq!(call.liobn(), 1);
+        }
+        for number in (0..0x400).filter(|number| ![0x1c, 0x20, 0x138, 0x13c].contains(number)) {
+            assert_eq!(Hypercall::decode(number, arguments), None, "{number:#x}");
+        }
+    }
+
+    #[test]
+    fn results_print_their_name_and_number() {
+        assert_eq!(HReturn::PARAMETER.to_string(), "H_PARAMETER (-4)");
+        assert_eq!(HReturn::TOO_HARD.to_string(), "H_TOO_HARD (9999)");
+        assert_eq!(HReturn::new(-77).to_string(), "H_? (-77)");
+        assert_eq!(HReturn::new(-4), HReturn::PARAMETER);
+    }
+}

@@ -1,0 +1,165 @@
+//! The hypercalls as QEMU does them in user space: the slow path, which always gives a final answer.
+//!
+//! The guest's table keeps any value as it came. The bus address is rounded down to a page; a range that runs over
+//! the end is done up to there and then refused. A hardware entry follows its value if it can: permission, a whole page
+//! in one memory slot, registered memory. If it cannot, it maps nothing, and the guest is not told.
+
+use prereg::{BusAddr, GuestAddr, PageShift, Translator};
+
+use crate::hw_table::EntryError;
+use crate::hypercall::{GuestList, HReturn, Hypercall};
+use crate::slots::MemorySlots;
+use crate::sparse::TableError;
+use crate::table::TceTable;
+use crate::tce::Tce;
+
+#[inline]
+fn locate(table: &TceTable, ioba: BusAddr) -> Result<u64, HReturn> {
+    table.geometry().index(ioba).ok_or(HReturn::PARAMETER)
+}
+
+/// The first entry and how many of `pages` lie inside the table.
+#[inline]
+fn locate_range(table: &TceTable, ioba: BusAddr, pages: u64) -> Result<(u64, u64), HReturn> {
+    if pages == 0 {
+        return Err(HReturn::PARAMETER);
+    }
+    let index = locate(table, ioba)?;
+    Ok((index, pages.min(table.geometry().entries() - index)))
+}
+
+#[inline]
+fn code(error: EntryError) -> HReturn {
+    if error.is_contended() {
+        return HReturn::BUSY;
+    }
+    match error {
+        EntryError::Table(error) => table_code(error),
+        _ => HReturn::HARDWARE,
+    }
+}
+
+#[cold]
+fn table_code(error: TableError) -> HReturn {
+    match error {
+        TableError::OutOfMemory => HReturn::RESOURCE,
+        TableError::OutOfRange { .. } => HReturn::PARAMETER,
+    }
+}
+
+#[inline]
+fn write(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    index: u64,
+    tce: Tce,
+) -> Result<(), HReturn> {
+    let place = table.place(index, tce).map_err(table_code)?;
+    let shift = table.geometry().shift();
+    let target =
+        tce.access().and_then(|access| Some((slots.translate(tce.page(shift), shift.bytes())?, access)));
+    table.settle(translator, index, target).map_err(code)?;
+    place.write(tce);
+    Ok(())
+}
+
+#[inline]
+pub(crate) fn get(table: &TceTable, ioba: BusAddr) -> Result<Tce, HReturn> {
+    Ok(table.values().load(locate(table, ioba)?))
+}
+
+#[inline]
+pub(crate) fn put(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    ioba: BusAddr,
+    tce: Tce,
+) -> Result<(), HReturn> {
+    let index = locate(table, ioba)?;
+    write(table, slots, translator, index, tce)
+}
+
+/// See `kvm`: a longer list pays for a longer buffer.
+const SHORT_LIST: usize = 32;
+
+#[inline]
+pub(crate) fn put_indirect<G: GuestList + ?Sized>(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    guest: &G,
+    ioba: BusAddr,
+    list: GuestAddr,
+    pages: u64,
+) -> Result<(), HReturn> {
+    if pages > Hypercall::MAX_LIST as u64 || !list.is_aligned(PageShift::K4) {
+        return Err(HReturn::PARAMETER);
+    }
+    let (index, inside) = locate_range(table, ioba, pages)?;
+    let inside = inside as usize;
+    if inside <= SHORT_LIST {
+        put_buffered::<SHORT_LIST, G>(table, slots, translator, guest, index, list, inside)?;
+    } else {
+        put_buffered::<{ Hypercall::MAX_LIST }, G>(table, slots, translator, guest, index, list, inside)?;
+    }
+    if (inside as u64) < pages { Err(HReturn::PARAMETER) } else { Ok(()) }
+}
+
+#[inline]
+fn put_buffered<const ROOM: usize, G: GuestList + ?Sized>(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    guest: &G,
+    index: u64,
+    list: GuestAddr,
+    count: usize,
+) -> Result<(), HReturn> {
+    let mut buffer = [0; ROOM];
+    let values = &mut buffer[..count];
+    if guest.read_list(list, values).is_err() {
+        // Outside of RAM QEMU's bus reads as zeros, and so the call succeeds.
+        values.fill(0);
+    }
+    put_values(table, slots, translator, index, values)
+}
+
+fn put_values(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    index: u64,
+    values: &[u64],
+) -> Result<(), HReturn> {
+    for (index, &raw) in (index..).zip(values) {
+        write(table, slots, translator, index, Tce::new(raw))?;
+    }
+    Ok(())
+}
+
+#[inline]
+pub(crate) fn stuff(
+    table: &TceTable,
+    slots: &MemorySlots,
+    translator: &mut Translator,
+    ioba: BusAddr,
+    tce: Tce,
+    pages: u64,
+) -> Result<(), HReturn> {
+    if pages > table.geometry().entries() {
+        return Err(HReturn::PARAMETER);
+    }
+    let (index, inside) = locate_range(table, ioba, pages)?;
+    if tce.access().is_some() {
+        for index in index..index + inside {
+            write(table, slots, translator, index, tce)?;
+        }
+    } else {
+        table.prepare(index, inside, tce).map_err(table_code)?;
+        table.settle_none(translator, index, inside).map_err(code)?;
+        table.fill(index, inside, tce).map_err(table_code)?;
+    }
+    if inside < pages { Err(HReturn::PARAMETER) } else { Ok(()) }
+}

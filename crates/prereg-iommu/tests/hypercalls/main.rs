@@ -1,0 +1,12 @@
+//! The hypercalls from outside: the specification's scenarios, the order of checks, random calls against a model, many
+//! vCPUs at once, and what large windows cost.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
+
+mod guest;
+mod hardware_table;
+mod order_of_checks;
+mod random_calls;
+mod scenarios;
+mod tables;
+mod vcpus;
