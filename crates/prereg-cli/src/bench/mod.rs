@@ -1,0 +1,4 @@
+//! Measurements that stand on their own: each compares us with the machine's own limit in the same run.
+
+pub mod registration;
+pub mod spread;

@@ -1,0 +1,259 @@
+//! What registering memory costs, next to the system calls it is made of.
+//!
+//! In every repetition the raw calls and our registration take turns on the same memory, the raw calls first in one and
+//! second in the next, so that neither is always the one that finds the caches warm. Memory that is not there yet is made
+//! anew for each measurement.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prereg::{AddressSpace, UserRange};
+use prereg_linux::measure::{RawPin, read_page_map};
+use prereg_linux::{FaultIn, FaultInError, GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, fault_in};
+use serde::Serialize;
+
+use super::spread::{Spread, median_ratio};
+use crate::failure::Failure;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::progress::Stage;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Bytes of each memory: whole 2 MiB.
+    pub bytes: u64,
+    /// Repetitions.
+    pub reps: u32,
+}
+
+/// Threads that bring absent memory in, next to one.
+const THREADS: usize = 2;
+
+/// A kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A memfd of system pages: what guest RAM usually is.
+    Memfd,
+    /// Private anonymous system pages.
+    Anonymous,
+    /// Private anonymous memory with transparent huge pages.
+    Thp,
+    /// A memfd of 2 MiB pages from the pool.
+    Hugetlb,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Memfd, Self::Anonymous, Self::Thp, Self::Hugetlb];
+
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Memfd => "memfd",
+            Self::Anonymous => "anonymous",
+            Self::Thp => "thp",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+
+    fn memory(self, bytes: u64) -> Result<GuestMemory, MemoryError> {
+        match self {
+            Self::Memfd => GuestMemory::memfd("prereg-bench", bytes),
+            Self::Anonymous => GuestMemory::anonymous(bytes),
+            Self::Thp => GuestMemory::anonymous_thp(bytes),
+            Self::Hugetlb => GuestMemory::memfd_hugetlb("prereg-bench", bytes, HugeSize::M2),
+        }
+    }
+}
+
+/// One kind of memory, measured. Nanoseconds for each system page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What was registered.
+    pub memory: Kind,
+    /// Why it was not measured; nothing else is set then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// The largest page the registration could be mapped with, in bytes.
+    pub largest_page: u64,
+    /// Register memory that is present.
+    pub register: Option<Spread>,
+    /// The raw pin call alone.
+    pub raw_pin: Option<Spread>,
+    /// One bulk read of pagemap alone.
+    pub raw_pagemap: Option<Spread>,
+    /// `register` over `raw_pin` plus `raw_pagemap`: the middle of the repetitions' own ratios.
+    pub ratio: Option<f64>,
+    /// Unregister.
+    pub unregister: Option<Spread>,
+    /// The raw unpin call alone.
+    pub raw_unpin: Option<Spread>,
+    /// Register memory that nobody touched yet, faulted in by one thread.
+    pub absent_one_thread: Option<Spread>,
+    /// The same by two threads.
+    pub absent_two_threads: Option<Spread>,
+    /// How many times faster two threads are: the middle of the repetitions' own ratios.
+    pub threads_speedup: Option<f64>,
+}
+
+impl Row {
+    const fn blank(memory: Kind) -> Self {
+        Self {
+            memory,
+            skipped: None,
+            largest_page: 0,
+            register: None,
+            raw_pin: None,
+            raw_pagemap: None,
+            ratio: None,
+            unregister: None,
+            raw_unpin: None,
+            absent_one_thread: None,
+            absent_two_threads: None,
+            threads_speedup: None,
+        }
+    }
+}
+
+/// Measures one kind of memory.
+///
+/// # Errors
+/// [`Failure::Host`] when memory cannot be pinned; memory that cannot be had is a skipped row. [`Failure::Interrupted`].
+pub fn measure(kind: Kind, plan: Plan, interrupt: &Interrupt, stage: &Stage) -> Result<Row, Failure> {
+    let mut row = Row::blank(kind);
+    // A pool that is too small shows when the memory is made or when it is touched.
+    let present = match make(kind, plan.bytes, true, interrupt)? {
+        Ok(memory) => memory,
+        Err(reason) => {
+            row.skipped = Some(reason);
+            return Ok(row);
+        }
+    };
+    let host = |error: &dyn std::fmt::Display| Failure::host("measuring registration", error);
+    let bare = RawPin::new().map_err(|error| host(&error))?;
+    let map = Pagemap::open().map_err(|error| host(&error))?;
+    let one = Bench::new(1)?;
+    let several = Bench::new(THREADS)?;
+    let range = UserRange::new(present.ua(), present.bytes(), map.granule()).map_err(|error| host(&error))?;
+    let pages = range.pages(map.granule());
+
+    let mut times = Times::default();
+    for rep in 0..plan.reps {
+        interrupt.check()?;
+        stage.at(u64::from(rep));
+        for turn in 0..2 {
+            if (rep + turn) % 2 == 0 {
+                times.raw(&bare, &map, range)?;
+            } else {
+                row.largest_page = one.once(&present, &mut times.register, &mut times.unregister)?;
+            }
+        }
+    }
+    drop(present);
+    let mut unmeasured = Vec::new();
+    for rep in 0..plan.reps {
+        stage.at(u64::from(plan.reps + rep));
+        for turn in 0..2 {
+            interrupt.check()?;
+            let Ok(absent) = make(kind, plan.bytes, false, interrupt)? else { continue };
+            if (rep + turn) % 2 == 0 {
+                one.once(&absent, &mut times.one_thread, &mut unmeasured)?;
+            } else {
+                several.once(&absent, &mut times.two_threads, &mut unmeasured)?;
+            }
+        }
+    }
+    row.register = Spread::of(&times.register, pages);
+    row.unregister = Spread::of(&times.unregister, pages);
+    row.raw_pin = Spread::of(&times.raw_pin, pages);
+    row.raw_pagemap = Spread::of(&times.raw_pagemap, pages);
+    row.raw_unpin = Spread::of(&times.raw_unpin, pages);
+    row.absent_one_thread = Spread::of(&times.one_thread, pages);
+    row.absent_two_threads = Spread::of(&times.two_threads, pages);
+    let raw: Vec<_> = times.raw_pin.iter().zip(&times.raw_pagemap).map(|(pin, read)| *pin + *read).collect();
+    row.ratio = median_ratio(&times.register, &raw);
+    row.threads_speedup = median_ratio(&times.one_thread, &times.two_threads);
+    Ok(row)
+}
+
+/// Memory of `kind`, touched or not; the inner error says why this host has none.
+fn make(
+    kind: Kind,
+    bytes: u64,
+    touched: bool,
+    interrupt: &Interrupt,
+) -> Result<Result<GuestMemory, String>, Failure> {
+    let memory = match kind.memory(bytes) {
+        Ok(memory) => memory,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    if touched {
+        let flag = interrupt.flag();
+        match fault_in(&memory, FaultIn { threads: 0, progress: None, cancel: Some(&flag) }) {
+            Ok(()) => {}
+            Err(FaultInError::Cancelled { .. }) => return Err(Interrupted.into()),
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+    }
+    Ok(Ok(memory))
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    register: Vec<Duration>,
+    unregister: Vec<Duration>,
+    raw_pin: Vec<Duration>,
+    raw_pagemap: Vec<Duration>,
+    raw_unpin: Vec<Duration>,
+    one_thread: Vec<Duration>,
+    two_threads: Vec<Duration>,
+}
+
+impl Times {
+    /// One turn of the raw calls.
+    fn raw(&mut self, raw: &RawPin, map: &Pagemap, range: UserRange) -> Result<(), Failure> {
+        let start = Instant::now();
+        raw.pin(range).map_err(|errno| Failure::host("pinning with the raw call", errno))?;
+        self.raw_pin.push(start.elapsed());
+        let start = Instant::now();
+        let read = read_page_map(map, range);
+        self.raw_pagemap.push(start.elapsed());
+        let start = Instant::now();
+        raw.unpin(range);
+        self.raw_unpin.push(start.elapsed());
+        read.map(drop).map_err(|error| Failure::host("reading pagemap", error))
+    }
+}
+
+/// An address space whose pins fault absent memory in with so many threads.
+struct Bench {
+    space: AddressSpace,
+}
+
+impl Bench {
+    fn new(threads: usize) -> Result<Self, Failure> {
+        let ring = IoUring::builder().fault_threads(threads).build();
+        let ring = Arc::new(ring.map_err(|error| Failure::host("pinning through io_uring", error))?);
+        Ok(Self { space: AddressSpace::new(ring) })
+    }
+
+    /// Registers and unregisters once; returns the largest page it could be mapped with.
+    fn once(
+        &self,
+        memory: &GuestMemory,
+        register: &mut Vec<Duration>,
+        unregister: &mut Vec<Duration>,
+    ) -> Result<u64, Failure> {
+        let start = Instant::now();
+        let registration =
+            self.space.register(memory).map_err(|error| Failure::host("registering memory", error))?;
+        register.push(start.elapsed());
+        let largest = registration.largest_page().bytes();
+        let start = Instant::now();
+        registration.unregister().map_err(|error| Failure::host("unregistering memory", error))?;
+        unregister.push(start.elapsed());
+        Ok(largest)
+    }
+}

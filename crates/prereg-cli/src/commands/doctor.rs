@@ -1,0 +1,313 @@
+//! `prereg doctor`: what this host, this user and these limits allow, and what would allow more.
+//!
+//! The facts and the verdicts are the back ends' own ([`HostReport`]); here they are only laid out, for people and as
+//! JSON.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use prereg_linux::{BackendReport, HostReport, HugePool, PagemapAccess};
+use serde::Serialize;
+
+use super::Outcome;
+use crate::failure::Failure;
+use crate::pins::address_word;
+use crate::quantity::{Bytes, Count};
+
+/// Say what this host, this user and these limits allow
+#[derive(Debug, Args)]
+#[command(after_help = "Example: prereg doctor --json | jq '.backends[] | select(.usable) | .name'")]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks, and prints.
+///
+/// # Errors
+/// When `out` cannot be written. What is wrong with a host is a finding, not an error.
+pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+    let report = HostReport::probe();
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &Json::from(&report))?;
+        writeln!(out)?;
+    } else {
+        print(&report, out)?;
+    }
+    Ok(Outcome::Clean)
+}
+
+fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
+    let HostReport { memlock, capabilities, io_uring, .. } = report;
+    let kernel = report.kernel.as_deref().unwrap_or("unknown");
+    writeln!(out, "Host")?;
+    let mut fact = |name: &str, text: String| writeln!(out, "  {name:<20}{text}");
+    fact("kernel", format!("Linux {kernel}, pages of {}", Bytes(report.page_bytes)))?;
+    fact("user", user(report))?;
+    let held = [
+        ("CAP_IPC_LOCK", capabilities.ipc_lock, "passes the locked-memory limit"),
+        ("CAP_SYS_ADMIN", capabilities.sys_admin, "sees physical addresses"),
+        ("CAP_SYS_RESOURCE", capabilities.sys_resource, "raises hard limits"),
+    ];
+    let held: Vec<_> = held
+        .iter()
+        .map(|(name, held, what)| format!("{name} {} ({what})", if *held { "yes" } else { "no" }))
+        .collect();
+    fact("capabilities", held.join(", "))?;
+    fact(
+        "memory",
+        format!(
+            "{} available of {}",
+            bytes_or_unknown(report.memory_available),
+            bytes_or_unknown(report.memory_total)
+        ),
+    )?;
+    fact(
+        "locked memory",
+        format!(
+            "limit {} (hard {}){}; in use: {}",
+            bytes_or_unlimited(memlock.soft),
+            bytes_or_unlimited(memlock.hard),
+            if memlock.privileged { ", which this user may pass" } else { "" },
+            memlock.counted.map_or("unknown".to_owned(), |counted| {
+                format!("{} locked, {} pinned by this process", Bytes(counted.locked), Bytes(counted.pinned))
+            }),
+        ),
+    )?;
+    fact("pagemap", pagemap(report.pagemap).1.to_owned())?;
+    fact("compaction", compaction(report.compact_unevictable_allowed).to_owned())?;
+    fact(
+        "transparent huge",
+        report.transparent_huge_pages.clone().unwrap_or_else(|| "not in this kernel".to_owned()),
+    )?;
+    if report.huge_pools.is_empty() {
+        fact("huge-page pools", "none in this kernel".to_owned())?;
+    }
+    for HugePool { page_bytes, total, free } in &report.huge_pools {
+        let empty = if *total == 0 {
+            format!(" (echo N > {} to fill it)", pool_file(*page_bytes))
+        } else {
+            String::new()
+        };
+        fact(
+            &format!("{} pages", Bytes(*page_bytes)),
+            format!("{} in the pool, {} free{empty}", Count(*total), Count(*free)),
+        )?;
+    }
+    fact(
+        "io_uring",
+        match (&io_uring.tried, io_uring.disabled) {
+            (Ok(slot), _) => format!("works, {} a slot", Bytes(*slot)),
+            (Err(error), Some(disabled)) => format!("{error} (io_uring_disabled = {disabled})"),
+            (Err(error), None) => error.to_string(),
+        },
+    )?;
+    fact("IOMMU groups", groups(report))?;
+
+    writeln!(out, "\nBack ends")?;
+    for BackendReport { name, usable, pins, addresses, why, remedy, .. } in &report.backends {
+        let usable = if *usable { "usable" } else { "not usable" };
+        let pins = if *pins { "real pins" } else { "no pins" };
+        let addresses = addresses.map_or(String::new(), |kind| format!(", {} addresses", address_word(kind)));
+        writeln!(out, "  {name:<12}{usable}: {pins}{addresses}")?;
+        writeln!(out, "              {why}")?;
+        if let Some(remedy) = remedy {
+            writeln!(out, "              what would change it: {remedy}")?;
+        }
+    }
+    writeln!(out, "  sim         usable: pretends, invented addresses; for tests and hosts that cannot pin")
+}
+
+fn user(report: &HostReport) -> String {
+    let uid = if report.uid == report.euid {
+        format!("uid {}", report.uid)
+    } else {
+        format!("uid {}, effective {}", report.uid, report.euid)
+    };
+    if report.initial_user_namespace {
+        uid
+    } else {
+        format!("{uid}, in a user namespace (its root is not the host's)")
+    }
+}
+
+fn pool_file(page_bytes: u64) -> String {
+    format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", page_bytes / 1024)
+}
+
+fn pagemap(access: PagemapAccess) -> (&'static str, &'static str) {
+    match access {
+        PagemapAccess::Frames => ("frames", "shows physical addresses"),
+        PagemapAccess::Hidden => {
+            ("hidden", "hides physical addresses from this user (CAP_SYS_ADMIN shows them)")
+        }
+        _ => (
+            "denied",
+            "cannot be read (is /proc mounted? a process that changed its user may not read its own)",
+        ),
+    }
+}
+
+fn compaction(allowed: Option<u64>) -> &'static str {
+    match allowed {
+        Some(0) => "leaves locked pages alone (vm.compact_unevictable_allowed = 0)",
+        Some(_) => "may move locked pages, never pinned ones (vm.compact_unevictable_allowed = 1)",
+        None => "unknown (no vm.compact_unevictable_allowed)",
+    }
+}
+
+fn groups(report: &HostReport) -> String {
+    if report.iommu_groups.is_empty() {
+        return "none: no IOMMU, or it is switched off (intel_iommu=on, or in the firmware)".to_owned();
+    }
+    let vfio = match (report.vfio, report.vfio_groups.len()) {
+        (false, _) => "/dev/vfio/vfio is missing (modprobe vfio-pci)".to_owned(),
+        (true, 0) => "none bound to VFIO".to_owned(),
+        (true, bound) => format!("{bound} bound to VFIO"),
+    };
+    let iommufd = if report.iommufd { "/dev/iommu is there" } else { "no /dev/iommu" };
+    format!("{}; {vfio}; {iommufd}", report.iommu_groups.len())
+}
+
+fn bytes_or_unlimited(bytes: Option<u64>) -> String {
+    bytes.map_or("unlimited".to_owned(), |bytes| Bytes(bytes).to_string())
+}
+
+fn bytes_or_unknown(bytes: Option<u64>) -> String {
+    bytes.map_or("unknown".to_owned(), |bytes| Bytes(bytes).to_string())
+}
+
+/// The report as JSON: sizes in bytes, null for unlimited limits and unknown facts.
+#[derive(Debug, Serialize)]
+struct Json<'a> {
+    kernel: Option<&'a str>,
+    uid: u32,
+    euid: u32,
+    initial_user_namespace: bool,
+    capabilities: JsonCapabilities,
+    memory_total: Option<u64>,
+    memory_available: Option<u64>,
+    page_bytes: u64,
+    memlock: JsonMemlock,
+    huge_pages: Vec<JsonPool>,
+    transparent_huge_pages: Option<&'a str>,
+    compact_unevictable_allowed: Option<u64>,
+    pagemap: &'static str,
+    io_uring: JsonUring,
+    iommu_groups: &'a [u32],
+    vfio: bool,
+    vfio_groups: &'a [u32],
+    iommufd: bool,
+    backends: Vec<JsonBackend<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonCapabilities {
+    ipc_lock: bool,
+    sys_admin: bool,
+    sys_resource: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonMemlock {
+    soft: Option<u64>,
+    hard: Option<u64>,
+    privileged: bool,
+    locked: Option<u64>,
+    pinned: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonPool {
+    page_bytes: u64,
+    total: u64,
+    free: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonUring {
+    usable: bool,
+    disabled: Option<u64>,
+    slot_bytes: Option<u64>,
+    error: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonBackend<'a> {
+    name: &'a str,
+    usable: bool,
+    pins: bool,
+    addresses: Option<&'static str>,
+    allowance: Option<u64>,
+    why: &'a str,
+    remedy: Option<&'a str>,
+}
+
+impl<'a> From<&'a HostReport> for Json<'a> {
+    fn from(report: &'a HostReport) -> Self {
+        let HostReport { memlock, capabilities, io_uring, .. } = report;
+        let mut backends: Vec<_> = report
+            .backends
+            .iter()
+            .map(|backend| JsonBackend {
+                name: backend.name,
+                usable: backend.usable,
+                pins: backend.pins,
+                addresses: backend.addresses.map(address_word),
+                allowance: backend.allowance,
+                why: &backend.why,
+                remedy: backend.remedy.as_deref(),
+            })
+            .collect();
+        backends.push(JsonBackend {
+            name: "sim",
+            usable: true,
+            pins: false,
+            addresses: Some("invented"),
+            allowance: None,
+            why: "pretends; for tests and hosts that cannot pin",
+            remedy: None,
+        });
+        Self {
+            kernel: report.kernel.as_deref(),
+            uid: report.uid,
+            euid: report.euid,
+            initial_user_namespace: report.initial_user_namespace,
+            capabilities: JsonCapabilities {
+                ipc_lock: capabilities.ipc_lock,
+                sys_admin: capabilities.sys_admin,
+                sys_resource: capabilities.sys_resource,
+            },
+            memory_total: report.memory_total,
+            memory_available: report.memory_available,
+            page_bytes: report.page_bytes,
+            memlock: JsonMemlock {
+                soft: memlock.soft,
+                hard: memlock.hard,
+                privileged: memlock.privileged,
+                locked: memlock.counted.map(|counted| counted.locked),
+                pinned: memlock.counted.map(|counted| counted.pinned),
+            },
+            huge_pages: report
+                .huge_pools
+                .iter()
+                .map(|&HugePool { page_bytes, total, free }| JsonPool { page_bytes, total, free })
+                .collect(),
+            transparent_huge_pages: report.transparent_huge_pages.as_deref(),
+            compact_unevictable_allowed: report.compact_unevictable_allowed,
+            pagemap: pagemap(report.pagemap).0,
+            io_uring: JsonUring {
+                usable: io_uring.tried.is_ok(),
+                disabled: io_uring.disabled,
+                slot_bytes: io_uring.tried.as_ref().ok().copied(),
+                error: io_uring.tried.as_ref().err().map(ToString::to_string),
+            },
+            iommu_groups: &report.iommu_groups,
+            vfio: report.vfio,
+            vfio_groups: &report.vfio_groups,
+            iommufd: report.iommufd,
+            backends,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `prereg man`: the manual page, all commands on one page, from the same source as `--help`.
+
+use std::io::{self, Write};
+
+use clap::{Args, Command};
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, roman};
+
+use super::Outcome;
+
+/// Print the manual page
+#[derive(Debug, Args)]
+#[command(after_help = "Example: prereg man > ~/.local/share/man/man1/prereg.1")]
+pub struct ManArgs {}
+
+/// Writes the manual page of `program` and its commands.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
+    program.build();
+    let page = Man::new(program.clone());
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    page.render_options_section(out)?;
+    commands(&program, out)?;
+    exit_status(out)?;
+    page.render_extra_section(out)?;
+    page.render_version_section(out)?;
+    Ok(Outcome::Clean)
+}
+
+/// The sections of each command, its headings one step down, and then those of its own commands.
+fn commands(parent: &Command, out: &mut impl Write) -> io::Result<()> {
+    for command in
+        parent.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")
+    {
+        let name = command.get_bin_name().unwrap_or(command.get_name());
+        Roff::default().control("SH", [name.to_uppercase().as_str()]).to_writer(out)?;
+        let page = Man::new(command.clone());
+        let mut sections = Vec::new();
+        page.render_synopsis_section(&mut sections)?;
+        page.render_description_section(&mut sections)?;
+        page.render_options_section(&mut sections)?;
+        page.render_extra_section(&mut sections)?;
+        for line in sections.split_inclusive(|&byte| byte == b'\n') {
+            match line.strip_prefix(b".SH ") {
+                Some(heading) => {
+                    out.write_all(b".SS ")?;
+                    out.write_all(heading)?;
+                }
+                // Preambles make sense once a page.
+                None if line.starts_with(b".ie ") || line.starts_with(b".el ") => {}
+                None => out.write_all(line)?,
+            }
+        }
+        commands(command, out)?;
+    }
+    Ok(())
+}
+
+fn exit_status(out: &mut impl Write) -> io::Result<()> {
+    let mut roff = Roff::default();
+    roff.control("SH", ["EXIT STATUS"]);
+    for (code, meaning) in [
+        ("0", "Everything was as it should be."),
+        ("1", "A replay found a mismatch, or something pinned did not come back."),
+        ("2", "Bad arguments or a bad file; or the host refused what was asked. Nothing is left pinned."),
+        ("130", "Interrupted. Everything was released."),
+    ] {
+        roff.control("TP", []).text([roman(code)]).text([roman(meaning)]);
+    }
+    roff.to_writer(out)
+}

@@ -1,0 +1,158 @@
+//! `prereg bench registration`: what registering costs, as a table or as JSON.
+
+use std::fmt;
+use std::io::Write;
+
+use clap::Args;
+use prereg::PageShift;
+use serde::Serialize;
+
+use super::Outcome;
+use crate::bench::registration::{Kind, Plan, Row, measure};
+use crate::bench::spread::Spread;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::pins;
+use crate::progress::Progress;
+use crate::quantity::{Bytes, parse_bytes};
+
+const MORE: &str = "\
+All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in
+brackets. 'raw' are the system calls alone, measured in turns with ours in the same run. The ratio is registering over the
+pin call plus one bulk read of pagemap, in the middle of the repetitions; so is how much faster two threads are.
+
+Example: prereg bench registration --size 1G --reps 9";
+
+/// Measure what registering and unregistering memory costs, next to the raw system calls
+#[derive(Debug, Args)]
+#[command(after_help = MORE)]
+pub struct RegistrationArgs {
+    /// Bytes of each memory, in whole 2 MiB (suffixes K, M, G)
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    size: u64,
+
+    /// Repetitions
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    reps: u32,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+struct Results {
+    bytes: u64,
+    repetitions: u32,
+    /// Processors that two threads could run on.
+    processors: usize,
+    memories: Vec<Row>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// [`Failure::Host`] when this user cannot pin so much, [`Failure::Interrupted`].
+pub fn run(
+    args: &RegistrationArgs,
+    out: &mut impl Write,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<Outcome, Failure> {
+    let what = || format!("measuring the registration of {}", Bytes(args.size));
+    if args.size == 0 || args.size & PageShift::M2.mask() != 0 {
+        return Err(Failure::host(what(), "--size must be a multiple of 2 MiB, and not 0"));
+    }
+    // The raw calls and ours hold the memory in turns, never both.
+    pins::may_lock(args.size).map_err(|why| {
+        Failure::host(what(), format!("this user cannot pin that: {why}, or ask for less with --size"))
+    })?;
+    let plan = Plan { bytes: args.size, reps: args.reps };
+    let mut memories = Vec::new();
+    for kind in Kind::ALL {
+        let stage = progress.stage(kind.name(), u64::from(args.reps) * 2);
+        memories.push(measure(kind, plan, interrupt, &stage)?);
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let results = Results { bytes: args.size, repetitions: args.reps, processors, memories };
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &results)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{results}")?;
+    }
+    Ok(Outcome::Clean)
+}
+
+/// A spread, or a dash.
+struct Cell(Option<Spread>);
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(spread) => fmt::Display::fmt(&spread, f),
+            None => f.pad("-"),
+        }
+    }
+}
+
+/// A factor, or a dash.
+struct Factor(Option<f64>);
+
+impl fmt::Display for Factor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(factor) => f.pad(&format!("{factor:.2}x")),
+            None => f.pad("-"),
+        }
+    }
+}
+
+impl fmt::Display for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "Registering {}, {} repetitions; ns for each system page: median (fastest..slowest)\n",
+            Bytes(self.bytes),
+            self.repetitions
+        )?;
+        writeln!(f, "memory that is present")?;
+        writeln!(
+            f,
+            "  {:<10} {:>9} {:>24} {:>24} {:>24} {:>7} {:>24} {:>24}",
+            "memory", "page", "register", "raw pin", "raw pagemap", "ratio", "unregister", "raw unpin"
+        )?;
+        for row in &self.memories {
+            let name = row.memory.name();
+            if let Some(why) = &row.skipped {
+                writeln!(f, "  {name:<10} skipped: {why}")?;
+                continue;
+            }
+            writeln!(
+                f,
+                "  {name:<10} {:>9} {:>24} {:>24} {:>24} {:>7} {:>24} {:>24}",
+                Bytes(row.largest_page).to_string(),
+                Cell(row.register),
+                Cell(row.raw_pin),
+                Cell(row.raw_pagemap),
+                Factor(row.ratio),
+                Cell(row.unregister),
+                Cell(row.raw_unpin),
+            )?;
+        }
+        writeln!(f, "\nmemory that is not there yet ({} processors)", self.processors)?;
+        writeln!(f, "  {:<10} {:>24} {:>24} {:>7}", "memory", "1 thread", "2 threads", "faster")?;
+        for row in self.memories.iter().filter(|row| row.skipped.is_none()) {
+            writeln!(
+                f,
+                "  {:<10} {:>24} {:>24} {:>7}",
+                row.memory.name(),
+                Cell(row.absent_one_thread),
+                Cell(row.absent_two_threads),
+                Factor(row.threads_speedup),
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,161 @@
+//! Does the page that a device would reach lie where pagemap says?
+//!
+//! Entries are looked at while they are live: the address an entry holds is compared, inside the entry's own lock, with
+//! the frame that the kernel shows at that moment for the user page the guest asked for. Only addresses that are
+//! physical can be compared; see [`Verifier::new`].
+
+use clap::ValueEnum;
+use prereg::{AddressKind, EntryView, PageShift, UserAddr};
+use prereg_iommu::{HwTable, TceTable};
+use prereg_linux::{Backing, Pagemap};
+
+use super::machine::Machine;
+use crate::failure::Failure;
+
+/// Which entries are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Verify {
+    /// Some entries of every 16th mapping call, and some of the live ones at each mark
+    Sample,
+    /// Every entry right after the call that wrote it, and all live ones at each mark
+    All,
+    /// None
+    None,
+}
+
+/// Of how many mapping calls a sample looks at one.
+const EVERY: u64 = 16;
+/// How many entries of a call, and of a table at a mark, a sample looks at.
+const OF_CALL: u64 = 4;
+const OF_TABLE: usize = 64;
+
+/// Compares and counts.
+#[derive(Debug)]
+pub struct Verifier {
+    how: Verify,
+    map: Option<Pagemap>,
+    mapping_calls: u64,
+    /// System pages compared.
+    pub checked: u64,
+    /// System pages that were elsewhere.
+    pub wrong: u64,
+    /// Why nothing is compared.
+    pub note: Option<String>,
+}
+
+impl Verifier {
+    /// Compares as `how` says, if addresses of `kind` can be.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] when pagemap cannot be opened though it is needed.
+    pub fn new(how: Verify, kind: AddressKind) -> Result<Self, Failure> {
+        let (map, note) = match (how, kind) {
+            (Verify::None, _) => (None, None),
+            (_, AddressKind::Physical) => {
+                (Some(Pagemap::open().map_err(|error| Failure::host("comparing with pagemap", error))?), None)
+            }
+            (_, AddressKind::SlotOffset) => (
+                None,
+                Some(
+                    "this user may not see physical addresses, so none were compared with pagemap (CAP_SYS_ADMIN shows them)"
+                        .to_owned(),
+                ),
+            ),
+            _ => (None, Some("addresses are not physical, so none were compared with pagemap".to_owned())),
+        };
+        Ok(Self { how, map, mapping_calls: 0, checked: 0, wrong: 0, note })
+    }
+
+    /// After a call that wrote `count` entries of `liobn` from `first` on and mapped some of them.
+    pub fn after_call(&mut self, machine: &Machine<'_>, liobn: u64, first: u64, count: u64) {
+        self.mapping_calls += 1;
+        if self.map.is_none() || count == 0 {
+            return;
+        }
+        let Some(table) = machine.table(liobn) else { return };
+        match self.how {
+            Verify::All => {
+                for index in first..first + count {
+                    self.guest_entry(machine, table, index);
+                }
+            }
+            // The first mapping call is looked at, so that a sample of a trace that maps is never empty.
+            _ if self.mapping_calls % EVERY == 1 => {
+                let step = (count / OF_CALL).max(1);
+                for index in (first..first + count).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
+                    self.guest_entry(machine, table, index);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Looks at entries that are live now, whenever they were written.
+    pub fn at_mark(&mut self, machine: &Machine<'_>) {
+        if self.map.is_none() {
+            return;
+        }
+        for table in machine.calls.tables() {
+            for hardware in table.hardware() {
+                let mut live = Vec::new();
+                hardware.for_each_live(0, hardware.geometry().entries(), |index, _| live.push(index));
+                let step = if self.how == Verify::All { 1 } else { live.len().div_ceil(OF_TABLE).max(1) };
+                for index in live.into_iter().step_by(step) {
+                    self.hardware_entry(machine, table, hardware, index);
+                }
+            }
+        }
+    }
+
+    /// The hardware entries behind one guest entry: all, or the outermost two.
+    fn guest_entry(&mut self, machine: &Machine<'_>, table: &TceTable, index: u64) {
+        for hardware in table.hardware() {
+            let split = table.geometry().shift().get() - hardware.geometry().shift().get();
+            let (first, last) = (index << split, (index << split) + ((1 << split) - 1));
+            if self.how == Verify::All {
+                for index in first..=last {
+                    self.hardware_entry(machine, table, hardware, index);
+                }
+            } else {
+                self.hardware_entry(machine, table, hardware, first);
+                if last != first {
+                    self.hardware_entry(machine, table, hardware, last);
+                }
+            }
+        }
+    }
+
+    /// Compares one hardware entry, if it is live, with what the guest's value asks for.
+    fn hardware_entry(&mut self, machine: &Machine<'_>, table: &TceTable, hardware: &HwTable, index: u64) {
+        let Some(map) = &self.map else { return };
+        let (guest, shift) = (table.geometry().shift(), hardware.geometry().shift());
+        let split = guest.get() - shift.get();
+        let inside = (index & ((1 << split) - 1)) << shift.get();
+        let wanted = table.values().load(index >> split).page(guest).checked_add(inside);
+        let wanted = wanted.and_then(|gpa| machine.ram().ua(gpa));
+        let pages =
+            hardware.inspect(index, |view| compare(map, view, wanted, shift, machine.granule().shift()));
+        if let Some((checked, wrong)) = pages {
+            self.checked += checked;
+            self.wrong += wrong;
+        }
+    }
+}
+
+/// How many system pages of a live entry were compared, and how many of them are not where `wanted` lies.
+fn compare(
+    map: &Pagemap,
+    view: EntryView,
+    wanted: Option<UserAddr>,
+    shift: PageShift,
+    system: PageShift,
+) -> (u64, u64) {
+    let pages = 1 << (shift.get().saturating_sub(system.get()));
+    let wrong = |page: u64| {
+        let offset = page << system.get();
+        let frame = wanted.and_then(|ua| map.page(ua.checked_add(offset)?).ok());
+        let expected = view.host.align_down(system).checked_add(offset).map(Backing::Frames);
+        frame.is_none() || frame != expected
+    };
+    (pages, (0..pages).filter(|&page| wrong(page)).count() as u64)
+}

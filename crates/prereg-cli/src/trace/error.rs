@@ -1,0 +1,197 @@
+//! What is wrong with a trace, where, and what to do about it.
+//!
+//! A [`TraceError`] names the file and the line (the last one reached, for a file that ends too early). What it quotes
+//! from the file is shortened and made printable, so that a hostile file cannot drive the reader's terminal.
+
+use std::fmt;
+use std::io;
+
+/// A trace that is refused.
+#[derive(Debug)]
+pub struct TraceError {
+    /// The file, as the caller named it.
+    pub file: String,
+    /// The line, counted from 1; `None` when the file could not be opened.
+    pub line: Option<u64>,
+    /// What is wrong there.
+    pub problem: Problem,
+}
+
+impl fmt::Display for TraceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file, self.problem),
+            None => write!(f, "{}: {}", self.file, self.problem),
+        }
+    }
+}
+
+impl std::error::Error for TraceError {}
+
+/// What is wrong with one line, or with the file as a whole.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The file could not be opened.
+    #[error("cannot open the trace: {0}")]
+    Open(io::Error),
+    /// The file could not be read on, or its compressed data is damaged or ends too early.
+    #[error("the file ends early or is damaged after this line: {0}; fetch it again")]
+    Read(io::Error),
+    /// A line longer than any that a recorder writes.
+    #[error("the line is longer than {limit} bytes; this is not a trace")]
+    LongLine {
+        /// The limit.
+        limit: usize,
+    },
+    /// A line that is not UTF-8.
+    #[error("the line is not text; this is not a trace (or it is compressed with something other than zstd)")]
+    NotText,
+    /// The first field is none of the known ones.
+    #[error("unknown record '{0}'; known are # W D P I S G X R M (docs/traces.md)")]
+    UnknownRecord(Quoted),
+    /// Too few or too many fields.
+    #[error("{record} takes {wanted}, found {found} fields")]
+    Fields {
+        /// The record's letter.
+        record: &'static str,
+        /// Its fields.
+        wanted: &'static str,
+        /// How many the line has after the letter.
+        found: usize,
+    },
+    /// A field that is not the number it should be.
+    #[error("{field} '{text}' is not {kind}")]
+    Number {
+        /// The field's name.
+        field: &'static str,
+        /// What stands there.
+        text: Quoted,
+        /// What should stand there.
+        kind: &'static str,
+    },
+    /// A record before the line that says how much memory the guest has.
+    #[error(
+        "no line '# guest RAM: guest-physical 0 to N' (bytes, hex) before the first record, so the guest's memory cannot be made"
+    )]
+    NoRam,
+    /// A guest-memory line that cannot be true.
+    #[error("guest RAM of {bytes:#x} bytes: {why}")]
+    Ram {
+        /// The size claimed.
+        bytes: u64,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A guest with more memory than the host.
+    #[error(
+        "guest RAM of {bytes} bytes is more than this host has ({host} bytes); replay it on a larger one"
+    )]
+    RamMemory {
+        /// The size claimed.
+        bytes: u64,
+        /// What there is.
+        host: u64,
+    },
+    /// A page size that no table has.
+    #[error("page shift {0} is not in 12..=34, the shifts a table may have")]
+    Shift(u64),
+    /// A window that cannot exist.
+    #[error("window {liobn:x} with {entries} entries of 2^{shift} bytes at {start:#x}: {why}")]
+    Window {
+        /// The table's number.
+        liobn: u64,
+        /// Its bus address.
+        start: u64,
+        /// The page shift.
+        shift: u32,
+        /// The entries claimed.
+        entries: u64,
+        /// Why not.
+        why: &'static str,
+    },
+    /// A table too large to be filled on this host.
+    #[error(
+        "window {liobn:x} has {entries} entries; filled, the tables that exist take {need} bytes and this host has {host}"
+    )]
+    WindowMemory {
+        /// The table's number.
+        liobn: u64,
+        /// The entries claimed.
+        entries: u64,
+        /// What it and the tables that exist would take.
+        need: u64,
+        /// What there is.
+        host: u64,
+    },
+    /// A window where another one is.
+    #[error(
+        "window {liobn:x} overlaps window {other:x} of line {other_line}, which still exists; remove that one first (D)"
+    )]
+    Overlap {
+        /// The new table's number.
+        liobn: u64,
+        /// The one in the way.
+        other: u64,
+        /// Where that one was made.
+        other_line: u64,
+    },
+    /// `D` or `X` names a table that does not exist at this point.
+    #[error("{record} names table {liobn:x}, which does not exist here; a W line must come first")]
+    NoTable {
+        /// The record's letter.
+        record: &'static str,
+        /// The number.
+        liobn: u64,
+    },
+    /// A list whose contents do not match its count.
+    #[error("the list says {count} entries and {found} are written down")]
+    ListLength {
+        /// The count in the call.
+        count: u64,
+        /// The entries found, as far as they were counted.
+        found: u64,
+    },
+    /// A run of entries that passes 2^64.
+    #[error("the run '{0}' passes 2^64")]
+    RunOverflow(Quoted),
+    /// A permission that is none.
+    #[error("permission {0} is not 0 (refused), 1 (read), 2 (write) or 3 (both)")]
+    Permission(u64),
+    /// More of something than the reader takes.
+    #[error("more than {limit} {what}; the trace is too large to be held in memory")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// No memory to hold the trace.
+    #[error("no memory to hold the trace")]
+    OutOfMemory,
+    /// A file without one record.
+    #[error("the file has no record; is it a trace?")]
+    Empty,
+}
+
+/// A few characters of the file, safe to print.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quoted(String);
+
+impl Quoted {
+    /// At most 40 characters of `text`, control characters escaped.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let mut shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();
+        if text.chars().nth(40).is_some() {
+            shown.push('…');
+        }
+        Self(shown)
+    }
+}
+
+impl fmt::Display for Quoted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
