@@ -8,6 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::Outcome;
 use crate::commands::completions::{self, CompletionsArgs};
+use crate::commands::conform::{self, ConformArgs};
 use crate::commands::doctor::{self, DoctorArgs};
 use crate::commands::man::{self, ManArgs};
 use crate::commands::registration::{self, RegistrationArgs};
@@ -40,6 +41,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Commands {
     Replay(ReplayArgs),
+    Conform(ConformArgs),
     Doctor(DoctorArgs),
     #[command(subcommand, about = "Measure what this host can do", arg_required_else_help = true)]
     Bench(Benches),
@@ -85,6 +87,7 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
 fn dispatch(command: Commands, out: &mut impl Write) -> Result<Outcome, Failure> {
     match command {
         Commands::Replay(args) => replay::run(&args, out, &interrupt()?, Progress::on_terminal()),
+        Commands::Conform(args) => conform::run(&args, out),
         Commands::Doctor(args) => doctor::run(&args, out),
         Commands::Bench(Benches::Registration(args)) => {
             registration::run(&args, out, &interrupt()?, Progress::on_terminal())

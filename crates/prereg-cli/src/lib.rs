@@ -2,6 +2,7 @@
 //!
 //! - [`cli`]: the command line and where it leads; [`commands`]: one file a command;
 //! - [`trace`]: reading hypercall traces; [`replay`]: replaying them over registered memory;
+//! - [`conform`]: the kernel's scenarios over our containers, and the judge of the answers;
 //! - [`pins`]: choosing how memory is pinned; [`mod@bench`]: measuring registration;
 //! - [`failure`], [`interrupt`], [`progress`], [`quantity`]: how the program fails, stops, shows and counts.
 //!
@@ -11,6 +12,7 @@
 pub mod bench;
 pub mod cli;
 pub mod commands;
+pub mod conform;
 pub mod failure;
 pub mod interrupt;
 pub mod pins;

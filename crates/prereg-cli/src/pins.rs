@@ -13,7 +13,8 @@ use prereg::{
 };
 
 use prereg_linux::{
-    FaultIn, FaultInError, GuestMemory, IoUring, KernelCount, MemlockAccount, Mlock, Pagemap, fault_in,
+    FaultIn, FaultInError, GuestMemory, IoUring, KernelCount, Membarrier, MemlockAccount, Mlock, Pagemap,
+    fault_in,
 };
 use prereg_sim::SimHost;
 
@@ -240,7 +241,10 @@ fn pretend(memory: &GuestMemory) -> Result<Pinned, RegisterError> {
     let host: Arc<dyn Host> = Arc::new(sim);
     let before = KernelCount::now();
     let start = Instant::now();
-    let space = Arc::new(AddressSpace::new(Arc::clone(&host)));
+    let space = Arc::new(match Membarrier::shared() {
+        Some(barrier) => AddressSpace::with_barrier(Arc::clone(&host), barrier),
+        None => AddressSpace::new(Arc::clone(&host)),
+    });
     let registration = space.register(memory)?;
     Ok(Pinned { registration, space, host, before, took: start.elapsed(), notice: None })
 }

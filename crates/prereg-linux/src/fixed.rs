@@ -3,10 +3,14 @@
 //! As the kernel's `mm_iommu_newdev` does for memory on a device (specification 1.4): the pages are not system memory,
 //! never move and are charged to nobody.
 
+use std::sync::Arc;
+
 use prereg::{
-    AddressKind, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, Pin, PinError, PinId,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, Pin, PinError, PinId,
     UserAddr, UserRange,
 };
+
+use crate::barrier::Membarrier;
 
 /// A window of user addresses behind which device memory lies in one piece.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +41,10 @@ impl Pin for Fixed {
 
     fn address_kind(&self) -> AddressKind {
         AddressKind::Device
+    }
+
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        Membarrier::shared()
     }
 
     fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {

@@ -20,13 +20,14 @@
 //! ```
 //!
 //! Who builds on whom, lowest first: `sys` (system calls) and `mapping` (one `mmap`); `pagemap`, `maps`, `status` (what
-//! `/proc` says); `account`, `memory`, `fault_in`, `audit`; `slots`, `ring`, `limit`, `frames`; the back ends `uring` (with `options` below it and `builder`
+//! `/proc` says); `account`, `barrier`, `memory`, `fault_in`, `audit`; `slots`, `ring`, `limit`, `frames`; the back ends `uring` (with `options` below it and `builder`
 //! above), `mlock`, `fixed`; `host` and `measure` on top. Unsafe code is in `sys`, `mapping`, one corner of `memory` and one of
 //! `fault_in`.
 #![cfg(target_os = "linux")]
 
 mod account;
 mod audit;
+mod barrier;
 mod builder;
 mod error;
 mod fault_in;
@@ -49,6 +50,7 @@ mod uring;
 
 pub use account::MemlockAccount;
 pub use audit::{Audit, ChangedPage, audit_range};
+pub use barrier::Membarrier;
 pub use builder::IoUringBuilder;
 pub use error::BackendError;
 pub use fault_in::{FaultIn, FaultInError, Progress, fault_in};

@@ -5,14 +5,16 @@
 //! writes somebody else's page. This back end is here to be compared with a real pin and for programs whose "device" is
 //! themselves. Nothing ever chooses it by itself.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
-    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError, PinId,
-    UserRange,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError,
+    PinId, UserRange,
 };
 
 use crate::account::MemlockAccount;
+use crate::barrier::Membarrier;
 use crate::error::BackendError;
 use crate::frames;
 use crate::maps;
@@ -80,6 +82,10 @@ impl Pin for Mlock {
 
     fn address_kind(&self) -> AddressKind {
         self.kind
+    }
+
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        Membarrier::shared()
     }
 
     fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {

@@ -55,6 +55,26 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(errno()) }
 }
 
+/// `MEMBARRIER_CMD_PRIVATE_EXPEDITED` and its registration, of `include/uapi/linux/membarrier.h`.
+const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+fn membarrier_command(command: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(errno()) }
+}
+
+/// Registers the process for [`membarrier`].
+pub(crate) fn membarrier_register() -> Result<(), Errno> {
+    membarrier_command(REGISTER_PRIVATE_EXPEDITED)
+}
+
+/// A full fence on every running thread of the process.
+pub(crate) fn membarrier() -> Result<(), Errno> {
+    membarrier_command(PRIVATE_EXPEDITED)
+}
+
 /// The system page in bytes.
 pub(crate) fn page_size() -> u64 {
     // SAFETY: takes no pointer.

@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use prereg::{
-    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, PageList, Pin, PinError, PinId, UserAddr,
-    UserRange,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, PageList, Pin, PinError, PinId,
+    UserAddr, UserRange,
 };
 
 use crate::account::MemlockAccount;
+use crate::barrier::Membarrier;
 use crate::error::BackendError;
 use crate::fault_in::{self, FaultIn, FaultInError, Old};
 use crate::frames;
@@ -389,6 +390,10 @@ impl Pin for IoUring {
 
     fn address_kind(&self) -> AddressKind {
         self.kind
+    }
+
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        Membarrier::shared()
     }
 
     fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {

@@ -6,7 +6,7 @@ use core::fmt;
 
 use crate::addr::{Granule, HostAddr, UserAddr};
 use crate::engine::{Engine, OutOfMemory};
-use crate::port::{AddressKind, Charge, Memory, Pin};
+use crate::port::{AddressKind, Barrier, Charge, Memory, Pin};
 use crate::register::{Backing, RegisterError, Wish};
 use crate::registration::Registration;
 use crate::state::{RegionState, SpaceState};
@@ -32,6 +32,12 @@ impl AddressSpace {
     pub fn with_ports(pins: impl Pin + 'static, charges: impl Charge + 'static) -> Self {
         let barrier = pins.barrier();
         Self { engine: Engine::new(Box::new(pins), Box::new(charges), barrier) }
+    }
+
+    /// The same with a fence that the back end does not bring along.
+    pub fn with_barrier(host: impl Pin + Charge + 'static, barrier: Arc<dyn Barrier>) -> Self {
+        let host = Arc::new(host);
+        Self { engine: Engine::new(Box::new(host.clone()), Box::new(host), Some(barrier)) }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -4,6 +4,7 @@
 //! neither the terminal nor the other commands.
 
 pub mod completions;
+pub mod conform;
 pub mod doctor;
 pub mod man;
 pub mod registration;

@@ -55,7 +55,10 @@ fn metadata_stays_under_eight_bytes_a_page() {
     let pages = large();
     assert!(table(pages, |page| (page * 7919 % 65536) << 12).metadata_bytes() <= pages * 5);
     assert!(table(pages, |page| (1 << 50) + ((page * 7919 % 65536) << 12)).metadata_bytes() <= pages * 8);
-    assert!(table(pages, |page| page << 12).metadata_bytes() * 5 <= pages);
+    // A run's own header outweighs the few pages that the interpreter gets.
+    if !cfg!(miri) {
+        assert!(table(pages, |page| page << 12).metadata_bytes() * 20 <= pages);
+    }
 }
 
 #[test]

@@ -1,0 +1,141 @@
+//! `prereg conform`: our containers next to the kernel's recorded answers.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use prereg::Granule;
+
+use crate::commands::Outcome;
+use crate::conform::deviations::Deviations;
+use crate::conform::judge::{Answers, Difference, Judge, Verdict};
+use crate::conform::machine::Machine;
+use crate::conform::run::run as perform;
+use crate::conform::scenario::ScenarioFile;
+use crate::failure::Failure;
+
+/// Run the kernel's conformance scenarios over our containers
+///
+/// Interprets scenario files on a fake host and prints what every operation answered, in the words of the program that
+/// recorded a real kernel's answers. With --answers every line is compared: equal, explained by a deviation that is
+/// written down, after a deviation that changed the state, or unexplained, which ends the program with status 1.
+#[derive(Debug, Args)]
+pub struct ConformArgs {
+    /// Scenario files
+    #[arg(required = true, value_name = "FILE.scn")]
+    scenarios: Vec<PathBuf>,
+    /// The kernel's recorded answers
+    #[arg(long, value_name = "FILE")]
+    answers: Option<PathBuf>,
+    /// The system page
+    #[arg(long, value_enum, default_value = "4k")]
+    granule: GranuleArg,
+    /// The machine [default: the one that a file's first comment names, or powernv9]
+    #[arg(long, value_enum)]
+    machine: Option<Machine>,
+    /// Deviations other than those built in
+    #[arg(long, value_name = "FILE.toml")]
+    deviations: Option<PathBuf>,
+    /// Print the totals as JSON (needs --answers)
+    #[arg(long, requires = "answers")]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum GranuleArg {
+    /// 4 KiB
+    #[value(name = "4k")]
+    K4,
+    /// 64 KiB
+    #[value(name = "64k")]
+    K64,
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let failed = |why: &dyn ToString| Failure::host(format!("reading {}", path.display()), why.to_string());
+    let bytes = fs::read(path).map_err(|error| failed(&error))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Runs the scenarios; compares them if there are answers.
+///
+/// # Errors
+/// [`Failure`] when a file cannot be read or the deviations are not well formed.
+pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+    let deviations = match &args.deviations {
+        Some(path) => Deviations::parse(&read(path)?)
+            .map_err(|error| Failure::host(format!("reading {}", path.display()), error))?,
+        None => Deviations::parse(Deviations::BUILT_IN)
+            .map_err(|error| Failure::host("reading the deviations built in", error))?,
+    };
+    let answers = args.answers.as_deref().map(read).transpose()?;
+    let mut judge = answers.map(|text| Judge::new(&deviations, Answers::parse(&text)));
+    let granule = match args.granule {
+        GranuleArg::K4 => Granule::K4,
+        GranuleArg::K64 => Granule::K64,
+    };
+    let mut outcome = Outcome::Clean;
+    for path in &args.scenarios {
+        let file = ScenarioFile::parse(&read(path)?);
+        let machine = args.machine.unwrap_or(file.machine);
+        for scenario in &file.scenarios {
+            let transcript = perform(scenario, machine, granule);
+            if let Some(left) = &transcript.left {
+                outcome = Outcome::Wrong;
+                if !args.json {
+                    writeln!(out, "{}: left behind at the end of {}: {left}", path.display(), scenario.name)?;
+                }
+            }
+            match &mut judge {
+                None => write!(out, "{transcript}")?,
+                Some(judge) => {
+                    let differences = judge.judge(&transcript);
+                    if !args.json {
+                        show(out, path, &scenario.name, &differences)?;
+                    }
+                }
+            }
+        }
+    }
+    let Some(judge) = judge else { return Ok(outcome) };
+    let totals = &judge.totals;
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, totals)?;
+        writeln!(out)?;
+    } else {
+        if judge.unused() > 0 {
+            writeln!(out, "{} recorded scenarios were not run", judge.unused())?;
+        }
+        writeln!(out, "scenarios        {:7}", totals.scenarios)?;
+        writeln!(out, "lines            {:7}", totals.lines)?;
+        writeln!(out, "equal            {:7}", totals.equal)?;
+        writeln!(out, "explained        {:7}", totals.explained.values().sum::<u64>())?;
+        for (rule, lines) in &totals.explained {
+            writeln!(out, "  {rule:28} {lines:7}")?;
+        }
+        writeln!(out, "after deviation  {:7}", totals.after_deviation)?;
+        writeln!(out, "unexplained      {:7}", totals.unexplained)?;
+    }
+    Ok(if totals.unexplained > 0 { Outcome::Wrong } else { outcome })
+}
+
+fn show(
+    out: &mut impl Write,
+    path: &Path,
+    scenario: &str,
+    differences: &[Difference],
+) -> Result<(), Failure> {
+    for difference in differences {
+        let verdict = match &difference.verdict {
+            Verdict::Equal => continue,
+            Verdict::Explained(rule) => format!("explained by {rule}"),
+            Verdict::AfterDeviation => "after a deviation".to_owned(),
+            Verdict::Unexplained => "UNEXPLAINED".to_owned(),
+        };
+        writeln!(out, "{}:{}: {scenario}: {verdict}", path.display(), difference.number)?;
+        writeln!(out, "  kernel {}", difference.kernel.as_deref().unwrap_or("(no line)"))?;
+        writeln!(out, "  ours   {}", difference.ours.as_deref().unwrap_or("(no line)"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! A process of a scenario: its memory and account, its open files, its limits and privileges, its variables.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use prereg::{AddressSpace, Granule, Memory, UserRange};
+use prereg_iommu::container::{Owner, UserMemory};
+use prereg_sim::SimHost;
+
+use super::expression::{Kind, Names};
+use super::machine::{Machine, OpenFile, Shared};
+use super::regions::Regions;
+
+/// The whole pretended memory of a process.
+struct Whole(SimHost);
+
+impl UserMemory for Whole {
+    fn at(&self, range: UserRange) -> Option<Box<dyn Memory>> {
+        Some(Box::new(self.0.range(range.first().raw(), range.bytes())))
+    }
+}
+
+/// One process. A child is made by [`fork`](Self::fork).
+pub(super) struct Process {
+    pub(super) shared: Rc<Shared>,
+    pub(super) host: SimHost,
+    pub(super) owner: Owner,
+    /// Dropped before the files, as its mappings are the process' own.
+    pub(super) regions: Regions,
+    files: BTreeMap<u64, Rc<OpenFile>>,
+    pub(super) names: Names,
+    /// Where the next memory goes that names no place.
+    pub(super) next_memory: u64,
+    pub(super) user: u64,
+    pub(super) may_lock: bool,
+    pub(super) may_raise: bool,
+    /// The limit on locked memory in bytes; `None`: none.
+    pub(super) limit: Option<u64>,
+}
+
+impl Process {
+    /// The lowest descriptor that is free at the start.
+    const FIRST_FILE: u64 = 4;
+    const FIRST_MEMORY: u64 = 0x2_0000_0000;
+    /// What a process may lock unless something else is said.
+    const DEFAULT_LIMIT: u64 = 8 << 20;
+
+    pub(super) fn new(shared: Rc<Shared>, granule: Granule) -> Self {
+        let host = SimHost::new(granule);
+        host.ram_bytes(Machine::RAM);
+        Self::over(host, shared)
+    }
+
+    fn over(host: SimHost, shared: Rc<Shared>) -> Self {
+        let space = Arc::new(AddressSpace::new(host.clone()));
+        let account = Arc::new(host.clone());
+        let memory = Arc::new(Whole(host.clone()));
+        let owner = Owner::new(space.clone(), account.clone(), account, memory);
+        let mut process = Self {
+            shared,
+            host,
+            owner,
+            regions: Regions::new(space),
+            files: BTreeMap::new(),
+            names: Names::default(),
+            next_memory: Self::FIRST_MEMORY,
+            user: 0,
+            may_lock: true,
+            may_raise: true,
+            limit: Some(Self::DEFAULT_LIMIT),
+        };
+        process.apply_limit();
+        process
+    }
+
+    /// A child: a copy of the memory, the same files, nothing registered or locked.
+    pub(super) fn fork(&self) -> Self {
+        let mut child = Self::over(self.host.fork(), self.shared.clone());
+        child.files = self.files.clone();
+        child.names = self.names.clone();
+        child.next_memory = self.next_memory;
+        (child.user, child.may_lock, child.may_raise) = (self.user, self.may_lock, self.may_raise);
+        child.limit = self.limit;
+        child.apply_limit();
+        child
+    }
+
+    pub(super) fn granule(&self) -> Granule {
+        self.owner.space().granule()
+    }
+
+    /// The system page in bytes.
+    pub(super) fn page(&self) -> u64 {
+        self.granule().bytes()
+    }
+
+    /// Tells the host what the limit and the privileges are now.
+    pub(super) fn apply_limit(&mut self) {
+        let shift = self.granule().shift().get();
+        self.host.limit_pages(self.limit.map(|bytes| bytes >> shift));
+        self.host.privileged(self.may_lock);
+    }
+
+    /// Locked memory in KiB: registrations, tables and plain locks.
+    pub(super) fn locked_kib(&self) -> u64 {
+        let pages = self.host.charged_pages() + self.host.locked_pages();
+        pages * (self.page() >> 10)
+    }
+
+    // ---- files ----------------------------------------------------------------------------------------------------
+
+    /// Gives `file` the lowest free descriptor.
+    pub(super) fn open(&mut self, file: Rc<OpenFile>) -> u64 {
+        let mut free = Self::FIRST_FILE;
+        while self.files.contains_key(&free) {
+            free += 1;
+        }
+        self.files.insert(free, file);
+        free
+    }
+
+    pub(super) fn open_as(&mut self, name: &str, file: Rc<OpenFile>) {
+        let descriptor = self.open(file);
+        self.names.set(name, Kind::File, descriptor);
+    }
+
+    pub(super) fn file(&self, descriptor: Option<u64>) -> Option<Rc<OpenFile>> {
+        self.files.get(&descriptor?).cloned()
+    }
+
+    pub(super) fn close(&mut self, descriptor: Option<u64>) -> bool {
+        descriptor.is_some_and(|descriptor| self.files.remove(&descriptor).is_some())
+    }
+}

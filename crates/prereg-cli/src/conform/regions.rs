@@ -1,0 +1,253 @@
+//! The `m.` operations: the region layer without a container, by slots that hold registrations and mappings.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prereg::{
+    AddressSpace, Errno, HostAddr, MapError, Mapping, PageShift, RangeError, RegisterError, Registration,
+    Translator, UserAddr,
+};
+
+use super::run::Call;
+use super::transcript::Answer;
+
+/// Slots that can be named.
+const SLOTS: i32 = 64;
+
+/// A region by the number the scenario gave it.
+struct Slot {
+    mappings: Vec<Mapping>,
+    /// Never empty.
+    registrations: Vec<Registration>,
+}
+
+/// What a process did with the region layer.
+pub(super) struct Regions {
+    space: Arc<AddressSpace>,
+    translator: Translator,
+    slots: BTreeMap<i32, Slot>,
+    /// What no slot names any more; it lives as long as the process.
+    nameless: Vec<Slot>,
+}
+
+impl Regions {
+    pub(super) fn new(space: Arc<AddressSpace>) -> Self {
+        let translator = space.translator();
+        Self { space, translator, slots: BTreeMap::new(), nameless: Vec::new() }
+    }
+
+    fn put_in(&mut self, slot: i32, registration: Registration) {
+        let new = Slot { mappings: Vec::new(), registrations: vec![registration] };
+        let old = if (0..SLOTS).contains(&slot) { self.slots.insert(slot, new) } else { Some(new) };
+        self.nameless.extend(old);
+    }
+
+    /// The lowest slot of the region at `ua`, and how the transcript names it.
+    fn name_of(&self, ua: UserAddr, bytes: u64) -> (Option<i32>, String) {
+        let same = |slot: &&Slot| {
+            slot.registrations.first().is_some_and(|held| held.ua() == ua && held.bytes() == bytes)
+        };
+        match self.slots.iter().find(|(_, slot)| same(slot)) {
+            Some((&number, _)) => (Some(number), format!("slot={number}")),
+            None => (None, "slot=-2".to_owned()),
+        }
+    }
+}
+
+/// Why a registration was refused, in one word.
+pub(super) fn cause_of(error: &RegisterError) -> &'static str {
+    match error {
+        RegisterError::Range(error) => cause_of_range(error),
+        RegisterError::Overlap { .. } => "overlap",
+        RegisterError::Exists { .. } => "exists",
+        RegisterError::Charge { .. } => "limit",
+        RegisterError::Pin { .. } => "pin",
+        _ => "",
+    }
+}
+
+pub(super) fn cause_of_range(error: &RangeError) -> &'static str {
+    match error {
+        RangeError::Empty { .. } => "empty",
+        RangeError::Misaligned { .. } => "misaligned",
+        RangeError::Wraps { .. } => "wraps",
+        _ => "",
+    }
+}
+
+fn refused(error: &RegisterError) -> Answer {
+    Answer::failed_for(error.errno(), cause_of(error))
+}
+
+/// Performs `call` if it is one of this family.
+pub(super) fn perform(call: &mut Call<'_>) -> Option<Answer> {
+    Some(match call.op() {
+        "m.new" if call.needs(4) => new(call),
+        "m.newdev" if call.needs(5) => new_device(call),
+        "m.get" if call.needs(3) => get(call),
+        "m.put" if call.needs(2) => put(call),
+        "m.lookup" if call.needs(3) => lookup(call),
+        "m.ua_to_hpa" if call.needs(4) => translate(call),
+        "m.is_devmem" if call.needs(3) => is_device(call),
+        "m.inc" if call.needs(2) => map(call),
+        "m.dec" if call.needs(2) => unmap(call),
+        "m.preregistered" => {
+            let any = call.process.regions.space.is_preregistered();
+            Answer::done().with(format!("preregistered={}", u8::from(any)))
+        }
+        _ => return None,
+    })
+}
+
+/// The slot named by word `at`, as the 32-bit number it is.
+fn slot(call: &mut Call<'_>, at: usize) -> i32 {
+    call.number(at) as i32
+}
+
+fn dead() -> Answer {
+    Answer::failed(Errno::EBADF).with("ioctl-failed")
+}
+
+/// `pages` system pages in bytes; `None` when no number says so much.
+fn bytes_of(call: &Call<'_>, pages: u64) -> Option<u64> {
+    pages.checked_mul(call.process.page())
+}
+
+fn new(call: &mut Call<'_>) -> Answer {
+    let (slot, ua, pages) = (slot(call, 1), call.number(2), call.number(3));
+    // More pages than can be counted in bytes need a longer list than any memory holds.
+    let Some(bytes) = bytes_of(call, pages) else { return Answer::failed_for(Errno::ENOMEM, "count") };
+    let memory = call.process.host.range(ua, bytes);
+    match call.process.regions.space.register_new(&memory) {
+        Ok(registration) => {
+            call.process.regions.put_in(slot, registration);
+            Answer::done()
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+fn new_device(call: &mut Call<'_>) -> Answer {
+    let (slot, ua, pages, host) = (slot(call, 1), call.number(2), call.number(3), call.number(4));
+    let Some(bytes) = bytes_of(call, pages) else { return Answer::failed_for(Errno::EINVAL, "wraps") };
+    let space = &call.process.regions.space;
+    match space.register_device(UserAddr::new(ua), bytes, HostAddr::new(host)) {
+        Ok(registration) => {
+            call.process.regions.put_in(slot, registration);
+            Answer::done()
+        }
+        Err(error) => refused(&error),
+    }
+}
+
+fn get(call: &mut Call<'_>) -> Answer {
+    let (ua, pages) = (UserAddr::new(call.number(1)), call.number(2));
+    let none = Answer::done().with("slot=none");
+    let Some(bytes) = bytes_of(call, pages) else { return none };
+    let regions = &mut call.process.regions;
+    let Some(registration) = regions.space.share(ua, bytes) else { return none };
+    let (number, name) = regions.name_of(ua, bytes);
+    match number.and_then(|number| regions.slots.get_mut(&number)) {
+        Some(slot) => slot.registrations.push(registration),
+        None => {
+            regions.nameless.push(Slot { mappings: Vec::new(), registrations: vec![registration] });
+        }
+    }
+    Answer::done().with(name)
+}
+
+fn put(call: &mut Call<'_>) -> Answer {
+    let number = slot(call, 1);
+    let regions = &mut call.process.regions;
+    let Some(slot) = regions.slots.get_mut(&number) else { return dead() };
+    let Some(registration) = slot.registrations.pop() else { return dead() };
+    match registration.unregister() {
+        Ok(()) => {
+            if slot.registrations.is_empty() {
+                let gone = regions.slots.remove(&number);
+                // Mappings of a region that somebody else still registers.
+                regions.nameless.extend(gone.filter(|slot| !slot.mappings.is_empty()));
+            }
+            Answer::done()
+        }
+        Err(kept) => {
+            let errno = kept.errno();
+            slot.registrations.push(kept.into_inner());
+            Answer::failed_for(errno, "mapped")
+        }
+    }
+}
+
+fn lookup(call: &mut Call<'_>) -> Answer {
+    let (ua, bytes) = (UserAddr::new(call.number(1)), call.number(2));
+    let regions = &call.process.regions;
+    match regions.space.find(ua, bytes) {
+        Some(found) => Answer::done().with(regions.name_of(found.ua, found.bytes).1),
+        None => {
+            let cause = if bytes == 0 {
+                "empty"
+            } else if ua.checked_add(bytes).is_none() {
+                "wraps"
+            } else {
+                ""
+            };
+            Answer { cause, ..Answer::done().with("slot=none") }
+        }
+    }
+}
+
+fn translate(call: &mut Call<'_>) -> Answer {
+    let (number, ua, shift) = (slot(call, 1), UserAddr::new(call.number(2)), call.number(3));
+    let exact = call.flag("exact");
+    let page = call.process.page();
+    let Regions { slots, translator, .. } = &mut call.process.regions;
+    let Some(held) = slots.get(&number).and_then(|slot| slot.registrations.first()) else { return dead() };
+    let shift = u32::try_from(shift).ok().and_then(PageShift::new);
+    let Some(shift) = shift.filter(|_| held.range().holds(ua, 1)) else {
+        return Answer::failed(Errno::EFAULT);
+    };
+    match translator.map(ua, shift) {
+        Ok(mapping) if exact => Answer::done().with(format!("hpa={:#x}", mapping.hpa().raw())),
+        Ok(mapping) => Answer::done().with(format!("hpa=page+{:#x}", mapping.hpa().raw() & (page - 1))),
+        Err(error @ MapError::TooLarge { .. }) => Answer::failed_for(error.errno(), "page-too-large"),
+        Err(error) => Answer::failed(error.errno()),
+    }
+}
+
+fn is_device(call: &mut Call<'_>) -> Answer {
+    let (host, shift) = (HostAddr::new(call.number(1)), call.number(2));
+    let bytes = u32::try_from(shift).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0);
+    match call.process.regions.space.device_at(host, bytes) {
+        Some(covered) => {
+            Answer { cause: "device", ..Answer::done().with(format!("devmem=1 size={covered:#x}")) }
+        }
+        None => Answer::done().with("devmem=0 size=0x0"),
+    }
+}
+
+fn map(call: &mut Call<'_>) -> Answer {
+    let number = slot(call, 1);
+    let Regions { slots, translator, .. } = &mut call.process.regions;
+    let Some(slot) = slots.get_mut(&number) else { return dead() };
+    let Some(held) = slot.registrations.first() else { return dead() };
+    // One byte: whatever the region is made of, it can be mapped with that.
+    let Some(byte) = PageShift::new(0) else { return dead() };
+    match translator.map(held.ua(), byte) {
+        Ok(mapping) => {
+            slot.mappings.push(mapping);
+            Answer::done()
+        }
+        Err(error) => Answer::failed(error.errno()),
+    }
+}
+
+fn unmap(call: &mut Call<'_>) -> Answer {
+    let number = slot(call, 1);
+    let Some(slot) = call.process.regions.slots.get_mut(&number) else { return dead() };
+    if slot.mappings.pop().is_some() {
+        return Answer::done();
+    }
+    // There is no mapping of ours to give back. Nobody can give another's back.
+    let mapped = slot.registrations.first().and_then(Registration::state).map_or(1, |state| state.mapped);
+    Answer::failed_for(Errno::EINVAL, if mapped > 1 { "not-mine" } else { "unbalanced" })
+}
