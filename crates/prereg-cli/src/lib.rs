@@ -20,3 +20,8 @@ pub mod progress;
 pub mod quantity;
 pub mod replay;
 pub mod trace;
+
+/// The examples of the README, compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

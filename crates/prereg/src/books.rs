@@ -19,7 +19,8 @@ use crate::port::PinId;
 use crate::publish::Retired;
 use crate::region::SharedRegion;
 use crate::slots::MAX_SLOTS;
-use crate::tally::{Held, Holder, Home, House, Station};
+use crate::station::Station;
+use crate::tally::{Held, Holder, Home, House};
 
 /// What a span is taken by.
 pub(crate) enum Span {

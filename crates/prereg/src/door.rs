@@ -154,10 +154,23 @@ impl Door {
         if inside != 0 {
             return Err(inside.unsigned_abs());
         }
+        self.announce();
+        heavy();
+        self.decide(sum())
+    }
+
+    /// The first half of a close, for a closer of many doors: says that one is being decided. The caller then passes the
+    /// heavy fence, once for all of them, and calls [`decide`](Self::decide).
+    pub fn announce(&self) {
         // Relaxed: ordered by the heavy fence.
         self.state.store(CLOSING, Ordering::Relaxed);
-        heavy();
-        let inside = sum();
+    }
+
+    /// The second half: closes for good if `inside`, summed after the fence, is zero.
+    ///
+    /// # Errors
+    /// How many are inside, at least 1; the door is open as before.
+    pub fn decide(&self, inside: i64) -> Result<(), u64> {
         let verdict = if inside == 0 { CLOSED } else { OPEN };
         // AcqRel: the partner is the exchange in `enter_closing`.
         match self.state.compare_exchange(CLOSING, verdict, Ordering::AcqRel, Ordering::Acquire) {

@@ -32,7 +32,7 @@
 //!
 //! # Inside
 //! `addr`, `errno`: the words. `port`: the outside. `pages`: where pages are. `gate`, `door`: counts that close. `publish`,
-//! `slots`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `books`: the state. `engine`
+//! `slots`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `station`, `books`: the state. `engine`
 //! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator`, `entries`,
 //! `range_mapping`, `space`: the handles.
 #![cfg_attr(not(test), no_std)]
@@ -67,6 +67,7 @@ mod release;
 mod slots;
 mod space;
 mod state;
+mod station;
 mod sync;
 mod tagged;
 mod tally;

@@ -119,11 +119,30 @@ impl Registration {
                 self.forget();
                 Ok(())
             }
-            Err(Kept::Busy { mapped, holders }) => {
-                Err(UnregisterError { registration: self, refusal: Refusal::Busy { mapped, holders } })
-            }
-            Err(Kept::Gone) => Err(UnregisterError { registration: self, refusal: Refusal::Gone }),
+            Err(kept) => Err(UnregisterError { registration: self, refusal: kept.into() }),
         }
+    }
+
+    /// [`unregister`](Self::unregister) for many, of any address spaces: those of one space that stand together cost one
+    /// fence on every thread instead of one each. Each succeeds or is refused by itself, in order; the refused come back.
+    pub fn unregister_many(registrations: Vec<Self>) -> Vec<UnregisterError> {
+        let mut refused = Vec::new();
+        let mut rest = registrations.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let engine = first.engine.clone();
+            let mut together = Vec::from([first]);
+            while let Some(next) = rest.next_if(|next| Arc::ptr_eq(&next.engine, &engine)) {
+                together.push(next);
+            }
+            let results = engine.release_many(together.iter().map(|registration| registration.claim));
+            for (registration, result) in together.into_iter().zip(results) {
+                match result {
+                    Ok(()) => drop(registration.forget()),
+                    Err(kept) => refused.push(UnregisterError { registration, refusal: kept.into() }),
+                }
+            }
+        }
+        refused
     }
 
     /// Gives the registration up; if it is the last one, no new mapping is made from here on and the region is released
@@ -214,6 +233,15 @@ pub enum Refusal {
     },
     /// The address space is gone, and the region with it. ENOENT.
     Gone,
+}
+
+impl From<Kept> for Refusal {
+    fn from(kept: Kept) -> Self {
+        match kept {
+            Kept::Busy { mapped, holders } => Self::Busy { mapped, holders },
+            Kept::Gone => Self::Gone,
+        }
+    }
 }
 
 impl UnregisterError {

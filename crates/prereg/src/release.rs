@@ -118,13 +118,69 @@ impl Engine {
         }
     }
 
+    /// Gives many registrations up with one heavy fence for all of them, in order; each as [`release`](Self::release) would.
+    pub(crate) fn release_many(&self, claims: impl Iterator<Item = Claim>) -> Vec<Result<(), Kept>> {
+        self.reap();
+        let mut books = self.books.lock();
+        let mut closing = Vec::new();
+        let mut results: Vec<_> = claims
+            .enumerate()
+            .map(|(index, claim)| {
+                let entry = books.entry(claim.range.first().raw(), claim.id).filter(|entry| entry.used > 0);
+                let Some(entry) = entry else { return Err(Kept::Gone) };
+                if entry.used > 1 {
+                    entry.disclaim(claim.holder);
+                    return Ok(());
+                }
+                let slot = entry.region.slot;
+                // As in `Door::try_close`: a plain sum that is not zero is enough to refuse.
+                let inside = books.mapped(slot);
+                if inside != 0 {
+                    return Err(Kept::Busy { mapped: inside.unsigned_abs(), holders: books.holders(slot) });
+                }
+                self.door(slot).announce();
+                closing.push((index, claim, slot));
+                Ok(())
+            })
+            .collect();
+        if !closing.is_empty() {
+            self.heavy(&books);
+        }
+        let mut gone = Vec::new();
+        for (index, claim, slot) in closing {
+            match self.door(slot).decide(books.mapped(slot)) {
+                Ok(()) => gone.extend(self.take_out(&mut books, claim.range, claim.id)),
+                Err(mapped) => results[index] = Err(Kept::Busy { mapped, holders: books.holders(slot) }),
+            }
+        }
+        drop(books);
+        for entry in gone {
+            self.let_go(entry);
+        }
+        results
+    }
+
     /// Takes a region that nobody is inside of, and nobody can enter, out of the books, and unpins it without the lock.
     fn finish(&self, mut books: MonitorGuard<'_, Books>, range: UserRange, id: u64) {
-        let Some(entry) = books.take(range.first().raw(), id) else { return };
-        let Entry { region, pin, charged, keep, keepalive, born, .. } = entry;
-        self.door(region.slot).close();
-        self.hide(&mut books, region.clone(), born);
+        let gone = self.take_out(&mut books, range, id);
         drop(books);
+        if let Some(entry) = gone {
+            self.let_go(entry);
+        }
+    }
+
+    /// The first half, under the lock: readers no longer find it, and its span is going.
+    fn take_out(&self, books: &mut Books, range: UserRange, id: u64) -> Option<Entry> {
+        let entry = books.take(range.first().raw(), id)?;
+        self.door(entry.region.slot).close();
+        self.hide(books, entry.region.clone(), entry.born);
+        Some(entry)
+    }
+
+    /// The second half, without it: unpins, uncharges, and frees the span.
+    fn let_go(&self, entry: Entry) {
+        let Entry { region, pin, charged, keep, keepalive, .. } = entry;
+        let range = region.range;
         if let Some(pin) = pin {
             self.pins.unpin(pin, range, region.table.dirty());
             self.charges.uncharge(charged);

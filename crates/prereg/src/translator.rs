@@ -22,9 +22,10 @@ use crate::engine::Engine;
 use crate::lookup::Snapshot;
 use crate::range_mapping::RangeMapping;
 use crate::region::{MapError, Mapping, Region};
+use crate::station::Station;
 use crate::sync::atomic::AtomicI64;
 use crate::tagged::{host_of, slot_of};
-use crate::tally::{Holder, House, HouseRef, Station};
+use crate::tally::{Holder, House, HouseRef};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {

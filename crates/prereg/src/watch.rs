@@ -8,7 +8,8 @@ use crate::engine::{Engine, OutOfMemory};
 use crate::region::SharedRegion;
 use crate::release::Claim;
 use crate::state::{RegionState, SpaceState};
-use crate::tally::{Holder, Home, House, Station};
+use crate::station::Station;
+use crate::tally::{Holder, Home, House};
 
 impl Engine {
     pub(crate) fn station(&self, holder: Holder) -> Result<Arc<Station>, OutOfMemory> {

@@ -186,3 +186,29 @@ fn handles_that_outlive_the_owner_find_nothing() {
     assert_eq!(t.map(a(0), K4).unwrap_err().errno(), Errno::EFAULT);
     host.assert_clean();
 }
+
+#[test]
+fn many_are_unregistered_together_and_each_is_judged_by_itself() {
+    let (host, space, memory) = world();
+    let (host2, space2, memory2) = world();
+    let more = host.memory(A + (64 << 12), 16 << 12);
+    let mut t = space.translator();
+    let all = vec![
+        space.register(&memory).unwrap(),
+        space.register(&memory).unwrap(),
+        space.register(&more).unwrap(),
+        space2.register(&memory2).unwrap(),
+    ];
+    let mapping = t.map(a(64), K4).unwrap();
+    let mut refused = Registration::unregister_many(all);
+    assert_eq!(refused.len(), 1);
+    assert_eq!((refused[0].errno(), refused[0].mapped()), (Errno::EBUSY, 1));
+    assert_eq!(host.pinned_pages(), 16);
+    host2.assert_clean();
+    drop(t.map(a(65), K4).unwrap());
+    t.unmap(mapping);
+    let again = refused.remove(0).into_inner();
+    assert!(Registration::unregister_many(vec![again]).is_empty());
+    host.assert_clean();
+    assert_eq!(t.map(a(64), K4).unwrap_err().errno(), Errno::EFAULT);
+}

@@ -1,0 +1,124 @@
+//! A translator's place: the snapshot it uses, and its counts.
+//!
+//! One count a region slot, which only the translator's own thread writes. Arrays grow by a longer one beside the old: the
+//! owner counts in the newest it has seen, sums go over all of them.
+
+#![expect(
+    unsafe_code,
+    reason = "counts are reached by pointer, so that they can grow beside their owner's thread"
+)]
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+use core::ptr;
+
+use crate::lookup::Snapshot;
+use crate::publish::Seat;
+use crate::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+use crate::tally::House;
+
+/// One count a slot, for one writing thread.
+pub(crate) struct Counts {
+    counts: Box<[AtomicI64]>,
+    /// The shorter array this one took over from; null for the first. Owned.
+    older: *mut Counts,
+}
+
+impl Counts {
+    /// The counts as the owner's thread keeps them at hand.
+    pub(crate) fn raw(&self) -> (*const AtomicI64, usize) {
+        (self.counts.as_ptr(), self.counts.len())
+    }
+}
+
+/// A translator's place: the snapshot it uses and what it counts.
+pub(crate) struct Station {
+    pub(crate) seat: Seat<Snapshot>,
+    pub(crate) house: alloc::sync::Arc<House>,
+    /// From `Box::into_raw`; replaced by the writers' side only, freed with the station.
+    newest: AtomicPtr<Counts>,
+}
+
+// SAFETY: the pointer owns a list of boxes of atomics; it is changed under the writers' lock.
+unsafe impl Send for Station {}
+// SAFETY: as above.
+unsafe impl Sync for Station {}
+
+impl Station {
+    /// A station with counts for `slots` slots. `None` without memory.
+    pub(crate) fn new(house: alloc::sync::Arc<House>, slots: usize) -> Option<Self> {
+        let station = Self { seat: Seat::default(), house, newest: AtomicPtr::new(ptr::null_mut()) };
+        station.grow(slots).then_some(station)
+    }
+
+    /// Adds an array for `slots` slots. Writers' lock held. `false` without memory.
+    pub(crate) fn grow(&self, slots: usize) -> bool {
+        let mut counts = Vec::new();
+        if counts.try_reserve_exact(slots).is_err() {
+            return false;
+        }
+        // Written here, so that the owner's first store does not fault a page in.
+        counts.resize_with(slots, || AtomicI64::new(0));
+        // Relaxed: only written under the lock we hold.
+        let older = self.newest.load(Ordering::Relaxed);
+        let made = Box::into_raw(Box::new(Counts { counts: counts.into_boxed_slice(), older }));
+        // Release pairs with the Acquire in `newest`.
+        self.newest.store(made, Ordering::Release);
+        true
+    }
+
+    /// The longest array.
+    pub(crate) fn newest(&self) -> &Counts {
+        // Acquire pairs with the Release in `grow`.
+        let newest = self.newest.load(Ordering::Acquire);
+        // SAFETY: `new` made one, and none is freed before the station.
+        unsafe { &*newest }
+    }
+
+    fn arrays(&self) -> impl Iterator<Item = &Counts> {
+        let newest: *const Counts = self.newest();
+        // SAFETY: a list of boxes, none freed before the station.
+        core::iter::successors(unsafe { newest.as_ref() }, |counts| unsafe { counts.older.as_ref() })
+    }
+
+    /// The sum for `slot`. Acquire pairs with the Release of every `leave`.
+    pub(crate) fn value(&self, slot: u32) -> i64 {
+        self.arrays()
+            .filter_map(|array| array.counts.get(slot as usize))
+            .map(|count| count.load(Ordering::Acquire))
+            .fold(0, i64::wrapping_add)
+    }
+
+    /// Moves every count to the house. The translator is gone; writers' lock held.
+    pub(crate) fn fold(&self) {
+        for array in self.arrays() {
+            for (slot, count) in array.counts.iter().enumerate() {
+                // Relaxed: the owner is gone and handed its counts over.
+                let value = count.load(Ordering::Relaxed);
+                if value != 0 {
+                    count.store(0, Ordering::Relaxed);
+                    self.house.add(slot as u32, value);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Station {
+    fn drop(&mut self) {
+        // Relaxed: exclusive access.
+        let mut next = self.newest.load(Ordering::Relaxed);
+        while !next.is_null() {
+            // SAFETY: from `Box::into_raw` in `grow`, and nobody else is left.
+            let counts = unsafe { Box::from_raw(next) };
+            next = counts.older;
+        }
+    }
+}
+
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Station").field("holder", &self.house.holder).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,334 @@
+//! The modules of one crate, who uses whom, and the cycles among them.
+//!
+//! A node is a file; an inline module belongs to its file. An edge says: code of this file names an item that the other
+//! file defines. Paths are followed through re-exports to the defining module, so `pub use` in `lib.rs` neither hides an
+//! edge nor makes one: a re-export counts only when its own file uses the name too. `mod x;` is no edge. Test modules
+//! are left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use crate::facts::{Facts, PathUse};
+use crate::finding::Finding;
+use crate::graph::Graph;
+
+/// Reads a file, or says that there is none.
+pub(crate) type ReadFile<'a> = dyn Fn(&Path) -> Option<String> + 'a;
+
+/// The path of a module from the crate root: `["space", "lookup"]`; empty for the root.
+type ModPath = Vec<String>;
+
+/// Re-exports of re-exports end somewhere; a longer chain is a loop.
+const LONGEST_CHAIN: usize = 32;
+
+#[derive(Default, Debug)]
+struct Module {
+    /// Index into `Crate::files`.
+    file: usize,
+    children: BTreeSet<String>,
+    items: BTreeSet<String>,
+    imports: Vec<PathUse>,
+}
+
+/// A crate's module tree.
+#[derive(Debug)]
+pub(crate) struct Crate {
+    name: String,
+    files: Vec<(PathBuf, ModPath)>,
+    modules: BTreeMap<ModPath, Module>,
+    /// `#[macro_export]` macros and the module each is written in.
+    exported_macros: BTreeMap<String, ModPath>,
+    /// Non-import paths by module, and the words of each file.
+    paths: Vec<(ModPath, PathUse)>,
+    words: BTreeMap<usize, BTreeSet<String>>,
+}
+
+/// Where a path leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Leads {
+    /// To an item of this module (or to the module itself).
+    To(ModPath),
+    /// Out of the crate, or to something local.
+    Elsewhere,
+    /// Through several globs that could all define it.
+    Unclear,
+}
+
+impl Crate {
+    /// Reads the tree that hangs on `root` (a `lib.rs` or `main.rs`).
+    ///
+    /// # Errors
+    /// A finding for every `mod` whose file is missing.
+    pub(crate) fn read(name: &str, root: &Path, read: &ReadFile<'_>) -> Result<Self, Vec<Finding>> {
+        let mut this = Self {
+            name: name.to_owned(),
+            files: Vec::new(),
+            modules: BTreeMap::new(),
+            exported_macros: BTreeMap::new(),
+            paths: Vec::new(),
+            words: BTreeMap::new(),
+        };
+        let mut missing = Vec::new();
+        let dir = root.parent().unwrap_or(Path::new("")).to_owned();
+        this.add_file(root.to_owned(), Vec::new(), &dir, read, &mut missing);
+        if missing.is_empty() { Ok(this) } else { Err(missing) }
+    }
+
+    /// `children_dir` is where the files of its `mod x;` lie.
+    fn add_file(
+        &mut self,
+        file: PathBuf,
+        path: ModPath,
+        children_dir: &Path,
+        read: &ReadFile<'_>,
+        missing: &mut Vec<Finding>,
+    ) {
+        let Some(source) = read(&file) else {
+            missing.push(Finding::in_file(
+                &file,
+                format!("no such file, but `mod {}` names it", path.join("::")),
+            ));
+            return;
+        };
+        let facts = Facts::of(&source);
+        if facts.test_only {
+            return;
+        }
+        let index = self.files.len();
+        self.files.push((file.clone(), path.clone()));
+        self.modules.entry(path.clone()).or_default().file = index;
+        for decl in facts.mods.iter().filter(|decl| !decl.test_only) {
+            let parent = joined(&path, &decl.within);
+            self.modules.entry(parent.clone()).or_default().children.insert(decl.name.clone());
+            let child = joined(&parent, std::slice::from_ref(&decl.name));
+            if decl.inline {
+                self.modules.entry(child).or_default().file = index;
+                continue;
+            }
+            let inner = decl.within.iter().fold(children_dir.to_owned(), |dir, part| dir.join(part));
+            let below = inner.join(&decl.name);
+            match &decl.path {
+                Some(given) => {
+                    let at = file.parent().unwrap_or(Path::new("")).join(given);
+                    let dir = at.parent().unwrap_or(Path::new("")).to_owned();
+                    self.add_file(at, child, &dir, read, missing);
+                }
+                None => {
+                    let flat = inner.join(format!("{}.rs", decl.name));
+                    let nested = below.join("mod.rs");
+                    let at = if read(&flat).is_some() || read(&nested).is_none() { flat } else { nested };
+                    self.add_file(at, child, &below, read, missing);
+                }
+            }
+        }
+        for (within, item) in &facts.items {
+            self.modules.entry(joined(&path, within)).or_default().items.insert(item.clone());
+        }
+        for name in &facts.exported_macros {
+            self.exported_macros.insert(name.clone(), path.clone());
+        }
+        for found in facts.uses {
+            let module = joined(&path, &found.within);
+            if found.import.is_some() {
+                self.modules.entry(module).or_default().imports.push(found);
+            } else {
+                self.paths.push((module, found));
+            }
+        }
+        self.words.insert(index, facts.words);
+    }
+
+    /// The cycles among the files, and the paths that cannot be followed.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        let mut graph = Graph::default();
+        let mut findings = Vec::new();
+        let imports = self.modules.iter().flat_map(|(path, module)| {
+            module.imports.iter().filter(|import| self.binds(path, import)).map(move |import| (path, import))
+        });
+        for (module, found) in imports.chain(self.paths.iter().map(|(path, found)| (path, found))) {
+            let from = self.file_of(module);
+            match self.lead(module, &found.segments, Some(found), LONGEST_CHAIN) {
+                Leads::To(target) => {
+                    let to = self.file_of(&target);
+                    if to != from {
+                        graph.add(&self.file_name(from), &self.file_name(to), || {
+                            format!("line {} uses {}", found.line, found.segments.join("::"))
+                        });
+                    }
+                }
+                Leads::Elsewhere => {}
+                Leads::Unclear => findings.push(Finding::at(
+                    &self.files[from].0,
+                    found.line,
+                    format!(
+                        "{} could come from more than one glob re-export; name the module that defines it",
+                        found.segments.join("::")
+                    ),
+                )),
+            }
+        }
+        for cycle in graph.cycles() {
+            let mut text =
+                String::from("modules use each other in a circle; move what they share into a lower module:");
+            for (at, node) in cycle.iter().enumerate() {
+                let next = &cycle[(at + 1) % cycle.len()];
+                text.push_str(&format!("\n    {node} -> {next}   ({})", graph.evidence(node, next)));
+            }
+            findings.push(Finding::in_crate(&self.name, text));
+        }
+        findings
+    }
+
+    /// A private import is a use. A re-export is one only when its own file uses what it binds.
+    fn binds(&self, module: &ModPath, found: &PathUse) -> bool {
+        let Some(import) = found.import.as_ref().filter(|import| import.public) else { return true };
+        let Some(words) = self.words.get(&self.file_of(module)) else { return true };
+        match &import.name {
+            Some(name) => words.contains(name),
+            None => match self.lead(module, &found.segments, Some(found), LONGEST_CHAIN) {
+                Leads::To(target) => self
+                    .modules
+                    .get(&target)
+                    .is_some_and(|t| t.items.iter().chain(&t.children).any(|name| words.contains(name))),
+                Leads::Elsewhere | Leads::Unclear => false,
+            },
+        }
+    }
+
+    fn file_of(&self, module: &ModPath) -> usize {
+        self.modules.get(module).map_or(0, |module| module.file)
+    }
+
+    fn file_name(&self, file: usize) -> String {
+        let (path, module) = &self.files[file];
+        let shown = if module.is_empty() { "the crate root".to_owned() } else { module.join("::") };
+        format!(
+            "{shown} ({})",
+            path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        )
+    }
+
+    /// Follows `segments` as written in `from`. `via` is the import being followed, which must not resolve through
+    /// itself.
+    fn lead(&self, from: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Leads {
+        let Some(first) = segments.first() else { return Leads::To(from.clone()) };
+        if fuel == 0 {
+            return Leads::Elsewhere;
+        }
+        match first.as_str() {
+            "crate" => self.walk(&Vec::new(), &segments[1..], via, fuel),
+            "self" => self.walk(from, &segments[1..], via, fuel),
+            "super" => {
+                let mut above = from.clone();
+                above.pop();
+                if segments.get(1).is_some_and(|next| next == "super") {
+                    self.lead(&above, &segments[1..], via, fuel)
+                } else {
+                    self.walk(&above, &segments[1..], via, fuel)
+                }
+            }
+            "" | "Self" => Leads::Elsewhere,
+            name => {
+                let Some(module) = self.modules.get(from) else { return Leads::Elsewhere };
+                if module.children.contains(name) || self.import_named(module, name, via).is_some() {
+                    self.walk(from, segments, via, fuel)
+                } else {
+                    Leads::Elsewhere
+                }
+            }
+        }
+    }
+
+    fn import_named<'m>(&self, module: &'m Module, name: &str, via: Option<&PathUse>) -> Option<&'m PathUse> {
+        module.imports.iter().find(|found| {
+            Some(*found) != via
+                && found.import.as_ref().is_some_and(|import| import.name.as_deref() == Some(name))
+        })
+    }
+
+    /// Looks the first of `segments` up in `module` and goes on from there.
+    fn walk(&self, module_path: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Leads {
+        let Some(name) = segments.first() else { return Leads::To(module_path.clone()) };
+        let Some(module) = self.modules.get(module_path) else { return Leads::Elsewhere };
+        if fuel == 0 {
+            return Leads::Elsewhere;
+        }
+        if module.children.contains(name) {
+            let child = joined(module_path, std::slice::from_ref(name));
+            // A child that only tests have is not in the tree.
+            return self.walk(&child, &segments[1..], via, fuel - 1);
+        }
+        if module.items.contains(name) {
+            return Leads::To(module_path.clone());
+        }
+        if let Some(found) = self.import_named(module, name, via) {
+            let onward: Vec<String> = found.segments.iter().chain(&segments[1..]).cloned().collect();
+            return self.lead(module_path, &onward, Some(found), fuel - 1);
+        }
+        if module_path.is_empty() {
+            if let Some(writer) = self.exported_macros.get(name) {
+                return Leads::To(writer.clone());
+            }
+        }
+        self.through_globs(module_path, module, segments, via, fuel)
+    }
+
+    fn through_globs(
+        &self,
+        module_path: &ModPath,
+        module: &Module,
+        segments: &[String],
+        via: Option<&PathUse>,
+        fuel: usize,
+    ) -> Leads {
+        let globs: Vec<ModPath> = module
+            .imports
+            .iter()
+            .filter(|found| {
+                Some(*found) != via && found.import.as_ref().is_some_and(|import| import.name.is_none())
+            })
+            .filter_map(|found| match self.lead(module_path, &found.segments, Some(found), fuel - 1) {
+                Leads::To(target) => Some(target),
+                Leads::Elsewhere | Leads::Unclear => None,
+            })
+            .collect();
+        let definers: Vec<&ModPath> =
+            globs.iter().filter(|target| self.offers(target, &segments[0], via, fuel - 1)).collect();
+        let mut leads: Vec<Leads> =
+            definers.iter().map(|target| self.walk(target, segments, via, fuel - 1)).collect();
+        leads.dedup();
+        match (leads.as_slice(), globs.as_slice()) {
+            ([only], _) => only.clone(),
+            // A name no scanner sees, as macros make them.
+            ([], []) => Leads::To(module_path.clone()),
+            ([], [only]) => self.walk(only, segments, via, fuel - 1),
+            _ => Leads::Unclear,
+        }
+    }
+
+    /// Whether a glob import of `module` brings `name`, as far as the scanner sees.
+    fn offers(&self, module_path: &ModPath, name: &str, via: Option<&PathUse>, fuel: usize) -> bool {
+        let Some(module) = self.modules.get(module_path).filter(|_| fuel > 0) else { return false };
+        module.items.contains(name)
+            || module.children.contains(name)
+            || module.imports.iter().filter(|found| Some(*found) != via).any(|found| {
+                match found.import.as_ref().filter(|import| import.public) {
+                    None => false,
+                    Some(import) => match &import.name {
+                        Some(bound) => bound == name,
+                        None => match self.lead(module_path, &found.segments, Some(found), fuel - 1) {
+                            Leads::To(target) => self.offers(&target, name, Some(found), fuel - 1),
+                            Leads::Elsewhere | Leads::Unclear => false,
+                        },
+                    },
+                }
+            })
+    }
+}
+
+fn joined(path: &[String], more: &[String]) -> ModPath {
+    path.iter().chain(more).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests;

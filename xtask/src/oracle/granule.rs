@@ -1,0 +1,33 @@
+//! Kernels differ in the size of their pages, and so do their answers.
+
+/// The page size of a kernel.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Granule {
+    /// 4 KiB.
+    Small,
+    /// 64 KiB.
+    Large,
+}
+
+impl Granule {
+    pub(crate) const ALL: [Self; 2] = [Self::Small, Self::Large];
+
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|granule| granule.name() == name)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Small => "4k",
+            Self::Large => "64k",
+        }
+    }
+
+    /// Debian's name of the kernel with such pages.
+    pub(crate) fn flavour(self) -> &'static str {
+        match self {
+            Self::Small => "powerpc64le",
+            Self::Large => "powerpc64le-64k",
+        }
+    }
+}
