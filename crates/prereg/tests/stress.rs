@@ -40,6 +40,9 @@ fn whatever_threads_do_at_random_the_books_balance() {
     let holder = |container| Holder { container, kind: HolderKind::TableEntry };
     let block = EntryBlock::new(&space, K4, 64, holder(99)).unwrap();
     let (mapped, refused) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
+    // One range is registered all the while, so that there is always something to map.
+    let (first, pages) = RANGES[2];
+    let standing = space.register(&host.range(A + (first << 12), pages << 12)).unwrap();
     std::thread::scope(|scope| {
         // Two threads that register and unregister.
         for seed in 0..2u64 {
@@ -123,6 +126,7 @@ fn whatever_threads_do_at_random_the_books_balance() {
     eprintln!("mapped {mapped:?}, refused {refused:?}");
     assert!(mapped.into_inner() > 0);
     drop(block);
+    drop(standing);
     space.reap();
     assert_eq!(space.snapshot().regions, []);
     host.assert_clean();
