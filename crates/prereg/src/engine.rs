@@ -58,6 +58,9 @@ impl Engine {
         barrier: Option<Arc<dyn Barrier>>,
     ) -> Arc<Self> {
         let granule = pins.granule();
+        let doors = doors::closed(MAX_SLOTS);
+        // Readers look at this one when they miss. Written here, so that they do not fault its page in.
+        doors[0].close();
         Arc::new_cyclic(|this| Self {
             pins,
             charges,
@@ -65,7 +68,7 @@ impl Engine {
             // The interpreter knows no fence on other threads.
             barrier: barrier.filter(|_| !cfg!(any(miri, loom))),
             published: Published::new(Box::new(Snapshot::empty())),
-            doors: doors::closed(MAX_SLOTS),
+            doors,
             slots: Chunks::new(),
             look: AtomicU64::new(0),
             books: Monitor::new(Books::default()),
