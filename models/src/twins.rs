@@ -185,9 +185,6 @@ impl DoorTwin {
     pub fn leave(&self, count: &AtomicI64) {
         let order = if self.flaw == Flaw::RelaxedLeave { Ordering::Relaxed } else { Ordering::Release };
         count.store(count.load(Ordering::Relaxed) - 1, order);
-        if self.flaw != Flaw::RelaxedLeave {
-            fence(Ordering::SeqCst);
-        }
     }
 
     /// Closes, but for the flaw as the real door does.

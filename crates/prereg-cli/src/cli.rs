@@ -10,6 +10,7 @@ use crate::commands::Outcome;
 use crate::commands::completions::{self, CompletionsArgs};
 use crate::commands::conform::{self, ConformArgs};
 use crate::commands::doctor::{self, DoctorArgs};
+use crate::commands::hot_path::{self, HotPathArgs};
 use crate::commands::man::{self, ManArgs};
 use crate::commands::registration::{self, RegistrationArgs};
 use crate::commands::replay::{self, ReplayArgs};
@@ -23,6 +24,7 @@ Examples:
   prereg replay nvme4k.tce.zst           a real guest's maps over memory that is pinned once
   prereg replay --compare *.tce.zst      next to pinning at every map
   prereg bench registration              what registering costs, next to the raw calls
+  prereg bench hot-path --quick          what mapping costs, next to the machine's limit and to others
 
 Exit status: 0 all well, 1 a mismatch or a leak, 2 bad input or a refusing host, 130 interrupted.";
 
@@ -52,6 +54,7 @@ enum Commands {
 #[derive(Debug, Subcommand)]
 enum Benches {
     Registration(RegistrationArgs),
+    HotPath(HotPathArgs),
 }
 
 /// The whole program: parses `arguments` (the first is the program's name), runs the command and says how to exit.
@@ -91,6 +94,9 @@ fn dispatch(command: Commands, out: &mut impl Write) -> Result<Outcome, Failure>
         Commands::Doctor(args) => doctor::run(&args, out),
         Commands::Bench(Benches::Registration(args)) => {
             registration::run(&args, out, &interrupt()?, Progress::on_terminal())
+        }
+        Commands::Bench(Benches::HotPath(args)) => {
+            hot_path::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
         Commands::Completions(args) => Ok(completions::run(&args, Cli::command(), out)?),
         Commands::Man(ManArgs {}) => Ok(man::run(Cli::command(), out)?),

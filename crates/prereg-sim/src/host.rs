@@ -36,6 +36,8 @@ struct State {
     written: Vec<UserAddr>,
     /// Pages taken off the account that were never on it.
     excess: u64,
+    /// Memory for page lists; `None`: as much as asked for.
+    ram_bytes: Option<u64>,
 }
 
 /// A piece of pretended user memory.
@@ -76,6 +78,7 @@ impl SimHost {
             failed: false,
             written: Vec::new(),
             excess: 0,
+            ram_bytes: None,
         };
         Self { granule, state: Arc::new(Mutex::new(state)) }
     }
@@ -155,6 +158,82 @@ impl SimHost {
         }
     }
 
+    /// Locks `[ua, ua + bytes)` in memory as `mlock` does, once a page however often it is called; unmapping unlocks.
+    ///
+    /// # Errors
+    /// ENOMEM over the limit, or where nothing is mapped in a part of the range (the rest is locked).
+    pub fn mlock(&self, ua: u64, bytes: u64) -> Result<(), Errno> {
+        let (first, pages) =
+            (self.page(ua), self.pages((ua & self.granule.shift().mask()).saturating_add(bytes)));
+        if pages == 0 {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let more = state.space.unlocked(first, pages);
+        state.admit(more).map_err(|_| Errno::ENOMEM)?;
+        state.space.lock(first, pages, true);
+        if state.space.gaps(first, pages).is_empty() { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Takes such locks off.
+    ///
+    /// # Errors
+    /// ENOMEM where nothing is mapped in a part of the range (the rest is unlocked).
+    pub fn munlock(&self, ua: u64, bytes: u64) -> Result<(), Errno> {
+        let (first, pages) =
+            (self.page(ua), self.pages((ua & self.granule.shift().mask()).saturating_add(bytes)));
+        if pages == 0 {
+            return Ok(());
+        }
+        let mut state = self.state();
+        state.space.lock(first, pages, false);
+        if state.space.gaps(first, pages).is_empty() { Ok(()) } else { Err(Errno::ENOMEM) }
+    }
+
+    /// Whether something is mapped at every byte of `[ua, ua + bytes)`.
+    #[must_use]
+    pub fn is_mapped(&self, ua: u64, bytes: u64) -> bool {
+        bytes == 0 || self.state().space.gaps(self.page(ua), self.pages(bytes)).is_empty()
+    }
+
+    /// Whether anything is mapped in `[ua, ua + bytes)`.
+    #[must_use]
+    pub fn is_any_mapped(&self, ua: u64, bytes: u64) -> bool {
+        let pages = self.pages(bytes);
+        let gaps = self.state().space.gaps(self.page(ua), pages);
+        gaps.iter().map(|&(_, length)| length).sum::<u64>() != pages
+    }
+
+    /// Whether any mapped page of `[ua, ua + bytes)` is locked by `mlock`.
+    #[must_use]
+    pub fn is_any_locked(&self, ua: u64, bytes: u64) -> bool {
+        let (first, pages) = (self.page(ua), self.pages(bytes));
+        let state = self.state();
+        let gaps: u64 = state.space.gaps(first, pages).iter().map(|&(_, length)| length).sum();
+        state.space.unlocked(first, pages) != pages - gaps
+    }
+
+    /// Whether a program could write every byte of `[ua, ua + bytes)`.
+    #[must_use]
+    pub fn is_writable(&self, ua: u64, bytes: u64) -> bool {
+        bytes == 0 || self.state().space.segments(self.page(ua), self.pages(bytes)).is_ok()
+    }
+
+    /// The host of a child process after a fork: the same memory, limit and privilege, nothing locked, pinned or charged.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let child = Self::new(self.granule);
+        let parent = self.state();
+        let mut state = child.state();
+        state.space = parent.space.fork();
+        state.limit = parent.limit;
+        state.privileged = parent.privileged;
+        state.ram_bytes = parent.ram_bytes;
+        drop(state);
+        drop(parent);
+        child
+    }
+
     /// The host address that backs the byte at `ua` now, if anything does.
     #[must_use]
     pub fn backs(&self, ua: u64) -> Option<HostAddr> {
@@ -192,6 +271,12 @@ impl SimHost {
     pub fn unlock_pages(&self, pages: u64) {
         let mut state = self.state();
         state.locked = state.locked.saturating_sub(pages);
+    }
+
+    /// Says how much memory the machine has; a pin whose page list (8 bytes a page) is larger is refused, and where every
+    /// page is mapped already one of an eighth of that. `None`: no bound.
+    pub fn ram_bytes(&self, bytes: impl Into<Option<u64>>) {
+        self.state().ram_bytes = bytes.into();
     }
 
     /// Makes the `n`-th outside call from now fail (1 is the next; 0: none).
@@ -240,7 +325,8 @@ impl SimHost {
     /// Pages locked by other means.
     #[must_use]
     pub fn locked_pages(&self) -> u64 {
-        self.state().locked
+        let state = self.state();
+        state.locked + state.space.locked_pages()
     }
 
     /// The pages that the last release named dirty.
@@ -281,7 +367,7 @@ impl State {
 
     fn admit(&self, pages: u64) -> Result<(), ChargeError> {
         let Some(limit) = self.limit.filter(|_| !self.privileged) else { return Ok(()) };
-        let charged = self.charged + self.locked;
+        let charged = self.charged + self.locked + self.space.locked_pages();
         if charged.checked_add(pages).is_none_or(|total| total > limit) {
             return Err(ChargeError::OverLimit { need: pages, charged, limit });
         }
@@ -307,6 +393,10 @@ impl Pin for SimHost {
         if state.fails() {
             return Err(PinError::Fault { ua: range.first(), why: "this call was asked to fail" });
         }
+        let list = range.pages(self.granule).saturating_mul(8);
+        if state.ram_bytes.is_some_and(|ram| list > ram) {
+            return Err(PinError::OutOfMemory);
+        }
         let segments = state
             .space
             .segments(self.page(range.first().raw()), range.pages(self.granule))
@@ -314,6 +404,10 @@ impl Pin for SimHost {
                 ua: UserAddr::new(missing.page << self.granule.shift().get()),
                 why: missing.why,
             })?;
+        // All of it is there, so our own list of it is real memory, which foreign scenarios must not use up.
+        if state.ram_bytes.is_some_and(|ram| list > ram / 8) {
+            return Err(PinError::OutOfMemory);
+        }
         for &segment in &segments {
             for (frame, count) in state.space.runs(segment) {
                 pages.push(HostAddr::new(frame << self.granule.shift().get()), count)?;

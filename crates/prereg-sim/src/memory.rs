@@ -17,6 +17,8 @@ pub enum Backing {
     Huge(PageShift),
     /// Something that cannot be pinned (page-frame mappings, device memory).
     Unpinnable,
+    /// Nothing: a mapping beyond the end of its file.
+    Missing,
 }
 
 /// What the pretended page tables allow.
@@ -62,6 +64,8 @@ struct Area {
     object: ObjectId,
     offset: u64,
     protection: Protection,
+    /// Locked by `mlock`.
+    locked: bool,
 }
 
 /// A stretch of one object.
@@ -80,13 +84,15 @@ pub(crate) struct Missing {
 }
 
 /// The pretended address space, in page numbers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct UserSpace {
     granule: Granule,
     areas: BTreeMap<u64, Area>,
     objects: BTreeMap<ObjectId, Object>,
     next_object: u64,
     next_frame: u64,
+    /// Pages of areas that are locked.
+    locked_pages: u64,
 }
 
 impl UserSpace {
@@ -98,6 +104,7 @@ impl UserSpace {
             objects: BTreeMap::new(),
             next_object: 0,
             next_frame: 1 << 18,
+            locked_pages: 0,
         }
     }
 
@@ -118,7 +125,7 @@ impl UserSpace {
 
     fn show(&mut self, first: u64, pages: u64, object: ObjectId, offset: u64, protection: Protection) {
         self.unmap(first, pages);
-        self.areas.insert(first, Area { last: first + pages - 1, object, offset, protection });
+        self.areas.insert(first, Area { last: first + pages - 1, object, offset, protection, locked: false });
     }
 
     /// Maps at `first` what is mapped at `source`.
@@ -133,7 +140,58 @@ impl UserSpace {
     pub(crate) fn unmap(&mut self, first: u64, pages: u64) {
         for (start, area) in self.cut(first, pages) {
             debug_assert!(start >= first && area.last < first + pages);
+            if area.locked {
+                self.locked_pages -= area.last - start + 1;
+            }
         }
+    }
+
+    /// Pages of areas that are locked.
+    pub(crate) fn locked_pages(&self) -> u64 {
+        self.locked_pages
+    }
+
+    /// How many mapped pages of `first..first + pages` are not locked.
+    pub(crate) fn unlocked(&self, first: u64, pages: u64) -> u64 {
+        let mut count = 0;
+        let mut page = first;
+        while let Some((start, area)) = self.at_or_after(page) {
+            if start >= first + pages {
+                break;
+            }
+            if !area.locked {
+                count += area.last.min(first + pages - 1) - start.max(first) + 1;
+            }
+            page = area.last + 1;
+        }
+        count
+    }
+
+    fn at_or_after(&self, page: u64) -> Option<(u64, Area)> {
+        self.area(page).or_else(|| self.areas.range(page..).next().map(|(&start, area)| (start, *area)))
+    }
+
+    /// Locks or unlocks what is mapped in `first..first + pages`.
+    pub(crate) fn lock(&mut self, first: u64, pages: u64, locked: bool) {
+        for (start, area) in self.cut(first, pages) {
+            let length = area.last - start + 1;
+            match (area.locked, locked) {
+                (false, true) => self.locked_pages += length,
+                (true, false) => self.locked_pages -= length,
+                _ => {}
+            }
+            self.areas.insert(start, Area { locked, ..area });
+        }
+    }
+
+    /// What a child process has after a fork: the same mappings, none of them locked.
+    pub(crate) fn fork(&self) -> Self {
+        let mut child = self.clone();
+        for area in child.areas.values_mut() {
+            area.locked = false;
+        }
+        child.locked_pages = 0;
+        child
     }
 
     /// Changes what is allowed at `first..first + pages`.
@@ -191,8 +249,12 @@ impl UserSpace {
                 }
                 Protection::None => return Err(why("the mapping allows no access")),
             }
-            if self.objects[&area.object].backing == Backing::Unpinnable {
-                return Err(why("it is device memory, which has no pages to pin"));
+            match self.objects[&area.object].backing {
+                Backing::Unpinnable => {
+                    return Err(why("it is device memory, which has no pages to pin"));
+                }
+                Backing::Missing => return Err(why("the file ends before it")),
+                Backing::Base | Backing::Huge(_) => {}
             }
             let upto = (area.last + 1).min(end);
             found.push(Segment {
@@ -226,7 +288,7 @@ impl UserSpace {
     pub(crate) fn frame(&self, object: ObjectId, page: u64) -> u64 {
         let Object { first_frame, backing } = self.objects[&object];
         match backing {
-            Backing::Base | Backing::Unpinnable => first_frame + 2 * page,
+            Backing::Base | Backing::Unpinnable | Backing::Missing => first_frame + 2 * page,
             Backing::Huge(shift) => {
                 let block = self.pages_per(shift);
                 first_frame + page / block * (2 * block) + page % block

@@ -5,8 +5,8 @@
 //! is refused. So no page is ever pinned twice by two callers that race.
 //!
 //! A region that is gone stays in the graveyard, with its slot, as long as a snapshot in use may name it. A snapshot names
-//! what was here when it was made and, while it is the current one, what comes: so a region is named by the snapshots from
-//! the generation it was born in to the one it died in.
+//! what was here when it was made and, as long as the current one has the same cells, what comes into those. So a region is
+//! named by no snapshot but those from the generation it was born in (that of the cells it came into) to the one it died in.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;

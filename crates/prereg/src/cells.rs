@@ -1,8 +1,8 @@
 //! The fast tier of lookup: a flat array over a stretch of user memory whose cells say where the page addresses are.
 //!
-//! A cell covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one word: the region's slot in the
-//! upper 16 bits; below, either the host page at its start (the cell is contiguous on the host) or a pointer to its pages in
-//! the region's table. So a translation loads the cell, and perhaps the page, and never touches a header.
+//! A cell covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one word (see `tagged`): the region's
+//! slot, and either a host page (the cell is contiguous on the host) or a pointer into the region's table. So a translation
+//! loads the cell, and perhaps the page, and never touches a header.
 //!
 //! Cells are patched in place when regions come and go. A reader may act on a cell that was emptied meanwhile; the door of
 //! the slot stops it, for a slot (and the table a cell points to) is used again only when no reader can have seen the old
@@ -21,13 +21,15 @@ use core::ptr;
 use crate::addr::UserAddr;
 use crate::region::Region;
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::tagged::SLOT_SHIFT;
+use crate::tagged::{slot_of, word_of};
 
 /// One cell. Null is empty; so slot 0 is never given to a region.
 pub(crate) type Cell = AtomicPtr<u32>;
 
 /// A flat array of cells.
 pub(crate) struct Cells {
+    /// The generation of the first snapshot that shows them.
+    pub(crate) born: u64,
     base: u64,
     shift: u32,
     cells: Box<[Cell]>,
@@ -117,16 +119,21 @@ impl Plan {
 
 impl Cells {
     /// No cell.
-    pub(crate) fn empty() -> Self {
-        Self { base: 0, shift: 12, cells: Box::default() }
+    pub(crate) fn empty(born: u64) -> Self {
+        Self { born, base: 0, shift: 12, cells: Box::default() }
     }
 
     /// Empty cells for `plan`. `None` without memory.
-    pub(crate) fn new(plan: Plan) -> Option<Self> {
+    pub(crate) fn new(plan: Plan, born: u64) -> Option<Self> {
         let mut cells = Vec::new();
         cells.try_reserve_exact(plan.count).ok()?;
         cells.resize_with(plan.count, || Cell::new(ptr::null_mut()));
-        Some(Self { base: plan.base, shift: plan.shift, cells: cells.into_boxed_slice() })
+        Some(Self { born, base: plan.base, shift: plan.shift, cells: cells.into_boxed_slice() })
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.cells.len()
     }
 
     pub(crate) fn view(&self) -> View {
@@ -139,32 +146,46 @@ impl Cells {
         let first = region.range.first().raw().checked_sub(self.base)?;
         let last = region.range.last().raw() - self.base;
         let fits = (last >> self.shift) < self.cells.len() as u64
-            && region.cell_alignment() >= self.shift
-            && u64::from(region.slot) < 1 << (64 - SLOT_SHIFT);
+            && region.cell_alignment() >= self.shift;
         fits.then_some(((first >> self.shift) as usize, (last >> self.shift) as usize))
     }
 
-    /// Whether `region` can be found here once `fill` was called.
-    pub(crate) fn covers(&self, region: &Region) -> bool {
-        self.cells_of(region).is_some_and(|_| region.table.cell(region.range.first(), self.shift).is_some())
+    /// What cell `index` says when it is `region`'s. `None` where a word cannot say it.
+    fn word(&self, region: &Region, index: usize) -> Option<*mut u32> {
+        let offset = (index as u64) << self.shift;
+        let table = &region.table;
+        let pages = table.cell(UserAddr::new(self.base + offset), self.shift)?;
+        word_of(pages, offset, table.granule().get(), region.slot)
     }
 
-    /// Makes `region` found. Writers' lock held; `covers` said yes.
-    pub(crate) fn fill(&self, region: &Region) {
-        let Some((first, last)) = self.cells_of(region) else { return };
+    /// Makes `region` found. `false`, and it is not, when the cells cannot say where its pages are. Writers' lock held.
+    pub(crate) fn fill(&self, region: &Region) -> bool {
+        let Some((first, last)) = self.cells_of(region) else { return false };
         for index in first..=last {
-            let ua = UserAddr::new(self.base + ((index as u64) << self.shift));
-            let Some(payload) = region.table.cell(ua, self.shift) else { return };
-            let word = payload.map_addr(|bits| bits | ((u64::from(region.slot) << SLOT_SHIFT) as usize));
+            let Some(word) = self.word(region, index) else {
+                // Its door is not open yet: whoever found it found it closed.
+                self.empty_cells(first, index);
+                return false;
+            };
             // Release pairs with the Acquire in `View::load`.
             self.cells[index].store(word, Ordering::Release);
         }
+        true
     }
 
-    /// Makes `region` no longer found. Writers' lock held.
-    pub(crate) fn clear(&self, region: &Region) {
-        let Some((first, last)) = self.cells_of(region) else { return };
-        for cell in &self.cells[first..=last] {
+    /// Makes `region` no longer found. `false` when it was not found here. Writers' lock held.
+    pub(crate) fn clear(&self, region: &Region) -> bool {
+        let Some((first, last)) = self.cells_of(region) else { return false };
+        // Relaxed: written under the lock the caller holds.
+        if slot_of(self.cells[first].load(Ordering::Relaxed)) != region.slot {
+            return false;
+        }
+        self.empty_cells(first, last + 1);
+        true
+    }
+
+    fn empty_cells(&self, first: usize, end: usize) {
+        for cell in &self.cells[first..end] {
             // Relaxed: whoever still finds the cell meets the closed door.
             cell.store(ptr::null_mut(), Ordering::Relaxed);
         }

@@ -33,6 +33,9 @@
 //! A plain sum that is not zero, without any fence, is enough to refuse: some unit was outstanding during the scan. So the
 //! heavy fence is paid by closes that are likely to succeed.
 //!
+//! Leaving is one store: nobody is told. A drain that waits for the last one looks at the sum again whenever something
+//! changes, and somebody who waits for it looks from time to time.
+//!
 //! With [`Light::Compiler`] the light fence costs nothing and the heavy one interrupts every thread of the process
 //! (`membarrier(2)`); with [`Light::Full`] both are SeqCst fences, which is what loom and miri run.
 
@@ -47,7 +50,7 @@ const CLOSING: u8 = 2;
 /// Nobody enters; those inside may stay until they leave.
 const DRAINING: u8 = 3;
 
-/// The fence of the entering and leaving side.
+/// The fence of the entering side.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Light {
     /// A SeqCst fence: the closing side uses one too.
@@ -71,10 +74,8 @@ impl Light {
 pub enum Entered {
     /// The unit is counted.
     In,
-    /// Closed: nothing is counted.
+    /// Closed or draining: nothing is counted, but the unit was for a moment.
     Closed,
-    /// Draining: nothing is counted, but the unit was for a moment. Whoever waits for the last one must look again.
-    Draining,
 }
 
 /// The door of one slot. The counts are elsewhere.
@@ -110,32 +111,30 @@ impl Door {
         // close that begins after this load has its heavy fence after our count.
         match self.state.compare_exchange(CLOSING, OPEN, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) | Err(OPEN) => Entered::In,
-            Err(state) => {
+            Err(_) => {
                 // Release as in `leave`.
                 count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
-                if state == DRAINING { Entered::Draining } else { Entered::Closed }
+                Entered::Closed
             }
         }
     }
 
-    /// Gives one unit back in `count`, which only this thread writes; it may have been taken in another. `true` when the door
-    /// is draining: whoever waits for the last one must look again.
+    /// Gives one unit back in `count`, which only this thread writes; it may have been taken in another. Says nothing to a
+    /// drain that waits for it: whoever drains looks again by himself.
     #[inline]
-    pub fn leave(&self, count: &AtomicI64, light: Light) -> bool {
+    pub fn leave(count: &AtomicI64) {
         // Release pairs with the Acquire loads of the sum: all that was done inside happens before the release.
         count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
-        light.fence();
-        // Relaxed: a drain that this load misses has its sum after our store, by the fences.
-        self.state.load(Ordering::Relaxed) == DRAINING
     }
 
-    /// The same in a count that anybody may write.
-    pub fn leave_shared(&self, count: &AtomicI64, light: Light) -> bool {
+    /// The same in a count that anybody may write. `true` when the door is draining: this may have been the last one, so the
+    /// caller looks.
+    pub fn leave_shared(&self, count: &AtomicI64) -> bool {
         // Release as in `leave`.
         count.fetch_sub(1, Ordering::Release);
-        light.fence();
-        // Relaxed as in `leave`.
-        self.state.load(Ordering::Relaxed) == DRAINING
+        fence(Ordering::SeqCst);
+        // A drain that this load misses has its sum after our store, by the fences. Acquire: what led to the drain is seen.
+        self.state.load(Ordering::Acquire) == DRAINING
     }
 
     /// Opens the door of something new. Nobody may have it in use from before.
@@ -181,8 +180,8 @@ impl Door {
 
     /// Closes for new ones whoever is inside. The caller then passes the heavy fence and sums.
     pub fn drain(&self) {
-        // Relaxed: ordered by the heavy fence that follows.
-        self.state.store(DRAINING, Ordering::Relaxed);
+        // Release pairs with the Acquire in `leave_shared`. Against `enter` it is ordered by the heavy fence that follows.
+        self.state.store(DRAINING, Ordering::Release);
     }
 
     /// Opens a draining door again. The caller is the only one who closes and opens.

@@ -45,8 +45,8 @@ pub(crate) struct Engine {
     doors: Box<[Door]>,
     /// Regions by slot, for whoever holds a unit or sits on a snapshot that names them.
     pub(crate) slots: Chunks<[AtomicPtr<Region>; CHUNK]>,
-    /// Not 0: a unit of a draining region was given back, so somebody must look whether it was the last.
-    pub(crate) look: AtomicU64,
+    /// Draining regions, as the books say: while there are any, every change looks whether their last units are back.
+    pub(crate) draining: AtomicU64,
     pub(crate) books: Monitor<Books>,
     pub(crate) this: Weak<Engine>,
 }
@@ -70,7 +70,7 @@ impl Engine {
             published: Published::new(Box::new(Snapshot::empty())),
             doors,
             slots: Chunks::new(),
-            look: AtomicU64::new(0),
+            draining: AtomicU64::new(0),
             books: Monitor::new(Books::default()),
             this: this.clone(),
         })
@@ -116,11 +116,10 @@ impl Engine {
         NonNull::new(chunk[index].load(Ordering::Relaxed))
     }
 
-    /// Says that a unit of a draining region was given back. One store; the next `reap` looks.
-    #[inline]
-    pub(crate) fn ask_for_a_look(&self) {
-        // Release pairs with the Acquire in `reap`.
-        self.look.store(1, Ordering::Release);
+    /// Says outside the lock how many regions are draining. Whoever changed that calls it, lock held.
+    pub(crate) fn show_draining(&self, books: &Books) {
+        // Relaxed: a hint for `reap`, which looks under the lock.
+        self.draining.store(books.draining, Ordering::Relaxed);
     }
 }
 

@@ -16,7 +16,6 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
-use crate::door::Light;
 use crate::engine::{Engine, OutOfMemory};
 use crate::region::{MapError, Mapping, Region};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -231,10 +230,7 @@ impl EntryBlock {
         if ua.raw() >= UA_LIMIT {
             return Err(MapError::Unregistered { ua, shift: self.shift });
         }
-        let (host, slot) = translator.take(ua, self.shift);
-        if slot == 0 {
-            return Err(translator.failure());
-        }
+        let Some((host, slot)) = translator.take(ua, self.shift) else { return Err(translator.failure()) };
         if !translator.counts_with(&self.house) {
             translator.hand_over(&self.house, slot);
         }
@@ -400,9 +396,8 @@ impl Drop for EntryBlock {
                 self.mark_written(unit);
             }
             if let Some(count) = self.house.count(slot_of(unit)) {
-                if self.engine.door(slot_of(unit)).leave_shared(count, Light::Full) {
-                    self.engine.ask_for_a_look();
-                }
+                // Whether it was the last one is looked at below, once for all.
+                let _ = self.engine.door(slot_of(unit)).leave_shared(count);
             }
         }
         self.engine.reap();

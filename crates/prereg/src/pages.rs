@@ -15,7 +15,7 @@ use core::fmt;
 
 use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tagged::{NARROW, WIDE, run_payload, table_payload};
+use crate::tagged::Pages;
 
 /// Why a back end's page could not be added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -224,6 +224,11 @@ impl PageTable {
         self.largest
     }
 
+    /// The system page.
+    pub(crate) const fn granule(&self) -> PageShift {
+        self.granule
+    }
+
     /// The host address of the byte at `ua`, which must lie inside the region (the caller's lookup proved it).
     #[inline]
     pub(crate) fn host(&self, ua: UserAddr) -> HostAddr {
@@ -249,35 +254,46 @@ impl PageTable {
 
     /// How many of the `bytes` bytes from `ua` on, all inside the region, are contiguous.
     pub(crate) fn contiguous_within(&self, ua: UserAddr, bytes: u64) -> u64 {
+        self.run_within(ua, bytes).1
+    }
+
+    /// Where the byte at `ua` is, and how many of the `bytes` bytes from there on, at least 1 and all inside the region, are
+    /// contiguous.
+    #[inline]
+    pub(crate) fn run_within(&self, ua: UserAddr, bytes: u64) -> (HostAddr, u64) {
         let offset = ua.raw() - self.first.raw();
         let shift = self.granule.get();
         let (index, last) = (offset >> shift, (offset + (bytes - 1)) >> shift);
-        let upto = match &self.layout {
-            Layout::Device { .. } => last + 1,
-            Layout::Runs { runs, .. } => {
-                let next = runs.partition_point(|run| run.index <= index);
-                runs.get(next).map_or(last + 1, |run| run.index)
-            }
+        let inside = offset & self.granule.mask();
+        let (page, count) = match &self.layout {
             Layout::Narrow { frames, .. } => {
-                let pages = &frames[index as usize..=last as usize];
-                let breaks = pages.windows(2).position(|pair| pair[0].wrapping_add(1) != pair[1]);
-                breaks.map_or(last + 1, |at| index + at as u64 + 1)
+                let frames = &frames[index as usize..=last as usize];
+                let follows = |&(at, &frame): &(usize, &u32)| frame == frames[0].wrapping_add(at as u32);
+                let count = frames.iter().enumerate().take_while(follows).count();
+                (u64::from(frames[0]) << shift, count as u64)
+            }
+            Layout::Runs { runs, .. } => {
+                let next = if runs.len() == 1 { 1 } else { runs.partition_point(|run| run.index <= index) };
+                let run = &runs[next - 1];
+                let end = runs.get(next).map_or(last + 1, |run| run.index);
+                (run.host + ((index - run.index) << shift), end - index)
             }
             Layout::Wide { words } => {
                 // Relaxed: the address bits never change.
                 let page = |word: &AtomicU64| word.load(Ordering::Relaxed) & !1;
-                let pages = &words[index as usize..=last as usize];
-                let breaks =
-                    pages.windows(2).position(|pair| page(&pair[0]) + self.granule.bytes() != page(&pair[1]));
-                breaks.map_or(last + 1, |at| index + at as u64 + 1)
+                let words = &words[index as usize..=last as usize];
+                let first = page(&words[0]);
+                let follows = |&(at, word): &(usize, &AtomicU64)| page(word) == first + ((at as u64) << shift);
+                (first, words.iter().enumerate().take_while(follows).count() as u64)
             }
+            Layout::Device { host } => return (HostAddr::new(host + offset), bytes),
         };
-        ((upto << shift) - offset).min(bytes)
+        (HostAddr::new(page | inside), ((count << shift) - inside).min(bytes))
     }
 
     /// What a cell of `2^shift` bytes at `ua`, all of it inside the region, says of its pages. `None` where a cell cannot say
     /// it: a break inside, an address too high, a device address that is no page.
-    pub(crate) fn cell(&self, ua: UserAddr, shift: u32) -> Option<*mut u32> {
+    pub(crate) fn cell(&self, ua: UserAddr, shift: u32) -> Option<Pages> {
         let offset = ua.raw() - self.first.raw();
         let index = offset >> self.granule.get();
         match &self.layout {
@@ -285,16 +301,12 @@ impl PageTable {
                 let next = runs.partition_point(|run| run.index <= index);
                 let end = index + (1 << shift >> self.granule.get());
                 let whole = runs.get(next).is_none_or(|run| run.index >= end);
-                if whole { run_payload(self.host(ua).raw(), self.granule.get()) } else { None }
+                whole.then(|| Pages::Run(self.host(ua).raw()))
             }
-            Layout::Device { host } if host & self.granule.mask() == 0 => {
-                run_payload(host + offset, self.granule.get())
-            }
+            Layout::Device { host } if host & self.granule.mask() == 0 => Some(Pages::Run(host + offset)),
             Layout::Device { .. } => None,
-            Layout::Narrow { frames, .. } => {
-                table_payload(frames[index as usize..].as_ptr().cast_mut(), NARROW)
-            }
-            Layout::Wide { words } => table_payload(words[index as usize..].as_ptr().cast_mut().cast(), WIDE),
+            Layout::Narrow { frames, .. } => Some(Pages::Narrow(frames[index as usize..].as_ptr().cast_mut())),
+            Layout::Wide { words } => Some(Pages::Wide(words[index as usize..].as_ptr().cast_mut())),
         }
     }
 

@@ -22,36 +22,47 @@ impl Engine {
             books.unpublished = true;
             return Ok(books.generation + 1);
         }
-        let patched = !books.unpublished
-            && self.in_current(books, |cells| {
-                let covered = cells.covers(region);
-                if covered {
-                    cells.fill(region);
-                }
-                covered
-            });
-        if !patched {
-            self.publish(books)?;
+        let pages = region.range.pages(self.granule);
+        let regions = books.spans.len();
+        let unpublished = books.unpublished;
+        let next = self.in_current(books, |snapshot| {
+            if unpublished {
+                Next::New
+            } else if snapshot.cells.fill(region) {
+                // Every snapshot with these cells names it from now on.
+                Next::Patched(snapshot.cells.born)
+            } else if snapshot.is_outgrown_by(pages, regions) {
+                Next::New
+            } else {
+                Next::Same(snapshot.with(region))
+            }
+        });
+        match next {
+            Next::Patched(born) => return Ok(born),
+            Next::Same(snapshot) => self.publish_next(books, snapshot.ok_or(OutOfMemory)?),
+            Next::New => self.publish(books)?,
         }
         Ok(books.generation)
     }
 
     /// Lets readers no longer find `region`, which left the books, and buries it.
     pub(crate) fn hide(&self, books: &mut Books, region: SharedRegion, born: u64) {
-        let patched = self.in_current(books, |cells| {
-            let covered = cells.covers(&region);
-            if covered {
-                cells.clear(&region);
-            }
-            covered
-        });
+        let patched = self.in_current(books, |snapshot| snapshot.cells.clear(&region));
+        let id = region.id;
         books.bury(region, born);
         if books.stations.is_empty() {
             books.unpublished = true;
             self.reclaim(books);
         } else if !patched || books.fresh_graves() >= GRAVES {
-            // Without memory the old snapshot stays: readers find the region with its door closed.
-            let _ = self.publish(books);
+            match self.in_current(books, |snapshot| snapshot.without(id)) {
+                Some(snapshot) if !books.unpublished => self.publish_next(books, snapshot),
+                _ => {
+                    // Without memory the old snapshot stays: readers find the region with its door closed. The next one
+                    // must not be made from it.
+                    books.unpublished = true;
+                    let _ = self.publish(books);
+                }
+            }
         }
     }
 
@@ -59,19 +70,39 @@ impl Engine {
     pub(crate) fn publish(&self, books: &mut Books) -> Result<(), OutOfMemory> {
         let regions = || books.here().map(|entry| &entry.region);
         let plan = Plan::new(regions().map(|region| &**region), self.granule.shift().get());
-        let cells = plan.map_or_else(|| Some(Cells::empty()), Cells::new).ok_or(OutOfMemory)?;
-        let snapshot = Snapshot::new(books.generation + 1, cells, regions()).ok_or(OutOfMemory)?;
-        books.generation += 1;
+        let born = books.generation + 1;
+        let cells = match plan {
+            None => Cells::empty(born),
+            Some(plan) => Cells::new(plan, born).ok_or(OutOfMemory)?,
+        };
+        let snapshot = Snapshot::new(cells, regions()).ok_or(OutOfMemory)?;
+        self.publish_next(books, snapshot);
+        Ok(())
+    }
+
+    /// Makes `snapshot`, of the next generation, the current one.
+    fn publish_next(&self, books: &mut Books, snapshot: Snapshot) {
+        debug_assert_eq!(snapshot.generation, books.generation + 1);
+        books.generation = snapshot.generation;
         books.unpublished = false;
         self.published.replace(Box::new(snapshot), &mut books.retired);
         self.reclaim(books);
-        Ok(())
     }
+}
+
+/// What shows a region.
+enum Next {
+    /// The cells of this generation, changed in place.
+    Patched(u64),
+    /// A snapshot with the same cells.
+    Same(Option<Snapshot>),
+    /// A snapshot of all.
+    New,
 }
 
 #[expect(unsafe_code, reason = "publication is by pointer; the books name every reader's seat")]
 mod seats {
-    use super::{Books, Cells, Engine};
+    use super::{Books, Engine, Snapshot};
 
     impl Engine {
         /// Frees what no translator names any more.
@@ -83,10 +114,10 @@ mod seats {
             books.sweep();
         }
 
-        /// Shows the cells of the current snapshot.
-        pub(crate) fn in_current<R>(&self, _books: &Books, look: impl FnOnce(&Cells) -> R) -> R {
+        /// Shows the current snapshot.
+        pub(crate) fn in_current<R>(&self, _books: &Books, look: impl FnOnce(&Snapshot) -> R) -> R {
             // SAFETY: the books are locked.
-            unsafe { self.published.current(|snapshot| look(&snapshot.cells)) }
+            unsafe { self.published.current(look) }
         }
     }
 }

@@ -59,6 +59,7 @@ impl RangeMapping {
     }
 
     /// The stretches of contiguous host memory that make up the range, in order: a scatter-gather list.
+    #[inline]
     pub fn runs(&self) -> impl Iterator<Item = HostRun> + '_ {
         let region = self.region();
         let mut done = 0;
@@ -67,9 +68,9 @@ impl RangeMapping {
                 return None;
             }
             let ua = self.ua().checked_add(done)?;
-            let bytes = region.table.contiguous_within(ua, self.bytes - done);
+            let (host, bytes) = region.table.run_within(ua, self.bytes - done);
             done += bytes;
-            Some(HostRun { host: region.table.host(ua), bytes })
+            Some(HostRun { host, bytes })
         })
     }
 

@@ -154,6 +154,7 @@ impl Engine {
                     let claim = Claim { range, id: entry.region.id, holder };
                     if draining {
                         books.draining -= 1;
+                        self.show_draining(&books);
                     }
                     drop(books);
                     drop(keepalive);

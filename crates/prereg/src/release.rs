@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 
 use crate::addr::UserRange;
 use crate::books::{Books, Entry, Span};
-use crate::door::Light;
 use crate::engine::Engine;
 use crate::sync::MonitorGuard;
 use crate::sync::atomic::{AtomicI64, Ordering};
@@ -62,6 +61,7 @@ impl Engine {
         }
         let slot = entry.region.slot;
         books.draining += 1;
+        self.show_draining(&books);
         self.door(slot).drain();
         self.heavy(&books);
         if books.mapped(slot) == 0 {
@@ -96,11 +96,11 @@ impl Engine {
         }
     }
 
-    /// Releases every draining region that nobody maps any more, if somebody asked for a look.
+    /// Releases every draining region that nobody maps any more.
     pub(crate) fn reap(&self) {
-        // Relaxed: a hint, so that the usual case costs one load; the swap counts. Acquire there pairs with the Release in
-        // `ask_for_a_look`. A unit given back after the sums below asks again.
-        if self.look.load(Ordering::Relaxed) == 0 || self.look.swap(0, Ordering::Acquire) == 0 {
+        // Relaxed: so that the usual case costs one load. A caller that knows of a draining region sees it, for what told
+        // him came after the store.
+        if self.draining.load(Ordering::Relaxed) == 0 {
             return;
         }
         loop {
@@ -172,6 +172,7 @@ impl Engine {
     /// The first half, under the lock: readers no longer find it, and its span is going.
     fn take_out(&self, books: &mut Books, range: UserRange, id: u64) -> Option<Entry> {
         let entry = books.take(range.first().raw(), id)?;
+        self.show_draining(books);
         self.door(entry.region.slot).close();
         self.hide(books, entry.region.clone(), entry.born);
         Some(entry)
@@ -215,17 +216,16 @@ impl Engine {
             entry.keepalive = self.this.upgrade().map(|this| this as Arc<dyn Home>);
         }
         books.draining += drained;
+        self.show_draining(&books);
         self.heavy(&books);
         drop(books);
-        self.ask_for_a_look();
         self.reap();
     }
 }
 
 impl Home for Engine {
     fn give_back(&self, slot: u32, count: &AtomicI64) {
-        if self.door(slot).leave_shared(count, Light::Full) {
-            self.ask_for_a_look();
+        if self.door(slot).leave_shared(count) {
             self.reap();
         }
     }

@@ -1,8 +1,11 @@
 //! The word of a cell: a slot, and where the pages are.
 //!
-//! The region's slot is in the upper 16 bits. Below, with two bits to tell which: the host page number at the cell's start,
-//! for a cell that is contiguous on the host, or a pointer to the cell's pages in the region's table. A pointer keeps its
-//! provenance: tags and slot only change the address bits.
+//! The region's slot is in the lower 16 bits. Above, with two bits to tell which: a host page number, for a cell that is
+//! contiguous on the host, or a pointer to host addresses in the region's table. A pointer keeps its provenance: tag and slot
+//! only change the address bits.
+//!
+//! Both are *for the first byte that the array of cells covers*: what lies at a byte is found with its offset in the array,
+//! not in the cell. So a translation needs no mask, and one shift serves the number and the index.
 
 #![expect(unsafe_code, reason = "a word may point into the page table of its region")]
 
@@ -10,56 +13,75 @@ use core::ptr;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// The slot is above this bit.
-pub(crate) const SLOT_SHIFT: u32 = 48;
-/// The part of a cell that is not the slot.
-const PAYLOAD: usize = ((1u64 << SLOT_SHIFT) - 1) as usize;
-/// What the payload is; pointers are aligned to 4 bytes at least.
+/// The slot is below this bit.
+pub(crate) const SLOT_BITS: u32 = 16;
+/// What the rest is, above the slot; pointers are aligned to 4 bytes at least.
 const TAG: usize = 3;
+/// Where a page number begins.
+const FRAME_SHIFT: u32 = SLOT_BITS + 2;
 /// A pointer to 4-byte host page numbers.
-pub(crate) const NARROW: usize = 0;
-/// The host page number of the cell's start, shifted by two.
-pub(crate) const RUN: usize = 1;
+const NARROW: usize = 0;
+/// A host page number, signed.
+const RUN: usize = 1;
 /// A pointer to 8-byte host addresses with a mark in bit 0.
-pub(crate) const WIDE: usize = 2;
+const WIDE: usize = 2;
 
 /// The slot of a cell's word; 0 when it is empty.
 #[inline]
 pub(crate) fn slot_of(word: *mut u32) -> u32 {
-    ((word.addr() as u64) >> SLOT_SHIFT) as u32
+    u32::from(word.addr() as u16)
 }
 
-/// The host address of the byte `within` bytes after the start of the cell.
+/// The host address of the byte `offset` bytes after the first one that the array of cells covers.
 ///
 /// # Safety
-/// The word is a cell's, not empty, and a unit of its slot is held since the cell was loaded; `within` is inside the cell,
-/// and `granule` the shift of the system page.
+/// The word is that of the cell over this byte, not empty, and a unit of its slot is held since the cell was loaded;
+/// `granule` is the shift of the system page, and `mask` its lower bits.
 #[inline]
-pub(crate) unsafe fn host_of(word: *mut u32, within: u64, granule: u32) -> u64 {
-    let payload = word.map_addr(|bits| bits & PAYLOAD & !TAG);
-    match word.addr() & TAG {
-        RUN => (((payload.addr() as u64) >> 2) << granule) + within,
-        NARROW => {
-            // SAFETY: the region's table has every page of the cell.
-            let frame = unsafe { *payload.wrapping_add((within >> granule) as usize) };
-            (u64::from(frame) << granule) | (within & ((1 << granule) - 1))
-        }
-        _ => {
-            // SAFETY: as above; words are read as the atomics they are.
-            let word = unsafe { &*payload.cast::<AtomicU64>().wrapping_add((within >> granule) as usize) };
-            // Relaxed: the address bits never change.
-            (word.load(Ordering::Relaxed) & !1) | (within & ((1 << granule) - 1))
-        }
+pub(crate) unsafe fn host_of(word: *mut u32, offset: u64, granule: u32, mask: u64) -> u64 {
+    let payload = word.map_addr(|bits| bits >> SLOT_BITS);
+    if word.addr() & (TAG << SLOT_BITS) == NARROW {
+        // SAFETY: the region's table has every page of the cell.
+        let frame = unsafe { *payload.wrapping_add((offset >> granule) as usize) };
+        (u64::from(frame) << granule) | (offset & mask)
+    } else if word.addr() & (RUN << SLOT_BITS) != 0 {
+        // The array begins on a page.
+        (((word.addr() as i64 >> FRAME_SHIFT) << granule) as u64).wrapping_add(offset)
+    } else {
+        let words = payload.map_addr(|bits| bits & !TAG).cast::<AtomicU64>();
+        // SAFETY: as above; words are read as the atomics they are.
+        let word = unsafe { &*words.wrapping_add((offset >> granule) as usize) };
+        // Relaxed: the address bits never change.
+        (word.load(Ordering::Relaxed) & !1) | (offset & mask)
     }
 }
 
-/// A payload for a contiguous cell that starts at host address `host`.
-pub(crate) fn run_payload(host: u64, granule: u32) -> Option<*mut u32> {
-    let bits = ((host >> granule) << 2) | RUN as u64;
-    (bits >> SLOT_SHIFT == 0).then(|| ptr::without_provenance_mut(bits as usize))
+/// What a cell says of its pages, before it is known which cell it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pages {
+    /// One run, from this host address on.
+    Run(u64),
+    /// These host page numbers, of 4 bytes each.
+    Narrow(*mut u32),
+    /// These host addresses, of 8 bytes each.
+    Wide(*mut AtomicU64),
 }
 
-/// A payload that points to the pages of a cell.
-pub(crate) fn table_payload(pages: *mut u32, tag: usize) -> Option<*mut u32> {
-    (pages.addr() & !PAYLOAD == 0 && pages.addr() & TAG == 0).then(|| pages.map_addr(|bits| bits | tag))
+/// The word of a cell that begins `offset` bytes after the first byte of the array and belongs to `slot`. `None` for what a
+/// word cannot say: a slot or an address too high.
+pub(crate) fn word_of(pages: Pages, offset: u64, granule: u32, slot: u32) -> Option<*mut u32> {
+    let slot = usize::from(u16::try_from(slot).ok()?);
+    let index = (offset >> granule) as usize;
+    let (payload, tag) = match pages {
+        Pages::Run(host) => {
+            let frame = ((host >> granule) as i64).wrapping_sub(index as i64);
+            let word = frame << FRAME_SHIFT;
+            let fits = word >> FRAME_SHIFT == frame;
+            return fits.then(|| ptr::without_provenance_mut(word as usize | RUN << SLOT_BITS | slot));
+        }
+        Pages::Narrow(frames) => (frames.wrapping_sub(index), NARROW),
+        Pages::Wide(words) => (words.wrapping_sub(index).cast(), WIDE),
+    };
+    let fits = payload.addr() as u64 >> (64 - SLOT_BITS) == 0 && payload.addr() & TAG == 0;
+    fits.then(|| payload.map_addr(|bits| (bits | tag) << SLOT_BITS | slot))
 }

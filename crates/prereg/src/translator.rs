@@ -31,6 +31,8 @@ use crate::tally::{Holder, House, HouseRef};
 pub struct Translator {
     /// The cells of the snapshot at hand.
     view: View,
+    /// Bytes of the view that the inlined path serves: none where mapping must pass a fence.
+    fast: u64,
     /// The station's newest counts when the snapshot was taken: at least one for every slot the snapshot names.
     counts: *const AtomicI64,
     /// The engine's doors.
@@ -38,6 +40,8 @@ pub struct Translator {
     /// How many counts there are.
     capacity: usize,
     granule: u32,
+    /// The bits of an address inside a system page.
+    mask: u64,
     light: Light,
     house: HouseRef,
     /// Why the last `take` failed.
@@ -54,18 +58,19 @@ pub struct Translator {
 // time uses the handle.
 unsafe impl Send for Translator {}
 
-/// A unit taken: where the device finds the byte asked for, and the slot. Two words, so that it comes back in registers;
-/// slot 0, which no region has, means that nothing was taken and `failure` says why.
+/// A unit taken: where the device finds the byte asked for, and the slot. Two words, so that it comes back in registers.
 type Taken = (u64, u32);
 
 impl Translator {
     pub(crate) fn new(engine: Arc<Engine>, station: Arc<Station>) -> Self {
         let mut this = Self {
             view: View::EMPTY,
+            fast: 0,
             counts: ptr::null(),
             doors: engine.doors().as_ptr(),
             capacity: 0,
             granule: engine.granule().shift().get(),
+            mask: engine.granule().shift().mask(),
             light: engine.light(),
             house: HouseRef::new(&station.house),
             failure: MapError::Foreign,
@@ -90,6 +95,7 @@ impl Translator {
         // 2. `&mut self`, and the station is this translator's alone.
         self.snapshot = unsafe { self.engine.published.refresh(&self.station.seat) };
         self.view = self.snapshot().cells.view();
+        self.fast = if self.light == Light::Compiler { self.view.span } else { 0 };
         // After the snapshot: counts for all its slots were there before it was published.
         (self.counts, self.capacity) = self.station.newest().raw();
     }
@@ -115,28 +121,48 @@ impl Translator {
 
     // ---- taking and giving units ----------------------------------------------------------------------------------
 
-    /// Takes one unit of the region that holds the page of `shift` around `ua`.
+    /// Takes one unit of the region that holds the page of `shift` around `ua`. `None`: nothing was taken, and `failure` says
+    /// why.
     #[inline]
-    pub(crate) fn take(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
-        let offset = ua.raw().wrapping_sub(self.view.base);
-        if offset < self.view.span && shift.get() <= self.granule {
-            // SAFETY: inside the cells of the snapshot at hand.
-            let word = unsafe { self.view.load(offset) };
-            // An empty cell says slot 0, whose door is never open.
-            let slot = slot_of(word);
-            if self.door(slot).enter(self.count(slot), self.light) == Entered::In {
-                let within = offset & ((1 << self.view.shift) - 1);
-                // SAFETY: entered after the cell was loaded; `within` is inside it.
-                return (unsafe { host_of(word, within, self.granule) }, slot);
-            }
+    pub(crate) fn take(&mut self, ua: UserAddr, shift: PageShift) -> Option<Taken> {
+        let taken = self.take_from_cells(ua, shift, self.fast, Light::Compiler);
+        if taken.is_some() {
+            return taken;
         }
-        self.take_searching(ua, shift)
+        let taken = self.take_slowly(ua, shift);
+        // No region has slot 0.
+        if taken.1 == 0 { None } else { Some(taken) }
     }
 
-    /// What `take` could not do: a region that is not in the cells, a large page, a newer snapshot.
+    /// The same for a system page in the first `span` bytes of the cells, which pass no look at a header.
+    #[inline(always)]
+    fn take_from_cells(&self, ua: UserAddr, shift: PageShift, span: u64, light: Light) -> Option<Taken> {
+        let offset = ua.raw().wrapping_sub(self.view.base);
+        // No system page is smaller than 4 KiB, so a caller that always asks for that pays for no comparison.
+        if offset >= span || !(shift == PageShift::K4 || shift.get() <= self.granule) {
+            return None;
+        }
+        // SAFETY: inside the cells of the snapshot at hand: no caller's `span` is larger than theirs.
+        let word = unsafe { self.view.load(offset) };
+        // An empty cell says slot 0, whose door is never open.
+        let slot = slot_of(word);
+        if self.door(slot).enter(self.count(slot), light) != Entered::In {
+            return None;
+        }
+        // SAFETY: entered after the cell was loaded.
+        Some((unsafe { host_of(word, offset, self.granule, self.mask) }, slot))
+    }
+
+    /// What `take` could not do: a fence, a region that is not in the cells, a large page, a newer snapshot. Slot 0 when
+    /// nothing was taken: two words come back in registers, an option of them through the stack.
     #[cold]
     #[inline(never)]
-    fn take_searching(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
+    fn take_slowly(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
+        if self.light == Light::Full {
+            if let Some(taken) = self.take_from_cells(ua, shift, self.view.span, Light::Full) {
+                return taken;
+            }
+        }
         let first = match self.take_by_header(ua, shift) {
             Ok(taken) => return taken,
             Err(error) => error,
@@ -162,10 +188,6 @@ impl Translator {
         match self.door(region.slot).enter(self.count(region.slot), self.light) {
             Entered::In => Ok((region.table.host(ua).raw(), region.slot)),
             Entered::Closed => Err(MapError::Closing { ua }),
-            Entered::Draining => {
-                self.engine.ask_for_a_look();
-                Err(MapError::Closing { ua })
-            }
         }
     }
 
@@ -191,20 +213,23 @@ impl Translator {
     #[inline]
     pub(crate) unsafe fn give(&mut self, slot: u32) {
         if slot as usize >= self.capacity {
-            // Taken by a translator that knows longer counts.
-            self.refresh();
+            self.lengthen();
         }
-        if self.door(slot).leave(self.count(slot), self.light) {
-            self.engine.ask_for_a_look();
-        }
+        Door::leave(self.count(slot));
+    }
+
+    /// Gets the counts of a unit that was taken by a translator which knows longer ones.
+    #[cold]
+    #[inline(never)]
+    fn lengthen(&mut self) {
+        self.refresh();
     }
 
     /// Gives one unit of `slot` back that is counted with another holder.
     pub(crate) fn give_to(&mut self, house: &House, slot: u32) {
         if let Some(count) = house.count(slot) {
-            if self.door(slot).leave_shared(count, Light::Full) {
-                self.engine.ask_for_a_look();
-            }
+            // A drain that waits for it looks again by itself.
+            let _ = self.door(slot).leave_shared(count);
         }
     }
 
@@ -212,8 +237,7 @@ impl Translator {
     pub(crate) fn hand_over(&mut self, house: &House, slot: u32) {
         house.add(slot, 1);
         // The other count has it already, so no sum misses it; and the unit is not given back.
-        let count = self.count(slot);
-        let _ = self.door(slot).leave(count, self.light);
+        Door::leave(self.count(slot));
     }
 
     /// Why the last `take` took nothing.
@@ -244,10 +268,7 @@ impl Translator {
     /// - [`MapError::Closing`] (ENXIO): the region is being unregistered.
     #[inline]
     pub fn map(&mut self, ua: UserAddr, shift: PageShift) -> Result<Mapping, MapError> {
-        let (host, slot) = self.take(ua, shift);
-        if slot == 0 {
-            return Err(self.failure);
-        }
+        let Some((host, slot)) = self.take(ua, shift) else { return Err(self.failure) };
         Ok(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house))
     }
 
@@ -281,10 +302,6 @@ impl Translator {
         match self.door(region.slot).enter(self.count(region.slot), self.light) {
             Entered::In => {}
             Entered::Closed => return Err(MapError::Closing { ua }),
-            Entered::Draining => {
-                self.engine.ask_for_a_look();
-                return Err(MapError::Closing { ua });
-            }
         }
         let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
         Ok(RangeMapping::new(unit, found, bytes))
@@ -297,7 +314,7 @@ impl Translator {
     #[inline]
     pub fn check(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
         let offset = ua.raw().wrapping_sub(self.view.base);
-        if offset < self.view.span && shift.get() <= self.granule {
+        if offset < self.view.span && (shift == PageShift::K4 || shift.get() <= self.granule) {
             // SAFETY: inside the cells of the snapshot at hand.
             let slot = slot_of(unsafe { self.view.load(offset) });
             if self.door(slot).is_open() {

@@ -1,4 +1,5 @@
 //! Measurements that stand on their own: each compares us with the machine's own limit in the same run.
 
+pub mod hot_path;
 pub mod registration;
 pub mod spread;

@@ -6,6 +6,7 @@
 pub mod completions;
 pub mod conform;
 pub mod doctor;
+pub mod hot_path;
 pub mod man;
 pub mod registration;
 pub mod replay;

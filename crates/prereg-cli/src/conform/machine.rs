@@ -57,6 +57,8 @@ impl Machine {
 
     /// Main memory in bytes.
     pub(super) const RAM: u64 = 2 << 30;
+    /// The longest list of pages that fits beside everything else.
+    pub(super) const LARGEST_LIST: u64 = Self::RAM - (64 << 20);
     /// Huge pages in the pool.
     const POOL: u64 = 16;
 }
@@ -91,7 +93,10 @@ impl Shared {
 
     pub(super) fn open_container(&self) -> Rc<OpenFile> {
         self.containers.set(self.containers.get() + 1);
-        Rc::new(OpenFile::Container(RefCell::new(Container::new(self.containers.get()))))
+        Rc::new(OpenFile::Container(Box::new(ContainerFile {
+            container: RefCell::new(Container::new(self.containers.get())),
+            outlived: Cell::new(false),
+        })))
     }
 
     pub(super) fn has_group(&self, number: u64) -> bool {
@@ -113,17 +118,23 @@ impl Shared {
 /// What a file descriptor refers to; descriptors share it after `dup` and `fork`.
 #[derive(Debug)]
 pub(super) enum OpenFile {
-    Container(RefCell<Container>),
+    Container(Box<ContainerFile>),
     Group(GroupFile),
+    #[expect(dead_code, reason = "an open device is there for what closing it does")]
     Device(DeviceFile),
 }
 
 impl OpenFile {
     pub(super) fn container(&self) -> Option<&RefCell<Container>> {
         match self {
-            Self::Container(container) => Some(container),
+            Self::Container(file) => Some(&file.container),
             _ => None,
         }
+    }
+
+    /// Whether mappings of this container outlived a group of it.
+    pub(super) fn has_outlived(&self) -> bool {
+        matches!(self, Self::Container(file) if file.outlived.get())
     }
 
     pub(super) fn group(&self) -> Option<&GroupFile> {
@@ -132,6 +143,14 @@ impl OpenFile {
             _ => None,
         }
     }
+}
+
+/// An open container.
+#[derive(Debug)]
+pub(super) struct ContainerFile {
+    container: RefCell<Container>,
+    /// Mappings were live when one of several groups left.
+    outlived: Cell<bool>,
 }
 
 /// An open group. While it is in a container it keeps that open; closed, it leaves it.
@@ -153,9 +172,12 @@ impl GroupFile {
     /// Takes the group out of its container; `false` when it is in none.
     pub(super) fn leave(&self) -> bool {
         let Some(file) = self.container.take() else { return false };
-        if let Some(container) = file.container() {
+        if let OpenFile::Container(file) = &*file {
+            let mut container = file.container.borrow_mut();
             // A group's number is an index of a handful.
-            container.borrow_mut().detach(self.number as u32);
+            container.detach(self.number as u32);
+            let live = container.windows().any(|(_, table)| table.live() > 0);
+            file.outlived.set(!container.groups().is_empty() && (live || file.outlived.get()));
         }
         true
     }

@@ -3,9 +3,9 @@
 use prereg::{Errno, PageShift};
 use prereg_sim::{Backing, MapSpec, Protection};
 
+use super::call::{Call, Fate};
 use super::expression::Kind;
 use super::machine::{Machine, OpenFile};
-use super::run::{Call, Fate};
 use super::transcript::Answer;
 
 /// Where user addresses end.
@@ -92,8 +92,7 @@ fn try_map(call: &mut Call<'_>, at: u64, asked: u64) -> Result<Option<u32>, Errn
     if bytes > TOP || at > TOP - bytes {
         return Err(Errno::ENOMEM);
     }
-    let plain = device.is_none() && file.is_none();
-    if plain && huge.is_none() && protection == Protection::ReadWrite && bytes > Machine::RAM {
+    if device.is_none() && huge.is_none() && protection == Protection::ReadWrite && bytes > Machine::RAM {
         return Err(Errno::ENOMEM);
     }
     if call.process.host.is_any_mapped(at, bytes) {

@@ -1,16 +1,16 @@
 //! A process of a scenario: its memory and account, its open files, its limits and privileges, its variables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use prereg::{AddressSpace, Granule, Memory, UserRange};
+use prereg::{AddressSpace, Granule, Memory, UserAddr, UserRange};
 use prereg_iommu::container::{Owner, UserMemory};
 use prereg_sim::SimHost;
 
 use super::expression::{Kind, Names};
 use super::machine::{Machine, OpenFile, Shared};
-use super::regions::Regions;
+use super::slots::Regions;
 
 /// The whole pretended memory of a process.
 struct Whole(SimHost);
@@ -37,6 +37,8 @@ pub(super) struct Process {
     pub(super) may_raise: bool,
     /// The limit on locked memory in bytes; `None`: none.
     pub(super) limit: Option<u64>,
+    /// Regions that lost their last registration while they were mapped, by start and length.
+    orphans: BTreeSet<(UserAddr, u64)>,
 }
 
 impl Process {
@@ -48,7 +50,7 @@ impl Process {
 
     pub(super) fn new(shared: Rc<Shared>, granule: Granule) -> Self {
         let host = SimHost::new(granule);
-        host.ram_bytes(Machine::RAM);
+        host.ram_bytes(Machine::LARGEST_LIST);
         Self::over(host, shared)
     }
 
@@ -69,6 +71,7 @@ impl Process {
             may_lock: true,
             may_raise: true,
             limit: Some(Self::DEFAULT_LIMIT),
+            orphans: BTreeSet::new(),
         };
         process.apply_limit();
         process
@@ -106,6 +109,17 @@ impl Process {
     pub(super) fn locked_kib(&self) -> u64 {
         let pages = self.host.charged_pages() + self.host.locked_pages();
         pages * (self.page() >> 10)
+    }
+
+    /// Looks for regions without registrations; `true` when one that was seen before is released now.
+    pub(super) fn watch_orphans(&mut self) -> bool {
+        let regions = self.owner.space().snapshot().regions;
+        let seen = self.orphans.len();
+        self.orphans.retain(|orphan| regions.iter().any(|region| (region.ua, region.bytes) == *orphan));
+        let released = self.orphans.len() < seen;
+        self.orphans
+            .extend(regions.iter().filter(|region| region.draining).map(|region| (region.ua, region.bytes)));
+        released
     }
 
     // ---- files ----------------------------------------------------------------------------------------------------

@@ -1,58 +1,10 @@
 //! The `m.` operations: the region layer without a container, by slots that hold registrations and mappings.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use prereg::{Errno, HostAddr, PageShift, RangeError, RegisterError, Registration, UserAddr};
 
-use prereg::{
-    AddressSpace, Errno, HostAddr, MapError, Mapping, PageShift, RangeError, RegisterError, Registration,
-    Translator, UserAddr,
-};
-
-use super::run::Call;
+use super::call::Call;
+use super::slots::{Regions, Slot};
 use super::transcript::Answer;
-
-/// Slots that can be named.
-const SLOTS: i32 = 64;
-
-/// A region by the number the scenario gave it.
-struct Slot {
-    mappings: Vec<Mapping>,
-    /// Never empty.
-    registrations: Vec<Registration>,
-}
-
-/// What a process did with the region layer.
-pub(super) struct Regions {
-    space: Arc<AddressSpace>,
-    translator: Translator,
-    slots: BTreeMap<i32, Slot>,
-    /// What no slot names any more; it lives as long as the process.
-    nameless: Vec<Slot>,
-}
-
-impl Regions {
-    pub(super) fn new(space: Arc<AddressSpace>) -> Self {
-        let translator = space.translator();
-        Self { space, translator, slots: BTreeMap::new(), nameless: Vec::new() }
-    }
-
-    fn put_in(&mut self, slot: i32, registration: Registration) {
-        let new = Slot { mappings: Vec::new(), registrations: vec![registration] };
-        let old = if (0..SLOTS).contains(&slot) { self.slots.insert(slot, new) } else { Some(new) };
-        self.nameless.extend(old);
-    }
-
-    /// The lowest slot of the region at `ua`, and how the transcript names it.
-    fn name_of(&self, ua: UserAddr, bytes: u64) -> (Option<i32>, String) {
-        let same = |slot: &&Slot| {
-            slot.registrations.first().is_some_and(|held| held.ua() == ua && held.bytes() == bytes)
-        };
-        match self.slots.iter().find(|(_, slot)| same(slot)) {
-            Some((&number, _)) => (Some(number), format!("slot={number}")),
-            None => (None, "slot=-2".to_owned()),
-        }
-    }
-}
 
 /// Why a registration was refused, in one word.
 pub(super) fn cause_of(error: &RegisterError) -> &'static str {
@@ -120,7 +72,7 @@ fn new(call: &mut Call<'_>) -> Answer {
     let memory = call.process.host.range(ua, bytes);
     match call.process.regions.space.register_new(&memory) {
         Ok(registration) => {
-            call.process.regions.put_in(slot, registration);
+            call.process.regions.put_in(slot, Slot::new(registration, None));
             Answer::done()
         }
         Err(error) => refused(&error),
@@ -133,7 +85,8 @@ fn new_device(call: &mut Call<'_>) -> Answer {
     let space = &call.process.regions.space;
     match space.register_device(UserAddr::new(ua), bytes, HostAddr::new(host)) {
         Ok(registration) => {
-            call.process.regions.put_in(slot, registration);
+            let device = Slot::new(registration, Some(HostAddr::new(host)));
+            call.process.regions.put_in(slot, device);
             Answer::done()
         }
         Err(error) => refused(&error),
@@ -150,7 +103,7 @@ fn get(call: &mut Call<'_>) -> Answer {
     match number.and_then(|number| regions.slots.get_mut(&number)) {
         Some(slot) => slot.registrations.push(registration),
         None => {
-            regions.nameless.push(Slot { mappings: Vec::new(), registrations: vec![registration] });
+            regions.nameless.push(Slot::new(registration, None));
         }
     }
     Answer::done().with(name)
@@ -201,26 +154,28 @@ fn translate(call: &mut Call<'_>) -> Answer {
     let exact = call.flag("exact");
     let page = call.process.page();
     let Regions { slots, translator, .. } = &mut call.process.regions;
-    let Some(held) = slots.get(&number).and_then(|slot| slot.registrations.first()) else { return dead() };
+    let Some(slot) = slots.get(&number) else { return dead() };
     let shift = u32::try_from(shift).ok().and_then(PageShift::new);
-    let Some(shift) = shift.filter(|_| held.range().holds(ua, 1)) else {
-        return Answer::failed(Errno::EFAULT);
-    };
+    let inside = slot.registrations.first().is_some_and(|held| held.range().holds(ua, 1));
+    let Some(shift) = shift.filter(|_| inside) else { return Answer::failed(Errno::EFAULT) };
     match translator.map(ua, shift) {
         Ok(mapping) if exact => Answer::done().with(format!("hpa={:#x}", mapping.hpa().raw())),
         Ok(mapping) => Answer::done().with(format!("hpa=page+{:#x}", mapping.hpa().raw() & (page - 1))),
-        Err(error @ MapError::TooLarge { .. }) => Answer::failed_for(error.errno(), "page-too-large"),
-        Err(error) => Answer::failed(error.errno()),
+        Err(error) => {
+            let cause = if slot.device.is_some() { "device-page" } else { "" };
+            Answer::failed_for(error.errno(), cause)
+        }
     }
 }
 
 fn is_device(call: &mut Call<'_>) -> Answer {
     let (host, shift) = (HostAddr::new(call.number(1)), call.number(2));
     let bytes = u32::try_from(shift).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0);
-    match call.process.regions.space.device_at(host, bytes) {
-        Some(covered) => {
-            Answer { cause: "device", ..Answer::done().with(format!("devmem=1 size={covered:#x}")) }
-        }
+    let regions = &call.process.regions;
+    let showing = regions.slots.values().filter(|slot| slot.shows(host)).count();
+    let cause = if showing > 1 { "device-alias" } else { "" };
+    match regions.space.device_at(host, bytes) {
+        Some(covered) => Answer { cause, ..Answer::done().with(format!("devmem=1 size={covered:#x}")) },
         None => Answer::done().with("devmem=0 size=0x0"),
     }
 }

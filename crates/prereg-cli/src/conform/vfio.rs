@@ -7,11 +7,11 @@ use prereg::{Errno, MapError};
 use prereg_iommu::EntryError;
 use prereg_iommu::container::{Argument, Command, ContainerError, PlainGroup};
 
+use super::call::Call;
 use super::expression::Kind;
 use super::machine::{DeviceFile, OpenFile};
 use super::process::Process;
 use super::regions::{cause_of, cause_of_range};
-use super::run::Call;
 use super::transcript::Answer;
 
 /// How this machine's numbers mark requests without direction.
@@ -108,6 +108,7 @@ fn cause(error: &ContainerError) -> &'static str {
         ContainerError::TablePiece => "table-piece",
         ContainerError::NotAWindow { inside: true, .. } => "inside-window",
         ContainerError::Map { error: EntryError::Map(MapError::TooLarge { .. }), .. } => "page-too-large",
+        ContainerError::Map { error: EntryError::Map(MapError::Closing { .. }), .. } => "closing",
         _ => "",
     }
 }
@@ -224,13 +225,12 @@ fn request(call: &mut Call<'_>, command: Command, argument: Argument<'_>) -> Ans
 
 fn perform_request(process: &Process, file: &OpenFile, command: u32, argument: Argument<'_>) -> Answer {
     let Some(container) = file.container() else { return not_a_request(file) };
-    match container.borrow_mut().ioctl(&process.owner, command, argument) {
-        Ok(number) => {
-            if number == 0 {
-                Answer::done()
-            } else {
-                Answer::number(number)
-            }
+    let result = container.borrow_mut().ioctl(&process.owner, command, argument);
+    match result {
+        Ok(0) => Answer::done(),
+        Ok(number) => Answer::number(number),
+        Err(error @ ContainerError::Mapped { .. }) if file.has_outlived() => {
+            Answer::failed_for(error.errno(), "mapped-for-others")
         }
         Err(error) => refused(&error),
     }

@@ -39,7 +39,7 @@ type Parts<'a> = (&'a mut Spapr, &'a [Arc<dyn Group>]);
 /// A VFIO container.
 ///
 /// One caller at a time (`&mut self`), as the kernel's own lock has it; its windows' tables are shared with whoever maps
-/// through them without it ([`Container::window`]).
+/// through them without it ([`Container::windows`]).
 ///
 /// # Examples
 /// ```

@@ -69,6 +69,8 @@ impl Window {
         ua: UserAddr,
         access: Access,
     ) -> Result<(), ContainerError> {
+        // One look at the newest regions a call: an address that is gone is then unknown, not going.
+        translator.refresh();
         let shift = self.table.geometry().shift();
         for step in 0..count {
             let set = match ua.checked_add(step << shift.get()) {

@@ -1,0 +1,159 @@
+//! Instructions per operation, counted by callgrind: the gate that noise cannot move.
+//!
+//! Without arguments this program runs itself under valgrind, once for each operation and length, and prints what one
+//! operation costs: two lengths subtracted, and the loop's own instructions taken off. `--check` makes it fail when an
+//! operation costs more than its goal. With `--child` it is what is counted.
+
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use prereg::{AddressSpace, Granule};
+use prereg_benches::SoleThread;
+use prereg_cli::bench::hot_path::host::InventedHost;
+use prereg_cli::bench::hot_path::layout::{Layout, Pattern, Shape};
+use prereg_cli::bench::hot_path::limit::Limit;
+use prereg_cli::bench::hot_path::ours::Ours;
+use prereg_cli::bench::hot_path::subject::{Case, Nothing, Passes};
+use prereg_sim::SimHost;
+
+/// User address of the first region.
+const BASE: u64 = 0x7f00_0000_0000;
+/// Operations of the short and the long run.
+const LENGTHS: [u64; 2] = [20_000, 120_000];
+
+/// One thing counted.
+struct Count {
+    subject: &'static str,
+    case: Case,
+    pattern: Pattern,
+    layout: Layout,
+    regions: u64,
+    /// At most so many instructions.
+    goal: Option<f64>,
+}
+
+const fn ours(case: Case, pattern: Pattern, layout: Layout, regions: u64, goal: f64) -> Count {
+    Count { subject: "prereg", case, pattern, layout, regions, goal: Some(goal) }
+}
+
+const fn limit(case: Case, pattern: Pattern, layout: Layout, regions: u64) -> Count {
+    Count { subject: "limit", case, pattern, layout, regions, goal: None }
+}
+
+const COUNTS: [Count; 12] = [
+    ours(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1, 36.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 1, 36.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64, 36.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 4096, 36.0),
+    ours(Case::MapUnmap, Pattern::Dependent, Layout::Scattered, 64, 36.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Contiguous, 64, 36.0),
+    limit(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64),
+    limit(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1),
+    ours(Case::Translate, Pattern::Random, Layout::Scattered, 64, 20.0),
+    limit(Case::Translate, Pattern::Random, Layout::Scattered, 64),
+    ours(Case::Range, Pattern::Random, Layout::Scattered, 64, 400.0),
+    ours(Case::Range, Pattern::Random, Layout::Contiguous, 64, 120.0),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["--child", index, subject, length] => child(index, subject, length),
+        [] => parent(false),
+        ["--check"] => parent(true),
+        _ => {
+            eprintln!("usage: icount [--check]");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Does what is counted.
+fn child(index: &str, subject: &str, length: &str) -> ExitCode {
+    let (Ok(index), Ok(length)) = (index.parse::<usize>(), length.parse::<u64>()) else {
+        return ExitCode::from(2);
+    };
+    let Some(count) = COUNTS.get(index) else { return ExitCode::from(2) };
+    let shape = Shape { size: 64 << 20, regions: count.regions, layout: count.layout };
+    let space = AddressSpace::with_barrier(InventedHost::new(count.layout, None), Arc::new(SoleThread::new()));
+    let pages = SimHost::new(Granule::K4);
+    let mut hosts = Vec::new();
+    let mut held = Vec::new();
+    for region in 0..shape.regions {
+        let memory = pages.memory(BASE + shape.region_offset(region), shape.region_bytes());
+        match space.register(&memory) {
+            Ok(registration) => {
+                registration.visit_runs(|_, host, bytes| {
+                    hosts.extend((0..bytes).step_by(4096).map(|offset| host.raw() + offset));
+                });
+                held.push(registration);
+            }
+            Err(error) => {
+                eprintln!("icount: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let mut subject: Box<dyn Passes> = match subject {
+        "prereg" => Box::new(Ours(space.translator())),
+        "limit" => Box::new(Limit::new(shape, BASE, &hosts)),
+        _ => Box::new(Nothing),
+    };
+    subject.pass(count.case, count.pattern, shape.addresses(BASE), shape.range_bytes(), length);
+    ExitCode::SUCCESS
+}
+
+/// Runs the children and prints.
+fn parent(check: bool) -> ExitCode {
+    println!(
+        "{:<8} {:<10} {:<11} {:<11} {:>7} {:>13} {:>6}",
+        "subject", "case", "pattern", "layout", "regions", "instructions", "goal"
+    );
+    let mut missed = false;
+    for (index, count) in COUNTS.iter().enumerate() {
+        let (whole, empty) = match (per_operation(index, count.subject), per_operation(index, "loop")) {
+            (Ok(whole), Ok(empty)) => (whole, empty),
+            (Err(why), _) | (_, Err(why)) => {
+                eprintln!("icount: {why}");
+                return ExitCode::from(2);
+            }
+        };
+        let instructions = whole - empty;
+        let over = count.goal.is_some_and(|goal| instructions > goal);
+        missed |= over;
+        println!(
+            "{:<8} {:<10} {:<11} {:<11} {:>7} {:>13.1} {:>6}{}",
+            count.subject,
+            count.case.name(),
+            count.pattern.name(),
+            count.layout.name(),
+            count.regions,
+            instructions,
+            count.goal.map_or(String::new(), |goal| goal.to_string()),
+            if over { "  over" } else { "" }
+        );
+    }
+    if check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Instructions of one operation, the loop around it included.
+fn per_operation(index: usize, subject: &str) -> Result<f64, String> {
+    let [short, long] = LENGTHS;
+    let (few, many) = (instructions(index, subject, short)?, instructions(index, subject, long)?);
+    Ok((many as f64 - few as f64) / (long - short) as f64)
+}
+
+/// Instructions of a whole run.
+fn instructions(index: usize, subject: &str, length: u64) -> Result<u64, String> {
+    let program = std::env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(program)
+        .args(["--child", &index.to_string(), subject, &length.to_string()])
+        .output()
+        .map_err(|error| format!("valgrind cannot be run ({error}); install it"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let collected = said.lines().find_map(|line| line.split_once("Collected :"));
+    let count = collected.and_then(|(_, number)| number.trim().parse().ok());
+    count.ok_or_else(|| format!("valgrind did not say what it counted:\n{said}"))
+}

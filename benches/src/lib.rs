@@ -1,0 +1,35 @@
+//! Measurements that are no tests: instruction counts, and the promise to signal handlers.
+
+pub mod promise;
+
+use std::sync::atomic::{Ordering, fence};
+
+use prereg::Barrier;
+
+/// The fence of a process with one thread, for tools that do not know `membarrier(2)`.
+#[derive(Debug)]
+pub struct SoleThread {
+    made: (),
+}
+
+impl SoleThread {
+    /// Makes one.
+    ///
+    /// # Panics
+    /// In a process with more than one thread.
+    #[must_use]
+    pub fn new() -> Self {
+        let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+        assert_eq!(threads, 1, "this fence reaches the calling thread only");
+        Self { made: () }
+    }
+}
+
+// SAFETY: every running thread of the process is the caller, who passes the fence. The program that uses it starts no thread.
+#[expect(unsafe_code, reason = "the promise of the trait is kept by there being one thread")]
+unsafe impl Barrier for SoleThread {
+    fn all_threads(&self) {
+        let () = self.made;
+        fence(Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,187 @@
+//! The promise of real mode, counted: maps and unmaps, in a signal handler too, without a page fault, an allocation or a
+//! system call.
+//!
+//! Faults are counted by the kernel (`getrusage`), allocations by the program's allocator, and a system call would be the
+//! program's last: a filter ends it at the first one that is not needed to tell the result.
+
+#![expect(unsafe_code, reason = "an allocator, a signal handler and a thread that may make no system call")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prereg::{PageShift, Translator, UserAddr};
+
+/// Counts what it allocates.
+#[derive(Debug)]
+pub struct CountingAllocator {
+    calls: AtomicU64,
+}
+
+impl CountingAllocator {
+    /// One that has counted nothing.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { calls: AtomicU64::new(0) }
+    }
+
+    /// Allocations, changes of size and releases so far.
+    #[must_use]
+    pub fn calls(&self) -> u64 {
+        // Relaxed: read by the thread whose calls are asked for.
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) {
+        // Relaxed: a number.
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Default for CountingAllocator {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+// SAFETY: the system's allocator does the work, with the caller's own promises.
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.count();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        self.count();
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        self.count();
+        // SAFETY: the caller's promise.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+/// What a thread did so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tally {
+    /// Page faults that needed no disk.
+    pub minor_faults: i64,
+    /// Page faults that did.
+    pub major_faults: i64,
+    /// Calls of the allocator, by any thread.
+    pub allocations: u64,
+}
+
+impl Tally {
+    /// Of the calling thread. A system call.
+    #[must_use]
+    pub fn now(allocator: &CountingAllocator) -> Self {
+        let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: room for one answer.
+        let answer = unsafe { libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()) };
+        assert_eq!(answer, 0, "no usage of a thread");
+        // SAFETY: all zeros is one, and the call has filled it.
+        let usage = unsafe { usage.assume_init() };
+        Self {
+            minor_faults: usage.ru_minflt,
+            major_faults: usage.ru_majflt,
+            allocations: allocator.calls(),
+        }
+    }
+}
+
+/// What is mapped: `pages` pages from `first` on, all registered.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// The first page.
+    pub first: UserAddr,
+    /// How many pages, a power of two.
+    pub pages: u64,
+}
+
+/// Maps and unmaps `count` pages in an order that caches do not like; answers how many were refused.
+pub fn map_and_unmap(translator: &mut Translator, target: Target, count: u64) -> u64 {
+    let (mut state, mut refused) = (1u64, 0);
+    for _ in 0..count {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let page = (state >> 33) & (target.pages - 1);
+        let ua = UserAddr::new(target.first.raw() + page * PageShift::K4.bytes());
+        match translator.map(ua, PageShift::K4) {
+            Ok(mapping) => translator.unmap(mapping),
+            Err(_) => refused += 1,
+        }
+    }
+    refused
+}
+
+/// Work for a signal handler: a translator of its own.
+struct Handler {
+    work: UnsafeCell<Option<(Translator, Target, u64)>>,
+    done: AtomicU64,
+    refused: AtomicU64,
+}
+
+// SAFETY: the cell is filled before the handler is installed, and used by the handler alone from then on; a signal is
+// blocked while its own handler runs.
+unsafe impl Sync for Handler {}
+
+/// A handler has no other way to find its work.
+static HANDLER: Handler =
+    Handler { work: UnsafeCell::new(None), done: AtomicU64::new(0), refused: AtomicU64::new(0) };
+
+extern "C" fn on_signal(_signal: libc::c_int) {
+    // SAFETY: see `Handler`.
+    let work = unsafe { &mut *HANDLER.work.get() };
+    if let Some((translator, target, count)) = work {
+        let refused = map_and_unmap(translator, *target, *count);
+        // Relaxed: the interrupted thread reads them.
+        HANDLER.refused.fetch_add(refused, Ordering::Relaxed);
+        HANDLER.done.fetch_add(*count, Ordering::Relaxed);
+    }
+}
+
+/// Makes `signal` map and unmap `count` pages each time it comes. At most once in a process.
+pub fn map_in_handler(signal: libc::c_int, translator: Translator, target: Target, count: u64) {
+    // SAFETY: the handler is not installed yet.
+    let work = unsafe { &mut *HANDLER.work.get() };
+    assert!(work.is_none(), "one handler in a process");
+    *work = Some((translator, target, count));
+    let handler: extern "C" fn(libc::c_int) = on_signal;
+    // SAFETY: the handler does nothing that is not allowed in one.
+    let before = unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    assert_ne!(before, libc::SIG_ERR, "the signal cannot be handled");
+}
+
+/// Maps and unmaps that the handler has done, and those that were refused.
+#[must_use]
+pub fn handled() -> (u64, u64) {
+    // Relaxed: see `on_signal`.
+    (HANDLER.done.load(Ordering::Relaxed), HANDLER.refused.load(Ordering::Relaxed))
+}
+
+/// From here on the kernel ends the process if the calling thread makes any system call but `write`, `exit_group`,
+/// `rt_sigreturn` (how a handler ends) or `getrusage`. `false` where the kernel has no such filter.
+pub fn forbid_system_calls() -> bool {
+    // Load the call's number; allow four of them; else kill the process.
+    const ALLOWED: [libc::c_long; 4] =
+        [libc::SYS_write, libc::SYS_exit_group, libc::SYS_rt_sigreturn, libc::SYS_getrusage];
+    let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
+    let mut program = vec![statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+    for (index, number) in ALLOWED.iter().enumerate() {
+        let to_allow = (ALLOWED.len() - index) as u8;
+        program.push(statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, to_allow, 0, *number as u32));
+    }
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS));
+    program.push(statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW));
+    let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: takes no memory of ours.
+    let no_new = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+    // The filter must outlive the call, and giving it back may be a system call.
+    std::mem::forget(program);
+    // SAFETY: the program is valid for as long as the call lasts.
+    no_new == 0 && unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } == 0
+}

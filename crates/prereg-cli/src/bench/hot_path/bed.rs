@@ -1,0 +1,166 @@
+//! One shape, registered, and the subjects that look addresses up in it.
+
+use std::sync::Arc;
+
+use prereg::{AddressSpace, Barrier, Granule, Registration};
+use prereg_linux::{GuestMemory, IoUring, Membarrier};
+use prereg_sim::SimHost;
+
+use super::host::InventedHost;
+use super::layout::{Addresses, Layout, PAGE, Shape};
+use super::limit::{Array4, Array8, Limit};
+use super::others::{KernelList, LockedMap, OneAtomic};
+use super::ours::Ours;
+use super::part::Part;
+use super::subject::{Nothing, Passes};
+#[cfg(feature = "peers")]
+use super::vm_memory::{FindRegion, LockedIotlb};
+use crate::failure::Failure;
+
+/// User address of the first region, where nothing is really pinned.
+pub const BASE: u64 = 0x7f00_0000_0000;
+
+/// A subject on its way to a thread.
+pub type Boxed = Box<dyn Passes + Send>;
+
+/// Regions of one shape in an address space of their own.
+#[derive(Debug)]
+pub struct Bed {
+    /// What is registered.
+    pub shape: Shape,
+    /// Where.
+    pub base: u64,
+    space: AddressSpace,
+    /// The host address of every page, gaps left out.
+    hosts: Vec<u64>,
+    pages: SimHost,
+    _registrations: Vec<Registration>,
+    one_atomic: Arc<OneAtomic>,
+}
+
+impl Bed {
+    /// Registers invented memory.
+    ///
+    /// # Errors
+    /// [`Failure::Host`].
+    pub fn invented(shape: Shape, barrier: Option<Arc<dyn Barrier>>) -> Result<Self, Failure> {
+        let space = AddressSpace::new(InventedHost::new(shape.layout, barrier));
+        let pages = SimHost::new(Granule::K4);
+        Self::new(shape, BASE, space, pages, |space, pages, at| {
+            space.register(&pages.memory(at, shape.region_bytes()))
+        })
+    }
+
+    /// Registers real memory: system pages for a scattered shape, transparent huge pages for a contiguous one.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] when this user cannot pin so much.
+    pub fn real(shape: Shape) -> Result<Self, Failure> {
+        let what = || format!("pinning {shape}");
+        let memory = match shape.layout {
+            Layout::Scattered => GuestMemory::anonymous(shape.span()),
+            Layout::Contiguous => GuestMemory::anonymous_thp(shape.span()),
+        };
+        let memory = memory.map_err(|error| Failure::host(what(), error))?;
+        let host = IoUring::new().map_err(|error| Failure::host(what(), error))?;
+        let base = memory.ua().raw();
+        let space = AddressSpace::new(host);
+        Self::new(shape, base, space, SimHost::new(Granule::K4), |space, _, at| {
+            let part = Part::new(&memory, at, shape.region_bytes());
+            // Regions and gaps fill the memory just so.
+            space.register(&part.unwrap_or_else(|| unreachable!("a region of {shape} outside of its memory")))
+        })
+    }
+
+    fn new(
+        shape: Shape,
+        base: u64,
+        space: AddressSpace,
+        pages: SimHost,
+        register: impl Fn(&AddressSpace, &SimHost, u64) -> Result<Registration, prereg::RegisterError>,
+    ) -> Result<Self, Failure> {
+        let mut hosts = Vec::new();
+        let mut registrations = Vec::new();
+        for region in 0..shape.regions {
+            let at = base + shape.region_offset(region);
+            let registration = register(&space, &pages, at)
+                .map_err(|error| Failure::host(format!("registering {shape}"), error))?;
+            registration.visit_runs(|_, host, bytes| {
+                hosts.extend((0..bytes / PAGE).map(|page| host.raw() + page * PAGE));
+            });
+            registrations.push(registration);
+        }
+        let one_atomic = OneAtomic::new(shape, base, &hosts);
+        Ok(Self { shape, base, space, hosts, pages, _registrations: registrations, one_atomic })
+    }
+
+    /// The addresses asked for.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        self.shape.addresses(self.base)
+    }
+
+    /// The address space itself.
+    #[must_use]
+    pub fn space(&self) -> &AddressSpace {
+        &self.space
+    }
+
+    /// Memory of `pages` pages behind all regions and gaps, for one more region.
+    #[must_use]
+    pub fn one_more(&self, pages: u64) -> prereg_sim::SimMemory {
+        self.pages.memory(self.base + self.shape.span(), pages * PAGE)
+    }
+
+    /// A translator of its own.
+    #[must_use]
+    pub fn ours(&self) -> Boxed {
+        Box::new(Ours(self.space.translator()))
+    }
+
+    /// The limit, with tables of its own.
+    #[must_use]
+    pub fn limit(&self) -> Boxed {
+        Box::new(Limit::new(self.shape, self.base, &self.hosts))
+    }
+
+    /// Shared by all who ask.
+    #[must_use]
+    pub fn one_atomic(&self) -> Boxed {
+        Box::new(self.one_atomic.clone())
+    }
+
+    /// The subjects whose costs do not follow from another one's: those that a second thread is measured with.
+    #[must_use]
+    pub fn contenders(&self) -> Vec<(&'static str, Boxed)> {
+        vec![("limit", self.limit()), ("prereg", self.ours()), ("one-atomic", self.one_atomic())]
+    }
+
+    /// All subjects; the limit first.
+    #[must_use]
+    pub fn everyone(&self) -> Vec<(&'static str, Boxed)> {
+        let mut all = self.contenders();
+        let narrow = self.hosts.iter().map(|host| (host / PAGE) as u32).collect();
+        all.push(("loop", Box::new(Nothing)));
+        all.push(("array4", Box::new(Array4(narrow))));
+        all.push(("array8", Box::new(Array8(self.hosts.clone().into()))));
+        all.push(("kernel-list", Box::new(KernelList::new(self.shape, self.base, &self.hosts))));
+        all.push(("btreemap-rwlock", Box::new(LockedMap::new(self.shape, self.base, &self.hosts))));
+        #[cfg(feature = "peers")]
+        {
+            if let Some(subject) = FindRegion::new(self.shape, self.base) {
+                all.push(("vm-memory", Box::new(subject)));
+            }
+            if let Some(subject) = LockedIotlb::new(self.shape, self.base) {
+                all.push(("vm-memory-iotlb", Box::new(subject)));
+            }
+        }
+        all
+    }
+
+    /// The fence that the bench's address spaces are made with.
+    #[must_use]
+    pub fn barrier() -> Option<Arc<dyn Barrier>> {
+        Membarrier::shared()
+    }
+}

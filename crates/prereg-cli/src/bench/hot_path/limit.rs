@@ -1,0 +1,155 @@
+//! The limit: what the machine can do when safety costs nothing.
+//!
+//! [`Limit`] is a flat table of 2 MiB pieces, each a leaf of 4-byte page numbers, with a plain counter for each region, found
+//! by a shift because all regions have one size. It knows no gate: nothing could ever be unregistered. [`Array8`] and
+//! [`Array4`] are one load.
+//!
+//! Indexing is unchecked, or bounds checks would make the limit look slower than it is.
+
+#![expect(unsafe_code, reason = "the limit has no bounds checks")]
+
+use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+
+use super::layout::{Address, PAGE, Shape};
+use super::subject::Subject;
+
+const LEAF_SHIFT: u32 = 21;
+const LEAF_PAGES: usize = 512;
+
+/// The flat radix with plain counters.
+#[derive(Debug)]
+pub struct Limit {
+    base: u64,
+    span: u64,
+    /// Each the beginning of a leaf in `_leaves`; atomic only so that a thread may be given the table.
+    top: Box<[AtomicPtr<u32>]>,
+    /// Page numbers of all leaves; 0 in gaps. What `top` points into.
+    _leaves: Box<[u32]>,
+    counts: Box<[AtomicI64]>,
+    count_shift: u32,
+}
+
+impl Limit {
+    /// `hosts` are the host addresses of the pages of `shape`, gaps left out.
+    #[must_use]
+    pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Self {
+        let pieces = (shape.span() >> LEAF_SHIFT) as usize;
+        let addresses = shape.addresses(base);
+        let in_use = |piece: u64| {
+            // A piece in a gap gets the leaf of zeros.
+            let first = piece << LEAF_SHIFT;
+            let stride = shape.region_bytes() * 2;
+            first % stride < shape.region_bytes() || stride <= 1 << LEAF_SHIFT
+        };
+        let mut starts = vec![0usize; pieces];
+        let mut leaves = LEAF_PAGES;
+        for (piece, start) in starts.iter_mut().enumerate() {
+            if in_use(piece as u64) {
+                *start = leaves;
+                leaves += LEAF_PAGES;
+            }
+        }
+        let mut frames = vec![0u32; leaves].into_boxed_slice();
+        for (page, host) in hosts.iter().enumerate() {
+            let offset = addresses.page(page as u64).ua - base;
+            let start = starts[(offset >> LEAF_SHIFT) as usize];
+            frames[start + (offset / PAGE) as usize % LEAF_PAGES] = (host / PAGE) as u32;
+        }
+        let top = starts.iter().map(|&start| AtomicPtr::new(frames[start..].as_mut_ptr())).collect();
+        let count_shift = (shape.region_bytes() * 2).trailing_zeros();
+        let counts = (0..shape.regions).map(|_| AtomicI64::new(0)).collect();
+        Self { base, span: shape.span(), top, _leaves: frames, counts, count_shift }
+    }
+
+    #[inline(always)]
+    fn find(&self, ua: u64) -> (u64, u64) {
+        let offset = ua.wrapping_sub(self.base);
+        if offset >= self.span {
+            super::ours::missed();
+        }
+        // SAFETY: below the span, which the table covers.
+        let leaf = unsafe { self.top.get_unchecked((offset >> LEAF_SHIFT) as usize) };
+        // Relaxed: never changes.
+        let leaf = leaf.load(Ordering::Relaxed);
+        // SAFETY: a leaf has 512 pages and lives as long as the table.
+        let frame = unsafe { *leaf.wrapping_add((offset / PAGE) as usize % LEAF_PAGES) };
+        if frame == 0 {
+            super::ours::missed();
+        }
+        ((u64::from(frame) * PAGE) | (ua % PAGE), offset)
+    }
+
+    #[inline(always)]
+    fn count(&self, offset: u64) -> &AtomicI64 {
+        // SAFETY: below the span, which has that many regions.
+        unsafe { self.counts.get_unchecked((offset >> self.count_shift) as usize) }
+    }
+}
+
+impl Subject for Limit {
+    #[inline(always)]
+    fn translate(&mut self, address: Address) -> u64 {
+        self.find(address.ua).0
+    }
+
+    #[inline(always)]
+    fn map_unmap(&mut self, address: Address) -> u64 {
+        let (host, offset) = self.find(address.ua);
+        let count = self.count(offset);
+        // Relaxed, load and store: a plain counter that the compiler may not leave out.
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        host
+    }
+
+    #[inline(always)]
+    fn range(&mut self, address: Address, bytes: u64) -> u64 {
+        let (mut sum, offset) = self.find(address.ua);
+        let count = self.count(offset);
+        // Relaxed: as above.
+        count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        for page in 1..bytes / PAGE {
+            sum = sum.wrapping_add(self.find(address.ua + page * PAGE).0);
+        }
+        count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
+        sum >> 1
+    }
+}
+
+/// One load of 8 bytes a page.
+#[derive(Debug)]
+pub struct Array8(pub Box<[u64]>);
+
+/// One load of 4 bytes a page.
+#[derive(Debug)]
+pub struct Array4(pub Box<[u32]>);
+
+/// An array that is all a subject is.
+macro_rules! array {
+    ($name:ident, $load:expr) => {
+        impl Subject for $name {
+            #[inline(always)]
+            fn translate(&mut self, address: Address) -> u64 {
+                debug_assert!((address.page as usize) < self.0.len());
+                // SAFETY: page numbers are below the number of pages, which is the array's length.
+                let entry = unsafe { *self.0.get_unchecked(address.page as usize) };
+                let load: fn(_) -> u64 = $load;
+                load(entry)
+            }
+
+            #[inline(always)]
+            fn map_unmap(&mut self, address: Address) -> u64 {
+                self.translate(address)
+            }
+
+            #[inline(always)]
+            fn range(&mut self, address: Address, bytes: u64) -> u64 {
+                let pages = address.page..address.page + bytes / PAGE;
+                pages.fold(0u64, |sum, page| sum.wrapping_add(self.translate(Address { page, ..address }))) >> 1
+            }
+        }
+    };
+}
+
+array!(Array8, |entry: u64| entry);
+array!(Array4, |entry: u32| u64::from(entry) * PAGE);

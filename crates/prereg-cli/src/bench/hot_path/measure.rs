@@ -1,0 +1,296 @@
+//! Subjects in turns: every repetition measures each of them once, so that a machine that is slow for a while is slow for all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::bed::{Bed, Boxed};
+use super::clock::thread_time;
+use super::layout::{Layout, PAGE, Pattern, Shape};
+use super::subject::Case;
+use crate::bench::spread::{Spread, median_ratio};
+use crate::interrupt::{Interrupt, Interrupted};
+
+/// How often and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Repetitions.
+    pub reps: u32,
+    /// Operations of one pass, for subjects that are not slow.
+    pub operations: u64,
+    /// What a pass of a slow subject may take; it gets fewer operations.
+    pub patience: Duration,
+}
+
+/// Who works on the other processor meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Beside {
+    /// Nobody.
+    Nobody,
+    /// Another thread that does the same.
+    Reader,
+    /// A thread that registers and unregisters another region in a loop.
+    Writer,
+}
+
+impl Beside {
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nobody => "nobody",
+            Self::Reader => "reader",
+            Self::Writer => "writer",
+        }
+    }
+}
+
+/// One subject in one case. Nanoseconds of the thread's processor time for one operation, the loop around it included.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// What was done.
+    pub case: Case,
+    /// In which order pages were asked for.
+    pub pattern: Pattern,
+    /// Bytes of all regions.
+    pub size: u64,
+    /// How many there are.
+    pub regions: u64,
+    /// How they lie on the host.
+    pub layout: Layout,
+    /// Threads at work.
+    pub threads: u32,
+    /// What the second one does.
+    pub beside: Beside,
+    /// Who did it.
+    pub subject: &'static str,
+    /// The middle of the repetitions.
+    pub ns: f64,
+    /// The fastest.
+    pub low: f64,
+    /// The slowest.
+    pub high: f64,
+    /// Over the limit's: the middle of the repetitions' own ratios.
+    pub ratio_to_limit: Option<f64>,
+}
+
+/// One line of a measurement: a case of a shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    /// What is registered.
+    pub shape: Shape,
+    /// What is done.
+    pub case: Case,
+    /// In which order pages are asked for.
+    pub pattern: Pattern,
+    /// Who works on the other processor.
+    pub beside: Beside,
+}
+
+/// A subject with its times so far.
+struct Timed<'a> {
+    name: &'static str,
+    subject: &'a mut Boxed,
+    operations: u64,
+    times: Vec<Duration>,
+}
+
+/// Measures `subjects` in turns; the one named `limit` is what the others are held against.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn in_turns(
+    bed: &Bed,
+    cell: Cell,
+    subjects: &mut [(&'static str, Boxed)],
+    effort: Effort,
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Interrupted> {
+    let (addresses, range) = (bed.addresses(), cell.shape.range_bytes());
+    let mut all: Vec<Timed<'_>> = subjects
+        .iter_mut()
+        .map(|(name, subject)| {
+            const PROBE: u64 = 64;
+            let start = thread_time();
+            subject.pass(cell.case, cell.pattern, addresses, range, PROBE);
+            let each = (thread_time() - start).as_nanos() as u64 / PROBE + 1;
+            let most = effort.patience.as_nanos() as u64 / each;
+            // A range is many pages.
+            let wanted = if cell.case == Case::Range { effort.operations / 16 } else { effort.operations };
+            Timed { name: *name, subject, operations: wanted.min(most).max(PROBE), times: Vec::new() }
+        })
+        .collect();
+    for _ in 0..effort.reps {
+        for timed in &mut all {
+            interrupt.check()?;
+            // The first pass brings in what the second one finds warm.
+            timed.subject.pass(cell.case, cell.pattern, addresses, range, timed.operations);
+            let start = thread_time();
+            timed.subject.pass(cell.case, cell.pattern, addresses, range, timed.operations);
+            timed.times.push(per_operation(thread_time() - start, timed.operations));
+        }
+    }
+    let limit = all.iter().find(|timed| timed.name == "limit").map(|timed| timed.times.clone());
+    Ok(all.iter().filter_map(|timed| row(cell, timed.name, &timed.times, limit.as_deref())).collect())
+}
+
+/// A million operations' time, which keeps the digits that one operation's would lose.
+fn per_operation(took: Duration, operations: u64) -> Duration {
+    Duration::from_nanos((took.as_nanos() as f64 / operations.max(1) as f64 * 1e6) as u64)
+}
+
+/// `times` are of a million operations each.
+pub(super) fn row(
+    cell: Cell,
+    subject: &'static str,
+    times: &[Duration],
+    limit: Option<&[Duration]>,
+) -> Option<Row> {
+    let Spread { median, min, max } = Spread::of(times, 1_000_000)?;
+    let Cell { shape, case, pattern, beside } = cell;
+    Some(Row {
+        case,
+        pattern,
+        size: shape.size,
+        regions: shape.regions,
+        layout: shape.layout,
+        threads: if beside == Beside::Nobody { 1 } else { 2 },
+        beside,
+        subject,
+        ns: median,
+        low: min,
+        high: max,
+        ratio_to_limit: limit.and_then(|limit| median_ratio(times, limit)),
+    })
+}
+
+/// The same with company on the other processor: `limit`, `prereg` and `one-atomic`, each beside its own like, or beside a
+/// writer.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn with_company(bed: &Bed, cell: Cell, effort: Effort, interrupt: &Interrupt) -> Result<Vec<Row>, Interrupted> {
+    let mut rows = Vec::new();
+    match cell.beside {
+        Beside::Nobody => rows = in_turns(bed, cell, &mut bed.contenders(), effort, interrupt)?,
+        Beside::Reader => {
+            // Each against its like, so not in turns with the others.
+            for (mine, yours) in bed.contenders().into_iter().zip(bed.contenders()) {
+                let company = Company::reader(bed, cell, yours.1);
+                rows.extend(company.during(|| in_turns(bed, cell, &mut [mine], effort, interrupt))?);
+            }
+        }
+        Beside::Writer => {
+            let company = Company::writer(bed, WRITES);
+            rows = company.during(|| in_turns(bed, cell, &mut bed.contenders(), effort, interrupt))?;
+        }
+    }
+    let limit = rows.iter().find(|row| row.subject == "limit").map(|row| row.ns);
+    for row in &mut rows {
+        row.ratio_to_limit = row.ratio_to_limit.or_else(|| limit.map(|limit| row.ns / limit));
+    }
+    Ok(rows)
+}
+
+/// Successful unregisters a second of the writer.
+const WRITES: u64 = 10_000;
+
+/// What the other processor is kept busy with.
+struct Company<'a> {
+    stop: Arc<AtomicBool>,
+    work: Box<dyn FnOnce() + Send + 'a>,
+}
+
+impl<'a> Company<'a> {
+    /// Does what `cell` says, over and over.
+    fn reader(bed: &'a Bed, cell: Cell, mut subject: Boxed) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = stop.clone();
+        let work = Box::new(move || {
+            // Relaxed: a flag that orders nothing.
+            while !ended.load(Ordering::Relaxed) {
+                subject.pass(cell.case, cell.pattern, bed.addresses(), cell.shape.range_bytes(), 10_000);
+            }
+        });
+        Self { stop, work }
+    }
+
+    /// Registers and unregisters a page behind all others, so often in a second.
+    fn writer(bed: &'a Bed, rate: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = stop.clone();
+        let work = Box::new(move || {
+            let page = bed.one_more(1);
+            let pace = Duration::from_nanos(1_000_000_000 / rate);
+            let mut due = Instant::now();
+            while !ended.load(Ordering::Relaxed) {
+                if let Ok(registration) = bed.space().register(&page) {
+                    // Nobody maps it, so nothing refuses.
+                    let _ = registration.unregister();
+                }
+                due = (due + pace).max(Instant::now());
+                while Instant::now() < due && !ended.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        Self { stop, work }
+    }
+
+    /// Runs `measure` while the other thread works.
+    fn during<R>(self, measure: impl FnOnce() -> R) -> R {
+        let Self { stop, work } = self;
+        std::thread::scope(|scope| {
+            let other = scope.spawn(work);
+            let measured = measure();
+            stop.store(true, Ordering::Relaxed);
+            // A panic in there is a panic here.
+            if let Err(panic) = other.join() {
+                std::panic::resume_unwind(panic);
+            }
+            measured
+        })
+    }
+}
+
+/// Registers and unregisters one more page behind all regions, without pinning anything: with nobody to tell, or with a
+/// translator at work on the other processor.
+///
+/// # Errors
+/// [`Interrupted`].
+pub fn registration(bed: &Bed, beside: Beside, effort: Effort, interrupt: &Interrupt) -> Result<Option<Row>, Interrupted> {
+    let cell = Cell { shape: bed.shape, case: Case::Register, pattern: Pattern::Random, beside };
+    let measure = || {
+        let page = bed.one_more(1);
+        let operations = (effort.operations / 256).max(64);
+        let refused = AtomicU64::new(0);
+        let pairs = |count: u64| {
+            for _ in 0..count {
+                match bed.space().register(&page).map(prereg::Registration::unregister) {
+                    Ok(Ok(())) => {}
+                    _ => _ = refused.fetch_add(1, Ordering::Relaxed),
+                }
+            }
+        };
+        let mut times = Vec::new();
+        for _ in 0..effort.reps {
+            interrupt.check()?;
+            pairs(operations / 8);
+            let start = thread_time();
+            pairs(operations);
+            times.push(per_operation(thread_time() - start, operations));
+        }
+        assert_eq!(refused.into_inner(), 0, "a page of {PAGE} bytes that nobody maps was refused");
+        Ok(row(cell, "prereg", &times, None))
+    };
+    match beside {
+        Beside::Nobody | Beside::Writer => measure(),
+        Beside::Reader => {
+            let mapping = Cell { case: Case::MapUnmap, ..cell };
+            Company::reader(bed, mapping, bed.ours()).during(measure)
+        }
+    }
+}

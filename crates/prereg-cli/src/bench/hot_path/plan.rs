@@ -1,0 +1,123 @@
+//! Which cells are measured, and in which order.
+
+use std::time::Duration;
+
+use super::bed::Bed;
+use super::layout::{Layout, Pattern, Shape};
+use super::measure::{Beside, Cell, Effort, Row, in_turns, registration, with_company};
+use super::subject::Case;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::progress::Progress;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Total sizes.
+    pub sizes: Vec<u64>,
+    /// Numbers of regions.
+    pub regions: Vec<u64>,
+    /// How they lie on the host.
+    pub layouts: Vec<Layout>,
+    /// How often and how long.
+    pub effort: Effort,
+    /// Every pattern of every case, or only those that say most.
+    pub every_pattern: bool,
+    /// Whether memory is really pinned.
+    pub real: bool,
+}
+
+impl Plan {
+    /// Everything: minutes.
+    #[must_use]
+    pub fn full(real: bool) -> Self {
+        Self {
+            sizes: vec![64 << 20, 1 << 30, 4 << 30],
+            regions: vec![1, 8, 64, 512, 4096],
+            layouts: vec![Layout::Scattered, Layout::Contiguous],
+            effort: Effort { reps: 9, operations: 1 << 18, patience: Duration::from_millis(20) },
+            every_pattern: true,
+            real,
+        }
+    }
+
+    /// What can be done in half a minute.
+    #[must_use]
+    pub fn quick(real: bool) -> Self {
+        Self {
+            sizes: vec![64 << 20, 1 << 30],
+            regions: vec![1, 64, 4096],
+            effort: Effort { reps: 9, operations: 1 << 16, patience: Duration::from_millis(2) },
+            every_pattern: false,
+            ..Self::full(real)
+        }
+    }
+
+    fn shapes(&self) -> Vec<Shape> {
+        let mut shapes = Vec::new();
+        for &size in &self.sizes {
+            for &regions in &self.regions {
+                shapes.extend(self.layouts.iter().map(|&layout| Shape { size, regions, layout }));
+            }
+        }
+        shapes
+    }
+
+    /// Case and pattern, as they are measured on every shape.
+    fn cases(&self) -> Vec<(Case, Pattern)> {
+        let mut cases: Vec<_> = Pattern::ALL.iter().map(|&pattern| (Case::MapUnmap, pattern)).collect();
+        let patterns = if self.every_pattern { &Pattern::ALL[..] } else { &[Pattern::Random] };
+        for &pattern in patterns {
+            cases.push((Case::Translate, pattern));
+            cases.push((Case::Range, pattern));
+        }
+        cases
+    }
+
+    /// Measures all of it.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] when this user cannot pin so much, [`Failure::Interrupted`].
+    pub fn measure(&self, interrupt: &Interrupt, progress: Progress) -> Result<Vec<Row>, Failure> {
+        let barrier = Bed::barrier();
+        let shapes = self.shapes();
+        let stage = progress.stage("measuring the hot path", shapes.len() as u64);
+        let mut rows = Vec::new();
+        for (done, &shape) in shapes.iter().enumerate() {
+            stage.at(done as u64);
+            let bed = if self.real { Bed::real(shape)? } else { Bed::invented(shape, barrier.clone())? };
+            if !self.real {
+                // Before there is a translator.
+                rows.extend(registration(&bed, Beside::Nobody, self.effort, interrupt)?);
+            }
+            let mut everyone = bed.everyone();
+            for (case, pattern) in self.cases() {
+                let cell = Cell { shape, case, pattern, beside: Beside::Nobody };
+                rows.extend(in_turns(&bed, cell, &mut everyone, self.effort, interrupt)?);
+            }
+            drop(everyone);
+            if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+                rows.extend(self.with_company(&bed, interrupt)?);
+            }
+        }
+        Ok(rows)
+    }
+
+    fn with_company(&self, bed: &Bed, interrupt: &Interrupt) -> Result<Vec<Row>, Failure> {
+        let mut rows = Vec::new();
+        let patterns = if self.every_pattern { &Pattern::ALL[..2] } else { &[Pattern::Random] };
+        for beside in [Beside::Reader, Beside::Writer] {
+            if beside == Beside::Writer && self.real {
+                continue;
+            }
+            for &pattern in patterns {
+                let cell = Cell { shape: bed.shape, case: Case::MapUnmap, pattern, beside };
+                rows.extend(with_company(bed, cell, self.effort, interrupt)?);
+            }
+        }
+        if !self.real {
+            rows.extend(registration(bed, Beside::Reader, self.effort, interrupt)?);
+        }
+        Ok(rows)
+    }
+}

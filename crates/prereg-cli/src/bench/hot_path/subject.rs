@@ -1,0 +1,131 @@
+//! What is measured, and the loop around it. All subjects run in the same loop, compiled into it.
+
+use std::hint::black_box;
+
+use serde::Serialize;
+
+use super::layout::{Address, Addresses, PAGE, Pattern};
+
+/// What is done with an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Case {
+    /// Find the region (subjects that count) or the address (those that cannot).
+    Translate,
+    /// Find the address, count the use, end it.
+    MapUnmap,
+    /// The same for 128 KiB at once, every contiguous piece of it looked at.
+    Range,
+    /// Register and unregister one more small region, without pinning.
+    Register,
+}
+
+impl Case {
+    /// Its name in the table.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Translate => "translate",
+            Self::MapUnmap => "map-unmap",
+            Self::Range => "range",
+            Self::Register => "register",
+        }
+    }
+}
+
+/// Something that finds addresses. Every method answers with a number that depends on what it found, so that the next
+/// address can depend on it.
+///
+/// Addresses asked for are always registered: a subject that does not find one panics.
+pub trait Subject {
+    /// Finds.
+    fn translate(&mut self, address: Address) -> u64;
+    /// Finds, counts, and counts back.
+    fn map_unmap(&mut self, address: Address) -> u64;
+    /// Finds all pages of a range, counted as one use, and counts back.
+    fn range(&mut self, address: Address, bytes: u64) -> u64;
+}
+
+/// A subject in its loop.
+pub trait Passes {
+    /// Does `case` with `count` addresses. The same arguments ask for the same addresses.
+    fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64);
+}
+
+impl<S: Subject> Passes for S {
+    // One closure for each loop: one that two loops shared would be called, not compiled in.
+    fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64) {
+        match (case, pattern) {
+            (Case::Translate, Pattern::Random) => random(count, |n| self.translate(addresses.page(n))),
+            (Case::Translate, Pattern::Dependent) => dependent(count, |n| self.translate(addresses.page(n))),
+            (Case::Translate, Pattern::Sequential) => sequential(count, |n| self.translate(addresses.page(n))),
+            (Case::MapUnmap, Pattern::Random) => random(count, |n| self.map_unmap(addresses.page(n))),
+            (Case::MapUnmap, Pattern::Dependent) => dependent(count, |n| self.map_unmap(addresses.page(n))),
+            (Case::MapUnmap, Pattern::Sequential) => sequential(count, |n| self.map_unmap(addresses.page(n))),
+            (Case::Range, Pattern::Random) => random(count, |n| self.range(addresses.range(n), range)),
+            (Case::Range, Pattern::Dependent) => dependent(count, |n| self.range(addresses.range(n), range)),
+            (Case::Range, Pattern::Sequential) => {
+                let pages = range / PAGE;
+                sequential(count, |n| self.range(addresses.range(n * pages), range));
+            }
+            // Measured elsewhere: it is not a thing of addresses.
+            (Case::Register, _) => {}
+        }
+    }
+}
+
+/// Knuth's 64-bit generator; its upper bits are good enough to miss caches with.
+#[inline(always)]
+const fn next(state: u64) -> u64 {
+    state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
+}
+
+#[inline(always)]
+fn random(count: u64, mut step: impl FnMut(u64) -> u64) {
+    let (mut sum, mut state) = (0u64, 1);
+    for _ in 0..count {
+        state = next(state);
+        sum = sum.wrapping_add(step(state >> 33));
+    }
+    black_box(sum);
+}
+
+#[inline(always)]
+fn dependent(count: u64, mut step: impl FnMut(u64) -> u64) {
+    let (mut state, zero) = (1, black_box(0));
+    for _ in 0..count {
+        // The compiler does not know that nothing is left of the answer.
+        state = next(state ^ (step(state >> 33) & zero));
+    }
+    black_box(state);
+}
+
+#[inline(always)]
+fn sequential(count: u64, mut step: impl FnMut(u64) -> u64) {
+    let mut sum = 0u64;
+    for number in 0..count {
+        sum = sum.wrapping_add(step(number));
+    }
+    black_box(sum);
+}
+
+/// The loop alone.
+#[derive(Debug)]
+pub struct Nothing;
+
+impl Subject for Nothing {
+    #[inline(always)]
+    fn translate(&mut self, address: Address) -> u64 {
+        black_box(address.ua)
+    }
+
+    #[inline(always)]
+    fn map_unmap(&mut self, address: Address) -> u64 {
+        black_box(address.ua)
+    }
+
+    #[inline(always)]
+    fn range(&mut self, address: Address, _bytes: u64) -> u64 {
+        black_box(address.ua)
+    }
+}

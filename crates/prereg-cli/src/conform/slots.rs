@@ -1,0 +1,63 @@
+//! What a process holds of the region layer without a container: slots of registrations and mappings.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use prereg::{AddressSpace, HostAddr, Mapping, Registration, Translator, UserAddr};
+
+/// Slots that can be named.
+const SLOTS: i32 = 64;
+
+/// A region by the number the scenario gave it.
+pub(super) struct Slot {
+    pub(super) mappings: Vec<Mapping>,
+    /// Never empty.
+    pub(super) registrations: Vec<Registration>,
+    /// Where the memory lies, if it is a device's.
+    pub(super) device: Option<HostAddr>,
+}
+
+impl Slot {
+    pub(super) fn new(registration: Registration, device: Option<HostAddr>) -> Self {
+        Self { mappings: Vec::new(), registrations: vec![registration], device }
+    }
+
+    /// Whether this is device memory that holds `host`.
+    pub(super) fn shows(&self, host: HostAddr) -> bool {
+        let offset = self.device.and_then(|start| host.offset_from(start));
+        let held = self.registrations.first();
+        offset.zip(held).is_some_and(|(offset, held)| offset < held.bytes())
+    }
+}
+
+/// What a process did with the region layer.
+pub(super) struct Regions {
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) translator: Translator,
+    pub(super) slots: BTreeMap<i32, Slot>,
+    /// What no slot names any more; it lives as long as the process.
+    pub(super) nameless: Vec<Slot>,
+}
+
+impl Regions {
+    pub(super) fn new(space: Arc<AddressSpace>) -> Self {
+        let translator = space.translator();
+        Self { space, translator, slots: BTreeMap::new(), nameless: Vec::new() }
+    }
+
+    pub(super) fn put_in(&mut self, slot: i32, new: Slot) {
+        let old = if (0..SLOTS).contains(&slot) { self.slots.insert(slot, new) } else { Some(new) };
+        self.nameless.extend(old);
+    }
+
+    /// The lowest slot of the region at `ua`, and how the transcript names it.
+    pub(super) fn name_of(&self, ua: UserAddr, bytes: u64) -> (Option<i32>, String) {
+        let same = |slot: &&Slot| {
+            slot.registrations.first().is_some_and(|held| held.ua() == ua && held.bytes() == bytes)
+        };
+        match self.slots.iter().find(|(_, slot)| same(slot)) {
+            Some((&number, _)) => (Some(number), format!("slot={number}")),
+            None => (None, "slot=-2".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! The 1st, 2nd, ... outside call of every request fails: everything is as it was before the request.
+
+use prereg::{Access, BusAddr, Errno, UserAddr};
+
+use crate::allocator::with_memory_for;
+use crate::world::{A, B, K4, Process, User, number};
+
+/// What can be seen of a container and its process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Picture {
+    /// Start, `used` and `mapped` of every region.
+    regions: Vec<(u64, u64, u64)>,
+    locked: u64,
+    pinned: u64,
+    windows: usize,
+    live: u64,
+}
+
+fn picture(process: &Process, user: &User<'_>) -> Picture {
+    let regions = process.owner.space().snapshot().regions;
+    Picture {
+        regions: regions.iter().map(|region| (region.ua.raw(), region.used, region.mapped)).collect(),
+        locked: process.locked(),
+        pinned: process.host.pinned_pages(),
+        windows: user.container.windows().count(),
+        live: user.live(),
+    }
+}
+
+#[test]
+fn a_request_that_fails_in_the_middle_changes_nothing() {
+    type Request = fn(&mut User<'_>) -> Result<(), Errno>;
+    let requests: [(&str, Request); 9] = [
+        ("register", |user| user.register(B, 16)),
+        ("register shared", |user| user.register(A, 8)),
+        ("unregister", |user| user.unregister(A, 16)),
+        ("map", |user| user.map(A, 0, 4 * K4)),
+        ("map over a hole", |user| user.map(A + 14 * K4, 0, 4 * K4)),
+        ("unmap", |user| user.unmap(0, K4)),
+        ("create", |user| user.create(16, 1 << 30, 1).map(drop)),
+        ("create third", |user| user.create(16, 1 << 30, 9).map(drop)),
+        ("remove", |user| user.remove(0)),
+    ];
+    for (name, request) in requests {
+        let mut failures = 0;
+        for nth in 1.. {
+            let process = Process::new();
+            let mut user = User::new(&process, 0);
+            user.register(A, 16).unwrap();
+            let before = picture(&process, &user);
+            process.host.fail_nth(nth);
+            let answer = request(&mut user);
+            if !process.host.has_failed() {
+                drop(user);
+                process.host.assert_clean();
+                break;
+            }
+            failures += 1;
+            assert!(answer.is_err(), "{name}, call {nth}");
+            // A map that made the default window before it failed has made it.
+            let mut after = picture(&process, &user);
+            if after.windows > before.windows {
+                (after.locked, after.windows) = (before.locked, before.windows);
+            }
+            assert_eq!(after, before, "{name}, call {nth}");
+            process.host.fail_nth(0);
+            let again = request(&mut user);
+            assert_ne!(again, Err(Errno::ENOMEM), "{name}: the same call once more");
+            drop(user);
+            process.host.assert_clean();
+        }
+        println!("{name}: {failures} outside calls failed");
+    }
+}
+
+#[test]
+fn scenario_104_a_table_without_memory_gives_every_unit_back() {
+    let mut failures = 0;
+    for allocations in 0.. {
+        let process = Process::new();
+        let mut user = User::new(&process, 0);
+        user.register(A, 16).unwrap();
+        // Two entries at the end of a part of the table that exists; the third of five lies in one that does not.
+        user.map(A, 255 * K4, K4).unwrap();
+        user.unmap(255 * K4, K4).unwrap();
+        let (owner, access) = (&process.owner, Some(Access::ReadWrite));
+        let (ua, ioba) = (UserAddr::new(A), BusAddr::new(254 * K4));
+        let answer = with_memory_for(allocations, || user.container.map_dma(owner, access, ua, ioba, 5 * K4));
+        let answer = number(answer);
+        if answer.is_ok() {
+            break;
+        }
+        failures += 1;
+        assert_eq!(answer, Err(Errno::ENOMEM));
+        assert_eq!((process.counts(A), user.live()), ((1, 1), 0));
+        user.map(A, 254 * K4, 5 * K4).unwrap();
+        drop(user);
+        process.host.assert_clean();
+    }
+    assert!(failures > 0, "the third entry needs memory");
+}
