@@ -72,8 +72,10 @@ pub(crate) struct Plan {
 
 /// Regions further apart than this are not covered by one array.
 const CLUSTER_GAP: u64 = 1 << 38;
-/// An array may always have so many cells; beyond that, one for every 16 pages it covers.
+/// An array may always have so many cells; beyond that, one for every 16 pages it covers, but never more than that of 1 TiB
+/// in huge pages: what nobody pins or charges, as device memory, must not cost memory without bound.
 const SMALL: u64 = 1 << 14;
+const MOST: u64 = 1 << 19;
 /// The largest cell.
 const LARGEST_SHIFT: u32 = 40;
 
@@ -84,12 +86,16 @@ impl Plan {
             return None;
         }
         let (first, last, pages) = Self::cluster(regions.clone(), granule)?;
-        let limit = SMALL.max(pages / 16);
+        let limit = (pages / 16).clamp(SMALL, MOST);
         let inside =
             |region: &&Region| region.range.first().raw() >= first && region.range.last().raw() <= last;
-        let finest = regions.filter(inside).map(Region::cell_alignment).min()?.max(granule);
-        let shift = (finest..=LARGEST_SHIFT).find(|&shift| (last >> shift) - (first >> shift) < limit)?;
-        let used = (last >> shift) - (first >> shift) + 1;
+        let alignments = regions.filter(inside).map(|region| region.cell_alignment().max(granule));
+        let cells = |shift: u32| (last >> shift) - (first >> shift) + 1;
+        let finest = (alignments.clone().min()?..=LARGEST_SHIFT).find(|&shift| cells(shift) <= limit)?;
+        // Regions that are aligned to less are searched for; the others need no finer cells than the worst of them.
+        let covered = alignments.filter(|&alignment| alignment >= finest);
+        let shift = covered.min()?.min(LARGEST_SHIFT);
+        let used = cells(shift);
         // Room to grow on both sides, so that a run of new neighbours does not rebuild the array each time.
         let count = used.next_power_of_two();
         let base = (first >> shift).saturating_sub((count - used) / 2);
@@ -145,8 +151,7 @@ impl Cells {
     fn cells_of(&self, region: &Region) -> Option<(usize, usize)> {
         let first = region.range.first().raw().checked_sub(self.base)?;
         let last = region.range.last().raw() - self.base;
-        let fits = (last >> self.shift) < self.cells.len() as u64
-            && region.cell_alignment() >= self.shift;
+        let fits = (last >> self.shift) < self.cells.len() as u64 && region.cell_alignment() >= self.shift;
         fits.then_some(((first >> self.shift) as usize, (last >> self.shift) as usize))
     }
 

@@ -61,17 +61,8 @@ impl RangeMapping {
     /// The stretches of contiguous host memory that make up the range, in order: a scatter-gather list.
     #[inline]
     pub fn runs(&self) -> impl Iterator<Item = HostRun> + '_ {
-        let region = self.region();
-        let mut done = 0;
-        core::iter::from_fn(move || {
-            if done == self.bytes {
-                return None;
-            }
-            let ua = self.ua().checked_add(done)?;
-            let (host, bytes) = region.table.run_within(ua, self.bytes - done);
-            done += bytes;
-            Some(HostRun { host, bytes })
-        })
+        let runs = self.region().table.runs_within(self.ua(), self.bytes);
+        runs.map(|(host, bytes)| HostRun { host, bytes })
     }
 
     /// The unit alone.

@@ -105,11 +105,13 @@ impl Engine {
     /// How many of the `bytes` at `host` the device region that holds `host` covers.
     pub(crate) fn device_at(&self, host: HostAddr, bytes: u64) -> Option<u64> {
         let books = self.books.lock();
-        books.spans.values().find_map(|span| {
-            let Span::Here(Entry { region, .. }) = span else { return None };
+        let covered = |region: &SharedRegion| {
             let offset = host.offset_from(region.table.host(region.range.first()))?;
-            (region.device && offset < region.range.bytes()).then(|| bytes.min(region.range.bytes() - offset))
-        })
+            (region.device && offset < region.range.bytes())
+                .then(|| (region.id, bytes.min(region.range.bytes() - offset)))
+        };
+        // Several may show one host address; the newest answers, as in the kernel.
+        books.here().filter_map(|entry| covered(&entry.region)).max().map(|(_, bytes)| bytes)
     }
 
     /// Whether any region is registered.

@@ -84,7 +84,11 @@ fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
                 row.regions,
                 row.layout.name()
             )?;
-            writeln!(out, "{}", if row.threads > 1 { format!(", beside a {}", row.beside.name()) } else { String::new() })?;
+            writeln!(
+                out,
+                "{}",
+                if row.threads > 1 { format!(", beside a {}", row.beside.name()) } else { String::new() }
+            )?;
         }
         let ratio = row.ratio_to_limit.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
         let spread = format!("({:.1}..{:.1})", row.low, row.high);

@@ -13,7 +13,7 @@ pub enum Machine {
     /// Bare-metal POWER9: four groups, no huge pages for user memory
     #[value(name = "powernv9")]
     PowerNv9,
-    /// Bare-metal POWER8: 16 MiB huge pages
+    /// Bare-metal POWER8: three groups, 16 MiB huge pages
     #[value(name = "powernv8")]
     PowerNv8,
     /// A guest of a POWER hypervisor: three groups, 2 MiB huge pages
@@ -40,8 +40,8 @@ impl Machine {
 
     const fn groups(self) -> usize {
         match self {
-            Self::PowerNv9 | Self::PowerNv8 => 4,
-            Self::Pseries => 3,
+            Self::PowerNv9 => 4,
+            Self::PowerNv8 | Self::Pseries => 3,
         }
     }
 
@@ -52,6 +52,16 @@ impl Machine {
             Self::PowerNv9 => None,
             Self::PowerNv8 => Some(PageShift::M16),
             Self::Pseries => Some(PageShift::M2),
+        }
+    }
+
+    /// The part of the address space around `at` in which all pages have one size, if the machine's page tables want that:
+    /// its first byte and its length.
+    pub(super) const fn slice(self, at: u64) -> Option<(u64, u64)> {
+        let bytes: u64 = if at < 1 << 32 { 1 << 28 } else { 1 << 40 };
+        match self {
+            Self::PowerNv8 => Some((at & !(bytes - 1), bytes)),
+            Self::PowerNv9 | Self::Pseries => None,
         }
     }
 

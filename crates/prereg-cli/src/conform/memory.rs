@@ -95,6 +95,9 @@ fn try_map(call: &mut Call<'_>, at: u64, asked: u64) -> Result<Option<u32>, Errn
     if device.is_none() && huge.is_none() && protection == Protection::ReadWrite && bytes > Machine::RAM {
         return Err(Errno::ENOMEM);
     }
+    if !call.process.claim_slices(at, bytes, huge.is_some()) {
+        return Err(Errno::EBUSY);
+    }
     if call.process.host.is_any_mapped(at, bytes) {
         return Err(Errno::EEXIST);
     }

@@ -37,6 +37,8 @@ pub(super) struct Process {
     pub(super) may_raise: bool,
     /// The limit on locked memory in bytes; `None`: none.
     pub(super) limit: Option<u64>,
+    /// Parts of the address space that huge pages were mapped in, by their first byte.
+    huge_slices: BTreeSet<u64>,
     /// Regions that lost their last registration while they were mapped, by start and length.
     orphans: BTreeSet<(UserAddr, u64)>,
 }
@@ -71,6 +73,7 @@ impl Process {
             may_lock: true,
             may_raise: true,
             limit: Some(Self::DEFAULT_LIMIT),
+            huge_slices: BTreeSet::new(),
             orphans: BTreeSet::new(),
         };
         process.apply_limit();
@@ -85,6 +88,7 @@ impl Process {
         child.next_memory = self.next_memory;
         (child.user, child.may_lock, child.may_raise) = (self.user, self.may_lock, self.may_raise);
         child.limit = self.limit;
+        child.huge_slices = self.huge_slices.clone();
         child.apply_limit();
         child
     }
@@ -109,6 +113,29 @@ impl Process {
     pub(super) fn locked_kib(&self) -> u64 {
         let pages = self.host.charged_pages() + self.host.locked_pages();
         pages * (self.page() >> 10)
+    }
+
+    /// Whether memory at `[at, at + bytes)` may be made of huge pages, or of small ones, beside what is mapped; if so it is
+    /// remembered.
+    pub(super) fn claim_slices(&mut self, at: u64, bytes: u64, huge: bool) -> bool {
+        let mut slices = Vec::new();
+        let mut next = at;
+        while let Some((first, length)) = self.shared.machine.slice(next).filter(|_| next < at + bytes) {
+            let used = self.host.is_any_mapped(first, length);
+            if used && self.huge_slices.contains(&first) != huge {
+                return false;
+            }
+            slices.push(first);
+            next = first + length;
+        }
+        for slice in slices {
+            if huge {
+                self.huge_slices.insert(slice);
+            } else {
+                self.huge_slices.remove(&slice);
+            }
+        }
+        true
     }
 
     /// Looks for regions without registrations; `true` when one that was seen before is released now.

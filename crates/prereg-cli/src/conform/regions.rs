@@ -171,11 +171,8 @@ fn translate(call: &mut Call<'_>) -> Answer {
 fn is_device(call: &mut Call<'_>) -> Answer {
     let (host, shift) = (HostAddr::new(call.number(1)), call.number(2));
     let bytes = u32::try_from(shift).ok().and_then(|shift| 1u64.checked_shl(shift)).unwrap_or(0);
-    let regions = &call.process.regions;
-    let showing = regions.slots.values().filter(|slot| slot.shows(host)).count();
-    let cause = if showing > 1 { "device-alias" } else { "" };
-    match regions.space.device_at(host, bytes) {
-        Some(covered) => Answer { cause, ..Answer::done().with(format!("devmem=1 size={covered:#x}")) },
+    match call.process.regions.space.device_at(host, bytes) {
+        Some(covered) => Answer::done().with(format!("devmem=1 size={covered:#x}")),
         None => Answer::done().with("devmem=0 size=0x0"),
     }
 }

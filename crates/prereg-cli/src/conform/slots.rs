@@ -21,13 +21,6 @@ impl Slot {
     pub(super) fn new(registration: Registration, device: Option<HostAddr>) -> Self {
         Self { mappings: Vec::new(), registrations: vec![registration], device }
     }
-
-    /// Whether this is device memory that holds `host`.
-    pub(super) fn shows(&self, host: HostAddr) -> bool {
-        let offset = self.device.and_then(|start| host.offset_from(start));
-        let held = self.registrations.first();
-        offset.zip(held).is_some_and(|(offset, held)| offset < held.bytes())
-    }
 }
 
 /// What a process did with the region layer.

@@ -79,8 +79,8 @@ impl Platform {
         eeh: true,
     };
 
-    /// Bare-metal POWER8, whose large pages have 16 MiB.
-    pub const POWERNV8: Self = Self { page_sizes: 1 << 12 | 1 << 16 | 1 << 24, ..Self::POWERNV };
+    /// Bare-metal POWER8, whose large pages have 16 and 256 MiB.
+    pub const POWERNV8: Self = Self { page_sizes: 1 << 12 | 1 << 16 | 1 << 24 | 1 << 28, ..Self::POWERNV };
 
     /// A guest of a POWER hypervisor.
     pub const PSERIES: Self = Self {

@@ -145,7 +145,8 @@ macro_rules! array {
             #[inline(always)]
             fn range(&mut self, address: Address, bytes: u64) -> u64 {
                 let pages = address.page..address.page + bytes / PAGE;
-                pages.fold(0u64, |sum, page| sum.wrapping_add(self.translate(Address { page, ..address }))) >> 1
+                pages.fold(0u64, |sum, page| sum.wrapping_add(self.translate(Address { page, ..address })))
+                    >> 1
             }
         }
     };

@@ -120,7 +120,7 @@ pub fn in_turns(
             let most = effort.patience.as_nanos() as u64 / each;
             // A range is many pages.
             let wanted = if cell.case == Case::Range { effort.operations / 16 } else { effort.operations };
-            Timed { name: *name, subject, operations: wanted.min(most).max(PROBE), times: Vec::new() }
+            Timed { name, subject, operations: wanted.min(most).max(PROBE), times: Vec::new() }
         })
         .collect();
     for _ in 0..effort.reps {
@@ -172,7 +172,12 @@ pub(super) fn row(
 ///
 /// # Errors
 /// [`Interrupted`].
-pub fn with_company(bed: &Bed, cell: Cell, effort: Effort, interrupt: &Interrupt) -> Result<Vec<Row>, Interrupted> {
+pub fn with_company(
+    bed: &Bed,
+    cell: Cell,
+    effort: Effort,
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Interrupted> {
     let mut rows = Vec::new();
     match cell.beside {
         Beside::Nobody => rows = in_turns(bed, cell, &mut bed.contenders(), effort, interrupt)?,
@@ -261,7 +266,12 @@ impl<'a> Company<'a> {
 ///
 /// # Errors
 /// [`Interrupted`].
-pub fn registration(bed: &Bed, beside: Beside, effort: Effort, interrupt: &Interrupt) -> Result<Option<Row>, Interrupted> {
+pub fn registration(
+    bed: &Bed,
+    beside: Beside,
+    effort: Effort,
+    interrupt: &Interrupt,
+) -> Result<Option<Row>, Interrupted> {
     let cell = Cell { shape: bed.shape, case: Case::Register, pattern: Pattern::Random, beside };
     let measure = || {
         let page = bed.one_more(1);

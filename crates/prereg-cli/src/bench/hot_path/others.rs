@@ -44,7 +44,10 @@ impl OneAtomic {
         each_region(shape, base, hosts, |first, pages| {
             regions.push(Counted { first, gate: Gate::new(), pages });
         });
-        Arc::new(Self { firsts: regions.iter().map(|region| region.first).collect(), regions: regions.into() })
+        Arc::new(Self {
+            firsts: regions.iter().map(|region| region.first).collect(),
+            regions: regions.into(),
+        })
     }
 
     #[inline(always)]
@@ -93,7 +96,8 @@ impl Subject for Arc<OneAtomic> {
     #[inline(always)]
     fn range(&mut self, address: Address, bytes: u64) -> u64 {
         self.find(address.ua).counted(|region| {
-            (0..bytes / PAGE).fold(0u64, |sum, page| sum.wrapping_add(region.host(address.ua + page * PAGE))) >> 1
+            (0..bytes / PAGE).fold(0u64, |sum, page| sum.wrapping_add(region.host(address.ua + page * PAGE)))
+                >> 1
         })
     }
 }
@@ -255,7 +259,9 @@ impl Subject for Arc<LockedMap> {
             // Relaxed: as above.
             count.fetch_add(1, Ordering::Relaxed);
             let start = ((address.ua - first) / PAGE) as usize;
-            pages[start..start + (bytes / PAGE) as usize].iter().fold(0u64, |sum, &page| sum.wrapping_add(page))
+            pages[start..start + (bytes / PAGE) as usize]
+                .iter()
+                .fold(0u64, |sum, &page| sum.wrapping_add(page))
         });
         self.with(address.ua, |_, _, count| count.fetch_sub(1, Ordering::Relaxed));
         sum >> 1

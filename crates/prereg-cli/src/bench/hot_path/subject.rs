@@ -56,14 +56,30 @@ impl<S: Subject> Passes for S {
     // One closure for each loop: one that two loops shared would be called, not compiled in.
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64) {
         match (case, pattern) {
-            (Case::Translate, Pattern::Random) => random(count, |n| self.translate(addresses.page(n))),
-            (Case::Translate, Pattern::Dependent) => dependent(count, |n| self.translate(addresses.page(n))),
-            (Case::Translate, Pattern::Sequential) => sequential(count, |n| self.translate(addresses.page(n))),
-            (Case::MapUnmap, Pattern::Random) => random(count, |n| self.map_unmap(addresses.page(n))),
-            (Case::MapUnmap, Pattern::Dependent) => dependent(count, |n| self.map_unmap(addresses.page(n))),
-            (Case::MapUnmap, Pattern::Sequential) => sequential(count, |n| self.map_unmap(addresses.page(n))),
-            (Case::Range, Pattern::Random) => random(count, |n| self.range(addresses.range(n), range)),
-            (Case::Range, Pattern::Dependent) => dependent(count, |n| self.range(addresses.range(n), range)),
+            (Case::Translate, Pattern::Random) => {
+                random(count, |n| self.translate(addresses.page(n)));
+            }
+            (Case::Translate, Pattern::Dependent) => {
+                dependent(count, |n| self.translate(addresses.page(n)));
+            }
+            (Case::Translate, Pattern::Sequential) => {
+                sequential(count, |n| self.translate(addresses.page(n)))
+            }
+            (Case::MapUnmap, Pattern::Random) => {
+                random(count, |n| self.map_unmap(addresses.page(n)));
+            }
+            (Case::MapUnmap, Pattern::Dependent) => {
+                dependent(count, |n| self.map_unmap(addresses.page(n)));
+            }
+            (Case::MapUnmap, Pattern::Sequential) => {
+                sequential(count, |n| self.map_unmap(addresses.page(n)));
+            }
+            (Case::Range, Pattern::Random) => {
+                random(count, |n| self.range(addresses.range(n), range));
+            }
+            (Case::Range, Pattern::Dependent) => {
+                dependent(count, |n| self.range(addresses.range(n), range));
+            }
             (Case::Range, Pattern::Sequential) => {
                 let pages = range / PAGE;
                 sequential(count, |n| self.range(addresses.range(n * pages), range));

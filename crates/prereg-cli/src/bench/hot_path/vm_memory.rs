@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use vm_memory::iommu::Iotlb;
 use vm_memory::{
-    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion, Permissions,
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    Permissions,
 };
 
 use super::layout::{Address, PAGE, Shape};
