@@ -72,8 +72,9 @@ pub(crate) struct Plan {
 
 /// Regions further apart than this are not covered by one array.
 const CLUSTER_GAP: u64 = 1 << 38;
-/// An array may always have so many cells; beyond that, one for every 16 pages it covers, but never more than that of 1 TiB
-/// in huge pages: what nobody pins or charges, as device memory, must not cost memory without bound.
+/// An array may always have so many cells; beyond that, one for every 16 pages or four for every region, which itself
+/// takes more memory than those. But never more than that of 1 TiB in huge pages: what nobody pins or charges, as device
+/// memory, must not cost memory without bound.
 const SMALL: u64 = 1 << 14;
 const MOST: u64 = 1 << 19;
 /// The largest cell.
@@ -85,8 +86,8 @@ impl Plan {
         if usize::BITS < 64 {
             return None;
         }
-        let (first, last, pages) = Self::cluster(regions.clone(), granule)?;
-        let limit = (pages / 16).clamp(SMALL, MOST);
+        let (first, last, pages, count) = Self::cluster(regions.clone(), granule)?;
+        let limit = (pages / 16).max(4 * count).clamp(SMALL, MOST);
         let inside =
             |region: &&Region| region.range.first().raw() >= first && region.range.last().raw() <= last;
         let alignments = regions.filter(inside).map(|region| region.cell_alignment().max(granule));
@@ -102,21 +103,22 @@ impl Plan {
         Some(Self { base: base << shift, shift, count: usize::try_from(count).ok()? })
     }
 
-    /// The group of near regions with the most pages: first byte, last byte, pages.
-    fn cluster<'a>(regions: impl Iterator<Item = &'a Region>, granule: u32) -> Option<(u64, u64, u64)> {
-        let mut best: Option<(u64, u64, u64)> = None;
-        let mut current: Option<(u64, u64, u64)> = None;
+    /// The group of near regions with the most pages: first byte, last byte, pages, regions.
+    fn cluster<'a>(regions: impl Iterator<Item = &'a Region>, granule: u32) -> Option<(u64, u64, u64, u64)> {
+        let mut best: Option<(u64, u64, u64, u64)> = None;
+        let mut current: Option<(u64, u64, u64, u64)> = None;
         for region in regions {
             let (first, last) = (region.range.first().raw(), region.range.last().raw());
             let pages = region.range.bytes() >> granule;
-            current = match current {
-                Some((start, end, sum)) if first - end <= CLUSTER_GAP => Some((start, last, sum + pages)),
-                _ => Some((first, last, pages)),
-            };
-            if let Some(group) = current {
-                if best.is_none_or(|(.., most)| group.2 > most) {
-                    best = Some(group);
+            let group = match current {
+                Some((start, end, sum, count)) if first - end <= CLUSTER_GAP => {
+                    (start, last, sum + pages, count + 1)
                 }
+                _ => (first, last, pages, 1),
+            };
+            current = Some(group);
+            if best.is_none_or(|(_, _, most, _)| group.2 > most) {
+                best = Some(group);
             }
         }
         best

@@ -85,3 +85,22 @@ pub(crate) fn word_of(pages: Pages, offset: u64, granule: u32, slot: u32) -> Opt
     let fits = payload.addr() as u64 >> (64 - SLOT_BITS) == 0 && payload.addr() & TAG == 0;
     fits.then(|| payload.map_addr(|bits| (bits | tag) << SLOT_BITS | slot))
 }
+
+#[cfg(all(test, target_pointer_width = "64"))]
+mod tests {
+    use super::*;
+
+    const K4: u32 = 12;
+
+    #[test]
+    fn what_a_word_cannot_say_is_refused() {
+        assert_eq!(slot_of(word_of(Pages::Run(0x1000), 0, K4, 65_535).unwrap()), 65_535);
+        assert_eq!(word_of(Pages::Run(0x1000), 0, K4, 65_536), None, "no such slot in 16 bits");
+        assert_eq!(word_of(Pages::Run(1 << 58), 0, K4, 1), None, "a page number past 45 bits");
+        let high = ptr::without_provenance_mut(1 << 48);
+        assert_eq!(word_of(Pages::Narrow(high), 0, K4, 1), None, "a pointer past 48 bits");
+        // A table that lies lower than what its array covers would need a negative pointer.
+        let low = ptr::without_provenance_mut(1 << 20);
+        assert_eq!(word_of(Pages::Narrow(low), 1 << 40, K4, 1), None);
+    }
+}

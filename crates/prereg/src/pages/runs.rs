@@ -1,0 +1,69 @@
+//! The contiguous runs of a range, one after the other: what a scatter-gather list is made from.
+
+use super::{Layout, PageTable};
+use crate::addr::{HostAddr, UserAddr};
+
+impl PageTable {
+    /// The contiguous runs of the `bytes` bytes from `ua` on, all inside the region.
+    #[inline]
+    pub(crate) fn runs_within(&self, ua: UserAddr, bytes: u64) -> RunsWithin<'_> {
+        let offset = ua.raw() - self.first.raw();
+        let frames = match &self.layout {
+            Layout::Narrow { frames, .. } if bytes > 0 => {
+                let shift = self.granule.get();
+                &frames[(offset >> shift) as usize..=((offset + (bytes - 1)) >> shift) as usize]
+            }
+            _ => &[],
+        };
+        RunsWithin { table: self, frames, inside: offset & self.granule.mask(), ua, left: bytes }
+    }
+}
+
+/// Contiguous runs, one after the other.
+pub(crate) struct RunsWithin<'a> {
+    table: &'a PageTable,
+    /// Page numbers not yet answered, where the table has such: then nothing else of it is looked at.
+    frames: &'a [u32],
+    /// Bytes of the first page that lie before the range.
+    inside: u64,
+    ua: UserAddr,
+    left: u64,
+}
+
+impl Iterator for RunsWithin<'_> {
+    type Item = (HostAddr, u64);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let Some((&first, mut rest)) = self.frames.split_first() else { return self.next_run() };
+        let mut last = first;
+        while let Some((&next, others)) = rest.split_first() {
+            if last.wrapping_add(1) != next {
+                break;
+            }
+            (last, rest) = (next, others);
+        }
+        let shift = self.table.granule.get();
+        let count = (self.frames.len() - rest.len()) as u64;
+        let bytes = ((count << shift) - self.inside).min(self.left);
+        let host = (u64::from(first) << shift) | self.inside;
+        self.frames = rest;
+        self.inside = 0;
+        self.left -= bytes;
+        Some((HostAddr::new(host), bytes))
+    }
+}
+
+impl RunsWithin<'_> {
+    /// The same by a search of the table.
+    fn next_run(&mut self) -> Option<(HostAddr, u64)> {
+        if self.left == 0 {
+            return None;
+        }
+        let (host, bytes) = self.table.run_within(self.ua, self.left);
+        self.left -= bytes;
+        // Past the end of the range only when nothing is left.
+        self.ua = UserAddr::new(self.ua.raw().wrapping_add(bytes));
+        Some((host, bytes))
+    }
+}
