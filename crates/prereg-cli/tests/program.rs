@@ -308,11 +308,14 @@ fn ctrl_c_ends_the_program_with_130_after_everything_is_released() {
         .spawn()
         .unwrap();
     let mut first = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+    // Kept open: a program that nobody listens to any more ends by itself.
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    said.read_line(&mut first).unwrap();
     assert!(first.starts_with("errors: qemu rules"), "{first}");
     let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(sent.success());
     let status = child.wait().unwrap();
+    drop(said);
     let mut message = String::new();
     child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
     assert_eq!(status.code(), Some(130), "{message}");

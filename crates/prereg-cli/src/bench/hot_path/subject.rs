@@ -63,7 +63,7 @@ impl<S: Subject> Passes for S {
                 dependent(count, |n| self.translate(addresses.page(n)));
             }
             (Case::Translate, Pattern::Sequential) => {
-                sequential(count, |n| self.translate(addresses.page(n)))
+                sequential(count, |n| self.translate(addresses.page(n)));
             }
             (Case::MapUnmap, Pattern::Random) => {
                 random(count, |n| self.map_unmap(addresses.page(n)));
