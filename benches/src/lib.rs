@@ -18,7 +18,7 @@ impl SoleThread {
     /// # Panics
     /// In a process with more than one thread.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn alone() -> Self {
         let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
         assert_eq!(threads, 1, "this fence reaches the calling thread only");
         Self { made: () }

@@ -8,6 +8,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{PageShift, Translator, UserAddr};
@@ -86,11 +87,7 @@ impl Tally {
         assert_eq!(answer, 0, "no usage of a thread");
         // SAFETY: all zeros is one, and the call has filled it.
         let usage = unsafe { usage.assume_init() };
-        Self {
-            minor_faults: usage.ru_minflt,
-            major_faults: usage.ru_majflt,
-            allocations: allocator.calls(),
-        }
+        Self { minor_faults: usage.ru_minflt, major_faults: usage.ru_majflt, allocations: allocator.calls() }
     }
 }
 
@@ -111,7 +108,10 @@ pub fn map_and_unmap(translator: &mut Translator, target: Target, count: u64) ->
         let page = (state >> 33) & (target.pages - 1);
         let ua = UserAddr::new(target.first.raw() + page * PageShift::K4.bytes());
         match translator.map(ua, PageShift::K4) {
-            Ok(mapping) => translator.unmap(mapping),
+            Ok(mapping) => {
+                black_box(mapping.hpa());
+                translator.unmap(mapping);
+            }
             Err(_) => refused += 1,
         }
     }
@@ -183,5 +183,6 @@ pub fn forbid_system_calls() -> bool {
     // The filter must outlive the call, and giving it back may be a system call.
     std::mem::forget(program);
     // SAFETY: the program is valid for as long as the call lasts.
-    no_new == 0 && unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } == 0
+    no_new == 0
+        && unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter) } == 0
 }

@@ -51,8 +51,8 @@ const COUNTS: [Count; 12] = [
     limit(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1),
     ours(Case::Translate, Pattern::Random, Layout::Scattered, 64, 20.0),
     limit(Case::Translate, Pattern::Random, Layout::Scattered, 64),
-    ours(Case::Range, Pattern::Random, Layout::Scattered, 64, 400.0),
-    ours(Case::Range, Pattern::Random, Layout::Contiguous, 64, 120.0),
+    ours(Case::Range, Pattern::Random, Layout::Scattered, 64, 1200.0),
+    ours(Case::Range, Pattern::Random, Layout::Contiguous, 64, 256.0),
 ];
 
 fn main() -> ExitCode {
@@ -75,7 +75,8 @@ fn child(index: &str, subject: &str, length: &str) -> ExitCode {
     };
     let Some(count) = COUNTS.get(index) else { return ExitCode::from(2) };
     let shape = Shape { size: 64 << 20, regions: count.regions, layout: count.layout };
-    let space = AddressSpace::with_barrier(InventedHost::new(count.layout, None), Arc::new(SoleThread::new()));
+    let space =
+        AddressSpace::with_barrier(InventedHost::new(count.layout, None), Arc::new(SoleThread::alone()));
     let pages = SimHost::new(Granule::K4);
     let mut hosts = Vec::new();
     let mut held = Vec::new();

@@ -15,8 +15,6 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 /// Pages of the registered memory: more than a cache holds the addresses of.
 const PAGES: u64 = 1 << 18;
-/// Maps and unmaps of one run of the handler, so that it interrupts many times.
-const EACH: u64 = 10_000;
 
 fn main() -> ExitCode {
     let count = match std::env::args().nth(1).map_or(Ok(100_000_000), |text| text.parse::<u64>()) {
@@ -44,7 +42,9 @@ fn main() -> ExitCode {
     };
     let target = Target { first: registration.ua(), pages: PAGES };
     let mut translator = space.translator();
-    map_in_handler(libc::SIGVTALRM, space.translator(), target, EACH.min(count.max(1)));
+    // So that it interrupts a hundred times.
+    let each = (count / 100).max(1);
+    map_in_handler(libc::SIGVTALRM, space.translator(), target, each);
     every_millisecond();
     let filtered = forbid_system_calls();
 
@@ -53,8 +53,8 @@ fn main() -> ExitCode {
     let mut looped = count;
     // Until the handler has had its share.
     while handled().0 < count {
-        refused += map_and_unmap(&mut translator, target, EACH);
-        looped += EACH;
+        refused += map_and_unmap(&mut translator, target, each);
+        looped += each;
     }
     let after = Tally::now(&ALLOCATOR);
 
@@ -65,15 +65,16 @@ fn main() -> ExitCode {
     println!("refused: {}", refused + refused_there);
     println!("page faults: {faults}");
     println!("allocations: {allocations}");
-    match filtered {
-        true => println!("system calls: 0 (the filter would have ended the program at the first)"),
-        false => println!("system calls: not counted, this kernel takes no filter"),
+    if filtered {
+        println!("system calls: 0 (the filter would have ended the program at the first)");
+    } else {
+        println!("system calls: not counted, this kernel takes no filter");
     }
     if fenced {
         println!("every map passed a fence: this kernel has no membarrier");
     }
     let kept = refused + refused_there == 0 && faults == 0 && allocations == 0;
-    exit_at_once(if kept { 0 } else { 1 })
+    exit_at_once(i32::from(!kept))
 }
 
 /// Interrupts this thread every millisecond of its own processor time.
