@@ -1,6 +1,12 @@
 //! The 1st, 2nd, ... outside call of every request fails: everything is as it was before the request.
 
-use prereg::{Access, BusAddr, Errno, UserAddr};
+use std::sync::Arc;
+
+use prereg::{Access, BusAddr, Errno, GuestAddr, PageShift, UserAddr};
+use prereg_iommu::container::Version;
+use prereg_iommu::{
+    Geometry, GuestList, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce,
+};
 
 use crate::allocator::with_memory_for;
 use crate::world::{A, B, K4, Process, User, number};
@@ -98,4 +104,103 @@ fn scenario_104_a_table_without_memory_gives_every_unit_back() {
         process.host.assert_clean();
     }
     assert!(failures > 0, "the third entry needs memory");
+}
+
+#[test]
+fn a_request_of_the_first_version_that_fails_changes_nothing() {
+    type Request = fn(&mut User<'_>) -> Result<(), Errno>;
+    let enable: Request = |user| number(user.container.enable(&user.process.owner));
+    let requests: [(&str, bool, Request); 3] = [
+        ("enable", false, enable),
+        ("map", true, |user| user.map(A, 0, 4 * K4)),
+        ("map over a mapping", true, |user| user.map(A + K4, 8 * K4, 2 * K4)),
+    ];
+    for (name, enabled, request) in requests {
+        let mut failures = 0;
+        for nth in 1.. {
+            let process = Process::new();
+            let mut user = User::of(&process, 0, Version::V1);
+            if enabled {
+                enable(&mut user).unwrap();
+                // Makes the default window too, so that its charge is none of the request's.
+                user.map(A, 16 * K4, K4).unwrap();
+            }
+            let before = picture(&process, &user);
+            process.host.fail_nth(nth);
+            let answer = request(&mut user);
+            if !process.host.has_failed() {
+                answer.unwrap();
+                drop(user);
+                process.host.assert_clean();
+                break;
+            }
+            failures += 1;
+            assert!(answer.is_err(), "{name}, call {nth}");
+            assert_eq!(picture(&process, &user), before, "{name}, call {nth}");
+            process.host.fail_nth(0);
+            request(&mut user).unwrap();
+            drop(user);
+            process.host.assert_clean();
+        }
+        assert!(failures > 0, "{name} calls out");
+        println!("{name}: {failures} outside calls failed");
+    }
+}
+
+/// A list of one page each from the start of guest memory.
+struct Pages;
+
+impl GuestList for Pages {
+    fn read_list(&self, _at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
+        for (value, page) in values.iter_mut().zip(0..) {
+            *value = (page * K4) | 3;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_hypercall_without_memory_loses_no_unit() {
+    let (liobn, list, pages) = (1, GuestAddr::new(0), 4);
+    // Across the end of a part of the tables, so that two parts are missing.
+    let ioba = BusAddr::new(510 * K4);
+    let calls = [
+        Hypercall::Put { liobn, ioba, tce: Tce::new(3) },
+        Hypercall::PutIndirect { liobn, ioba, list, pages },
+        Hypercall::Stuff { liobn, ioba, tce: Tce::new(0x7000), pages },
+    ];
+    for rules in [Rules::Kvm, Rules::Qemu] {
+        for call in calls {
+            let mut refused = 0;
+            for allocations in 0.. {
+                let process = Process::new();
+                let space = process.owner.space().clone();
+                let mut user = User::new(&process, 0);
+                user.register(A, 16).unwrap();
+                let mut slots = MemorySlots::new();
+                slots.insert(GuestAddr::new(0), UserAddr::new(A), 16 * K4).unwrap();
+                let mut guest = Hypercalls::new(rules, slots);
+                let window = Geometry::for_guest(BusAddr::new(0), PageShift::K4, 1 << 20).unwrap();
+                let table = guest.create(Liobn::new(1), window).unwrap();
+                let hardware = Arc::new(HwTable::new(space.clone(), window, 9).unwrap());
+                table.attach(hardware.clone()).unwrap();
+                let mut translator = space.translator_for(hardware.holder());
+                let code = with_memory_for(allocations, || guest.call(&mut translator, &Pages, call).code);
+                assert_eq!(process.counts(A).1, 1 + hardware.live(), "{call:?}: a unit for every live entry");
+                let done = code == HReturn::SUCCESS;
+                if !done {
+                    refused += 1;
+                    // With memory the same call goes through.
+                    assert_eq!(guest.call(&mut translator, &Pages, call).code, HReturn::SUCCESS);
+                    assert_eq!(process.counts(A).1, 1 + hardware.live());
+                }
+                drop((guest, hardware, translator, user, space));
+                process.host.assert_clean();
+                if done {
+                    break;
+                }
+            }
+            assert!(refused > 0, "{rules:?} {call:?} needs memory");
+        }
+    }
 }
