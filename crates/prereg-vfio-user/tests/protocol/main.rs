@@ -1,0 +1,18 @@
+//! The engine from outside: framing, negotiation, every request with its good and bad forms, transfers, flow control,
+//! hostile input.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
+
+mod client;
+mod descriptions;
+mod descriptors;
+mod dma;
+mod flow;
+mod framing;
+mod hostile;
+mod interrupts;
+mod judge;
+mod negotiation;
+mod regions;
+mod roundtrip;
+mod transfers;
