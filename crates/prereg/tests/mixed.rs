@@ -1,4 +1,5 @@
 //! Regions that do not suit one table: small beside large, far from each other, and more than 65,535 of them.
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use prereg::{
     AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, PageShift, Pin,
@@ -170,4 +171,19 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
         }
         drop(held);
     }
+}
+
+#[test]
+fn device_memory_without_bound_costs_little() {
+    let space = AddressSpace::new(SimHost::new(Granule::K4));
+    let mut t = space.translator();
+    // 2^52 bytes that start on an odd page: cells for it would be a trillion.
+    let registration = space.register_device(UserAddr::new(0x1000), 1 << 52, HostAddr::new(0x3000)).unwrap();
+    for offset in [0, 0x1234_5678_9000, (1 << 52) - 1] {
+        let ua = UserAddr::new(0x1000 + offset);
+        let mapping = t.map(ua, K4).unwrap();
+        assert_eq!(mapping.hpa().raw(), 0x3000 + offset);
+        t.unmap(mapping);
+    }
+    registration.unregister().unwrap();
 }
