@@ -28,7 +28,7 @@ fn two_modules_that_use_each_other_are_reported_with_both_lines() {
     let found = findings(&[
         ("src/lib.rs", "mod a; mod b;"),
         ("src/a.rs", "\nuse crate::b::B;\npub struct A;"),
-        ("src/b.rs", "pub struct B;\nfn f() -> crate::a::A { todo!() }"),
+        ("src/b.rs", "pub struct B;\nfn f() -> crate::a::A { loop {} }"),
     ]);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].contains("a (a.rs) -> b (b.rs)   (line 2 uses crate::b::B)"), "{}", found[0]);
