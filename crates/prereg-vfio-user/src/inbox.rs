@@ -175,3 +175,31 @@ fn split<'a>(input: &mut &'a [u8], bytes: usize) -> &'a [u8] {
     *input = rest;
     piece
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Command;
+
+    #[test]
+    fn what_is_skipped_is_not_held() {
+        let mut inbox: Inbox<()> = Inbox::new(100);
+        let mut bytes = Vec::new();
+        Header::command(1, Command::REGION_WRITE).frame(&mut bytes, |out| out.resize(10_000, 0));
+        let (first, last) = bytes.split_at(9_999);
+        assert!(matches!(inbox.take(&mut &*first), Ok(None)));
+        assert_eq!((inbox.body.capacity(), inbox.wanted()), (0, 1));
+        let message = inbox.take(&mut &*last).unwrap().unwrap();
+        assert!(message.oversized && message.body.is_empty());
+    }
+
+    #[test]
+    fn only_what_came_is_held() {
+        let mut inbox: Inbox<()> = Inbox::new(1 << 20);
+        let mut bytes = Vec::new();
+        Header::command(1, Command::REGION_WRITE).frame(&mut bytes, |out| out.resize(1 << 19, 0));
+        let start = &bytes[..100];
+        assert!(matches!(inbox.take(&mut &*start), Ok(None)));
+        assert!(inbox.body.capacity() < 1000, "not what the header promises");
+    }
+}

@@ -21,7 +21,7 @@ impl Transcript {
     /// From the lines of a console.
     pub(crate) fn of_console(lines: &[String]) -> Self {
         let mut transcript = Self::default();
-        for line in lines {
+        for line in without_firmware(lines) {
             if let Some(answer) = line.strip_prefix("> ") {
                 transcript.line(answer);
             } else if line.starts_with("# trouble") {
@@ -66,6 +66,36 @@ impl Transcript {
         }
         text
     }
+}
+
+/// The lines without what the firmware writes into them: it has the same console, and may come in the middle of a line,
+/// whose rest then stands on the next one.
+fn without_firmware(lines: &[String]) -> Vec<String> {
+    let mut whole = Vec::new();
+    let mut begun = String::new();
+    for line in lines {
+        if let Some(at) = firmware(line) {
+            begun.push_str(&line[..at]);
+        } else {
+            begun.push_str(line);
+            whole.push(std::mem::take(&mut begun));
+        }
+    }
+    whole.extend(Some(begun).filter(|rest| !rest.is_empty()));
+    whole
+}
+
+/// Where a message of the firmware begins in `line`: `[   20.205589057,3] ...`, seconds with nine digits and a level.
+fn firmware(line: &str) -> Option<usize> {
+    line.match_indices('[').map(|(at, _)| at).find(|&at| {
+        let stamp = line[at + 1..].split_once("] ").map(|(stamp, _)| stamp.trim_start());
+        let parts = stamp.and_then(|stamp| stamp.split_once('.')).and_then(|(seconds, rest)| {
+            let (fraction, level) = rest.split_once(',')?;
+            Some([seconds, fraction, level])
+        });
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        parts.is_some_and(|parts| parts[1].len() == 9 && parts.iter().all(|part| digits(part)))
+    })
 }
 
 /// What became of stored answers.
@@ -150,6 +180,22 @@ mod tests {
 
     fn console(text: &str) -> Transcript {
         Transcript::of_console(&text.lines().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_firmware_may_speak_in_the_middle_of_a_line() {
+        let message = "[   20.205589057,3] SBE: Timer stuck, falling back to OPAL pollers.";
+        let lines = [
+            "> == e06 create ".to_owned() + message,
+            "window sizes".to_owned(),
+            message.to_owned(),
+            "> v2 c0 0 => ok lck=0".to_owned(),
+            "> mem A 4P => ok at=[0x1] size=[1.5,2] ".to_owned(),
+        ];
+        let transcript = Transcript::of_console(&lines);
+        let wanted =
+            "== e06 create window sizes\nv2 c0 0 => ok lck=0\nmem A 4P => ok at=[0x1] size=[1.5,2] \n";
+        assert_eq!(transcript.text(), wanted);
     }
 
     #[test]

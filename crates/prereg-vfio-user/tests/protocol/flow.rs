@@ -1,7 +1,7 @@
 //! What a session holds for a client that asks much and reads little.
 
-use prereg_vfio_user::wire::{Command, RegionAccess};
-use prereg_vfio_user::{Action, Settings};
+use prereg_vfio_user::wire::{Command, RegionAccess, RegionInfo};
+use prereg_vfio_user::{Action, Mmap, Region, Settings};
 
 use crate::client::{Client, QEMU, body, command};
 
@@ -92,5 +92,36 @@ fn replies_without_descriptors_are_sent_together_and_in_any_pieces() {
         assert_eq!(frame[..2], (id as u16).to_ne_bytes());
     }
     client.session.sent(10);
+    assert!(client.session.unsent().is_none());
+}
+
+#[test]
+fn descriptors_go_with_the_first_byte_of_their_frame_and_with_no_other() {
+    let mut client = Client::new();
+    let ask = body(|out| RegionInfo::write_command(0, 32, out));
+    for id in 0..3 {
+        let bytes = command(id, Command::DEVICE_GET_REGION_INFO, &ask);
+        let Action::DescribeRegion { token, .. } = client.action(&bytes, 0) else { panic!() };
+        let mmap = Some(Mmap { descriptor: client.pool.fd(u32::from(id)), offset: 0, areas: Vec::new() });
+        client.session.reply(token, Ok(Region { bytes: 4096, readable: true, writable: true, mmap }));
+        let Action::Reset { token } = client.action(&command(9, Command::DEVICE_RESET, &[]), 0) else {
+            panic!()
+        };
+        client.session.reply(token, Ok(()));
+    }
+    for id in 0..3 {
+        let (bytes, fds) = client.session.unsent().unwrap();
+        assert_eq!((bytes.len(), fds.len(), fds[0].number), (48, 1, id), "one frame and its descriptor");
+        client.session.sent(0);
+        assert_eq!(client.session.unsent().unwrap().1.len(), 1, "nothing was sent");
+        client.session.sent(1);
+        assert_eq!(client.pool.held(), 2 - id as usize);
+        let (bytes, fds) = client.session.unsent().unwrap();
+        assert_eq!((bytes.len(), fds.len()), (47, 0));
+        client.session.sent(47);
+        let (bytes, fds) = client.session.unsent().unwrap();
+        assert_eq!((bytes.len(), fds.len()), (16, 0));
+        client.session.sent(16);
+    }
     assert!(client.session.unsent().is_none());
 }

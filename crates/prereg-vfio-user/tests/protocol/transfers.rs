@@ -151,6 +151,22 @@ fn a_transfer_that_failed_ends_when_its_last_piece_is_back() {
 }
 
 #[test]
+fn nothing_more_is_asked_for_a_transfer_that_failed() {
+    let mut client = Client::with(Settings::default(), r#"{"capabilities":{"max_data_xfer_size":1000}}"#);
+    let id = client.session.dma_read(Iova::new(0), 300_000).unwrap();
+    let frames = client.frames();
+    assert_eq!(frames.len(), 131);
+    let mut refusal = Vec::new();
+    Header::failure(frames[0].header.id, Command::DMA_READ, Errno::ENODEV).frame(&mut refusal, |_| ());
+    client.send(&refusal).unwrap();
+    for frame in &frames[1..] {
+        assert!(client.session.unsent().is_none());
+        client.send(&answer(frame, u64::MAX)).unwrap();
+    }
+    assert_eq!(ended(&mut client), Some((id, Err(TransferError::Refused { errno: Errno::ENODEV }))));
+}
+
+#[test]
 fn replies_that_do_not_fit_are_failures_and_the_stream_goes_on() {
     let mut client = Client::new();
     type Reply = (&'static str, fn(&mut Vec<u8>));
