@@ -218,6 +218,38 @@ pub trait GuestList {
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam>;
 }
 
+/// Most lists of a running guest are this short; longer ones pay for a buffer of the full size.
+const SHORT_LIST: usize = 32;
+
+/// Reads a list of `count` values (512 at most) at `at` and shows them to `work`, with whether they could be read; if not,
+/// they are whatever they are.
+#[inline]
+pub(crate) fn with_list<G: GuestList + ?Sized, T>(
+    guest: &G,
+    at: GuestAddr,
+    count: usize,
+    work: impl FnOnce(&mut [u64], Result<(), NotRam>) -> T,
+) -> T {
+    if count <= SHORT_LIST {
+        buffered::<SHORT_LIST, G, T>(guest, at, count, work)
+    } else {
+        buffered::<{ Hypercall::MAX_LIST }, G, T>(guest, at, count, work)
+    }
+}
+
+#[inline]
+fn buffered<const ROOM: usize, G: GuestList + ?Sized, T>(
+    guest: &G,
+    at: GuestAddr,
+    count: usize,
+    work: impl FnOnce(&mut [u64], Result<(), NotRam>) -> T,
+) -> T {
+    let mut buffer = [0; ROOM];
+    let values = &mut buffer[..count];
+    let read = guest.read_list(at, values);
+    work(values, read)
+}
+
 impl<F: Fn(GuestAddr, &mut [u64]) -> Result<(), NotRam>> GuestList for F {
     #[inline]
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {

@@ -7,7 +7,7 @@
 
 use prereg::{Access, BusAddr, GuestAddr, PageShift, Translator, UserAddr};
 
-use crate::hypercall::{GuestList, HReturn, Hypercall};
+use crate::hypercall::{GuestList, HReturn, Hypercall, with_list};
 use crate::slots::MemorySlots;
 use crate::table::TceTable;
 use crate::tce::Tce;
@@ -75,9 +75,6 @@ pub(crate) fn put(
     write(table, translator, index, tce, target)
 }
 
-/// Most lists of a running guest are this short; longer ones pay for a buffer of the full size.
-const SHORT_LIST: usize = 32;
-
 #[inline]
 pub(crate) fn put_indirect<G: GuestList + ?Sized>(
     table: &TceTable,
@@ -95,28 +92,10 @@ pub(crate) fn put_indirect<G: GuestList + ?Sized>(
     if slots.find(list).is_none() {
         return Err(HReturn::TOO_HARD);
     }
-    let count = pages as usize;
-    if count <= SHORT_LIST {
-        put_buffered::<SHORT_LIST, G>(table, slots, translator, guest, index, list, count)
-    } else {
-        put_buffered::<{ Hypercall::MAX_LIST }, G>(table, slots, translator, guest, index, list, count)
-    }
-}
-
-#[inline]
-fn put_buffered<const ROOM: usize, G: GuestList + ?Sized>(
-    table: &TceTable,
-    slots: &MemorySlots,
-    translator: &mut Translator,
-    guest: &G,
-    index: u64,
-    list: GuestAddr,
-    count: usize,
-) -> Result<(), HReturn> {
-    let mut buffer = [0; ROOM];
-    let values = &mut buffer[..count];
-    guest.read_list(list, values).map_err(|_| HReturn::TOO_HARD)?;
-    put_values(table, slots, translator, index, values)
+    with_list(guest, list, pages as usize, |values, read| {
+        read.map_err(|_| HReturn::TOO_HARD)?;
+        put_values(table, slots, translator, index, values)
+    })
 }
 
 fn put_values(

@@ -7,7 +7,7 @@
 use prereg::{BusAddr, GuestAddr, PageShift, Translator};
 
 use crate::hw_table::EntryError;
-use crate::hypercall::{GuestList, HReturn, Hypercall};
+use crate::hypercall::{GuestList, HReturn, Hypercall, with_list};
 use crate::slots::MemorySlots;
 use crate::sparse::TableError;
 use crate::table::TceTable;
@@ -81,9 +81,6 @@ pub(crate) fn put(
     write(table, slots, translator, index, tce)
 }
 
-/// See `kvm`: a longer list pays for a longer buffer.
-const SHORT_LIST: usize = 32;
-
 #[inline]
 pub(crate) fn put_indirect<G: GuestList + ?Sized>(
     table: &TceTable,
@@ -98,32 +95,14 @@ pub(crate) fn put_indirect<G: GuestList + ?Sized>(
         return Err(HReturn::PARAMETER);
     }
     let (index, inside) = locate_range(table, ioba, pages)?;
-    let inside = inside as usize;
-    if inside <= SHORT_LIST {
-        put_buffered::<SHORT_LIST, G>(table, slots, translator, guest, index, list, inside)?;
-    } else {
-        put_buffered::<{ Hypercall::MAX_LIST }, G>(table, slots, translator, guest, index, list, inside)?;
-    }
-    if (inside as u64) < pages { Err(HReturn::PARAMETER) } else { Ok(()) }
-}
-
-#[inline]
-fn put_buffered<const ROOM: usize, G: GuestList + ?Sized>(
-    table: &TceTable,
-    slots: &MemorySlots,
-    translator: &mut Translator,
-    guest: &G,
-    index: u64,
-    list: GuestAddr,
-    count: usize,
-) -> Result<(), HReturn> {
-    let mut buffer = [0; ROOM];
-    let values = &mut buffer[..count];
-    if guest.read_list(list, values).is_err() {
-        // Outside of RAM QEMU's bus reads as zeros, and so the call succeeds.
-        values.fill(0);
-    }
-    put_values(table, slots, translator, index, values)
+    with_list(guest, list, inside as usize, |values, read| {
+        if read.is_err() {
+            // Outside of RAM QEMU's bus reads as zeros, and so the call succeeds.
+            values.fill(0);
+        }
+        put_values(table, slots, translator, index, values)
+    })?;
+    if inside < pages { Err(HReturn::PARAMETER) } else { Ok(()) }
 }
 
 fn put_values(
