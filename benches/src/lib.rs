@@ -1,6 +1,7 @@
-//! Measurements that are no tests: instruction counts, and the promise to signal handlers.
+//! Measurements that are no tests: instruction counts, the promise to signal handlers, a stress of minutes.
 
 pub mod promise;
+pub mod squeeze;
 
 use std::sync::atomic::{Ordering, fence};
 

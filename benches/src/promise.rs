@@ -163,6 +163,37 @@ pub fn handled() -> (u64, u64) {
     (HANDLER.done.load(Ordering::Relaxed), HANDLER.refused.load(Ordering::Relaxed))
 }
 
+/// Locks what a program keeps besides the heap: its text and data, its libraries, and the calling thread's stack. Without it
+/// the kernel may take a page of code away, which is the program's to prevent and no library's. Answers the bytes locked.
+///
+/// # Errors
+/// As `mlock` says, or if the program's mappings cannot be read.
+pub fn lock_program() -> std::io::Result<u64> {
+    let mut locked = 0;
+    let mut follows = None;
+    for line in std::fs::read_to_string("/proc/self/maps")?.lines() {
+        let mut parts = line.split_whitespace();
+        let (range, name) = (parts.next().unwrap_or_default(), parts.nth(4).unwrap_or_default());
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (Ok(start), Ok(end)) = (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)) else {
+            continue;
+        };
+        // Zeroed statics have no name and follow a file's data.
+        let statics = name.is_empty() && follows == Some(start);
+        if name.starts_with('/') || name == "[stack]" || statics {
+            follows = Some(end);
+            // SAFETY: locks pages, and changes nothing in them.
+            let answer = unsafe { libc::mlock(std::ptr::without_provenance(start), end - start) };
+            // A mapping without any access cannot be brought in, nor touched.
+            if answer != 0 && !line.contains("---p") {
+                return Err(std::io::Error::last_os_error());
+            }
+            locked += (end - start) as u64;
+        }
+    }
+    Ok(locked)
+}
+
 /// From here on the kernel ends the process if the calling thread makes any system call but `write`, `exit_group`,
 /// `rt_sigreturn` (how a handler ends) or `getrusage`. `false` where the kernel has no such filter.
 pub fn forbid_system_calls() -> bool {

@@ -7,12 +7,12 @@
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-use prereg::{AddressSpace, Granule};
+use prereg::{AddressSpace, Granule, HeapTables};
 use prereg_benches::SoleThread;
 use prereg_cli::bench::hot_path::host::InventedHost;
 use prereg_cli::bench::hot_path::layout::{Layout, Pattern, Shape};
 use prereg_cli::bench::hot_path::limit::Limit;
-use prereg_cli::bench::hot_path::ours::Ours;
+use prereg_cli::bench::hot_path::ours::{Ours, OursInLists};
 use prereg_cli::bench::hot_path::subject::{Case, Nothing, Passes};
 use prereg_sim::SimHost;
 
@@ -40,13 +40,23 @@ const fn limit(case: Case, pattern: Pattern, layout: Layout, regions: u64) -> Co
     Count { subject: "limit", case, pattern, layout, regions, goal: None }
 }
 
-const COUNTS: [Count; 12] = [
+/// The same by lists of 512 pages, as one H_PUT_TCE_INDIRECT carries: at once, or page by page.
+const fn list(subject: &'static str, regions: u64, goal: Option<f64>) -> Count {
+    let (pattern, layout) = (Pattern::Random, Layout::Scattered);
+    Count { subject, case: Case::MapUnmap, pattern, layout, regions, goal }
+}
+
+const COUNTS: [Count; 16] = [
     ours(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1, 36.0),
     ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 1, 36.0),
     ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64, 36.0),
     ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 4096, 36.0),
     ours(Case::MapUnmap, Pattern::Dependent, Layout::Scattered, 64, 36.0),
     ours(Case::MapUnmap, Pattern::Random, Layout::Contiguous, 64, 36.0),
+    list("prereg-list", 1, Some(108.0)),
+    list("prereg-each", 1, None),
+    list("prereg-list", 64, Some(132.0)),
+    list("prereg-each", 64, None),
     limit(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64),
     limit(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1),
     ours(Case::Translate, Pattern::Random, Layout::Scattered, 64, 20.0),
@@ -97,7 +107,8 @@ fn child(index: &str, subject: &str, length: &str) -> ExitCode {
     }
     let mut subject: Box<dyn Passes> = match subject {
         "prereg" => Box::new(Ours(space.translator())),
-        "limit" => Box::new(Limit::new(shape, BASE, &hosts)),
+        "prereg-list" | "prereg-each" => Box::new(OursInLists::new(space.translator(), subject == "prereg-list")),
+        "limit" => Box::new(Limit::new(shape, BASE, &hosts, Arc::new(HeapTables::new()))),
         _ => Box::new(Nothing),
     };
     subject.pass(count.case, count.pattern, shape.addresses(BASE), shape.range_bytes(), length);
@@ -107,7 +118,7 @@ fn child(index: &str, subject: &str, length: &str) -> ExitCode {
 /// Runs the children and prints.
 fn parent(check: bool) -> ExitCode {
     println!(
-        "{:<8} {:<10} {:<11} {:<11} {:>7} {:>13} {:>6}",
+        "{:<11} {:<10} {:<11} {:<11} {:>7} {:>13} {:>6}",
         "subject", "case", "pattern", "layout", "regions", "instructions", "goal"
     );
     let mut missed = false;
@@ -123,7 +134,7 @@ fn parent(check: bool) -> ExitCode {
         let over = count.goal.is_some_and(|goal| instructions > goal);
         missed |= over;
         println!(
-            "{:<8} {:<10} {:<11} {:<11} {:>7} {:>13.1} {:>6}{}",
+            "{:<11} {:<10} {:<11} {:<11} {:>7} {:>13.1} {:>6}{}",
             count.subject,
             count.case.name(),
             count.pattern.name(),

@@ -1,13 +1,20 @@
 //! Shows the promise of real mode: `promise [COUNT]` maps and unmaps COUNT pages (default 10^8) in a plain loop and as many in
 //! a signal handler that interrupts it, and prints page faults, allocations and system calls. Fails if there is one.
+//!
+//! `promise --squeezed [COUNT]` does the same in a memory cgroup that is far too small for a neighbour in it, and prints what
+//! the kernel took away meanwhile. Skipped, with the reason, where no such cgroup can be made.
 
-use std::process::ExitCode;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
 
 use prereg::{AddressSpace, Granule, PageShift, UserAddr};
 use prereg_benches::promise::{
-    CountingAllocator, Tally, Target, forbid_system_calls, handled, map_and_unmap, map_in_handler,
+    CountingAllocator, Tally, Target, forbid_system_calls, handled, lock_program, map_and_unmap,
+    map_in_handler,
 };
-use prereg_linux::Membarrier;
+use prereg_benches::squeeze::{Group, enter, gobble};
+use prereg_linux::{LockedTables, Membarrier};
 use prereg_sim::SimHost;
 
 #[global_allocator]
@@ -15,36 +22,103 @@ static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
 /// Pages of the registered memory: more than a cache holds the addresses of.
 const PAGES: u64 = 1 << 18;
+/// Bytes of the group that is too small, and of the file that its neighbour reads.
+const ROOM: u64 = 32 << 20;
+const GREED: u64 = 512 << 20;
 
 fn main() -> ExitCode {
-    let count = match std::env::args().nth(1).map_or(Ok(100_000_000), |text| text.parse::<u64>()) {
-        Ok(count) => count,
-        Err(error) => {
-            eprintln!("promise: a number of maps, please ({error})");
-            return ExitCode::from(2);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => keep(100_000_000),
+        ["--squeezed"] => squeezed("100000000"),
+        ["--squeezed", count] => squeezed(count),
+        ["--in", group, count] => {
+            enter(Path::new(group)).map_err(|error| error.to_string()).and_then(|()| keep_counted(count))
+        }
+        ["--gobble", group] => enter(Path::new(group))
+            .and_then(|()| gobble(&std::env::temp_dir(), GREED))
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(|error| error.to_string()),
+        [count] => keep_counted(count),
+        _ => Err("usage: promise [--squeezed] [COUNT]".to_owned()),
+    };
+    done.unwrap_or_else(|why| {
+        eprintln!("promise: {why}");
+        ExitCode::FAILURE
+    })
+}
+
+fn keep_counted(count: &str) -> Result<ExitCode, String> {
+    keep(count.parse().map_err(|error| format!("a number of maps, please ({error})"))?)
+}
+
+/// The promise, in a group with a neighbour.
+fn squeezed(count: &str) -> Result<ExitCode, String> {
+    let group = match Group::new(&format!("prereg-promise-{}", std::process::id()), ROOM) {
+        Ok(group) => group,
+        Err(why) => {
+            println!("skipped: {why}");
+            return Ok(ExitCode::SUCCESS);
         }
     };
+    let program = std::env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
+    let start = |option: &str| {
+        let mut command = Command::new(&program);
+        command.arg(option).arg(group.folder());
+        command
+    };
+    // Its end is the end of the neighbour.
+    let mut neighbour = start("--gobble").stdin(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut worker =
+        start("--in").arg(count).stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut before = None;
+    for line in worker.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let line = line.map_err(|error| error.to_string())?;
+        // Said when all is in place and the mapping begins.
+        if line.starts_with("tables:") {
+            before = Some(group.pressure());
+        }
+        println!("{line}");
+    }
+    let after = group.pressure();
+    let status = worker.wait().map_err(|error| error.to_string())?;
+    drop(neighbour.stdin.take());
+    neighbour.wait().map_err(|error| error.to_string())?;
+    let before = before.unwrap_or_default();
+    let swap = std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1);
+    println!("a group of {} MiB, with a neighbour that reads {} MiB again and again", ROOM >> 20, GREED >> 20);
+    println!("before: {before}");
+    println!("after:  {after}");
+    println!("swap: {}", if swap { "yes" } else { "none, so that pages of files alone can be taken" });
+    let pressed = after.at_limit > before.at_limit && after.taken > before.taken;
+    if !pressed {
+        println!("the kernel took nothing away: no proof");
+    }
+    Ok(if status.success() && pressed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Maps and unmaps `count` pages in a loop, and as many in a handler.
+fn keep(count: u64) -> Result<ExitCode, String> {
     let host = SimHost::new(Granule::K4);
     let first = UserAddr::new(0x7f00_0000_0000);
     let memory = host.memory(first.raw(), PAGES * PageShift::K4.bytes());
     let barrier = Membarrier::shared();
     let fenced = barrier.is_none();
-    let space = match barrier {
-        Some(barrier) => AddressSpace::with_barrier(host, barrier),
-        None => AddressSpace::new(host),
-    };
-    let registration = match space.register(&memory) {
-        Ok(registration) => registration,
-        Err(error) => {
-            eprintln!("promise: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let space = AddressSpace::with_tables(host, barrier, LockedTables::shared());
+    let space = space.map_err(|error| error.to_string())?;
+    let registration = space.register(&memory).map_err(|error| error.to_string())?;
     let target = Target { first: registration.ua(), pages: PAGES };
     let mut translator = space.translator();
     // So that it interrupts a hundred times.
     let each = (count / 100).max(1);
     map_in_handler(libc::SIGVTALRM, space.translator(), target, each);
+    let program = match lock_program() {
+        Ok(bytes) => format!("{} KiB of the program itself", bytes >> 10),
+        Err(error) => format!("not the program itself ({error})"),
+    };
+    let tables = space.snapshot().tables;
+    let why = tables.unlocked_because.map_or_else(String::new, |why| format!(" ({why})"));
+    println!("tables: {} KiB, {} KiB locked{why}; and {program}", tables.held >> 10, tables.locked >> 10);
     every_millisecond();
     let filtered = forbid_system_calls();
 

@@ -18,9 +18,11 @@ use crate::lookup::Snapshot;
 use crate::port::PinId;
 use crate::publish::Retired;
 use crate::region::SharedRegion;
+use crate::slab::Placed;
 use crate::slots::MAX_SLOTS;
 use crate::station::Station;
-use crate::tally::{Held, Holder, Home, House};
+use crate::tables::Tables;
+use crate::tally::{Held, Holder, Home, House, SharedHouse};
 
 /// What a span is taken by.
 pub(crate) enum Span {
@@ -93,7 +95,7 @@ struct Grave {
     died: u64,
 }
 
-/// Slots for which every station has counts from the beginning.
+/// Slots for which every station has counts from the beginning. A power of two, as every later number is.
 const FIRST_CAPACITY: usize = 256;
 
 /// The books.
@@ -102,8 +104,8 @@ pub(crate) struct Books {
     pub(crate) spans: BTreeMap<u64, Span>,
     pub(crate) stations: Vec<Arc<Station>>,
     /// One for each holder.
-    houses: BTreeMap<Holder, Arc<House>>,
-    pub(crate) retired: Retired<Snapshot>,
+    houses: BTreeMap<Holder, SharedHouse>,
+    pub(crate) retired: Retired<Snapshot, Placed<Snapshot>>,
     /// Of the current snapshot.
     pub(crate) generation: u64,
     /// The current snapshot does not show what is here: there was no translator to look at it.
@@ -263,13 +265,14 @@ impl Books {
     /// The house of `holder`, made if need be. `None` without memory.
     pub(crate) fn house(
         &mut self,
+        memory: &Tables,
         holder: Holder,
         home: impl FnOnce() -> alloc::sync::Weak<dyn Home>,
-    ) -> Option<Arc<House>> {
+    ) -> Option<SharedHouse> {
         if let Some(house) = self.houses.get(&holder) {
             return Some(house.clone());
         }
-        let house = Arc::new(House::new(holder, home()));
+        let house = House::new(memory, holder, home())?;
         if !house.grow(self.slots) {
             return None;
         }

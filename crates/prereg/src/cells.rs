@@ -13,14 +13,14 @@
 
 #![expect(unsafe_code, reason = "readers reach the array by pointer")]
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ptr;
 
 use crate::addr::UserAddr;
 use crate::region::Region;
+use crate::slab::Slab;
 use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::tables::Tables;
 use crate::tagged::{slot_of, word_of};
 
 /// One cell. Null is empty; so slot 0 is never given to a region.
@@ -32,11 +32,11 @@ pub(crate) struct Cells {
     pub(crate) born: u64,
     base: u64,
     shift: u32,
-    cells: Box<[Cell]>,
+    cells: Slab<Cell>,
 }
 
 /// What a reader keeps at hand of a [`Cells`].
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct View {
     pub(crate) base: u64,
     /// Bytes covered.
@@ -44,6 +44,11 @@ pub(crate) struct View {
     pub(crate) shift: u32,
     pub(crate) cells: *const Cell,
 }
+
+// SAFETY: the cells are atomics, which any thread may load as long as they live.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
 
 impl View {
     /// Covers nothing.
@@ -77,6 +82,8 @@ const CLUSTER_GAP: u64 = 1 << 38;
 /// memory, must not cost memory without bound.
 const SMALL: u64 = 1 << 14;
 const MOST: u64 = 1 << 19;
+/// Regions of so few pages on average, gaps included, are covered page by page.
+const PAGES_OF_SMALL: u64 = 8;
 /// The largest cell.
 const LARGEST_SHIFT: u32 = 40;
 
@@ -90,12 +97,16 @@ impl Plan {
         let limit = (pages / 16).max(4 * count).clamp(SMALL, MOST);
         let inside =
             |region: &&Region| region.range.first().raw() >= first && region.range.last().raw() <= last;
+        let numbers = regions.clone().filter(inside).any(|region| !region.table.is_runs());
         let alignments = regions.filter(inside).map(|region| region.cell_alignment().max(granule));
         let cells = |shift: u32| (last >> shift) - (first >> shift) + 1;
         let finest = (alignments.clone().min()?..=LARGEST_SHIFT).find(|&shift| cells(shift) <= limit)?;
-        // Regions that are aligned to less are searched for; the others need no finer cells than the worst of them.
+        // Regions that are aligned to less are searched for; the others need no finer cells than the worst of them. But
+        // many small ones get a cell for each page, which says where it is without a second load.
         let covered = alignments.filter(|&alignment| alignment >= finest);
-        let shift = covered.min()?.min(LARGEST_SHIFT);
+        let worst = covered.min()?.min(LARGEST_SHIFT);
+        let by_page = numbers && cells(granule) <= PAGES_OF_SMALL * count;
+        let shift = if by_page { granule } else { worst };
         let used = cells(shift);
         // Room to grow on both sides, so that a run of new neighbours does not rebuild the array each time.
         let count = used.next_power_of_two();
@@ -126,17 +137,11 @@ impl Plan {
 }
 
 impl Cells {
-    /// No cell.
-    pub(crate) fn empty(born: u64) -> Self {
-        Self { born, base: 0, shift: 12, cells: Box::default() }
-    }
-
-    /// Empty cells for `plan`. `None` without memory.
-    pub(crate) fn new(plan: Plan, born: u64) -> Option<Self> {
-        let mut cells = Vec::new();
-        cells.try_reserve_exact(plan.count).ok()?;
-        cells.resize_with(plan.count, || Cell::new(ptr::null_mut()));
-        Some(Self { born, base: plan.base, shift: plan.shift, cells: cells.into_boxed_slice() })
+    /// Empty cells for `plan`, or none at all. `None` without memory.
+    pub(crate) fn new(memory: &Tables, plan: Option<Plan>, born: u64) -> Option<Self> {
+        let Plan { base, shift, count } = plan.unwrap_or(Plan { base: 0, shift: 12, count: 0 });
+        let cells = Slab::new(memory, count, || Cell::new(ptr::null_mut()))?;
+        Some(Self { born, base, shift, cells })
     }
 
     /// How many there are.
@@ -184,7 +189,7 @@ impl Cells {
     pub(crate) fn clear(&self, region: &Region) -> bool {
         let Some((first, last)) = self.cells_of(region) else { return false };
         // Relaxed: written under the lock the caller holds.
-        if slot_of(self.cells[first].load(Ordering::Relaxed)) != region.slot {
+        if slot_of(self.cells[first].load(Ordering::Relaxed)) != region.slot as usize {
             return false;
         }
         self.empty_cells(first, last + 1);

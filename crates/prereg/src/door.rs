@@ -95,18 +95,26 @@ impl Door {
     /// Takes one unit in `count`, which only this thread writes.
     #[inline]
     pub fn enter(&self, count: &AtomicI64, light: Light) -> Entered {
+        if self.enter_open(count, light) { Entered::In } else { self.enter_closing(count) }
+    }
+
+    /// Takes one unit in `count`, which only this thread writes, and says whether the door was open: then it is inside. If it
+    /// was not, the unit is counted all the same, and the caller calls [`enter_closing`](Self::enter_closing).
+    #[inline]
+    #[must_use]
+    pub fn enter_open(&self, count: &AtomicI64, light: Light) -> bool {
         // Relaxed: nobody else writes it; what it must be ordered with is the door, by the fence.
         count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         light.fence();
         // Acquire pairs with the Release of `open` and `reopen`: what is behind the door was made before.
-        if self.state.load(Ordering::Acquire) == OPEN { Entered::In } else { self.enter_closing(count) }
+        self.state.load(Ordering::Acquire) == OPEN
     }
 
-    /// The door was not open. The unit is counted already, so it refuses a close that is being decided; otherwise it is
-    /// taken back.
+    /// The door was not open. The unit is counted already, so it refuses a close that is being decided; otherwise it is taken
+    /// back.
     #[cold]
     #[inline(never)]
-    fn enter_closing(&self, count: &AtomicI64) -> Entered {
+    pub fn enter_closing(&self, count: &AtomicI64) -> Entered {
         // AcqRel: the partner is the closer's exchange in `try_close`; see the head of this file. Finding OPEN is as good: a
         // close that begins after this load has its heavy fence after our count.
         match self.state.compare_exchange(CLOSING, OPEN, Ordering::AcqRel, Ordering::Acquire) {

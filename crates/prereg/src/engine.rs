@@ -12,14 +12,17 @@ use core::ptr::NonNull;
 use crate::addr::Granule;
 use crate::books::Books;
 use crate::door::{Door, Light};
+use crate::doors::Doors;
 use crate::errno::Errno;
 use crate::lookup::Snapshot;
 use crate::port::{Barrier, Charge, Pin};
 use crate::publish::Published;
 use crate::region::Region;
-use crate::slots::{CHUNK, Chunks, MAX_SLOTS};
+use crate::slab::Placed;
+use crate::slots::{Chunks, MAX_SLOTS};
 use crate::sync::Monitor;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use crate::tables::Tables;
 
 /// No memory for a table. ENOMEM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -40,15 +43,30 @@ pub(crate) struct Engine {
     pub(crate) charges: Box<dyn Charge>,
     pub(crate) granule: Granule,
     barrier: Option<Arc<dyn Barrier>>,
-    pub(crate) published: Published<Snapshot>,
+    pub(crate) tables: Tables,
+    pub(crate) shown: Placed<Shown>,
     /// One door a slot; slot 0's is never opened.
-    doors: Box<[Door]>,
-    /// Regions by slot, for whoever holds a unit or sits on a snapshot that names them.
-    pub(crate) slots: Chunks<[AtomicPtr<Region>; CHUNK]>,
+    pub(crate) doors: Doors,
     /// Draining regions, as the books say: while there are any, every change looks whether their last units are back.
     pub(crate) draining: AtomicU64,
     pub(crate) books: Monitor<Books>,
     pub(crate) this: Weak<Engine>,
+}
+
+/// The part of an engine that readers touch.
+pub(crate) struct Shown {
+    pub(crate) published: Published<Snapshot, Placed<Snapshot>>,
+    /// Regions by slot, for whoever holds a unit or sits on a snapshot that names them.
+    pub(crate) slots: Chunks<AtomicPtr<Region>>,
+}
+
+impl Shown {
+    /// The region in `slot`, for a caller that holds a unit of it or sits on a snapshot that names it.
+    #[inline]
+    pub(crate) fn region_in(&self, slot: u32) -> Option<NonNull<Region>> {
+        // Relaxed: stored before the slot was published, and whatever told the caller of the slot ordered that.
+        NonNull::new(self.slots.get(slot)?.load(Ordering::Relaxed))
+    }
 }
 
 impl Engine {
@@ -56,24 +74,27 @@ impl Engine {
         pins: Box<dyn Pin>,
         charges: Box<dyn Charge>,
         barrier: Option<Arc<dyn Barrier>>,
-    ) -> Arc<Self> {
+        tables: Tables,
+    ) -> Result<Arc<Self>, OutOfMemory> {
         let granule = pins.granule();
-        let doors = doors::closed(MAX_SLOTS);
-        // Readers look at this one when they miss. Written here, so that they do not fault its page in.
-        doors[0].close();
-        Arc::new_cyclic(|this| Self {
+        // Readers look at the door of slot 0 when they miss, so that one is present from the beginning.
+        let doors = Doors::new(&tables, MAX_SLOTS, 1).ok_or(OutOfMemory)?;
+        let published = Published::new(Snapshot::empty(&tables).ok_or(OutOfMemory)?);
+        let slots = Chunks::new(&tables).ok_or(OutOfMemory)?;
+        let shown = Placed::new(&tables, Shown { published, slots }).ok_or(OutOfMemory)?;
+        Ok(Arc::new_cyclic(|this| Self {
             pins,
             charges,
             granule,
             // The interpreter knows no fence on other threads.
             barrier: barrier.filter(|_| !cfg!(any(miri, loom))),
-            published: Published::new(Box::new(Snapshot::empty())),
+            tables,
+            shown,
             doors,
-            slots: Chunks::new(),
             draining: AtomicU64::new(0),
             books: Monitor::new(Books::default()),
             this: this.clone(),
-        })
+        }))
     }
 
     pub(crate) fn granule(&self) -> Granule {
@@ -108,37 +129,10 @@ impl Engine {
         &self.doors[slot as usize]
     }
 
-    /// The region in `slot`, for a caller that holds a unit of it or sits on a snapshot that names it.
-    #[inline]
-    pub(crate) fn region_in(&self, slot: u32) -> Option<NonNull<Region>> {
-        let (chunk, index) = self.slots.get(slot)?;
-        // Relaxed: stored before the slot was published, and whatever told the caller of the slot ordered that.
-        NonNull::new(chunk[index].load(Ordering::Relaxed))
-    }
-
     /// Says outside the lock how many regions are draining. Whoever changed that calls it, lock held.
     pub(crate) fn show_draining(&self, books: &Books) {
         // Relaxed: a hint for `reap`, which looks under the lock.
         self.draining.store(books.draining, Ordering::Relaxed);
-    }
-}
-
-mod doors {
-    use super::{Box, Door};
-
-    /// `count` closed doors.
-    #[cfg(not(loom))]
-    #[expect(unsafe_code, reason = "so many doors are had from zeroed memory, not one by one")]
-    pub(super) fn closed(count: usize) -> Box<[Door]> {
-        // Zeroed by the allocator: of the pages that are never touched none is ever had.
-        let zeros: Box<[u8]> = alloc::vec![0u8; count].into_boxed_slice();
-        // SAFETY: a door is one byte, transparently, and zero is a closed one.
-        unsafe { Box::from_raw(Box::into_raw(zeros) as *mut [Door]) }
-    }
-
-    #[cfg(loom)]
-    pub(super) fn closed(count: usize) -> Box<[Door]> {
-        (0..count).map(|_| Door::new()).collect()
     }
 }
 

@@ -10,16 +10,15 @@
 
 #![expect(unsafe_code, reason = "an entry remembers its region by slot; the unit it owns keeps the region")]
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::engine::{Engine, OutOfMemory};
 use crate::region::{MapError, Mapping, Region};
+use crate::slab::Slab;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tally::{Holder, House};
+use crate::tally::{Holder, SharedHouse};
 use crate::translator::Translator;
 
 /// What a device may do through an entry.
@@ -126,9 +125,9 @@ fn ua_of(unit: u64) -> UserAddr {
 pub struct EntryBlock {
     engine: Arc<Engine>,
     /// Where units go that are given back without a translator.
-    house: Arc<House>,
+    house: SharedHouse,
     shift: PageShift,
-    cells: Box<[Cell]>,
+    cells: Slab<Cell>,
 }
 
 impl EntryBlock {
@@ -148,10 +147,9 @@ impl EntryBlock {
         }
         let engine = space.engine().clone();
         let house = engine.house(holder)?;
-        let mut cells = Vec::new();
-        cells.try_reserve_exact(len).map_err(|_| OutOfMemory)?;
-        cells.resize_with(len, || Cell { host: AtomicU64::new(0), unit: AtomicU64::new(0) });
-        Ok(Self { engine, house, shift, cells: cells.into_boxed_slice() })
+        let cells =
+            Slab::new(&engine.tables, len, || Cell { host: AtomicU64::new(0), unit: AtomicU64::new(0) });
+        Ok(Self { engine, house, shift, cells: cells.ok_or(OutOfMemory)? })
     }
 
     /// How many entries.
@@ -297,7 +295,7 @@ impl EntryBlock {
     #[inline]
     fn region(&self, unit: u64) -> Option<&Region> {
         // SAFETY: the unit keeps it.
-        self.engine.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
+        self.engine.shown.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
     }
 
     /// What a device could write counts as written when its entry goes (specification 1.9). The unit is still held.
@@ -385,7 +383,7 @@ impl Drop for Locked<'_> {
 
 impl Drop for EntryBlock {
     fn drop(&mut self) {
-        for cell in &self.cells {
+        for cell in self.cells.iter() {
             // Relaxed: exclusive access.
             let unit = cell.unit.load(Ordering::Relaxed);
             if unit == 0 {

@@ -31,10 +31,10 @@
 //! ```
 //!
 //! # Inside
-//! `addr`, `errno`: the words. `port`: the outside. `pages`: where pages are. `gate`, `door`: counts that close. `publish`,
-//! `slots`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `station`, `books`: the state. `engine`
-//! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator`, `entries`,
-//! `range_mapping`, `space`: the handles.
+//! `addr`, `errno`: the words. `port`, `tables`: the outside. `slab`: memory for tables. `pages`: where pages are. `gate`,
+//! `door`: counts that close. `publish`, `slots`, `doors`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `station`, `books`: the state. `engine`
+//! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator` with `list` and `prefetch`,
+//! `entries`, `range_mapping`, `space`: the handles.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -46,13 +46,16 @@ mod books;
 mod cells;
 #[doc(hidden)]
 pub mod door;
+mod doors;
 mod engine;
 mod entries;
 mod errno;
 mod gate;
+mod list;
 mod lookup;
 mod pages;
 mod port;
+mod prefetch;
 mod publication;
 #[cfg(loom)]
 #[doc(hidden)]
@@ -64,11 +67,13 @@ mod region;
 mod register;
 mod registration;
 mod release;
+mod slab;
 mod slots;
 mod space;
 mod state;
 mod station;
 mod sync;
+mod tables;
 mod tagged;
 mod tally;
 mod translator;
@@ -79,6 +84,7 @@ pub use engine::OutOfMemory;
 pub use entries::{Access, EntryBlock, EntryView};
 pub use errno::Errno;
 pub use gate::{Closed, Drain, Gate, Inside, Left, Unbalanced};
+pub use list::ListError;
 pub use pages::{DirtyPages, PageList, PageListError};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
 pub use range_mapping::{HostRun, RangeMapping};
@@ -87,5 +93,6 @@ pub use register::RegisterError;
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
 pub use space::AddressSpace;
 pub use state::{RegionState, SpaceState};
+pub use tables::{HeapTables, TableMemory, TableMemoryState};
 pub use tally::{Held, Holder, HolderKind};
 pub use translator::Translator;

@@ -2,14 +2,19 @@
 //!
 //! Snapshots that differ in the list alone share their cells, so that one more region that the cells do not cover costs no
 //! copy of them. Regions come to and go from cells in place: a reader of any snapshot that shares them sees it.
+#![expect(unsafe_code, reason = "readers reach regions by pointer, without touching their owner")]
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ptr::NonNull;
 
 use crate::addr::UserAddr;
-use crate::cells::Cells;
+use crate::cells::{Cells, View};
 use crate::region::{Region, SharedRegion};
+use crate::slab::{Placed, Slab};
+use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::tables::Tables;
 
 /// All regions of an address space, as of its publication and, for the cells, as patched since.
 #[derive(Debug)]
@@ -17,10 +22,14 @@ pub(crate) struct Snapshot {
     /// Ascending; which regions a reader of this snapshot can know follows from it (see `books`).
     pub(crate) generation: u64,
     pub(crate) cells: Arc<Cells>,
+    /// What readers need of the cells.
+    pub(crate) view: View,
     /// How long the list may become before other cells are looked for.
     patience: usize,
-    /// Regions the cells do not cover: start addresses, ascending, and the regions.
-    firsts: Box<[u64]>,
+    /// Regions the cells do not cover: start addresses, ascending, and the regions, for readers.
+    firsts: Slab<u64>,
+    shown: Slab<AtomicPtr<Region>>,
+    /// Owns them.
     regions: Box<[SharedRegion]>,
 }
 
@@ -28,14 +37,17 @@ pub(crate) struct Snapshot {
 const SHORT_LIST: usize = 16;
 
 impl Snapshot {
-    /// The first snapshot of all: nothing.
-    pub(crate) fn empty() -> Self {
-        let cells = Arc::new(Cells::empty(0));
-        Self { generation: 0, cells, patience: 0, firsts: Box::default(), regions: Box::default() }
+    /// The first snapshot of all: nothing. `None` without memory.
+    pub(crate) fn empty(memory: &Tables) -> Option<Placed<Self>> {
+        Self::listing(memory, 0, Arc::new(Cells::new(memory, None, 0)?), 0, Vec::new())
     }
 
     /// `regions` in ascending order, disjoint; those that `cells` can cover are filled in. `None` without memory.
-    pub(crate) fn new<'a>(cells: Cells, regions: impl Iterator<Item = &'a SharedRegion>) -> Option<Self> {
+    pub(crate) fn new<'a>(
+        memory: &Tables,
+        cells: Cells,
+        regions: impl Iterator<Item = &'a SharedRegion>,
+    ) -> Option<Placed<Self>> {
         let mut listed = Vec::new();
         for region in regions {
             if !cells.fill(region) {
@@ -44,43 +56,51 @@ impl Snapshot {
             }
         }
         let patience = SHORT_LIST.max(listed.len() * 2);
-        Self::listing(cells.born, Arc::new(cells), patience, listed)
+        Self::listing(memory, cells.born, Arc::new(cells), patience, listed)
     }
 
     fn listing(
+        memory: &Tables,
         generation: u64,
         cells: Arc<Cells>,
         patience: usize,
         regions: Vec<SharedRegion>,
-    ) -> Option<Self> {
-        let mut firsts = Vec::new();
-        firsts.try_reserve_exact(regions.len()).ok()?;
-        firsts.extend(regions.iter().map(|region| region.range.first().raw()));
-        Some(Self {
+    ) -> Option<Placed<Self>> {
+        let firsts = regions.iter().map(|region| region.range.first().raw());
+        let shown = regions.iter().map(|region| AtomicPtr::new(region.as_ptr().as_ptr()));
+        let snapshot = Self {
             generation,
+            view: cells.view(),
             cells,
             patience,
-            firsts: firsts.into_boxed_slice(),
+            firsts: Slab::from_iter(memory, regions.len(), firsts)?,
+            shown: Slab::from_iter(memory, regions.len(), shown)?,
             regions: regions.into_boxed_slice(),
-        })
+        };
+        Placed::new(memory, snapshot)
+    }
+
+    /// The memory of the next one.
+    fn memory(&self) -> &Tables {
+        self.firsts.memory()
     }
 
     /// The next snapshot, with the same cells, and `region` in the list. `None` without memory.
-    pub(crate) fn with(&self, region: &SharedRegion) -> Option<Self> {
+    pub(crate) fn with(&self, region: &SharedRegion) -> Option<Placed<Self>> {
         let mut regions = Vec::new();
         regions.try_reserve_exact(self.regions.len() + 1).ok()?;
         regions.extend(self.regions.iter().cloned());
         let place = self.firsts.partition_point(|&first| first < region.range.first().raw());
         regions.insert(place, region.clone());
-        Self::listing(self.generation + 1, self.cells.clone(), self.patience, regions)
+        Self::listing(self.memory(), self.generation + 1, self.cells.clone(), self.patience, regions)
     }
 
     /// The next snapshot, with the same cells, and without region `id` in the list. `None` without memory.
-    pub(crate) fn without(&self, id: u64) -> Option<Self> {
+    pub(crate) fn without(&self, id: u64) -> Option<Placed<Self>> {
         let mut regions = Vec::new();
         regions.try_reserve_exact(self.regions.len()).ok()?;
         regions.extend(self.regions.iter().filter(|region| region.id != id).cloned());
-        Self::listing(self.generation + 1, self.cells.clone(), self.patience, regions)
+        Self::listing(self.memory(), self.generation + 1, self.cells.clone(), self.patience, regions)
     }
 
     /// Whether one more region of `pages` pages, which these cells do not cover, is worth the work of looking for other
@@ -94,7 +114,10 @@ impl Snapshot {
     #[inline]
     pub(crate) fn search(&self, ua: UserAddr) -> Option<&Region> {
         let index = self.firsts.partition_point(|&first| first <= ua.raw()).checked_sub(1)?;
-        let region = &*self.regions[index];
+        // Relaxed: never changes.
+        let region = NonNull::new(self.shown[index].load(Ordering::Relaxed))?;
+        // SAFETY: owned by `regions` as long as the snapshot lives.
+        let region: &Region = unsafe { region.as_ref() };
         (ua <= region.range.last()).then_some(region)
     }
 }

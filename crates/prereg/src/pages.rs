@@ -9,12 +9,13 @@
 //! specification 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every four pages, so that
 //! contiguous memory costs next to nothing: a device that writes one page of contiguous memory dirties its neighbours.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
+use crate::slab::Slab;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::tables::Tables;
 use crate::tagged::Pages;
 
 mod runs;
@@ -159,8 +160,8 @@ impl PageList {
         self.runs.iter().skip(1).all(|run| start(run) & PageShift::M2.mask() == 0)
     }
 
-    /// Closes the list. `None` when the back end named fewer pages than the range has.
-    pub(crate) fn finish(mut self) -> Result<Option<PageTable>, PageListError> {
+    /// Closes the list: the table is in `memory`. `None` when the back end named fewer pages than the range has.
+    pub(crate) fn finish(mut self, memory: &Tables) -> Result<Option<PageTable>, PageListError> {
         if self.filled != self.range.pages(self.granule) {
             return Ok(None);
         }
@@ -170,20 +171,22 @@ impl PageList {
         }
         let granule = self.granule.shift();
         let first = self.range.first();
-        let layout = if self.frames.is_empty() {
-            Layout::Runs { runs: self.runs.into_boxed_slice(), dirty: Bitmap::new(self.filled, RUN_UNIT)? }
-        } else if self.frames.iter().all(|&frame| u32::try_from(frame).is_ok()) {
-            let mut narrow = Vec::new();
-            narrow.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
-            // The test above proved that every number fits.
-            narrow.extend(self.frames.iter().map(|&frame| frame as u32));
-            Layout::Narrow { frames: narrow.into_boxed_slice(), dirty: Bitmap::new(self.filled, 0)? }
+        let (runs, frames) = (self.runs.into_iter(), self.frames.iter());
+        let layout = if frames.len() == 0 {
+            let marks = Bitmap::new(memory, self.filled, RUN_UNIT);
+            Slab::from_iter(memory, runs.len(), runs)
+                .and_then(|runs| marks.map(|dirty| Layout::Runs { runs, dirty }))
+        } else if frames.clone().all(|&frame| u32::try_from(frame).is_ok()) {
+            // Just proved: every number fits.
+            let narrow = frames.map(|&frame| frame as u32);
+            Slab::from_iter(memory, narrow.len(), narrow).and_then(|frames| {
+                Bitmap::new(memory, self.filled, 0).map(|dirty| Layout::Narrow { frames, dirty })
+            })
         } else {
-            let mut wide = Vec::new();
-            wide.try_reserve_exact(self.frames.len()).map_err(|_| PageListError::OutOfMemory)?;
-            wide.extend(self.frames.iter().map(|&frame| AtomicU64::new(frame << granule.get())));
-            Layout::Wide { words: wide.into_boxed_slice() }
+            let wide = frames.map(|&frame| AtomicU64::new(frame << granule.get()));
+            Slab::from_iter(memory, wide.len(), wide).map(|words| Layout::Wide { words })
         };
+        let layout = layout.ok_or(PageListError::OutOfMemory)?;
         Ok(Some(PageTable { first, granule, largest, layout }))
     }
 }
@@ -198,11 +201,11 @@ pub(crate) struct PageTable {
 
 enum Layout {
     /// Sorted by index, the first at index 0, never empty.
-    Runs { runs: Box<[Run]>, dirty: Bitmap },
+    Runs { runs: Slab<Run>, dirty: Bitmap },
     /// Host page numbers.
-    Narrow { frames: Box<[u32]>, dirty: Bitmap },
+    Narrow { frames: Slab<u32>, dirty: Bitmap },
     /// Host addresses with the dirty mark in bit 0.
-    Wide { words: Box<[AtomicU64]> },
+    Wide { words: Slab<AtomicU64> },
     /// Device memory: one run that nobody pinned and nobody marks.
     Device { host: u64 },
 }
@@ -229,6 +232,11 @@ impl PageTable {
     /// The system page.
     pub(crate) const fn granule(&self) -> PageShift {
         self.granule
+    }
+
+    /// Whether it says where runs begin, not where each page is.
+    pub(crate) const fn is_runs(&self) -> bool {
+        matches!(self.layout, Layout::Runs { .. } | Layout::Device { .. })
     }
 
     /// The host address of the byte at `ua`, which must lie inside the region (the caller's lookup proved it).
@@ -308,6 +316,8 @@ impl PageTable {
             }
             Layout::Device { host } if host & self.granule.mask() == 0 => Some(Pages::Run(host + offset)),
             Layout::Device { .. } => None,
+            // Of one page: contiguous whatever the layout.
+            _ if shift == self.granule.get() => Some(Pages::Run(self.host(ua).raw())),
             Layout::Narrow { frames, .. } => {
                 Some(Pages::Narrow(frames[index as usize..].as_ptr().cast_mut()))
             }
@@ -393,16 +403,14 @@ impl fmt::Debug for PageTable {
 struct Bitmap {
     pages: u64,
     unit: u32,
-    words: Box<[AtomicU64]>,
+    words: Slab<AtomicU64>,
 }
 
 impl Bitmap {
-    fn new(pages: u64, unit: u32) -> Result<Self, PageListError> {
-        let count = usize::try_from(pages.div_ceil(64 << unit)).map_err(|_| PageListError::OutOfMemory)?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).map_err(|_| PageListError::OutOfMemory)?;
-        words.resize_with(count, || AtomicU64::new(0));
-        Ok(Self { pages, unit, words: words.into_boxed_slice() })
+    /// `None` without memory.
+    fn new(memory: &Tables, pages: u64, unit: u32) -> Option<Self> {
+        let count = usize::try_from(pages.div_ceil(64 << unit)).ok()?;
+        Some(Self { pages, unit, words: Slab::new(memory, count, || AtomicU64::new(0))? })
     }
 
     // Relaxed in both: marks are read when the region is released, after its gate has ordered every user before.

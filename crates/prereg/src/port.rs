@@ -10,6 +10,7 @@ use core::any::Any;
 use crate::addr::{Granule, UserAddr, UserRange};
 use crate::errno::Errno;
 use crate::pages::{DirtyPages, PageList, PageListError};
+use crate::tables::TableMemory;
 
 /// What kind of address a back end hands out for a pinned page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -23,6 +24,8 @@ pub enum AddressKind {
     SlotOffset,
     /// The addresses of device memory, which nobody pins.
     Device,
+    /// The user addresses themselves: the kernel keeps the host addresses, and takes these wherever one is needed.
+    User,
     /// Made up, for tests and for hosts that cannot pin.
     Invented,
 }
@@ -46,6 +49,12 @@ pub trait Pin: Send + Sync {
 
     /// A fence that acts on every thread of the process, if this host has one: then mapping needs no fence of its own.
     fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        None
+    }
+
+    /// Memory for tables that does not leave memory, if this host has such: then mapping faults nothing in whatever the host
+    /// is short of.
+    fn tables(&self) -> Option<Arc<dyn TableMemory>> {
         None
     }
 
@@ -98,6 +107,9 @@ impl<T: Pin + ?Sized> Pin for Arc<T> {
     }
     fn barrier(&self) -> Option<Arc<dyn Barrier>> {
         (**self).barrier()
+    }
+    fn tables(&self) -> Option<Arc<dyn TableMemory>> {
+        (**self).tables()
     }
     fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
         (**self).pin(range, pages)

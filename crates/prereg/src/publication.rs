@@ -1,12 +1,11 @@
 //! What readers are shown: cells patched in place as regions come and go, and a new snapshot when that does not do.
 
-use alloc::boxed::Box;
-
 use crate::books::Books;
 use crate::cells::{Cells, Plan};
 use crate::engine::{Engine, OutOfMemory};
 use crate::lookup::Snapshot;
 use crate::region::SharedRegion;
+use crate::slab::Placed;
 
 /// After so many regions died under one snapshot a new one is made, so that their slots and tables come free.
 const GRAVES: usize = 64;
@@ -69,23 +68,20 @@ impl Engine {
     /// Makes a new snapshot of what is here. Without memory nothing changes.
     pub(crate) fn publish(&self, books: &mut Books) -> Result<(), OutOfMemory> {
         let regions = || books.here().map(|entry| &entry.region);
-        let plan = Plan::new(regions().map(|region| &**region), self.granule.shift().get());
+        let plan = Plan::new(regions().map(|region| &***region), self.granule.shift().get());
         let born = books.generation + 1;
-        let cells = match plan {
-            None => Cells::empty(born),
-            Some(plan) => Cells::new(plan, born).ok_or(OutOfMemory)?,
-        };
-        let snapshot = Snapshot::new(cells, regions()).ok_or(OutOfMemory)?;
+        let cells = Cells::new(&self.tables, plan, born).ok_or(OutOfMemory)?;
+        let snapshot = Snapshot::new(&self.tables, cells, regions()).ok_or(OutOfMemory)?;
         self.publish_next(books, snapshot);
         Ok(())
     }
 
     /// Makes `snapshot`, of the next generation, the current one.
-    fn publish_next(&self, books: &mut Books, snapshot: Snapshot) {
+    fn publish_next(&self, books: &mut Books, snapshot: Placed<Snapshot>) {
         debug_assert_eq!(snapshot.generation, books.generation + 1);
         books.generation = snapshot.generation;
         books.unpublished = false;
-        self.published.replace(Box::new(snapshot), &mut books.retired);
+        self.shown.published.replace(snapshot, &mut books.retired);
         self.reclaim(books);
     }
 }
@@ -95,7 +91,7 @@ enum Next {
     /// The cells of this generation, changed in place.
     Patched(u64),
     /// A snapshot with the same cells.
-    Same(Option<Snapshot>),
+    Same(Option<Placed<Snapshot>>),
     /// A snapshot of all.
     New,
 }
@@ -108,16 +104,16 @@ mod seats {
         /// Frees what no translator names any more.
         pub(crate) fn reclaim(&self, books: &mut Books) {
             let Books { retired, stations, .. } = books;
-            let seats = stations.iter().map(|station| &station.seat);
+            let seats = stations.iter().map(|station| &station.place.seat);
             // SAFETY: the stations are all there are: each translator's is listed until the translator is dropped.
-            unsafe { self.published.reclaim(retired, seats) };
+            unsafe { self.shown.published.reclaim(retired, seats) };
             books.sweep();
         }
 
         /// Shows the current snapshot.
         pub(crate) fn in_current<R>(&self, _books: &Books, look: impl FnOnce(&Snapshot) -> R) -> R {
             // SAFETY: the books are locked.
-            unsafe { self.published.current(look) }
+            unsafe { self.shown.published.current(look) }
         }
     }
 }

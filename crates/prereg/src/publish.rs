@@ -20,14 +20,39 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use core::marker::PhantomData;
 use core::ptr;
 
 use crate::sync::atomic::{AtomicPtr, Ordering, fence};
 
+/// How a value is owned: its owner turns into a pointer and back.
+pub trait Owner<T>: Sized {
+    /// Gives the ownership to a pointer, which is never null.
+    fn into_raw(self) -> *mut T;
+
+    /// Takes it back.
+    ///
+    /// # Safety
+    /// `value` is from `into_raw`, and was not taken back yet.
+    unsafe fn from_raw(value: *mut T) -> Self;
+}
+
+impl<T> Owner<T> for Box<T> {
+    fn into_raw(self) -> *mut T {
+        Self::into_raw(self)
+    }
+
+    unsafe fn from_raw(value: *mut T) -> Self {
+        // SAFETY: from `Box::into_raw`, by the caller's promise.
+        unsafe { Self::from_raw(value) }
+    }
+}
+
 /// The current value, owned.
-pub struct Published<T> {
-    /// Always from `Box::into_raw`, never null.
+pub struct Published<T, O: Owner<T> = Box<T>> {
+    /// Always from `Owner::into_raw`, never null.
     current: AtomicPtr<T>,
+    owner: PhantomData<fn() -> O>,
 }
 
 /// What one reader uses. Belongs to one `Published` for good.
@@ -38,20 +63,21 @@ pub struct Seat<T> {
 
 /// Values that ceased to be current and may still be in use. Owned by the writers' side.
 ///
-/// Kept as raw pointers: a `Box` would claim to be the only way to a value that readers still use.
-pub struct Retired<T> {
+/// Kept as raw pointers: an owner may claim to be the only way to a value that readers still use.
+pub struct Retired<T, O: Owner<T> = Box<T>> {
     values: Vec<*mut T>,
+    owner: PhantomData<fn() -> O>,
 }
 
-// SAFETY: the pointers own their values, as boxes would; who may use them otherwise is said at `Published`.
-unsafe impl<T: Send + Sync> Send for Retired<T> {}
+// SAFETY: the pointers own their values, as their owners would; who may use them otherwise is said at `Published`.
+unsafe impl<T: Send + Sync, O: Owner<T>> Send for Retired<T, O> {}
 
-impl<T> Drop for Retired<T> {
+impl<T, O: Owner<T>> Drop for Retired<T, O> {
     /// The owner of the published value goes, and with it the last reader.
     fn drop(&mut self) {
         for value in self.values.drain(..) {
-            // SAFETY: from `Box::into_raw`, put here by the swap that made us its only owner.
-            drop(unsafe { Box::from_raw(value) });
+            // SAFETY: from `into_raw`, put here by the swap that made us its only owner.
+            drop(unsafe { O::from_raw(value) });
         }
     }
 }
@@ -62,16 +88,16 @@ impl<T> Default for Seat<T> {
     }
 }
 
-impl<T> Default for Retired<T> {
+impl<T, O: Owner<T>> Default for Retired<T, O> {
     fn default() -> Self {
-        Self { values: Vec::new() }
+        Self { values: Vec::new(), owner: PhantomData }
     }
 }
 
-impl<T> Published<T> {
+impl<T, O: Owner<T>> Published<T, O> {
     /// Publishes the first value.
-    pub fn new(value: Box<T>) -> Self {
-        Self { current: AtomicPtr::new(Box::into_raw(value)) }
+    pub fn new(value: O) -> Self {
+        Self { current: AtomicPtr::new(value.into_raw()), owner: PhantomData }
     }
 
     /// Names the current value in `seat` and returns it. What the seat named before may be freed from here on.
@@ -116,10 +142,10 @@ impl<T> Published<T> {
     }
 
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
-    pub fn replace(&self, value: Box<T>, retired: &mut Retired<T>) {
+    pub fn replace(&self, value: O, retired: &mut Retired<T, O>) {
         // AcqRel: Release pairs with the reader's Acquire load in `refresh`; Acquire because the value swapped out, perhaps
         // made by another writer, is freed here later.
-        let old = self.current.swap(Box::into_raw(value), Ordering::AcqRel);
+        let old = self.current.swap(value.into_raw(), Ordering::AcqRel);
         retired.values.push(old);
     }
 
@@ -129,7 +155,7 @@ impl<T> Published<T> {
     /// `seats` yields every seat on this value that is in use.
     pub unsafe fn reclaim<'a>(
         &self,
-        retired: &mut Retired<T>,
+        retired: &mut Retired<T, O>,
         seats: impl Iterator<Item = &'a Seat<T>> + Clone,
     ) -> usize
     where
@@ -141,9 +167,9 @@ impl<T> Published<T> {
             // Acquire pairs with the Release store in `refresh` and `leave`.
             let used = seats.clone().any(|seat| ptr::eq(seat.seen.load(Ordering::Acquire), value));
             if !used {
-                // SAFETY: from `Box::into_raw`; the swap in `replace` made us its only owner, and no seat names it, so
-                // no reader uses it now or can come to (see `refresh`).
-                drop(unsafe { Box::from_raw(value) });
+                // SAFETY: from `into_raw`; the swap in `replace` made us its only owner, and no seat names it, so no reader
+                // uses it now or can come to (see `refresh`).
+                drop(unsafe { O::from_raw(value) });
             }
             used
         });
@@ -151,10 +177,10 @@ impl<T> Published<T> {
     }
 }
 
-impl<T> Retired<T> {
+impl<T, O: Owner<T>> Retired<T, O> {
     /// The values that are kept.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
-        // SAFETY: owned, from `Box::into_raw`; readers only use them shared.
+        // SAFETY: owned, from `into_raw`; readers only use them shared.
         self.values.iter().map(|&value| unsafe { &*value })
     }
 }
@@ -167,16 +193,16 @@ impl<T> Seat<T> {
     }
 }
 
-impl<T> Drop for Published<T> {
+impl<T, O: Owner<T>> Drop for Published<T, O> {
     fn drop(&mut self) {
         // Relaxed: exclusive access; whoever handed it over ordered it.
         let current = self.current.load(Ordering::Relaxed);
-        // SAFETY: from `Box::into_raw`, and nobody else can reach it any more: readers hold the owner of this value alive.
-        drop(unsafe { Box::from_raw(current) });
+        // SAFETY: from `into_raw`, and nobody else can reach it any more: readers hold the owner of this value alive.
+        drop(unsafe { O::from_raw(current) });
     }
 }
 
-impl<T> fmt::Debug for Published<T> {
+impl<T, O: Owner<T>> fmt::Debug for Published<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Published").finish_non_exhaustive()
     }
@@ -188,7 +214,7 @@ impl<T> fmt::Debug for Seat<T> {
     }
 }
 
-impl<T> fmt::Debug for Retired<T> {
+impl<T, O: Owner<T>> fmt::Debug for Retired<T, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Retired").field("values", &self.values.len()).finish()
     }

@@ -65,6 +65,31 @@ impl RangeMapping {
         runs.map(|(host, bytes)| HostRun { host, bytes })
     }
 
+    /// The same for `bytes` bytes from `ua` on; nothing where those are not all inside the range.
+    ///
+    /// ```
+    /// # use prereg::{AddressSpace, Granule, UserAddr};
+    /// # let host = prereg_sim::SimHost::new(Granule::K4);
+    /// # let space = AddressSpace::new(host.clone());
+    /// # let registration = space.register(&host.memory(0x10_0000, 8 << 12))?;
+    /// let range = space.translator().map_range(UserAddr::new(0x10_1000), 4 << 12)?;
+    /// let part: u64 = range.runs_in(UserAddr::new(0x10_2800), 0x1000).map(|run| run.bytes).sum();
+    /// assert_eq!(part, 0x1000);
+    /// for (ua, bytes) in [(0x10_0fff, 2), (0x10_4fff, 2), (0x10_1000, (4 << 12) + 1), (0x10_2000, 0)] {
+    ///     assert_eq!(range.runs_in(UserAddr::new(ua), bytes).count(), 0);
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn runs_in(&self, ua: UserAddr, bytes: u64) -> impl Iterator<Item = HostRun> + '_ {
+        let inside = ua
+            .offset_from(self.ua())
+            .is_some_and(|offset| self.bytes.checked_sub(offset).is_some_and(|left| bytes <= left));
+        let (ua, bytes) = if inside { (ua, bytes) } else { (self.ua(), 0) };
+        let runs = self.region().table.runs_within(ua, bytes);
+        runs.map(|(host, bytes)| HostRun { host, bytes })
+    }
+
     /// The unit alone.
     pub(crate) fn into_unit(self) -> Mapping {
         self.unit

@@ -11,6 +11,7 @@ use core::mem::ManuallyDrop;
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::errno::Errno;
 use crate::pages::PageTable;
+use crate::slab::Placed;
 use crate::tally::HouseRef;
 
 /// The header of one pinned range.
@@ -53,8 +54,8 @@ impl fmt::Debug for Region {
     }
 }
 
-/// One published region, shared by the registry and the snapshots.
-pub(crate) type SharedRegion = Arc<Region>;
+/// One published region, shared by the registry and the snapshots. Readers know its place in table memory.
+pub(crate) type SharedRegion = Arc<Placed<Region>>;
 
 /// Why a page cannot be mapped. Nothing is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

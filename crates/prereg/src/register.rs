@@ -1,6 +1,5 @@
 //! Registering: reserve the span, charge, pin, commit; or give everything back.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
@@ -14,7 +13,7 @@ use crate::pages::{PageList, PageListError, PageTable};
 use crate::port::{ChargeError, PinError, PinId};
 use crate::region::Region;
 use crate::release::Claim;
-use crate::slots::CHUNK;
+use crate::slab::Placed;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::tally::Holder;
 
@@ -197,7 +196,7 @@ impl Engine {
         let mut pages = PageList::new(range, self.granule);
         let pin = self.pins.pin(range, &mut pages).map_err(|error| RegisterError::Pin { range, error })?;
         let pinned = Pinned { engine: self, pin, range };
-        match pages.finish() {
+        match pages.finish(&self.tables) {
             Ok(Some(table)) => {
                 core::mem::forget(pinned);
                 Ok((pin, table))
@@ -237,11 +236,16 @@ impl Engine {
             }
         };
         let id = books.next_id();
-        let region = Arc::new(Region { id, slot, range, table, device });
-        if !self.set_slot(&books, slot, Arc::as_ptr(&region).cast_mut()) {
+        let placed = self
+            .doors
+            .make_present(books.slots())
+            .then(|| Placed::new(&self.tables, Region { id, slot, range, table, device }))
+            .flatten()
+            .filter(|region| self.set_slot(&books, slot, region.as_ptr().as_ptr()));
+        let Some(region) = placed.map(Arc::new) else {
             books.give_slot(slot);
             return Err(RegisterError::OutOfMemory { range });
-        }
+        };
         let mut entry = Entry {
             region: region.clone(),
             pin,
@@ -277,15 +281,10 @@ impl Engine {
     }
 
     fn set_slot(&self, books: &Books, slot: u32, region: *mut Region) -> bool {
-        let made = self.slots.grow(books.slots(), || {
-            let mut chunk = Vec::new();
-            chunk.try_reserve_exact(CHUNK).ok()?;
-            chunk.resize_with(CHUNK, || AtomicPtr::new(ptr::null_mut()));
-            Box::<[AtomicPtr<Region>]>::try_into(chunk.into_boxed_slice()).ok()
-        });
-        let Some((chunk, index)) = self.slots.get(slot).filter(|_| made) else { return false };
-        // Relaxed: see `region_in`.
-        chunk[index].store(region, Ordering::Relaxed);
+        let made = self.shown.slots.grow(books.slots(), || AtomicPtr::new(ptr::null_mut()));
+        let Some(place) = self.shown.slots.get(slot).filter(|_| made) else { return false };
+        // Relaxed: see `Shown::region_in`.
+        place.store(region, Ordering::Relaxed);
         true
     }
 }

@@ -5,10 +5,11 @@
 
 #![expect(unsafe_code, reason = "chunks are published to lock-free readers by pointer")]
 
-use alloc::boxed::Box;
-use core::ptr;
+use core::ptr::{self, NonNull};
 
+use crate::slab::Slab;
 use crate::sync::atomic::{AtomicPtr, Ordering};
+use crate::tables::Tables;
 
 /// Slots in a chunk.
 pub(crate) const CHUNK: usize = 512;
@@ -17,53 +18,60 @@ const CHUNKS: usize = 512;
 /// Regions an address space can have at once.
 pub(crate) const MAX_SLOTS: usize = CHUNK * CHUNKS;
 
-/// Up to 512 chunks that never move.
-pub(crate) struct Chunks<C> {
-    chunks: Box<[AtomicPtr<C>]>,
+/// Up to 512 chunks of values that never move.
+pub(crate) struct Chunks<T> {
+    /// Each from `Slab::into_raw`, or null.
+    chunks: Slab<AtomicPtr<T>>,
 }
 
-impl<C> Chunks<C> {
-    pub(crate) fn new() -> Self {
-        Self { chunks: (0..CHUNKS).map(|_| AtomicPtr::new(ptr::null_mut())).collect() }
+impl<T> Chunks<T> {
+    /// No chunk yet. `None` without memory for the list of them.
+    pub(crate) fn new(memory: &Tables) -> Option<Self> {
+        Some(Self { chunks: Slab::new(memory, CHUNKS, || AtomicPtr::new(ptr::null_mut()))? })
     }
 
-    /// Adds chunks until `slots` slots exist. Writers' lock held. `false` when `make` could not make one.
-    pub(crate) fn grow(&self, slots: usize, make: impl Fn() -> Option<Box<C>>) -> bool {
+    /// Adds chunks, each value from `make`, until `slots` slots exist. Writers' lock held. `false` without memory.
+    pub(crate) fn grow(&self, slots: usize, make: impl Fn() -> T) -> bool {
         for chunk in self.chunks.iter().take(slots.div_ceil(CHUNK)) {
             // Relaxed: written under the lock we hold.
             if chunk.load(Ordering::Relaxed).is_null() {
-                let Some(made) = make() else { return false };
+                let Some(made) = Slab::new(self.chunks.memory(), CHUNK, &make) else { return false };
                 // Release pairs with the Acquire in `get`: readers see the chunk as it was made.
-                chunk.store(Box::into_raw(made), Ordering::Release);
+                chunk.store(made.into_raw(), Ordering::Release);
             }
         }
         true
     }
 
-    /// The chunk of `slot` and the index in it.
+    /// The value of `slot`.
     #[inline]
-    pub(crate) fn get(&self, slot: u32) -> Option<(&C, usize)> {
+    pub(crate) fn get(&self, slot: u32) -> Option<&T> {
         let slot = slot as usize;
         // Acquire pairs with the Release in `grow`.
         let chunk = self.chunks.get(slot / CHUNK)?.load(Ordering::Acquire);
-        // SAFETY: null or from `Box::into_raw`, and freed by `drop` only.
-        unsafe { chunk.as_ref() }.map(|chunk| (chunk, slot % CHUNK))
+        if chunk.is_null() {
+            return None;
+        }
+        // SAFETY: a chunk has so many values.
+        let value = unsafe { chunk.add(slot % CHUNK) };
+        // SAFETY: from `Slab::into_raw`, and freed by `drop` only.
+        unsafe { value.as_ref() }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &C> {
-        // Acquire as in `get`. SAFETY: as in `get`.
-        self.chunks.iter().map_while(|chunk| unsafe { chunk.load(Ordering::Acquire).as_ref() })
+    /// The values there are.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        let slots = 0..MAX_SLOTS as u32;
+        slots.map_while(|slot| self.get(slot))
     }
 }
 
-impl<C> Drop for Chunks<C> {
+impl<T> Drop for Chunks<T> {
     fn drop(&mut self) {
-        for chunk in &self.chunks {
+        for chunk in self.chunks.iter() {
             // Relaxed: exclusive access.
-            let chunk = chunk.load(Ordering::Relaxed);
-            if !chunk.is_null() {
-                // SAFETY: from `Box::into_raw` in `grow`; nobody else is left.
-                drop(unsafe { Box::from_raw(chunk) });
+            if let Some(chunk) = NonNull::new(chunk.load(Ordering::Relaxed)) {
+                // SAFETY: from `into_raw` in `grow`; nobody else is left.
+                drop(unsafe { Slab::from_raw(chunk, CHUNK, self.chunks.memory().clone()) });
             }
         }
     }

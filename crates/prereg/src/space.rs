@@ -10,8 +10,14 @@ use crate::port::{AddressKind, Barrier, Charge, Memory, Pin};
 use crate::register::{Backing, RegisterError, Wish};
 use crate::registration::Registration;
 use crate::state::{RegionState, SpaceState};
+use crate::tables::{HeapTables, TableMemory};
 use crate::tally::Holder;
 use crate::translator::Translator;
+
+/// What every address space keeps its tables in that was given nothing else.
+fn heap() -> Arc<dyn TableMemory> {
+    Arc::new(HeapTables::new())
+}
 
 /// The owner of a set of regions.
 ///
@@ -23,6 +29,9 @@ pub struct AddressSpace {
 
 impl AddressSpace {
     /// An empty address space. How pages are pinned and charged is chosen here, once.
+    ///
+    /// # Panics
+    /// Without memory for its own tables, some KiB; so do the next two. See [`with_tables`](Self::with_tables).
     pub fn new(host: impl Pin + Charge + 'static) -> Self {
         let host = Arc::new(host);
         Self::with_ports(host.clone(), host)
@@ -30,14 +39,29 @@ impl AddressSpace {
 
     /// The same with pins and charges from two hands.
     pub fn with_ports(pins: impl Pin + 'static, charges: impl Charge + 'static) -> Self {
-        let barrier = pins.barrier();
-        Self { engine: Engine::new(Box::new(pins), Box::new(charges), barrier) }
+        let (barrier, tables) = (pins.barrier(), pins.tables().unwrap_or_else(heap));
+        let engine = Engine::new(Box::new(pins), Box::new(charges), barrier, tables);
+        Self { engine: engine.expect("memory for an address space") }
     }
 
     /// The same with a fence that the back end does not bring along.
     pub fn with_barrier(host: impl Pin + Charge + 'static, barrier: Arc<dyn Barrier>) -> Self {
+        let tables = host.tables().unwrap_or_else(heap);
+        Self::with_tables(host, Some(barrier), tables).expect("memory for an address space")
+    }
+
+    /// The same with memory for tables that the back end does not bring along, and the back end's fence or another one.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`] when `tables` has none.
+    pub fn with_tables(
+        host: impl Pin + Charge + 'static,
+        barrier: Option<Arc<dyn Barrier>>,
+        tables: Arc<dyn TableMemory>,
+    ) -> Result<Self, OutOfMemory> {
         let host = Arc::new(host);
-        Self { engine: Engine::new(Box::new(host.clone()), Box::new(host), Some(barrier)) }
+        let barrier = barrier.or_else(|| host.barrier());
+        Ok(Self { engine: Engine::new(Box::new(host.clone()), Box::new(host), barrier, tables)? })
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {

@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::addr::{PageShift, UserAddr};
+use crate::tables::TableMemoryState;
 use crate::tally::Held;
 
 /// One region as it was at some moment.
@@ -51,4 +52,6 @@ pub struct SpaceState {
     pub translators: u64,
     /// Old snapshots and headers of gone regions that a translator still sits on.
     pub unreclaimed: u64,
+    /// Memory of the tables that translators touch, and what the host promises of it.
+    pub tables: TableMemoryState,
 }

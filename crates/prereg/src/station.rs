@@ -8,19 +8,19 @@
     reason = "counts are reached by pointer, so that they can grow beside their owner's thread"
 )]
 
-use alloc::boxed::Box;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ptr;
 
 use crate::lookup::Snapshot;
-use crate::publish::Seat;
+use crate::publish::{Owner, Seat};
+use crate::slab::{Placed, Slab};
 use crate::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
-use crate::tally::House;
+use crate::tables::Tables;
+use crate::tally::SharedHouse;
 
 /// One count a slot, for one writing thread.
 pub(crate) struct Counts {
-    counts: Box<[AtomicI64]>,
+    counts: Slab<AtomicI64>,
     /// The shorter array this one took over from; null for the first. Owned.
     older: *mut Counts,
 }
@@ -34,51 +34,45 @@ impl Counts {
 
 /// A translator's place: the snapshot it uses and what it counts.
 pub(crate) struct Station {
+    pub(crate) place: Placed<Place>,
+    pub(crate) house: SharedHouse,
+    memory: Tables,
+}
+
+/// The part of a station that its translator touches.
+pub(crate) struct Place {
     pub(crate) seat: Seat<Snapshot>,
-    pub(crate) house: alloc::sync::Arc<House>,
-    /// From `Box::into_raw`; replaced by the writers' side only, freed with the station.
+    /// From `Placed::into_raw`; replaced by the writers' side only, freed with the station.
     newest: AtomicPtr<Counts>,
 }
 
-// SAFETY: the pointer owns a list of boxes of atomics; it is changed under the writers' lock.
-unsafe impl Send for Station {}
+// SAFETY: the pointer owns a list of arrays of atomics; it is set once, under the writers' lock.
+unsafe impl Send for Counts {}
 // SAFETY: as above.
-unsafe impl Sync for Station {}
+unsafe impl Sync for Counts {}
 
 impl Station {
     /// A station with counts for `slots` slots. `None` without memory.
-    pub(crate) fn new(house: alloc::sync::Arc<House>, slots: usize) -> Option<Self> {
-        let station = Self { seat: Seat::default(), house, newest: AtomicPtr::new(ptr::null_mut()) };
+    pub(crate) fn new(memory: &Tables, house: SharedHouse, slots: usize) -> Option<Self> {
+        let place = Place { seat: Seat::default(), newest: AtomicPtr::new(ptr::null_mut()) };
+        let station = Self { place: Placed::new(memory, place)?, house, memory: memory.clone() };
         station.grow(slots).then_some(station)
     }
 
     /// Adds an array for `slots` slots. Writers' lock held. `false` without memory.
     pub(crate) fn grow(&self, slots: usize) -> bool {
-        let mut counts = Vec::new();
-        if counts.try_reserve_exact(slots).is_err() {
-            return false;
-        }
-        // Written here, so that the owner's first store does not fault a page in.
-        counts.resize_with(slots, || AtomicI64::new(0));
+        let Some(counts) = Slab::new(&self.memory, slots, || AtomicI64::new(0)) else { return false };
         // Relaxed: only written under the lock we hold.
-        let older = self.newest.load(Ordering::Relaxed);
-        let made = Box::into_raw(Box::new(Counts { counts: counts.into_boxed_slice(), older }));
+        let older = self.place.newest.load(Ordering::Relaxed);
+        let Some(made) = Placed::new(&self.memory, Counts { counts, older }) else { return false };
         // Release pairs with the Acquire in `newest`.
-        self.newest.store(made, Ordering::Release);
+        self.place.newest.store(made.into_raw(), Ordering::Release);
         true
     }
 
-    /// The longest array.
-    pub(crate) fn newest(&self) -> &Counts {
-        // Acquire pairs with the Release in `grow`.
-        let newest = self.newest.load(Ordering::Acquire);
-        // SAFETY: `new` made one, and none is freed before the station.
-        unsafe { &*newest }
-    }
-
     fn arrays(&self) -> impl Iterator<Item = &Counts> {
-        let newest: *const Counts = self.newest();
-        // SAFETY: a list of boxes, none freed before the station.
+        let newest: *const Counts = self.place.newest();
+        // SAFETY: a list of owned values, none freed before the station.
         core::iter::successors(unsafe { newest.as_ref() }, |counts| unsafe { counts.older.as_ref() })
     }
 
@@ -105,13 +99,23 @@ impl Station {
     }
 }
 
-impl Drop for Station {
+impl Place {
+    /// The longest array.
+    pub(crate) fn newest(&self) -> &Counts {
+        // Acquire pairs with the Release in `grow`.
+        let newest = self.newest.load(Ordering::Acquire);
+        // SAFETY: `new` made one, and none is freed before the station.
+        unsafe { &*newest }
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
         // Relaxed: exclusive access.
         let mut next = self.newest.load(Ordering::Relaxed);
         while !next.is_null() {
-            // SAFETY: from `Box::into_raw` in `grow`, and nobody else is left.
-            let counts = unsafe { Box::from_raw(next) };
+            // SAFETY: from `into_raw` in `grow`, and nobody else is left.
+            let counts = unsafe { Placed::<Counts>::from_raw(next) };
             next = counts.older;
         }
     }

@@ -5,12 +5,15 @@
 //! only change the address bits.
 //!
 //! Both are *for the first byte that the array of cells covers*: what lies at a byte is found with its offset in the array,
-//! not in the cell. So a translation needs no mask, and one shift serves the number and the index.
+//! not in the cell. So a translation needs no mask, and one shift serves the number and the index. The number is of 4 KiB
+//! pages whatever the system's are, so that a run needs to know nothing but the word.
 
 #![expect(unsafe_code, reason = "a word may point into the page table of its region")]
 
 use core::ptr;
 
+use crate::addr::PageShift;
+use crate::prefetch::prefetch;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The slot is below this bit.
@@ -19,6 +22,8 @@ pub(crate) const SLOT_BITS: u32 = 16;
 const TAG: usize = 3;
 /// Where a page number begins.
 const FRAME_SHIFT: u32 = SLOT_BITS + 2;
+/// The page that a page number counts: no system page is smaller.
+const UNIT: u32 = PageShift::K4.get();
 /// A pointer to 4-byte host page numbers.
 const NARROW: usize = 0;
 /// A host page number, signed.
@@ -28,31 +33,52 @@ const WIDE: usize = 2;
 
 /// The slot of a cell's word; 0 when it is empty.
 #[inline]
-pub(crate) fn slot_of(word: *mut u32) -> u32 {
-    u32::from(word.addr() as u16)
+pub(crate) fn slot_of(word: *mut u32) -> usize {
+    usize::from(word.addr() as u16)
+}
+
+/// The system page, as a translation needs it.
+pub(crate) trait SystemPage {
+    /// Its shift.
+    fn shift(&self) -> u32;
+    /// The bits of an address inside one.
+    fn mask(&self) -> u64;
 }
 
 /// The host address of the byte `offset` bytes after the first one that the array of cells covers.
 ///
 /// # Safety
 /// The word is that of the cell over this byte, not empty, and a unit of its slot is held since the cell was loaded;
-/// `granule` is the shift of the system page, and `mask` its lower bits.
+/// `system` is the system page.
 #[inline]
-pub(crate) unsafe fn host_of(word: *mut u32, offset: u64, granule: u32, mask: u64) -> u64 {
-    let payload = word.map_addr(|bits| bits >> SLOT_BITS);
+pub(crate) unsafe fn host_of(word: *mut u32, offset: u64, system: &impl SystemPage) -> u64 {
     if word.addr() & (TAG << SLOT_BITS) == NARROW {
+        let frames = word.map_addr(|bits| bits >> SLOT_BITS);
+        let granule = system.shift();
         // SAFETY: the region's table has every page of the cell.
-        let frame = unsafe { *payload.wrapping_add((offset >> granule) as usize) };
-        (u64::from(frame) << granule) | (offset & mask)
+        let frame = unsafe { *frames.wrapping_add((offset >> granule) as usize) };
+        (u64::from(frame) << granule) | (offset & system.mask())
     } else if word.addr() & (RUN << SLOT_BITS) != 0 {
         // The array begins on a page.
-        (((word.addr() as i64 >> FRAME_SHIFT) << granule) as u64).wrapping_add(offset)
+        let pages = (word.addr() as i64 >> (FRAME_SHIFT - UNIT)) as u64 & !PageShift::K4.mask();
+        pages.wrapping_add(offset)
     } else {
-        let words = payload.map_addr(|bits| bits & !TAG).cast::<AtomicU64>();
+        let words = word.map_addr(|bits| (bits >> SLOT_BITS) & !TAG).cast::<AtomicU64>();
         // SAFETY: as above; words are read as the atomics they are.
-        let word = unsafe { &*words.wrapping_add((offset >> granule) as usize) };
+        let word = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
         // Relaxed: the address bits never change.
-        (word.load(Ordering::Relaxed) & !1) | (offset & mask)
+        (word.load(Ordering::Relaxed) & !1) | (offset & system.mask())
+    }
+}
+
+/// Asks for the memory that [`host_of`] will read. The word may be any cell's, empty or not.
+#[inline]
+pub(crate) fn prefetch_page(word: *mut u32, offset: u64, system: &impl SystemPage) {
+    if word.addr() & (RUN << SLOT_BITS) == 0 {
+        let index = (offset >> system.shift()) as usize;
+        // Of wide words it is the wrong line, and no harm: what is asked for is never looked at.
+        let frames = word.map_addr(|bits| bits >> SLOT_BITS).wrapping_add(index);
+        prefetch(frames);
     }
 }
 
@@ -74,7 +100,7 @@ pub(crate) fn word_of(pages: Pages, offset: u64, granule: u32, slot: u32) -> Opt
     let index = (offset >> granule) as usize;
     let (payload, tag) = match pages {
         Pages::Run(host) => {
-            let frame = ((host >> granule) as i64).wrapping_sub(index as i64);
+            let frame = ((host >> UNIT) as i64).wrapping_sub((offset >> UNIT) as i64);
             let word = frame << FRAME_SHIFT;
             let fits = word >> FRAME_SHIFT == frame;
             return fits.then(|| ptr::without_provenance_mut(word as usize | RUN << SLOT_BITS | slot));

@@ -9,14 +9,14 @@
     reason = "counts are reached by pointer: by their owner's thread, and by mappings that outlive it"
 )]
 
-use alloc::boxed::Box;
 use alloc::sync::Weak;
-use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-use crate::slots::{CHUNK, Chunks};
+use crate::slab::Placed;
+use crate::slots::Chunks;
 use crate::sync::atomic::{AtomicI64, Ordering};
+use crate::tables::Tables;
 
 /// Who holds mappings or registrations, for reports: a container and what kind of use it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -70,32 +70,32 @@ pub(crate) trait Home: Send + Sync {
     fn give_back(&self, slot: u32, count: &AtomicI64);
 }
 
-/// The counts of one holder that anybody may write.
+/// The counts of one holder that anybody may write. Aligned so that a pointer to one has bits to spare (see [`HouseRef`]).
+#[repr(align(32))]
 pub(crate) struct House {
     pub(crate) holder: Holder,
-    chunks: Chunks<[AtomicI64; CHUNK]>,
+    chunks: Chunks<AtomicI64>,
     home: Weak<dyn Home>,
 }
 
+/// A house, shared by the books, by stations and by tables.
+pub(crate) type SharedHouse = alloc::sync::Arc<Placed<House>>;
+
 impl House {
-    pub(crate) fn new(holder: Holder, home: Weak<dyn Home>) -> Self {
-        Self { holder, chunks: Chunks::new(), home }
+    /// `None` without memory.
+    pub(crate) fn new(memory: &Tables, holder: Holder, home: Weak<dyn Home>) -> Option<SharedHouse> {
+        let chunks = Chunks::new(memory)?;
+        Some(SharedHouse::new(Placed::new(memory, Self { holder, chunks, home })?))
     }
 
     /// Makes room for `slots` slots. Writers' lock held. `false` without memory.
     pub(crate) fn grow(&self, slots: usize) -> bool {
-        self.chunks.grow(slots, || {
-            // A box made in place: the array is too large to pass through the stack in a debug build.
-            let mut counts = Vec::new();
-            counts.try_reserve_exact(CHUNK).ok()?;
-            counts.resize_with(CHUNK, || AtomicI64::new(0));
-            Box::<[AtomicI64]>::try_into(counts.into_boxed_slice()).ok()
-        })
+        self.chunks.grow(slots, || AtomicI64::new(0))
     }
 
     #[inline]
     pub(crate) fn count(&self, slot: u32) -> Option<&AtomicI64> {
-        self.chunks.get(slot).map(|(chunk, index)| &chunk[index])
+        self.chunks.get(slot)
     }
 
     /// Adds `change`.
@@ -119,7 +119,7 @@ impl House {
     /// Whether every count is zero.
     pub(crate) fn is_empty(&self) -> bool {
         // Acquire as in `value`: whoever emptied the house does not touch it any more.
-        self.chunks.iter().all(|chunk| chunk.iter().all(|count| count.load(Ordering::Acquire) == 0))
+        self.chunks.iter().all(|count| count.load(Ordering::Acquire) == 0)
     }
 }
 
@@ -131,8 +131,14 @@ impl fmt::Debug for House {
 
 /// A house, in a mapping that may be given back on any thread. The unit keeps the house: the books drop none whose counts,
 /// with those of its holder's stations, are not all zero.
+///
+/// In its lower bits a translator notes for how many slots it knows counts, as a power of two. So a mapping that carries a
+/// translator's own reference has a slot that this translator can count in, and one comparison tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HouseRef(NonNull<House>);
+
+/// The bits of a house's address that are free.
+const SPARE: usize = align_of::<House>() - 1;
 
 // SAFETY: a house is shared by many threads; only its atomics change.
 unsafe impl Send for HouseRef {}
@@ -140,9 +146,29 @@ unsafe impl Send for HouseRef {}
 unsafe impl Sync for HouseRef {}
 
 impl HouseRef {
+    /// `house`, for who knows no counts yet.
+    pub(crate) fn new(house: &Placed<House>) -> Self {
+        Self(house.as_ptr())
+    }
+
+    /// The same house, for who knows `slots` counts, a power of two.
+    pub(crate) fn knowing(self, slots: usize) -> Self {
+        // 18 at most.
+        let known = slots.checked_ilog2().unwrap_or(0) as usize & SPARE;
+        let marked = self.0.as_ptr().map_addr(|at| (at & !SPARE) | known);
+        NonNull::new(marked).map_or(self, Self)
+    }
+
+    /// Whether it is `house`, whatever counts are known.
     #[inline]
-    pub(crate) fn new(house: &House) -> Self {
-        Self(NonNull::from(house))
+    pub(crate) fn is(self, house: &House) -> bool {
+        ptr::eq(self.house(), house)
+    }
+
+    /// The address alone.
+    #[inline]
+    fn house(self) -> *const House {
+        self.0.as_ptr().map_addr(|at| at & !SPARE)
     }
 
     /// The house.
@@ -151,7 +177,7 @@ impl HouseRef {
     /// The caller holds a unit that is counted with it, for as long as he uses it.
     pub(crate) unsafe fn get<'a>(self) -> &'a House {
         // SAFETY: the unit keeps it.
-        unsafe { self.0.as_ref() }
+        unsafe { &*self.house() }
     }
 
     /// Gives one unit of `slot` back on a thread without a translator.
@@ -160,7 +186,7 @@ impl HouseRef {
     /// The caller holds that unit, counted with this house's holder, and does not use the region any more.
     pub(crate) unsafe fn give_back(self, slot: u32) {
         // SAFETY: the unit keeps the house.
-        let house = unsafe { self.0.as_ref() };
+        let house = unsafe { self.get() };
         // Taken before the unit goes: after that nothing may keep the house or the address space.
         let home = house.home.upgrade();
         if let (Some(home), Some(count)) = (home, house.count(slot)) {

@@ -18,13 +18,13 @@ use core::ptr::{self, NonNull};
 use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::cells::View;
 use crate::door::{Door, Entered, Light};
-use crate::engine::Engine;
+use crate::engine::{Engine, Shown};
 use crate::lookup::Snapshot;
 use crate::range_mapping::RangeMapping;
 use crate::region::{MapError, Mapping, Region};
-use crate::station::Station;
+use crate::station::{Place, Station};
 use crate::sync::atomic::AtomicI64;
-use crate::tagged::{host_of, slot_of};
+use crate::tagged::{SystemPage, host_of, slot_of};
 use crate::tally::{Holder, House, HouseRef};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
@@ -43,9 +43,13 @@ pub struct Translator {
     /// The bits of an address inside a system page.
     mask: u64,
     light: Light,
+    /// What mappings carry: changes with `capacity`.
     house: HouseRef,
     /// Why the last `take` failed.
     failure: MapError,
+    /// What readers touch of the engine and of the station.
+    shown: NonNull<Shown>,
+    place: NonNull<Place>,
     engine: Arc<Engine>,
     station: Arc<Station>,
     /// What the station's seat names.
@@ -74,6 +78,8 @@ impl Translator {
             light: engine.light(),
             house: HouseRef::new(&station.house),
             failure: MapError::Foreign,
+            shown: engine.shown.as_ptr(),
+            place: station.place.as_ptr(),
             engine,
             station,
             snapshot: ptr::null(),
@@ -93,11 +99,24 @@ impl Translator {
     pub fn refresh(&mut self) {
         // SAFETY: 1. the station is listed in the books until `drop`, and every reclaim is given all listed seats;
         // 2. `&mut self`, and the station is this translator's alone.
-        self.snapshot = unsafe { self.engine.published.refresh(&self.station.seat) };
-        self.view = self.snapshot().cells.view();
+        self.snapshot = unsafe { self.shown().published.refresh(&self.place().seat) };
+        self.view = self.snapshot().view;
         self.fast = if self.light == Light::Compiler { self.view.span } else { 0 };
         // After the snapshot: counts for all its slots were there before it was published.
-        (self.counts, self.capacity) = self.station.newest().raw();
+        (self.counts, self.capacity) = self.place().newest().raw();
+        self.house = self.house.knowing(self.capacity);
+    }
+
+    #[inline]
+    fn shown(&self) -> &Shown {
+        // SAFETY: lives as long as the engine.
+        unsafe { self.shown.as_ref() }
+    }
+
+    #[inline]
+    fn place(&self) -> &Place {
+        // SAFETY: lives as long as the station.
+        unsafe { self.place.as_ref() }
     }
 
     #[inline]
@@ -107,16 +126,54 @@ impl Translator {
     }
 
     #[inline]
-    fn count(&self, slot: u32) -> &AtomicI64 {
-        debug_assert!((slot as usize) < self.capacity);
+    fn count(&self, slot: usize) -> &AtomicI64 {
+        debug_assert!(slot < self.capacity);
         // SAFETY: the callers' slots are named by the snapshot or below `capacity`; counts live as long as the station.
-        unsafe { &*self.counts.wrapping_add(slot as usize) }
+        unsafe { &*self.counts.wrapping_add(slot) }
     }
 
     #[inline]
-    fn door(&self, slot: u32) -> &Door {
+    fn door(&self, slot: usize) -> &Door {
         // SAFETY: there is a door for every slot, and they live as long as the engine.
-        unsafe { &*self.doors.wrapping_add(slot as usize) }
+        unsafe { &*self.doors.wrapping_add(slot) }
+    }
+
+    /// The cell of the byte at `ua`, and the byte's offset in the array of cells.
+    #[inline]
+    pub(crate) fn look(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
+        self.look_within(ua, self.view.span)
+    }
+
+    /// The same, where mapping passes no fence: what `take_word` takes.
+    #[inline]
+    pub(crate) fn look_fast(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
+        self.look_within(ua, self.fast)
+    }
+
+    #[inline(always)]
+    fn look_within(&self, ua: UserAddr, span: u64) -> Option<(*mut u32, u64)> {
+        let offset = self.offset(ua);
+        // SAFETY: inside the cells of the snapshot at hand: no caller's `span` is larger than theirs.
+        (offset < span).then(|| (unsafe { self.view.load(offset) }, offset))
+    }
+
+    /// Where `ua` lies in the array of cells, if it does.
+    #[inline]
+    pub(crate) fn offset(&self, ua: UserAddr) -> u64 {
+        ua.raw().wrapping_sub(self.view.base)
+    }
+
+    /// What mappings carry that can be counted back here.
+    #[inline]
+    pub(crate) fn house(&self) -> HouseRef {
+        self.house
+    }
+
+    /// The system page.
+    #[inline]
+    pub(crate) fn system_page(&self) -> PageShift {
+        // The engine's granule was one.
+        PageShift::new(self.granule).unwrap_or(PageShift::K4)
     }
 
     // ---- taking and giving units ----------------------------------------------------------------------------------
@@ -125,41 +182,60 @@ impl Translator {
     /// why.
     #[inline]
     pub(crate) fn take(&mut self, ua: UserAddr, shift: PageShift) -> Option<Taken> {
-        let taken = self.take_from_cells(ua, shift, self.fast, Light::Compiler);
-        if taken.is_some() {
-            return taken;
-        }
-        let taken = self.take_slowly(ua, shift);
-        // No region has slot 0.
+        let offset = self.offset(ua);
+        // No system page is smaller than 4 KiB, so a caller that always asks for that pays for no comparison.
+        let taken = if offset < self.fast && (shift == PageShift::K4 || shift.get() <= self.granule) {
+            // SAFETY: inside the cells of the snapshot at hand.
+            let word = unsafe { self.view.load(offset) };
+            // An empty cell says slot 0, whose door is never open.
+            let slot = slot_of(word);
+            if self.door(slot).enter_open(self.count(slot), Light::Compiler) {
+                // SAFETY: entered after the cell was loaded.
+                return Some((unsafe { host_of(word, offset, self) }, slot as u32));
+            }
+            // Nothing comes back from here into the way of those who found it open.
+            self.take_counted(ua, shift, slot)
+        } else {
+            self.take_slowly(ua, shift)
+        };
+        // No region has slot 0: two words come back in registers, an option of them through the stack.
         if taken.1 == 0 { None } else { Some(taken) }
     }
 
-    /// The same for a system page in the first `span` bytes of the cells, which pass no look at a header.
-    #[inline(always)]
-    fn take_from_cells(&self, ua: UserAddr, shift: PageShift, span: u64, light: Light) -> Option<Taken> {
-        let offset = ua.raw().wrapping_sub(self.view.base);
-        // No system page is smaller than 4 KiB, so a caller that always asks for that pays for no comparison.
-        if offset >= span || !(shift == PageShift::K4 || shift.get() <= self.granule) {
-            return None;
-        }
-        // SAFETY: inside the cells of the snapshot at hand: no caller's `span` is larger than theirs.
-        let word = unsafe { self.view.load(offset) };
-        // An empty cell says slot 0, whose door is never open.
+    /// `take` for a page whose cell was just found; null when it is in none.
+    #[inline]
+    pub(crate) fn take_word(&mut self, word: *mut u32, ua: UserAddr, shift: PageShift) -> Option<Taken> {
         let slot = slot_of(word);
-        if self.door(slot).enter(self.count(slot), light) != Entered::In {
-            return None;
+        // Slot 0: an empty cell or none, whose door is never open.
+        if self.door(slot).enter_open(self.count(slot), Light::Compiler) {
+            // SAFETY: entered after the cell was loaded.
+            return Some((unsafe { host_of(word, self.offset(ua), self) }, slot as u32));
         }
-        // SAFETY: entered after the cell was loaded.
-        Some((unsafe { host_of(word, offset, self.granule, self.mask) }, slot))
+        let taken = self.take_counted(ua, shift, slot);
+        if taken.1 == 0 { None } else { Some(taken) }
     }
 
-    /// What `take` could not do: a fence, a region that is not in the cells, a large page, a newer snapshot. Slot 0 when
-    /// nothing was taken: two words come back in registers, an option of them through the stack.
+    /// What `take` could not do: a unit of `slot` is counted, and its door was not open.
+    #[cold]
+    #[inline(never)]
+    fn take_counted(&mut self, ua: UserAddr, shift: PageShift, slot: usize) -> Taken {
+        if self.door(slot).enter_closing(self.count(slot)) == Entered::In {
+            let slot = slot as u32;
+            if let Some(region) = self.shown().region_in(slot) {
+                // SAFETY: the unit keeps it, and a cell of its own said that it holds the page.
+                return (unsafe { region.as_ref() }.table.host(ua).raw(), slot);
+            }
+        }
+        self.take_slowly(ua, shift)
+    }
+
+    /// What `take` could not do: a region that is not in the cells, a large page, a newer snapshot, a host where every map
+    /// passes a fence. Slot 0 when nothing was taken.
     #[cold]
     #[inline(never)]
     fn take_slowly(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
         if self.light == Light::Full {
-            if let Some(taken) = self.take_from_cells(ua, shift, self.view.span, Light::Full) {
+            if let Some(taken) = self.take_fenced(ua, shift) {
                 return taken;
             }
         }
@@ -180,12 +256,24 @@ impl Translator {
         }
     }
 
+    /// `take` from the cells, with a fence.
+    fn take_fenced(&self, ua: UserAddr, shift: PageShift) -> Option<Taken> {
+        let (word, offset) = self.look(ua).filter(|_| shift.get() <= self.granule)?;
+        let slot = slot_of(word);
+        if self.door(slot).enter(self.count(slot), Light::Full) != Entered::In {
+            return None;
+        }
+        // SAFETY: entered after the cell was loaded.
+        Some((unsafe { host_of(word, offset, self) }, slot as u32))
+    }
+
     fn take_by_header(&mut self, ua: UserAddr, shift: PageShift) -> Result<Taken, MapError> {
         let found = self.find(ua).ok_or(MapError::Unregistered { ua, shift })?;
         // SAFETY: named by the snapshot at hand.
         let region = unsafe { found.as_ref() };
         region.admits(ua, shift)?;
-        match self.door(region.slot).enter(self.count(region.slot), self.light) {
+        let slot = region.slot as usize;
+        match self.door(slot).enter(self.count(slot), self.light) {
             Entered::In => Ok((region.table.host(ua).raw(), region.slot)),
             Entered::Closed => Err(MapError::Closing { ua }),
         }
@@ -194,12 +282,10 @@ impl Translator {
     /// The region that holds the byte at `ua` in the snapshot at hand.
     #[inline]
     fn find(&self, ua: UserAddr) -> Option<NonNull<Region>> {
-        let offset = ua.raw().wrapping_sub(self.view.base);
-        if offset < self.view.span {
-            // SAFETY: inside the cells of the snapshot at hand.
-            let slot = slot_of(unsafe { self.view.load(offset) });
+        if let Some((word, _)) = self.look(ua) {
+            let slot = slot_of(word);
             if slot != 0 {
-                return self.engine.region_in(slot);
+                return self.shown().region_in(slot as u32);
             }
         }
         self.snapshot().search(ua).map(NonNull::from)
@@ -215,7 +301,7 @@ impl Translator {
         if slot as usize >= self.capacity {
             self.lengthen();
         }
-        Door::leave(self.count(slot));
+        Door::leave(self.count(slot as usize));
     }
 
     /// Gets the counts of a unit that was taken by a translator which knows longer ones.
@@ -229,7 +315,7 @@ impl Translator {
     pub(crate) fn give_to(&mut self, house: &House, slot: u32) {
         if let Some(count) = house.count(slot) {
             // A drain that waits for it looks again by itself.
-            let _ = self.door(slot).leave_shared(count);
+            let _ = self.door(slot as usize).leave_shared(count);
         }
     }
 
@@ -237,7 +323,7 @@ impl Translator {
     pub(crate) fn hand_over(&mut self, house: &House, slot: u32) {
         house.add(slot, 1);
         // The other count has it already, so no sum misses it; and the unit is not given back.
-        Door::leave(self.count(slot));
+        Door::leave(self.count(slot as usize));
     }
 
     /// Why the last `take` took nothing.
@@ -254,7 +340,7 @@ impl Translator {
     /// Whether this handle counts with `house`.
     #[inline]
     pub(crate) fn counts_with(&self, house: &House) -> bool {
-        self.house == HouseRef::new(house)
+        self.house.is(house)
     }
 
     // ---- the public face ------------------------------------------------------------------------------------------
@@ -291,7 +377,7 @@ impl Translator {
 
     #[inline]
     fn map_range_found(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
-        let shift = self.engine.granule().shift();
+        let shift = self.system_page();
         let nowhere = MapError::Unregistered { ua, shift };
         let found = self.find(ua).ok_or(nowhere)?;
         // SAFETY: named by the snapshot at hand.
@@ -299,7 +385,8 @@ impl Translator {
         if !region.range.holds(ua, bytes) {
             return Err(nowhere);
         }
-        match self.door(region.slot).enter(self.count(region.slot), self.light) {
+        let slot = region.slot as usize;
+        match self.door(slot).enter(self.count(slot), self.light) {
             Entered::In => {}
             Entered::Closed => return Err(MapError::Closing { ua }),
         }
@@ -313,11 +400,9 @@ impl Translator {
     /// As `map`.
     #[inline]
     pub fn check(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
-        let offset = ua.raw().wrapping_sub(self.view.base);
-        if offset < self.view.span && (shift == PageShift::K4 || shift.get() <= self.granule) {
-            // SAFETY: inside the cells of the snapshot at hand.
-            let slot = slot_of(unsafe { self.view.load(offset) });
-            if self.door(slot).is_open() {
+        if let Some((word, _)) = self.look(ua) {
+            let small = shift == PageShift::K4 || shift.get() <= self.granule;
+            if small && self.door(slot_of(word)).is_open() {
                 return Ok(());
             }
         }
@@ -332,7 +417,7 @@ impl Translator {
             // SAFETY: named by the snapshot at hand.
             let region = unsafe { found.as_ref() };
             region.admits(ua, shift)?;
-            if this.door(region.slot).is_open() { Ok(()) } else { Err(MapError::Closing { ua }) }
+            if this.door(region.slot as usize).is_open() { Ok(()) } else { Err(MapError::Closing { ua }) }
         };
         if look(self).is_ok() {
             return Ok(());
@@ -348,9 +433,9 @@ impl Translator {
     #[inline]
     pub fn unmap(&mut self, mapping: Mapping) {
         if mapping.house() == self.house {
+            // Taken by a translator with as many counts, so the slot is one of them.
             let (slot, _) = mapping.into_unit();
-            // SAFETY: the mapping held it, counted with our holder in our address space.
-            unsafe { self.give(slot) };
+            Door::leave(self.count(slot as usize));
         } else {
             self.unmap_other(mapping);
         }
@@ -365,7 +450,12 @@ impl Translator {
             return drop(mapping);
         }
         let (slot, _) = mapping.into_unit();
-        self.give_to(house, slot);
+        if self.counts_with(house) {
+            // SAFETY: the mapping held it, counted with our holder in our address space.
+            unsafe { self.give(slot) };
+        } else {
+            self.give_to(house, slot);
+        }
     }
 
     /// [`unmap`](Self::unmap) for a range.
@@ -385,6 +475,18 @@ impl Translator {
             // SAFETY: named by the snapshot at hand.
             unsafe { region.as_ref() }.table.mark_dirty(ua);
         }
+    }
+}
+
+impl SystemPage for Translator {
+    #[inline]
+    fn shift(&self) -> u32 {
+        self.granule
+    }
+
+    #[inline]
+    fn mask(&self) -> u64 {
+        self.mask
     }
 }
 

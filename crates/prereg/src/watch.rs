@@ -9,15 +9,15 @@ use crate::region::SharedRegion;
 use crate::release::Claim;
 use crate::state::{RegionState, SpaceState};
 use crate::station::Station;
-use crate::tally::{Holder, Home, House};
+use crate::tally::{Holder, Home, SharedHouse};
 
 impl Engine {
     pub(crate) fn station(&self, holder: Holder) -> Result<Arc<Station>, OutOfMemory> {
         self.reap();
         let mut books = self.books.lock();
         books.stations.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let house = books.house(holder, || self.home()).ok_or(OutOfMemory)?;
-        let station = Arc::new(Station::new(house, books.capacity).ok_or(OutOfMemory)?);
+        let house = books.house(&self.tables, holder, || self.home()).ok_or(OutOfMemory)?;
+        let station = Arc::new(Station::new(&self.tables, house, books.capacity).ok_or(OutOfMemory)?);
         if books.unpublished {
             self.publish(&mut books)?;
         }
@@ -32,7 +32,7 @@ impl Engine {
 
     pub(crate) fn leave_station(&self, station: &Arc<Station>) {
         let mut books = self.books.lock();
-        station.seat.leave();
+        station.place.seat.leave();
         books.stations.retain(|other| !Arc::ptr_eq(other, station));
         station.fold();
         self.reclaim(&mut books);
@@ -40,8 +40,8 @@ impl Engine {
         self.reap();
     }
 
-    pub(crate) fn house(&self, holder: Holder) -> Result<Arc<House>, OutOfMemory> {
-        self.books.lock().house(holder, || self.home()).ok_or(OutOfMemory)
+    pub(crate) fn house(&self, holder: Holder) -> Result<SharedHouse, OutOfMemory> {
+        self.books.lock().house(&self.tables, holder, || self.home()).ok_or(OutOfMemory)
     }
 
     pub(crate) fn find(&self, ua: UserAddr, bytes: u64) -> Option<RegionState> {
@@ -99,6 +99,7 @@ impl Engine {
             unpins: books.unpins,
             translators: books.stations.len() as u64,
             unreclaimed: books.unreclaimed() as u64,
+            tables: self.tables.state(),
         }
     }
 

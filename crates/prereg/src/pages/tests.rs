@@ -4,6 +4,11 @@
 
 use super::*;
 use crate::addr::Granule;
+use crate::tables::HeapTables;
+
+fn heap() -> Tables {
+    alloc::sync::Arc::new(HeapTables::new())
+}
 
 fn range(pages: u64) -> UserRange {
     UserRange::new(UserAddr::new(0x4000_0000), pages << 12, Granule::K4).unwrap()
@@ -14,7 +19,7 @@ fn table(pages: u64, host: impl Fn(u64) -> u64) -> PageTable {
     for page in 0..pages {
         list.push(HostAddr::new(host(page)), 1).unwrap();
     }
-    list.finish().unwrap().unwrap()
+    list.finish(&heap()).unwrap().unwrap()
 }
 
 fn check(table: &PageTable, pages: u64, host: impl Fn(u64) -> u64) {
@@ -98,7 +103,7 @@ fn too_many_and_too_few_pages_are_noticed() {
     let mut list = PageList::new(range(4), Granule::K4);
     list.push(HostAddr::new(0), 3).unwrap();
     assert_eq!(list.push(HostAddr::new(0x9000), 2), Err(PageListError::TooMany { range: range(4) }));
-    assert!(list.finish().unwrap().is_none());
+    assert!(list.finish(&heap()).unwrap().is_none());
 }
 
 #[test]

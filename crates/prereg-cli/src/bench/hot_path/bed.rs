@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 
-use prereg::{AddressSpace, Barrier, Granule, Registration};
-use prereg_linux::{GuestMemory, IoUring, Membarrier};
+use prereg::{
+    AddressSpace, Barrier, Charge, Granule, HeapTables, Pin, RegisterError, Registration, TableMemory,
+    TableMemoryState,
+};
+use prereg_linux::{GuestMemory, IoUring, LockedTables, Membarrier};
 use prereg_sim::SimHost;
 
 use super::host::InventedHost;
 use super::layout::{Addresses, Layout, PAGE, Shape};
 use super::limit::{Array4, Array8, Limit};
 use super::others::{KernelList, LockedMap, OneAtomic};
-use super::ours::Ours;
+use super::ours::{Ours, OursInLists};
 use super::part::Part;
 use super::subject::{Nothing, Passes};
 #[cfg(feature = "peers")]
@@ -31,11 +34,24 @@ pub struct Bed {
     /// Where.
     pub base: u64,
     space: AddressSpace,
+    /// The same memory with tables on the heap; nothing where memory is really pinned.
+    on_heap: Option<AddressSpace>,
     /// The host address of every page, gaps left out.
     hosts: Vec<u64>,
     pages: SimHost,
-    _registrations: Vec<Registration>,
+    registrations: Vec<Registration>,
     one_atomic: Arc<OneAtomic>,
+}
+
+/// Registers every region of `shape`.
+fn register_all(
+    space: &AddressSpace,
+    shape: Shape,
+    base: u64,
+    register: impl Fn(&AddressSpace, u64) -> Result<Registration, RegisterError>,
+) -> Result<Vec<Registration>, Failure> {
+    let all = (0..shape.regions).map(|region| register(space, base + shape.region_offset(region)));
+    all.collect::<Result<_, _>>().map_err(|error| Failure::host(format!("registering {shape}"), error))
 }
 
 impl Bed {
@@ -44,11 +60,15 @@ impl Bed {
     /// # Errors
     /// [`Failure::Host`].
     pub fn invented(shape: Shape, barrier: Option<Arc<dyn Barrier>>) -> Result<Self, Failure> {
-        let space = AddressSpace::new(InventedHost::new(shape.layout, barrier));
         let pages = SimHost::new(Granule::K4);
-        Self::new(shape, BASE, space, pages, |space, pages, at| {
-            space.register(&pages.memory(at, shape.region_bytes()))
-        })
+        let register =
+            |space: &AddressSpace, at: u64| space.register(&pages.memory(at, shape.region_bytes()));
+        let host = InventedHost::new(shape.layout, barrier.clone());
+        let mut bed = Self::new(shape, BASE, host, register)?;
+        let on_heap = AddressSpace::new(InventedHost::new(shape.layout, barrier));
+        bed.registrations.extend(register_all(&on_heap, shape, BASE, register)?);
+        bed.on_heap = Some(on_heap);
+        Ok(bed)
     }
 
     /// Registers real memory: system pages for a scattered shape, transparent huge pages for a contiguous one.
@@ -63,9 +83,7 @@ impl Bed {
         };
         let memory = memory.map_err(|error| Failure::host(what(), error))?;
         let host = IoUring::new().map_err(|error| Failure::host(what(), error))?;
-        let base = memory.ua().raw();
-        let space = AddressSpace::new(host);
-        Self::new(shape, base, space, SimHost::new(Granule::K4), |space, _, at| {
+        Self::new(shape, memory.ua().raw(), host, |space, at| {
             let part = Part::new(&memory, at, shape.region_bytes());
             // Regions and gaps fill the memory just so.
             space.register(&part.unwrap_or_else(|| unreachable!("a region of {shape} outside of its memory")))
@@ -75,23 +93,21 @@ impl Bed {
     fn new(
         shape: Shape,
         base: u64,
-        space: AddressSpace,
-        pages: SimHost,
-        register: impl Fn(&AddressSpace, &SimHost, u64) -> Result<Registration, prereg::RegisterError>,
+        host: impl Pin + Charge + 'static,
+        register: impl Fn(&AddressSpace, u64) -> Result<Registration, RegisterError>,
     ) -> Result<Self, Failure> {
+        let space = AddressSpace::with_tables(host, None, LockedTables::shared());
+        let space = space.map_err(|error| Failure::host(format!("registering {shape}"), error))?;
+        let registrations = register_all(&space, shape, base, register)?;
         let mut hosts = Vec::new();
-        let mut registrations = Vec::new();
-        for region in 0..shape.regions {
-            let at = base + shape.region_offset(region);
-            let registration = register(&space, &pages, at)
-                .map_err(|error| Failure::host(format!("registering {shape}"), error))?;
+        for registration in &registrations {
             registration.visit_runs(|_, host, bytes| {
                 hosts.extend((0..bytes / PAGE).map(|page| host.raw() + page * PAGE));
             });
-            registrations.push(registration);
         }
         let one_atomic = OneAtomic::new(shape, base, &hosts);
-        Ok(Self { shape, base, space, hosts, pages, _registrations: registrations, one_atomic })
+        let pages = SimHost::new(Granule::K4);
+        Ok(Self { shape, base, space, on_heap: None, hosts, pages, registrations, one_atomic })
     }
 
     /// The addresses asked for.
@@ -118,10 +134,20 @@ impl Bed {
         Box::new(Ours(self.space.translator()))
     }
 
-    /// The limit, with tables of its own.
+    /// The limit, with tables of its own on the heap.
     #[must_use]
     pub fn limit(&self) -> Boxed {
-        Box::new(Limit::new(self.shape, self.base, &self.hosts))
+        self.limit_in(Arc::new(HeapTables::new()))
+    }
+
+    fn limit_in(&self, memory: Arc<dyn TableMemory>) -> Boxed {
+        Box::new(Limit::new(self.shape, self.base, &self.hosts, memory))
+    }
+
+    /// What the tables take.
+    #[must_use]
+    pub fn tables(&self) -> TableMemoryState {
+        self.space.snapshot().tables
     }
 
     /// Shared by all who ask.
@@ -141,6 +167,13 @@ impl Bed {
     pub fn everyone(&self) -> Vec<(&'static str, Boxed)> {
         let mut all = self.contenders();
         let narrow = self.hosts.iter().map(|host| (host / PAGE) as u32).collect();
+        if let Some(on_heap) = &self.on_heap {
+            all.push(("prereg-heap", Box::new(Ours(on_heap.translator()))));
+        }
+        for (name, at_once) in [("prereg-list", true), ("prereg-each", false)] {
+            all.push((name, Box::new(OursInLists::new(self.space.translator(), at_once))));
+        }
+        all.push(("limit-huge", self.limit_in(LockedTables::shared())));
         all.push(("loop", Box::new(Nothing)));
         all.push(("array4", Box::new(Array4(narrow))));
         all.push(("array8", Box::new(Array8(self.hosts.clone().into()))));

@@ -8,13 +8,66 @@
 
 #![expect(unsafe_code, reason = "the limit has no bounds checks")]
 
+use std::alloc::Layout;
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+
+use prereg::TableMemory;
 
 use super::layout::{Address, PAGE, Shape};
 use super::subject::Subject;
 
 const LEAF_SHIFT: u32 = 21;
 const LEAF_PAGES: usize = 512;
+
+/// Page numbers in table memory.
+struct Leaves {
+    /// Atomic only so that a thread may be given the table.
+    at: AtomicPtr<u32>,
+    pages: usize,
+    memory: Arc<dyn TableMemory>,
+}
+
+impl Leaves {
+    /// `pages` zeros.
+    fn new(pages: usize, memory: Arc<dyn TableMemory>) -> Self {
+        let at = memory.allocate(Self::layout(pages)).map(|at| at.cast::<u32>().as_ptr());
+        let Some(at) = at else { panic!("no memory for a table of {pages} pages") };
+        Self { at: AtomicPtr::new(at), pages, memory }
+    }
+
+    fn layout(pages: usize) -> Layout {
+        Layout::array::<u32>(pages).unwrap_or(Layout::new::<u32>())
+    }
+
+    fn at(&self, index: usize) -> *mut u32 {
+        assert!(index < self.pages, "a leaf outside of the table");
+        // Relaxed: never changes.
+        self.at.load(Ordering::Relaxed).wrapping_add(index)
+    }
+
+    fn write(&self, index: usize, frame: u32) {
+        // SAFETY: inside the table, which nobody reads yet.
+        unsafe { self.at(index).write(frame) };
+    }
+}
+
+impl Drop for Leaves {
+    fn drop(&mut self) {
+        if let Some(at) = NonNull::new(self.at.load(Ordering::Relaxed)) {
+            // SAFETY: had in `new`, and the table goes.
+            unsafe { self.memory.release(at.cast(), Self::layout(self.pages)) };
+        }
+    }
+}
+
+impl fmt::Debug for Leaves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaves").field("pages", &self.pages).finish_non_exhaustive()
+    }
+}
 
 /// The flat radix with plain counters.
 #[derive(Debug)]
@@ -24,15 +77,19 @@ pub struct Limit {
     /// Each the beginning of a leaf in `_leaves`; atomic only so that a thread may be given the table.
     top: Box<[AtomicPtr<u32>]>,
     /// Page numbers of all leaves; 0 in gaps. What `top` points into.
-    _leaves: Box<[u32]>,
+    _leaves: Leaves,
     counts: Box<[AtomicI64]>,
     count_shift: u32,
 }
 
 impl Limit {
-    /// `hosts` are the host addresses of the pages of `shape`, gaps left out.
+    /// `hosts` are the host addresses of the pages of `shape`, gaps left out. The leaves are in `memory`: the limit has the
+    /// heap's, and a variant of it the locked huge pages that prereg has.
+    ///
+    /// # Panics
+    /// Without memory.
     #[must_use]
-    pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Self {
+    pub fn new(shape: Shape, base: u64, hosts: &[u64], memory: Arc<dyn TableMemory>) -> Self {
         let pieces = (shape.span() >> LEAF_SHIFT) as usize;
         let addresses = shape.addresses(base);
         let in_use = |piece: u64| {
@@ -49,16 +106,16 @@ impl Limit {
                 leaves += LEAF_PAGES;
             }
         }
-        let mut frames = vec![0u32; leaves].into_boxed_slice();
+        let leaves = Leaves::new(leaves, memory);
         for (page, host) in hosts.iter().enumerate() {
             let offset = addresses.page(page as u64).ua - base;
             let start = starts[(offset >> LEAF_SHIFT) as usize];
-            frames[start + (offset / PAGE) as usize % LEAF_PAGES] = (host / PAGE) as u32;
+            leaves.write(start + (offset / PAGE) as usize % LEAF_PAGES, (host / PAGE) as u32);
         }
-        let top = starts.iter().map(|&start| AtomicPtr::new(frames[start..].as_mut_ptr())).collect();
+        let top = starts.iter().map(|&start| AtomicPtr::new(leaves.at(start))).collect();
         let count_shift = (shape.region_bytes() * 2).trailing_zeros();
         let counts = (0..shape.regions).map(|_| AtomicI64::new(0)).collect();
-        Self { base, span: shape.span(), top, _leaves: frames, counts, count_shift }
+        Self { base, span: shape.span(), top, _leaves: leaves, counts, count_shift }
     }
 
     #[inline(always)]

@@ -1,9 +1,11 @@
-//! prereg itself: a translator.
+//! prereg itself: a translator, page by page and in lists.
 
-use prereg::{PageShift, Translator, UserAddr};
+use std::hint::black_box;
 
-use super::layout::Address;
-use super::subject::Subject;
+use prereg::{Mapping, PageShift, Translator, UserAddr};
+
+use super::layout::{Address, Addresses, Pattern};
+use super::subject::{Case, Passes, Subject, next};
 
 /// One thread's translator.
 #[derive(Debug)]
@@ -33,6 +35,81 @@ impl Subject for Ours {
         let sum = mapping.runs().fold(0, |sum: u64, run| sum.wrapping_add(run.host.raw()));
         self.0.unmap_range(mapping);
         sum >> 1
+    }
+}
+
+/// Pages of a list: what one H_PUT_TCE_INDIRECT carries.
+const LIST: usize = 512;
+
+/// One thread's translator that holds a list of mappings at a time, as whoever fills a table or starts an I/O does: asked for
+/// the whole list at once, or page by page.
+#[derive(Debug)]
+pub struct OursInLists {
+    translator: Translator,
+    at_once: bool,
+    pages: Vec<UserAddr>,
+    mappings: Vec<Option<Mapping>>,
+}
+
+impl OursInLists {
+    /// With room for one list, mapped at once or page by page.
+    #[must_use]
+    pub fn new(translator: Translator, at_once: bool) -> Self {
+        Self {
+            translator,
+            at_once,
+            pages: Vec::with_capacity(LIST),
+            mappings: std::iter::repeat_with(|| None).take(LIST).collect(),
+        }
+    }
+
+    /// Maps the pages at hand, looks at each address, and unmaps them.
+    fn once(&mut self) -> u64 {
+        if self.at_once {
+            if self.translator.map_list(&self.pages, PageShift::K4, &mut self.mappings).is_err() {
+                missed();
+            }
+        } else {
+            for (&page, place) in self.pages.iter().zip(&mut self.mappings) {
+                let Ok(mapping) = self.translator.map(page, PageShift::K4) else { missed() };
+                *place = Some(mapping);
+            }
+        }
+        let hosts = self.mappings[..self.pages.len()].iter().flatten().map(|mapping| mapping.hpa().raw());
+        let sum = hosts.fold(0, u64::wrapping_add);
+        let held = &mut self.mappings[..self.pages.len()];
+        if self.at_once {
+            self.translator.unmap_list(held);
+        } else {
+            for mapping in held.iter_mut().filter_map(Option::take) {
+                self.translator.unmap(mapping);
+            }
+        }
+        self.pages.clear();
+        sum
+    }
+}
+
+impl Passes for OursInLists {
+    /// A page that depends on the one before is in no list.
+    fn does(&self, case: Case, pattern: Pattern) -> bool {
+        case == Case::MapUnmap && pattern != Pattern::Dependent
+    }
+
+    fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, _range: u64, count: u64) {
+        if !self.does(case, pattern) {
+            return;
+        }
+        let (mut sum, mut state) = (0u64, 1);
+        for number in 0..count {
+            state = next(state);
+            let page = if pattern == Pattern::Random { state >> 33 } else { number };
+            self.pages.push(UserAddr::new(addresses.page(page).ua));
+            if self.pages.len() == LIST || number + 1 == count {
+                sum = sum.wrapping_add(self.once());
+            }
+        }
+        black_box(sum);
     }
 }
 

@@ -48,6 +48,12 @@ pub trait Subject {
 
 /// A subject in its loop.
 pub trait Passes {
+    /// Whether it can do `case` in this order at all.
+    fn does(&self, case: Case, pattern: Pattern) -> bool {
+        let _ = (case, pattern);
+        true
+    }
+
     /// Does `case` with `count` addresses. The same arguments ask for the same addresses.
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64);
 }
@@ -92,7 +98,7 @@ impl<S: Subject> Passes for S {
 
 /// Knuth's 64-bit generator; its upper bits are good enough to miss caches with.
 #[inline(always)]
-const fn next(state: u64) -> u64 {
+pub(super) const fn next(state: u64) -> u64 {
     state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
 }
 

@@ -1,0 +1,82 @@
+//! The doors of an address space: one for each slot there could be, of which those in use are present.
+//!
+//! Readers index the doors by a slot without looking how many there are, so the array never moves and is as long as it can
+//! ever become. A door is one byte; its page is made present before the first slot in it is given to a region.
+
+#![expect(unsafe_code, reason = "an array in memory of which only a part is present")]
+
+use core::alloc::Layout;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::slice;
+
+use crate::door::Door;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::tables::Tables;
+
+/// `len` doors, closed until they are opened.
+pub(crate) struct Doors {
+    at: NonNull<Door>,
+    len: usize,
+    memory: Tables,
+    /// Doors whose memory is present.
+    present: AtomicU64,
+}
+
+// SAFETY: an owner of doors, which are atomics.
+unsafe impl Send for Doors {}
+// SAFETY: as above.
+unsafe impl Sync for Doors {}
+
+impl Doors {
+    /// `len` closed doors, the first `present` of them present. `None` without memory.
+    pub(crate) fn new(memory: &Tables, len: usize, present: usize) -> Option<Self> {
+        let layout = Layout::array::<Door>(len).ok()?;
+        let at = memory.reserve(layout)?.cast::<Door>();
+        #[cfg(loom)]
+        for index in 0..len {
+            // SAFETY: below `len`; nothing is there yet, and the model's doors are no bytes.
+            unsafe { at.add(index).write(Door::new()) };
+        }
+        let doors = Self { at, len, memory: memory.clone(), present: AtomicU64::new(0) };
+        doors.make_present(present).then_some(doors)
+    }
+
+    /// Makes the first `count` doors present. Writers' lock held. `false` without memory.
+    pub(crate) fn make_present(&self, count: usize) -> bool {
+        let Ok(layout) = Layout::array::<Door>(self.len) else { return false };
+        // Relaxed: changed under the lock only.
+        let from = self.present.load(Ordering::Relaxed) as usize;
+        if count <= from {
+            return true;
+        }
+        let part = from * size_of::<Door>()..count.min(self.len) * size_of::<Door>();
+        // SAFETY: of the reservation, and inside.
+        let done = unsafe { self.memory.commit(self.at.cast(), layout, part) };
+        if done {
+            // Relaxed: as above.
+            self.present.store(count as u64, Ordering::Relaxed);
+        }
+        done
+    }
+}
+
+impl Deref for Doors {
+    type Target = [Door];
+
+    #[inline]
+    fn deref(&self) -> &[Door] {
+        // SAFETY: zeroed memory of that many doors, and a door of zeros is a closed one; shared only, as long as the owner
+        // lives.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Doors {
+    fn drop(&mut self) {
+        if let Ok(layout) = Layout::array::<Door>(self.len) {
+            // SAFETY: of the reservation; the owner goes, and with it the last reader.
+            unsafe { self.memory.release(self.at.cast(), layout) };
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Lists of pages: what a guest's indirect call or an I/O of many scattered pages maps at once, all of it or nothing.
+//!
+//! A list is worked off in blocks. For each block all cells are loaded first, and the page numbers behind them asked for, so
+//! that their cache misses overlap; then each page is counted and its number read. One page after the other would have as
+//! many misses under way as fit into the processor's window beside all that is done with each page.
+
+use core::ptr;
+
+use crate::addr::{HostAddr, PageShift, UserAddr};
+use crate::errno::Errno;
+use crate::region::{MapError, Mapping};
+use crate::tagged::prefetch_page;
+use crate::translator::Translator;
+
+/// Pages of a block: some more than the misses a processor can have under way.
+const BLOCK: usize = 64;
+
+/// Why a list was not mapped. Nothing is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListError {
+    /// A page of it cannot be mapped. The page's errno.
+    #[error("page {index} of the list: {error}")]
+    Page {
+        /// Which.
+        index: usize,
+        /// Why.
+        error: MapError,
+    },
+    /// More pages than places for their mappings. EINVAL.
+    #[error("the list has {pages} pages and there are places for {places} mappings; give one for each page")]
+    Room {
+        /// Pages asked for.
+        pages: usize,
+        /// Places given.
+        places: usize,
+    },
+}
+
+impl ListError {
+    /// The page's, or EINVAL.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::Page { error, .. } => error.errno(),
+            Self::Room { .. } => Errno::EINVAL,
+        }
+    }
+}
+
+impl Translator {
+    /// Maps the page of `2^shift` bytes that holds each address of `list`, in any order and as often as it is there, and puts
+    /// the mappings into the first places of `mappings`: all of them, or none. Faster than [`map`](Self::map) in a loop
+    /// where page numbers are not in the cache. A mapping that was in a place before is dropped.
+    ///
+    /// ```
+    /// use prereg::{AddressSpace, Granule, PageShift, UserAddr};
+    /// # use prereg_sim::SimHost;
+    /// # let host = SimHost::new(Granule::K4);
+    /// # let ram = host.memory(0x7f00_0000_0000, 16 << 12);
+    /// # let space = AddressSpace::new(host);
+    /// let reg = space.register(&ram)?;
+    /// let mut t = space.translator();
+    /// let page = |number: u64| UserAddr::new(reg.ua().raw() + number * 4096);
+    ///
+    /// let mut mappings = [const { None }; 8];
+    /// t.map_list(&[page(3), page(9), page(3)], PageShift::K4, &mut mappings)?;
+    /// assert_eq!(mappings.iter().flatten().count(), 3);
+    /// assert!(t.map_list(&[page(0), page(16)], PageShift::K4, &mut [None, None]).is_err()); // none of them
+    /// t.unmap_list(&mut mappings);
+    /// reg.unregister()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ListError`]; every place is then empty or as it was, and nothing is counted.
+    pub fn map_list(
+        &mut self,
+        list: &[UserAddr],
+        shift: PageShift,
+        mappings: &mut [Option<Mapping>],
+    ) -> Result<(), ListError> {
+        let Some(places) = mappings.get_mut(..list.len()) else {
+            return Err(ListError::Room { pages: list.len(), places: mappings.len() });
+        };
+        let mut done = 0;
+        for (pages, into) in list.chunks(BLOCK).zip(places.chunks_mut(BLOCK)) {
+            let mapped = self.map_block(pages, shift, into);
+            done += mapped;
+            if mapped < pages.len() {
+                let error = self.failure();
+                self.unmap_list(&mut places[..done]);
+                return Err(ListError::Page { index: done, error });
+            }
+        }
+        Ok(())
+    }
+
+    /// [`unmap`](Self::unmap) for every mapping in `mappings`, whose places are empty then.
+    pub fn unmap_list(&mut self, mappings: &mut [Option<Mapping>]) {
+        for mapping in mappings.iter_mut().filter_map(Option::take) {
+            self.unmap(mapping);
+        }
+    }
+
+    /// Asks for what mapping the page at `ua` will read, if it is in the cells: a hint for whoever knows addresses ahead.
+    /// Nothing is counted, and no address leaves.
+    #[inline]
+    pub fn prefetch(&self, ua: UserAddr) {
+        if let Some((word, offset)) = self.look(ua) {
+            prefetch_page(word, offset, self);
+        }
+    }
+
+    /// Maps a block; answers how many of its pages are mapped. If not all, why is the translator's `failure`.
+    #[inline]
+    fn map_block(&mut self, pages: &[UserAddr], shift: PageShift, into: &mut [Option<Mapping>]) -> usize {
+        let mut words = [ptr::null_mut(); BLOCK];
+        if shift <= self.system_page() {
+            for (&ua, word) in pages.iter().zip(&mut words) {
+                if let Some((found, offset)) = self.look_fast(ua) {
+                    *word = found;
+                    prefetch_page(found, offset, self);
+                }
+            }
+        }
+        let house = self.house();
+        let mut done = 0;
+        for ((&ua, &word), place) in pages.iter().zip(&words).zip(into) {
+            let Some((host, slot)) = self.take_word(word, ua, shift) else { break };
+            *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, house));
+            done += 1;
+        }
+        done
+    }
+}

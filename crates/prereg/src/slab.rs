@@ -1,0 +1,200 @@
+//! Arrays and single values in table memory (see `tables`), and their owners.
+//!
+//! A [`Slab`] owns an array, a [`Placed`] one value; a [`Reserve`] owns an array of doors that become present as they are
+//! needed. Dropping the owner drops the values and gives the memory back. Readers reach them by pointer: nothing here ever
+//! makes a `&mut` to what was once shown.
+
+#![expect(unsafe_code, reason = "owners of memory that is had by address")]
+
+use core::alloc::Layout;
+use core::fmt;
+use core::mem::{ManuallyDrop, needs_drop, offset_of};
+use core::ops::Deref;
+use core::ptr::{self, NonNull};
+use core::slice;
+
+use crate::publish::Owner;
+use crate::tables::Tables;
+
+/// An array in table memory.
+pub(crate) struct Slab<T> {
+    at: NonNull<T>,
+    len: usize,
+    memory: Tables,
+}
+
+// SAFETY: an owner of values, as a box of them would be.
+unsafe impl<T: Send> Send for Slab<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Slab<T> {}
+
+impl<T> Slab<T> {
+    /// `len` values, in order, each from `make`: so every page is written before anybody reads it. `None` without memory.
+    pub(crate) fn new(memory: &Tables, len: usize, make: impl FnMut() -> T) -> Option<Self> {
+        Self::from_iter(memory, len, core::iter::repeat_with(make))
+    }
+
+    /// The first `len` values of `values`; `None` without memory, or when there are fewer.
+    pub(crate) fn from_iter(
+        memory: &Tables,
+        len: usize,
+        mut values: impl Iterator<Item = T>,
+    ) -> Option<Self> {
+        let layout = Layout::array::<T>(len).ok()?;
+        let at = if layout.size() == 0 { NonNull::dangling() } else { memory.allocate(layout)?.cast::<T>() };
+        let mut slab = Self { at, len: 0, memory: memory.clone() };
+        while slab.len < len {
+            let Some(value) = values.next() else {
+                slab.give_up(layout);
+                return None;
+            };
+            // SAFETY: below `len`, for which there is room.
+            let place = unsafe { slab.at.add(slab.len) };
+            // SAFETY: aligned by the layout, and nothing is there yet.
+            unsafe { place.write(value) };
+            slab.len += 1;
+        }
+        Some(slab)
+    }
+
+    /// Drops what was written of an array of `layout`.
+    fn give_up(self, layout: Layout) {
+        let this = ManuallyDrop::new(self);
+        this.drop_values();
+        // SAFETY: moved out of an owner that is not dropped.
+        let memory = unsafe { ptr::read(&raw const this.memory) };
+        if layout.size() != 0 {
+            // SAFETY: from `allocate` with this layout, and nobody knows it.
+            unsafe { memory.release(this.at.cast(), layout) };
+        }
+    }
+
+    fn drop_values(&self) {
+        if needs_drop::<T>() {
+            // SAFETY: the owner goes, and with it the last user; the values were written by `from_iter`.
+            unsafe { ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.len).drop_in_place() };
+        }
+    }
+
+    /// The memory it came from.
+    pub(crate) fn memory(&self) -> &Tables {
+        &self.memory
+    }
+
+    /// Gives the ownership to a pointer.
+    pub(crate) fn into_raw(self) -> *mut T {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the owner is not used again; what it holds but for the array is dropped here.
+        unsafe { (&raw mut this.memory).drop_in_place() };
+        this.at.as_ptr()
+    }
+
+    /// Takes it back.
+    ///
+    /// # Safety
+    /// `at` is from [`into_raw`](Self::into_raw) of an array of `len` values in `memory`, not taken back yet.
+    pub(crate) unsafe fn from_raw(at: NonNull<T>, len: usize, memory: Tables) -> Self {
+        Self { at, len, memory }
+    }
+}
+
+impl<T> Deref for Slab<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: `len` values that live as long as the owner and are only shared.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+    }
+}
+
+impl<T> Drop for Slab<T> {
+    fn drop(&mut self) {
+        self.drop_values();
+        // The same layout as when it was had.
+        let Ok(layout) = Layout::array::<T>(self.len) else { return };
+        if layout.size() != 0 {
+            // SAFETY: from `allocate` with this layout; the owner goes, and with it the last user.
+            unsafe { self.memory.release(self.at.cast(), layout) };
+        }
+    }
+}
+
+impl<T> fmt::Debug for Slab<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slab").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// A value in table memory, and where it has to go back to.
+#[repr(C)]
+struct Held<T> {
+    memory: Tables,
+    value: T,
+}
+
+/// One value in table memory.
+pub(crate) struct Placed<T> {
+    at: NonNull<Held<T>>,
+}
+
+// SAFETY: an owner of a value, as a box would be; the memory is a port that any thread may call.
+unsafe impl<T: Send> Send for Placed<T> {}
+// SAFETY: as above.
+unsafe impl<T: Sync> Sync for Placed<T> {}
+
+impl<T> Placed<T> {
+    /// `None` without memory.
+    pub(crate) fn new(memory: &Tables, value: T) -> Option<Self> {
+        let at = memory.allocate(Layout::new::<Held<T>>())?.cast::<Held<T>>();
+        // SAFETY: of the value's layout, and nothing is there yet.
+        unsafe { at.write(Held { memory: memory.clone(), value }) };
+        Some(Self { at })
+    }
+
+    /// The value, for readers.
+    pub(crate) fn as_ptr(&self) -> NonNull<T> {
+        // SAFETY: the field of a value that lives as long as the owner.
+        let value = unsafe { &raw mut (*self.at.as_ptr()).value };
+        // SAFETY: inside memory that was had.
+        unsafe { NonNull::new_unchecked(value) }
+    }
+}
+
+impl<T> Owner<T> for Placed<T> {
+    fn into_raw(self) -> *mut T {
+        ManuallyDrop::new(self).as_ptr().as_ptr()
+    }
+
+    unsafe fn from_raw(value: *mut T) -> Self {
+        let at = value.wrapping_byte_sub(offset_of!(Held<T>, value)).cast::<Held<T>>();
+        // SAFETY: from `into_raw`, by the caller's promise, so there is a `Held` around it.
+        Self { at: unsafe { NonNull::new_unchecked(at) } }
+    }
+}
+
+impl<T> Deref for Placed<T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: lives as long as the owner, and is only shared.
+        unsafe { self.as_ptr().as_ref() }
+    }
+}
+
+impl<T> Drop for Placed<T> {
+    fn drop(&mut self) {
+        // SAFETY: the owner goes, and with it the last user; read once.
+        let Held { memory, value } = unsafe { self.at.read() };
+        drop(value);
+        // SAFETY: from `allocate` with this layout.
+        unsafe { memory.release(self.at.cast(), Layout::new::<Held<T>>()) };
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Placed<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
