@@ -3,14 +3,16 @@
 //! Putting memory into a slot pins it (`FOLL_LONGTERM`); emptying the slot lets go, and the tag given with the memory
 //! comes back as a completion when the pages are really unpinned. That completion is what [`Ring::clear`] waits for.
 //!
-//! The kernel works on one table under one lock of its own, so calls on the same ring queue up there; ours is only held
-//! to look at completions. The ring's memory is kept from children (`MADV_DONTFORK`): a child's copy of the mappings would
+//! The kernel works on one table under one lock of its own, so calls on the same ring queue up there; ours are only held
+//! to look at completions, and around what would otherwise make an I/O ring wait: copying slots into another ring takes
+//! the kernel's locks of both, so a copy that met a pin in progress would stop the other ring's I/O until that pin is
+//! done. Filling and copying therefore queue up here. The ring's memory is kept from children (`MADV_DONTFORK`): a child's copy of the mappings would
 //! keep every pin alive after the owner is gone.
 
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use io_uring::types::{SubmitArgs, Timespec};
 use prereg::Errno;
@@ -21,11 +23,16 @@ use crate::sys::{self, Buffer};
 /// Slots changed by one call. As many completions fit the ring twice over.
 pub(crate) const BATCH: usize = 64;
 
+/// Bytes that one call pins, unless one buffer alone is more: others who need the ring get a turn in between.
+const TURN: u64 = 1 << 30;
+
 /// After this long without the completion the wait is counted as overdue, and goes on.
 const OVERDUE: Timespec = Timespec::new().sec(1);
 
 pub(crate) struct Ring {
     fd: RawFd,
+    /// Held while the kernel pins into the table, and while it copies from it.
+    filling: Mutex<()>,
     completions: Mutex<Completions>,
     overdue: AtomicU64,
 }
@@ -63,6 +70,7 @@ impl Ring {
             .map_err(|error| ("io_uring_register(BUFFERS2)", sys::errno_of(&error)))?;
         Ok(Self {
             fd: uring.as_raw_fd(),
+            filling: Mutex::new(()),
             completions: Mutex::new(Completions { uring, unpinned: HashSet::new() }),
             overdue: AtomicU64::new(0),
         })
@@ -87,15 +95,25 @@ impl Ring {
             let mut batch = [Buffer::NONE; BATCH];
             let mut tags = [0; BATCH];
             let mut len = 0;
-            for (at, buffer) in buffers.by_ref().take(BATCH).enumerate() {
-                batch[at] = buffer;
-                tags[at] = tag_of(first + (done + at) as u32);
-                len = at + 1;
+            let mut bytes = 0u64;
+            while len < BATCH {
+                let Some(buffer) =
+                    buffers.next_if(|buffer| len == 0 || bytes.saturating_add(buffer.bytes) <= TURN)
+                else {
+                    break;
+                };
+                batch[len] = buffer;
+                tags[len] = tag_of(first + (done + len) as u32);
+                bytes = bytes.saturating_add(buffer.bytes);
+                len += 1;
             }
             let mut filled = 0;
             while filled < len {
                 let slot = first + (done + filled) as u32;
-                match sys::update_buffers(self.fd, slot, &batch[filled..len], &tags[filled..len]) {
+                let turn = self.turn();
+                let result = sys::update_buffers(self.fd, slot, &batch[filled..len], &tags[filled..len]);
+                drop(turn);
+                match result {
                     // A short count hides why it stopped; the next turn asks the one that failed, alone at the front.
                     Ok(n) if n > 0 => filled += n as usize,
                     Ok(_) => return Err(Stopped { done: done + filled, errno: Errno::EIO }),
@@ -105,6 +123,22 @@ impl Ring {
             done += len;
         }
         Ok(())
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Copies `count` slots from `first` on into the table of the ring `other`, from its slot `other_first` on.
+    pub(crate) fn copy_into(
+        &self,
+        first: u32,
+        count: u32,
+        other: RawFd,
+        other_first: u32,
+    ) -> Result<(), Errno> {
+        let _turn = self.turn();
+        sys::clone_buffers(other, other_first, self.fd, first, count)
     }
 
     /// Empties `count` slots from `first` on, all of them filled, and returns when their pages are unpinned.

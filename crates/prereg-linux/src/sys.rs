@@ -40,7 +40,21 @@ struct Update {
     resv2: u32,
 }
 
+/// `struct io_uring_clone_buffers` of `include/uapi/linux/io_uring.h`.
+#[repr(C)]
+struct Clone {
+    source: u32,
+    flags: u32,
+    source_first: u32,
+    first: u32,
+    count: u32,
+    pad: [u32; 3],
+}
+
+const IORING_UNREGISTER_BUFFERS: libc::c_uint = 1;
 const IORING_REGISTER_BUFFERS_UPDATE: libc::c_uint = 16;
+const IORING_REGISTER_CLONE_BUFFERS: libc::c_uint = 30;
+const IORING_REGISTER_DST_REPLACE: u32 = 1 << 1;
 
 fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
@@ -110,6 +124,75 @@ pub(crate) fn update_buffers(
         )
     };
     if done < 0 { Err(errno()) } else { u32::try_from(done).map_err(|_| Errno::EIO) }
+}
+
+/// Makes `count` slots of `ring` from `first` on hold what those of `source` from `source_first` on hold, without a pin
+/// or a charge of their own. What they held before is dropped.
+pub(crate) fn clone_buffers(
+    ring: RawFd,
+    first: u32,
+    source: RawFd,
+    source_first: u32,
+    count: u32,
+) -> Result<(), Errno> {
+    let clone = Clone {
+        source: u32::try_from(source).map_err(|_| Errno::EBADF)?,
+        flags: IORING_REGISTER_DST_REPLACE,
+        source_first,
+        first,
+        count,
+        pad: [0; 3],
+    };
+    // SAFETY: `clone` lives through the call and is only read.
+    check(unsafe {
+        libc::syscall(libc::SYS_io_uring_register, ring, IORING_REGISTER_CLONE_BUFFERS, &raw const clone, 1)
+    } as libc::c_int)
+}
+
+/// Empties all slots of `ring` and gives its table back.
+pub(crate) fn drop_buffers(ring: RawFd) -> Result<(), Errno> {
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: takes no argument.
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, none, 0) };
+    check(result as libc::c_int)
+}
+
+/// Another descriptor for the same file, closed when a program is executed.
+pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes no pointer.
+    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(errno());
+    }
+    // SAFETY: the descriptor was made above and has no other owner.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, alone, and answers what the kernel answered: a
+/// count, or an error number below zero.
+pub(crate) fn read_fixed(
+    ring: &mut io_uring::IoUring,
+    file: RawFd,
+    ua: u64,
+    bytes: u32,
+    slot: u16,
+) -> Result<i32, Errno> {
+    let entry =
+        io_uring::opcode::ReadFixed::new(io_uring::types::Fd(file), ua as *mut u8, bytes, slot).build();
+    // SAFETY: the kernel writes to pages that the slot holds and to nothing else, whatever the address says.
+    unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::EBUSY)?;
+    ring.submit_and_wait(1).map_err(|error| errno_of(&error))?;
+    ring.completion().next().map(|completion| completion.result()).ok_or(Errno::EIO)
+}
+
+/// Takes the count of an eventfd, if it is not zero: never waits, whatever the descriptor's flags.
+pub(crate) fn take_event(event: RawFd) -> Result<u64, Errno> {
+    let mut count = 0u64;
+    let into = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
+    // SAFETY: one buffer of eight bytes that is ours; offset -1 is the stream's own place.
+    let got = unsafe { libc::preadv2(event, &raw const into, 1, -1, libc::RWF_NOWAIT) };
+    if got < 0 { Err(errno()) } else { Ok(count) }
 }
 
 fn advise(ua: u64, bytes: u64, advice: libc::c_int) -> Result<(), Errno> {

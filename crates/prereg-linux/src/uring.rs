@@ -6,12 +6,15 @@
 //!
 //! Order matters: pages are pinned, then their frames are read, because the pin itself may move a page. A pin that fails
 //! half way gives everything back before it returns; `unpin` returns when the kernel has said that the pages are free.
+//! I/O rings ([`IoRing`](crate::IoRing)) use the slots through copies, which come and go with the pins: `clones` has the
+//! rules.
+//!
 //! No lock of ours is held while the kernel faults pages in or pins them, except that threads which release on one ring
 //! share the wait for its completions. (The kernel pins on one ring one call after the other; that is why memory is
 //! faulted in beforehand.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use prereg::{
@@ -21,6 +24,7 @@ use prereg::{
 
 use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
+use crate::clones::{self, Attached, CloneTable, Manner};
 use crate::error::BackendError;
 use crate::fault_in::{self, FaultIn, FaultInError, Old};
 use crate::frames;
@@ -29,6 +33,7 @@ use crate::maps;
 use crate::options::Options;
 use crate::pagemap::{Pagemap, system_granule};
 use crate::ring::{Ring, Stopped};
+use crate::ring_state::RingState;
 use crate::slots::{Held, RINGS, SLOTS, SlotTable};
 use crate::sys::Buffer;
 
@@ -59,11 +64,13 @@ pub struct IoUring {
     /// Pins end with the process that made them; a child of `fork` has neither the rings' memory nor a say.
     process: u32,
     counts: Counts,
+    attached: Attached,
+    copying: OnceLock<Result<Manner, (&'static str, Errno)>>,
 }
 
 #[derive(Debug)]
 struct Slotted {
-    ring: Ring,
+    ring: Arc<Ring>,
     table: Mutex<SlotTable>,
 }
 
@@ -74,30 +81,6 @@ struct Counts {
     pinned: AtomicU64,
     stray: AtomicU64,
     stuck: AtomicU64,
-}
-
-/// What an [`IoUring`] has in use, as plain numbers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct RingState {
-    /// Rings made.
-    pub rings: u32,
-    /// Slots taken over all rings.
-    pub slots_used: u32,
-    /// Slots free over all rings made; another ring is made when they run out.
-    pub slots_free: u32,
-    /// Pins that succeeded.
-    pub pin_calls: u64,
-    /// Pins that were released.
-    pub unpin_calls: u64,
-    /// Bytes pinned now, each page once a region.
-    pub pinned_bytes: u64,
-    /// Seconds that somebody waited longer for the kernel to let go than it ever should take.
-    pub overdue_seconds: u64,
-    /// Releases of pins that were not held: a caller's defect, ignored.
-    pub stray_unpins: u64,
-    /// Slots that the kernel would not empty; they are never used again.
-    pub stuck_slots: u64,
 }
 
 /// Why the kernel's "no" is not the end.
@@ -144,6 +127,8 @@ impl IoUring {
             options,
             process: std::process::id(),
             counts: Counts::default(),
+            attached: Attached::default(),
+            copying: OnceLock::new(),
         })
     }
 
@@ -194,7 +179,23 @@ impl IoUring {
             overdue_seconds: rings.iter().map(|ring| ring.ring.overdue()).sum(),
             stray_unpins: self.counts.stray.load(Ordering::Relaxed),
             stuck_slots: self.counts.stuck.load(Ordering::Relaxed),
+            io_rings: self.attached.rings() as u32,
         }
+    }
+
+    /// Whether slots can be copied into I/O rings on this kernel; found out when it is first asked.
+    pub(crate) fn copying(&self) -> Result<Manner, (&'static str, Errno)> {
+        *self.copying.get_or_init(clones::probe)
+    }
+
+    /// The I/O ring of `table` has the slots from now on.
+    pub(crate) fn attach(&self, table: &Arc<CloneTable>) {
+        self.attached.attach(table);
+    }
+
+    /// The I/O ring of `table` goes.
+    pub(crate) fn detach(&self, table: &Arc<CloneTable>) {
+        self.attached.detach(table);
     }
 
     fn rings(&self) -> Vec<Arc<Slotted>> {
@@ -239,6 +240,7 @@ impl IoUring {
         if !slotted.table().claim(held) {
             return false;
         }
+        self.attached.emptying(held);
         if filled > 0 && slotted.ring.clear(held.first, filled).is_err() {
             // Relaxed: a number for reports.
             self.counts.stuck.fetch_add(u64::from(held.count), Ordering::Relaxed);
@@ -411,6 +413,7 @@ impl Pin for IoUring {
             self.give_back(&slotted, held, held.count);
             return Err(error);
         }
+        self.attached.filled(&slotted.ring, held);
         // Relaxed, both: numbers for reports and for a first look at the limit.
         self.counts.pins.fetch_add(1, Ordering::Relaxed);
         self.counts.pinned.fetch_add(range.bytes(), Ordering::Relaxed);
@@ -447,7 +450,7 @@ impl Charge for IoUring {
 
 impl Slotted {
     fn new(index: u32) -> Result<Self, (&'static str, Errno)> {
-        Ok(Self { ring: Ring::new()?, table: Mutex::new(SlotTable::new(index)) })
+        Ok(Self { ring: Arc::new(Ring::new()?), table: Mutex::new(SlotTable::new(index)) })
     }
 
     fn table(&self) -> MutexGuard<'_, SlotTable> {

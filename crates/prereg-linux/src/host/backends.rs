@@ -3,10 +3,12 @@
 use prereg::AddressKind;
 
 use super::report::{BackendReport, HostReport, PagemapAccess};
+use super::vfio;
 use crate::mlock::Mlock;
 
 pub(super) fn judge(report: &HostReport) -> Vec<BackendReport> {
-    vec![io_uring(report), mlock(report), fixed()]
+    let [type1, spapr] = vfio::containers(report);
+    vec![io_uring(report), mlock(report), fixed(), type1, spapr, vfio::iommufd(report)]
 }
 
 fn kib(bytes: u64) -> String {
@@ -152,6 +154,8 @@ mod tests {
             vfio: false,
             vfio_groups: Vec::new(),
             iommufd: false,
+            groups: Vec::new(),
+            type1_mappings: None,
             backends: Vec::new(),
         }
     }

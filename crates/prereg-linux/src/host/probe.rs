@@ -10,9 +10,11 @@ use crate::pagemap::Pagemap;
 use crate::status::{KernelCount, kib_of};
 use crate::sys;
 use crate::uring::IoUring;
+use crate::vfio::VfioHost;
 
 impl HostReport {
-    /// Looks at the host as it is for this process now. Makes a ring and throws it away.
+    /// Looks at the host as it is for this process now. Makes a ring and throws it away, and opens each IOMMU group that is
+    /// bound to VFIO and not in use for a moment.
     #[must_use]
     pub fn probe() -> Self {
         let (uid, euid) = sys::users();
@@ -20,6 +22,7 @@ impl HostReport {
         let holds = |number: u32| bits >> number & 1 != 0;
         let (soft, hard) = sys::memlock_limit().unwrap_or((Some(0), Some(0)));
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let vfio = VfioHost::system();
         let mut report = Self {
             kernel: word("/proc/sys/kernel/osrelease"),
             uid,
@@ -46,6 +49,8 @@ impl HostReport {
             vfio: Path::new("/dev/vfio/vfio").exists(),
             vfio_groups: numbers_in(Path::new("/dev/vfio")),
             iommufd: Path::new("/dev/iommu").exists(),
+            groups: vfio.groups(),
+            type1_mappings: vfio.type1_mappings(),
             backends: Vec::new(),
         };
         report.backends = backends::judge(&report);
@@ -119,7 +124,7 @@ mod tests {
         assert!(report.page_bytes.is_power_of_two());
         assert_eq!(
             report.backends.iter().map(|b| b.name).collect::<Vec<_>>(),
-            ["io-uring", "mlock", "fixed"]
+            ["io-uring", "mlock", "fixed", "vfio-type1", "vfio-spapr-v2", "iommufd"]
         );
         let uring = report.backend("io-uring").unwrap();
         assert_eq!(uring.usable, report.io_uring.tried.is_ok());

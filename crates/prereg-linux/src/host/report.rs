@@ -4,6 +4,7 @@ use prereg::{AddressKind, Errno};
 
 use crate::error::BackendError;
 use crate::status::KernelCount;
+use crate::vfio::GroupReport;
 
 /// The capabilities in effect that matter here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -111,6 +112,10 @@ pub struct HostReport {
     pub vfio_groups: Vec<u32>,
     /// Whether `/dev/iommu` is there.
     pub iommufd: bool,
+    /// The IOMMU groups, each with its devices and what could be mapped for it, or why it cannot be had.
+    pub groups: Vec<GroupReport>,
+    /// Mappings that one type1 container may hold; `None` when its driver is not loaded.
+    pub type1_mappings: Option<u64>,
     /// The back ends, each with a verdict.
     pub backends: Vec<BackendReport>,
 }

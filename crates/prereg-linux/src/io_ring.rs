@@ -1,0 +1,467 @@
+//! A ring that reads and writes one file, straight into the memory that an [`IoUring`] back end has pinned.
+//!
+//! The back end's slots are the fixed buffers of the ring, as copies that cost no pin and no charge (`clones` says how they
+//! are kept up to date, and how they vanish when a region goes). Where they cannot be had, the same transfers are done
+//! plain: the kernel then pins the pages for each of them; [`IoRing::fixed`] says why.
+//!
+//! A ring belongs to one thread at a time. It owns its file, the buffers it was given and, for every transfer in flight, a
+//! token of the caller's that comes back with the completion: what keeps guest memory mapped belongs into the token.
+//! Dropping the ring waits for what the kernel has begun. If the kernel refuses to tell, tokens and buffers in flight are
+//! leaked on purpose: memory that may still be written is better lost than reused.
+//!
+//! Calls from other threads change the buffer table, so the ring is not made for a single issuer.
+#![expect(
+    unsafe_code,
+    reason = "hands addresses to the kernel: of buffers the ring owns, or on the caller's promise"
+)]
+
+mod buffer;
+mod entry;
+mod pieces;
+mod slots;
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::squeue::Entry;
+use io_uring::types::{FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{cqueue, opcode};
+use prereg::{AddressKind, Errno, Pin};
+
+use crate::clones::{CloneTable, Manner};
+use crate::error::BackendError;
+use crate::sys::{self, Buffer};
+use crate::uring::IoUring;
+use entry::{FILE, entry_of_list, entry_of_one};
+use slots::Slots;
+
+pub use buffer::AlignedBuffer;
+pub use entry::Transfer;
+pub use pieces::{IoPiece, Pieces};
+
+/// Completions that the ring has room for, by entry; more are kept by the kernel.
+const COMPLETIONS: u32 = 4;
+
+/// The user data of the poll on the kick.
+const KICK: u64 = u64::MAX;
+
+/// Reads and writes one file; `T` comes back with each completion.
+pub struct IoRing<T> {
+    uring: io_uring::IoUring,
+    running: Slots<Running<T>>,
+    /// Completions that were taken from the kernel and not yet handed out, last first.
+    taken: Vec<cqueue::Entry>,
+    clones: Result<Clones, PlainReason>,
+    vectored: bool,
+    kick: Kick,
+    process: u32,
+    _file: Arc<File>,
+}
+
+struct Clones {
+    pins: Arc<IoUring>,
+    table: Arc<CloneTable>,
+}
+
+struct Running<T> {
+    token: T,
+    memory: IoMemory,
+    way: Option<Way>,
+    /// Read by the kernel when the transfer is submitted.
+    _list: Box<[Buffer]>,
+}
+
+#[derive(Default)]
+struct Kick {
+    event: Option<Arc<OwnedFd>>,
+    armed: bool,
+    rang: bool,
+}
+
+/// Why transfers are done plain, not through fixed buffers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlainReason {
+    /// Nobody offered registered memory.
+    #[error("no back end that registers memory was given")]
+    NotAsked,
+    /// The back end's host addresses do not name slots.
+    #[error(
+        "the back end hands out physical addresses, which name no slot; make it with IoUringBuilder::addresses(SlotOffset)"
+    )]
+    NoSlotAddresses,
+    /// The kernel does not copy buffer tables.
+    #[error(
+        "this kernel cannot copy single fixed buffers from ring to ring ({errno} from {during}); Linux 6.13 or newer is needed"
+    )]
+    NoCopies {
+        /// The call that failed.
+        during: &'static str,
+        /// The system's number.
+        errno: Errno,
+    },
+}
+
+/// How a transfer reaches memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Through a fixed buffer: nothing is pinned for it.
+    Fixed,
+    /// By user address: the kernel pins for this transfer alone, if it is direct.
+    Plain,
+    /// Into a buffer of the process's own.
+    Buffer,
+}
+
+/// How long [`IoRing::enter`] may wait for a completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoWait {
+    /// Not at all.
+    No,
+    /// Until there is one.
+    One,
+    /// Until there is one, but at most this long.
+    For(Duration),
+}
+
+/// Something that is done.
+#[derive(Debug)]
+pub struct Completed<T> {
+    /// What the caller gave along.
+    pub token: T,
+    /// The bytes transferred (0 for what transfers none), or why not.
+    pub result: Result<u32, Errno>,
+    /// How memory was reached; `None` where there was none.
+    pub way: Option<Way>,
+    /// The memory that was given along.
+    pub memory: IoMemory,
+}
+
+/// What a transfer reads or writes besides the file.
+#[derive(Debug)]
+pub enum IoMemory {
+    /// Nothing.
+    None,
+    /// Guest memory.
+    Guest(Pieces),
+    /// A buffer.
+    Buffer(AlignedBuffer),
+}
+
+impl<T> IoRing<T> {
+    /// A ring for `file` that takes `entries` (a power of two) at once. With `pins`, memory that this back end pins is
+    /// reached through fixed buffers, if that can be had: ask [`fixed`](Self::fixed).
+    ///
+    /// # Errors
+    /// [`BackendError`].
+    pub fn new(entries: u32, file: Arc<File>, pins: Option<&Arc<IoUring>>) -> Result<Self, BackendError> {
+        let uring = io_uring::IoUring::builder()
+            .dontfork()
+            .setup_clamp()
+            .setup_coop_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(entries.saturating_mul(COMPLETIONS))
+            .build(entries)
+            .map_err(|error| BackendError::of_ring("io_uring_setup", sys::errno_of(&error)))?;
+        uring.submitter().register_files(&[file.as_raw_fd()]).map_err(|error| BackendError::Os {
+            during: "io_uring_register(FILES)",
+            errno: sys::errno_of(&error),
+        })?;
+        let mut probe = io_uring::Probe::new();
+        let vectored = uring.submitter().register_probe(&mut probe).is_ok()
+            && probe.is_supported(opcode::ReadvFixed::CODE)
+            && probe.is_supported(opcode::WritevFixed::CODE);
+        let clones = pins.map_or(Err(PlainReason::NotAsked), |pins| Clones::attach(&uring, pins));
+        Ok(Self {
+            uring,
+            running: Slots::default(),
+            taken: Vec::new(),
+            clones,
+            vectored,
+            kick: Kick::default(),
+            process: std::process::id(),
+            _file: file,
+        })
+    }
+
+    /// Whether fixed buffers are used, and if not, why.
+    ///
+    /// # Errors
+    /// [`PlainReason`].
+    pub fn fixed(&self) -> Result<(), PlainReason> {
+        self.clones.as_ref().map(drop).map_err(|reason| *reason)
+    }
+
+    /// Whether several pieces of one slot can be one transfer (Linux 6.15).
+    #[must_use]
+    pub const fn vectored(&self) -> bool {
+        self.vectored
+    }
+
+    /// Slots that the ring has copies of, and slots that the back end has and the ring not.
+    #[must_use]
+    pub fn slots(&self) -> (u32, u64) {
+        self.clones.as_ref().map_or((0, 0), |clones| (clones.table.taken(), clones.table.missing()))
+    }
+
+    /// Entries that can be added before [`enter`](Self::enter).
+    #[must_use]
+    pub fn room(&mut self) -> usize {
+        let queue = self.uring.submission();
+        queue.capacity() - queue.len()
+    }
+
+    /// Transfers in flight, submitted or not.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.running.len()
+    }
+
+    /// Adds a transfer from or to guest memory: through the fixed buffer, if the pieces name a slot that the ring has.
+    ///
+    /// # Errors
+    /// Pieces and token when there is no [`room`](Self::room), or the pieces are no transfer: no byte, or 4 GiB and more.
+    ///
+    /// # Safety
+    /// By its plain address each piece is mapped memory into which nobody holds a Rust reference, and stays so until the
+    /// token has come back. (The kernel itself keeps what it reaches through a fixed buffer.)
+    pub unsafe fn transfer(
+        &mut self,
+        transfer: Transfer,
+        pieces: Pieces,
+        token: T,
+    ) -> Result<Way, (Pieces, T)> {
+        let Some(bytes) = u32::try_from(pieces.bytes()).ok().filter(|bytes| *bytes > 0) else {
+            return Err((pieces, token));
+        };
+        if self.room() == 0 {
+            return Err((pieces, token));
+        }
+        let slot = pieces.slot().and_then(|slot| self.clones.as_ref().ok()?.table.slot(slot.slot));
+        let slot = slot.filter(|_| pieces.as_slice().len() == 1 || self.vectored);
+        let way = if slot.is_some() { Way::Fixed } else { Way::Plain };
+        let at = |piece: &IoPiece| if slot.is_some() { piece.ua.raw() } else { piece.plain.raw() };
+        let mut list = Box::default();
+        let entry = if let [piece] = pieces.as_slice() {
+            entry_of_one(transfer, slot, at(piece), bytes)
+        } else {
+            list = pieces
+                .as_slice()
+                .iter()
+                .map(|piece| Buffer { ua: at(piece), bytes: piece.bytes })
+                .collect::<Box<[_]>>();
+            entry_of_list(transfer, slot, &list)
+        };
+        let memory = IoMemory::Guest(pieces);
+        self.push(&entry, Running { token, memory, way: Some(way), _list: list });
+        Ok(way)
+    }
+
+    /// Adds a transfer from or to a buffer, from its byte `from` on. It comes back with the completion.
+    ///
+    /// # Errors
+    /// Buffer and token when there is no [`room`](Self::room), or nothing of the buffer is left behind `from`.
+    pub fn transfer_buffer(
+        &mut self,
+        transfer: Transfer,
+        mut buffer: AlignedBuffer,
+        from: usize,
+        token: T,
+    ) -> Result<(), (AlignedBuffer, T)> {
+        let Some((at, bytes)) = buffer.as_mut_slice().get_mut(from..).and_then(|part| {
+            let bytes = u32::try_from(part.len()).ok().filter(|bytes| *bytes > 0)?;
+            Some((part.as_mut_ptr(), bytes))
+        }) else {
+            return Err((buffer, token));
+        };
+        if self.room() == 0 {
+            return Err((buffer, token));
+        }
+        let entry = entry_of_one(transfer, None, at.expose_provenance() as u64, bytes);
+        let memory = IoMemory::Buffer(buffer);
+        self.push(&entry, Running { token, memory, way: Some(Way::Buffer), _list: Box::default() });
+        Ok(())
+    }
+
+    /// Adds an `fdatasync`.
+    ///
+    /// # Errors
+    /// The token when there is no [`room`](Self::room).
+    pub fn sync_data(&mut self, token: T) -> Result<(), T> {
+        self.push_bare(&opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), token)
+    }
+
+    /// Adds a `fallocate` with `mode`.
+    ///
+    /// # Errors
+    /// The token when there is no [`room`](Self::room).
+    pub fn allocate(&mut self, mode: i32, offset: u64, bytes: u64, token: T) -> Result<(), T> {
+        self.push_bare(&opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build(), token)
+    }
+
+    fn push_bare(&mut self, entry: &Entry, token: T) -> Result<(), T> {
+        if self.room() == 0 {
+            return Err(token);
+        }
+        self.push(entry, Running { token, memory: IoMemory::None, way: None, _list: Box::default() });
+        Ok(())
+    }
+
+    /// There is room: every caller has looked.
+    fn push(&mut self, entry: &Entry, running: Running<T>) {
+        let key = self.running.insert(running);
+        let entry = entry.clone().user_data(key as u64);
+        // SAFETY: what the entry points to is in `running` (lists, buffers) or promised by the caller of `transfer`; both
+        // stay until the completion is taken, or for ever.
+        let pushed = unsafe { self.uring.submission().push(&entry) };
+        assert!(pushed.is_ok(), "there was room for the entry");
+    }
+
+    /// Wakes [`enter`](Self::enter) when the eventfd `event` rings; [`rang`](Self::rang) tells.
+    pub fn listen(&mut self, event: Arc<OwnedFd>) {
+        self.kick.event = Some(event);
+    }
+
+    /// Whether the eventfd rang; asking takes the ring.
+    pub fn rang(&mut self) -> bool {
+        let rang = std::mem::take(&mut self.kick.rang);
+        if let (true, Some(event)) = (rang, &self.kick.event) {
+            // EAGAIN: somebody else took it; it rang all the same.
+            let _ = sys::take_event(event.as_raw_fd());
+        }
+        rang
+    }
+
+    fn arm_kick(&mut self) {
+        let Some(event) = self.kick.event.as_ref().filter(|_| !self.kick.armed) else { return };
+        let fd = io_uring::types::Fd(event.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(KICK);
+        // SAFETY: a poll points to nothing; the descriptor lives in `self.kick` and the kernel keeps its file.
+        self.kick.armed = unsafe { self.uring.submission().push(&entry) }.is_ok();
+    }
+
+    /// Submits what was added and waits as `wait` says, for a completion or for the eventfd. Makes no system call when
+    /// there is nothing to submit and nothing to wait for.
+    ///
+    /// # Errors
+    /// What the system gave; EINTR, time-outs and full completion queues are none.
+    pub fn enter(&mut self, wait: IoWait) -> Result<(), Errno> {
+        if !self.taken.is_empty() || !self.uring.completion().is_empty() {
+            return self.submit(IoWait::No);
+        }
+        if wait != IoWait::No {
+            if self.room() == 0 {
+                self.submit(IoWait::No)?;
+            }
+            self.arm_kick();
+        }
+        self.submit(wait)
+    }
+
+    fn submit(&mut self, wait: IoWait) -> Result<(), Errno> {
+        let queue = self.uring.submission();
+        let idle = queue.is_empty() && !queue.taskrun() && !queue.cq_overflow();
+        drop(queue);
+        let result = match wait {
+            IoWait::No if idle => return Ok(()),
+            IoWait::No => self.uring.submit(),
+            IoWait::One => self.uring.submit_and_wait(1),
+            IoWait::For(time) => {
+                let time = Timespec::from(time);
+                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&time))
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY) => Ok(()),
+                _ => Err(sys::errno_of(&error)),
+            },
+        }
+    }
+
+    /// The next thing that is done. `None`: nothing more by now.
+    pub fn next_completed(&mut self) -> Option<Completed<T>> {
+        loop {
+            if self.taken.is_empty() {
+                self.taken.extend(self.uring.completion());
+                self.taken.reverse();
+            }
+            let completion = self.taken.pop()?;
+            if completion.user_data() == KICK {
+                self.kick.armed = false;
+                self.kick.rang = true;
+                continue;
+            }
+            let Some(running) = self.running.take(completion.user_data() as usize) else { continue };
+            let result = completion.result();
+            return Some(Completed {
+                token: running.token,
+                result: u32::try_from(result).map_err(|_| Errno::from_raw(result.saturating_neg())),
+                way: running.way,
+                memory: running.memory,
+            });
+        }
+    }
+}
+
+impl<T> Drop for IoRing<T> {
+    fn drop(&mut self) {
+        // A child made by `fork` has neither the ring's memory nor a say in its table.
+        if self.process != std::process::id() {
+            std::mem::forget(std::mem::take(&mut self.running));
+            return;
+        }
+        self.kick.event = None;
+        while self.running.len() > 0 {
+            while self.next_completed().is_some() {}
+            if self.running.len() > 0 && self.enter(IoWait::One).is_err() {
+                std::mem::forget(std::mem::take(&mut self.running));
+            }
+        }
+        // The kernel ends a ring some time after its last descriptor; what the ring holds is to be free now.
+        let _ = self.uring.submitter().unregister_files();
+        if let Ok(clones) = &self.clones {
+            clones.pins.detach(&clones.table);
+        }
+    }
+}
+
+impl<T> std::fmt::Debug for IoRing<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IoRing")
+            .field("in_flight", &self.running.len())
+            .field("fixed", &self.fixed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Clones {
+    fn attach(uring: &io_uring::IoUring, pins: &Arc<IoUring>) -> Result<Self, PlainReason> {
+        let manner = manner_of(pins)?;
+        let fd = sys::duplicate(uring.as_raw_fd())
+            .map_err(|errno| PlainReason::NoCopies { during: "fcntl(F_DUPFD)", errno })?;
+        let table = Arc::new(CloneTable::new(fd, manner));
+        pins.attach(&table);
+        Ok(Self { pins: Arc::clone(pins), table })
+    }
+}
+
+fn manner_of(pins: &IoUring) -> Result<Manner, PlainReason> {
+    if pins.address_kind() != AddressKind::SlotOffset {
+        return Err(PlainReason::NoSlotAddresses);
+    }
+    pins.copying().map_err(|(during, errno)| PlainReason::NoCopies { during, errno })
+}
+
+impl IoUring {
+    /// Whether I/O rings can use the memory that this back end pins as fixed buffers, and if not, why.
+    ///
+    /// # Errors
+    /// [`PlainReason`].
+    pub fn io_rings(&self) -> Result<(), PlainReason> {
+        manner_of(self).map(drop)
+    }
+}

@@ -1,0 +1,276 @@
+//! The two I/O address spaces and the devices, as requests: every number here is the kernel's name for an object of its own.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prereg::{Errno, Iova};
+
+use crate::vfio::device::VfioDevice;
+use crate::vfio::error::VfioError;
+use crate::vfio::host::VfioHost;
+use crate::vfio::iova::Piece;
+use crate::vfio::kernel::{
+    Argument, DEVICE_ATTACH_IOMMUFD_PT, DEVICE_BIND_IOMMUFD, DEVICE_DETACH_IOMMUFD_PT, Descriptor,
+    HWPT_ALLOC, IOAS_ALLOC, IOAS_COPY, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP, exchange,
+};
+use crate::vfio::layout::{
+    AttachPt, BindIommufd, DetachPt, HwptAlloc, IOAS_FIXED, IOAS_READABLE, IOAS_WRITEABLE, IoasAlloc,
+    IoasCopy, IoasIovaRanges, IoasMap, IoasUnmap, Layout,
+};
+
+const NODE: &str = "/dev/iommu";
+/// What devices may do with what is mapped for them.
+const BOTH: u32 = IOAS_READABLE | IOAS_WRITEABLE;
+
+/// Where memory can be mapped for the devices attached now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct IommufdLimits {
+    /// Allowed I/O addresses, first and last byte of each range.
+    pub ranges: Vec<(Iova, Iova)>,
+    /// What I/O addresses and lengths must be multiples of, in bytes.
+    pub alignment: u64,
+}
+
+impl IommufdLimits {
+    pub(super) fn spans(&self) -> Vec<(u64, u64)> {
+        self.ranges.iter().map(|(first, last)| (first.raw(), last.raw())).collect()
+    }
+}
+
+/// An open iommufd with the holding space and the devices' space.
+pub(super) struct Spaces {
+    host: VfioHost,
+    descriptor: Arc<dyn Descriptor>,
+    holding: u32,
+    devices: u32,
+    anchored: AtomicBool,
+}
+
+/// A device attached to the devices' space.
+pub(super) struct Attached {
+    pub(super) device: Arc<VfioDevice>,
+    /// The kernel's number for it.
+    pub(super) id: u32,
+}
+
+/// Attached devices.
+#[derive(Default)]
+pub(super) struct Devices {
+    list: Mutex<Vec<Attached>>,
+}
+
+fn os(during: &'static str, on: &str) -> impl FnOnce(Errno) -> VfioError {
+    let on = on.to_owned();
+    move |errno| VfioError::Os { during, on, errno }
+}
+
+impl Spaces {
+    pub(super) fn open(host: &VfioHost) -> Result<Self, VfioError> {
+        let descriptor = host.open(NODE)?;
+        let make = || {
+            let mut alloc = IoasAlloc { size: IoasAlloc::BYTES as u32, ..IoasAlloc::default() };
+            exchange(&*descriptor, IOAS_ALLOC, &mut alloc).map_err(os(IOAS_ALLOC.name, NODE))?;
+            Ok(alloc.out_ioas_id)
+        };
+        let (holding, devices) = (make()?, make()?);
+        Ok(Self { host: host.clone(), descriptor, holding, devices, anchored: AtomicBool::new(false) })
+    }
+
+    pub(super) const fn host(&self) -> &VfioHost {
+        &self.host
+    }
+
+    /// Whether the holding space has a page table, and so pins.
+    pub(super) fn is_anchored(&self) -> bool {
+        // Relaxed: set once, before anything is mapped.
+        self.anchored.load(Ordering::Relaxed)
+    }
+
+    /// Opens a device by its own node, binds it and attaches it to the devices' space.
+    pub(super) fn attach(&self, host: &VfioHost, device: &str) -> Result<Attached, VfioError> {
+        host.sysfs.group_of(device)?;
+        let node = host.sysfs.node_of(device).ok_or_else(|| VfioError::Missing {
+            path: format!("/sys/bus/pci/devices/{device}/vfio-dev"),
+            errno: Errno::ENOENT,
+            remedy: "use a kernel with CONFIG_VFIO_DEVICE_CDEV (6.6 or newer)",
+        })?;
+        let descriptor = host.open(&format!("/dev/vfio/devices/{node}"))?;
+        let mut bind = BindIommufd {
+            argsz: BindIommufd::BYTES as u32,
+            iommufd: self.descriptor.number(),
+            ..BindIommufd::default()
+        };
+        exchange(&*descriptor, DEVICE_BIND_IOMMUFD, &mut bind).map_err(|errno| match errno {
+            Errno::EBUSY | Errno::EINVAL => VfioError::DeviceBusy { device: device.to_owned(), errno },
+            errno => os(DEVICE_BIND_IOMMUFD.name, device)(errno),
+        })?;
+        let mut attach =
+            AttachPt { argsz: AttachPt::BYTES as u32, pt_id: self.devices, ..AttachPt::default() };
+        exchange(&*descriptor, DEVICE_ATTACH_IOMMUFD_PT, &mut attach)
+            .map_err(os(DEVICE_ATTACH_IOMMUFD_PT.name, device))?;
+        let device = VfioDevice::new(device, descriptor)?;
+        Ok(Attached { device: Arc::new(device), id: bind.out_devid })
+    }
+
+    /// Gives the holding space a page table of the kind that device `id` uses. A kernel that cannot is no error.
+    pub(super) fn anchor(&self, id: u32) -> Result<(), VfioError> {
+        let mut alloc = HwptAlloc {
+            size: HwptAlloc::BYTES as u32,
+            dev_id: id,
+            pt_id: self.holding,
+            ..HwptAlloc::default()
+        };
+        match exchange(&*self.descriptor, HWPT_ALLOC, &mut alloc) {
+            Ok(_) => {
+                // Relaxed: see `is_anchored`.
+                self.anchored.store(true, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => Ok(()),
+            Err(errno) => Err(os(HWPT_ALLOC.name, NODE)(errno)),
+        }
+    }
+
+    /// Where the devices' space can be mapped.
+    pub(super) fn limits(&self) -> Result<IommufdLimits, VfioError> {
+        const MOST: u32 = 4096;
+        let mut room = 32u32;
+        loop {
+            let mut list = vec![0; room as usize * 2];
+            let ask = IoasIovaRanges {
+                size: IoasIovaRanges::BYTES as u32,
+                ioas_id: self.devices,
+                num_iovas: room,
+                ..IoasIovaRanges::default()
+            };
+            let mut bytes = [0; IoasIovaRanges::BYTES];
+            ask.write(&mut bytes);
+            let asked = self
+                .descriptor
+                .ask(IOAS_IOVA_RANGES, Argument::Listed { bytes: &mut bytes, at: 16, list: &mut list });
+            let answer = IoasIovaRanges::read(&bytes);
+            match asked {
+                Ok(_) if answer.num_iovas <= room => {
+                    list.truncate(answer.num_iovas as usize * 2);
+                    let ranges = list.chunks_exact(2).filter(|pair| pair[0] <= pair[1]);
+                    let ranges = ranges.map(|pair| (Iova::new(pair[0]), Iova::new(pair[1]))).collect();
+                    let alignment = answer.out_iova_alignment.max(1);
+                    if !alignment.is_power_of_two() {
+                        return Err(VfioError::Answer { during: IOAS_IOVA_RANGES.name });
+                    }
+                    return Ok(IommufdLimits { ranges, alignment });
+                }
+                // EMSGSIZE: the number is how many there are.
+                Ok(_) | Err(_) if answer.num_iovas > room && answer.num_iovas <= MOST => {
+                    room = answer.num_iovas;
+                }
+                Ok(_) => return Err(VfioError::Answer { during: IOAS_IOVA_RANGES.name }),
+                Err(errno) => return Err(os(IOAS_IOVA_RANGES.name, NODE)(errno)),
+            }
+        }
+    }
+
+    /// Maps memory into the holding space.
+    pub(super) fn hold(&self, ua: u64, piece: Piece) -> Result<(), Errno> {
+        let mut map = IoasMap {
+            size: IoasMap::BYTES as u32,
+            flags: IOAS_FIXED | BOTH,
+            ioas_id: self.holding,
+            user_va: ua,
+            length: piece.bytes,
+            iova: piece.iova,
+            ..IoasMap::default()
+        };
+        success(exchange(&*self.descriptor, IOAS_MAP, &mut map))
+    }
+
+    /// Copies from the holding space, at `from`, into the devices'.
+    pub(super) fn show(&self, from: u64, to: Piece) -> Result<(), Errno> {
+        self.show_for(from, to, BOTH)
+    }
+
+    /// The same with what devices may do: `IOAS_READABLE`, `IOAS_WRITEABLE`.
+    pub(super) fn show_for(&self, from: u64, to: Piece, may: u32) -> Result<(), Errno> {
+        let mut copy = IoasCopy {
+            size: IoasCopy::BYTES as u32,
+            flags: IOAS_FIXED | may,
+            dst_ioas_id: self.devices,
+            src_ioas_id: self.holding,
+            length: to.bytes,
+            dst_iova: to.iova,
+            src_iova: from,
+        };
+        success(exchange(&*self.descriptor, IOAS_COPY, &mut copy))
+    }
+
+    /// Unmaps from the devices' space; `false` when the kernel does not say that all of it went.
+    pub(super) fn hide(&self, piece: Piece) -> bool {
+        self.unmap(self.devices, piece)
+    }
+
+    /// Unmaps from the holding space.
+    pub(super) fn let_go(&self, piece: Piece) -> bool {
+        self.unmap(self.holding, piece)
+    }
+
+    fn unmap(&self, ioas_id: u32, piece: Piece) -> bool {
+        let mut unmap =
+            IoasUnmap { size: IoasUnmap::BYTES as u32, ioas_id, iova: piece.iova, length: piece.bytes };
+        let result = exchange(&*self.descriptor, IOAS_UNMAP, &mut unmap);
+        result == Ok(0) && unmap.length == piece.bytes
+    }
+}
+
+/// Zero, and nothing else, is success.
+fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
+    match result {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Errno::EINVAL),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl Attached {
+    /// Takes the device off the devices' space. Whoever holds it may keep it open, without memory to reach.
+    pub(super) fn detach(self) -> Result<(), VfioError> {
+        let mut detach = DetachPt { argsz: DetachPt::BYTES as u32, flags: 0 };
+        exchange(&**self.device.descriptor(), DEVICE_DETACH_IOMMUFD_PT, &mut detach)
+            .map(drop)
+            .map_err(os(DEVICE_DETACH_IOMMUFD_PT.name, self.device.name()))
+    }
+}
+
+impl Devices {
+    fn list(&self) -> MutexGuard<'_, Vec<Attached>> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, attached: Attached) {
+        self.list().push(attached);
+    }
+
+    pub(super) fn find(&self, device: &str) -> Option<Arc<VfioDevice>> {
+        self.list().iter().find(|one| one.device.name() == device).map(|one| Arc::clone(&one.device))
+    }
+
+    pub(super) fn take(&self, device: &str) -> Option<Attached> {
+        let mut list = self.list();
+        let index = list.iter().position(|one| one.device.name() == device)?;
+        Some(list.swap_remove(index))
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        u32::try_from(self.list().len()).unwrap_or(u32::MAX)
+    }
+}
+
+impl fmt::Debug for Spaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spaces")
+            .field("holding", &self.holding)
+            .field("devices", &self.devices)
+            .finish_non_exhaustive()
+    }
+}

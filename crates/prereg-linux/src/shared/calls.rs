@@ -1,0 +1,192 @@
+//! The system calls on memory of others: what can be told of a descriptor, copies that fail instead of faulting, the page
+//! map.
+//!
+//! Addresses that come here as plain numbers are only read or written by the kernel, which answers EFAULT for those that lead
+//! nowhere. Writing is the callers' to answer for: they pass no address but inside mappings that hold nothing of Rust's.
+#![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice or a local")]
+
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use prereg::Errno;
+
+use crate::sys::errno_of;
+
+fn errno() -> Errno {
+    errno_of(&io::Error::last_os_error())
+}
+
+/// What `statx(2)` knows without asking the owner of the file system, who may be a client and take his time.
+pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
+    let mut state = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+    let wanted = libc::STATX_TYPE | libc::STATX_INO | libc::STATX_SIZE | libc::STATX_CTIME;
+    // SAFETY: the path is empty; the kernel fills `state`, which is ours.
+    if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, wanted, state.as_mut_ptr()) } != 0 {
+        return Err(errno());
+    }
+    // SAFETY: every field is an integer, all were zero and the call filled them.
+    Ok(unsafe { state.assume_init() })
+}
+
+/// The kind of file system that holds the file, and the size of its pages.
+pub(super) fn file_system(fd: BorrowedFd<'_>) -> Result<(i64, u64), Errno> {
+    let mut state = MaybeUninit::<libc::statfs64>::zeroed();
+    // SAFETY: the kernel fills `state`, which is ours.
+    if unsafe { libc::fstatfs64(fd.as_raw_fd(), state.as_mut_ptr()) } != 0 {
+        return Err(errno());
+    }
+    // SAFETY: every field is an integer, all were zero and the call filled them.
+    let state = unsafe { state.assume_init() };
+    #[expect(clippy::unnecessary_cast, reason = "the types differ between architectures")]
+    Ok((state.f_type as i64, state.f_bsize as u64))
+}
+
+/// How the descriptor was opened: `O_ACCMODE`, `O_PATH` and the rest.
+pub(super) fn flags(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    // SAFETY: takes no pointer.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 { Err(errno()) } else { Ok(flags) }
+}
+
+/// What the file is sealed against. EINVAL for what is on no file system in memory; answered without asking its owner.
+pub(super) fn seals(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
+    // SAFETY: takes no pointer.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    if seals < 0 { Err(errno()) } else { Ok(seals) }
+}
+
+/// Reads from `offset` of the file on until `into` is full or the file ends; answers how much came.
+pub(super) fn read_file(fd: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    let mut done = 0;
+    while done < into.len() {
+        let at = libc::off64_t::try_from(offset + done as u64).map_err(|_| Errno::EOVERFLOW)?;
+        let rest = &mut into[done..];
+        // SAFETY: `rest` is ours for the call.
+        let got = unsafe { libc::pread64(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
+        match usize::try_from(got) {
+            Ok(0) => break,
+            Ok(got) => done += got,
+            Err(_) => match errno() {
+                Errno::EINTR => {}
+                errno => return Err(errno),
+            },
+        }
+    }
+    Ok(done)
+}
+
+/// Copies `from` to `ua` in this process; EFAULT where a store would fault, and then a part may be written.
+pub(super) fn write_self(ua: u64, from: &[u8]) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < from.len() {
+        let rest = &from[done..];
+        let local = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+        let remote = libc::iovec { iov_base: (ua + done as u64) as *mut libc::c_void, iov_len: rest.len() };
+        let me = std::process::id() as libc::pid_t;
+        // SAFETY: `rest` is only read; see the head of this file for what is written.
+        let put = unsafe { libc::process_vm_writev(me, &raw const local, 1, &raw const remote, 1, 0) };
+        match usize::try_from(put) {
+            Ok(0) => return Err(Errno::EFAULT),
+            Ok(put) => done += put,
+            Err(_) => return Err(errno()),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the aligned 32 bits at `ua` are `value`, loaded at once; EFAULT where a load would fault. (Asks a futex there to
+/// pass no waiter on, on the condition that it holds `value`.)
+pub(super) fn holds_value(ua: u64, value: u32) -> Result<bool, Errno> {
+    let elsewhere = 0u32;
+    // SAFETY: no waiter is woken or moved, and no memory of ours is written.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            ua as *const u32,
+            libc::FUTEX_CMP_REQUEUE,
+            0,
+            std::ptr::null::<libc::timespec>(),
+            &raw const elsewhere,
+            value,
+        )
+    };
+    if result >= 0 {
+        return Ok(true);
+    }
+    match errno() {
+        Errno::EAGAIN => Ok(false),
+        errno => Err(errno),
+    }
+}
+
+/// Maps `bytes` bytes of the file from `offset` on, shared, readable and writable, somewhere.
+pub(super) fn map_file(fd: BorrowedFd<'_>, offset: u64, bytes: usize) -> Result<*mut libc::c_void, Errno> {
+    let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+    let at = unsafe {
+        libc::mmap64(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset)
+    };
+    if at == libc::MAP_FAILED { Err(errno()) } else { Ok(at) }
+}
+
+/// `struct page_region` of `include/uapi/linux/fs.h`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(super) struct PageRegion {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    categories: u64,
+}
+
+/// `struct pm_scan_arg` of `include/uapi/linux/fs.h`.
+#[repr(C)]
+struct PageScan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 3 << 30 | (size_of::<PageScan>() as libc::c_ulong) << 16 | 0x66 << 8 | 16;
+
+/// Stretches of `[start, end)` whose pages are neither present nor on their way to another place; answers how many were put
+/// into `found`, and how far the search came. ENOTTY before Linux 6.7.
+pub(super) fn absent_pages(
+    pagemap: &File,
+    start: u64,
+    end: u64,
+    found: &mut [PageRegion],
+) -> Result<(usize, u64), Errno> {
+    let mut scan = PageScan {
+        size: size_of::<PageScan>() as u64,
+        flags: 0,
+        start,
+        end,
+        walk_end: 0,
+        vec: found.as_mut_ptr() as u64,
+        vec_len: found.len() as u64,
+        max_pages: 0,
+        category_inverted: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        category_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        category_anyof_mask: 0,
+        return_mask: PAGE_IS_PRESENT,
+    };
+    // SAFETY: `scan` and `found`, whose length it names, are ours for the call.
+    let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+    usize::try_from(count).map(|count| (count, scan.walk_end)).map_err(|_| errno())
+}

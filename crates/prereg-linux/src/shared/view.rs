@@ -1,0 +1,234 @@
+//! Two mappings of one stretch of a file, and the copies in and out of the second.
+#![expect(unsafe_code, reason = "mmap and munmap, and copies within mappings whose bounds were checked")]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use prereg::Errno;
+
+use super::calls;
+use super::error::SharedError;
+use crate::mapping;
+
+/// How memory is copied.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum CopyBy {
+    /// Loads and stores: nothing that its other owners do makes them fault.
+    Processor,
+    /// System calls, which fail instead.
+    System,
+}
+
+/// One stretch of a file, mapped twice.
+#[derive(Debug)]
+pub(super) struct View {
+    /// What is registered. Never touched.
+    registered: Mapped,
+    /// What is loaded from and stored to.
+    copied: Mapped,
+    file: Arc<OwnedFd>,
+    offset: u64,
+    copy_by: CopyBy,
+}
+
+#[derive(Debug)]
+struct Mapped {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread.
+unsafe impl Send for Mapped {}
+// SAFETY: `&Mapped` only gives its numbers away; what is done with them is volatile or atomic, or the kernel's.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    fn new(file: &OwnedFd, offset: u64, bytes: usize) -> Result<Self, Errno> {
+        let start = calls::map_file(file.as_fd(), offset, bytes)?;
+        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?, bytes })
+    }
+
+    fn ua(&self) -> u64 {
+        self.start.as_ptr().addr() as u64
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped; the last owner is going, so nobody can reach it any more. The result cannot
+        // matter: both numbers came from a successful `mmap`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+impl View {
+    /// Maps `bytes` bytes of the file from `offset` on, both multiples of its page.
+    pub(super) fn new(
+        file: Arc<OwnedFd>,
+        offset: u64,
+        bytes: u64,
+        copy_by: CopyBy,
+    ) -> Result<Self, SharedError> {
+        let os = SharedError::os("mmap");
+        let size = usize::try_from(bytes).map_err(|_| os(Errno::ENOMEM))?;
+        let registered = Mapped::new(&file, offset, size).map_err(&os)?;
+        let copied = Mapped::new(&file, offset, size).map_err(&os)?;
+        Ok(Self { registered, copied, file, offset, copy_by })
+    }
+
+    pub(super) fn ua(&self) -> u64 {
+        self.registered.ua()
+    }
+
+    pub(super) fn copy_ua(&self) -> u64 {
+        self.copied.ua()
+    }
+
+    /// Where in the file it begins.
+    pub(super) fn file_offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(super) fn copy_by(&self) -> CopyBy {
+        self.copy_by
+    }
+
+    /// The address of `len` bytes at `offset` in the mapping for copies, when they lie inside and begin at a multiple of
+    /// `align`.
+    fn place(&self, offset: u64, len: usize, align: u64) -> Result<*mut u8, SharedError> {
+        let bytes = self.copied.bytes as u64;
+        let len = len as u64;
+        if offset > bytes || len > bytes - offset || offset % align != 0 {
+            return Err(SharedError::OutOfBounds { offset, len, bytes });
+        }
+        Ok(self.copied.start.as_ptr().wrapping_add(offset as usize))
+    }
+
+    pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
+        let from = self.place(offset, into.len(), 1)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
+                // before it.
+                unsafe { mapping::copy_out(from, into) };
+                Ok(())
+            }
+            CopyBy::System => self.read_file(offset, into),
+        }
+    }
+
+    /// By the file: half the price of a copy out of a mapping by the kernel, and the same pages.
+    fn read_file(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
+        match calls::read_file(self.file.as_fd(), into, self.offset + offset) {
+            Ok(got) if got == into.len() => Ok(()),
+            Ok(_) | Err(Errno::EFAULT) => Err(SharedError::Gone),
+            Err(errno) => Err(SharedError::Os { during: "pread", errno }),
+        }
+    }
+
+    pub(super) fn write(&self, offset: u64, from: &[u8]) -> Result<(), SharedError> {
+        let to = self.place(offset, from.len(), 1)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
+                // before it.
+                unsafe { mapping::copy_in(to, from) };
+                Ok(())
+            }
+            CopyBy::System => Self::write_mapped(to, from),
+        }
+    }
+
+    /// By the mapping: a file that was made shorter would grow again if it were written to.
+    fn write_mapped(to: *mut u8, from: &[u8]) -> Result<(), SharedError> {
+        calls::write_self(to.addr() as u64, from).map_err(|errno| match errno {
+            Errno::EFAULT => SharedError::Gone,
+            errno => SharedError::Os { during: "process_vm_writev", errno },
+        })
+    }
+
+    pub(super) fn load_u32(&self, offset: u64) -> Result<u32, SharedError> {
+        let at = self.place(offset, 4, 4)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: aligned, inside a mapping that stays while `self` lives; an atomic overlaps no Rust value there.
+                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
+                // Acquire pairs with whatever orders the guest's writes before its store of this word.
+                Ok(u32::from_le(atomic.load(Ordering::Acquire)))
+            }
+            CopyBy::System => self.load_u32_copied(offset, at.addr() as u64),
+        }
+    }
+
+    /// A copy by the kernel may take the bytes one by one; so it is compared with what one load gives.
+    fn load_u32_copied(&self, offset: u64, at: u64) -> Result<u32, SharedError> {
+        /// Whoever changes the word all the time gets a mixture.
+        const TRIES: u32 = 64;
+        let mut bytes = [0; 4];
+        for _ in 0..TRIES {
+            self.read_file(offset, &mut bytes)?;
+            match calls::holds_value(at, u32::from_ne_bytes(bytes)) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(Errno::EFAULT) => return Err(SharedError::Gone),
+                Err(errno) => return Err(SharedError::Os { during: "futex", errno }),
+            }
+        }
+        fence(Ordering::Acquire);
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    pub(super) fn store_u32(&self, offset: u64, value: u32) -> Result<(), SharedError> {
+        let at = self.place(offset, 4, 4)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: as in `load_u32`.
+                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
+                // Release: what was written to the guest before is seen by a guest that sees this.
+                atomic.store(value.to_le(), Ordering::Release);
+                Ok(())
+            }
+            CopyBy::System => {
+                fence(Ordering::Release);
+                Self::write_mapped(at, &value.to_le_bytes())
+            }
+        }
+    }
+
+    pub(super) fn load_u64(&self, offset: u64) -> Result<u64, SharedError> {
+        let at = self.place(offset, 8, 8)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: as in `load_u32`.
+                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
+                // Acquire as in `load_u32`.
+                Ok(u64::from_le(atomic.load(Ordering::Acquire)))
+            }
+            CopyBy::System => {
+                let mut bytes = [0; 8];
+                self.read_file(offset, &mut bytes)?;
+                fence(Ordering::Acquire);
+                Ok(u64::from_le_bytes(bytes))
+            }
+        }
+    }
+
+    pub(super) fn store_u64(&self, offset: u64, value: u64) -> Result<(), SharedError> {
+        let at = self.place(offset, 8, 8)?;
+        match self.copy_by {
+            CopyBy::Processor => {
+                // SAFETY: as in `load_u32`.
+                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
+                // Release as in `store_u32`.
+                atomic.store(value.to_le(), Ordering::Release);
+                Ok(())
+            }
+            CopyBy::System => {
+                fence(Ordering::Release);
+                Self::write_mapped(at, &value.to_le_bytes())
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A container and the groups in it: how a process comes to a device behind an IOMMU.
+//!
+//! The kernel drops all mappings of a container when its last group leaves, so groups belong to the container here, not to
+//! devices: a device may be opened and closed while the container keeps its group, and what is mapped stays mapped.
+
+use std::ffi::CString;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prereg::Errno;
+
+use super::device::VfioDevice;
+use super::error::VfioError;
+use super::host::VfioHost;
+use super::kernel::{
+    Argument, CHECK_EXTENSION, Descriptor, GET_API_VERSION, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS,
+    GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER, SET_IOMMU, exchange,
+};
+use super::layout::{GROUP_HAS_CONTAINER, GROUP_VIABLE, GroupStatus, Layout};
+
+/// What a container can be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    /// Its number in `linux/vfio.h`.
+    pub(crate) number: u64,
+    remedy: &'static str,
+}
+
+pub(crate) const TYPE1_V2: Kind = Kind {
+    name: "type1 IOMMU, version 2",
+    number: 3,
+    remedy: "load its driver (modprobe vfio_iommu_type1); POWER machines have vfio-spapr-v2 instead",
+};
+
+pub(crate) const SPAPR_TCE_V2: Kind = Kind {
+    name: "SPAPR TCE IOMMU, version 2",
+    number: 7,
+    remedy: "load its driver (modprobe vfio_iommu_spapr_tce); it is for POWER machines that can make windows, others have \
+             vfio-type1",
+};
+
+#[derive(Debug)]
+struct Group {
+    number: u32,
+    descriptor: Arc<dyn Descriptor>,
+}
+
+/// An open container.
+pub(crate) struct Container {
+    host: VfioHost,
+    descriptor: Arc<dyn Descriptor>,
+    groups: Mutex<Vec<Group>>,
+}
+
+const NODE: &str = "/dev/vfio/vfio";
+
+impl Container {
+    /// A container of `kind` with the group of `device` in it.
+    pub(crate) fn open(host: &VfioHost, device: &str, kind: Kind) -> Result<Self, VfioError> {
+        let group = host.sysfs.group_of(device)?;
+        let descriptor = host.open(NODE)?;
+        let os = |during| move |errno| VfioError::Os { during, on: NODE.to_owned(), errno };
+        let version = descriptor.ask(GET_API_VERSION, Argument::None).map_err(os(GET_API_VERSION.name))?;
+        if version != 0 {
+            return Err(VfioError::Version { found: version });
+        }
+        let offered = descriptor
+            .ask(CHECK_EXTENSION, Argument::Value(kind.number))
+            .map_err(os(CHECK_EXTENSION.name))?;
+        let no_kind = |errno| VfioError::NoKind { kind: kind.name, errno, remedy: kind.remedy };
+        if offered == 0 {
+            return Err(no_kind(Errno::ENODEV));
+        }
+        let container = Self { host: host.clone(), descriptor, groups: Mutex::new(Vec::new()) };
+        container.join(group)?;
+        container.descriptor.ask(SET_IOMMU, Argument::Value(kind.number)).map_err(|errno| match errno {
+            Errno::EPERM => VfioError::UnsafeInterrupts { group },
+            errno => no_kind(errno),
+        })?;
+        Ok(container)
+    }
+
+    pub(crate) fn descriptor(&self) -> &dyn Descriptor {
+        &*self.descriptor
+    }
+
+    fn groups(&self) -> MutexGuard<'_, Vec<Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the group of `device` in, if it is not in yet.
+    pub(crate) fn join_group_of(&self, device: &str) -> Result<(), VfioError> {
+        let group = self.host.sysfs.group_of(device)?;
+        if self.groups().iter().any(|known| known.number == group) {
+            return Ok(());
+        }
+        self.join(group)
+    }
+
+    fn join(&self, number: u32) -> Result<(), VfioError> {
+        let path = format!("/dev/vfio/{number}");
+        let descriptor = self.host.open(&path).map_err(|error| match error.errno() {
+            Errno::EBUSY => VfioError::GroupBusy { group: number },
+            _ => error,
+        })?;
+        let os = |during| {
+            let on = path.clone();
+            move |errno| VfioError::Os { during, on, errno }
+        };
+        let mut status = GroupStatus { argsz: GroupStatus::BYTES as u32, flags: 0 };
+        exchange(&*descriptor, GROUP_GET_STATUS, &mut status).map_err(os(GROUP_GET_STATUS.name))?;
+        if status.flags & GROUP_VIABLE == 0 {
+            return Err(VfioError::NotViable { group: number, others: self.host.sysfs.occupants_of(number) });
+        }
+        if status.flags & GROUP_HAS_CONTAINER != 0 {
+            return Err(VfioError::InContainer { group: number, errno: Errno::EBUSY });
+        }
+        let container = Argument::Descriptor(self.descriptor.number());
+        descriptor.ask(GROUP_SET_CONTAINER, container).map_err(|errno| match errno {
+            Errno::EINVAL | Errno::EBUSY => VfioError::InContainer { group: number, errno },
+            // The IOMMU driver of the container is asked too once it has one.
+            Errno::EPERM => VfioError::UnsafeInterrupts { group: number },
+            errno => os(GROUP_SET_CONTAINER.name)(errno),
+        })?;
+        self.groups().push(Group { number, descriptor });
+        Ok(())
+    }
+
+    /// Lets the group of `device` go. `held` is how many bytes are registered: the last group is kept while any are.
+    pub(crate) fn leave_group_of(&self, device: &str, held: u64) -> Result<(), VfioError> {
+        let number = self.host.sysfs.group_of(device)?;
+        let mut groups = self.groups();
+        let Some(index) = groups.iter().position(|group| group.number == number) else { return Ok(()) };
+        if groups.len() == 1 && held > 0 {
+            let what = format!("IOMMU group {number}, the last one of its container,");
+            return Err(VfioError::Holding { what, bytes: held });
+        }
+        groups[index].descriptor.ask(GROUP_UNSET_CONTAINER, Argument::None).map_err(|errno| match errno {
+            Errno::EBUSY => VfioError::DeviceBusy { device: device.to_owned(), errno },
+            errno => {
+                VfioError::Os { during: GROUP_UNSET_CONTAINER.name, on: format!("/dev/vfio/{number}"), errno }
+            }
+        })?;
+        groups.swap_remove(index);
+        Ok(())
+    }
+
+    /// Opens a device of a group in here.
+    pub(crate) fn device(&self, device: &str) -> Result<VfioDevice, VfioError> {
+        let number = self.host.sysfs.group_of(device)?;
+        let groups = self.groups();
+        let Some(group) = groups.iter().find(|group| group.number == number) else {
+            return Err(VfioError::NoDevice { device: device.to_owned() });
+        };
+        let name = CString::new(device).map_err(|_| VfioError::NoDevice { device: device.to_owned() })?;
+        let descriptor = group
+            .descriptor
+            .ask_descriptor(GROUP_GET_DEVICE_FD, Argument::Text(&name))
+            .map_err(|errno| match errno {
+                Errno::EBUSY => VfioError::DeviceBusy { device: device.to_owned(), errno },
+                errno => VfioError::Os { during: GROUP_GET_DEVICE_FD.name, on: device.to_owned(), errno },
+            })?;
+        VfioDevice::new(device, descriptor)
+    }
+
+    /// Numbers of the groups in here.
+    pub(crate) fn group_numbers(&self) -> Vec<u32> {
+        self.groups().iter().map(|group| group.number).collect()
+    }
+}
+
+impl fmt::Debug for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Container").field("groups", &self.group_numbers()).finish_non_exhaustive()
+    }
+}

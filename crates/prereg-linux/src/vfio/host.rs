@@ -1,0 +1,42 @@
+//! The host whose VFIO is asked: its kernel and its `/sys`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::error::VfioError;
+use super::kernel::{Descriptor, Kernel};
+use super::log::{ExchangeLog, Logged};
+use super::sys::System;
+use super::sysfs::Sysfs;
+
+/// The host whose VFIO is asked.
+#[derive(Clone, Debug)]
+pub struct VfioHost {
+    pub(crate) kernel: Arc<dyn Kernel>,
+    pub(crate) sysfs: Sysfs,
+}
+
+impl VfioHost {
+    /// This machine.
+    #[must_use]
+    pub fn system() -> Self {
+        Self { kernel: Arc::new(System), sysfs: Sysfs::at("/sys") }
+    }
+
+    /// The same host, with every exchange written down in `log`.
+    #[must_use]
+    pub fn logged(self, log: &ExchangeLog) -> Self {
+        Self { kernel: Arc::new(Logged::new(self.kernel, log.clone())), sysfs: self.sysfs }
+    }
+
+    /// Opens a node.
+    pub(crate) fn open(&self, path: &str) -> Result<Arc<dyn Descriptor>, VfioError> {
+        self.kernel.open(Path::new(path)).map_err(|errno| VfioError::of_open(path, errno))
+    }
+}
+
+impl Default for VfioHost {
+    fn default() -> Self {
+        Self::system()
+    }
+}

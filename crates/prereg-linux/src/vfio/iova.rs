@@ -1,0 +1,281 @@
+//! Which I/O addresses of a container are free: the allowed ranges, less what is mapped.
+//!
+//! Plain data without a system call. A region gets one contiguous piece if any range has room for it, at an address that
+//! lies in the IOMMU's large pages as the memory lies in its own (so that they can be used), lowest first. Only when no
+//! range has room is it split, into as few pieces as the free ranges allow. A piece never crosses the border of two allowed
+//! ranges, even if they touch: the kernel takes no mapping that does.
+
+use std::collections::BTreeMap;
+
+/// Nothing is given out below: an address near zero is what a device makes of a pointer that was never set.
+const FLOOR: u64 = 1 << 20;
+
+/// A piece of I/O address space, and so of the memory that is mapped there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Piece {
+    pub(crate) iova: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Free I/O addresses.
+#[derive(Clone, Debug)]
+pub(crate) struct IovaSpace {
+    /// First and last byte of each allowed range, ascending.
+    allowed: Vec<(u64, u64)>,
+    /// First to last byte of each free span; no two of the same allowed range touch.
+    free: BTreeMap<u64, u64>,
+    /// The smallest unit that is given out: a power of two.
+    page: u64,
+}
+
+impl IovaSpace {
+    /// All of `allowed` (first and last byte of each range), in whole pages of `page` bytes.
+    pub(crate) fn new(allowed: &[(u64, u64)], page: u64) -> Self {
+        let mut allowed: Vec<_> = allowed.iter().filter_map(|&range| whole_pages(range, page)).collect();
+        allowed.sort_unstable();
+        // Two that overlap would be given out twice; no kernel says that, so the second one is not believed.
+        let mut end = None;
+        allowed.retain(|&(first, last)| {
+            let apart = end.is_none_or(|end| first > end);
+            if apart {
+                end = Some(last);
+            }
+            apart
+        });
+        let free = allowed.iter().copied().collect();
+        Self { allowed, free, page }
+    }
+
+    /// Bytes that are free; saturating, for a range may be all there is.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free
+            .iter()
+            .fold(0u64, |sum, (&first, &last)| sum.saturating_add((last - first).saturating_add(1)))
+    }
+
+    /// Takes room for `bytes` bytes of memory at `ua`: whole pages, not none. `sizes` has a bit for every page size of the
+    /// IOMMU. `None`, and nothing is taken, when all ranges together have no room.
+    pub(crate) fn take(&mut self, ua: u64, bytes: u64, sizes: u64) -> Option<Vec<Piece>> {
+        if bytes == 0 || bytes & (self.page - 1) != 0 {
+            return None;
+        }
+        // From the largest IOMMU page that fits into the region to the unit.
+        let useful = (0..64)
+            .rev()
+            .map(|shift| 1u64 << shift)
+            .filter(|&size| (size & sizes != 0 && size <= bytes && size > self.page) || size == self.page);
+        for size in useful {
+            if let Some(iova) = self.find(ua, bytes, size) {
+                self.carve(iova, bytes);
+                return Some(vec![Piece { iova, bytes }]);
+            }
+        }
+        self.take_split(bytes)
+    }
+
+    /// The lowest free address with room for `bytes` that lies in pages of `size` bytes as `ua` does.
+    fn find(&self, ua: u64, bytes: u64, size: u64) -> Option<u64> {
+        let offset = ua & (size - 1) & !(self.page - 1);
+        self.free.iter().find_map(|(&first, &last)| {
+            let base = first & !(size - 1);
+            let mut iova = base.checked_add(offset)?;
+            if iova < first {
+                iova = iova.checked_add(size)?;
+            }
+            (iova <= last && last - iova >= bytes - 1).then_some(iova)
+        })
+    }
+
+    fn take_split(&mut self, bytes: u64) -> Option<Vec<Piece>> {
+        if self.free_bytes() < bytes {
+            return None;
+        }
+        let mut spans: Vec<_> = self.free.iter().map(|(&first, &last)| (last - first, first)).collect();
+        spans.sort_unstable_by(|a, b| b.cmp(a));
+        let (mut pieces, mut left) = (Vec::new(), bytes);
+        for (length, first) in spans {
+            if left == 0 {
+                break;
+            }
+            let piece = Piece { iova: first, bytes: left.min(length.saturating_add(1)) };
+            left -= piece.bytes;
+            pieces.push(piece);
+        }
+        for piece in &pieces {
+            self.carve(piece.iova, piece.bytes);
+        }
+        Some(pieces)
+    }
+
+    /// Takes a part of one free span.
+    fn carve(&mut self, iova: u64, bytes: u64) {
+        let Some((&first, &last)) = self.free.range(..=iova).next_back() else { return };
+        let end = iova + (bytes - 1);
+        self.free.remove(&first);
+        if first < iova {
+            self.free.insert(first, iova - 1);
+        }
+        if end < last {
+            self.free.insert(end + 1, last);
+        }
+    }
+
+    /// Gives a piece back that [`take`](Self::take) gave out.
+    pub(crate) fn put(&mut self, piece: Piece) {
+        let Piece { iova, bytes } = piece;
+        let mut last = iova + (bytes - 1);
+        let mut first = iova;
+        let home = self.allowed.iter().find(|range| range.0 <= iova && iova <= range.1);
+        // What is not allowed any more (a device with less joined) is not given out again.
+        let Some(&(lowest, highest)) = home else { return };
+        if last > highest {
+            last = highest;
+        }
+        if let Some((&before, &its_last)) = self.free.range(..first).next_back() {
+            if before >= lowest && its_last.checked_add(1) == Some(first) {
+                first = before;
+            }
+        }
+        if let Some(after) = last.checked_add(1).filter(|&after| after <= highest) {
+            if let Some(its_last) = self.free.remove(&after) {
+                last = its_last;
+            }
+        }
+        self.free.insert(first, last);
+    }
+
+    /// Keeps of the free space what `allowed` still allows, and remembers that.
+    pub(crate) fn restrict(&mut self, allowed: &[(u64, u64)]) {
+        let new = Self::new(allowed, self.page);
+        let mut free = BTreeMap::new();
+        for (&first, &last) in &self.free {
+            for &(low, high) in &new.allowed {
+                let (first, last) = (first.max(low), last.min(high));
+                if first <= last {
+                    free.insert(first, last);
+                }
+            }
+        }
+        self.allowed = new.allowed;
+        self.free = free;
+    }
+}
+
+/// The whole pages of a range, above the floor.
+fn whole_pages((first, last): (u64, u64), page: u64) -> Option<(u64, u64)> {
+    let first = first.max(FLOOR).checked_add(page - 1)? & !(page - 1);
+    // One past the last byte; a range that goes to the top is whole already.
+    let last = match last.checked_add(1) {
+        Some(end) => (end & !(page - 1)).checked_sub(1)?,
+        None => last,
+    };
+    (first <= last).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const M2: u64 = 2 << 20;
+    const G1: u64 = 1 << 30;
+    /// The page sizes and ranges of an emulated Intel IOMMU.
+    const SIZES: u64 = 0x4020_1000;
+    const INTEL: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
+
+    fn only(pieces: Option<Vec<Piece>>) -> Piece {
+        let pieces = pieces.unwrap();
+        assert_eq!(pieces.len(), 1, "{pieces:?}");
+        pieces[0]
+    }
+
+    #[test]
+    fn a_gibibyte_is_one_piece_that_lies_in_large_pages_as_its_memory_does() {
+        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let piece = only(space.take(0x7f12_3460_1000, G1, SIZES));
+        assert_eq!((piece.iova & (G1 - 1), piece.bytes), (0x7f12_3460_1000 & (G1 - 1), G1));
+        let piece = only(space.take(0x7f12_3460_0000, 4 * M2, SIZES));
+        assert_eq!(piece.iova & (M2 - 1), 0);
+        let piece = only(space.take(0x7f12_3460_3000, PAGE, SIZES));
+        assert!(piece.iova >= FLOOR);
+    }
+
+    #[test]
+    fn what_is_given_back_is_whole_again() {
+        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let all = space.free_bytes();
+        let pieces: Vec<_> = (0..100u64).map(|i| only(space.take(i << 21, (i + 1) * PAGE, SIZES))).collect();
+        for step in [3, 2, 1] {
+            for (index, piece) in pieces.iter().enumerate() {
+                if (index + 1) % 3 == step % 3 {
+                    space.put(*piece);
+                }
+            }
+        }
+        assert_eq!(space.free_bytes(), all);
+        assert_eq!(space.free.len(), 2);
+    }
+
+    #[test]
+    fn a_region_larger_than_every_range_is_split_into_few_pieces() {
+        let mut space = IovaSpace::new(&[(0x10_0000, 0x1f_ffff), (0x40_0000, 0x5f_ffff)], PAGE);
+        let pieces = space.take(0x7000_0000, 0x28_0000, SIZES).unwrap();
+        assert_eq!(
+            pieces,
+            [Piece { iova: 0x40_0000, bytes: 0x20_0000 }, Piece { iova: 0x10_0000, bytes: 0x8_0000 }]
+        );
+        assert_eq!(space.take(0x7000_0000, 0x8_1000, SIZES), None);
+        assert_eq!(space.free_bytes(), 0x8_0000);
+        only(space.take(0x7000_0000, 0x8_0000, SIZES));
+        assert_eq!(space.free_bytes(), 0);
+    }
+
+    #[test]
+    fn pieces_never_cross_the_border_of_ranges_that_touch() {
+        let mut space = IovaSpace::new(&[(0x10_0000, 0x10_1fff), (0x10_2000, 0x10_3fff)], PAGE);
+        let pieces = space.take(0, 4 * PAGE, PAGE).unwrap();
+        assert_eq!(pieces.len(), 2);
+        for piece in &pieces {
+            space.put(*piece);
+        }
+        assert_eq!(space.free.len(), 2);
+        assert_eq!(space.take(0, 3 * PAGE, PAGE).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn ranges_are_cut_to_whole_pages_above_the_floor_and_odd_ones_left_out() {
+        let space = IovaSpace::new(
+            &[
+                (0, 0xfff),
+                (0x10_0800, 0x10_2fff),
+                (u64::MAX - 0x1fff, u64::MAX),
+                (0x10_2000, 0x10_4fff),
+                (9, 3),
+            ],
+            PAGE,
+        );
+        assert_eq!(space.allowed, [(0x10_1000, 0x10_2fff), (u64::MAX - 0x1fff, u64::MAX)]);
+        assert_eq!(IovaSpace::new(&[(0, u64::MAX)], PAGE).free_bytes(), u64::MAX - FLOOR + 1);
+    }
+
+    #[test]
+    fn bad_sizes_take_nothing() {
+        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let all = space.free_bytes();
+        for bytes in [0, 1, PAGE + 1, u64::MAX, u64::MAX - PAGE + 1] {
+            assert_eq!(space.take(0, bytes, SIZES), None, "{bytes:#x}");
+        }
+        assert_eq!(space.free_bytes(), all);
+    }
+
+    #[test]
+    fn a_smaller_world_keeps_only_what_it_allows() {
+        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let piece = only(space.take(0, M2, SIZES));
+        space.restrict(&[(0x4000_0000, 0x7fff_ffff)]);
+        assert_eq!(space.free_bytes(), 0x4000_0000);
+        space.put(piece);
+        assert_eq!(space.free_bytes(), 0x4000_0000);
+        assert_eq!(only(space.take(0, PAGE, SIZES)).iova, 0x4000_0000);
+    }
+}

@@ -1,0 +1,166 @@
+//! The port to the kernel: open a node, ask a descriptor, and the numbers of what can be asked.
+//!
+//! Everything of this folder that decides stands above these two traits, so its tests run on recorded exchanges, on any
+//! machine. A request is asked with the bytes of its struct, whose first word says how long it is; the answer is the
+//! call's result and the same bytes, changed.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use prereg::{Errno, PinError, UserRange};
+
+use super::bar::Bar;
+use super::layout::Layout;
+
+/// A request of `linux/vfio.h` or `linux/iommufd.h`: name and number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Request {
+    pub(crate) name: &'static str,
+    number: u8,
+}
+
+impl Request {
+    const fn new(name: &'static str, number: u8) -> Self {
+        Self { name, number }
+    }
+
+    /// The number as `ioctl(2)` takes it: type `';'`, no size, and what this machine marks "no direction" with.
+    pub(crate) const fn raw(self) -> u32 {
+        const NO_DIRECTION: u32 = if cfg!(any(
+            target_arch = "powerpc",
+            target_arch = "powerpc64",
+            target_arch = "mips",
+            target_arch = "mips64",
+            target_arch = "sparc64"
+        )) {
+            1 << 29
+        } else {
+            0
+        };
+        NO_DIRECTION | (b';' as u32) << 8 | self.number as u32
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+macro_rules! requests {
+    ($($name:ident = $number:literal $text:literal;)*) => {
+        $(pub(crate) const $name: Request = Request::new($text, $number);)*
+        #[cfg(test)]
+        pub(crate) const ALL: &[Request] = &[$($name),*];
+    };
+}
+
+requests! {
+    GET_API_VERSION = 100 "VFIO_GET_API_VERSION";
+    CHECK_EXTENSION = 101 "VFIO_CHECK_EXTENSION";
+    SET_IOMMU = 102 "VFIO_SET_IOMMU";
+    GROUP_GET_STATUS = 103 "VFIO_GROUP_GET_STATUS";
+    GROUP_SET_CONTAINER = 104 "VFIO_GROUP_SET_CONTAINER";
+    GROUP_UNSET_CONTAINER = 105 "VFIO_GROUP_UNSET_CONTAINER";
+    GROUP_GET_DEVICE_FD = 106 "VFIO_GROUP_GET_DEVICE_FD";
+    DEVICE_GET_INFO = 107 "VFIO_DEVICE_GET_INFO";
+    DEVICE_GET_REGION_INFO = 108 "VFIO_DEVICE_GET_REGION_INFO";
+    DEVICE_RESET = 111 "VFIO_DEVICE_RESET";
+    DEVICE_BIND_IOMMUFD = 118 "VFIO_DEVICE_BIND_IOMMUFD";
+    DEVICE_ATTACH_IOMMUFD_PT = 119 "VFIO_DEVICE_ATTACH_IOMMUFD_PT";
+    DEVICE_DETACH_IOMMUFD_PT = 120 "VFIO_DEVICE_DETACH_IOMMUFD_PT";
+    IOMMU_GET_INFO = 112 "VFIO_IOMMU_GET_INFO";
+    IOMMU_MAP_DMA = 113 "VFIO_IOMMU_MAP_DMA";
+    IOMMU_UNMAP_DMA = 114 "VFIO_IOMMU_UNMAP_DMA";
+    SPAPR_TCE_GET_INFO = 112 "VFIO_IOMMU_SPAPR_TCE_GET_INFO";
+    SPAPR_REGISTER_MEMORY = 117 "VFIO_IOMMU_SPAPR_REGISTER_MEMORY";
+    SPAPR_UNREGISTER_MEMORY = 118 "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY";
+    SPAPR_TCE_CREATE = 119 "VFIO_IOMMU_SPAPR_TCE_CREATE";
+    SPAPR_TCE_REMOVE = 120 "VFIO_IOMMU_SPAPR_TCE_REMOVE";
+    IOAS_ALLOC = 0x81 "IOMMU_IOAS_ALLOC";
+    IOAS_COPY = 0x83 "IOMMU_IOAS_COPY";
+    IOAS_IOVA_RANGES = 0x84 "IOMMU_IOAS_IOVA_RANGES";
+    IOAS_MAP = 0x85 "IOMMU_IOAS_MAP";
+    IOAS_UNMAP = 0x86 "IOMMU_IOAS_UNMAP";
+    HWPT_ALLOC = 0x89 "IOMMU_HWPT_ALLOC";
+}
+
+/// What a request is asked with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Argument<'a> {
+    /// Nothing.
+    None,
+    /// A number, by value.
+    Value(u64),
+    /// A struct, whose first word is the length of the slice.
+    Bytes(&'a mut [u8]),
+    /// The address of a descriptor's number.
+    Descriptor(i32),
+    /// A name.
+    Text(&'a CStr),
+    /// A struct that names a list by address at byte `at`; the kernel fills as many pairs of words as the struct says.
+    Listed { bytes: &'a mut [u8], at: usize, list: &'a mut [u64] },
+}
+
+/// Opens nodes, and knows what of the process's memory can be pinned.
+pub(crate) trait Kernel: Send + Sync + fmt::Debug {
+    /// Opens a node for reading and writing.
+    fn open(&self, path: &Path) -> Result<Arc<dyn Descriptor>, Errno>;
+
+    /// Brings `range` into memory and refuses what VFIO would map without pinning.
+    fn bring_in(&self, range: UserRange) -> Result<(), PinError>;
+
+    /// The first page of `range` that cannot be pinned, as far as can be seen, after the kernel said EFAULT.
+    fn obstacle(&self, range: UserRange) -> PinError;
+}
+
+/// An open descriptor. Dropping the last reference closes it.
+pub(crate) trait Descriptor: Send + Sync + fmt::Debug {
+    /// Its number.
+    fn number(&self) -> i32;
+
+    /// One `ioctl(2)`: the result when it is not negative.
+    fn ask(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno>;
+
+    /// A request that answers with a new descriptor.
+    fn ask_descriptor(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno>;
+
+    /// Reads at an offset; short at the end.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno>;
+
+    /// Writes at an offset.
+    fn write_at(&self, offset: u64, from: &[u8]) -> Result<usize, Errno>;
+
+    /// Maps device registers.
+    fn map(&self, offset: u64, bytes: u64) -> Result<Bar, Errno>;
+}
+
+/// Asks with a struct of fixed size and takes its answer.
+pub(crate) fn exchange<T: Layout>(
+    descriptor: &dyn Descriptor,
+    request: Request,
+    value: &mut T,
+) -> Result<i32, Errno> {
+    let mut buffer = [0; 64];
+    let bytes = &mut buffer[..T::BYTES];
+    value.write(bytes);
+    let result = descriptor.ask(request, Argument::Bytes(bytes));
+    // A refusal answers in the struct too, now and then.
+    *value = T::read(bytes);
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_numbered_as_ioctl_takes_them() {
+        let none = if cfg!(target_arch = "powerpc64") { 0x2000_0000 } else { 0 };
+        assert_eq!(GET_API_VERSION.raw(), none | 0x3b64);
+        assert_eq!(IOMMU_MAP_DMA.raw(), none | 0x3b71);
+        assert_eq!(IOAS_MAP.raw(), none | 0x3b85);
+    }
+}

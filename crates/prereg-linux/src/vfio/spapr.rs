@@ -1,0 +1,311 @@
+//! The pin back end on a VFIO SPAPR TCE v2 container: the model of the whole library, in the kernel's own hands.
+//!
+//! Two layers. Memory is pinned and charged by `REGISTER_MEMORY`, once ([`VfioSpaprV2`] as [`Pin`]). A device reaches it
+//! through the entries of a window's table ([`SpaprTable`]), each one counted mapping here and one entry there. The kernel
+//! translates a user address to a host address by itself, so user addresses are the host addresses of this back end.
+//!
+//! Today's kernel breaks the contract in places (Linux 6.12 and 7.2 were asked), so it is never asked what it would get wrong:
+//! - it answers 0 to an unregister of mapped memory and forgets region, pin and charge: our own count says EBUSY before;
+//! - it answers a positive number to a registration of which only a part could be pinned, and to misaligned maps: no
+//!   positive number is a success here;
+//! - it does not look at the end of a mapped range, and crashes: ranges are checked against the window before;
+//! - a failing window leaks its charge: arguments are checked before.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use prereg::{
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, PageShift,
+    Pin, PinError, PinId, UserRange,
+};
+
+use super::container::{Container, SPAPR_TCE_V2};
+use super::device::VfioDevice;
+use super::error::VfioError;
+use super::host::VfioHost;
+use super::kernel::{Kernel, SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, exchange};
+use super::layout::{Layout, RegisterMemory};
+use crate::account::MemlockAccount;
+use crate::barrier::Membarrier;
+use crate::pagemap::system_granule;
+use crate::status::KernelCount;
+
+mod answers;
+mod table;
+mod window;
+
+pub use answers::SpaprAnswers;
+pub use table::{SpaprTable, SpaprTableError};
+pub use window::{SpaprLimits, WindowPlace};
+
+use window::Windows;
+
+/// Pins by registering with a VFIO SPAPR TCE v2 container.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use prereg::{Access, AddressSpace, BusAddr};
+/// use prereg_linux::{GuestMemory, VfioSpaprV2};
+///
+/// let vfio = Arc::new(VfioSpaprV2::open("0001:00:00.0")?);
+/// let space = AddressSpace::new(Arc::clone(&vfio));
+/// let ram = GuestMemory::memfd("guest", 1 << 30)?;
+/// let registration = space.register(&ram)?;                          // REGISTER_MEMORY, once
+/// let table = vfio.default_window()?;
+/// let mut translator = space.translator();
+/// table.put(&mut translator, BusAddr::new(0x1000), registration.ua(), Access::ReadWrite)?; // one MAP_DMA
+/// assert_eq!(registration.unregister().unwrap_err().mapped(), 1);    // ours; the kernel would say 0
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct VfioSpaprV2 {
+    windows: Arc<Windows>,
+    kernel: Arc<dyn Kernel>,
+    granule: Granule,
+    process: u32,
+    account: MemlockAccount,
+    /// First addresses of what is registered.
+    pins: Mutex<BTreeSet<u64>>,
+    counts: Counts,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    register_calls: AtomicU64,
+    unregister_calls: AtomicU64,
+    pinned: AtomicU64,
+    stray: AtomicU64,
+    stuck: AtomicU64,
+}
+
+/// What a [`VfioSpaprV2`] has in use, as plain numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SpaprState {
+    /// Bytes registered with the kernel now.
+    pub pinned_bytes: u64,
+    /// Times that the kernel was asked to register.
+    pub register_calls: u64,
+    /// Times that the kernel was asked to unregister.
+    pub unregister_calls: u64,
+    /// Times that the kernel was asked to map or unmap entries, by all tables.
+    pub entry_calls: u64,
+    /// Releases of pins that were not held: a caller's defect, ignored.
+    pub stray_unpins: u64,
+    /// Bytes that the kernel would not unregister.
+    pub stuck_bytes: u64,
+}
+
+const CHILD: &str = "pinning in a child of the process that made the back end";
+const OTHERS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
+                      VFIO in another shape; unregister that, or share its shape)";
+const TWICE: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
+
+impl VfioSpaprV2 {
+    /// A container of its own with the IOMMU group of `device` (`0001:00:00.0`) in it.
+    ///
+    /// # Errors
+    /// [`VfioError`]; nothing stays open.
+    pub fn open(device: &str) -> Result<Self, VfioError> {
+        Self::open_on(&VfioHost::system(), device)
+    }
+
+    /// [`open`](Self::open) on a host of one's choice.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_on(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
+        let granule = system_granule().map_err(|error| VfioError::Os {
+            during: "asking for the system page",
+            on: "this host".into(),
+            errno: error.errno(),
+        })?;
+        let container = Container::open(host, device, SPAPR_TCE_V2)?;
+        Ok(Self {
+            windows: Arc::new(Windows::new(container)?),
+            kernel: Arc::clone(&host.kernel),
+            granule,
+            process: std::process::id(),
+            account: MemlockAccount::new(granule),
+            pins: Mutex::new(BTreeSet::new()),
+            counts: Counts::default(),
+        })
+    }
+
+    /// What windows the container can have.
+    #[must_use]
+    pub fn limits(&self) -> SpaprLimits {
+        self.windows.limits()
+    }
+
+    /// The table of the default 32-bit window. One at a time.
+    ///
+    /// # Errors
+    /// [`VfioError::Window`] when it is taken, or was replaced.
+    pub fn default_window(&self) -> Result<SpaprTable, VfioError> {
+        Ok(SpaprTable::new(Windows::take_default(&self.windows)?))
+    }
+
+    /// Makes a window of `bytes` bytes in pages of `page`, and its table. Where it begins is the kernel's to say.
+    ///
+    /// # Errors
+    /// [`VfioError::Window`] for what cannot be, found before the kernel is asked; [`VfioError::Os`].
+    pub fn create_window(
+        &self,
+        page: PageShift,
+        bytes: u64,
+        place: WindowPlace,
+    ) -> Result<SpaprTable, VfioError> {
+        Ok(SpaprTable::new(Windows::create(&self.windows, page, bytes, place)?))
+    }
+
+    /// Opens a device of a group of this container.
+    ///
+    /// # Errors
+    /// [`VfioError`].
+    pub fn device(&self, device: &str) -> Result<VfioDevice, VfioError> {
+        self.windows.container().device(device)
+    }
+
+    /// Takes the group of another device into the container.
+    ///
+    /// # Errors
+    /// [`VfioError`]; the container is as it was.
+    pub fn add_group_of(&self, device: &str) -> Result<(), VfioError> {
+        self.windows.container().join_group_of(device)
+    }
+
+    /// The account that charges go to.
+    #[must_use]
+    pub const fn account(&self) -> &MemlockAccount {
+        &self.account
+    }
+
+    /// What is in use now.
+    #[must_use]
+    pub fn state(&self) -> SpaprState {
+        // Relaxed, all: numbers for reports.
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        SpaprState {
+            pinned_bytes: read(&self.counts.pinned),
+            register_calls: read(&self.counts.register_calls),
+            unregister_calls: read(&self.counts.unregister_calls),
+            entry_calls: self.windows.entry_calls(),
+            stray_unpins: read(&self.counts.stray),
+            stuck_bytes: read(&self.counts.stuck),
+        }
+    }
+
+    fn judge(&self, errno: Errno, range: UserRange) -> PinError {
+        let os = |during| PinError::Os { ua: range.first(), errno, during };
+        match errno {
+            Errno::ENOMEM => match self.account.limit() {
+                Some(limit) => PinError::Limit {
+                    need: range.bytes(),
+                    used: KernelCount::now().map_or(0, |count| count.locked),
+                    limit: limit << self.granule.shift().get(),
+                },
+                None => PinError::OutOfMemory,
+            },
+            Errno::EFAULT => self.kernel.obstacle(range),
+            Errno::EINVAL => os(OTHERS),
+            Errno::EBUSY => os(TWICE),
+            _ => os(SPAPR_REGISTER_MEMORY.name),
+        }
+    }
+}
+
+fn add(count: &AtomicU64, by: u64) {
+    // Relaxed: numbers for reports.
+    count.fetch_add(by, Ordering::Relaxed);
+}
+
+fn wish(range: UserRange) -> RegisterMemory {
+    RegisterMemory {
+        argsz: RegisterMemory::BYTES as u32,
+        flags: 0,
+        vaddr: range.first().raw(),
+        size: range.bytes(),
+    }
+}
+
+impl Pin for VfioSpaprV2 {
+    fn name(&self) -> &'static str {
+        "vfio-spapr-v2"
+    }
+
+    fn granule(&self) -> Granule {
+        self.granule
+    }
+
+    fn address_kind(&self) -> AddressKind {
+        AddressKind::User
+    }
+
+    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
+        Membarrier::shared()
+    }
+
+    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+        if self.process != std::process::id() {
+            return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
+        }
+        self.kernel.bring_in(range)?;
+        // Before the kernel is asked, so that nothing can fail after it.
+        pages.push(HostAddr::new(range.first().raw()), range.pages(self.granule))?;
+        add(&self.counts.register_calls, 1);
+        let result = exchange(self.windows.container().descriptor(), SPAPR_REGISTER_MEMORY, &mut wish(range));
+        match result {
+            Ok(0) => {}
+            // The count of pages that could be pinned; the kernel has let them go, and registered nothing.
+            Ok(_) => return Err(self.kernel.obstacle(range)),
+            Err(errno) => return Err(self.judge(errno, range)),
+        }
+        add(&self.counts.pinned, range.bytes());
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(range.first().raw());
+        Ok(PinId(range.first().raw()))
+    }
+
+    /// The pages need no mark for `dirty`: the kernel marks what its own tables let a device write.
+    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
+        if self.process != std::process::id() {
+            return;
+        }
+        let named = pin.0 == range.first().raw();
+        if !named || !self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(&pin.0) {
+            add(&self.counts.stray, 1);
+            return;
+        }
+        add(&self.counts.unregister_calls, 1);
+        let result =
+            exchange(self.windows.container().descriptor(), SPAPR_UNREGISTER_MEMORY, &mut wish(range));
+        if result != Ok(0) {
+            add(&self.counts.stuck, range.bytes());
+        }
+        // Relaxed: a number for reports.
+        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+    }
+}
+
+impl Charge for VfioSpaprV2 {
+    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
+        self.account.charge(pages)
+    }
+
+    fn uncharge(&self, pages: u64) {
+        self.account.uncharge(pages);
+    }
+}
+
+impl fmt::Debug for VfioSpaprV2 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VfioSpaprV2")
+            .field("container", self.windows.container())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,336 @@
+//! The windows of a SPAPR container: which there can be, which there are, and what goes through them to the kernel.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prereg::{Access, BusAddr, Errno, PageShift};
+
+use crate::vfio::container::{Container, SPAPR_TCE_V2};
+use crate::vfio::error::VfioError;
+use crate::vfio::host::VfioHost;
+use crate::vfio::kernel::{
+    IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, exchange,
+};
+use crate::vfio::layout::{Layout, MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UnmapDma};
+
+/// What windows a container can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SpaprLimits {
+    /// Where the default window begins.
+    pub default_start: BusAddr,
+    /// Bytes of the default window, in pages of 4 KiB.
+    pub default_bytes: u64,
+    /// A bit for every page size a window that is made can have; 0 where none can be made.
+    pub page_sizes: u64,
+    /// Windows there can be, the default one included.
+    pub windows: u32,
+    /// Levels of a table at most.
+    pub levels: u32,
+}
+
+/// Where a window that is made goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum WindowPlace {
+    /// Beside the default window, at a high bus address.
+    Beside,
+    /// In the place of the default window, which is given up: at its bus address, for devices that reach no higher.
+    InsteadOfDefault,
+}
+
+/// The default window of a container.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Default {
+    Free,
+    Taken,
+    Removed,
+}
+
+#[derive(Debug)]
+struct State {
+    default: Default,
+    made: u32,
+}
+
+/// A container's windows.
+pub(super) struct Windows {
+    container: Container,
+    limits: SpaprLimits,
+    state: Mutex<State>,
+    entry_calls: AtomicU64,
+}
+
+/// One window, its owner's alone. Dropping it removes it if it was made.
+pub(super) struct Window {
+    windows: Arc<Windows>,
+    start: u64,
+    bytes: u64,
+    shift: PageShift,
+    made: bool,
+}
+
+/// Bytes of one level of a table: small enough that the kernel finds them in one piece.
+const LEVEL_BYTES: u64 = 1 << 20;
+/// An entry of a table.
+const ENTRY_BYTES: u64 = 8;
+const DEFAULT_PAGE: PageShift = PageShift::K4;
+
+impl Windows {
+    pub(super) fn new(container: Container) -> Result<Self, VfioError> {
+        let mut info = SpaprInfo { argsz: SpaprInfo::BYTES as u32, ..SpaprInfo::default() };
+        exchange(container.descriptor(), SPAPR_TCE_GET_INFO, &mut info)
+            .map_err(os(SPAPR_TCE_GET_INFO.name))?;
+        let dynamic = info.flags & SPAPR_DDW != 0;
+        let limits = SpaprLimits {
+            default_start: BusAddr::new(u64::from(info.dma32_window_start)),
+            default_bytes: u64::from(info.dma32_window_size),
+            page_sizes: if dynamic { info.pgsizes } else { 0 },
+            windows: if dynamic { info.windows } else { 1 },
+            levels: if dynamic { info.levels } else { 1 },
+        };
+        let state = Mutex::new(State { default: Default::Free, made: 0 });
+        Ok(Self { container, limits, state, entry_calls: AtomicU64::new(0) })
+    }
+
+    pub(super) const fn container(&self) -> &Container {
+        &self.container
+    }
+
+    pub(super) const fn limits(&self) -> SpaprLimits {
+        self.limits
+    }
+
+    pub(super) fn entry_calls(&self) -> u64 {
+        // Relaxed: a number for reports.
+        self.entry_calls.load(Ordering::Relaxed)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn take_default(this: &Arc<Self>) -> Result<Window, VfioError> {
+        let (start, bytes) = (this.limits.default_start.raw(), this.limits.default_bytes);
+        let refuse = |why| VfioError::Window { bytes, shift: DEFAULT_PAGE.get(), why };
+        let mut state = this.state();
+        match state.default {
+            Default::Free if bytes == 0 => return Err(refuse("the platform has no default window")),
+            Default::Free => state.default = Default::Taken,
+            Default::Taken => return Err(refuse("the default window has a table already")),
+            Default::Removed => return Err(refuse("the default window was replaced by another one")),
+        }
+        Ok(Window { windows: Arc::clone(this), start, bytes, shift: DEFAULT_PAGE, made: false })
+    }
+
+    pub(super) fn create(
+        this: &Arc<Self>,
+        shift: PageShift,
+        bytes: u64,
+        place: WindowPlace,
+    ) -> Result<Window, VfioError> {
+        let refuse = |why| VfioError::Window { bytes, shift: shift.get(), why };
+        let levels = this.limits.check(shift, bytes).map_err(refuse)?;
+        let mut state = this.state();
+        match (place, state.default) {
+            (WindowPlace::InsteadOfDefault, Default::Taken) => {
+                return Err(refuse("the default window has a table; drop that first"));
+            }
+            (WindowPlace::InsteadOfDefault, Default::Removed) | (WindowPlace::Beside, _) => {
+                let default = u32::from(state.default != Default::Removed);
+                if state.made + default >= this.limits.windows {
+                    return Err(refuse("the container has all the windows it can have; drop a table first"));
+                }
+            }
+            (WindowPlace::InsteadOfDefault, Default::Free) => {
+                this.remove(this.limits.default_start.raw()).map_err(os(SPAPR_TCE_REMOVE.name))?;
+                state.default = Default::Removed;
+            }
+        }
+        match this.make(shift, bytes, levels) {
+            Ok(start) => {
+                state.made += 1;
+                Ok(Window { windows: Arc::clone(this), start, bytes, shift, made: true })
+            }
+            Err(errno) => Err(os(SPAPR_TCE_CREATE.name)(errno)),
+        }
+    }
+
+    fn make(&self, shift: PageShift, bytes: u64, levels: u32) -> Result<u64, Errno> {
+        let mut create = TceCreate {
+            argsz: TceCreate::BYTES as u32,
+            page_shift: shift.get(),
+            window_size: bytes,
+            levels,
+            ..TceCreate::default()
+        };
+        success(exchange(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create))?;
+        // A window that would wrap could not be checked against.
+        if create.start_addr.checked_add(bytes - 1).is_none() {
+            self.remove(create.start_addr)?;
+            return Err(Errno::EOVERFLOW);
+        }
+        Ok(create.start_addr)
+    }
+
+    fn remove(&self, start: u64) -> Result<(), Errno> {
+        let mut remove = TceRemove { argsz: TceRemove::BYTES as u32, flags: 0, start_addr: start };
+        success(exchange(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove))
+    }
+}
+
+fn os(during: &'static str) -> impl FnOnce(Errno) -> VfioError {
+    move |errno| VfioError::Os { during, on: "the container".into(), errno }
+}
+
+/// Zero, and nothing else, is success.
+fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
+    match result {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(Errno::EINVAL),
+        Err(errno) => Err(errno),
+    }
+}
+
+impl SpaprLimits {
+    /// Asks a container over the group of `device`, opened for that.
+    pub(crate) fn ask(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
+        Ok(Windows::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
+    }
+
+    /// The levels that a table for such a window should have, or why the kernel would refuse it (and leak its charge).
+    fn check(&self, shift: PageShift, bytes: u64) -> Result<u32, &'static str> {
+        if self.page_sizes == 0 {
+            return Err("the platform makes no windows");
+        }
+        if self.page_sizes & shift.bytes() == 0 {
+            return Err("the platform has no windows with pages of that size");
+        }
+        if !bytes.is_power_of_two() || bytes < shift.bytes() {
+            return Err("its size must be a power of two and at least a page");
+        }
+        let bits = bytes.trailing_zeros() - shift.get();
+        let levels = (1..=self.levels.clamp(1, 5))
+            .find(|levels| ENTRY_BYTES << bits.div_ceil(*levels).min(40) <= LEVEL_BYTES);
+        let levels = levels.ok_or("its table would need more levels than the platform has")?;
+        if bits.div_ceil(levels) * levels + shift.get() >= 55 {
+            return Err("it reaches past the addresses of the platform");
+        }
+        Ok(levels)
+    }
+}
+
+impl Window {
+    pub(super) const fn start(&self) -> u64 {
+        self.start
+    }
+
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) const fn shift(&self) -> PageShift {
+        self.shift
+    }
+
+    /// The index of the entry at `ioba`, when that and `pages - 1` more lie in the window.
+    pub(super) fn index(&self, ioba: BusAddr, pages: u64) -> Option<u64> {
+        let offset = ioba.raw().checked_sub(self.start)?;
+        let index = offset >> self.shift.get();
+        let entries = self.bytes >> self.shift.get();
+        let inside = offset & self.shift.mask() == 0 && pages <= entries && index <= entries - pages;
+        inside.then_some(index)
+    }
+
+    /// Maps `pages` pages at `ua` from entry `index` on, which with them lies in the window: one call.
+    pub(super) fn map(&self, index: u64, pages: u64, ua: u64, access: Access) -> Result<(), Errno> {
+        self.count();
+        let mut map = MapDma {
+            argsz: MapDma::BYTES as u32,
+            flags: access.bits() as u32,
+            vaddr: ua,
+            iova: self.start + (index << self.shift.get()),
+            size: pages << self.shift.get(),
+        };
+        success(exchange(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map))
+    }
+
+    /// Empties `pages` entries from `index` on, which lie in the window: one call.
+    pub(super) fn unmap(&self, index: u64, pages: u64) -> Result<(), Errno> {
+        self.count();
+        let mut unmap = UnmapDma {
+            argsz: UnmapDma::BYTES as u32,
+            flags: 0,
+            iova: self.start + (index << self.shift.get()),
+            size: pages << self.shift.get(),
+        };
+        success(exchange(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap))
+    }
+
+    fn count(&self) {
+        // Relaxed: a number for reports.
+        self.windows.entry_calls.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let mut state = self.windows.state();
+        if self.made {
+            // A window that stays takes its place until the container goes.
+            if self.windows.remove(self.start).is_ok() {
+                state.made -= 1;
+            }
+        } else {
+            state.default = Default::Free;
+        }
+    }
+}
+
+impl fmt::Debug for Windows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Windows").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Window")
+            .field("start", &format_args!("{:#x}", self.start))
+            .field("bytes", &self.bytes)
+            .field("shift", &self.shift)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POWERNV: SpaprLimits = SpaprLimits {
+        default_start: BusAddr::new(0),
+        default_bytes: 0x8000_0000,
+        page_sizes: 0x0101_1000,
+        windows: 2,
+        levels: 5,
+    };
+
+    #[test]
+    fn windows_that_the_kernel_would_refuse_are_refused_before() {
+        for (shift, bytes, levels) in
+            [(12, 1 << 31, Some(2)), (16, 1 << 31, Some(1)), (16, 1 << 36, Some(2)), (24, 1 << 45, Some(2))]
+        {
+            assert_eq!(
+                POWERNV.check(PageShift::new(shift).unwrap(), bytes).ok(),
+                levels,
+                "{shift} {bytes:#x}"
+            );
+        }
+        for (shift, bytes) in [(13, 1 << 31), (16, 0), (16, 3 << 30), (16, 1 << 15), (16, 1 << 62)] {
+            assert!(POWERNV.check(PageShift::new(shift).unwrap(), bytes).is_err(), "{shift} {bytes:#x}");
+        }
+        let fixed = SpaprLimits { page_sizes: 0, ..POWERNV };
+        assert!(fixed.check(PageShift::K64, 1 << 31).is_err());
+    }
+}
