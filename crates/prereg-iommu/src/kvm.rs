@@ -110,6 +110,8 @@ fn put_values(
         any |= raw;
         if let Some((ua, _)) = target(table, slots, Tce::new(raw))? {
             table.check(translator, ua, 0).map_err(|_| HReturn::TOO_HARD)?;
+            // Read below, once the whole list is known to be good: by then it is here.
+            table.prefetch(translator, ua);
         }
     }
     table.prepare(index, values.len() as u64, Tce::new(any)).map_err(|_| HReturn::TOO_HARD)?;

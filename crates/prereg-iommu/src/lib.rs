@@ -15,6 +15,8 @@
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
+#[cfg(feature = "std")]
+extern crate std;
 
 pub mod container;
 mod dispatch;
@@ -22,6 +24,8 @@ mod geometry;
 mod guest_table;
 mod hw_table;
 mod hypercall;
+#[cfg(feature = "std")]
+pub mod iova;
 mod kvm;
 mod qemu;
 mod slots;

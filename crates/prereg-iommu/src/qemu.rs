@@ -4,7 +4,7 @@
 //! the end is done up to there and then refused. A hardware entry follows its value if it can: permission, a whole page
 //! in one memory slot, registered memory. If it cannot, it maps nothing, and the guest is not told.
 
-use prereg::{BusAddr, GuestAddr, PageShift, Translator};
+use prereg::{Access, BusAddr, GuestAddr, PageShift, Translator, UserAddr};
 
 use crate::hw_table::EntryError;
 use crate::hypercall::{GuestList, HReturn, Hypercall, with_list};
@@ -12,6 +12,9 @@ use crate::slots::MemorySlots;
 use crate::sparse::TableError;
 use crate::table::TceTable;
 use crate::tce::Tce;
+
+/// Values of a list that are looked up before they are written.
+const BLOCK: usize = 32;
 
 #[inline]
 fn locate(table: &TceTable, ioba: BusAddr) -> Result<u64, HReturn> {
@@ -47,18 +50,24 @@ fn table_code(error: TableError) -> HReturn {
     }
 }
 
+type Target = Option<(UserAddr, Access)>;
+
+/// What `tce` maps, if it is a whole page in one slot.
+#[inline]
+fn target(table: &TceTable, slots: &MemorySlots, tce: Tce) -> Target {
+    let shift = table.geometry().shift();
+    tce.access().and_then(|access| Some((slots.translate(tce.page(shift), shift.bytes())?, access)))
+}
+
 #[inline]
 fn write(
     table: &TceTable,
-    slots: &MemorySlots,
     translator: &mut Translator,
     index: u64,
     tce: Tce,
+    target: Target,
 ) -> Result<(), HReturn> {
     let place = table.place(index, tce).map_err(table_code)?;
-    let shift = table.geometry().shift();
-    let target =
-        tce.access().and_then(|access| Some((slots.translate(tce.page(shift), shift.bytes())?, access)));
     table.settle(translator, index, target).map_err(code)?;
     place.write(tce);
     Ok(())
@@ -78,7 +87,7 @@ pub(crate) fn put(
     tce: Tce,
 ) -> Result<(), HReturn> {
     let index = locate(table, ioba)?;
-    write(table, slots, translator, index, tce)
+    write(table, translator, index, tce, target(table, slots, tce))
 }
 
 #[inline]
@@ -112,8 +121,20 @@ fn put_values(
     index: u64,
     values: &[u64],
 ) -> Result<(), HReturn> {
-    for (index, &raw) in (index..).zip(values) {
-        write(table, slots, translator, index, Tce::new(raw))?;
+    let mut index = index;
+    for values in values.chunks(BLOCK) {
+        // All are looked up before the first is mapped, so that what they wait for overlaps.
+        let mut targets = [None; BLOCK];
+        for (&raw, place) in values.iter().zip(&mut targets) {
+            *place = target(table, slots, Tce::new(raw));
+            if let Some((ua, _)) = *place {
+                table.prefetch(translator, ua);
+            }
+        }
+        for (&raw, &target) in values.iter().zip(&targets) {
+            write(table, translator, index, Tce::new(raw), target)?;
+            index += 1;
+        }
     }
     Ok(())
 }
@@ -132,8 +153,9 @@ pub(crate) fn stuff(
     }
     let (index, inside) = locate_range(table, ioba, pages)?;
     if tce.access().is_some() {
+        let target = target(table, slots, tce);
         for index in index..index + inside {
-            write(table, slots, translator, index, tce)?;
+            write(table, translator, index, tce, target)?;
         }
     } else {
         table.prepare(index, inside, tce).map_err(table_code)?;

@@ -283,6 +283,14 @@ impl TceTable {
         self.attached.iter().skip(skip).try_for_each(|attached| attached.table.check(translator, ua))
     }
 
+    /// Asks for what mapping the page at `ua` will read.
+    #[inline]
+    pub(crate) fn prefetch(&self, translator: &Translator, ua: UserAddr) {
+        if self.has_hardware() {
+            translator.prefetch(ua);
+        }
+    }
+
     /// Where `tce` goes in the guest's half. Asked for before the hardware's half is changed, so that nothing can fail after.
     #[inline]
     pub(crate) fn place(&self, index: u64, tce: Tce) -> Result<Place<'_>, TableError> {

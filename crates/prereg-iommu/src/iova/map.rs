@@ -1,0 +1,421 @@
+//! The map itself: mappings in order, under one lock.
+
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use prereg::{Access, AddressSpace, Errno, Holder, Iova, MapError, OutOfMemory, Translator, UserAddr};
+
+use super::access::{Held, Part, Parts, Source};
+use super::backing::{Backing, LocalPiece, Supply};
+use super::error::{IovaAccessError, IovaMapError, SupplyError};
+use super::limits::{IovaLimits, Span};
+use super::mapping::{Closing, Drained, Inside, LeadsTo, Mapping, MappingState};
+use super::state::IovaState;
+use super::units::Units;
+use super::unmapping::Unmapping;
+
+/// A device's I/O virtual address space: ranges of I/O virtual addresses, and the memory each leads to. Any thread may map,
+/// unmap and access at any time.
+pub struct IovaMap {
+    limits: IovaLimits,
+    live: RwLock<Live>,
+    closing: Arc<Closing>,
+}
+
+struct Live {
+    /// By first address. They never overlap.
+    mappings: BTreeMap<u64, Mapping>,
+    bytes: u128,
+    /// Map has it by owning the lock; an access whose memory is supplied locks it.
+    translator: Mutex<Translator>,
+}
+
+impl IovaMap {
+    /// An empty address space over the memory registered in `space`, whose mappings are counted as `holder`'s. `drained` is
+    /// told when the last access of an unmapped mapping has left.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(
+        space: &AddressSpace,
+        limits: IovaLimits,
+        holder: Holder,
+        drained: Arc<dyn Drained>,
+    ) -> Result<Self, OutOfMemory> {
+        let translator = Mutex::new(space.try_translator(holder)?);
+        let live = RwLock::new(Live { mappings: BTreeMap::new(), bytes: 0, translator });
+        Ok(Self { limits, live, closing: Arc::new(Closing::new(drained)) })
+    }
+
+    /// The limits it was made with.
+    #[must_use]
+    pub fn limits(&self) -> IovaLimits {
+        self.limits
+    }
+
+    /// Maps `[iova, iova + bytes)`, which may end at 2^64. Where a mapping was that still waits for its accesses, a new one
+    /// can be at once.
+    ///
+    /// # Errors
+    /// [`IovaMapError`], in this order: the range itself, what is mapped there, the number of mappings, the memory. Nothing
+    /// is mapped or counted then.
+    pub fn map(&self, iova: Iova, bytes: u64, to: Backing, access: Access) -> Result<(), IovaMapError> {
+        let span = self.span(iova, bytes)?;
+        self.fits(&to, bytes)?;
+        let state = Arc::new(MappingState::new(span, access, Arc::clone(&self.closing)));
+        // Before the lock, so that what is left in it is dropped after.
+        let mut taken = Vec::new();
+        let mut live = self.write();
+        live.admits(span, self.limits)?;
+        let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let leads_to = match to {
+            Backing::Local(ua) => LeadsTo::Local(Arc::new(Units::one(translator, ua, bytes, None)?)),
+            Backing::Piece(piece) => {
+                LeadsTo::Local(Arc::new(Units::one(translator, piece.ua, piece.bytes, piece.owner)?))
+            }
+            Backing::Pieces(pieces) => LeadsTo::Local(Arc::new(Units::many(translator, pieces, &mut taken)?)),
+            Backing::Supplied(supply) => LeadsTo::Supplied(supply),
+            Backing::Remote => LeadsTo::Remote,
+        };
+        live.mappings.insert(span.first, Mapping { last: span.last, access, state, leads_to });
+        live.bytes += u128::from(span.bytes());
+        Ok(())
+    }
+
+    /// Whether the memory begins at pages, and is as long as it should be.
+    fn fits(&self, to: &Backing, bytes: u64) -> Result<(), IovaMapError> {
+        let shift = self.limits.page;
+        let at_a_page = |ua: UserAddr| match ua.is_aligned(shift) {
+            true => Ok(()),
+            false => Err(IovaMapError::Memory(MapError::Misaligned { ua, shift })),
+        };
+        let adds_up = |pieces: &[LocalPiece]| {
+            pieces.iter().try_for_each(|piece| at_a_page(piece.ua))?;
+            match length(pieces) {
+                Some(given) if given == bytes => Ok(()),
+                given => Err(IovaMapError::Pieces { given: given.unwrap_or(u64::MAX), bytes }),
+            }
+        };
+        match to {
+            Backing::Local(ua) => at_a_page(*ua),
+            Backing::Piece(piece) => adds_up(core::slice::from_ref(piece)),
+            Backing::Pieces(pieces) => adds_up(pieces),
+            Backing::Supplied(_) | Backing::Remote => Ok(()),
+        }
+    }
+
+    /// Whether there is room for a mapping of `[iova, iova + bytes)` at this moment. Nothing is mapped or counted.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), but for the memory.
+    pub fn admits(&self, iova: Iova, bytes: u64) -> Result<(), IovaMapError> {
+        let span = self.span(iova, bytes)?;
+        self.read().admits(span, self.limits)
+    }
+
+    fn span(&self, iova: Iova, bytes: u64) -> Result<Span, IovaMapError> {
+        let span = Span::aligned(iova, bytes, self.limits.page)?;
+        let (first, last) = self.limits.aperture;
+        if span.first < first.raw() || span.last > last.raw() {
+            return Err(IovaMapError::Aperture { iova, bytes, first, last });
+        }
+        Ok(span)
+    }
+
+    /// Unmaps every mapping in `[iova, iova + bytes)`, none included; the range may end at 2^64. They are gone when this
+    /// returns; the [`Unmapping`] tells when the accesses that were under way are.
+    ///
+    /// # Errors
+    /// [`IovaMapError::Misaligned`], [`IovaMapError::Empty`], [`IovaMapError::Wraps`]; [`IovaMapError::Splits`] for a range
+    /// that begins or ends inside a mapping. Nothing is unmapped then.
+    pub fn unmap(&self, iova: Iova, bytes: u64) -> Result<Unmapping, IovaMapError> {
+        let span = Span::aligned(iova, bytes, self.limits.page)?;
+        let mut unmapping = Unmapping::default();
+        let mut live = self.write();
+        if let Some(mapping) = live.take_exactly(span) {
+            drop(live);
+            mapping.close(&mut unmapping);
+            return Ok(unmapping);
+        }
+        live.is_not_split_by(span)?;
+        let mut gone = Vec::new();
+        while let Some(mapping) = live.take_first(span) {
+            gone.push(mapping);
+        }
+        drop(live);
+        for mapping in gone {
+            mapping.close(&mut unmapping);
+        }
+        Ok(unmapping)
+    }
+
+    /// Unmaps everything.
+    pub fn unmap_all(&self) -> Unmapping {
+        let mut live = self.write();
+        let gone = core::mem::take(&mut live.mappings);
+        live.bytes = 0;
+        for mapping in gone.values() {
+            mapping.state.list_as_closing();
+        }
+        drop(live);
+        let mut unmapping = Unmapping::default();
+        for mapping in gone.into_values() {
+            mapping.close(&mut unmapping);
+        }
+        unmapping
+    }
+
+    /// Holds the memory behind `[iova, iova + bytes)`, which may lie in several mappings that touch, for the device to do
+    /// with as `access` says.
+    ///
+    /// # Errors
+    /// [`IovaAccessError`]; nothing is held then.
+    #[inline]
+    pub fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Held, IovaAccessError> {
+        let span = Span::new(iova, bytes).ok_or(match bytes {
+            0 => IovaAccessError::Empty { iova },
+            _ => IovaAccessError::Wraps { iova, bytes },
+        })?;
+        let live = self.read();
+        let found = live.part(span, access);
+        // The usual case: all of it in one mapping.
+        match found {
+            Ok(Found { part, supply: None }) if part.bytes == bytes => Ok(Held::new(Parts::One(part), bytes)),
+            found => self.hold_slowly(live, found, span, access),
+        }
+    }
+
+    #[cold]
+    fn hold_slowly(
+        &self,
+        live: RwLockReadGuard<'_, Live>,
+        mut found: Result<Found, Refused>,
+        span: Span,
+        access: Access,
+    ) -> Result<Held, IovaAccessError> {
+        let mut parts = Vec::new();
+        let mut supplies = Vec::new();
+        let refused = loop {
+            let Found { part, supply } = match found {
+                Ok(found) => found,
+                Err(refused) => break Some(refused),
+            };
+            let last = part.iova + (part.bytes - 1);
+            supplies.extend(supply.map(|supply| (parts.len(), supply)));
+            parts.push(part);
+            if last == span.last {
+                break None;
+            }
+            found = live.part(Span { first: last + 1, last: span.last }, access);
+        };
+        drop(live);
+        if let Some(refused) = refused {
+            return Err(self.explain(refused, access));
+        }
+        for (index, supply) in supplies {
+            self.supply(&mut parts[index], &*supply)?;
+        }
+        Ok(Held::new(Parts::Many(parts), span.bytes()))
+    }
+
+    /// Gives `part`, which is inside its mapping, units of its own.
+    fn supply(&self, part: &mut Part, supply: &dyn Supply) -> Result<(), IovaAccessError> {
+        let offset = part.iova - part.inside.state().span.first;
+        let iova = Iova::new(part.iova);
+        let failed = |error| IovaAccessError::Supply { iova, error };
+        let mut tries = 0..TRIES;
+        loop {
+            let pieces = supply.supply(offset, part.bytes).map_err(failed)?;
+            if length(&pieces) != Some(part.bytes) {
+                return Err(failed(SupplyError { errno: Errno::EIO }));
+            }
+            let mut taken = Vec::new();
+            let live = self.read();
+            match Units::many(&mut live.translator(), pieces, &mut taken) {
+                Ok(units) => {
+                    part.source = Source::Own(units);
+                    return Ok(());
+                }
+                // What was registered may be given up by its owner again before it is counted here.
+                Err(error) if tries.next().is_none() => return Err(error.into()),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn explain(&self, refused: Refused, access: Access) -> IovaAccessError {
+        match refused {
+            Refused::Unmapped(iova) if self.closing.has(iova) => {
+                IovaAccessError::Closing { iova: Iova::new(iova) }
+            }
+            Refused::Unmapped(iova) => IovaAccessError::Unmapped { iova: Iova::new(iova) },
+            Refused::Protected(iova) => IovaAccessError::Protected { iova: Iova::new(iova), access },
+            Refused::Closing(iova) => IovaAccessError::Closing { iova: Iova::new(iova) },
+        }
+    }
+
+    /// Looks at the newest regions, so that the tables of older ones can be freed. Never needed for correctness.
+    pub fn refresh(&self) {
+        self.read().translator().refresh();
+    }
+
+    /// Everything there is to see.
+    #[must_use]
+    pub fn snapshot(&self) -> IovaState {
+        let live = self.read();
+        IovaState {
+            mappings: live.mappings.len() as u64,
+            bytes: live.bytes,
+            accesses: live.mappings.values().map(|mapping| mapping.state.inside()).sum(),
+            closing: self.closing.states(),
+        }
+    }
+
+    // Every change of what the lock protects is made after the calls that could panic.
+    fn read(&self) -> RwLockReadGuard<'_, Live> {
+        self.live.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Live> {
+        self.live.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Supplied memory is asked for so often before a refusal is believed.
+const TRIES: u32 = 3;
+
+fn length(pieces: &[LocalPiece]) -> Option<u64> {
+    pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.bytes))
+}
+
+/// What the start of a range lies in.
+struct Found {
+    /// The part of the range in the first mapping, inside its gate.
+    part: Part,
+    /// Who supplies the memory of that part.
+    supply: Option<Arc<dyn Supply>>,
+}
+
+/// Why not, and the first byte that it is true of.
+enum Refused {
+    Unmapped(u64),
+    Protected(u64),
+    Closing(u64),
+}
+
+impl Live {
+    fn translator(&self) -> MutexGuard<'_, Translator> {
+        self.translator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The mapping with the byte at `iova`.
+    #[inline]
+    fn at(&self, iova: u64) -> Option<&Mapping> {
+        let (_, mapping) = self.mappings.range(..=iova).next_back()?;
+        (mapping.last >= iova).then_some(mapping)
+    }
+
+    /// Whether there is room for one more mapping, just there.
+    fn admits(&self, span: Span, limits: IovaLimits) -> Result<(), IovaMapError> {
+        // The last one that begins in the range or before it is the only one that can be in the way.
+        if let Some((_, mapping)) = self.mappings.range(..=span.last).next_back() {
+            if mapping.last >= span.first {
+                let state = &mapping.state;
+                return Err(IovaMapError::Exists { iova: state.iova(), bytes: state.span.bytes() });
+            }
+        }
+        if self.mappings.len() >= limits.mappings as usize {
+            return Err(IovaMapError::Limit { limit: limits.mappings });
+        }
+        Ok(())
+    }
+
+    /// Whether the range begins and ends between mappings.
+    fn is_not_split_by(&self, span: Span) -> Result<(), IovaMapError> {
+        let splits = |mapping: &Mapping| {
+            let state = &mapping.state;
+            (state.span.first < span.first || state.span.last > span.last)
+                .then(|| IovaMapError::Splits { iova: state.iova(), bytes: state.span.bytes() })
+        };
+        let at_ends = [span.first, span.last];
+        match at_ends.into_iter().find_map(|iova| self.at(iova).and_then(splits)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes out the mapping of just this range: what an unmap nearly always names.
+    fn take_exactly(&mut self, span: Span) -> Option<Mapping> {
+        let Entry::Occupied(found) = self.mappings.entry(span.first) else { return None };
+        if found.get().last != span.last {
+            return None;
+        }
+        let mapping = found.remove();
+        self.account(&mapping);
+        Some(mapping)
+    }
+
+    /// Takes out the first mapping that begins in the range.
+    fn take_first(&mut self, span: Span) -> Option<Mapping> {
+        let (&first, _) = self.mappings.range(span.first..=span.last).next()?;
+        let mapping = self.mappings.remove(&first)?;
+        self.account(&mapping);
+        Some(mapping)
+    }
+
+    /// Notes that a mapping was taken out, and lists it as closing if an access is inside.
+    fn account(&mut self, mapping: &Mapping) {
+        self.bytes -= u128::from(mapping.state.span.bytes());
+        mapping.state.list_as_closing();
+    }
+
+    /// The part of the range that lies in the mapping of its first byte.
+    #[inline]
+    fn part(&self, span: Span, access: Access) -> Result<Found, Refused> {
+        let mapping = self.at(span.first).ok_or(Refused::Unmapped(span.first))?;
+        let state = &mapping.state;
+        if mapping.access.bits() & access.bits() != access.bits() {
+            return Err(Refused::Protected(span.first));
+        }
+        let inside: Inside = state.enter().map_err(|_| Refused::Closing(span.first))?;
+        let (source, supply) = match &mapping.leads_to {
+            LeadsTo::Local(units) => (Source::Mapped(Arc::clone(units)), None),
+            LeadsTo::Supplied(supply) => (Source::Remote, Some(Arc::clone(supply))),
+            LeadsTo::Remote => (Source::Remote, None),
+        };
+        let part = Span { first: span.first, last: mapping.last.min(span.last) };
+        Ok(Found { part: Part { source, inside, iova: part.first, bytes: part.bytes() }, supply })
+    }
+}
+
+impl Mapping {
+    /// Closes a mapping that was taken out: lets go of its units, then of the right to enter. In this order, so that the last
+    /// access finds nobody else with the units.
+    fn close(self, unmapping: &mut Unmapping) {
+        let Self { state, leads_to, .. } = self;
+        drop(leads_to);
+        let is_empty = state.close();
+        unmapping.add(state, is_empty);
+    }
+}
+
+impl Drop for IovaMap {
+    fn drop(&mut self) {
+        // Mappings with accesses inside belong to these from here on.
+        let _ = self.unmap_all();
+    }
+}
+
+impl fmt::Debug for IovaMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let live = self.read();
+        f.debug_struct("IovaMap")
+            .field("mappings", &live.mappings.len())
+            .field("bytes", &live.bytes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,10 @@
+//! A device's address space: the rules of type 1, accesses under way, and the same against a naive model.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod accesses;
+mod limits;
+mod model;
+mod ranges;
+mod supplied;
+mod threads;
+mod world;
