@@ -1,8 +1,8 @@
 //! What a session asks its server to do.
 
 use crate::answer::{
-    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, ReadData, Token, Unmapped, Written,
-    WrittenMany,
+    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, Introduced, ReadData, Token,
+    Unmapped, Written, WrittenMany,
 };
 use crate::capabilities::Terms;
 use crate::refusal::Refusal;
@@ -14,8 +14,13 @@ use crate::wire::{Command, IrqAction, MapMemory, RegionWrite, UnmapMemory};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Action<F> {
-    /// The client introduced itself; from here on it may ask for the rest. Nothing to do.
-    Negotiated(Terms),
+    /// The client introduced itself, and may ask for the rest from here on.
+    Negotiated {
+        /// What both sides agree on.
+        terms: Terms,
+        /// Answer with `()`, before anything else is answered or asked; a failure turns the client away and ends the session.
+        token: Token<Introduced>,
+    },
     /// DMA_MAP: let the device reach memory. Sizes and page alignment are checked, what is mapped already is not, nor is
     /// what the descriptor can give.
     MapMemory {

@@ -9,7 +9,7 @@ use private::Write;
 
 use crate::wire::{
     Command, DeviceInfo, IoRegionsInfo, IoSubregion, IrqInfo, RegionAccess, RegionInfo, RegionWrites,
-    SparseArea, UnmapMemory,
+    SparseArea, UnmapMemory, Version,
 };
 
 /// The right to answer one request, once. Dropped, it leaves the client waiting for ever.
@@ -73,6 +73,23 @@ impl<F> Write<F> for Acknowledged {
     type Answer<'a> = ();
 
     fn write(self, (): (), _: usize, _: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+/// VERSION: the reply has what was agreed on. Answered with `()`.
+#[derive(Debug)]
+pub struct Introduced {
+    pub(crate) minor: u16,
+    /// The reply's version data with its NUL.
+    pub(crate) data: Vec<u8>,
+}
+
+impl<F> Write<F> for Introduced {
+    type Answer<'a> = ();
+
+    fn write(self, (): (), _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
+        Version { major: 0, minor: self.minor, data: &self.data }.write(out);
         Ok(())
     }
 }

@@ -1,9 +1,14 @@
-//! The vfio-user protocol, server side, as an engine without I/O: bytes and descriptors in, actions and replies out.
+//! The vfio-user protocol, server side: an engine without I/O, and the server that performs what it asks for.
 //!
-//! vfio-user is VFIO over a socket: the client (QEMU, cloud-hypervisor) has a guest, the server is its device. A
-//! [`Session`] is one client. Whoever owns the socket hands it what he received ([`Session::receive`]), performs what it
-//! asks for ([`Session::next_action`]), says how that went ([`Session::reply`]) and sends what it wants sent
-//! ([`Session::unsent`], [`Session::sent`]).
+//! vfio-user is VFIO over a socket: the client (QEMU, cloud-hypervisor) has a guest, the server is its device.
+//! - [`server`] is what a device is written for: sockets, threads, the client's memory and interrupts around a
+//!   [`Device`](server::Device). Most users need nothing else, but for [`pci`], the device's configuration space.
+//! - [`client`] drives a server from a program.
+//! - The engine, at the root of this crate, is bytes and descriptors in, actions and replies out.
+//!
+//! Of the engine: a [`Session`] is one client. Whoever owns the socket hands it what he received ([`Session::receive`]),
+//! performs what it asks for ([`Session::next_action`]), says how that went ([`Session::reply`]) and sends what it wants
+//! sent ([`Session::unsent`], [`Session::sent`]).
 //!
 //! Who owns whom:
 //! - a [`Session`] owns the half-received message, the frames not sent yet and the transfers under way;
@@ -39,7 +44,10 @@
 //!
 //! while let Some(action) = session.next_action() {
 //!     match action {
-//!         Action::Negotiated(terms) => assert_eq!(terms.minor, 1),
+//!         Action::Negotiated { terms, token } => {
+//!             assert_eq!(terms.minor, 1);
+//!             session.reply(token, Ok(()));
+//!         }
 //!         Action::Reset { token } => session.reply(token, Ok(())),
 //!         _ => {}
 //!     }
@@ -54,19 +62,23 @@
 mod action;
 mod answer;
 mod capabilities;
+pub mod client;
 mod dispatch;
 mod inbox;
 mod outbox;
+pub mod pci;
 mod refusal;
+pub mod server;
 mod session;
 mod settings;
+mod sys;
 mod transfer;
 pub mod wire;
 
 pub use action::{Action, IrqTargets};
 pub use answer::{
-    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, IoRegion, Irqs, Kind, Mmap,
-    ReadData, Region, Token, Unmapped, Written, WrittenMany,
+    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, Introduced, IoRegion, Irqs, Kind,
+    Mmap, ReadData, Region, Token, Unmapped, Written, WrittenMany,
 };
 pub use capabilities::{Capabilities, Terms};
 pub use refusal::{Refusal, SessionError};

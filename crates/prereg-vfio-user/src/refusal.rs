@@ -137,6 +137,32 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// A word for each kind, for counts.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Command { .. } => "command",
+            Self::Header { .. } => "header",
+            Self::Size { .. } => "size",
+            Self::Oversized { .. } => "oversized",
+            Self::ArgSize { .. } => "argsz",
+            Self::Flags { .. } => "flags",
+            Self::NotZero { .. } => "not-zero",
+            Self::Range { .. } => "range",
+            Self::Unaligned { .. } => "unaligned",
+            Self::Count { .. } => "count",
+            Self::TooMuchData { .. } => "too-much-data",
+            Self::Descriptors { .. } => "descriptors",
+            Self::DescriptorsLost => "descriptors-lost",
+            Self::DirtyBitmap => "dirty-bitmap",
+            Self::NotNegotiated => "not-negotiated",
+            Self::Negotiated => "negotiated",
+            Self::Capability { .. } => "capability",
+            Self::Version { .. } => "version",
+            Self::Busy { .. } => "busy",
+        }
+    }
+
     /// The error number that the client is answered.
     #[must_use]
     pub const fn errno(&self) -> Errno {
@@ -195,6 +221,12 @@ pub enum SessionError {
         /// The client's.
         minor: u16,
     },
+    /// The server had no place for the client. What it told the client.
+    #[error("the client was turned away: {errno}")]
+    TurnedAway {
+        /// The answer to its VERSION.
+        errno: Errno,
+    },
     /// The client went away in the middle of a message. EIO.
     #[error("the client went away after {found} of a message's {size} bytes")]
     MidMessage {
@@ -216,6 +248,7 @@ impl SessionError {
             Self::ShortMessage { .. } | Self::Version { .. } => Errno::EINVAL,
             Self::LongMessage { .. } => Errno::E2BIG,
             Self::MidMessage { .. } => Errno::EIO,
+            Self::TurnedAway { errno } => *errno,
             Self::Closed => Errno::ENXIO,
         }
     }

@@ -6,7 +6,7 @@ use std::fmt;
 use prereg::{Errno, Iova};
 
 use crate::action::Action;
-use crate::answer::{Kind, Ticket, Token};
+use crate::answer::{Introduced, Kind, Ticket, Token};
 use crate::capabilities::{Terms, negotiate};
 use crate::dispatch::{Handler, Request, Row};
 use crate::inbox::{Descriptors, Inbox, Message};
@@ -31,6 +31,7 @@ pub struct Session<F> {
     transfers: Transfers,
     /// By requests that are not answered.
     held: usize,
+    messages: u64,
     over: Option<SessionError>,
 }
 
@@ -49,6 +50,7 @@ impl<F: 'static> Session<F> {
             actions: VecDeque::new(),
             transfers: Transfers::new(settings.transfer_window),
             held: 0,
+            messages: 0,
             over: None,
         }
     }
@@ -106,6 +108,19 @@ impl<F: 'static> Session<F> {
         self.over.is_none() && self.outbox.bytes() < most && patient
     }
 
+    /// How many bytes of a message have come that is not whole yet, and how many it has; of its header itself where that is
+    /// not whole. `None` between messages.
+    #[must_use]
+    pub fn under_way(&self) -> Option<(u32, u32)> {
+        self.inbox.under_way()
+    }
+
+    /// How many messages have come whole, replies included.
+    #[must_use]
+    pub fn messages(&self) -> u64 {
+        self.messages
+    }
+
     /// What to do next. Ask after every [`Session::receive`] until there is nothing.
     pub fn next_action(&mut self) -> Option<Action<F>> {
         self.actions.pop_front()
@@ -125,6 +140,9 @@ impl<F: 'static> Session<F> {
         });
         if let Err(errno) = written {
             self.fail(&ticket, errno);
+            if ticket.command == Command::VERSION && self.over.is_none() {
+                self.end(SessionError::TurnedAway { errno });
+            }
         }
     }
 
@@ -227,6 +245,7 @@ impl<F: 'static> Session<F> {
                 }
             }
             if let Some(message) = message {
+                self.messages += 1;
                 let own = self.inbox.claim();
                 self.message(&message, own);
             }
@@ -307,15 +326,12 @@ impl<F: 'static> Session<F> {
             // It would never learn what it agreed to.
             return Err(Refusal::Header { flags: header.flags, error: header.error });
         }
-        let reply = Header::reply(header.id, header.command);
-        let written: Result<(), std::convert::Infallible> = self.outbox.frame(&reply, |out, _| {
-            Version { major, minor: terms.minor, data: &data }.write(out);
-            Ok(())
-        });
-        let Ok(()) = written;
         self.transfers.limit(terms.client_max_data_xfer_size);
         self.terms = Some(terms);
-        self.actions.push_back(Action::Negotiated(terms));
+        let ticket = self.ticket(header, body.len());
+        self.held = self.held.saturating_add(ticket.held);
+        let token = Token { ticket, kind: Introduced { minor: terms.minor, data } };
+        self.actions.push_back(Action::Negotiated { terms, token });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::rc::Rc;
 
 use prereg_vfio_user::wire::{Command, Header, Version};
-use prereg_vfio_user::{Action, Session, SessionError, Settings};
+use prereg_vfio_user::{Action, Session, SessionError, Settings, Terms};
 
 /// A descriptor that knows whether it is still held.
 #[derive(Clone)]
@@ -100,11 +100,19 @@ impl Client {
     pub(crate) fn with(settings: Settings, json: &str) -> Self {
         let mut client = Self::silent(settings);
         client.send(&version(0, 0, 0, json)).unwrap();
-        assert!(matches!(client.session.next_action(), Some(Action::Negotiated(_))));
+        client.accept();
         let frames = client.frames();
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].error(), 0);
         client
+    }
+
+    /// Lets in the client that has just said its VERSION.
+    pub(crate) fn accept(&mut self) -> Terms {
+        let action = self.session.next_action();
+        let Some(Action::Negotiated { terms, token }) = action else { panic!("{action:?}") };
+        self.session.reply(token, Ok(()));
+        terms
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {

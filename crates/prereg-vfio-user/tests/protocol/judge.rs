@@ -210,7 +210,8 @@ impl Judge {
                 session.reply(token, or_error(bad, writes.len() as u64));
             }
             Action::Reset { token } => session.reply(token, or_error(bad, ())),
-            Action::Negotiated(_) | Action::TransferEnded { .. } | Action::Refused { .. } => {}
+            Action::Negotiated { token, .. } => session.reply(token, Ok(())),
+            Action::TransferEnded { .. } | Action::Refused { .. } => {}
             other => panic!("nobody knows how to answer {other:?}"),
         }
         self.collect();

@@ -1,5 +1,6 @@
 //! VERSION: what both sides agree on, and what they cannot.
 
+use prereg::Errno;
 use prereg_vfio_user::wire::{Command, Header, Version};
 use prereg_vfio_user::{Action, Capabilities, SessionError, Settings, Terms};
 
@@ -7,7 +8,8 @@ use crate::client::{Client, QEMU, command, version};
 
 fn agreed(settings: Settings, minor: u16, json: &str) -> (Terms, String) {
     let mut client = Client::silent(settings);
-    let Action::Negotiated(terms) = client.action(&version(7, 0, minor, json), 0) else { panic!() };
+    client.send(&version(7, 0, minor, json)).unwrap();
+    let terms = client.accept();
     let frame = client.frame();
     assert_eq!((frame.header.id, frame.header.command), (7, Command::VERSION));
     let reply = Version::read(&frame.body).unwrap();
@@ -24,7 +26,8 @@ fn refused(json: &str) -> i32 {
     let action = client.action(&version(0, 0, 0, json), 0);
     assert!(matches!(action, Action::Refused { .. }), "{json}: {action:?}");
     let error = client.frame().error();
-    assert!(matches!(client.action(&version(1, 0, 0, QEMU), 0), Action::Negotiated(_)));
+    client.send(&version(1, 0, 0, QEMU)).unwrap();
+    client.accept();
     error
 }
 
@@ -57,7 +60,8 @@ fn a_client_that_names_nothing_has_the_specifications_defaults() {
 #[test]
 fn version_data_may_be_missing() {
     let mut client = Client::silent(Settings::default());
-    assert!(matches!(client.action(&command(0, Command::VERSION, &[0; 4]), 0), Action::Negotiated(_)));
+    client.send(&command(0, Command::VERSION, &[0; 4])).unwrap();
+    client.accept();
     // Version and JSON with its NUL: a client finds both.
     assert_eq!(client.frame().body, b"\0\0\0\0{\"capabilities\":{}}\0");
 }
@@ -151,11 +155,27 @@ fn version_comes_first_and_once() {
     let mut client = Client::silent(Settings::default());
     assert!(matches!(client.action(&command(0, Command::DEVICE_RESET, &[]), 0), Action::Refused { .. }));
     assert_eq!(client.frame().error(), 22);
-    assert!(matches!(client.action(&version(0, 0, 0, QEMU), 0), Action::Negotiated(_)));
+    client.send(&version(0, 0, 0, QEMU)).unwrap();
+    client.accept();
     client.frame();
     let terms = *client.session.terms().unwrap();
     assert_eq!(client.refusal(&version(1, 0, 0, "{}"), 0), 22);
     assert_eq!(client.session.terms(), Some(&terms));
+}
+
+#[test]
+fn a_client_without_a_place_is_told_why_and_the_session_ends() {
+    let mut client = Client::silent(Settings::default());
+    let action = client.action(&version(3, 0, 0, QEMU), 0);
+    let Action::Negotiated { token, .. } = action else { panic!("{action:?}") };
+    assert!(client.session.unsent().is_none(), "nothing is promised before the server has a place");
+    client.session.reply(token, Err(Errno::EBUSY));
+    let frame = client.frame();
+    assert_eq!((frame.header.id, frame.error()), (3, 16));
+    let over = SessionError::TurnedAway { errno: Errno::EBUSY };
+    assert_eq!(client.send(&command(4, Command::DEVICE_RESET, &[])), Err(over));
+    assert!(!client.session.wants_bytes());
+    assert_eq!(client.session.close(), Err(over));
 }
 
 #[test]

@@ -1,0 +1,72 @@
+//! What is counted of clients: requests by command, and refusals by command and reason.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use prereg::Errno;
+
+use super::state::{CommandCounts, RequestCounts};
+use crate::wire::Command;
+
+/// One more than the highest number that a command has.
+const COMMANDS: usize = 19;
+
+/// Counts of one client, or of all that are gone. They only grow and nothing hangs on them, so no ordering is asked of them.
+#[derive(Default, Debug)]
+pub(crate) struct Counts {
+    performed: [AtomicU64; COMMANDS],
+    refused: Mutex<BTreeMap<(Command, String), u64>>,
+    transfers: AtomicU64,
+    transferred_bytes: AtomicU64,
+}
+
+impl Counts {
+    /// A request was performed, well or badly.
+    pub(crate) fn performed(&self, command: Command) {
+        if let Some(count) = self.performed.get(usize::from(command.number())) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request was refused.
+    pub(crate) fn refused(&self, command: Command, reason: &str) {
+        // Numbers that are no command's are one: a client has 65,536 of them.
+        let command = command.name().map_or(Command::new(u16::MAX), |_| command);
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused.entry((command, reason.to_owned())).or_default() += 1;
+    }
+
+    /// A request failed with `errno`.
+    pub(crate) fn failed(&self, command: Command, errno: Errno) {
+        self.refused(command, &errno.to_string());
+    }
+
+    /// Bytes were moved by the client.
+    pub(crate) fn transferred(&self, bytes: usize) {
+        self.transfers.fetch_add(1, Ordering::Relaxed);
+        self.transferred_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Adds what is counted here to `into`.
+    pub(crate) fn add_to(&self, into: &mut RequestCounts) {
+        for (number, count) in (0..).zip(&self.performed) {
+            let performed = count.load(Ordering::Relaxed);
+            if performed > 0 {
+                into.command(Command::new(number)).performed += performed;
+            }
+        }
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        for ((command, reason), count) in refused.iter() {
+            *into.command(*command).refused.entry(reason.clone()).or_default() += count;
+        }
+        into.transfers += self.transfers.load(Ordering::Relaxed);
+        into.transferred_bytes += self.transferred_bytes.load(Ordering::Relaxed);
+    }
+}
+
+impl RequestCounts {
+    fn command(&mut self, command: Command) -> &mut CommandCounts {
+        self.commands.entry(command.name().unwrap_or("unknown")).or_default()
+    }
+}

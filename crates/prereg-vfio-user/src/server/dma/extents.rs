@@ -1,0 +1,355 @@
+//! The registered pieces of one file, and which of them serves which part of it.
+//!
+//! An extent is registered memory: a part of a base, which is one stretch of the file mapped into this process. Where extents
+//! were found stale, newer ones show instead, at other addresses: the addresses of a base are registered once and never again,
+//! because a region that still drains would be found there. An old extent stays, with what it still shows, as long as
+//! something maps it; then it goes, and with it the pages that belong to nobody.
+//!
+//! Whether a stretch is stale is asked each time it is mapped, unless the file's time of last change proves that nothing was
+//! taken out since all of it was asked. That is believed only when the time is old enough: two changes within one tick of the
+//! clock leave the same time. All of a file is asked when the single questions since the last time have cost as much.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prereg::Registration;
+use prereg_iommu::iova::LocalPiece;
+use prereg_linux::{FileFacts, LastChange, SharedMemory};
+
+use super::cover::{Cover, Shown};
+use super::error::MapMemoryError;
+use super::registrar::Registrar;
+
+/// The registered pieces of one file.
+#[derive(Debug)]
+pub(super) struct Extents {
+    /// The pages the file is made of, in bytes.
+    page: u64,
+    /// Its time of last change tells of pages that were taken out.
+    tells_changes: bool,
+    cover: Cover,
+    extents: BTreeMap<u64, Extent>,
+    bases: BTreeMap<u64, Base>,
+    next: u64,
+    /// The file's last change when every page that shows was found to be the file's.
+    proven: Option<LastChange>,
+    /// Questions asked since.
+    asked: u64,
+    /// No client names the file any more.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Extent {
+    base: u64,
+    /// Where in the file.
+    first: u64,
+    memory: Arc<SharedMemory>,
+    registration: Registration,
+    /// It holds pages that are not the file's any more.
+    stale: bool,
+}
+
+impl Extent {
+    /// Whether a mapping or an access has it: each keeps the memory.
+    fn is_mapped(&self) -> bool {
+        Arc::strong_count(&self.memory) > 1
+    }
+}
+
+/// A stretch of the file, mapped. Not kept when its last extent is gone; what is registered of it keeps itself.
+#[derive(Debug)]
+struct Base {
+    memory: SharedMemory,
+    /// The parts that are registered or have been, in bytes of the file.
+    used: Cover,
+    extents: usize,
+}
+
+/// Questions for single stretches that cost as much as one for this many pages: a system call against a walk.
+const PAGES_A_QUESTION: u64 = 128;
+/// A time of change that is older than this cannot be the time of another change too: ticks are 10 ms at most.
+const SETTLED: Duration = Duration::from_millis(100);
+
+impl Extents {
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(super) fn new(page: u64, tells_changes: bool) -> Self {
+        Self {
+            page,
+            tells_changes,
+            cover: Cover::default(),
+            extents: BTreeMap::new(),
+            bases: BTreeMap::new(),
+            next: 0,
+            proven: None,
+            asked: 0,
+            closed: false,
+        }
+    }
+
+    // ---- looking ---------------------------------------------------------------------------------------------------
+
+    /// Whether all of `[first, end)` shows.
+    pub(super) fn covers(&self, first: u64, end: u64) -> bool {
+        let mut at = first;
+        for part in self.cover.parts(first, end) {
+            if part.first != at {
+                return false;
+            }
+            at = part.end;
+        }
+        at == end
+    }
+
+    /// The registered memory of `[first, end)`, all of which shows.
+    pub(super) fn pieces(&self, first: u64, end: u64) -> Vec<LocalPiece> {
+        self.cover.parts(first, end).filter_map(|part| self.local_piece(part)).collect()
+    }
+
+    /// The same, if it is one piece.
+    pub(super) fn piece(&self, first: u64, end: u64) -> Option<LocalPiece> {
+        let part = self.cover.parts(first, end).next()?;
+        if (part.first, part.end) == (first, end) { self.local_piece(part) } else { None }
+    }
+
+    fn local_piece(&self, part: Shown) -> Option<LocalPiece> {
+        let extent = self.extents.get(&part.extent)?;
+        let ua = extent.memory.ua().checked_add(part.first - extent.first)?;
+        let owner = Arc::<SharedMemory>::clone(&extent.memory);
+        Some(LocalPiece { ua, bytes: part.end - part.first, owner: Some(owner) })
+    }
+
+    /// Bases, each of which is two mappings of the process.
+    pub(super) fn bases(&self) -> usize {
+        self.bases.len()
+    }
+
+    /// Extents, those that are stale, and bytes registered.
+    pub(super) fn totals(&self) -> (u64, u64, u64) {
+        let stale = self.extents.values().filter(|extent| extent.stale).count() as u64;
+        let bytes = self.extents.values().map(|extent| extent.memory.bytes()).sum();
+        (self.extents.len() as u64, stale, bytes)
+    }
+
+    /// Whether something maps any of it.
+    pub(super) fn is_mapped(&self) -> bool {
+        self.extents.values().any(Extent::is_mapped)
+    }
+
+    /// Whether there is something that nothing maps: something stale, or anything.
+    pub(super) fn has_unmapped(&self, only_stale: bool) -> bool {
+        self.extents.values().any(|extent| (extent.stale || !only_stale) && !extent.is_mapped())
+    }
+
+    /// The stretches to register so that `[first, end)` shows, in a file whose whole pages end at `whole`: extents of
+    /// `extent` bytes, or as long as can be.
+    pub(super) fn missing(&self, first: u64, end: u64, whole: u64, extent: Option<u64>) -> Vec<(u64, u64)> {
+        let mut missing = Vec::new();
+        for gap in self.cover.gaps(first, end) {
+            let (around_first, around_end) = self.cover.gap_around(gap.0, whole);
+            let Some(extent) = extent else {
+                missing.push((around_first, around_end));
+                continue;
+            };
+            // An extent longer than any file is the whole file.
+            let extent = extent.checked_next_power_of_two().unwrap_or(1 << 63).max(self.page);
+            let mut at = gap.0 - gap.0 % extent;
+            while at < gap.1 {
+                let next = at.saturating_add(extent);
+                let part = (at.max(around_first), next.min(around_end));
+                if part.0 < part.1 {
+                    missing.push(part);
+                }
+                at = next;
+            }
+        }
+        missing
+    }
+
+    // ---- registering -----------------------------------------------------------------------------------------------
+
+    /// The memory of `[first, end)`, where nothing shows, at addresses that were never registered; `map` maps more of the
+    /// file, from its first argument up to its second. Answers the base's number too.
+    pub(super) fn memory(
+        &mut self,
+        first: u64,
+        end: u64,
+        whole: u64,
+        map: impl FnOnce(u64, u64) -> Result<SharedMemory, MapMemoryError>,
+    ) -> Result<(u64, SharedMemory), MapMemoryError> {
+        let fits = |base: &Base| {
+            let from = base.memory.file_offset();
+            let inside = from <= first && end <= from + base.memory.bytes();
+            inside && base.used.parts(first, end).next().is_none()
+        };
+        let number = match self.bases.iter().find(|(_, base)| fits(base)) {
+            Some((&number, _)) => number,
+            None => {
+                let (from, to) = self.cover.gap_around(first, whole);
+                let memory = map(from, to.max(end))?;
+                let number = self.number();
+                self.bases.insert(number, Base { memory, used: Cover::default(), extents: 0 });
+                number
+            }
+        };
+        let part = self.bases.get(&number).and_then(|base| {
+            let offset = first.checked_sub(base.memory.file_offset())?;
+            base.memory.part(offset, end - first)
+        });
+        // What `map` answered has the range it was asked for.
+        part.map(|part| (number, part)).ok_or(MapMemoryError::Disconnected)
+    }
+
+    /// Forgets a base that nothing was registered of.
+    pub(super) fn forget_unused(&mut self, base: u64) {
+        if self.bases.get(&base).is_some_and(|base| base.extents == 0) {
+            self.bases.remove(&base);
+        }
+    }
+
+    /// Shows a new extent. Answers its number.
+    pub(super) fn add(&mut self, base: u64, memory: SharedMemory, registration: Registration) -> u64 {
+        let number = self.number();
+        let first = memory.file_offset();
+        let end = first + memory.bytes();
+        if let Some(base) = self.bases.get_mut(&base) {
+            base.used.show(first, end, number);
+            base.extents += 1;
+        }
+        self.cover.show(first, end, number);
+        let memory = Arc::new(memory);
+        self.extents.insert(number, Extent { base, first, memory, registration, stale: false });
+        // A pin writes to pages for the first time, which is a change too.
+        self.proven = None;
+        number
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    // ---- going -----------------------------------------------------------------------------------------------------
+
+    /// Takes an extent out; what it showed shows no more. Dropping the registration releases it, now or when the last mapping
+    /// goes.
+    pub(super) fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
+        let extent = self.extents.remove(&number)?;
+        self.cover.hide(number);
+        if extent.stale {
+            registrar.counts.waits_no_more();
+        }
+        if let Some(base) = self.bases.get_mut(&extent.base) {
+            base.extents -= 1;
+            self.forget_unused(extent.base);
+        }
+        Some(extent.registration)
+    }
+
+    /// Releases extents that nothing maps: stale ones, or all. Answers whether any was.
+    pub(super) fn release_unmapped(&mut self, only_stale: bool, registrar: &Registrar) -> bool {
+        let wanted = |extent: &Extent| (extent.stale || !only_stale) && !extent.is_mapped();
+        let numbers: Vec<u64> =
+            self.extents.iter().filter(|(_, extent)| wanted(extent)).map(|(&number, _)| number).collect();
+        let mut released = false;
+        for number in numbers {
+            let Some(extent) = self.extents.remove(&number) else { continue };
+            let Extent { base, first, memory, registration, stale } = extent;
+            match registration.unregister() {
+                Ok(()) => {
+                    released = true;
+                    self.cover.hide(number);
+                    if stale {
+                        registrar.counts.waits_no_more();
+                    }
+                    if let Some(base) = self.bases.get_mut(&base) {
+                        base.extents -= 1;
+                    }
+                    self.forget_unused(base);
+                }
+                Err(busy) => {
+                    let registration = busy.into_inner();
+                    self.extents.insert(number, Extent { base, first, memory, registration, stale });
+                }
+            }
+        }
+        released
+    }
+
+    /// Gives every registration up: no client names the file any more.
+    pub(super) fn close(&mut self, registrar: &Registrar) -> Vec<Registration> {
+        self.closed = true;
+        let numbers: Vec<u64> = self.extents.keys().copied().collect();
+        numbers.into_iter().filter_map(|number| self.remove(number, registrar)).collect()
+    }
+
+    // ---- staleness -------------------------------------------------------------------------------------------------
+
+    /// Sees to it that what shows in `[first, end)` is the file's; what is not, shows no more. `facts` are of before the call.
+    /// Answers whether anything was stale.
+    pub(super) fn freshen(
+        &mut self,
+        first: u64,
+        end: u64,
+        facts: &FileFacts,
+        registrar: &Registrar,
+    ) -> Result<bool, MapMemoryError> {
+        if self.proven == Some(facts.changed) {
+            return Ok(false);
+        }
+        let parts: Vec<_> = self.cover.parts(first, end).collect();
+        if parts.is_empty() {
+            return Ok(false);
+        }
+        let mut stale = self.ask(&parts, registrar)?;
+        let pages = registrar.space.granule().shift();
+        let asked: u64 = parts.iter().map(|part| (part.end - part.first) >> pages.get()).sum();
+        self.asked += asked / PAGES_A_QUESTION + 1;
+        if self.tells_changes && is_settled(facts.changed) {
+            let all: Vec<_> = self.cover.all().collect();
+            let shown: u64 = all.iter().map(|part| (part.end - part.first) >> pages.get()).sum();
+            if self.asked >= shown / PAGES_A_QUESTION {
+                stale |= self.ask(&all, registrar)?;
+                self.proven = Some(facts.changed);
+                self.asked = 0;
+            }
+        }
+        Ok(stale)
+    }
+
+    /// Asks about what shows in `parts`, and cuts what is stale. Answers whether anything was.
+    fn ask(&mut self, parts: &[Shown], registrar: &Registrar) -> Result<bool, MapMemoryError> {
+        let mut found = false;
+        for part in parts {
+            let Some(extent) = self.extents.get(&part.extent) else { continue };
+            let offset = part.first - extent.first;
+            let gone = registrar.gone(&extent.memory, offset, part.end - part.first)?;
+            let Some((offset, bytes)) = gone else { continue };
+            // Whole pages of the file.
+            let from = extent.first + offset;
+            let end = (from + bytes).next_multiple_of(self.page);
+            let cut = self.cover.cut(from - from % self.page, end);
+            found = true;
+            registrar.counts.found_stale();
+            for shown in cut {
+                if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
+                    extent.stale = true;
+                    registrar.counts.waits();
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn is_settled(change: LastChange) -> bool {
+    let (seconds, nanoseconds) = change.at;
+    let Ok(seconds) = u64::try_from(seconds) else { return false };
+    let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
+    // A time of change in the future proves nothing either.
+    SystemTime::now().duration_since(at).is_ok_and(|age| age > SETTLED)
+}

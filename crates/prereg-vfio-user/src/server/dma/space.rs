@@ -1,0 +1,223 @@
+//! One client's mappings.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use prereg::{Access, Holder, Iova, OutOfMemory};
+use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap, IovaMapError, Unmapping};
+use prereg_linux::SharedError;
+
+use super::client::{Client, NamedFile};
+use super::error::MapMemoryError;
+use super::file::Extending;
+use super::hold::{Dma, DmaBus};
+use super::policy::RegisterWhen;
+use super::remote::Remote;
+use super::state::DmaState;
+use super::store::MemoryStore;
+use super::supply::FileSupply;
+
+/// One client's mappings, and the files it named. Dropping it is [`disconnect`](Self::disconnect).
+pub struct DmaSpace {
+    bus: Arc<DmaBus>,
+    client: Arc<Client>,
+    maps: AtomicU64,
+    unmaps: AtomicU64,
+}
+
+/// Tells whoever waits for an unmap, when what became free by it is released.
+struct Wake {
+    store: Arc<MemoryStore>,
+    drained: Arc<dyn Drained>,
+}
+
+impl Drained for Wake {
+    fn drained(&self) {
+        self.store.sweep();
+        self.drained.drained();
+    }
+}
+
+impl DmaSpace {
+    /// A client without mappings, which are counted as `holder`'s. `drained` is called when the last access of an unmapped
+    /// mapping has left, on whatever thread that was.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(
+        store: &Arc<MemoryStore>,
+        remote: Arc<dyn Remote>,
+        drained: Arc<dyn Drained>,
+        limits: IovaLimits,
+        holder: Holder,
+    ) -> Result<Self, OutOfMemory> {
+        let wake = Arc::new(Wake { store: Arc::clone(store), drained });
+        let map = Arc::new(IovaMap::new(store.space(), limits, holder, wake)?);
+        store.add_map(&map);
+        Ok(Self {
+            bus: Arc::new(DmaBus::new(map, remote)),
+            client: Arc::new(Client::new(Arc::clone(store), holder)),
+            maps: AtomicU64::new(0),
+            unmaps: AtomicU64::new(0),
+        })
+    }
+
+    /// DMA_MAP: lets the device reach `bytes` bytes of `memory`, a descriptor and an offset in it, at `iova`; without
+    /// memory they are reached through the client. The descriptor is closed, but for the first one of a file.
+    ///
+    /// # Errors
+    /// [`MapMemoryError`]; nothing is mapped, registered or kept open for it then.
+    pub fn map(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        memory: Option<(OwnedFd, u64)>,
+    ) -> Result<(), MapMemoryError> {
+        if !self.bus.is_connected() {
+            return Err(MapMemoryError::Disconnected);
+        }
+        match memory {
+            None => self.bus.map.map(iova, bytes, Backing::Remote, access)?,
+            Some((fd, offset)) => {
+                let named = self.client.name(fd, access)?;
+                let mapped = self.map_file(iova, bytes, access, &named, offset);
+                if mapped.is_err() && named.is_new {
+                    self.client.unname(&named.file);
+                }
+                mapped?;
+            }
+        }
+        // Relaxed: a number for reports.
+        self.maps.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn map_file(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        named: &NamedFile,
+        offset: u64,
+    ) -> Result<(), MapMemoryError> {
+        let NamedFile { file, facts, .. } = named;
+        let store = self.client.store();
+        let registrar = store.registrar();
+        let page = self.bus.map.limits().page.mask() | (store.space().granule().bytes() - 1);
+        if offset & page != 0 {
+            return Err(MapMemoryError::Offset { offset });
+        }
+        let end = offset.checked_add(bytes).filter(|end| *end <= facts.bytes);
+        let end = end.ok_or(SharedError::Short { offset, bytes, length: facts.bytes })?;
+        let mut extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
+        extending.freshen(offset, end, facts, registrar)?;
+        if store.policy().when == RegisterWhen::FirstUse {
+            drop(extending);
+            let (client, file) = (Arc::clone(&self.client), Arc::clone(file));
+            let supply = Arc::new(FileSupply { client, file, facts: *facts, offset });
+            return Ok(self.bus.map.map(iova, bytes, Backing::Supplied(supply), access)?);
+        }
+        if extending.covers(offset, end) {
+            registrar.counts.found_registered();
+            return Ok(self.map_pieces(iova, bytes, access, &extending, (offset, end))?);
+        }
+        drop(extending);
+        // A range that is not to be had costs no pin; and other files are looked at before this one is locked.
+        self.bus.map.admits(iova, bytes)?;
+        let budget = self.client.budget().ok_or(MapMemoryError::Disconnected)?;
+        let mut extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
+        let holder = self.client.holder();
+        let relief = || store.release_unmapped(false);
+        let added = extending.register((offset, end), facts.bytes, budget, holder, registrar, relief)?;
+        match self.map_pieces(iova, bytes, access, &extending, (offset, end)) {
+            Ok(()) => added.keep(),
+            Err(error) => {
+                extending.take_back(added, registrar);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps registered memory. With the file's lock, so that nobody releases it in between.
+    fn map_pieces(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        extending: &Extending<'_>,
+        (first, end): (u64, u64),
+    ) -> Result<(), IovaMapError> {
+        let to = match extending.piece(first, end) {
+            Some(piece) => Backing::Piece(piece),
+            None => Backing::Pieces(extending.pieces(first, end)),
+        };
+        self.bus.map.map(iova, bytes, to, access)
+    }
+
+    /// DMA_UNMAP of every mapping in the range, none included. Nobody gets in any more when this returns; the [`Unmapping`]
+    /// says when the last access is out.
+    ///
+    /// # Errors
+    /// [`IovaMapError`]; nothing is unmapped then.
+    pub fn unmap(&self, iova: Iova, bytes: u64) -> Result<Unmapping, IovaMapError> {
+        let unmapping = self.bus.map.unmap(iova, bytes)?;
+        // Relaxed: a number for reports.
+        self.unmaps.fetch_add(1, Ordering::Relaxed);
+        self.client.store().sweep();
+        Ok(unmapping)
+    }
+
+    /// DMA_UNMAP of everything.
+    pub fn unmap_all(&self) -> Unmapping {
+        let unmapping = self.bus.map.unmap_all();
+        // Relaxed: a number for reports.
+        self.unmaps.fetch_add(1, Ordering::Relaxed);
+        self.client.store().sweep();
+        unmapping
+    }
+
+    /// The client is gone: what the device asks for fails from here on, its mappings go as its accesses leave, and so do
+    /// the registrations that no other client shares.
+    pub fn disconnect(&self) {
+        if self.bus.disconnect() {
+            // Whoever waits for it is gone.
+            let _ = self.bus.map.unmap_all();
+            self.client.disconnect();
+            self.client.store().sweep();
+        }
+    }
+
+    /// What the device sees.
+    #[must_use]
+    pub fn dma(&self) -> Dma {
+        Dma::new(Arc::clone(&self.bus))
+    }
+
+    /// Everything there is to see.
+    #[must_use]
+    pub fn snapshot(&self) -> DmaState {
+        DmaState {
+            iova: self.bus.map.snapshot(),
+            // Relaxed, both: numbers for reports.
+            maps: self.maps.load(Ordering::Relaxed),
+            unmaps: self.unmaps.load(Ordering::Relaxed),
+            files: self.client.files(),
+        }
+    }
+}
+
+impl Drop for DmaSpace {
+    fn drop(&mut self) {
+        self.disconnect();
+    }
+}
+
+impl fmt::Debug for DmaSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DmaSpace").field("map", &self.bus.map).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,167 @@
+//! The memory of all clients: files by identity, each registered once.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use prereg::{Access, AddressSpace};
+use prereg_iommu::iova::IovaMap;
+use prereg_linux::{FileFacts, FileIdentity, SharedError, SharedFile};
+
+use super::error::MapMemoryError;
+use super::file::File;
+use super::policy::MemoryPolicy;
+use super::registrar::Registrar;
+use super::state::StoreState;
+
+/// The memory of all clients of a server: one address space, and the files that clients handed over, each registered once
+/// however many clients named it, as long as one of them is there.
+#[derive(Debug)]
+pub struct MemoryStore {
+    registrar: Registrar,
+    files: Mutex<BTreeMap<FileIdentity, Named>>,
+    /// The clients' maps, which read the address space's tables.
+    maps: Mutex<Vec<Weak<IovaMap>>>,
+}
+
+/// A file, and how many clients named it.
+#[derive(Debug)]
+struct Named {
+    file: Arc<File>,
+    clients: u64,
+}
+
+impl MemoryStore {
+    /// A store without files. How pages are pinned was chosen with `space`.
+    #[must_use]
+    pub fn new(space: AddressSpace, policy: MemoryPolicy) -> Self {
+        Self {
+            registrar: Registrar::new(space, policy),
+            files: Mutex::new(BTreeMap::new()),
+            maps: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// The address space that the memory is registered in.
+    #[must_use]
+    pub fn space(&self) -> &AddressSpace {
+        &self.registrar.space
+    }
+
+    /// The policy.
+    #[must_use]
+    pub fn policy(&self) -> MemoryPolicy {
+        self.registrar.policy
+    }
+
+    /// Everything there is to see.
+    #[must_use]
+    pub fn snapshot(&self) -> StoreState {
+        let files: Vec<_> =
+            self.files().values().map(|named| (Arc::clone(&named.file), named.clients)).collect();
+        let counts = &self.registrar.counts;
+        StoreState {
+            space: self.registrar.space.snapshot(),
+            files: files.into_iter().map(|(file, clients)| file.state(clients)).collect(),
+            registrations: counts.registrations(),
+            shared: counts.shared(),
+            stale: counts.stale(),
+        }
+    }
+
+    pub(super) fn registrar(&self) -> &Registrar {
+        &self.registrar
+    }
+
+    // Every change is one insertion, removal or count.
+    fn files(&self) -> MutexGuard<'_, BTreeMap<FileIdentity, Named>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn maps(&self) -> MutexGuard<'_, Vec<Weak<IovaMap>>> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more client names the file behind `fd`.
+    pub(super) fn name(
+        &self,
+        fd: OwnedFd,
+        facts: &FileFacts,
+        access: Access,
+    ) -> Result<Arc<File>, MapMemoryError> {
+        let mut files = self.files();
+        if let Some(named) = files.get_mut(&facts.identity) {
+            // Seals may have come after the registration: who could not write any more may not do it by a device either.
+            if access != Access::Read && !SharedFile::may_be_written(fd.as_fd()) {
+                return Err(SharedError::Sealed.into());
+            }
+            named.clients += 1;
+            return Ok(Arc::clone(&named.file));
+        }
+        // No call in here can be made to wait by whoever owns the file.
+        let file = Arc::new(File::new(fd, facts)?);
+        files.insert(facts.identity, Named { file: Arc::clone(&file), clients: 1 });
+        Ok(file)
+    }
+
+    /// A client does not name these files any more. What no other one names is given up: released now, or when the last access
+    /// has left.
+    pub(super) fn unname(&self, gone: impl IntoIterator<Item = Arc<File>>) {
+        for file in gone {
+            let mut files = self.files();
+            let Some(named) = files.get_mut(&file.identity()).filter(|named| Arc::ptr_eq(&named.file, &file))
+            else {
+                continue;
+            };
+            named.clients -= 1;
+            if named.clients == 0 {
+                files.remove(&file.identity());
+                drop(files);
+                file.close(&self.registrar);
+            }
+        }
+        self.refresh();
+    }
+
+    /// Takes a client's map into the list of those that are told when regions go.
+    pub(super) fn add_map(&self, map: &Arc<IovaMap>) {
+        let mut maps = self.maps();
+        maps.retain(|map| map.strong_count() > 0);
+        maps.push(Arc::downgrade(map));
+    }
+
+    /// Lets every map look at the newest tables: an idle one would keep the old ones, and a number of regions that is bounded.
+    pub(super) fn refresh(&self) {
+        let maps: Vec<_> = self.maps().iter().filter_map(Weak::upgrade).collect();
+        for map in maps {
+            map.refresh();
+        }
+    }
+
+    /// Releases stale memory that nothing maps any more.
+    pub(super) fn sweep(&self) {
+        if self.registrar.has_stale() {
+            self.release_unmapped(true);
+        }
+    }
+
+    /// Releases memory that nothing maps, of files that nobody is busy with: what is stale, or everything. What is wanted
+    /// again is registered again. Answers whether anything was released.
+    pub(super) fn release_unmapped(&self, only_stale: bool) -> bool {
+        let has_some =
+            |file: &&Arc<File>| file.try_lock().is_some_and(|extending| extending.has_unmapped(only_stale));
+        // Usually none: then this costs no memory. Released without the lock on the list.
+        let files: Vec<_> =
+            self.files().values().map(|named| &named.file).filter(has_some).cloned().collect();
+        let mut released = false;
+        for file in files {
+            if let Some(mut extending) = file.try_lock() {
+                released |= extending.release_unmapped(only_stale, &self.registrar);
+            }
+        }
+        if released {
+            self.refresh();
+        }
+        released
+    }
+}

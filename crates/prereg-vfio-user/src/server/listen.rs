@@ -1,0 +1,386 @@
+//! The server: listening sockets, and a thread for each client.
+//!
+//! One more thread accepts, on all sockets. It also sees when a client hangs up, so that a thread of that client which is held
+//! up by an eventfd that the client filled is freed even though it does not look at its socket.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use prereg::Errno;
+
+use super::bound::Bound;
+use super::client::{Client, Shared};
+use super::conversation::Conversation;
+use super::counts::Counts;
+use super::device::Model;
+use super::dma::MemoryStore;
+use super::error::ServerError;
+use super::settings::ServerSettings;
+use super::state::{Ending, RequestCounts, ServerState};
+use super::transport::Socket;
+use crate::sys::{self, Waiting};
+
+/// Clients that are told that there are too many, at a time; what comes after that is cut off unheard.
+const MOST_REFUSED: usize = 16;
+/// How long one of them is listened to.
+const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
+/// How long nobody is accepted when the process has no descriptor or memory left.
+const CONGESTION: Duration = Duration::from_millis(100);
+
+/// A server. Dropping it is [`Server::stop`].
+pub struct Server {
+    inner: Arc<Inner>,
+    acceptor: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Inner {
+    store: Arc<MemoryStore>,
+    settings: ServerSettings,
+    /// Tells the accepting thread that the lists changed; made with it.
+    state: Mutex<State>,
+    /// A client ended.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    wake: Option<Arc<OwnedFd>>,
+    sockets: Vec<(Arc<Bound>, Arc<dyn Model>)>,
+    clients: BTreeMap<u64, Connected>,
+    accepted: u64,
+    turned_away: u64,
+    endings: BTreeMap<String, u64>,
+    /// Of clients that are gone.
+    gone: RequestCounts,
+    stopped: bool,
+}
+
+struct Connected {
+    shared: Arc<Shared>,
+    socket: Arc<Socket>,
+    refused: bool,
+    /// Seen to have hung up.
+    gone: bool,
+}
+
+impl Inner {
+    /// Every change of the lists is whole before anything is called that could fail.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn wake(&self) {
+        if let Some(wake) = &self.wake {
+            // A count that is full wakes as well.
+            let _ = sys::add_one(wake.as_fd());
+        }
+    }
+}
+
+impl Server {
+    /// A server without sockets, over `store`.
+    #[must_use]
+    pub fn new(store: Arc<MemoryStore>, settings: ServerSettings) -> Self {
+        let (state, ended) = (Mutex::default(), Condvar::new());
+        Self { inner: Arc::new(Inner { store, settings, state, ended }), acceptor: Mutex::default() }
+    }
+
+    /// Listens on a new socket at `path` and makes a device of `model` for each client. The socket of a server that is dead is
+    /// replaced.
+    ///
+    /// # Errors
+    /// [`ServerError::Live`], [`ServerError::NotASocket`], [`ServerError::System`], [`ServerError::Stopped`].
+    pub fn listen(&self, path: &Path, model: Arc<dyn Model>) -> Result<Listening, ServerError> {
+        self.accept_clients(path)?;
+        let socket = Arc::new(Bound::new(path, self.inner.settings.socket_mode)?);
+        let mut state = self.inner.lock();
+        if state.stopped {
+            drop(state);
+            socket.remove();
+            return Err(ServerError::Stopped);
+        }
+        state.sockets.push((socket.clone(), model));
+        state.wake();
+        Ok(Listening { socket, server: Arc::downgrade(&self.inner) })
+    }
+
+    /// Serves the client at the other end of `stream`, a device of `model`; says its number.
+    ///
+    /// # Errors
+    /// [`ServerError::TooMany`], [`ServerError::System`], [`ServerError::Stopped`].
+    pub fn adopt(&self, stream: UnixStream, model: &Arc<dyn Model>) -> Result<u64, ServerError> {
+        self.accept_clients(Path::new(""))?;
+        let most = self.inner.settings.max_clients;
+        match self.inner.admit(stream, None, model) {
+            Ok(Admitted::Served(number)) => Ok(number),
+            Ok(Admitted::TurnedAway) => Err(ServerError::TooMany { most }),
+            Err(Errno::ENXIO) => Err(ServerError::Stopped),
+            Err(errno) => Err(ServerError::System { what: "serve a client of", path: PathBuf::new(), errno }),
+        }
+    }
+
+    /// Everything that is to be known, as plain data.
+    #[must_use]
+    pub fn snapshot(&self) -> ServerState {
+        let mut snapshot = ServerState { store: self.inner.store.snapshot(), ..ServerState::default() };
+        let clients: Vec<Arc<Shared>> = {
+            let state = self.inner.lock();
+            let name = |(socket, model): &(Arc<Bound>, Arc<dyn Model>)| {
+                (socket.path().to_owned(), model.name().to_owned())
+            };
+            snapshot.sockets = state.sockets.iter().map(name).collect();
+            (snapshot.accepted, snapshot.turned_away) = (state.accepted, state.turned_away);
+            snapshot.endings = state.endings.clone();
+            snapshot.requests = state.gone.clone();
+            state.clients.values().map(|client| client.shared.clone()).collect()
+        };
+        // Not under the lock: a device may take its time.
+        for client in clients {
+            client.counts.add_to(&mut snapshot.requests);
+            snapshot.clients.push(client.snapshot());
+        }
+        snapshot
+    }
+
+    /// Accepts nobody any more, removes the sockets, lets go of every client, and waits until their devices are quiet.
+    pub fn stop(self) {
+        self.end();
+    }
+
+    fn end(&self) {
+        let (sockets, clients, wake) = {
+            let mut state = self.inner.lock();
+            state.stopped = true;
+            state.wake();
+            let clients: Vec<_> = state.clients.values().map(|client| client.shared.clone()).collect();
+            (std::mem::take(&mut state.sockets), clients, state.wake.take())
+        };
+        sockets.iter().for_each(|(socket, _)| socket.remove());
+        for client in clients {
+            client.conversation.stop();
+            client.release();
+        }
+        let mut state = self.inner.lock();
+        while !state.clients.is_empty() {
+            state = self.inner.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
+        if let Some(wake) = wake {
+            let _ = sys::add_one(wake.as_fd());
+        }
+        let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // It has nothing to say.
+        let _ = acceptor.map(JoinHandle::join);
+    }
+
+    /// Starts the accepting thread, the first time.
+    fn accept_clients(&self, path: &Path) -> Result<(), ServerError> {
+        let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.inner.lock().stopped {
+            return Err(ServerError::Stopped);
+        }
+        if acceptor.is_none() {
+            let failed = |errno| ServerError::System { what: "listen on", path: path.to_owned(), errno };
+            let wake = Arc::new(sys::eventfd().map_err(failed)?);
+            let (inner, theirs) = (self.inner.clone(), wake.clone());
+            let thread = thread::Builder::new().name("vfio-user".to_owned());
+            let started = thread.spawn(move || inner.accept(&theirs));
+            *acceptor = Some(started.map_err(|error| failed(sys::errno_of(&error)))?);
+            self.inner.lock().wake = Some(wake);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.inner.lock();
+        f.debug_struct("Server")
+            .field("sockets", &state.sockets.len())
+            .field("clients", &state.clients.len())
+            .finish_non_exhaustive()
+    }
+}
+
+enum Admitted {
+    Served(u64),
+    TurnedAway,
+}
+
+impl Inner {
+    /// The accepting thread: whoever knocks, and whoever hangs up.
+    fn accept(self: &Arc<Self>, wake: &Arc<OwnedFd>) {
+        let mut congested = false;
+        loop {
+            let (sockets, clients) = {
+                let state = self.lock();
+                if state.stopped && state.clients.is_empty() {
+                    return;
+                }
+                let there = |(number, client): (&u64, &Connected)| {
+                    (!client.gone).then(|| (*number, client.socket.clone()))
+                };
+                (state.sockets.clone(), state.clients.iter().filter_map(there).collect::<Vec<_>>())
+            };
+            let mut waiting = vec![Waiting::new(wake.as_raw_fd(), true, false)];
+            // A socket is passed over while nothing could be made of its clients.
+            waiting.extend(
+                sockets
+                    .iter()
+                    .map(|(socket, _)| Waiting::new(socket.listener.as_raw_fd(), !congested, false)),
+            );
+            waiting.extend(
+                clients.iter().map(|(_, socket)| Waiting::new(socket.as_fd().as_raw_fd(), false, false)),
+            );
+            if sys::poll(&mut waiting, congested.then_some(CONGESTION)).is_err() {
+                thread::sleep(CONGESTION);
+                continue;
+            }
+            let (woken, waiting) = waiting.split_at(1);
+            if woken.iter().any(Waiting::is_readable) {
+                let _ = sys::take_count(wake.as_fd());
+            }
+            let (knocking, hanging) = waiting.split_at(sockets.len());
+            congested = false;
+            for (socket, model) in
+                sockets.iter().zip(knocking).filter(|(_, w)| w.is_readable()).map(|(s, _)| s)
+            {
+                congested |= !self.answer_the_door(socket, model);
+            }
+            for (number, _) in clients.iter().zip(hanging).filter(|(_, w)| w.is_over()).map(|(c, _)| c) {
+                let shared = self.lock().clients.get_mut(number).map(|client| {
+                    client.gone = true;
+                    client.shared.clone()
+                });
+                if let Some(shared) = shared {
+                    shared.release();
+                }
+            }
+        }
+    }
+
+    /// Accepts who knocks; false when the process lacks what that takes.
+    fn answer_the_door(self: &Arc<Self>, socket: &Bound, model: &Arc<dyn Model>) -> bool {
+        loop {
+            let admitted = match socket.listener.accept() {
+                Ok((stream, _)) => self.admit(stream, Some(socket.path()), model),
+                Err(error) => Err(sys::errno_of(&error)),
+            };
+            match admitted {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return true,
+                // Whoever knocked has left again.
+                Err(errno) if errno.raw() == libc::ECONNABORTED || errno == Errno::EINTR => {}
+                Err(Errno::ENXIO) => return true,
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Gives a client its thread.
+    ///
+    /// # Errors
+    /// The system's; ENXIO when the server is stopped.
+    fn admit(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        path: Option<&Path>,
+        model: &Arc<dyn Model>,
+    ) -> Result<Admitted, Errno> {
+        let socket = Arc::new(Socket::new(stream)?);
+        let peer = socket.peer().unwrap_or((0, u32::MAX));
+        let mut state = self.lock();
+        if state.stopped {
+            return Err(Errno::ENXIO);
+        }
+        let refused = state.clients.values().filter(|client| client.refused).count();
+        let refuse = state.clients.len() - refused >= self.settings.max_clients;
+        state.turned_away += u64::from(refuse);
+        if refuse && refused >= MOST_REFUSED {
+            return Ok(Admitted::TurnedAway);
+        }
+        let number = state.accepted;
+        state.accepted += 1;
+        let patience = if refuse { Some(REFUSED_PATIENCE) } else { self.settings.patience };
+        let counts = Arc::new(Counts::default());
+        let transport = Box::new(socket.clone());
+        let session = self.settings.session;
+        let conversation = Arc::new(Conversation::new(transport, session, patience, counts.clone()));
+        let path = path.map(Path::to_owned);
+        let name = model.name().to_owned();
+        let shared = Arc::new(Shared::new(number, path, name, peer, conversation, counts));
+        let errno = refuse.then_some(Errno::ENFILE);
+        let client = Client::new(shared.clone(), self.store.clone(), model.clone(), errno);
+        let inner = self.clone();
+        let thread = thread::Builder::new().name(format!("vfio-user-{number}"));
+        let started = thread.spawn(move || {
+            let ending = client.serve();
+            inner.finish(number, ending);
+        });
+        started.map_err(|error| sys::errno_of(&error))?;
+        // The thread finds this when it ends: it cannot take the lock before.
+        state.clients.insert(number, Connected { shared, socket, refused: refuse, gone: false });
+        state.wake();
+        Ok(if refuse { Admitted::TurnedAway } else { Admitted::Served(number) })
+    }
+
+    /// A client's thread is at its end.
+    fn finish(&self, number: u64, ending: Ending) {
+        let mut state = self.lock();
+        if let Some(client) = state.clients.remove(&number) {
+            client.shared.counts.add_to(&mut state.gone);
+        }
+        *state.endings.entry(ending.name().to_owned()).or_default() += 1;
+        state.wake();
+        self.ended.notify_all();
+    }
+}
+
+/// A socket that is listened on, until [`Listening::close`] or the server's end.
+#[derive(Clone)]
+pub struct Listening {
+    socket: Arc<Bound>,
+    server: Weak<Inner>,
+}
+
+impl Listening {
+    /// Where.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.socket.path()
+    }
+
+    /// Accepts nobody any more and removes the socket; the clients that it has stay.
+    pub fn close(&self) {
+        let Some(server) = self.server.upgrade() else { return };
+        let mut state = server.lock();
+        let before = state.sockets.len();
+        state.sockets.retain(|(socket, _)| !Arc::ptr_eq(socket, &self.socket));
+        let was_there = state.sockets.len() < before;
+        state.wake();
+        drop(state);
+        if was_there {
+            self.socket.remove();
+        }
+    }
+}
+
+impl fmt::Debug for Listening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listening").field(&self.socket.path()).finish()
+    }
+}

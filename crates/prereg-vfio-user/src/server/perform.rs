@@ -1,0 +1,264 @@
+//! How each request is performed. One function a command; each answers its token, but for an unmap that has to wait.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prereg::{Errno, Holder, HolderKind, Iova, PageShift};
+use prereg_iommu::iova::IovaLimits;
+
+use super::client::{Attached, Client, Waiting};
+use super::descriptor::Descriptor;
+use super::device::{Bus, Layout, LayoutRegion};
+use super::dma::DmaSpace;
+use super::interrupts::Interrupts;
+use crate::action::{Action, IrqTargets};
+use crate::answer::{IoRegion, Kind, Mmap, Region, Token};
+use crate::capabilities::Terms;
+use crate::wire::{Command, DeviceInfo, IoRegionKind, IoSubregion, MapMemory, RegionWrite, UnmapMemory};
+
+/// `KVM_IOEVENTFD_FLAG_DATAMATCH`.
+const DATAMATCH: u32 = 1;
+/// Kinds of interrupt.
+const IRQS: u32 = 5;
+
+impl Client {
+    /// Performs one request of the client.
+    pub(crate) fn perform(&mut self, action: Action<Descriptor>) {
+        match action {
+            Action::Negotiated { terms, token } => {
+                self.shared.counts.performed(Command::VERSION);
+                match self.attach(&terms) {
+                    Ok(()) => self.shared.conversation.reply(token, Ok(())),
+                    Err(errno) => {
+                        self.shared.counts.failed(Command::VERSION, errno);
+                        self.shared.conversation.turn_away(token, errno);
+                    }
+                }
+            }
+            Action::MapMemory { map, memory, token } => {
+                let result = self.map(map, memory);
+                self.answer(Command::DMA_MAP, token, result);
+            }
+            Action::UnmapMemory { unmap, token } => match self.unmap(unmap) {
+                Ok(unmapping) if !unmapping.is_done() => {
+                    let waiting = Waiting { unmapping, token, since: Instant::now() };
+                    self.shared.waiting().push(waiting);
+                    // Perhaps it was done meanwhile, and was told before anybody knew of it.
+                    self.drained();
+                }
+                result => self.answer(Command::DMA_UNMAP, token, result.map(|_| ())),
+            },
+            Action::DescribeDevice { token } => {
+                let info = |attached: &Attached| DeviceInfo {
+                    resets: attached.layout.resets,
+                    regions: u32::try_from(attached.layout.regions.len()).unwrap_or(u32::MAX),
+                    irqs: IRQS,
+                };
+                let result = self.attached().map(info);
+                self.answer(Command::DEVICE_GET_INFO, token, result);
+            }
+            Action::DescribeRegion { index, token } => {
+                let result = self.region(index).map(describe);
+                self.answer(Command::DEVICE_GET_REGION_INFO, token, result);
+            }
+            Action::DescribeIoDescriptors { index, token } => {
+                let result = self.region(index).map(io_descriptors);
+                self.answer(Command::DEVICE_GET_REGION_IO_FDS, token, result);
+            }
+            Action::DescribeIrqs { index, token } => {
+                let result = self.attached().and_then(|attached| attached.interrupts.describe(index));
+                self.answer(Command::DEVICE_GET_IRQ_INFO, token, result);
+            }
+            Action::SetIrqs { index, start, count, action, targets, token } => {
+                let result = own(targets).and_then(|targets| {
+                    self.attached()?.interrupts.set(index, start, count, action, targets)
+                });
+                self.answer(Command::DEVICE_SET_IRQS, token, result);
+            }
+            Action::ReadRegion { region, offset, count, token } => {
+                let mut data = std::mem::take(&mut self.data);
+                data.clear();
+                data.resize(count as usize, 0);
+                let result = self.read(region, offset, &mut data);
+                self.answer(Command::REGION_READ, token, result.map(|()| &data[..]));
+                self.data = data;
+            }
+            Action::WriteRegion { region, offset, data, token } => {
+                let result = self.write(region, offset, &data);
+                self.answer(Command::REGION_WRITE, token, result);
+            }
+            Action::WriteRegions { writes, token } => {
+                let result = self.write_many(&writes);
+                self.answer(Command::REGION_WRITE_MULTI, token, result);
+            }
+            Action::Reset { token } => {
+                let result = self.attached().and_then(|attached| attached.device.reset());
+                self.answer(Command::DEVICE_RESET, token, result);
+            }
+            // The conversation keeps these for itself.
+            Action::TransferEnded { .. } | Action::Refused { .. } => {}
+        }
+    }
+
+    /// Answers the unmaps whose last access has left.
+    pub(crate) fn drained(&mut self) {
+        let done: Vec<_> = {
+            let mut waiting = self.shared.waiting();
+            let (done, rest) =
+                std::mem::take(&mut *waiting).into_iter().partition(|waiting| waiting.unmapping.is_done());
+            *waiting = rest;
+            done
+        };
+        for Waiting { token, .. } in done {
+            self.answer(Command::DMA_UNMAP, token, Ok(()));
+        }
+    }
+
+    fn answer<K: Kind<Descriptor>>(
+        &self,
+        command: Command,
+        token: Token<K>,
+        result: Result<K::Answer<'_>, Errno>,
+    ) {
+        self.shared.counts.performed(command);
+        if let Err(errno) = &result {
+            self.shared.counts.failed(command, *errno);
+        }
+        self.shared.conversation.reply(token, result);
+    }
+
+    /// The device, for a client that was let in.
+    fn attached(&self) -> Result<&Attached, Errno> {
+        self.attached.as_ref().ok_or(Errno::ENODEV)
+    }
+
+    fn attach(&mut self, terms: &Terms) -> Result<(), Errno> {
+        if let Some(errno) = self.refuse {
+            return Err(errno);
+        }
+        let page = PageShift::new(terms.smallest_page().trailing_zeros()).ok_or(Errno::EINVAL)?;
+        let limits = IovaLimits { page, mappings: terms.max_dma_maps, ..IovaLimits::default() };
+        let holder = Holder { container: self.shared.number, kind: HolderKind::InFlight };
+        let conversation = &self.shared.conversation;
+        let space = DmaSpace::new(&self.store, conversation.clone(), conversation.clone(), limits, holder);
+        let space = Arc::new(space.map_err(|_| Errno::ENOMEM)?);
+        let interrupts = Interrupts::new([0; 5]);
+        let bus = Bus { dma: space.dma(), interrupts: interrupts.clone(), client: self.shared.number };
+        let device = self.model.attach(bus)?;
+        conversation.interrupts(interrupts.clone());
+        self.shared.attached(&space, &interrupts, &device);
+        // From here on the device is told when the client is gone, also if it fails in what follows.
+        let attached = Attached { device, layout: Layout::default(), interrupts, space };
+        let Attached { device, layout, interrupts, .. } = self.attached.insert(attached);
+        *layout = device.layout();
+        interrupts.arrange(layout.irqs);
+        Ok(())
+    }
+
+    fn map(&self, map: MapMemory, memory: Option<Descriptor>) -> Result<(), Errno> {
+        let MapMemory { access, offset, iova, bytes } = map;
+        let memory = memory.and_then(Descriptor::into_own).map(|memory| (memory, offset));
+        self.attached()?.space.map(iova, bytes, access, memory).map_err(|error| error.errno())
+    }
+
+    fn unmap(&self, unmap: UnmapMemory) -> Result<prereg_iommu::iova::Unmapping, Errno> {
+        let Attached { device, space, .. } = self.attached()?;
+        match unmap {
+            UnmapMemory::Range { iova, bytes } => {
+                device.dma_unmapping(iova, bytes);
+                space.unmap(iova, bytes).map_err(|error| error.errno())
+            }
+            UnmapMemory::All => {
+                device.dma_unmapping(Iova::new(0), 0);
+                Ok(space.unmap_all())
+            }
+        }
+    }
+
+    fn region(&self, index: u32) -> Result<&LayoutRegion, Errno> {
+        self.attached()?.layout.regions.get(index as usize).ok_or(Errno::EINVAL)
+    }
+
+    /// The region, if `[offset, offset + bytes)` lies in it.
+    fn within(&self, region: u32, offset: u64, bytes: usize) -> Result<&LayoutRegion, Errno> {
+        let region = self.region(region)?;
+        let end = offset.checked_add(bytes as u64).ok_or(Errno::EINVAL)?;
+        if end > region.bytes { Err(Errno::EINVAL) } else { Ok(region) }
+    }
+
+    fn read(&self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        if !self.within(region, offset, into.len())?.readable {
+            return Err(Errno::EINVAL);
+        }
+        self.attached()?.device.read(region, offset, into)
+    }
+
+    fn write(&self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        if !self.within(region, offset, from.len())?.writable {
+            return Err(Errno::EINVAL);
+        }
+        self.attached()?.device.write(region, offset, from)
+    }
+
+    /// How many were performed; a failure only where not even the first was.
+    fn write_many(&self, writes: &[RegionWrite]) -> Result<u64, Errno> {
+        let mut done = 0;
+        for write in writes {
+            match self.write(write.region(), write.offset(), write.data()) {
+                Ok(()) => done += 1,
+                Err(errno) if done == 0 => return Err(errno),
+                Err(errno) => {
+                    self.shared.counts.failed(Command::REGION_WRITE_MULTI, errno);
+                    break;
+                }
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn describe(region: &LayoutRegion) -> Region<Descriptor> {
+    let mmap = region.mmap.as_ref().map(|mmap| Mmap {
+        descriptor: Descriptor::Shared(mmap.fd.clone()),
+        offset: mmap.offset,
+        areas: mmap.areas.clone(),
+    });
+    Region { bytes: region.bytes, readable: region.readable, writable: region.writable, mmap }
+}
+
+/// Each eventfd goes once, however many writes it stands for.
+fn io_descriptors(region: &LayoutRegion) -> IoRegion<Descriptor> {
+    let mut sent: Vec<Arc<OwnedFd>> = Vec::new();
+    let mut subregions = Vec::new();
+    for ioeventfd in &region.ioeventfds {
+        let place = sent.iter().position(|fd| Arc::ptr_eq(fd, &ioeventfd.fd)).unwrap_or_else(|| {
+            sent.push(ioeventfd.fd.clone());
+            sent.len() - 1
+        });
+        let kind = IoRegionKind::Eventfd {
+            flags: if ioeventfd.datamatch.is_some() { DATAMATCH } else { 0 },
+            datamatch: ioeventfd.datamatch.unwrap_or(0),
+        };
+        subregions.push(IoSubregion {
+            offset: ioeventfd.offset,
+            bytes: ioeventfd.bytes,
+            descriptor: u32::try_from(place).unwrap_or(u32::MAX),
+            kind,
+        });
+    }
+    IoRegion { subregions, descriptors: sent.into_iter().map(Descriptor::Shared).collect() }
+}
+
+/// The same targets with the descriptors that came.
+fn own(targets: IrqTargets<Descriptor>) -> Result<IrqTargets<OwnedFd>, Errno> {
+    Ok(match targets {
+        IrqTargets::All => IrqTargets::All,
+        IrqTargets::Each(each) => IrqTargets::Each(each),
+        IrqTargets::NoEventfds => IrqTargets::NoEventfds,
+        IrqTargets::Eventfds(eventfds) => {
+            let eventfds: Option<Vec<_>> = eventfds.into_iter().map(Descriptor::into_own).collect();
+            IrqTargets::Eventfds(eventfds.ok_or(Errno::EBADF)?)
+        }
+    })
+}

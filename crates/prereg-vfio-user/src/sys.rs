@@ -1,0 +1,334 @@
+//! The system calls that `std` has no safe name for: sockets with descriptors, poll, eventfds.
+//!
+//! Plain numbers and slices go in, values or an [`Errno`] come out; nothing here keeps state or blocks, but [`poll`].
+#![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice or a local")]
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use prereg::Errno;
+
+/// The most descriptors that Linux passes with one message (`SCM_MAX_FD`).
+pub(crate) const MOST_DESCRIPTORS: usize = 253;
+
+/// Room for [`MOST_DESCRIPTORS`] and their header; aligned as the header wants it.
+#[repr(C, align(8))]
+struct Control([MaybeUninit<u8>; 1040]);
+
+const HEADER: usize = size_of::<libc::cmsghdr>();
+const _: () = assert!(HEADER % size_of::<usize>() == 0, "data follows the header at once");
+const _: () = assert!(HEADER + MOST_DESCRIPTORS * size_of::<RawFd>() <= size_of::<Control>());
+
+fn errno() -> Errno {
+    errno_of(&io::Error::last_os_error())
+}
+
+/// The number behind `error`; EIO for the few that `std` makes up itself.
+pub(crate) fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn check(result: libc::c_int) -> Result<(), Errno> {
+    if result < 0 { Err(errno()) } else { Ok(()) }
+}
+
+fn length(result: isize) -> Result<usize, Errno> {
+    usize::try_from(result).map_err(|_| errno())
+}
+
+/// What one [`receive`] brought.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Received {
+    /// How many bytes; 0 at the end of the stream.
+    pub(crate) bytes: usize,
+    /// Descriptors were sent that are not there.
+    pub(crate) truncated: bool,
+}
+
+/// Takes what there is, up to `buffer`, and appends the descriptors that came along. EAGAIN when there is nothing.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<Received, Errno> {
+    let mut control = Control([MaybeUninit::uninit(); 1040]);
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: a `msghdr` of zeros is a valid one.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: the message names `buffer` and `control` with their lengths; both live through the call.
+    let bytes = length(unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) })?;
+    let truncated = message.msg_flags & libc::MSG_CTRUNC != 0;
+    // SAFETY: the system wrote `msg_controllen` bytes of whole headers and their data to `control`.
+    let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+    while !header.is_null() {
+        // SAFETY: `header` points to a header that the system wrote.
+        let found = unsafe { header.read() };
+        if found.cmsg_level == libc::SOL_SOCKET && found.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: the data of a header that lies in `control`.
+            let data = unsafe { libc::CMSG_DATA(header) };
+            let count = (found.cmsg_len as usize).saturating_sub(HEADER) / size_of::<RawFd>();
+            for at in 0..count {
+                // SAFETY: `cmsg_len` says that there are so many.
+                let place = unsafe { data.add(at * size_of::<RawFd>()) };
+                // SAFETY: the system wrote a descriptor there, perhaps unaligned.
+                let descriptor = unsafe { place.cast::<RawFd>().read_unaligned() };
+                // SAFETY: it is new in this process and nobody else knows it.
+                descriptors.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
+            }
+        }
+        // SAFETY: as for the first.
+        header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
+    }
+    Ok(Received { bytes, truncated })
+}
+
+/// Sends as much of `bytes` as goes at once, and `descriptors` with the first of them. EAGAIN when nothing goes.
+///
+/// # Errors
+/// EINVAL for more than [`MOST_DESCRIPTORS`]; the system's.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<usize, Errno> {
+    if descriptors.len() > MOST_DESCRIPTORS {
+        return Err(Errno::EINVAL);
+    }
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    if descriptors.is_empty() {
+        // SAFETY: `bytes` lives through the call and is only read.
+        return length(unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) });
+    }
+    let mut control = Control([MaybeUninit::zeroed(); 1040]);
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: a `msghdr` of zeros is a valid one.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut piece;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    let data = size_of_val(descriptors);
+    message.msg_controllen = (HEADER + data.next_multiple_of(size_of::<usize>())) as _;
+    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let header = libc::cmsghdr {
+        cmsg_len: (HEADER + data) as _,
+        cmsg_level: libc::SOL_SOCKET,
+        cmsg_type: libc::SCM_RIGHTS,
+    };
+    let start = control.0.as_mut_ptr();
+    // SAFETY: `control` is longer than a header and aligned for one.
+    unsafe { start.cast::<libc::cmsghdr>().write(header) };
+    // SAFETY: `control` has room behind the header for `MOST_DESCRIPTORS`, and there are no more.
+    let place = unsafe { start.add(HEADER) };
+    // SAFETY: as above; the list is on the heap and does not overlap.
+    unsafe { place.cast::<RawFd>().copy_from_nonoverlapping(raw.as_ptr(), raw.len()) };
+    // SAFETY: the message names `bytes`, which is only read, and `control`; both live through the call.
+    length(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
+}
+
+/// A descriptor to wait for, and what happened to it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Waiting(libc::pollfd);
+
+impl Waiting {
+    /// For a descriptor that stays open until the wait is over; a negative one is passed over.
+    pub(crate) fn new(descriptor: RawFd, readable: bool, writable: bool) -> Self {
+        let mut events = 0;
+        if readable {
+            events |= libc::POLLIN;
+        }
+        if writable {
+            events |= libc::POLLOUT;
+        }
+        Self(libc::pollfd { fd: descriptor, events, revents: 0 })
+    }
+
+    /// There is something to read, or the other side hung up.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
+    }
+
+    /// The other side hung up, or the descriptor is broken.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
+    }
+}
+
+/// Waits until something happens to one of `waiting`, or the time is over. A signal is nothing happening.
+pub(crate) fn poll(waiting: &mut [Waiting], time: Option<Duration>) -> Result<usize, Errno> {
+    let time = milliseconds(time);
+    // SAFETY: `Waiting` is a `pollfd`; the slice lives through the call.
+    let result = unsafe { libc::poll(waiting.as_mut_ptr().cast(), waiting.len() as libc::nfds_t, time) };
+    match usize::try_from(result) {
+        Ok(ready) => Ok(ready),
+        Err(_) if errno() == Errno::EINTR => Ok(0),
+        Err(_) => Err(errno()),
+    }
+}
+
+/// Descriptors that are waited for again and again, to be read; cheaper than [`poll`], which is told of them each time.
+pub(crate) struct Watch(OwnedFd);
+
+impl Watch {
+    /// For these, by their place in the list. They are owned by whoever owns this.
+    pub(crate) fn new(descriptors: &[BorrowedFd<'_>]) -> Result<Self, Errno> {
+        // SAFETY: takes no pointer.
+        let descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        check(descriptor)?;
+        // SAFETY: it is new and nobody else knows it.
+        let watch = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        for (place, watched) in (0..).zip(descriptors) {
+            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: place };
+            let (add, watched) = (libc::EPOLL_CTL_ADD, watched.as_raw_fd());
+            // SAFETY: `event` lives through the call and is only read.
+            check(unsafe { libc::epoll_ctl(watch.as_raw_fd(), add, watched, &raw mut event) })?;
+        }
+        Ok(Self(watch))
+    }
+
+    /// Waits until one of the first two can be read or hung up, or the time is over: for each, what [`Waiting`] says of it. A
+    /// signal is nothing happening.
+    pub(crate) fn wait(&self, time: Option<Duration>) -> Result<[Waiting; 2], Errno> {
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
+        let (list, time) = (events.as_mut_ptr(), milliseconds(time));
+        // SAFETY: the list has room for two events and lives through the call.
+        let result = unsafe { libc::epoll_wait(self.0.as_raw_fd(), list, 2, time) };
+        let ready = match usize::try_from(result) {
+            Ok(ready) => ready,
+            Err(_) if errno() == Errno::EINTR => 0,
+            Err(_) => return Err(errno()),
+        };
+        let mut happened = [Waiting::new(-1, false, false); 2];
+        for event in events.iter().take(ready) {
+            if let Some(place) = happened.get_mut(event.u64 as usize) {
+                // The numbers of poll and epoll are the same.
+                place.0.revents = event.events as libc::c_short;
+            }
+        }
+        Ok(happened)
+    }
+}
+
+/// Rounded up: who waits for a moment must not find that it has not come yet, again and again.
+fn milliseconds(time: Option<Duration>) -> libc::c_int {
+    time.map_or(-1, |time| i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
+}
+
+/// An eventfd that never blocks and that children do not inherit.
+pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
+    // SAFETY: takes no pointer.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if descriptor < 0 {
+        return Err(errno());
+    }
+    // SAFETY: it is new and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// Takes an eventfd's count, without waiting whatever its flags say. EAGAIN when it is 0.
+///
+/// # Errors
+/// The system's; EOPNOTSUPP before Linux 5.12 where the eventfd blocks.
+pub(crate) fn take_count(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut count = [0u8; 8];
+    let piece = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: `piece` names `count`, which lives through the call.
+    let result = unsafe { libc::preadv2(eventfd.as_raw_fd(), &raw const piece, 1, -1, libc::RWF_NOWAIT) };
+    match length(result) {
+        Ok(8) => return Ok(u64::from_ne_bytes(count)),
+        Ok(_) => return Err(Errno::EINVAL),
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL) if !blocks(eventfd) => {}
+        Err(errno) => return Err(errno),
+    }
+    // SAFETY: `count` lives through the call; the descriptor does not block.
+    match length(unsafe { libc::read(eventfd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) })? {
+        8 => Ok(u64::from_ne_bytes(count)),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Adds one to an eventfd's count. Waits while that is full, unless the eventfd's flags say otherwise.
+pub(crate) fn add_one(eventfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let one = 1u64.to_ne_bytes();
+    // SAFETY: `one` lives through the call and is only read.
+    length(unsafe { libc::write(eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) }).map(|_| ())
+}
+
+/// Whether reading and writing wait (`O_NONBLOCK` is not set).
+pub(crate) fn blocks(descriptor: BorrowedFd<'_>) -> bool {
+    // SAFETY: takes no pointer.
+    let flags = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFL) };
+    flags < 0 || flags & libc::O_NONBLOCK == 0
+}
+
+/// Who is at the other end of a Unix socket: process and user, as they were when it connected.
+pub(crate) fn peer(socket: BorrowedFd<'_>) -> Result<(i32, u32), Errno> {
+    let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `who` and its length live through the call, which writes no more than that.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut who).cast(),
+            &raw mut bytes,
+        )
+    };
+    if result == 0 { Ok((who.pid, who.uid)) } else { Err(errno()) }
+}
+
+/// Makes a socket at `path` with at most this mode from its first moment, and listens on it.
+///
+/// # Errors
+/// ENAMETOOLONG for a path that a socket's address has no room for; the system's.
+pub(crate) fn listen(path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: an address of zeros is a valid one.
+    let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+    // One less, for the NUL; an empty path would be an address of another kind.
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(Errno::from_raw(libc::ENAMETOOLONG));
+    }
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *place = *byte as libc::c_char;
+    }
+    // SAFETY: takes no pointer.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    check(socket)?;
+    // SAFETY: it is new and nobody else knows it.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // The mode of the socket is the mode its file is made with.
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::fchmod(socket.as_raw_fd(), mode) })?;
+    let bytes = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: `address` lives through the call and is only read.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), bytes) })?;
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 128) })?;
+    Ok(socket)
+}
+
+/// Locks a file against others who lock it; EAGAIN where one of them has it. Closing the file gives it back.
+pub(crate) fn lock(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
+}
+
+/// Has reading and writing wait.
+#[cfg(test)]
+pub(crate) fn set_blocking(descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
+    // SAFETY: takes no pointer.
+    let result = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
+    if result == 0 { Ok(()) } else { Err(errno()) }
+}

@@ -1,0 +1,122 @@
+//! Memory that there is not enough of, and clients that want too much.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use prereg::{AddressSpace, Errno, Granule};
+use prereg_linux::MemlockAccount;
+use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
+
+use crate::hole::punch;
+use crate::world::{Client, PAGE, pinned, pins, sealed, store};
+
+fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
+    let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
+    Some(Arc::new(MemoryStore::new(AddressSpace::with_ports(pins()?, account), policy)))
+}
+
+#[test]
+fn over_the_limit_nothing_is_half_done() {
+    let Some(store) = limited(10, MemoryPolicy::EAGER.with_extent(4 * PAGE)) else { return };
+    let (_memory, fd) = sealed(16);
+    let client = Client::new(&store, 1);
+    client.map(0, 1, &fd, 0).unwrap();
+    let error = client.map(1, 12, &fd, 1).unwrap_err();
+    assert_eq!(error.errno(), Errno::ENOMEM);
+    assert!(error.to_string().contains("limit"), "{error}");
+    assert_eq!((pinned(&store), store.space().snapshot().charged_pages), (4, 4));
+    assert_eq!(client.space.snapshot().iova.mappings, 1);
+    client.map(1, 4, &fd, 1).unwrap();
+    assert_eq!(pinned(&store), 8);
+}
+
+#[test]
+fn memory_that_nothing_maps_makes_room_for_memory_that_is_wanted() {
+    let Some(store) = limited(10, MemoryPolicy::EAGER) else { return };
+    let ((_a, first), (_b, second)) = (sealed(6), sealed(8));
+    let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+    one.map(0, 6, &first, 0).unwrap();
+    assert_eq!(two.map(0, 8, &second, 0).unwrap_err().errno(), Errno::ENOMEM);
+    assert_eq!(two.space.snapshot().files, 0, "a refused file is not kept");
+    // As a DIMM that was unplugged: still named, no longer mapped.
+    one.unmap(0, 6);
+    two.map(0, 8, &second, 0).unwrap();
+    assert_eq!(pinned(&store), 8);
+    assert_eq!(one.map(0, 6, &first, 0).unwrap_err().errno(), Errno::ENOMEM);
+    two.unmap(0, 8);
+    one.map(0, 6, &first, 0).unwrap();
+    assert_eq!(pinned(&store), 6);
+}
+
+#[test]
+fn one_client_has_a_bound_of_its_own() {
+    let Some(store) = store(MemoryPolicy::EAGER.with_client_bytes(10 * PAGE)) else { return };
+    let ((_a, first), (_b, second)) = (sealed(6), sealed(5));
+    let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+    one.map(0, 1, &first, 0).unwrap();
+    let error = one.map(1, 1, &second, 0).unwrap_err();
+    assert_eq!(error, MapMemoryError::Quota { bytes: 5 * PAGE, left: 4 * PAGE });
+    assert_eq!(error.errno(), Errno::ENOMEM);
+    two.map(0, 1, &second, 0).unwrap();
+    assert_eq!(pinned(&store), 11);
+    // What is registered already costs nothing more to have, but it counts.
+    one.map(1, 1, &second, 0).unwrap();
+}
+
+#[test]
+fn a_client_may_not_hand_over_any_number_of_files() {
+    let Some(store) = store(MemoryPolicy::FIRST_USE) else { return };
+    let client = Client::new(&store, 1);
+    let files: Vec<_> = (0..140).map(|_| sealed(1)).collect();
+    let mut refused = 0;
+    for (at, (_, fd)) in (0..).zip(&files) {
+        match client.map(at, 1, fd, 0) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!(error.errno(), Errno::ENOSPC, "{error}");
+                refused += 1;
+            }
+        }
+    }
+    let state = client.space.snapshot();
+    assert_eq!((refused, state.files, state.iova.mappings), (140 - 128, 128, 128));
+}
+
+#[test]
+fn files_that_were_unplugged_do_not_pile_up() {
+    let Some(store) = store(MemoryPolicy::EAGER) else { return };
+    let client = Client::new(&store, 1);
+    let (_ram, ram) = sealed(2);
+    client.map(1000, 2, &ram, 0).unwrap();
+    for at in 0..40 {
+        let (_dimm, dimm) = sealed(1);
+        client.map(at, 1, &dimm, 0).unwrap();
+        client.unmap(at, 1);
+    }
+    let files = client.space.snapshot().files;
+    assert!((2..=6).contains(&files), "{files} files");
+    assert_eq!(pinned(&store), 2 + (files - 1));
+    assert!(client.dma.load_u32(crate::world::iova(1000)).is_ok());
+}
+
+#[test]
+fn a_file_full_of_holes_runs_into_a_bound_and_not_the_process() {
+    let Some(store) = store(MemoryPolicy::EAGER) else { return };
+    let (_memory, fd) = sealed(900);
+    let client = Client::new(&store, 1);
+    client.map(5000, 900, &fd, 0).unwrap();
+    let mut refused = 0;
+    for page in (0..900).step_by(2) {
+        punch(fd.as_fd(), page * PAGE, PAGE);
+        match client.map(page, 1, &fd, page) {
+            Ok(()) => {}
+            Err(error) => {
+                assert_eq!((error, error.errno()), (MapMemoryError::TooScattered, Errno::ENOSPC));
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && refused < 450, "{refused} refused");
+    drop(client);
+    assert_eq!(pinned(&store), 0);
+}

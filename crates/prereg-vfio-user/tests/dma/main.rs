@@ -1,0 +1,13 @@
+//! Clients' memory: registered once, mapped often, taken away in every way a client can.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod access;
+mod descriptors;
+mod failures;
+mod hole;
+mod limits;
+mod policy;
+mod sharing;
+mod stale;
+mod threads;
+mod world;

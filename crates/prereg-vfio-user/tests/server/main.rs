@@ -1,0 +1,17 @@
+//! The server, driven by clients over sockets.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
+
+mod bed;
+mod copier;
+mod descriptions;
+mod dma;
+mod hostile;
+mod interrupts;
+mod judge;
+mod judged;
+mod other_client;
+mod processes;
+mod regions;
+mod remote;
+mod sockets;

@@ -1,0 +1,194 @@
+//! Sockets: who may connect, who is refused, what happens to the files, and how it all ends.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use prereg::Errno;
+use prereg_vfio_user::client::{Client, ClientError};
+use prereg_vfio_user::server::{MemoryPolicy, Server, ServerError, ServerSettings};
+use prereg_vfio_user::wire::Command;
+
+use crate::bed::{Bed, HOOK, Probes, store, until};
+
+fn settings(change: impl FnOnce(&mut ServerSettings)) -> ServerSettings {
+    let mut settings = ServerSettings::default();
+    change(&mut settings);
+    settings
+}
+
+#[test]
+fn a_socket_is_its_owners_alone_unless_the_settings_say_otherwise() {
+    for (settings, mode) in [(settings(|_| ()), 0o600), (settings(|s| s.socket_mode = 0o666), 0o666)] {
+        let bed = Bed::with(Probes::new(), settings);
+        assert_eq!(fs::metadata(&bed.path).unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn the_socket_of_a_dead_server_is_replaced_and_that_of_a_live_one_is_not() {
+    let bed = Bed::new();
+    let dead = bed.folder.path().join("dead.sock");
+    drop(UnixListener::bind(&dead).unwrap());
+    assert!(dead.exists());
+    bed.server.listen(&dead, Arc::new(bed.probes.clone())).unwrap();
+    Client::connect(&dead).unwrap();
+
+    let other = Server::new(store(MemoryPolicy::EAGER), ServerSettings::default());
+    let error = other.listen(&bed.path, Arc::new(Probes::new())).unwrap_err();
+    assert_eq!(error, ServerError::Live { path: bed.path.clone() });
+    assert_eq!(error.errno(), Errno::EBUSY);
+    bed.client();
+}
+
+#[test]
+fn what_is_no_socket_is_left_alone() {
+    let bed = Bed::new();
+    let file = bed.folder.path().join("notes");
+    fs::write(&file, "keep me").unwrap();
+    let error = bed.server.listen(&file, Arc::new(Probes::new())).unwrap_err();
+    assert_eq!(error, ServerError::NotASocket { path: file.clone() });
+    assert_eq!(fs::read(&file).unwrap(), b"keep me");
+    for path in [bed.folder.path().join("a".repeat(200)), bed.folder.path().join("no/folder/here")] {
+        assert!(matches!(
+            bed.server.listen(&path, Arc::new(Probes::new())),
+            Err(ServerError::System { what: "listen on", .. })
+        ));
+    }
+}
+
+#[test]
+fn a_socket_goes_with_its_server_and_with_nobody_elses() {
+    let bed = Bed::new();
+    let (path, second) = (bed.path.clone(), bed.folder.path().join("second.sock"));
+    let listening = bed.server.listen(&second, Arc::new(bed.probes.clone())).unwrap();
+    let mut client = Client::connect(&second).unwrap();
+    listening.close();
+    assert!(!second.exists());
+    client.device_info().unwrap();
+    assert_eq!(Client::connect(&second).unwrap_err().errno(), Errno::ENOENT);
+    // A successor took the name of the first.
+    fs::remove_file(&path).unwrap();
+    let successor = UnixListener::bind(&path).unwrap();
+    let Bed { server, folder, .. } = bed;
+    server.stop();
+    assert!(path.exists(), "{successor:?}");
+    assert_eq!(client.device_info().unwrap_err(), ClientError::Closed);
+    drop(folder);
+}
+
+#[test]
+fn several_sockets_and_clients_are_served_at_once() {
+    let bed = Bed::new();
+    let other = bed.folder.path().join("other.sock");
+    let probes = Probes::new();
+    bed.server.listen(&other, Arc::new(probes.clone())).unwrap();
+    let mut clients: Vec<Client> = (0..4).map(|_| bed.client()).collect();
+    clients.push(Client::connect(&other).unwrap());
+    for (at, client) in clients.iter_mut().enumerate() {
+        client.region_write(0, 0, &[at as u8]).unwrap();
+    }
+    for (at, client) in clients.iter_mut().enumerate() {
+        let mut back = [0];
+        client.region_read(0, 0, &mut back).unwrap();
+        assert_eq!(back, [at as u8], "each has a device of its own");
+    }
+    assert_eq!((bed.probes.count(), probes.count()), (4, 1));
+    let state = bed.snapshot();
+    assert_eq!((state.sockets.len(), state.clients.len(), state.accepted), (2, 5, 5));
+    let uid = fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap();
+    for client in &state.clients {
+        assert_eq!((client.pid, client.uid), (std::process::id() as i32, uid));
+        assert_eq!(client.model, "probe");
+        assert_eq!(client.facts, [("calls".to_owned(), 0)]);
+        assert!(client.terms.is_some_and(|terms| terms.max_dma_maps == 65_535));
+    }
+}
+
+#[test]
+fn a_model_with_one_place_says_so_and_takes_the_next_when_it_is_free() {
+    let bed = Bed::with(Probes::exclusive(), ServerSettings::default());
+    let first = bed.client();
+    let refused = Client::connect(&bed.path).unwrap_err();
+    assert_eq!(refused, ClientError::Refused { command: Command::VERSION, errno: Errno::EBUSY });
+    drop(first);
+    bed.settle();
+    bed.client();
+    assert_eq!(bed.snapshot().endings["turned-away"], 1);
+}
+
+#[test]
+fn a_client_too_many_is_told_so() {
+    let bed = Bed::with(Probes::new(), settings(|settings| settings.max_clients = 2));
+    let (_one, two) = (bed.client(), bed.client());
+    let refused = Client::connect(&bed.path).unwrap_err();
+    assert_eq!(refused, ClientError::Refused { command: Command::VERSION, errno: Errno::ENFILE });
+    drop(two);
+    until("there is room", || bed.snapshot().clients.len() < 2);
+    bed.client();
+    assert_eq!((bed.snapshot().turned_away, bed.probes.count()), (1, 3));
+}
+
+#[test]
+fn clients_that_say_nothing_are_cut_off_and_those_that_do_are_not() {
+    let patience = Some(Duration::from_millis(50));
+    let bed = Bed::with(Probes::new(), settings(|settings| settings.patience = patience));
+    let mut talking = bed.client();
+    let silent = UnixStream::connect(&bed.path).unwrap();
+    let mut half = bed.client();
+    half.send_raw(&[1, 2, 3], &[]).unwrap();
+    until("both are cut off", || bed.snapshot().endings.get("stalled") == Some(&2));
+    assert_eq!(half.receive_raw().unwrap_err(), ClientError::Closed);
+    // Long silence between messages is nobody's business.
+    talking.device_info().unwrap();
+    drop(silent);
+}
+
+#[test]
+fn stopping_ends_clients_that_are_in_the_middle_of_something() {
+    let bed = Bed::new();
+    let mut client = bed.client();
+    let mut half = bed.client();
+    half.send_raw(&[0; 5], &[]).unwrap();
+    client.region_write(0, 0, &[1]).unwrap();
+    let Bed { server, probes, path, .. } = bed;
+    server.stop();
+    assert!(!path.exists());
+    assert!(probes.device(0).said("gone") && probes.device(1).said("gone"));
+    assert_eq!(client.device_info().unwrap_err(), ClientError::Closed);
+}
+
+#[test]
+fn a_handed_over_socket_is_served_like_any_other() {
+    let bed = Bed::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let model: Arc<dyn prereg_vfio_user::server::Model> = Arc::new(bed.probes.clone());
+    let number = bed.server.adopt(theirs, &model).unwrap();
+    let mut client = Client::over(ours);
+    client.introduce().unwrap();
+    client.region_write(0, 0, &[1]).unwrap();
+    let state = bed.snapshot();
+    assert_eq!((state.clients[0].client, state.clients[0].socket.is_none()), (number, true));
+    drop(client);
+    bed.settle();
+}
+
+#[test]
+fn a_device_that_takes_its_time_holds_only_its_own_client_up() {
+    let bed = Bed::new();
+    let gate = Arc::new(std::sync::Barrier::new(2));
+    let theirs = gate.clone();
+    bed.probes.hook(move |_, _, _| {
+        theirs.wait();
+        Ok(())
+    });
+    let (mut slow, mut quick) = (bed.client(), bed.client());
+    slow.region_post(HOOK, 0, &[0]).unwrap();
+    for _ in 0..100 {
+        quick.device_info().unwrap();
+    }
+    gate.wait();
+    slow.device_info().unwrap();
+}

@@ -1,0 +1,63 @@
+//! Descriptors that come where none belong.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use prereg::{Access, Iova};
+use prereg_vfio_user::client::{Client, Eventfd};
+use prereg_vfio_user::wire::{Command, Header, MapMemory};
+
+use crate::bed::{Bed, memory};
+use crate::count::{Quiet, descriptors};
+
+/// The errno of a frame that is refused; the stream must go on.
+fn refused(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> i32 {
+    client.send_raw(bytes, descriptors).unwrap();
+    let (header, reply) = client.receive_raw().unwrap();
+    assert!(header.is_error() && reply.body.is_empty());
+    let errno = header.errno().unwrap().raw();
+    client.device_info().unwrap();
+    errno
+}
+
+fn frame(header: Header, body: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    header.frame(&mut bytes, |out| out.extend_from_slice(body));
+    bytes
+}
+
+fn map_body() -> Vec<u8> {
+    let mut body = Vec::new();
+    let (access, iova) = (Access::ReadWrite, Iova::new(0));
+    MapMemory { access, offset: 0, iova, bytes: 0x1000 }.write(&mut body);
+    body
+}
+
+#[test]
+fn descriptors_where_none_belong_and_too_many_are_closed() {
+    let _quiet = Quiet::here();
+    let bed = Bed::new();
+    let mut client = bed.client();
+    let guest = memory(1 << 20);
+    let eventfd = Eventfd::new().unwrap();
+    client.device_info().unwrap();
+    let before = descriptors();
+    let ram = guest.descriptor().unwrap();
+    let map = frame(Header::command(3, Command::DMA_MAP), &map_body());
+    for count in [2, 16, 17, 40, 250] {
+        assert_eq!(refused(&mut client, &map, &vec![ram; count]), 22, "{count} descriptors");
+    }
+    let reset = frame(Header::command(3, Command::DEVICE_RESET), &[]);
+    for count in [1, 16, 250] {
+        assert_eq!(refused(&mut client, &reset, &vec![eventfd.as_fd(); count]), 22);
+    }
+    // Descriptors of a reply that was never asked for.
+    let reply = frame(Header::reply(3, Command::DMA_READ), &[0; 16]);
+    client.send_raw(&reply, &[ram; 5]).unwrap();
+    // One byte at a time, each with a descriptor, is too many as well.
+    for byte in &map {
+        client.send_raw(std::slice::from_ref(byte), &[ram]).unwrap();
+    }
+    assert_eq!(client.receive_raw().unwrap().0.errno().unwrap().raw(), 22);
+    client.device_info().unwrap();
+    assert_eq!(descriptors(), before, "all of them were closed");
+}
