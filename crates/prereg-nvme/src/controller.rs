@@ -1,0 +1,40 @@
+//! The controller as a vfio-user device: threads, interrupts, disks and a client's memory around the engine.
+//!
+//! A [`NvmeModel`] is what a socket serves. For each client it makes a controller: a thread for the admin queue (the clerk)
+//! and, as soon as I/O queues need them, a few threads that serve I/O queues (the workers). All queues whose completions
+//! go to the same completion queue are served by the same worker.
+//!
+//! Who owns whom:
+//! - the model owns the disks and what outlives a client (counters, settings); controllers are the server's;
+//! - a controller owns its hub and its clerk; the clerk owns the workers and whatever admin commands change; a worker owns its
+//!   queues and its way to the disks;
+//! - the hub is what they share: registers, doorbells, mailboxes, interrupts.
+//!
+//! The client's thread only takes register accesses and leaves word; it waits in [`Device::reset`] and
+//! [`Device::client_gone`] alone, until the disks are done with what they began.
+//!
+//! What goes wrong: what a guest does is answered by the engine. A client that unmaps queues that are in use finds their holds
+//! given back; a disk queue that broke ends its commands with an error and is made anew with the next reset.
+//!
+//! [`Device::reset`]: prereg_vfio_user::server::Device::reset
+//! [`Device::client_gone`]: prereg_vfio_user::server::Device::client_gone
+
+mod clerk;
+mod device;
+mod disks;
+mod doorbells;
+mod facts;
+mod guest;
+mod hub;
+mod inbox;
+mod line;
+mod mailbox;
+mod model;
+mod notices;
+mod past;
+mod settings;
+mod worker;
+
+pub use facts::NvmeState;
+pub use model::{NvmeDisk, NvmeModel};
+pub use settings::{DoorbellMode, InterruptKinds, NvmeError, NvmeSettings};

@@ -1,0 +1,380 @@
+//! The clerk: the thread that serves the admin queue, and turns the controller on and off.
+//!
+//! It does not wait for workers: it gives an order, goes on listening, and hears the answer in its inbox. While it stops the
+//! controller, whatever comes next is put off.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::disks::DiskQueues;
+use super::guest::Guest;
+use super::hub::{CLERK, Hub};
+use super::inbox::{Answer, ToClerk};
+use super::mailbox::ToWorker;
+use super::notices::Watched;
+use super::worker::Worker;
+use crate::engine::admin::Order;
+use crate::engine::desk::Desk;
+use crate::engine::identity::Identity;
+use crate::engine::log_page::Health;
+use crate::engine::registers::AdminQueues;
+use crate::engine::shadow::ShadowBuffers;
+use crate::spec::Status;
+use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
+use crate::spec::register::page_shift;
+
+/// How seldom to look for mapped admin doorbells.
+const FIRST_NAP: Duration = Duration::from_micros(50);
+const LONGEST_NAP: Duration = Duration::from_millis(4);
+
+/// What the clerk is in the middle of.
+enum Stage {
+    Open,
+    /// Workers carry an order out.
+    Ordered {
+        order: Order,
+        left: usize,
+        result: Result<u32, Status>,
+    },
+    /// A worker makes everything durable.
+    ShuttingDown,
+    /// Workers end what they have begun.
+    Halting {
+        left: usize,
+        then: Then,
+    },
+}
+
+enum Then {
+    Disabled,
+    Reset(Arc<Answer>),
+    Stop,
+}
+
+/// The clerk.
+pub(super) struct Clerk {
+    hub: Arc<Hub>,
+    desk: Desk<Guest>,
+    health: Box<dyn Fn() -> Health + Send>,
+    workers: Vec<Option<JoinHandle<()>>>,
+    shadow: Option<ShadowBuffers>,
+    stage: Stage,
+    /// What came while the controller was being stopped or shut down.
+    later: VecDeque<ToClerk>,
+    stopped: bool,
+    /// When to try the admin queues again that could not be reached.
+    until: Option<u64>,
+    idle: u32,
+}
+
+impl Clerk {
+    pub(super) fn new(hub: Arc<Hub>, identity: Identity, health: Box<dyn Fn() -> Health + Send>) -> Self {
+        let desk = Desk::new(Arc::clone(&hub.shared), identity, hub.guest.clone());
+        let workers = hub.workers.iter().map(|_| None).collect();
+        Self {
+            hub,
+            desk,
+            health,
+            workers,
+            shadow: None,
+            stage: Stage::Open,
+            later: VecDeque::new(),
+            stopped: false,
+            until: None,
+            idle: 0,
+        }
+    }
+
+    /// Serves until it is told to stop.
+    pub(super) fn run(mut self) {
+        loop {
+            for message in self.hub.inbox.take() {
+                self.hear(message);
+            }
+            if self.stopped {
+                break;
+            }
+            if self.serve() {
+                self.idle = 0;
+                continue;
+            }
+            self.sleep();
+        }
+        for worker in &self.hub.workers {
+            worker.mailbox.post(ToWorker::Stop);
+        }
+        for worker in self.workers.drain(..).flatten() {
+            // A worker that panicked has dropped what it held all the same.
+            let _ = worker.join();
+        }
+    }
+
+    fn serve(&mut self) -> bool {
+        if !matches!(self.stage, Stage::Open | Stage::Ordered { .. }) {
+            return false;
+        }
+        let cc = self.hub.registers().configuration();
+        self.desk.reconfigure(cc);
+        let attended = self.desk.serve(self.hub.now(), &self.health);
+        self.until = attended.until;
+        if attended.signal {
+            self.hub.line.signal(0, 0);
+        } else if self.hub.line.uses_pin() {
+            self.hub.line.look(0);
+        }
+        if attended.fatal {
+            self.hub.registers().fatal();
+        }
+        if let Some(order) = attended.order {
+            self.place(order);
+        }
+        attended.progress
+    }
+
+    fn sleep(&mut self) {
+        if !self.desk.may_sleep() {
+            return;
+        }
+        self.idle = self.idle.saturating_add(1);
+        let now = self.hub.now();
+        let retry = self.until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let looks = self.hub.mapped.is_some() && self.desk.is_open();
+        let nap = looks.then(|| FIRST_NAP.saturating_mul(1 << self.idle.min(10)).min(LONGEST_NAP));
+        self.hub.inbox.wait(retry.into_iter().chain(nap).min());
+    }
+
+    fn hear(&mut self, message: ToClerk) {
+        match message {
+            ToClerk::GiveBack(iova, bytes) => self.desk.give_back_in(iova, bytes),
+            // A guest that has not begun finds everything as it is when it does.
+            ToClerk::Event(_) | ToClerk::NamespaceChanged(_) if !self.desk.is_open() => {}
+            ToClerk::Event(event) => self.desk.admin().raise(event),
+            ToClerk::NamespaceChanged(nsid) => self.desk.admin().namespace_changed(nsid),
+            ToClerk::OrderDone(how) => self.order_done(how),
+            ToClerk::Flushed => {
+                if matches!(self.stage, Stage::ShuttingDown) {
+                    self.hub.registers().shut_down();
+                    self.proceed();
+                }
+            }
+            ToClerk::Halted => self.halted(),
+            message => self.change(message),
+        }
+    }
+
+    /// The next change of state, or its postponement.
+    fn change(&mut self, message: ToClerk) {
+        match (&self.stage, message) {
+            (Stage::Halting { .. }, message) => self.later.push_back(message),
+            (_, ToClerk::Disable) => self.halt(Then::Disabled),
+            (_, ToClerk::Reset(answer)) => self.halt(Then::Reset(answer)),
+            (_, ToClerk::Stop) => self.halt(Then::Stop),
+            (Stage::Open, ToClerk::Enable(queues, cc)) => self.enable(queues, cc),
+            (Stage::Open, ToClerk::Shutdown) => self.shut_down(),
+            (_, message) => self.later.push_back(message),
+        }
+    }
+
+    /// Nothing is in the middle any more: goes on with what was put off.
+    fn proceed(&mut self) {
+        self.stage = Stage::Open;
+        while matches!(self.stage, Stage::Open) && !self.stopped {
+            let Some(message) = self.later.pop_front() else { return };
+            self.change(message);
+        }
+    }
+
+    fn enable(&mut self, queues: AdminQueues, cc: u32) {
+        let hub = Arc::clone(&self.hub);
+        let submission = u64::from(queues.submission_entries) * SUBMISSION_BYTES;
+        let completion = u64::from(queues.completion_entries) * COMPLETION_BYTES;
+        hub.notices.watch(Watched::Admin, Some(CLERK), (queues.submission, submission));
+        hub.notices.watch(Watched::Admin, Some(CLERK), (queues.completion, completion));
+        hub.shared.board.open_submission(0, queues.submission_entries, CLERK);
+        hub.shared.board.open_completion(0, queues.completion_entries, Some(0), CLERK);
+        match self.desk.open(queues, cc) {
+            Ok(()) => {
+                for worker in hub.workers.iter().zip(&self.workers).filter(|(_, thread)| thread.is_some()) {
+                    worker.0.mailbox.post(ToWorker::PageShift(page_shift(cc)));
+                }
+                hub.registers().ready();
+            }
+            Err(_) => {
+                hub.shared.board.close_all();
+                hub.notices.clear();
+                hub.registers().fatal();
+            }
+        }
+    }
+
+    /// Any worker will do: a flush covers what was done by all.
+    fn shut_down(&mut self) {
+        let worker = self.started().next();
+        match worker {
+            Some(worker) => {
+                self.stage = Stage::ShuttingDown;
+                self.hub.workers[worker].mailbox.post(ToWorker::Flush);
+            }
+            None => self.hub.registers().shut_down(),
+        }
+    }
+
+    fn started(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.workers.len()).filter(|worker| self.workers[*worker].is_some())
+    }
+
+    fn halt(&mut self, then: Then) {
+        self.desk.close();
+        let mut left = 0;
+        for worker in self.started() {
+            self.hub.workers[worker].mailbox.post(ToWorker::Halt);
+            left += 1;
+        }
+        self.stage = Stage::Halting { left, then };
+        if left == 0 {
+            self.quiet();
+        }
+    }
+
+    fn halted(&mut self) {
+        if let Stage::Halting { left, .. } = &mut self.stage {
+            *left -= 1;
+            if *left == 0 {
+                self.quiet();
+            }
+        }
+    }
+
+    /// Nobody uses the guest's memory any more.
+    fn quiet(&mut self) {
+        let hub = Arc::clone(&self.hub);
+        hub.shared.board.close_all();
+        hub.notices.clear();
+        hub.line.clear();
+        self.shadow = None;
+        if let Stage::Halting { then, .. } = std::mem::replace(&mut self.stage, Stage::Open) {
+            match then {
+                Then::Disabled => hub.registers().stopped(),
+                Then::Reset(answer) => {
+                    hub.registers().reset();
+                    answer.give();
+                }
+                Then::Stop => self.stopped = true,
+            }
+        }
+        self.proceed();
+    }
+
+    /// Gives an order to those it concerns.
+    fn place(&mut self, order: Order) {
+        let concerned: Vec<usize> = match order {
+            Order::CreateCompletion { id, .. } => {
+                let worker = self.worker_of(id);
+                if let Err(status) = self.start(worker) {
+                    self.finish(order, Err(status));
+                    return;
+                }
+                vec![worker]
+            }
+            Order::DeleteCompletion { id } => vec![self.worker_of(id)],
+            Order::CreateSubmission { cq, .. }
+            | Order::DeleteSubmission { cq, .. }
+            | Order::Abort { cq, .. } => {
+                vec![self.worker_of(cq)]
+            }
+            Order::Shadow(_) => self.started().collect(),
+            Order::Flush => self.started().take(1).collect(),
+        };
+        self.watch(order);
+        if concerned.is_empty() {
+            self.finish(order, Ok(0));
+            return;
+        }
+        self.stage = Stage::Ordered { order, left: concerned.len(), result: Ok(0) };
+        for worker in concerned {
+            self.hub.workers[worker].mailbox.post(ToWorker::Order(order));
+        }
+    }
+
+    /// Notes what an order will hold for long, before it is held.
+    fn watch(&self, order: Order) {
+        let watch = |what, worker: Option<usize>, range| {
+            self.hub.notices.watch(what, worker.map(|worker| worker as u32), range);
+        };
+        match order {
+            Order::CreateCompletion { id, entries, iova, .. } => {
+                let bytes = u64::from(entries) * COMPLETION_BYTES;
+                watch(Watched::Completion(id), Some(self.worker_of(id)), (iova, bytes));
+            }
+            Order::CreateSubmission { id, cq, entries, iova } => {
+                let bytes = u64::from(entries) * SUBMISSION_BYTES;
+                watch(Watched::Submission(id), Some(self.worker_of(cq)), (iova, bytes));
+            }
+            Order::Shadow(ShadowBuffers { doorbells, events, bytes }) => {
+                watch(Watched::Shadow, None, (doorbells, bytes));
+                watch(Watched::Shadow, None, (events, bytes));
+            }
+            _ => {}
+        }
+    }
+
+    fn order_done(&mut self, how: Result<u32, Status>) {
+        let Stage::Ordered { order, left, result } = &mut self.stage else { return };
+        *left -= 1;
+        if result.is_ok() {
+            *result = how;
+        }
+        if *left == 0 {
+            let (order, result) = (*order, *result);
+            self.finish(order, result);
+            self.proceed();
+        }
+    }
+
+    /// An order was carried out, or not.
+    fn finish(&mut self, order: Order, result: Result<u32, Status>) {
+        let notices = &self.hub.notices;
+        match (order, result.is_ok()) {
+            (Order::Shadow(buffers), true) => self.shadow = Some(buffers),
+            // Buffers of before, if there were any, stay in use; what is watched in vain does no harm.
+            (Order::Shadow(_), false) => {}
+            (Order::CreateCompletion { id, .. }, false) | (Order::DeleteCompletion { id }, true) => {
+                notices.unwatch(Watched::Completion(id));
+            }
+            (Order::CreateSubmission { id, .. }, false) | (Order::DeleteSubmission { id, .. }, true) => {
+                notices.unwatch(Watched::Submission(id));
+            }
+            _ => {}
+        }
+        if let (Order::DeleteCompletion { id }, true) = (order, self.hub.line.uses_pin()) {
+            self.hub.line.look(id);
+        }
+        self.desk.carried_out(result);
+    }
+
+    /// The worker of completion queue `id`, and of the submission queues that it answers.
+    fn worker_of(&self, id: u16) -> usize {
+        usize::from(id.saturating_sub(1)) % self.workers.len()
+    }
+
+    /// Starts a worker that has not been needed before.
+    fn start(&mut self, worker: usize) -> Result<(), Status> {
+        if self.workers[worker].is_some() {
+            return Ok(());
+        }
+        let hub = Arc::clone(&self.hub);
+        let mailbox = &hub.workers[worker].mailbox;
+        let kicks = mailbox.kicks().map_err(|_| Status::INTERNAL)?;
+        let disks = DiskQueues::new(&hub.disks, &kicks).map_err(|_| Status::INTERNAL)?;
+        mailbox.post(ToWorker::PageShift(page_shift(self.desk.configuration())));
+        let served = Worker::new(Arc::clone(&hub), worker as u32, disks);
+        let thread = thread::Builder::new().name(format!("nvme-io-{worker}")).spawn(move || served.run());
+        self.workers[worker] = Some(thread.map_err(|_| Status::INTERNAL)?);
+        if let Some(buffers) = self.shadow {
+            mailbox.post(ToWorker::Shadow(buffers));
+        }
+        Ok(())
+    }
+}

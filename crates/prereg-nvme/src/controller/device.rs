@@ -1,0 +1,295 @@
+//! The device that a client sees: configuration space, BAR 0, reset.
+//!
+//! BAR 0 has four pages: registers, doorbells, the MSI-X table, its pending bits.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use prereg::{Errno, Iova};
+use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixPlace, MsixTable};
+use prereg_vfio_user::server::{Device, IrqKind, Layout, LayoutRegion};
+
+use super::doorbells::PAGE;
+use super::facts::NvmeState;
+use super::hub::Hub;
+use super::inbox::{Answer, ToClerk};
+use super::past::Lease;
+use super::settings::NvmeSettings;
+use crate::engine::board::BadDoorbell;
+use crate::engine::event::Event;
+use crate::engine::registers::Effect;
+use crate::spec::register::DOORBELLS;
+
+/// The length of BAR 0.
+const BAR_BYTES: u64 = 0x4000;
+const TABLE: u64 = DOORBELLS + PAGE;
+const PENDING: u64 = TABLE + 0x1000;
+/// Mass storage, NVM, NVM Express.
+const CLASS: u32 = 0x01_08_02;
+
+/// A controller of one client.
+#[derive(Debug)]
+pub(super) struct Controller {
+    hub: Arc<Hub>,
+    layout: Layout,
+    config: Mutex<ConfigSpace>,
+    table: Mutex<MsixTable>,
+    running: Mutex<Option<Running>>,
+}
+
+/// What ends with the client.
+#[derive(Debug)]
+struct Running {
+    clerk: JoinHandle<()>,
+    lease: Lease,
+}
+
+impl Controller {
+    /// Around threads that run already.
+    ///
+    /// # Errors
+    /// EINVAL for a configuration that cannot be, which the settings' check rules out.
+    pub(super) fn new(
+        hub: Arc<Hub>,
+        settings: &NvmeSettings,
+        clerk: JoinHandle<()>,
+        lease: Lease,
+        config: ConfigSpace,
+    ) -> Self {
+        let mut bar = LayoutRegion::read_write(BAR_BYTES);
+        if let Some(sparse) = &hub.mapped {
+            bar = bar.with_mmap(sparse.clone());
+        }
+        let layout = Layout::pci()
+            .with_region(Layout::BAR0, bar)
+            .with_region(Layout::CONFIG, LayoutRegion::read_write(config.bytes()))
+            .with_irqs(IrqKind::Intx, u32::from(settings.interrupts.intx))
+            .with_irqs(IrqKind::Msi, u32::from(settings.msi_vectors()))
+            .with_irqs(IrqKind::Msix, u32::from(settings.msix_vectors()))
+            .with_irqs(IrqKind::Err, 1)
+            .with_irqs(IrqKind::Req, 1);
+        Self {
+            hub,
+            layout,
+            config: Mutex::new(config),
+            table: Mutex::new(MsixTable::new(u32::from(settings.msix_vectors()))),
+            running: Mutex::new(Some(Running { clerk, lease })),
+        }
+    }
+
+    /// The configuration space of a controller.
+    ///
+    /// # Errors
+    /// EINVAL for a configuration that cannot be.
+    pub(super) fn config_space(settings: &NvmeSettings) -> Result<ConfigSpace, Errno> {
+        let (vendor, device) = settings.pci;
+        let identity = Identity { vendor, device, revision: 1, class: CLASS, ..Identity::default() };
+        let mut builder = ConfigBuilder::new(identity)
+            .with_bar(0, Bar::memory64(BAR_BYTES))
+            .with_power_management()
+            .with_express();
+        if settings.interrupts.intx {
+            builder = builder.with_intx();
+        }
+        if settings.interrupts.msi {
+            builder = builder.with_msi(u32::from(settings.msi_vectors()));
+        }
+        if settings.interrupts.msix {
+            let place = MsixPlace { table: (0, TABLE as u32), pending: (0, PENDING as u32) };
+            builder = builder.with_msix(u32::from(settings.msix_vectors()), place);
+        }
+        builder.build().map_err(|_| Errno::EINVAL)
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, MsixTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Back to power on, but for the configuration space.
+    fn reset_function(&self) {
+        let answer = Arc::new(Answer::default());
+        self.hub.inbox.post(ToClerk::Reset(Arc::clone(&answer)));
+        answer.wait();
+        self.table().reset();
+    }
+
+    fn write_registers(&self, offset: u64, from: &[u8]) {
+        let mut effects = Vec::new();
+        let mut registers = self.hub.registers();
+        registers.write(offset, from, &mut effects);
+        let (cc, mask) = (registers.configuration(), registers.mask());
+        drop(registers);
+        for effect in effects {
+            match effect {
+                Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
+                Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
+                Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
+                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors),
+                Effect::Masked(_) => self.hub.line.set_mask(mask, 0),
+            }
+        }
+    }
+
+    fn write_doorbells(&self, offset: u64, from: &[u8]) {
+        // A guest that writes half a doorbell names a queue all the same; anything odder names none.
+        if let (&[low, high], 0) = (from, offset % 4) {
+            self.hub.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
+            return;
+        }
+        if offset % 4 != 0 || from.len() % 4 != 0 {
+            self.hub.inbox.post(ToClerk::Event(Event::from(BadDoorbell::Register)));
+            return;
+        }
+        for (at, value) in (offset / 4..).zip(from.chunks_exact(4)) {
+            self.hub.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
+        }
+    }
+
+    /// Ends the threads. The first call does; it returns when they have given everything back.
+    fn stop(&self) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { clerk, lease }) = running else { return };
+        let was_safe = self.hub.registers().is_safe_to_leave();
+        self.hub.inbox.post(ToClerk::Stop);
+        // A clerk that panicked has dropped what it held all the same.
+        let _ = clerk.join();
+        lease.end(&self.hub, was_safe);
+    }
+}
+
+/// A page of BAR 0.
+enum Page {
+    Registers,
+    Doorbells,
+    Table,
+    Pending,
+}
+
+impl Page {
+    fn of(offset: u64) -> Self {
+        match offset >> 12 {
+            0 => Self::Registers,
+            1 => Self::Doorbells,
+            2 => Self::Table,
+            _ => Self::Pending,
+        }
+    }
+}
+
+/// The part of an access that lies in the page it begins in.
+fn in_page(offset: u64, bytes: usize) -> usize {
+    let left = 0x1000 - (offset & 0xfff);
+    bytes.min(usize::try_from(left).unwrap_or(bytes))
+}
+
+impl Device for Controller {
+    fn layout(&self) -> Layout {
+        self.layout.clone()
+    }
+
+    fn read(&self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        self.hub.notices.settle();
+        match region {
+            Layout::CONFIG => {
+                let mut config = self.config();
+                config.set_intx_status(self.hub.line.is_up());
+                config.read(offset, into);
+            }
+            Layout::BAR0 => {
+                let (mut at, mut left) = (offset, into);
+                while !left.is_empty() {
+                    let (piece, rest) = left.split_at_mut(in_page(at, left.len()));
+                    match Page::of(at) {
+                        Page::Registers => self.hub.registers().read(at, piece),
+                        // What a doorbell reads is not defined.
+                        Page::Doorbells => piece.fill(0),
+                        Page::Table => self.table().read_table(at - TABLE, piece),
+                        Page::Pending => self.table().read_pending(at - PENDING, piece),
+                    }
+                    at += piece.len() as u64;
+                    left = rest;
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(())
+    }
+
+    fn write(&self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        self.hub.notices.settle();
+        match region {
+            Layout::CONFIG => {
+                let written = self.config().write(offset, from);
+                if written.reset {
+                    self.reset_function();
+                }
+            }
+            Layout::BAR0 => {
+                let (mut at, mut left) = (offset, from);
+                while !left.is_empty() {
+                    let (piece, rest) = left.split_at(in_page(at, left.len()));
+                    match Page::of(at) {
+                        Page::Registers => self.write_registers(at, piece),
+                        Page::Doorbells => self.write_doorbells(at - DOORBELLS, piece),
+                        // Who is told of a vector is known by its eventfd; nothing is ever pending here.
+                        Page::Table => drop(self.table().write_table(at - TABLE, piece)),
+                        Page::Pending => {}
+                    }
+                    at += piece.len() as u64;
+                    left = rest;
+                }
+            }
+            _ => return Err(Errno::EINVAL),
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), Errno> {
+        self.hub.notices.settle();
+        self.config().reset();
+        self.reset_function();
+        Ok(())
+    }
+
+    fn dma_unmapping(&self, iova: Iova, bytes: u64) {
+        self.hub.unmapping(iova, bytes);
+    }
+
+    fn client_gone(&self) {
+        self.stop();
+    }
+
+    fn facts(&self) -> Vec<(String, u64)> {
+        NvmeState::of(&self.hub).facts()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Controller, NvmeSettings};
+    use crate::controller::InterruptKinds;
+
+    #[test]
+    fn every_choice_of_interrupts_is_a_configuration_space() {
+        for choice in 0..8 {
+            let mut settings = NvmeSettings::new("S");
+            settings.interrupts =
+                InterruptKinds { intx: choice & 1 != 0, msi: choice & 2 != 0, msix: choice & 4 != 0 };
+            for io_queues in [1, 2, 31, 64, 511] {
+                settings.io_queues = io_queues;
+                let config = Controller::config_space(&settings).unwrap();
+                assert_eq!(config.bytes(), 4096);
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! A worker's way to all disks: a queue for each.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prereg::Errno;
+use prereg_vfio_user::server::Hold;
+
+use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
+use crate::engine::storage::{Broken, Span, Storage, Work};
+
+/// How long to listen to one of several disks that are busy, before turning to the next.
+const TURN: Duration = Duration::from_micros(100);
+/// How long to sleep when there is nothing to listen to.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A queue for each disk; none at all after one of them broke.
+pub(super) struct DiskQueues {
+    disks: Vec<Arc<dyn Disk>>,
+    kicks: Vec<Arc<OwnedFd>>,
+    queues: Vec<Box<dyn DiskQueue>>,
+    ready: Vec<Done>,
+    turn: usize,
+    broken: bool,
+}
+
+impl DiskQueues {
+    /// A queue for each of `disks`, each listening to its eventfd.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub(super) fn new(disks: &[Arc<dyn Disk>], kicks: &[Arc<OwnedFd>]) -> Result<Self, DiskError> {
+        let mut queues = Self {
+            disks: disks.to_vec(),
+            kicks: kicks.to_vec(),
+            queues: Vec::new(),
+            ready: Vec::new(),
+            turn: 0,
+            broken: false,
+        };
+        queues.open()?;
+        Ok(queues)
+    }
+
+    /// Makes the queues anew if they are not there.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub(super) fn open(&mut self) -> Result<(), DiskError> {
+        if self.queues.is_empty() {
+            let queues: Result<Vec<_>, _> =
+                self.disks.iter().zip(&self.kicks).map(|(disk, kick)| disk.queue(Arc::clone(kick))).collect();
+            self.queues = queues?;
+            self.broken = false;
+        }
+        Ok(())
+    }
+
+    /// Drops the queues, which waits for what the kernel has begun. Requests fail from here on.
+    pub(super) fn give_up(&mut self) {
+        self.queues.clear();
+        self.ready.clear();
+        self.broken = true;
+    }
+
+    /// The eventfd to ring for who is about to [`wait`](Self::wait).
+    pub(super) fn listens_to(&mut self) -> usize {
+        let busy: Vec<usize> = (0..self.queues.len()).filter(|at| self.queues[*at].in_flight() > 0).collect();
+        self.turn = self.turn.wrapping_add(1);
+        if busy.is_empty() { 0 } else { busy[self.turn % busy.len()] }
+    }
+
+    /// Waits for a completion, or for eventfd `at`, at most so long.
+    pub(super) fn wait(&mut self, at: usize, limit: Option<Duration>) {
+        let busy = self.queues.iter().filter(|queue| queue.in_flight() > 0).count();
+        let limit = if busy > 1 { Some(limit.map_or(TURN, |limit| limit.min(TURN))) } else { limit };
+        let wait = limit.map_or(Wait::Kick, Wait::For);
+        match self.queues.get_mut(at) {
+            Some(queue) => self.broken |= queue.poll(wait, &mut self.ready).is_err(),
+            None => std::thread::sleep(limit.unwrap_or(PAUSE).min(PAUSE)),
+        }
+    }
+}
+
+impl Storage<Hold> for DiskQueues {
+    fn submit(&mut self, work: Work<Hold>) -> Result<(), Work<Hold>> {
+        let Work { nsid, tag, operation, data } = work;
+        let queue = (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at));
+        let Some(queue) = queue else {
+            self.ready.push(Done { tag, result: Err(DiskFault::Io(Errno::EIO)) });
+            return Ok(());
+        };
+        let data = data.into_iter().map(|Span { hold, bytes }| Segment { hold, offset: 0, bytes }).collect();
+        queue.submit(Request { tag, operation, data }).map_err(|request| Work {
+            nsid,
+            tag: request.tag,
+            operation: request.operation,
+            data: request
+                .data
+                .into_iter()
+                .map(|segment| Span { hold: segment.hold, bytes: segment.bytes })
+                .collect(),
+        })
+    }
+
+    fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken> {
+        done.append(&mut self.ready);
+        for queue in self.queues.iter_mut().filter(|queue| queue.in_flight() > 0) {
+            self.broken |= queue.poll(Wait::No, done).is_err();
+        }
+        if self.broken && !self.queues.is_empty() { Err(Broken) } else { Ok(()) }
+    }
+}
+
+impl std::fmt::Debug for DiskQueues {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DiskQueues").field("queues", &self.queues.len()).finish_non_exhaustive()
+    }
+}

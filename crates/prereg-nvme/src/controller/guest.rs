@@ -1,0 +1,60 @@
+//! A client's memory as the engine's guest memory.
+
+use std::sync::Arc;
+
+use prereg::{Access, Iova};
+use prereg_vfio_user::server::{Dma, Hold};
+
+use super::notices::Notices;
+use crate::engine::memory::{GuestHold, GuestMemory, Unreachable};
+
+/// A client's memory.
+#[derive(Clone, Debug)]
+pub(super) struct Guest {
+    dma: Dma,
+    notices: Arc<Notices>,
+}
+
+impl Guest {
+    pub(super) fn new(dma: Dma, notices: Arc<Notices>) -> Self {
+        Self { dma, notices }
+    }
+}
+
+impl GuestMemory for Guest {
+    type Hold = Hold;
+
+    fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Hold, Unreachable> {
+        self.dma.hold(iova, bytes, access).map_err(|_| Unreachable)
+    }
+
+    fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), Unreachable> {
+        self.dma.read(iova, into).map_err(|_| Unreachable)
+    }
+
+    fn write(&self, iova: Iova, from: &[u8]) -> Result<(), Unreachable> {
+        self.dma.write(iova, from).map_err(|_| Unreachable)
+    }
+
+    fn settled(&self) -> bool {
+        self.notices.is_settled()
+    }
+}
+
+impl GuestHold for Hold {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreachable> {
+        Self::read(self, offset, into).map_err(|_| Unreachable)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Unreachable> {
+        Self::write(self, offset, from).map_err(|_| Unreachable)
+    }
+
+    fn load_u32(&self, offset: u64) -> Result<u32, Unreachable> {
+        Self::load_u32(self, offset).map_err(|_| Unreachable)
+    }
+
+    fn store_u32(&self, offset: u64, value: u32) -> Result<(), Unreachable> {
+        Self::store_u32(self, offset, value).map_err(|_| Unreachable)
+    }
+}

@@ -1,0 +1,190 @@
+//! What a socket serves: the disks, and a controller for each client.
+
+use std::sync::Arc;
+use std::thread;
+
+use prereg::Errno;
+use prereg_vfio_user::server::{Bus, Device, Model};
+
+use super::clerk::Clerk;
+use super::device::Controller;
+use super::facts::NvmeState;
+use super::hub::Hub;
+use super::inbox::ToClerk;
+use super::past::Past;
+use super::settings::{NvmeError, NvmeSettings};
+use crate::disk::{Changed, Disk, DiskError};
+use crate::engine::identity::Identity;
+use crate::engine::namespace::{Namespace, Namespaces};
+
+/// A disk as a namespace.
+#[derive(Clone)]
+pub struct NvmeDisk {
+    disk: Arc<dyn Disk>,
+    uuid: Option<[u8; 16]>,
+}
+
+impl NvmeDisk {
+    /// `disk`, whose UUID is made from the controller's serial number and the namespace's number.
+    #[must_use]
+    pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self { disk, uuid: None }
+    }
+
+    /// The same with a UUID of its own.
+    #[must_use]
+    pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+}
+
+impl std::fmt::Debug for NvmeDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NvmeDisk").field("bytes", &self.disk.bytes()).field("uuid", &self.uuid).finish()
+    }
+}
+
+/// An NVMe subsystem: disks, and a controller for each client.
+#[derive(Debug)]
+pub struct NvmeModel {
+    name: String,
+    settings: NvmeSettings,
+    disks: Vec<NvmeDisk>,
+    past: Arc<Past>,
+}
+
+impl NvmeModel {
+    /// The namespaces 1, 2, ... are `disks` in this order.
+    ///
+    /// # Errors
+    /// [`NvmeError`].
+    pub fn new(name: &str, disks: Vec<NvmeDisk>, settings: NvmeSettings) -> Result<Self, NvmeError> {
+        settings.check()?;
+        if disks.is_empty() || disks.len() > Namespaces::MOST {
+            return Err(NvmeError::Disks { asked: disks.len(), most: Namespaces::MOST });
+        }
+        for (nsid, disk) in (1..).zip(&disks) {
+            let shift = disk.disk.block_shift();
+            if !matches!(shift, 9 | 12) {
+                return Err(NvmeError::Block { nsid, shift });
+            }
+        }
+        Ok(Self { name: name.to_owned(), settings, disks, past: Arc::default() })
+    }
+
+    /// Looks whether disks have another size now, and tells the guests. Gives the namespaces that have.
+    ///
+    /// # Errors
+    /// [`DiskError`] of the first disk that could not be asked; those before it were.
+    pub fn refresh(&self) -> Result<Vec<u32>, DiskError> {
+        let mut changed = Vec::new();
+        for (nsid, disk) in (1..).zip(&self.disks) {
+            if disk.disk.refresh()? != Changed::No {
+                changed.push(nsid);
+                self.namespace_changed(nsid);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Tells the guests that a namespace is not what it was: its size, or its contents behind their back.
+    pub fn namespace_changed(&self, nsid: u32) {
+        let Some(disk) = (nsid as usize).checked_sub(1).and_then(|at| self.disks.get(at)) else { return };
+        for hub in self.past.present() {
+            if let Some(namespace) = hub.shared.namespaces.find(nsid) {
+                namespace.resize(disk.disk.bytes());
+            }
+            hub.inbox.post(ToClerk::NamespaceChanged(nsid));
+        }
+    }
+
+    /// The controllers there are.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<NvmeState> {
+        self.past.present().iter().map(|hub| NvmeState::of(hub)).collect()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.disks.iter().all(|disk| disk.disk.read_only())
+    }
+
+    fn namespaces(&self) -> Namespaces {
+        let namespace = |(nsid, disk): (u32, &NvmeDisk)| {
+            let uuid = disk.uuid.unwrap_or_else(|| uuid_of(&self.settings.serial, nsid));
+            let mut namespace = Namespace::new(disk.disk.bytes(), disk.disk.block_shift(), uuid);
+            if disk.disk.read_only() {
+                namespace = namespace.write_protected();
+            }
+            if disk.disk.discard_zeroes() {
+                namespace = namespace.zero_when_deallocated();
+            }
+            namespace
+        };
+        Namespaces::new((1..).zip(&self.disks).map(namespace).collect())
+    }
+}
+
+impl Model for NvmeModel {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+        let shares = self.settings.shared || self.is_read_only();
+        let (lease, controller) = Past::admit(&self.past, shares)?;
+        let config = Controller::config_space(&self.settings)?;
+        let disks = self.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
+        let hub = Arc::new(Hub::new(&bus, &self.settings, self.namespaces(), disks)?);
+        let identity = Identity {
+            vendor: self.settings.pci.0,
+            subsystem_vendor: self.settings.pci.0,
+            serial: self.settings.serial.clone(),
+            model: self.settings.model.clone(),
+            firmware: env!("CARGO_PKG_VERSION").to_owned(),
+            uuid: uuid_of(&self.settings.serial, 0),
+            controller,
+            shadow_doorbells: self.settings.shadow_doorbells,
+        };
+        let (past, counted) = (Arc::clone(&self.past), Arc::downgrade(&hub));
+        let health = move || counted.upgrade().map(|hub| past.health(&hub)).unwrap_or_default();
+        let clerk = Clerk::new(Arc::clone(&hub), identity, Box::new(health));
+        let clerk = thread::Builder::new()
+            .name("nvme-admin".to_owned())
+            .spawn(move || clerk.run())
+            .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
+        self.past.arrived(&hub);
+        Ok(Arc::new(Controller::new(hub, &self.settings, clerk, lease, config)))
+    }
+}
+
+/// A UUID (version 8) that depends on nothing but its arguments.
+fn uuid_of(serial: &str, nsid: u32) -> [u8; 16] {
+    // FNV-1a of 128 bits: a name, not a secret.
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let bytes = serial.bytes().chain(nsid.to_le_bytes());
+    let mut hash = OFFSET;
+    for byte in bytes {
+        hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+    }
+    let mut uuid = hash.to_be_bytes();
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::uuid_of;
+
+    #[test]
+    fn names_differ_by_serial_number_and_namespace() {
+        let names = [uuid_of("a", 0), uuid_of("a", 1), uuid_of("b", 0), uuid_of("b", 1)];
+        for (at, name) in names.iter().enumerate() {
+            assert!(!names[at + 1..].contains(name));
+            assert_eq!((name[6] >> 4, name[8] >> 6), (8, 2), "version and variant");
+        }
+        assert_eq!(uuid_of("a", 1), names[1]);
+    }
+}

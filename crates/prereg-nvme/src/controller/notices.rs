@@ -1,0 +1,127 @@
+//! Which long-lived holds lie where, so that memory which is about to be unmapped is given back by those concerned.
+//!
+//! The announcement comes before the unmap: between the two, a hold would be taken that nobody asks back. That time is an odd
+//! epoch. It begins with the announcement and ends with whatever the client's thread does next, because that thread closes
+//! the range before it does anything else. Who takes a hold for long looks at the epoch first, and in an odd one does not
+//! keep it. If he found it even, an announcement that comes later finds his range in the list.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prereg::Iova;
+
+use crate::engine::window::intersects;
+
+/// What holds memory for long.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Watched {
+    /// The admin queues.
+    Admin,
+    /// An I/O submission queue.
+    Submission(u16),
+    /// An I/O completion queue.
+    Completion(u16),
+    /// The shadow doorbells, which everybody has.
+    Shadow,
+}
+
+#[derive(Debug)]
+struct Range {
+    what: Watched,
+    /// The thread that holds it; `None`: all of them.
+    lane: Option<u32>,
+    iova: Iova,
+    bytes: u64,
+}
+
+/// The list, and the epoch.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    epoch: AtomicU32,
+    ranges: Mutex<Vec<Range>>,
+}
+
+impl Notices {
+    /// Before a range is first held.
+    pub(super) fn watch(&self, what: Watched, lane: Option<u32>, (iova, bytes): (Iova, u64)) {
+        self.ranges().push(Range { what, lane, iova, bytes });
+    }
+
+    /// After it was last held.
+    pub(super) fn unwatch(&self, what: Watched) {
+        self.ranges().retain(|range| range.what != what);
+    }
+
+    /// Nothing is held for long any more.
+    pub(super) fn clear(&self) {
+        self.ranges().clear();
+    }
+
+    /// Memory is about to be unmapped; gives whose holds lie in it, `None` for everybody's.
+    pub(super) fn announce(&self, iova: Iova, bytes: u64) -> Vec<Option<u32>> {
+        if self.is_settled() {
+            // Release: who sees the message that follows from this sees the odd epoch. Only the client's thread writes.
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+        let mut lanes: Vec<_> = self
+            .ranges()
+            .iter()
+            .filter(|range| intersects((range.iova, range.bytes), (iova, bytes)))
+            .map(|range| range.lane)
+            .collect();
+        lanes.sort_unstable();
+        lanes.dedup();
+        lanes
+    }
+
+    /// The client's thread does something else: what was announced has happened.
+    pub(super) fn settle(&self) {
+        // Relaxed: this thread is the only writer.
+        if self.epoch.load(Ordering::Relaxed) % 2 == 1 {
+            // Release: whoever finds the even epoch finds the range closed.
+            self.epoch.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Whether a hold that begins now may be kept.
+    pub(super) fn is_settled(&self) -> bool {
+        // Acquire: pairs with the stores of `announce` and `settle`.
+        self.epoch.load(Ordering::Acquire) % 2 == 0
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Vec<Range>> {
+        // The list is whole between any two statements.
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Notices, Watched};
+    use prereg::Iova;
+
+    #[test]
+    fn an_announcement_finds_whose_memory_it_is() {
+        let notices = Notices::default();
+        notices.watch(Watched::Submission(1), Some(3), (Iova::new(0x1000), 0x1000));
+        notices.watch(Watched::Completion(1), Some(3), (Iova::new(0x1800), 0x1000));
+        notices.watch(Watched::Shadow, None, (Iova::new(0x9000), 0x1000));
+        assert_eq!(notices.announce(Iova::new(0x4000), 0x1000), []);
+        assert_eq!(notices.announce(Iova::new(0x1fff), 1), [Some(3)]);
+        assert_eq!(notices.announce(Iova::new(0), 0), [None, Some(3)], "everything");
+        notices.unwatch(Watched::Submission(1));
+        assert_eq!(notices.announce(Iova::new(0x1000), 0x800), []);
+    }
+
+    #[test]
+    fn holds_are_not_kept_between_an_announcement_and_what_comes_next() {
+        let notices = Notices::default();
+        assert!(notices.is_settled());
+        notices.announce(Iova::new(0), 1);
+        notices.announce(Iova::new(0), 1);
+        assert!(!notices.is_settled());
+        notices.settle();
+        notices.settle();
+        assert!(notices.is_settled());
+    }
+}

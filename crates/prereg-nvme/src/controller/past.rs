@@ -1,0 +1,93 @@
+//! What outlives a client: the health log's counts, and who is there.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use prereg::Errno;
+
+use super::facts::NvmeState;
+use super::hub::Hub;
+use crate::engine::log_page::Health;
+
+/// What outlives a client.
+#[derive(Debug)]
+pub(super) struct Past {
+    began: Instant,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    health: Health,
+    present: Vec<Weak<Hub>>,
+    /// Clients that have not left.
+    clients: u16,
+}
+
+/// A client's place; it ends when its controller has given everything back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    past: Arc<Past>,
+}
+
+impl Default for Past {
+    fn default() -> Self {
+        Self { began: Instant::now(), inner: Mutex::default() }
+    }
+}
+
+impl Past {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Whole between any two statements that matter: it is counts.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a place for a client; gives its number among controllers.
+    ///
+    /// # Errors
+    /// EBUSY when there is a client already and `shares` is not said.
+    pub(super) fn admit(past: &Arc<Self>, shares: bool) -> Result<(Lease, u16), Errno> {
+        let mut inner = past.lock();
+        if inner.clients > 0 && !shares || inner.clients == u16::MAX {
+            return Err(Errno::EBUSY);
+        }
+        inner.clients += 1;
+        inner.health.power_cycles += 1;
+        inner.present.retain(|hub| hub.strong_count() > 0);
+        Ok((Lease { past: Arc::clone(past) }, inner.clients))
+    }
+
+    /// A client's controller is there.
+    pub(super) fn arrived(&self, hub: &Arc<Hub>) {
+        self.lock().present.push(Arc::downgrade(hub));
+    }
+
+    /// The controllers that are there.
+    pub(super) fn present(&self) -> Vec<Arc<Hub>> {
+        self.lock().present.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The health log of a controller as of now.
+    pub(super) fn health(&self, hub: &Hub) -> Health {
+        let mut health = self.lock().health;
+        NvmeState::of(hub).add_to(&mut health);
+        health.power_on_hours = self.began.elapsed().as_secs() / 3600;
+        health
+    }
+}
+
+impl Lease {
+    /// The controller stopped.
+    pub(super) fn end(self, hub: &Hub, was_safe: bool) {
+        let state = NvmeState::of(hub);
+        let mut inner = self.past.lock();
+        state.add_to(&mut inner.health);
+        inner.health.unsafe_shutdowns += u64::from(!was_safe);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.past.lock().clients -= 1;
+    }
+}

@@ -1,0 +1,155 @@
+//! What a controller is made with.
+
+use prereg::Errno;
+
+/// Which kinds of interrupt the device offers. Each works alone; a device without any can still be polled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InterruptKinds {
+    /// The pin.
+    pub intx: bool,
+    /// MSI, up to 32 vectors.
+    pub msi: bool,
+    /// MSI-X.
+    pub msix: bool,
+}
+
+impl Default for InterruptKinds {
+    fn default() -> Self {
+        Self { intx: true, msi: true, msix: true }
+    }
+}
+
+/// How doorbells arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum DoorbellMode {
+    /// As messages of the client: nothing runs while the guest is idle.
+    #[default]
+    Trapped,
+    /// Through memory that the guest writes: no message a doorbell, but workers look for them, the less often the longer
+    /// nothing came (at most a millisecond apart).
+    Mapped,
+}
+
+/// Settings of a controller.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct NvmeSettings {
+    /// Serial number, 1 to 20 printable ASCII characters. No two controllers of one guest may have the same: the names of the
+    /// subsystem and of namespaces are made from it.
+    pub serial: String,
+    /// Model, up to 40 printable ASCII characters.
+    pub model: String,
+    /// PCI vendor and device. The default belongs to nobody; some numbers make guests work around another device's faults.
+    pub pci: (u16, u16),
+    /// Threads that serve I/O queues, 1 to 64.
+    pub workers: u16,
+    /// Pairs of I/O queues, 1 to 511.
+    pub io_queues: u16,
+    /// Entries of a queue at most: 2 to 65,536.
+    pub entries: u32,
+    /// The largest transfer as a power of two of 4 KiB: 0 to 10.
+    pub transfer_shift: u8,
+    /// The interrupts.
+    pub interrupts: InterruptKinds,
+    /// How doorbells arrive.
+    pub doorbells: DoorbellMode,
+    /// Whether Doorbell Buffer Config is offered.
+    pub shadow_doorbells: bool,
+    /// Whether several clients may be served at a time although they can write: only guests that know of each other stand it.
+    pub shared: bool,
+}
+
+impl NvmeSettings {
+    /// The defaults: two workers, 16 pairs of queues of 1024 entries, transfers up to 1 MiB, all interrupts, trapped and shadow
+    /// doorbells, one client at a time.
+    #[must_use]
+    pub fn new(serial: &str) -> Self {
+        Self {
+            serial: serial.to_owned(),
+            model: "prereg NVMe".to_owned(),
+            pci: (0x5052, 1),
+            workers: 2,
+            io_queues: 16,
+            entries: 1024,
+            transfer_shift: 8,
+            interrupts: InterruptKinds::default(),
+            doorbells: DoorbellMode::Trapped,
+            shadow_doorbells: true,
+            shared: false,
+        }
+    }
+
+    /// What is wrong with them, if anything is.
+    ///
+    /// # Errors
+    /// [`NvmeError`].
+    pub(super) fn check(&self) -> Result<(), NvmeError> {
+        let is_text = |text: &str, most: usize| {
+            text.len() <= most && text.chars().all(|one| one.is_ascii_graphic() || one == ' ')
+        };
+        let checks = [
+            (
+                "serial",
+                !self.serial.trim().is_empty() && is_text(&self.serial, 20),
+                "1 to 20 printable ASCII characters",
+            ),
+            ("model", is_text(&self.model, 40), "up to 40 printable ASCII characters"),
+            ("workers", (1..=64).contains(&self.workers), "1 to 64"),
+            ("io_queues", (1..=511).contains(&self.io_queues), "1 to 511"),
+            ("entries", (2..=65_536).contains(&self.entries), "2 to 65536"),
+            ("transfer_shift", self.transfer_shift <= 10, "0 to 10"),
+        ];
+        match checks.iter().find(|(_, is_good, _)| !is_good) {
+            Some((setting, _, allowed)) => Err(NvmeError::Setting { setting, allowed }),
+            None => Ok(()),
+        }
+    }
+
+    /// MSI-X vectors: one for each completion queue, as far as the table's page goes.
+    pub(super) fn msix_vectors(&self) -> u16 {
+        if self.interrupts.msix { (self.io_queues + 1).min(256) } else { 0 }
+    }
+
+    /// MSI vectors: a power of two.
+    pub(super) fn msi_vectors(&self) -> u16 {
+        if self.interrupts.msi { (self.io_queues + 1).next_power_of_two().min(32) } else { 0 }
+    }
+}
+
+/// Why a model cannot be made.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NvmeError {
+    /// A setting. EINVAL.
+    #[error("the setting `{setting}` must be {allowed}")]
+    Setting {
+        /// Which one.
+        setting: &'static str,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// Too few or too many disks. EINVAL.
+    #[error("a controller has 1 to {most} disks, not {asked}")]
+    Disks {
+        /// How many were given.
+        asked: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A disk has blocks that a namespace cannot have. EINVAL.
+    #[error("disk {nsid} has blocks of 2^{shift} bytes; a namespace has 512 or 4096")]
+    Block {
+        /// The namespace it would be.
+        nsid: usize,
+        /// Its block.
+        shift: u8,
+    },
+}
+
+impl NvmeError {
+    /// The error number, as said at each kind.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno::EINVAL
+    }
+}

@@ -1,0 +1,111 @@
+//! A disk in a regular file or on a block device, through io_uring.
+//!
+//! A [`FileDisk`] owns the file, opened once and locked against other processes; its queues share it and own a ring each.
+//! Data go straight between file and guest memory: through fixed buffers where the guest's memory is registered, so that
+//! neither a copy nor a pin is made for an I/O; by plain reads and writes where that cannot be had. A buffer of ours stands
+//! between only for memory that is the client's alone, for compares, and for memory so oddly aligned that direct I/O would
+//! refuse it.
+//!
+//! One file is used in one manner, direct or through the page cache, never both at once: a cached write and a direct one
+//! to neighbouring blocks of a page would undo each other. That is why odd requests are copied instead of cached.
+//!
+//! Who owns whom: `storage` is the file and what it can; `shared` is what queues share; `queue` performs
+//! `requests` in `part`s, `plan` decides how, `carrier` is the thread that copies from and to memory which only the client can reach.
+
+mod carrier;
+mod options;
+mod part;
+mod plan;
+mod queue;
+mod requests;
+mod shared;
+mod storage;
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use prereg_linux::PlainReason;
+
+use super::{Changed, Disk, DiskCounters, DiskError, DiskQueue};
+pub use options::{Direct, DiskOptions};
+use queue::FileQueue;
+use shared::Shared;
+use storage::Storage;
+
+/// A disk in a regular file or on a block device.
+///
+/// ```
+/// use prereg_nvme::disk::{Disk, DiskOptions, FileDisk};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("disk.img");
+/// std::fs::File::create(&path)?.set_len(1 << 20)?;
+/// let disk = FileDisk::open(&path, DiskOptions::default())?;
+/// assert_eq!((disk.bytes(), disk.block_shift()), (1 << 20, 9));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct FileDisk {
+    shared: Arc<Shared>,
+}
+
+impl FileDisk {
+    /// Opens `path` and locks it: for itself, or among readers if it is read-only.
+    ///
+    /// # Errors
+    /// [`DiskError`]; nothing is locked then.
+    pub fn open(path: &Path, options: DiskOptions) -> Result<Self, DiskError> {
+        let storage = Storage::open(path, &options)?;
+        let bytes = storage.whole_blocks()?;
+        Ok(Self { shared: Arc::new(Shared::new(storage, options.buffers, bytes)) })
+    }
+
+    /// Whether the page cache is passed by, and if not, why.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn direct(&self) -> Result<(), &'static str> {
+        self.shared.storage.cached_because.map_or(Ok(()), Err)
+    }
+
+    /// Whether guest memory is reached through fixed buffers, and if not, why.
+    ///
+    /// # Errors
+    /// The reason.
+    pub fn fixed(&self) -> Result<(), PlainReason> {
+        self.shared.pins.as_ref().map_or(Err(PlainReason::NotAsked), |pins| pins.io_rings())
+    }
+}
+
+impl Disk for FileDisk {
+    fn bytes(&self) -> u64 {
+        self.shared.bytes()
+    }
+
+    fn block_shift(&self) -> u8 {
+        self.shared.storage.block_shift
+    }
+
+    fn read_only(&self) -> bool {
+        self.shared.storage.read_only
+    }
+
+    fn discard_zeroes(&self) -> bool {
+        self.shared.storage.punches
+    }
+
+    fn queue(&self, kick: Arc<OwnedFd>) -> Result<Box<dyn DiskQueue>, DiskError> {
+        Ok(Box::new(FileQueue::new(&self.shared, kick)?))
+    }
+
+    fn refresh(&self) -> Result<Changed, DiskError> {
+        let now = self.shared.storage.whole_blocks()?;
+        let before = self.shared.set_bytes(now);
+        Ok(if before == now { Changed::No } else { Changed::Bytes { before, now } })
+    }
+
+    fn counters(&self) -> DiskCounters {
+        self.shared.counters()
+    }
+}

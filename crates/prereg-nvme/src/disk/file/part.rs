@@ -1,0 +1,68 @@
+//! A part of a request: one entry of the ring.
+
+use std::sync::Arc;
+
+use prereg::Errno;
+use prereg_linux::Transfer;
+
+use crate::disk::{DiskFault, Segment};
+
+/// The guest memory of a request, kept by each of its parts.
+pub(super) type Data = Arc<Vec<Segment>>;
+
+/// One entry of the ring, before, in and after it.
+pub(super) struct Part {
+    pub(super) key: usize,
+    pub(super) data: Data,
+    pub(super) work: Work,
+    pub(super) tries: u8,
+}
+
+/// What a part does.
+#[derive(Clone, Copy)]
+pub(super) enum Work {
+    /// Straight between file and guest.
+    Straight(Transfer),
+    /// Between file and buffer; `from` bytes of it are done.
+    Copied { transfer: Transfer, from: usize },
+    /// Zeros from a buffer, `left` bytes more.
+    Zeros { at: u64, left: u64 },
+    /// `fallocate`.
+    Allocate { mode: i32, at: u64, bytes: u64 },
+    /// `fdatasync`.
+    Sync,
+}
+
+/// Where in the file.
+pub(super) const fn offset_of(transfer: Transfer) -> u64 {
+    match transfer {
+        Transfer::Read(offset) | Transfer::Write(offset) | Transfer::WriteDurable(offset) => offset,
+    }
+}
+
+/// The same, `by` bytes further on.
+pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
+    match transfer {
+        Transfer::Read(offset) => Transfer::Read(offset + by),
+        Transfer::Write(offset) => Transfer::Write(offset + by),
+        Transfer::WriteDurable(offset) => Transfer::WriteDurable(offset + by),
+    }
+}
+
+/// What the kernel's refusal means to the guest.
+pub(super) fn fault_of(errno: Errno) -> DiskFault {
+    match errno.raw() {
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => DiskFault::NoSpace,
+        libc::EROFS => DiskFault::ReadOnly,
+        _ => DiskFault::Io(errno),
+    }
+}
+
+/// Guest memory was not there: its hold knows best why.
+pub(super) fn gone(data: &[Segment]) -> DiskFault {
+    let mut byte = [0];
+    data.iter()
+        .flat_map(|segment| [(segment, segment.offset), (segment, segment.offset + segment.bytes - 1)])
+        .find_map(|(segment, at)| segment.hold.read(at, &mut byte).err())
+        .map_or(DiskFault::Io(Errno::EFAULT), DiskFault::Data)
+}

@@ -1,0 +1,492 @@
+//! One I/O thread's queue on a file: requests become transfers on a ring, completions become answers.
+//!
+//! A request is cut into parts by [`plan`]; each part is one entry of the ring, tried again while the kernel says "not
+//! now", continued while it comes back short. What is not yet in the ring waits in `pending`, so a request of many parts
+//! needs no room beforehand. One system call a [`poll`](DiskQueue::poll) submits everything.
+//!
+//! Each part in flight owns the request's segments together with the others, so guest memory stays held for as long as
+//! the kernel may touch it, whatever becomes of the queue.
+#![expect(unsafe_code, reason = "tells the ring that guest memory stays mapped, because its holds are kept")]
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prereg::Errno;
+use prereg_linux::{AlignedBuffer, Completed, IoMemory, IoRing, IoWait, Transfer, Way};
+
+use super::carrier::{self, Carried, Carrier, Copy, Job};
+use super::part::{Data, Part, Work, fault_of, gone, moved, offset_of};
+use super::plan::{self, Means, Plan};
+use super::requests::{Requests, Running};
+use super::shared::{Event, Shared};
+use crate::disk::{
+    DiskError, DiskFault, DiskQueue, Done, Operation, Request, Segment, Wait, bytes_of, system,
+};
+
+/// Entries of the ring.
+const ENTRIES: u32 = 256;
+/// Requests in flight at most.
+const MOST: usize = 1024;
+/// Bytes of one request at most: what one transfer can move.
+const MOST_BYTES: u64 = 1 << 30;
+/// Zeros written by one transfer, where nothing else makes zeros.
+const ZEROS: u64 = 1 << 20;
+/// How often the kernel may say "not now" about one part.
+const TRIES: u8 = 100;
+
+/// A queue on a file.
+pub(super) struct FileQueue {
+    shared: Arc<Shared>,
+    ring: IoRing<Part>,
+    means: Means,
+    pending: VecDeque<(Part, IoMemory)>,
+    requests: Requests,
+    finished: Vec<Done>,
+    kick: Arc<OwnedFd>,
+    carrier: Option<Carrier>,
+}
+
+impl FileQueue {
+    pub(super) fn new(shared: &Arc<Shared>, kick: Arc<OwnedFd>) -> Result<Self, DiskError> {
+        let storage = &shared.storage;
+        let ring = IoRing::new(ENTRIES, Arc::clone(&storage.file), shared.pins.as_ref());
+        let mut ring = ring.map_err(|error| DiskError::Ring { during: "making it", errno: error.errno() })?;
+        ring.listen(Arc::clone(&kick));
+        let means = Means { direct: storage.direct, slots: ring.fixed().is_ok(), vectored: ring.vectored() };
+        Ok(Self {
+            shared: Arc::clone(shared),
+            ring,
+            means,
+            pending: VecDeque::new(),
+            requests: Requests::default(),
+            finished: Vec::new(),
+            kick,
+            carrier: None,
+        })
+    }
+
+    /// Whether the range is one of whole blocks inside the disk.
+    fn inside(&self, offset: u64, bytes: u64) -> bool {
+        let block = self.shared.storage.block();
+        bytes > 0
+            && (offset | bytes) % block == 0
+            && offset.checked_add(bytes).is_some_and(|end| end <= self.shared.bytes())
+    }
+
+    /// Makes parts of a request. A fault here is its answer.
+    fn begin(&mut self, key: usize) -> Result<(), DiskFault> {
+        let Some(running) = self.requests.get(key) else { return Ok(()) };
+        let data = Arc::clone(&running.data);
+        let operation = running.operation.clone();
+        let changes =
+            !matches!(operation, Operation::Read { .. } | Operation::Flush | Operation::Compare { .. });
+        if changes && self.shared.storage.read_only {
+            return Err(DiskFault::ReadOnly);
+        }
+        match operation {
+            Operation::Read { offset } => self.begin_transfer(key, data, Transfer::Read(offset)),
+            Operation::Write { offset, fua: false } => {
+                self.begin_transfer(key, data, Transfer::Write(offset))
+            }
+            Operation::Write { offset, fua: true } => {
+                self.shared.lost().map_or(Ok(()), Err)?;
+                self.begin_transfer(key, data, Transfer::WriteDurable(offset))
+            }
+            Operation::Compare { offset } => {
+                let bytes = self.measure(key, &data, offset)?;
+                self.read_buffer(key, data, offset, bytes)
+            }
+            Operation::Flush => {
+                self.shared.lost().map_or(Ok(()), Err)?;
+                if !self.shared.storage.read_only {
+                    self.add(key, data, Work::Sync, IoMemory::None);
+                }
+                Ok(())
+            }
+            Operation::WriteZeroes { offset, bytes, deallocate, fua } => {
+                if !self.inside(offset, bytes) {
+                    return Err(DiskFault::Range);
+                }
+                if fua {
+                    self.shared.lost().map_or(Ok(()), Err)?;
+                }
+                if let Some(running) = self.requests.get_mut(key) {
+                    running.sync_after = fua;
+                }
+                self.begin_zeros(key, data, offset, bytes, deallocate)
+            }
+            Operation::Discard { ranges } => {
+                if !ranges.iter().all(|(offset, bytes)| *bytes == 0 || self.inside(*offset, *bytes)) {
+                    return Err(DiskFault::Range);
+                }
+                if self.shared.storage.punches {
+                    for (at, bytes) in ranges.into_iter().filter(|(_, bytes)| *bytes > 0) {
+                        let mode = system::PUNCH;
+                        self.add(key, Arc::clone(&data), Work::Allocate { mode, at, bytes }, IoMemory::None);
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The bytes of a request's data, which lie inside the disk.
+    fn measure(&mut self, key: usize, data: &[Segment], offset: u64) -> Result<u64, DiskFault> {
+        let bytes = bytes_of(data).filter(|bytes| *bytes <= MOST_BYTES).ok_or(DiskFault::Range)?;
+        if !self.inside(offset, bytes) {
+            return Err(DiskFault::Range);
+        }
+        if let Some(running) = self.requests.get_mut(key) {
+            running.bytes = bytes;
+        }
+        Ok(bytes)
+    }
+
+    fn begin_transfer(&mut self, key: usize, data: Data, transfer: Transfer) -> Result<(), DiskFault> {
+        let offset = offset_of(transfer);
+        let bytes = self.measure(key, &data, offset)?;
+        match plan::plan(&data, self.means)? {
+            Plan::Straight(transfers) => {
+                for (at, pieces) in transfers {
+                    let work = Work::Straight(moved(transfer, at));
+                    self.add(key, Arc::clone(&data), work, IoMemory::Guest(pieces));
+                }
+                Ok(())
+            }
+            Plan::Copied { .. } if matches!(transfer, Transfer::Read(_)) => {
+                self.read_buffer(key, data, offset, bytes)
+            }
+            Plan::Copied { remote } => {
+                let buffer = carrier::buffer_of(bytes)?;
+                if let Some(running) = self.requests.get_mut(key) {
+                    running.parts += 1;
+                }
+                self.copy(remote, Job { key, copy: Copy::FromGuest, data, buffer });
+                Ok(())
+            }
+        }
+    }
+
+    fn read_buffer(&mut self, key: usize, data: Data, offset: u64, bytes: u64) -> Result<(), DiskFault> {
+        let buffer = carrier::buffer_of(bytes)?;
+        let work = Work::Copied { transfer: Transfer::Read(offset), from: 0 };
+        self.add(key, data, work, IoMemory::Buffer(buffer));
+        Ok(())
+    }
+
+    fn begin_zeros(
+        &mut self,
+        key: usize,
+        data: Data,
+        at: u64,
+        bytes: u64,
+        deallocate: bool,
+    ) -> Result<(), DiskFault> {
+        if let Some(mode) = self.shared.zero_mode(deallocate) {
+            self.add(key, data, Work::Allocate { mode, at, bytes }, IoMemory::None);
+        } else {
+            let buffer = carrier::buffer_of(bytes.min(ZEROS))?;
+            self.add(key, data, Work::Zeros { at, left: bytes }, IoMemory::Buffer(buffer));
+        }
+        Ok(())
+    }
+
+    /// Adds a part to a request.
+    fn add(&mut self, key: usize, data: Data, work: Work, memory: IoMemory) {
+        if let Some(running) = self.requests.get_mut(key) {
+            running.parts += 1;
+            self.pending.push_back((Part { key, data, work, tries: 0 }, memory));
+        }
+    }
+
+    /// Copies for a part, here if that is quick, else on the carrier.
+    fn copy(&mut self, remote: bool, mut job: Job) {
+        if !remote {
+            let result = carrier::carry(job.copy, &job.data, &mut job.buffer);
+            return self.copied(Carried { job, result });
+        }
+        if self.carrier.is_none() {
+            match Carrier::start(&self.kick) {
+                Ok(carrier) => self.carrier = Some(carrier),
+                Err(error) => return self.copied(Carried { job, result: Err(carrier::no_thread(&error)) }),
+            }
+        }
+        if let Some(Err(job)) = self.carrier.as_ref().map(|carrier| carrier.give(job)) {
+            self.carrier = None;
+            self.copied(Carried { job, result: Err(DiskFault::Io(Errno::EIO)) });
+        }
+    }
+
+    /// A copy is done: a write goes on to the file, anything else is at its end.
+    fn copied(&mut self, carried: Carried) {
+        let Carried { job, result } = carried;
+        let transfer = self.requests.get(job.key).and_then(|running| match running.operation {
+            Operation::Write { offset, fua: true } => Some(Transfer::WriteDurable(offset)),
+            Operation::Write { offset, fua: false } => Some(Transfer::Write(offset)),
+            _ => None,
+        });
+        match (result, transfer) {
+            (Ok(()), Some(transfer)) => {
+                let work = Work::Copied { transfer, from: 0 };
+                let part = Part { key: job.key, data: job.data, work, tries: 0 };
+                self.pending.push_back((part, IoMemory::Buffer(job.buffer)));
+            }
+            (result, _) => self.part_done(job.key, result),
+        }
+    }
+
+    /// Moves pending parts into the ring, as many as it takes.
+    fn start(&mut self) -> Result<(), DiskError> {
+        while let Some((part, memory)) = self.pending.pop_front() {
+            if self.ring.room() == 0 {
+                self.ring.enter(IoWait::No).map_err(broke)?;
+                if self.ring.room() == 0 {
+                    self.pending.push_front((part, memory));
+                    return Ok(());
+                }
+            }
+            if let Work::Sync = part.work {
+                self.shared.count(Event::Sync);
+            }
+            let key = part.key;
+            let refused = match (part.work, memory) {
+                (Work::Straight(transfer), IoMemory::Guest(pieces)) => {
+                    // SAFETY: the part owns the holds of its memory, which keep it mapped, and comes back with the
+                    // completion; registered memory has no Rust references into it (`prereg::Memory`).
+                    unsafe { self.ring.transfer(transfer, pieces, part) }.is_err()
+                }
+                (Work::Copied { transfer, from }, IoMemory::Buffer(buffer)) => {
+                    self.ring.transfer_buffer(transfer, buffer, from, part).is_err()
+                }
+                (Work::Zeros { at, left }, IoMemory::Buffer(buffer)) => {
+                    let from = buffer.bytes() - left.min(buffer.bytes() as u64) as usize;
+                    self.ring.transfer_buffer(Transfer::Write(at), buffer, from, part).is_err()
+                }
+                (Work::Allocate { mode, at, bytes }, _) => self.ring.allocate(mode, at, bytes, part).is_err(),
+                (Work::Sync, _) => self.ring.sync_data(part).is_err(),
+                _ => true,
+            };
+            if refused {
+                self.part_done(key, Err(DiskFault::Range));
+            }
+        }
+        Ok(())
+    }
+
+    fn completed(&mut self, completed: Completed<Part>) {
+        let Completed { token: mut part, result, way, memory } = completed;
+        match result {
+            Ok(bytes) => self.moved(part, memory, u64::from(bytes), way),
+            Err(Errno::EAGAIN | Errno::EINTR) if part.tries < TRIES => {
+                part.tries += 1;
+                self.again(part, memory);
+            }
+            // The table of fixed buffers was changing, or memory has gone: the plain way tells which.
+            Err(Errno::EFAULT) if way == Some(Way::Fixed) => match memory {
+                IoMemory::Guest(mut pieces) => {
+                    pieces.go_plain();
+                    self.again(part, IoMemory::Guest(pieces));
+                }
+                _ => self.part_done(part.key, Err(DiskFault::Io(Errno::EFAULT))),
+            },
+            Err(errno) => self.refused(part, errno),
+        }
+    }
+
+    fn again(&mut self, part: Part, memory: IoMemory) {
+        self.shared.count(Event::Retried);
+        self.pending.push_back((part, memory));
+    }
+
+    /// The kernel did a part, or some of it.
+    fn moved(&mut self, mut part: Part, memory: IoMemory, bytes: u64, way: Option<Way>) {
+        if let Some(way) = way {
+            self.shared.count(Event::Transfer(way));
+        }
+        let (work, memory) = match (part.work, memory) {
+            (Work::Straight(transfer), IoMemory::Guest(mut pieces)) => {
+                if bytes == pieces.bytes() {
+                    return self.part_done(part.key, Ok(()));
+                }
+                let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
+                pieces.advance(bytes);
+                (Work::Straight(moved(transfer, bytes)), IoMemory::Guest(pieces))
+            }
+            (Work::Copied { transfer, from }, IoMemory::Buffer(buffer)) => {
+                if from as u64 + bytes == buffer.bytes() as u64 {
+                    return self.buffer_done(part, transfer, buffer);
+                }
+                let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
+                let from = from + bytes as usize;
+                (Work::Copied { transfer: moved(transfer, bytes), from }, IoMemory::Buffer(buffer))
+            }
+            (Work::Zeros { at, left }, memory) => {
+                if bytes == left {
+                    return self.part_done(part.key, Ok(()));
+                }
+                let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
+                part.work = Work::Zeros { at: at + bytes, left: left - bytes };
+                return self.pending.push_back((part, memory));
+            }
+            _ => return self.part_done(part.key, Ok(())),
+        };
+        self.shared.count(Event::Continued);
+        part.work = work;
+        self.pending.push_back((part, memory));
+    }
+
+    /// What of a short transfer can be built upon: direct I/O goes on at whole blocks only. `None`: nothing.
+    fn progress(&self, bytes: u64) -> Option<u64> {
+        let whole = self.means.direct.map_or(bytes, |demand| bytes - bytes % demand.offset);
+        (whole > 0).then_some(whole)
+    }
+
+    /// The file ended before its disk does.
+    fn ended(&mut self, key: usize) {
+        self.part_done(key, Err(DiskFault::Io(Errno::EIO)));
+    }
+
+    /// File and buffer are done with each other; for a read the guest is next.
+    fn buffer_done(&mut self, part: Part, transfer: Transfer, buffer: AlignedBuffer) {
+        if !matches!(transfer, Transfer::Read(_)) {
+            return self.part_done(part.key, Ok(()));
+        }
+        let comparing = self
+            .requests
+            .get(part.key)
+            .is_some_and(|running| matches!(running.operation, Operation::Compare { .. }));
+        let copy = if comparing { Copy::Compare } else { Copy::ToGuest };
+        let remote = part.data.iter().any(|segment| !segment.hold.is_local());
+        self.copy(remote, Job { key: part.key, copy, data: part.data, buffer });
+    }
+
+    /// The kernel refused a part for good, unless there is another way to the same end.
+    fn refused(&mut self, part: Part, errno: Errno) {
+        let key = part.key;
+        let fault = match part.work {
+            Work::Allocate { mode, at, bytes } if errno == Errno::EOPNOTSUPP => {
+                return self.without_mode(part, mode, at, bytes);
+            }
+            Work::Sync => {
+                self.shared.lose(errno);
+                fault_of(errno)
+            }
+            Work::Straight(_) if errno == Errno::EFAULT => gone(&part.data),
+            // In the page cache an earlier write's failure can come back here, and then nowhere else.
+            Work::Straight(Transfer::WriteDurable(_))
+            | Work::Copied { transfer: Transfer::WriteDurable(_), .. }
+                if self.means.direct.is_none() =>
+            {
+                self.shared.lose(errno);
+                fault_of(errno)
+            }
+            _ => fault_of(errno),
+        };
+        self.part_done(key, Err(fault));
+    }
+
+    /// The file system does not know this `fallocate`: a discard is a hint, zeros must be had in another way.
+    fn without_mode(&mut self, part: Part, mode: i32, at: u64, bytes: u64) {
+        self.shared.without_mode(mode);
+        let deallocate = match self.requests.get(part.key).map(|running| &running.operation) {
+            Some(Operation::WriteZeroes { deallocate, .. }) => *deallocate,
+            _ => return self.part_done(part.key, Ok(())),
+        };
+        let result = self.begin_zeros(part.key, part.data, at, bytes, deallocate);
+        self.part_done(part.key, result);
+    }
+
+    fn part_done(&mut self, key: usize, result: Result<(), DiskFault>) {
+        let Some(running) = self.requests.get_mut(key) else { return };
+        running.parts -= 1;
+        if let Err(fault) = result {
+            running.fault.get_or_insert(fault);
+        }
+        if running.parts > 0 {
+            return;
+        }
+        if running.fault.is_none() && std::mem::take(&mut running.sync_after) {
+            let data = Arc::clone(&running.data);
+            return self.add(key, data, Work::Sync, IoMemory::None);
+        }
+        self.finish(key);
+    }
+
+    fn finish(&mut self, key: usize) {
+        let Some(running) = self.requests.take(key) else { return };
+        self.shared.count_answer(&running.operation, running.bytes, running.fault.as_ref());
+        let result = running.fault.map_or(Ok(()), Err);
+        self.finished.push(Done { tag: running.tag, result });
+    }
+
+    /// Takes in what the ring and the carrier have done, and starts what follows from it.
+    fn collect(&mut self) -> Result<(), DiskError> {
+        while let Some(completed) = self.ring.next_completed() {
+            self.completed(completed);
+        }
+        while let Some(carried) = self.carrier.as_ref().and_then(Carrier::take) {
+            self.copied(carried);
+        }
+        self.start()
+    }
+}
+
+impl DiskQueue for FileQueue {
+    fn submit(&mut self, request: Request) -> Result<(), Request> {
+        if self.in_flight() >= MOST {
+            return Err(request);
+        }
+        let key = self.requests.insert(Running {
+            tag: request.tag,
+            operation: request.operation,
+            data: Arc::new(request.data),
+            bytes: 0,
+            parts: 1,
+            fault: None,
+            sync_after: false,
+        });
+        // The request itself counts as a part until all others are there.
+        let result = self.begin(key);
+        self.part_done(key, result);
+        Ok(())
+    }
+
+    fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<(), DiskError> {
+        let until = match wait {
+            Wait::For(time) => Instant::now().checked_add(time),
+            Wait::No | Wait::Kick => None,
+        };
+        self.start()?;
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            let over = wait == Wait::No || left.is_some_and(|left| left.is_zero());
+            let wait = match left {
+                _ if over || !self.finished.is_empty() => IoWait::No,
+                Some(left) => IoWait::For(left),
+                None => IoWait::One,
+            };
+            self.ring.enter(wait).map_err(broke)?;
+            self.collect()?;
+            if over || !self.finished.is_empty() || self.ring.rang() {
+                break;
+            }
+        }
+        // What followed from the completions is on its way before the caller looks at them.
+        self.ring.enter(IoWait::No).map_err(broke)?;
+        done.append(&mut self.finished);
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.requests.len() + self.finished.len()
+    }
+}
+
+const fn broke(errno: Errno) -> DiskError {
+    DiskError::Ring { during: "io_uring_enter", errno }
+}

@@ -1,0 +1,128 @@
+//! System calls about files and events that `std` has no safe name for.
+#![expect(unsafe_code, reason = "system calls; pointers are to our own memory")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use prereg::Errno;
+use prereg_linux::AlignedBuffer;
+
+/// What direct I/O demands of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::disk) struct Alignment {
+    /// Of the address of memory.
+    pub(in crate::disk) memory: u64,
+    /// Of offsets in the file, and of lengths.
+    pub(in crate::disk) offset: u64,
+}
+
+/// The number behind `error`; EIO for the few that `std` makes up itself.
+pub(in crate::disk) fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+fn last_errno() -> Errno {
+    errno_of(&io::Error::last_os_error())
+}
+
+/// What the file system says of direct I/O on this file (`STATX_DIOALIGN`, Linux 6.1). `None`: it does not say;
+/// `Some(None)`: there is none.
+pub(in crate::disk) fn stated_alignment(file: &File) -> Option<Option<Alignment>> {
+    const STATX_DIOALIGN: u32 = 0x2000;
+    /// `struct statx` in words of 32 bits, and where in it the mask and the two alignments are.
+    const WORDS: usize = 64;
+    const MASK: usize = 0;
+    const MEMORY: usize = 38;
+    const OFFSET: usize = 39;
+    let mut state = [0u32; WORDS];
+    // SAFETY: the path is an empty string, which AT_EMPTY_PATH allows; the kernel writes one `struct statx`, 256 bytes.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_statx,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            STATX_DIOALIGN,
+            state.as_mut_ptr(),
+        )
+    };
+    if result != 0 || state[MASK] & STATX_DIOALIGN == 0 {
+        return None;
+    }
+    let (memory, offset) = (u64::from(state[MEMORY]), u64::from(state[OFFSET]));
+    Some((memory > 0 && offset > 0).then_some(Alignment { memory, offset }))
+}
+
+/// Whether a direct read of `bytes` at offset `bytes` is let through.
+pub(in crate::disk) fn can_read_by(file: &File, bytes: usize) -> Result<bool, Errno> {
+    let mut buffer = AlignedBuffer::zeroed(bytes)?;
+    let offset = libc::off64_t::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    let into = buffer.as_mut_slice();
+    // SAFETY: the buffer is ours and `into.len()` long.
+    let got = unsafe { libc::pread64(file.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), offset) };
+    if got >= 0 {
+        return Ok(true);
+    }
+    match last_errno() {
+        Errno::EINVAL => Ok(false),
+        errno => Err(errno),
+    }
+}
+
+/// Locks the file against other processes that do so too; `false` when one has it.
+pub(in crate::disk) fn lock(file: &File, shared: bool) -> Result<bool, Errno> {
+    let how = if shared { libc::LOCK_SH } else { libc::LOCK_EX };
+    // SAFETY: takes no pointer.
+    if unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    match last_errno().raw() {
+        libc::EWOULDBLOCK => Ok(false),
+        // A file system without locks.
+        libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL => Ok(true),
+        raw => Err(Errno::from_raw(raw)),
+    }
+}
+
+/// Punches a hole of `bytes` at `offset`.
+pub(in crate::disk) fn punch(file: &File, offset: u64, bytes: u64) -> Result<(), Errno> {
+    let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
+    let bytes = libc::off64_t::try_from(bytes).map_err(|_| Errno::EINVAL)?;
+    // SAFETY: takes no pointer.
+    if unsafe { libc::fallocate64(file.as_raw_fd(), PUNCH, offset, bytes) } == 0 {
+        Ok(())
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// `fallocate` modes: storage is given back, or kept; both read zero and leave the size alone.
+pub(in crate::disk) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+/// See [`PUNCH`].
+pub(in crate::disk) const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// Waits until the eventfd `event` rings, at most for `time` (`None`: for ever); whether it rang. The ring is taken.
+pub(in crate::disk) fn wait_for_event(event: &OwnedFd, time: Option<Duration>) -> Result<bool, Errno> {
+    let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let time = time.map(|time| libc::timespec {
+        tv_sec: time.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let limit = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one `pollfd` of ours, and a time that is ours or null; null leaves the signal mask alone.
+    let ready = unsafe { libc::ppoll(&raw mut poll, 1, limit, std::ptr::null()) };
+    match ready {
+        0 => return Ok(false),
+        1.. => {}
+        _ => match last_errno() {
+            Errno::EINTR => return Ok(false),
+            errno => return Err(errno),
+        },
+    }
+    let mut count = 0u64;
+    // SAFETY: eight bytes of ours. It is readable and has no other reader, so this does not wait.
+    let got = unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), size_of::<u64>()) };
+    if got >= 0 { Ok(true) } else { Err(last_errno()) }
+}

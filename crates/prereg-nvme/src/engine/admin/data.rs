@@ -1,0 +1,146 @@
+//! Admin commands that give data to the guest, or take some.
+
+use super::{Admin, Order, Verdict};
+use crate::engine::feature::Then;
+use crate::engine::log_page::{self, Health};
+use crate::engine::memory::GuestMemory;
+use crate::engine::runs::Run;
+use crate::engine::{identity, prp};
+use crate::spec::number::{BROADCAST, cns, log};
+use crate::spec::register::page_shift;
+use crate::spec::{Command, Status};
+
+impl Admin {
+    /// What follows from a feature that was set or asked for.
+    pub(super) fn follow<M: GuestMemory>(
+        &mut self,
+        command: &Command,
+        cc: u32,
+        memory: &M,
+        then: Then,
+    ) -> Result<Verdict, Status> {
+        match then {
+            Then::Result(result) => Ok(Verdict::Answer(result, Status::SUCCESS)),
+            Then::Flush => Ok(Verdict::Order(Order::Flush)),
+            Then::TakeHostIdentifier(bytes) => {
+                self.locate(command, cc, memory, bytes)?;
+                let mut host = [0; 16];
+                let mut left = &mut host[..bytes as usize];
+                for run in self.runs.list() {
+                    if let Run::Memory { iova, bytes } = run {
+                        let (piece, rest) = left.split_at_mut((*bytes as usize).min(left.len()));
+                        memory.read(*iova, piece).map_err(|_| Status::DATA_TRANSFER)?;
+                        left = rest;
+                    }
+                }
+                self.features.host = host;
+                Ok(Verdict::Answer(0, Status::SUCCESS))
+            }
+            Then::GiveHostIdentifier(bytes) => {
+                let host = self.features.host;
+                self.give(command, cc, memory, &host[..bytes as usize])
+            }
+        }
+    }
+
+    pub(super) fn identify<M: GuestMemory>(
+        &mut self,
+        command: &Command,
+        cc: u32,
+        memory: &M,
+    ) -> Result<Verdict, Status> {
+        let nsid = command.nsid();
+        let namespaces = &self.shared.namespaces;
+        let named = || namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE);
+        let page = match (command.dword(10) & 0xff) as u8 {
+            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identity::namespace(named()?),
+            cns::CONTROLLER => identity::controller(&self.identity, &self.shared.limits, namespaces),
+            cns::ACTIVE | cns::ALLOCATED if nsid >= BROADCAST - 1 => return Err(Status::INVALID_NAMESPACE),
+            cns::ACTIVE | cns::ALLOCATED => identity::list(namespaces, nsid),
+            cns::DESCRIPTORS => identity::descriptors(named()?),
+            cns::ATTACHED_CONTROLLERS => {
+                named()?;
+                identity::controllers(&self.identity, (command.dword(10) >> 16) as u16)
+            }
+            cns::CONTROLLERS => identity::controllers(&self.identity, (command.dword(10) >> 16) as u16),
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        self.give(command, cc, memory, page.bytes())
+    }
+
+    pub(super) fn log_page<M: GuestMemory>(
+        &mut self,
+        command: &Command,
+        cc: u32,
+        memory: &M,
+        health: &dyn Fn() -> Health,
+    ) -> Result<Verdict, Status> {
+        const RETAIN: u32 = 1 << 15;
+        let word = command.dword(10);
+        let id = (word & 0xff) as u8;
+        let all_read_only = self.shared.namespaces.iter().all(|(_, namespace)| namespace.is_read_only());
+        let page = match id {
+            log::ERROR => self.shared.errors().page(),
+            log::SMART if !matches!(command.nsid(), 0 | BROADCAST) => return Err(Status::INVALID_FIELD),
+            log::SMART => log_page::smart(
+                &health(),
+                self.shared.errors().count(),
+                self.features.is_temperature_outside(),
+                all_read_only && self.shared.namespaces.count() > 0,
+            ),
+            log::FIRMWARE => log_page::firmware(&self.identity.firmware),
+            log::CHANGED_NAMESPACES => log_page::changed(&self.changed),
+            log::EFFECTS => log_page::effects(self.identity.shadow_doorbells),
+            _ => return Err(Status::LOG_PAGE),
+        };
+        let words = u64::from(word >> 16 | (command.dword(11) & 0xffff) << 16) + 1;
+        let (bytes, offset) = (words * 4, command.quad(12));
+        if offset % 4 != 0 || offset > page.len() as u64 || bytes > self.shared.limits.most_bytes() {
+            return Err(Status::INVALID_FIELD);
+        }
+        // What is asked for beyond the page reads zero.
+        let mut data = page[offset as usize..].to_vec();
+        data.resize(bytes as usize, 0);
+        let verdict = self.give(command, cc, memory, &data)?;
+        if word & RETAIN == 0 {
+            self.events.log_was_read(id);
+            if id == log::CHANGED_NAMESPACES {
+                self.changed.clear();
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// Finds out where `bytes` of data of a command are: `runs`.
+    pub(super) fn locate<M: GuestMemory>(
+        &mut self,
+        command: &Command,
+        cc: u32,
+        memory: &M,
+        bytes: u64,
+    ) -> Result<(), Status> {
+        self.runs.clear();
+        let pointers = (command.quad(6), command.quad(8));
+        prp::walk(memory, pointers, bytes, page_shift(cc), &mut self.runs)
+    }
+
+    /// Copies `data` to where the command wants it.
+    pub(super) fn give<M: GuestMemory>(
+        &mut self,
+        command: &Command,
+        cc: u32,
+        memory: &M,
+        data: &[u8],
+    ) -> Result<Verdict, Status> {
+        self.locate(command, cc, memory, data.len() as u64)?;
+        let mut left = data;
+        for run in self.runs.list() {
+            if let Run::Memory { iova, bytes } = run {
+                let (piece, rest) = left.split_at((*bytes as usize).min(left.len()));
+                memory.write(*iova, piece).map_err(|_| Status::DATA_TRANSFER)?;
+                left = rest;
+            }
+        }
+        Ok(Verdict::Answer(0, Status::SUCCESS))
+    }
+}

@@ -1,0 +1,302 @@
+//! The doorbells, and what of a queue everybody may know: its size, how far it was filled, whom it interrupts.
+//!
+//! Whoever takes a guest's write stores the value here and forgets it; the lane that serves the queue finds it, and judges it
+//! there, because only the lane knows how far it is. What can be told without that (no such queue, out of range) is told at
+//! once.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+
+/// Where doorbell values are: ours, or memory that the guest writes by itself. Doorbell `2 * queue` is the tail of a submission
+/// queue, the next one the head of a completion queue.
+pub trait Doorbells: Send + Sync {
+    /// The value; whatever the guest wrote before ringing is seen by later reads.
+    fn load(&self, at: usize) -> u32;
+
+    /// Puts a value there.
+    fn store(&self, at: usize, value: u32);
+}
+
+/// Doorbells that arrive one by one, as writes that somebody took.
+#[derive(Debug)]
+pub struct TrappedDoorbells {
+    values: Box<[AtomicU32]>,
+}
+
+impl TrappedDoorbells {
+    /// For `queues` pairs, the admin queue counted.
+    #[must_use]
+    pub fn new(queues: u16) -> Self {
+        Self { values: (0..usize::from(queues) * 2).map(|_| AtomicU32::new(0)).collect() }
+    }
+}
+
+impl Doorbells for TrappedDoorbells {
+    fn load(&self, at: usize) -> u32 {
+        // Acquire, with `store`: a doorbell's writer put commands into memory before it.
+        self.values.get(at).map_or(0, |value| value.load(Ordering::Acquire))
+    }
+
+    fn store(&self, at: usize, value: u32) {
+        if let Some(place) = self.values.get(at) {
+            // Release: see `load`.
+            place.store(value, Ordering::Release);
+        }
+    }
+}
+
+/// Why a doorbell write was ignored (figure 147).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadDoorbell {
+    /// The register belongs to no queue, or is no register.
+    #[error("a doorbell of no queue was rung")]
+    Register,
+    /// The value cannot be right for the queue.
+    #[error("a doorbell was rung with a value that its queue cannot have")]
+    Value,
+}
+
+/// All queues of a controller from outside.
+pub struct Board {
+    doorbells: Box<dyn Doorbells>,
+    submission: Box<[Sizes]>,
+    completion: Box<[Sizes]>,
+}
+
+#[derive(Debug, Default)]
+struct Sizes {
+    /// 0: no such queue.
+    entries: AtomicU32,
+    /// Completion queues: where the next entry will be put.
+    posted: AtomicU32,
+    /// Completion queues: the vector in the lower half, [`INTERRUPTS`] if it interrupts at all.
+    vector: AtomicU32,
+    /// The lane that serves it.
+    lane: AtomicU32,
+    /// Completion queues: the lane waits for the head.
+    awaited: AtomicBool,
+}
+
+const INTERRUPTS: u32 = 1 << 16;
+
+impl Board {
+    /// For `queues` pairs, the admin queue counted, none of which exists yet.
+    #[must_use]
+    pub fn new(queues: u16, doorbells: Box<dyn Doorbells>) -> Self {
+        let sizes = || (0..queues).map(|_| Sizes::default()).collect();
+        Self { doorbells, submission: sizes(), completion: sizes() }
+    }
+
+    /// How many pairs there can be.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        self.submission.len() as u16
+    }
+
+    /// A submission queue begins.
+    pub fn open_submission(&self, id: u16, entries: u32, lane: u32) {
+        self.doorbells.store(tail_of(id), 0);
+        if let Some(queue) = self.submission.get(usize::from(id)) {
+            // Relaxed but for the last: `entries` publishes the others to `ring`.
+            queue.lane.store(lane, Ordering::Relaxed);
+            queue.entries.store(entries, Ordering::Release);
+        }
+    }
+
+    /// A completion queue begins.
+    pub fn open_completion(&self, id: u16, entries: u32, vector: Option<u16>, lane: u32) {
+        self.doorbells.store(head_of(id), 0);
+        if let Some(queue) = self.completion.get(usize::from(id)) {
+            // As in `open_submission`.
+            queue.lane.store(lane, Ordering::Relaxed);
+            queue.posted.store(0, Ordering::Relaxed);
+            queue.awaited.store(false, Ordering::Relaxed);
+            queue.vector.store(vector.map_or(0, |vector| u32::from(vector) | INTERRUPTS), Ordering::Relaxed);
+            queue.entries.store(entries, Ordering::Release);
+        }
+    }
+
+    /// A submission queue is no more.
+    pub fn close_submission(&self, id: u16) {
+        if let Some(queue) = self.submission.get(usize::from(id)) {
+            queue.entries.store(0, Ordering::Release);
+        }
+    }
+
+    /// A completion queue is no more.
+    pub fn close_completion(&self, id: u16) {
+        if let Some(queue) = self.completion.get(usize::from(id)) {
+            queue.entries.store(0, Ordering::Release);
+        }
+    }
+
+    /// All queues are no more, and no doorbell has a value.
+    pub fn close_all(&self) {
+        for id in 0..self.queues() {
+            self.close_submission(id);
+            self.close_completion(id);
+            self.doorbells.store(tail_of(id), 0);
+            self.doorbells.store(head_of(id), 0);
+        }
+    }
+
+    /// Doorbell `at` was rung: keeps the value, and gives the lane that should look, if one has to.
+    ///
+    /// # Errors
+    /// [`BadDoorbell`]; nothing was kept.
+    pub fn ring(&self, at: usize, value: u32) -> Result<Option<u32>, BadDoorbell> {
+        let is_tail = at % 2 == 0;
+        let list = if is_tail { &self.submission } else { &self.completion };
+        let queue = list.get(at / 2).ok_or(BadDoorbell::Register)?;
+        // Acquire: pairs with the stores that open the queue.
+        match queue.entries.load(Ordering::Acquire) {
+            0 => Err(BadDoorbell::Register),
+            entries if value >= entries => Err(BadDoorbell::Value),
+            _ => {
+                self.doorbells.store(at, value);
+                // Between the value and the question who waits for it, as between the two of `await_head`: one of both sides
+                // sees the other.
+                fence(Ordering::SeqCst);
+                let looks = is_tail || queue.awaited.load(Ordering::Relaxed);
+                Ok(looks.then(|| queue.lane.load(Ordering::Relaxed)))
+            }
+        }
+    }
+
+    /// Says whether the lane wants to be told of the head of completion queue `id`; look at it again afterwards.
+    pub fn await_head(&self, id: u16, awaited: bool) {
+        if let Some(queue) = self.completion.get(usize::from(id)) {
+            if queue.awaited.load(Ordering::Relaxed) != awaited {
+                queue.awaited.store(awaited, Ordering::Relaxed);
+                // See `ring`.
+                fence(Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Whether there is a submission queue `id`.
+    #[must_use]
+    pub fn has_submission(&self, id: u16) -> bool {
+        self.submission.get(usize::from(id)).is_some_and(|queue| queue.entries.load(Ordering::Acquire) > 0)
+    }
+
+    /// The tail that the guest last wrote for submission queue `id`.
+    #[must_use]
+    pub fn tail(&self, id: u16) -> u32 {
+        self.doorbells.load(tail_of(id))
+    }
+
+    /// The head that the guest last wrote for completion queue `id`.
+    #[must_use]
+    pub fn head(&self, id: u16) -> u32 {
+        self.doorbells.load(head_of(id))
+    }
+
+    /// The head of completion queue `id` was learnt in another way than by its doorbell.
+    pub fn note_head(&self, id: u16, head: u32) {
+        if self.head(id) != head {
+            self.doorbells.store(head_of(id), head);
+        }
+    }
+
+    /// Completion queue `id` was filled up to `tail`.
+    pub fn posted(&self, id: u16, tail: u32) {
+        if let Some(queue) = self.completion.get(usize::from(id)) {
+            // Release, with `unread`.
+            queue.posted.store(tail, Ordering::Release);
+        }
+    }
+
+    /// The vector of completion queue `id`, if that is one that interrupts.
+    #[must_use]
+    pub fn vector(&self, id: u16) -> Option<u16> {
+        let queue = self.completion.get(usize::from(id))?;
+        if queue.entries.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let vector = queue.vector.load(Ordering::Relaxed);
+        (vector & INTERRUPTS != 0).then_some((vector & 0xffff) as u16)
+    }
+
+    /// Whether completion queue `id` interrupts and has entries that the guest has not taken.
+    #[must_use]
+    pub fn unread(&self, id: u16) -> bool {
+        let Some(queue) = self.completion.get(usize::from(id)) else { return false };
+        self.vector(id).is_some() && queue.posted.load(Ordering::Acquire) != self.head(id)
+    }
+}
+
+impl std::fmt::Debug for Board {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Board").field("queues", &self.queues()).finish_non_exhaustive()
+    }
+}
+
+/// The doorbell of a submission queue's tail.
+#[must_use]
+pub const fn tail_of(queue: u16) -> usize {
+    queue as usize * 2
+}
+
+/// The doorbell of a completion queue's head.
+#[must_use]
+pub const fn head_of(queue: u16) -> usize {
+    queue as usize * 2 + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BadDoorbell, Board, TrappedDoorbells};
+
+    fn board() -> Board {
+        Board::new(3, Box::new(TrappedDoorbells::new(3)))
+    }
+
+    #[test]
+    fn a_doorbell_of_no_queue_is_refused() {
+        let board = board();
+        assert_eq!(board.ring(2, 1), Err(BadDoorbell::Register), "not created");
+        assert_eq!(board.ring(6, 0), Err(BadDoorbell::Register), "beyond the last");
+        board.open_submission(1, 4, 7);
+        assert_eq!(board.ring(2, 3), Ok(Some(7)));
+        assert_eq!(board.ring(3, 0), Err(BadDoorbell::Register), "its completion queue was not created");
+        assert_eq!(board.ring(2, 4), Err(BadDoorbell::Value));
+        assert_eq!(board.tail(1), 3, "a refused value is not kept");
+        board.close_submission(1);
+        assert_eq!(board.ring(2, 1), Err(BadDoorbell::Register));
+    }
+
+    #[test]
+    fn a_head_wakes_only_who_waits_for_it() {
+        let board = board();
+        board.open_completion(1, 8, None, 4);
+        assert_eq!(board.ring(3, 1), Ok(None));
+        board.await_head(1, true);
+        assert_eq!(board.ring(3, 2), Ok(Some(4)));
+        board.await_head(1, false);
+        assert_eq!(board.ring(3, 3), Ok(None));
+    }
+
+    #[test]
+    fn a_queue_begins_with_its_doorbell_at_zero() {
+        let board = board();
+        board.open_submission(1, 8, 0);
+        assert_eq!(board.ring(2, 5), Ok(Some(0)));
+        board.close_submission(1);
+        board.open_submission(1, 8, 0);
+        assert_eq!(board.tail(1), 0);
+    }
+
+    #[test]
+    fn only_a_queue_that_interrupts_has_a_vector_and_unread_entries() {
+        let board = board();
+        board.open_completion(1, 8, None, 0);
+        board.open_completion(2, 8, Some(5), 0);
+        board.posted(1, 3);
+        board.posted(2, 3);
+        assert_eq!((board.vector(1), board.vector(2)), (None, Some(5)));
+        assert!(!board.unread(1));
+        assert!(board.unread(2));
+        assert_eq!(board.ring(5, 3), Ok(None));
+        assert!(!board.unread(2));
+    }
+}

@@ -1,0 +1,134 @@
+//! A completion queue: a ring in guest memory that a lane fills and the guest empties.
+
+use std::collections::VecDeque;
+
+use prereg::{Access, Iova};
+
+use super::board::BadDoorbell;
+use super::memory::{GuestHold, GuestMemory, Unreachable};
+use super::submission::distance;
+use super::window::Window;
+use crate::spec::Completion;
+use crate::spec::number::COMPLETION_BYTES;
+
+/// A ring of completions, and those that wait for room in it.
+#[derive(Debug)]
+pub struct CompletionQueue<M: GuestMemory> {
+    /// Its number.
+    pub id: u16,
+    /// The interrupt, if it has one.
+    pub vector: Option<u16>,
+    /// Entries put since the last interrupt.
+    pub unsignaled: u32,
+    /// When the first of them was put, in nanoseconds.
+    pub since: u64,
+    backlog: VecDeque<Completion>,
+    entries: u32,
+    tail: u32,
+    head: u32,
+    phase: bool,
+    refused: Option<u32>,
+    window: Window<M>,
+}
+
+impl<M: GuestMemory> CompletionQueue<M> {
+    /// An empty ring of `entries`, at least 2, at `iova`.
+    #[must_use]
+    pub fn new(id: u16, entries: u32, iova: Iova, vector: Option<u16>) -> Self {
+        Self {
+            id,
+            vector,
+            unsignaled: 0,
+            since: 0,
+            backlog: VecDeque::new(),
+            entries,
+            tail: 0,
+            head: 0,
+            phase: true,
+            refused: None,
+            window: Window::new(iova, u64::from(entries) * COMPLETION_BYTES, Access::Write),
+        }
+    }
+
+    /// Its memory.
+    pub fn window(&mut self) -> &mut Window<M> {
+        &mut self.window
+    }
+
+    /// Where the next entry will be put.
+    #[must_use]
+    pub fn tail(&self) -> u32 {
+        self.tail
+    }
+
+    /// The head that was last believed.
+    #[must_use]
+    pub fn head(&self) -> u32 {
+        self.head
+    }
+
+    /// Whether `head` is news: neither what it was, nor something refused before.
+    #[must_use]
+    pub fn differs(&self, head: u32) -> bool {
+        head != self.head && self.refused != Some(head)
+    }
+
+    /// Completions that wait for room.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        self.backlog.len()
+    }
+
+    /// Takes over the guest's head.
+    ///
+    /// # Errors
+    /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
+    pub fn ring(&mut self, head: u32) -> Result<(), BadDoorbell> {
+        if !self.differs(head) {
+            return Ok(());
+        }
+        let unread = distance(self.head, self.tail, self.entries);
+        if head >= self.entries || distance(self.head, head, self.entries) > unread {
+            self.refused = Some(head);
+            return Err(BadDoorbell::Value);
+        }
+        self.refused = None;
+        self.head = head;
+        Ok(())
+    }
+
+    /// Queues a completion; [`deliver`](Self::deliver) puts it.
+    pub fn push(&mut self, completion: Completion) {
+        self.backlog.push_back(completion);
+    }
+
+    /// Forgets the completions of a submission queue that wait for room.
+    pub fn forget(&mut self, sq: u16) {
+        self.backlog.retain(|completion| completion.sq_id != sq);
+    }
+
+    /// Puts what fits; counts in `put` how many were put.
+    ///
+    /// # Errors
+    /// [`Unreachable`]; what was not put still waits.
+    pub fn deliver(&mut self, memory: &M, put: &mut u32) -> Result<(), Unreachable> {
+        while let Some(completion) = self.backlog.front() {
+            if distance(self.head, self.tail, self.entries) == self.entries - 1 {
+                break;
+            }
+            let hold = self.window.reach(memory)?;
+            let at = u64::from(self.tail) * COMPLETION_BYTES;
+            hold.write(at, &completion.front())?;
+            // The phase is in the last dword; its store is a release, so the guest sees all of an entry or none.
+            hold.store_u32(at + 12, completion.last(self.phase))?;
+            self.backlog.pop_front();
+            *put += 1;
+            self.tail += 1;
+            if self.tail == self.entries {
+                self.tail = 0;
+                self.phase = !self.phase;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,170 @@
+//! Asynchronous events (section 5.2): what the controller tells without having been asked.
+
+use std::collections::VecDeque;
+
+use super::board::BadDoorbell;
+use crate::spec::number::log;
+
+/// Something to tell the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A doorbell of no queue was rung.
+    InvalidDoorbellRegister,
+    /// A doorbell was rung with a value that its queue cannot have.
+    InvalidDoorbellValue,
+    /// Queues cannot be reached, or a disk's queue broke; a reset may help.
+    PersistentInternalError,
+    /// The temperature crossed a threshold.
+    Temperature,
+    /// A namespace is not what it was.
+    NamespaceChanged,
+}
+
+impl From<BadDoorbell> for Event {
+    fn from(bad: BadDoorbell) -> Self {
+        match bad {
+            BadDoorbell::Register => Self::InvalidDoorbellRegister,
+            BadDoorbell::Value => Self::InvalidDoorbellValue,
+        }
+    }
+}
+
+const ERROR: u8 = 0;
+const SMART: u8 = 1;
+const NOTICE: u8 = 2;
+
+impl Event {
+    const fn kind(self) -> u8 {
+        match self {
+            Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue | Self::PersistentInternalError => {
+                ERROR
+            }
+            Self::Temperature => SMART,
+            Self::NamespaceChanged => NOTICE,
+        }
+    }
+
+    const fn information(self) -> u8 {
+        match self {
+            Self::InvalidDoorbellRegister | Self::NamespaceChanged => 0,
+            Self::InvalidDoorbellValue | Self::Temperature => 1,
+            Self::PersistentInternalError => 3,
+        }
+    }
+
+    const fn log(self) -> u8 {
+        match self {
+            Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue | Self::PersistentInternalError => {
+                log::ERROR
+            }
+            Self::Temperature => log::SMART,
+            Self::NamespaceChanged => log::CHANGED_NAMESPACES,
+        }
+    }
+
+    /// Dword 0 of the completion that tells it (figure 146).
+    #[must_use]
+    pub const fn result(self) -> u32 {
+        self.kind() as u32 | (self.information() as u32) << 8 | (self.log() as u32) << 16
+    }
+}
+
+/// Requests that wait for events, and events that wait for requests.
+#[derive(Debug, Default)]
+pub struct Events {
+    requests: VecDeque<u16>,
+    waiting: VecDeque<Event>,
+    /// By kind: one was told and its log page not read since.
+    masked: [bool; 3],
+}
+
+impl Events {
+    /// Requests that may wait at a time.
+    pub const REQUESTS: usize = 4;
+
+    /// A request for an event; `false` when too many wait already.
+    pub fn request(&mut self, cid: u16) -> bool {
+        if self.requests.len() == Self::REQUESTS {
+            return false;
+        }
+        self.requests.push_back(cid);
+        true
+    }
+
+    /// Takes a request back; says whether it waited.
+    pub fn abort(&mut self, cid: u16) -> bool {
+        let at = self.requests.iter().position(|waiting| *waiting == cid);
+        at.is_some_and(|at| self.requests.remove(at).is_some())
+    }
+
+    /// Something to tell. What waits to be told already is not told twice.
+    pub fn raise(&mut self, event: Event) {
+        if !self.waiting.contains(&event) {
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// The log page of events was read: they may be told again.
+    pub fn log_was_read(&mut self, page: u8) {
+        let kind = match page {
+            log::ERROR => ERROR,
+            log::SMART => SMART,
+            log::CHANGED_NAMESPACES => NOTICE,
+            _ => return,
+        };
+        self.masked[usize::from(kind)] = false;
+    }
+
+    /// The next event that can be told, and the request that it answers.
+    pub fn take(&mut self) -> Option<(u16, Event)> {
+        if self.requests.is_empty() {
+            return None;
+        }
+        let at = self.waiting.iter().position(|event| !self.masked[usize::from(event.kind())])?;
+        let event = self.waiting.remove(at)?;
+        self.masked[usize::from(event.kind())] = true;
+        Some((self.requests.pop_front()?, event))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, Events};
+    use crate::spec::number::log;
+
+    #[test]
+    fn an_event_waits_for_a_request_and_a_request_for_an_event() {
+        let mut events = Events::default();
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.take(), None);
+        assert!(events.request(7));
+        assert_eq!(events.take(), Some((7, Event::NamespaceChanged)));
+        assert!(events.request(8));
+        assert_eq!(events.take(), None);
+    }
+
+    #[test]
+    fn a_kind_is_told_again_only_after_its_log_was_read() {
+        let mut events = Events::default();
+        for cid in 0..4 {
+            assert!(events.request(cid));
+        }
+        assert!(!events.request(4), "the limit");
+        events.raise(Event::InvalidDoorbellValue);
+        events.raise(Event::InvalidDoorbellValue);
+        events.raise(Event::InvalidDoorbellRegister);
+        assert_eq!(events.take(), Some((0, Event::InvalidDoorbellValue)));
+        assert_eq!(events.take(), None);
+        events.raise(Event::NamespaceChanged);
+        assert_eq!(events.take(), Some((1, Event::NamespaceChanged)), "another kind is not masked");
+        events.log_was_read(log::ERROR);
+        assert_eq!(events.take(), Some((2, Event::InvalidDoorbellRegister)));
+    }
+
+    #[test]
+    fn results_are_what_the_specification_says() {
+        assert_eq!(Event::NamespaceChanged.result(), 0x0004_0002);
+        assert_eq!(Event::InvalidDoorbellValue.result(), 0x0001_0100);
+        assert_eq!(Event::PersistentInternalError.result(), 0x0001_0300);
+    }
+}

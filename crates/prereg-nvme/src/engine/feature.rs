@@ -1,0 +1,243 @@
+//! Features (section 5.21.1): what the guest may set, and ask for.
+
+use super::identity::TEMPERATURE;
+use super::shared::Shared;
+use crate::spec::number::{BROADCAST, feature};
+use crate::spec::{Command, Status};
+
+/// Bit 31 of dword 10 of Set Features: save. Nothing is saved here.
+const SAVE: u32 = 1 << 31;
+/// Bits of Asynchronous Event Configuration that mean something here: critical warnings, changed namespaces.
+const EVENTS: u32 = 0xff | EVENT_NAMESPACE;
+const EVENT_NAMESPACE: u32 = 1 << 8;
+const EVENT_TEMPERATURE: u32 = 1 << 1;
+
+/// What Get Features asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Select {
+    Current,
+    Default,
+    Capabilities,
+}
+
+/// Something that follows from a feature that was set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Then {
+    /// Nothing but the result.
+    Result(u32),
+    /// What was written must become durable before the command ends: the write cache was turned off.
+    Flush,
+    /// The host identifier comes with the command: so many bytes.
+    TakeHostIdentifier(u64),
+    /// The host identifier goes with the completion: so many bytes.
+    GiveHostIdentifier(u64),
+}
+
+/// The features of a controller.
+#[derive(Clone, Debug)]
+pub struct Features {
+    arbitration: u32,
+    over: u16,
+    under: u16,
+    /// Time limited error recovery, by namespace.
+    recovery: Vec<u16>,
+    atomicity: u32,
+    events: u32,
+    /// Pairs of I/O queues granted.
+    queues: u16,
+    /// The host, all zero until it says so.
+    pub host: [u8; 16],
+}
+
+impl Features {
+    /// As after a reset.
+    #[must_use]
+    pub fn new(shared: &Shared) -> Self {
+        Self {
+            arbitration: 4,
+            over: TEMPERATURE + 50,
+            under: 0,
+            recovery: vec![0; shared.namespaces.count() as usize],
+            atomicity: 0,
+            events: 0,
+            queues: shared.limits.io_queues,
+            host: [0; 16],
+        }
+    }
+
+    /// Pairs of I/O queues that the guest may create.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    /// Whether the guest wants to know of changed namespaces.
+    #[must_use]
+    pub fn wants_namespaces(&self) -> bool {
+        self.events & EVENT_NAMESPACE != 0
+    }
+
+    /// Whether the temperature is outside its thresholds.
+    #[must_use]
+    pub fn is_temperature_outside(&self) -> bool {
+        TEMPERATURE >= self.over || TEMPERATURE <= self.under
+    }
+
+    /// Whether the guest wants to be told so.
+    #[must_use]
+    pub fn wants_temperature(&self) -> bool {
+        self.events & EVENT_TEMPERATURE != 0
+    }
+
+    /// Set Features. `has_queues`: I/O queues exist.
+    ///
+    /// # Errors
+    /// The status to answer with; nothing was changed then.
+    pub fn set(&mut self, command: &Command, shared: &Shared, has_queues: bool) -> Result<Then, Status> {
+        let (word, value) = (command.dword(10), command.dword(11));
+        if !is_known((word & 0xff) as u8) {
+            return Err(Status::INVALID_FIELD);
+        }
+        if word & SAVE != 0 {
+            return Err(Status::NOT_SAVEABLE);
+        }
+        let id = (word & 0xff) as u8;
+        let names_all = matches!(command.nsid(), 0 | BROADCAST);
+        if !names_all && shared.namespaces.find(command.nsid()).is_none() {
+            return Err(Status::INVALID_NAMESPACE);
+        }
+        if !names_all && id != feature::ERROR_RECOVERY {
+            return Err(Status::NOT_NAMESPACE_SPECIFIC);
+        }
+        match id {
+            feature::ARBITRATION => self.arbitration = value,
+            // There is one power state, and no workload hint changes anything.
+            feature::POWER if value & 0x1f == 0 => {}
+            feature::TEMPERATURE => *self.threshold(value)? = (value & 0xffff) as u16,
+            // Blocks that were never written are no error here, so it cannot be asked for (bit 16).
+            feature::ERROR_RECOVERY if value & 1 << 16 == 0 => {
+                let recovery = (value & 0xffff) as u16;
+                match command.nsid() {
+                    0 => return Err(Status::INVALID_NAMESPACE),
+                    BROADCAST => self.recovery.fill(recovery),
+                    nsid => self.recovery[nsid as usize - 1] = recovery,
+                }
+            }
+            feature::WRITE_CACHE => {
+                let on = value & 1 != 0;
+                let turned_off = shared.write_cache() && !on;
+                shared.set_write_cache(on);
+                if turned_off {
+                    return Ok(Then::Flush);
+                }
+            }
+            feature::QUEUES => {
+                let (submission, completion) = (value & 0xffff, value >> 16);
+                if submission == 0xffff || completion == 0xffff {
+                    return Err(Status::INVALID_FIELD);
+                }
+                if has_queues {
+                    return Err(Status::SEQUENCE);
+                }
+                let asked = submission.max(completion) + 1;
+                self.queues = asked.min(u32::from(shared.limits.io_queues)) as u16;
+                return Ok(Then::Result(self.granted()));
+            }
+            feature::COALESCING => shared.set_coalescing(value),
+            feature::VECTOR => {
+                let vector = (value & 0xffff) as u16;
+                if vector >= shared.limits.vectors {
+                    return Err(Status::INVALID_FIELD);
+                }
+                shared.set_exempt(vector, value & 1 << 16 != 0);
+            }
+            feature::ATOMICITY => self.atomicity = value & 1,
+            feature::ASYNC_EVENTS => self.events = value & EVENTS,
+            feature::HOST_IDENTIFIER => return Ok(Then::TakeHostIdentifier(host_bytes(value))),
+            _ => return Err(Status::INVALID_FIELD),
+        }
+        Ok(Then::Result(0))
+    }
+
+    /// Get Features.
+    ///
+    /// # Errors
+    /// The status to answer with.
+    pub fn get(&self, command: &Command, shared: &Shared) -> Result<Then, Status> {
+        let (word, value) = (command.dword(10), command.dword(11));
+        let id = (word & 0xff) as u8;
+        let select = match word >> 8 & 7 {
+            0 => Select::Current,
+            // What cannot be saved has the default saved.
+            1 | 2 => Select::Default,
+            3 => Select::Capabilities,
+            _ => return Err(Status::INVALID_FIELD),
+        };
+        if !is_known(id) {
+            return Err(Status::INVALID_FIELD);
+        }
+        if select == Select::Capabilities {
+            return Ok(Then::Result(capabilities(id)));
+        }
+        if id == feature::HOST_IDENTIFIER {
+            return Ok(Then::GiveHostIdentifier(host_bytes(value)));
+        }
+        let now = match select {
+            Select::Current => self,
+            _ => &Self::new(shared),
+        };
+        let current = select == Select::Current;
+        Ok(Then::Result(match id {
+            feature::ARBITRATION => now.arbitration,
+            feature::TEMPERATURE => u32::from(*now.clone().threshold(value)?),
+            feature::ERROR_RECOVERY => {
+                let at = command.nsid().checked_sub(1).ok_or(Status::INVALID_NAMESPACE)?;
+                u32::from(*now.recovery.get(at as usize).ok_or(Status::INVALID_NAMESPACE)?)
+            }
+            feature::WRITE_CACHE => u32::from(!current || shared.write_cache()),
+            feature::QUEUES => now.granted(),
+            feature::COALESCING if current => shared.coalescing(),
+            feature::VECTOR => {
+                let vector = (value & 0xffff) as u16;
+                if vector >= shared.limits.vectors {
+                    return Err(Status::INVALID_FIELD);
+                }
+                u32::from(vector) | u32::from(current && shared.is_exempt(vector)) << 16
+            }
+            feature::ATOMICITY => now.atomicity,
+            feature::ASYNC_EVENTS => now.events,
+            _ => 0,
+        }))
+    }
+
+    fn granted(&self) -> u32 {
+        let last = u32::from(self.queues) - 1;
+        last | last << 16
+    }
+
+    /// The temperature threshold that the value of a command names (figure 276): of the controller as a whole, or of all
+    /// sensors, which is the same without sensors.
+    fn threshold(&mut self, value: u32) -> Result<&mut u16, Status> {
+        match (value >> 16 & 0xf, value >> 20 & 3) {
+            (0 | 0xf, 0) => Ok(&mut self.over),
+            (0 | 0xf, 1) => Ok(&mut self.under),
+            _ => Err(Status::INVALID_FIELD),
+        }
+    }
+}
+
+fn is_known(id: u8) -> bool {
+    matches!(id, feature::ARBITRATION | feature::POWER | feature::HOST_IDENTIFIER)
+        || (feature::TEMPERATURE..=feature::ASYNC_EVENTS).contains(&id)
+}
+
+/// Bit 0 saveable, bit 1 by namespace, bit 2 changeable.
+fn capabilities(id: u8) -> u32 {
+    let by_namespace = id == feature::ERROR_RECOVERY;
+    1 << 2 | u32::from(by_namespace) << 1
+}
+
+/// The length of a host identifier, by bit 0 of dword 11.
+fn host_bytes(value: u32) -> u64 {
+    if value & 1 == 0 { 8 } else { 16 }
+}

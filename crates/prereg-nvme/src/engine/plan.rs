@@ -1,0 +1,186 @@
+//! What an I/O command asks for, once everything about it that can be checked without its data was checked.
+
+use super::namespace::{Namespace, Namespaces};
+use super::sgl::Buckets;
+use crate::disk::Operation;
+use crate::spec::number::{BROADCAST, io};
+use crate::spec::{Command, Status};
+
+/// Which way data go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// From the disk into guest memory.
+    ToGuest,
+    /// Out of guest memory.
+    FromGuest,
+}
+
+impl Direction {
+    /// What a bit bucket is.
+    #[must_use]
+    pub const fn buckets(self) -> Buckets {
+        match self {
+            Self::ToGuest => Buckets::Count,
+            Self::FromGuest => Buckets::Ignore,
+        }
+    }
+}
+
+/// What to do about a command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Plan {
+    /// Move `bytes` between guest memory and the disk of namespace `nsid`.
+    Transfer {
+        /// The namespace.
+        nsid: u32,
+        /// What the disk does.
+        operation: Operation,
+        /// The length, at least one block.
+        bytes: u64,
+        /// Which way.
+        direction: Direction,
+    },
+    /// An operation without data, on one namespace or on all of them.
+    Plain {
+        /// The namespace; `None` for all.
+        nsid: Option<u32>,
+        /// What the disk does.
+        operation: Operation,
+    },
+    /// Deallocate: the ranges, 16 bytes each, are in guest memory.
+    Deallocate {
+        /// The namespace.
+        nsid: u32,
+        /// How many ranges.
+        ranges: u64,
+    },
+    /// Nothing: the command was a hint.
+    Nothing,
+}
+
+/// What a lane knows that commands are judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms<'a> {
+    /// The namespaces.
+    pub namespaces: &'a Namespaces,
+    /// The most bytes of a transfer.
+    pub most_bytes: u64,
+    /// Whether writes may be done before they are durable.
+    pub write_cache: bool,
+}
+
+const FUA: u32 = 1 << 30;
+const DEALLOCATE: u32 = 1 << 25;
+const DATASET_DEALLOCATE: u32 = 1 << 2;
+
+/// Bytes of a range of Dataset Management (figure 352).
+pub const RANGE_BYTES: u64 = 16;
+
+/// Judges `command`.
+///
+/// # Errors
+/// The status to answer it with.
+pub fn plan(command: &Command, terms: Terms<'_>) -> Result<Plan, Status> {
+    if !matches!(
+        command.opcode(),
+        io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET
+    ) {
+        return Err(Status::INVALID_OPCODE);
+    }
+    if command.fuse() != 0 {
+        return Err(Status::INVALID_FIELD);
+    }
+    if command.opcode() == io::FLUSH && command.nsid() == BROADCAST {
+        return Ok(Plan::Plain { nsid: None, operation: Operation::Flush });
+    }
+    let nsid = command.nsid();
+    let namespace = terms.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
+    let is_change = matches!(command.opcode(), io::WRITE | io::WRITE_ZEROES | io::DATASET);
+    if is_change && namespace.is_read_only() {
+        return Err(Status::WRITE_PROTECTED);
+    }
+    match command.opcode() {
+        io::FLUSH => Ok(Plan::Plain { nsid: Some(nsid), operation: Operation::Flush }),
+        io::DATASET => Ok(if command.dword(11) & DATASET_DEALLOCATE != 0 {
+            Plan::Deallocate { nsid, ranges: u64::from(command.dword(10) & 0xff) + 1 }
+        } else {
+            Plan::Nothing
+        }),
+        opcode => blocks(command, opcode, nsid, namespace, terms),
+    }
+}
+
+/// Read, Write, Compare, Write Zeroes: a start and a count of blocks.
+fn blocks(
+    command: &Command,
+    opcode: u8,
+    nsid: u32,
+    namespace: &Namespace,
+    terms: Terms<'_>,
+) -> Result<Plan, Status> {
+    let count = u64::from(command.dword(12) & 0xffff) + 1;
+    let offset = locate(namespace, command.quad(10), count)?;
+    let bytes = count << namespace.block_shift();
+    if opcode != io::WRITE_ZEROES && bytes > terms.most_bytes {
+        return Err(Status::INVALID_FIELD);
+    }
+    // Without a write cache, nothing is done before it is durable.
+    let fua = command.dword(12) & FUA != 0 || !terms.write_cache;
+    Ok(match opcode {
+        io::READ => Plan::Transfer {
+            nsid,
+            operation: Operation::Read { offset },
+            bytes,
+            direction: Direction::ToGuest,
+        },
+        io::WRITE => Plan::Transfer {
+            nsid,
+            operation: Operation::Write { offset, fua },
+            bytes,
+            direction: Direction::FromGuest,
+        },
+        io::COMPARE => Plan::Transfer {
+            nsid,
+            operation: Operation::Compare { offset },
+            bytes,
+            direction: Direction::FromGuest,
+        },
+        _ => Plan::Plain {
+            nsid: Some(nsid),
+            operation: Operation::WriteZeroes {
+                offset,
+                bytes,
+                deallocate: command.dword(12) & DEALLOCATE != 0,
+                fua,
+            },
+        },
+    })
+}
+
+/// Where `count` blocks from `first` lie, in bytes.
+fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> {
+    let end = first.checked_add(count).ok_or(Status::LBA_RANGE)?;
+    if end > namespace.blocks() {
+        return Err(Status::LBA_RANGE);
+    }
+    Ok(first << namespace.block_shift())
+}
+
+/// The ranges of a Dataset Management command as `(offset, bytes)`; empty ones are left out.
+///
+/// # Errors
+/// [`Status::LBA_RANGE`] when one lies outside.
+pub fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
+    let mut ranges = Vec::with_capacity(raw.len() / RANGE_BYTES as usize);
+    for range in raw.chunks_exact(RANGE_BYTES as usize) {
+        let (mut count, mut first) = ([0; 4], [0; 8]);
+        count.copy_from_slice(&range[4..8]);
+        first.copy_from_slice(&range[8..16]);
+        let count = u64::from(u32::from_le_bytes(count));
+        let offset = locate(namespace, u64::from_le_bytes(first), count)?;
+        if count > 0 {
+            ranges.push((offset, count << namespace.block_shift()));
+        }
+    }
+    Ok(ranges)
+}

@@ -1,0 +1,98 @@
+//! Physical region pages (section 4.3): two entries, of which the second may point to a list, which may be chained.
+
+use prereg::Iova;
+
+use super::memory::GuestMemory;
+use super::runs::Runs;
+use crate::spec::Status;
+
+/// Entries read at a time.
+const BATCH: usize = 64;
+
+/// Appends where `bytes` of data lie to `runs`.
+///
+/// Every step of a chain needs at least one more page of the transfer, but for the first list page, which may begin at its
+/// last entry: a list that points to itself ends with the transfer.
+///
+/// # Errors
+/// [`Status::PRP_OFFSET`] for an entry that is misaligned, [`Status::DATA_TRANSFER`] for a list that cannot be read.
+pub fn walk<M: GuestMemory>(
+    memory: &M,
+    (first, second): (u64, u64),
+    bytes: u64,
+    page_shift: u32,
+    runs: &mut Runs,
+) -> Result<(), Status> {
+    let page = 1u64 << page_shift;
+    if first & 3 != 0 {
+        return Err(Status::PRP_OFFSET);
+    }
+    let begun = bytes.min(page - (first & (page - 1)));
+    runs.memory(first, begun);
+    let mut left = bytes - begun;
+    if left == 0 {
+        return Ok(());
+    }
+    if left <= page {
+        if second & (page - 1) != 0 {
+            return Err(Status::PRP_OFFSET);
+        }
+        runs.memory(second, left);
+        return Ok(());
+    }
+    if second & 7 != 0 {
+        return Err(Status::PRP_OFFSET);
+    }
+    let mut list = second;
+    loop {
+        let slots = (page - (list & (page - 1))) / 8;
+        let needed = left.div_ceil(page);
+        // The last entry of a page is the next list when the data do not end here.
+        let (entries, chained) = if needed > slots { (slots - 1, true) } else { (needed, false) };
+        left = entries_of(memory, list, entries, left, page, runs)?;
+        if !chained {
+            return Ok(());
+        }
+        let mut next = [0; 8];
+        read(memory, list.wrapping_add(entries * 8), &mut next)?;
+        list = u64::from_le_bytes(next);
+        if list & (page - 1) != 0 {
+            return Err(Status::PRP_OFFSET);
+        }
+    }
+}
+
+fn entries_of<M: GuestMemory>(
+    memory: &M,
+    mut list: u64,
+    mut entries: u64,
+    mut left: u64,
+    page: u64,
+    runs: &mut Runs,
+) -> Result<u64, Status> {
+    let mut buffer = [0u8; BATCH * 8];
+    while entries > 0 {
+        let now = entries.min(BATCH as u64);
+        let batch = &mut buffer[..now as usize * 8];
+        read(memory, list, batch)?;
+        for entry in batch.chunks_exact(8) {
+            let mut raw = [0; 8];
+            raw.copy_from_slice(entry);
+            let entry = u64::from_le_bytes(raw);
+            if entry & (page - 1) != 0 {
+                return Err(Status::PRP_OFFSET);
+            }
+            let bytes = left.min(page);
+            runs.memory(entry, bytes);
+            left -= bytes;
+        }
+        // Wraps only behind the last entry of the last page there is, where nothing more is read.
+        list = list.wrapping_add(now * 8);
+        entries -= now;
+    }
+    Ok(left)
+}
+
+fn read<M: GuestMemory>(memory: &M, iova: u64, into: &mut [u8]) -> Result<(), Status> {
+    memory.read(Iova::new(iova), into).map_err(|_| Status::DATA_TRANSFER)
+}

@@ -1,0 +1,115 @@
+//! A submission queue: a ring in guest memory that the guest fills and a lane empties.
+
+use prereg::{Access, Iova};
+
+use super::board::BadDoorbell;
+use super::memory::{GuestHold, GuestMemory, Unreachable};
+use super::window::Window;
+use crate::spec::Command;
+use crate::spec::number::SUBMISSION_BYTES;
+
+/// Commands copied at a time.
+pub const FETCH: usize = 16;
+
+/// A ring of commands.
+#[derive(Debug)]
+pub struct SubmissionQueue<M: GuestMemory> {
+    /// Its number.
+    pub id: u16,
+    /// The completion queue that its commands are answered in.
+    pub cq: u16,
+    /// Commands taken and not answered yet.
+    pub flying: u32,
+    /// Being deleted: nothing more is taken.
+    pub closing: bool,
+    entries: u32,
+    head: u32,
+    tail: u32,
+    refused: Option<u32>,
+    window: Window<M>,
+}
+
+impl<M: GuestMemory> SubmissionQueue<M> {
+    /// An empty ring of `entries`, at least 2, at `iova`.
+    #[must_use]
+    pub fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
+        let window = Window::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
+        Self { id, cq, flying: 0, closing: false, entries, head: 0, tail: 0, refused: None, window }
+    }
+
+    /// Its memory.
+    pub fn window(&mut self) -> &mut Window<M> {
+        &mut self.window
+    }
+
+    /// How far it was read.
+    #[must_use]
+    pub fn head(&self) -> u16 {
+        self.head as u16
+    }
+
+    /// The tail that was last believed.
+    #[must_use]
+    pub fn tail(&self) -> u32 {
+        self.tail
+    }
+
+    /// Whether `tail` is news: neither what it was, nor something refused before.
+    #[must_use]
+    pub fn differs(&self, tail: u32) -> bool {
+        tail != self.tail && self.refused != Some(tail)
+    }
+
+    /// Commands that wait.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        distance(self.head, self.tail, self.entries)
+    }
+
+    /// Takes over the guest's tail.
+    ///
+    /// # Errors
+    /// [`BadDoorbell`] for one that is no tail this queue can have, once for each; the queue stays as it was.
+    pub fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
+        if !self.differs(tail) {
+            return Ok(());
+        }
+        // A tail that went back says, in a ring, that more was added than there is room for.
+        let room = self.entries - 1 - self.waiting();
+        if tail >= self.entries || distance(self.tail, tail, self.entries) > room {
+            self.refused = Some(tail);
+            return Err(BadDoorbell::Value);
+        }
+        self.refused = None;
+        self.tail = tail;
+        Ok(())
+    }
+
+    /// Copies up to `most` commands, and no more than [`FETCH`], and moves on.
+    ///
+    /// # Errors
+    /// [`Unreachable`]; then nothing was taken.
+    pub fn fetch(&mut self, memory: &M, most: usize, into: &mut Vec<Command>) -> Result<(), Unreachable> {
+        let straight = (self.entries - self.head).min(self.waiting());
+        let count = (straight as usize).min(most).min(FETCH);
+        if count == 0 {
+            return Ok(());
+        }
+        let mut bytes = [0u8; FETCH * SUBMISSION_BYTES as usize];
+        let bytes = &mut bytes[..count * SUBMISSION_BYTES as usize];
+        self.window.reach(memory)?.read(u64::from(self.head) * SUBMISSION_BYTES, bytes)?;
+        for raw in bytes.chunks_exact(SUBMISSION_BYTES as usize) {
+            let mut entry = [0; SUBMISSION_BYTES as usize];
+            entry.copy_from_slice(raw);
+            into.push(Command::from_bytes(&entry));
+        }
+        self.head = (self.head + count as u32) % self.entries;
+        Ok(())
+    }
+}
+
+/// How many steps forward it is from `from` to `to` in a ring.
+#[must_use]
+pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
+    if to >= from { to - from } else { to + entries - from }
+}

@@ -1,0 +1,20 @@
+//! An NVMe controller as a vfio-user device, on pre-registered memory.
+//!
+//! - [`controller`]: the device. [`NvmeModel`](controller::NvmeModel) is what a vfio-user
+//!   [`Server`](prereg_vfio_user::server::Server) listens with; it makes a controller for each client.
+//! - [`disk`]: what the data are kept on. [`FileDisk`](disk::FileDisk) is a file or block device through io_uring.
+//! - [`engine`]: what registers, commands and queues mean, without I/O, threads and clocks.
+//! - [`spec`]: the numbers and layouts of the NVM Express base specification 1.4.
+//!
+//! A module knows only those below it in this list; `disk` stands beside the engine, which uses its requests and faults.
+//!
+//! What a controller offers: the commands Read, Write, Flush, Compare, Write Zeroes and Dataset Management (deallocate), all
+//! mandatory admin commands and Doorbell Buffer Config; PRPs and SGLs; up to 511 pairs of I/O queues; MSI-X, MSI and the pin;
+//! up to 256 namespaces of 512 or 4096 byte blocks, write protected ones among them. It does not offer fused commands,
+//! metadata, reservations, formatting, firmware, namespace management.
+#![cfg(target_os = "linux")]
+
+pub mod controller;
+pub mod disk;
+pub mod engine;
+pub mod spec;

@@ -1,0 +1,229 @@
+//! Interrupts of all kinds, and doorbells of all kinds.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use prereg_nvme::controller::{DoorbellMode, InterruptKinds};
+use prereg_nvme::spec::Status;
+use prereg_vfio_user::client::Eventfd;
+use prereg_vfio_user::wire::{IrqAction, IrqSelection, SetIrqs};
+
+use crate::bed::{Bed, settings, until};
+use crate::driver::{DATA, Driver, FLUSH, command, transfer, with_prp};
+
+const INTX: u32 = 0;
+const MSI: u32 = 1;
+const MSIX: u32 = 2;
+/// Longer than any completion takes; a test that passes never waits for it.
+const LONG: Duration = Duration::from_secs(60);
+
+fn tell(driver: &mut Driver, kind: u32, count: usize) -> Vec<Eventfd> {
+    let eventfds: Vec<Eventfd> = (0..count).map(|_| Eventfd::new().unwrap()).collect();
+    let lent: Vec<_> = eventfds.iter().map(AsFd::as_fd).collect();
+    driver.client.set_eventfds(kind, 0, &lent).unwrap();
+    eventfds
+}
+
+#[test]
+fn each_completion_queue_has_its_message() {
+    for kind in [MSIX, MSI] {
+        let Some(bed) = Bed::new(settings()) else { return };
+        let mut driver = Driver::connect(&bed);
+        let eventfds = tell(&mut driver, kind, 5);
+        driver.enable();
+        for id in 1..=4 {
+            driver.create_pair(id);
+        }
+        assert!(eventfds[0].wait(LONG) >= 1, "the admin queue");
+        for (queue, eventfd) in eventfds.iter().enumerate().skip(1) {
+            driver.put(queue, FLUSH);
+            driver.ring(queue);
+            assert_eq!(eventfd.wait(LONG), 1);
+            assert_eq!(driver.take(queue).status, Status::SUCCESS);
+        }
+        for eventfd in &eventfds[1..] {
+            assert_eq!(eventfd.take(), 0, "nobody else's");
+        }
+    }
+}
+
+#[test]
+fn kinds_can_be_left_out() {
+    for (intx, msi, msix) in
+        [(true, false, false), (false, true, false), (false, false, true), (false, false, false)]
+    {
+        let mut settings = settings();
+        settings.interrupts = InterruptKinds { intx, msi, msix };
+        let Some(bed) = Bed::new(settings) else { return };
+        let mut driver = Driver::connect(&bed);
+        let counts = [INTX, MSI, MSIX].map(|kind| driver.client.irq_info(kind).unwrap().count);
+        assert_eq!(counts, [u32::from(intx), if msi { 8 } else { 0 }, if msix { 5 } else { 0 }]);
+        let mut pin = [0];
+        driver.client.region_read(7, 0x3d, &mut pin).unwrap();
+        assert_eq!(pin[0], u8::from(intx));
+        driver.enable();
+        driver.create_pair_with(1, 0);
+        assert_eq!(driver.io(FLUSH), Status::SUCCESS, "polled");
+    }
+}
+
+fn unmask(driver: &mut Driver) {
+    let set =
+        SetIrqs { index: INTX, start: 0, count: 1, action: IrqAction::Unmask, selection: IrqSelection::All };
+    driver.client.set_irqs(&set, &[]).unwrap();
+}
+
+#[test]
+fn the_pin_is_up_until_heads_catch_up() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let pin = tell(&mut driver, INTX, 1);
+    driver.enable();
+    driver.create_pair_with(1, 0);
+    assert!(pin[0].wait(LONG) >= 1);
+    // As a driver does: take everything, then let the pin speak again.
+    unmask(&mut driver);
+    let status = |driver: &mut Driver| {
+        let mut status = [0; 2];
+        driver.client.region_read(7, 6, &mut status).unwrap();
+        status[0] >> 3 & 1
+    };
+    assert_eq!((pin[0].take(), status(&mut driver)), (0, 0), "nothing is unread");
+    driver.put(1, FLUSH);
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("both are done", || driver.peek(1).is_some());
+    assert_eq!(pin[0].wait(LONG), 1);
+    assert_eq!(driver.take(1).status, Status::SUCCESS);
+    until("the second is done", || driver.peek(1).is_some());
+    assert_eq!(status(&mut driver), 1);
+    unmask(&mut driver);
+    assert_eq!(pin[0].wait(LONG), 1, "one is unread, so it speaks again");
+    driver.take(1);
+    unmask(&mut driver);
+    assert_eq!((status(&mut driver), pin[0].take()), (0, 0), "heads have caught up");
+    // Masked by the controller's own register.
+    driver.write_u32(0x0c, 1);
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("it is done", || driver.peek(1).is_some());
+    // A round trip on the admin queue; the worker has said what it had to say by the time the level is asked for.
+    assert_eq!(status(&mut driver), 0);
+    driver.write_u32(0x10, 1);
+    assert_eq!(pin[0].wait(LONG), 1);
+    assert_eq!(status(&mut driver), 1);
+    driver.take(1);
+    driver.disable();
+    unmask(&mut driver);
+    assert_eq!((status(&mut driver), pin[0].take()), (0, 0));
+}
+
+#[test]
+fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let pin = tell(&mut driver, INTX, 1);
+    driver.enable();
+    driver.create_pair_with(1, 0);
+    driver.create_pair_with(2, 0);
+    // What the admin queue said.
+    until("the admin queue is quiet", || {
+        unmask(&mut driver);
+        pin[0].take() == 0
+    });
+    for round in 0..500 {
+        let batch = 1 + round % 3;
+        for queue in 1..=2 {
+            for _ in 0..batch {
+                driver.put(queue, FLUSH);
+            }
+            driver.ring(queue);
+        }
+        let mut left = [batch, batch];
+        while left != [0, 0] {
+            assert!(pin[0].wait(LONG) > 0, "round {round}: {left:?} are missing");
+            let mut taken = 0;
+            for queue in 1..=2 {
+                while driver.peek(queue).is_some() {
+                    driver.take(queue);
+                    left[queue - 1] -= 1;
+                    taken += 1;
+                }
+            }
+            assert!(taken > 0, "round {round}: an interrupt without a completion");
+            unmask(&mut driver);
+        }
+    }
+}
+
+#[test]
+fn mapped_doorbells_are_heard() {
+    let mut settings = settings();
+    settings.doorbells = DoorbellMode::Mapped;
+    let Some(bed) = Bed::new(settings) else { return };
+    let mut driver = Driver::connect(&bed);
+    driver.map_doorbells();
+    driver.enable();
+    driver.create_pair(1);
+    driver.create_pair(2);
+    for round in 0..200u64 {
+        let queue = 1 + (round % 2) as usize;
+        let data = driver.fill(DATA, 4096, round);
+        assert_eq!(driver.run(queue, transfer(1, 1, round * 8, 8, DATA, 0)).status, Status::SUCCESS);
+        driver.ram.write(DATA, &[0; 4096]).unwrap();
+        assert_eq!(driver.run(queue, transfer(2, 1, round * 8, 8, DATA, 0)).status, Status::SUCCESS);
+        assert!(driver.get(DATA, 4096) == data);
+    }
+    assert_eq!(bed.model.snapshot()[0].doorbells, 0, "none came as a message");
+    driver.ring_raw(2, 0xffff_ffff);
+    driver.ring_raw(9, 77);
+    let cid = driver.put(0, command(0x0c, 0, &[]));
+    driver.ring(0);
+    assert_eq!(driver.take(0).cid, cid, "an event: a value that cannot be");
+    driver.ring(1);
+    assert_eq!(driver.io(FLUSH), Status::SUCCESS);
+    // Again after a reset: the page begins at zero.
+    driver.disable();
+    driver.enable();
+    driver.create_pair(1);
+    assert_eq!(driver.io(FLUSH), Status::SUCCESS);
+}
+
+#[test]
+fn shadow_doorbells_need_a_ring_only_when_it_was_asked_for() {
+    const SHADOW: u64 = 0x7_0000;
+    const EVENTS: u64 = 0x7_1000;
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::ready(&bed, 2);
+    assert_eq!(driver.admin(with_prp(command(0x7c, 0, &[]), SHADOW, EVENTS)).status, Status::SUCCESS);
+    let word = |driver: &Driver, at: u64| {
+        let bytes = driver.get(at, 4);
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    };
+    let mut rings = 0;
+    for round in 0..300 {
+        let queue = 1 + round % 2;
+        let old = driver.tail(queue);
+        for _ in 0..1 + round % 4 {
+            driver.put(queue, FLUSH);
+        }
+        let (new, at) = (driver.tail(queue), queue as u64 * 8);
+        driver.ram.write(SHADOW + at, &new.to_le_bytes()).unwrap();
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let event = word(&driver, EVENTS + at);
+        // As the specification has it, on 16 bits.
+        if (new.wrapping_sub(event).wrapping_sub(1) & 0xffff) < (new.wrapping_sub(old) & 0xffff) {
+            driver.ring(queue);
+            rings += 1;
+        }
+        for taken in 0..1 + round % 4 {
+            assert_eq!(driver.take(queue).status, Status::SUCCESS, "round {round}, {taken} taken");
+            // Heads are shadowed too.
+            let head = driver.head(queue);
+            driver.ram.write(SHADOW + at + 4, &head.to_le_bytes()).unwrap();
+        }
+    }
+    assert!(rings > 0);
+}

@@ -1,0 +1,9 @@
+//! The controller behind a real server: a client over a socket with real memory, driving it as an operating system's driver
+//! does.
+
+mod bed;
+mod driver;
+mod interrupts;
+mod lifecycle;
+mod memory;
+mod storage;

@@ -1,0 +1,9 @@
+//! The engine without threads and I/O: a guest's driver on one side, disks that are made up on the other.
+
+mod administration;
+mod commands;
+mod judge;
+mod pointers;
+mod queues;
+mod scripts;
+mod world;

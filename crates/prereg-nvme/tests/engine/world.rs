@@ -1,0 +1,612 @@
+//! A guest and its controller on one thread: memory, disks and interrupts that are made up.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use prereg::{Access, Iova};
+use prereg_nvme::disk::{DiskFault, Done, Operation};
+use prereg_nvme::engine::board::{Board, TrappedDoorbells, head_of, tail_of};
+use prereg_nvme::engine::desk::Desk;
+use prereg_nvme::engine::event::Event;
+use prereg_nvme::engine::identity::Identity;
+use prereg_nvme::engine::lane::{Lane, Served};
+use prereg_nvme::engine::log_page::Health;
+use prereg_nvme::engine::memory::{GuestHold, GuestMemory, Unreachable};
+use prereg_nvme::engine::namespace::{Namespace, Namespaces};
+use prereg_nvme::engine::registers::{AdminQueues, Effect, Registers};
+use prereg_nvme::engine::shared::{Limits, Shared};
+use prereg_nvme::engine::storage::{Broken, Storage, Work};
+use prereg_nvme::spec::register::{CC, DOORBELLS, page_shift};
+use prereg_nvme::spec::{Completion, Status};
+
+/// The guest's memory: from address 0 on, with holes.
+#[derive(Clone, Debug)]
+pub(crate) struct Ram(Rc<RefCell<RamInner>>);
+
+#[derive(Debug)]
+struct RamInner {
+    bytes: Vec<u8>,
+    holes: Vec<Range<u64>>,
+    holds: usize,
+    settled: bool,
+}
+
+impl Ram {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self(Rc::new(RefCell::new(RamInner {
+            bytes: vec![0; bytes],
+            holes: Vec::new(),
+            holds: 0,
+            settled: true,
+        })))
+    }
+
+    /// Takes `range` away.
+    pub(crate) fn hole(&self, range: Range<u64>) {
+        self.0.borrow_mut().holes.push(range);
+    }
+
+    /// Gives everything back.
+    pub(crate) fn mend(&self) {
+        self.0.borrow_mut().holes.clear();
+    }
+
+    /// Whether holds may be kept.
+    pub(crate) fn settle(&self, settled: bool) {
+        self.0.borrow_mut().settled = settled;
+    }
+
+    /// Holds that live.
+    pub(crate) fn holds(&self) -> usize {
+        self.0.borrow().holds
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.0.borrow_mut().bytes[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
+    }
+
+    pub(crate) fn put_u64(&self, at: u64, value: u64) {
+        self.put(at, &value.to_le_bytes());
+    }
+
+    pub(crate) fn get(&self, at: u64, bytes: u64) -> Vec<u8> {
+        self.0.borrow().bytes[at as usize..(at + bytes) as usize].to_vec()
+    }
+
+    pub(crate) fn get_u32(&self, at: u64) -> u32 {
+        let bytes = self.get(at, 4);
+        u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+    }
+
+    fn check(&self, at: u64, bytes: u64) -> Result<Range<usize>, Unreachable> {
+        let inner = self.0.borrow();
+        let end = at.checked_add(bytes).filter(|end| *end <= inner.bytes.len() as u64).ok_or(Unreachable)?;
+        if inner.holes.iter().any(|hole| at < hole.end && hole.start < end) {
+            return Err(Unreachable);
+        }
+        Ok(at as usize..end as usize)
+    }
+}
+
+impl GuestMemory for Ram {
+    type Hold = RamHold;
+
+    fn hold(&self, iova: Iova, bytes: u64, _access: Access) -> Result<RamHold, Unreachable> {
+        self.check(iova.raw(), bytes)?;
+        self.0.borrow_mut().holds += 1;
+        Ok(RamHold { ram: self.clone(), at: iova.raw(), bytes })
+    }
+
+    fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), Unreachable> {
+        let range = self.check(iova.raw(), into.len() as u64)?;
+        into.copy_from_slice(&self.0.borrow().bytes[range]);
+        Ok(())
+    }
+
+    fn write(&self, iova: Iova, from: &[u8]) -> Result<(), Unreachable> {
+        let range = self.check(iova.raw(), from.len() as u64)?;
+        self.0.borrow_mut().bytes[range].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn settled(&self) -> bool {
+        self.0.borrow().settled
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct RamHold {
+    ram: Ram,
+    at: u64,
+    bytes: u64,
+}
+
+impl RamHold {
+    fn at(&self, offset: u64, bytes: usize) -> Iova {
+        assert!(offset + bytes as u64 <= self.bytes, "an access outside of its hold");
+        Iova::new(self.at + offset)
+    }
+}
+
+impl GuestHold for RamHold {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreachable> {
+        self.ram.read(self.at(offset, into.len()), into)
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Unreachable> {
+        self.ram.write(self.at(offset, from.len()), from)
+    }
+
+    fn load_u32(&self, offset: u64) -> Result<u32, Unreachable> {
+        assert_eq!((self.at + offset) % 4, 0, "misaligned");
+        let mut bytes = [0; 4];
+        self.read(offset, &mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn store_u32(&self, offset: u64, value: u32) -> Result<(), Unreachable> {
+        assert_eq!((self.at + offset) % 4, 0, "misaligned");
+        self.write(offset, &value.to_le_bytes())
+    }
+}
+
+impl Drop for RamHold {
+    fn drop(&mut self) {
+        self.ram.0.borrow_mut().holds -= 1;
+    }
+}
+
+/// Disks that do what they are asked when they are polled.
+#[derive(Clone, Debug)]
+pub(crate) struct Disks(Rc<RefCell<DisksInner>>);
+
+#[derive(Debug, Default)]
+pub(crate) struct DisksInner {
+    pub(crate) images: Vec<Vec<u8>>,
+    /// Operations as they were done, with their namespace.
+    pub(crate) done: Vec<(u32, Operation)>,
+    /// Requests that there is room for.
+    pub(crate) room: usize,
+    /// Nothing is done while this is set.
+    pub(crate) stuck: bool,
+    pub(crate) broken: bool,
+    queue: VecDeque<Work<RamHold>>,
+}
+
+impl Disks {
+    pub(crate) fn inner(&self) -> std::cell::RefMut<'_, DisksInner> {
+        self.0.borrow_mut()
+    }
+
+    /// A way to the same images with a queue of its own.
+    pub(crate) fn perform(inner: &mut DisksInner, work: Work<RamHold>) -> Done {
+        let Work { nsid, tag, operation, data } = work;
+        let image = &mut inner.images[nsid as usize - 1];
+        inner.done.push((nsid, operation.clone()));
+        let bytes: u64 = data.iter().map(|span| span.bytes).sum();
+        let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
+        let mut result = Ok(());
+        match operation {
+            Operation::Read { offset } => {
+                let mut at = offset;
+                for span in &data {
+                    let moved = span.hold.write(0, &image[range(at, span.bytes)]);
+                    result = result.and(moved.map_err(|_| DiskFault::Range));
+                    at += span.bytes;
+                }
+            }
+            Operation::Write { offset, .. } => {
+                let mut at = offset;
+                for span in &data {
+                    let moved = span.hold.read(0, &mut image[range(at, span.bytes)]);
+                    result = result.and(moved.map_err(|_| DiskFault::Range));
+                    at += span.bytes;
+                }
+            }
+            Operation::Compare { offset } => {
+                let mut theirs = vec![0; bytes as usize];
+                let mut at = 0;
+                for span in &data {
+                    let moved = span.hold.read(0, &mut theirs[range(at, span.bytes)]);
+                    result = result.and(moved.map_err(|_| DiskFault::Range));
+                    at += span.bytes;
+                }
+                if theirs != image[range(offset, bytes)] {
+                    result = Err(DiskFault::Mismatch);
+                }
+            }
+            Operation::WriteZeroes { offset, bytes, .. } => image[range(offset, bytes)].fill(0),
+            Operation::Discard { ranges } => {
+                for (offset, bytes) in ranges {
+                    image[range(offset, bytes)].fill(0xdd);
+                }
+            }
+            Operation::Flush => {}
+        }
+        Done { tag, result }
+    }
+}
+
+impl Storage<RamHold> for Disks {
+    fn submit(&mut self, work: Work<RamHold>) -> Result<(), Work<RamHold>> {
+        let mut inner = self.inner();
+        if inner.queue.len() >= inner.room {
+            return Err(work);
+        }
+        inner.queue.push_back(work);
+        Ok(())
+    }
+
+    fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken> {
+        let inner = &mut *self.inner();
+        if inner.broken {
+            inner.queue.clear();
+            return Err(Broken);
+        }
+        while !inner.stuck {
+            let Some(work) = inner.queue.pop_front() else { break };
+            done.push(Self::perform(inner, work));
+        }
+        Ok(())
+    }
+}
+
+/// Blocks of the disks.
+pub(crate) const BLOCK: u64 = 512;
+/// Entries of all queues.
+pub(crate) const ENTRIES: u32 = 16;
+pub(crate) const RAM: usize = 8 << 20;
+pub(crate) const DISK: usize = 4 << 20;
+
+/// A controller and the guest around it.
+pub(crate) struct Machine {
+    pub(crate) ram: Ram,
+    pub(crate) disks: Disks,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) registers: Registers,
+    pub(crate) desk: Desk<Ram>,
+    pub(crate) lane: Lane<Ram, Disks>,
+    pub(crate) now: u64,
+    /// Completion queues that interrupted, and their vectors.
+    pub(crate) signals: Vec<(u16, u16)>,
+    /// What the lane found.
+    pub(crate) events: Vec<Event>,
+    stopping: bool,
+    /// Enabled again before it had stopped.
+    again: Option<AdminQueues>,
+}
+
+impl Machine {
+    /// Two disks of 512-byte blocks, the second one write protected; and one of 4096.
+    pub(crate) fn new() -> Self {
+        Self::with_transfer_shift(5)
+    }
+
+    pub(crate) fn with_transfer_shift(transfer_shift: u8) -> Self {
+        Self::sized(transfer_shift, RAM, DISK)
+    }
+
+    /// With so much memory, and disks of so many bytes.
+    pub(crate) fn sized(transfer_shift: u8, ram: usize, disk: usize) -> Self {
+        let limits = Limits { io_queues: 4, entries: 64, vectors: 5, transfer_shift };
+        let namespaces = Namespaces::new(vec![
+            Namespace::new(disk as u64, 9, [1; 16]).zero_when_deallocated(),
+            Namespace::new(disk as u64, 9, [2; 16]).write_protected(),
+            Namespace::new(disk as u64, 12, [3; 16]),
+        ]);
+        let board = Board::new(5, Box::new(TrappedDoorbells::new(5)));
+        let shared = Arc::new(Shared::new(limits, namespaces, board));
+        let ram = Ram::new(ram);
+        let disks = Disks(Rc::new(RefCell::new(DisksInner {
+            images: (0..3).map(|_| vec![0; disk]).collect(),
+            room: 64,
+            ..DisksInner::default()
+        })));
+        let identity = Identity {
+            vendor: 0x5052,
+            subsystem_vendor: 0x5052,
+            serial: "S1".to_owned(),
+            model: "prereg NVMe".to_owned(),
+            firmware: "0.1.0".to_owned(),
+            uuid: [7; 16],
+            controller: 1,
+            shadow_doorbells: true,
+        };
+        let desk = Desk::new(Arc::clone(&shared), identity, ram.clone());
+        let lane = Lane::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());
+        Self {
+            registers: Registers::new(limits.entries),
+            ram,
+            disks,
+            shared,
+            desk,
+            lane,
+            now: 1,
+            signals: Vec::new(),
+            events: Vec::new(),
+            stopping: false,
+            again: None,
+        }
+    }
+
+    /// A write to BAR 0.
+    pub(crate) fn write(&mut self, offset: u64, from: &[u8]) {
+        if offset >= DOORBELLS {
+            let at = (offset - DOORBELLS) / 4;
+            for (at, value) in (at..).zip(from.chunks_exact(4)) {
+                self.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
+            }
+            return;
+        }
+        let mut effects = Vec::new();
+        self.registers.write(offset, from, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Enable(queues) if self.stopping => self.again = Some(queues),
+                Effect::Enable(queues) => self.open(queues),
+                Effect::Disable => {
+                    self.desk.close();
+                    self.lane.halt();
+                    self.stopping = true;
+                    self.again = None;
+                }
+                Effect::Shutdown => self.lane.flush(self.now, &mut Served::default()),
+                Effect::Masked(_) | Effect::Unmasked(_) => {}
+            }
+        }
+    }
+
+    fn open(&mut self, queues: AdminQueues) {
+        let cc = self.registers.configuration();
+        self.lane.set_page_shift(page_shift(cc));
+        self.shared.board.open_submission(0, queues.submission_entries, 9);
+        self.shared.board.open_completion(0, queues.completion_entries, Some(0), 9);
+        match self.desk.open(queues, cc) {
+            Ok(()) => self.registers.ready(),
+            Err(_) => self.registers.fatal(),
+        }
+    }
+
+    pub(crate) fn write_u32(&mut self, offset: u64, value: u32) {
+        self.write(offset, &value.to_le_bytes());
+    }
+
+    pub(crate) fn read_u32(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.registers.read(offset, &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Rings doorbell `at`.
+    pub(crate) fn ring(&mut self, at: usize, value: u32) {
+        if let Err(bad) = self.shared.board.ring(at, value) {
+            self.desk.admin().raise(bad.into());
+        }
+    }
+
+    /// Lets the controller work until nothing moves, at most so many rounds.
+    pub(crate) fn run(&mut self) {
+        for _ in 0..10_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("the controller works without end");
+    }
+
+    /// One round; says whether something moved.
+    pub(crate) fn step(&mut self) -> bool {
+        self.now += 1000;
+        let cc = self.registers.configuration();
+        self.desk.reconfigure(cc);
+        let attended = self.desk.serve(self.now, &Health::default);
+        if attended.signal {
+            self.signals.push((0, 0));
+        }
+        if attended.fatal {
+            self.registers.fatal();
+        }
+        let mut served = Served::default();
+        if let Some(order) = attended.order {
+            if let Some(how) = self.lane.carry_out(order, 0, self.now, &mut served) {
+                self.desk.carried_out(how);
+            }
+            self.settle(&served);
+        }
+        if self.lane.serve(self.now, &mut served).is_err() {
+            self.disks.inner().broken = false;
+            self.lane.fail_all(self.now, &mut served);
+        }
+        self.settle(&served);
+        if self.stopping && self.lane.flying() == 0 {
+            self.stopping = false;
+            self.shared.board.close_all();
+            self.registers.stopped();
+            if let Some(queues) = self.again.take() {
+                self.open(queues);
+            }
+        }
+        attended.progress || served.progress
+    }
+
+    fn settle(&mut self, served: &Served) {
+        self.signals.extend(&served.signals);
+        for event in &served.events {
+            self.events.push(*event);
+            self.desk.admin().raise(*event);
+        }
+        for _ in &served.closed {
+            self.desk.carried_out(Ok(0));
+        }
+        if let Some(status) = served.durable {
+            self.desk.carried_out(if status.is_success() { Ok(0) } else { Err(status) });
+            self.registers.shut_down();
+        }
+    }
+
+    /// Lets time pass.
+    pub(crate) fn pass(&mut self, nanoseconds: u64) {
+        self.now += nanoseconds;
+    }
+}
+
+/// CC as Linux sets it.
+pub(crate) const LINUX: u32 = 0x0046_0001;
+
+/// Where queue `id` lies; the admin queue is 0.
+pub(crate) const fn submission_at(id: u16) -> u64 {
+    0x10_0000 + id as u64 * 0x2000
+}
+
+pub(crate) const fn completion_at(id: u16) -> u64 {
+    0x11_0000 + id as u64 * 0x2000
+}
+
+/// The guest's side of a pair of queues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) id: u16,
+    pub(crate) tail: u32,
+    pub(crate) head: u32,
+    pub(crate) phase: bool,
+}
+
+/// A guest that drives the controller as a driver does.
+pub(crate) struct Guest {
+    pub(crate) machine: Machine,
+    pub(crate) pairs: Vec<Pair>,
+    pub(crate) next_cid: u16,
+}
+
+/// A command to be filled in: dwords by number.
+pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16] {
+    let mut command = [0; 16];
+    command[0] = u32::from(opcode);
+    command[1] = nsid;
+    for (at, word) in words {
+        command[*at] = *word;
+    }
+    command
+}
+
+/// The same with two PRP entries.
+pub(crate) fn with_prp(mut command: [u32; 16], first: u64, second: u64) -> [u32; 16] {
+    for (at, value) in [(6, first), (8, second)] {
+        command[at] = value as u32;
+        command[at + 1] = (value >> 32) as u32;
+    }
+    command
+}
+
+/// Read, write or compare of `count` blocks from `lba`.
+pub(crate) fn transfer(opcode: u8, nsid: u32, lba: u64, count: u32, first: u64, second: u64) -> [u32; 16] {
+    let words = [(10, lba as u32), (11, (lba >> 32) as u32), (12, count.wrapping_sub(1) & 0xffff)];
+    with_prp(command(opcode, nsid, &words), first, second)
+}
+
+impl Guest {
+    /// Enabled, with the admin queue and nothing else.
+    pub(crate) fn enabled() -> Self {
+        Self::over(Machine::new())
+    }
+
+    pub(crate) fn over(machine: Machine) -> Self {
+        let mut guest = Self { machine, pairs: Vec::new(), next_cid: 0 };
+        guest.enable(LINUX);
+        guest
+    }
+
+    pub(crate) fn enable(&mut self, cc: u32) {
+        let entries = ENTRIES - 1;
+        self.machine.write_u32(0x24, entries | entries << 16);
+        self.machine.write(0x28, &submission_at(0).to_le_bytes());
+        self.machine.write(0x30, &completion_at(0).to_le_bytes());
+        self.machine.write_u32(CC, cc);
+        self.machine.run();
+        assert_eq!(self.machine.read_u32(0x1c), 1, "ready");
+        self.pairs = vec![Pair { id: 0, tail: 0, head: 0, phase: true }];
+        self.machine.ram.put(completion_at(0), &[0; 0x2000]);
+    }
+
+    /// Enabled, with `pairs` I/O queues.
+    pub(crate) fn with_queues(pairs: u16) -> Self {
+        let mut guest = Self::enabled();
+        for id in 1..=pairs {
+            guest.create_pair(id);
+        }
+        guest
+    }
+
+    pub(crate) fn create_pair(&mut self, id: u16) {
+        self.machine.ram.put(completion_at(id), &[0; 0x1000]);
+        let size = (ENTRIES - 1) << 16 | u32::from(id);
+        let cq = command(0x05, 0, &[(10, size), (11, u32::from(id) << 16 | 3)]);
+        assert_eq!(self.admin(with_prp(cq, completion_at(id), 0)).status, Status::SUCCESS);
+        let sq = command(0x01, 0, &[(10, size), (11, u32::from(id) << 16 | 1)]);
+        assert_eq!(self.admin(with_prp(sq, submission_at(id), 0)).status, Status::SUCCESS);
+        self.pairs.push(Pair { id, tail: 0, head: 0, phase: true });
+    }
+
+    /// Puts a command into a queue; gives its identifier.
+    pub(crate) fn put(&mut self, at: usize, mut command: [u32; 16]) -> u16 {
+        let cid = self.next_cid;
+        self.next_cid = self.next_cid.wrapping_add(1);
+        command[0] = command[0] & 0xffff | u32::from(cid) << 16;
+        let pair = &mut self.pairs[at];
+        let bytes: Vec<u8> = command.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.machine.ram.put(submission_at(pair.id) + u64::from(pair.tail) * 64, &bytes);
+        pair.tail = (pair.tail + 1) % ENTRIES;
+        cid
+    }
+
+    /// Rings the tail.
+    pub(crate) fn ring(&mut self, at: usize) {
+        let pair = self.pairs[at];
+        self.machine.ring(tail_of(pair.id), pair.tail);
+    }
+
+    /// Takes the next completion, if there is one; the head is rung.
+    pub(crate) fn take(&mut self, at: usize) -> Option<Completion> {
+        let completion = self.peek(at)?;
+        let pair = &mut self.pairs[at];
+        pair.head += 1;
+        if pair.head == ENTRIES {
+            pair.head = 0;
+            pair.phase = !pair.phase;
+        }
+        let (id, head) = (pair.id, pair.head);
+        self.machine.ring(head_of(id), head);
+        Some(completion)
+    }
+
+    /// The next completion, if there is one.
+    pub(crate) fn peek(&self, at: usize) -> Option<Completion> {
+        let pair = self.pairs[at];
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&self.machine.ram.get(completion_at(pair.id) + u64::from(pair.head) * 16, 16));
+        let (completion, phase) = Completion::from_bytes(&bytes);
+        (phase == pair.phase).then_some(completion)
+    }
+
+    /// A command on the queue at `at`, from doorbell to completion.
+    pub(crate) fn run(&mut self, at: usize, command: [u32; 16]) -> Completion {
+        let cid = self.put(at, command);
+        self.ring(at);
+        self.machine.run();
+        let completion = self.take(at).expect("a completion");
+        assert_eq!((completion.cid, completion.sq_id), (cid, self.pairs[at].id));
+        completion
+    }
+
+    pub(crate) fn admin(&mut self, command: [u32; 16]) -> Completion {
+        self.run(0, command)
+    }
+
+    /// On the first I/O queue.
+    pub(crate) fn io(&mut self, command: [u32; 16]) -> Status {
+        self.run(1, command).status
+    }
+}
