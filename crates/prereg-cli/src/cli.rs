@@ -12,8 +12,12 @@ use crate::commands::conform::{self, ConformArgs};
 use crate::commands::doctor::{self, DoctorArgs};
 use crate::commands::hot_path::{self, HotPathArgs};
 use crate::commands::man::{self, ManArgs};
+use crate::commands::nvme_bench::{self, NvmeBenchArgs};
 use crate::commands::registration::{self, RegistrationArgs};
 use crate::commands::replay::{self, ReplayArgs};
+use crate::commands::selftest::{self, SelftestArgs};
+use crate::commands::serve::{self, ServeArgs};
+use crate::commands::status::{self, StatusArgs};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
@@ -23,6 +27,7 @@ Examples:
   prereg doctor                          what this host and this user allow
   prereg replay nvme4k.tce.zst           a real guest's maps over memory that is pinned once
   prereg replay --compare *.tce.zst      next to pinning at every map
+  prereg serve nvme --socket S --disk F  an NVMe disk for a guest, over vfio-user
   prereg bench registration              what registering costs, next to the raw calls
   prereg bench hot-path --quick          what mapping costs, next to the machine's limit and to others
 
@@ -44,7 +49,10 @@ struct Cli {
 enum Commands {
     Replay(ReplayArgs),
     Conform(ConformArgs),
+    Serve(ServeArgs),
+    Status(StatusArgs),
     Doctor(DoctorArgs),
+    Selftest(SelftestArgs),
     #[command(subcommand, about = "Measure what this host can do", arg_required_else_help = true)]
     Bench(Benches),
     Completions(CompletionsArgs),
@@ -55,6 +63,7 @@ enum Commands {
 enum Benches {
     Registration(RegistrationArgs),
     HotPath(HotPathArgs),
+    Nvme(NvmeBenchArgs),
 }
 
 /// The whole program: parses `arguments` (the first is the program's name), runs the command and says how to exit.
@@ -92,12 +101,16 @@ fn dispatch(command: Commands, out: &mut impl Write) -> Result<Outcome, Failure>
         Commands::Replay(args) => replay::run(&args, out, &interrupt()?, Progress::on_terminal()),
         Commands::Conform(args) => conform::run(&args, out),
         Commands::Doctor(args) => doctor::run(&args, out),
+        Commands::Selftest(args) => selftest::run(&args, out),
         Commands::Bench(Benches::Registration(args)) => {
             registration::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
         Commands::Bench(Benches::HotPath(args)) => {
             hot_path::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
+        Commands::Bench(Benches::Nvme(args)) => nvme_bench::run(&args, out, &interrupt()?),
+        Commands::Serve(args) => serve::run(&args, out, &interrupt()?),
+        Commands::Status(args) => status::run(&args, out, &interrupt()?),
         Commands::Completions(args) => Ok(completions::run(&args, Cli::command(), out)?),
         Commands::Man(ManArgs {}) => Ok(man::run(Cli::command(), out)?),
     }

@@ -278,6 +278,7 @@ pub const fn address_word(kind: AddressKind) -> &'static str {
         AddressKind::Iova => "iova",
         AddressKind::SlotOffset => "slot-offset",
         AddressKind::Device => "device",
+        AddressKind::User => "user",
         AddressKind::Invented => "invented",
         _ => "other",
     }

@@ -332,7 +332,7 @@ fn doctor_names_every_back_end_with_a_verdict() {
     }
     let names: Vec<_> =
         report["backends"].as_array().unwrap().iter().map(|backend| &backend["name"]).collect();
-    assert_eq!(names, ["io-uring", "mlock", "fixed", "sim"]);
+    assert_eq!(names, ["io-uring", "mlock", "fixed", "vfio-type1", "vfio-spapr-v2", "iommufd", "sim"]);
     for name in names {
         assert!(text(&output.stdout).contains(name.as_str().unwrap()));
     }

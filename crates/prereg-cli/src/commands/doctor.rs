@@ -6,7 +6,9 @@
 use std::io::{self, Write};
 
 use clap::Args;
-use prereg_linux::{BackendReport, HostReport, HugePool, PagemapAccess};
+use prereg_linux::{
+    BackendReport, GroupDevice, GroupLimits, GroupReport, HostReport, HugePool, PagemapAccess,
+};
 use serde::Serialize;
 
 use super::Outcome;
@@ -104,19 +106,26 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
         },
     )?;
     fact("IOMMU groups", groups(report))?;
+    if let Some(mappings) = report.type1_mappings {
+        fact("type1 containers", format!("{} mappings each", Count(mappings)))?;
+    }
+    // A whole machine's groups would hide the rest; what somebody works on has a VFIO driver, or shares a group with one.
+    for group in report.groups.iter().filter(|group| is_of_interest(group)) {
+        fact(&format!("group {}", group.number), group_text(group))?;
+    }
 
     writeln!(out, "\nBack ends")?;
     for BackendReport { name, usable, pins, addresses, why, remedy, .. } in &report.backends {
         let usable = if *usable { "usable" } else { "not usable" };
         let pins = if *pins { "real pins" } else { "no pins" };
         let addresses = addresses.map_or(String::new(), |kind| format!(", {} addresses", address_word(kind)));
-        writeln!(out, "  {name:<12}{usable}: {pins}{addresses}")?;
-        writeln!(out, "              {why}")?;
+        writeln!(out, "  {name:<14}{usable}: {pins}{addresses}")?;
+        writeln!(out, "                {why}")?;
         if let Some(remedy) = remedy {
-            writeln!(out, "              what would change it: {remedy}")?;
+            writeln!(out, "                what would change it: {remedy}")?;
         }
     }
-    writeln!(out, "  sim         usable: pretends, invented addresses; for tests and hosts that cannot pin")
+    writeln!(out, "  sim           usable: pretends, invented addresses; for tests and hosts that cannot pin")
 }
 
 fn user(report: &HostReport) -> String {
@@ -170,6 +179,23 @@ fn groups(report: &HostReport) -> String {
     format!("{}; {vfio}; {iommufd}", report.iommu_groups.len())
 }
 
+fn is_of_interest(group: &GroupReport) -> bool {
+    group.devices.iter().any(GroupDevice::is_bound_to_vfio)
+}
+
+fn group_text(group: &GroupReport) -> String {
+    let devices: Vec<_> = group
+        .devices
+        .iter()
+        .map(|device| format!("{} ({})", device.device, device.driver.as_deref().unwrap_or("no driver")))
+        .collect();
+    let verdict = match &group.limits {
+        Ok(_) => "viable".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    format!("{}: {verdict}", devices.join(", "))
+}
+
 fn bytes_or_unlimited(bytes: Option<u64>) -> String {
     bytes.map_or("unlimited".to_owned(), |bytes| Bytes(bytes).to_string())
 }
@@ -199,6 +225,8 @@ struct Json<'a> {
     vfio: bool,
     vfio_groups: &'a [u32],
     iommufd: bool,
+    type1_mappings: Option<u64>,
+    groups: Vec<JsonGroup<'a>>,
     backends: Vec<JsonBackend<'a>>,
 }
 
@@ -223,6 +251,64 @@ struct JsonPool {
     page_bytes: u64,
     total: u64,
     free: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonGroup<'a> {
+    number: u32,
+    kind: Option<&'a str>,
+    devices: Vec<JsonDevice<'a>>,
+    viable: bool,
+    why_not: Option<String>,
+    iova_ranges: Vec<(u64, u64)>,
+    reserved: Vec<(u64, u64, &'a str)>,
+    page_sizes: Option<u64>,
+    mappings_left: Option<u32>,
+    windows: Option<u32>,
+}
+
+#[derive(Debug, Serialize)]
+struct JsonDevice<'a> {
+    device: &'a str,
+    driver: Option<&'a str>,
+    node: Option<&'a str>,
+}
+
+impl<'a> From<&'a GroupReport> for JsonGroup<'a> {
+    fn from(group: &'a GroupReport) -> Self {
+        let (mut iova_ranges, mut page_sizes, mut mappings_left, mut windows) =
+            (Vec::new(), None, None, None);
+        match &group.limits {
+            Ok(GroupLimits::Type1(limits)) => {
+                iova_ranges = limits.ranges.iter().map(|(first, last)| (first.raw(), last.raw())).collect();
+                page_sizes = Some(limits.page_sizes);
+                mappings_left = limits.mappings_left;
+            }
+            Ok(GroupLimits::Spapr(limits)) => {
+                page_sizes = Some(limits.page_sizes);
+                windows = Some(limits.windows);
+            }
+            _ => {}
+        }
+        let devices = group.devices.iter().map(|device| JsonDevice {
+            device: &device.device,
+            driver: device.driver.as_deref(),
+            node: device.node.as_deref(),
+        });
+        let reserved = group.reserved.iter();
+        Self {
+            number: group.number,
+            kind: group.kind.as_deref(),
+            devices: devices.collect(),
+            viable: group.limits.is_ok(),
+            why_not: group.limits.as_ref().err().map(ToString::to_string),
+            iova_ranges,
+            reserved: reserved.map(|(first, last, why)| (first.raw(), last.raw(), why.as_str())).collect(),
+            page_sizes,
+            mappings_left,
+            windows,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -307,6 +393,8 @@ impl<'a> From<&'a HostReport> for Json<'a> {
             vfio: report.vfio,
             vfio_groups: &report.vfio_groups,
             iommufd: report.iommufd,
+            type1_mappings: report.type1_mappings,
+            groups: report.groups.iter().map(JsonGroup::from).collect(),
             backends,
         }
     }

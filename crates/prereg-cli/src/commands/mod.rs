@@ -8,8 +8,12 @@ pub mod conform;
 pub mod doctor;
 pub mod hot_path;
 pub mod man;
+pub mod nvme_bench;
 pub mod registration;
 pub mod replay;
+pub mod selftest;
+pub mod serve;
+pub mod status;
 
 /// How a command that ran to its end ends the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

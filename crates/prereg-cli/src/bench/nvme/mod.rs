@@ -1,0 +1,262 @@
+//! What one I/O of the NVMe controller costs, next to plain I/O: our own driver in this process, the server in another,
+//! memory shared between them.
+//!
+//! The subjects take turns: each repetition runs a batch of I/Os against each of them once. A batch is a number of random,
+//! aligned I/Os with so many under way at a time. The server's processor time is what the kernel counts for all its
+//! threads, the work of the kernel for their I/O included where it runs in their context.
+
+pub mod driver;
+pub mod pinning;
+pub mod server;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use self::driver::{Direction, Driver};
+use self::pinning::PerIo;
+use self::server::ServerProcess;
+use super::spread::{Spread, median_ratio};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::serve::config::{Buffers, Doorbells};
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where the disks are made.
+    pub folder: PathBuf,
+    /// Bytes of each disk.
+    pub disk: u64,
+    /// Repetitions.
+    pub repetitions: u32,
+    /// I/Os of 4 KiB in a batch; those of 128 KiB are a quarter of it.
+    pub batch: u32,
+    /// How doorbells are rung.
+    pub doorbells: Doorbells,
+}
+
+/// One line of the result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// `read` or `write`.
+    pub operation: &'static str,
+    /// Bytes of each I/O.
+    pub bytes: u64,
+    /// I/Os under way at a time.
+    pub depth: u32,
+    /// `fixed`, `plain`, `pin-per-io`.
+    pub subject: &'static str,
+    /// I/Os in a second, in the middle of the repetitions.
+    pub iops: f64,
+    /// Microseconds of the server's processor time for an I/O: in the middle, least, most.
+    pub cpu_us: f64,
+    /// The least.
+    pub cpu_us_low: f64,
+    /// The most.
+    pub cpu_us_high: f64,
+    /// Processor time over plain I/O's, the middle of the repetitions' own ratios.
+    pub ratio_to_plain: f64,
+}
+
+/// Everything measured.
+#[derive(Clone, Debug, Serialize)]
+pub struct Results {
+    /// The file system's answer to O_DIRECT.
+    pub direct: bool,
+    /// Doorbells through memory.
+    pub doorbell_page: bool,
+    /// Repetitions.
+    pub repetitions: u32,
+    /// The lines.
+    pub rows: Vec<Row>,
+}
+
+const SUBJECTS: [&str; 3] = ["fixed", "plain", "pin-per-io"];
+const SHAPES: [(Direction, u64, u32); 8] = [
+    (Direction::Read, 4 << 10, 1),
+    (Direction::Read, 4 << 10, 32),
+    (Direction::Read, 128 << 10, 1),
+    (Direction::Read, 128 << 10, 32),
+    (Direction::Write, 4 << 10, 1),
+    (Direction::Write, 4 << 10, 32),
+    (Direction::Write, 128 << 10, 1),
+    (Direction::Write, 128 << 10, 32),
+];
+
+/// One batch of one subject.
+struct Batch {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// A server and the driver that is connected to it.
+struct Served {
+    server: ServerProcess,
+    driver: Driver,
+}
+
+impl Served {
+    fn start(folder: &Path, disk: &Path, buffers: Buffers, doorbells: Doorbells) -> Result<Self, Failure> {
+        let server = ServerProcess::start(folder, disk, buffers, doorbells)?;
+        let driver = Driver::start(&server.socket, driver::MOST_DEPTH)?;
+        Ok(Self { server, driver })
+    }
+
+    fn batch(&mut self, shape: &Shape, blocks: &[u64]) -> Result<Batch, Failure> {
+        let driver = &mut self.driver;
+        let cpu = self.server.cpu_time()?;
+        let start = Instant::now();
+        let mut free: Vec<u32> = (0..shape.depth).collect();
+        let mut waiting = blocks.iter();
+        let mut left = blocks.len();
+        let patience = Duration::from_secs(60);
+        while left > 0 {
+            let mut put = false;
+            while let Some(slot) = free.pop() {
+                let Some(block) = waiting.next() else {
+                    free.push(slot);
+                    break;
+                };
+                driver.put_command(shape.direction, slot, *block * (shape.bytes / driver.block), shape.bytes);
+                put = true;
+            }
+            if put {
+                driver.ring()?;
+            }
+            while driver.take(|slot| free.push(slot)).and_then(|taken| {
+                left -= taken as usize;
+                if start.elapsed() > patience {
+                    return Err(Failure::host("an I/O command", "no completion within 60 s"));
+                }
+                Ok(taken == 0)
+            })? {
+                std::thread::yield_now();
+            }
+            if waiting.as_slice().is_empty() && left == 0 {
+                break;
+            }
+        }
+        let wall = start.elapsed();
+        Ok(Batch { wall, cpu: self.server.cpu_time()?.saturating_sub(cpu) })
+    }
+}
+
+/// What every I/O of a batch is like.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// To or from the disk.
+    pub direction: Direction,
+    /// How long.
+    pub bytes: u64,
+    /// How many at a time.
+    pub depth: u32,
+}
+
+impl Plan {
+    /// Makes the disks, runs everything, removes the disks.
+    ///
+    /// # Errors
+    /// [`Failure::Host`], [`Failure::Interrupted`].
+    pub fn measure(&self, interrupt: &Interrupt) -> Result<Results, Failure> {
+        let folder = Folder::make(&self.folder)?;
+        let disks: Vec<PathBuf> = SUBJECTS.iter().map(|name| folder.0.join(format!("{name}.img"))).collect();
+        for disk in &disks {
+            fill(disk, self.disk).map_err(|error| Failure::host(format!("making {}", disk.display()), error))?;
+        }
+        let [fixed_disk, plain_disk, own_disk] = &disks[..] else {
+            return Err(Failure::host("making the disks", "one is missing"));
+        };
+        let mut fixed = Served::start(&folder.0, fixed_disk, Buffers::Fixed, self.doorbells)?;
+        let mut plain = Served::start(&folder.0, plain_disk, Buffers::Plain, self.doorbells)?;
+        let mut pinning = PerIo::open(own_disk)?;
+        let mut rows = Vec::new();
+        for (direction, bytes, depth) in SHAPES {
+            let shape = Shape { direction, bytes, depth };
+            let count = if bytes > 4 << 10 { self.batch / 4 } else { self.batch };
+            let mut batches: [Vec<Batch>; 3] = [Vec::new(), Vec::new(), Vec::new()];
+            // The first round warms up and is not counted.
+            for round in 0..=self.repetitions {
+                interrupt.check()?;
+                let blocks = random_places(u64::from(round), count, self.disk / bytes);
+                let three =
+                    [fixed.batch(&shape, &blocks)?, plain.batch(&shape, &blocks)?, pinning.batch(&shape, &blocks)?];
+                if round > 0 {
+                    batches.iter_mut().zip(three).for_each(|(batches, batch)| batches.push(batch));
+                }
+            }
+            let cpu = |batches: &[Batch]| batches.iter().map(|batch| batch.cpu).collect::<Vec<_>>();
+            let plain_cpu = cpu(&batches[1]);
+            for (subject, batches) in SUBJECTS.into_iter().zip(&batches) {
+                let cpu = cpu(batches);
+                let walls: Vec<Duration> = batches.iter().map(|batch| batch.wall).collect();
+                let (Some(each), Some(wall), Some(ratio)) = (
+                    Spread::of(&cpu, u64::from(count)),
+                    Spread::of(&walls, u64::from(count)),
+                    median_ratio(&cpu, &plain_cpu),
+                ) else {
+                    continue;
+                };
+                rows.push(Row {
+                    operation: if direction == Direction::Read { "read" } else { "write" },
+                    bytes,
+                    depth,
+                    subject,
+                    iops: 1e9 / wall.median,
+                    cpu_us: each.median / 1e3,
+                    cpu_us_low: each.min / 1e3,
+                    cpu_us_high: each.max / 1e3,
+                    ratio_to_plain: ratio,
+                });
+            }
+        }
+        Ok(Results {
+            direct: pinning.is_direct(),
+            doorbell_page: fixed.driver.has_doorbell_page(),
+            repetitions: self.repetitions,
+            rows,
+        })
+    }
+}
+
+/// A folder that goes with its contents.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make(within: &Path) -> Result<Self, Failure> {
+        let folder = within.join(format!("prereg-bench-{}", std::process::id()));
+        std::fs::create_dir(&folder)
+            .map_err(|error| Failure::host(format!("making {}", folder.display()), error))?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left is named like us and in the folder that the user chose.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Really written: holes would be read without the disk.
+fn fill(path: &Path, bytes: u64) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = std::fs::File::create(path)?;
+    let block: Vec<u8> = (0..1 << 20).map(|index: u32| (index % 251) as u8).collect();
+    for _ in 0..bytes >> 20 {
+        file.write_all(&block)?;
+    }
+    file.sync_all()
+}
+
+/// `count` places below `places`, the same for the same seed (a linear congruential generator: Knuth's MMIX constants).
+fn random_places(seed: u64, count: u32, places: u64) -> Vec<u64> {
+    let mut state = seed;
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % places.max(1)
+        })
+        .collect()
+}

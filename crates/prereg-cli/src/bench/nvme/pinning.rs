@@ -1,0 +1,130 @@
+//! The other way to do device I/O: memory is pinned when an I/O begins and unpinned when it ends.
+//!
+//! Done in this process, without queues, messages or a client: what is counted is registering, the transfer and
+//! unregistering alone, so it is the least that a server of this kind would need.
+#![expect(unsafe_code, reason = "an I/O ring is given guest memory on its owner's promise")]
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prereg::{AddressKind, AddressSpace, Registration, Translator};
+use prereg_linux::{GuestMemory, IoPiece, IoRing, IoUring, IoWait, Pieces, SlotAddress, Transfer};
+
+use super::driver::Direction;
+use super::{Batch, Shape};
+use crate::bench::nvme::server::cpu_time_of;
+use crate::failure::Failure;
+
+/// A disk, a ring, and memory that is pinned for each I/O.
+#[derive(Debug)]
+pub struct PerIo {
+    ring: IoRing<Held>,
+    space: AddressSpace,
+    translator: Translator,
+    buffers: Vec<GuestMemory>,
+    direct: bool,
+}
+
+/// What an I/O holds until it is done.
+#[derive(Debug)]
+struct Held {
+    slot: u32,
+    registration: Registration,
+}
+
+impl PerIo {
+    /// Opens `disk`, direct where that can be had.
+    ///
+    /// # Errors
+    /// [`Failure::Host`].
+    pub fn open(disk: &Path) -> Result<Self, Failure> {
+        let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(disk);
+        let (file, direct): (File, bool) = match open(libc::O_DIRECT) {
+            Ok(file) => (file, true),
+            Err(_) => {
+                (open(0).map_err(|error| Failure::host(format!("opening {}", disk.display()), error))?, false)
+            }
+        };
+        let pins = IoUring::builder()
+            .addresses(AddressKind::SlotOffset)
+            .build()
+            .map_err(|error| Failure::host("making the pin back end", error))?;
+        let pins = Arc::new(pins);
+        let ring = IoRing::new(64, Arc::new(file), Some(&pins))
+            .map_err(|error| Failure::host("making the I/O ring", error))?;
+        let space = AddressSpace::new(pins);
+        let translator = space.translator();
+        Ok(Self { ring, space, translator, buffers: Vec::new(), direct })
+    }
+
+    /// Whether the file is read and written past the page cache.
+    #[must_use]
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// One I/O for each of `places`.
+    ///
+    /// # Errors
+    /// [`Failure::Host`].
+    pub(super) fn batch(&mut self, shape: &Shape, places: &[u64]) -> Result<Batch, Failure> {
+        self.make_buffers(shape)?;
+        let cpu = cpu_time_of(std::process::id())?;
+        let start = Instant::now();
+        let mut free: Vec<u32> = (0..shape.depth).collect();
+        let mut waiting = places.iter();
+        let mut left = places.len();
+        while left > 0 {
+            while let Some(slot) = free.pop() {
+                let Some(place) = waiting.next() else { break };
+                self.begin(shape, slot, place * shape.bytes)?;
+            }
+            self.ring.enter(IoWait::One).map_err(|errno| Failure::host("io_uring_enter", errno))?;
+            while let Some(completed) = self.ring.next_completed() {
+                let bytes = completed.result.map_err(|errno| Failure::host("a transfer", errno))?;
+                if u64::from(bytes) != shape.bytes {
+                    return Err(Failure::host("a transfer", format!("{bytes} bytes of {}", shape.bytes)));
+                }
+                let Held { slot, registration } = completed.token;
+                registration.unregister().map_err(|error| Failure::host("unregistering a buffer", error))?;
+                free.push(slot);
+                left -= 1;
+            }
+        }
+        Ok(Batch { wall: start.elapsed(), cpu: cpu_time_of(std::process::id())?.saturating_sub(cpu) })
+    }
+
+    /// As many as can be under way, of the size that is asked for.
+    fn make_buffers(&mut self, shape: &Shape) -> Result<(), Failure> {
+        self.buffers = (0..shape.depth)
+            .map(|_| GuestMemory::anonymous(shape.bytes))
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::host("making the buffers", error))?;
+        Ok(())
+    }
+
+    fn begin(&mut self, shape: &Shape, slot: u32, offset: u64) -> Result<(), Failure> {
+        let what = "pinning a buffer";
+        let buffer = self.buffers.get(slot as usize).ok_or_else(|| Failure::host(what, "too many at a time"))?;
+        let registration = self.space.register(buffer).map_err(|error| Failure::host(what, error))?;
+        let mapping = self
+            .translator
+            .map_range(registration.ua(), shape.bytes)
+            .map_err(|error| Failure::host(what, error))?;
+        let at = mapping.runs().next().and_then(|run| SlotAddress::of(run.host));
+        self.translator.unmap_range(mapping);
+        let piece = IoPiece { ua: registration.ua(), plain: registration.ua(), bytes: shape.bytes };
+        let transfer = match shape.direction {
+            Direction::Read => Transfer::Read(offset),
+            Direction::Write => Transfer::Write(offset),
+        };
+        // SAFETY: the buffer is mapped as long as `self` lives, nobody has a reference into it, and the ring is dropped
+        // before it.
+        let begun =
+            unsafe { self.ring.transfer(transfer, Pieces::new(at, piece), Held { slot, registration }) };
+        begun.map(drop).map_err(|_| Failure::host("an I/O", "the ring is full"))
+    }
+}

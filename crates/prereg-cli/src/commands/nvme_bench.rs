@@ -1,0 +1,101 @@
+//! `prereg bench nvme`: what an I/O of the NVMe server costs, as a table or as JSON.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Outcome;
+use crate::bench::nvme::{Plan, Results};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::quantity::{Bytes, Count, parse_bytes};
+use crate::serve::config::Doorbells;
+
+const MORE: &str = "\
+A driver in this process drives the queues of servers in processes of their own, over shared memory; the disks are files,
+made in --dir and removed afterwards. 'fixed' transfers straight into the registered pages of the guest, 'plain' lets the
+kernel pin the pages for each I/O; 'pin-per-io' registers and unregisters them for each I/O, in this process and without a
+guest or a queue, so it shows the least that such a server would cost. CPU is the processor time of all the server's
+threads for one I/O: the median of the repetitions, the least and the most in brackets; the ratio is over 'plain'.
+
+Example: prereg bench nvme --dir /var/tmp --json";
+
+/// Measure what one I/O of the NVMe server costs, next to plain I/O and to pinning for each I/O
+#[derive(Debug, Args)]
+#[command(after_help = MORE)]
+pub struct NvmeBenchArgs {
+    /// Where the disks are made (the file system is part of what is measured)
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// Bytes of each disk (suffixes K, M, G)
+    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    size: u64,
+
+    /// Repetitions
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    reps: u32,
+
+    /// I/Os of 4 KiB in a repetition; of 128 KiB a quarter of it
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(8..=10_000_000))]
+    batch: u32,
+
+    /// How doorbells are rung
+    #[arg(long, value_enum, default_value_t)]
+    doorbells: Doorbells,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// [`Failure::Host`], [`Failure::Interrupted`].
+pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+    let plan = Plan {
+        folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
+        disk: args.size.next_multiple_of(1 << 20).max(1 << 20),
+        repetitions: args.reps,
+        batch: args.batch,
+        doorbells: args.doorbells,
+    };
+    let results = plan.measure(interrupt)?;
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &results)?;
+        writeln!(out)?;
+    } else {
+        print(&results, out)?;
+    }
+    Ok(Outcome::Clean)
+}
+
+fn print(results: &Results, out: &mut impl Write) -> Result<(), Failure> {
+    writeln!(
+        out,
+        "{} repetitions, {}, doorbells through {}",
+        results.repetitions,
+        if results.direct { "O_DIRECT" } else { "through the page cache: the file system has no O_DIRECT" },
+        if results.doorbell_page { "a shared page" } else { "the socket" }
+    )?;
+    let mut block = None;
+    for row in &results.rows {
+        let key = (row.operation, row.bytes, row.depth);
+        if block != Some(key) {
+            block = Some(key);
+            writeln!(out, "\n{} {}, {} at a time", row.operation, Bytes(row.bytes), row.depth)?;
+        }
+        writeln!(
+            out,
+            "  {:<11} {:>9} IOPS  {:>7.1} us CPU {:<18} {:>5.2}x",
+            row.subject,
+            Count(row.iops as u64).to_string(),
+            row.cpu_us,
+            format!("({:.1}..{:.1})", row.cpu_us_low, row.cpu_us_high),
+            row.ratio_to_plain
+        )?;
+    }
+    Ok(())
+}

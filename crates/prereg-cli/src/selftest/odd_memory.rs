@@ -1,0 +1,79 @@
+//! Memory that cannot be pinned for a device: read-only, without access, past the end of its file, of a file on a disk, and
+//! a device's own registers.
+#![expect(unsafe_code, reason = "maps memory in ways that the safe kinds of memory rule out")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use prereg_linux::GuestMemory;
+
+use super::edu::Edu;
+
+/// A mapping that its memory keeps.
+#[derive(Debug)]
+struct Mapped {
+    start: usize,
+    bytes: usize,
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let start = std::ptr::with_exposed_provenance_mut(self.start);
+        // SAFETY: the mapping made by `map`, whole; whoever used it held this value.
+        unsafe { libc::munmap(start, self.bytes) };
+    }
+}
+
+fn map(bytes: usize, protection: libc::c_int, file: Option<&File>) -> io::Result<GuestMemory> {
+    let (flags, descriptor) = match file {
+        Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
+        None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
+    };
+    // SAFETY: a new mapping at an address that the kernel chooses.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, descriptor, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mapped = Arc::new(Mapped { start: start.expose_provenance(), bytes });
+    // SAFETY: the mapping lives as long as `mapped`, nobody else knows it, and nothing here reads or writes it. That it
+    // cannot be written is what it is made for: it is only ever offered to be refused.
+    Ok(unsafe { GuestMemory::from_raw_kept(start.cast(), bytes, mapped) })
+}
+
+const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// Memory that may be read only.
+///
+/// # Errors
+/// Of `mmap`.
+pub(super) fn read_only(bytes: usize) -> io::Result<GuestMemory> {
+    map(bytes, libc::PROT_READ, None)
+}
+
+/// Memory without any access.
+///
+/// # Errors
+/// Of `mmap`.
+pub(super) fn no_access(bytes: usize) -> io::Result<GuestMemory> {
+    map(bytes, libc::PROT_NONE, None)
+}
+
+/// A shared mapping of a file, which is made `length` bytes long.
+///
+/// # Errors
+/// Of the file system and `mmap`.
+pub(super) fn of_file(file: &File, bytes: usize, length: u64) -> io::Result<GuestMemory> {
+    file.set_len(length)?;
+    map(bytes, READ_WRITE, Some(file))
+}
+
+/// The registers of a device as memory, which keeps them mapped.
+pub(super) fn of_device(device: &Arc<Edu>) -> GuestMemory {
+    let registers = device.registers();
+    let bytes = usize::try_from(registers.bytes()).unwrap_or(0);
+    // SAFETY: the mapping lives as long as the device, which the memory keeps. It is only ever offered to be refused:
+    // nothing reads or writes it through this value.
+    unsafe { GuestMemory::from_raw_kept(registers.as_ptr(), bytes, Arc::<Edu>::clone(device)) }
+}

@@ -1,0 +1,285 @@
+//! One back end with its device, ready to be tried: the differences between back ends end here.
+
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use prereg::{
+    Access, AddressSpace, BusAddr, Granule, HostAddr, PageShift, Pin, RangeMapping, Translator, UserAddr,
+};
+use prereg_linux::{
+    ExchangeLog, HostReport, IoUring, Iommufd, MemlockAccount, Placement, SpaprTable, VfioDevice, VfioHost,
+    VfioSpaprV2, VfioType1, WindowPlace,
+};
+
+/// Which back end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// A VFIO type1 container
+    VfioType1,
+    /// A VFIO SPAPR TCE v2 container (POWER)
+    VfioSpaprV2,
+    /// iommufd, with the device's own VFIO node
+    Iommufd,
+    /// io_uring's registered buffers; no device, so no DMA
+    IoUring,
+}
+
+impl BackendChoice {
+    /// Its name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::VfioType1 => "vfio-type1",
+            Self::VfioSpaprV2 => "vfio-spapr-v2",
+            Self::Iommufd => "iommufd",
+            Self::IoUring => "io-uring",
+        }
+    }
+}
+
+/// A back end.
+#[derive(Clone, Debug)]
+pub(super) enum Backend {
+    Type1(Arc<VfioType1>),
+    Spapr(Arc<VfioSpaprV2>),
+    Iommufd(Arc<Iommufd>),
+    IoUring(Arc<IoUring>),
+}
+
+/// A back end, an address space on it, and the device.
+#[derive(Debug)]
+pub(super) struct Rig {
+    // The table goes before what it stands on.
+    table: Option<SpaprTable>,
+    pub(super) space: AddressSpace,
+    pub(super) device: Option<Arc<VfioDevice>>,
+    pub(super) backend: Backend,
+    pub(super) log: ExchangeLog,
+}
+
+/// Memory that the device can reach.
+#[derive(Debug)]
+pub(super) enum Exposed {
+    /// A counted mapping, whose host address is the bus address.
+    Mapped(RangeMapping),
+    /// Counted mappings in the entries of a table.
+    Entries { first: BusAddr, pages: u64 },
+}
+
+/// Where memory is put into a window.
+const IN_WINDOW: u64 = 1 << 20;
+
+impl Rig {
+    /// Opens the back end.
+    pub(super) fn open(choice: BackendChoice, device: Option<&str>) -> Result<Self, String> {
+        let log = ExchangeLog::new();
+        let host = VfioHost::system().logged(&log);
+        let words = |error: prereg_linux::VfioError| error.to_string();
+        let name = || device.ok_or("it needs a device: --device 0000:00:04.0");
+        let (backend, opened) = match choice {
+            BackendChoice::VfioType1 => {
+                let vfio = Arc::new(VfioType1::open_on(&host, name()?).map_err(words)?);
+                let opened = vfio.device(name()?).map_err(words)?;
+                (Backend::Type1(vfio), Some(Arc::new(opened)))
+            }
+            BackendChoice::VfioSpaprV2 => {
+                let vfio = Arc::new(VfioSpaprV2::open_on(&host, name()?).map_err(words)?);
+                let opened = vfio.device(name()?).map_err(words)?;
+                (Backend::Spapr(vfio), Some(Arc::new(opened)))
+            }
+            BackendChoice::Iommufd => {
+                let iommufd = Arc::new(Iommufd::open_on(&host, name()?, Placement::Shared).map_err(words)?);
+                let opened = iommufd.device(name()?).map_err(words)?;
+                (Backend::Iommufd(iommufd), Some(opened))
+            }
+            BackendChoice::IoUring => {
+                let uring = IoUring::new().map_err(|error| error.to_string())?;
+                (Backend::IoUring(Arc::new(uring)), None)
+            }
+        };
+        let table = match &backend {
+            Backend::Spapr(vfio) => Some(table_for(vfio)?),
+            _ => None,
+        };
+        Ok(Self { table, space: backend.space(None), device: opened, backend, log })
+    }
+
+    pub(super) fn granule(&self) -> Granule {
+        self.space.granule()
+    }
+
+    /// The table of a SPAPR container's window.
+    pub(super) const fn table(&self) -> Option<&SpaprTable> {
+        self.table.as_ref()
+    }
+
+    /// Lets the device reach `bytes` bytes from `ua` on.
+    pub(super) fn expose(
+        &self,
+        translator: &mut Translator,
+        ua: UserAddr,
+        bytes: u64,
+    ) -> Result<Exposed, String> {
+        match &self.table {
+            None => translator.map_range(ua, bytes).map(Exposed::Mapped).map_err(|error| error.to_string()),
+            Some(table) => {
+                let first = BusAddr::new(table.start().raw() + IN_WINDOW);
+                let pages = bytes >> table.shift().get();
+                table
+                    .put_run(translator, first, ua, pages, Access::ReadWrite)
+                    .map_err(|error| error.to_string())?;
+                Ok(Exposed::Entries { first, pages })
+            }
+        }
+    }
+
+    /// Takes it back.
+    pub(super) fn withdraw(&self, translator: &mut Translator, exposed: Exposed) -> Result<(), String> {
+        match (exposed, &self.table) {
+            (Exposed::Mapped(mapping), _) => {
+                translator.unmap_range(mapping);
+                Ok(())
+            }
+            (Exposed::Entries { first, pages }, Some(table)) => {
+                let cleared = table.stuff(translator, first, pages).map_err(|error| error.to_string())?;
+                if cleared == pages { Ok(()) } else { Err(format!("{cleared} of {pages} entries were live")) }
+            }
+            (Exposed::Entries { .. }, None) => Err("entries without a table".to_owned()),
+        }
+    }
+
+    /// Gives up everything: table, address space, device, back end. What stays is the log.
+    pub(super) fn close(self) -> ExchangeLog {
+        self.log
+    }
+}
+
+/// The default window, or one that a small limit on locked memory pays for.
+fn table_for(vfio: &Arc<VfioSpaprV2>) -> Result<SpaprTable, String> {
+    /// The tables of the default window are charged with 8 MiB.
+    const ENOUGH: u64 = 32 << 20;
+    /// As far as the device reaches.
+    const SMALL: u64 = super::edu::REACH;
+    let allowance = HostReport::probe().memlock.allowance();
+    let table = if allowance.is_none_or(|bytes| bytes >= ENOUGH) {
+        vfio.default_window()
+    } else {
+        vfio.create_window(PageShift::K4, SMALL, WindowPlace::InsteadOfDefault)
+    };
+    table.map_err(|error| error.to_string())
+}
+
+impl Exposed {
+    /// Where the device finds the first byte, if all bytes follow it there.
+    pub(super) fn bus(&self) -> Option<u64> {
+        match self {
+            Self::Mapped(mapping) => {
+                let mut runs = mapping.runs();
+                let first = runs.next()?;
+                runs.next().is_none().then_some(first.host.raw())
+            }
+            Self::Entries { first, .. } => Some(first.raw()),
+        }
+    }
+
+    /// Mappings counted for it.
+    pub(super) const fn units(&self) -> u64 {
+        match self {
+            Self::Mapped(_) => 1,
+            Self::Entries { pages, .. } => *pages,
+        }
+    }
+}
+
+impl Backend {
+    /// A new address space; with a limit of its own instead of the process's, if one is given.
+    pub(super) fn space(&self, account: Option<MemlockAccount>) -> AddressSpace {
+        fn on<T: Pin + prereg::Charge + 'static>(
+            pins: &Arc<T>,
+            account: Option<MemlockAccount>,
+        ) -> AddressSpace {
+            match account {
+                Some(account) => AddressSpace::with_ports(Arc::clone(pins), account),
+                None => AddressSpace::new(Arc::clone(pins)),
+            }
+        }
+        match self {
+            Self::Type1(pins) => on(pins, account),
+            Self::Spapr(pins) => on(pins, account),
+            Self::Iommufd(pins) => on(pins, account),
+            Self::IoUring(pins) => on(pins, account),
+        }
+    }
+
+    /// Times that the kernel was asked to pin.
+    pub(super) fn pin_calls(&self) -> u64 {
+        match self {
+            Self::Type1(pins) => pins.state().map_calls,
+            Self::Spapr(pins) => pins.state().register_calls,
+            Self::Iommufd(pins) => pins.state().map_calls,
+            Self::IoUring(pins) => pins.state().pin_calls,
+        }
+    }
+
+    /// Bytes pinned now, and bytes that the kernel would not let go.
+    pub(super) fn pinned(&self) -> (u64, u64) {
+        match self {
+            Self::Type1(pins) => (pins.state().pinned_bytes, pins.state().stuck_bytes),
+            Self::Spapr(pins) => (pins.state().pinned_bytes, pins.state().stuck_bytes),
+            Self::Iommufd(pins) => (pins.state().pinned_bytes, pins.state().stuck_bytes),
+            Self::IoUring(pins) => (pins.state().pinned_bytes, pins.state().stuck_slots),
+        }
+    }
+
+    /// What it can do, in a sentence.
+    pub(super) fn limits(&self) -> String {
+        let ranges = |ranges: &[(prereg::Iova, prereg::Iova)]| {
+            let list: Vec<_> =
+                ranges.iter().map(|(first, last)| format!("{:#x}-{:#x}", first.raw(), last.raw())).collect();
+            list.join(", ")
+        };
+        match self {
+            Self::Type1(pins) => {
+                let limits = pins.limits();
+                let left = limits.mappings_left.map_or("unknown".to_owned(), |left| left.to_string());
+                format!(
+                    "I/O addresses {}; page sizes {:#x}; {left} mappings left",
+                    ranges(&limits.ranges),
+                    limits.page_sizes
+                )
+            }
+            Self::Spapr(pins) => {
+                let limits = pins.limits();
+                format!(
+                    "default window of {:#x} bytes at {:#x}; windows {}, levels {}, page sizes {:#x}",
+                    limits.default_bytes,
+                    limits.default_start.raw(),
+                    limits.windows,
+                    limits.levels,
+                    limits.page_sizes
+                )
+            }
+            Self::Iommufd(pins) => {
+                let limits = pins.limits();
+                let anchored = if pins.state().anchored {
+                    "memory is held without a device"
+                } else {
+                    "memory is held while a device is attached"
+                };
+                format!(
+                    "I/O addresses {}; units of {} bytes; {anchored}",
+                    ranges(&limits.ranges),
+                    limits.alignment
+                )
+            }
+            Self::IoUring(pins) => {
+                format!("{} bytes a slot; {}", pins.slot_limit(), pins.address_note())
+            }
+        }
+    }
+}
+
+/// The last address of a stretch, for comparing it with what a device reaches.
+pub(super) const fn last(bus: u64, bytes: u64) -> HostAddr {
+    HostAddr::new(bus.saturating_add(bytes - 1))
+}

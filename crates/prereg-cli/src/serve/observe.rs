@@ -1,0 +1,170 @@
+//! From what a server knows of itself to a [`Status`].
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use prereg_linux::MemlockAccount;
+use prereg_vfio_user::server::{ClientState, RequestCounts, ServerState, StoreState};
+
+use super::status::{
+    ClientStatus, FileStatus, HeldStatus, HolderStatus, LatencyStatus, MemoryStatus, RegionStatus, RequestStatus, SocketStatus,
+    Status, WaitingStatus,
+};
+
+/// What does not change while a server runs.
+#[derive(Debug)]
+pub struct Observer {
+    /// When it began.
+    pub started: Instant,
+    /// The pin back end.
+    pub back_end: &'static str,
+    /// The system page.
+    pub granule: prereg::Granule,
+}
+
+impl Observer {
+    /// `state` as a status.
+    #[must_use]
+    pub fn status(&self, state: ServerState) -> Status {
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.started.elapsed().as_secs_f64(),
+            memory: self.memory(&state.store),
+            sockets: state
+                .sockets
+                .iter()
+                .map(|(path, model)| SocketStatus {
+                    path: path.display().to_string(),
+                    model: model.clone(),
+                    clients: count(state.clients.iter().filter(|client| client.socket.as_ref() == Some(path))),
+                })
+                .collect(),
+            accepted_total: state.accepted,
+            turned_away_total: state.turned_away,
+            endings_total: state.endings,
+            requests: requests(state.requests),
+            clients: state.clients.into_iter().map(client).collect(),
+        }
+    }
+
+    fn memory(&self, store: &StoreState) -> MemoryStatus {
+        let shift = self.granule.shift().get();
+        let space = &store.space;
+        MemoryStatus {
+            back_end: self.back_end.to_owned(),
+            pinned_bytes: space.pinned_pages << shift,
+            charged_bytes: space.charged_pages << shift,
+            limit_bytes: MemlockAccount::new(self.granule).limit().map(|pages| pages << shift),
+            registrations: space.regions.iter().map(|region| region.used).sum(),
+            pins_total: space.pins,
+            unpins_total: space.unpins,
+            shared_maps_total: store.shared,
+            stale_extents_total: store.stale,
+            files: store
+                .files
+                .iter()
+                .map(|file| FileStatus {
+                    device: format!("{}:{}", file.dev.0, file.dev.1),
+                    inode: file.ino,
+                    bytes: file.bytes,
+                    registered_bytes: file.registered_bytes,
+                    extents: file.extents,
+                    stale_extents: file.stale_extents,
+                    clients: file.clients,
+                })
+                .collect(),
+            regions: space
+                .regions
+                .iter()
+                .map(|region| RegionStatus {
+                    ua: region.ua.raw(),
+                    bytes: region.bytes,
+                    used: region.used,
+                    // The kernel's counter starts at 1; people count from 0.
+                    mappings: region.mapped.saturating_sub(1),
+                    holders: region
+                        .mappings
+                        .iter()
+                        .map(|held| HolderStatus { client: held.holder.container, mappings: held.count })
+                        .collect(),
+                    draining: region.draining,
+                })
+                .collect(),
+        }
+    }
+}
+
+fn client(state: ClientState) -> ClientStatus {
+    let iova = &state.dma.iova;
+    ClientStatus {
+        id: state.client,
+        socket: state.socket.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+        model: state.model,
+        pid: state.pid,
+        uid: state.uid,
+        mappings: iova.mappings,
+        mapped_bytes: u64::try_from(iova.bytes).unwrap_or(u64::MAX),
+        accesses: iova.accesses,
+        maps_total: state.dma.maps,
+        unmaps_total: state.dma.unmaps,
+        requests: requests(state.requests),
+        waiting: state
+            .unmaps
+            .iter()
+            .map(|unmap| WaitingStatus {
+                seconds: unmap.waited.as_secs_f64(),
+                mappings: unmap
+                    .mappings
+                    .iter()
+                    .map(|held| HeldStatus { iova: held.iova.raw(), bytes: held.bytes, accesses: held.accesses })
+                    .collect(),
+            })
+            .collect(),
+        latencies: latencies(&state.facts),
+        device: state.facts.into_iter().filter(|(name, _)| bucket(name).is_none()).collect(),
+    }
+}
+
+/// The kind and the bound in nanoseconds, if the fact is a histogram's bucket: `read_latency_lt_2_17_ns`.
+fn bucket(name: &str) -> Option<(&str, u64)> {
+    let (kind, rest) = name.split_once("_latency_lt_2_")?;
+    let power: u32 = rest.strip_suffix("_ns")?.parse().ok()?;
+    Some((kind, 1u64.checked_shl(power)?))
+}
+
+fn latencies(facts: &[(String, u64)]) -> Vec<LatencyStatus> {
+    let mut latencies: BTreeMap<&str, LatencyStatus> = BTreeMap::new();
+    for (name, count) in facts {
+        let Some((kind, bound)) = bucket(name) else { continue };
+        let latency = latencies.entry(kind).or_default();
+        latency.buckets.push((bound, *count));
+    }
+    for (kind, latency) in &mut latencies {
+        latency.command = (*kind).to_owned();
+        latency.buckets.sort_unstable();
+        let sum = format!("{kind}_nanoseconds");
+        latency.nanoseconds_total = facts.iter().find(|(name, _)| *name == sum).map_or(0, |(_, sum)| *sum);
+    }
+    latencies.into_values().collect()
+}
+
+fn requests(counts: RequestCounts) -> RequestStatus {
+    let mut status = RequestStatus {
+        transfers_total: counts.transfers,
+        transferred_bytes_total: counts.transferred_bytes,
+        ..RequestStatus::default()
+    };
+    for (command, counts) in counts.commands {
+        status.performed_total.insert(command.to_owned(), counts.performed);
+        if !counts.refused.is_empty() {
+            let refused: BTreeMap<String, u64> = counts.refused.into_iter().collect();
+            status.refused_total.insert(command.to_owned(), refused);
+        }
+    }
+    status
+}
+
+fn count<T>(items: impl Iterator<Item = T>) -> u64 {
+    u64::try_from(items.count()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,189 @@
+//! A status as people read it.
+
+use std::io::{self, Write};
+
+use super::status::{ClientStatus, MemoryStatus, Status};
+use crate::quantity::{Bytes, Count};
+
+/// Writes `status` as text.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "prereg {}, process {}, up {}",
+        status.version,
+        status.pid,
+        Span(status.uptime_seconds)
+    )?;
+    memory(&status.memory, out)?;
+    writeln!(out, "\nSockets")?;
+    for socket in &status.sockets {
+        writeln!(out, "  {}  {}, {} connected", socket.path, socket.model, clients(socket.clients))?;
+    }
+    for client in &status.clients {
+        self::client(client, out)?;
+    }
+    Ok(())
+}
+
+fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
+    let limit = memory.limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
+    writeln!(out, "\nMemory")?;
+    writeln!(
+        out,
+        "  pinned {} by {}, charged {} ({limit})",
+        Bytes(memory.pinned_bytes),
+        memory.back_end,
+        Bytes(memory.charged_bytes)
+    )?;
+    writeln!(
+        out,
+        "  {} live registrations; {} ranges pinned and {} unpinned since the start, {} maps found their memory registered",
+        Count(memory.registrations),
+        Count(memory.pins_total),
+        Count(memory.unpins_total),
+        Count(memory.shared_maps_total)
+    )?;
+    for file in &memory.files {
+        write!(
+            out,
+            "  file {} inode {}  {}, {} registered in {} pieces, shared by {}",
+            file.device,
+            file.inode,
+            Bytes(file.bytes),
+            Bytes(file.registered_bytes),
+            Count(file.extents),
+            clients(file.clients)
+        )?;
+        match file.stale_extents {
+            0 => writeln!(out)?,
+            stale => writeln!(out, "; {stale} stale, going with their last mapping")?,
+        }
+    }
+    for region in &memory.regions {
+        let holders: Vec<String> = region
+            .holders
+            .iter()
+            .map(|holder| format!("client {} {}", holder.client, Count(holder.mappings)))
+            .collect();
+        writeln!(
+            out,
+            "  region {:#x}  {}, used {}, mappings {}{}{}",
+            region.ua,
+            Bytes(region.bytes),
+            region.used,
+            Count(region.mappings),
+            if holders.is_empty() { String::new() } else { format!(" ({})", holders.join(", ")) },
+            if region.draining { ", waits for its last mapping" } else { "" }
+        )?;
+    }
+    Ok(())
+}
+
+fn client(client: &ClientStatus, out: &mut impl Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "\nClient {}  {} at {}, process {}, user {}",
+        client.id, client.model, client.socket, client.pid, client.uid
+    )?;
+    writeln!(
+        out,
+        "  {} mappings of {}, {} accesses under way; {} maps, {} unmaps",
+        Count(client.mappings),
+        Bytes(client.mapped_bytes),
+        Count(client.accesses),
+        Count(client.maps_total),
+        Count(client.unmaps_total)
+    )?;
+    for waiting in &client.waiting {
+        for held in &waiting.mappings {
+            writeln!(
+                out,
+                "  unmap waits for {}: {} at {:#x} is held by {} accesses of the device",
+                Span(waiting.seconds),
+                Bytes(held.bytes),
+                held.iova,
+                Count(held.accesses)
+            )?;
+        }
+    }
+    let requests = &client.requests;
+    list(out, "requests", requests.performed_total.iter().map(|(name, count)| (name.clone(), *count)))?;
+    let refused = requests.refused_total.iter().flat_map(|(command, reasons)| {
+        reasons.iter().map(move |(reason, count)| (format!("{command} ({reason})"), *count))
+    });
+    list(out, "refused", refused)?;
+    list(out, "device", client.device.iter().map(|(name, count)| (name.clone(), *count)))
+}
+
+/// What there is some of.
+fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, u64)>) -> io::Result<()> {
+    let some: Vec<String> =
+        counts.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {}", Count(count))).collect();
+    if some.is_empty() { Ok(()) } else { writeln!(out, "  {what}: {}", some.join(", ")) }
+}
+
+fn clients(count: u64) -> String {
+    match count {
+        1 => "1 client".to_owned(),
+        more => format!("{} clients", Count(more)),
+    }
+}
+
+/// Seconds in the two units that matter.
+struct Span(f64);
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Saturating: a duration is never negative, and 2^64 seconds are enough.
+        let seconds = self.0 as u64;
+        match seconds {
+            0..60 => write!(f, "{:.1} s", self.0),
+            60..3600 => write!(f, "{} min {} s", seconds / 60, seconds % 60),
+            3600..86400 => write!(f, "{} h {} min", seconds / 3600, seconds % 3600 / 60),
+            _ => write!(f, "{} d {} h", seconds / 86400, seconds % 86400 / 3600),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::status::{HeldStatus, RegionStatus, WaitingStatus};
+
+    #[test]
+    fn what_holds_what_is_said_in_words() {
+        let status = Status {
+            version: "1".to_owned(),
+            uptime_seconds: 3725.0,
+            memory: MemoryStatus {
+                pinned_bytes: 512 << 20,
+                regions: vec![RegionStatus { bytes: 512 << 20, used: 1, mappings: 7, ..RegionStatus::default() }],
+                ..MemoryStatus::default()
+            },
+            clients: vec![ClientStatus {
+                id: 3,
+                waiting: vec![WaitingStatus {
+                    seconds: 0.25,
+                    mappings: vec![HeldStatus { iova: 0x1000, bytes: 4096, accesses: 2 }],
+                }],
+                ..ClientStatus::default()
+            }],
+            ..Status::default()
+        };
+        let mut text = Vec::new();
+        print(&status, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for part in [
+            "up 1 h 2 min",
+            "pinned 512 MiB",
+            "mappings 7",
+            "Client 3",
+            "unmap waits for 0.2 s: 4 KiB at 0x1000 is held by 2 accesses of the device",
+        ] {
+            assert!(text.contains(part), "no `{part}` in:\n{text}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The server: parts chosen by a [`Config`], joined, and kept until it is time to stop.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prereg::{AddressKind, AddressSpace};
+use prereg_linux::IoUring;
+use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk};
+use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
+use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Model, Server, ServerSettings};
+
+use super::config::{self, Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, NvmeConfig};
+use super::control::{self, ControlListener};
+use super::http::MetricsListener;
+use super::metrics;
+use super::observe::Observer;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::quantity::Bytes;
+
+/// Where `prereg status` asks.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// At the default path, if that can be had.
+    Default,
+    /// Here, or not at all.
+    At(PathBuf),
+    /// Nowhere.
+    None,
+}
+
+/// Devices being served.
+///
+/// The fields' order is the order of the end: first nobody is answered any more.
+pub struct Serving {
+    control: Option<ControlListener>,
+    metrics: Option<MetricsListener>,
+    models: Vec<Served>,
+    server: Arc<Server>,
+    /// What a user should know who did not ask.
+    notes: Vec<String>,
+}
+
+/// One controller.
+struct Served {
+    config: NvmeConfig,
+    model: Arc<NvmeModel>,
+}
+
+/// How often disks are looked at, whether they grew.
+const LOOK: Duration = Duration::from_secs(2);
+
+impl Serving {
+    /// Opens every disk, then every socket; on a failure nothing stays.
+    ///
+    /// # Errors
+    /// [`Failure::Host`], naming what could not be had.
+    pub fn start(config: &Config, control: Control) -> Result<Self, Failure> {
+        let mut notes = Vec::new();
+        let pins = IoUring::builder()
+            .addresses(AddressKind::SlotOffset)
+            .build()
+            .map_err(|error| Failure::host("making the pin back end", error))?;
+        let pins = Arc::new(pins);
+        let models = config
+            .nvme
+            .iter()
+            .map(|device| Served::open(device, &pins, &mut notes))
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let space = AddressSpace::new(Arc::clone(&pins));
+        let (granule, back_end) = (space.granule(), space.backend());
+        let store = Arc::new(MemoryStore::new(space, policy(config)));
+        let server = Arc::new(Server::new(store, ServerSettings::default()));
+        for served in &models {
+            let (path, model): (_, Arc<dyn Model>) = (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
+            let what = || format!("listening at {}", path.display());
+            server.listen(path, model).map_err(|error| Failure::host(what(), error))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(served.config.mode))
+                .map_err(|error| Failure::host(what(), error))?;
+        }
+
+        let observer = Arc::new(Observer { started: Instant::now(), back_end, granule });
+        let status = move |server: &Server| observer.status(server.snapshot());
+        let asked = {
+            let (status, server) = (status.clone(), Arc::clone(&server));
+            move || status(&server)
+        };
+        let metrics = match config.metrics {
+            None => None,
+            Some(address) => {
+                let server = Arc::clone(&server);
+                let listener = MetricsListener::start(address, move || metrics::text(status(&server)));
+                let what = || format!("listening for metrics at {address}");
+                Some(listener.map_err(|error| Failure::host(what(), error))?)
+            }
+        };
+        let control = match control {
+            Control::None => None,
+            Control::At(path) => Some(
+                ControlListener::start(&path, asked)
+                    .map_err(|error| Failure::host("making the control socket", error))?,
+            ),
+            Control::Default => match control::default_path() {
+                None => {
+                    notes.push(
+                        "this user has no runtime folder: there is no control socket; name one with --control".to_owned(),
+                    );
+                    None
+                }
+                Some(path) => match ControlListener::start(&path, asked) {
+                    Ok(listener) => Some(listener),
+                    Err(error) => {
+                        notes.push(format!("no control socket: {error}"));
+                        None
+                    }
+                },
+            },
+        };
+        Ok(Self { control, metrics, models, server, notes })
+    }
+
+    /// Says what is served and how to use it.
+    ///
+    /// # Errors
+    /// When `out` cannot be written.
+    pub fn introduce(&self, out: &mut impl Write) -> io::Result<()> {
+        for note in &self.notes {
+            writeln!(out, "note: {note}")?;
+        }
+        for served in &self.models {
+            served.introduce(out)?;
+        }
+        writeln!(out, "Give QEMU (10.1 or newer) shared memory and the device:")?;
+        writeln!(out, "  -machine q35,memory-backend=ram -m 2G \\")?;
+        writeln!(out, "  -object memory-backend-memfd,id=ram,size=2G,share=on \\")?;
+        let last = self.models.len().saturating_sub(1);
+        for (index, served) in self.models.iter().enumerate() {
+            let end = if index == last { "" } else { " \\" };
+            writeln!(out, "  -device '{}'{end}", device_argument(&served.config.socket))?;
+        }
+        if let Some(metrics) = &self.metrics {
+            writeln!(out, "metrics: http://{}/metrics", metrics.address())?;
+        }
+        if let Some(control) = &self.control {
+            let is_default = control::default_path().is_some_and(|path| path == control.path());
+            let path = if is_default { String::new() } else { format!(" --control {}", control.path().display()) };
+            writeln!(out, "status: prereg status{path}")?;
+        }
+        writeln!(out, "ready")
+    }
+
+    /// Serves until a signal comes.
+    pub fn until(&self, interrupt: &Interrupt) {
+        let mut looked = Instant::now();
+        while interrupt.check().is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                for served in &self.models {
+                    // A disk that cannot be asked now stays as it was; its I/O tells the guest what is wrong with it.
+                    let _ = served.model.refresh();
+                }
+            }
+        }
+    }
+
+    /// Ends what is under way, gives everything back and removes the sockets.
+    pub fn stop(self) {
+        let Self { control, metrics, models, server, notes: _ } = self;
+        // These threads have the other references to the server.
+        drop((control, metrics));
+        if let Some(server) = Arc::into_inner(server) {
+            server.stop();
+        }
+        drop(models);
+    }
+}
+
+impl std::fmt::Debug for Serving {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Serving").field("control", &self.control).finish_non_exhaustive()
+    }
+}
+
+impl Served {
+    fn open(config: &NvmeConfig, pins: &Arc<IoUring>, notes: &mut Vec<String>) -> Result<Self, Failure> {
+        let mut disks = Vec::new();
+        for namespace in &config.namespace {
+            let file = &namespace.file;
+            let options = DiskOptions {
+                read_only: namespace.read_only,
+                direct: match namespace.direct {
+                    DirectIo::Auto => Direct::Auto,
+                    DirectIo::On => Direct::On,
+                    DirectIo::Off => Direct::Off,
+                },
+                block_shift: Some(if namespace.block_size == 4096 { 12 } else { 9 }),
+                buffers: (namespace.buffers == Buffers::Fixed).then(|| Arc::clone(pins)),
+            };
+            let disk = FileDisk::open(file, options)
+                .map_err(|error| Failure::host(format!("opening the disk {}", file.display()), error))?;
+            if let (DirectIo::Auto, Err(why)) = (namespace.direct, disk.direct()) {
+                notes.push(format!("{} goes through the host's page cache: {why}", file.display()));
+            }
+            if let (Buffers::Fixed, Err(why)) = (namespace.buffers, disk.fixed()) {
+                notes.push(format!("{} is read and written without fixed buffers: {why}", file.display()));
+            }
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            disks.push(NvmeDisk::new(disk));
+        }
+        let serial = config.serial.clone().unwrap_or_else(|| serial_of(&config.socket));
+        let mut settings = NvmeSettings::new(&serial);
+        // Checked with the configuration: at most 64.
+        settings.workers = u16::try_from(config.threads).unwrap_or(u16::MAX);
+        let has = |kind| config.interrupts.contains(&kind);
+        settings.interrupts = InterruptKinds {
+            intx: has(InterruptKind::Intx),
+            msi: has(InterruptKind::Msi),
+            msix: has(InterruptKind::Msix),
+        };
+        settings.doorbells = match config.doorbells {
+            Doorbells::Socket => DoorbellMode::Trapped,
+            Doorbells::Mmap => DoorbellMode::Mapped,
+        };
+        let model = NvmeModel::new("nvme", disks, settings)
+            .map_err(|error| Failure::host(format!("serving {}", config.socket.display()), error))?;
+        Ok(Self { config: config.clone(), model: Arc::new(model) })
+    }
+
+    fn introduce(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "serving NVMe at {}", self.config.socket.display())?;
+        for (nsid, namespace) in (1..).zip(&self.config.namespace) {
+            let bytes = fs::metadata(&namespace.file).map_or(0, |file| file.len());
+            let size = if bytes == 0 { "device".to_owned() } else { Bytes(bytes).to_string() };
+            writeln!(
+                out,
+                "  namespace {nsid}: {} ({size}{})",
+                namespace.file.display(),
+                if namespace.read_only { ", read-only" } else { "" }
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The device as QEMU wants it written, which is JSON only.
+fn device_argument(socket: &Path) -> String {
+    let path = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+    serde_json::json!({"driver": "vfio-user-pci", "socket": {"path": path, "type": "unix"}}).to_string()
+}
+
+/// A serial number that stays the same for a socket, and differs between sockets: guests tell controllers apart by it.
+fn serial_of(socket: &Path) -> String {
+    let path = std::path::absolute(socket).unwrap_or_else(|_| socket.to_owned());
+    // FNV-1a: a name, not a secret.
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    format!("PR{hash:016X}")
+}
+
+fn policy(config: &Config) -> MemoryPolicy {
+    let policy = match config.memory.policy {
+        config::MemoryPolicy::Eager => MemoryPolicy::EAGER,
+        config::MemoryPolicy::FirstUse => MemoryPolicy::FIRST_USE,
+    };
+    match config.memory.extent {
+        Extent::Whole => policy,
+        Extent::Bytes(bytes) => policy.with_extent(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serial_numbers_fit_and_differ() {
+        let [a, b] = ["a.sock", "b.sock"].map(|name| serial_of(Path::new(name)));
+        assert!(a != b && a.len() <= 20, "{a} {b}");
+    }
+
+    #[test]
+    fn the_device_argument_is_json_with_an_absolute_path() {
+        let argument: serde_json::Value = serde_json::from_str(&device_argument(Path::new("x.sock"))).unwrap();
+        assert_eq!(argument["driver"], "vfio-user-pci");
+        assert!(argument["socket"]["path"].as_str().is_some_and(|path| path.starts_with('/')));
+    }
+}
