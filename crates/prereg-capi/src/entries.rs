@@ -1,0 +1,184 @@
+//! Entry blocks: what IOMMU tables are made of, for callers who make their own.
+
+#![expect(unsafe_code, reason = "names for C")]
+
+use std::ffi::c_int;
+use std::mem::MaybeUninit;
+
+use prereg::{EntryBlock, UserAddr};
+
+use crate::failure::{Failure, answer, prereg_error, value_or};
+use crate::handle::{Handle, body, body_mut, hand_out, kinds, room, take};
+use crate::space::prereg_space;
+use crate::translator::{prereg_mapping, prereg_translator};
+use crate::words::{access_from, access_of, holder_from, prereg_holder, shift_from};
+
+/// A block of entries of one page size, each of which may own one counted mapping. Any thread, any number at once: changes
+/// of one entry are serialised.
+#[derive(Debug)]
+pub struct prereg_entries(Handle<EntryBlock>);
+
+kinds! {
+    prereg_entries, EntryBlock, b"pr-entry";
+}
+
+/// A live entry as it was at some moment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct prereg_entry {
+    /// The user address it was made from.
+    pub ua: u64,
+    /// Where the device finds it. Sure to be right only while nobody changes the entry.
+    pub host: u64,
+    /// What the device may do: `PREREG_ACCESS_...`, or'ed.
+    pub access: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Makes `count` empty entries for pages of `2^shift` bytes, 12 at least. `holder` (may be NULL) is whose mappings they are:
+/// use translators of the same holder.
+///
+/// Returns 0; -EINVAL, -ENOMEM.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_new(
+    space: Option<&prereg_space>,
+    shift: u32,
+    count: usize,
+    holder: Option<&prereg_holder>,
+    entries: Option<&mut MaybeUninit<Option<Box<prereg_entries>>>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        hand_out(entries, || {
+            let space = body(space)?;
+            let shift = shift_from(shift)?;
+            if shift.get() < 12 {
+                return Err(Failure::Argument("no table has pages below 4 KiB"));
+            }
+            Ok(EntryBlock::new(&space.space, shift, count, holder_from(holder)?)?)
+        })
+    })
+}
+
+/// Gives the mappings of all entries back, frees the block and sets `*entries` to NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_free(entries: Option<&mut Option<Box<prereg_entries>>>) -> c_int {
+    answer(None, || take(entries).map(drop))
+}
+
+/// How many entries; 0 for what is no block.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_count(entries: Option<&prereg_entries>) -> usize {
+    value_or(0, || Ok(body(entries)?.len()))
+}
+
+/// How many entries are live, counted now; 0 for what is no block.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_live(entries: Option<&prereg_entries>) -> u64 {
+    value_or(0, || Ok(body(entries)?.live()))
+}
+
+/// Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is given back (its page marked
+/// dirty if the device could write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
+///
+/// Returns 0; as `prereg_map`; -EINVAL also for a bad index, a misaligned address or a translator of another space; -EAGAIN
+/// while another thread changes the same entry. Nothing has changed then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_set(
+    entries: Option<&prereg_entries>,
+    translator: Option<&mut prereg_translator>,
+    index: usize,
+    ua: u64,
+    access: u32,
+    before: Option<&mut MaybeUninit<u32>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let (entries, access) = (body(entries)?, access_from(access)?);
+        if index >= entries.len() {
+            return Err(Failure::Argument("the block has no entry of that number"));
+        }
+        let was = entries.set(body_mut(translator)?, index, UserAddr::new(ua), access)?;
+        if let Some(before) = before {
+            before.write(access_of(was));
+        }
+        Ok(())
+    })
+}
+
+/// Empties entry `index`; one past the end is empty. `*before` as in `prereg_entries_set`.
+///
+/// Returns 0; -EINVAL, -EAGAIN.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_clear(
+    entries: Option<&prereg_entries>,
+    translator: Option<&mut prereg_translator>,
+    index: usize,
+    before: Option<&mut MaybeUninit<u32>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let was = body(entries)?.clear(body_mut(translator)?, index)?;
+        if let Some(before) = before {
+            before.write(access_of(was));
+        }
+        Ok(())
+    })
+}
+
+/// Shows entry `index`: for checks and reports. Waits while another thread changes it; not for signal handlers.
+///
+/// Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_inspect(
+    entries: Option<&prereg_entries>,
+    index: usize,
+    entry: Option<&mut MaybeUninit<prereg_entry>>,
+) -> c_int {
+    value_or(-prereg::Errno::EINVAL.raw(), || {
+        let place = room(entry, "entry")?;
+        let seen = body(entries)?.inspect(index, |view| view);
+        Ok(seen.map_or(0, |view| {
+            place.write(entry_of(&view));
+            1
+        }))
+    })
+}
+
+pub(crate) fn entry_of(view: &prereg::EntryView) -> prereg_entry {
+    prereg_entry {
+        ua: view.ua.raw(),
+        host: view.host.raw(),
+        access: access_of(Some(view.access)),
+        reserved: 0,
+    }
+}
+
+/// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `*access` (may
+/// be NULL) is set to what the device may do.
+///
+/// Returns 1; 0 when the entry is empty (`*mapping` is not touched); -EAGAIN, -EINVAL, -ENXIO.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_entries_take(
+    entries: Option<&prereg_entries>,
+    translator: Option<&mut prereg_translator>,
+    index: usize,
+    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
+    access: Option<&mut MaybeUninit<u32>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    let mut live = 0;
+    let code = answer(error, || {
+        let place = room(mapping, "mapping")?;
+        if let Some((taken, allowed)) = body(entries)?.take(body_mut(translator)?, index)? {
+            prereg_mapping::fill(place, taken);
+            if let Some(access) = access {
+                access.write(access_of(Some(allowed)));
+            }
+            live = 1;
+        }
+        Ok(())
+    });
+    if code == 0 { live } else { code }
+}

@@ -1,0 +1,350 @@
+//! Guests: memory slots, guest-visible TCE tables and the four hypercalls, `prereg_guest`.
+
+#![expect(unsafe_code, reason = "names for C; calls a C caller's function that reads guest memory")]
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use prereg::{BusAddr, Errno, GuestAddr, UserAddr};
+use prereg_iommu::{Geometry, GuestList, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, TceTable};
+
+use crate::failure::{Failure, answer, prereg_error, value_or};
+use crate::handle::{Handle, body, body_mut, hand_out, kinds, room, take};
+use crate::table::{geometry_from, prereg_geometry, prereg_table};
+use crate::translator::{prereg_mapping, prereg_translator};
+use crate::words::access_of;
+
+/// Answers as QEMU gives them in user space.
+pub const PREREG_RULES_QEMU: u32 = 0;
+/// Answers as KVM's handlers give them; what they find too hard is done by QEMU's rules.
+pub const PREREG_RULES_KVM: u32 = 1;
+
+/// The number of H_GET_TCE.
+pub const PREREG_H_GET_TCE: u64 = 0x1c;
+/// The number of H_PUT_TCE.
+pub const PREREG_H_PUT_TCE: u64 = 0x20;
+/// The number of H_STUFF_TCE.
+pub const PREREG_H_STUFF_TCE: u64 = 0x138;
+/// The number of H_PUT_TCE_INDIRECT.
+pub const PREREG_H_PUT_TCE_INDIRECT: u64 = 0x13c;
+
+/// H_SUCCESS.
+pub const PREREG_H_SUCCESS: i64 = 0;
+/// H_BUSY: another vCPU is at the same entry and does not come to an end; nothing changed.
+pub const PREREG_H_BUSY: i64 = 1;
+/// H_HARDWARE: the translator is of another space.
+pub const PREREG_H_HARDWARE: i64 = -1;
+/// H_PARAMETER: a bad argument.
+pub const PREREG_H_PARAMETER: i64 = -4;
+/// H_RESOURCE: no memory for a part of a table.
+pub const PREREG_H_RESOURCE: i64 = -16;
+/// H_TOO_HARD: the fast path cannot do it. Never seen by a guest.
+pub const PREREG_H_TOO_HARD: i64 = 9999;
+
+/// The port to guest memory, for the lists of H_PUT_TCE_INDIRECT: fills `values` with the `count` (512 at most) numbers at
+/// guest address `gpa`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, in the host's order here. Returns 0;
+/// anything else when they do not all lie in guest memory.
+pub type prereg_read_list =
+    Option<unsafe extern "C" fn(context: *mut c_void, gpa: u64, values: *mut u64, count: usize) -> c_int>;
+
+/// A hypercall as it stands in a guest's registers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct prereg_call {
+    /// Register 3: a `PREREG_H_..._TCE...`.
+    pub number: u64,
+    /// Registers 4 to 7.
+    pub arguments: [u64; 4],
+}
+
+/// The answer to a hypercall.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct prereg_reply {
+    /// Register 3: a `PREREG_H_...`.
+    pub code: i64,
+    /// Register 4 after an H_GET_TCE that succeeded.
+    pub value: u64,
+    /// 1: `value` is set; otherwise the register keeps what it had.
+    pub has_value: u32,
+    /// 1: the fast path said H_TOO_HARD and the slow path gave this answer.
+    pub handed_over: u32,
+}
+
+/// What a device's access to a bus address finds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct prereg_lookup {
+    /// The guest page that the guest's entry names.
+    pub gpa: u64,
+    /// Its size as a power of two.
+    pub shift: u32,
+    /// What the guest's entry allows: `PREREG_ACCESS_...`, or'ed.
+    pub guest_access: u32,
+    /// What the hardware's entry allows; 0 if no hardware table maps it.
+    pub host_access: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A guest: its memory slots and its TCE tables. Hypercalls and look-ups run on any number of threads at once, each with a
+/// translator of its own; every other call only while none of these runs.
+#[derive(Debug)]
+pub struct prereg_guest(Handle<Hypercalls>);
+
+kinds! {
+    prereg_guest, Hypercalls, b"pr-guest";
+}
+
+struct List {
+    function: prereg_read_list,
+    context: *mut c_void,
+}
+
+impl GuestList for List {
+    fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
+        let function = self.function.ok_or(NotRam)?;
+        // SAFETY: the caller's function with the caller's context, and room for as many values as it is told.
+        match unsafe { function(self.context, at.raw(), values.as_mut_ptr(), values.len()) } {
+            0 => Ok(()),
+            _ => Err(NotRam),
+        }
+    }
+}
+
+/// Makes a guest without memory and tables; `rules` is a `PREREG_RULES_...`.
+///
+/// Returns 0; -EINVAL, -ENOMEM.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_new(
+    rules: u32,
+    guest: Option<&mut MaybeUninit<Option<Box<prereg_guest>>>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        hand_out(guest, || {
+            let rules = match rules {
+                PREREG_RULES_QEMU => Rules::Qemu,
+                PREREG_RULES_KVM => Rules::Kvm,
+                _ => return Err(Failure::Argument("rules is none of PREREG_RULES_...")),
+            };
+            Ok(Hypercalls::new(rules, MemorySlots::new()))
+        })
+    })
+}
+
+/// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nobody else shares give their mappings
+/// back.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_free(guest: Option<&mut Option<Box<prereg_guest>>>) -> c_int {
+    answer(None, || take(guest).map(drop))
+}
+
+/// Puts `bytes` bytes of user memory from `ua` on behind the guest addresses from `gpa` on; all multiples of 4 KiB.
+///
+/// Returns 0; -EINVAL, -EEXIST (another slot has some of these guest addresses).
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_add_memory(
+    guest: Option<&mut prereg_guest>,
+    gpa: u64,
+    ua: u64,
+    bytes: u64,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let guest = body_mut(guest)?;
+        let mut slots = guest.slots().clone();
+        slots.insert(GuestAddr::new(gpa), UserAddr::new(ua), bytes)?;
+        guest.replace_slots(slots);
+        Ok(())
+    })
+}
+
+/// Takes the memory slot that starts at `gpa` away. Entries written before keep what they map.
+///
+/// Returns 0; -ENOENT.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_remove_memory(
+    guest: Option<&mut prereg_guest>,
+    gpa: u64,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let guest = body_mut(guest)?;
+        let mut slots = guest.slots().clone();
+        let missing = || Failure::Refused(format!("no memory slot starts at gpa {gpa:#x}"), Errno::ENOENT);
+        slots.remove(GuestAddr::new(gpa)).ok_or_else(missing)?;
+        guest.replace_slots(slots);
+        Ok(())
+    })
+}
+
+/// The user address behind `gpa`, if one slot holds all of `bytes` bytes there; 0 if none does.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_translate(guest: Option<&prereg_guest>, gpa: u64, bytes: u64) -> u64 {
+    value_or(0, || {
+        let found = body(guest)?.slots().translate(GuestAddr::new(gpa), bytes);
+        Ok(found.map_or(0, UserAddr::raw))
+    })
+}
+
+/// Makes an empty guest-visible table under the number `liobn`; pages of 4 KiB to 16 GiB.
+///
+/// Returns 0; -EBUSY (there is one), -EINVAL, -ENOMEM.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_create_table(
+    guest: Option<&mut prereg_guest>,
+    liobn: u32,
+    geometry: Option<&prereg_geometry>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let shape = geometry_from(geometry)?;
+        let shape = Geometry::for_guest(shape.start(), shape.shift(), shape.entries())?;
+        body_mut(guest)?.create(Liobn::new(liobn), shape)?;
+        Ok(())
+    })
+}
+
+fn no_table(liobn: u32) -> Failure {
+    Failure::Refused(format!("the guest has no table of {}", Liobn::new(liobn)), Errno::ENOENT)
+}
+
+fn table_of(guest: &mut Hypercalls, liobn: u32) -> Result<&mut TceTable, Failure> {
+    guest.table_mut(Liobn::new(liobn)).ok_or_else(|| no_table(liobn))
+}
+
+/// Removes a table. Hardware tables that nobody else shares give their mappings back.
+///
+/// Returns 0; -ENOENT.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_remove_table(
+    guest: Option<&mut prereg_guest>,
+    liobn: u32,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || body_mut(guest)?.remove(Liobn::new(liobn)).map(drop).ok_or_else(|| no_table(liobn)))
+}
+
+/// Lets `table` act on what the guest writes into table `liobn` from now on; the table is shared, the handle stays the
+/// caller's. The same one may be attached several times: `*times` (may be NULL) is set to how often it is now.
+///
+/// Returns 0; -EINVAL (its pages are larger, it starts elsewhere, it is smaller, or it is of another space than those
+/// attached before), -ENOENT.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_attach(
+    guest: Option<&mut prereg_guest>,
+    liobn: u32,
+    table: Option<&prereg_table>,
+    times: Option<&mut MaybeUninit<u64>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let table = Arc::clone(body(table)?);
+        let now = table_of(body_mut(guest)?, liobn)?.attach(table)?;
+        if let Some(times) = times {
+            times.write(now);
+        }
+        Ok(())
+    })
+}
+
+/// Takes one `prereg_guest_attach` back; after the last one the guest's writes no longer reach the table. What it maps stays
+/// until it is cleared or freed. `*times` (may be NULL) is set to how often it is still attached.
+///
+/// Returns 0; -ENOENT.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_detach(
+    guest: Option<&mut prereg_guest>,
+    liobn: u32,
+    table: Option<&prereg_table>,
+    times: Option<&mut MaybeUninit<u64>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let table = body(table)?;
+        let missing =
+            || Failure::Refused("the hardware table is not attached there".to_owned(), Errno::ENOENT);
+        let left = table_of(body_mut(guest)?, liobn)?.detach(table).ok_or_else(missing)?;
+        if let Some(times) = times {
+            times.write(left);
+        }
+        Ok(())
+    })
+}
+
+/// Does a hypercall. The answer in `*reply` is final: a guest may see
+/// it. `read_list` may be NULL: no list then lies in guest memory.
+///
+/// Returns 0, whatever the guest is answered; -ENOSYS for a number that is none of the four (`*reply` is not touched),
+/// -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_hypercall(
+    guest: Option<&prereg_guest>,
+    translator: Option<&mut prereg_translator>,
+    call: Option<&prereg_call>,
+    read_list: prereg_read_list,
+    context: *mut c_void,
+    reply: Option<&mut MaybeUninit<prereg_reply>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    answer(error, || {
+        let (guest, place) = (body(guest)?, room(reply, "reply")?);
+        let prereg_call { number, arguments } = *call.ok_or(Failure::Null("call"))?;
+        let call = Hypercall::decode(number, arguments).ok_or_else(|| {
+            Failure::Refused(format!("{number:#x} is not the number of a TCE hypercall"), Errno::ENOSYS)
+        })?;
+        let answer = guest.call(body_mut(translator)?, &List { function: read_list, context }, call);
+        place.write(prereg_reply {
+            code: answer.code.raw(),
+            value: answer.value.map_or(0, |tce| tce.raw()),
+            has_value: answer.value.is_some().into(),
+            handed_over: answer.handed_over.into(),
+        });
+        Ok(())
+    })
+}
+
+/// What a device behind `liobn` finds at bus address `ioba`: what the guest says in `*lookup` and, where a hardware table maps
+/// it, one more mapping in `*mapping`, which holds the memory.
+///
+/// Returns 1 when `*mapping` was filled, 0 when no hardware table maps the address, -ENOENT (no such table, or outside its
+/// window), -ENXIO (being unregistered), -EAGAIN, -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_guest_lookup(
+    guest: Option<&prereg_guest>,
+    translator: Option<&mut prereg_translator>,
+    liobn: u32,
+    ioba: u64,
+    lookup: Option<&mut MaybeUninit<prereg_lookup>>,
+    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
+    error: Option<&mut MaybeUninit<prereg_error>>,
+) -> c_int {
+    let mut live = 0;
+    let code = answer(error, || {
+        let (guest, place) = (body(guest)?, room(mapping, "mapping")?);
+        let found = guest.lookup(body_mut(translator)?, Liobn::new(liobn), BusAddr::new(ioba))?;
+        let outside = || {
+            let text = format!("{} has no entry for ioba {ioba:#x}", Liobn::new(liobn));
+            Failure::Refused(text, Errno::ENOENT)
+        };
+        let found = found.ok_or_else(outside)?;
+        let host_access = access_of(found.host.as_ref().map(|(_, access)| *access));
+        if let Some((taken, _)) = found.host {
+            prereg_mapping::fill(place, taken);
+            live = 1;
+        }
+        if let Some(lookup) = lookup {
+            lookup.write(prereg_lookup {
+                gpa: found.guest.page.raw(),
+                shift: found.guest.shift.get(),
+                guest_access: access_of(found.guest.access),
+                host_access,
+                reserved: 0,
+            });
+        }
+        Ok(())
+    });
+    if code == 0 { live } else { code }
+}

@@ -1,0 +1,125 @@
+//! The words that C and Rust share: address kinds, holders, permissions, page sizes.
+
+use prereg::{Access, AddressKind, Granule, Holder, HolderKind, PageShift};
+
+use crate::failure::Failure;
+
+/// Whatever suits the back end: physical addresses where this process may see them, else (slot, offset).
+pub const PREREG_ADDRESS_ANY: u32 = 0;
+/// Physical addresses.
+pub const PREREG_ADDRESS_PHYSICAL: u32 = 1;
+/// Addresses on an I/O bus.
+pub const PREREG_ADDRESS_IOVA: u32 = 2;
+/// (slot, offset) of an io_uring fixed buffer: see `prereg_slot_address`.
+pub const PREREG_ADDRESS_SLOT_OFFSET: u32 = 3;
+/// Addresses of device memory.
+pub const PREREG_ADDRESS_DEVICE: u32 = 4;
+/// Made up.
+pub const PREREG_ADDRESS_INVENTED: u32 = 5;
+
+/// Held for anything else.
+pub const PREREG_HOLDER_OTHER: u32 = 0;
+/// Held by an entry of an IOMMU table.
+pub const PREREG_HOLDER_TABLE_ENTRY: u32 = 1;
+/// Held by an I/O in flight.
+pub const PREREG_HOLDER_IN_FLIGHT: u32 = 2;
+
+/// Whose a registration or a mapping is, for reports of who is in the way. NULL stands for all zeros.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct prereg_holder {
+    /// A number of the caller's choice; 0 for none.
+    pub container: u64,
+    /// A `PREREG_HOLDER_...`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// The device may read memory.
+pub const PREREG_ACCESS_READ: u32 = 1;
+/// The device may write memory.
+pub const PREREG_ACCESS_WRITE: u32 = 2;
+
+/// A holder as C names it.
+pub(crate) fn holder_from(holder: Option<&prereg_holder>) -> Result<Holder, Failure> {
+    let Some(holder) = holder else { return Ok(Holder::default()) };
+    let kind = match holder.kind {
+        PREREG_HOLDER_OTHER => HolderKind::Other,
+        PREREG_HOLDER_TABLE_ENTRY => HolderKind::TableEntry,
+        PREREG_HOLDER_IN_FLIGHT => HolderKind::InFlight,
+        _ => return Err(Failure::Argument("kind of the holder is none of PREREG_HOLDER_...")),
+    };
+    Ok(Holder { container: holder.container, kind })
+}
+
+/// A holder as C sees it.
+pub(crate) const fn holder_of(holder: Holder) -> prereg_holder {
+    let kind = match holder.kind {
+        HolderKind::TableEntry => PREREG_HOLDER_TABLE_ENTRY,
+        HolderKind::InFlight => PREREG_HOLDER_IN_FLIGHT,
+        _ => PREREG_HOLDER_OTHER,
+    };
+    prereg_holder { container: holder.container, kind, reserved: 0 }
+}
+
+/// A system page; 0 is this system's.
+pub(crate) fn granule_of(shift: u32) -> Result<Granule, Failure> {
+    if shift == 0 {
+        #[expect(unsafe_code, reason = "the page size is a system call")]
+        // SAFETY: asks for a number.
+        let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        return PageShift::new(bytes.trailing_zeros())
+            .and_then(Granule::new)
+            .ok_or(Failure::Argument("this system has no pages of 4 KiB to 16 MiB"));
+    }
+    PageShift::new(shift)
+        .and_then(Granule::new)
+        .ok_or(Failure::Argument("granule_shift is none of 0 and 12 to 24"))
+}
+
+/// A page size.
+#[inline]
+pub(crate) fn shift_from(shift: u32) -> Result<PageShift, Failure> {
+    match PageShift::new(shift) {
+        Some(shift) => Ok(shift),
+        None => Err(Failure::Argument("a page shift is 0 to 63")),
+    }
+}
+
+/// `None` is any kind.
+pub(crate) const fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure> {
+    Ok(Some(match kind {
+        PREREG_ADDRESS_ANY => return Ok(None),
+        PREREG_ADDRESS_PHYSICAL => AddressKind::Physical,
+        PREREG_ADDRESS_IOVA => AddressKind::Iova,
+        PREREG_ADDRESS_SLOT_OFFSET => AddressKind::SlotOffset,
+        PREREG_ADDRESS_DEVICE => AddressKind::Device,
+        PREREG_ADDRESS_INVENTED => AddressKind::Invented,
+        _ => return Err(Failure::Argument("address_kind is none of PREREG_ADDRESS_...")),
+    }))
+}
+
+/// A kind as C sees it.
+pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
+    match kind {
+        AddressKind::Physical => PREREG_ADDRESS_PHYSICAL,
+        AddressKind::Iova => PREREG_ADDRESS_IOVA,
+        AddressKind::SlotOffset => PREREG_ADDRESS_SLOT_OFFSET,
+        AddressKind::Device => PREREG_ADDRESS_DEVICE,
+        AddressKind::Invented => PREREG_ADDRESS_INVENTED,
+        _ => PREREG_ADDRESS_ANY,
+    }
+}
+
+/// What a device may do, as C names it.
+pub(crate) fn access_from(bits: u32) -> Result<Access, Failure> {
+    Access::from_bits(u64::from(bits))
+        .filter(|_| bits <= 3)
+        .ok_or(Failure::Argument("access is none of PREREG_ACCESS_READ, PREREG_ACCESS_WRITE and both"))
+}
+
+/// What a device may do, as C sees it; 0 is nothing.
+pub(crate) fn access_of(access: Option<Access>) -> u32 {
+    access.map_or(0, |access| access.bits() as u32)
+}

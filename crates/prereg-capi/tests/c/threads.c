@@ -1,0 +1,60 @@
+/* Threads map, each with a translator of its own, while another registers and unregisters: an address is never seen that is
+ * not pinned, and in the end nothing is left. */
+#include "world.h"
+#include <pthread.h>
+
+#define ROUNDS 2000
+#define THREADS 3
+
+static prereg_space *space;
+static int stop;
+
+static void *maps(void *argument)
+{
+	prereg_translator *reader = NULL;
+	struct prereg_mapping mapping;
+	unsigned long *done = argument;
+	int code;
+
+	EXPECT(prereg_translator_new(space, NULL, &reader, NULL) == 0);
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		code = prereg_map(reader, RAM + 3 * PAGE, 12, &mapping, NULL);
+		if (code == 0) {
+			EXPECT(mapping.hpa == FRAME(3));
+			EXPECT(prereg_unmap(reader, &mapping) == 0);
+			++*done;
+		} else {
+			EXPECT(code == -EFAULT || code == -ENXIO);
+		}
+	}
+	EXPECT(prereg_translator_free(&reader) == 0);
+	return NULL;
+}
+
+int main(void)
+{
+	struct world world;
+	struct prereg_error why;
+	prereg_registration *ram = NULL;
+	pthread_t threads[THREADS];
+	unsigned long done[THREADS] = { 0 }, busy = 0, all = 0;
+	int i, code;
+
+	space = world_space(&world);
+	for (i = 0; i < THREADS; i++)
+		EXPECT(pthread_create(&threads[i], NULL, maps, &done[i]) == 0);
+	for (i = 0; i < ROUNDS; i++) {
+		EXPECT(prereg_register(space, RAM, 8 * PAGE, NULL, NULL, &ram, &why) == 0);
+		while ((code = prereg_unregister(&ram, NULL, &why)) == -EBUSY)
+			busy++;
+		EXPECT(code == 0 && ram == NULL);
+	}
+	__atomic_store_n(&stop, 1, __ATOMIC_RELAXED);
+	for (i = 0; i < THREADS; i++) {
+		EXPECT(pthread_join(threads[i], NULL) == 0);
+		all += done[i];
+	}
+	world_end(&world, &space);
+	printf("threads: %d registrations, %lu maps, %lu times busy\n", ROUNDS, all, busy);
+	return 0;
+}

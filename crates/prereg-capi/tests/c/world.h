@@ -1,0 +1,108 @@
+/* A host that is made up: pins that count, and a check that nothing is left. */
+#ifndef WORLD_H
+#define WORLD_H
+
+#include <errno.h>
+#include <inttypes.h>
+#include <prereg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define EXPECT(condition)                                                                    \
+	do {                                                                                 \
+		if (!(condition)) {                                                          \
+			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+			exit(1);                                                             \
+		}                                                                            \
+	} while (0)
+#define SAYS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
+
+#define PAGE ((uint64_t)4096)
+#define RAM ((uint64_t)0x10000000)
+#define FRAME(page) ((uint64_t)0x40000000 + (page) * PAGE)
+
+struct world {
+	uint64_t pinned, charged, limit, released;
+	int fail_pin;           /* what the next pin returns */
+	int push_too_many;      /* push one page more than there are, and ignore the answer */
+	int push_too_few;
+	uint64_t dirty;
+};
+
+static int world_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_list *pages, uint64_t *id)
+{
+	struct world *world = context;
+
+	if (world->fail_pin != 0)
+		return world->fail_pin;
+	if (!world->push_too_few)
+		EXPECT(prereg_page_list_push(pages, FRAME((ua - RAM) / PAGE), bytes / PAGE) == 0);
+	if (world->push_too_many)
+		EXPECT(prereg_page_list_push(pages, 0x1000, 1) == -E2BIG);
+	world->pinned += bytes / PAGE;
+	*id = ua / PAGE;
+	return 0;
+}
+
+static void world_unpin(void *context, uint64_t id, uint64_t ua, uint64_t bytes, prereg_dirty_pages *dirty)
+{
+	struct world *world = context;
+
+	EXPECT(id == ua / PAGE);
+	while (prereg_dirty_pages_next(dirty) != UINT64_MAX)
+		world->dirty++;
+	world->pinned -= bytes / PAGE;
+}
+
+static int world_charge(void *context, uint64_t pages, uint64_t *charged, uint64_t *limit)
+{
+	struct world *world = context;
+
+	*charged = world->charged;
+	*limit = world->limit;
+	if (world->charged + pages > world->limit)
+		return -1;
+	world->charged += pages;
+	return 0;
+}
+
+static void world_uncharge(void *context, uint64_t pages)
+{
+	((struct world *)context)->charged -= pages;
+}
+
+static void world_release(void *context)
+{
+	((struct world *)context)->released++;
+}
+
+static prereg_space *world_space(struct world *world)
+{
+	struct prereg_pin_ops pins = { sizeof(pins), world, 12, PREREG_ADDRESS_INVENTED, world_pin, world_unpin, world_release };
+	struct prereg_charge_ops charges = { sizeof(charges), world, world_charge, world_uncharge, world_release };
+	struct prereg_options options;
+	struct prereg_error why;
+	prereg_space *space = NULL;
+
+	memset(world, 0, sizeof(*world));
+	world->limit = 100000;
+	memset(&options, 0, sizeof(options));
+	options.size = sizeof(options);
+	options.backend = PREREG_BACKEND_CALLBACKS;
+	options.pin = &pins;
+	options.charge = &charges;
+	EXPECT(prereg_space_new(&options, &space, &why) == 0);
+	EXPECT(why.code == 0 && why.length == 0 && why.message[0] == 0);
+	return space;
+}
+
+static void world_end(struct world *world, prereg_space **space)
+{
+	EXPECT(prereg_space_free(space) == 0 && *space == NULL);
+	EXPECT(prereg_space_free(space) == 0);
+	EXPECT(world->pinned == 0 && world->charged == 0);
+	EXPECT(world->released == 2);
+}
+
+#endif

@@ -1,0 +1,189 @@
+//! A translating `Iommu` for an `IommuMemory`, over mappings that hold what they translate.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use prereg::{Access, AddressSpace, Holder, Iova, OutOfMemory};
+use prereg_iommu::iova::{
+    Backing, Drained, Held, IovaAccessError, IovaLimits, IovaMap, IovaMapError, Stretch, Unmapping,
+};
+use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
+use vm_memory::{GuestAddress, Iommu, Iotlb, Permissions};
+
+use super::ram::RegisteredRam;
+
+/// A device's I/O virtual address space over a guest's registered memory.
+///
+/// Each translation holds what it translates: as long as the iterator that [`Iommu::translate`] returns lives, an
+/// [`unmap`](Self::unmap) of it is not done and the memory stays pinned. The slices that `vm-memory` cuts from it are not
+/// counted: a device model that keeps slices beyond the iterator takes a [`hold`](Self::hold) of its own.
+pub struct PinnedIommu {
+    map: IovaMap,
+    ram: Arc<RegisteredRam>,
+}
+
+/// Nobody waits: who unmaps asks the [`Unmapping`].
+struct Nobody;
+
+impl Drained for Nobody {
+    fn drained(&self) {}
+}
+
+/// A translation under way: the addresses, and the memory held at them.
+pub struct Translated {
+    iotlb: Iotlb,
+    /// Gives the memory back when dropped.
+    held: Option<Held>,
+}
+
+impl PinnedIommu {
+    /// Nothing is mapped.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(
+        space: &AddressSpace,
+        ram: Arc<RegisteredRam>,
+        limits: IovaLimits,
+        holder: Holder,
+    ) -> Result<Self, OutOfMemory> {
+        Self::with_drained(space, ram, limits, holder, Arc::new(Nobody))
+    }
+
+    /// The same; `drained` is told when the last access of an unmapped mapping has left.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn with_drained(
+        space: &AddressSpace,
+        ram: Arc<RegisteredRam>,
+        limits: IovaLimits,
+        holder: Holder,
+        drained: Arc<dyn Drained>,
+    ) -> Result<Self, OutOfMemory> {
+        Ok(Self { map: IovaMap::new(space, limits, holder, drained)?, ram })
+    }
+
+    /// Maps `bytes` bytes of guest memory at `to`, all in one region, to `iova`.
+    ///
+    /// # Errors
+    /// [`IovaMapError`]; nothing is mapped then.
+    pub fn map(
+        &self,
+        iova: GuestAddress,
+        bytes: u64,
+        to: GuestAddress,
+        access: Access,
+    ) -> Result<(), IovaMapError> {
+        let page = self.map.limits().page;
+        let unregistered = || {
+            let ua = prereg::UserAddr::new(to.0);
+            IovaMapError::Memory(prereg::MapError::Unregistered { ua, shift: page })
+        };
+        let ua = self.ram.user(to, bytes.max(1)).ok_or_else(unregistered)?;
+        self.map.map(Iova::new(iova.0), bytes, Backing::Local(ua), access)
+    }
+
+    /// Unmaps every mapping in the range. They are gone when this returns; what it returns tells when the accesses that were
+    /// under way are.
+    ///
+    /// # Errors
+    /// [`IovaMapError`]; nothing is unmapped then.
+    pub fn unmap(&self, iova: GuestAddress, bytes: u64) -> Result<Unmapping, IovaMapError> {
+        self.map.unmap(Iova::new(iova.0), bytes)
+    }
+
+    /// Holds the memory behind `bytes` bytes at `iova`, for a device that keeps using it.
+    ///
+    /// # Errors
+    /// [`IovaAccessError`]; nothing is held then.
+    pub fn hold(&self, iova: GuestAddress, bytes: u64, access: Access) -> Result<Held, IovaAccessError> {
+        self.map.hold(Iova::new(iova.0), bytes, access)
+    }
+
+    /// The mappings themselves.
+    #[must_use]
+    pub fn mappings(&self) -> &IovaMap {
+        &self.map
+    }
+
+    fn held(&self, iova: u64, bytes: u64, access: Permissions) -> Result<Held, IovaAccessError> {
+        let hold = |access| self.map.hold(Iova::new(iova), bytes, access);
+        match access {
+            Permissions::Read => hold(Access::Read),
+            Permissions::Write => hold(Access::Write),
+            Permissions::ReadWrite => hold(Access::ReadWrite),
+            // Any permission will do.
+            Permissions::No => match hold(Access::Read) {
+                Err(IovaAccessError::Protected { .. }) => hold(Access::Write),
+                result => result,
+            },
+        }
+    }
+
+    /// The guest addresses behind a held access, entered into `iotlb`.
+    fn enter(&self, iotlb: &mut Iotlb, iova: u64, held: &Held, access: Permissions) -> Result<(), String> {
+        let mut at = iova;
+        for stretch in held.stretches() {
+            let Stretch::Local { ua, bytes, .. } = stretch else {
+                return Err("the mapping leads to memory that is not the guest's".to_owned());
+            };
+            let gpa = self.ram.guest(ua, bytes).ok_or("the mapping leads out of the guest's memory")?;
+            let length = usize::try_from(bytes).map_err(|error| error.to_string())?;
+            iotlb.set_mapping(GuestAddress(at), gpa, length, access).map_err(|error| error.to_string())?;
+            // The pieces add up to the access, which does not pass 2^64.
+            at = at.wrapping_add(bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Iommu for PinnedIommu {
+    type IotlbGuard<'a> = Translated;
+
+    fn translate(
+        &self,
+        iova: GuestAddress,
+        length: usize,
+        access: Permissions,
+    ) -> Result<IotlbIterator<Translated>, Error> {
+        let refused = |reason: String| {
+            let iova_range = IovaRange { base: iova, length };
+            Error::CannotResolve { iova_range, reason }
+        };
+        if iova.0.checked_add(length as u64).is_none() {
+            // An `Iotlb` cannot name the last byte of all.
+            return Err(refused("the range reaches 2^64".to_owned()));
+        }
+        let mut translated = Translated { iotlb: Iotlb::new(), held: None };
+        if length > 0 {
+            let held =
+                self.held(iova.0, length as u64, access).map_err(|error| refused(error.to_string()))?;
+            self.enter(&mut translated.iotlb, iova.0, &held, access).map_err(refused)?;
+            translated.held = Some(held);
+        }
+        Iotlb::lookup(translated, iova, length, access)
+            .map_err(|_| refused("a translation has a hole".to_owned()))
+    }
+}
+
+impl Deref for Translated {
+    type Target = Iotlb;
+
+    fn deref(&self) -> &Iotlb {
+        &self.iotlb
+    }
+}
+
+impl fmt::Debug for PinnedIommu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedIommu").field("map", &self.map).field("ram", &self.ram).finish()
+    }
+}
+
+impl fmt::Debug for Translated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Translated").field("held", &self.held).finish_non_exhaustive()
+    }
+}

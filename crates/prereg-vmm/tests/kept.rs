@@ -1,0 +1,347 @@
+//! Mappings that outlast devices: pins held, containers filled again, failures undone. No feature needed.
+#![expect(clippy::unwrap_used, reason = "a test's helpers")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use prereg::{Access, AddressSpace, Errno, Granule, Holder, Iova, UserAddr};
+use prereg_sim::SimHost;
+use prereg_vmm::{DmaContainer, Gaps, KeptMappings, What};
+
+const PAGE: u64 = 4096;
+const RAM: u64 = 0x7000_0000;
+
+/// A container that is made up: remembers what is mapped, refuses the chosen call.
+#[derive(Default)]
+struct Model {
+    state: Mutex<State>,
+    keeps: bool,
+}
+
+#[derive(Default)]
+struct State {
+    mappings: BTreeMap<u64, (u64, u64)>,
+    /// Calls until one is refused; 0 is never.
+    refuse_at: u64,
+    /// From the refused call on, maps are refused too.
+    broken: bool,
+}
+
+impl State {
+    fn refuses(&mut self) -> bool {
+        if self.broken {
+            return true;
+        }
+        if self.refuse_at == 0 {
+            return false;
+        }
+        self.refuse_at -= 1;
+        self.refuse_at == 0
+    }
+}
+
+impl DmaContainer for Model {
+    #[expect(unsafe_code, reason = "the trait's")]
+    unsafe fn map(&self, iova: Iova, ua: UserAddr, bytes: u64, _access: Access) -> Result<(), Errno> {
+        let mut state = self.state.lock().unwrap();
+        if state.refuses() {
+            return Err(Errno::ENOSPC);
+        }
+        assert!(state.mappings.insert(iova.raw(), (bytes, ua.raw())).is_none(), "mapped twice");
+        Ok(())
+    }
+
+    fn unmap(&self, iova: Iova, bytes: u64) -> Result<(), Errno> {
+        let mut state = self.state.lock().unwrap();
+        if state.refuses() {
+            return Err(Errno::EIO);
+        }
+        let length = state.mappings.remove(&iova.raw()).map(|(length, _)| length);
+        // A second panic, in a destructor, would end the process before the first is told.
+        assert!(length == Some(bytes) || std::thread::panicking(), "{length:?} was mapped, not {bytes:#x}");
+        Ok(())
+    }
+
+    fn forgets(&self) -> bool {
+        !self.keeps
+    }
+}
+
+struct World {
+    host: SimHost,
+    space: Arc<AddressSpace>,
+    model: Arc<Model>,
+    kept: Arc<KeptMappings>,
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(Model::default())
+    }
+
+    fn with(model: Model) -> Self {
+        let host = SimHost::new(Granule::K4);
+        host.memory(RAM, 64 * PAGE);
+        let space = Arc::new(AddressSpace::new(host.clone()));
+        let model = Arc::new(model);
+        let container = Arc::clone(&model) as Arc<dyn DmaContainer>;
+        let kept = Arc::new(KeptMappings::new(Arc::clone(&space), container, Holder::default()).unwrap());
+        Self { host, space, model, kept }
+    }
+
+    fn map(&self, iova: u64, page: u64, pages: u64) -> Result<(), Errno> {
+        self.map_what(iova, page, pages, What::Ram)
+    }
+
+    #[expect(unsafe_code, reason = "nothing is behind the memory of a made-up host")]
+    fn map_what(&self, iova: u64, page: u64, pages: u64, what: What) -> Result<(), Errno> {
+        let ua = UserAddr::new(RAM + page * PAGE);
+        // SAFETY: see the reason.
+        unsafe { self.kept.map(Iova::new(iova), ua, pages * PAGE, Access::ReadWrite, what) }
+            .map_err(|error| error.errno())
+    }
+
+    fn unmap(&self, iova: u64, bytes: u64) -> Result<u64, Errno> {
+        self.kept.unmap(Iova::new(iova), bytes, Gaps::Allowed).map_err(|error| error.errno())
+    }
+
+    /// What the container has, and what is remembered.
+    fn counts(&self) -> (usize, usize) {
+        (self.model.state.lock().unwrap().mappings.len(), self.kept.snapshot().mappings.len())
+    }
+
+    fn refuse_at(&self, call: u64) {
+        self.model.state.lock().unwrap().refuse_at = call;
+    }
+
+    /// The kernel's container when its last device has gone.
+    fn lose(&self) {
+        self.kept.device_left();
+        self.model.state.lock().unwrap().mappings.clear();
+    }
+}
+
+#[test]
+fn memory_is_pinned_from_the_map_to_the_unmap() {
+    let world = World::new();
+    world.map(0, 0, 4).unwrap();
+    assert_eq!(world.host.pinned_pages(), 4);
+    // A part of memory that a mapping registered is shared with it.
+    world.map(0x10_0000, 1, 2).unwrap();
+    assert_eq!((world.host.pinned_pages(), world.host.charged_pages()), (4, 4));
+    assert_eq!(world.unmap(0, 4 * PAGE), Ok(4 * PAGE));
+    assert_eq!(world.host.pinned_pages(), 4, "the second mapping still needs it");
+    assert_eq!(world.unmap(0x10_0000, 2 * PAGE), Ok(2 * PAGE));
+    assert_eq!(world.host.pinned_pages(), 0);
+    drop(world.kept);
+    world.host.assert_clean();
+}
+
+#[test]
+fn memory_that_the_vmm_registered_is_only_counted() {
+    let world = World::new();
+    let registration = world.space.register(&world.host.range(RAM, 64 * PAGE)).unwrap();
+    world.map(0, 3, 4).unwrap();
+    assert_eq!(world.host.pinned_pages(), 64);
+    let registration = registration.unregister().unwrap_err().into_inner();
+    world.unmap(0, 4 * PAGE).unwrap();
+    assert_eq!(world.host.pinned_pages(), 64, "not ours to give up");
+    registration.unregister().unwrap();
+    world.host.assert_clean();
+}
+
+#[test]
+fn the_last_device_takes_no_pins_and_the_next_one_finds_the_mappings() {
+    let world = World::new();
+    world.kept.device_arrived().unwrap();
+    world.map(0, 0, 4).unwrap();
+    world.map(0x10_0000, 8, 2).unwrap();
+    world.lose();
+    assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 2), 6));
+    // While nobody is there, maps and unmaps are remembered.
+    world.map(0x20_0000, 16, 1).unwrap();
+    world.unmap(0x10_0000, 2 * PAGE).unwrap();
+    assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 2), 5));
+    let pins = world.host.pin_calls();
+    world.kept.device_arrived().unwrap();
+    assert_eq!((world.counts(), world.host.pin_calls()), ((2, 2), pins));
+    world.kept.device_arrived().unwrap();
+    world.kept.device_left();
+    assert_eq!(world.counts(), (2, 2), "one device is left");
+}
+
+#[test]
+fn a_container_that_keeps_its_mappings_is_left_alone() {
+    let world = World::with(Model { keeps: true, ..Model::default() });
+    world.kept.device_arrived().unwrap();
+    world.map(0, 0, 1).unwrap();
+    world.kept.device_left();
+    assert!(!world.kept.snapshot().forgotten);
+    world.map(PAGE, 1, 1).unwrap();
+    world.kept.device_arrived().unwrap();
+    assert_eq!(world.counts(), (2, 2));
+}
+
+#[test]
+fn a_container_that_cannot_be_filled_again_is_left_empty_and_can_be_tried_again() {
+    let world = World::new();
+    world.kept.device_arrived().unwrap();
+    for page in 0..4 {
+        world.map(page * PAGE, page, 1).unwrap();
+    }
+    world.lose();
+    for refused in 1..=4 {
+        world.refuse_at(refused);
+        let error = world.kept.device_arrived().unwrap_err();
+        assert_eq!(error.errno(), Errno::ENOSPC);
+        assert_eq!((world.counts(), world.kept.snapshot().devices), ((0, 4), 0));
+    }
+    world.kept.device_arrived().unwrap();
+    assert_eq!(world.counts(), (4, 4));
+}
+
+#[test]
+fn a_device_counts_while_it_lives_and_not_if_it_is_refused() {
+    let world = World::new();
+    let attached = world.kept.attach(|| Ok::<_, Errno>("device"), |error| error.errno()).unwrap();
+    world.map(0, 0, 1).unwrap();
+    assert_eq!((*attached, world.kept.snapshot().devices), ("device", 1));
+    drop(attached);
+    assert!(world.kept.snapshot().forgotten);
+    world.model.state.lock().unwrap().mappings.clear();
+    assert_eq!(world.kept.attach(|| Err::<(), _>(Errno::ENODEV), |e| e.errno()).unwrap_err(), Errno::ENODEV);
+    world.refuse_at(1);
+    assert_eq!(world.kept.attach(|| Ok(()), |error| error.errno()).unwrap_err(), Errno::ENOSPC);
+    assert_eq!(world.kept.snapshot().devices, 0);
+}
+
+#[test]
+fn a_map_that_fails_leaves_nothing() {
+    let world = World::new();
+    world.map(0x4000, 0, 4).unwrap();
+    for (iova, page, pages, errno) in [
+        (0x4000, 16, 1, Errno::EEXIST),
+        (0x7000, 16, 8, Errno::EEXIST),
+        (0, 16, 5, Errno::EEXIST),
+        (0, 16, 0, Errno::EINVAL),
+        (u64::MAX - PAGE + 2, 16, 1, Errno::EINVAL),
+        (0x10_0000, 2, 4, Errno::EINVAL),
+        (0x10_0000, 63, 2, Errno::EFAULT),
+    ] {
+        assert_eq!(world.map(iova, page, pages), Err(errno), "{iova:#x} {page} {pages}");
+    }
+    world.refuse_at(1);
+    assert_eq!(world.map(0x10_0000, 16, 1), Err(Errno::ENOSPC));
+    world.host.limit_pages(4);
+    assert_eq!(world.map(0x10_0000, 16, 1), Err(Errno::ENOMEM));
+    assert_eq!((world.counts(), world.host.pinned_pages()), ((1, 1), 4));
+}
+
+#[test]
+fn every_outside_call_may_fail_and_nothing_is_left() {
+    for n in 1.. {
+        let world = World::new();
+        world.host.fail_nth(n);
+        let result = world.map(0, 0, 4);
+        if !world.host.has_failed() {
+            assert_eq!(result, Ok(()));
+            break;
+        }
+        result.unwrap_err();
+        assert_eq!(world.counts(), (0, 0));
+        drop(world.kept);
+        world.host.assert_clean();
+    }
+}
+
+#[test]
+fn an_unmap_covers_gaps_and_cuts_nothing() {
+    let world = World::new();
+    world.map(0x1000, 0, 1).unwrap();
+    world.map(0x4000, 4, 2).unwrap();
+    assert_eq!(world.unmap(0x5000, 0x1000), Err(Errno::EINVAL));
+    assert_eq!(world.unmap(0, 0x5000), Err(Errno::EINVAL));
+    assert_eq!(world.unmap(0, 0), Err(Errno::EINVAL));
+    assert_eq!(world.unmap(0x10_0000, 0x1000), Ok(0));
+    let strict = world.kept.unmap(Iova::new(0), 0x6000, Gaps::Refused).unwrap_err();
+    assert_eq!((strict.errno(), world.counts()), (Errno::EINVAL, (2, 2)));
+    assert!(strict.to_string().contains("0x3000 of the 0x6000"), "{strict}");
+    assert_eq!(world.unmap(0, u64::MAX), Ok(3 * PAGE));
+    assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 0), 0));
+    // Up to the last byte of all.
+    world.map(u64::MAX - PAGE + 1, 0, 1).unwrap();
+    assert_eq!(world.unmap(u64::MAX - PAGE + 1, PAGE), Ok(PAGE));
+}
+
+#[test]
+fn an_unmap_that_is_refused_half_way_is_undone() {
+    let world = World::new();
+    for page in 0..4 {
+        world.map(page * PAGE, page, 1).unwrap();
+    }
+    for refused in 1..=4 {
+        world.refuse_at(refused);
+        assert_eq!(world.unmap(0, 4 * PAGE), Err(Errno::EIO));
+        assert_eq!((world.counts(), world.host.pinned_pages()), ((4, 4), 4));
+    }
+    assert_eq!(world.unmap(0, 4 * PAGE), Ok(4 * PAGE));
+}
+
+#[test]
+fn what_the_container_does_not_take_back_is_gone_on_both_sides() {
+    // The third unmap is refused, and so is everything after it.
+    struct BreakAfter(Arc<Model>, u64);
+    impl DmaContainer for BreakAfter {
+        #[expect(unsafe_code, reason = "the trait's")]
+        unsafe fn map(&self, iova: Iova, ua: UserAddr, bytes: u64, access: Access) -> Result<(), Errno> {
+            // SAFETY: passed on.
+            unsafe { self.0.map(iova, ua, bytes, access) }
+        }
+        fn unmap(&self, iova: Iova, bytes: u64) -> Result<(), Errno> {
+            let result = if iova.raw() >= self.1 { Err(Errno::EIO) } else { self.0.unmap(iova, bytes) };
+            self.0.state.lock().unwrap().broken = result.is_err();
+            result
+        }
+    }
+    let host = SimHost::new(Granule::K4);
+    host.memory(RAM, 64 * PAGE);
+    let space = Arc::new(AddressSpace::new(host.clone()));
+    let model = Arc::new(Model::default());
+    let container = Arc::new(BreakAfter(Arc::clone(&model), 2 * PAGE));
+    let kept = Arc::new(KeptMappings::new(Arc::clone(&space), container, Holder::default()).unwrap());
+    let other = World { host, space, model, kept };
+    for page in 0..4 {
+        other.map(page * PAGE, page, 1).unwrap();
+    }
+    let error = other.kept.unmap(Iova::new(0), 4 * PAGE, Gaps::Refused).unwrap_err();
+    assert!(error.to_string().contains("2 mappings were lost"), "{error}");
+    assert_eq!((other.counts(), other.host.pinned_pages()), ((2, 2), 2));
+}
+
+#[test]
+fn device_memory_is_passed_on_without_a_pin() {
+    let world = World::new();
+    world.map_what(0xf000_0000, 1 << 20, 4, What::Device).unwrap();
+    assert_eq!((world.counts(), world.host.pinned_pages()), ((1, 1), 0));
+    assert_eq!(world.unmap(0xf000_0000, 4 * PAGE), Ok(4 * PAGE));
+}
+
+#[test]
+fn the_end_unmaps_first_and_unpins_then() {
+    let world = World::new();
+    world.map(0, 0, 4).unwrap();
+    let World { host, model, kept, .. } = world;
+    drop(kept);
+    assert!(model.state.lock().unwrap().mappings.is_empty());
+    host.assert_clean();
+}
+
+#[test]
+fn what_a_device_may_still_reach_stays_pinned_in_the_end() {
+    let world = World::new();
+    world.map(0, 0, 4).unwrap();
+    world.model.state.lock().unwrap().broken = true;
+    let World { host, kept, .. } = world;
+    drop(kept);
+    assert_eq!(host.pinned_pages(), 4);
+}
