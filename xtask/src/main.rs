@@ -1,7 +1,7 @@
 //! The house rules as code: `cargo xtask RULE...`.
 //!
 //! Every rule reads the tree and returns findings; only this file prints and sets the exit code. What is allowed stands
-//! in `layers.toml`, not here. `cargo xtask oracle` is no rule but a command of its own.
+//! in `layers.toml`, not here. `cargo xtask oracle` and `cargo xtask vm` are no rules but commands of their own.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -20,12 +20,13 @@ mod oracle;
 mod packages;
 mod policy;
 mod sources;
+mod suites;
 mod token;
 mod vm;
 
 const USAGE: &str = "\
 usage: cargo xtask RULE...
-       cargo xtask oracle [--help]
+       cargo xtask oracle|vm [--help]
 
   layers         crate imports as layers.toml allows them; no circle of modules inside a crate
   sizes          no file over 800 lines, its tests counted apart
@@ -34,6 +35,7 @@ usage: cargo xtask RULE...
   no-std         the no_std crates build for a bare target (nightly with rust-src; skipped without, unless CI=true)
 
   oracle         asks real kernels the conformance scenarios again and compares with the stored answers
+  vm             boots guests that use what is built here: an NVMe disk over vfio-user, VFIO of real kernels
 ";
 
 /// Why the rules could not even be read.
@@ -53,9 +55,14 @@ enum Trouble {
 
 fn main() -> ExitCode {
     let rules: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(("oracle", words)) = rules.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+    let command: Option<fn(&Path, &[String]) -> ExitCode> = match rules.first().map(String::as_str) {
+        Some("oracle") => Some(oracle::command),
+        Some("vm") => Some(suites::command),
+        _ => None,
+    };
+    if let Some(command) = command {
         return match metadata() {
-            Ok(metadata) => oracle::command(&metadata.workspace_root, words),
+            Ok(metadata) => command(&metadata.workspace_root, &rules[1..]),
             Err(trouble) => {
                 eprintln!("xtask: {trouble}");
                 ExitCode::from(2)

@@ -7,9 +7,9 @@
 //! comes back, and how it differs. Nothing of the machine changes: all is kept in the user's cache.
 
 mod door;
-mod granule;
+pub(crate) mod granule;
 mod guest;
-mod kernel;
+pub(crate) mod kernel;
 mod machine;
 mod options;
 mod set;

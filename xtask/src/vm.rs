@@ -1,13 +1,20 @@
 //! Small parts for tests that need a whole machine: Debian packages, an initramfs, a run of QEMU.
 //!
 //! `cache` is where downloads and builds stay between runs; `tool` runs other programs; `apt` asks apt for packages
-//! without touching the machine's own state; `cpio` writes an initramfs; `qemu` runs a machine until it says that it is
-//! done. Everything works for an ordinary user: packages are unpacked, never installed.
+//! without touching the machine's own state; `root` starts programs of another release than the machine's; `image` and
+//! `drivers` take a kernel and its modules out of their packing; `cpio` writes an initramfs; `machine` is a running
+//! emulator with its console, `qmp` its other line, `qemu` a run of it until it says that it is done. Everything works
+//! for an ordinary user: packages are unpacked, never installed.
 
 pub(crate) mod apt;
 pub(crate) mod cache;
 pub(crate) mod cpio;
+pub(crate) mod drivers;
+pub(crate) mod image;
+pub(crate) mod machine;
 pub(crate) mod qemu;
+pub(crate) mod qmp;
+pub(crate) mod root;
 pub(crate) mod tool;
 
 use std::io;
@@ -32,10 +39,16 @@ pub(crate) enum Trouble {
     Missing { place: PathBuf, what: String, remedy: &'static str },
     #[error("neither XDG_CACHE_HOME nor HOME is set, so there is no place for downloads; set one")]
     NoCache,
-    #[error("QEMU did not come to its end mark in {seconds} s; its console is in {console}")]
-    Slow { seconds: u64, console: PathBuf },
-    #[error("QEMU ended ({status}) before its end mark: {output}; its console is in {console}")]
+    #[error("QEMU did not come to {what} in {seconds} s; its console is in {console}")]
+    Slow { what: String, seconds: u64, console: PathBuf },
+    #[error("QEMU ended ({status}) too early: {output}; its console is in {console}")]
     Ended { status: String, output: String, console: PathBuf },
+    #[error("the guest's kernel gave up: {line}; the console is in {console}")]
+    GaveUp { line: String, console: PathBuf },
+    #[error("{place} is no {kind}: {why}")]
+    Foreign { place: PathBuf, kind: &'static str, why: &'static str },
+    #[error("QEMU's monitor: {0}")]
+    Monitor(String),
 }
 
 impl Trouble {

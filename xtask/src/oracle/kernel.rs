@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::granule::Granule;
 use crate::vm::Trouble;
-use crate::vm::apt::{self, Apt, Installed, Source};
+use crate::vm::apt::{self, Apt, Source};
 use crate::vm::cache::Cache;
 use crate::vm::tool::Tools;
 
@@ -34,22 +34,20 @@ impl Stock {
     /// Fetches whatever the cache does not have.
     pub(crate) fn fetch(cache: &Cache) -> Result<Self, Trouble> {
         let host = apt::architecture()?;
-        let (tools, _) = cache.filled("tools", |folder| {
+        // Complete but for the libc: the cache may outlive what is installed beside, or come to another machine.
+        let (tools, _) = cache.filled("programs", |folder| {
             println!("oracle: fetches {}", TOOLS.join(", "));
             let sources = Source::of_machine()?;
-            let apt = Apt::new(&folder.join("apt"), &host, &sources, Installed::Machine)?;
+            let apt = Apt::new(&folder.join("apt"), &host, &sources)?;
             for package in apt.fetch_with_needs(&TOOLS)? {
-                apt::unpack(&package, folder)?;
+                if !apt::is_libc(&package) {
+                    apt::unpack(&package, folder)?;
+                }
             }
             Ok(host.clone())
         })?;
         let (kernels, version) = cache.filled("kernels", |folder| fetch_kernels(folder, &host))?;
-        let triplet = match host.as_str() {
-            "amd64" => "x86_64-linux-gnu".to_owned(),
-            "arm64" => "aarch64-linux-gnu".to_owned(),
-            other => format!("{other}-linux-gnu"),
-        };
-        Ok(Self { kernels, version, tools: Tools::at(&tools, &triplet) })
+        Ok(Self { kernels, version, tools: Tools::at(&tools, &apt::triplet(&host)) })
     }
 
     /// Debian's version of the kernels, as in the names of their packages.
@@ -96,6 +94,12 @@ impl Stock {
         Ok(modules)
     }
 
+    /// All modules that were unpacked of this kernel, in folders.
+    pub(crate) fn module_folder(&self, granule: Granule) -> Result<PathBuf, Trouble> {
+        let name = format!("lib/modules/{}/kernel", self.release(granule));
+        self.existing(&[name.clone(), format!("usr/{name}")], &name)
+    }
+
     fn existing(&self, paths: &[String], what: &str) -> Result<PathBuf, Trouble> {
         let found = paths.iter().map(|path| self.kernels.join(path)).find(|path| path.exists());
         found.ok_or_else(|| Trouble::Missing {
@@ -113,7 +117,7 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Trouble> {
     let suite = kernel_suite(&release.suite);
     println!("oracle: fetches the {GUEST} kernels of {suite}");
     let source = [release.with_suite(&suite)];
-    let guest = Apt::new(&folder.join("apt-guest"), GUEST, &source, Installed::Nothing)?;
+    let guest = Apt::new(&folder.join("apt-guest"), GUEST, &source)?;
     // The package without a version depends on the newest with one; headers and kbuild must be of the same.
     let name = format!("linux-image-{}", Granule::Small.flavour());
     let depends = guest.depends(&name)?;
@@ -142,7 +146,7 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Trouble> {
         }
     }
     // kbuild's own programs run here, not in the guest.
-    let kbuild = Apt::new(&folder.join("apt-host"), host, &source, Installed::Nothing)?;
+    let kbuild = Apt::new(&folder.join("apt-host"), host, &source)?;
     for package in kbuild.fetch(&[format!("linux-kbuild-{version}")])? {
         apt::unpack(&package, folder)?;
     }

@@ -14,9 +14,6 @@ use super::{Trouble, cache};
 /// Debian's keys; without the file apt's own trusted keys count.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// What dpkg has installed.
-const INSTALLED: &str = "/var/lib/dpkg/status";
-
 /// One suite of an archive.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Source {
@@ -55,38 +52,24 @@ impl Source {
     }
 }
 
-/// What counts as installed already when dependencies are followed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Installed {
-    /// What this machine has.
-    Machine,
-    /// Nothing: another architecture or suite.
-    Nothing,
-}
-
 /// apt with lists and archives of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Apt {
     folder: PathBuf,
     config: PathBuf,
-    suite: String,
+    suites: Vec<String>,
 }
 
 impl Apt {
     /// Sets up `folder` for packages of `architecture` from `sources` and fetches the lists.
-    pub(crate) fn new(
-        folder: &Path,
-        architecture: &str,
-        sources: &[Source],
-        installed: Installed,
-    ) -> Result<Self, Trouble> {
+    pub(crate) fn new(folder: &Path, architecture: &str, sources: &[Source]) -> Result<Self, Trouble> {
         for part in ["lists/partial", "archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(Trouble::file(&part))?;
         }
-        let nothing = folder.join("status");
-        cache::write_changed(&nothing, b"")?;
-        let status = if installed == Installed::Machine { PathBuf::from(INSTALLED) } else { nothing };
+        // To apt nothing is installed: what this machine has may be of another kind, or gone tomorrow.
+        let status = folder.join("status");
+        cache::write_changed(&status, b"")?;
         let list = folder.join("sources.list");
         let keys = if Path::new(KEYS).exists() { format!("[signed-by={KEYS}] ") } else { String::new() };
         let lines =
@@ -94,8 +77,8 @@ impl Apt {
         cache::write_changed(&list, lines.collect::<String>().as_bytes())?;
         let config = folder.join("apt.conf");
         cache::write_changed(&config, configuration(folder, &list, &status, architecture).as_bytes())?;
-        let suites: Vec<&str> = sources.iter().map(|source| source.suite.as_str()).collect();
-        let apt = Self { folder: folder.to_owned(), config, suite: suites.join(", ") };
+        let suites = sources.iter().map(|source| source.suite.clone()).collect();
+        let apt = Self { folder: folder.to_owned(), config, suites };
         run(apt.command("apt-get").args(["-q", "update", "--error-on=any"]))?;
         Ok(apt)
     }
@@ -112,7 +95,7 @@ impl Apt {
         let line =
             shown.as_ref().ok().and_then(|text| text.lines().find_map(|line| line.strip_prefix("Depends: ")));
         let Some(line) = line else {
-            return Err(Trouble::NoPackage { name: name.to_owned(), suite: self.suite.clone() });
+            return Err(Trouble::NoPackage { name: name.to_owned(), suite: self.suites.join(", ") });
         };
         Ok(line.split(',').filter_map(|word| Some(word.split_whitespace().next()?.to_owned())).collect())
     }
@@ -125,10 +108,16 @@ impl Apt {
         packages(&folder)
     }
 
-    /// Fetches `names` and whatever they need that is not installed.
+    /// Fetches `names` and whatever they need, from the last of the suites where it has them.
     pub(crate) fn fetch_with_needs(&self, names: &[&str]) -> Result<Vec<PathBuf>, Trouble> {
         let order = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
-        run(self.command("apt-get").args(order).args(names))?;
+        let mut command = self.command("apt-get");
+        command.args(order).args(names);
+        // Backports give what is not asked for by its suite only when nobody else has it.
+        if let Some(suite) = self.suites.last().filter(|suite| suite.ends_with("-backports")) {
+            command.args(["-t", suite]);
+        }
+        run(&mut command)?;
         packages(&self.folder.join("archives"))
     }
 }
@@ -202,6 +191,22 @@ pub(crate) fn unpack_some(package: &Path, folder: &Path, patterns: &[&str]) -> R
         status: output.status.to_string(),
         output: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Whether `package` is the C library: it belongs to its loader, and a program that the machine's own loader starts must
+/// have the machine's own.
+pub(crate) fn is_libc(package: &Path) -> bool {
+    package.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libc6_"))
+}
+
+/// The name of `architecture` in the paths of libraries.
+pub(crate) fn triplet(architecture: &str) -> String {
+    match architecture {
+        "amd64" => "x86_64-linux-gnu".to_owned(),
+        "arm64" => "aarch64-linux-gnu".to_owned(),
+        "ppc64el" => "powerpc64le-linux-gnu".to_owned(),
+        other => format!("{other}-linux-gnu"),
+    }
 }
 
 /// Debian's name of this machine's architecture.

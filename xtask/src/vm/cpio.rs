@@ -3,11 +3,14 @@
 //! Each entry is a head of 110 characters, its name and its bytes, each filled up to a multiple of four. Everything
 //! belongs to root and has no time, so the same contents give the same archive.
 
+use std::collections::BTreeSet;
+
 /// An archive being written.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
+    folders: BTreeSet<String>,
 }
 
 const FOLDER: u32 = 0o040_755;
@@ -29,6 +32,19 @@ impl Archive {
     /// From 4 GiB: the format has 32 bits for the size.
     pub(crate) fn file(&mut self, path: &str, contents: &[u8]) {
         self.entry(path, FILE, 1, contents);
+    }
+
+    /// As `file`, with the folders it is in, where they were not written before by this call.
+    ///
+    /// # Panics
+    /// As `file`.
+    pub(crate) fn file_with_folders(&mut self, path: &str, contents: &[u8]) {
+        for (at, _) in path.match_indices('/') {
+            if self.folders.insert(path[..at].to_owned()) {
+                self.folder(&path[..at]);
+            }
+        }
+        self.file(path, contents);
     }
 
     /// The finished archive.
@@ -83,5 +99,16 @@ mod tests {
         assert_eq!(&file[110..115], b"init\0");
         assert_eq!(&file[116..121], b"hello");
         assert!(bytes.windows(11).any(|window| window == b"TRAILER!!!\0"));
+    }
+
+    #[test]
+    fn folders_of_files_are_written_once() {
+        let mut archive = Archive::new();
+        archive.file_with_folders("usr/lib/a", b"");
+        archive.file_with_folders("usr/lib/b", b"");
+        let text = String::from_utf8(archive.finish()).expect("nothing binary");
+        assert_eq!(text.matches("usr/lib\0").count(), 1);
+        assert_eq!(text.matches("usr\0").count(), 1);
+        assert!(text.find("usr\0") < text.find("usr/lib\0"), "the outer folder first");
     }
 }

@@ -3,16 +3,12 @@
 //! Powering off takes an emulated machine longer than most of the tests, so it is killed instead, by its own handle. A
 //! run that ends in any other way than by its end mark is an error with its console kept.
 
-use std::fs;
-use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Trouble;
-use super::tool::{Tools, unstarted};
+use super::machine::Machine;
+use super::tool::Tools;
 
 /// What to run and for how long.
 #[derive(Clone, Debug)]
@@ -35,18 +31,6 @@ pub(crate) struct Finished {
     pub(crate) took: Duration,
 }
 
-/// A running QEMU; it is gone when this is.
-#[derive(Debug)]
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself; then there is nothing to stop.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Run {
     /// Runs the machine to its end mark.
     ///
@@ -59,63 +43,10 @@ impl Run {
         if let Some(data) = tools.shared("qemu") {
             command.arg("-L").arg(data);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut running = Running(command.spawn().map_err(|source| unstarted(&command, source))?);
-        let lines = reader(running.0.stdout.take());
-        let errors = reader(running.0.stderr.take());
-
-        let mut seen = Vec::new();
-        let mut result = Err(None);
-        while let Some(left) = self.limit.checked_sub(begin.elapsed()) {
-            match lines.recv_timeout(left) {
-                Ok(line) if line == self.end_mark => {
-                    result = Ok(());
-                    break;
-                }
-                Ok(line) => seen.push(line),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => {
-                    result = Err(running.0.wait().ok());
-                    break;
-                }
-            }
-        }
-        drop(running);
-        keep(&self.console, &seen)?;
-        match result {
-            Ok(()) => Ok(Finished { lines: seen, took: begin.elapsed() }),
-            Err(None) => Err(Trouble::Slow { seconds: self.limit.as_secs(), console: self.console.clone() }),
-            Err(Some(status)) => Err(Trouble::Ended {
-                status: status.to_string(),
-                output: errors.iter().collect::<Vec<_>>().join("\n"),
-                console: self.console.clone(),
-            }),
-        }
+        let mut machine = Machine::start(command, &self.console)?;
+        machine.wait(self.limit, "its end mark", |line| (line == self.end_mark).then_some(()))?;
+        let mut lines = machine.seen().to_vec();
+        lines.pop();
+        Ok(Finished { lines, took: begin.elapsed() })
     }
-}
-
-/// The lines of a stream, read by a thread of its own until the stream ends.
-fn reader(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> {
-    let (sender, receiver) = mpsc::channel();
-    if let Some(stream) = stream {
-        thread::spawn(move || {
-            let mut stream = BufReader::new(stream);
-            let mut line = Vec::new();
-            // A console may print anything; what is no UTF-8 is replaced.
-            while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                let text = String::from_utf8_lossy(&line);
-                if sender.send(text.trim_end_matches(['\r', '\n']).to_owned()).is_err() {
-                    return;
-                }
-                line.clear();
-            }
-        });
-    }
-    receiver
-}
-
-fn keep(console: &Path, lines: &[String]) -> Result<(), Trouble> {
-    let mut text = lines.join("\n");
-    text.push('\n');
-    fs::write(console, text).map_err(Trouble::file(console))
 }

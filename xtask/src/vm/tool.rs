@@ -1,8 +1,10 @@
 //! Running other programs: their output on success, everything that explains it on failure.
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::thread;
 
 use super::Trouble;
 
@@ -15,17 +17,40 @@ const SHOWN: usize = 40;
 /// [`Trouble::Start`], or [`Trouble::Failed`] with the end of its output.
 pub(crate) fn run(command: &mut Command) -> Result<String, Trouble> {
     let output = command.stdin(Stdio::null()).output().map_err(|source| unstarted(command, source))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     if output.status.success() {
-        return Ok(text);
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let all = text + &String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = all.lines().collect();
-    Err(Trouble::Failed {
+    let all = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    Err(failed(command, &output, &all))
+}
+
+/// Runs `command` with `input` and returns what comes out, as it is.
+///
+/// # Errors
+/// [`Trouble::Start`], or [`Trouble::Failed`] with what it said beside.
+pub(crate) fn run_into(command: &mut Command, input: &[u8]) -> Result<Vec<u8>, Trouble> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|source| unstarted(command, source))?;
+    let pipe = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // One who does not read it all says why at his end.
+        scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(input)));
+        child.wait_with_output().map_err(|source| unstarted(command, source))
+    })?;
+    if output.status.success() {
+        Ok(output.stdout)
+    } else {
+        Err(failed(command, &output, &String::from_utf8_lossy(&output.stderr)))
+    }
+}
+
+fn failed(command: &Command, output: &Output, said: &str) -> Trouble {
+    let lines: Vec<&str> = said.lines().collect();
+    Trouble::Failed {
         command: spelled(command),
         status: output.status.to_string(),
         output: lines[lines.len().saturating_sub(SHOWN)..].join("\n"),
-    })
+    }
 }
 
 /// For `map_err`: `command` did not start.

@@ -1,0 +1,54 @@
+//! What a guest's script cannot do itself: I/O from much memory at once, blocks whose contents tell their number, and an
+//! NVMe controller driven from user space.
+//!
+//! `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
+//! a device and gives it memory; `nvme` drives it. Lines that begin with `@@` are for the test outside the guest.
+
+mod disk;
+mod nvme;
+mod pattern;
+mod vfio;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: hand fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
+       hand blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
+       hand verify FILE COUNT SEED      the first COUNT numbered blocks are there
+       hand nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
+";
+
+/// Why nothing came of it, in words.
+type Failure = String;
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let number = |word: &str| word.parse::<u64>().map_err(|error| format!("{word}: {error}"));
+    let result = match words[..] {
+        ["fill", file, mib, chunk, seed] => number(mib).and_then(|mib| {
+            let chunk = usize::try_from(number(chunk)? * 1024).map_err(|error| error.to_string())?;
+            disk::fill(Path::new(file), mib, chunk, number(seed)?)
+        }),
+        ["blocks", file, seed] => number(seed).and_then(|seed| disk::blocks(Path::new(file), seed)),
+        ["verify", file, count, seed] => {
+            number(count).and_then(|count| disk::verify(Path::new(file), count, number(seed)?))
+        }
+        ["nested", address, maps] => number(maps).and_then(|maps| nvme::drive(address, maps)),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(said) => {
+            println!("{said}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            eprintln!("hand: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What is written is read back: with every kind of interrupt, under an IOMMU, without shared memory, on two disks at
+//! once, and from the guest's user space.
+
+use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::guest::{Booted, Guest, Ram};
+use super::super::server::{Controller, Server, Setup, number};
+use super::disk::{LIMIT, compare, compare_with, device, disk, guest, serve};
+
+pub(super) const CASES: &[Case] = &[
+    case("nvme-plain", "`prereg serve nvme`, and the arguments for QEMU that it prints", plain),
+    case("nvme-msix", "the guest's own driver with MSI-X, two processors and queues", |stage| {
+        interrupts(stage, "msix", 2)
+    }),
+    case("nvme-msi", "the same with MSI", |stage| interrupts(stage, "msi", 1)),
+    case("nvme-intx", "the same with INTx", |stage| interrupts(stage, "intx", 1)),
+    case("nvme-doorbells", "the same with doorbells in a shared page", doorbells),
+    case("nvme-private", "the same in memory that the server cannot map", private),
+    case("nvme-iommu", "thousands of maps of 4 KiB under a guest's IOMMU, one pin", iommu),
+    case("nvme-two", "two disks on one guest, one pin", two),
+    case("nvme-nested", "the guest passes the disk on to its own user space", nested),
+];
+
+const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
+    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+}
+
+/// The guest's IOMMU: every map of the guest's kernel becomes one for the server.
+pub(super) fn behind_iommu(guest: &mut Guest) {
+    guest.say("-device intel-iommu,intremap=on,caching-mode=on");
+    guest.tell("intel_iommu=on iommu.strict=1");
+}
+
+/// Runs the script `data` to its end; what the server says just before.
+fn data(stage: &Stage<'_>, server: &Server, guest: &Guest) -> Result<(Booted, serde_json::Value), Failure> {
+    let mut booted = guest.boot(stage, "guest")?;
+    booted.mark("look", LIMIT)?;
+    let status = server.status()?;
+    booted.answer("go")?;
+    booted.finish(LIMIT)?;
+    Ok((booted, status))
+}
+
+/// How many registrations the server holds, and had made so far.
+fn pins(status: &serde_json::Value) -> Result<(u64, u64), Failure> {
+    Ok((number(status, "/memory/registrations")?, number(status, "/memory/pins_total")?))
+}
+
+fn plain(stage: &Stage<'_>) -> Verdict {
+    let disk = disk(stage, "disk")?;
+    let server = Server::start_plainly(stage, &stage.socket("nvme"), &disk)?;
+    let mut guest = guest(stage, "data")?;
+    guest.device(&server.printed_device()?);
+    let (booted, _) = data(stage, &server, &guest)?;
+    compare(stage, &disk, &booted)?;
+    server.stop()?;
+    Ok("one command, a working disk".to_owned())
+}
+
+fn interrupts(stage: &Stage<'_>, kind: &str, cpus: u32) -> Verdict {
+    let (server, disk) = serve(stage, &format!("interrupts = [\"{kind}\"]"))?;
+    let mut guest = guest(stage, "data")?;
+    guest.cpus = cpus;
+    guest.tell(&format!("interrupts={kind}"));
+    guest.device(&device(stage, "nvme"));
+    let (booted, status) = data(stage, &server, &guest)?;
+    compare(stage, &disk, &booted)?;
+    let (registrations, _) = pins(&status)?;
+    ensure(registrations == 1, || format!("{registrations} registrations of one guest's memory"))?;
+    server.stop()?;
+    Ok(booted.marks("seen").collect::<Vec<_>>().join("; "))
+}
+
+fn doorbells(stage: &Stage<'_>) -> Verdict {
+    let (server, disk) = serve(stage, "doorbells = \"mmap\"")?;
+    let mut guest = guest(stage, "data")?;
+    guest.device(&device(stage, "nvme"));
+    let (booted, _) = data(stage, &server, &guest)?;
+    compare(stage, &disk, &booted)?;
+    server.stop()?;
+    Ok("as with messages".to_owned())
+}
+
+fn private(stage: &Stage<'_>) -> Verdict {
+    let (server, disk) = serve(stage, "")?;
+    let mut guest = guest(stage, "data")?;
+    guest.ram = Ram::Private;
+    guest.device(&device(stage, "nvme"));
+    let (booted, status) = data(stage, &server, &guest)?;
+    compare(stage, &disk, &booted)?;
+    let (_, made) = pins(&status)?;
+    ensure(made == 0, || format!("{made} pins of memory that has no descriptor"))?;
+    server.stop()?;
+    Ok("nothing was pinned".to_owned())
+}
+
+fn iommu(stage: &Stage<'_>) -> Verdict {
+    let (server, disk) = serve(stage, "")?;
+    let mut guest = guest(stage, "data")?;
+    behind_iommu(&mut guest);
+    guest.device(&device(stage, "nvme"));
+    let (booted, status) = data(stage, &server, &guest)?;
+    compare(stage, &disk, &booted)?;
+    let (registrations, made) = pins(&status)?;
+    let maps = number(&status, "/clients/0/maps_total")?;
+    ensure(maps >= 2000, || format!("only {maps} maps: the guest's IOMMU did not translate"))?;
+    ensure((registrations, made) == (1, 1), || {
+        format!("{registrations} registrations, {made} pins made in {maps} maps, instead of one")
+    })?;
+    server.stop()?;
+    Ok(format!("{maps} maps, 1 registration in the whole run"))
+}
+
+fn two(stage: &Stage<'_>) -> Verdict {
+    let names = ["nvme", "other"];
+    let mut setup = Setup::default();
+    for name in names {
+        let disk = disk(stage, &format!("disk-{name}"))?;
+        setup.controllers.push(Controller { socket: stage.socket(name), disk, lines: String::new() });
+    }
+    let server = Server::start(stage, &setup)?;
+    let mut guest = guest(stage, "data")?;
+    guest.tell("disks=2");
+    for name in names {
+        guest.device(&device(stage, name));
+    }
+    let (booted, status) = data(stage, &server, &guest)?;
+    let sums: Vec<&str> = booted.marks("random").collect();
+    ensure(sums.len() == names.len(), || format!("{} sums of random bytes", sums.len()))?;
+    for (controller, guests) in setup.controllers.iter().zip(sums) {
+        compare_with(stage, &controller.disk, guests)?;
+    }
+    let (registrations, made) = pins(&status)?;
+    ensure(registrations == 1, || format!("{registrations} registrations for two disks of one guest"))?;
+    let clients = status["clients"].as_array().map_or(0, Vec::len);
+    ensure(clients == 2, || format!("{clients} clients instead of two: {status}"))?;
+    server.stop()?;
+    Ok(format!("2 clients, 1 registration, {made} pins made"))
+}
+
+fn nested(stage: &Stage<'_>) -> Verdict {
+    let (server, _) = serve(stage, "")?;
+    let mut guest = guest(stage, "nested")?;
+    guest.drivers = vec!["vfio_pci", "vfio_iommu_type1"];
+    behind_iommu(&mut guest);
+    guest.device(&device(stage, "nvme"));
+    let (booted, status) = data(stage, &server, &guest)?;
+    let (registrations, _) = pins(&status)?;
+    let maps = number(&status, "/clients/0/maps_total")?;
+    ensure(registrations == 1, || format!("{registrations} registrations of one guest's memory"))?;
+    server.stop()?;
+    let seen = booted.marks("seen").collect::<Vec<_>>().join("; ");
+    Ok(format!("{seen}; {maps} maps, 1 registration"))
+}

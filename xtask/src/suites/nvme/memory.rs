@@ -1,0 +1,146 @@
+//! Guests whose memory comes and goes under the disk: a DIMM plugged and unplugged, virtio-mem grown, shrunk and grown.
+//!
+//! The I/O in between uses more memory than the guest has without, so that it cannot miss the memory that came, and compares
+//! all of it: a server that held on to pages that were taken away would read and write those instead.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::guest::{Booted, Guest};
+use super::super::server::{Server, number};
+use super::disk::{LIMIT, device, guest, serve};
+
+pub(super) const CASES: &[Case] = &[
+    case("nvme-dimm", "a DIMM is plugged, used for I/O, unplugged, and plugged again", dimm),
+    case("nvme-virtio-mem", "virtio-mem grows, shrinks and grows, with I/O in between", virtio_mem),
+    case("nvme-virtio-mem-iommu", "the same under the guest's IOMMU", virtio_mem_behind_iommu),
+];
+
+const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
+    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+}
+
+/// Bytes that come and go.
+const MORE: u64 = 256 << 20;
+
+/// MiB of memory that one I/O uses: more than there is without `MORE`.
+const USED: &str = "fill=400";
+
+fn small(stage: &Stage<'_>) -> Result<Guest, Failure> {
+    let mut guest = guest(stage, "memory")?;
+    guest.memory = "384M,slots=2,maxmem=4G";
+    // What is to go again must not hold what cannot move.
+    guest.tell("memhp_default_state=online_movable");
+    guest.tell(USED);
+    guest.device(&device(stage, "nvme"));
+    Ok(guest)
+}
+
+/// Lets the guest's script do its I/O with the memory it has now.
+fn fill(booted: &mut Booted, word: &str) -> Result<(), Failure> {
+    booted.mark("ready", LIMIT)?;
+    booted.answer(word)?;
+    booted.mark("filled", LIMIT).map(|_| ())
+}
+
+fn dimm(stage: &Stage<'_>) -> Verdict {
+    let (server, _) = serve(stage, "")?;
+    let mut booted = small(stage)?.boot(stage, "guest")?;
+    for round in 0..2 {
+        let monitor = booted.monitor()?;
+        monitor.execute(
+            "object-add",
+            json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": MORE, "share": true }),
+        )?;
+        monitor.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
+        fill(&mut booted, "more")?;
+        let registrations = number(&server.status()?, "/memory/registrations")?;
+        ensure(registrations == 2, || format!("{registrations} registrations with a DIMM, round {round}"))?;
+        booted.mark("ready", LIMIT)?;
+        let monitor = booted.monitor()?;
+        monitor.execute("device_del", json!({ "id": "dimm" }))?;
+        monitor.event("DEVICE_DELETED", |event| event["data"]["device"] == "dimm")?;
+        server.becomes(Duration::from_secs(1), "without the DIMM's pin", |status| {
+            status["memory"]["registrations"] == 1
+        })?;
+        monitor.execute("object-del", json!({ "id": "more" }))?;
+        booted.answer("less")?;
+        booted.mark("filled", LIMIT)?;
+    }
+    booted.mark("ready", LIMIT)?;
+    booted.answer("end")?;
+    booted.finish(LIMIT)?;
+    server.stop()?;
+    Ok("2 rounds; its pin came and went with it".to_owned())
+}
+
+fn virtio_mem(stage: &Stage<'_>) -> Verdict {
+    grow_and_shrink(stage, |_| {})
+}
+
+fn virtio_mem_behind_iommu(stage: &Stage<'_>) -> Verdict {
+    grow_and_shrink(stage, super::data::behind_iommu)
+}
+
+fn grow_and_shrink(stage: &Stage<'_>, more: impl FnOnce(&mut Guest)) -> Verdict {
+    let (server, _) = serve(stage, "")?;
+    let mut guest = small(stage)?;
+    guest.drivers.push("virtio_mem");
+    more(&mut guest);
+    guest.say(&format!("-object memory-backend-memfd,id=more,size={MORE},share=on,reserve=off"));
+    guest.say("-device virtio-mem-pci,id=vm,memdev=more,requested-size=0,block-size=2M");
+    let mut booted = guest.boot(stage, "guest")?;
+    for _ in 0..2 {
+        resize(&mut booted, MORE)?;
+        fill(&mut booted, "more")?;
+        booted.mark("ready", LIMIT)?;
+        resize(&mut booted, 0)?;
+        booted.answer("less")?;
+        booted.mark("filled", LIMIT)?;
+    }
+    // Half of it came and went under the other half.
+    for size in [MORE, MORE / 2, MORE] {
+        resize(&mut booted, size)?;
+    }
+    fill(&mut booted, "more")?;
+    let said = memory(&server)?;
+    booted.mark("ready", LIMIT)?;
+    booted.answer("end")?;
+    booted.finish(LIMIT)?;
+    server.stop()?;
+    Ok(said)
+}
+
+/// Asks the guest for `size` bytes of virtio-mem and waits until it has so many.
+fn resize(booted: &mut Booted, size: u64) -> Result<(), Failure> {
+    let monitor = booted.monitor()?;
+    let path = "/machine/peripheral/vm";
+    monitor.execute("qom-set", json!({ "path": path, "property": "requested-size", "value": size }))?;
+    let begin = Instant::now();
+    loop {
+        let now = monitor.execute("qom-get", json!({ "path": path, "property": "size" }))?;
+        if now.as_u64() == Some(size) {
+            return Ok(());
+        }
+        ensure(begin.elapsed() < Duration::from_secs(120), || {
+            format!("virtio-mem has {now} bytes instead of {size}")
+        })?;
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What the server says of the guest's memory.
+fn memory(server: &Server) -> Result<String, Failure> {
+    let status = server.status()?;
+    let number = |name: &str| number(&status, &format!("/memory/{name}"));
+    let maps = status["clients"][0]["maps_total"].as_u64().map_or(Value::Null, Value::from);
+    Ok(format!(
+        "{} registrations, {} pins made, {} stale extents, {maps} maps",
+        number("registrations")?,
+        number("pins_total")?,
+        number("stale_extents_total")?
+    ))
+}

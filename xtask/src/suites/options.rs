@@ -1,0 +1,101 @@
+//! The words behind `cargo xtask vm`.
+
+use super::case::Suite;
+
+pub(crate) const USAGE: &str = "\
+usage: cargo xtask vm [--suite nvme|vfio|iommufd|all] [--only NAME]... [--list] [--keep] [--fresh]
+
+Boots guests in an emulator and lets them use what this workspace builds: the NVMe disk that `prereg serve` gives them
+over vfio-user, and VFIO of their own kernels through `prereg selftest`. Everything is fetched with the machine's own
+package sources into the user's cache, or built there. Ends with 0, with 1 when a case failed, with 2 when the parts could
+not be had.
+
+  --suite  nvme and vfio without it; iommufd builds a kernel first (20 minutes, once); all is all three
+  --only   only the case of that name; may be repeated
+  --list   prints the names of the cases
+  --keep   keeps consoles and disks of cases that passed, too
+  --fresh  begins with an empty cache
+";
+
+/// What is to be run.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Options {
+    /// Without a word: those that need no kernel to be built.
+    pub(crate) suites: Vec<Suite>,
+    /// Empty: every case of the suites.
+    pub(crate) only: Vec<String>,
+    pub(crate) list: bool,
+    pub(crate) keep: bool,
+    pub(crate) fresh: bool,
+}
+
+impl Options {
+    /// The options, or `None` when the words ask for help.
+    ///
+    /// # Errors
+    /// What is wrong with the words.
+    pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
+        let mut options = Self { suites: vec![Suite::Nvme, Suite::Vfio], ..Self::default() };
+        let mut named = false;
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+            match word.as_str() {
+                "--suite" => {
+                    let name = value()?;
+                    let suite = Suite::ALL.into_iter().find(|suite| suite.name() == name);
+                    options.suites = match (suite, name.as_str()) {
+                        (Some(suite), _) => vec![suite],
+                        (None, "all") => Suite::ALL.to_vec(),
+                        (None, _) => {
+                            return Err(format!("suite {name} is none of nvme, vfio, iommufd and all"));
+                        }
+                    };
+                    named = true;
+                }
+                "--only" => options.only.push(value()?.clone()),
+                "--list" => options.list = true,
+                "--keep" => options.keep = true,
+                "--fresh" => options.fresh = true,
+                "--help" | "-h" => return Ok(None),
+                _ => return Err(format!("unknown word {word}")),
+            }
+        }
+        // Names are unique, so a name alone is enough.
+        if !named && (options.list || !options.only.is_empty()) {
+            options.suites = Suite::ALL.to_vec();
+        }
+        Ok(Some(options))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Option<Options>, String> {
+        Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn suites(line: &str) -> Vec<Suite> {
+        parse(line).expect("right").expect("no help is asked for").suites
+    }
+
+    #[test]
+    fn the_kernel_is_built_only_for_who_asks() {
+        assert_eq!(suites(""), [Suite::Nvme, Suite::Vfio]);
+        assert_eq!(suites("--keep"), [Suite::Nvme, Suite::Vfio]);
+        assert_eq!(suites("--suite iommufd"), [Suite::Iommufd]);
+        assert_eq!(suites("--suite all"), Suite::ALL);
+        assert_eq!(suites("--only some-case"), Suite::ALL);
+        assert_eq!(suites("--suite vfio --only some-case"), [Suite::Vfio]);
+    }
+
+    #[test]
+    fn wrong_words_are_refused() {
+        assert_eq!(parse("--help"), Ok(None));
+        for wrong in ["--suite", "--suite scsi", "--only", "nvme", "--keep=1"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}
