@@ -1,5 +1,6 @@
 //! Measurements that are no tests: instruction counts, the promise to signal handlers, a stress of minutes.
 
+pub mod metadata;
 pub mod promise;
 pub mod squeeze;
 

@@ -17,13 +17,14 @@ use prereg::{PageShift, Translator, UserAddr};
 #[derive(Debug)]
 pub struct CountingAllocator {
     calls: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl CountingAllocator {
     /// One that has counted nothing.
     #[must_use]
     pub const fn new() -> Self {
-        Self { calls: AtomicU64::new(0) }
+        Self { calls: AtomicU64::new(0), bytes: AtomicU64::new(0) }
     }
 
     /// Allocations, changes of size and releases so far.
@@ -33,9 +34,18 @@ impl CountingAllocator {
         self.calls.load(Ordering::Relaxed)
     }
 
-    fn count(&self) {
-        // Relaxed: a number.
+    /// Bytes allocated and not released.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        // Relaxed: as above.
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, more: usize, less: usize) {
+        // Relaxed: numbers.
         self.calls.fetch_add(1, Ordering::Relaxed);
+        // Relaxed: as above. Wraps when there is less, as it should.
+        self.bytes.fetch_add((more as u64).wrapping_sub(less as u64), Ordering::Relaxed);
     }
 }
 
@@ -48,19 +58,25 @@ impl Default for CountingAllocator {
 // SAFETY: the system's allocator does the work, with the caller's own promises.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.count();
+        self.count(layout.size(), 0);
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.count(layout.size(), 0);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        self.count();
+        self.count(0, layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        self.count();
+        self.count(size, layout.size());
         // SAFETY: the caller's promise.
         unsafe { System.realloc(memory, layout, size) }
     }

@@ -90,7 +90,7 @@ impl fmt::Display for Pressure {
         if let Some(scanned) = scanned {
             write!(f, " of {scanned} looked at")?;
         }
-        write!(f, ", {refaults} of them read again; {} KiB not to be taken", unevictable >> 10)
+        write!(f, ", {refaults} pages of files read again; {} KiB not to be taken", unevictable >> 10)
     }
 }
 

@@ -147,7 +147,7 @@ impl Iommufd {
         })?;
         let spaces = Spaces::open(host)?;
         let devices = Devices::default();
-        let first = spaces.attach(host, device)?;
+        let first = spaces.open_device(host, device)?;
         spaces.anchor(first.id)?;
         devices.push(first);
         let limits = spaces.limits()?;
@@ -173,12 +173,16 @@ impl Iommufd {
         self.devices.find(device).ok_or_else(|| VfioError::NoDevice { device: device.to_owned() })
     }
 
-    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing.
+    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing. A device that was removed
+    /// and that somebody kept open is attached as it is.
     ///
     /// # Errors
     /// [`VfioError`]; nothing changed.
     pub fn add_device(&self, device: &str) -> Result<Arc<VfioDevice>, VfioError> {
-        let attached = self.spaces.attach(self.spaces.host(), device)?;
+        let attached = match self.devices.take_parted(device) {
+            Some(parted) => self.spaces.attach_again(parted)?,
+            None => self.spaces.open_device(self.spaces.host(), device)?,
+        };
         if !self.spaces.is_anchored() {
             self.spaces.anchor(attached.id)?;
         }
@@ -201,10 +205,7 @@ impl Iommufd {
         if bytes > 0 && !self.spaces.is_anchored() && self.devices.count() == 1 {
             return Err(VfioError::Holding { what: format!("{device}, the last device,"), bytes });
         }
-        match self.devices.take(device) {
-            Some(attached) => attached.detach(),
-            None => Err(VfioError::NoDevice { device: device.to_owned() }),
-        }
+        self.devices.detach(device)
     }
 
     /// A table that decides what devices reach. `None` unless the placement is [`Placement::Held`].

@@ -6,7 +6,7 @@
 //! published and is invisible outside.
 //!
 //! Dirty marks sit beside the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the kernel keeps them:
-//! specification 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every four pages, so that
+//! specification 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every eight pages, so that
 //! contiguous memory costs next to nothing: a device that writes one page of contiguous memory dirties its neighbours.
 
 use alloc::vec::Vec;
@@ -58,7 +58,7 @@ pub struct PageList {
 /// While a list is filled it keeps runs as long as they take less room than page numbers would.
 const PAGES_PER_RUN: u64 = 16;
 /// A dirty mark of a run stands for `2^RUN_UNIT` pages.
-const RUN_UNIT: u32 = 2;
+const RUN_UNIT: u32 = 3;
 
 impl PageList {
     /// An empty list for `range`.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use prereg::{Errno, Iova};
 
@@ -59,6 +59,8 @@ pub(super) struct Attached {
 #[derive(Default)]
 pub(super) struct Devices {
     list: Mutex<Vec<Attached>>,
+    /// Devices that were detached, with the kernel's numbers for them, as long as somebody keeps them open.
+    parted: Mutex<Vec<(Weak<VfioDevice>, u32)>>,
 }
 
 fn os(during: &'static str, on: &str) -> impl FnOnce(Errno) -> VfioError {
@@ -89,7 +91,7 @@ impl Spaces {
     }
 
     /// Opens a device by its own node, binds it and attaches it to the devices' space.
-    pub(super) fn attach(&self, host: &VfioHost, device: &str) -> Result<Attached, VfioError> {
+    pub(super) fn open_device(&self, host: &VfioHost, device: &str) -> Result<Attached, VfioError> {
         host.sysfs.group_of(device)?;
         let node = host.sysfs.node_of(device).ok_or_else(|| VfioError::Missing {
             path: format!("/sys/bus/pci/devices/{device}/vfio-dev"),
@@ -106,12 +108,24 @@ impl Spaces {
             Errno::EBUSY | Errno::EINVAL => VfioError::DeviceBusy { device: device.to_owned(), errno },
             errno => os(DEVICE_BIND_IOMMUFD.name, device)(errno),
         })?;
-        let mut attach =
-            AttachPt { argsz: AttachPt::BYTES as u32, pt_id: self.devices, ..AttachPt::default() };
-        exchange(&*descriptor, DEVICE_ATTACH_IOMMUFD_PT, &mut attach)
-            .map_err(os(DEVICE_ATTACH_IOMMUFD_PT.name, device))?;
+        self.attach(&*descriptor, device)?;
         let device = VfioDevice::new(device, descriptor)?;
         Ok(Attached { device: Arc::new(device), id: bind.out_devid })
+    }
+
+    /// Attaches a bound device to the devices' space.
+    fn attach(&self, descriptor: &dyn Descriptor, device: &str) -> Result<(), VfioError> {
+        let mut attach =
+            AttachPt { argsz: AttachPt::BYTES as u32, pt_id: self.devices, ..AttachPt::default() };
+        exchange(descriptor, DEVICE_ATTACH_IOMMUFD_PT, &mut attach)
+            .map(drop)
+            .map_err(os(DEVICE_ATTACH_IOMMUFD_PT.name, device))
+    }
+
+    /// Attaches a device again that was detached and that somebody kept open.
+    pub(super) fn attach_again(&self, parted: Attached) -> Result<Attached, VfioError> {
+        self.attach(&**parted.device.descriptor(), parted.device.name())?;
+        Ok(parted)
     }
 
     /// Gives the holding space a page table of the kind that device `id` uses. A kernel that cannot is no error.
@@ -233,8 +247,7 @@ fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
 }
 
 impl Attached {
-    /// Takes the device off the devices' space. Whoever holds it may keep it open, without memory to reach.
-    pub(super) fn detach(self) -> Result<(), VfioError> {
+    fn detach(&self) -> Result<(), VfioError> {
         let mut detach = DetachPt { argsz: DetachPt::BYTES as u32, flags: 0 };
         exchange(&**self.device.descriptor(), DEVICE_DETACH_IOMMUFD_PT, &mut detach)
             .map(drop)
@@ -255,10 +268,28 @@ impl Devices {
         self.list().iter().find(|one| one.device.name() == device).map(|one| Arc::clone(&one.device))
     }
 
-    pub(super) fn take(&self, device: &str) -> Option<Attached> {
+    /// Takes a device off the devices' space. Whoever holds it may keep it open, without memory to reach.
+    pub(super) fn detach(&self, device: &str) -> Result<(), VfioError> {
         let mut list = self.list();
-        let index = list.iter().position(|one| one.device.name() == device)?;
-        Some(list.swap_remove(index))
+        let Some(index) = list.iter().position(|one| one.device.name() == device) else {
+            return Err(VfioError::NoDevice { device: device.to_owned() });
+        };
+        list[index].detach()?;
+        let parted = list.swap_remove(index);
+        let mut kept = self.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(device, _)| device.strong_count() > 0);
+        kept.push((Arc::downgrade(&parted.device), parted.id));
+        Ok(())
+    }
+
+    /// A detached device that somebody kept open.
+    pub(super) fn take_parted(&self, device: &str) -> Option<Attached> {
+        let mut kept = self.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        let (index, device) = kept.iter().enumerate().find_map(|(index, (parted, _))| {
+            parted.upgrade().filter(|parted| parted.name() == device).map(|parted| (index, parted))
+        })?;
+        let (_, id) = kept.swap_remove(index);
+        Some(Attached { device, id })
     }
 
     pub(super) fn count(&self) -> u32 {

@@ -120,7 +120,7 @@ impl Clerk {
         let attended = self.desk.serve(self.hub.now(), &self.health);
         self.until = attended.until;
         if attended.signal {
-            self.hub.line.signal(0, 0);
+            self.hub.line.signal(0, 0, self.hub.now());
         } else if self.hub.line.uses_pin() {
             self.hub.line.look(0);
         }
@@ -139,7 +139,8 @@ impl Clerk {
         }
         self.idle = self.idle.saturating_add(1);
         let now = self.hub.now();
-        let retry = self.until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let until = self.until.into_iter().chain(self.hub.line.retry(now)).min();
+        let retry = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let looks = self.hub.mapped.is_some() && self.desk.is_open();
         let nap = looks.then(|| FIRST_NAP.saturating_mul(1 << self.idle.min(10)).min(LONGEST_NAP));
         self.hub.inbox.wait(retry.into_iter().chain(nap).min());

@@ -128,8 +128,8 @@ impl Controller {
                 Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
                 Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
                 Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors),
-                Effect::Masked(_) => self.hub.line.set_mask(mask, 0),
+                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors, self.hub.now()),
+                Effect::Masked(_) => self.hub.line.set_mask(mask, 0, self.hub.now()),
             }
         }
     }

@@ -132,7 +132,7 @@ impl Model for NvmeModel {
 
     fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
         let shares = self.settings.shared || self.is_read_only();
-        let (lease, controller) = Past::admit(&self.past, shares)?;
+        let lease = Past::admit(&self.past, shares)?;
         let config = Controller::config_space(&self.settings)?;
         let disks = self.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
         let hub = Arc::new(Hub::new(&bus, &self.settings, self.namespaces(), disks)?);
@@ -143,8 +143,9 @@ impl Model for NvmeModel {
             model: self.settings.model.clone(),
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             uuid: uuid_of(&self.settings.serial, 0),
-            controller,
+            controller: lease.number,
             shadow_doorbells: self.settings.shadow_doorbells,
+            shared: shares,
         };
         let (past, counted) = (Arc::clone(&self.past), Arc::downgrade(&hub));
         let health = move || counted.upgrade().map(|hub| past.health(&hub)).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! What outlives a client: the health log's counts, and who is there.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -20,14 +21,16 @@ pub(super) struct Past {
 struct Inner {
     health: Health,
     present: Vec<Weak<Hub>>,
-    /// Clients that have not left.
-    clients: u16,
+    /// The numbers of clients that have not left.
+    clients: BTreeSet<u16>,
 }
 
 /// A client's place; it ends when its controller has given everything back.
 #[derive(Debug)]
 pub(super) struct Lease {
     past: Arc<Past>,
+    /// The controller's number: no other that is there has it.
+    pub(super) number: u16,
 }
 
 impl Default for Past {
@@ -42,19 +45,23 @@ impl Past {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a client; gives its number among controllers.
+    /// Takes a place for a client.
     ///
     /// # Errors
     /// EBUSY when there is a client already and `shares` is not said.
-    pub(super) fn admit(past: &Arc<Self>, shares: bool) -> Result<(Lease, u16), Errno> {
+    pub(super) fn admit(past: &Arc<Self>, shares: bool) -> Result<Lease, Errno> {
+        /// The largest number that a controller may have.
+        const LAST: u16 = 0xffef;
         let mut inner = past.lock();
-        if inner.clients > 0 && !shares || inner.clients == u16::MAX {
+        if !inner.clients.is_empty() && !shares {
             return Err(Errno::EBUSY);
         }
-        inner.clients += 1;
+        let free = (1..=LAST).find(|number| !inner.clients.contains(number));
+        let number = free.ok_or(Errno::EBUSY)?;
+        inner.clients.insert(number);
         inner.health.power_cycles += 1;
         inner.present.retain(|hub| hub.strong_count() > 0);
-        Ok((Lease { past: Arc::clone(past) }, inner.clients))
+        Ok(Lease { past: Arc::clone(past), number })
     }
 
     /// A client's controller is there.
@@ -88,6 +95,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.past.lock().clients -= 1;
+        self.past.lock().clients.remove(&self.number);
     }
 }

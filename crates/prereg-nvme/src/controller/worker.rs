@@ -67,7 +67,7 @@ impl Worker {
                 self.lane.storage().give_up();
                 self.lane.fail_all(now, &mut self.served);
             }
-            self.tell();
+            self.tell(now);
             if self.served.progress {
                 self.idle = 0;
             } else {
@@ -110,9 +110,9 @@ impl Worker {
     }
 
     /// Passes on what the lane found.
-    fn tell(&mut self) {
+    fn tell(&mut self, now: u64) {
         for (cq, vector) in &self.served.signals {
-            self.hub.line.signal(*cq, *vector);
+            self.hub.line.signal(*cq, *vector, now);
         }
         let uses_pin = self.hub.line.uses_pin();
         self.lane.watch_heads(uses_pin);
@@ -153,7 +153,8 @@ impl Worker {
 
     fn sleep(&mut self, now: u64) {
         self.idle = self.idle.saturating_add(1);
-        let mut limit = self.served.until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let until = self.served.until.into_iter().chain(self.hub.line.retry(now)).min();
+        let mut limit = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
         if self.hub.mapped.is_some() {
             if self.idle < LOOKS {
                 std::hint::spin_loop();

@@ -27,6 +27,8 @@ pub struct Identity {
     pub controller: u16,
     /// Whether Doorbell Buffer Config is offered.
     pub shadow_doorbells: bool,
+    /// Whether there may be other controllers of the subsystem, with the same namespaces.
+    pub shared: bool,
 }
 
 /// What this controller's temperature would be, in kelvins, if it had one: the composite temperature must have a value.
@@ -58,6 +60,7 @@ pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces)
     page.put_text(24, 40, &identity.model);
     page.put_text(64, 8, &identity.firmware);
     page.put_u8(72, 4); // RAB: bursts of 2^4 commands
+    page.put_u8(76, u8::from(identity.shared) << 1); // CMIC: several controllers
     page.put_u8(77, limits.transfer_shift);
     page.put_u16(78, identity.controller);
     page.put_u32(80, register::VERSION);
@@ -101,7 +104,7 @@ fn subsystem_name(uuid: &[u8; 16]) -> String {
 
 /// Identify Namespace.
 #[must_use]
-pub fn namespace(namespace: &Namespace) -> Page {
+pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
     /// NSFEAT: the preferred sizes below mean something.
     const OPTIMAL: u8 = 1 << 4;
     /// DLFEAT: deallocated blocks read zero (bits 2:0), Write Zeroes may deallocate (bit 3).
@@ -113,6 +116,7 @@ pub fn namespace(namespace: &Namespace) -> Page {
     page.put_u64(8, blocks);
     page.put_u64(16, blocks);
     page.put_u8(24, OPTIMAL);
+    page.put_u8(30, u8::from(identity.shared)); // NMIC
     page.put_u8(33, ZEROES_DEALLOCATE | if namespace.zeroes_deallocated() { READS_ZERO } else { 0 });
     page.put_u128(48, u128::from(blocks) << namespace.block_shift());
     // Preferred granularity and alignment of writes and deallocations: 4 KiB, which is what file systems below have.

@@ -50,6 +50,23 @@ fn each_completion_queue_has_its_message() {
 }
 
 #[test]
+fn a_message_that_nobody_was_there_for_comes_later() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let eventfds = tell(&mut driver, MSIX, 2);
+    driver.enable();
+    driver.create_pair(1);
+    driver.client.forget_irqs(MSIX).unwrap();
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("it is done", || driver.peek(1).is_some());
+    let lent: Vec<_> = eventfds.iter().map(AsFd::as_fd).collect();
+    driver.client.set_eventfds(MSIX, 0, &lent).unwrap();
+    assert_eq!(eventfds[1].wait(LONG), 1);
+    driver.take(1);
+}
+
+#[test]
 fn kinds_can_be_left_out() {
     for (intx, msi, msix) in
         [(true, false, false), (false, true, false), (false, false, true), (false, false, false)]

@@ -1,4 +1,6 @@
 //! A guest and its controller on one thread: memory, disks and interrupts that are made up.
+//!
+//! One file although it is long, because the fuzz target takes it by its path.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -314,6 +316,7 @@ impl Machine {
             uuid: [7; 16],
             controller: 1,
             shadow_doorbells: true,
+            shared: false,
         };
         let desk = Desk::new(Arc::clone(&shared), identity, ram.clone());
         let lane = Lane::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
@@ -30,6 +31,8 @@ use crate::sys::{self, Waiting};
 const MOST_REFUSED: usize = 16;
 /// How long one of them is listened to.
 const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
+/// How many are accepted on one socket before the next has its turn.
+const ACCEPTED: usize = 16;
 /// How long nobody is accepted when the process has no descriptor or memory left.
 const CONGESTION: Duration = Duration::from_millis(100);
 
@@ -273,9 +276,9 @@ impl Inner {
         }
     }
 
-    /// Accepts who knocks; false when the process lacks what that takes.
+    /// Accepts who knocks, but not for ever, because others knock elsewhere; false when the process lacks what that takes.
     fn answer_the_door(self: &Arc<Self>, socket: &Bound, model: &Arc<dyn Model>) -> bool {
-        loop {
+        for _ in 0..ACCEPTED {
             let admitted = match socket.listener.accept() {
                 Ok((stream, _)) => self.admit(stream, Some(socket.path()), model),
                 Err(error) => Err(sys::errno_of(&error)),
@@ -289,6 +292,7 @@ impl Inner {
                 Err(_) => return false,
             }
         }
+        true
     }
 
     /// Gives a client its thread.
@@ -328,7 +332,7 @@ impl Inner {
         let inner = self.clone();
         let thread = thread::Builder::new().name(format!("vfio-user-{number}"));
         let started = thread.spawn(move || {
-            let ending = client.serve();
+            let ending = catch_unwind(AssertUnwindSafe(|| client.serve())).unwrap_or(Ending::Panicked);
             inner.finish(number, ending);
         });
         started.map_err(|error| sys::errno_of(&error))?;

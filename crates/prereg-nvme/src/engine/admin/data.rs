@@ -53,7 +53,7 @@ impl Admin {
         let namespaces = &self.shared.namespaces;
         let named = || namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE);
         let page = match (command.dword(10) & 0xff) as u8 {
-            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identity::namespace(named()?),
+            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identity::namespace(&self.identity, named()?),
             cns::CONTROLLER => identity::controller(&self.identity, &self.shared.limits, namespaces),
             cns::ACTIVE | cns::ALLOCATED if nsid >= BROADCAST - 1 => return Err(Status::INVALID_NAMESPACE),
             cns::ACTIVE | cns::ALLOCATED => identity::list(namespaces, nsid),

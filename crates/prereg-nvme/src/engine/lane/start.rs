@@ -84,7 +84,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
                     flying.bytes = bytes;
                 }
                 let block = shared.namespaces.find(nsid).map_or(9, Namespace::block_shift);
-                self.transfer(nsid, tag, &operation, direction, 1 << block)
+                self.transfer(nsid, tag, operation, direction, 1 << block)
             }
         }
     }
@@ -121,7 +121,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         &mut self,
         nsid: u32,
         tag: u64,
-        operation: &Operation,
+        operation: Operation,
         direction: Direction,
         block: u64,
     ) -> Result<(), Status> {
@@ -146,6 +146,10 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
                 }
             }
         }
+        if pieces.is_empty() {
+            self.submit(Work { nsid, tag, operation, data });
+            return Ok(());
+        }
         pieces.push((begin, data));
         pieces.retain(|(_, data)| !data.is_empty());
         // A disk reads whole blocks; a bucket may leave out whole blocks only.
@@ -156,7 +160,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
             return Err(Status::SGL_DATA_LENGTH);
         }
         for (begin, data) in pieces {
-            let operation = match operation {
+            let operation = match &operation {
                 Operation::Read { offset } => Operation::Read { offset: offset + begin },
                 other => other.clone(),
             };

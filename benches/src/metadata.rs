@@ -1,0 +1,60 @@
+//! What describing a page costs in memory: by the allocator's own count and that of the memory for tables.
+
+use std::sync::Arc;
+
+use prereg::{AddressSpace, Granule, HeapTables, Registration, TableMemory};
+use prereg_cli::bench::hot_path::host::InventedHost;
+use prereg_cli::bench::hot_path::layout::{Layout, PAGE};
+use prereg_linux::LockedTables;
+use prereg_sim::SimHost;
+
+use crate::promise::CountingAllocator;
+
+/// User address of the memory, aligned to more than is registered.
+const BASE: u64 = 0x7f00_0000_0000;
+
+/// Where tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// With the global allocator, which counts them.
+    Heap,
+    /// In locked memory, which counts itself.
+    Locked,
+}
+
+/// Bytes for each page of `bytes` bytes of memory in one region, with a translator that finds it; and what the address space
+/// and the translator take before that, whatever they describe.
+///
+/// # Panics
+/// When nothing can be registered.
+#[must_use]
+pub fn bytes_per_page(
+    allocator: &CountingAllocator,
+    layout: Layout,
+    bytes: u64,
+    tables: Tables,
+) -> (f64, u64) {
+    let memory: Arc<dyn TableMemory> = match tables {
+        Tables::Heap => Arc::new(HeapTables::new()),
+        Tables::Locked => Arc::new(LockedTables::new()),
+    };
+    let taken = || {
+        let own = if tables == Tables::Locked { memory.state().used } else { 0 };
+        allocator.live() + own
+    };
+    let nothing = taken();
+    let space = AddressSpace::with_tables(InventedHost::new(layout, None), None, memory.clone());
+    let Ok(space) = space else { panic!("no memory for an address space") };
+    let pages = SimHost::new(Granule::K4);
+    let register = |at: u64, bytes: u64| -> Registration {
+        space.register(&pages.memory(at, bytes)).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let translator = space.translator();
+    // What the first region of all brings along is not this one's.
+    let first = register(BASE - (1 << 40), PAGE);
+    let before = taken();
+    let registration = register(BASE, bytes);
+    let after = taken();
+    drop((registration, first, translator));
+    ((after - before) as f64 / (bytes / PAGE) as f64, before - nothing)
+}
