@@ -76,7 +76,16 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
     let server = Server::start(&[
-        "nvme", "--socket", &socket, "--disk", &disk, "--create", "8M", "--control", &control, "--metrics",
+        "nvme",
+        "--socket",
+        &socket,
+        "--disk",
+        &disk,
+        "--create",
+        "8M",
+        "--control",
+        &control,
+        "--metrics",
         "127.0.0.1:0",
     ]);
     let told = server.said.join("\n");
@@ -111,8 +120,10 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
     assert!(status.success() && said.contains("every pin is given back"), "{status}: {said}");
     assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
     let image = std::fs::read(&disk).unwrap();
-    let words: Vec<u32> =
-        image[16 * 512..16 * 512 + 8192].chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+    let words: Vec<u32> = image[16 * 512..16 * 512 + 8192]
+        .chunks(4)
+        .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
+        .collect();
     assert!(words.iter().zip((0..8192).step_by(4)).all(|(word, offset)| *word == 0x5eed_0000 | offset));
 }
 
@@ -145,12 +156,14 @@ fn what_cannot_be_served_is_said_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk] = ["s", "none.img"].map(|name| path(&folder, name));
     let run = |arguments: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
     let (code, said) = run(&["nvme", "--socket", &socket, "--disk", &disk]);
     assert!(code == Some(2) && said.contains("none.img"), "{code:?}: {said}");
-    let (code, said) = run(&["nvme", "--socket", &socket, "--disk", &disk, "--block-size", "1000", "--create", "1M"]);
+    let (code, said) =
+        run(&["nvme", "--socket", &socket, "--disk", &disk, "--block-size", "1000", "--create", "1M"]);
     assert!(code == Some(2) && said.contains("512 or 4096"), "{code:?}: {said}");
     let (code, said) = run(&["--config", &path(&folder, "none.toml")]);
     assert!(code == Some(2) && said.contains("none.toml"), "{code:?}: {said}");

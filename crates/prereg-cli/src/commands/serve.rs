@@ -132,7 +132,8 @@ pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Res
     let (mut config, process) = match (&args.device, &args.config) {
         (Some(Device::Nvme(nvme)), _) => (nvme.config()?, &nvme.process),
         (None, Some(file)) => {
-            let config = Config::read(file).map_err(|error| Failure::host("reading the configuration", error))?;
+            let config =
+                Config::read(file).map_err(|error| Failure::host("reading the configuration", error))?;
             (config, &args.process)
         }
         (None, None) => {

@@ -36,7 +36,10 @@ pub struct StatusArgs {
 /// [`Failure::Host`] when no server answers, [`Failure::Interrupted`] never: leaving a watch is a good end.
 pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
     let path = args.control.clone().or_else(control::default_path).ok_or_else(|| {
-        Failure::host("asking a server", "this user has no runtime folder (XDG_RUNTIME_DIR); name the socket with --control")
+        Failure::host(
+            "asking a server",
+            "this user has no runtime folder (XDG_RUNTIME_DIR); name the socket with --control",
+        )
     })?;
     loop {
         let status = ask(&path).map_err(|error| Failure::host("asking a server", error))?;

@@ -67,7 +67,9 @@ impl Extent {
         }
         let bytes = parse_bytes(text)?;
         if bytes < 2 << 20 || !bytes.is_power_of_two() {
-            return Err(format!("an extent is `whole`, or a power of two of at least 2M; `{text}` is neither"));
+            return Err(format!(
+                "an extent is `whole`, or a power of two of at least 2M; `{text}` is neither"
+            ));
         }
         Ok(Self::Bytes(bytes))
     }
@@ -322,10 +324,16 @@ impl Config {
                 return unservable(format!("{name} has no kind of interrupt; name msix, msi or intx"));
             }
             if device.threads == 0 || device.threads > MOST_THREADS {
-                return unservable(format!("{name} asks for {} threads; it needs 1 to {MOST_THREADS}", device.threads));
+                return unservable(format!(
+                    "{name} asks for {} threads; it needs 1 to {MOST_THREADS}",
+                    device.threads
+                ));
             }
             if let Some(serial) = &device.serial {
-                if serial.is_empty() || serial.len() > 20 || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+                if serial.is_empty()
+                    || serial.len() > 20
+                    || !serial.bytes().all(|byte| (0x20..0x7f).contains(&byte))
+                {
                     return unservable(format!(
                         "the serial number of {name} must be 1 to 20 printable ASCII characters, not {serial:?}"
                     ));
@@ -426,6 +434,13 @@ mod tests {
     }
 
     #[test]
+    fn the_packaged_example_can_be_served() {
+        let config = checked(include_str!("../../../../packaging/serve.toml")).unwrap();
+        assert_eq!(config.nvme.len(), 1);
+        assert_eq!(config.metrics, Some(([127, 0, 0, 1], 9469).into()));
+    }
+
+    #[test]
     fn two_guests_may_read_one_disk() {
         let read_only = format!("{LEAST}read-only = true\n");
         checked(&format!("{read_only}{}", read_only.replace("a.sock", "b.sock"))).unwrap();
@@ -439,6 +454,8 @@ mod tests {
         let config = Config::read(&file).unwrap();
         assert_eq!(config.nvme[0].socket, folder.path().join("a.sock"));
         assert_eq!(config.nvme[0].namespace[0].file, folder.path().join("a.img"));
-        assert!(Config::read(&folder.path().join("none.toml")).unwrap_err().to_string().contains("none.toml"));
+        assert!(
+            Config::read(&folder.path().join("none.toml")).unwrap_err().to_string().contains("none.toml")
+        );
     }
 }

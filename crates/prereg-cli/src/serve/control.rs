@@ -53,7 +53,9 @@ pub enum ControlError {
         error: io::Error,
     },
     /// What answers is no `prereg serve` of this version.
-    #[error("what answers at {path} does not speak like this prereg: {error}; use the program of the same version")]
+    #[error(
+        "what answers at {path} does not speak like this prereg: {error}; use the program of the same version"
+    )]
     Foreign {
         /// The socket.
         path: PathBuf,
@@ -92,9 +94,10 @@ impl ControlListener {
     /// # Errors
     /// [`ControlError`].
     pub fn start(path: &Path, status: impl Fn() -> Status + Send + 'static) -> Result<Self, ControlError> {
-        let system =
-            |what| move |error| ControlError::System { what, path: path.to_owned(), error };
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
+        if let Some(folder) =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+        {
             fs::create_dir_all(folder).map_err(system("make the folder of"))?;
         }
         make_way(path)?;
@@ -150,8 +153,11 @@ fn make_way(path: &Path) -> Result<(), ControlError> {
     if UnixStream::connect(path).is_ok() {
         return Err(ControlError::Live { path: path.to_owned() });
     }
-    fs::remove_file(path)
-        .map_err(|error| ControlError::System { what: "remove the dead socket", path: path.to_owned(), error })
+    fs::remove_file(path).map_err(|error| ControlError::System {
+        what: "remove the dead socket",
+        path: path.to_owned(),
+        error,
+    })
 }
 
 fn answer(mut asker: UnixStream, status: &Status) -> io::Result<()> {

@@ -36,21 +36,24 @@ impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let status = &self.0;
         let memory = &status.memory;
-        let mut single = |name: &str, help: &str, kind: MetricType, value: u64| {
-            match kind {
-                MetricType::Counter => {
-                    let metric = ConstCounter::new(value);
-                    metric.encode(encoder.encode_descriptor(name, help, None, kind)?)
-                }
-                _ => {
-                    let metric = ConstGauge::new(as_gauge(value));
-                    metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-                }
+        let mut single = |name: &str, help: &str, kind: MetricType, value: u64| match kind {
+            MetricType::Counter => {
+                let metric = ConstCounter::new(value);
+                metric.encode(encoder.encode_descriptor(name, help, None, kind)?)
+            }
+            _ => {
+                let metric = ConstGauge::new(as_gauge(value));
+                metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
             }
         };
         let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
         single("prereg_regions", "Pinned ranges", MetricType::Gauge, count(memory.regions.len()))?;
-        single("prereg_registrations", "Live registrations of pinned ranges", MetricType::Gauge, memory.registrations)?;
+        single(
+            "prereg_registrations",
+            "Live registrations of pinned ranges",
+            MetricType::Gauge,
+            memory.registrations,
+        )?;
         single("prereg_pinned_bytes", "Memory pinned", MetricType::Gauge, memory.pinned_bytes)?;
         single(
             "prereg_charged_bytes",
@@ -75,9 +78,19 @@ impl Collector for Snapshot {
             MetricType::Counter,
             memory.stale_extents_total,
         )?;
-        single("prereg_memory_files", "Files that clients handed over", MetricType::Gauge, count(memory.files.len()))?;
+        single(
+            "prereg_memory_files",
+            "Files that clients handed over",
+            MetricType::Gauge,
+            count(memory.files.len()),
+        )?;
         single("prereg_clients", "Clients connected", MetricType::Gauge, count(status.clients.len()))?;
-        single("prereg_clients_accepted", "Clients that ever came", MetricType::Counter, status.accepted_total)?;
+        single(
+            "prereg_clients_accepted",
+            "Clients that ever came",
+            MetricType::Counter,
+            status.accepted_total,
+        )?;
         single(
             "prereg_clients_turned_away",
             "Clients that were too many",
@@ -95,22 +108,22 @@ fn as_gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
+/// The values of one client, each with the label that tells it from the client's others.
+type Series = Vec<(Option<(&'static str, String)>, u64)>;
+
 /// One metric, with the series it has for a client.
 struct Family {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    series: fn(&ClientStatus) -> Vec<(Option<(&'static str, String)>, u64)>,
+    series: fn(&ClientStatus) -> Series,
 }
 
-fn one(value: u64) -> Vec<(Option<(&'static str, String)>, u64)> {
+fn one(value: u64) -> Series {
     vec![(None, value)]
 }
 
-fn by(
-    label: &'static str,
-    values: &BTreeMap<String, u64>,
-) -> Vec<(Option<(&'static str, String)>, u64)> {
+fn by(label: &'static str, values: &BTreeMap<String, u64>) -> Series {
     values.iter().map(|(name, value)| (Some((label, name.clone())), *value)).collect()
 }
 
@@ -199,7 +212,8 @@ fn clients(encoder: &mut DescriptorEncoder<'_>, clients: &[ClientStatus]) -> fmt
 
 fn endings(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
     let kind = MetricType::Counter;
-    let mut family = encoder.encode_descriptor("prereg_clients_ended", "Clients gone, by reason", None, kind)?;
+    let mut family =
+        encoder.encode_descriptor("prereg_clients_ended", "Clients gone, by reason", None, kind)?;
     for (reason, count) in &status.endings_total {
         let labels = [("reason", reason.clone())];
         ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
@@ -226,7 +240,10 @@ fn latencies(encoder: &mut DescriptorEncoder<'_>, clients: &[ClientStatus]) -> f
             let buckets: Vec<(f64, u64)> = bounds()
                 .map(|(below, bound)| {
                     let within = latency.buckets.iter().filter(|(at, _)| (below + 1..=bound).contains(at));
-                    (if bound == u64::MAX { f64::MAX } else { seconds(bound) }, within.map(|(_, count)| count).sum())
+                    (
+                        if bound == u64::MAX { f64::INFINITY } else { seconds(bound) },
+                        within.map(|(_, count)| count).sum(),
+                    )
                 })
                 .collect();
             let count = buckets.iter().map(|(_, count)| count).sum();

@@ -7,8 +7,8 @@ use prereg_linux::MemlockAccount;
 use prereg_vfio_user::server::{ClientState, RequestCounts, ServerState, StoreState};
 
 use super::status::{
-    ClientStatus, FileStatus, HeldStatus, HolderStatus, LatencyStatus, MemoryStatus, RegionStatus, RequestStatus, SocketStatus,
-    Status, WaitingStatus,
+    ClientStatus, FileStatus, HeldStatus, HolderStatus, LatencyStatus, MemoryStatus, RegionStatus,
+    RequestStatus, SocketStatus, Status, WaitingStatus,
 };
 
 /// What does not change while a server runs.
@@ -37,7 +37,9 @@ impl Observer {
                 .map(|(path, model)| SocketStatus {
                     path: path.display().to_string(),
                     model: model.clone(),
-                    clients: count(state.clients.iter().filter(|client| client.socket.as_ref() == Some(path))),
+                    clients: count(
+                        state.clients.iter().filter(|client| client.socket.as_ref() == Some(path)),
+                    ),
                 })
                 .collect(),
             accepted_total: state.accepted,
@@ -117,7 +119,11 @@ fn client(state: ClientState) -> ClientStatus {
                 mappings: unmap
                     .mappings
                     .iter()
-                    .map(|held| HeldStatus { iova: held.iova.raw(), bytes: held.bytes, accesses: held.accesses })
+                    .map(|held| HeldStatus {
+                        iova: held.iova.raw(),
+                        bytes: held.bytes,
+                        accesses: held.accesses,
+                    })
                     .collect(),
             })
             .collect(),

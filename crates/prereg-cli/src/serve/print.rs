@@ -10,13 +10,7 @@ use crate::quantity::{Bytes, Count};
 /// # Errors
 /// When `out` cannot be written.
 pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "prereg {}, process {}, up {}",
-        status.version,
-        status.pid,
-        Span(status.uptime_seconds)
-    )?;
+    writeln!(out, "prereg {}, process {}, up {}", status.version, status.pid, Span(status.uptime_seconds))?;
     memory(&status.memory, out)?;
     writeln!(out, "\nSockets")?;
     for socket in &status.sockets {
@@ -120,8 +114,10 @@ fn client(client: &ClientStatus, out: &mut impl Write) -> io::Result<()> {
 
 /// What there is some of.
 fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, u64)>) -> io::Result<()> {
-    let some: Vec<String> =
-        counts.filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {}", Count(count))).collect();
+    let some: Vec<String> = counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(name, count)| format!("{name} {}", Count(count)))
+        .collect();
     if some.is_empty() { Ok(()) } else { writeln!(out, "  {what}: {}", some.join(", ")) }
 }
 
@@ -160,7 +156,12 @@ mod tests {
             uptime_seconds: 3725.0,
             memory: MemoryStatus {
                 pinned_bytes: 512 << 20,
-                regions: vec![RegionStatus { bytes: 512 << 20, used: 1, mappings: 7, ..RegionStatus::default() }],
+                regions: vec![RegionStatus {
+                    bytes: 512 << 20,
+                    used: 1,
+                    mappings: 7,
+                    ..RegionStatus::default()
+                }],
                 ..MemoryStatus::default()
             },
             clients: vec![ClientStatus {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use prereg::{AddressKind, AddressSpace};
 use prereg_linux::IoUring;
-use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk};
 use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
+use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk};
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Model, Server, ServerSettings};
 
 use super::config::{self, Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, NvmeConfig};
@@ -77,7 +77,8 @@ impl Serving {
         let store = Arc::new(MemoryStore::new(space, policy(config)));
         let server = Arc::new(Server::new(store, ServerSettings::default()));
         for served in &models {
-            let (path, model): (_, Arc<dyn Model>) = (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
+            let (path, model): (_, Arc<dyn Model>) =
+                (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
             let what = || format!("listening at {}", path.display());
             server.listen(path, model).map_err(|error| Failure::host(what(), error))?;
             fs::set_permissions(path, fs::Permissions::from_mode(served.config.mode))
@@ -148,7 +149,8 @@ impl Serving {
         }
         if let Some(control) = &self.control {
             let is_default = control::default_path().is_some_and(|path| path == control.path());
-            let path = if is_default { String::new() } else { format!(" --control {}", control.path().display()) };
+            let path =
+                if is_default { String::new() } else { format!(" --control {}", control.path().display()) };
             writeln!(out, "status: prereg status{path}")?;
         }
         writeln!(out, "ready")
@@ -288,7 +290,8 @@ mod tests {
 
     #[test]
     fn the_device_argument_is_json_with_an_absolute_path() {
-        let argument: serde_json::Value = serde_json::from_str(&device_argument(Path::new("x.sock"))).unwrap();
+        let argument: serde_json::Value =
+            serde_json::from_str(&device_argument(Path::new("x.sock"))).unwrap();
         assert_eq!(argument["driver"], "vfio-user-pci");
         assert!(argument["socket"]["path"].as_str().is_some_and(|path| path.starts_with('/')));
     }

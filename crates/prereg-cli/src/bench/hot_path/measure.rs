@@ -126,7 +126,8 @@ pub fn in_turns(
             let wanted = if cell.case == Case::Range { effort.operations / 16 } else { effort.operations };
             // Who does fewer operations touches less memory, so only those do that are slow for other reasons.
             let patience = effort.patience.as_nanos() as u64;
-            let operations = if each * wanted > SLOW * patience { (patience / each).max(PROBE) } else { wanted };
+            let operations =
+                if each * wanted > SLOW * patience { (patience / each).max(PROBE) } else { wanted };
             Timed { name, subject, operations, times: Vec::new() }
         })
         .collect();

@@ -111,7 +111,8 @@ impl Driver {
         let bytes = place::DATA + MOST_BYTES * u64::from(slots.clamp(1, MOST_DEPTH));
         let mut client = Client::connect(socket).map_err(wrong("connecting to the server"))?;
         let memory = GuestMemory::memfd("bench", bytes).map_err(wrong("making the shared memory"))?;
-        let descriptor = memory.descriptor().ok_or_else(|| Failure::host("making the shared memory", "no descriptor"))?;
+        let descriptor =
+            memory.descriptor().ok_or_else(|| Failure::host("making the shared memory", "no descriptor"))?;
         let window = Window::new(descriptor, 0, bytes).map_err(wrong("mapping the shared memory"))?;
         client
             .dma_map(Iova::new(0), bytes, Access::ReadWrite, Some((descriptor, 0)))
@@ -156,7 +157,7 @@ impl Driver {
         self.client.region_write(Layout::CONFIG, 4, &command).map_err(wrong("enabling bus mastering"))?;
         let strides = self.register(register::CAP + 4)? & 0xf;
         self.stride = 4 << strides;
-        self.set(register::AQA, &(ENTRIES - 1 | (ENTRIES - 1) << 16).to_le_bytes())?;
+        self.set(register::AQA, &((ENTRIES - 1) | ((ENTRIES - 1) << 16)).to_le_bytes())?;
         self.set(register::ASQ, &place::ADMIN_COMMANDS.to_le_bytes())?;
         self.set(register::ACQ, &place::ADMIN_COMPLETIONS.to_le_bytes())?;
         self.set(register::CC, &register::CC_ENABLE.to_le_bytes())?;
@@ -165,7 +166,9 @@ impl Driver {
             match self.register(register::CSTS)? & 3 {
                 1 => return Ok(()),
                 0 if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
-                status => return Err(Failure::host("enabling the controller", format!("CSTS is {status:#x}"))),
+                status => {
+                    return Err(Failure::host("enabling the controller", format!("CSTS is {status:#x}")));
+                }
             }
         }
     }
@@ -191,7 +194,8 @@ impl Driver {
     /// An admin command, to its end.
     fn command(&mut self, opcode: u8, nsid: u32, data: u64, words: [u32; 2]) -> Result<(), Failure> {
         let at = self.admin.commands + u64::from(self.admin.tail) * 64;
-        let entry = [u32::from(opcode) | self.admin.tail << 16, nsid, 0, 0, 0, 0, low(data), high(data), 0, 0];
+        let entry =
+            [u32::from(opcode) | self.admin.tail << 16, nsid, 0, 0, 0, 0, low(data), high(data), 0, 0];
         self.put(at, &entry);
         self.put(at + 40, &[words[0], words[1], 0, 0, 0, 0]);
         self.admin.tail = (self.admin.tail + 1) % ENTRIES;
@@ -202,7 +206,10 @@ impl Driver {
                 self.ring_completions(true)?;
                 return match status {
                     0 => Ok(()),
-                    status => Err(Failure::host(format!("admin command {opcode:#x}"), format!("status {status:#x}"))),
+                    status => Err(Failure::host(
+                        format!("admin command {opcode:#x}"),
+                        format!("status {status:#x}"),
+                    )),
                 };
             }
             if Instant::now() > until {
@@ -233,7 +240,8 @@ impl Driver {
         };
         let blocks = u32::try_from(bytes / self.block).unwrap_or(1);
         let at = self.io.commands + u64::from(self.io.tail) * 64;
-        let entry = [u32::from(opcode) | slot << 16, 1, 0, 0, 0, 0, low(data), high(data), low(second), high(second)];
+        let entry =
+            [u32::from(opcode) | slot << 16, 1, 0, 0, 0, 0, low(data), high(data), low(second), high(second)];
         self.put(at, &entry);
         self.put(at + 40, &[low(block), high(block), blocks - 1, 0, 0, 0]);
         self.io.tail = (self.io.tail + 1) % ENTRIES;

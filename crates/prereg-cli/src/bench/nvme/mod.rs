@@ -163,7 +163,8 @@ impl Plan {
         let folder = Folder::make(&self.folder)?;
         let disks: Vec<PathBuf> = SUBJECTS.iter().map(|name| folder.0.join(format!("{name}.img"))).collect();
         for disk in &disks {
-            fill(disk, self.disk).map_err(|error| Failure::host(format!("making {}", disk.display()), error))?;
+            fill(disk, self.disk)
+                .map_err(|error| Failure::host(format!("making {}", disk.display()), error))?;
         }
         let [fixed_disk, plain_disk, own_disk] = &disks[..] else {
             return Err(Failure::host("making the disks", "one is missing"));
@@ -180,8 +181,11 @@ impl Plan {
             for round in 0..=self.repetitions {
                 interrupt.check()?;
                 let blocks = random_places(u64::from(round), count, self.disk / bytes);
-                let three =
-                    [fixed.batch(&shape, &blocks)?, plain.batch(&shape, &blocks)?, pinning.batch(&shape, &blocks)?];
+                let three = [
+                    fixed.batch(&shape, &blocks)?,
+                    plain.batch(&shape, &blocks)?,
+                    pinning.batch(&shape, &blocks)?,
+                ];
                 if round > 0 {
                     batches.iter_mut().zip(three).for_each(|(batches, batch)| batches.push(batch));
                 }

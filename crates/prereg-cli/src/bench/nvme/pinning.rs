@@ -108,7 +108,8 @@ impl PerIo {
 
     fn begin(&mut self, shape: &Shape, slot: u32, offset: u64) -> Result<(), Failure> {
         let what = "pinning a buffer";
-        let buffer = self.buffers.get(slot as usize).ok_or_else(|| Failure::host(what, "too many at a time"))?;
+        let buffer =
+            self.buffers.get(slot as usize).ok_or_else(|| Failure::host(what, "too many at a time"))?;
         let registration = self.space.register(buffer).map_err(|error| Failure::host(what, error))?;
         let mapping = self
             .translator

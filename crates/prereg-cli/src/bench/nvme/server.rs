@@ -20,7 +20,12 @@ impl ServerProcess {
     ///
     /// # Errors
     /// [`Failure::Host`] when it does not come up within 10 seconds.
-    pub fn start(folder: &Path, disk: &Path, buffers: Buffers, doorbells: Doorbells) -> Result<Self, Failure> {
+    pub fn start(
+        folder: &Path,
+        disk: &Path,
+        buffers: Buffers,
+        doorbells: Doorbells,
+    ) -> Result<Self, Failure> {
         let what = "starting the server";
         let program = std::env::current_exe().map_err(|error| Failure::host(what, error))?;
         let name = match buffers {
