@@ -8,6 +8,7 @@
 pub mod driver;
 pub mod pinning;
 pub mod server;
+pub mod shape;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use serde::Serialize;
 use self::driver::{Direction, Driver};
 use self::pinning::PerIo;
 use self::server::ServerProcess;
+use self::shape::{Batch, Shape};
 use super::spread::{Spread, median_ratio};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -85,12 +87,6 @@ const SHAPES: [(Direction, u64, u32); 8] = [
     (Direction::Write, 128 << 10, 32),
 ];
 
-/// One batch of one subject.
-struct Batch {
-    wall: Duration,
-    cpu: Duration,
-}
-
 /// A server and the driver that is connected to it.
 struct Served {
     server: ServerProcess,
@@ -141,17 +137,6 @@ impl Served {
         let wall = start.elapsed();
         Ok(Batch { wall, cpu: self.server.cpu_time()?.saturating_sub(cpu) })
     }
-}
-
-/// What every I/O of a batch is like.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// To or from the disk.
-    pub direction: Direction,
-    /// How long.
-    pub bytes: u64,
-    /// How many at a time.
-    pub depth: u32,
 }
 
 impl Plan {

@@ -14,8 +14,8 @@ use prereg::{AddressKind, AddressSpace, Registration, Translator};
 use prereg_linux::{GuestMemory, IoPiece, IoRing, IoUring, IoWait, Pieces, SlotAddress, Transfer};
 
 use super::driver::Direction;
-use super::{Batch, Shape};
-use crate::bench::nvme::server::cpu_time_of;
+use super::server::cpu_time_of;
+use super::shape::{Batch, Shape};
 use crate::failure::Failure;
 
 /// A disk, a ring, and memory that is pinned for each I/O.
@@ -70,7 +70,7 @@ impl PerIo {
     ///
     /// # Errors
     /// [`Failure::Host`].
-    pub(super) fn batch(&mut self, shape: &Shape, places: &[u64]) -> Result<Batch, Failure> {
+    pub fn batch(&mut self, shape: &Shape, places: &[u64]) -> Result<Batch, Failure> {
         self.make_buffers(shape)?;
         let cpu = cpu_time_of(std::process::id())?;
         let start = Instant::now();
