@@ -3,6 +3,7 @@
 pub mod metadata;
 pub mod promise;
 pub mod squeeze;
+pub mod stress;
 
 use std::sync::atomic::{Ordering, fence};
 

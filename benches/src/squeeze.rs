@@ -144,7 +144,8 @@ fn memory_cgroup(mine: &str, mounts: &str) -> Option<(PathBuf, bool)> {
         })
     };
     if let Some(path) = path_of(|_, controllers| controllers.split(',').any(|name| name == "memory")) {
-        let root = mounted(|kind, options| kind == "cgroup" && options.split(',').any(|one| one == "memory"))?;
+        let root =
+            mounted(|kind, options| kind == "cgroup" && options.split(',').any(|one| one == "memory"))?;
         return Some((root.join(path), false));
     }
     let root = mounted(|kind, _| kind == "cgroup2")?;

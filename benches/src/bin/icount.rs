@@ -107,7 +107,9 @@ fn child(index: &str, subject: &str, length: &str) -> ExitCode {
     }
     let mut subject: Box<dyn Passes> = match subject {
         "prereg" => Box::new(Ours(space.translator())),
-        "prereg-list" | "prereg-each" => Box::new(OursInLists::new(space.translator(), subject == "prereg-list")),
+        "prereg-list" | "prereg-each" => {
+            Box::new(OursInLists::new(space.translator(), subject == "prereg-list"))
+        }
         "limit" => Box::new(Limit::new(shape, BASE, &hosts, Arc::new(HeapTables::new()))),
         _ => Box::new(Nothing),
     };

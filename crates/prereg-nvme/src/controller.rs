@@ -16,6 +16,19 @@
 //! What goes wrong: what a guest does is answered by the engine. A client that unmaps queues that are in use finds their holds
 //! given back; a disk queue that broke ends its commands with an error and is made anew with the next reset.
 //!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use prereg_nvme::controller::{NvmeDisk, NvmeModel, NvmeSettings};
+//! use prereg_nvme::disk::MemoryDisk;
+//!
+//! let disk = Arc::new(MemoryDisk::new(64 << 20, 9)?);
+//! let model = NvmeModel::new("scratch", vec![NvmeDisk::new(disk)], NvmeSettings::new("SCRATCH0"))?;
+//! // `server.listen(path, Arc::new(model))` makes a controller for each client that connects to `path`.
+//! assert!(model.snapshot().is_empty(), "nobody is there yet");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! [`Device::reset`]: prereg_vfio_user::server::Device::reset
 //! [`Device::client_gone`]: prereg_vfio_user::server::Device::client_gone
 

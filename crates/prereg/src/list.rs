@@ -73,7 +73,8 @@ impl Translator {
     /// ```
     ///
     /// # Errors
-    /// [`ListError`]; every place is then empty or as it was, and nothing is counted.
+    /// [`ListError`]; nothing of the list is counted. Places up to the page that failed are empty then, the others as they
+    /// were.
     pub fn map_list(
         &mut self,
         list: &[UserAddr],
@@ -124,11 +125,11 @@ impl Translator {
                 }
             }
         }
-        let house = self.house();
         let mut done = 0;
         for ((&ua, &word), place) in pages.iter().zip(&words).zip(into) {
             let Some((host, slot)) = self.take_word(word, ua, shift) else { break };
-            *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, house));
+            // The house as it is now: taking may have made the translator know more counts.
+            *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
             done += 1;
         }
         done

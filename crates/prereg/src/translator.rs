@@ -20,12 +20,13 @@ use crate::cells::View;
 use crate::door::{Door, Entered, Light};
 use crate::engine::{Engine, Shown};
 use crate::lookup::Snapshot;
-use crate::range_mapping::RangeMapping;
 use crate::region::{MapError, Mapping, Region};
 use crate::station::{Place, Station};
 use crate::sync::atomic::AtomicI64;
 use crate::tagged::{SystemPage, host_of, slot_of};
 use crate::tally::{Holder, House, HouseRef};
+
+mod ranges;
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {
@@ -358,42 +359,6 @@ impl Translator {
         Ok(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house))
     }
 
-    /// Maps all of `[ua, ua + bytes)`, which must lie in one region, with one unit.
-    ///
-    /// # Errors
-    /// As [`map`](Self::map); an empty range lies nowhere.
-    pub fn map_range(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
-        match self.map_range_found(ua, bytes) {
-            Ok(mapping) => Ok(mapping),
-            Err(first) => {
-                self.refresh();
-                self.map_range_found(ua, bytes).map_err(|error| {
-                    let closing = matches!(first, MapError::Closing { .. });
-                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error }
-                })
-            }
-        }
-    }
-
-    #[inline]
-    fn map_range_found(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
-        let shift = self.system_page();
-        let nowhere = MapError::Unregistered { ua, shift };
-        let found = self.find(ua).ok_or(nowhere)?;
-        // SAFETY: named by the snapshot at hand.
-        let region = unsafe { found.as_ref() };
-        if !region.range.holds(ua, bytes) {
-            return Err(nowhere);
-        }
-        let slot = region.slot as usize;
-        match self.door(slot).enter(self.count(slot), self.light) {
-            Entered::In => {}
-            Entered::Closed => return Err(MapError::Closing { ua }),
-        }
-        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
-        Ok(RangeMapping::new(unit, found, bytes))
-    }
-
     /// Whether [`map`](Self::map) would succeed at this moment. Nothing is counted and no address leaves.
     ///
     /// # Errors
@@ -456,12 +421,6 @@ impl Translator {
         } else {
             self.give_to(house, slot);
         }
-    }
-
-    /// [`unmap`](Self::unmap) for a range.
-    #[inline]
-    pub fn unmap_range(&mut self, mapping: RangeMapping) {
-        self.unmap(mapping.into_unit());
     }
 
     /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device

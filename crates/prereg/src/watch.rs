@@ -35,6 +35,10 @@ impl Engine {
         station.place.seat.leave();
         books.stations.retain(|other| !Arc::ptr_eq(other, station));
         station.fold();
+        if books.stations.is_empty() && books.unreclaimed() > 0 {
+            // Nobody is left to look at the current snapshot, so what it names may go.
+            books.unpublished = true;
+        }
         self.reclaim(&mut books);
         drop(books);
         self.reap();

@@ -19,13 +19,22 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it is asked when something is waited for.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// One controller with one disk.
+/// One controller.
 #[derive(Clone, Debug)]
 pub(crate) struct Controller {
     pub(crate) socket: PathBuf,
-    pub(crate) disk: PathBuf,
     /// More lines for the controller.
     pub(crate) lines: String,
+    /// Its disks, as the configuration file has them.
+    pub(crate) namespaces: String,
+}
+
+impl Controller {
+    /// A controller with one disk.
+    pub(crate) fn new(socket: PathBuf, disk: &Path, lines: &str) -> Self {
+        let namespaces = format!("[[nvme.namespace]]\nfile = {:?}\n", disk.display().to_string());
+        Self { socket, lines: lines.to_owned(), namespaces }
+    }
 }
 
 /// What is served.
@@ -41,13 +50,10 @@ impl Setup {
     fn text(&self, control: &Path) -> String {
         let mut text =
             format!("control = {:?}\n\n[memory]\n{}\n", control.display().to_string(), self.memory);
-        for Controller { socket, disk, lines } in &self.controllers {
-            let (socket, disk) = (socket.display().to_string(), disk.display().to_string());
+        for Controller { socket, lines, namespaces } in &self.controllers {
+            let socket = socket.display().to_string();
             // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "\n[[nvme]]\nsocket = {socket:?}\n{lines}\n[[nvme.namespace]]\nfile = {disk:?}\n"
-            );
+            let _ = write!(text, "\n[[nvme]]\nsocket = {socket:?}\n{lines}\n{namespaces}");
         }
         text
     }
@@ -213,10 +219,9 @@ mod tests {
 
     #[test]
     fn a_setup_is_written_as_toml() {
-        let controller = |name: &str| Controller {
-            socket: PathBuf::from(format!("/s/{name} \"x\"")),
-            disk: PathBuf::from("/d"),
-            lines: "interrupts = [\"msi\"]".to_owned(),
+        let controller = |name: &str| {
+            let socket = PathBuf::from(format!("/s/{name} \"x\""));
+            Controller::new(socket, Path::new("/d"), "interrupts = [\"msi\"]")
         };
         let setup = Setup {
             controllers: vec![controller("a"), controller("b")],

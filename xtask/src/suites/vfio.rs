@@ -117,7 +117,9 @@ fn core(stage: &Stage<'_>, granule: Granule) -> Verdict {
     Ok(seen(&booted))
 }
 
-/// What the guest says about its runs.
+/// What the guest says about its runs, and the tables that they print.
 fn seen(booted: &Booted) -> String {
-    booted.marks("seen").collect::<Vec<_>>().join("; ")
+    let runs = booted.marks("seen").collect::<Vec<_>>().join("; ");
+    let tables: String = booted.marks("table").map(|line| format!("\n         {line}")).collect();
+    runs + &tables
 }

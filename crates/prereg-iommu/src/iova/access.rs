@@ -1,13 +1,12 @@
 //! Accesses: what a device holds while it reads or writes.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
 use prereg::{HostAddr, Iova, UserAddr};
 
 use super::backing::Owner;
-use super::mapping::Inside;
+use super::mapping::{Inside, LeadsTo};
 use super::units::{Unit, Units};
 
 /// An access under way: the memory stays pinned at its addresses until this is dropped, on whatever thread.
@@ -38,7 +37,7 @@ pub(super) struct Part {
 /// Where a part's memory is.
 pub(super) enum Source {
     /// In the mapping's units.
-    Mapped(Arc<Units>),
+    Mapped,
     /// In units of its own, which begin where the part does.
     Own(Units),
     Remote,
@@ -145,10 +144,12 @@ impl Held {
 
 impl Part {
     fn local(&self) -> impl Iterator<Item = (&Unit, UserAddr, u64)> {
-        let units = match &self.source {
-            Source::Mapped(units) => Some((&**units, self.iova - self.inside.state().span.first)),
-            Source::Own(units) => Some((units, 0)),
-            Source::Remote => None,
+        let units = match (&self.source, self.inside.leads_to()) {
+            (Source::Own(units), _) => Some((units, 0)),
+            (Source::Mapped, LeadsTo::Local(units)) => {
+                Some((units, self.iova - self.inside.state().span.first))
+            }
+            _ => None,
         };
         units.into_iter().flat_map(|(units, offset)| units.parts(offset, self.bytes))
     }

@@ -66,22 +66,22 @@ impl IovaMap {
     pub fn map(&self, iova: Iova, bytes: u64, to: Backing, access: Access) -> Result<(), IovaMapError> {
         let span = self.span(iova, bytes)?;
         self.fits(&to, bytes)?;
-        let state = Arc::new(MappingState::new(span, access, Arc::clone(&self.closing)));
         // Before the lock, so that what is left in it is dropped after.
         let mut taken = Vec::new();
         let mut live = self.write();
         live.admits(span, self.limits)?;
         let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
         let leads_to = match to {
-            Backing::Local(ua) => LeadsTo::Local(Arc::new(Units::one(translator, ua, bytes, None)?)),
-            Backing::Piece(piece) => {
-                LeadsTo::Local(Arc::new(Units::one(translator, piece.ua, piece.bytes, piece.owner)?))
+            Backing::Local(ua) => LeadsTo::Local(Units::one(translator, ua, bytes, None)?),
+            Backing::Piece(LocalPiece { ua, bytes, owner }) => {
+                LeadsTo::Local(Units::one(translator, ua, bytes, owner)?)
             }
-            Backing::Pieces(pieces) => LeadsTo::Local(Arc::new(Units::many(translator, pieces, &mut taken)?)),
+            Backing::Pieces(pieces) => LeadsTo::Local(Units::many(translator, pieces, &mut taken)?),
             Backing::Supplied(supply) => LeadsTo::Supplied(supply),
             Backing::Remote => LeadsTo::Remote,
         };
-        live.mappings.insert(span.first, Mapping { last: span.last, access, state, leads_to });
+        let state = Arc::new(MappingState::new(span, access, leads_to, Arc::clone(&self.closing)));
+        live.mappings.insert(span.first, Mapping { last: span.last, access, state });
         live.bytes += u128::from(span.bytes());
         Ok(())
     }
@@ -382,8 +382,8 @@ impl Live {
             return Err(Refused::Protected(span.first));
         }
         let inside: Inside = state.enter().map_err(|_| Refused::Closing(span.first))?;
-        let (source, supply) = match &mapping.leads_to {
-            LeadsTo::Local(units) => (Source::Mapped(Arc::clone(units)), None),
+        let (source, supply) = match inside.leads_to() {
+            LeadsTo::Local(_) => (Source::Mapped, None),
             LeadsTo::Supplied(supply) => (Source::Remote, Some(Arc::clone(supply))),
             LeadsTo::Remote => (Source::Remote, None),
         };
@@ -393,13 +393,10 @@ impl Live {
 }
 
 impl Mapping {
-    /// Closes a mapping that was taken out: lets go of its units, then of the right to enter. In this order, so that the last
-    /// access finds nobody else with the units.
+    /// Closes a mapping that was taken out.
     fn close(self, unmapping: &mut Unmapping) {
-        let Self { state, leads_to, .. } = self;
-        drop(leads_to);
-        let is_empty = state.close();
-        unmapping.add(state, is_empty);
+        let is_empty = self.state.close();
+        unmapping.add(self.state, is_empty);
     }
 }
 

@@ -1,4 +1,13 @@
-//! One mapping: what it leads to, and the gate that its accesses stand in.
+//! One mapping: the gate that its accesses stand in, and what it leads to behind it.
+//!
+//! What a mapping leads to, its units above all, is used by whoever is inside the gate and taken out by whoever the gate tells
+//! that it is closed and empty: one caller, once, after the last use (the head of `prereg`'s `gate.rs` has the proof). So the
+//! units are given back before anybody is told that the mapping is drained.
+
+#![expect(
+    unsafe_code,
+    reason = "the units of a mapping are behind its gate, which says who may use and who may take them"
+)]
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -13,6 +22,7 @@ use super::backing::Supply;
 use super::limits::Span;
 use super::state::ClosingState;
 use super::units::Units;
+use contents::Contents;
 
 /// The port of whoever waits for a mapping that was unmapped while accesses were under way.
 pub trait Drained: Send + Sync {
@@ -27,13 +37,11 @@ pub(super) struct Mapping {
     pub(super) last: u64,
     pub(super) access: Access,
     pub(super) state: Arc<MappingState>,
-    pub(super) leads_to: LeadsTo,
 }
 
 /// Where a mapping leads.
-#[derive(Clone)]
 pub(super) enum LeadsTo {
-    Local(Arc<Units>),
+    Local(Units),
     Supplied(Arc<dyn Supply>),
     Remote,
 }
@@ -43,6 +51,7 @@ pub(super) struct MappingState {
     pub(super) span: Span,
     pub(super) access: Access,
     gate: Gate,
+    leads_to: Contents<LeadsTo>,
     /// It was unmapped, and nobody is inside any more.
     done: AtomicBool,
     closing: Arc<Closing>,
@@ -78,8 +87,9 @@ impl Closing {
 }
 
 impl MappingState {
-    pub(super) fn new(span: Span, access: Access, closing: Arc<Closing>) -> Self {
-        Self { span, access, gate: Gate::new(), done: AtomicBool::new(false), closing }
+    pub(super) fn new(span: Span, access: Access, leads_to: LeadsTo, closing: Arc<Closing>) -> Self {
+        let leads_to = Contents::new(leads_to);
+        Self { span, access, gate: Gate::new(), leads_to, done: AtomicBool::new(false), closing }
     }
 
     pub(super) fn iova(&self) -> Iova {
@@ -120,26 +130,25 @@ impl MappingState {
         }
     }
 
-    /// Closes it for good. The caller has let go of its units. `true` when nobody is inside.
+    /// Closes it for good. `true` when nobody is inside, and then its units are given back.
     pub(super) fn close(self: &Arc<Self>) -> bool {
         match self.gate.close_and_drain() {
             Drain::Empty => {
-                // They left an open gate, so nobody was told.
-                self.closing.waiting().remove(&Arc::as_ptr(self).addr());
-                // Release pairs with `is_done`.
-                self.done.store(true, Ordering::Release);
+                // SAFETY: the gate says so.
+                let leads_to = unsafe { self.leads_to.take() };
+                self.finish(leads_to);
                 true
             }
             Drain::Waiting(_) | Drain::Already => false,
         }
     }
 
-    /// The last access has left a closed gate.
-    fn drained(self: &Arc<Self>) {
+    /// Gives the units back, then says so.
+    fn finish(self: &Arc<Self>, leads_to: Option<LeadsTo>) {
+        drop(leads_to);
         self.closing.waiting().remove(&Arc::as_ptr(self).addr());
         // Release pairs with `is_done`.
         self.done.store(true, Ordering::Release);
-        self.closing.drained.drained();
     }
 }
 
@@ -150,13 +159,60 @@ impl Inside {
     pub(super) fn state(&self) -> &MappingState {
         &self.0
     }
+
+    /// What is behind the gate.
+    pub(super) fn leads_to(&self) -> &LeadsTo {
+        // SAFETY: this is inside the gate as long as it lives.
+        unsafe { self.0.leads_to.get() }
+    }
 }
 
 impl Drop for Inside {
     fn drop(&mut self) {
         // A leave without an enter cannot be: only `enter` makes this.
         if self.0.gate.leave() == Ok(Left::Last) {
-            self.0.drained();
+            // SAFETY: the gate says so.
+            let leads_to = unsafe { self.0.leads_to.take() };
+            self.0.finish(leads_to);
+            self.0.closing.drained.drained();
+        }
+    }
+}
+
+mod contents {
+    //! A value that is used by many and taken out by one; who when, a gate beside it says.
+
+    use core::cell::UnsafeCell;
+
+    pub(super) struct Contents<T>(UnsafeCell<Option<T>>);
+
+    // SAFETY: it is used by many threads at once, and taken out by another one than put it in, both by the rules of its
+    // methods.
+    unsafe impl<T: Send + Sync> Sync for Contents<T> {}
+
+    impl<T> Contents<T> {
+        pub(super) fn new(value: T) -> Self {
+            Self(UnsafeCell::new(Some(value)))
+        }
+
+        /// The value.
+        ///
+        /// # Safety
+        /// As long as the caller uses it, nobody takes it out: he is inside the gate.
+        pub(super) unsafe fn get(&self) -> &T {
+            // SAFETY: nobody takes it out, so nobody writes.
+            let value = unsafe { &*self.0.get() };
+            value.as_ref().expect("it is taken out only when the gate is closed and empty")
+        }
+
+        /// Takes it out.
+        ///
+        /// # Safety
+        /// Nobody uses it any more, or ever will: the gate told the caller that it is closed and empty, which it tells once.
+        pub(super) unsafe fn take(&self) -> Option<T> {
+            // SAFETY: nobody else has a reference into it.
+            let value = unsafe { &mut *self.0.get() };
+            value.take()
         }
     }
 }

@@ -141,7 +141,8 @@ fn pins_outlive_the_last_device_where_the_kernel_can_anchor_them() {
     iommufd.remove_device(DEVICE).unwrap();
     let again = iommufd.add_device(DEVICE).unwrap();
     assert!(Arc::ptr_eq(&device, &again), "a device that is open cannot be opened twice");
-    assert_eq!((model.state().open, model.state().attached), (open + 1, 1));
+    assert_eq!(model.state().open, open + 1);
+    assert_eq!(model.state().attached, 1);
     registration.unregister().unwrap();
     assert!(matches!(iommufd.remove_device("0000:00:09.0"), Err(VfioError::NoDevice { .. })));
 }

@@ -1,10 +1,14 @@
 //! What is written is read back: with every kind of interrupt, under an IOMMU, without shared memory, on two disks at
 //! once, and from the guest's user space.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
 use super::super::guest::{Booted, Guest, Ram};
 use super::super::server::{Controller, Server, Setup, number};
-use super::disk::{LIMIT, compare, compare_with, device, disk, guest, serve};
+use super::disk::{DISK, LIMIT, compare, compare_with, device, disk, guest, serve, sum};
+use crate::vm::Trouble;
 
 pub(super) const CASES: &[Case] = &[
     case("nvme-plain", "`prereg serve nvme`, and the arguments for QEMU that it prints", plain),
@@ -17,6 +21,11 @@ pub(super) const CASES: &[Case] = &[
     case("nvme-private", "the same in memory that the server cannot map", private),
     case("nvme-iommu", "thousands of maps of 4 KiB under a guest's IOMMU, one pin", iommu),
     case("nvme-two", "two disks on one guest, one pin", two),
+    case(
+        "nvme-namespaces",
+        "a namespace that may only be read, one of 4096 byte blocks, discard",
+        namespaces,
+    ),
     case("nvme-nested", "the guest passes the disk on to its own user space", nested),
 ];
 
@@ -112,10 +121,11 @@ fn iommu(stage: &Stage<'_>) -> Verdict {
 
 fn two(stage: &Stage<'_>) -> Verdict {
     let names = ["nvme", "other"];
-    let mut setup = Setup::default();
+    let (mut setup, mut disks) = (Setup::default(), Vec::new());
     for name in names {
         let disk = disk(stage, &format!("disk-{name}"))?;
-        setup.controllers.push(Controller { socket: stage.socket(name), disk, lines: String::new() });
+        setup.controllers.push(Controller::new(stage.socket(name), &disk, ""));
+        disks.push(disk);
     }
     let server = Server::start(stage, &setup)?;
     let mut guest = guest(stage, "data")?;
@@ -124,17 +134,55 @@ fn two(stage: &Stage<'_>) -> Verdict {
         guest.device(&device(stage, name));
     }
     let (booted, status) = data(stage, &server, &guest)?;
+    // Which disk becomes the guest's first is chance: each sum is one of the two, and they differ.
     let sums: Vec<&str> = booted.marks("random").collect();
-    ensure(sums.len() == names.len(), || format!("{} sums of random bytes", sums.len()))?;
-    for (controller, guests) in setup.controllers.iter().zip(sums) {
-        compare_with(stage, &controller.disk, guests)?;
-    }
+    let [first, second] = sums[..] else {
+        return Err(Failure::Judged(format!("{} sums of random bytes instead of two", sums.len())));
+    };
+    let turned = compare_with(stage, &disks[0], first).is_err();
+    compare_with(stage, &disks[usize::from(turned)], first)?;
+    compare_with(stage, &disks[usize::from(!turned)], second)?;
     let (registrations, made) = pins(&status)?;
     ensure(registrations == 1, || format!("{registrations} registrations for two disks of one guest"))?;
     let clients = status["clients"].as_array().map_or(0, Vec::len);
     ensure(clients == 2, || format!("{clients} clients instead of two: {status}"))?;
     server.stop()?;
     Ok(format!("2 clients, 1 registration, {made} pins made"))
+}
+
+fn namespaces(stage: &Stage<'_>) -> Verdict {
+    let (first, second) = (disk(stage, "disk-first")?, disk(stage, "disk-second")?);
+    let before = sum(&first, 0, DISK >> 20)?;
+    let namespace = format!(
+        "[[nvme.namespace]]\nfile = {:?}\nread-only = true\n\n[[nvme.namespace]]\nfile = {:?}\nblock-size = 4096\n",
+        first.display().to_string(),
+        second.display().to_string()
+    );
+    let controller = Controller { socket: stage.socket("nvme"), namespaces: namespace, lines: String::new() };
+    let server = Server::start(stage, &Setup { controllers: vec![controller], ..Setup::default() })?;
+    let mut guest = guest(stage, "namespaces")?;
+    guest.device(&device(stage, "nvme"));
+    let mut booted = guest.boot(stage, "guest")?;
+    booted.mark("look", LIMIT)?;
+    let full = allocated(&second)?;
+    booted.answer("go")?;
+    booted.mark("look", LIMIT)?;
+    let empty = allocated(&second)?;
+    booted.answer("go")?;
+    booted.finish(LIMIT)?;
+    server.stop()?;
+    ensure(sum(&first, 0, DISK >> 20)? == before, || "the disk that may only be read changed".to_owned())?;
+    // Some file systems keep a little for themselves.
+    ensure(full >= 32 << 20 && empty <= 1 << 20, || {
+        format!("the file has {full} bytes before the discard and {empty} after it")
+    })?;
+    Ok(format!("{} MiB given back by a discard", (full - empty) >> 20))
+}
+
+/// Bytes that the file system keeps for `path`.
+fn allocated(path: &Path) -> Result<u64, Failure> {
+    let facts = std::fs::metadata(path).map_err(Trouble::file(path))?;
+    Ok(facts.blocks() * 512)
 }
 
 fn nested(stage: &Stage<'_>) -> Verdict {

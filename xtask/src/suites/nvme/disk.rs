@@ -44,7 +44,7 @@ pub(super) fn disk(stage: &Stage<'_>, name: &str) -> Result<PathBuf, Failure> {
 /// A server with one controller and one disk; more `lines` for the controller.
 pub(super) fn serve(stage: &Stage<'_>, lines: &str) -> Result<(Server, PathBuf), Failure> {
     let disk = disk(stage, "disk")?;
-    let controller = Controller { socket: stage.socket("nvme"), disk: disk.clone(), lines: lines.to_owned() };
+    let controller = Controller::new(stage.socket("nvme"), &disk, lines);
     Ok((Server::start(stage, &Setup { controllers: vec![controller], ..Setup::default() })?, disk))
 }
 

@@ -63,7 +63,7 @@ fn dimm(stage: &Stage<'_>) -> Verdict {
         let monitor = booted.monitor()?;
         monitor.execute("device_del", json!({ "id": "dimm" }))?;
         monitor.event("DEVICE_DELETED", |event| event["data"]["device"] == "dimm")?;
-        server.becomes(Duration::from_secs(1), "without the DIMM's pin", |status| {
+        server.becomes(Duration::from_secs(5), "without the DIMM's pin", |status| {
             status["memory"]["registrations"] == 1
         })?;
         monitor.execute("object-del", json!({ "id": "more" }))?;

@@ -1,0 +1,51 @@
+//! Ranges: one lookup and one unit for many pages of a region.
+
+use super::Translator;
+use crate::addr::UserAddr;
+use crate::door::Entered;
+use crate::range_mapping::RangeMapping;
+use crate::region::{MapError, Mapping};
+
+impl Translator {
+    /// Maps all of `[ua, ua + bytes)`, which must lie in one region, with one unit.
+    ///
+    /// # Errors
+    /// As [`map`](Self::map); an empty range lies nowhere.
+    pub fn map_range(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
+        match self.map_range_found(ua, bytes) {
+            Ok(mapping) => Ok(mapping),
+            Err(first) => {
+                self.refresh();
+                self.map_range_found(ua, bytes).map_err(|error| {
+                    let closing = matches!(first, MapError::Closing { .. });
+                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error }
+                })
+            }
+        }
+    }
+
+    #[inline]
+    fn map_range_found(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
+        let shift = self.system_page();
+        let nowhere = MapError::Unregistered { ua, shift };
+        let found = self.find(ua).ok_or(nowhere)?;
+        // SAFETY: named by the snapshot at hand.
+        let region = unsafe { found.as_ref() };
+        if !region.range.holds(ua, bytes) {
+            return Err(nowhere);
+        }
+        let slot = region.slot as usize;
+        match self.door(slot).enter(self.count(slot), self.light) {
+            Entered::In => {}
+            Entered::Closed => return Err(MapError::Closing { ua }),
+        }
+        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
+        Ok(RangeMapping::new(unit, found, bytes))
+    }
+
+    /// [`unmap`](Self::unmap) for a range.
+    #[inline]
+    pub fn unmap_range(&mut self, mapping: RangeMapping) {
+        self.unmap(mapping.into_unit());
+    }
+}

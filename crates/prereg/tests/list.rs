@@ -1,0 +1,170 @@
+//! Lists of pages: all of it or nothing, whatever is in the list.
+#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+
+use prereg::{
+    AddressSpace, Errno, Granule, Holder, HolderKind, ListError, MapError, Mapping, PageShift, Registration,
+    UserAddr,
+};
+use prereg_sim::{MapSpec, SimHost};
+
+const A: u64 = 0x7f00_0000_0000;
+const FAR: u64 = 0x5500_0000_0000;
+const K4: PageShift = PageShift::K4;
+
+fn page(number: u64) -> UserAddr {
+    UserAddr::new(A + (number << 12))
+}
+
+fn places(count: usize) -> Vec<Option<Mapping>> {
+    (0..count).map(|_| None).collect()
+}
+
+fn mapped(registration: &Registration) -> u64 {
+    registration.state().unwrap().mapped
+}
+
+/// 256 scattered pages, a hole of 16, 512 contiguous ones, and one page far away.
+fn world() -> (SimHost, AddressSpace, [Registration; 3]) {
+    let host = SimHost::new(Granule::K4);
+    let space = AddressSpace::new(host.clone());
+    let scattered = space.register(&host.memory(A, 256 << 12)).unwrap();
+    host.map(A + (2 << 21), 512 << 12, MapSpec::huge(PageShift::M2));
+    let huge = space.register(&host.range(A + (2 << 21), 512 << 12)).unwrap();
+    let far = space.register(&host.memory(FAR, 1 << 12)).unwrap();
+    (host, space, [scattered, huge, far])
+}
+
+#[test]
+fn a_list_maps_what_single_maps_would() {
+    let (host, space, registrations) = world();
+    let mut t = space.translator();
+    for length in [0usize, 1, 2, 63, 64, 65, 200, 513] {
+        // Every region, in no order, some pages more than once, bytes inside of pages.
+        let pages: Vec<UserAddr> = (0..length as u64)
+            .map(|n| match n % 7 {
+                0 => UserAddr::new(FAR + n % 4096),
+                1 | 4 => page(1024 + n * 31 % 512),
+                _ => UserAddr::new(page(n * 17 % 256).raw() + n),
+            })
+            .collect();
+        let mut mappings = places(length + 3);
+        t.map_list(&pages, K4, &mut mappings).unwrap();
+        for (mapping, &ua) in mappings.iter().zip(&pages) {
+            let mapping = mapping.as_ref().unwrap();
+            assert_eq!((mapping.ua(), mapping.shift()), (ua, K4));
+            assert_eq!(Some(mapping.hpa()), host.backs(ua.raw()));
+        }
+        assert!(mappings[length..].iter().all(Option::is_none), "places beyond the list stay empty");
+        let counted: u64 = registrations.iter().map(|registration| mapped(registration) - 1).sum();
+        assert_eq!(counted, length as u64);
+        // Given back by hand, by drop and as a list.
+        if let Some(mapping) = mappings.first_mut().and_then(Option::take) {
+            t.unmap(mapping);
+        }
+        drop(mappings.pop());
+        t.unmap_list(&mut mappings);
+        assert!(registrations.iter().all(|registration| mapped(registration) == 1));
+    }
+}
+
+#[test]
+fn one_bad_page_anywhere_and_nothing_is_mapped() {
+    let (_host, space, registrations) = world();
+    let mut t = space.translator();
+    for bad in [0usize, 1, 63, 64, 99] {
+        let mut pages: Vec<UserAddr> = (0..100).map(page).collect();
+        pages[bad] = page(256);
+        let mut mappings = places(100);
+        let error = t.map_list(&pages, K4, &mut mappings).unwrap_err();
+        let why = MapError::Unregistered { ua: page(256), shift: K4 };
+        assert_eq!(error, ListError::Page { index: bad, error: why });
+        assert_eq!(error.errno(), Errno::EFAULT);
+        assert!(mappings.iter().all(Option::is_none));
+        assert!(registrations.iter().all(|registration| mapped(registration) == 1));
+    }
+}
+
+#[test]
+fn large_pages_are_mapped_where_they_are_contiguous() {
+    let (_host, space, registrations) = world();
+    let mut t = space.translator();
+    let mut mappings = places(2);
+    t.map_list(&[page(1024), page(1027)], PageShift::M2, &mut mappings).unwrap();
+    assert_eq!(mapped(&registrations[1]), 3);
+    let error = t.map_list(&[page(1024), page(0)], PageShift::K64, &mut mappings).unwrap_err();
+    assert!(matches!(error, ListError::Page { index: 1, error: MapError::TooLarge { .. } }), "{error}");
+    // What was in the place before the failing page is given back, what was in its own is still there.
+    assert_eq!((mapped(&registrations[1]), mappings.iter().flatten().count()), (2, 1));
+}
+
+#[test]
+fn a_list_needs_a_place_for_each_page() {
+    let (_host, space, registrations) = world();
+    let mut t = space.translator();
+    let error = t.map_list(&[page(0), page(1)], K4, &mut places(1)).unwrap_err();
+    assert_eq!(error, ListError::Room { pages: 2, places: 1 });
+    assert_eq!(error.errno(), Errno::EINVAL);
+    assert_eq!(mapped(&registrations[0]), 1);
+}
+
+#[test]
+fn a_list_over_a_closing_region_is_refused_whole() {
+    let (_host, space, [scattered, huge, far]) = world();
+    let mut t = space.translator();
+    let held = t.map(page(1024), K4).unwrap();
+    let draining = huge.drain();
+    let mut mappings = places(3);
+    let error = t.map_list(&[page(1), page(1025), page(2)], K4, &mut mappings).unwrap_err();
+    assert!(matches!(error, ListError::Page { index: 1, error: MapError::Closing { .. } }), "{error}");
+    assert_eq!(mapped(&scattered), 1);
+    t.unmap(held);
+    assert!(draining.is_done());
+    drop((scattered, far));
+}
+
+#[test]
+fn mappings_of_another_holder_go_back_to_where_they_were_counted() {
+    let (_host, space, registrations) = world();
+    let (mut mine, mut other) = (
+        space.translator_for(Holder { container: 1, kind: HolderKind::InFlight }),
+        space.translator_for(Holder { container: 2, kind: HolderKind::InFlight }),
+    );
+    let mut mappings = places(4);
+    mine.map_list(&[page(0), page(1)], K4, &mut mappings[..2]).unwrap();
+    other.map_list(&[page(2), page(3)], K4, &mut mappings[2..]).unwrap();
+    let holders: Vec<_> = registrations[0].state().unwrap().mappings.iter().map(|held| held.count).collect();
+    assert_eq!(holders, [2, 2]);
+    mine.unmap_list(&mut mappings);
+    let state = registrations[0].state().unwrap();
+    assert_eq!((state.mapped, state.mappings.len()), (1, 0));
+}
+
+#[test]
+fn what_a_translator_with_more_counts_took_another_one_gives_back() {
+    let (host, space, registrations) = world();
+    let (mut old, mut new) = (space.translator(), space.translator());
+    let before = old.map(page(0), K4).unwrap();
+    // More regions than counts were made for.
+    let many: Vec<_> =
+        (0..700).map(|n| space.register(&host.memory(A + (1 << 32) + (n << 13), 1 << 12)).unwrap()).collect();
+    let late = UserAddr::new(A + (1 << 32) + (699 << 13));
+    let mut mappings = places(4);
+    new.map_list(&[late, page(1), late, page(2)], K4, &mut mappings).unwrap();
+    assert_eq!((mapped(&many[699]), mapped(&registrations[0])), (3, 4));
+    // The old one never looked since; the new one knows what the old one took before.
+    new.unmap(before);
+    old.unmap_list(&mut mappings);
+    assert_eq!((mapped(&many[699]), mapped(&registrations[0])), (1, 1));
+    drop((old, new, many, registrations));
+    host.assert_clean();
+}
+
+#[test]
+fn a_hint_is_only_a_hint() {
+    let (_host, space, registrations) = world();
+    let t = space.translator();
+    for ua in [0, A, A + 4095, A + (256 << 12), FAR, u64::MAX] {
+        t.prefetch(UserAddr::new(ua));
+    }
+    assert!(registrations.iter().all(|registration| mapped(registration) == 1));
+}
