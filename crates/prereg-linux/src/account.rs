@@ -115,7 +115,13 @@ fn holds_ipc_lock() -> bool {
 
 /// Root of another user namespace holds the capability, but not where the kernel asks for it.
 pub(crate) fn in_initial_user_namespace() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|text| maps_everybody(&text))
+    match std::fs::read_to_string("/proc/self/uid_map") {
+        Ok(text) => maps_everybody(&text),
+        // A kernel without user namespaces has no such file, and everybody is in the initial one.
+        Err(error) => {
+            error.kind() == std::io::ErrorKind::NotFound && std::path::Path::new("/proc/self/status").exists()
+        }
+    }
 }
 
 /// Whether a `uid_map` is the one of the initial namespace: all users to themselves.

@@ -256,7 +256,7 @@ static void entries(void)
 	struct prereg_holder holder = { 2, PREREG_HOLDER_TABLE_ENTRY, 0 };
 	uint32_t before = 9, access = 0;
 
-	EXPECT(prereg_register(space, RAM, 16 * PAGE, NULL, NULL, &ram, &why) == 0);
+	EXPECT(prereg_register(space, RAM, 64 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
 	EXPECT(prereg_entries_new(space, 11, 8, &holder, &bad, &why) == -EINVAL && bad == NULL);
 	EXPECT(prereg_entries_new(space, 12, SIZE_MAX / 32, &holder, &bad, &why) == -ENOMEM && bad == NULL);
@@ -279,10 +279,10 @@ static void entries(void)
 	EXPECT(prereg_entries_clear(block, reader, 3, &before, &why) == 0 && before == PREREG_ACCESS_READ);
 	EXPECT(prereg_entries_set(block, reader, 0, RAM, 3, NULL, &why) == 0 && prereg_entries_live(block) == 1);
 	EXPECT(prereg_entries_free(&block) == 0 && block == NULL);
-	EXPECT(prereg_mark_dirty(reader, RAM + 9 * PAGE) == 0);
+	EXPECT(prereg_mark_dirty(reader, RAM + 40 * PAGE) == 0);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == 0);
-	/* Page 1 by its entry, page 0 with its block, page 9 by hand; neighbours may be named with them. */
-	EXPECT(world.dirty >= 3 && world.dirty < 16);
+	/* Page 1 by its entry, page 0 with its block, page 40 by hand; neighbours may be named with them. */
+	EXPECT(world.dirty >= 3 && world.dirty < 64);
 	EXPECT(prereg_translator_free(&reader) == 0);
 	world_end(&world, &space);
 }

@@ -60,7 +60,7 @@ pub(super) fn iommufd(report: &HostReport) -> BackendReport {
         .collect();
     verdict.usable = report.iommufd && !nodes.is_empty();
     if verdict.usable {
-        verdict.why = format!("/dev/iommu is there, and {} have nodes of their own", nodes.join(", "));
+        verdict.why = format!("/dev/iommu is there; devices with nodes of their own: {}", nodes.join(", "));
         return verdict;
     }
     verdict.addresses = None;

@@ -91,7 +91,7 @@ pub struct Cell {
 }
 
 /// A subject is slow when a pass with all operations would take so many times what a pass of a slow one may.
-const SLOW: u64 = 8;
+const SLOW: u64 = 4;
 
 /// A subject with its times so far.
 struct Timed<'a> {
@@ -117,7 +117,7 @@ pub fn in_turns(
         .iter_mut()
         .filter(|(_, subject)| subject.does(cell.case, cell.pattern))
         .map(|(name, subject)| {
-            const PROBE: u64 = 64;
+            const PROBE: u64 = 16;
             subject.pass(cell.case, cell.pattern, addresses, range, PROBE);
             let start = thread_time();
             subject.pass(cell.case, cell.pattern, addresses, range, PROBE);

@@ -47,7 +47,7 @@ impl Plan {
         Self {
             sizes: vec![64 << 20, 1 << 30],
             regions: vec![1, 64, 4096],
-            effort: Effort { reps: 9, operations: 1 << 16, patience: Duration::from_millis(2) },
+            effort: Effort { reps: 9, operations: 1 << 16, patience: Duration::from_millis(1) },
             every_pattern: false,
             ..Self::full(real)
         }
