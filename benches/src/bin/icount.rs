@@ -18,6 +18,8 @@ use prereg_sim::SimHost;
 
 /// User address of the first region.
 const BASE: u64 = 0x7f00_0000_0000;
+/// Bytes registered.
+const SIZE: u64 = 64 << 20;
 /// Operations of the short and the long run.
 const LENGTHS: [u64; 2] = [20_000, 120_000];
 
@@ -68,7 +70,11 @@ const COUNTS: [Count; 16] = [
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--child", index, subject, length] => child(index, subject, length),
+        ["--child", index, subject, length] => child(index, subject, length, SIZE),
+        // For a look by hand at other sizes: `valgrind --tool=callgrind --cache-sim=yes icount --child 2 prereg 100000 4096`.
+        ["--child", index, subject, length, mib] => {
+            child(index, subject, length, mib.parse::<u64>().map_or(SIZE, |mib| mib << 20))
+        }
         [] => parent(false),
         ["--check"] => parent(true),
         _ => {
@@ -79,12 +85,12 @@ fn main() -> ExitCode {
 }
 
 /// Does what is counted.
-fn child(index: &str, subject: &str, length: &str) -> ExitCode {
+fn child(index: &str, subject: &str, length: &str, size: u64) -> ExitCode {
     let (Ok(index), Ok(length)) = (index.parse::<usize>(), length.parse::<u64>()) else {
         return ExitCode::from(2);
     };
     let Some(count) = COUNTS.get(index) else { return ExitCode::from(2) };
-    let shape = Shape { size: 64 << 20, regions: count.regions, layout: count.layout };
+    let shape = Shape { size, regions: count.regions, layout: count.layout };
     let space =
         AddressSpace::with_barrier(InventedHost::new(count.layout, None), Arc::new(SoleThread::alone()));
     let pages = SimHost::new(Granule::K4);

@@ -1,11 +1,11 @@
 //! Adapters that put prereg into the VMMs that exist. Each is a feature, off by default.
 //!
-//! - `vm-memory`: [`vm_memory::RegisteredRam`] registers a `GuestMemoryMmap` region by region; [`vm_memory::PinnedIommu`] is
+//! - `vm-memory`: `vm_memory::RegisteredRam` registers a `GuestMemoryMmap` region by region; `vm_memory::PinnedIommu` is
 //!   the `Iommu` of an `IommuMemory`: it translates I/O virtual addresses, and what it translated stays mapped and pinned
 //!   as long as the iterator over it lives.
-//! - `vfio-ioctls`: [`vfio::PinnedVfio`] is a `VfioOps` around another one. A VMM that takes `Arc<dyn VfioOps>` uses it in
+//! - `vfio-ioctls`: `vfio::PinnedVfio` is a `VfioOps` around another one. A VMM that takes `Arc<dyn VfioOps>` uses it in
 //!   that one's place; pins and mappings then outlast the devices.
-//! - `openvmm`: [`openvmm::PinnedTarget`] is a `DmaTarget` in the shape of openvmm's.
+//! - `openvmm`: `openvmm::PinnedTarget` is a `DmaTarget` in the shape of openvmm's.
 //!
 //! The last two stand on [`KeptMappings`], which needs no feature: the mappings of one device address space, each holding
 //! its memory pinned, put into whatever [`DmaContainer`] really maps, and put in again when that one forgot them.

@@ -83,10 +83,17 @@ fn doorbells(stage: &Stage<'_>) -> Verdict {
     let (server, disk) = serve(stage, "doorbells = \"mmap\"")?;
     let mut guest = guest(stage, "data")?;
     guest.device(&device(stage, "nvme"));
-    let (booted, _) = data(stage, &server, &guest)?;
+    let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
+    let of = |name: &str| number(&status, &format!("/clients/0/{name}"));
+    let commands = of("device/read_commands")? + of("device/write_commands")?;
+    let messages = of("requests/performed_total/REGION_WRITE")?;
+    // By messages there would be one for almost every command.
+    ensure(messages < commands / 4, || {
+        format!("{messages} messages that write registers for {commands} commands: doorbells came by message")
+    })?;
     server.stop()?;
-    Ok("as with messages".to_owned())
+    Ok(format!("{commands} commands, {messages} messages that write registers"))
 }
 
 fn private(stage: &Stage<'_>) -> Verdict {
