@@ -1,7 +1,7 @@
 //! `prereg serve`: devices for guests, joined from the server, the controller, the disks and the pin back end.
 //!
 //! - [`config`]: what is to be served, from a file or the command line; [`run`]: the server that does it, until told to stop;
-//! - [`status`]: what it is doing, as data; [`observe`] makes it, [`print`] and [`metrics`] show it;
+//! - [`status`]: what it is doing, as data; [`observe`] makes it, [`mod@print`] and [`metrics`] show it;
 //! - [`control`] and [`http`]: where it is asked for.
 
 pub mod config;
