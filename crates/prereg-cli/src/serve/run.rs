@@ -51,8 +51,8 @@ struct Served {
     model: Arc<NvmeModel>,
 }
 
-/// How often disks are looked at, whether they grew.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often disks are looked at, whether they grew, and memory, whether it is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Serving {
     /// Opens every disk, then every socket; on a failure nothing stays.
@@ -163,6 +163,7 @@ impl Serving {
             std::thread::sleep(Duration::from_millis(50));
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
+                self.server.release_idle();
                 for served in &self.models {
                     // A disk that cannot be asked now stays as it was; its I/O tells the guest what is wrong with it.
                     let _ = served.model.refresh();

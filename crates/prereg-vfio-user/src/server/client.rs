@@ -89,6 +89,14 @@ impl Shared {
         }
     }
 
+    /// Gives up memory that was unplugged from the guest.
+    pub(crate) fn release_idle(&self) {
+        let space = lock(&self.seen).as_ref().map(|seen| seen.space.clone());
+        if let Some(space) = space {
+            space.release_idle();
+        }
+    }
+
     /// Everything there is to see.
     pub(crate) fn snapshot(&self) -> ClientState {
         let seen = lock(&self.seen).as_ref().map(|seen| (seen.device.clone(), seen.space.clone()));

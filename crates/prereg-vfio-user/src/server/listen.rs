@@ -153,6 +153,17 @@ impl Server {
         snapshot
     }
 
+    /// Releases memory that was unplugged from guests: files of which nothing was mapped at this call and the one before,
+    /// though others of the same client were. The protocol does not tell it from memory that is not in use at the moment, so
+    /// whoever has a clock calls this every second or so; memory that is wanted again is registered again.
+    pub fn release_idle(&self) {
+        let clients: Vec<Arc<Shared>> =
+            self.inner.lock().clients.values().map(|client| client.shared.clone()).collect();
+        for client in clients {
+            client.release_idle();
+        }
+    }
+
     /// Accepts nobody any more, removes the sockets, lets go of every client, and waits until their devices are quiet.
     pub fn stop(self) {
         self.end();

@@ -120,3 +120,26 @@ fn a_file_full_of_holes_runs_into_a_bound_and_not_the_process() {
     drop(client);
     assert_eq!(pinned(&store), 0);
 }
+
+#[test]
+fn unplugged_memory_is_given_up_on_the_second_look() {
+    let Some(store) = store(MemoryPolicy::EAGER) else { return };
+    let client = Client::new(&store, 1);
+    let ((_ram, ram), (_dimm, dimm)) = (sealed(8), sealed(4));
+    client.map(0, 8, &ram, 0).unwrap();
+    client.map(8, 4, &dimm, 0).unwrap();
+    client.unmap(8, 4);
+    client.space.release_idle();
+    assert_eq!(pinned(&store), 12, "a look alone cannot tell it from a moment without a map");
+    client.space.release_idle();
+    assert_eq!((pinned(&store), store.snapshot().files.len()), (8, 1));
+    client.map(8, 4, &dimm, 0).unwrap();
+    assert_eq!(pinned(&store), 12, "plugged again, it is registered again");
+    for (at, pages) in [(0, 8), (8, 4)] {
+        client.unmap(at, pages);
+    }
+    for _ in 0..3 {
+        client.space.release_idle();
+    }
+    assert_eq!(pinned(&store), 12, "a guest that maps nothing at all is between a reset and its driver");
+}

@@ -35,7 +35,7 @@ impl Plan {
             sizes: vec![64 << 20, 1 << 30, 4 << 30],
             regions: vec![1, 8, 64, 512, 4096],
             layouts: vec![Layout::Scattered, Layout::Contiguous],
-            effort: Effort { reps: 9, operations: 1 << 18, patience: Duration::from_millis(10) },
+            effort: Effort { reps: 9, operations: 1 << 17, patience: Duration::from_millis(5) },
             every_pattern: true,
             real,
         }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Holder};
-use prereg_linux::{FileFacts, SharedError};
+use prereg_linux::{FileFacts, FileIdentity, SharedError};
 
 use super::error::MapMemoryError;
 use super::file::{Budget, File};
@@ -17,6 +17,8 @@ pub(super) struct Client {
     holder: Holder,
     /// In the order they were named last; `None` when the client is gone.
     named: Mutex<Option<Vec<Arc<File>>>>,
+    /// Those that nothing mapped when idle ones were looked for last.
+    idle: Mutex<Vec<FileIdentity>>,
 }
 
 /// Files that one client may hand over at a time.
@@ -36,7 +38,7 @@ pub(super) struct NamedFile {
 
 impl Client {
     pub(super) fn new(store: Arc<MemoryStore>, holder: Holder) -> Self {
-        Self { store, holder, named: Mutex::new(Some(Vec::new())) }
+        Self { store, holder, named: Mutex::new(Some(Vec::new())), idle: Mutex::new(Vec::new()) }
     }
 
     pub(super) fn store(&self) -> &Arc<MemoryStore> {
@@ -94,14 +96,37 @@ impl Client {
         if named.len() <= IDLE_FILES {
             return None;
         }
-        // Besides the list here and the store's, only memory that is supplied at first use has the file.
-        let is_idle = |file: &Arc<File>| {
-            Arc::strong_count(file) <= 2 && file.try_lock().is_some_and(|extending| !extending.is_mapped())
-        };
         let mut idle = named.iter().enumerate().filter(|(_, file)| is_idle(file)).map(|(at, _)| at);
         let oldest = idle.next()?;
         let enough = idle.nth(IDLE_FILES - 1).is_some();
         enough.then(|| named.remove(oldest))
+    }
+
+    /// Gives up files that nothing maps, and nothing mapped when this was called before, as long as something maps another one.
+    pub(super) fn release_idle(&self) {
+        let mut guard = self.named();
+        let Some(named) = guard.as_mut() else { return };
+        let is_mapped = |file: &Arc<File>| file.try_lock().is_some_and(|extending| extending.is_mapped());
+        let now: Vec<FileIdentity> = if named.iter().any(is_mapped) {
+            named.iter().filter(|file| is_idle(file)).map(|file| file.identity()).collect()
+        } else {
+            // Between a reset and its driver a guest maps nothing, and will map all of it again.
+            Vec::new()
+        };
+        // Every change is one assignment.
+        let mut before = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone: Vec<Arc<File>> = named
+            .iter()
+            .filter(|file| now.contains(&file.identity()) && before.contains(&file.identity()))
+            .cloned()
+            .collect();
+        named.retain(|file| gone.iter().all(|gone| !Arc::ptr_eq(gone, file)));
+        *before = now;
+        drop(before);
+        drop(guard);
+        if !gone.is_empty() {
+            self.store.unname(gone);
+        }
     }
 
     /// Takes back that the client named a file.
@@ -136,4 +161,10 @@ impl Client {
         let gone = self.named().take();
         self.store.unname(gone.into_iter().flatten());
     }
+}
+
+/// Whether nothing maps a file and nobody is about to: besides its client's list and the store's, only memory that is supplied at
+/// first use has it, and whoever is naming it.
+fn is_idle(file: &Arc<File>) -> bool {
+    Arc::strong_count(file) <= 2 && file.try_lock().is_some_and(|extending| !extending.is_mapped())
 }

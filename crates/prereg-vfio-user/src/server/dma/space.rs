@@ -180,6 +180,12 @@ impl DmaSpace {
         unmapping
     }
 
+    /// Gives up files that nothing maps and nothing mapped at the call before, while another file is mapped: memory that was
+    /// unplugged from the guest. Meant to be called every second or so; a file that is wanted again is registered again.
+    pub fn release_idle(&self) {
+        self.client.release_idle();
+    }
+
     /// The client is gone: what the device asks for fails from here on, its mappings go as its accesses leave, and so do
     /// the registrations that no other client shares.
     pub fn disconnect(&self) {
