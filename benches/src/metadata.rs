@@ -43,7 +43,7 @@ pub fn bytes_per_page(
         allocator.live() + own
     };
     let nothing = taken();
-    let space = AddressSpace::with_tables(InventedHost::new(layout, None), None, memory.clone());
+    let space = AddressSpace::builder(InventedHost::new(layout, None)).tables(memory.clone()).build();
     let Ok(space) = space else { panic!("no memory for an address space") };
     let pages = SimHost::new(Granule::K4);
     let register = |at: u64, bytes: u64| -> Registration {

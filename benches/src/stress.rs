@@ -113,8 +113,11 @@ pub fn run(duration: Duration) -> Report {
     let fenced = barrier.is_some();
     let tables = Arc::new(LockedTables::new());
     let memory: Arc<dyn TableMemory> = tables.clone();
-    let space = AddressSpace::with_tables(host.clone(), barrier, memory);
-    let space = space.unwrap_or_else(|error| panic!("{error}"));
+    let mut builder = AddressSpace::builder(host.clone()).tables(memory);
+    if let Some(barrier) = barrier {
+        builder = builder.barrier(barrier);
+    }
+    let space = builder.build().unwrap_or_else(|error| panic!("{error}"));
     let block = EntryBlock::new(&space, K4, ENTRIES as usize, holder(1));
     let block = block.unwrap_or_else(|error| panic!("{error}"));
     let standing = register(&space, &host, RANGES[STANDING]);

@@ -53,7 +53,7 @@ struct Request {
 fuzz_target!(|requests: Vec<Request>| {
     let host = SimHost::new(Granule::K4);
     host.memory(A, 64 * 4096);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let account = Arc::new(host.clone());
     let owner = Owner::new(space.clone(), account.clone(), account, Arc::new(Ram(host.clone())));
     let mut containers = [1, 2].map(|number| {

@@ -145,7 +145,7 @@ impl Step {
 
 fuzz_target!(|guest: Guest| {
     let host = SimHost::new(Granule::K4);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let ram = host.memory(RAM_UA, (RAM_PAGES + LOOSE_PAGES) * PAGE);
     let registered = host.range(RAM_UA, RAM_PAGES * PAGE);
     let mut registration: Option<Registration> = Some(space.register(&registered).unwrap());

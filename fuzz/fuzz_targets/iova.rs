@@ -225,7 +225,7 @@ fn check_pieces(held: &Held, found: &[Listed], first: u64, bytes: u64, host: &Si
 
 fuzz_target!(|steps: Vec<Step>| {
     let host = SimHost::new(Granule::K4);
-    let space = AddressSpace::new(host.clone());
+    let space = AddressSpace::builder(host.clone()).build().unwrap();
     let low = space.register(&host.memory(UA, PAGES * PAGE)).expect("a region");
     let high = space.register(&host.memory(UA + PAGES * PAGE, PAGES * PAGE)).expect("a region");
     let bell = Arc::new(Bell::default());

@@ -14,7 +14,7 @@ fuzz_target!(|text: &[u8]| {
     let file = ScenarioFile::parse(&text);
     for granule in [Granule::K4, Granule::K64] {
         for scenario in &file.scenarios {
-            let transcript = run(scenario, file.machine, granule);
+            let transcript = run(scenario, file.machine, granule).unwrap();
             assert_eq!(transcript.left, None, "{transcript}");
         }
     }
@@ -23,7 +23,7 @@ fuzz_target!(|text: &[u8]| {
     if let Ok(deviations) = Deviations::parse(Deviations::BUILT_IN) {
         let mut judge = Judge::new(&deviations, Answers::parse(&text));
         for scenario in &file.scenarios {
-            judge.judge(&run(scenario, file.machine, Granule::K4));
+            judge.judge(&run(scenario, file.machine, Granule::K4).unwrap());
         }
     }
 });

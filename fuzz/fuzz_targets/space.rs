@@ -44,7 +44,7 @@ fn bytes(pages: u8, odd: bool) -> u64 {
 fuzz_target!(|steps: Vec<Step>| {
     let host = SimHost::new(Granule::K4);
     let _ = host.memory(UA, PAGES * PAGE);
-    let space = AddressSpace::new(host.clone());
+    let space = AddressSpace::builder(host.clone()).build().unwrap();
     let mut translator = space.translator();
     let mut registrations: Vec<Registration> = Vec::new();
     let mut mappings: Vec<Mapping> = Vec::new();

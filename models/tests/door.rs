@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicI64, Ordering, fence};
 use loom::thread;
-use prereg::door::{Door, Entered, Light};
+use prereg::door::{Door, Entered, FenceMode};
 use prereg_models::explore;
 use prereg_models::twins::{DoorTwin, Flaw};
 
@@ -20,7 +20,7 @@ trait Closable: Send + Sync + 'static {
 
 impl Closable for Door {
     fn enter(&self, count: &AtomicI64) -> bool {
-        Door::enter(self, count, Light::Full) == Entered::In
+        Door::enter(self, count, FenceMode::Full) == Entered::In
     }
     fn leave(&self, count: &AtomicI64) {
         Door::leave(count);

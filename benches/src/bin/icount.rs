@@ -91,8 +91,10 @@ fn child(index: &str, subject: &str, length: &str, size: u64) -> ExitCode {
     };
     let Some(count) = COUNTS.get(index) else { return ExitCode::from(2) };
     let shape = Shape { size, regions: count.regions, layout: count.layout };
-    let space =
-        AddressSpace::with_barrier(InventedHost::new(count.layout, None), Arc::new(SoleThread::alone()));
+    let space = AddressSpace::builder(InventedHost::new(count.layout, None))
+        .barrier(Arc::new(SoleThread::alone()))
+        .build()
+        .unwrap();
     let pages = SimHost::new(Granule::K4);
     let mut hosts = Vec::new();
     let mut held = Vec::new();

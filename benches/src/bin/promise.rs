@@ -123,8 +123,11 @@ fn keep(count: u64) -> Result<ExitCode, String> {
     let memory = host.memory(first.raw(), PAGES * PageShift::K4.bytes());
     let barrier = Membarrier::shared();
     let fenced = barrier.is_none();
-    let space = AddressSpace::with_tables(host, barrier, LockedTables::shared());
-    let space = space.map_err(|error| error.to_string())?;
+    let mut builder = AddressSpace::builder(host).tables(LockedTables::shared());
+    if let Some(barrier) = barrier {
+        builder = builder.barrier(barrier);
+    }
+    let space = builder.build().map_err(|error| error.to_string())?;
     let registration = space.register(&memory).map_err(|error| error.to_string())?;
     let target = Target { first: registration.ua(), pages: PAGES };
     let mut translator = space.translator();

@@ -81,7 +81,7 @@
 /** Addresses of device memory. */
 #define PREREG_ADDRESS_DEVICE 4
 
-/** Made up. */
+/** No device may be programmed with them: they are made up, or belong to memory that is not pinned. */
 #define PREREG_ADDRESS_INVENTED 5
 
 /** Held for anything else. */
@@ -241,7 +241,7 @@ typedef struct prereg_unmapping prereg_unmapping;
  * How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
  *
  * The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
- * or call back into the same space. The struct is copied; what `context` points at is not.
+ * or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The struct is copied; what `context` points at is not.
  */
 typedef struct prereg_pin_ops {
   /** sizeof(struct prereg_pin_ops). */
@@ -254,8 +254,9 @@ typedef struct prereg_pin_ops {
   uint32_t address_kind;
   /**
    * Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
-   * `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Returns 0, or a negative errno and
-   * nothing stays pinned.
+   * `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
+   * addresses: until `unpin` is called, each must reach the page that it was pushed for and no other memory. Returns 0, or
+   * a negative errno and nothing stays pinned.
    */
   int (*pin)(void *context, uint64_t ua, uint64_t bytes, struct prereg_page_list *pages, uint64_t *id);
   /** Releases what `pin` pinned; the pages are free when it returns. `dirty` is read with `prereg_dirty_pages_next`. */
@@ -440,12 +441,13 @@ typedef struct prereg_range {
   uint64_t inside[6];
 } prereg_range;
 
-/** A live entry as it was at some moment. */
+/**
+ * A live entry as it was at some moment. A host address comes only with a mapping, from `prereg_entries_take` or
+ * `prereg_table_take`.
+ */
 typedef struct prereg_entry {
   /** The user address it was made from. */
   uint64_t ua;
-  /** Where the device finds it. Sure to be right only while nobody changes the entry. */
-  uint64_t host;
   /** What the device may do: `PREREG_ACCESS_...`, or'ed. */
   uint32_t access;
   /** Zero. */
@@ -583,8 +585,8 @@ const char *prereg_version(void);
 /**
  * Pushes `pages` pages that follow each other from host address `host` on.
  *
- * Returns 0; -E2BIG when the range has fewer pages, -ENOMEM; the registration then fails whatever the pin function
- * returns.
+ * Returns 0; -E2BIG when the range has fewer pages, -EINVAL when the pages pass 2^64, -ENOMEM; the registration then fails
+ * whatever the pin function returns.
  */
 int prereg_page_list_push(struct prereg_page_list *list,
                           uint64_t host,
@@ -1000,7 +1002,8 @@ int prereg_entries_clear(const struct prereg_entries *entries,
                          struct prereg_error *error);
 
 /**
- * Shows entry `index`: for checks and reports. Waits while another thread changes it; not for signal handlers.
+ * Shows entry `index`, without its host address, which comes with a mapping from `prereg_entries_take`. Waits while another
+ * thread changes the entry, which takes a few instructions; not for signal handlers.
  *
  * Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
  */
@@ -1099,7 +1102,11 @@ int prereg_table_check(const struct prereg_table *table,
                        uint64_t ua,
                        struct prereg_error *error);
 
-/** Shows entry `index`: 1 and `*entry` filled if it is live, 0 if it is empty or there is none, -EINVAL. */
+/**
+ * Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
+ *
+ * Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
+ */
 int prereg_table_inspect(const struct prereg_table *table, uint64_t index, struct prereg_entry *entry);
 
 /**
@@ -1523,7 +1530,8 @@ int prereg_entries_clear(const struct prereg_entries *entries,
                          struct prereg_error *error);
 
 /**
- * Shows entry `index`: for checks and reports. Waits while another thread changes it; not for signal handlers.
+ * Shows entry `index`, without its host address, which comes with a mapping from `prereg_entries_take`. Waits while another
+ * thread changes the entry, which takes a few instructions; not for signal handlers.
  *
  * Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
  */
@@ -1756,8 +1764,8 @@ int prereg_iova_snapshot(const struct prereg_iova *iova, struct prereg_iova_stat
 /**
  * Pushes `pages` pages that follow each other from host address `host` on.
  *
- * Returns 0; -E2BIG when the range has fewer pages, -ENOMEM; the registration then fails whatever the pin function
- * returns.
+ * Returns 0; -E2BIG when the range has fewer pages, -EINVAL when the pages pass 2^64, -ENOMEM; the registration then fails
+ * whatever the pin function returns.
  */
 int prereg_page_list_push(struct prereg_page_list *list,
                           uint64_t host,
@@ -2104,7 +2112,11 @@ int prereg_table_check(const struct prereg_table *table,
                        uint64_t ua,
                        struct prereg_error *error);
 
-/** Shows entry `index`: 1 and `*entry` filled if it is live, 0 if it is empty or there is none, -EINVAL. */
+/**
+ * Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
+ *
+ * Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
+ */
 int prereg_table_inspect(const struct prereg_table *table, uint64_t index, struct prereg_entry *entry);
 
 /**

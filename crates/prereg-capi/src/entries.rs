@@ -22,14 +22,13 @@ kinds! {
     prereg_entries, EntryBlock, b"pr-entry";
 }
 
-/// A live entry as it was at some moment.
+/// A live entry as it was at some moment. A host address comes only with a mapping, from `prereg_entries_take` or
+/// `prereg_table_take`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_entry {
     /// The user address it was made from.
     pub ua: u64,
-    /// Where the device finds it. Sure to be right only while nobody changes the entry.
-    pub host: u64,
     /// What the device may do: `PREREG_ACCESS_...`, or'ed.
     pub access: u32,
     /// Zero.
@@ -127,7 +126,8 @@ pub extern "C" fn prereg_entries_clear(
     })
 }
 
-/// Shows entry `index`: for checks and reports. Waits while another thread changes it; not for signal handlers.
+/// Shows entry `index`, without its host address, which comes with a mapping from `prereg_entries_take`. Waits while another
+/// thread changes the entry, which takes a few instructions; not for signal handlers.
 ///
 /// Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
 #[unsafe(no_mangle)]
@@ -138,7 +138,7 @@ pub extern "C" fn prereg_entries_inspect(
 ) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
         let place = room(entry, "entry")?;
-        let seen = body(entries)?.inspect(index, |view| view);
+        let seen = body(entries)?.view(index);
         Ok(seen.map_or(0, |view| {
             place.write(entry_of(&view));
             1
@@ -147,12 +147,7 @@ pub extern "C" fn prereg_entries_inspect(
 }
 
 pub(crate) fn entry_of(view: &prereg::EntryView) -> prereg_entry {
-    prereg_entry {
-        ua: view.ua.raw(),
-        host: view.host.raw(),
-        access: access_of(Some(view.access)),
-        reserved: 0,
-    }
+    prereg_entry { ua: view.ua.raw(), access: access_of(Some(view.access)), reserved: 0 }
 }
 
 /// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `*access` (may

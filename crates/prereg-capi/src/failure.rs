@@ -92,6 +92,7 @@ impl Failure {
             Self::Register(error) => error.errno(),
             Self::Map(error) => error.errno(),
             Self::Pages(PageListError::OutOfMemory) => Errno::ENOMEM,
+            Self::Pages(PageListError::Wraps { .. }) => Errno::EINVAL,
             Self::Pages(_) => Errno::E2BIG,
             Self::Backend(error) => error.errno(),
             Self::Vfio(error) => error.errno(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, PageListError,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageListError, PageSink,
     Pin, PinError, PinId, UserAddr, UserRange,
 };
 use prereg_linux::Membarrier;
@@ -21,8 +21,8 @@ use crate::words::{granule_of, kind_from};
 /// The pages of a range that is being pinned: where the pin function puts the host address of each. Good only until that
 /// function returns.
 #[derive(Debug)]
-pub struct prereg_page_list<'a> {
-    pages: &'a mut PageList,
+pub struct prereg_page_list<'a, 'b> {
+    pages: &'a mut PageSink<'b>,
     refused: Option<PageListError>,
 }
 
@@ -36,7 +36,8 @@ pub struct prereg_dirty_pages<'a> {
 /// How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
 ///
 /// The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
-/// or call back into the same space. The struct is copied; what `context` points at is not.
+/// or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The
+/// struct is copied; what `context` points at is not.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_pin_ops {
@@ -49,14 +50,15 @@ pub struct prereg_pin_ops {
     /// What the host addresses mean: a `PREREG_ADDRESS_...`.
     pub address_kind: u32,
     /// Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
-    /// `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Returns 0, or a negative errno and
-    /// nothing stays pinned.
+    /// `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
+    /// addresses: until `unpin` is called, each must reach the page that it was pushed for and no other memory. Returns 0, or
+    /// a negative errno and nothing stays pinned.
     pub pin: Option<
         unsafe extern "C" fn(
             context: *mut c_void,
             ua: u64,
             bytes: u64,
-            pages: &mut prereg_page_list<'_>,
+            pages: &mut prereg_page_list<'_, '_>,
             id: &mut u64,
         ) -> c_int,
     >,
@@ -107,11 +109,11 @@ pub struct prereg_keep {
 
 /// Pushes `pages` pages that follow each other from host address `host` on.
 ///
-/// Returns 0; -E2BIG when the range has fewer pages, -ENOMEM; the registration then fails whatever the pin function
-/// returns.
+/// Returns 0; -E2BIG when the range has fewer pages, -EINVAL when the pages pass 2^64, -ENOMEM; the registration then fails
+/// whatever the pin function returns.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_page_list_push(
-    list: Option<&mut prereg_page_list<'_>>,
+    list: Option<&mut prereg_page_list<'_, '_>>,
     host: u64,
     pages: u64,
 ) -> c_int {
@@ -174,7 +176,7 @@ pub(crate) struct Pins {
     context: Arc<Context>,
     granule: Granule,
     kind: AddressKind,
-    pin: unsafe extern "C" fn(*mut c_void, u64, u64, &mut prereg_page_list<'_>, &mut u64) -> c_int,
+    pin: unsafe extern "C" fn(*mut c_void, u64, u64, &mut prereg_page_list<'_, '_>, &mut u64) -> c_int,
     unpin: unsafe extern "C" fn(*mut c_void, u64, u64, u64, &mut prereg_dirty_pages<'_>),
     barrier: Option<Membarrier>,
 }
@@ -196,7 +198,8 @@ impl Pins {
     }
 }
 
-impl Pin for Pins {
+// SAFETY: the header demands it of the caller's `pin` function.
+unsafe impl Pin for Pins {
     fn name(&self) -> &'static str {
         "callbacks"
     }
@@ -213,7 +216,7 @@ impl Pin for Pins {
         self.barrier.map(|barrier| Arc::new(barrier) as Arc<dyn Barrier>)
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let mut list = prereg_page_list { pages, refused: None };
         let mut id = 0;
         let (ua, bytes) = (range.first().raw(), range.bytes());

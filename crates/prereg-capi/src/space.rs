@@ -9,7 +9,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prereg::{AddressKind, AddressSpace, Charge, Errno, HostAddr, Pin, UserAddr, UserRange};
+use prereg::{
+    AddressKind, AddressSpace, AddressSpaceBuilder, Charge, Errno, HostAddr, Pin, UserAddr, UserRange,
+};
 use prereg_linux::{Fixed, IoUring, MemlockAccount, Mlock, SlotAddress, VfioType1};
 
 use crate::failure::{Failure, answer, prereg_error, value_or};
@@ -241,7 +243,7 @@ fn make(options: &prereg_options<'_>) -> Result<Space, Failure> {
         }
         (Some(_), _) => return Err(Failure::Argument("either charge or locked_limit, not both")),
     }
-    let space = Arc::new(AddressSpace::with_ports(backend.pins.clone(), backend.charges.clone()));
+    let space = Arc::new(AddressSpaceBuilder::new(backend.pins.clone(), backend.charges.clone()).build()?);
     let name = CString::new(space.backend()).unwrap_or_default();
     let note = CString::new(backend.note).unwrap_or_default();
     for context in contexts {

@@ -180,7 +180,9 @@ pub extern "C" fn prereg_table_check(
     answer(error, || Ok(body(table)?.check(body_mut(translator)?, UserAddr::new(ua))?))
 }
 
-/// Shows entry `index`: 1 and `*entry` filled if it is live, 0 if it is empty or there is none, -EINVAL.
+/// Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
+///
+/// Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_inspect(
     table: Option<&prereg_table>,
@@ -189,7 +191,7 @@ pub extern "C" fn prereg_table_inspect(
 ) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
         let place = room(entry, "entry")?;
-        let seen = body(table)?.inspect(index, |view| view);
+        let seen = body(table)?.view(index);
         Ok(seen.map_or(0, |view| {
             place.write(entry_of(&view));
             1

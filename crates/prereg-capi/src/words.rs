@@ -14,7 +14,7 @@ pub const PREREG_ADDRESS_IOVA: u32 = 2;
 pub const PREREG_ADDRESS_SLOT_OFFSET: u32 = 3;
 /// Addresses of device memory.
 pub const PREREG_ADDRESS_DEVICE: u32 = 4;
-/// Made up.
+/// No device may be programmed with them: they are made up, or belong to memory that is not pinned.
 pub const PREREG_ADDRESS_INVENTED: u32 = 5;
 
 /// Held for anything else.

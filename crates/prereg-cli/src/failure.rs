@@ -2,6 +2,8 @@
 
 use std::io;
 
+use prereg::OutOfMemory;
+
 use crate::interrupt::Interrupted;
 use crate::trace::error::TraceError;
 
@@ -59,6 +61,12 @@ impl Failure {
             Self::Output(_) if self.is_closed_pipe() => 0,
             _ => 2,
         }
+    }
+}
+
+impl From<OutOfMemory> for Failure {
+    fn from(error: OutOfMemory) -> Self {
+        Self::host("making an address space", error)
     }
 }
 

@@ -167,7 +167,7 @@ impl Refusal {
         progress: Progress,
     ) -> Result<Pinned, Self> {
         let real: Arc<dyn Host> = match choice {
-            PinChoice::Sim => return pretend(memory).map_err(Self::not),
+            PinChoice::Sim => return pretend(memory).map_err(Self::Not),
             PinChoice::Auto | PinChoice::IoUring => Arc::new(IoUring::new().map_err(Self::not)?),
             PinChoice::Mlock => Arc::new(Mlock::new().map_err(Self::not)?),
         };
@@ -175,7 +175,7 @@ impl Refusal {
         let before = KernelCount::now();
         let start = Instant::now();
         touch(memory, interrupt, progress)?;
-        let space = Arc::new(AddressSpace::new(Arc::clone(&real)));
+        let space = Arc::new(AddressSpace::builder(Arc::clone(&real)).build().map_err(Self::not)?);
         let registration = space.register(memory).map_err(|error| Self::Not(in_words(&error)))?;
         let took = start.elapsed();
         interrupt.check().map_err(Self::Interrupted)?;
@@ -235,17 +235,21 @@ fn touch(memory: &GuestMemory, interrupt: &Interrupt, progress: Progress) -> Res
 }
 
 /// Registers on the pretend back end: the memory is real, the pins are not.
-fn pretend(memory: &GuestMemory) -> Result<Pinned, RegisterError> {
+///
+/// # Errors
+/// In words.
+fn pretend(memory: &GuestMemory) -> Result<Pinned, String> {
     let sim = SimHost::new(Granule::K4);
     sim.memory(memory.ua().raw(), memory.bytes());
     let host: Arc<dyn Host> = Arc::new(sim);
     let before = KernelCount::now();
     let start = Instant::now();
-    let space = Arc::new(match Membarrier::shared() {
-        Some(barrier) => AddressSpace::with_barrier(Arc::clone(&host), barrier),
-        None => AddressSpace::new(Arc::clone(&host)),
-    });
-    let registration = space.register(memory)?;
+    let mut builder = AddressSpace::builder(Arc::clone(&host));
+    if let Some(barrier) = Membarrier::shared() {
+        builder = builder.barrier(barrier);
+    }
+    let space = Arc::new(builder.build().map_err(|error| error.to_string())?);
+    let registration = space.register(memory).map_err(|error| error.to_string())?;
     Ok(Pinned { registration, space, host, before, took: start.elapsed(), notice: None })
 }
 

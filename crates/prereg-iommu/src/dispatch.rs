@@ -69,7 +69,7 @@ pub struct Lookup {
 ///
 /// // 1 MiB of guest memory, registered once.
 /// let host = SimHost::new(Granule::K4);
-/// let space = Arc::new(AddressSpace::new(host.clone()));
+/// let space = Arc::new(AddressSpace::builder(host.clone()).build()?);
 /// let ram = space.register(&host.memory(0x7000_0000, 1 << 20))?;
 /// let mut slots = MemorySlots::new();
 /// slots.insert(GuestAddr::new(0), ram.ua(), ram.bytes())?;

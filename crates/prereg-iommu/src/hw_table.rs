@@ -231,10 +231,11 @@ impl HwTable {
         self.blocks.block(index)?.access(Blocks::offset(index))
     }
 
-    /// Shows a live entry to `look`. The address is good only while `look` runs.
+    /// The entry at `index`, or `None` if it is not live. A host address comes only with a unit, from [`take`](Self::take).
+    #[must_use]
     #[inline]
-    pub fn inspect<R>(&self, index: u64, look: impl FnOnce(EntryView) -> R) -> Option<R> {
-        self.blocks.block(index)?.inspect(Blocks::offset(index), look)
+    pub fn view(&self, index: u64) -> Option<EntryView> {
+        self.blocks.block(index)?.view(Blocks::offset(index))
     }
 
     /// One more unit on what entry `index` maps: what a device's own access holds until it is done. `None` if it is not live.

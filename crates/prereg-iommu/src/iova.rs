@@ -27,7 +27,7 @@
 //! # let host = SimHost::new(Granule::K4);
 //! # let ram = host.memory(0x7f00_0000_0000, 1 << 20);
 //! # let nobody = Arc::new(Nobody);
-//! let space = AddressSpace::new(host);
+//! let space = AddressSpace::builder(host).build()?;
 //! let registration = space.register(&ram)?;                              // pinned once
 //!
 //! let map = IovaMap::new(&space, IovaLimits::default(), Holder::default(), nobody)?;

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, Pin, PinError, PinId,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageSink, Pin, PinError, PinId,
     UserAddr, UserRange,
 };
 
@@ -30,7 +30,9 @@ impl Fixed {
     }
 }
 
-impl Pin for Fixed {
+// SAFETY: the addresses are of kind `Device`: what lies there is the caller's word.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Fixed {
     fn name(&self) -> &'static str {
         "fixed"
     }
@@ -47,7 +49,7 @@ impl Pin for Fixed {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let outside = |ua| PinError::Unsupported { ua, why: "it lies outside the device's window" };
         if !self.window.holds(range.first(), range.bytes()) {
             let ua = if self.window.holds(range.first(), 1) {
@@ -77,6 +79,7 @@ impl Charge for Fixed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prereg::PageList;
 
     const PAGE: u64 = 4096;
 
@@ -89,14 +92,14 @@ mod tests {
         let fixed = Fixed::new(range(0x10_0000, 16), HostAddr::new(0xf000_0000), Granule::K4).unwrap();
         let inside = range(0x10_4000, 12);
         let mut pages = PageList::new(inside, Granule::K4);
-        fixed.pin(inside, &mut pages).unwrap();
+        fixed.pin(inside, &mut pages.sink()).unwrap();
         assert_eq!(pages.filled(), 12);
         for (first, count, ua) in
             [(0x0f_f000, 2, 0x0f_f000), (0x10_f000, 2, 0x11_0000), (0x20_0000, 1, 0x20_0000)]
         {
             let range = range(first, count);
             let mut pages = PageList::new(range, Granule::K4);
-            let error = fixed.pin(range, &mut pages).unwrap_err();
+            let error = fixed.pin(range, &mut pages.sink()).unwrap_err();
             assert!(matches!(error, PinError::Unsupported { ua: found, .. } if found.raw() == ua), "{error}");
             assert_eq!(pages.filled(), 0);
         }

@@ -1,6 +1,6 @@
 //! The page frames of memory that was just pinned, pushed into the core's list.
 
-use prereg::{Errno, HostAddr, PageList, PinError, UserAddr, UserRange};
+use prereg::{Errno, HostAddr, PageSink, PinError, UserAddr, UserRange};
 
 use crate::pagemap::{Backing, Pagemap, PagemapError};
 use crate::sys;
@@ -22,7 +22,7 @@ impl From<PagemapError> for Ended {
 const LOOKS: u32 = 3;
 
 /// Reads the frames of `range` into `pages`.
-pub(crate) fn push(map: &Pagemap, range: UserRange, pages: &mut PageList) -> Result<(), PinError> {
+pub(crate) fn push(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>) -> Result<(), PinError> {
     push_part(map, range, pages, LOOKS).map_err(|ended| match ended {
         Ended::Pin(error) => error,
         Ended::Map(error) => {
@@ -31,7 +31,7 @@ pub(crate) fn push(map: &Pagemap, range: UserRange, pages: &mut PageList) -> Res
     })
 }
 
-fn push_part(map: &Pagemap, range: UserRange, pages: &mut PageList, looks: u32) -> Result<(), Ended> {
+fn push_part(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>, looks: u32) -> Result<(), Ended> {
     map.runs(range, |run| {
         match run.backing {
             Backing::Frames(host) => pages.push(host, run.pages).map_err(|error| Ended::Pin(error.into())),

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
     PinId, UserAddr, UserRange,
 };
 
@@ -56,7 +56,7 @@ pub enum Placement {
 /// use prereg_linux::{GuestMemory, Iommufd, Placement};
 ///
 /// let iommufd = Arc::new(Iommufd::open("0000:00:04.0", Placement::Shared)?);
-/// let space = AddressSpace::new(Arc::clone(&iommufd));
+/// let space = AddressSpace::builder(Arc::clone(&iommufd)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
 /// let registration = space.register(&ram)?;                         // pinned now, not when a device comes
 /// let mut translator = space.translator();
@@ -315,7 +315,9 @@ fn add(count: &AtomicU64, by: u64) {
     count.fetch_add(by, Ordering::Relaxed);
 }
 
-impl Pin for Iommufd {
+// SAFETY: the kernel pins what is mapped into the IOAS, and the IOVAs are those it was mapped at.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Iommufd {
     fn name(&self) -> &'static str {
         "iommufd"
     }
@@ -332,7 +334,7 @@ impl Pin for Iommufd {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let refuse = |errno, during| PinError::Os { ua: range.first(), errno, during };
         if self.process != std::process::id() {
             return Err(refuse(Errno::EPERM, CHILD));

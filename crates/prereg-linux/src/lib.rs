@@ -1,7 +1,7 @@
 //! Pin back ends and guest memory on Linux, for [`prereg`].
 //!
 //! - [`IoUring`] really pins, for anybody within the locked-memory limit; [`Mlock`] only looks as if; [`Fixed`] is for
-//!   device memory. Each is handed to [`AddressSpace::new`](prereg::AddressSpace::new).
+//!   device memory. Each is handed to [`AddressSpace::builder`](prereg::AddressSpace::builder).
 //! - [`VfioType1`], [`VfioSpaprV2`] and [`Iommufd`] pin through the kernel's VFIO, for devices behind an IOMMU.
 //! - [`GuestMemory`] is memory that can be registered: anonymous, transparent or explicit huge pages, a memfd, or a
 //!   caller's own range.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
     PinId, UserRange,
 };
 
@@ -27,7 +27,8 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Mlock {
     pagemap: Pagemap,
-    kind: AddressKind,
+    /// The page map shows this process where its pages are.
+    frames: bool,
     account: MemlockAccount,
     next: AtomicU64,
 }
@@ -37,15 +38,16 @@ impl Mlock {
     pub const WARNING: &'static str = "mlock is not a pin: locked pages still move (compaction, fork, KSM, huge-page \
                                        collapse), and a device would not be told; for comparison only";
 
-    /// A back end for this process. Without CAP_SYS_ADMIN the host addresses are invented: each page's own user address.
+    /// A back end for this process. Its addresses are for reports only ([`AddressKind::Invented`]): where each page was when
+    /// it was locked or, without CAP_SYS_ADMIN, its own user address.
     ///
     /// # Errors
     /// [`BackendError::Pagemap`].
     pub fn new() -> Result<Self, BackendError> {
         let pagemap = Pagemap::open()?;
-        let kind = if pagemap.shows_frames()? { AddressKind::Physical } else { AddressKind::Invented };
+        let frames = pagemap.shows_frames()?;
         let account = MemlockAccount::new(pagemap.granule());
-        Ok(Self { pagemap, kind, account, next: AtomicU64::new(0) })
+        Ok(Self { pagemap, frames, account, next: AtomicU64::new(0) })
     }
 
     /// The account that charges go to.
@@ -71,7 +73,9 @@ impl Mlock {
     }
 }
 
-impl Pin for Mlock {
+// SAFETY: the addresses are of kind `Invented`: locked pages move, so no device may use them.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Mlock {
     fn name(&self) -> &'static str {
         "mlock"
     }
@@ -81,14 +85,14 @@ impl Pin for Mlock {
     }
 
     fn address_kind(&self) -> AddressKind {
-        self.kind
+        AddressKind::Invented
     }
 
     fn barrier(&self) -> Option<Arc<dyn Barrier>> {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let (ua, bytes) = (range.first().raw(), range.bytes());
         // `mlock` is content with read-only memory; a device is not.
         if let Some(found) = maps::mapped_obstacle(range).filter(|found| !maps::only_a_disk_file(*found)) {
@@ -99,7 +103,7 @@ impl Pin for Mlock {
             let _ = sys::unlock(ua, bytes);
             return Err(self.refused(range, errno));
         }
-        let pushed = if self.kind == AddressKind::Physical {
+        let pushed = if self.frames {
             frames::push(&self.pagemap, range, pages)
         } else {
             pages.push(HostAddr::new(ua), range.pages(self.granule())).map_err(PinError::from)

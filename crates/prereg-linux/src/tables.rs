@@ -39,7 +39,7 @@ const CLASSES: usize = 2 * (LARGEST_PIECE.trailing_zeros() - SMALLEST_PIECE.trai
 /// Locked memory for tables.
 ///
 /// One of these serves any number of address spaces of a process:
-/// `AddressSpace::with_tables(host, None, LockedTables::shared())`.
+/// `AddressSpace::builder(host).tables(LockedTables::shared()).build()`.
 pub struct LockedTables {
     inside: Mutex<Inside>,
 }

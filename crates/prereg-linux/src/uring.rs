@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, PageList, Pin, PinError, PinId,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, PageSink, Pin, PinError, PinId,
     UserAddr, UserRange,
 };
 
@@ -43,7 +43,7 @@ use crate::sys::Buffer;
 /// use prereg::{AddressSpace, PageShift};
 /// use prereg_linux::{GuestMemory, IoUring};
 ///
-/// let space = AddressSpace::new(IoUring::new()?);
+/// let space = AddressSpace::builder(IoUring::new()?).build()?;
 /// let ram = GuestMemory::memfd("guest", 64 << 20)?;
 /// let registration = space.register(&ram)?;
 /// let mut translator = space.translator();
@@ -366,7 +366,7 @@ impl IoUring {
         range: UserRange,
         held: Held,
         piece: u64,
-        pages: &mut PageList,
+        pages: &mut PageSink<'_>,
     ) -> Result<(), PinError> {
         if let (AddressKind::Physical, Some(map)) = (self.kind, &self.pagemap) {
             return frames::push(map, range, pages);
@@ -381,7 +381,10 @@ impl IoUring {
     }
 }
 
-impl Pin for IoUring {
+// SAFETY: registered buffers are pinned for long until their slots are cleared, and page frame numbers are read after
+// the pin.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for IoUring {
     fn name(&self) -> &'static str {
         "io-uring"
     }
@@ -398,7 +401,7 @@ impl Pin for IoUring {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.process != std::process::id() {
             return Err(PinError::Os {
                 ua: range.first(),

@@ -50,7 +50,7 @@ fn host_with(builder: prereg_linux::IoUringBuilder) -> Option<Host> {
         eprintln!("skipped: {reason}");
         return None;
     }
-    let space = AddressSpace::new(Arc::clone(&pins));
+    let space = AddressSpace::builder(Arc::clone(&pins)).build().unwrap();
     Some(Host { pins, space, file: Arc::new(tempfile::tempfile().unwrap()) })
 }
 

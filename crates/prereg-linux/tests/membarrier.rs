@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prereg::{
     AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, HostAddr, MapError, Memory,
-    PageList, PageShift, Pin, PinError, PinId, UserAddr, UserRange,
+    PageShift, PageSink, Pin, PinError, PinId, UserAddr, UserRange,
 };
 use prereg_linux::Membarrier;
 
@@ -31,7 +31,9 @@ impl Notes {
     }
 }
 
-impl Pin for Notes {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Notes {
     fn name(&self) -> &'static str {
         "notes"
     }
@@ -41,7 +43,7 @@ impl Pin for Notes {
     fn address_kind(&self) -> AddressKind {
         AddressKind::Invented
     }
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         for page in 0..PAGES {
             pages.push(HostAddr::new((range.first().raw() << 1) + (page << 13)), 1)?;
         }
@@ -85,7 +87,7 @@ fn nothing_is_unpinned_under_a_mapping() {
     let rounds: u64 =
         std::env::var("PREREG_STRESS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(20_000);
     let notes = Notes::default();
-    let space = AddressSpace::with_barrier(notes.clone(), fence);
+    let space = AddressSpace::builder(notes.clone()).barrier(fence).build().unwrap();
     let stop = AtomicBool::new(false);
     let (mapped, refused, released) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{
-    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, Memory, PageList, Pin, PinError,
+    AddressKind, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, Memory, PageSink, Pin, PinError,
     PinId, UserAddr, UserRange,
 };
 
@@ -375,7 +375,9 @@ impl State {
     }
 }
 
-impl Pin for SimHost {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for SimHost {
     fn name(&self) -> &'static str {
         "sim"
     }
@@ -388,7 +390,7 @@ impl Pin for SimHost {
         AddressKind::Invented
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let mut state = self.state();
         if state.fails() {
             return Err(PinError::Fault { ua: range.first(), why: "this call was asked to fail" });

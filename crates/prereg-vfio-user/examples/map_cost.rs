@@ -126,7 +126,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [map, unmap] = calls;
     println!("system calls alone:   a map {map:6.0} ns, an unmap {unmap:6.0} ns");
 
-    let space = AddressSpace::new(IoUring::new()?);
+    let space = AddressSpace::builder(IoUring::new()?).build()?;
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER));
     let server = Server::new(store.clone(), ServerSettings::default());
     let (ours, theirs) = UnixStream::pair()?;

@@ -67,7 +67,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
-    let space = Arc::new(AddressSpace::new(pins));
+    let space = Arc::new(AddressSpace::builder(pins).build()?);
     let ram = GuestMemory::memfd("guest", 1024 * KIB)?;
     let device = Arc::new(Device::default());
     let target = PinnedTarget::new(Arc::clone(&space), Arc::clone(&device) as Arc<dyn DmaContainer>, 1)?;

@@ -148,7 +148,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
-    let space = Arc::new(AddressSpace::new(pins));
+    let space = Arc::new(AddressSpace::builder(pins).build()?);
     // The guest's memory is the VMM's to register: once, when the guest is made.
     let registration = space.register(&ram)?;
     let after_pinning = pinned_kib();

@@ -54,7 +54,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
             return Ok(());
         }
     };
-    let space = Arc::new(AddressSpace::new(pins));
+    let space = Arc::new(AddressSpace::builder(pins).build()?);
     let guest = GuestMemoryMmap::from_ranges(&[
         (GuestAddress(0), usize::try_from(4 * MIB)?),
         (HIGH, usize::try_from(MIB)?),

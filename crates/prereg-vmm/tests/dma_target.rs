@@ -56,7 +56,7 @@ fn pieces_are_mapped_one_by_one_and_unmapped_together() {
     let host = SimHost::new(Granule::K4);
     host.memory(RAM as u64, 0x10_0000);
     let table = Arc::new(Table::default());
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let target = PinnedTarget::new(space, Arc::clone(&table) as Arc<dyn DmaContainer>, 0).unwrap();
 
     map(&target, request(0, 0x2000, Some(RAM))).unwrap();

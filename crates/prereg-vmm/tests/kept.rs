@@ -82,7 +82,7 @@ impl World {
     fn with(model: Model) -> Self {
         let host = SimHost::new(Granule::K4);
         host.memory(RAM, 64 * PAGE);
-        let space = Arc::new(AddressSpace::new(host.clone()));
+        let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
         let model = Arc::new(model);
         let container = Arc::clone(&model) as Arc<dyn DmaContainer>;
         let kept = Arc::new(KeptMappings::new(Arc::clone(&space), container, Holder::default()).unwrap());
@@ -305,7 +305,7 @@ fn what_the_container_does_not_take_back_is_gone_on_both_sides() {
     }
     let host = SimHost::new(Granule::K4);
     host.memory(RAM, 64 * PAGE);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let model = Arc::new(Model::default());
     let container = Arc::new(BreakAfter(Arc::clone(&model), 2 * PAGE));
     let kept = Arc::new(KeptMappings::new(Arc::clone(&space), container, Holder::default()).unwrap());

@@ -67,7 +67,7 @@ impl World {
     fn new() -> Self {
         let host = SimHost::new(Granule::K4);
         host.memory(RAM as u64, 64 * PAGE as u64);
-        let space = Arc::new(AddressSpace::new(host.clone()));
+        let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
         let inner = Arc::new(Inner::default());
         let vfio = PinnedVfio::new(space, Arc::clone(&inner) as Arc<dyn VfioOps>, 1).unwrap();
         Self { host, inner, vfio }

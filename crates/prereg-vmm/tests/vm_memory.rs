@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
     Access, AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Errno, Granule, Holder, HostAddr,
-    PageList, Pin, PinError, PinId, UserRange,
+    PageSink, Pin, PinError, PinId, UserRange,
 };
 use prereg_iommu::iova::IovaLimits;
 use prereg_vmm::vm_memory::{PinnedIommu, RegisteredRam};
@@ -25,7 +25,9 @@ struct Counting {
     fail_at: Arc<AtomicU64>,
 }
 
-impl Pin for Counting {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Counting {
     fn name(&self) -> &'static str {
         "counting"
     }
@@ -35,7 +37,7 @@ impl Pin for Counting {
     fn address_kind(&self) -> AddressKind {
         AddressKind::Invented
     }
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.fail_at.load(Ordering::Relaxed) != 0 && self.fail_at.fetch_sub(1, Ordering::Relaxed) == 1 {
             return Err(PinError::OutOfMemory);
         }
@@ -68,7 +70,7 @@ struct World {
 impl World {
     fn new(ranges: &[(u64, usize)]) -> Self {
         let host = Counting::default();
-        let space = Arc::new(AddressSpace::new(host.clone()));
+        let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
         let ranges: Vec<_> = ranges.iter().map(|&(at, bytes)| (GuestAddress(at), bytes)).collect();
         Self { host, space, guest: GuestMemoryMmap::from_ranges(&ranges).unwrap() }
     }

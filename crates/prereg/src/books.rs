@@ -21,23 +21,29 @@ use crate::region::SharedRegion;
 use crate::slab::Placed;
 use crate::slots::MAX_SLOTS;
 use crate::station::Station;
+use crate::sync::ThreadToken;
 use crate::tables::Tables;
 use crate::tally::{Held, Holder, Home, House, SharedHouse};
 
 /// What a span is taken by.
 pub(crate) enum Span {
-    /// Being charged and pinned.
-    Coming(UserRange),
+    /// Being charged and pinned, by this thread.
+    Coming(UserRange, ThreadToken),
     /// Published; perhaps draining.
     Here(Entry),
-    /// Being unpinned.
-    Going(UserRange),
+    /// Being unpinned, by this thread.
+    Going(UserRange, ThreadToken),
 }
 
 impl Span {
+    /// A span that the calling thread charges and pins.
+    pub(crate) fn coming(range: UserRange) -> Self {
+        Self::Coming(range, ThreadToken::this())
+    }
+
     pub(crate) fn range(&self) -> UserRange {
         match self {
-            Self::Coming(range) | Self::Going(range) => *range,
+            Self::Coming(range, _) | Self::Going(range, _) => *range,
             Self::Here(entry) => entry.region.range,
         }
     }
@@ -62,7 +68,8 @@ pub(crate) struct Entry {
     pub(crate) claims: Vec<Held>,
     /// Keeps the memory mapped.
     pub(crate) keep: Option<Arc<dyn Any + Send + Sync>>,
-    /// A draining region keeps its address space's insides alive, so that the last mapping finds somebody to release it.
+    /// Set when the address space is dropped: a region that is still mapped keeps the engine, so that the last unmap can
+    /// release it.
     pub(crate) keepalive: Option<Arc<dyn Home>>,
     /// The generation of the first snapshot that names it.
     pub(crate) born: u64,
@@ -96,7 +103,7 @@ struct Grave {
 }
 
 /// Slots for which every station has counts from the beginning. A power of two, as every later number is.
-const FIRST_CAPACITY: usize = 256;
+const FIRST_CAPACITY: usize = if cfg!(loom) { 2 } else { 256 };
 
 /// The books.
 pub(crate) struct Books {
@@ -117,8 +124,6 @@ pub(crate) struct Books {
     /// Slots for which every station has counts.
     pub(crate) capacity: usize,
     last_id: u64,
-    /// The owner is gone: nothing is registered any more.
-    pub(crate) closed: bool,
     /// Entries without registrations.
     pub(crate) draining: u64,
     pub(crate) pinned_pages: u64,
@@ -141,7 +146,6 @@ impl Default for Books {
             slots: 1,
             capacity: FIRST_CAPACITY,
             last_id: 0,
-            closed: false,
             draining: 0,
             pinned_pages: 0,
             charged_pages: 0,
@@ -173,7 +177,7 @@ impl Books {
         if span.here()?.region.id != id {
             return None;
         }
-        let going = Span::Going(span.range());
+        let going = Span::Going(span.range(), ThreadToken::this());
         let Span::Here(entry) = core::mem::replace(span, going) else { return None };
         if entry.used == 0 {
             self.draining -= 1;
@@ -255,6 +259,25 @@ impl Books {
             }
             named
         });
+    }
+
+    /// How many graves are of regions that came and went since generation `born`.
+    pub(crate) fn graves_since(&self, born: u64) -> usize {
+        self.graveyard.iter().filter(|grave| grave.born >= born).count()
+    }
+
+    /// How many graves the translators of each holder keep; `generation` is that of a translator's snapshot.
+    pub(crate) fn retained(&self, generation: impl Fn(&Arc<Station>) -> Option<u64>) -> Vec<Held> {
+        let mut seen: BTreeMap<Holder, Vec<u64>> = BTreeMap::new();
+        for station in &self.stations {
+            seen.entry(station.house.holder).or_default().extend(generation(station));
+        }
+        let kept = |generations: Vec<u64>| {
+            let named = |grave: &&Grave| generations.iter().any(|at| (grave.born..=grave.died).contains(at));
+            self.graveyard.iter().filter(named).count() as u64
+        };
+        let held = seen.into_iter().map(|(holder, generations)| Held { holder, count: kept(generations) });
+        held.filter(|held| held.count > 0).collect()
     }
 
     /// Gone regions that cannot be freed yet.

@@ -13,7 +13,6 @@
 
 #![expect(unsafe_code, reason = "readers reach the array by pointer")]
 
-use core::fmt;
 use core::ptr;
 
 use crate::addr::UserAddr;
@@ -173,12 +172,12 @@ impl Cells {
     /// Makes `region` found. `false`, and it is not, when the cells cannot say where its pages are. Writers' lock held.
     pub(crate) fn fill(&self, region: &Region) -> bool {
         let Some((first, last)) = self.cells_of(region) else { return false };
+        // All or nothing: a reader that loaded one cell could come back to it when the slot is another region's.
+        if (first..=last).any(|index| self.word(region, index).is_none()) {
+            return false;
+        }
         for index in first..=last {
-            let Some(word) = self.word(region, index) else {
-                // Its door is not open yet: whoever found it found it closed.
-                self.empty_cells(first, index);
-                return false;
-            };
+            let word = self.word(region, index).unwrap_or(ptr::null_mut());
             // Release pairs with the Acquire in `View::load`.
             self.cells[index].store(word, Ordering::Release);
         }
@@ -192,23 +191,40 @@ impl Cells {
         if slot_of(self.cells[first].load(Ordering::Relaxed)) != region.slot as usize {
             return false;
         }
-        self.empty_cells(first, last + 1);
-        true
-    }
-
-    fn empty_cells(&self, first: usize, end: usize) {
-        for cell in &self.cells[first..end] {
-            // Relaxed: whoever still finds the cell meets the closed door.
+        for cell in &self.cells[first..=last] {
+            // Relaxed: a reader that still finds the cell meets the closed door.
             cell.store(ptr::null_mut(), Ordering::Relaxed);
         }
+        true
     }
 }
 
-impl fmt::Debug for Cells {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cells")
-            .field("shift", &self.shift)
-            .field("count", &self.cells.len())
-            .finish_non_exhaustive()
+#[cfg(all(test, not(loom), target_pointer_width = "64"))]
+mod tests {
+    use super::*;
+    use crate::addr::{Granule, HostAddr, UserRange};
+    use crate::pages::PageList;
+    use crate::tables::HeapTables;
+
+    #[test]
+    fn a_region_whose_last_page_does_not_fit_a_cell_is_in_no_cell() {
+        let memory: Tables = alloc::sync::Arc::new(HeapTables::new());
+        let base = 0x4000_0000;
+        let range = UserRange::new(UserAddr::new(base), 4 << 12, Granule::K4).unwrap();
+        let plan = Plan { base, shift: 12, count: 8 };
+        // A cell has 46 bits for a signed page number, so the last two of the high pages do not fit.
+        for (last, fits) in [(0x20_0000, true), (1 << 58, false)] {
+            let mut pages = PageList::new(range, Granule::K4);
+            pages.sink().push(HostAddr::new(0x10_0000), 2).unwrap();
+            pages.sink().push(HostAddr::new(last), 2).unwrap();
+            let table = pages.finish(&memory).unwrap().unwrap();
+            let region = Region { id: 1, slot: 7, range, table, device: false };
+            let cells = Cells::new(&memory, Some(plan), 1).unwrap();
+            assert_eq!(cells.fill(&region), fits);
+            let seen: Vec<usize> =
+                cells.cells.iter().map(|cell| slot_of(cell.load(Ordering::Relaxed))).collect();
+            assert_eq!(seen, if fits { [7, 7, 7, 7, 0, 0, 0, 0] } else { [0; 8] });
+            assert_eq!(cells.clear(&region), fits);
+        }
     }
 }

@@ -36,10 +36,11 @@
 //! Leaving is one store: nobody is told. A drain that waits for the last one looks at the sum again whenever something
 //! changes, and somebody who waits for it looks from time to time.
 //!
-//! With [`Light::Compiler`] the light fence costs nothing and the heavy one interrupts every thread of the process
-//! (`membarrier(2)`); with [`Light::Full`] both are SeqCst fences, which is what loom and miri run.
+//! With [`FenceMode::Asymmetric`] the light fence only holds the compiler and the heavy one interrupts every thread of the
+//! process (`membarrier(2)`); with [`FenceMode::Full`] both are SeqCst fences. miri and loom know no fence that acts on other
+//! threads: there the asymmetric pair is a pair of SeqCst fences too, and the code around the two is the code that ships.
 
-use crate::sync::atomic::{AtomicI64, AtomicU8, Ordering, compiler_fence, fence};
+use crate::sync::atomic::{AtomicI64, AtomicU8, Ordering, fence, light_fence};
 
 /// Nobody enters; what is behind is gone or not there yet. Zero, so that fresh memory is closed.
 const CLOSED: u8 = 0;
@@ -50,21 +51,22 @@ const CLOSING: u8 = 2;
 /// Nobody enters; those inside may stay until they leave.
 const DRAINING: u8 = 3;
 
-/// The fence of the entering side.
+/// Which pair of fences orders entering threads against the closing one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Light {
-    /// A SeqCst fence: the closing side uses one too.
+pub enum FenceMode {
+    /// A SeqCst fence on both sides.
     Full,
-    /// Only the compiler is held: the closing side's fence acts on every thread.
-    Compiler,
+    /// A compiler fence on the entering side; the closing side's fence acts on every thread of the process.
+    Asymmetric,
 }
 
-impl Light {
+impl FenceMode {
+    /// The fence of the entering side.
     #[inline]
-    fn fence(self) {
+    fn light(self) {
         match self {
             Self::Full => fence(Ordering::SeqCst),
-            Self::Compiler => compiler_fence(Ordering::SeqCst),
+            Self::Asymmetric => light_fence(),
         }
     }
 }
@@ -94,18 +96,18 @@ impl Door {
 
     /// Takes one unit in `count`, which only this thread writes.
     #[inline]
-    pub fn enter(&self, count: &AtomicI64, light: Light) -> Entered {
-        if self.enter_open(count, light) { Entered::In } else { self.enter_closing(count) }
+    pub fn enter(&self, count: &AtomicI64, mode: FenceMode) -> Entered {
+        if self.enter_open(count, mode) { Entered::In } else { self.enter_closing(count) }
     }
 
     /// Takes one unit in `count`, which only this thread writes, and says whether the door was open: then it is inside. If it
     /// was not, the unit is counted all the same, and the caller calls [`enter_closing`](Self::enter_closing).
     #[inline]
     #[must_use]
-    pub fn enter_open(&self, count: &AtomicI64, light: Light) -> bool {
+    pub fn enter_open(&self, count: &AtomicI64, mode: FenceMode) -> bool {
         // Relaxed: nobody else writes it; what it must be ordered with is the door, by the fence.
         count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        light.fence();
+        mode.light();
         // Acquire pairs with the Release of `open` and `reopen`: what is behind the door was made before.
         self.state.load(Ordering::Acquire) == OPEN
     }
@@ -201,6 +203,13 @@ impl Door {
     pub fn close(&self) {
         // Release: what the closer did before is seen by readers that find it closed.
         self.state.store(CLOSED, Ordering::Release);
+    }
+
+    /// Whether what is behind is gone or not there yet: neither open nor draining. A hint.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        // Relaxed: a caller that relies on it holds a unit, which keeps the door from being closed.
+        self.state.load(Ordering::Relaxed) == CLOSED
     }
 
     /// Whether anybody may enter. A hint.

@@ -6,12 +6,11 @@
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
-use core::fmt;
 use core::ptr::NonNull;
 
 use crate::addr::Granule;
 use crate::books::Books;
-use crate::door::{Door, Light};
+use crate::door::{Door, FenceMode};
 use crate::doors::Doors;
 use crate::errno::Errno;
 use crate::lookup::Snapshot;
@@ -20,8 +19,8 @@ use crate::publish::Published;
 use crate::region::Region;
 use crate::slab::Placed;
 use crate::slots::{Chunks, MAX_SLOTS};
-use crate::sync::Monitor;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use crate::sync::{Monitor, heavy_fence};
 use crate::tables::Tables;
 
 /// No memory for a table. ENOMEM.
@@ -39,8 +38,8 @@ impl OutOfMemory {
 
 /// What an address space is behind its handles. Lock order: `books` is the only lock.
 pub(crate) struct Engine {
-    pub(crate) pins: Box<dyn Pin>,
-    pub(crate) charges: Box<dyn Charge>,
+    pins: Box<dyn Pin>,
+    charges: Box<dyn Charge>,
     pub(crate) granule: Granule,
     barrier: Option<Arc<dyn Barrier>>,
     pub(crate) tables: Tables,
@@ -86,8 +85,7 @@ impl Engine {
             pins,
             charges,
             granule,
-            // The interpreter knows no fence on other threads.
-            barrier: barrier.filter(|_| !cfg!(any(miri, loom))),
+            barrier,
             tables,
             shown,
             doors,
@@ -105,16 +103,20 @@ impl Engine {
         &*self.pins
     }
 
-    /// The fence that mapping passes.
-    pub(crate) fn light(&self) -> Light {
-        if self.barrier.is_some() { Light::Compiler } else { Light::Full }
+    pub(crate) fn charges(&self) -> &dyn Charge {
+        &*self.charges
+    }
+
+    /// The fences that mapping and closing pass.
+    pub(crate) fn fence_mode(&self) -> FenceMode {
+        if self.barrier.is_some() { FenceMode::Asymmetric } else { FenceMode::Full }
     }
 
     /// The fence that closing passes.
     pub(crate) fn heavy(&self, books: &Books) {
         match &self.barrier {
             // Without translators only units in houses are given back, and those pass a full fence.
-            Some(barrier) if !books.stations.is_empty() => barrier.all_threads(),
+            Some(barrier) if !books.stations.is_empty() => heavy_fence(|| barrier.all_threads()),
             _ => fence(Ordering::SeqCst),
         }
     }
@@ -133,11 +135,5 @@ impl Engine {
     pub(crate) fn show_draining(&self, books: &Books) {
         // Relaxed: a hint for `reap`, which looks under the lock.
         self.draining.store(books.draining, Ordering::Relaxed);
-    }
-}
-
-impl fmt::Debug for Engine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine").field("granule", &self.granule).finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use crate::addr::{HostAddr, PageShift, UserAddr};
+use crate::addr::{PageShift, UserAddr};
 use crate::engine::{Engine, OutOfMemory};
 use crate::region::{MapError, Mapping, Region};
 use crate::slab::Slab;
@@ -71,14 +71,12 @@ impl Access {
     }
 }
 
-/// A live entry, seen while it cannot change.
+/// A live entry as it was at some moment, without the host address: that comes with a mapping, from [`EntryBlock::take`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct EntryView {
     /// The user address it was made from.
     pub ua: UserAddr,
-    /// Where the device finds it.
-    pub host: HostAddr,
     /// What the device may do.
     pub access: Access,
 }
@@ -236,7 +234,7 @@ impl EntryBlock {
             self.give(translator, slot);
             return Err(MapError::Contended);
         };
-        // Relaxed: ordered by the lock; a device reads host words through `inspect` and `take`, which lock too.
+        // Relaxed: ordered by the lock, which `view` and `take` take too.
         let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
         cell.host.store(host | access.bits(), Ordering::Relaxed);
         Self::unlock(cell, unit_of(slot, ua));
@@ -278,7 +276,7 @@ impl EntryBlock {
             // SAFETY: this block's unit, of this address space, counted with this holder, and out of its entry.
             unsafe { translator.give(slot) };
         } else {
-            translator.give_to(&self.house, slot);
+            translator.give_to(self.house.count(slot), slot);
         }
     }
 
@@ -311,11 +309,11 @@ impl EntryBlock {
         }
     }
 
-    /// Calls `look` with the entry while it cannot change. `None` when it is empty.
+    /// The entry at `index`; `None` when it is empty or does not exist.
     ///
-    /// For checks and reports: the address is sure to be pinned inside the closure only. Waits while another thread changes
-    /// the entry; not for signal handlers.
-    pub fn inspect<R>(&self, index: usize, look: impl FnOnce(EntryView) -> R) -> Option<R> {
+    /// Waits while another thread changes the entry, which takes a few instructions; not for signal handlers.
+    #[must_use]
+    pub fn view(&self, index: usize) -> Option<EntryView> {
         let cell = self.cells.get(index)?;
         // Relaxed: see `clear`.
         if cell.unit.load(Ordering::Relaxed) == 0 {
@@ -326,16 +324,11 @@ impl EntryBlock {
                 break unit;
             }
         };
-        let locked = Locked { cell, unit };
-        if unit == 0 {
-            return None;
-        }
         // Relaxed: ordered by the lock.
-        let word = cell.host.load(Ordering::Relaxed);
-        let access = Access::from_bits(word)?;
-        let seen = look(EntryView { ua: ua_of(unit), host: HostAddr::new(word & !3), access });
-        drop(locked);
-        Some(seen)
+        let access = Access::from_bits(cell.host.load(Ordering::Relaxed));
+        Self::unlock(cell, unit);
+        // An empty entry has no permissions.
+        access.map(|access| EntryView { ua: ua_of(unit), access })
     }
 
     /// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `None`

@@ -49,6 +49,7 @@ errnos! {
     ENOTTY = 25, "Not a request of this object";
     ENOSPC = 28, "No space left";
     ERANGE = 34, "Out of range";
+    EDEADLK = 35, "Would wait for itself";
     ENOSYS = 38, "Not implemented";
     EOVERFLOW = 75, "Value too large";
     EOPNOTSUPP = 95, "Operation not supported";

@@ -14,7 +14,7 @@
 //! # use prereg_sim::SimHost;
 //! # let host = SimHost::new(Granule::K4);
 //! # let ram = host.memory(0x7f00_0000_0000, 16 << 12);
-//! let space = AddressSpace::new(host);             // how pages are pinned is chosen here, once
+//! let space = AddressSpace::builder(host).build()?;             // how pages are pinned is chosen here, once
 //! let reg = space.register(&ram)?;                 // pinned, charged; used = 1
 //! let mut t = space.translator();                  // one per thread; never locks, never faults
 //!
@@ -76,6 +76,7 @@ mod sync;
 mod tables;
 mod tagged;
 mod tally;
+mod teardown;
 mod translator;
 mod watch;
 
@@ -85,13 +86,13 @@ pub use entries::{Access, EntryBlock, EntryView};
 pub use errno::Errno;
 pub use gate::{Closed, Drain, Gate, Inside, Left, Unbalanced};
 pub use list::ListError;
-pub use pages::{DirtyPages, PageList, PageListError};
+pub use pages::{DirtyPages, PageList, PageListError, PageSink};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
 pub use range_mapping::{HostRun, RangeMapping};
 pub use region::{MapError, Mapping};
 pub use register::RegisterError;
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
-pub use space::AddressSpace;
+pub use space::{AddressSpace, AddressSpaceBuilder};
 pub use state::{RegionState, SpaceState};
 pub use tables::{HeapTables, TableMemory, TableMemoryState};
 pub use tally::{Held, Holder, HolderKind};

@@ -58,7 +58,7 @@ impl Translator {
     /// # use prereg_sim::SimHost;
     /// # let host = SimHost::new(Granule::K4);
     /// # let ram = host.memory(0x7f00_0000_0000, 16 << 12);
-    /// # let space = AddressSpace::new(host);
+    /// # let space = AddressSpace::builder(host).build()?;
     /// let reg = space.register(&ram)?;
     /// let mut t = space.translator();
     /// let page = |number: u64| UserAddr::new(reg.ua().raw() + number * 4096);
@@ -113,25 +113,46 @@ impl Translator {
         }
     }
 
-    /// Maps a block; answers how many of its pages are mapped. If not all, why is the translator's `failure`.
+    /// Maps a block; returns how many of its pages are mapped. If not all, why is the translator's `failure`.
     #[inline]
     fn map_block(&mut self, pages: &[UserAddr], shift: PageShift, into: &mut [Option<Mapping>]) -> usize {
         let mut words = [ptr::null_mut(); BLOCK];
-        if shift <= self.system_page() {
-            for (&ua, word) in pages.iter().zip(&mut words) {
-                if let Some((found, offset)) = self.look_fast(ua) {
-                    *word = found;
-                    prefetch_page(found, offset, self);
+        let mut done = 0;
+        while done < pages.len() {
+            let (pages, into) = (&pages[done..], &mut into[done..]);
+            self.load_words(pages, shift, &mut words);
+            let generation = self.generation();
+            for ((&ua, &word), place) in pages.iter().zip(&words).zip(into) {
+                if let Some((host, slot)) = self.take_word(word, ua) {
+                    *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
+                    done += 1;
+                    continue;
+                }
+                let Some((host, slot)) = self.take_missed(word, ua, shift) else { return done };
+                // The house as it is now: the translator may know more counts than before.
+                *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
+                done += 1;
+                // A word is true for the snapshot it was loaded from, and safe while that one is in use: its slot may be
+                // given to another region once the translator has left it.
+                if self.generation() != generation {
+                    break;
                 }
             }
         }
-        let mut done = 0;
-        for ((&ua, &word), place) in pages.iter().zip(&words).zip(into) {
-            let Some((host, slot)) = self.take_word(word, ua, shift) else { break };
-            // The house as it is now: taking may have made the translator know more counts.
-            *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
-            done += 1;
-        }
         done
+    }
+
+    /// Loads the index entry of each page, null where the inlined path does not serve it, and asks for the page numbers
+    /// behind them.
+    #[inline]
+    fn load_words(&self, pages: &[UserAddr], shift: PageShift, words: &mut [*mut u32; BLOCK]) {
+        let served = shift <= self.system_page();
+        for (&ua, word) in pages.iter().zip(words) {
+            let found = self.look_fast(ua).filter(|_| served);
+            *word = found.map_or(ptr::null_mut(), |(word, offset)| {
+                prefetch_page(word, offset, self);
+                word
+            });
+        }
     }
 }

@@ -17,7 +17,6 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::tables::Tables;
 
 /// All regions of an address space, as of its publication and, for the cells, as patched since.
-#[derive(Debug)]
 pub(crate) struct Snapshot {
     /// Ascending; which regions a reader of this snapshot can know follows from it (see `books`).
     pub(crate) generation: u64,

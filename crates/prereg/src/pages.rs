@@ -33,6 +33,14 @@ pub enum PageListError {
         /// The range the list is for.
         range: UserRange,
     },
+    /// Host memory that passes the end of the address space.
+    #[error("{pages} pages at {host} pass the end of the host's address space")]
+    Wraps {
+        /// The first page.
+        host: HostAddr,
+        /// How many pages were to be contiguous from there.
+        pages: u64,
+    },
 }
 
 /// Contiguous pages: page `index` and the following ones up to the next run lie at `host` and on.
@@ -42,17 +50,49 @@ struct Run {
     host: u64,
 }
 
-/// The pages of a range in the making, in order.
+/// The host addresses of the pages of a range while a back end names them, in order.
 #[derive(Debug)]
 pub struct PageList {
     range: UserRange,
     granule: Granule,
     filled: u64,
-    /// The address that would continue the last run.
-    next: u64,
+    /// The address that would continue the last run; `None` after the last page there can be.
+    next: Option<u64>,
     runs: Vec<Run>,
     /// One number a page once runs stopped paying; then `runs` is empty.
     frames: Vec<u64>,
+}
+
+/// Where a pin back end puts the host addresses of the pages that it pinned: one for each page of the range, in order.
+///
+/// The list behind it is the caller's, made for the range of the call, and stays the caller's: a sink that is kept empty,
+/// filled in part, or exchanged for another one makes the registration fail, never the list shorter than its range.
+#[derive(Debug)]
+pub struct PageSink<'a> {
+    list: &'a mut PageList,
+}
+
+impl PageSink<'_> {
+    /// The range to be filled.
+    #[must_use]
+    pub const fn range(&self) -> UserRange {
+        self.list.range
+    }
+
+    /// Pages pushed so far.
+    #[must_use]
+    pub const fn filled(&self) -> u64 {
+        self.list.filled
+    }
+
+    /// Adds `pages` contiguous pages, the first at `host`. Bits of `host` below the system page are dropped.
+    ///
+    /// # Errors
+    /// [`PageListError::TooMany`] past the end of the range, [`PageListError::Wraps`], [`PageListError::OutOfMemory`].
+    #[inline]
+    pub fn push(&mut self, host: HostAddr, pages: u64) -> Result<(), PageListError> {
+        self.list.push(host, pages)
+    }
 }
 
 /// While a list is filled it keeps runs as long as they take less room than page numbers would.
@@ -64,13 +104,13 @@ impl PageList {
     /// An empty list for `range`.
     #[must_use]
     pub const fn new(range: UserRange, granule: Granule) -> Self {
-        Self { range, granule, filled: 0, next: 0, runs: Vec::new(), frames: Vec::new() }
+        Self { range, granule, filled: 0, next: None, runs: Vec::new(), frames: Vec::new() }
     }
 
-    /// The range this list is for.
+    /// Where a back end puts the pages. An address space makes its own list; this is for calling a back end without one.
     #[must_use]
-    pub const fn range(&self) -> UserRange {
-        self.range
+    pub const fn sink(&mut self) -> PageSink<'_> {
+        PageSink { list: self }
     }
 
     /// Pages pushed so far.
@@ -79,12 +119,8 @@ impl PageList {
         self.filled
     }
 
-    /// Adds `pages` contiguous pages, the first at `host`. Bits of `host` below the system page are dropped.
-    ///
-    /// # Errors
-    /// [`PageListError::TooMany`] past the end of the range, [`PageListError::OutOfMemory`].
     #[inline]
-    pub fn push(&mut self, host: HostAddr, pages: u64) -> Result<(), PageListError> {
+    fn push(&mut self, host: HostAddr, pages: u64) -> Result<(), PageListError> {
         let host = host.align_down(self.granule.shift()).raw();
         let total = self.range.pages(self.granule);
         if pages > total - self.filled {
@@ -93,9 +129,12 @@ impl PageList {
         if pages == 0 {
             return Ok(());
         }
+        if host.checked_add((pages << self.granule.shift().get()) - 1).is_none() {
+            return Err(PageListError::Wraps { host: HostAddr::new(host), pages });
+        }
         if !self.frames.is_empty() {
             self.push_frames(host, pages);
-        } else if self.filled == 0 || host != self.next {
+        } else if self.next != Some(host) {
             if self.runs.len() as u64 >= 64 && self.runs.len() as u64 >= total / PAGES_PER_RUN {
                 self.spread()?;
                 self.push_frames(host, pages);
@@ -105,7 +144,7 @@ impl PageList {
             }
         }
         self.filled += pages;
-        self.next = host.wrapping_add(pages << self.granule.shift().get());
+        self.next = host.checked_add(pages << self.granule.shift().get());
         Ok(())
     }
 
@@ -278,7 +317,9 @@ impl PageTable {
         let (page, count) = match &self.layout {
             Layout::Narrow { frames, .. } => {
                 let frames = &frames[index as usize..=last as usize];
-                let follows = |&(at, &frame): &(usize, &u32)| frame == frames[0].wrapping_add(at as u32);
+                // Wider than a frame: after the last one comes no first one.
+                let follows =
+                    |&(at, &frame): &(usize, &u32)| u64::from(frame) == u64::from(frames[0]) + at as u64;
                 let count = frames.iter().enumerate().take_while(follows).count();
                 (u64::from(frames[0]) << shift, count as u64)
             }
@@ -293,8 +334,9 @@ impl PageTable {
                 let page = |word: &AtomicU64| word.load(Ordering::Relaxed) & !1;
                 let words = &words[index as usize..=last as usize];
                 let first = page(&words[0]);
-                let follows =
-                    |&(at, word): &(usize, &AtomicU64)| page(word) == first + ((at as u64) << shift);
+                let follows = |&(at, word): &(usize, &AtomicU64)| {
+                    first.checked_add((at as u64) << shift) == Some(page(word))
+                };
                 (first, words.iter().enumerate().take_while(follows).count() as u64)
             }
             Layout::Device { host } => return (HostAddr::new(host + offset), bytes),
@@ -381,21 +423,6 @@ impl PageTable {
             Layout::Device { .. } => 0,
         };
         bytes as u64
-    }
-}
-
-impl fmt::Debug for PageTable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layout = match &self.layout {
-            Layout::Runs { .. } => "runs",
-            Layout::Narrow { .. } => "narrow",
-            Layout::Wide { .. } => "wide",
-            Layout::Device { .. } => "device",
-        };
-        f.debug_struct("PageTable")
-            .field("largest", &self.largest)
-            .field("layout", &layout)
-            .finish_non_exhaustive()
     }
 }
 

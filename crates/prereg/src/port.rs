@@ -9,7 +9,7 @@ use core::any::Any;
 
 use crate::addr::{Granule, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::pages::{DirtyPages, PageList, PageListError};
+use crate::pages::{DirtyPages, PageListError, PageSink};
 use crate::tables::TableMemory;
 
 /// What kind of address a back end hands out for a pinned page.
@@ -26,7 +26,7 @@ pub enum AddressKind {
     Device,
     /// The user addresses themselves: the kernel keeps the host addresses, and takes these wherever one is needed.
     User,
-    /// Made up, for tests and for hosts that cannot pin.
+    /// For tests, reports and hosts that cannot pin: no device may be programmed with them.
     Invented,
 }
 
@@ -36,8 +36,22 @@ pub struct PinId(pub u64);
 
 /// Pins user memory for as long as it is registered.
 ///
-/// Implementations are called from many threads at once and never under a lock of the core.
-pub trait Pin: Send + Sync {
+/// Implementations are called from many threads at once and never under a lock of the core, so a call may block: only
+/// callers that want the very range it was made for wait. A call may use the address space, but it must not register or
+/// share the range it was made for: on the same thread that fails with [`RegisterError::Reentrant`] (without the feature
+/// `std`, and through another thread, it waits for ever). A call that panics counts as failed ([`pin`](Self::pin)) or done
+/// ([`unpin`](Self::unpin)): the span is free, the charge taken off, and the panic goes on to the caller of the address space.
+///
+/// [`RegisterError::Reentrant`]: crate::RegisterError::Reentrant
+///
+/// # Safety
+/// Devices are programmed with the addresses that are pushed, so memory safety rests on their truth. From a successful
+/// [`pin`](Self::pin) until [`unpin`](Self::unpin) is called for it, each address reaches the page of the range that it was
+/// pushed for, and no other memory, in the sense of [`address_kind`](Self::address_kind): for kind [`AddressKind::Device`] as
+/// far as the caller who named the device memory said so, for kind [`AddressKind::Invented`] for no device at all. The core
+/// itself dereferences no host address, and checks that there is one for each page.
+#[expect(unsafe_code, reason = "where the pages are is a promise of the implementer")]
+pub unsafe trait Pin: Send + Sync {
     /// A short name for messages and reports: `"io-uring"`.
     fn name(&self) -> &'static str;
 
@@ -64,7 +78,7 @@ pub trait Pin: Send + Sync {
     ///
     /// # Errors
     /// [`PinError`]; then nothing stays pinned.
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError>;
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError>;
 
     /// Releases what `pin` returned; `range` is the one it was called with. When this returns the pages are no longer
     /// pinned. `dirty` names the pages that a device may have written.
@@ -75,7 +89,7 @@ pub trait Pin: Send + Sync {
 ///
 /// # Safety
 /// Between the call of [`all_threads`](Barrier::all_threads) and its return every running thread of the process has passed
-/// a full memory fence, and so has the caller.
+/// a full memory fence, and so has the caller. It does not unwind.
 #[expect(unsafe_code, reason = "that no address is used after its release rests on this promise")]
 pub unsafe trait Barrier: Send + Sync {
     /// Passes the fence. Cannot fail: whether it works is found out when the implementer is made.
@@ -95,7 +109,9 @@ pub trait Charge: Send + Sync {
     fn uncharge(&self, pages: u64);
 }
 
-impl<T: Pin + ?Sized> Pin for Arc<T> {
+// SAFETY: the calls are `T`'s own.
+#[expect(unsafe_code, reason = "passes the promise of what it points to on")]
+unsafe impl<T: Pin + ?Sized> Pin for Arc<T> {
     fn name(&self) -> &'static str {
         (**self).name()
     }
@@ -111,7 +127,7 @@ impl<T: Pin + ?Sized> Pin for Arc<T> {
     fn tables(&self) -> Option<Arc<dyn TableMemory>> {
         (**self).tables()
     }
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         (**self).pin(range, pages)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
@@ -222,6 +238,10 @@ impl From<PageListError> for PinError {
             PageListError::TooMany { range } => Self::Fault {
                 ua: range.first(),
                 why: "the back end named more pages than the range has; this is a defect of the back end",
+            },
+            PageListError::Wraps { .. } => Self::Unsupported {
+                ua: UserAddr::new(0),
+                why: "the back end named host memory past 2^64; this is a defect of the back end",
             },
         }
     }

@@ -124,7 +124,9 @@ impl<T, O: Owner<T>> Published<T, O> {
             // Acquire pairs with the swap in `replace`: we see the value as its writer made it.
             let now = self.current.load(Ordering::Acquire);
             if ptr::eq(now, value) {
-                return value;
+                // Not `value`: what that pointer came from may have been freed, and the current value made at the same
+                // address. Only `now` is a pointer to the value that is alive.
+                return now;
             }
             value = now;
         }
@@ -139,6 +141,22 @@ impl<T, O: Owner<T>> Published<T, O> {
         let current = self.current.load(Ordering::Relaxed);
         // SAFETY: never null, and only a writer replaces or frees it.
         look(unsafe { &*current })
+    }
+
+    /// The value that `seat` names, for the writers' side; `None` when it names nothing.
+    ///
+    /// # Safety
+    /// The caller holds the writers' lock, and holds it while it uses what is returned: nothing is replaced or freed then.
+    pub unsafe fn seen<'a>(&'a self, retired: &'a Retired<T, O>, seat: &Seat<T>) -> Option<&'a T> {
+        // Relaxed, both: `current` is written under the lock, and a seat only names what was current once, so the value was
+        // seen by this lock before.
+        let named = seat.seen.load(Ordering::Relaxed);
+        let current = self.current.load(Ordering::Relaxed);
+        let alive = retired.values.iter().copied().chain([current]);
+        // By address: the pointer in the seat may be older than the value that is there now.
+        let value = alive.into_iter().find(|&value| ptr::addr_eq(value, named))?;
+        // SAFETY: current or retired, so it is alive, and stays so while the lock is held.
+        Some(unsafe { &*value })
     }
 
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.

@@ -70,7 +70,7 @@ impl RangeMapping {
     /// ```
     /// # use prereg::{AddressSpace, Granule, UserAddr};
     /// # let host = prereg_sim::SimHost::new(Granule::K4);
-    /// # let space = AddressSpace::new(host.clone());
+    /// # let space = AddressSpace::builder(host.clone()).build()?;
     /// # let registration = space.register(&host.memory(0x10_0000, 8 << 12))?;
     /// let range = space.translator().map_range(UserAddr::new(0x10_1000), 4 << 12)?;
     /// let part: u64 = range.runs_in(UserAddr::new(0x10_2800), 0x1000).map(|run| run.bytes).sum();

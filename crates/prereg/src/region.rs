@@ -48,12 +48,6 @@ impl Region {
     }
 }
 
-impl fmt::Debug for Region {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Region").field("range", &self.range).field("slot", &self.slot).finish_non_exhaustive()
-    }
-}
-
 /// One published region, shared by the registry and the snapshots. Readers know its place in table memory.
 pub(crate) type SharedRegion = Arc<Placed<Region>>;
 

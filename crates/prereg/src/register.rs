@@ -16,6 +16,7 @@ use crate::release::Claim;
 use crate::slab::Placed;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::tally::Holder;
+use crate::teardown::{ChargeGuard, PinGuard, SpanGuard};
 
 /// Why memory could not be registered. Nothing is pinned, charged or listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -67,13 +68,19 @@ pub enum RegisterError {
         "the address space has 262143 regions, or gone ones that an idle translator still lists; register larger ranges"
     )]
     TooManyRegions,
-    /// The address space was dropped. ESRCH.
-    #[error("the address space is gone")]
-    Gone,
+    /// A port called back for the very range it is pinning or unpinning, which would wait for itself. EDEADLK.
+    #[error(
+        "{range} is being pinned or unpinned by the same thread, which cannot wait for itself; a back end must not register \
+         or share the range it was called for"
+    )]
+    Reentrant {
+        /// The range asked for.
+        range: UserRange,
+    },
 }
 
 impl RegisterError {
-    /// EINVAL, ENOMEM, ENOSPC, ESRCH or the back end's, as said at each kind.
+    /// EINVAL, ENOMEM, ENOSPC, EDEADLK or the back end's, as said at each kind.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -83,7 +90,7 @@ impl RegisterError {
             Self::Pin { error, .. } => error.errno(),
             Self::OutOfMemory { .. } => Errno::ENOMEM,
             Self::TooManyRegions => Errno::ENOSPC,
-            Self::Gone => Errno::ESRCH,
+            Self::Reentrant { .. } => Errno::EDEADLK,
         }
     }
 }
@@ -93,7 +100,6 @@ impl RegisterError {
 pub(crate) enum Wish {
     ShareOrNew,
     New,
-    Share,
 }
 
 /// What backs a new region.
@@ -110,23 +116,39 @@ impl Engine {
         wish: Wish,
         holder: Holder,
         backing: impl FnOnce() -> Backing,
-    ) -> Result<Option<Claim>, RegisterError> {
+    ) -> Result<Claim, RegisterError> {
         self.reap();
         let range = UserRange::new(ua, bytes, self.granule)?;
         if let Some(claim) = self.share_or_reserve(range, wish, holder)? {
-            return Ok(Some(claim));
+            return Ok(claim);
         }
-        if wish == Wish::Share {
-            return Ok(None);
-        }
-        let reservation = Reservation { engine: self, range };
+        let reservation = SpanGuard::reserved(self, range);
         let claim = self.build(range, backing(), holder)?;
-        core::mem::forget(reservation);
+        reservation.commit();
         self.books.notify_all();
-        Ok(Some(claim))
+        Ok(claim)
     }
 
-    /// A claim on the region of just this range, or `None` and the span is reserved (not for `Wish::Share`).
+    /// A claim on the region of just this range; waits while another thread registers it.
+    pub(crate) fn share(&self, ua: UserAddr, bytes: u64, holder: Holder) -> Option<Claim> {
+        self.reap();
+        let range = UserRange::new(ua, bytes, self.granule).ok()?;
+        let mut books = self.books.lock();
+        loop {
+            match books.intersecting(range) {
+                Some(Span::Here(entry)) if entry.region.range == range => {
+                    let (claim, revived) = self.claim(entry, holder);
+                    self.undrain(&mut books, revived);
+                    return Some(claim);
+                }
+                Some(Span::Coming(other, thread)) if *other == range && !thread.is_this() => {}
+                _ => return None,
+            }
+            books = self.books.wait(books);
+        }
+    }
+
+    /// A claim on the region of just this range, or `None` and the span is reserved.
     fn share_or_reserve(
         &self,
         range: UserRange,
@@ -135,40 +157,49 @@ impl Engine {
     ) -> Result<Option<Claim>, RegisterError> {
         let mut books = self.books.lock();
         loop {
-            if books.closed {
-                return Err(RegisterError::Gone);
-            }
             match books.intersecting(range) {
-                None => break,
-                Some(Span::Going(_)) => {}
-                Some(Span::Coming(other)) if *other == range && wish != Wish::New => {}
+                None => {
+                    books.spans.insert(range.first().raw(), Span::coming(range));
+                    return Ok(None);
+                }
                 Some(Span::Here(entry)) if entry.region.range == range && wish != Wish::New => {
-                    // A draining region that somebody still maps comes back to life.
-                    let draining = entry.used == 0;
-                    if draining {
-                        self.door(entry.region.slot).reopen();
-                    }
-                    entry.claim(holder);
-                    let keepalive = entry.keepalive.take();
-                    let claim = Claim { range, id: entry.region.id, holder };
-                    if draining {
-                        books.draining -= 1;
-                        self.show_draining(&books);
-                    }
-                    drop(books);
-                    drop(keepalive);
+                    let (claim, revived) = self.claim(entry, holder);
+                    self.undrain(&mut books, revived);
                     return Ok(Some(claim));
                 }
-                Some(_) if wish == Wish::Share => return Ok(None),
+                Some(Span::Coming(other, thread)) if *other == range && wish != Wish::New => {
+                    if thread.is_this() {
+                        return Err(RegisterError::Reentrant { range });
+                    }
+                }
+                Some(Span::Going(_, thread)) => {
+                    if thread.is_this() {
+                        return Err(RegisterError::Reentrant { range });
+                    }
+                }
                 Some(span) if span.range() == range => return Err(RegisterError::Exists { range }),
                 Some(span) => return Err(RegisterError::Overlap { range, with: span.range() }),
             }
             books = self.books.wait(books);
         }
-        if wish != Wish::Share {
-            books.spans.insert(range.first().raw(), Span::Coming(range));
+    }
+
+    /// One more claim on a region, and whether it was draining: then it is still mapped, and comes back to life.
+    fn claim(&self, entry: &mut Entry, holder: Holder) -> (Claim, bool) {
+        let revived = entry.used == 0;
+        entry.claim(holder);
+        if revived {
+            self.door(entry.region.slot).reopen();
         }
-        Ok(None)
+        (Claim { range: entry.region.range, id: entry.region.id, holder }, revived)
+    }
+
+    /// Takes the region of a claim off the count of those that drain, if it was one.
+    fn undrain(&self, books: &mut Books, revived: bool) {
+        if revived {
+            books.draining -= 1;
+            self.show_draining(books);
+        }
     }
 
     /// Charges, pins and commits a reserved span.
@@ -180,35 +211,34 @@ impl Engine {
             }
             Backing::Pinned(keep) => {
                 let pages = range.pages(self.granule);
-                self.charges.charge(pages).map_err(|error| RegisterError::Charge { range, error })?;
-                let charge = Charged { engine: self, pages };
+                self.charges().charge(pages).map_err(|error| RegisterError::Charge { range, error })?;
+                let charge = ChargeGuard::new(self.charges(), pages);
                 let (pin, table) = self.pin(range)?;
-                let pinned = Pinned { engine: self, pin, range };
-                let claim = self.commit(range, table, false, Some(pin), pages, keep, holder)?;
-                core::mem::forget(pinned);
-                core::mem::forget(charge);
+                let claim = self.commit(range, table, false, Some(pin.id()), pages, keep, holder)?;
+                pin.commit();
+                charge.commit();
                 Ok(claim)
             }
         }
     }
 
-    fn pin(&self, range: UserRange) -> Result<(PinId, PageTable), RegisterError> {
+    /// Pins `range`. Whatever the back end pushes goes into a list of this range, and must fill it.
+    fn pin(&self, range: UserRange) -> Result<(PinGuard<'_>, PageTable), RegisterError> {
         let mut pages = PageList::new(range, self.granule);
-        let pin = self.pins.pin(range, &mut pages).map_err(|error| RegisterError::Pin { range, error })?;
-        let pinned = Pinned { engine: self, pin, range };
+        let pinned = self.pins().pin(range, &mut pages.sink());
+        let pin = pinned.map_err(|error| RegisterError::Pin { range, error })?;
+        let pin = PinGuard::new(self.pins(), pin, range);
         match pages.finish(&self.tables) {
-            Ok(Some(table)) => {
-                core::mem::forget(pinned);
-                Ok((pin, table))
-            }
+            Ok(Some(table)) => Ok((pin, table)),
             Ok(None) => {
                 let why =
                     "the back end named fewer pages than the range has; this is a defect of the back end";
                 Err(RegisterError::Pin { range, error: PinError::Fault { ua: range.first(), why } })
             }
-            Err(PageListError::OutOfMemory | PageListError::TooMany { .. }) => {
-                Err(RegisterError::OutOfMemory { range })
-            }
+            Err(error) => match error {
+                PageListError::OutOfMemory => Err(RegisterError::OutOfMemory { range }),
+                error => Err(RegisterError::Pin { range, error: error.into() }),
+            },
         }
     }
 
@@ -224,9 +254,6 @@ impl Engine {
         holder: Holder,
     ) -> Result<Claim, RegisterError> {
         let mut books = self.books.lock();
-        if books.closed {
-            return Err(RegisterError::Gone);
-        }
         let slot = match books.take_slot() {
             Some(slot) => slot,
             None => {
@@ -266,8 +293,10 @@ impl Engine {
             }
             Err(OutOfMemory) => {
                 // Never published: no reader knows it, and the reservation takes the span away.
-                books.spans.insert(range.first().raw(), Span::Coming(range));
+                let unpublished = books.spans.insert(range.first().raw(), Span::coming(range));
                 books.give_slot(slot);
+                drop(books);
+                drop(unpublished);
                 return Err(RegisterError::OutOfMemory { range });
             }
         }
@@ -286,45 +315,5 @@ impl Engine {
         // Relaxed: see `Shown::region_in`.
         place.store(region, Ordering::Relaxed);
         true
-    }
-}
-
-/// A span that is coming; dropped (by an error, or a port that panics) it is free again.
-struct Reservation<'a> {
-    engine: &'a Engine,
-    range: UserRange,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        let mut books = self.engine.books.lock();
-        books.spans.remove(&self.range.first().raw());
-        drop(books);
-        self.engine.books.notify_all();
-    }
-}
-
-/// A charge to be given back unless the registration is committed.
-struct Charged<'a> {
-    engine: &'a Engine,
-    pages: u64,
-}
-
-impl Drop for Charged<'_> {
-    fn drop(&mut self) {
-        self.engine.charges.uncharge(self.pages);
-    }
-}
-
-/// A pin to be given back unless the registration is committed.
-struct Pinned<'a> {
-    engine: &'a Engine,
-    pin: PinId,
-    range: UserRange,
-}
-
-impl Drop for Pinned<'_> {
-    fn drop(&mut self) {
-        self.engine.pins.unpin(self.pin, self.range, crate::pages::DirtyPages::none());
     }
 }

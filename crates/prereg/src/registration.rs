@@ -189,7 +189,6 @@ impl fmt::Debug for Registration {
 /// A region on its way out: no registration, no new mappings.
 ///
 /// Dropping this changes nothing: the region is released all the same.
-#[derive(Debug)]
 #[must_use = "call wait(), or drop it to let the last unmap release the region"]
 pub struct Draining {
     engine: Arc<Engine>,
@@ -209,6 +208,12 @@ impl Draining {
         if self.waiting {
             self.engine.wait_idle(self.claim);
         }
+    }
+}
+
+impl fmt::Debug for Draining {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draining").field("range", &self.claim.range).field("waiting", &self.waiting).finish()
     }
 }
 

@@ -9,6 +9,7 @@ use crate::engine::Engine;
 use crate::sync::MonitorGuard;
 use crate::sync::atomic::{AtomicI64, Ordering};
 use crate::tally::{Held, Holder, Home};
+use crate::teardown::Release;
 
 /// One registration in the books: enough to find it again, never enough to reach a gone region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,9 +69,6 @@ impl Engine {
             self.finish(books, claim.range, claim.id);
             return true;
         }
-        if let Some(entry) = books.entry(claim.range.first().raw(), claim.id) {
-            entry.keepalive = self.this.upgrade().map(|this| this as Arc<dyn Home>);
-        }
         false
     }
 
@@ -103,19 +101,17 @@ impl Engine {
         if self.draining.load(Ordering::Relaxed) == 0 {
             return;
         }
-        loop {
-            let books = self.books.lock();
-            if books.draining == 0 {
-                return;
-            }
-            let idle = |entry: &&Entry| entry.used == 0 && books.mapped(entry.region.slot) == 0;
-            let Some((range, id)) =
-                books.here().find(idle).map(|entry| (entry.region.range, entry.region.id))
-            else {
-                return;
-            };
-            self.finish(books, range, id);
+        let mut books = self.books.lock();
+        if books.draining == 0 {
+            return;
         }
+        let idle = |entry: &&Entry| entry.used == 0 && books.mapped(entry.region.slot) == 0;
+        let idle: Vec<_> =
+            books.here().filter(idle).map(|entry| (entry.region.range, entry.region.id)).collect();
+        let gone: Vec<_> =
+            idle.into_iter().filter_map(|(range, id)| self.take_out(&mut books, range, id)).collect();
+        drop(books);
+        drop(gone);
     }
 
     /// Gives many registrations up with one heavy fence for all of them, in order; each as [`release`](Self::release) would.
@@ -154,56 +150,30 @@ impl Engine {
             }
         }
         drop(books);
-        for entry in gone {
-            self.let_go(entry);
-        }
+        drop(gone);
         results
     }
 
-    /// Takes a region that nobody is inside of, and nobody can enter, out of the books, and unpins it without the lock.
+    /// Takes a region whose door is closed, or drained to zero, out of the registry, and releases it without the lock.
     fn finish(&self, mut books: MonitorGuard<'_, Books>, range: UserRange, id: u64) {
         let gone = self.take_out(&mut books, range, id);
         drop(books);
-        if let Some(entry) = gone {
-            self.let_go(entry);
-        }
+        drop(gone);
     }
 
-    /// The first half, under the lock: readers no longer find it, and its span is going.
-    fn take_out(&self, books: &mut Books, range: UserRange, id: u64) -> Option<Entry> {
+    /// Under the lock: readers no longer find the region, and its span is being unpinned. The caller drops the release
+    /// without the lock.
+    fn take_out(&self, books: &mut Books, range: UserRange, id: u64) -> Option<Release<'_>> {
         let entry = books.take(range.first().raw(), id)?;
         self.show_draining(books);
         self.door(entry.region.slot).close();
         self.hide(books, entry.region.clone(), entry.born);
-        Some(entry)
-    }
-
-    /// The second half, without it: unpins, uncharges, and frees the span.
-    fn let_go(&self, entry: Entry) {
-        let Entry { region, pin, charged, keep, keepalive, .. } = entry;
-        let range = region.range;
-        if let Some(pin) = pin {
-            self.pins.unpin(pin, range, region.table.dirty());
-            self.charges.uncharge(charged);
-        }
-        drop(region);
-        drop(keep);
-        let mut books = self.books.lock();
-        books.spans.remove(&range.first().raw());
-        if pin.is_some() {
-            books.unpins += 1;
-            books.pinned_pages -= charged;
-            books.charged_pages -= charged;
-        }
-        drop(books);
-        self.books.notify_all();
-        drop(keepalive);
+        Some(Release::new(self, entry))
     }
 
     /// The owner goes: every registration is given up, whoever holds it; what nobody maps is released now.
     pub(crate) fn close(&self) {
         let mut books = self.books.lock();
-        books.closed = true;
         let mut drained = 0;
         for span in books.spans.values_mut() {
             let Span::Here(entry) = span else { continue };

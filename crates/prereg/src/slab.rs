@@ -7,7 +7,6 @@
 #![expect(unsafe_code, reason = "owners of memory that is had by address")]
 
 use core::alloc::Layout;
-use core::fmt;
 use core::mem::{ManuallyDrop, needs_drop, offset_of};
 use core::ops::Deref;
 use core::ptr::{self, NonNull};
@@ -20,6 +19,8 @@ use crate::tables::Tables;
 pub(crate) struct Slab<T> {
     at: NonNull<T>,
     len: usize,
+    /// Values that are there: less than `len` only while the array is made.
+    filled: usize,
     memory: Tables,
 }
 
@@ -42,38 +43,17 @@ impl<T> Slab<T> {
     ) -> Option<Self> {
         let layout = Layout::array::<T>(len).ok()?;
         let at = if layout.size() == 0 { NonNull::dangling() } else { memory.allocate(layout)?.cast::<T>() };
-        let mut slab = Self { at, len: 0, memory: memory.clone() };
-        while slab.len < len {
-            let Some(value) = values.next() else {
-                slab.give_up(layout);
-                return None;
-            };
+        // Its drop releases all of `len`, also when the iterator panics or ends early.
+        let mut slab = Self { at, len, filled: 0, memory: memory.clone() };
+        while slab.filled < len {
+            let value = values.next()?;
             // SAFETY: below `len`, for which there is room.
-            let place = unsafe { slab.at.add(slab.len) };
+            let place = unsafe { slab.at.add(slab.filled) };
             // SAFETY: aligned by the layout, and nothing is there yet.
             unsafe { place.write(value) };
-            slab.len += 1;
+            slab.filled += 1;
         }
         Some(slab)
-    }
-
-    /// Drops what was written of an array of `layout`.
-    fn give_up(self, layout: Layout) {
-        let this = ManuallyDrop::new(self);
-        this.drop_values();
-        // SAFETY: moved out of an owner that is not dropped.
-        let memory = unsafe { ptr::read(&raw const this.memory) };
-        if layout.size() != 0 {
-            // SAFETY: from `allocate` with this layout, and nobody knows it.
-            unsafe { memory.release(this.at.cast(), layout) };
-        }
-    }
-
-    fn drop_values(&self) {
-        if needs_drop::<T>() {
-            // SAFETY: the owner goes, and with it the last user; the values were written by `from_iter`.
-            unsafe { ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.len).drop_in_place() };
-        }
     }
 
     /// The memory it came from.
@@ -94,7 +74,7 @@ impl<T> Slab<T> {
     /// # Safety
     /// `at` is from [`into_raw`](Self::into_raw) of an array of `len` values in `memory`, not taken back yet.
     pub(crate) unsafe fn from_raw(at: NonNull<T>, len: usize, memory: Tables) -> Self {
-        Self { at, len, memory }
+        Self { at, len, filled: len, memory }
     }
 }
 
@@ -103,26 +83,23 @@ impl<T> Deref for Slab<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: `len` values that live as long as the owner and are only shared.
-        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
+        // SAFETY: so many values, which live as long as the owner and are only shared.
+        unsafe { slice::from_raw_parts(self.at.as_ptr(), self.filled) }
     }
 }
 
 impl<T> Drop for Slab<T> {
     fn drop(&mut self) {
-        self.drop_values();
-        // The same layout as when it was had.
+        if needs_drop::<T>() {
+            // SAFETY: the owner goes, and with it the last user; the values were written by `from_iter`.
+            unsafe { ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.filled).drop_in_place() };
+        }
+        // The layout of the allocation, however many values are there.
         let Ok(layout) = Layout::array::<T>(self.len) else { return };
         if layout.size() != 0 {
             // SAFETY: from `allocate` with this layout; the owner goes, and with it the last user.
             unsafe { self.memory.release(self.at.cast(), layout) };
         }
-    }
-}
-
-impl<T> fmt::Debug for Slab<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slab").field("len", &self.len).finish_non_exhaustive()
     }
 }
 
@@ -190,11 +167,5 @@ impl<T> Drop for Placed<T> {
         drop(value);
         // SAFETY: from `allocate` with this layout.
         unsafe { memory.release(self.at.cast(), Layout::new::<Held<T>>()) };
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Placed<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        (**self).fmt(f)
     }
 }

@@ -11,10 +11,10 @@ use crate::slab::Slab;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::tables::Tables;
 
-/// Slots in a chunk.
-pub(crate) const CHUNK: usize = 512;
+/// Slots in a chunk. A model has few, so that it can fill them.
+pub(crate) const CHUNK: usize = if cfg!(loom) { 2 } else { 512 };
 /// Chunks in an array.
-const CHUNKS: usize = 512;
+const CHUNKS: usize = if cfg!(loom) { 4 } else { 512 };
 /// Regions an address space can have at once.
 pub(crate) const MAX_SLOTS: usize = CHUNK * CHUNKS;
 

@@ -14,54 +14,72 @@ use crate::tables::{HeapTables, TableMemory};
 use crate::tally::Holder;
 use crate::translator::Translator;
 
-/// What every address space keeps its tables in that was given nothing else.
-fn heap() -> Arc<dyn TableMemory> {
-    Arc::new(HeapTables::new())
-}
-
 /// The owner of a set of regions.
 ///
-/// Shared between threads by reference or `Arc`. Dropping it gives every registration up, whoever holds it: what nobody
-/// maps is unpinned at once, what somebody maps when he lets go.
+/// Shared between threads by reference or `Arc`. Dropping it releases every registration, whoever holds it: unmapped regions
+/// are unpinned immediately, others when their last mapping is dropped.
 pub struct AddressSpace {
     engine: Arc<Engine>,
 }
 
-impl AddressSpace {
-    /// An empty address space. How pages are pinned and charged is chosen here, once.
-    ///
-    /// # Panics
-    /// Without memory for its own tables, some KiB; so do the next two. See [`with_tables`](Self::with_tables).
-    pub fn new(host: impl Pin + Charge + 'static) -> Self {
-        let host = Arc::new(host);
-        Self::with_ports(host.clone(), host)
+/// How an [`AddressSpace`] pins, charges, fences and keeps its tables.
+///
+/// ```
+/// use prereg::{AddressSpace, Granule, HeapTables};
+/// # use std::sync::Arc;
+/// # let host = prereg_sim::SimHost::new(Granule::K4);
+/// let space = AddressSpace::builder(host).tables(Arc::new(HeapTables::new())).build()?;
+/// # Ok::<(), prereg::OutOfMemory>(())
+/// ```
+#[must_use = "call build()"]
+pub struct AddressSpaceBuilder {
+    pins: Box<dyn Pin>,
+    charges: Box<dyn Charge>,
+    barrier: Option<Arc<dyn Barrier>>,
+    tables: Option<Arc<dyn TableMemory>>,
+}
+
+impl AddressSpaceBuilder {
+    /// An address space whose pages are pinned by `pins` and charged to `charges`.
+    pub fn new(pins: impl Pin + 'static, charges: impl Charge + 'static) -> Self {
+        Self { pins: Box::new(pins), charges: Box::new(charges), barrier: None, tables: None }
     }
 
-    /// The same with pins and charges from two hands.
-    pub fn with_ports(pins: impl Pin + 'static, charges: impl Charge + 'static) -> Self {
-        let (barrier, tables) = (pins.barrier(), pins.tables().unwrap_or_else(heap));
-        let engine = Engine::new(Box::new(pins), Box::new(charges), barrier, tables);
-        Self { engine: engine.expect("memory for an address space") }
+    /// The fence on every thread that lets mapping do without one. Default: the back end's ([`Pin::barrier`]), if it has one.
+    pub fn barrier(mut self, barrier: Arc<dyn Barrier>) -> Self {
+        self.barrier = Some(barrier);
+        self
     }
 
-    /// The same with a fence that the back end does not bring along.
-    pub fn with_barrier(host: impl Pin + Charge + 'static, barrier: Arc<dyn Barrier>) -> Self {
-        let tables = host.tables().unwrap_or_else(heap);
-        Self::with_tables(host, Some(barrier), tables).expect("memory for an address space")
+    /// Memory for the tables that translators touch. Default: the back end's ([`Pin::tables`]), else [`HeapTables`].
+    pub fn tables(mut self, tables: Arc<dyn TableMemory>) -> Self {
+        self.tables = Some(tables);
+        self
     }
 
-    /// The same with memory for tables that the back end does not bring along, and the back end's fence or another one.
+    /// Makes the empty address space.
     ///
     /// # Errors
-    /// [`OutOfMemory`] when `tables` has none.
-    pub fn with_tables(
-        host: impl Pin + Charge + 'static,
-        barrier: Option<Arc<dyn Barrier>>,
-        tables: Arc<dyn TableMemory>,
-    ) -> Result<Self, OutOfMemory> {
+    /// [`OutOfMemory`] without memory for its own tables, some KiB.
+    pub fn build(self) -> Result<AddressSpace, OutOfMemory> {
+        let Self { pins, charges, barrier, tables } = self;
+        let barrier = barrier.or_else(|| pins.barrier());
+        let tables = tables.or_else(|| pins.tables()).unwrap_or_else(|| Arc::new(HeapTables::new()));
+        Ok(AddressSpace { engine: Engine::new(pins, charges, barrier, tables)? })
+    }
+}
+
+impl fmt::Debug for AddressSpaceBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AddressSpaceBuilder").field("backend", &self.pins.name()).finish_non_exhaustive()
+    }
+}
+
+impl AddressSpace {
+    /// Starts an address space whose pages `host` pins and charges, both fixed for its life.
+    pub fn builder(host: impl Pin + Charge + 'static) -> AddressSpaceBuilder {
         let host = Arc::new(host);
-        let barrier = barrier.or_else(|| host.barrier());
-        Ok(Self { engine: Engine::new(Box::new(host.clone()), Box::new(host), barrier, tables)? })
+        AddressSpaceBuilder::new(host.clone(), host)
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -125,7 +143,7 @@ impl AddressSpace {
     ) -> Result<Registration, RegisterError> {
         let backing = || Backing::Pinned(memory.keep());
         let claim = self.engine.register(memory.ua(), memory.bytes(), wish, holder, backing)?;
-        claim.map(|claim| Registration::new(self.engine.clone(), claim)).ok_or(RegisterError::Gone)
+        Ok(Registration::new(self.engine.clone(), claim))
     }
 
     /// One more registration of the region of exactly `[ua, ua + bytes)`; `None` when there is none. The memory is not
@@ -139,7 +157,7 @@ impl AddressSpace {
     /// [`share`](Self::share), labelled with whose registration it is.
     #[must_use = "dropping a registration gives it up"]
     pub fn share_for(&self, ua: UserAddr, bytes: u64, holder: Holder) -> Option<Registration> {
-        let claim = self.engine.register(ua, bytes, Wish::Share, holder, || Backing::Pinned(None)).ok()??;
+        let claim = self.engine.share(ua, bytes, holder)?;
         Some(Registration::new(self.engine.clone(), claim))
     }
 
@@ -159,7 +177,7 @@ impl AddressSpace {
         }
         let backing = || Backing::Device(host);
         let claim = self.engine.register(ua, bytes, Wish::New, Holder::default(), backing)?;
-        claim.map(|claim| Registration::new(self.engine.clone(), claim)).ok_or(RegisterError::Gone)
+        Ok(Registration::new(self.engine.clone(), claim))
     }
 
     /// A reader handle for one thread.

@@ -50,8 +50,11 @@ pub struct SpaceState {
     pub unpins: u64,
     /// Translators that exist.
     pub translators: u64,
-    /// Old snapshots and headers of gone regions that a translator still sits on.
+    /// Regions that were released but whose headers and page tables are kept, because a translator may still look at them.
     pub unreclaimed: u64,
+    /// How many of `unreclaimed` the translators of each holder keep; one that two holders keep counts for both. A
+    /// translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
+    pub retained_by: Vec<Held>,
     /// Memory of the tables that translators touch, and what the host promises of it.
     pub tables: TableMemoryState,
 }

@@ -8,7 +8,6 @@
     reason = "counts are reached by pointer, so that they can grow beside their owner's thread"
 )]
 
-use core::fmt;
 use core::ptr;
 
 use crate::lookup::Snapshot;
@@ -118,11 +117,5 @@ impl Drop for Place {
             let counts = unsafe { Placed::<Counts>::from_raw(next) };
             next = counts.older;
         }
-    }
-}
-
-impl fmt::Debug for Station {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Station").field("holder", &self.house.holder).finish_non_exhaustive()
     }
 }

@@ -5,18 +5,53 @@
 
 #[cfg(not(loom))]
 pub(crate) mod atomic {
-    pub(crate) use core::sync::atomic::{
-        AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, compiler_fence, fence,
-    };
+    pub(crate) use super::asymmetric::light_fence;
+    pub(crate) use core::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 }
 
 #[cfg(loom)]
 pub(crate) mod atomic {
-    pub(crate) use core::sync::atomic::compiler_fence;
+    pub(crate) use super::asymmetric::light_fence;
     pub(crate) use loom::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 }
 
+pub(crate) use asymmetric::heavy_fence;
 pub(crate) use monitor::{Monitor, MonitorGuard};
+pub(crate) use thread::ThreadToken;
+
+/// The two halves of an asymmetric fence. Partners: whatever is before one half in its thread and whatever is after the
+/// other half in its own are never both missed, as with two SeqCst fences.
+#[cfg(not(any(miri, loom)))]
+mod asymmetric {
+    use core::sync::atomic::{Ordering, compiler_fence};
+
+    /// The half that costs nothing.
+    #[inline(always)]
+    pub(crate) fn light_fence() {
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// The half that pays: `all_threads` is the host's fence on every thread.
+    pub(crate) fn heavy_fence(all_threads: impl FnOnce()) {
+        all_threads();
+    }
+}
+
+/// An interpreter has no fence that acts on other threads, so each thread passes its own.
+#[cfg(any(miri, loom))]
+mod asymmetric {
+    use super::atomic::{Ordering, fence};
+
+    #[inline(always)]
+    pub(crate) fn light_fence() {
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn heavy_fence(all_threads: impl FnOnce()) {
+        all_threads();
+        fence(Ordering::SeqCst);
+    }
+}
 
 #[cfg(all(feature = "std", not(loom)))]
 mod monitor {
@@ -57,7 +92,39 @@ mod monitor {
     }
 }
 
-#[cfg(not(all(feature = "std", not(loom))))]
+#[cfg(loom)]
+mod monitor {
+    use loom::sync::{Condvar, Mutex};
+
+    /// A lock whose holder can wait for another holder to change something. Waiting ends by a notification only, so that a
+    /// model that forgets one deadlocks, which loom reports.
+    pub(crate) struct Monitor<T> {
+        value: Mutex<T>,
+        changed: Condvar,
+    }
+
+    pub(crate) type MonitorGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
+
+    impl<T> Monitor<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self { value: Mutex::new(value), changed: Condvar::new() }
+        }
+
+        pub(crate) fn lock(&self) -> MonitorGuard<'_, T> {
+            self.value.lock().expect("a model whose threads do not panic")
+        }
+
+        pub(crate) fn wait<'a>(&'a self, guard: MonitorGuard<'a, T>) -> MonitorGuard<'a, T> {
+            self.changed.wait(guard).expect("a model whose threads do not panic")
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(not(any(feature = "std", loom)))]
 mod monitor {
     /// A lock whose holder can wait for another holder to change something.
     pub(crate) struct Monitor<T> {
@@ -83,5 +150,64 @@ mod monitor {
 
         #[expect(clippy::unused_self, reason = "same face as the monitor that sleeps")]
         pub(crate) fn notify_all(&self) {}
+    }
+}
+
+#[cfg(all(feature = "std", not(loom)))]
+mod thread {
+    use core::ptr;
+
+    std::thread_local! {
+        /// Its address is different in every thread that lives. Without a destructor, so it can be asked for at any time.
+        static MARK: u8 = const { 0 };
+    }
+
+    /// A thread that is inside a call.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) struct ThreadToken(usize);
+
+    impl ThreadToken {
+        pub(crate) fn this() -> Self {
+            Self(MARK.with(|mark| ptr::from_ref(mark).addr()))
+        }
+
+        pub(crate) fn is_this(self) -> bool {
+            self == Self::this()
+        }
+    }
+}
+
+#[cfg(loom)]
+mod thread {
+    /// A thread of the model that is inside a call.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) struct ThreadToken(loom::thread::ThreadId);
+
+    impl ThreadToken {
+        pub(crate) fn this() -> Self {
+            Self(loom::thread::current().id())
+        }
+
+        pub(crate) fn is_this(self) -> bool {
+            self == Self::this()
+        }
+    }
+}
+
+#[cfg(not(any(feature = "std", loom)))]
+mod thread {
+    /// A thread that cannot be told from others.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(crate) struct ThreadToken;
+
+    impl ThreadToken {
+        pub(crate) fn this() -> Self {
+            Self
+        }
+
+        #[expect(clippy::unused_self, reason = "as where threads have names")]
+        pub(crate) fn is_this(self) -> bool {
+            false
+        }
     }
 }

@@ -51,8 +51,8 @@ impl TableMemoryState {
 /// of the core; it calls nothing of the core.
 ///
 /// # Safety
-/// What `allocate` and `reserve` return is of the layout asked for, zeroed, and nobody else's until it is released. It stays
-/// where it is.
+/// What `allocate` and `reserve` return is of the layout asked for, zeroed, and used by no other code until it is released.
+/// It stays where it is. No method unwinds.
 pub unsafe trait TableMemory: Send + Sync {
     /// Memory of `layout`, whose size is not zero, zeroed and present: touching it faults nothing in. `None` when there is
     /// none.

@@ -123,12 +123,6 @@ impl House {
     }
 }
 
-impl fmt::Debug for House {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("House").field("holder", &self.holder).finish_non_exhaustive()
-    }
-}
-
 /// A house, in a mapping that may be given back on any thread. The unit keeps the house: the books drop none whose counts,
 /// with those of its holder's stations, are not all zero.
 ///

@@ -17,7 +17,7 @@ use core::ptr::{self, NonNull};
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::cells::View;
-use crate::door::{Door, Entered, Light};
+use crate::door::{Door, Entered, FenceMode};
 use crate::engine::{Engine, Shown};
 use crate::lookup::Snapshot;
 use crate::region::{MapError, Mapping, Region};
@@ -32,7 +32,7 @@ mod ranges;
 pub struct Translator {
     /// The cells of the snapshot at hand.
     view: View,
-    /// Bytes of the view that the inlined path serves: none where mapping must pass a fence.
+    /// Bytes of the view that the inlined path serves: none in [`FenceMode::Full`].
     fast: u64,
     /// The station's newest counts when the snapshot was taken: at least one for every slot the snapshot names.
     counts: *const AtomicI64,
@@ -43,7 +43,7 @@ pub struct Translator {
     granule: u32,
     /// The bits of an address inside a system page.
     mask: u64,
-    light: Light,
+    mode: FenceMode,
     /// What mappings carry: changes with `capacity`.
     house: HouseRef,
     /// Why the last `take` failed.
@@ -76,7 +76,7 @@ impl Translator {
             capacity: 0,
             granule: engine.granule().shift().get(),
             mask: engine.granule().shift().mask(),
-            light: engine.light(),
+            mode: engine.fence_mode(),
             house: HouseRef::new(&station.house),
             failure: MapError::Foreign,
             shown: engine.shown.as_ptr(),
@@ -102,7 +102,7 @@ impl Translator {
         // 2. `&mut self`, and the station is this translator's alone.
         self.snapshot = unsafe { self.shown().published.refresh(&self.place().seat) };
         self.view = self.snapshot().view;
-        self.fast = if self.light == Light::Compiler { self.view.span } else { 0 };
+        self.fast = if self.mode == FenceMode::Asymmetric { self.view.span } else { 0 };
         // After the snapshot: counts for all its slots were there before it was published.
         (self.counts, self.capacity) = self.place().newest().raw();
         self.house = self.house.knowing(self.capacity);
@@ -190,7 +190,7 @@ impl Translator {
             let word = unsafe { self.view.load(offset) };
             // An empty cell says slot 0, whose door is never open.
             let slot = slot_of(word);
-            if self.door(slot).enter_open(self.count(slot), Light::Compiler) {
+            if self.door(slot).enter_open(self.count(slot), FenceMode::Asymmetric) {
                 // SAFETY: entered after the cell was loaded.
                 return Some((unsafe { host_of(word, offset, self) }, slot as u32));
             }
@@ -203,17 +203,28 @@ impl Translator {
         if taken.1 == 0 { None } else { Some(taken) }
     }
 
-    /// `take` for a page whose cell was just found; null when it is in none.
+    /// `take` for a page whose cell was loaded from the snapshot at hand; null when it is in none. `None`: a unit of the
+    /// word's slot is counted, and the caller calls [`take_missed`](Self::take_missed).
     #[inline]
-    pub(crate) fn take_word(&mut self, word: *mut u32, ua: UserAddr, shift: PageShift) -> Option<Taken> {
+    pub(crate) fn take_word(&mut self, word: *mut u32, ua: UserAddr) -> Option<Taken> {
         let slot = slot_of(word);
         // Slot 0: an empty cell or none, whose door is never open.
-        if self.door(slot).enter_open(self.count(slot), Light::Compiler) {
-            // SAFETY: entered after the cell was loaded.
-            return Some((unsafe { host_of(word, self.offset(ua), self) }, slot as u32));
-        }
-        let taken = self.take_counted(ua, shift, slot);
+        let open = self.door(slot).enter_open(self.count(slot), FenceMode::Asymmetric);
+        // SAFETY: entered after the cell was loaded.
+        open.then(|| (unsafe { host_of(word, self.offset(ua), self) }, slot as u32))
+    }
+
+    /// What `take_word` could not do. May leave the snapshot at hand for a newer one: then words loaded before are void.
+    #[cold]
+    pub(crate) fn take_missed(&mut self, word: *mut u32, ua: UserAddr, shift: PageShift) -> Option<Taken> {
+        let taken = self.take_counted(ua, shift, slot_of(word));
         if taken.1 == 0 { None } else { Some(taken) }
+    }
+
+    /// Which snapshot is at hand. While it stays the same, nothing that was loaded from it is used again.
+    #[inline]
+    pub(crate) fn generation(&self) -> u64 {
+        self.snapshot().generation
     }
 
     /// What `take` could not do: a unit of `slot` is counted, and its door was not open.
@@ -235,7 +246,7 @@ impl Translator {
     #[cold]
     #[inline(never)]
     fn take_slowly(&mut self, ua: UserAddr, shift: PageShift) -> Taken {
-        if self.light == Light::Full {
+        if self.mode == FenceMode::Full {
             if let Some(taken) = self.take_fenced(ua, shift) {
                 return taken;
             }
@@ -261,7 +272,7 @@ impl Translator {
     fn take_fenced(&self, ua: UserAddr, shift: PageShift) -> Option<Taken> {
         let (word, offset) = self.look(ua).filter(|_| shift.get() <= self.granule)?;
         let slot = slot_of(word);
-        if self.door(slot).enter(self.count(slot), Light::Full) != Entered::In {
+        if self.door(slot).enter(self.count(slot), FenceMode::Full) != Entered::In {
             return None;
         }
         // SAFETY: entered after the cell was loaded.
@@ -274,7 +285,7 @@ impl Translator {
         let region = unsafe { found.as_ref() };
         region.admits(ua, shift)?;
         let slot = region.slot as usize;
-        match self.door(slot).enter(self.count(slot), self.light) {
+        match self.door(slot).enter(self.count(slot), self.mode) {
             Entered::In => Ok((region.table.host(ua).raw(), region.slot)),
             Entered::Closed => Err(MapError::Closing { ua }),
         }
@@ -312,9 +323,12 @@ impl Translator {
         self.refresh();
     }
 
-    /// Gives one unit of `slot` back that is counted with another holder.
-    pub(crate) fn give_to(&mut self, house: &House, slot: u32) {
-        if let Some(count) = house.count(slot) {
+    /// Releases one unit of `slot` that is counted in `count`, another holder's.
+    ///
+    /// Takes the count and not the house: from the moment the count goes down another thread may free the house, and a
+    /// reference that is an argument must stay valid until the call returns. For an atomic alone that rule does not hold.
+    pub(crate) fn give_to(&mut self, count: Option<&AtomicI64>, slot: u32) {
+        if let Some(count) = count {
             // A drain that waits for it looks again by itself.
             let _ = self.door(slot as usize).leave_shared(count);
         }
@@ -419,21 +433,30 @@ impl Translator {
             // SAFETY: the mapping held it, counted with our holder in our address space.
             unsafe { self.give(slot) };
         } else {
-            self.give_to(house, slot);
+            self.give_to(house.count(slot), slot);
         }
     }
 
     /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
-    /// memory (specification 1.4, scenario 51).
+    /// memory (specification 1.4, scenario 51). The mark is sure to be told at the unpin when the caller holds a mapping of
+    /// the page meanwhile.
     pub fn mark_dirty(&mut self, ua: UserAddr) {
-        let found = self.find(ua).or_else(|| {
+        if !self.mark_found(ua) {
             self.refresh();
-            self.find(ua)
-        });
-        if let Some(region) = found {
-            // SAFETY: named by the snapshot at hand.
-            unsafe { region.as_ref() }.table.mark_dirty(ua);
+            self.mark_found(ua);
         }
+    }
+
+    /// Marks the page in the region of the snapshot at hand, unless that region is gone.
+    fn mark_found(&self, ua: UserAddr) -> bool {
+        let Some(found) = self.find(ua) else { return false };
+        // SAFETY: named by the snapshot at hand.
+        let region = unsafe { found.as_ref() };
+        let gone = self.door(region.slot as usize).is_closed();
+        if !gone {
+            region.table.mark_dirty(ua);
+        }
+        !gone
     }
 }
 

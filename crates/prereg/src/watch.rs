@@ -103,6 +103,7 @@ impl Engine {
             unpins: books.unpins,
             translators: books.stations.len() as u64,
             unreclaimed: books.unreclaimed() as u64,
+            retained_by: self.retained(&books),
             tables: self.tables.state(),
         }
     }

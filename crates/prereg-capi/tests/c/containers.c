@@ -37,9 +37,11 @@ static void tables_and_hypercalls(void)
 	EXPECT(prereg_table_set_run(table, reader, 10, 4, RAM, 3, &why) == 0 && prereg_table_live(table) == 5);
 	EXPECT(prereg_table_set_run(table, reader, 10, 4, RAM + 254 * PAGE, 3, &why) == -EFAULT);
 	EXPECT(prereg_table_live(table) == 1);
-	EXPECT(prereg_table_inspect(table, 5, &entry) == 1 && entry.host == FRAME(1));
+	EXPECT(prereg_table_inspect(table, 5, &entry) == 1 && entry.ua == RAM + PAGE);
+	EXPECT(entry.access == PREREG_ACCESS_READ);
 	EXPECT(prereg_table_inspect(table, 6, &entry) == 0);
 	EXPECT(prereg_table_take(table, reader, 5, &mapping, &access, &why) == 1 && access == PREREG_ACCESS_READ);
+	EXPECT(mapping.hpa == FRAME(1) && mapping.ua == RAM + PAGE);
 	EXPECT(prereg_unmap(reader, &mapping) == 0);
 	EXPECT(prereg_table_take(table, reader, 6, &mapping, &access, &why) == 0);
 	EXPECT(prereg_table_clear(table, reader, 0, 64, &cleared, &why) == 0 && cleared == 1);
@@ -68,7 +70,9 @@ static void tables_and_hypercalls(void)
 	call.arguments[2] = 0x2000 | 3;
 	EXPECT(prereg_hypercall(guest, reader, &call, NULL, NULL, &reply, &why) == 0);
 	EXPECT(reply.code == PREREG_H_SUCCESS && reply.has_value == 0);
-	EXPECT(prereg_table_inspect(table, 3, &entry) == 1 && entry.host == FRAME(2));
+	EXPECT(prereg_table_inspect(table, 3, &entry) == 1 && entry.ua == RAM + 2 * PAGE);
+	EXPECT(prereg_table_take(table, reader, 3, &mapping, &access, &why) == 1 && mapping.hpa == FRAME(2));
+	EXPECT(prereg_unmap(reader, &mapping) == 0);
 	call.number = PREREG_H_GET_TCE;
 	EXPECT(prereg_hypercall(guest, reader, &call, NULL, NULL, &reply, &why) == 0);
 	EXPECT(reply.code == PREREG_H_SUCCESS && reply.has_value == 1 && reply.value == (0x2000 | 3));
@@ -247,7 +251,7 @@ static void spapr(void)
 	EXPECT(request(container, owner, VFIO_IOMMU_MAP_DMA, &map, sizeof(map)) == 0);
 	EXPECT(prereg_container_window(container, create.start_addr == 0 ? 0 : 1, &window, &why) == 0);
 	EXPECT(prereg_container_window(container, 7, &none, &why) == -ENOENT && none == NULL);
-	EXPECT(prereg_table_inspect(window, 1, &entry) == 1 && entry.host == FRAME(16));
+	EXPECT(prereg_table_inspect(window, 1, &entry) == 1 && entry.ua == RAM + 16 * PAGE);
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, &memory, sizeof(memory)) == -EBUSY);
 	memset(&unmap, 0, sizeof(unmap));
 	unmap.argsz = sizeof(unmap);

@@ -64,6 +64,12 @@ static void registering(void)
 	world.push_too_many = 0;
 	world.push_too_few = 1;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
+	world.push_past_end = 1;
+	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
+	world.push_past_end = 0;
+	world.reenter = space;
+	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
+	world.reenter = NULL;
 	world.push_too_few = 0;
 	/* No call that failed has taken a context, or left anything. */
 	EXPECT(world.pinned == 16 && world.charged == 16 && world.released == 1);
@@ -263,7 +269,7 @@ static void entries(void)
 	EXPECT(prereg_entries_new(space, 12, 8, &holder, &block, &why) == 0);
 	EXPECT(prereg_entries_count(block) == 8 && prereg_entries_live(block) == 0);
 	EXPECT(prereg_entries_set(block, reader, 3, RAM + PAGE, PREREG_ACCESS_WRITE, &before, &why) == 0 && before == 0);
-	EXPECT(prereg_entries_inspect(block, 3, &entry) == 1 && entry.host == FRAME(1) && entry.ua == RAM + PAGE);
+	EXPECT(prereg_entries_inspect(block, 3, &entry) == 1 && entry.ua == RAM + PAGE);
 	EXPECT(entry.access == PREREG_ACCESS_WRITE);
 	EXPECT(prereg_entries_inspect(block, 2, &entry) == 0 && prereg_entries_inspect(block, 8, &entry) == 0);
 	EXPECT(prereg_entries_take(block, reader, 3, &mapping, &access, &why) == 1);

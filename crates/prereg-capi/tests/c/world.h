@@ -27,6 +27,8 @@ struct world {
 	int fail_pin;           /* what the next pin returns */
 	int push_too_many;      /* push one page more than there are, and ignore the answer */
 	int push_too_few;
+	int push_past_end;      /* push pages that pass 2^64, and ignore the answer */
+	prereg_space *reenter;  /* register the range once more from the pin function */
 	uint64_t dirty;
 };
 
@@ -40,6 +42,13 @@ static int world_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_lis
 		EXPECT(prereg_page_list_push(pages, FRAME((ua - RAM) / PAGE), bytes / PAGE) == 0);
 	if (world->push_too_many)
 		EXPECT(prereg_page_list_push(pages, 0x1000, 1) == -E2BIG);
+	if (world->push_past_end)
+		EXPECT(prereg_page_list_push(pages, UINT64_MAX - PAGE + 1, 2) == -EINVAL);
+	if (world->reenter != NULL) {
+		prereg_registration *again = NULL;
+
+		EXPECT(prereg_register(world->reenter, ua, bytes, NULL, NULL, &again, NULL) == -EDEADLK && again == NULL);
+	}
 	world->pinned += bytes / PAGE;
 	*id = ua / PAGE;
 	return 0;

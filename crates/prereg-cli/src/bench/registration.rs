@@ -236,7 +236,7 @@ impl Bench {
     fn new(threads: usize) -> Result<Self, Failure> {
         let ring = IoUring::builder().fault_threads(threads).build();
         let ring = Arc::new(ring.map_err(|error| Failure::host("pinning through io_uring", error))?);
-        Ok(Self { space: AddressSpace::new(ring) })
+        Ok(Self { space: AddressSpace::builder(ring).build()? })
     }
 
     /// Registers and unregisters once; returns the largest page it could be mapped with.

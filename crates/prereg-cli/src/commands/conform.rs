@@ -80,7 +80,7 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
         let file = ScenarioFile::parse(&read(path)?);
         let machine = args.machine.unwrap_or(file.machine);
         for scenario in &file.scenarios {
-            let transcript = perform(scenario, machine, granule);
+            let transcript = perform(scenario, machine, granule)?;
             if let Some(left) = &transcript.left {
                 outcome = Outcome::Wrong;
                 if !args.json {

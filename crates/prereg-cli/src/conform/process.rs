@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use prereg::{AddressSpace, Granule, Memory, UserAddr, UserRange};
+use prereg::{AddressSpace, Granule, Memory, OutOfMemory, UserAddr, UserRange};
 use prereg_iommu::container::{Owner, UserMemory};
 use prereg_sim::SimHost;
 
@@ -50,14 +50,14 @@ impl Process {
     /// What a process may lock unless something else is said.
     const DEFAULT_LIMIT: u64 = 8 << 20;
 
-    pub(super) fn new(shared: Rc<Shared>, granule: Granule) -> Self {
+    pub(super) fn new(shared: Rc<Shared>, granule: Granule) -> Result<Self, OutOfMemory> {
         let host = SimHost::new(granule);
         host.ram_bytes(Machine::LARGEST_LIST);
         Self::over(host, shared)
     }
 
-    fn over(host: SimHost, shared: Rc<Shared>) -> Self {
-        let space = Arc::new(AddressSpace::new(host.clone()));
+    fn over(host: SimHost, shared: Rc<Shared>) -> Result<Self, OutOfMemory> {
+        let space = Arc::new(AddressSpace::builder(host.clone()).build()?);
         let account = Arc::new(host.clone());
         let memory = Arc::new(Whole(host.clone()));
         let owner = Owner::new(space.clone(), account.clone(), account, memory);
@@ -77,12 +77,12 @@ impl Process {
             orphans: BTreeSet::new(),
         };
         process.apply_limit();
-        process
+        Ok(process)
     }
 
     /// A child: a copy of the memory, the same files, nothing registered or locked.
-    pub(super) fn fork(&self) -> Self {
-        let mut child = Self::over(self.host.fork(), self.shared.clone());
+    pub(super) fn fork(&self) -> Result<Self, OutOfMemory> {
+        let mut child = Self::over(self.host.fork(), self.shared.clone())?;
         child.files = self.files.clone();
         child.names = self.names.clone();
         child.next_memory = self.next_memory;
@@ -90,7 +90,7 @@ impl Process {
         child.limit = self.limit;
         child.huge_slices = self.huge_slices.clone();
         child.apply_limit();
-        child
+        Ok(child)
     }
 
     pub(super) fn granule(&self) -> Granule {

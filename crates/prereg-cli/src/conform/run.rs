@@ -1,6 +1,6 @@
 //! Performing scenarios: line by line, process by process.
 
-use prereg::Granule;
+use prereg::{Granule, OutOfMemory};
 use prereg_sim::SimHost;
 
 use super::call::{Call, Fate};
@@ -25,12 +25,14 @@ struct Run<'a> {
 }
 
 /// Performs `scenario` in a fresh process on `machine` with system pages of `granule`.
-#[must_use]
-pub fn run(scenario: &Scenario, machine: Machine, granule: Granule) -> Transcript {
+///
+/// # Errors
+/// [`OutOfMemory`] for the process' address space.
+pub fn run(scenario: &Scenario, machine: Machine, granule: Granule) -> Result<Transcript, OutOfMemory> {
     let transcript = Transcript { name: scenario.name.clone(), ..Transcript::default() };
     let mut run = Run { lines: &scenario.lines, transcript, hosts: Vec::new() };
     let shared = Shared::new(machine);
-    let mut process = Process::new(shared, granule);
+    let mut process = Process::new(shared, granule)?;
     run.hosts.push(process.host.clone());
     let ended = run.block(&mut process, 0, scenario.lines.len(), 0);
     if let Some(signal) = ended {
@@ -39,7 +41,7 @@ pub fn run(scenario: &Scenario, machine: Machine, granule: Granule) -> Transcrip
     }
     drop(process);
     run.transcript.left = run.left();
-    run.transcript
+    Ok(run.transcript)
 }
 
 impl Run<'_> {
@@ -92,14 +94,20 @@ impl Run<'_> {
     fn child(&mut self, parent: &mut Process, at: usize, end: usize, depth: usize) {
         let number = self.lines[at].0;
         self.transcript.lines.push((number, Line::Child));
-        let exit = if depth == DEEPEST {
-            self.transcript.remarks.push((number, "too many processes inside each other".to_owned()));
-            0
-        } else {
-            let mut child = parent.fork();
-            self.hosts.push(child.host.clone());
-            let signal = self.block(&mut child, at + 1, end, depth + 1);
-            -i64::from(signal.unwrap_or(0))
+        let child = match depth {
+            DEEPEST => Err("too many processes inside each other".to_owned()),
+            _ => parent.fork().map_err(|error| error.to_string()),
+        };
+        let exit = match child {
+            Err(why) => {
+                self.transcript.remarks.push((number, why));
+                0
+            }
+            Ok(mut child) => {
+                self.hosts.push(child.host.clone());
+                let signal = self.block(&mut child, at + 1, end, depth + 1);
+                -i64::from(signal.unwrap_or(0))
+            }
         };
         let number = self.lines.get(end).map_or(number + end - at, |(number, _)| *number);
         let answer = Answer::done().with(format!("exit={exit}"));

@@ -177,7 +177,7 @@ impl Held<'_> {
         let pinned = UserRange::new(ua, shift.bytes(), self.granule)
             .map_err(|error| error.to_string())
             .and_then(|range| {
-                let pin = self.host.pin(range, &mut PageList::new(range, self.granule));
+                let pin = self.host.pin(range, &mut PageList::new(range, self.granule).sink());
                 pin.map(|pin| (pin, range)).map_err(|error| error.to_string())
             });
         match pinned {

@@ -12,7 +12,6 @@ pub mod timing;
 pub mod verify;
 
 use clap::ValueEnum;
-use prereg::AddressKind;
 use prereg_iommu::Rules;
 use prereg_linux::GuestMemory;
 
@@ -114,7 +113,7 @@ impl<'a> Stage<'a> {
             let baseline = baseline::run(trace, memory.ua(), &host, interrupt, &stage)?;
             drop(stage);
             report.leaked_pages = report.leaked_pages.max(ledger.leaked_pages());
-            compare(&mut report, &baseline, host.address_kind());
+            compare(&mut report, &baseline);
         }
         report.kernel_excess_pages = ledger.kernel_excess_pages();
         Ok(report)
@@ -155,9 +154,10 @@ impl<'a> Stage<'a> {
             ));
         }
         if pinned.host().name() == "mlock" {
-            report
-                .notes
-                .push("mlock is no pin: locked pages may still move, and pagemap may then differ".to_owned());
+            report.notes.push(
+                "mlock is no pin: locked pages may still move, so no device may use their addresses"
+                    .to_owned(),
+            );
         }
         let largest = pinned.registration().largest_page();
         if trace.windows.iter().any(|window| window.shift > largest) {
@@ -171,7 +171,7 @@ impl<'a> Stage<'a> {
     /// The checking pass.
     fn check(&self, report: &mut Report) -> Result<(), Failure> {
         let trace = self.trace;
-        let mut verifier = Verifier::new(self.options.verify, self.pinned.host().address_kind())?;
+        let mut verifier = Verifier::new(self.options.verify, self.pinned.space())?;
         let stage = self.progress.stage(&format!("{}: checking", trace.name), trace.records.len() as u64);
         let mut machine = self.machine()?;
         // The kernel's count starts at 1.
@@ -235,7 +235,7 @@ impl<'a> Stage<'a> {
 }
 
 /// Puts the pin-per-map run next to ours.
-fn compare(report: &mut Report, baseline: &baseline::Baseline, kind: AddressKind) {
+fn compare(report: &mut Report, baseline: &baseline::Baseline) {
     report.baseline_pins = baseline.pins;
     report.baseline_ns_per_tce = timing::ns_each(baseline.took, baseline.tces);
     report.speedup = match (report.baseline_ns_per_tce, report.ns_per_tce) {
@@ -245,7 +245,7 @@ fn compare(report: &mut Report, baseline: &baseline::Baseline, kind: AddressKind
     if let Some(why) = &baseline.stopped {
         report.notes.push(format!("pin per map stopped after {} pins: {why}", baseline.pins));
     }
-    if kind == AddressKind::Invented {
+    if report.backend == "sim" {
         report
             .notes
             .push("pins are pretended: the ratio to pin per map says nothing about a real host".to_owned());

@@ -1,11 +1,11 @@
 //! Does the page that a device would reach lie where pagemap says?
 //!
-//! Entries are looked at while they are live: the address an entry holds is compared, inside the entry's own lock, with
-//! the frame that the kernel shows at that moment for the user page the guest asked for. Only addresses that are
-//! physical can be compared; see [`Verifier::new`].
+//! A live entry is mapped once more, as a device's access does, and the host address of that mapping is compared, while it
+//! keeps the page pinned, with the frame that the kernel shows at that moment for the user page the guest asked for. Only
+//! addresses that are physical can be compared; see [`Verifier::new`].
 
 use clap::ValueEnum;
-use prereg::{AddressKind, EntryView, PageShift, UserAddr};
+use prereg::{AddressKind, AddressSpace, Holder, HostAddr, PageShift, Translator, UserAddr};
 use prereg_iommu::{HwTable, TceTable};
 use prereg_linux::{Backing, Pagemap};
 
@@ -34,6 +34,7 @@ const OF_TABLE: usize = 64;
 pub struct Verifier {
     how: Verify,
     map: Option<Pagemap>,
+    translator: Translator,
     mapping_calls: u64,
     /// System pages compared.
     pub checked: u64,
@@ -44,12 +45,12 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Compares as `how` says, if addresses of `kind` can be.
+    /// Compares as `how` says, if the host addresses of `space` can be compared.
     ///
     /// # Errors
-    /// [`Failure::Host`] when pagemap cannot be opened though it is needed.
-    pub fn new(how: Verify, kind: AddressKind) -> Result<Self, Failure> {
-        let (map, note) = match (how, kind) {
+    /// [`Failure::Host`] when pagemap cannot be opened though it is needed, or without memory.
+    pub fn new(how: Verify, space: &AddressSpace) -> Result<Self, Failure> {
+        let (map, note) = match (how, space.address_kind()) {
             (Verify::None, _) => (None, None),
             (_, AddressKind::Physical) => {
                 (Some(Pagemap::open().map_err(|error| Failure::host("comparing with pagemap", error))?), None)
@@ -63,7 +64,8 @@ impl Verifier {
             ),
             _ => (None, Some("addresses are not physical, so none were compared with pagemap".to_owned())),
         };
-        Ok(Self { how, map, mapping_calls: 0, checked: 0, wrong: 0, note })
+        let translator = space.try_translator(Holder::default())?;
+        Ok(Self { how, map, translator, mapping_calls: 0, checked: 0, wrong: 0, note })
     }
 
     /// After a call that wrote `count` entries of `liobn` from `first` on and mapped some of them.
@@ -133,29 +135,26 @@ impl Verifier {
         let inside = (index & ((1 << split) - 1)) << shift.get();
         let wanted = table.values().load(index >> split).page(guest).checked_add(inside);
         let wanted = wanted.and_then(|gpa| machine.ram().ua(gpa));
-        let pages =
-            hardware.inspect(index, |view| compare(map, view, wanted, shift, machine.granule().shift()));
-        if let Some((checked, wrong)) = pages {
-            self.checked += checked;
-            self.wrong += wrong;
-        }
+        let system = machine.granule().shift();
+        let pages = 1 << shift.get().saturating_sub(system.get());
+        let wrong = match hardware.take(&mut self.translator, index) {
+            Ok(None) => return,
+            Ok(Some((mapping, _))) => misplaced(map, mapping.hpa(), wanted, pages, system),
+            // Live, but out of a device's reach.
+            Err(_) => pages,
+        };
+        self.checked += pages;
+        self.wrong += wrong;
     }
 }
 
-/// How many system pages of a live entry were compared, and how many of them are not where `wanted` lies.
-fn compare(
-    map: &Pagemap,
-    view: EntryView,
-    wanted: Option<UserAddr>,
-    shift: PageShift,
-    system: PageShift,
-) -> (u64, u64) {
-    let pages = 1 << (shift.get().saturating_sub(system.get()));
+/// How many of the `pages` system pages from `host` on are not those that lie at `wanted`.
+fn misplaced(map: &Pagemap, host: HostAddr, wanted: Option<UserAddr>, pages: u64, system: PageShift) -> u64 {
     let wrong = |page: u64| {
         let offset = page << system.get();
         let frame = wanted.and_then(|ua| map.page(ua.checked_add(offset)?).ok());
-        let expected = view.host.align_down(system).checked_add(offset).map(Backing::Frames);
+        let expected = host.align_down(system).checked_add(offset).map(Backing::Frames);
         frame.is_none() || frame != expected
     };
-    (pages, (0..pages).filter(|&page| wrong(page)).count() as u64)
+    (0..pages).filter(|&page| wrong(page)).count() as u64
 }

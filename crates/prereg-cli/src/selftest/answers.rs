@@ -77,7 +77,7 @@ fn kernels(kernel: &SpaprAnswers, memory: &GuestMemory) -> [Answer; 8] {
 
 fn ours(device: &str) -> Result<[Answer; 8], String> {
     let vfio = Arc::new(VfioSpaprV2::open(device).map_err(|error| error.to_string())?);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().map_err(|error| error.to_string())?;
     let table = vfio.default_window().map_err(|error| error.to_string())?;
     let memory = GuestMemory::memfd("ours", space.granule().bytes()).map_err(|error| error.to_string())?;
     let mut translator = space.translator();

@@ -41,12 +41,13 @@ fn as_user(rig: &Rig, dropped: bool, limit: u64) -> Said {
         other => other.clone(),
     };
     let more = GuestMemory::memfd("more", limit + page).map_err(|error| words(&error))?;
-    let ours = over(&backend.space(None), &more)?;
-    let asked = backend.space(Some(MemlockAccount::with_limit(rig.granule(), None)));
+    let new_space = |account| backend.space(account).map_err(|error| words(&error));
+    let ours = over(&new_space(None)?, &more)?;
+    let asked = new_space(Some(MemlockAccount::with_limit(rig.granule(), None)))?;
     let kernels = over(&asked, &more)?;
 
     let some = GuestMemory::memfd("some", 1 << 20).map_err(|error| words(&error))?;
-    let space = backend.space(None);
+    let space = new_space(None)?;
     let registration = space.register(&some).map_err(|error| words(&error))?;
     registration.unregister().map_err(|error| words(&error))?;
     let who = if dropped { "as nobody" } else { "as this user" };

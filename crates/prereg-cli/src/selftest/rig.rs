@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use prereg::{
-    Access, AddressSpace, BusAddr, Granule, HostAddr, PageShift, Pin, RangeMapping, Translator, UserAddr,
+    Access, AddressSpace, AddressSpaceBuilder, BusAddr, Granule, HostAddr, OutOfMemory, PageShift, Pin,
+    RangeMapping, Translator, UserAddr,
 };
 use prereg_linux::{
     ExchangeLog, HostReport, IoUring, Iommufd, MemlockAccount, Placement, SpaprTable, VfioDevice, VfioHost,
@@ -101,7 +102,8 @@ impl Rig {
             Backend::Spapr(vfio) => Some(table_for(vfio)?),
             _ => None,
         };
-        Ok(Self { table, space: backend.space(None), device: opened, backend, log })
+        let space = backend.space(None).map_err(|error| error.to_string())?;
+        Ok(Self { table, space, device: opened, backend, log })
     }
 
     pub(super) fn granule(&self) -> Granule {
@@ -193,14 +195,14 @@ impl Exposed {
 
 impl Backend {
     /// A new address space; with a limit of its own instead of the process's, if one is given.
-    pub(super) fn space(&self, account: Option<MemlockAccount>) -> AddressSpace {
+    pub(super) fn space(&self, account: Option<MemlockAccount>) -> Result<AddressSpace, OutOfMemory> {
         fn on<T: Pin + prereg::Charge + 'static>(
             pins: &Arc<T>,
             account: Option<MemlockAccount>,
-        ) -> AddressSpace {
+        ) -> Result<AddressSpace, OutOfMemory> {
             match account {
-                Some(account) => AddressSpace::with_ports(Arc::clone(pins), account),
-                None => AddressSpace::new(Arc::clone(pins)),
+                Some(account) => AddressSpaceBuilder::new(Arc::clone(pins), account).build(),
+                None => AddressSpace::builder(Arc::clone(pins)).build(),
             }
         }
         match self {

@@ -72,7 +72,7 @@ impl Serving {
             .map(|device| Served::open(device, &pins, &mut notes))
             .collect::<Result<Vec<_>, _>>()?;
 
-        let space = AddressSpace::new(Arc::clone(&pins));
+        let space = AddressSpace::builder(Arc::clone(&pins)).build()?;
         let (granule, back_end) = (space.granule(), space.backend());
         let store = Arc::new(MemoryStore::new(space, policy(config)));
         let server = Arc::new(Server::new(store, ServerSettings::default()));

@@ -1,6 +1,6 @@
 //! Why a container refused. Every kind has one errno; nothing has changed but what its text says.
 
-use prereg::{BusAddr, ChargeError, Errno, MapError, RangeError, RegisterError, UserAddr};
+use prereg::{BusAddr, ChargeError, Errno, MapError, OutOfMemory, RangeError, RegisterError, UserAddr};
 
 use crate::hw_table::EntryError;
 
@@ -210,6 +210,12 @@ pub enum ContainerError {
     /// Enabled already. EBUSY.
     #[error("the container is enabled already")]
     Enabled,
+}
+
+impl From<OutOfMemory> for ContainerError {
+    fn from(OutOfMemory: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
 }
 
 impl ContainerError {

@@ -59,7 +59,7 @@ type Parts<'a> = (&'a mut Spapr, &'a [Arc<dyn Group>]);
 ///
 /// let host = SimHost::new(Granule::K4);
 /// host.memory(0x10_0000, 0x4000);
-/// let space = Arc::new(AddressSpace::new(host.clone()));
+/// let space = Arc::new(AddressSpace::builder(host.clone()).build()?);
 /// let vmm = Owner::new(space, Arc::new(host.clone()), Arc::new(host.clone()), Arc::new(Ram(host.clone())));
 ///
 /// let mut container = Container::new(1);

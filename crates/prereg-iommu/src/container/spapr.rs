@@ -12,8 +12,8 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use prereg::{
-    Access, AddressSpace, BusAddr, Errno, Holder, HolderKind, PageShift, Refusal, Registration, Translator,
-    UserAddr, UserRange,
+    Access, AddressSpace, AddressSpaceBuilder, BusAddr, Errno, Holder, HolderKind, PageShift, Refusal,
+    Registration, Translator, UserAddr, UserRange,
 };
 
 use super::error::ContainerError;
@@ -98,11 +98,11 @@ impl Spapr {
             return Ok(());
         }
         let space = match self.version {
-            Version::V1 => Arc::new(AddressSpace::with_ports(caller.pins().clone(), Free)),
+            Version::V1 => Arc::new(AddressSpaceBuilder::new(caller.pins().clone(), Free).build()?),
             Version::V2 => caller.space().clone(),
         };
         let holder = self.holder(HolderKind::TableEntry);
-        let translator = space.try_translator(holder).map_err(|_| ContainerError::OutOfMemory)?;
+        let translator = space.try_translator(holder)?;
         self.bound = Some(Bound { owner: caller.clone(), space, translator });
         Ok(())
     }

@@ -39,8 +39,7 @@ impl Window {
             Unbuildable::Shape => unshaped,
             Unbuildable::Piece => ContainerError::TablePiece,
         })?;
-        let table =
-            HwTable::new(space.clone(), geometry, container).map_err(|_| ContainerError::OutOfMemory)?;
+        let table = HwTable::new(space.clone(), geometry, container)?;
         Ok(Self { table: Arc::new(table), _charged: charged })
     }
 

@@ -103,7 +103,7 @@ fn scenario_79_a_map_past_the_end_of_the_window_changes_nothing() {
         assert_eq!(user.map(A + K4, last, 2 * K4), Err(Errno::EINVAL));
         assert_eq!(user.map(A, K4, 0u64.wrapping_sub(K4)), Err(Errno::EINVAL));
         assert_eq!((process.counts(A), user.live()), ((1, 2), 1));
-        let kept = user.container.windows().next().unwrap().1.inspect(last / K4, |view| view.ua.raw());
+        let kept = user.container.windows().next().unwrap().1.view(last / K4).map(|view| view.ua.raw());
         assert_eq!(kept, Some(A));
     });
 }

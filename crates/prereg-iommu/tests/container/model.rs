@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use prereg::{Access, BusAddr, Errno, Granule, GuestAddr, PageShift, Registration, Translator, UserAddr};
+use prereg::{
+    Access, BusAddr, Errno, Granule, GuestAddr, MapError, PageShift, Registration, Translator, UserAddr,
+};
 use prereg_iommu::container::Container;
 use prereg_iommu::{Geometry, HReturn, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce};
 use proptest::prelude::*;
@@ -313,6 +315,7 @@ impl Machine<'_> {
             .collect();
         assert_eq!(seen, expected, "start and pages, used, mapped");
         assert_eq!(self.process.locked(), model.charge(), "regions and tables are charged");
+        let mut translator = self.process.owner.space().translator();
         let pages: u64 = model.regions.keys().map(|range| range.1).sum();
         assert_eq!(self.process.host.pinned_pages(), pages, "each registered page is pinned once");
         for (user, modelled) in self.users.iter().zip(&model.containers) {
@@ -320,10 +323,24 @@ impl Machine<'_> {
                 let window = modelled.windows[slot].as_ref().expect("a window of the model");
                 let mut shown = BTreeMap::new();
                 table.for_each_live(0, u64::MAX, |index, _| {
-                    let view = table.inspect(index, |view| (view.ua, view.host)).expect("a live entry");
-                    assert_eq!(Some(view.1), self.process.host.backs(view.0.raw()), "the page's own address");
-                    assert_eq!(self.process.host.pin_count(view.0.raw()), 1, "what is mapped is pinned");
-                    shown.insert(index, (view.0.raw() - Self::ua(0).raw()) / K4);
+                    let ua = table.view(index).expect("a live entry").ua;
+                    let page = (ua.raw() - Self::ua(0).raw()) / K4;
+                    match table.take(&mut translator, index) {
+                        Ok(taken) => {
+                            let host = taken.map(|(mapping, _)| mapping.hpa());
+                            assert_eq!(host, self.process.host.backs(ua.raw()), "the page's own address");
+                        }
+                        Err(error) => {
+                            assert_eq!(error, MapError::Closing { ua });
+                            let range = model.region_of(page).expect("a region of the model");
+                            assert_eq!(
+                                model.regions[&range].owners, 0,
+                                "only a region without owners is closing"
+                            );
+                        }
+                    }
+                    assert_eq!(self.process.host.pin_count(ua.raw()), 1, "what is mapped is pinned");
+                    shown.insert(index, page);
                 });
                 assert_eq!(shown, window.shows, "the entries of window {slot}");
             }

@@ -41,7 +41,7 @@ impl Process {
 
     pub(crate) fn with(host: SimHost) -> Self {
         host.memory(A, 64 * K4);
-        let space = Arc::new(AddressSpace::new(host.clone()));
+        let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
         let account = Arc::new(host.clone());
         let owner = Owner::new(space, account.clone(), account, Arc::new(Ram(host.clone())));
         Self { host, owner }

@@ -56,7 +56,7 @@ impl Guest {
     pub(crate) fn bare(granule: Granule, rules: Rules) -> Self {
         let host = SimHost::new(granule);
         host.memory(A, RAM);
-        let space = Arc::new(AddressSpace::new(host.clone()));
+        let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
         let translator = space.translator();
         let calls = Hypercalls::new(rules, slots());
         Self { host, space, translator, calls, lists: Lists::default(), ram: None }

@@ -10,7 +10,7 @@ use crate::guest::{A, GRANULES};
 
 fn host(granule: Granule) -> (SimHost, Arc<AddressSpace>, prereg::Registration) {
     let host = SimHost::new(granule);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let memory = space.register(&host.memory(A, 1 << 20)).unwrap();
     (host, space, memory)
 }
@@ -68,7 +68,7 @@ fn a_run_maps_all_pages_or_none() {
     // Across a block of the table, up to the last page of the region.
     table.set_run(&mut translator, 200, 256, page(0), Access::ReadWrite).unwrap();
     assert_eq!((table.live(), memory.state().unwrap().mapped), (256, 257));
-    let middle = table.inspect(300, |entry| entry.ua).unwrap();
+    let middle = table.view(300).unwrap().ua;
     assert_eq!(middle, page(100));
 
     let refused = table.set_run(&mut translator, 300, 8, page(250), Access::Read).unwrap_err();
@@ -98,7 +98,7 @@ fn a_range_outside_the_table_is_refused_whole() {
     assert_eq!(table.clear_range(&mut translator, 1, u64::MAX), Err(outside(100)));
     assert_eq!(table.set_run(&mut translator, 98, 3, page(0), Access::Read), Err(outside(100)));
     assert_eq!(table.live(), 1);
-    assert!(table.access(100).is_none() && table.inspect(100, |_| ()).is_none());
+    assert!(table.access(100).is_none() && table.view(100).is_none());
     assert!(table.take(&mut translator, 100).unwrap().is_none());
     assert_eq!(table.clear_range(&mut translator, 100, 0), Ok(0));
 }

@@ -171,7 +171,7 @@ fn assert_left(guest: &mut Guest, left: Left, what: &str) {
         // A hardware entry stands exactly where the value has a permission and its page is memory.
         let page = value & !0xfff;
         let mapped = value & 3 != 0 && (G..G + RAM).contains(&page);
-        let seen = table.inspect(index, |entry| (entry.ua.raw(), entry.access.bits()));
+        let seen = table.view(index).map(|entry| (entry.ua.raw(), entry.access.bits()));
         assert_eq!(seen, mapped.then(|| (A + (page - G), value & 3)), "{what}: mapping {index}");
     }
     assert_eq!(guest.mapped(), table.live(), "{what}");

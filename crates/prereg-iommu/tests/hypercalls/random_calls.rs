@@ -364,11 +364,12 @@ impl Run {
         }
         let hardware = self.guest.hardware().remove(0);
         for index in 0..ENTRIES * 16 {
-            let seen = hardware.inspect(index, |entry| (entry.ua.raw(), entry.host, entry.access.bits()));
+            let seen = hardware.view(index).map(|entry| (entry.ua.raw(), entry.access.bits()));
             let expected = self.model.hardware.get(&index);
-            assert_eq!(seen.map(|(ua, _, access)| (ua, access)), expected.copied(), "hardware {index}");
-            if let Some((ua, host, _)) = seen {
-                assert_eq!(Some(host), self.guest.host.backs(ua));
+            assert_eq!(seen, expected.copied(), "hardware {index}");
+            if let Some((ua, _)) = seen {
+                let (mapping, _) = hardware.take(&mut self.guest.translator, index).unwrap().unwrap();
+                assert_eq!(Some(mapping.hpa()), self.guest.host.backs(ua));
                 assert!(self.guest.host.pin_count(ua) > 0, "an address in a table is a pinned one");
             }
         }

@@ -46,8 +46,10 @@ fn scenario_107_put_maps_every_sub_page() {
         assert_eq!((guest.mapped(), guest.live(), guest.value(PAGE)), (16, 16, G | 3));
         let table = &guest.hardware()[0];
         for index in 0..16 {
-            let seen = table.inspect(16 + index, |entry| (entry.ua.raw(), entry.host)).unwrap();
-            assert_eq!(seen, (A + index * 0x1000, guest.host.backs(A + index * 0x1000).unwrap()));
+            let ua = A + index * 0x1000;
+            assert_eq!(table.view(16 + index).unwrap().ua, UserAddr::new(ua));
+            let (mapping, _) = table.take(&mut guest.translator, 16 + index).unwrap().unwrap();
+            assert_eq!(mapping.hpa(), guest.host.backs(ua).unwrap());
         }
         assert!(table.access(15).is_none() && table.access(32).is_none());
     });
@@ -119,7 +121,7 @@ fn scenario_113_an_address_off_a_guest_page_is_too_hard_and_changes_nothing() {
         let reply = guest.call(put(0, (G + PAGE + 0x1000) | 3));
         assert_eq!((reply.code, reply.handed_over), (OK, true));
         assert_eq!((guest.mapped(), guest.value(0)), (16, (G + PAGE + 0x1000) | 3));
-        let ua = guest.hardware()[0].inspect(0, |entry| entry.ua).unwrap();
+        let ua = guest.hardware()[0].view(0).unwrap().ua;
         assert_eq!(ua, UserAddr::new(A + PAGE));
     });
 }
@@ -203,7 +205,7 @@ fn scenario_116_the_roll_back_gives_back_what_was_there_before_and_touches_no_ne
 fn scenario_117_a_second_table_that_fails_is_cleared_and_the_slow_path_converges() {
     const HALF: u64 = 1 << 20;
     let host = SimHost::new(prereg::Granule::K4);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let near = space.register(&host.map(A, HALF, MapSpec::huge(PageShift::K64))).unwrap();
     let far = space.register(&host.memory(A + HALF, HALF)).unwrap();
     let mut slots = MemorySlots::new();
@@ -246,7 +248,7 @@ fn a_second_table_that_cannot_start_leaves_the_first_as_it_was() {
         assert_eq!(guest.fast(call), TOO_HARD, "base pages are no 64 KiB");
     }
     assert_eq!((guest.live(), guest.value(0), guest.value(PAGE)), (16, G | 1, 0));
-    assert_eq!(guest.hardware()[0].inspect(0, |entry| entry.ua), Some(UserAddr::new(A)));
+    assert_eq!(guest.hardware()[0].view(0).map(|entry| entry.ua), Some(UserAddr::new(A)));
     // The slow path maps where it can.
     assert_eq!(guest.call(put(0, (G + PAGE) | 3)).code, OK);
     assert_eq!((guest.mapped(), guest.live(), large.live()), (16, 16, 0));

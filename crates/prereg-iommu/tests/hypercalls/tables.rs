@@ -33,7 +33,7 @@ fn scenario_130_a_hardware_table_outlives_the_table_it_was_attached_to() {
 #[test]
 fn scenario_131_133_a_hardware_table_must_fit_the_guests() {
     let host = SimHost::new(prereg::Granule::K4);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let start = 0x10_0000;
     let mut table = TceTable::new(Liobn::new(LIOBN), window(start, PageShift::K64, 256)).unwrap();
     let hardware = |start, shift, entries| {
@@ -54,7 +54,7 @@ fn scenario_131_133_a_hardware_table_must_fit_the_guests() {
         refusals,
         [AttachError::PageTooLarge { .. }, AttachError::OtherStart { .. }, AttachError::TooSmall { .. }]
     ));
-    let elsewhere = Arc::new(AddressSpace::new(host));
+    let elsewhere = Arc::new(AddressSpace::builder(host).build().unwrap());
     let foreign = HwTable::new(elsewhere, *good.geometry(), 0).unwrap();
     assert_eq!(table.attach(Arc::new(foreign)), Err(AttachError::OtherSpace));
     assert!(refusals.iter().all(|refused| refused.errno() == Errno::EINVAL));
@@ -87,7 +87,7 @@ fn scenario_132_a_liobn_has_one_table() {
 fn a_translator_of_another_address_space_changes_nothing() {
     on_each_granule(|guest| {
         assert_eq!(guest.fast(put(0, G | 3)), OK);
-        let other = AddressSpace::new(guest.host.clone());
+        let other = AddressSpace::builder(guest.host.clone()).build().unwrap();
         let mut stranger = other.translator();
         for call in [put(0, G | 1), put(0, 0), stuff(0, 0, 4)] {
             assert_eq!(guest.calls.fast(&mut stranger, &guest.lists, call).code, TOO_HARD);

@@ -11,7 +11,7 @@ use crate::guest::*;
 
 fn guest(shift: PageShift) -> (SimHost, Arc<AddressSpace>, Hypercalls) {
     let host = SimHost::new(prereg::Granule::K4);
-    let space = Arc::new(AddressSpace::new(host.clone()));
+    let space = Arc::new(AddressSpace::builder(host.clone()).build().unwrap());
     let mut calls = Hypercalls::new(Rules::Kvm, slots());
     let geometry = window(0, shift, 8);
     let hardware = HwTable::new(space.clone(), geometry.split(PageShift::K4).unwrap(), 0).unwrap();

@@ -43,7 +43,7 @@ impl World {
 
     pub(crate) fn with(limits: IovaLimits) -> Self {
         let host = SimHost::new(Granule::K4);
-        let space = AddressSpace::new(host.clone());
+        let space = AddressSpace::builder(host.clone()).build().unwrap();
         let registration = space.register(&host.memory(BASE, PAGES * PAGE)).unwrap();
         let bell = Arc::new(Bell::default());
         let holder = Holder { container: 7, kind: HolderKind::InFlight };

@@ -86,13 +86,10 @@ fn mlock(report: &HostReport) -> BackendReport {
         _ => "compaction moves locked pages here",
     };
     let (usable, addresses, why) = match report.pagemap {
-        PagemapAccess::Frames => {
-            (true, Some(AddressKind::Physical), format!("locks {}", allowance_text(report)))
-        }
-        PagemapAccess::Hidden => (
+        PagemapAccess::Frames | PagemapAccess::Hidden => (
             true,
             Some(AddressKind::Invented),
-            format!("locks {}, invented addresses", allowance_text(report)),
+            format!("locks {}, addresses for reports only", allowance_text(report)),
         ),
         PagemapAccess::Denied(errno) => (false, None, format!("/proc/self/pagemap cannot be read ({errno})")),
     };
@@ -211,6 +208,7 @@ mod tests {
             report.compact_unevictable_allowed = setting;
             let verdict = mlock(&report);
             assert!(verdict.usable && !verdict.pins);
+            assert_eq!(verdict.addresses, Some(AddressKind::Invented));
             assert!(verdict.why.contains("not a pin") && verdict.why.contains(says), "{}", verdict.why);
         }
         report.pagemap = PagemapAccess::Denied(Errno::EACCES);

@@ -5,7 +5,7 @@ use crate::memory::GuestMemory;
 use crate::vfio::model::Model;
 use crate::vfio::recorded::Recording;
 use crate::vfio::tree;
-use prereg::{Access, AddressSpace, Iova, PageShift};
+use prereg::{Access, AddressSpace, Iova, PageList, PageShift};
 
 const DEVICE: &str = "0000:00:01.0";
 const ALLOWED: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];
@@ -53,7 +53,7 @@ fn a_real_kernels_answers_pin_once_and_show_the_device() {
         u64::from_le_bytes(bytes.try_into().unwrap())
     };
     let range = UserRange::new(UserAddr::new(word(16)), word(24), Granule::K4).unwrap();
-    let pin = iommufd.pin(range, &mut PageList::new(range, Granule::K4)).unwrap();
+    let pin = iommufd.pin(range, &mut PageList::new(range, Granule::K4).sink()).unwrap();
     assert_eq!((iommufd.state().map_calls, iommufd.state().copy_calls), (1, 1));
     iommufd.unpin(pin, range, DirtyPages::none());
     assert_eq!((iommufd.state().pinned_bytes, iommufd.state().stuck_bytes), (0, 0));
@@ -84,7 +84,7 @@ fn memory_is_pinned_once_and_shown_at_its_host_address() {
     let model = Model::new(&ALLOWED);
     let (_root, iommufd) = on(&model, Placement::Shared);
     assert_eq!(model.state().anchored, [HOLDING].into());
-    let space = AddressSpace::new(Arc::clone(&iommufd));
+    let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(64);
     let registration = space.register(&memory).unwrap();
     assert_eq!(mapped(&model, HOLDING), mapped(&model, DEVICES));
@@ -106,7 +106,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
     let allowed: Vec<_> = (0..3).map(|i| (base * (i + 1), base * (i + 1) + 4 * page() - 1)).collect();
     let model = Model::new(&allowed);
     let (_root, iommufd) = on(&model, Placement::Shared);
-    let space = AddressSpace::new(Arc::clone(&iommufd));
+    let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(10);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::EEXIST, Errno::EINVAL, Errno::EPERM] {
         // Three pieces, each mapped and copied.
@@ -127,7 +127,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
 fn pins_outlive_the_last_device_where_the_kernel_can_anchor_them() {
     let model = Model::new(&ALLOWED);
     let (_root, iommufd) = on(&model, Placement::Shared);
-    let space = AddressSpace::new(Arc::clone(&iommufd));
+    let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     iommufd.remove_device(DEVICE).unwrap();
@@ -152,7 +152,7 @@ fn a_kernel_that_cannot_anchor_is_never_trusted_without_a_device() {
     let model = Model::new(&ALLOWED);
     model.state().no_anchors = true;
     let (_root, iommufd) = on(&model, Placement::Shared);
-    let space = AddressSpace::new(Arc::clone(&iommufd));
+    let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     assert_eq!(iommufd.remove_device(DEVICE).unwrap_err().errno(), Errno::EBUSY);
@@ -163,14 +163,17 @@ fn a_kernel_that_cannot_anchor_is_never_trusted_without_a_device() {
     assert!(error.to_string().contains("attach a device first"), "{error}");
     drop((space, iommufd));
     let (_root, held) = on(&model, Placement::Held);
-    assert_eq!(AddressSpace::new(held).register(&memory).unwrap_err().errno(), Errno::EOPNOTSUPP);
+    assert_eq!(
+        AddressSpace::builder(held).build().unwrap().register(&memory).unwrap_err().errno(),
+        Errno::EOPNOTSUPP
+    );
 }
 
 #[test]
 fn a_table_shows_devices_what_is_held_and_nothing_else() {
     let model = Model::new(&ALLOWED);
     let (_root, iommufd) = on(&model, Placement::Held);
-    let space = AddressSpace::new(Arc::clone(&iommufd));
+    let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(16);
     let registration = space.register(&memory).unwrap();
     assert!(mapped(&model, DEVICES).is_empty(), "registered is not reachable");

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, PageShift,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink,
     Pin, PinError, PinId, UserRange,
 };
 
@@ -50,7 +50,7 @@ use window::Windows;
 /// use prereg_linux::{GuestMemory, VfioSpaprV2};
 ///
 /// let vfio = Arc::new(VfioSpaprV2::open("0001:00:00.0")?);
-/// let space = AddressSpace::new(Arc::clone(&vfio));
+/// let space = AddressSpace::builder(Arc::clone(&vfio)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
 /// let registration = space.register(&ram)?;                          // REGISTER_MEMORY, once
 /// let table = vfio.default_window()?;
@@ -230,7 +230,9 @@ fn wish(range: UserRange) -> RegisterMemory {
     }
 }
 
-impl Pin for VfioSpaprV2 {
+// SAFETY: the kernel pins registered memory, and takes user addresses for it.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for VfioSpaprV2 {
     fn name(&self) -> &'static str {
         "vfio-spapr-v2"
     }
@@ -247,7 +249,7 @@ impl Pin for VfioSpaprV2 {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.process != std::process::id() {
             return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
         }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageList, Pin, PinError,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
     PinId, UserAddr, UserRange,
 };
 
@@ -37,7 +37,7 @@ use crate::status::KernelCount;
 /// use prereg_linux::{GuestMemory, VfioType1};
 ///
 /// let vfio = Arc::new(VfioType1::open("0000:00:04.0")?);
-/// let space = AddressSpace::new(Arc::clone(&vfio));
+/// let space = AddressSpace::builder(Arc::clone(&vfio)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
 /// let registration = space.register(&ram)?;           // one ioctl; pinned
 /// let device = vfio.device("0000:00:04.0")?;
@@ -335,7 +335,9 @@ fn subtract(count: &AtomicU64, by: u64) {
     count.fetch_sub(by, Ordering::Relaxed);
 }
 
-impl Pin for VfioType1 {
+// SAFETY: the kernel pins what is mapped, and the IOVAs are those it was mapped at.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for VfioType1 {
     fn name(&self) -> &'static str {
         "vfio-type1"
     }
@@ -352,7 +354,7 @@ impl Pin for VfioType1 {
         Membarrier::shared()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.process != std::process::id() {
             return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
         }

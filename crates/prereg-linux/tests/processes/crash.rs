@@ -51,7 +51,7 @@ fn killed() -> Outcome {
 pub(crate) fn victim() -> ExitCode {
     let input = std::io::stdin();
     let area = Area::shared(input.as_fd(), SIZE);
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     let registration = space.register(&area.memory()).unwrap();
     let bystander =
         Command::new("sleep").arg("60").stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();

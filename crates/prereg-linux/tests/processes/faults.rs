@@ -93,7 +93,7 @@ fn middle_of_a_batch() -> Outcome {
 fn no_charge() -> Outcome {
     need_pins(1 << 20)?;
     let uring = std::sync::Arc::new(IoUring::new().unwrap());
-    let space = AddressSpace::new(std::sync::Arc::clone(&uring));
+    let space = AddressSpace::builder(std::sync::Arc::clone(&uring)).build().unwrap();
     let area = Area::anonymous(32 * PAGE);
     area.protect(5 * PAGE, PAGE, libc::PROT_READ);
     for _ in 0..3 {

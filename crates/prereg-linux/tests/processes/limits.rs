@@ -66,7 +66,7 @@ fn no_capability() -> Outcome {
 /// The limit is met first by the account, then by the kernel; both say what was asked and what is allowed.
 fn meet_the_limit(uring: &std::sync::Arc<IoUring>) {
     let empty = pinned();
-    let space = AddressSpace::new(std::sync::Arc::clone(uring));
+    let space = AddressSpace::builder(std::sync::Arc::clone(uring)).build().unwrap();
     let small = GuestMemory::anonymous(4 << 20).unwrap();
     let registration = space.register(&small).unwrap();
     assert_eq!(pinned(), empty + (4 << 20));
@@ -101,7 +101,7 @@ pub(crate) fn limited() -> ExitCode {
     assert_eq!(uring.address_kind(), AddressKind::SlotOffset);
     assert!(uring.address_note().contains("CAP_SYS_ADMIN"));
     meet_the_limit(&uring);
-    let space = AddressSpace::new(uring);
+    let space = AddressSpace::builder(uring).build().unwrap();
     let memory = GuestMemory::memfd("ordinary", 1 << 20).unwrap();
     let registration = space.register(&memory).unwrap();
     let mapping = space.translator().map(memory.ua(), PageShift::K4).unwrap();

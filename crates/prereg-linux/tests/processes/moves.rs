@@ -41,7 +41,7 @@ fn compaction() -> Outcome {
         return Err("this kernel cannot be asked to compact".to_owned());
     }
     let map = Pagemap::open().unwrap();
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     // Where fresh pages lie is luck, and those at the end of memory have nowhere to go: so several rounds, each with new
     // memory, until compaction has moved enough of what is not pinned.
     let mut kept = Vec::new();
@@ -81,7 +81,7 @@ fn fork() -> Outcome {
     let (pinned, control) = (Area::anonymous(8 << 20), Area::anonymous(8 << 20));
     pinned.touch(1);
     control.touch(1);
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     let registration = space.register(&pinned.memory()).unwrap();
     let (before, control_before) = (frames_of(&map, &pinned.memory()), frames_of(&map, &control.memory()));
     let child = Sleeper::fork();
@@ -131,7 +131,7 @@ fn audit_of(
 /// Registers `memory`, audits it clean, does something to it and answers what the audit finds then.
 fn changed_by(memory: &GuestMemory, change: impl FnOnce()) -> Vec<(u64, bool)> {
     let map = Pagemap::open().unwrap();
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     let registration = space.register(memory).unwrap();
     let expected = expected_of(&registration);
     assert_eq!(audit_of(&map, &registration, &expected), []);

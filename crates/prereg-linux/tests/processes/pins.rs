@@ -47,7 +47,7 @@ pub(crate) fn range_of(memory: &GuestMemory, pin: &impl Pin) -> UserRange {
 pub(crate) fn pin(backend: &impl Pin, memory: &GuestMemory) -> Result<(UserRange, PinId), PinError> {
     let range = range_of(memory, backend);
     let mut pages = PageList::new(range, backend.granule());
-    let id = backend.pin(range, &mut pages)?;
+    let id = backend.pin(range, &mut pages.sink())?;
     assert_eq!(pages.filled(), range.pages(backend.granule()));
     Ok((range, id))
 }
@@ -69,7 +69,7 @@ fn counted() -> Outcome {
     let before = pinned();
     let uring = Arc::new(IoUring::new().unwrap());
     let with_ring = pinned();
-    let space = AddressSpace::new(Arc::clone(&uring));
+    let space = AddressSpace::builder(Arc::clone(&uring)).build().unwrap();
     let memory = GuestMemory::memfd("counted", SIZE).unwrap();
     let first = space.register(&memory).unwrap();
     assert_eq!(pinned(), with_ring + SIZE);
@@ -91,7 +91,7 @@ fn counted() -> Outcome {
 fn contract() -> Outcome {
     need_pins(SIZE)?;
     let uring = Arc::new(IoUring::new().unwrap());
-    let space = AddressSpace::new(Arc::clone(&uring));
+    let space = AddressSpace::builder(Arc::clone(&uring)).build().unwrap();
     let empty = pinned();
     let memory = GuestMemory::memfd("contract", SIZE).unwrap();
     let registration = space.register(&memory).unwrap();
@@ -114,7 +114,7 @@ fn frames() -> Outcome {
     let uring = IoUring::new().unwrap();
     assert_eq!(uring.address_kind(), AddressKind::Physical);
     assert!(uring.address_note().contains("physical"));
-    let space = AddressSpace::new(uring);
+    let space = AddressSpace::builder(uring).build().unwrap();
     let map = Pagemap::open().unwrap();
     for pages in [1u64, 3, 64, 65, 20_000] {
         let memory = GuestMemory::memfd("frames", pages * map.granule().bytes()).unwrap();
@@ -135,7 +135,7 @@ fn frames() -> Outcome {
 
 fn kinds() -> Outcome {
     need_pins(SIZE)?;
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     let huge = GuestMemory::memfd_hugetlb("huge", 2 << 20, HugeSize::M2);
     if let Err(error @ MemoryError::NoHugePages { .. }) = &huge {
         eprintln!("skipped: hugetlb memory: {error}");
@@ -224,7 +224,7 @@ fn slot_addresses() -> Outcome {
     let uring = IoUring::builder().slot_limit(1 << 20).addresses(AddressKind::SlotOffset).build().unwrap();
     assert_eq!(uring.address_kind(), AddressKind::SlotOffset);
     assert!(uring.address_note().contains("slot"));
-    let space = AddressSpace::new(uring);
+    let space = AddressSpace::builder(uring).build().unwrap();
     let other = GuestMemory::anonymous(1 << 16).unwrap();
     let first = space.register(&other).unwrap();
     let memory = GuestMemory::anonymous(SIZE).unwrap();
@@ -266,7 +266,7 @@ fn several_rings() -> Outcome {
 
 fn released_when_it_says_so() -> Outcome {
     need_pins(SIZE)?;
-    let space = AddressSpace::new(IoUring::new().unwrap());
+    let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
     for _ in 0..20 {
         let memory = GuestMemory::memfd("sealed", SIZE).unwrap();
         let file = memory.descriptor().unwrap().try_clone_to_owned().unwrap();
@@ -387,8 +387,10 @@ fn mlock() -> Outcome {
     need_pins(SIZE)?;
     let locked = || KernelCount::now().unwrap().locked;
     let before = locked();
-    let space = AddressSpace::new(Mlock::new().unwrap());
+    let space = AddressSpace::builder(Mlock::new().unwrap()).build().unwrap();
     assert!(Mlock::WARNING.contains("not a pin"));
+    // Whatever this user may see of the page map: locked pages move.
+    assert_eq!(space.address_kind(), AddressKind::Invented);
     let memory = GuestMemory::anonymous(SIZE).unwrap();
     let registration = space.register(&memory).unwrap();
     assert_eq!(locked(), before + SIZE);

@@ -16,7 +16,7 @@ fn pinned(fd: BorrowedFd<'_>, pages: u64) -> Option<(SharedMemory, AddressSpace,
     let pins = IoUring::builder().addresses(AddressKind::SlotOffset).build();
     let pins = pins.map_err(|error| eprintln!("skipped: {error}")).ok()?;
     let memory = shared(&fd).map(0, pages * PAGE).unwrap();
-    let space = AddressSpace::new(pins);
+    let space = AddressSpace::builder(pins).build().unwrap();
     let registration = space.register(&memory).unwrap();
     Some((memory, space, registration))
 }

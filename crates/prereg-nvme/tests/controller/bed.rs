@@ -63,7 +63,8 @@ impl Bed {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let disks = disks.into_iter().map(NvmeDisk::new).collect();
         let model = Arc::new(NvmeModel::new("disk", disks, settings).unwrap());
-        let store = Arc::new(MemoryStore::new(AddressSpace::new(pins), MemoryPolicy::EAGER));
+        let store =
+            Arc::new(MemoryStore::new(AddressSpace::builder(pins).build().unwrap(), MemoryPolicy::EAGER));
         let server = Server::new(Arc::clone(&store), ServerSettings::default());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nvme.sock");

@@ -81,7 +81,10 @@ impl Guest {
                 return None;
             }
         };
-        let store = Arc::new(MemoryStore::new(AddressSpace::new(Arc::clone(&pins)), MemoryPolicy::EAGER));
+        let store = Arc::new(MemoryStore::new(
+            AddressSpace::builder(Arc::clone(&pins)).build().unwrap(),
+            MemoryPolicy::EAGER,
+        ));
         let client = Arc::new(Client {
             memory: Mutex::new(vec![0; BYTES as usize]),
             dawdling: Mutex::new(false),

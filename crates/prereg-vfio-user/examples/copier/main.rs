@@ -14,7 +14,7 @@ use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Server, ServerSettings
 
 fn main() -> Result<(), Box<dyn Error>> {
     let path: PathBuf = std::env::args_os().nth(1).ok_or("usage: copier SOCKET")?.into();
-    let store = MemoryStore::new(AddressSpace::new(IoUring::new()?), MemoryPolicy::EAGER);
+    let store = MemoryStore::new(AddressSpace::builder(IoUring::new()?).build()?, MemoryPolicy::EAGER);
     let server = Server::new(Arc::new(store), ServerSettings::default());
     let listening = server.listen(&path, Arc::new(device::Copiers))?;
     println!("serving on {}; end my input to stop me", listening.path().display());

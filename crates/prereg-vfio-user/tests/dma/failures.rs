@@ -1,7 +1,7 @@
 //! Every call to the outside fails once: nothing is left of the operation it was made for.
 
 use prereg::{
-    AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, PageList, Pin, PinError, PinId,
+    AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, PageSink, Pin, PinError, PinId,
     UserRange,
 };
 use prereg_sim::SimHost;
@@ -13,7 +13,9 @@ use crate::world::{Client, PAGE, sealed};
 /// A pretended host on which every address is memory.
 struct Everywhere(SimHost);
 
-impl Pin for Everywhere {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Everywhere {
     fn name(&self) -> &'static str {
         self.0.name()
     }
@@ -23,7 +25,7 @@ impl Pin for Everywhere {
     fn address_kind(&self) -> AddressKind {
         self.0.address_kind()
     }
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         self.0.memory(range.first().raw(), range.bytes());
         self.0.pin(range, pages)
     }
@@ -44,7 +46,8 @@ impl Charge for Everywhere {
 
 fn play(policy: MemoryPolicy, fail: u64) -> bool {
     let host = SimHost::new(Granule::K4);
-    let store = Arc::new(MemoryStore::new(AddressSpace::new(Everywhere(host.clone())), policy));
+    let store =
+        Arc::new(MemoryStore::new(AddressSpace::builder(Everywhere(host.clone())).build().unwrap(), policy));
     let (_memory, fd) = sealed(32);
     let (_other_memory, other) = sealed(32);
     // Whole files are registered by the first map of them.

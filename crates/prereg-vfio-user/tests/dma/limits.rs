@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use prereg::{AddressSpace, Errno, Granule};
+use prereg::{AddressSpaceBuilder, Errno, Granule};
 use prereg_linux::MemlockAccount;
 use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
 
@@ -12,7 +12,7 @@ use crate::world::{Client, PAGE, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
-    Some(Arc::new(MemoryStore::new(AddressSpace::with_ports(pins()?, account), policy)))
+    Some(Arc::new(MemoryStore::new(AddressSpaceBuilder::new(pins()?, account).build().unwrap(), policy)))
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn is_the_clients(client: &Client, at: u64, page_of_client: prereg::UserAddr) ->
 /// With physical addresses where this user may see them: then the pages themselves are compared.
 fn physical_store() -> Option<std::sync::Arc<prereg_vfio_user::server::MemoryStore>> {
     let pins = prereg_linux::IoUring::new().map_err(|error| eprintln!("skipped: {error}")).ok()?;
-    let space = prereg::AddressSpace::new(pins);
+    let space = prereg::AddressSpace::builder(pins).build().unwrap();
     Some(std::sync::Arc::new(prereg_vfio_user::server::MemoryStore::new(space, MemoryPolicy::EAGER)))
 }
 

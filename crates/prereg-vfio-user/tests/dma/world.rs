@@ -122,7 +122,7 @@ pub(crate) fn pins() -> Option<IoUring> {
 
 /// A store that pins; `None` as in [`pins`].
 pub(crate) fn store(policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
-    Some(Arc::new(MemoryStore::new(AddressSpace::new(pins()?), policy)))
+    Some(Arc::new(MemoryStore::new(AddressSpace::builder(pins()?).build().unwrap(), policy)))
 }
 
 /// A memfd that is sealed against shrinking, as QEMU makes them, as the client has it.

@@ -184,8 +184,8 @@ impl Model for Probes {
 /// A store whose pins are real.
 pub(crate) fn store(policy: MemoryPolicy) -> Arc<MemoryStore> {
     let space = match IoUring::new() {
-        Ok(ring) => AddressSpace::new(ring),
-        Err(_) => AddressSpace::new(Mlock::new().unwrap()),
+        Ok(ring) => AddressSpace::builder(ring).build().unwrap(),
+        Err(_) => AddressSpace::builder(Mlock::new().unwrap()).build().unwrap(),
     };
     Arc::new(MemoryStore::new(space, policy))
 }

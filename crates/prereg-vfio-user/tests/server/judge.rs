@@ -487,8 +487,8 @@ thread_local! {
     /// One for all scripts of a thread: each must leave it as it was.
     static STORE: Arc<MemoryStore> = {
         let space = match IoUring::new() {
-            Ok(ring) => AddressSpace::new(ring),
-            Err(_) => AddressSpace::new(Mlock::new().unwrap()),
+            Ok(ring) => AddressSpace::builder(ring).build().unwrap(),
+            Err(_) => AddressSpace::builder(Mlock::new().unwrap()).build().unwrap(),
         };
         Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER))
     };

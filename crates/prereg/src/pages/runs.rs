@@ -38,7 +38,8 @@ impl Iterator for RunsWithin<'_> {
         let Some((&first, mut rest)) = self.frames.split_first() else { return self.next_run() };
         let mut last = first;
         while let Some((&next, others)) = rest.split_first() {
-            if last.wrapping_add(1) != next {
+            // Wider than a frame: after the last one comes no first one.
+            if u64::from(last) + 1 != u64::from(next) {
                 break;
             }
             (last, rest) = (next, others);

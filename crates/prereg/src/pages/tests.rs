@@ -114,3 +114,39 @@ fn contiguous_stops_at_breaks_and_at_the_end() {
     assert_eq!(table.contiguous_within(at(3), 3 << 12), 1 << 12);
     assert_eq!(table.contiguous_within(at(4), 2 << 12), 2 << 12);
 }
+
+#[test]
+fn no_run_goes_past_the_last_page() {
+    // The last 32-bit page number and the first; the last host page and the first.
+    let narrow = [0xffff_fffe_000u64, 0xffff_ffff_000, 0, 0x1000];
+    let wide = [u64::MAX - 0x1fff, u64::MAX - 0xfff, 0, 0x1000];
+    for hosts in [narrow, wide] {
+        // Enough single pages after these four to make one number a page of them.
+        let host = |page: u64| hosts.get(page as usize).copied().unwrap_or((page * 7919 % 1000) << 13);
+        for pages in [4, 300] {
+            let table = table(pages, host);
+            check(&table, pages, host);
+            let first = UserAddr::new(0x4000_0000);
+            let runs: Vec<(u64, u64)> =
+                table.runs_within(first, 4 << 12).map(|(host, bytes)| (host.raw(), bytes)).collect();
+            assert_eq!(runs, [(hosts[0], 0x2000), (0, 0x2000)]);
+            assert_eq!(table.run_within(first, 4 << 12), (HostAddr::new(hosts[0]), 0x2000));
+        }
+    }
+}
+
+#[test]
+fn pages_past_the_end_of_the_host_are_refused() {
+    let mut list = PageList::new(range(4), Granule::K4);
+    let top = HostAddr::new(u64::MAX - 0xfff);
+    let mut sink = list.sink();
+    assert_eq!((sink.range(), sink.filled()), (range(4), 0));
+    assert_eq!(sink.push(top, 2), Err(PageListError::Wraps { host: top, pages: 2 }));
+    sink.push(top, 0).unwrap();
+    sink.push(top, 1).unwrap();
+    sink.push(HostAddr::new(0), 3).unwrap();
+    assert_eq!((sink.filled(), list.filled()), (4, 4));
+    let table = list.finish(&heap()).unwrap().unwrap();
+    assert_eq!(table.host(UserAddr::new(0x4000_0fff)).raw(), u64::MAX);
+    assert_eq!(table.host(UserAddr::new(0x4000_1000)).raw(), 0);
+}

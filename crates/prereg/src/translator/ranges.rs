@@ -35,7 +35,7 @@ impl Translator {
             return Err(nowhere);
         }
         let slot = region.slot as usize;
-        match self.door(slot).enter(self.count(slot), self.light) {
+        match self.door(slot).enter(self.count(slot), self.mode) {
             Entered::In => {}
             Entered::Closed => return Err(MapError::Closing { ua }),
         }

@@ -65,7 +65,7 @@ impl Bed {
             |space: &AddressSpace, at: u64| space.register(&pages.memory(at, shape.region_bytes()));
         let host = InventedHost::new(shape.layout, barrier.clone());
         let mut bed = Self::new(shape, BASE, host, register)?;
-        let on_heap = AddressSpace::new(InventedHost::new(shape.layout, barrier));
+        let on_heap = AddressSpace::builder(InventedHost::new(shape.layout, barrier)).build()?;
         bed.registrations.extend(register_all(&on_heap, shape, BASE, register)?);
         bed.on_heap = Some(on_heap);
         Ok(bed)
@@ -96,8 +96,7 @@ impl Bed {
         host: impl Pin + Charge + 'static,
         register: impl Fn(&AddressSpace, u64) -> Result<Registration, RegisterError>,
     ) -> Result<Self, Failure> {
-        let space = AddressSpace::with_tables(host, None, LockedTables::shared());
-        let space = space.map_err(|error| Failure::host(format!("registering {shape}"), error))?;
+        let space = AddressSpace::builder(host).tables(LockedTables::shared()).build()?;
         let registrations = register_all(&space, shape, base, register)?;
         let mut hosts = Vec::new();
         for registration in &registrations {

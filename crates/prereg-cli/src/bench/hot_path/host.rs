@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, Pin, PinError, PinId,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageSink, Pin, PinError, PinId,
     UserRange,
 };
 
@@ -42,7 +42,9 @@ impl std::fmt::Debug for InventedHost {
     }
 }
 
-impl Pin for InventedHost {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for InventedHost {
     fn name(&self) -> &'static str {
         "invented"
     }
@@ -59,7 +61,7 @@ impl Pin for InventedHost {
         self.barrier.clone()
     }
 
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let first = range.first().raw();
         match self.layout {
             Layout::Contiguous => pages.push(HostAddr::new(self.invent(first)), range.bytes() / PAGE)?,

@@ -55,7 +55,7 @@ impl PerIo {
         let pins = Arc::new(pins);
         let ring = IoRing::new(64, Arc::new(file), Some(&pins))
             .map_err(|error| Failure::host("making the I/O ring", error))?;
-        let space = AddressSpace::new(pins);
+        let space = AddressSpace::builder(pins).build()?;
         let translator = space.translator();
         Ok(Self { ring, space, translator, buffers: Vec::new(), direct })
     }

@@ -6,7 +6,7 @@ use super::super::recorded::Recording;
 use super::super::sysfs::tests::tree;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{Access, AddressSpace, BusAddr, UserAddr};
+use prereg::{Access, AddressSpace, BusAddr, PageList, UserAddr};
 
 const DEVICE: &str = "0000:00:01.0";
 
@@ -48,7 +48,7 @@ fn a_real_kernels_answers_make_registrations_and_entries() {
     let device = vfio.device(DEVICE).unwrap();
     let range = |ua, bytes| UserRange::new(UserAddr::new(ua), bytes, Granule::K4).unwrap();
     let small = range(0x3fff_ab00_a000, 4 << 20);
-    let pin = vfio.pin(small, &mut PageList::new(small, Granule::K4)).unwrap();
+    let pin = vfio.pin(small, &mut PageList::new(small, Granule::K4).sink()).unwrap();
     assert_eq!(vfio.state().pinned_bytes, 4 << 20);
     vfio.unpin(pin, small, DirtyPages::none());
     assert_eq!((vfio.state().pinned_bytes, vfio.state().stuck_bytes), (0, 0));
@@ -76,7 +76,7 @@ fn every_failed_call_of_opening_leaves_nothing_open() {
 fn a_refused_or_partial_registration_leaves_nothing_pinned_or_charged() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::EINVAL, Errno::EBUSY, Errno::EPERM] {
         model.refuse_nth(1, errno);
@@ -96,7 +96,7 @@ fn a_refused_or_partial_registration_leaves_nothing_pinned_or_charged() {
 fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
     let registration = space.register(&memory).unwrap();
     let table = vfio.default_window().unwrap();
@@ -115,7 +115,7 @@ fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
 fn every_change_of_a_table_is_one_call_at_most() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(600 * PAGE);
     let registration = space.register(&memory).unwrap();
     let table = vfio.default_window().unwrap();
@@ -151,7 +151,7 @@ fn every_change_of_a_table_is_one_call_at_most() {
 fn what_lies_outside_is_refused_before_the_kernel_sees_it() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
     let registration = space.register(&memory).unwrap();
     let table = vfio.default_window().unwrap();
@@ -187,7 +187,7 @@ fn what_lies_outside_is_refused_before_the_kernel_sees_it() {
 fn a_refused_map_puts_back_what_was_there() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let (old, new) = (memory(16 * PAGE), memory(16 * PAGE));
     let (old, new) = (space.register(&old).unwrap(), space.register(&new).unwrap());
     let table = vfio.default_window().unwrap();
@@ -220,7 +220,7 @@ fn a_refused_map_puts_back_what_was_there() {
 fn entries_that_the_kernel_would_not_empty_stay_counted() {
     let model = Model::new(&[]);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
     let registration = space.register(&memory).unwrap();
     let table = vfio.default_window().unwrap();

@@ -5,7 +5,7 @@ use super::super::recorded::Recording;
 use super::super::sysfs::tests::tree;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{AddressSpace, PageShift, RegisterError};
+use prereg::{AddressSpace, PageList, PageShift, RegisterError};
 
 const DEVICE: &str = "0000:00:01.0";
 /// The ranges of an emulated Intel IOMMU.
@@ -46,17 +46,17 @@ fn a_real_kernels_answers_make_a_region_of_one_call() {
 
     let small = range(0x7f69_6b14_2000, 4 << 20);
     let mut pages = list(small);
-    let pin = vfio.pin(small, &mut pages).unwrap();
+    let pin = vfio.pin(small, &mut pages.sink()).unwrap();
     assert_eq!((pages.filled(), vfio.state().mappings, vfio.state().pinned_bytes), (1024, 1, 4 << 20));
     vfio.unpin(pin, small, DirtyPages::none());
 
     let large = range(0x7f69_2b20_0000, 1 << 30);
-    let pin = vfio.pin(large, &mut list(large)).unwrap();
+    let pin = vfio.pin(large, &mut list(large).sink()).unwrap();
     assert_eq!(vfio.state().map_calls, 2, "1 GiB is one call");
     vfio.unpin(pin, large, DirtyPages::none());
 
     let over = range(0x7f69_6ab3_d000, 0x80_1000);
-    let error = vfio.pin(over, &mut list(over)).unwrap_err();
+    let error = vfio.pin(over, &mut list(over).sink()).unwrap_err();
     assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
     assert_eq!((vfio.state().mappings, vfio.state().pinned_bytes, vfio.state().stuck_bytes), (0, 0, 0));
     drop((device, vfio));
@@ -87,7 +87,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
     let allowed: Vec<_> = (0..3).map(|i| (base * (i + 1), base * (i + 1) + 4 * page - 1)).collect();
     let model = Model::new(&allowed);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(10);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::ENOSPC, Errno::EEXIST, Errno::EPERM, Errno::EINVAL] {
         for nth in 1..=3 {
@@ -116,7 +116,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
 fn a_million_maps_ask_the_kernel_nothing() {
     let model = Model::new(&INTEL);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(256);
     let registration = space.register(&memory).unwrap();
     let mut translator = space.translator();
@@ -142,7 +142,7 @@ fn a_million_maps_ask_the_kernel_nothing() {
 fn an_unmap_that_went_short_is_not_believed() {
     let model = Model::new(&INTEL);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     let iova = *model.state().mapped.first_key_value().unwrap().0;
@@ -163,7 +163,7 @@ fn an_unmap_that_went_short_is_not_believed() {
 fn a_positive_answer_is_no_success() {
     let model = Model::new(&INTEL);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     model.state().pretends = Some("VFIO_IOMMU_MAP_DMA");
     let error = space.register(&memory(1)).unwrap_err();
     assert_eq!(error.errno(), Errno::EFAULT);
@@ -176,7 +176,7 @@ fn the_budget_of_mappings_and_the_room_for_addresses_run_out_with_a_word() {
     let model = Model::new(&[(64 << 20, (64 << 20) + 8 * page - 1)]);
     model.state().budget = 2;
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let all: Vec<_> = (0..3).map(|_| memory(1)).collect();
     let held: Vec<_> = all[..2].iter().map(|memory| space.register(memory).unwrap()).collect();
     let error = space.register(&all[2]).unwrap_err();
@@ -196,7 +196,7 @@ fn the_budget_of_mappings_and_the_room_for_addresses_run_out_with_a_word() {
 fn the_last_group_stays_while_memory_is_registered() {
     let model = Model::new(&INTEL);
     let (_root, vfio) = on(&model);
-    let space = AddressSpace::new(Arc::clone(&vfio));
+    let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     let error = vfio.remove_group_of(DEVICE).unwrap_err();
@@ -219,7 +219,7 @@ fn pins_that_are_not_held_are_counted_and_ignored() {
         vfio.unpin(PinId(pin), range, DirtyPages::none());
     }
     assert_eq!((vfio.state().stray_unpins, vfio.state().unmap_calls), (3, 0));
-    let pin = vfio.pin(range, &mut list(range)).unwrap();
+    let pin = vfio.pin(range, &mut list(range).sink()).unwrap();
     vfio.unpin(pin, range, DirtyPages::none());
     vfio.unpin(pin, range, DirtyPages::none());
     assert_eq!((vfio.state().stray_unpins, vfio.state().unmap_calls), (4, 1));
@@ -253,9 +253,9 @@ fn an_iommu_with_larger_pages_than_the_system_is_told_apart_from_a_full_one() {
     model.state().page_sizes = page << 4;
     let (_root, vfio) = on(&model);
     let odd = range(0x7000_0000 + page, 16 * page);
-    let error = vfio.pin(odd, &mut list(odd)).unwrap_err();
+    let error = vfio.pin(odd, &mut list(odd).sink()).unwrap_err();
     assert!(matches!(error, PinError::Unsupported { .. }), "{error}");
     let whole = range(0x7000_0000, 32 * page);
-    let pin = vfio.pin(whole, &mut list(whole)).unwrap();
+    let pin = vfio.pin(whole, &mut list(whole).sink()).unwrap();
     vfio.unpin(pin, whole, DirtyPages::none());
 }

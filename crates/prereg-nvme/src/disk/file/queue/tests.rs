@@ -52,7 +52,10 @@ impl Fixture {
                 return None;
             }
         };
-        let store = Arc::new(MemoryStore::new(AddressSpace::new(Arc::clone(&pins)), MemoryPolicy::EAGER));
+        let store = Arc::new(MemoryStore::new(
+            AddressSpace::builder(Arc::clone(&pins)).build().unwrap(),
+            MemoryPolicy::EAGER,
+        ));
         let limits = IovaLimits::default();
         let nobody = (Arc::new(Nobody), Arc::new(Nobody));
         let space = DmaSpace::new(&store, nobody.0, nobody.1, limits, Holder::default()).unwrap();

@@ -49,7 +49,7 @@ fn sweep<T>(
 
 fn world() -> (SimHost, AddressSpace) {
     let host = SimHost::new(Granule::K4);
-    (host.clone(), AddressSpace::new(host))
+    (host.clone(), super::builder(host).build().unwrap())
 }
 
 #[test]

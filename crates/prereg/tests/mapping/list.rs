@@ -1,5 +1,4 @@
 //! Lists of pages: all of it or nothing, whatever is in the list.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use prereg::{
     AddressSpace, Errno, Granule, Holder, HolderKind, ListError, MapError, Mapping, PageShift, Registration,
@@ -26,7 +25,7 @@ fn mapped(registration: &Registration) -> u64 {
 /// 256 scattered pages, a hole of 16, 512 contiguous ones, and one page far away.
 fn world() -> (SimHost, AddressSpace, [Registration; 3]) {
     let host = SimHost::new(Granule::K4);
-    let space = AddressSpace::new(host.clone());
+    let space = super::builder(host.clone()).build().unwrap();
     let scattered = space.register(&host.memory(A, 256 << 12)).unwrap();
     host.map(A + (2 << 21), 512 << 12, MapSpec::huge(PageShift::M2));
     let huge = space.register(&host.range(A + (2 << 21), 512 << 12)).unwrap();
@@ -169,4 +168,57 @@ fn a_hint_is_only_a_hint() {
         t.prefetch(UserAddr::new(ua));
     }
     assert!(registrations.iter().all(|registration| mapped(registration) == 1));
+}
+
+#[test]
+fn a_list_whose_miss_refreshes_the_translator_maps_the_true_pages() {
+    let host = SimHost::new(Granule::K4);
+    let space = super::builder(host.clone()).build().unwrap();
+    let _old = space.register(&host.memory(A, 64 << 12)).unwrap();
+    let mut t = space.translator();
+    // Too large for the index that the translator uses, so the next snapshot has another one.
+    let new = A + (1 << 30);
+    let _new = space.register(&host.memory(new, 512 << 12)).unwrap();
+    let later = A + (2 << 30);
+    for (round, list) in [
+        vec![UserAddr::new(new), page(3)],
+        vec![page(3), UserAddr::new(later), page(5), UserAddr::new(new + 0x7123), page(63)],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let _later = (round == 1).then(|| space.register(&host.memory(later, 2048 << 12)).unwrap());
+        let mut mappings = places(list.len());
+        t.map_list(&list, K4, &mut mappings).unwrap();
+        for (mapping, ua) in mappings.iter().flatten().zip(&list) {
+            assert_eq!((mapping.ua(), Some(mapping.hpa())), (*ua, host.backs(ua.raw())), "round {round}");
+        }
+        t.unmap_list(&mut mappings);
+    }
+}
+
+#[test]
+fn a_list_that_misses_after_a_slot_was_reused_maps_no_other_region() {
+    let host = SimHost::new(Granule::K4);
+    let space = super::builder(host.clone()).build().unwrap();
+    let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
+    let mut t = space.translator();
+    let first = space.register(&host.memory(A + (64 << 12), 64 << 12)).unwrap();
+    drop(t.map(page(64), K4).unwrap());
+    first.unregister().unwrap();
+    // The slot and the index entries are used again, by a region of other pages.
+    let _second = space.register(&host.memory(A + (96 << 12), 32 << 12)).unwrap();
+    let mut mappings = places(3);
+    let list = [page(1), page(64), page(96)];
+    let error = t.map_list(&list, K4, &mut mappings).unwrap_err();
+    assert_eq!(
+        error,
+        ListError::Page { index: 1, error: MapError::Unregistered { ua: page(64), shift: K4 } }
+    );
+    assert!(mappings.iter().all(Option::is_none));
+    let list = [page(1), page(96), page(127)];
+    t.map_list(&list, K4, &mut mappings).unwrap();
+    for (mapping, ua) in mappings.iter().flatten().zip(&list) {
+        assert_eq!(Some(mapping.hpa()), host.backs(ua.raw()));
+    }
 }

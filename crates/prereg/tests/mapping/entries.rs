@@ -1,5 +1,4 @@
 //! Blocks of table entries: every live entry owns one unit, and gives it back exactly once.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Errno, Granule, Held, Holder, HolderKind, MapError, PageShift, UserAddr,
@@ -23,7 +22,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let host = SimHost::new(Granule::K4);
-        let space = AddressSpace::new(host.clone());
+        let space = super::builder(host.clone()).build().unwrap();
         let block = EntryBlock::new(&space, K4, 64, TABLES).unwrap();
         Self { host, space, block }
     }
@@ -61,7 +60,7 @@ fn a_refused_set_changes_nothing() {
     let _registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     w.block.set(&mut t, 0, a(1), Access::Read).unwrap();
-    let before = w.block.inspect(0, |view| view);
+    let before = w.block.view(0);
     let odd = UserAddr::new(A + 5);
     assert_eq!(w.block.set(&mut t, 0, odd, Access::Read).unwrap_err().errno(), Errno::EINVAL);
     assert_eq!(w.block.set(&mut t, 0, a(16), Access::Read).unwrap_err().errno(), Errno::EFAULT);
@@ -71,8 +70,42 @@ fn a_refused_set_changes_nothing() {
     assert_eq!(w.block.set(&mut foreign, 0, a(1), Access::Read), Err(MapError::Foreign));
     assert_eq!(w.block.clear(&mut foreign, 0), Err(MapError::Foreign));
     assert!(matches!(w.block.take(&mut foreign, 0), Err(MapError::Foreign)));
-    assert_eq!(w.block.inspect(0, |view| view), before);
+    assert_eq!(w.block.view(0), before);
     assert_eq!(w.mapped(), 1);
+}
+
+#[test]
+fn a_user_address_that_an_entry_cannot_remember_is_refused() {
+    let w = World::new();
+    let high = 1u64 << 56;
+    let _high = w.space.register(&w.host.memory(high, 1 << 12)).unwrap();
+    let _below = w.space.register(&w.host.memory(high - (1 << 12), 1 << 12)).unwrap();
+    let mut t = w.space.translator_for(TABLES);
+    assert!(t.map(UserAddr::new(high), K4).is_ok(), "a translator has no such limit");
+    let refused = w.block.set(&mut t, 0, UserAddr::new(high), Access::Read);
+    assert_eq!(refused, Err(MapError::Unregistered { ua: UserAddr::new(high), shift: K4 }));
+    let last = UserAddr::new(high - (1 << 12));
+    w.block.set(&mut t, 0, last, Access::Read).unwrap();
+    assert_eq!(w.block.view(0).unwrap().ua, last);
+}
+
+#[test]
+fn an_entry_set_by_another_holder_is_counted_with_the_block() {
+    let w = World::new();
+    let registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
+    let other = Holder { container: 8, kind: HolderKind::InFlight };
+    let (mut t, mut own) = (w.space.translator_for(other), w.space.translator_for(TABLES));
+    w.block.set(&mut t, 0, a(1), Access::Read).unwrap();
+    w.block.set(&mut t, 1, a(2), Access::Read).unwrap();
+    let held = |count| vec![Held { holder: TABLES, count }];
+    assert_eq!(registration.state().unwrap().mappings, held(2));
+    w.block.clear(&mut own, 0).unwrap();
+    assert_eq!(registration.state().unwrap().mappings, held(1));
+    w.block.set(&mut t, 1, a(3), Access::Read).unwrap();
+    assert_eq!(registration.state().unwrap().mappings, held(1));
+    w.block.clear(&mut t, 1).unwrap();
+    assert_eq!(registration.state().unwrap().mappings, []);
+    registration.unregister().unwrap();
 }
 
 #[test]
@@ -81,12 +114,11 @@ fn an_entry_holds_the_pinned_address() {
     let _registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     w.block.set(&mut t, 9, a(3), Access::ReadWrite).unwrap();
-    let view = w.block.inspect(9, |view| view).unwrap();
+    let view = w.block.view(9).unwrap();
     assert_eq!((view.ua, view.access), (a(3), Access::ReadWrite));
-    assert_eq!(Some(view.host), w.host.backs(a(3).raw()));
-    assert_eq!(w.block.inspect(8, |view| view), None);
+    assert_eq!((w.block.view(8), w.block.view(64)), (None, None));
     let (mapping, access) = w.block.take(&mut t, 9).unwrap().unwrap();
-    assert_eq!((mapping.hpa(), access), (view.host, Access::ReadWrite));
+    assert_eq!((Some(mapping.hpa()), access), (w.host.backs(a(3).raw()), Access::ReadWrite));
     w.block.clear(&mut t, 9).unwrap();
     assert_eq!(w.mapped(), 1, "the device's own use outlives the entry");
     drop(mapping);
@@ -164,10 +196,15 @@ fn threads_that_fight_over_the_same_entries_keep_the_books() {
                             w.block.set(&mut t, index, a((random >> 50) % 16), Access::ReadWrite).map(|_| ())
                         }
                         8..=13 => w.block.clear(&mut t, index).map(|_| ()),
-                        14 => w.block.take(&mut t, index).map(|_| ()),
+                        14 => w.block.take(&mut t, index).map(|taken| {
+                            if let Some((mapping, _)) = taken {
+                                assert_eq!(Some(mapping.hpa()), w.host.backs(mapping.ua().raw()));
+                            }
+                        }),
                         _ => {
-                            if let Some(view) = w.block.inspect(index, |view| view) {
-                                assert_eq!(Some(view.host), w.host.backs(view.ua.raw()));
+                            if let Some(view) = w.block.view(index) {
+                                assert_eq!(view.access, Access::ReadWrite);
+                                assert!(view.ua >= a(0) && view.ua < a(16));
                             }
                             Ok(())
                         }

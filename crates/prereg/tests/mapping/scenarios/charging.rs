@@ -2,7 +2,7 @@
 
 use prereg::{ChargeError, Errno, RegisterError};
 
-use crate::world::{A, scenarios};
+use super::world::{A, scenarios};
 
 scenarios! {
     fn scenario_38_equality_with_the_limit_is_allowed(w) {

@@ -3,7 +3,7 @@
 use prereg::{Errno, MapError, PageShift, RegisterError, UserAddr};
 use prereg_sim::MapSpec;
 
-use crate::world::{A, World, scenarios};
+use super::world::{A, World, scenarios};
 
 /// Asserts that registering `pages` pages from page `first` on is refused for overlap and changes nothing.
 fn overlaps(w: &World, first: u64, pages: u64) {

@@ -2,7 +2,7 @@
 //!
 //! Runs for a fixed number of rounds; `PREREG_STRESS_ROUNDS` asks for more (a million is a few minutes).
 
-use prereg::{Access, AddressSpace, EntryBlock, Granule, Holder, HolderKind, MapError, PageShift, UserAddr};
+use prereg::{Access, EntryBlock, Granule, Holder, HolderKind, MapError, PageShift, UserAddr};
 use prereg_sim::{MapSpec, SimHost};
 
 const A: u64 = 0x7f00_0000_0000;
@@ -36,7 +36,7 @@ fn whatever_threads_do_at_random_the_books_balance() {
             host.memory(ua, pages << 12)
         };
     }
-    let space = AddressSpace::new(host.clone());
+    let space = super::builder(host.clone()).build().unwrap();
     let holder = |container| Holder { container, kind: HolderKind::TableEntry };
     let block = EntryBlock::new(&space, K4, 64, holder(99)).unwrap();
     let (mapped, refused) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));

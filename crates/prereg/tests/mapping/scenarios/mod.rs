@@ -3,7 +3,6 @@
 //!
 //! Region A is 16 pages at `a`, B the 16 pages after it; the limit is 64 pages unless a scenario says otherwise. After
 //! every scenario and full teardown nothing may be pinned or charged.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 mod charging;
 mod counters;

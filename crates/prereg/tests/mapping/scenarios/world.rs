@@ -18,7 +18,12 @@ impl World {
     pub(crate) fn new(granule: Granule) -> Self {
         let host = SimHost::new(granule);
         host.limit_pages(64);
-        Self { space: AddressSpace::new(host.clone()), host, p: granule.bytes(), granule }
+        Self {
+            space: super::super::builder(host.clone()).build().unwrap(),
+            host,
+            p: granule.bytes(),
+            granule,
+        }
     }
 
     /// The address `pages` system pages after `a`.
@@ -68,12 +73,12 @@ impl World {
 /// Each scenario as two tests, one a system page size.
 macro_rules! scenarios {
     ($($(#[$attr:meta])* fn $name:ident($world:ident) $body:block)*) => {
-        $($(#[$attr])* fn $name($world: $crate::world::World) { $body })*
+        $($(#[$attr])* fn $name($world: super::world::World) { $body })*
         mod k4 {
-            $(#[test] fn $name() { super::$name($crate::world::World::new(prereg::Granule::K4)); })*
+            $(#[test] fn $name() { super::$name(super::super::world::World::new(prereg::Granule::K4)); })*
         }
         mod k64 {
-            $(#[test] fn $name() { super::$name($crate::world::World::new(prereg::Granule::K64)); })*
+            $(#[test] fn $name() { super::$name(super::super::world::World::new(prereg::Granule::K64)); })*
         }
     };
 }

@@ -2,7 +2,7 @@
 
 use prereg::{Errno, Gate, MapError, Refusal, Unbalanced};
 
-use crate::world::scenarios;
+use super::world::scenarios;
 
 scenarios! {
     fn scenario_01_register_pins_and_charges_once(w) {

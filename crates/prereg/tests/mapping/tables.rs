@@ -1,5 +1,4 @@
 //! Memory for tables: every piece can be refused, and every piece comes back.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 #![expect(unsafe_code, reason = "a port to memory that fails at a chosen call")]
 
 use std::alloc::Layout;
@@ -72,7 +71,7 @@ unsafe impl TableMemory for Scarce {
 
 fn world() -> (SimHost, Arc<Scarce>, AddressSpace) {
     let (host, tables) = (SimHost::new(Granule::K4), Arc::new(Scarce::default()));
-    let space = AddressSpace::with_tables(host.clone(), None, tables.clone()).unwrap();
+    let space = super::builder(host.clone()).tables(tables.clone()).build().unwrap();
     (host, tables, space)
 }
 
@@ -167,7 +166,7 @@ fn an_address_space_without_memory_is_not_made() {
     let tables = Arc::new(Scarce::default());
     for n in 1.. {
         tables.fail_nth(n);
-        match AddressSpace::with_tables(SimHost::new(Granule::K4), None, tables.clone()) {
+        match super::builder(SimHost::new(Granule::K4)).tables(tables.clone()).build() {
             Ok(_) => {
                 assert!(n > 3, "doors, the list of slots and the first snapshot: {n}");
                 break;

@@ -1,8 +1,7 @@
 //! Regions that do not suit one table: small beside large, far from each other, and more than 65,535 of them.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use prereg::{
-    AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageList, PageShift, Pin,
+    AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageShift, PageSink, Pin,
     PinError, PinId, Registration, Translator, UserAddr, UserRange,
 };
 use prereg_sim::SimHost;
@@ -25,7 +24,7 @@ fn reaches(t: &mut Translator, host: &SimHost, ua: u64) {
 #[test]
 fn small_regions_beside_a_large_one_come_and_go_under_a_translator() {
     let host = SimHost::new(Granule::K4);
-    let space = AddressSpace::new(host.clone());
+    let space = super::builder(host.clone()).build().unwrap();
     let pages = if cfg!(miri) { 1 << 8 } else { 1 << 15 };
     let _big = register(&space, &host, BIG, pages);
     let (mut old, mut t) = (space.translator(), space.translator());
@@ -57,7 +56,7 @@ fn small_regions_beside_a_large_one_come_and_go_under_a_translator() {
 #[test]
 fn a_translator_that_never_looks_again_keeps_no_slot_from_being_counted_right() {
     let host = SimHost::new(Granule::K4);
-    let space = AddressSpace::new(host.clone());
+    let space = super::builder(host.clone()).build().unwrap();
     let _big = register(&space, &host, BIG, 64);
     let idle = space.translator();
     let mut t = space.translator();
@@ -80,7 +79,7 @@ fn a_translator_that_never_looks_again_keeps_no_slot_from_being_counted_right() 
 fn more_regions_than_sixteen_bits_can_number() {
     const REGIONS: u64 = 65_536 + 300;
     let host = SimHost::new(Granule::K4);
-    let space = AddressSpace::new(host.clone());
+    let space = super::builder(host.clone()).build().unwrap();
     let at = |index: u64| BIG + index * 0x2000;
     let mut held: Vec<_> = (0..REGIONS - 100).map(|index| register(&space, &host, at(index), 1)).collect();
     let mut t = space.translator();
@@ -101,7 +100,9 @@ fn more_regions_than_sixteen_bits_can_number() {
 /// A host whose pages lie where a formula says.
 struct Formula(fn(u64) -> u64);
 
-impl Pin for Formula {
+// SAFETY: the addresses are invented, and no device exists.
+#[expect(unsafe_code, reason = "what the addresses are is a promise")]
+unsafe impl Pin for Formula {
     fn name(&self) -> &'static str {
         "formula"
     }
@@ -111,7 +112,7 @@ impl Pin for Formula {
     fn address_kind(&self) -> AddressKind {
         AddressKind::Invented
     }
-    fn pin(&self, range: UserRange, pages: &mut PageList) -> Result<PinId, PinError> {
+    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         for offset in (0..range.bytes()).step_by(0x1000) {
             pages.push(HostAddr::new((self.0)(range.first().raw() + offset)), 1)?;
         }
@@ -143,7 +144,7 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
     let memory = SimHost::new(Granule::K4);
     let pages: u64 = if cfg!(miri) { 96 } else { 1024 };
     for (index, formula) in formulas.into_iter().enumerate() {
-        let space = AddressSpace::new(Formula(formula));
+        let space = super::builder(Formula(formula)).build().unwrap();
         let mut t = space.translator();
         // A second region higher up, so that cells do not begin where it does.
         let at = [BIG, BIG + (pages << 14)];
@@ -175,7 +176,7 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
 
 #[test]
 fn device_memory_without_bound_costs_little() {
-    let space = AddressSpace::new(SimHost::new(Granule::K4));
+    let space = super::builder(SimHost::new(Granule::K4)).build().unwrap();
     let mut t = space.translator();
     // 2^52 bytes that start on an odd page: cells for it would be a trillion.
     let registration = space.register_device(UserAddr::new(0x1000), 1 << 52, HostAddr::new(0x3000)).unwrap();

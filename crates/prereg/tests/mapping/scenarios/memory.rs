@@ -3,7 +3,7 @@
 use prereg::{Errno, HostAddr, PageShift, PinError, RegisterError, UserAddr};
 use prereg_sim::{MapSpec, Protection};
 
-use crate::world::{A, World, scenarios};
+use super::world::{A, World, scenarios};
 
 /// Asserts that registering A fails at page `at` and leaves nothing behind.
 fn faults(w: &World, at: u64) {

@@ -11,7 +11,7 @@ const K4: PageShift = PageShift::K4;
 fn world() -> (SimHost, AddressSpace, SimMemory) {
     let host = SimHost::new(Granule::K4);
     let memory = host.memory(A, 16 << 12);
-    (host.clone(), AddressSpace::new(host), memory)
+    (host.clone(), super::builder(host).build().unwrap(), memory)
 }
 
 fn a(page: u64) -> UserAddr {
