@@ -30,6 +30,7 @@ use self::orders::OrderMutant;
 use self::policy::Policy;
 use self::report::{Count, Verdict};
 use self::tree::Trees;
+use crate::sources;
 use crate::vm;
 use crate::vm::cache::Cache;
 
@@ -173,14 +174,21 @@ impl Mutants {
     /// Every mutant of the code in the copy at `tree`, and what in `policy` excludes nothing or for no reason.
     fn list(tree: &Path, policy: &Policy) -> Result<(Self, Vec<String>), Error> {
         let mut orders = Vec::new();
-        for file in &policy.orders.files {
-            let path = tree.join(file);
-            let source = fs::read_to_string(&path).map_err(Error::file(&path))?;
-            orders.extend(orders::mutants(file, &source, &policy.orders).map_err(Error::Source)?);
+        let mut files = BTreeSet::new();
+        for folder in &policy.orders.folders {
+            let path = tree.join(folder);
+            for (name, source) in sources::read_tree(&path).map_err(Error::file(&path))? {
+                let file = format!("{folder}/{}", name.display());
+                orders.extend(orders::mutants(&file, &source, &policy.orders).map_err(Error::Source)?);
+                files.insert(file);
+            }
         }
-        let listed = |file: &String| policy.orders.files.contains(file);
-        if let Some(exchange) = policy.orders.exchange.iter().find(|exchange| !listed(&exchange.file)) {
-            return Err(Error::Source(format!("an exchange names {}, which is not listed", exchange.file)));
+        if let Some(exchange) = policy.orders.exchange.iter().find(|exchange| !files.contains(&exchange.file))
+        {
+            return Err(Error::Source(format!(
+                "an exchange names {}, which is in none of the folders",
+                exchange.file
+            )));
         }
         let (logic, idle) = logic::list(tree, policy, None)?;
         let unexplained = policy.excluded.iter().filter(|class| class.reason.trim().is_empty());

@@ -219,12 +219,16 @@ fn run_share(
         for id in ids {
             command.arg("--re").arg(format!("^{}$", escaped(id)));
         }
+        let file = output.join("mutants.out/outcomes.json");
+        // Those of an earlier run must not be taken for those of this one.
+        let _ = fs::remove_file(&file);
         let status = super::status(&mut limited(&command, seconds_until(deadline)))?;
-        if !status.code().is_some_and(|code| FINISHED.contains(&code) || code == TIME_WAS_UP) {
+        let time_was_up = status.code() == Some(TIME_WAS_UP);
+        if !time_was_up && !status.code().is_some_and(|code| FINISHED.contains(&code)) {
             return Err(Error::CargoMutants { status: status.to_string(), output: output.to_owned() });
         }
-        let file = output.join("mutants.out/outcomes.json");
-        let outcomes: Outcomes = serde_json::from_slice(&fs::read(&file).map_err(Error::file(&file))?)?;
+        let Ok(json) = fs::read(&file) else { continue };
+        let outcomes: Outcomes = serde_json::from_slice(&json)?;
         for outcome in outcomes.outcomes {
             let Scenario::Mutant(mutant) = outcome.scenario else { continue };
             let verdict = match outcome.summary.as_str() {

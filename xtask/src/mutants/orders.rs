@@ -404,7 +404,7 @@ mod tests {
 
     fn orders(exchange: Vec<Exchange>) -> Orders {
         Orders {
-            files: vec!["a.rs".to_owned()],
+            folders: Vec::new(),
             fences: vec!["fence".to_owned(), "heavy".to_owned()],
             miri_tests: Vec::new(),
             exchange,

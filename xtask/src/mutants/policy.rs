@@ -44,8 +44,8 @@ pub(crate) struct Excluded {
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Orders {
-    /// Files whose orderings are weakened and whose fences are removed.
-    pub(crate) files: Vec<String>,
+    /// Folders in whose files orderings are weakened and calls of fences removed.
+    pub(crate) folders: Vec<String>,
     /// Names of functions and methods that are fences: each call is removed.
     pub(crate) fences: Vec<String>,
     /// Integration tests of the core that miri runs, in this order.
