@@ -2,14 +2,16 @@
 //!
 //! `options` is the command line, `policy` is `mutants.toml`; `tree` keeps copies of the workspace that are mutated; `logic`
 //! has cargo-mutants change them, `orders` makes memory-order mutants and `trial` runs them; `changes` and `sample` choose;
-//! `report` compares with the list of accepted mutants. This file joins them.
+//! `process` starts other programs; `report` compares with the list of accepted mutants. This file joins them.
 
 mod changes;
+mod error;
 mod logic;
 mod name;
 mod options;
 mod orders;
 mod policy;
+mod process;
 mod report;
 mod sample;
 mod tree;
@@ -17,71 +19,29 @@ mod trial;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use self::changes::Changes;
+use self::error::Error;
 use self::logic::LogicMutant;
 use self::name::MutantName;
 use self::options::{Kind, Options, Selection};
 use self::orders::OrderMutant;
 use self::policy::Policy;
+use self::process::seconds_until;
 use self::report::{Count, Verdict};
 use self::tree::Trees;
 use crate::sources;
-use crate::vm;
 use crate::vm::cache::Cache;
 
 /// What a mutant costs one job, in seconds, on a machine that does something else too: a build and the tests.
 const SECONDS_A_MUTANT: u64 = 10;
 /// What a job needs before its first mutant: the build and the tests without any change.
 const SECONDS_BEFORE: u64 = 40;
-/// Kilobytes of addresses that a program may have, because some mutants allocate without end.
-const ADDRESS_SPACE: u64 = 16 << 20;
-
 const POLICY: &str = "mutants.toml";
 const DOCUMENT: &str = "docs/mutation-testing.md";
-
-/// Why mutants could not be tried.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error("{path}: {source}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("{program} could not be started: {source}; is it installed?")]
-    Start { program: String, source: io::Error },
-    #[error("{command}\nfailed ({status}):\n{output}")]
-    Failed { command: String, status: ExitStatus, output: String },
-    #[error(
-        "cargo-mutants failed ({status}); is the code right before it is changed? Its logs are in {output}"
-    )]
-    CargoMutants { status: String, output: PathBuf },
-    #[error("without any change: {verdict}; the log is {log}")]
-    Unchanged { verdict: Verdict, log: PathBuf },
-    #[error("process {process} tries mutants at this moment; if it does not, remove {lock}")]
-    Locked { process: String, lock: PathBuf },
-    #[error("mutants.toml: {0}")]
-    Policy(#[from] toml::de::Error),
-    #[error("cargo-mutants wrote something else than expected: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error("memory-order mutants: {0}")]
-    Source(String),
-    #[error("{path} has no place for {what}")]
-    Document { path: &'static str, what: &'static str },
-    #[error("a thread of this program panicked")]
-    Panicked,
-    #[error(transparent)]
-    Cache(#[from] vm::Trouble),
-}
-
-impl Error {
-    /// For `map_err`: what the file system said about `path`.
-    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| Self::File { path, source }
-    }
-}
 
 /// Runs the command; `words` are those behind `mutants`.
 pub(crate) fn command(root: &Path, words: &[String]) -> ExitCode {
@@ -269,52 +229,4 @@ fn record(
         text = report::replaced(&text, what, &part).ok_or(Error::Document { path: DOCUMENT, what })?;
     }
     fs::write(&path, text).map_err(Error::file(&path))
-}
-
-/// Whole seconds until `deadline`, 0 when it has passed, `None` when there is none.
-fn seconds_until(deadline: Option<Instant>) -> Option<u64> {
-    deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs())
-}
-
-/// `command` with a limit of its address space and of its seconds; when these are over it ends with 124.
-fn limited(command: &Command, seconds: Option<u64>) -> Command {
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -v \"$0\"; exec \"$@\""]).arg(ADDRESS_SPACE.to_string());
-    if let Some(seconds) = seconds {
-        // INT, because cargo-mutants then ends what it started and restores the file.
-        limited.args(["timeout", "--signal=INT", "--kill-after=20"]).arg(seconds.max(1).to_string());
-    }
-    limited.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => limited.env(name, value),
-            None => limited.env_remove(name),
-        };
-    }
-    if let Some(directory) = command.get_current_dir() {
-        limited.current_dir(directory);
-    }
-    limited
-}
-
-/// Runs `command`, whose input is empty, to its end.
-fn status(command: &mut Command) -> Result<ExitStatus, Error> {
-    command.stdin(Stdio::null()).status().map_err(|source| unstarted(command, source))
-}
-
-/// Runs `command` and returns what it printed.
-fn output(command: &mut Command) -> Result<String, Error> {
-    let output = command.stdin(Stdio::null()).output().map_err(|source| unstarted(command, source))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(Error::Failed {
-        command: format!("{command:?}"),
-        status: output.status,
-        output: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
-}
-
-fn unstarted(command: &Command, source: io::Error) -> Error {
-    Error::Start { program: command.get_program().to_string_lossy().into_owned(), source }
 }

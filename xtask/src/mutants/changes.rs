@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
-use super::Error;
+use super::error::Error;
+use super::process;
 
 /// A difference as git prints it, and the lines of the new text that it adds or touches, by file.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ impl Changes {
             "--dst-prefix=b/",
             "--unified=0",
         ]);
-        Ok(Self::of(super::output(git.args([base, "--", "*.rs"]))?))
+        Ok(Self::of(process::output(git.args([base, "--", "*.rs"]))?))
     }
 
     fn of(diff: String) -> Self {

@@ -13,11 +13,12 @@ use std::time::Instant;
 
 use serde::Deserialize;
 
+use super::error::Error;
 use super::name::{MutantName, number};
 use super::policy::{Excluded, Policy, Scope};
+use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::Trees;
-use super::{Error, limited, seconds_until};
 use crate::vm::cache::Cache;
 
 /// Of one `cargo test`, at the least, in seconds: a machine that is busy must not make a mutant look like an endless loop.
@@ -99,7 +100,7 @@ pub(crate) fn list<'a>(
         if let Some(diff) = diff {
             command.arg("--in-diff").arg(diff);
         }
-        let listed: Vec<Listed> = match super::output(&mut command)?.trim() {
+        let listed: Vec<Listed> = match process::output(&mut command)?.trim() {
             // So it says that the difference touches nothing.
             "" => Vec::new(),
             json => serde_json::from_str(json)?,
@@ -222,7 +223,7 @@ fn run_share(
         let file = output.join("mutants.out/outcomes.json");
         // Those of an earlier run must not be taken for those of this one.
         let _ = fs::remove_file(&file);
-        let status = super::status(&mut limited(&command, seconds_until(deadline)))?;
+        let status = process::status(&mut limited(&command, seconds_until(deadline)))?;
         let time_was_up = status.code() == Some(TIME_WAS_UP);
         if !time_was_up && !status.code().is_some_and(|code| FINISHED.contains(&code)) {
             return Err(Error::CargoMutants { status: status.to_string(), output: output.to_owned() });

@@ -10,7 +10,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Error;
+use super::error::Error;
+use super::process;
 use crate::vm::cache::{Cache, write_changed};
 
 /// Build results in a copy; not touched when the copy is brought up to date.
@@ -73,7 +74,7 @@ fn take_lock(lock: &Path) -> Result<(), Error> {
 fn tracked(checkout: &Path) -> Result<BTreeSet<PathBuf>, Error> {
     let mut git = Command::new("git");
     git.arg("-C").arg(checkout).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
-    let listed = super::output(&mut git)?;
+    let listed = process::output(&mut git)?;
     Ok(listed
         .split('\0')
         .filter(|name| !name.is_empty())

@@ -12,13 +12,14 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
+use super::error::Error;
 use super::logic::quiet_environment;
 use super::name::MutantName;
 use super::orders::OrderMutant;
 use super::policy::{MiriTest, Policy};
+use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::{TARGET, Trees};
-use super::{Error, limited, seconds_until};
 use crate::vm::cache::Cache;
 
 /// Seconds that a build may take. It counts for nothing; a build without end would stop the run.
@@ -151,7 +152,7 @@ fn attempt(
             let mut command = limited(&stage.command(tree, build_only), Some(bounded));
             let file = fs::File::create(log).map_err(Error::file(log))?;
             let twin = file.try_clone().map_err(Error::file(log))?;
-            let status = super::status(command.stdout(file).stderr(twin))?;
+            let status = process::status(command.stdout(file).stderr(twin))?;
             if status.success() {
                 continue;
             }
