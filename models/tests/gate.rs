@@ -5,6 +5,7 @@
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 use prereg::{Drain, Gate, Left};
 use prereg_models::explore;
@@ -141,6 +142,53 @@ fn a_reopen_and_the_last_leave_agree() {
         }
         let released = user.join().unwrap();
         assert_ne!(reopened, released, "reopened and released, or neither");
+    });
+}
+
+#[test]
+fn entering_a_reopened_gate_sees_what_was_done_while_it_was_closed() {
+    explore(|| {
+        let guarded = Guarded::new(Gate::new());
+        guarded.gate.enter().unwrap();
+        // Relaxed: tells the user that the gate was reopened, and orders nothing.
+        let reopened = Arc::new(AtomicBool::new(false));
+        let user = {
+            let (guarded, reopened) = (guarded.clone(), reopened.clone());
+            thread::spawn(move || {
+                // It may find the gate closed all the same, because nothing is ordered before its look.
+                if reopened.load(Ordering::Relaxed) && guarded.gate.enter().is_ok() {
+                    guarded.use_memory();
+                    assert_eq!(guarded.gate.leave(), Ok(Left::Others));
+                }
+            })
+        };
+        assert_eq!(guarded.gate.close_and_drain(), Drain::Waiting(1));
+        // SAFETY: the only one inside is this thread, and nobody enters.
+        guarded.memory.with_mut(|memory| unsafe { *memory = 1 });
+        assert!(guarded.gate.reopen());
+        reopened.store(true, Ordering::Relaxed);
+        user.join().unwrap();
+    });
+}
+
+#[test]
+fn the_last_to_leave_sees_what_was_done_before_the_gate_was_closed() {
+    explore(|| {
+        let guarded = Guarded::new(Gate::new());
+        guarded.gate.enter().unwrap();
+        let user = {
+            let guarded = guarded.clone();
+            thread::spawn(move || {
+                if guarded.gate.leave() == Ok(Left::Last) {
+                    guarded.use_memory();
+                    guarded.release();
+                }
+            })
+        };
+        // SAFETY: the user looks only after it was told that the gate is closed.
+        guarded.memory.with_mut(|memory| unsafe { *memory = 1 });
+        let _ = guarded.gate.close_and_drain();
+        user.join().unwrap();
     });
 }
 

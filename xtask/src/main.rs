@@ -1,7 +1,7 @@
 //! The house rules as code: `cargo xtask RULE...`.
 //!
 //! Every rule reads the tree and returns findings; only this file prints and sets the exit code. What is allowed stands
-//! in `layers.toml`, not here. `cargo xtask oracle` and `cargo xtask vm` are no rules but commands of their own.
+//! in `layers.toml`, not here. `cargo xtask oracle`, `vm` and `mutants` are no rules but commands of their own.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -15,6 +15,7 @@ mod facts;
 mod finding;
 mod graph;
 mod modules;
+mod mutants;
 mod no_std;
 mod oracle;
 mod packages;
@@ -26,7 +27,7 @@ mod vm;
 
 const USAGE: &str = "\
 usage: cargo xtask RULE...
-       cargo xtask oracle|vm [--help]
+       cargo xtask oracle|vm|mutants [--help]
 
   layers         crate imports as layers.toml allows them; no circle of modules inside a crate
   sizes          no file over 800 lines, its tests counted apart
@@ -36,6 +37,7 @@ usage: cargo xtask RULE...
 
   oracle         asks real kernels the conformance scenarios again and compares with the stored answers
   vm             boots guests that use what is built here: an NVMe disk over vfio-user, VFIO of real kernels
+  mutants        changes the code in small ways and fails when no test notices
 ";
 
 /// Why the rules could not even be read.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
     let command: Option<fn(&Path, &[String]) -> ExitCode> = match rules.first().map(String::as_str) {
         Some("oracle") => Some(oracle::command),
         Some("vm") => Some(suites::command),
+        Some("mutants") => Some(mutants::command),
         _ => None,
     };
     if let Some(command) = command {

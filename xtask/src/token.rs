@@ -19,12 +19,13 @@ pub(crate) enum Kind {
     Literal,
 }
 
-/// A token and the line it starts on, counted from 1.
+/// A token, the line it starts on, counted from 1, and the byte offset of its text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Token<'a> {
     pub(crate) kind: Kind,
     pub(crate) text: &'a str,
     pub(crate) line: usize,
+    pub(crate) at: usize,
 }
 
 impl Token<'_> {
@@ -34,6 +35,11 @@ impl Token<'_> {
 
     pub(crate) fn is_punct(&self, punct: char) -> bool {
         self.kind == Kind::Punct(punct)
+    }
+
+    /// The byte offset behind its text.
+    pub(crate) fn end(&self) -> usize {
+        self.at + self.text.len()
     }
 }
 
@@ -127,7 +133,7 @@ impl<'a> Cursor<'a> {
                 self.bump();
                 let name = self.at;
                 self.bump_while(is_name_part);
-                return Some(Token { kind: Kind::Name, text: &self.source[name..self.at], line });
+                return Some(Token { kind: Kind::Name, text: &self.source[name..self.at], line, at: name });
             }
             self.bump_while(is_name_part);
             Kind::Name
@@ -144,7 +150,7 @@ impl<'a> Cursor<'a> {
             self.bump();
             Kind::Punct(c)
         };
-        Some(Token { kind, text: &self.source[start..self.at], line })
+        Some(Token { kind, text: &self.source[start..self.at], line, at: start })
     }
 
     /// Strings of every prefix (`"`, `b"`, `c"`, `r#"`, `br"`, `cr"`) and `b'x'`; false, and nothing consumed, for

@@ -156,7 +156,7 @@ impl Gate {
             // Release pairs with the Acquire of the step to closed(0), `try_close` or another `leave`: all that was done
             // inside happens before the release. Acquire is for the case that this is that step.
             match self.word.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) if word == (CLOSED | 1) => return Ok(Left::Last),
+                Ok(_) if word == CLOSED + 1 => return Ok(Left::Last),
                 Ok(_) => return Ok(Left::Others),
                 Err(now) => word = now,
             }
@@ -168,9 +168,10 @@ impl Gate {
     /// # Errors
     /// [`Inside`] with the count; the gate stays open. A gate that is closed already reports who is left, perhaps 0.
     pub fn try_close(&self) -> Result<(), Inside> {
-        // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Release orders
-        // what the closer did before for readers that find it closed. Failure is Relaxed: nothing follows from it.
-        match self.word.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Relaxed) {
+        // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Not Release: the
+        // step leads to closed(0), which nobody leaves, and a reader that finds the gate closed is told no more than that.
+        // Failure is Relaxed: nothing follows from it.
+        match self.word.compare_exchange(0, CLOSED, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(word) => Err(Inside(word & !CLOSED)),
         }
@@ -178,7 +179,8 @@ impl Gate {
 
     /// Closes for new ones. The last to leave is told so by its `leave`; if nobody is inside the caller is.
     pub fn close_and_drain(&self) -> Drain {
-        // AcqRel as in `try_close`.
+        // Acquire as in `try_close`. Release pairs with the Acquire of the last `leave`, which goes on to release: it sees
+        // what was done before the gate was closed.
         let word = self.word.fetch_or(CLOSED, Ordering::AcqRel);
         if word & CLOSED != 0 {
             Drain::Already

@@ -1,0 +1,96 @@
+//! `mutants.toml`: which code is mutated, with which tests, and which mutants may survive, each for a reason.
+
+use serde::Deserialize;
+
+use super::name::MutantName;
+
+/// The whole file.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Policy {
+    /// Code that cargo-mutants changes, with the tests that must notice.
+    pub(crate) scope: Vec<Scope>,
+    /// Classes of mutants that are not made.
+    #[serde(default)]
+    pub(crate) excluded: Vec<Excluded>,
+    /// Memory-order mutants.
+    pub(crate) orders: Orders,
+    /// Mutants that survive.
+    #[serde(default)]
+    pub(crate) accepted: Vec<Accepted>,
+}
+
+/// Files of one crate.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scope {
+    pub(crate) package: String,
+    /// Globs, as cargo-mutants takes them.
+    pub(crate) files: Vec<String>,
+    /// What `cargo test` is told, to run only tests that can notice.
+    pub(crate) tests: Vec<String>,
+}
+
+/// A class of mutants that no test can or should notice.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Excluded {
+    /// Occurs in the names of these mutants, as `cargo xtask mutants --list` prints them.
+    pub(crate) text: String,
+    pub(crate) reason: String,
+}
+
+/// Memory-order mutants: where they are made, and what is exchanged.
+#[derive(Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Orders {
+    /// Folders in whose files orderings are weakened and calls of fences removed.
+    pub(crate) folders: Vec<String>,
+    /// Names of functions and methods that are fences: each call is removed.
+    pub(crate) fences: Vec<String>,
+    /// Integration tests of the core that miri runs, in this order.
+    pub(crate) miri_tests: Vec<MiriTest>,
+    /// Pieces of a function that are exchanged.
+    #[serde(default)]
+    pub(crate) exchange: Vec<Exchange>,
+}
+
+/// What miri runs against a mutant that nothing cheaper has noticed.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MiriTest {
+    /// The name of the test program.
+    pub(crate) test: String,
+    /// Only tests whose names contain it.
+    #[serde(default)]
+    pub(crate) filter: String,
+    /// How many seeds.
+    pub(crate) seeds: u32,
+}
+
+/// Two pieces of a function that change places. Each must occur in it exactly once.
+#[derive(Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Exchange {
+    pub(crate) file: String,
+    /// `Type::function`, or `function`.
+    pub(crate) function: String,
+    pub(crate) first: String,
+    pub(crate) second: String,
+}
+
+/// A mutant that survives.
+#[derive(Deserialize, Clone, Debug)]
+pub(crate) struct Accepted {
+    #[serde(flatten)]
+    pub(crate) name: MutantName,
+    pub(crate) reason: String,
+}
+
+impl Policy {
+    /// # Errors
+    /// The parser's message, with its line.
+    pub(crate) fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+}

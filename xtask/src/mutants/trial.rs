@@ -1,0 +1,194 @@
+//! Tries memory-order mutants: each in a copy of the workspace, against the cheapest tests first.
+//!
+//! loom walks through every interleaving of the models; the core's tests notice what has an effect without a race; miri
+//! runs the core's tests with many seeds, a high rate of preemption, and its emulation of weak memory. The first of them
+//! that fails has killed the mutant.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+use super::error::Error;
+use super::logic::quiet_environment;
+use super::name::MutantName;
+use super::orders::OrderMutant;
+use super::policy::{MiriTest, Policy};
+use super::process::{self, limited, seconds_until};
+use super::report::Verdict;
+use super::tree::{TARGET, Trees};
+use crate::vm::cache::Cache;
+
+/// Seconds that a build may take. It counts for nothing; a build without end would stop the run.
+const BUILD_LIMIT: u64 = 900;
+
+/// A way to run tests.
+#[derive(Clone, Copy, Debug)]
+enum Stage<'a> {
+    Loom,
+    Plain,
+    Miri(&'a MiriTest),
+}
+
+impl Stage<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Loom => "loom".to_owned(),
+            Self::Plain => "tests".to_owned(),
+            Self::Miri(test) => format!("miri {} {}", test.test, test.filter).trim_end().to_owned(),
+        }
+    }
+
+    /// Seconds that the tests may take: several times what they take on a busy machine.
+    fn limit(self) -> u64 {
+        match self {
+            Self::Loom | Self::Plain => 300,
+            Self::Miri(_) => 1800,
+        }
+    }
+
+    /// The tests in the copy at `tree`; with `build_only` they are only built.
+    fn command(self, tree: &Path, build_only: bool) -> Command {
+        let mut command = Command::new("cargo");
+        quiet_environment(&mut command);
+        match self {
+            Self::Loom => {
+                command.args(["test", "--package", "prereg-models", "--profile", "mutants"]);
+                // Of its own, because the flag is part of every build result.
+                command
+                    .env("RUSTFLAGS", "--cfg loom")
+                    .env("CARGO_TARGET_DIR", tree.join(TARGET).join("loom"));
+                command.env("CARGO_PROFILE_MUTANTS_OPT_LEVEL", "3");
+            }
+            Self::Plain => {
+                command.args(["test", "--package", "prereg", "--profile", "mutants", "--lib", "--tests"]);
+            }
+            Self::Miri(test) => {
+                command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");
+                command.args(["+nightly", "miri", "test", "--package", "prereg", "--test", &test.test]);
+                command.env("CARGO_TARGET_DIR", tree.join(TARGET).join("miri"));
+                let seeds = test.seeds;
+                command.env("MIRIFLAGS", format!("-Zmiri-many-seeds=0..{seeds} -Zmiri-preemption-rate=0.1"));
+            }
+        }
+        match self {
+            _ if build_only => _ = command.arg("--no-run"),
+            Self::Miri(test) if !test.filter.is_empty() => _ = command.args(["--", &test.filter]),
+            _ => {}
+        }
+        command.current_dir(tree);
+        command
+    }
+}
+
+/// Tries `mutants` of the files in the copies until `deadline`; those that were not reached are `Untested`.
+///
+/// # Errors
+/// Tests that fail without any change; what the file system said.
+pub(crate) fn run(
+    cache: &Cache,
+    trees: &Trees,
+    policy: &Policy,
+    mutants: &[OrderMutant],
+    deadline: Option<Instant>,
+) -> Result<Vec<(MutantName, Verdict)>, Error> {
+    let mut stages = vec![Stage::Loom, Stage::Plain];
+    stages.extend(policy.orders.miri_tests.iter().map(Stage::Miri));
+    let logs = cache.folder("orders")?;
+    if mutants.is_empty() {
+        return Ok(Vec::new());
+    }
+    let queue = Mutex::new(mutants.iter().enumerate().collect::<VecDeque<_>>());
+    let results = Mutex::new(vec![Verdict::Untested; mutants.len()]);
+    let workers: Vec<Result<(), Error>> = thread::scope(|scope| {
+        let run = |tree: &PathBuf| -> Result<(), Error> {
+            let copy = tree.file_name().unwrap_or_default().to_string_lossy();
+            let log = logs.join(format!("unchanged-{copy}.log"));
+            let unchanged = attempt(tree, &stages[..2], &log, deadline)?;
+            if !matches!(unchanged, Verdict::Survived | Verdict::Untested) {
+                return Err(Error::Unchanged { verdict: unchanged, log });
+            }
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                let Some((index, mutant)) = next else { return Ok(()) };
+                let file = tree.join(&mutant.name.file);
+                let original = fs::read_to_string(&file).map_err(Error::file(&file))?;
+                fs::write(&file, mutant.apply(&original)).map_err(Error::file(&file))?;
+                let verdict = attempt(tree, &stages, &logs.join(format!("{index}.log")), deadline);
+                fs::write(&file, &original).map_err(Error::file(&file))?;
+                let verdict = verdict?;
+                println!("{verdict:10} {}", mutant.name);
+                results.lock().unwrap_or_else(PoisonError::into_inner)[index] = verdict;
+            }
+        };
+        let workers: Vec<_> = trees.folders.iter().map(|tree| scope.spawn(move || run(tree))).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or(Err(Error::Panicked))).collect()
+    });
+    workers.into_iter().collect::<Result<(), Error>>()?;
+    let verdicts = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    Ok(mutants.iter().map(|mutant| mutant.name.clone()).zip(verdicts).collect())
+}
+
+/// What the stages, one after the other, say to the copy at `tree` as it stands.
+fn attempt(
+    tree: &Path,
+    stages: &[Stage<'_>],
+    log: &Path,
+    deadline: Option<Instant>,
+) -> Result<Verdict, Error> {
+    for &stage in stages {
+        // Miri builds without a limit of its own: `--no-run` would interpret nothing but cost a start.
+        let build = !matches!(stage, Stage::Miri(_));
+        for build_only in [true, false].into_iter().filter(|&build_only| build || !build_only) {
+            let limit = if build_only { BUILD_LIMIT } else { stage.limit() };
+            let left = seconds_until(deadline);
+            if left == Some(0) {
+                return Ok(Verdict::Untested);
+            }
+            let bounded = left.map_or(limit, |left| left.min(limit));
+            let mut command = limited(&stage.command(tree, build_only), Some(bounded));
+            let file = fs::File::create(log).map_err(Error::file(log))?;
+            let twin = file.try_clone().map_err(Error::file(log))?;
+            let status = process::status(command.stdout(file).stderr(twin))?;
+            if status.success() {
+                continue;
+            }
+            return Ok(match status.code() {
+                Some(124) if bounded < limit => Verdict::Untested,
+                Some(124 | 137) => Verdict::TimedOut,
+                _ if build_only => Verdict::Unviable,
+                _ => Verdict::Killed(format!("{}{}", stage.name(), failed_test(log))),
+            });
+        }
+    }
+    Ok(Verdict::Survived)
+}
+
+/// `: NAME` of the first test that failed, or nothing when the log names none.
+fn failed_test(log: &Path) -> String {
+    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let failed = text.lines().find_map(|line| {
+        let name = line.strip_prefix("test ")?.split(" ... ").next()?;
+        line.trim_end().ends_with("FAILED").then(|| name.split(" - ").next().unwrap_or(name).to_owned())
+    });
+    failed.map(|name| format!(": {name}")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_test_that_failed_is_named() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let log = dir.path().join("log");
+        fs::write(&log, "test a ... ok\ntest b - should panic ... FAILED\ntest result: FAILED. 1 passed")
+            .expect("writable");
+        assert_eq!(failed_test(&log), ": b");
+        fs::write(&log, "error: Undefined Behavior").expect("writable");
+        assert_eq!(failed_test(&log), "");
+    }
+}
