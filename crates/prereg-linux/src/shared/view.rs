@@ -4,13 +4,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use prereg::Errno;
 
 use super::calls;
 use super::error::SharedError;
-use crate::mapping;
+use crate::racing;
 
 /// How memory is copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +41,7 @@ struct Mapped {
 
 // SAFETY: a mapping belongs to the process, not to a thread.
 unsafe impl Send for Mapped {}
-// SAFETY: `&Mapped` only gives its numbers away; what is done with them is volatile or atomic, or the kernel's.
+// SAFETY: `&Mapped` only gives its numbers away; what is done with them is atomic, or the kernel's.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
@@ -112,7 +112,7 @@ impl View {
             CopyBy::Processor => {
                 // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
                 // before it.
-                unsafe { mapping::copy_out(from, into) };
+                unsafe { racing::copy_out(from, into) };
                 Ok(())
             }
             CopyBy::System => self.read_file(offset, into),
@@ -134,7 +134,7 @@ impl View {
             CopyBy::Processor => {
                 // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
                 // before it.
-                unsafe { mapping::copy_in(to, from) };
+                unsafe { racing::copy_in(to, from) };
                 Ok(())
             }
             CopyBy::System => Self::write_mapped(to, from),
@@ -153,10 +153,8 @@ impl View {
         let at = self.place(offset, 4, 4)?;
         match self.copy_by {
             CopyBy::Processor => {
-                // SAFETY: aligned, inside a mapping that stays while `self` lives; an atomic overlaps no Rust value there.
-                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
-                // Acquire pairs with whatever orders the guest's writes before its store of this word.
-                Ok(u32::from_le(atomic.load(Ordering::Acquire)))
+                // SAFETY: aligned, inside a mapping that stays while `self` lives and overlaps no Rust value.
+                Ok(u32::from_le(unsafe { racing::load_u32(at.cast()) }))
             }
             CopyBy::System => self.load_u32_copied(offset, at.addr() as u64),
         }
@@ -185,9 +183,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
-                // Release: what was written to the guest before is seen by a guest that sees this.
-                atomic.store(value.to_le(), Ordering::Release);
+                unsafe { racing::store_u32(at.cast(), value.to_le()) };
                 Ok(())
             }
             CopyBy::System => {
@@ -202,9 +198,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
-                // Acquire as in `load_u32`.
-                Ok(u64::from_le(atomic.load(Ordering::Acquire)))
+                Ok(u64::from_le(unsafe { racing::load_u64(at.cast()) }))
             }
             CopyBy::System => {
                 let mut bytes = [0; 8];
@@ -220,9 +214,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
-                // Release as in `store_u32`.
-                atomic.store(value.to_le(), Ordering::Release);
+                unsafe { racing::store_u64(at.cast(), value.to_le()) };
                 Ok(())
             }
             CopyBy::System => {
