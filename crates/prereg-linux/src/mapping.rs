@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "mmap and munmap, and a touch of pages whose bounds were checked")]
 
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -26,7 +26,8 @@ pub(crate) struct Mapping {
 
 // SAFETY: a mapping belongs to the process, not to a thread; unmapping and copying work from any thread.
 unsafe impl Send for Mapping {}
-// SAFETY: `&Mapping` only gives its numbers away; what is done with them is atomic, or the kernel's.
+// SAFETY: `&Mapping` only gives its numbers away; what is done with them is atomic, the kernel's, or
+// an access to a device's registers.
 unsafe impl Sync for Mapping {}
 
 /// What `mmap` is asked for.
@@ -73,6 +74,20 @@ impl Mapping {
             }
         }
         Ok(mapping)
+    }
+
+    /// Maps `bytes` bytes of a file or device from `offset` on, shared, readable and writable, somewhere.
+    pub(crate) fn of_file(file: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Self, Errno> {
+        let bytes = usize::try_from(bytes).ok().filter(|&bytes| bytes != 0).ok_or(Errno::EINVAL)?;
+        let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let (null, protection) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let at = unsafe { libc::mmap64(null, bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset) };
+        if at == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
+        Ok(Self { whole, whole_bytes: bytes, start: whole.cast(), bytes, file: None })
     }
 
     /// Reserved addresses without memory; only the first page can be touched.

@@ -1,8 +1,7 @@
 //! Two mappings of one stretch of a file, and the copies in and out of the second.
-#![expect(unsafe_code, reason = "mmap and munmap, and copies within mappings whose bounds were checked")]
+#![expect(unsafe_code, reason = "accesses within mappings whose bounds were checked")]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -10,6 +9,7 @@ use prereg::Errno;
 
 use super::calls;
 use super::error::SharedError;
+use crate::mapping::Mapping;
 use crate::racing;
 
 /// How memory is copied.
@@ -25,42 +25,12 @@ pub(super) enum CopyBy {
 #[derive(Debug)]
 pub(super) struct View {
     /// What is registered. Never touched.
-    registered: Mapped,
+    registered: Mapping,
     /// What is loaded from and stored to.
-    copied: Mapped,
+    copied: Mapping,
     file: Arc<OwnedFd>,
     offset: u64,
     copy_by: CopyBy,
-}
-
-#[derive(Debug)]
-struct Mapped {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping belongs to the process, not to a thread.
-unsafe impl Send for Mapped {}
-// SAFETY: `&Mapped` only gives its numbers away; what is done with them is atomic, or the kernel's.
-unsafe impl Sync for Mapped {}
-
-impl Mapped {
-    fn new(file: &OwnedFd, offset: u64, bytes: usize) -> Result<Self, Errno> {
-        let start = calls::map_file(file.as_fd(), offset, bytes)?;
-        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?, bytes })
-    }
-
-    fn ua(&self) -> u64 {
-        self.start.as_ptr().addr() as u64
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; the last owner is going, so nobody can reach it any more. The result cannot
-        // matter: both numbers came from a successful `mmap`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
-    }
 }
 
 impl View {
@@ -72,9 +42,8 @@ impl View {
         copy_by: CopyBy,
     ) -> Result<Self, SharedError> {
         let os = SharedError::os("mmap");
-        let size = usize::try_from(bytes).map_err(|_| os(Errno::ENOMEM))?;
-        let registered = Mapped::new(&file, offset, size).map_err(&os)?;
-        let copied = Mapped::new(&file, offset, size).map_err(&os)?;
+        let registered = Mapping::of_file(file.as_fd(), offset, bytes).map_err(&os)?;
+        let copied = Mapping::of_file(file.as_fd(), offset, bytes).map_err(&os)?;
         Ok(Self { registered, copied, file, offset, copy_by })
     }
 
@@ -98,12 +67,12 @@ impl View {
     /// The address of `len` bytes at `offset` in the mapping for copies, when they lie inside and begin at a multiple of
     /// `align`.
     fn place(&self, offset: u64, len: usize, align: u64) -> Result<*mut u8, SharedError> {
-        let bytes = self.copied.bytes as u64;
+        let bytes = self.copied.bytes();
         let len = len as u64;
         if offset > bytes || len > bytes - offset || offset % align != 0 {
             return Err(SharedError::OutOfBounds { offset, len, bytes });
         }
-        Ok(self.copied.start.as_ptr().wrapping_add(offset as usize))
+        Ok(self.copied.as_ptr().wrapping_add(offset as usize))
     }
 
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
