@@ -51,7 +51,7 @@ impl Drop for Raced {
 
 /// Every length around a step of the copies.
 fn lengths() -> impl Iterator<Item = usize> {
-    (0..100).filter(|len| !cfg!(miri) || *len < 18 || matches!(len, 31..=33 | 39..=41 | 63..=66))
+    (0..100).filter(|len| !cfg!(miri) || matches!(len, 0..=9 | 17 | 31 | 33 | 41 | 65))
 }
 
 fn every_alignment<A: Access>() {
@@ -80,9 +80,10 @@ fn every_alignment<A: Access>() {
 #[test]
 fn copies_are_those_of_slices_at_every_alignment_and_touch_nothing_else() {
     every_alignment::<Native>();
-    every_alignment::<Bytes>();
-    // Miri itself breaks on an atomic that overlaps a part of what an atomic of another size has written before.
+    // Native accesses are bytes under miri, which breaks on an atomic that overlaps a part of what an atomic of another size
+    // has written before.
     if !cfg!(miri) {
+        every_alignment::<Bytes>();
         every_alignment::<Atomics>();
     }
 }
