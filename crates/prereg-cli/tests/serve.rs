@@ -64,7 +64,7 @@ fn path(folder: &tempfile::TempDir, name: &str) -> String {
 }
 
 fn transfer(driver: &mut Driver, direction: Direction, slot: u32, block: u64, bytes: u64) {
-    driver.put_command(direction, slot, block, bytes);
+    driver.put_command(direction, slot, block, bytes).unwrap();
     driver.ring().unwrap();
     while driver.take(|_| ()).unwrap() == 0 {
         std::thread::yield_now();
@@ -94,7 +94,7 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
     let mut driver = Driver::start(Path::new(&socket), 4).unwrap();
     assert_eq!(driver.blocks * driver.block, 8 << 20);
     for offset in (0..8192).step_by(4) {
-        driver.put_data(0, offset, 0x5eed_0000 | offset as u32);
+        driver.put_data(0, offset, 0x5eed_0000 | offset as u32).unwrap();
     }
     transfer(&mut driver, Direction::Write, 0, 16, 8192);
     transfer(&mut driver, Direction::Read, 1, 16, 8192);

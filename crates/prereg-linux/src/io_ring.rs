@@ -6,8 +6,9 @@
 //!
 //! A ring belongs to one thread at a time. It owns its file, the buffers it was given and, for every transfer in flight, a
 //! token of the caller's that comes back with the completion: what keeps guest memory mapped belongs into the token.
-//! Dropping the ring waits for what the kernel has begun. If the kernel refuses to tell, tokens and buffers in flight are
-//! leaked on purpose: memory that may still be written is better lost than reused.
+//! Dropping the ring waits for what the kernel has begun (on a pipe or a socket it cancels that), and only then drops tokens and
+//! buffers. If the kernel refuses to tell, or anything unwinds in between, they are leaked on purpose: memory that may still be
+//! written is better lost than reused.
 //!
 //! Calls from other threads change the buffer table, so the ring is not made for a single issuer.
 #![expect(
@@ -21,12 +22,14 @@ mod pieces;
 mod slots;
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::types::{FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{cqueue, opcode};
 use prereg::{AddressKind, Errno, Pin};
 
@@ -57,7 +60,7 @@ pub struct IoRing<T> {
     vectored: bool,
     kick: Kick,
     process: u32,
-    _file: Arc<File>,
+    file: Arc<File>,
 }
 
 struct Clones {
@@ -182,7 +185,7 @@ impl<T> IoRing<T> {
             vectored,
             kick: Kick::default(),
             process: std::process::id(),
-            _file: file,
+            file,
         })
     }
 
@@ -409,23 +412,49 @@ impl<T> IoRing<T> {
 
 impl<T> Drop for IoRing<T> {
     fn drop(&mut self) {
+        // Tokens run code of the caller when they are dropped, and that may panic; so none is dropped before the kernel is
+        // done with all memory. Whatever unwinds before that leaks them all.
+        let running = ManuallyDrop::new(std::mem::take(&mut self.running));
         // A child made by `fork` has neither the ring's memory nor a say in its table.
         if self.process != std::process::id() {
-            std::mem::forget(std::mem::take(&mut self.running));
             return;
         }
-        self.kick.event = None;
-        while self.running.len() > 0 {
-            while self.next_completed().is_some() {}
-            if self.running.len() > 0 && self.enter(IoWait::One).is_err() {
-                std::mem::forget(std::mem::take(&mut self.running));
-            }
-        }
+        let ended = self.end(running.len());
         // The kernel ends a ring some time after its last descriptor; what the ring holds is to be free now.
         let _ = self.uring.submitter().unregister_files();
         if let Ok(clones) = &self.clones {
             clones.pins.detach(&clones.table);
         }
+        if ended.is_ok() {
+            drop(ManuallyDrop::into_inner(running));
+        }
+    }
+}
+
+impl<T> IoRing<T> {
+    /// Returns when each of the `running` transfers has ended. Those of a pipe or another file that may never have data are
+    /// cancelled (Linux 6.0); transfers of disks and of files on them end by themselves, and what was begun is done.
+    fn end(&mut self, running: usize) -> Result<(), Errno> {
+        self.kick.event = None;
+        let kind = self.file.metadata().map(|file| file.file_type());
+        let cancels = kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device());
+        let ended = |completion: &cqueue::Entry| completion.user_data() != KICK;
+        let mut ends = 0;
+        while ends < running {
+            ends += self.taken.drain(..).filter(&ended).count();
+            ends += self.uring.completion().filter(&ended).count();
+            if ends < running {
+                // First what was added and not submitted, which could not be cancelled yet.
+                self.submit(IoWait::No)?;
+                if cancels {
+                    // Without waiting here. A kernel that cannot cancel leaves only to wait until there are data.
+                    let now = Timespec::new();
+                    let _ = self.uring.submitter().register_sync_cancel(Some(now), CancelBuilder::any());
+                }
+                self.enter(IoWait::One)?;
+            }
+        }
+        Ok(())
     }
 }
 

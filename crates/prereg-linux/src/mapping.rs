@@ -1,11 +1,11 @@
 //! One `mmap` and its owner: unmapped when the last owner lets go, never before.
 //!
 //! Nothing here hands out a reference into the memory: a device, the kernel or another process may write it at any time.
-//! Access is by copies of whole words, read and written volatile.
-#![expect(unsafe_code, reason = "mmap, munmap and volatile copies; bounds are checked before each")]
+//! It is accessed by `racing`.
+#![expect(unsafe_code, reason = "mmap and munmap, and a touch of pages whose bounds were checked")]
 
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -26,7 +26,8 @@ pub(crate) struct Mapping {
 
 // SAFETY: a mapping belongs to the process, not to a thread; unmapping and copying work from any thread.
 unsafe impl Send for Mapping {}
-// SAFETY: `&Mapping` only allows volatile copies, which no Rust reference can overlap.
+// SAFETY: `&Mapping` only gives its numbers away; what is done with them is atomic, the kernel's, or
+// an access to a device's registers.
 unsafe impl Sync for Mapping {}
 
 /// What `mmap` is asked for.
@@ -75,6 +76,20 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Maps `bytes` bytes of a file or device from `offset` on, shared, readable and writable, somewhere.
+    pub(crate) fn of_file(file: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Self, Errno> {
+        let bytes = usize::try_from(bytes).ok().filter(|&bytes| bytes != 0).ok_or(Errno::EINVAL)?;
+        let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        let (null, protection) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
+        let at = unsafe { libc::mmap64(null, bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), offset) };
+        if at == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
+        Ok(Self { whole, whole_bytes: bytes, start: whole.cast(), bytes, file: None })
+    }
+
     /// Reserved addresses without memory; only the first page can be touched.
     pub(crate) fn reservation(bytes: usize) -> Result<Self, Errno> {
         let reserved = Self::new(Wanted {
@@ -118,72 +133,6 @@ impl Drop for Mapping {
 
 fn last_errno() -> Errno {
     crate::sys::errno_of(&std::io::Error::last_os_error())
-}
-
-const WORD: usize = size_of::<u64>();
-
-/// Copies `into.len()` bytes out of foreign memory: whole aligned words volatile, single bytes at the ends.
-///
-/// # Safety
-/// `[from, from + into.len())` is mapped readable through the call.
-pub(crate) unsafe fn copy_out(from: *const u8, into: &mut [u8]) {
-    let head = from.align_offset(WORD).min(into.len());
-    let (head, rest) = into.split_at_mut(head);
-    for (i, byte) in head.iter_mut().enumerate() {
-        // SAFETY: `i` is below the length that the caller vouches for.
-        let at = unsafe { from.add(i) };
-        // SAFETY: readable, and a byte is always aligned.
-        *byte = unsafe { at.read_volatile() };
-    }
-    let done = head.len();
-    let mut words = rest.chunks_exact_mut(WORD);
-    let mut offset = done;
-    for word in &mut words {
-        // SAFETY: the whole word lies below the length that the caller vouches for.
-        let at = unsafe { from.add(offset) };
-        // SAFETY: readable; `head` ended on a multiple of the word.
-        let value = unsafe { at.cast::<u64>().read_volatile() };
-        word.copy_from_slice(&value.to_ne_bytes());
-        offset += WORD;
-    }
-    for (i, byte) in words.into_remainder().iter_mut().enumerate() {
-        // SAFETY: below the length that the caller vouches for.
-        let at = unsafe { from.add(offset + i) };
-        // SAFETY: readable, and a byte is always aligned.
-        *byte = unsafe { at.read_volatile() };
-    }
-}
-
-/// Copies `from` into foreign memory, as [`copy_out`] copies out of it.
-///
-/// # Safety
-/// `[to, to + from.len())` is mapped writable through the call.
-pub(crate) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
-    let head = to.align_offset(WORD).min(from.len());
-    let (head, rest) = from.split_at(head);
-    for (i, &byte) in head.iter().enumerate() {
-        // SAFETY: `i` is below the length that the caller vouches for.
-        let at = unsafe { to.add(i) };
-        // SAFETY: writable, and a byte is always aligned.
-        unsafe { at.write_volatile(byte) };
-    }
-    let mut offset = head.len();
-    let words = rest.chunks_exact(WORD);
-    let tail = words.remainder();
-    for word in words {
-        let value = word.try_into().map_or(0, u64::from_ne_bytes);
-        // SAFETY: the whole word lies below the length that the caller vouches for.
-        let at = unsafe { to.add(offset) };
-        // SAFETY: writable; `head` ended on a multiple of the word.
-        unsafe { at.cast::<u64>().write_volatile(value) };
-        offset += WORD;
-    }
-    for (i, &byte) in tail.iter().enumerate() {
-        // SAFETY: below the length that the caller vouches for.
-        let at = unsafe { to.add(offset + i) };
-        // SAFETY: writable, and a byte is always aligned.
-        unsafe { at.write_volatile(byte) };
-    }
 }
 
 /// Touches every page from `at` on without changing it: a write fault each.

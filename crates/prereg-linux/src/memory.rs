@@ -2,7 +2,7 @@
 //!
 //! A [`GuestMemory`] owns its mapping through an `Arc`, and every region made from it holds the same `Arc`: the memory
 //! stays mapped until the last page is unpinned, even when the `GuestMemory` itself is gone. Nobody gets a reference into
-//! it; it is read and written by volatile copies.
+//! it; it is read and written by copies that are atomic, word by word.
 
 use std::any::Any;
 use std::ffi::CString;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use prereg::{Errno, PageShift, UserAddr};
 
-use crate::mapping::{self, Mapping, Wanted};
+use crate::mapping::{Mapping, Wanted};
 use crate::sys;
 
 /// The size of a huge page of hugetlb memory.
@@ -102,6 +102,14 @@ pub enum MemoryError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// A number is not aligned.
+    #[error("{len} bytes at offset {offset:#x} are no aligned number; load or store at a multiple of {len}")]
+    Misaligned {
+        /// Where the number was to be.
+        offset: u64,
+        /// Its length.
+        len: u64,
+    },
     /// A copy reaches outside.
     #[error("{len} bytes at offset {offset:#x} reach outside the {bytes:#x} bytes of the memory")]
     OutOfBounds {
@@ -119,7 +127,9 @@ impl MemoryError {
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Size { .. } | Self::Name { .. } | Self::OutOfBounds { .. } => Errno::EINVAL,
+            Self::Size { .. } | Self::Name { .. } | Self::Misaligned { .. } | Self::OutOfBounds { .. } => {
+                Errno::EINVAL
+            }
             Self::NoHugePages { .. } => Errno::ENOMEM,
             Self::Os { errno, .. } => *errno,
         }
@@ -288,6 +298,13 @@ impl GuestMemory {
         let offset = usize::try_from(offset).map_err(|_| error)?;
         Ok(self.as_ptr().wrapping_add(offset))
     }
+
+    /// The pointer to a number at `offset`, when it lies inside and is aligned.
+    fn place_of_number<N>(&self, offset: u64) -> Result<*mut N, MemoryError> {
+        let at = self.place_of(offset, size_of::<N>())?.cast::<N>();
+        let error = MemoryError::Misaligned { offset, len: size_of::<N>() as u64 };
+        if at.addr() % size_of::<N>() == 0 { Ok(at) } else { Err(error) }
+    }
 }
 
 mod access {
@@ -297,19 +314,20 @@ mod access {
         reason = "bounds were checked by `place_of`; the mapping lives as long as the memory"
     )]
 
-    use super::{Arc, GuestMemory, Mapping, MemoryError, MemoryKind, Place, mapping};
+    use super::{Arc, GuestMemory, Mapping, MemoryError, MemoryKind, Place};
+    use crate::racing;
     use std::any::Any;
 
     impl GuestMemory {
-        /// Copies bytes from `offset` on into `into`. A device may write them at the same time: every aligned 8 bytes are
-        /// then either old or new, the whole may be a mixture.
+        /// Copies bytes from `offset` on into `into`. Devices, other threads and other processes may write them at the same
+        /// time: every aligned 8 bytes are then either old or new, the whole may be a mixture. Nothing is ordered by it.
         ///
         /// # Errors
         /// [`MemoryError::OutOfBounds`]; then nothing is copied.
         pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MemoryError> {
             let from = self.place_of(offset, into.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped while `self` lives.
-            unsafe { mapping::copy_out(from, into) };
+            unsafe { racing::copy_out(from, into) };
             Ok(())
         }
 
@@ -320,7 +338,49 @@ mod access {
         pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), MemoryError> {
             let to = self.place_of(offset, from.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped writable while `self` lives.
-            unsafe { mapping::copy_in(to, from) };
+            unsafe { racing::copy_in(to, from) };
+            Ok(())
+        }
+
+        /// Loads an aligned little-endian number at once; what its writer wrote before it is seen after.
+        ///
+        /// # Errors
+        /// [`MemoryError::OutOfBounds`], [`MemoryError::Misaligned`].
+        pub fn load_u32(&self, offset: u64) -> Result<u32, MemoryError> {
+            let at = self.place_of_number(offset)?;
+            // SAFETY: aligned, and inside memory that stays mapped while `self` lives.
+            Ok(u32::from_le(unsafe { racing::load_u32(at) }))
+        }
+
+        /// Stores an aligned little-endian number at once; what was written before it is seen before.
+        ///
+        /// # Errors
+        /// As [`load_u32`](Self::load_u32).
+        pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), MemoryError> {
+            let at = self.place_of_number(offset)?;
+            // SAFETY: as in `load_u32`, and writable.
+            unsafe { racing::store_u32(at, value.to_le()) };
+            Ok(())
+        }
+
+        /// Loads an aligned little-endian number at once; what its writer wrote before it is seen after.
+        ///
+        /// # Errors
+        /// As [`load_u32`](Self::load_u32).
+        pub fn load_u64(&self, offset: u64) -> Result<u64, MemoryError> {
+            let at = self.place_of_number(offset)?;
+            // SAFETY: as in `load_u32`.
+            Ok(u64::from_le(unsafe { racing::load_u64(at) }))
+        }
+
+        /// Stores an aligned little-endian number at once; what was written before it is seen before.
+        ///
+        /// # Errors
+        /// As [`load_u32`](Self::load_u32).
+        pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), MemoryError> {
+            let at = self.place_of_number(offset)?;
+            // SAFETY: as in `store_u32`.
+            unsafe { racing::store_u64(at, value.to_le()) };
             Ok(())
         }
 
@@ -332,8 +392,9 @@ mod access {
         /// 2. it stays the same memory: no `munmap`, `mmap` over it, `mremap`, `MADV_DONTNEED`, `MADV_REMOVE`, hole
         ///    punched into its file or file made shorter;
         /// 3. nobody holds a Rust reference into it, or uses it as a stack or a heap that Rust values live in;
-        /// 4. whatever lies in it may change at any time, so it is only read and written through raw pointers, volatile
-        ///    or atomic.
+        /// 4. whatever lies in it may change at any time, so it is only read and written by atomic accesses of single bytes,
+        ///    by assembly, by system calls or by other processes: no volatile access, and no atomic of another size, while
+        ///    a copy by [`read`](Self::read) or [`write`](Self::write) may run.
         ///
         /// Duty 2 broken does not harm the process by itself, but the device keeps using the old pages:
         /// [`audit_range`](crate::audit_range) finds that.

@@ -6,9 +6,10 @@
 #![expect(unsafe_code, reason = "promises the ring that the tests keep their memory mapped")]
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -405,4 +406,41 @@ fn dropping_a_ring_waits_for_what_it_began() {
     assert_eq!(host.file.metadata().unwrap().len(), 32 * PAGE);
     registration.unregister().unwrap();
     assert!(pinned_settles_at(before));
+}
+
+/// Panics when it is dropped, if it is told to.
+struct Bomb(bool);
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(!self.0, "a token that panics when it is dropped");
+    }
+}
+
+/// A read that has nothing to read yet, and a token that panics: the kernel must be done with the buffer before it is freed.
+#[test]
+fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
+    const BYTES: usize = 1 << 14;
+    let _turn = turn();
+    let Some(host) = host() else { return };
+    let (mut reader, mut writer) = UnixStream::pair().unwrap();
+    let file = Arc::new(File::from(OwnedFd::from(reader.try_clone().unwrap())));
+    let mut ring: IoRing<Bomb> = IoRing::new(4, file, Some(&host.pins)).unwrap();
+    // A socket has no `fallocate`: done at once, so its token is the first to be dropped.
+    ring.allocate(0, 0, PAGE, Bomb(true)).map_err(drop).unwrap();
+    let buffer = AlignedBuffer::zeroed(BYTES).unwrap();
+    ring.transfer_buffer(Transfer::Read(0), buffer, 0, Bomb(false)).map_err(drop).unwrap();
+    ring.enter(IoWait::No).unwrap();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ring)));
+    assert!(panicked.is_err(), "the token's panic comes out");
+
+    // Memory as the buffer was, as likely as not the very same.
+    let mine: Vec<_> = (0..64).map(|_| AlignedBuffer::zeroed(BYTES).unwrap()).collect();
+    writer.write_all(&[0xee; 512]).unwrap();
+    reader.set_nonblocking(true).unwrap();
+    let mut back = [0; 512];
+    let left = reader.read(&mut back);
+    let clean = mine.iter().all(|buffer| buffer.as_slice().iter().all(|byte| *byte == 0));
+    assert!(clean, "the kernel wrote into memory that was freed");
+    assert_eq!(left.unwrap(), 512, "nothing reads any more");
 }

@@ -5,7 +5,9 @@
 //! DMA_WRITE from the [`ServedMemory`] that it was given.
 //!
 //! Who owns whom: a [`Client`] owns its socket and the memory that it serves; descriptors are lent for a call, those that came
-//! are the caller's.
+//! are the caller's. A part of a region that the server lets be mapped is memory of another process: map it with
+//! [`SharedFile`](prereg_linux::SharedFile). The loads and stores of its memory fail where a server that makes its file shorter
+//! would kill a client with a plain mapping by SIGBUS.
 //!
 //! What goes wrong: a request that the server refuses is [`ClientError::Refused`] and the client goes on; everything else is
 //! the end of the connection.
@@ -25,11 +27,9 @@ mod error;
 mod eventfd;
 mod memory;
 mod requests;
-mod window;
 
 pub use connection::{Client, Posted, Reply};
 pub use error::ClientError;
 pub use eventfd::Eventfd;
 pub use memory::{OwnMemory, ServedMemory};
 pub use requests::Agreed;
-pub use window::Window;

@@ -102,3 +102,20 @@ fn two_handles_are_the_same_memory() {
     other.read(3, &mut byte).unwrap();
     assert_eq!(byte, [9]);
 }
+
+#[test]
+fn numbers_are_little_endian_aligned_and_inside() {
+    let memory = GuestMemory::anonymous(1 << 16).unwrap();
+    memory.store_u32(4, 0x0403_0201).unwrap();
+    memory.store_u64(8, 0x1817_1615_1413_1211).unwrap();
+    let mut bytes = [0; 12];
+    memory.read(4, &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 2, 3, 4, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18]);
+    assert_eq!((memory.load_u32(12), memory.load_u64(8)), (Ok(0x1817_1615), Ok(0x1817_1615_1413_1211)));
+    assert!(matches!(memory.load_u64(4), Err(MemoryError::Misaligned { offset: 4, len: 8 })));
+    assert!(matches!(memory.store_u32(6, 0), Err(MemoryError::Misaligned { .. })));
+    for offset in [(1 << 16) - 2, 1 << 16, u64::MAX - 3] {
+        assert!(matches!(memory.store_u32(offset, 0), Err(MemoryError::OutOfBounds { .. })), "{offset:#x}");
+        assert!(matches!(memory.load_u64(offset), Err(MemoryError::OutOfBounds { .. })), "{offset:#x}");
+    }
+}

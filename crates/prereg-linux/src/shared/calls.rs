@@ -122,17 +122,6 @@ pub(super) fn holds_value(ua: u64, value: u32) -> Result<bool, Errno> {
     }
 }
 
-/// Maps `bytes` bytes of the file from `offset` on, shared, readable and writable, somewhere.
-pub(super) fn map_file(fd: BorrowedFd<'_>, offset: u64, bytes: usize) -> Result<*mut libc::c_void, Errno> {
-    let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-    let at = unsafe {
-        libc::mmap64(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd.as_raw_fd(), offset)
-    };
-    if at == libc::MAP_FAILED { Err(errno()) } else { Ok(at) }
-}
-
 /// `struct page_region` of `include/uapi/linux/fs.h`.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]

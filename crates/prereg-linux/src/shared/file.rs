@@ -91,6 +91,15 @@ const OTHER_FILE: SharedError = SharedError::NotMemory {
 };
 
 impl SharedFile {
+    /// Takes `fd` without looking at its [`FileFacts`] first.
+    ///
+    /// # Errors
+    /// As [`FileFacts::of`] and [`SharedFile::new`].
+    pub fn of(fd: OwnedFd) -> Result<Self, SharedError> {
+        let facts = FileFacts::of(fd.as_fd())?;
+        Self::new(fd, &facts)
+    }
+
     /// Takes `fd`, whose [`FileFacts`] are `facts`.
     ///
     /// # Errors

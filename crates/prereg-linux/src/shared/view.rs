@@ -1,16 +1,16 @@
 //! Two mappings of one stretch of a file, and the copies in and out of the second.
-#![expect(unsafe_code, reason = "mmap and munmap, and copies within mappings whose bounds were checked")]
+#![expect(unsafe_code, reason = "accesses within mappings whose bounds were checked")]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
 use prereg::Errno;
 
 use super::calls;
 use super::error::SharedError;
-use crate::mapping;
+use crate::mapping::Mapping;
+use crate::racing;
 
 /// How memory is copied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,42 +25,12 @@ pub(super) enum CopyBy {
 #[derive(Debug)]
 pub(super) struct View {
     /// What is registered. Never touched.
-    registered: Mapped,
+    registered: Mapping,
     /// What is loaded from and stored to.
-    copied: Mapped,
+    copied: Mapping,
     file: Arc<OwnedFd>,
     offset: u64,
     copy_by: CopyBy,
-}
-
-#[derive(Debug)]
-struct Mapped {
-    start: NonNull<u8>,
-    bytes: usize,
-}
-
-// SAFETY: a mapping belongs to the process, not to a thread.
-unsafe impl Send for Mapped {}
-// SAFETY: `&Mapped` only gives its numbers away; what is done with them is volatile or atomic, or the kernel's.
-unsafe impl Sync for Mapped {}
-
-impl Mapped {
-    fn new(file: &OwnedFd, offset: u64, bytes: usize) -> Result<Self, Errno> {
-        let start = calls::map_file(file.as_fd(), offset, bytes)?;
-        Ok(Self { start: NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?, bytes })
-    }
-
-    fn ua(&self) -> u64 {
-        self.start.as_ptr().addr() as u64
-    }
-}
-
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; the last owner is going, so nobody can reach it any more. The result cannot
-        // matter: both numbers came from a successful `mmap`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
-    }
 }
 
 impl View {
@@ -72,9 +42,8 @@ impl View {
         copy_by: CopyBy,
     ) -> Result<Self, SharedError> {
         let os = SharedError::os("mmap");
-        let size = usize::try_from(bytes).map_err(|_| os(Errno::ENOMEM))?;
-        let registered = Mapped::new(&file, offset, size).map_err(&os)?;
-        let copied = Mapped::new(&file, offset, size).map_err(&os)?;
+        let registered = Mapping::of_file(file.as_fd(), offset, bytes).map_err(&os)?;
+        let copied = Mapping::of_file(file.as_fd(), offset, bytes).map_err(&os)?;
         Ok(Self { registered, copied, file, offset, copy_by })
     }
 
@@ -98,12 +67,12 @@ impl View {
     /// The address of `len` bytes at `offset` in the mapping for copies, when they lie inside and begin at a multiple of
     /// `align`.
     fn place(&self, offset: u64, len: usize, align: u64) -> Result<*mut u8, SharedError> {
-        let bytes = self.copied.bytes as u64;
+        let bytes = self.copied.bytes();
         let len = len as u64;
         if offset > bytes || len > bytes - offset || offset % align != 0 {
             return Err(SharedError::OutOfBounds { offset, len, bytes });
         }
-        Ok(self.copied.start.as_ptr().wrapping_add(offset as usize))
+        Ok(self.copied.as_ptr().wrapping_add(offset as usize))
     }
 
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
@@ -112,7 +81,7 @@ impl View {
             CopyBy::Processor => {
                 // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
                 // before it.
-                unsafe { mapping::copy_out(from, into) };
+                unsafe { racing::copy_out(from, into) };
                 Ok(())
             }
             CopyBy::System => self.read_file(offset, into),
@@ -134,7 +103,7 @@ impl View {
             CopyBy::Processor => {
                 // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
                 // before it.
-                unsafe { mapping::copy_in(to, from) };
+                unsafe { racing::copy_in(to, from) };
                 Ok(())
             }
             CopyBy::System => Self::write_mapped(to, from),
@@ -153,10 +122,8 @@ impl View {
         let at = self.place(offset, 4, 4)?;
         match self.copy_by {
             CopyBy::Processor => {
-                // SAFETY: aligned, inside a mapping that stays while `self` lives; an atomic overlaps no Rust value there.
-                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
-                // Acquire pairs with whatever orders the guest's writes before its store of this word.
-                Ok(u32::from_le(atomic.load(Ordering::Acquire)))
+                // SAFETY: aligned, inside a mapping that stays while `self` lives and overlaps no Rust value.
+                Ok(u32::from_le(unsafe { racing::load_u32(at.cast()) }))
             }
             CopyBy::System => self.load_u32_copied(offset, at.addr() as u64),
         }
@@ -185,9 +152,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU32::from_ptr(at.cast()) };
-                // Release: what was written to the guest before is seen by a guest that sees this.
-                atomic.store(value.to_le(), Ordering::Release);
+                unsafe { racing::store_u32(at.cast(), value.to_le()) };
                 Ok(())
             }
             CopyBy::System => {
@@ -202,9 +167,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
-                // Acquire as in `load_u32`.
-                Ok(u64::from_le(atomic.load(Ordering::Acquire)))
+                Ok(u64::from_le(unsafe { racing::load_u64(at.cast()) }))
             }
             CopyBy::System => {
                 let mut bytes = [0; 8];
@@ -220,9 +183,7 @@ impl View {
         match self.copy_by {
             CopyBy::Processor => {
                 // SAFETY: as in `load_u32`.
-                let atomic = unsafe { AtomicU64::from_ptr(at.cast()) };
-                // Release as in `store_u32`.
-                atomic.store(value.to_le(), Ordering::Release);
+                unsafe { racing::store_u64(at.cast(), value.to_le()) };
                 Ok(())
             }
             CopyBy::System => {

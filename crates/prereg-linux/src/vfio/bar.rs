@@ -1,69 +1,54 @@
 //! Device registers, mapped. Every access is volatile, of one size, and checked against the region's end.
-#![expect(unsafe_code, reason = "maps registers of a device and reads and writes them")]
+//!
+//! Volatile and not atomic: registers are no memory of Rust's, an access to one is an effect of its own, and the compiler may
+//! merge atomic accesses.
+#![expect(unsafe_code, reason = "reads and writes registers of a device")]
 
-use std::os::fd::RawFd;
-use std::ptr::NonNull;
+use std::os::fd::BorrowedFd;
 
 use prereg::Errno;
+
+use crate::mapping::Mapping;
 
 /// A mapped region of device registers. Dropping it unmaps.
 ///
 /// Registers are read and written in the machine's own byte order, each in one access.
 #[derive(Debug)]
 pub struct Bar {
-    start: NonNull<u8>,
-    bytes: usize,
+    mapping: Mapping,
 }
-
-// SAFETY: the registers belong to the device; accesses are volatile, and what order they have is the caller's matter.
-unsafe impl Send for Bar {}
-// SAFETY: as above.
-unsafe impl Sync for Bar {}
 
 impl Bar {
     /// Maps `bytes` of `descriptor` from `offset` on.
-    pub(super) fn map(descriptor: RawFd, offset: u64, bytes: u64) -> Result<Self, Errno> {
-        let length = usize::try_from(bytes).ok().filter(|&length| length != 0).ok_or(Errno::EINVAL)?;
-        let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            libc::mmap64(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, descriptor, offset)
-        };
-        if start == libc::MAP_FAILED {
-            return Err(crate::sys::errno_of(&std::io::Error::last_os_error()));
-        }
-        let start = NonNull::new(start.cast::<u8>()).ok_or(Errno::EFAULT)?;
-        Ok(Self { start, bytes: length })
+    pub(super) fn map(descriptor: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Self, Errno> {
+        Mapping::of_file(descriptor, offset, bytes).map(|mapping| Self { mapping })
     }
 
     /// The length in bytes.
     #[must_use]
-    pub const fn bytes(&self) -> u64 {
-        self.bytes as u64
+    pub fn bytes(&self) -> u64 {
+        self.mapping.bytes()
     }
 
     /// The first register. Valid while this lives; the device may change what stands there at any time.
     #[must_use]
-    pub const fn as_ptr(&self) -> *mut u8 {
-        self.start.as_ptr()
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.mapping.as_ptr()
     }
 
     /// Where an aligned register of `size` bytes at `offset` stands.
-    fn register(&self, offset: u64, size: usize) -> Option<NonNull<u8>> {
-        let offset = usize::try_from(offset).ok()?;
-        let end = offset.checked_add(size)?;
-        if end > self.bytes || offset % size != 0 {
+    fn register<R>(&self, offset: u64) -> Option<*mut R> {
+        let size = size_of::<R>() as u64;
+        if offset.checked_add(size)? > self.bytes() || offset % size != 0 {
             return None;
         }
-        // SAFETY: `offset` was just seen to lie inside the mapping.
-        Some(unsafe { self.start.add(offset) })
+        Some(self.as_ptr().wrapping_add(usize::try_from(offset).ok()?).cast())
     }
 
     /// Reads a register of 4 bytes; `None` when it is not aligned or lies outside.
     #[must_use]
     pub fn read_u32(&self, offset: u64) -> Option<u32> {
-        let register = self.register(offset, 4)?.cast::<u32>();
+        let register = self.register::<u32>(offset)?;
         // SAFETY: aligned and inside the mapping, which lives as long as `self`.
         Some(unsafe { register.read_volatile() })
     }
@@ -71,14 +56,14 @@ impl Bar {
     /// Reads a register of 8 bytes; `None` when it is not aligned or lies outside.
     #[must_use]
     pub fn read_u64(&self, offset: u64) -> Option<u64> {
-        let register = self.register(offset, 8)?.cast::<u64>();
+        let register = self.register::<u64>(offset)?;
         // SAFETY: as in `read_u32`.
         Some(unsafe { register.read_volatile() })
     }
 
     /// Writes a register of 4 bytes; `None` when it is not aligned or lies outside.
     pub fn write_u32(&self, offset: u64, value: u32) -> Option<()> {
-        let register = self.register(offset, 4)?.cast::<u32>();
+        let register = self.register::<u32>(offset)?;
         // SAFETY: as in `read_u32`.
         unsafe { register.write_volatile(value) };
         Some(())
@@ -86,17 +71,10 @@ impl Bar {
 
     /// Writes a register of 8 bytes; `None` when it is not aligned or lies outside.
     pub fn write_u64(&self, offset: u64, value: u64) -> Option<()> {
-        let register = self.register(offset, 8)?.cast::<u64>();
+        let register = self.register::<u64>(offset)?;
         // SAFETY: as in `read_u32`.
         unsafe { register.write_volatile(value) };
         Some(())
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        // SAFETY: the mapping made above, whole, which nobody else unmaps.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
 
@@ -104,12 +82,10 @@ impl Drop for Bar {
 mod tests {
     use super::*;
     use crate::GuestMemory;
-    use std::os::fd::AsRawFd;
-
     #[test]
     fn registers_are_reached_aligned_and_inside_only() {
         let memory = GuestMemory::memfd("registers", 1 << 16).unwrap();
-        let file = memory.descriptor().unwrap().as_raw_fd();
+        let file = memory.descriptor().unwrap();
         let bar = Bar::map(file, 0, 1 << 16).unwrap();
         bar.write_u32(8, 0x1234_5678).unwrap();
         bar.write_u64(16, 0xaabb_ccdd_0011_2233).unwrap();

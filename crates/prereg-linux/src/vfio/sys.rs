@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice")]
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ impl Descriptor for Open {
     }
 
     fn map(&self, offset: u64, bytes: u64) -> Result<Bar, Errno> {
-        Bar::map(self.0.as_raw_fd(), offset, bytes)
+        Bar::map(self.0.as_fd(), offset, bytes)
     }
 }
 

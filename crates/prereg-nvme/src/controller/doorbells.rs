@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use prereg::Errno;
 use prereg_linux::GuestMemory;
-use prereg_vfio_user::client::Window;
 use prereg_vfio_user::server::Sparse;
 use prereg_vfio_user::wire::SparseArea;
 
@@ -18,7 +17,8 @@ pub(super) const PAGE: u64 = 0x1000;
 /// A page of doorbells.
 #[derive(Debug)]
 pub(super) struct MappedDoorbells {
-    window: Window,
+    /// Sealed against shrinking, so that neither side's accesses can fault.
+    memory: GuestMemory,
     descriptor: Arc<OwnedFd>,
 }
 
@@ -30,9 +30,8 @@ impl MappedDoorbells {
     pub(super) fn new() -> Result<Self, Errno> {
         let memory = GuestMemory::memfd("nvme-doorbells", DOORBELLS + PAGE).map_err(|error| error.errno())?;
         let descriptor = memory.descriptor().ok_or(Errno::EBADF)?;
-        let window = Window::new(descriptor, DOORBELLS, PAGE).map_err(|_| Errno::ENOMEM)?;
         let descriptor = descriptor.try_clone_to_owned().map_err(|_| Errno::ENFILE)?;
-        Ok(Self { window, descriptor: Arc::new(descriptor) })
+        Ok(Self { memory, descriptor: Arc::new(descriptor) })
     }
 
     /// How a client maps it, as part of BAR 0.
@@ -47,10 +46,11 @@ impl MappedDoorbells {
 
 impl Doorbells for MappedDoorbells {
     fn load(&self, at: usize) -> u32 {
-        self.window.load_u32(at * 4).map_or(0, u32::from_le)
+        self.memory.load_u32(DOORBELLS + at as u64 * 4).unwrap_or(0)
     }
 
     fn store(&self, at: usize, value: u32) {
-        self.window.store_u32(at * 4, value.to_le());
+        // Outside of the page there is no doorbell to be stored.
+        let _ = self.memory.store_u32(DOORBELLS + at as u64 * 4, value);
     }
 }

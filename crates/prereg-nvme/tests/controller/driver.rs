@@ -3,9 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use prereg::{Access, Iova};
-use prereg_linux::GuestMemory;
+use prereg_linux::{GuestMemory, SharedFile, SharedMemory};
 use prereg_nvme::spec::{Completion, Status};
-use prereg_vfio_user::client::{Client, Window};
+use prereg_vfio_user::client::Client;
 
 use crate::bed::{Bed, until};
 
@@ -45,7 +45,7 @@ struct Pair {
 /// How doorbells are rung.
 enum Doorbells {
     Posted,
-    Mapped(Window),
+    Mapped(SharedMemory),
 }
 
 /// A driver and its guest's memory.
@@ -142,11 +142,10 @@ impl Driver {
         let (info, descriptor) = self.client.region_info(BAR0).unwrap();
         assert_eq!(info.areas.len(), 1);
         let area = info.areas[0];
-        let descriptor = descriptor.unwrap();
-        let window =
-            Window::new(std::os::fd::AsFd::as_fd(&descriptor), info.offset + area.offset, area.bytes)
-                .unwrap();
-        self.doorbells = Doorbells::Mapped(window);
+        let file = SharedFile::of(descriptor.unwrap()).unwrap();
+        let page = file.map(info.offset + area.offset, area.bytes).unwrap();
+        assert!(page.is_direct(), "the file is sealed against shrinking");
+        self.doorbells = Doorbells::Mapped(page);
     }
 
     pub(crate) fn create_pair(&mut self, id: u16) {
@@ -196,7 +195,7 @@ impl Driver {
             Doorbells::Posted => {
                 self.client.region_post(BAR0, 0x1000 + at as u64 * 4, &value.to_le_bytes()).unwrap();
             }
-            Doorbells::Mapped(window) => assert!(window.store_u32(at * 4, value)),
+            Doorbells::Mapped(page) => page.store_u32(at as u64 * 4, value).unwrap(),
         }
     }
 

@@ -121,20 +121,27 @@ impl Device for Probe {
 #[derive(Clone)]
 pub(crate) struct Probes {
     pub(crate) shared: Arc<Shared>,
-    doorbells: bool,
+    doorbells: Option<Arc<OwnedFd>>,
 }
 
 impl Probes {
     pub(crate) fn new() -> Self {
-        Self { shared: Arc::default(), doorbells: false }
+        Self { shared: Arc::default(), doorbells: None }
     }
 
     pub(crate) fn exclusive() -> Self {
-        Self { shared: Arc::new(Shared { exclusive: true, ..Shared::default() }), doorbells: false }
+        Self { shared: Arc::new(Shared { exclusive: true, ..Shared::default() }), doorbells: None }
     }
 
     pub(crate) fn with_doorbells(ioeventfds: Vec<Ioeventfd>) -> Self {
-        Self { shared: Arc::new(Shared { ioeventfds, ..Shared::default() }), doorbells: true }
+        let memory = GuestMemory::memfd("doorbells", BAR_BYTES).unwrap();
+        let doorbells = memory.descriptor().unwrap().try_clone_to_owned().unwrap();
+        Self::with_doorbells_in(doorbells, ioeventfds)
+    }
+
+    pub(crate) fn with_doorbells_in(file: OwnedFd, ioeventfds: Vec<Ioeventfd>) -> Self {
+        let shared = Arc::new(Shared { ioeventfds, ..Shared::default() });
+        Self { shared, doorbells: Some(Arc::new(file)) }
     }
 
     /// The `index`th device that was ever made.
@@ -164,16 +171,12 @@ impl Model for Probes {
         if self.shared.exclusive && devices.iter().any(|device| !device.said("gone")) {
             return Err(Errno::EBUSY);
         }
-        let doorbells = self.doorbells.then(|| {
-            let memory = GuestMemory::memfd("doorbells", BAR_BYTES).unwrap();
-            Arc::new(memory.descriptor().unwrap().try_clone_to_owned().unwrap())
-        });
         let probe = Arc::new(Probe {
             bus,
             bar: Mutex::new(vec![0; BAR_BYTES as usize]),
             holds: Mutex::default(),
             calls: Mutex::default(),
-            doorbells,
+            doorbells: self.doorbells.clone(),
             model: self.shared.clone(),
         });
         devices.push(probe.clone());

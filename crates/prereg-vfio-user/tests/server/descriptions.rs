@@ -4,7 +4,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use prereg::Errno;
-use prereg_vfio_user::client::{ClientError, Eventfd, Window};
+use prereg_linux::{SharedError, SharedFile};
+use prereg_vfio_user::client::{ClientError, Eventfd};
 use prereg_vfio_user::server::{Device, Ioeventfd, ServerSettings};
 use prereg_vfio_user::wire::{Command, DeviceInfo, IoRegionKind, RegionInfo, SparseArea};
 
@@ -54,13 +55,57 @@ fn what_is_written_through_a_mapping_is_there_for_the_device() {
     assert_eq!(info.areas, [SparseArea { offset: 0x1000, bytes: 0x1000 }]);
     assert_eq!(info.flags & RegionInfo::MMAP, RegionInfo::MMAP);
     let descriptor = descriptor.unwrap();
-    let window = Window::new(descriptor.as_fd(), info.offset + 0x1000, 0x1000).unwrap();
-    assert!(window.store_u32(8, 0x1234_5678));
+    let page = SharedFile::of(descriptor).unwrap().map(info.offset + 0x1000, 0x1000).unwrap();
+    assert!(page.is_direct(), "its file is sealed against shrinking");
+    page.store_u32(8, 0x1234_5678).unwrap();
     let layout = bed.probes.device(0).layout();
     let theirs = layout.regions[0].mmap.as_ref().unwrap();
-    let theirs = Window::new(theirs.fd.as_fd(), 0x1000, 0x1000).unwrap();
-    assert_eq!(theirs.load_u32(8), Some(0x1234_5678));
-    assert_eq!((theirs.load_u32(6), theirs.load_u32(0x1000)), (None, None), "unaligned and outside");
+    let theirs = SharedFile::of(theirs.fd.try_clone().unwrap()).unwrap().map(0x1000, 0x1000).unwrap();
+    assert_eq!(theirs.load_u32(8), Ok(0x1234_5678));
+    for outside in [6, 0x1000] {
+        assert!(matches!(theirs.load_u32(outside), Err(SharedError::OutOfBounds { .. })), "{outside:#x}");
+    }
+}
+
+#[test]
+fn a_server_that_cuts_its_file_short_costs_the_client_an_error_and_not_its_life() {
+    let file = match tempfile::tempfile_in("/dev/shm") {
+        Ok(file) => file,
+        Err(error) => return eprintln!("skipped: no file in /dev/shm: {error}"),
+    };
+    file.set_len(BAR_BYTES).unwrap();
+    let offered = file.try_clone().unwrap().into();
+    let bed = Bed::with(Probes::with_doorbells_in(offered, Vec::new()), ServerSettings::default());
+    let mut client = bed.client();
+    let (info, descriptor) = client.region_info(0).unwrap();
+    let page = SharedFile::of(descriptor.unwrap()).unwrap().map(info.offset + 0x1000, 0x1000).unwrap();
+    assert!(!page.is_direct(), "nothing keeps its pages there");
+    page.store_u32(8, 0x1234_5678).unwrap();
+    assert_eq!(page.load_u32(8), Ok(0x1234_5678));
+
+    file.set_len(0x1000).unwrap();
+    assert_eq!((page.load_u32(8), page.load_u64(8)), (Err(SharedError::Gone), Err(SharedError::Gone)));
+    assert_eq!(
+        (page.store_u32(8, 1), page.store_u64(8, 1)),
+        (Err(SharedError::Gone), Err(SharedError::Gone))
+    );
+    assert_eq!(page.read(0, &mut [0; 4]), Err(SharedError::Gone));
+    assert_eq!(file.metadata().unwrap().len(), 0x1000, "a store does not make it longer again");
+
+    let (_, descriptor) = client.region_info(0).unwrap();
+    let error = SharedFile::of(descriptor.unwrap()).unwrap().map(0x1000, 0x1000).unwrap_err();
+    assert!(matches!(error, SharedError::Short { length: 0x1000, .. }), "{error}");
+}
+
+#[test]
+fn what_is_no_memory_is_not_mapped() {
+    let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    file.set_len(0x2000).unwrap();
+    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    for (what, descriptor) in [("a file of a disk", file.into()), ("a socket", socket.into())] {
+        let error = SharedFile::of(descriptor).unwrap_err();
+        assert!(matches!(error, SharedError::NotMemory { .. }), "{what}: {error}");
+    }
 }
 
 #[test]

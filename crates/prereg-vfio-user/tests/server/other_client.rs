@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use prereg::Iova;
-use prereg_vfio_user::client::{Eventfd, Window};
+use prereg_linux::SharedFile;
+use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::server::{IrqKind, Server, ServerSettings};
 use vfio_user::Client;
 
@@ -30,8 +31,9 @@ fn it_learns_what_the_device_is() {
     let bar = client.region(0).unwrap();
     assert_eq!((bar.sparse_areas[0].offset, bar.sparse_areas[0].size), (0x1000, 0x1000));
     let doorbells = bar.file_offset.as_ref().unwrap();
-    let window = Window::new(doorbells.file().as_fd(), doorbells.start() + 0x1000, 0x1000).unwrap();
-    assert!(window.store_u32(0, 7));
+    let file = doorbells.file().try_clone().unwrap().into();
+    let page = SharedFile::of(file).unwrap().map(doorbells.start() + 0x1000, 0x1000).unwrap();
+    page.store_u32(0, 7).unwrap();
     assert!(!client.resettable(), "it reads the flag the wrong way round, so this one can be reset");
     for (index, count) in [(0, 1), (1, 4), (2, 64), (3, 1), (4, 1)] {
         let irqs = client.get_irq_info(index).unwrap();

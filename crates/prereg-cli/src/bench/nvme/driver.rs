@@ -3,13 +3,12 @@
 //! Queues and data lie in memory that the server has mapped too; commands, completions and data never go through the
 //! socket, only doorbells do (or not even those, when the server offers its doorbell page).
 
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use prereg::{Access, Iova};
-use prereg_linux::GuestMemory;
-use prereg_vfio_user::client::{Client, Window};
+use prereg_linux::{GuestMemory, MemoryError, SharedFile, SharedMemory};
+use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::Layout;
 
 use crate::failure::Failure;
@@ -90,9 +89,8 @@ impl Queue {
 pub struct Driver {
     client: Client,
     /// Keeps the memory.
-    _memory: GuestMemory,
-    window: Window,
-    doorbells: Option<Window>,
+    memory: GuestMemory,
+    doorbells: Option<SharedMemory>,
     stride: u64,
     admin: Queue,
     io: Queue,
@@ -113,15 +111,13 @@ impl Driver {
         let memory = GuestMemory::memfd("bench", bytes).map_err(wrong("making the shared memory"))?;
         let descriptor =
             memory.descriptor().ok_or_else(|| Failure::host("making the shared memory", "no descriptor"))?;
-        let window = Window::new(descriptor, 0, bytes).map_err(wrong("mapping the shared memory"))?;
         client
             .dma_map(Iova::new(0), bytes, Access::ReadWrite, Some((descriptor, 0)))
             .map_err(wrong("DMA_MAP of the shared memory"))?;
         let doorbells = doorbell_page(&mut client)?;
         let mut driver = Self {
             client,
-            _memory: memory,
-            window,
+            memory,
             doorbells,
             stride: 4,
             admin: Queue::new(0, place::ADMIN_COMMANDS, place::ADMIN_COMPLETIONS),
@@ -183,7 +179,7 @@ impl Driver {
 
     fn identify(&mut self) -> Result<(), Failure> {
         self.command(opcode::IDENTIFY, 1, place::IDENTITY, [0, 0])?;
-        let word = |offset: u64| self.window.load_u32((place::IDENTITY + offset) as usize).unwrap_or(0);
+        let word = |offset: u64| self.memory.load_u32(place::IDENTITY + offset).unwrap_or(0);
         self.blocks = u64::from(word(0)) | u64::from(word(4)) << 32;
         // FLBAS is byte 26, the formats begin at byte 128.
         let format = u64::from(word(24) >> 16 & 0xf);
@@ -196,8 +192,8 @@ impl Driver {
         let at = self.admin.commands + u64::from(self.admin.tail) * 64;
         let entry =
             [u32::from(opcode) | self.admin.tail << 16, nsid, 0, 0, 0, 0, low(data), high(data), 0, 0];
-        self.put(at, &entry);
-        self.put(at + 40, &[words[0], words[1], 0, 0, 0, 0]);
+        self.put(at, &entry)?;
+        self.put(at + 40, &[words[0], words[1], 0, 0, 0, 0])?;
         self.admin.tail = (self.admin.tail + 1) % ENTRIES;
         self.ring_commands(true)?;
         let until = Instant::now() + Duration::from_secs(10);
@@ -220,7 +216,16 @@ impl Driver {
     }
 
     /// Puts a command for `bytes` at block `block` into the queue, with the data in slot `slot`; rings nothing.
-    pub fn put_command(&mut self, direction: Direction, slot: u32, block: u64, bytes: u64) {
+    ///
+    /// # Errors
+    /// When there is no such slot.
+    pub fn put_command(
+        &mut self,
+        direction: Direction,
+        slot: u32,
+        block: u64,
+        bytes: u64,
+    ) -> Result<(), Failure> {
         let data = place::DATA + u64::from(slot) * MOST_BYTES;
         let list = place::LISTS + u64::from(slot) * PAGE;
         let pages = bytes.div_ceil(PAGE);
@@ -229,7 +234,7 @@ impl Driver {
             2 => data + PAGE,
             _ => {
                 for page in 1..pages {
-                    self.window.store_u64((list + (page - 1) * 8) as usize, data + page * PAGE);
+                    self.memory.store_u64(list + (page - 1) * 8, data + page * PAGE).map_err(outside)?;
                 }
                 list
             }
@@ -242,20 +247,25 @@ impl Driver {
         let at = self.io.commands + u64::from(self.io.tail) * 64;
         let entry =
             [u32::from(opcode) | slot << 16, 1, 0, 0, 0, 0, low(data), high(data), low(second), high(second)];
-        self.put(at, &entry);
-        self.put(at + 40, &[low(block), high(block), blocks - 1, 0, 0, 0]);
+        self.put(at, &entry)?;
+        self.put(at + 40, &[low(block), high(block), blocks - 1, 0, 0, 0])?;
         self.io.tail = (self.io.tail + 1) % ENTRIES;
+        Ok(())
     }
 
     /// Puts a number into the data of a slot, `offset` bytes (a multiple of 4) from its beginning.
-    pub fn put_data(&self, slot: u32, offset: u64, value: u32) {
-        self.window.store_u32((place::DATA + u64::from(slot) * MOST_BYTES + offset) as usize, value);
+    ///
+    /// # Errors
+    /// When there is no such slot.
+    pub fn put_data(&self, slot: u32, offset: u64, value: u32) -> Result<(), Failure> {
+        let at = place::DATA + u64::from(slot) * MOST_BYTES + offset;
+        self.memory.store_u32(at, value).map_err(outside)
     }
 
     /// The number in the data of a slot; 0 outside.
     #[must_use]
     pub fn data(&self, slot: u32, offset: u64) -> u32 {
-        self.window.load_u32((place::DATA + u64::from(slot) * MOST_BYTES + offset) as usize).unwrap_or(0)
+        self.memory.load_u32(place::DATA + u64::from(slot) * MOST_BYTES + offset).unwrap_or(0)
     }
 
     /// Tells the controller of the commands that were put.
@@ -285,17 +295,15 @@ impl Driver {
         Ok(taken)
     }
 
-    fn put(&self, at: u64, words: &[u32]) {
-        let offsets = (at..).step_by(4);
-        for (offset, word) in offsets.zip(words) {
-            self.window.store_u32(offset as usize, *word);
-        }
+    fn put(&self, at: u64, words: &[u32]) -> Result<(), Failure> {
+        let mut offsets = (at..).step_by(4).zip(words);
+        offsets.try_for_each(|(offset, word)| self.memory.store_u32(offset, *word)).map_err(outside)
     }
 
     fn next_completion(&mut self, admin: bool) -> Option<(u32, u32)> {
         let queue = if admin { &mut self.admin } else { &mut self.io };
         let at = queue.completions + u64::from(queue.head) * 16;
-        let last = self.window.load_u32((at + 12) as usize)?;
+        let last = self.memory.load_u32(at + 12).ok()?;
         if (last >> 16 & 1 == 1) != queue.phase {
             return None;
         }
@@ -317,8 +325,7 @@ impl Driver {
     fn doorbell(&mut self, index: u64, value: u32) -> Result<(), Failure> {
         let offset = index * self.stride;
         if let Some(page) = &self.doorbells {
-            page.store_u32(offset as usize, value);
-            return Ok(());
+            return page.store_u32(offset, value).map_err(wrong("ringing a doorbell"));
         }
         self.client
             .region_post(Layout::BAR0, register::DOORBELLS + offset, &value.to_le_bytes())
@@ -327,11 +334,16 @@ impl Driver {
 }
 
 /// The page of the doorbells, if the server lets it be mapped.
-fn doorbell_page(client: &mut Client) -> Result<Option<Window>, Failure> {
+fn doorbell_page(client: &mut Client) -> Result<Option<SharedMemory>, Failure> {
     let (info, descriptor) = client.region_info(Layout::BAR0).map_err(wrong("asking for BAR 0"))?;
     let Some(descriptor) = descriptor else { return Ok(None) };
     let offset = info.offset + register::DOORBELLS;
-    Window::new(descriptor.as_fd(), offset, PAGE).map(Some).map_err(wrong("mapping the doorbells"))
+    let page = SharedFile::of(descriptor).and_then(|file| file.map(offset, PAGE));
+    page.map(Some).map_err(wrong("mapping the doorbells"))
+}
+
+fn outside(error: MemoryError) -> Failure {
+    Failure::host("putting it into the shared memory", error)
 }
 
 fn wrong<E: ToString>(what: &'static str) -> impl FnOnce(E) -> Failure {

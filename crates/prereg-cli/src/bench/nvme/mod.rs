@@ -115,7 +115,8 @@ impl Served {
                     free.push(slot);
                     break;
                 };
-                driver.put_command(shape.direction, slot, *block * (shape.bytes / driver.block), shape.bytes);
+                let block = *block * (shape.bytes / driver.block);
+                driver.put_command(shape.direction, slot, block, shape.bytes)?;
                 put = true;
             }
             if put {
