@@ -8,22 +8,27 @@
 #[cfg(loom)]
 pub mod world;
 
-/// Runs `model` over all interleavings with up to three preemptions.
+/// Runs `model` over all interleavings, and prints how many there were.
 #[cfg(loom)]
 pub fn explore(model: impl Fn() + Sync + Send + 'static) {
-    explore_to(3, model);
+    run(None, model);
 }
 
 /// Runs `model` over all interleavings with up to `preemptions` preemptions, and prints how many there were.
 #[cfg(loom)]
 pub fn explore_to(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+    run(Some(preemptions), model);
+}
+
+#[cfg(loom)]
+fn run(preemption_bound: Option<usize>, model: impl Fn() + Sync + Send + 'static) {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     let executions = Arc::new(AtomicU64::new(0));
     let count = executions.clone();
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = std::env::var("BOUND").map_or(Some(preemptions), |b| b.parse().ok());
+    builder.preemption_bound = preemption_bound;
     // Setting up an address space alone takes several hundred steps of the one thread that there is then.
     builder.max_branches = 50_000;
     builder.check(move || {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loom::thread;
 use prereg::{Access, EntryBlock, Holder, HolderKind, MapError, PageShift};
-use prereg_models::explore_to;
+use prereg_models::explore;
 use prereg_models::world::{Fences, World, map_and_use, page};
 
 /// The holder of the blocks' units, where it is not the translators'.
@@ -16,7 +16,7 @@ fn block(world: &World, holder: Holder) -> Arc<EntryBlock> {
 
 #[test]
 fn of_two_threads_that_set_an_entry_one_finds_the_others() {
-    explore_to(2, || {
+    explore(|| {
         let world = World::new(Fences::Asymmetric);
         let registration = world.register(0, 2);
         let block = block(&world, Holder::default());
@@ -44,6 +44,37 @@ fn of_two_threads_that_set_an_entry_one_finds_the_others() {
     });
 }
 
+#[test]
+fn an_entry_is_cleared_and_set_at_once() {
+    explore(|| {
+        let world = World::new(Fences::Asymmetric);
+        let registration = world.register(0, 2);
+        let block = block(&world, Holder::default());
+        let mut mine = world.space.translator();
+        let mut other = world.space.translator();
+        block.set(&mut mine, 0, page(0), Access::Read).unwrap();
+        let shared = block.clone();
+        let thread = thread::spawn(move || {
+            let before = shared.set(&mut other, 0, page(1), Access::Write);
+            (other, before)
+        });
+        let cleared = block.clear(&mut mine, 0);
+        let (other, before) = thread.join().unwrap();
+        match (cleared, before) {
+            (Ok(Some(Access::Read)), Ok(None)) => assert_eq!(block.access(0), Some(Access::Write)),
+            (Ok(Some(Access::Write)), Ok(Some(Access::Read))) => assert_eq!(block.access(0), None),
+            (Err(MapError::Contended), _) | (_, Err(MapError::Contended)) => {
+                return abandon((block, registration, world, mine, other));
+            }
+            wrong => panic!("{wrong:?}"),
+        }
+        drop(block);
+        registration.unregister().unwrap();
+        drop((mine, other));
+        world.host.assert_all_released();
+    });
+}
+
 /// Ends an execution in which the lock of an entry was found taken.
 ///
 /// Its taker then exchanged BUSY for BUSY, and the holder stores the unit later. Loom does not order the two, as the language
@@ -54,7 +85,7 @@ fn abandon<T>(everything: T) {
 
 /// A page that is put into an entry, or the last unregister: one of them succeeds.
 fn set_or_unregister(holder: Holder) {
-    explore_to(2, move || {
+    explore(move || {
         let world = World::new(Fences::Asymmetric);
         let registration = world.register(0, 1);
         let block = block(&world, holder);
@@ -88,7 +119,7 @@ fn an_entry_whose_unit_is_handed_over_or_the_last_unregister() {
 
 #[test]
 fn an_entry_is_cleared_while_a_device_takes_it() {
-    explore_to(2, || {
+    explore(|| {
         let world = World::new(Fences::Asymmetric);
         let registration = world.register(0, 1);
         let block = block(&world, TABLE);
@@ -122,7 +153,7 @@ fn an_entry_is_cleared_while_a_device_takes_it() {
 
 #[test]
 fn the_later_of_a_block_and_the_registration_releases() {
-    explore_to(2, || {
+    explore(|| {
         let world = World::new(Fences::Asymmetric);
         let registration = world.register(0, 1);
         let block = block(&world, TABLE);

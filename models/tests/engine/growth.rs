@@ -1,14 +1,47 @@
-//! More regions than a translator has counts for.
+//! Regions that come while translators map: in place, and past the slots that a translator has counts for.
 
 use std::sync::Arc;
 
 use loom::thread;
-use prereg_models::explore_to;
+use prereg_models::explore;
 use prereg_models::world::{Fences, World, map, map_and_use};
 
 #[test]
+fn a_region_is_mapped_while_it_is_registered_in_place() {
+    explore(|| {
+        let world = World::new(Fences::Asymmetric);
+        // Three pages: their cells have room for a fourth. Three slots: there are counts for a fourth.
+        let (first, second) = (world.register(0, 3), world.register(3, 1));
+        let mut translator = world.space.translator();
+        second.unregister().unwrap();
+        let host = world.host.clone();
+        let reader = thread::spawn(move || {
+            let mapping = map(&mut translator, 3);
+            if let Some(mapping) = &mapping {
+                host.use_page(mapping.hpa());
+            }
+            (translator, mapping)
+        });
+        let third = world.register(3, 1);
+        let (translator, mapping) = reader.join().unwrap();
+        let third = match third.unregister() {
+            Ok(()) => None,
+            Err(refused) => Some(refused.into_inner()),
+        };
+        assert_eq!(third.is_some(), mapping.is_some());
+        drop(mapping);
+        if let Some(third) = third {
+            third.unregister().unwrap();
+        }
+        first.unregister().unwrap();
+        drop(translator);
+        world.host.assert_all_released();
+    });
+}
+
+#[test]
 fn a_region_past_the_known_counts_is_mapped_while_it_is_registered() {
-    explore_to(2, || {
+    explore(|| {
         let world = Arc::new(World::new(Fences::Asymmetric));
         // Three pages: their cells have room for a fourth, which the second region takes in place.
         let first = world.register(0, 3);
@@ -40,7 +73,7 @@ fn a_region_past_the_known_counts_is_mapped_while_it_is_registered() {
 
 #[test]
 fn a_unit_taken_in_short_counts_is_given_back_in_long_ones() {
-    explore_to(2, || {
+    explore(|| {
         let world = Arc::new(World::new(Fences::Asymmetric));
         let first = world.register(0, 1);
         let mut translator = world.space.translator();

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use loom::thread;
 use prereg::{Mapping, PageShift, Refusal, Registration, Translator};
-use prereg_models::explore_to;
+use prereg_models::{explore, explore_to};
 use prereg_models::world::{Fences, Host, PAGE, World, map, map_and_use, page};
+
+use crate::PREEMPTIONS;
 
 /// A reader's way to a unit of page 0; the unit is kept.
 type Take = fn(&mut Translator) -> Option<Kept>;
@@ -33,7 +35,7 @@ fn take_list(translator: &mut Translator) -> Option<Kept> {
 
 /// A mapping that is kept and the last unregister: one of them succeeds.
 fn one_of_the_two(fences: Fences, take: Take) {
-    explore_to(2, move || {
+    explore(move || {
         let world = World::new(fences);
         let registration = world.register(0, 1);
         let mut translator = world.space.translator();
@@ -78,7 +80,7 @@ fn a_kept_list_or_the_last_unregister() {
 
 /// Threads that map, use and unmap page 0 while the last unregister runs.
 fn use_and_unregister(fences: Fences, readers: usize) {
-    explore_to(2, move || {
+    let model = move || {
         let world = World::new(fences);
         let registration = world.register(0, 1);
         let threads: Vec<_> = (0..readers)
@@ -99,7 +101,8 @@ fn use_and_unregister(fences: Fences, readers: usize) {
         }
         drop(ended);
         world.host.assert_all_released();
-    });
+    };
+    if readers == 1 { explore(model) } else { explore_to(PREEMPTIONS, model) }
 }
 
 #[test]
@@ -126,7 +129,7 @@ fn use_both(mut translator: Translator, host: &Host) -> (Translator, [bool; 2]) 
 
 #[test]
 fn pages_in_use_against_unregister_many() {
-    explore_to(2, || {
+    explore_to(PREEMPTIONS, || {
         let world = World::new(Fences::Asymmetric);
         let registrations = Vec::from([world.register(0, 1), world.register(1, 1)]);
         let translator = world.space.translator();
@@ -146,7 +149,7 @@ fn pages_in_use_against_unregister_many() {
 
 #[test]
 fn kept_pages_or_unregister_many() {
-    explore_to(2, || {
+    explore_to(PREEMPTIONS, || {
         let world = World::new(Fences::Asymmetric);
         let registrations = Vec::from([world.register(0, 1), world.register(1, 1)]);
         let mut translator = world.space.translator();
@@ -176,7 +179,7 @@ fn kept_pages_or_unregister_many() {
 
 #[test]
 fn two_owners_unregister_at_once_and_one_of_them_releases() {
-    explore_to(2, || {
+    explore(|| {
         let world = Arc::new(World::new(Fences::Asymmetric));
         let (mine, other) = (world.register(0, 1), world.register(0, 1));
         assert_eq!(world.host.pinned(), 1, "shared");

@@ -1,12 +1,14 @@
 //! Slots that are used again and snapshots that are freed, against translators that may still know the old ones.
 
 use loom::thread;
-use prereg_models::explore_to;
+use prereg_models::{explore, explore_to};
 use prereg_models::world::{Fences, World, map_and_use};
+
+use crate::PREEMPTIONS;
 
 #[test]
 fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
-    explore_to(2, || {
+    explore_to(PREEMPTIONS, || {
         let world = World::new(Fences::Asymmetric);
         let (first, second) = (world.register(0, 1), world.register(1, 1));
         let mut translator = world.space.translator();
@@ -16,9 +18,9 @@ fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
             translator
         });
         // Two regions that go make a new snapshot; the reader sits on the old one.
-        let refused = first.unregister().err();
         second.unregister().unwrap();
-        // One of their slots would be taken, if any of them were free.
+        let refused = first.unregister().err();
+        // The slot that came free last is taken first: the reader's, if it were free.
         let third = world.register(2, 1);
         let translator = reader.join().unwrap();
         if let Some(refused) = refused {
@@ -32,7 +34,7 @@ fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
 
 #[test]
 fn a_snapshot_is_not_freed_while_a_translator_uses_it() {
-    explore_to(2, || {
+    explore(|| {
         let world = World::new(Fences::Asymmetric);
         let first = world.register(0, 1);
         let mut translator = world.space.translator();
