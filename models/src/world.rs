@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex};
 use loom::cell::UnsafeCell;
 use prereg::{
     AddressKind, AddressSpace, Barrier, Charge, ChargeError, DirtyPages, Granule, HostAddr, MapError, Memory,
-    PageShift, PageSink, Pin, PinError, PinId, Registration, TableMemory, TableMemoryState, Translator, UserAddr,
-    UserRange,
+    PageShift, PageSink, Pin, PinError, PinId, Registration, TableMemory, TableMemoryState, Translator,
+    UserAddr, UserRange,
 };
 
 /// The page size of the model.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use loom::thread;
 use prereg::{Mapping, PageShift, Refusal, Registration, Translator};
-use prereg_models::{explore, explore_to};
 use prereg_models::world::{Fences, Host, PAGE, World, map, map_and_use, page};
+use prereg_models::{explore, explore_to};
 
 use crate::PREEMPTIONS;
 

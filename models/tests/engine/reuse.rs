@@ -1,10 +1,16 @@
 //! Slots that are used again and snapshots that are freed, against translators that may still know the old ones.
 
+use std::sync::Arc;
+
 use loom::thread;
+use prereg::PageShift;
+use prereg_models::world::{Fences, World, map_and_use, page};
 use prereg_models::{explore, explore_to};
-use prereg_models::world::{Fences, World, map_and_use};
 
 use crate::PREEMPTIONS;
+
+/// A page so far away that no array of cells covers it and the others.
+const FAR: u64 = 1 << 30;
 
 #[test]
 fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
@@ -33,6 +39,38 @@ fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
 }
 
 #[test]
+fn a_list_that_moves_to_a_newer_snapshot_uses_nothing_that_it_loaded_from_the_old_one() {
+    explore_to(PREEMPTIONS, || {
+        let world = Arc::new(World::new(Fences::Asymmetric));
+        let (first, second) = (world.register(0, 1), world.register(1, 1));
+        let mut translator = world.space.translator();
+        let shared = world.clone();
+        let writer = thread::spawn(move || {
+            // In no cell: a list that asks for it looks for a newer snapshot.
+            let far = shared.register(FAR, 1);
+            second.unregister().unwrap();
+            let refused = first.unregister().err();
+            // A new snapshot, so that what the translator left comes free, and a region that takes a free slot.
+            let others = [shared.register(2 * FAR, 1), shared.register(2, 1)];
+            (far, others, refused)
+        });
+        let mut mappings = [const { None }; 2];
+        if translator.map_list(&[page(FAR), page(0)], PageShift::K4, &mut mappings).is_ok() {
+            for mapping in mappings.iter().flatten() {
+                world.host.use_page(mapping.hpa());
+            }
+            translator.unmap_list(&mut mappings);
+        }
+        let (far, others, refused) = writer.join().unwrap();
+        if let Some(refused) = refused {
+            refused.into_inner().unregister().unwrap();
+        }
+        drop((far, others, translator));
+        world.host.assert_all_released();
+    });
+}
+
+#[test]
 fn a_snapshot_is_not_freed_while_a_translator_uses_it() {
     explore(|| {
         let world = World::new(Fences::Asymmetric);
@@ -45,7 +83,7 @@ fn a_snapshot_is_not_freed_while_a_translator_uses_it() {
             translator
         });
         // Far away: in no cell, so its coming makes a new snapshot.
-        let second = world.register(1 << 30, 1);
+        let second = world.register(FAR, 1);
         let translator = reader.join().unwrap();
         second.unregister().unwrap();
         first.unregister().unwrap();
