@@ -1,7 +1,6 @@
 //! The gate: users inside against the one that closes.
 #![cfg(loom)]
 #![expect(unsafe_code, reason = "the protected memory is a loom cell")]
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;

@@ -76,10 +76,17 @@ fn space(readers: usize) -> (Arc<Space>, Arc<Region>) {
     (Arc::new(space), region)
 }
 
+/// Names the current snapshot in the seat, and uses it as long as the seat names it.
+fn refresh(space: &Space, seat: usize) -> &Snapshot {
+    // SAFETY: the seat is listed, and this thread's alone.
+    let snapshot = unsafe { space.published.refresh(&space.seats[seat]) };
+    // SAFETY: no caller uses it after the seat names another.
+    unsafe { &*snapshot }
+}
+
 /// A map and its unmap: refresh, look up, enter, read the page, leave. Whether it mapped.
 fn map_once(space: &Space, seat: usize) -> bool {
-    // SAFETY: the seat is listed, and this thread's alone.
-    let snapshot = unsafe { &*space.published.refresh(&space.seats[seat]) };
+    let snapshot = refresh(space, seat);
     snapshot.read();
     let mut mapped = false;
     if let Some(region) = &snapshot.region {
@@ -145,8 +152,7 @@ fn a_reader_that_names_one_value_after_another_against_two_publications() {
             let space = space.clone();
             thread::spawn(move || {
                 for _ in 0..2 {
-                    // SAFETY: the seat is listed, and this thread's alone.
-                    unsafe { &*space.published.refresh(&space.seats[0]) }.read();
+                    refresh(&space, 0).read();
                 }
                 space.seats[0].leave();
             })

@@ -36,7 +36,7 @@ impl Doors {
         #[cfg(loom)]
         for index in 0..len {
             // SAFETY: below `len`; nothing is there yet, and the model's doors are no bytes.
-            unsafe { at.add(index).write(Door::new()) };
+            unsafe { at.as_ptr().wrapping_add(index).write(Door::new()) };
         }
         let doors = Self { at, len, memory: memory.clone(), present: AtomicU64::new(0) };
         doors.make_present(present).then_some(doors)
