@@ -2,7 +2,8 @@
 //!
 //! [`Op`] is one operation, made from a few random words; [`run_case`] performs a list of them on real address spaces and
 //! on the model ([`model`]: maps and vectors, no atomics, no tables) and compares every address, count and error. The same
-//! operations drive property tests with shrinking, the interpreter with many seeds and the fuzzer.
+//! operations drive property tests with shrinking, the interpreter with many seeds, the fuzzer, and (feature `native`)
+//! the threads of [`stress`].
 //!
 //! The host is a fake of this crate ([`host`]): the address of a page is a pure function of the pin it belongs to and its
 //! number ([`layout`]), and every pin gets fresh addresses, so that an address of an earlier registration is never right.
@@ -12,6 +13,8 @@ pub mod layout;
 pub mod model;
 pub mod op;
 pub mod random;
+#[cfg(feature = "native")]
+pub mod stress;
 mod surface;
 mod world;
 

@@ -282,14 +282,20 @@ impl Space {
     /// since, or may be released at any time, may be found closing or gone.
     #[must_use]
     pub fn may_be(&self, got: MapError, want: MapError, looked: u64) -> bool {
-        let ua = match (got, want) {
-            (got, want) if got == want => return true,
-            (MapError::Closing { ua }, MapError::Unregistered { ua: other, .. }) if ua == other => ua,
-            (MapError::Unregistered { ua, .. }, MapError::Closing { ua: other }) if ua == other => ua,
-            _ => return false,
-        };
-        let idle = self.regions.values().any(|region| region.is_releasable() && region.range.holds(ua, 1));
-        idle || self.released.iter().any(|&(range, when)| when >= looked && range.holds(ua, 1))
+        let idle =
+            |ua| self.regions.values().any(|region| region.is_releasable() && region.range.holds(ua, 1));
+        let gone = |ua| self.released.iter().any(|&(range, when)| when >= looked && range.holds(ua, 1));
+        got == want
+            || match (got, want) {
+                (MapError::Closing { ua }, MapError::Unregistered { ua: other, .. }) => {
+                    ua == other && (idle(ua) || gone(ua))
+                }
+                (
+                    MapError::Unregistered { ua, .. },
+                    MapError::Closing { ua: other } | MapError::TooLarge { ua: other, .. },
+                ) => ua == other && idle(ua),
+                _ => false,
+            }
     }
 
     /// Everything that is idle leaves: before the call that is under way returns, the host must be told.
@@ -298,6 +304,13 @@ impl Space {
             self.regions.iter().filter(|(_, region)| region.is_releasable()).map(|(&id, _)| id).collect();
         for id in idle {
             self.leave(id, now);
+        }
+    }
+
+    /// A mapping of region `id` was dropped: if it was the last one of a draining region, what is idle leaves.
+    pub fn dropped(&mut self, id: u64, now: u64) {
+        if self.regions.get(&id).is_some_and(Region::is_releasable) {
+            self.reap(now);
         }
     }
 

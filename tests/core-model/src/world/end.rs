@@ -59,7 +59,7 @@ impl World {
         while let Some(Live { unit, space, id, holder }) = self.lives.pop() {
             drop(unit);
             self.given_back(space, id, holder)?;
-            self.spaces[space].model.reap(self.now);
+            self.spaces[space].model.dropped(id, self.now);
             self.settle()?;
         }
         Ok(())

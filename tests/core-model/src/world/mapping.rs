@@ -375,8 +375,7 @@ impl World {
         } else {
             drop(unit);
         }
-        // The drop of the last one also releases the region.
-        self.spaces[live.space].model.reap(now);
+        self.spaces[live.space].model.dropped(live.id, now);
         Ok(())
     }
 

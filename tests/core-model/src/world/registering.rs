@@ -360,7 +360,12 @@ impl World {
     pub(super) fn end_draining(&mut self, op: Op) -> Checked {
         let Some(index) = nth(&self.drains, op.a) else { return Ok(()) };
         self.trace.push(format!("end draining {index}"));
-        let done = op.c % 2 == 0 && self.is_done(index);
+        // Waiting for what is not done would never return.
+        let wait = op.c % 2 == 0;
+        if wait {
+            self.ask_draining(op)?;
+        }
+        let done = wait && self.is_done(index);
         let drain = self.drains.swap_remove(index);
         if done {
             drain.real.wait();
