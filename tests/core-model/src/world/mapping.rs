@@ -24,7 +24,8 @@ impl World {
         let holder = holder(how >> 4);
         self.trace.push(format!("space {space}: translator {} for {holder}", self.readers.len()));
         let Some(real) = &self.spaces[space].real else { return Ok(()) };
-        let real = real.translator_for(holder);
+        let plain = holder == prereg::Holder::default();
+        let real = if plain { real.translator() } else { real.translator_for(holder) };
         same!(real.holder(), holder, "whose the translator is");
         self.readers.push(Reader { real, space, holder, looked: self.now });
         Ok(())
@@ -88,7 +89,16 @@ impl World {
             self.readers[reader].real.prefetch(ua);
         }
         let want = self.spaces[space].model.map(ua, shift);
-        match (self.readers[reader].real.map(ua, shift), want) {
+        let real = &mut self.readers[reader].real;
+        // A translator is one thread's at a time, and any thread's.
+        let elsewhere = random.one_in(32);
+        let mapped = if elsewhere {
+            std::thread::scope(|scope| scope.spawn(|| real.map(ua, shift)).join())
+        } else {
+            Ok(real.map(ua, shift))
+        };
+        let Ok(mapped) = mapped else { return Err("mapping on another thread panicked".to_owned()) };
+        match (mapped, want) {
             (Ok(mapping), Ok((id, _))) => self.keep(reader, id, mapping, (ua, shift)),
             (Err(got), Err(want)) => self.missed(reader, got, want),
             (got, want) => Err(format!("mapped: got {got:?}, want {want:x?}")),

@@ -83,8 +83,11 @@ impl World {
         host.fail_next(failure);
         host.limit(limit);
         let piece = Piece::new(ua, bytes, Some(token.clone()));
-        let got =
-            if wish == Wish::New { real.register_new(&piece) } else { real.register_for(&piece, holder) };
+        let got = match wish {
+            Wish::New => real.register_new(&piece),
+            Wish::Any if holder == Holder::default() => real.register(&piece),
+            Wish::Any => real.register_for(&piece, holder),
+        };
         host.fail_next(None);
         host.limit(None);
         host.expect_token(None);
@@ -204,7 +207,10 @@ impl World {
         let Some(real) = real else { return Ok(()) };
         model.reap(now);
         let want = model.range(ua, bytes).ok().and_then(|range| model.exactly(range));
-        match (real.share_for(UserAddr::new(ua), bytes, holder), want) {
+        let at = UserAddr::new(ua);
+        let plain = holder == Holder::default();
+        let got = if plain { real.share(at, bytes) } else { real.share_for(at, bytes, holder) };
+        match (got, want) {
             (None, None) => Ok(()),
             (Some(real), Some(id)) => {
                 if let Some(region) = model.regions.get_mut(&id) {
