@@ -51,7 +51,7 @@ verbs! {
     Reap = 1, "Releases what is idle.";
     NewSpace = 1, "Makes another address space.";
     DropSpace = 1, "Drops an address space with everything alive in it.";
-    Crowd = 1, "Registers many neighbours of one page.";
+    Crowd = 2, "Registers many neighbours of one page.";
     Churn = 1, "Registers and unregisters a range many times.";
 }
 

@@ -423,7 +423,12 @@ impl World {
 
     pub(super) fn crowd(&mut self, op: Op) -> Checked {
         let Some(index) = self.open_space(op.a) else { return Ok(()) };
-        let many = if self.case.small { 4 } else { 1 + u64::from(op.c) % 96 };
+        // Sometimes more than there are slots in the first arrays of counts.
+        let many = match op.c / 8 % 4 {
+            _ if self.case.small => 4,
+            0 | 1 => 1 + u64::from(op.c / 32) % 64,
+            _ => CROWD - u64::from(op.c / 32) % 64,
+        };
         let spots = self.spaces[index].host.spots()[ORDINARY..].to_vec();
         for number in 0..many {
             let spot = spots[((u64::from(op.b) + number) % CROWD) as usize];
