@@ -23,7 +23,7 @@ pub enum Layout {
     High,
     /// Around host page 2^32 - 1, the last one of a narrow table, and host page 0.
     NarrowEdge,
-    /// The last page below 2^64 and others after it.
+    /// The last page below 2^64 among others.
     TopEdge,
 }
 
@@ -137,6 +137,8 @@ fn frame(layout: Layout, first: u64, pin: u64, page: u64, shift: u32) -> u64 {
         Layout::NarrowEdge if index == 2 => u64::from(u32::MAX),
         Layout::NarrowEdge => scattered(page, 28),
         Layout::TopEdge if index == 2 => top,
+        // Low ones first, which the index can say, or high ones all.
+        Layout::TopEdge if pin % 2 == 0 => scattered(page, 28),
         Layout::TopEdge => top - 1 - scattered(page, 20),
     }
 }

@@ -84,14 +84,23 @@ impl World {
         let mut random = op.choices();
         let ua = UserAddr::new(self.address(space, op.b, &mut random));
         let shift = self.shift(op.c >> 4);
-        self.trace.push(format!("translator {reader}: map {ua} {shift}"));
         if random.one_in(8) {
             self.readers[reader].real.prefetch(ua);
         }
-        let want = self.spaces[space].model.map(ua, shift);
+        self.map_at(reader, ua, shift, random.one_in(32))
+    }
+
+    /// Maps one page; on another thread if `elsewhere` says so: a translator is one thread's at a time, and any thread's.
+    pub(super) fn map_at(
+        &mut self,
+        reader: usize,
+        ua: UserAddr,
+        shift: PageShift,
+        elsewhere: bool,
+    ) -> Checked {
+        self.trace.push(format!("translator {reader}: map {ua} {shift}"));
+        let want = self.spaces[self.readers[reader].space].model.map(ua, shift);
         let real = &mut self.readers[reader].real;
-        // A translator is one thread's at a time, and any thread's.
-        let elsewhere = random.one_in(32);
         let mapped = if elsewhere {
             std::thread::scope(|scope| scope.spawn(|| real.map(ua, shift)).join())
         } else {

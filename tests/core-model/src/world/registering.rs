@@ -434,6 +434,11 @@ impl World {
             let spot = spots[((u64::from(op.b) + number) % CROWD) as usize];
             self.register_range(index, spot.ua, self.page(), Wish::Any, holder(0), None, None)?;
             self.settle()?;
+            // By translators that have seen the last snapshot and by some that have not.
+            let reader = nth(&self.readers, number as u16).filter(|&at| self.readers[at].space == index);
+            if let Some(reader) = reader.filter(|_| number % 4 == 0) {
+                self.map_at(reader, UserAddr::new(spot.ua), self.case.granule.shift(), false)?;
+            }
         }
         Ok(())
     }
