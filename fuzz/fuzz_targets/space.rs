@@ -13,7 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
     let fence = if how & 1 == 0 { Fence::Compiler } else { Fence::Full };
     let granule = if how & 2 == 0 { Granule::K4 } else { Granule::K64 };
     let ops: Vec<Op> = Op::from_bytes(bytes).collect();
-    if let Err(wrong) = run_case(&ops, Case { fence, granule, small: false }) {
+    if let Err(wrong) = run_case(&ops, Case { fence, granule, small: false, aligned: how & 4 != 0 }) {
         panic!("{wrong}");
     }
 });

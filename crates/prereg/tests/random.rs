@@ -5,9 +5,9 @@
 use prereg::Granule;
 use prereg_core_model::{Case, Fence, Op, Random, Summary, run_case};
 
-fn in_both_ways(ops: &[Op], granule: Granule, small: bool) -> Result<Summary, String> {
-    run_case(ops, Case { fence: Fence::Full, granule, small })?;
-    run_case(ops, Case { fence: Fence::Compiler, granule, small })
+fn in_both_ways(ops: &[Op], granule: Granule, small: bool, aligned: bool) -> Result<Summary, String> {
+    run_case(ops, Case { fence: Fence::Full, granule, small, aligned })?;
+    run_case(ops, Case { fence: Fence::Compiler, granule, small, aligned })
 }
 
 #[cfg(not(miri))]
@@ -25,9 +25,13 @@ mod with_shrinking {
         #![proptest_config(ProptestConfig { max_shrink_iters: 4096, ..ProptestConfig::with_cases(200) })]
 
         #[test]
-        fn every_answer_is_the_models(ops in prop::collection::vec(any_op(), 1..160), large in any::<bool>()) {
+        fn every_answer_is_the_models(
+            ops in prop::collection::vec(any_op(), 1..160),
+            large in any::<bool>(),
+            aligned in any::<bool>(),
+        ) {
             let granule = if large { Granule::K64 } else { Granule::K4 };
-            in_both_ways(&ops, granule, false).map_err(TestCaseError::fail)?;
+            in_both_ways(&ops, granule, false, aligned).map_err(TestCaseError::fail)?;
         }
     }
 }
@@ -50,8 +54,9 @@ fn every_answer_is_the_models_for_given_seeds() {
     for seed in first..first + seeds {
         let mut random = Random::new(seed);
         let granule = if random.one_in(3) { Granule::K64 } else { Granule::K4 };
+        let aligned = random.one_in(2);
         let ops: Vec<Op> = (0..if small { 40 } else { 300 }).map(|_| Op::random(&mut random)).collect();
-        match in_both_ways(&ops, granule, small) {
+        match in_both_ways(&ops, granule, small, aligned) {
             Ok(done) => addresses += done.addresses,
             Err(wrong) => panic!("seed {seed}: {wrong}"),
         }

@@ -51,11 +51,11 @@ pub fn catalogue(granule: Granule) -> Vec<Spot> {
     let page = granule.bytes();
     let near = |first: u64, pages, layout| Spot { ua: BASE + first * page, pages, layout };
     let mut spots = vec![
-        near(0, 70, Scattered),
+        near(0, 64, Scattered),
         near(128, 48, Contiguous),
         near(1024, (4 << 20) / page, Huge),
         near(4099, 40, Stretches),
-        near(8193, 20, Wide),
+        near(8192, 16, Wide),
         near(8256, 32, WideStretches),
         near(9000, 8, High),
     ];
@@ -67,7 +67,7 @@ pub fn catalogue(granule: Granule) -> Vec<Spot> {
         Spot { ua: 0u64.wrapping_sub(4 * page), pages: 3, layout: Contiguous },
         near(16_000, 6, NarrowEdge),
         near(16_100, 6, TopEdge),
-        near(20_000, 150, Scattered),
+        near(20_000, 160, Scattered),
         near(21_001, 3, Scattered),
         near(22_528, (2 << 20) / page, Contiguous),
     ]);

@@ -54,6 +54,9 @@ pub struct Case {
     pub granule: Granule,
     /// Short lists and few neighbours, for an interpreter.
     pub small: bool,
+    /// No region but those of a multiple of eight pages: then the index points into their tables, instead of saying where
+    /// each page is.
+    pub aligned: bool,
 }
 
 /// What a case did.

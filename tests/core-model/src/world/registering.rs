@@ -6,7 +6,7 @@ use prereg::{Holder, HostAddr, Registration, UnregisterError, UserAddr};
 
 use super::{Checked, Claim, Drain, World, holder, nth};
 use crate::host::{Failure, Piece, Token};
-use crate::layout::{CROWD, ORDINARY, Truth, largest_shift, runs};
+use crate::layout::{CROWD, ORDINARY, Spot, Truth, largest_shift, runs};
 use crate::model::{self, Refused, Registered, Wish};
 use crate::op::Op;
 
@@ -14,12 +14,16 @@ impl World {
     /// A range to register in space `space`: a spot, or something near one.
     fn wanted(&self, space: usize, op: Op) -> (u64, u64) {
         let page = self.page();
-        let spot = self.spaces[space].host.spots()[usize::from(op.b) % ORDINARY];
+        let fits = |spot: &&Spot| !self.case.aligned || (spot.ua | (spot.pages * page)) % (8 * page) == 0;
+        let spots: Vec<Spot> =
+            self.spaces[space].host.spots()[..ORDINARY].iter().filter(fits).copied().collect();
+        let spot = spots[usize::from(op.b) % spots.len()];
         let (ua, bytes) = (spot.ua, spot.pages * page);
         let mut random = op.choices();
         let cut = random.below(spot.pages);
         match op.c >> 4 & 15 {
             0..=8 => (ua, bytes),
+            9 | 10 if self.case.aligned => (ua + cut / 8 * 8 * page, 8 * page),
             9 | 10 => (ua + cut * page, (1 + random.below(spot.pages - cut)) * page),
             11 => (ua, bytes.wrapping_add(page)),
             12 => (ua + random.below(page), bytes + random.below(2)),
@@ -422,6 +426,9 @@ impl World {
     }
 
     pub(super) fn crowd(&mut self, op: Op) -> Checked {
+        if self.case.aligned {
+            return self.register(op, Wish::Any);
+        }
         let Some(index) = self.open_space(op.a) else { return Ok(()) };
         // Sometimes more than there are slots in the first arrays of counts.
         let many = match op.c / 8 % 4 {
@@ -446,11 +453,10 @@ impl World {
     pub(super) fn churn(&mut self, op: Op) -> Checked {
         let Some(index) = self.open_space(op.a) else { return Ok(()) };
         let many = if self.case.small { 3 } else { 1 + u64::from(op.c) % 96 };
-        let spots = self.spaces[index].host.spots();
-        let spot = spots[usize::from(op.b) % spots.len()];
+        let (ua, bytes) = self.wanted(index, Op { c: 0, ..op });
         for _ in 0..many {
             let before = self.claims.len();
-            self.register_range(index, spot.ua, spot.pages * self.page(), Wish::Any, holder(0), None, None)?;
+            self.register_range(index, ua, bytes, Wish::Any, holder(0), None, None)?;
             if self.claims.len() > before {
                 self.unregister(Op { a: before as u16, ..op })?;
             }
