@@ -1,9 +1,8 @@
-//! Measurements that are no tests: instruction counts, the promise to signal handlers, a stress of minutes.
+//! Measurements that are no tests: instruction counts, and the promise to signal handlers.
 
 pub mod metadata;
 pub mod promise;
 pub mod squeeze;
-pub mod stress;
 
 use std::sync::atomic::{Ordering, fence};
 
