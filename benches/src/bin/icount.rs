@@ -93,8 +93,14 @@ fn child(index: &str, subject: &str, length: &str, size: u64) -> ExitCode {
     let shape = Shape { size, regions: count.regions, layout: count.layout };
     let space = AddressSpace::builder(InventedHost::new(count.layout, None))
         .barrier(Arc::new(SoleThread::alone()))
-        .build()
-        .unwrap();
+        .build();
+    let space = match space {
+        Ok(space) => space,
+        Err(error) => {
+            eprintln!("icount: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let pages = SimHost::new(Granule::K4);
     let mut hosts = Vec::new();
     let mut held = Vec::new();

@@ -241,7 +241,8 @@ typedef struct prereg_unmapping prereg_unmapping;
  * How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
  *
  * The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
- * or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The struct is copied; what `context` points at is not.
+ * or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The
+ * struct is copied; what `context` points at is not.
  */
 typedef struct prereg_pin_ops {
   /** sizeof(struct prereg_pin_ops). */

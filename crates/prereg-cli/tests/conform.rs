@@ -21,7 +21,7 @@ fn read(path: &str) -> String {
 
 fn transcripts(text: &str, granule: Granule) -> Vec<Transcript> {
     let file = ScenarioFile::parse(text);
-    file.scenarios.iter().map(|scenario| run(scenario, file.machine, granule).unwrap()).collect()
+    file.scenarios.iter().map(|scenario| run(scenario, file.machine, granule).expect("memory")).collect()
 }
 
 /// Judges a set; nothing may be unexplained, and nothing left pinned or charged.

@@ -377,10 +377,10 @@ impl Space {
     }
 }
 
-/// How many retired regions and snapshots an address space may keep for translators that have not looked since.
-///
-/// The slots that can be handed out: nothing else bounds it yet.
+/// How many retired regions an address space may keep for translators that have not looked since: for each of them, and for
+/// the current snapshot, the regions that were registered when it was left behind, and those that came and went before its
+/// index was left behind too, 64 at a time.
 #[must_use]
-pub const fn most_unreclaimed(_translators: u64, _regions: u64) -> u64 {
-    1 << 18
+pub const fn most_unreclaimed(translators: u64, most_regions: u64) -> u64 {
+    (translators + 1) * (most_regions + 3 * 64)
 }

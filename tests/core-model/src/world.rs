@@ -98,6 +98,8 @@ struct Space {
     host: Host,
     tables: Arc<HeapTables>,
     model: model::Space,
+    /// The most regions there were at once.
+    most_regions: u64,
 }
 
 /// A registration and the region that the model says it is of.
@@ -202,7 +204,7 @@ impl World {
         let memory: Arc<dyn TableMemory> = tables.clone();
         let real = Some(surface::space(&host, self.case.fence, memory));
         let model = model::Space::new(self.case.granule);
-        self.spaces.push(Space { real, host, tables, model });
+        self.spaces.push(Space { real, host, tables, model, most_regions: 0 });
     }
 
     fn page(&self) -> u64 {

@@ -63,7 +63,14 @@ impl World {
             same!((shown.pinned_pages, shown.charged_pages), (pages, pages), "pages pinned and charged");
             same!((shown.pins, shown.unpins), (space.model.pins, space.model.unpins), "pins and unpins");
             same!(shown.translators, translators, "translators");
-            let most = most_unreclaimed(translators, shown.regions.len() as u64);
+            space.most_regions = space.most_regions.max(shown.regions.len() as u64);
+            let most = most_unreclaimed(translators, space.most_regions);
+            ensure!(
+                shown.retained_by.iter().all(|held| (1..=shown.unreclaimed).contains(&held.count)),
+                "{} retired regions are kept, and these keep them: {:?}",
+                shown.unreclaimed,
+                shown.retained_by
+            );
             ensure!(
                 shown.unreclaimed <= most,
                 "{} retired regions are kept, {most} at most",
