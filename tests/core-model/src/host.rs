@@ -266,9 +266,9 @@ impl Host {
                     state.wrong.push(format!("pin {pin} of {pinned} was unpinned as {range}"));
                 }
                 if token.is_some_and(|token| token.strong_count() == 0) {
-                    state
-                        .wrong
-                        .push(format!("the memory of pin {pin}, {range}, was let go before it was unpinned"));
+                    state.wrong.push(format!(
+                        "the memory of pin {pin}, {range}, was released before it was unpinned"
+                    ));
                 }
                 self.show(range, 0);
             }

@@ -219,7 +219,7 @@ impl World {
         Ok(())
     }
 
-    /// A translator that cannot see what went, for the list of readers.
+    /// How many translators of space `space` there are.
     pub(super) fn readers_of(&self, space: usize) -> u64 {
         self.readers.iter().filter(|Reader { space: other, .. }| *other == space).count() as u64
     }
