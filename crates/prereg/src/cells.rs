@@ -89,9 +89,7 @@ const LARGEST_SHIFT: u32 = 40;
 impl Plan {
     /// A plan for `regions`, in ascending order. `None` when nothing can be covered.
     pub(crate) fn new<'a>(regions: impl Iterator<Item = &'a Region> + Clone, granule: u32) -> Option<Self> {
-        if usize::BITS < 64 {
-            return None;
-        }
+        (usize::BITS >= 64).then_some(())?;
         let (first, last, pages, count) = Self::cluster(regions.clone(), granule)?;
         let limit = (pages / 16).max(4 * count).clamp(SMALL, MOST);
         let inside =

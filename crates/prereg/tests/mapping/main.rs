@@ -5,5 +5,6 @@
 #![expect(clippy::duplicate_mod, reason = "the same tests run in both fence modes")]
 
 mod asymmetric_fence;
+mod closing;
 mod full_fence;
 mod process_fence;
