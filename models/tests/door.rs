@@ -231,6 +231,95 @@ fn a_drain_that_looks_again_releases_after_the_last_use() {
     });
 }
 
+/// Memory made before the door of its slot is opened: written by the thread that opens, read by those that enter.
+fn closed_slot() -> Arc<Slot<Door>> {
+    Slot::new(Door::new())
+}
+
+#[test]
+fn whoever_enters_sees_what_was_made_before_the_door_was_opened() {
+    explore(|| {
+        let slot = closed_slot();
+        let reader = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                if Closable::enter(&slot.door, &slot.counts[0]) {
+                    slot.use_memory();
+                    Closable::leave(&slot.door, &slot.counts[0]);
+                }
+            })
+        };
+        // SAFETY: nobody enters yet.
+        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.door.open();
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_refused_close_opens_the_door_as_it_was_opened_before() {
+    explore(|| {
+        let slot = closed_slot();
+        let reader = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                // Not as usual: it looks without a unit, so that it finds the door OPEN or not at all.
+                if slot.door.enter_open(&slot.counts[0], Light::Full) {
+                    slot.use_memory();
+                }
+            })
+        };
+        // SAFETY: nobody enters yet.
+        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.door.open();
+        slot.door.announce();
+        assert_eq!(slot.door.decide(1), Err(1));
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn a_shared_leave_orders_the_use_before_the_release() {
+    explore(|| {
+        let slot = Slot::new(open());
+        assert!(Closable::enter(&slot.door, &slot.counts[0]));
+        let holder = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                slot.use_memory();
+                let _ = slot.door.leave_shared(&slot.counts[2]);
+            })
+        };
+        slot.door.drain();
+        fence(Ordering::SeqCst);
+        if slot.sum() == 0 {
+            slot.release();
+        }
+        holder.join().unwrap();
+    });
+}
+
+#[test]
+fn whoever_finds_a_draining_door_sees_what_was_noted_before() {
+    explore(|| {
+        let slot = Slot::new(open());
+        assert!(Closable::enter(&slot.door, &slot.counts[0]));
+        // As the engine's number of draining regions: what is Relaxed there is ordered by the door.
+        let draining = Arc::new(AtomicI64::new(0));
+        let holder = {
+            let (slot, draining) = (slot.clone(), draining.clone());
+            thread::spawn(move || {
+                if slot.door.leave_shared(&slot.counts[2]) {
+                    assert_eq!(draining.load(Ordering::Relaxed), 1, "the caller would not look");
+                }
+            })
+        };
+        draining.store(1, Ordering::Relaxed);
+        slot.door.drain();
+        holder.join().unwrap();
+    });
+}
+
 #[test]
 #[should_panic(expected = "Causality violation")]
 fn broken_twin_without_the_entering_fence_is_caught() {
