@@ -41,6 +41,8 @@ const SECONDS_A_MUTANT: u64 = 10;
 /// What a job needs before its first mutant: the build and the tests without any change.
 const SECONDS_BEFORE: u64 = 40;
 const POLICY: &str = "mutants.toml";
+/// Test programs that loom runs.
+const MODELS: &str = "models/tests";
 const DOCUMENT: &str = "docs/mutation-testing.md";
 
 /// Runs the command; `words` are those behind `mutants`.
@@ -149,6 +151,15 @@ impl Mutants {
                 "an exchange names {}, which is in none of the folders",
                 exchange.file
             )));
+        }
+        let models = tree.join(MODELS);
+        for name in sources::read_tree(&models).map_err(Error::file(&models))?.into_keys() {
+            let test = name.with_extension("").to_string_lossy().into_owned();
+            if name.components().count() == 1 && !policy.orders.loom_tests.contains(&test) {
+                return Err(Error::Source(format!(
+                    "{MODELS}/{test}.rs is not among the loom tests of mutants.toml"
+                )));
+            }
         }
         let (logic, idle) = logic::list(tree, policy, None)?;
         let unexplained = policy.excluded.iter().filter(|class| class.reason.trim().is_empty());

@@ -171,8 +171,9 @@ impl Door {
     /// The first half of a close, for a closer of many doors: says that one is being decided. The caller then passes the
     /// heavy fence, once for all of them, and calls [`decide`](Self::decide).
     pub fn announce(&self) {
-        // Relaxed: ordered by the heavy fence.
-        self.state.store(CLOSING, Ordering::Relaxed);
+        // Release pairs with the Acquire of the exchange in `enter_closing`: a thread that enters a door that is closing sees
+        // what was made before it was opened. Against the counts it is ordered by the heavy fence.
+        self.state.store(CLOSING, Ordering::Release);
     }
 
     /// The second half: closes for good if `inside`, summed after the fence, is zero.
@@ -181,8 +182,9 @@ impl Door {
     /// How many are inside, at least 1; the door is open as before.
     pub fn decide(&self, inside: i64) -> Result<(), u64> {
         let verdict = if inside == 0 { CLOSED } else { OPEN };
-        // AcqRel: the partner is the exchange in `enter_closing`.
-        match self.state.compare_exchange(CLOSING, verdict, Ordering::AcqRel, Ordering::Acquire) {
+        // Release, as in `open`: the verdict may be that the door is open again. What was done inside was acquired with the
+        // counts.
+        match self.state.compare_exchange(CLOSING, verdict, Ordering::Release, Ordering::Relaxed) {
             Ok(_) if verdict == CLOSED => Ok(()),
             _ => Err(inside.unsigned_abs().max(1)),
         }
@@ -201,8 +203,8 @@ impl Door {
 
     /// Ends a drain that found nobody inside.
     pub fn close(&self) {
-        // Release: what the closer did before is seen by readers that find it closed.
-        self.state.store(CLOSED, Ordering::Release);
+        // Relaxed: a thread that finds it closed looks at nothing behind it.
+        self.state.store(CLOSED, Ordering::Relaxed);
     }
 
     /// Whether what is behind is gone or not there yet: neither open nor draining. A hint.

@@ -161,9 +161,8 @@ impl<T, O: Owner<T>> Published<T, O> {
 
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
     pub fn replace(&self, value: O, retired: &mut Retired<T, O>) {
-        // AcqRel: Release pairs with the reader's Acquire load in `refresh`; Acquire because the value swapped out, perhaps
-        // made by another writer, is freed here later.
-        let old = self.current.swap(value.into_raw(), Ordering::AcqRel);
+        // Release pairs with the reader's Acquire load in `refresh`. What another writer made was ordered by the lock.
+        let old = self.current.swap(value.into_raw(), Ordering::Release);
         retired.values.push(old);
     }
 

@@ -406,6 +406,7 @@ mod tests {
         Orders {
             folders: Vec::new(),
             fences: vec!["fence".to_owned(), "heavy".to_owned()],
+            loom_tests: Vec::new(),
             miri_tests: Vec::new(),
             exchange,
         }

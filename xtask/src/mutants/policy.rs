@@ -48,6 +48,8 @@ pub(crate) struct Orders {
     pub(crate) folders: Vec<String>,
     /// Names of functions and methods that are fences: each call is removed.
     pub(crate) fences: Vec<String>,
+    /// Test programs of the models that loom runs, in this order; all there are.
+    pub(crate) loom_tests: Vec<String>,
     /// Integration tests of the core that miri runs, in this order.
     pub(crate) miri_tests: Vec<MiriTest>,
     /// Pieces of a function that are exchanged.

@@ -28,7 +28,7 @@ const BUILD_LIMIT: u64 = 900;
 /// A way to run tests.
 #[derive(Clone, Copy, Debug)]
 enum Stage<'a> {
-    Loom,
+    Loom(&'a str),
     Plain,
     Miri(&'a MiriTest),
 }
@@ -36,7 +36,7 @@ enum Stage<'a> {
 impl Stage<'_> {
     fn name(self) -> String {
         match self {
-            Self::Loom => "loom".to_owned(),
+            Self::Loom(test) => format!("loom {test}"),
             Self::Plain => "tests".to_owned(),
             Self::Miri(test) => format!("miri {} {}", test.test, test.filter).trim_end().to_owned(),
         }
@@ -45,7 +45,7 @@ impl Stage<'_> {
     /// Seconds that the tests may take: several times what they take on a busy machine.
     fn limit(self) -> u64 {
         match self {
-            Self::Loom | Self::Plain => 300,
+            Self::Loom(_) | Self::Plain => 300,
             Self::Miri(_) => 1800,
         }
     }
@@ -55,8 +55,8 @@ impl Stage<'_> {
         let mut command = Command::new("cargo");
         quiet_environment(&mut command);
         match self {
-            Self::Loom => {
-                command.args(["test", "--package", "prereg-models", "--profile", "mutants"]);
+            Self::Loom(test) => {
+                command.args(["test", "--package", "prereg-models", "--profile", "mutants", "--test", test]);
                 // Of its own, because the flag is part of every build result.
                 command
                     .env("RUSTFLAGS", "--cfg loom")
@@ -95,8 +95,6 @@ pub(crate) fn run(
     mutants: &[OrderMutant],
     deadline: Option<Instant>,
 ) -> Result<Vec<(MutantName, Verdict)>, Error> {
-    let mut stages = vec![Stage::Loom, Stage::Plain];
-    stages.extend(policy.orders.miri_tests.iter().map(Stage::Miri));
     let logs = cache.folder("orders")?;
     if mutants.is_empty() {
         return Ok(Vec::new());
@@ -104,10 +102,14 @@ pub(crate) fn run(
     let queue = Mutex::new(mutants.iter().enumerate().collect::<VecDeque<_>>());
     let results = Mutex::new(vec![Verdict::Untested; mutants.len()]);
     let workers: Vec<Result<(), Error>> = thread::scope(|scope| {
-        let run = |tree: &PathBuf| -> Result<(), Error> {
+        let work = |tree: &PathBuf| -> Result<(), Error> {
             let copy = tree.file_name().unwrap_or_default().to_string_lossy();
             let log = logs.join(format!("unchanged-{copy}.log"));
-            let unchanged = attempt(tree, &stages[..2], &log, deadline)?;
+            // Miri takes minutes: once is enough, and not where time is short.
+            let miri = deadline.is_none() && tree == &trees.folders[0];
+            let mut unchanged = stages(policy, "");
+            unchanged.retain(|stage| miri || !matches!(stage, Stage::Miri(_)));
+            let unchanged = attempt(tree, &unchanged, &log, deadline)?;
             if !matches!(unchanged, Verdict::Survived | Verdict::Untested) {
                 return Err(Error::Unchanged { verdict: unchanged, log });
             }
@@ -117,6 +119,7 @@ pub(crate) fn run(
                 let file = tree.join(&mutant.name.file);
                 let original = fs::read_to_string(&file).map_err(Error::file(&file))?;
                 fs::write(&file, mutant.apply(&original)).map_err(Error::file(&file))?;
+                let stages = stages(policy, &mutant.name.file);
                 let verdict = attempt(tree, &stages, &logs.join(format!("{index}.log")), deadline);
                 fs::write(&file, &original).map_err(Error::file(&file))?;
                 let verdict = verdict?;
@@ -124,12 +127,21 @@ pub(crate) fn run(
                 results.lock().unwrap_or_else(PoisonError::into_inner)[index] = verdict;
             }
         };
-        let workers: Vec<_> = trees.folders.iter().map(|tree| scope.spawn(move || run(tree))).collect();
+        let workers: Vec<_> = trees.folders.iter().map(|tree| scope.spawn(move || work(tree))).collect();
         workers.into_iter().map(|worker| worker.join().unwrap_or(Err(Error::Panicked))).collect()
     });
     workers.into_iter().collect::<Result<(), Error>>()?;
     let verdicts = results.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(mutants.iter().map(|mutant| mutant.name.clone()).zip(verdicts).collect())
+}
+
+/// The stages against a mutant of `file`, the cheapest first; of the models that of the same name comes first.
+fn stages<'a>(policy: &'a Policy, file: &str) -> Vec<Stage<'a>> {
+    let name = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+    let mut models: Vec<&String> = policy.orders.loom_tests.iter().collect();
+    models.sort_by_key(|&model| *model != name);
+    let loom = models.into_iter().map(|model| Stage::Loom(model));
+    loom.chain([Stage::Plain]).chain(policy.orders.miri_tests.iter().map(Stage::Miri)).collect()
 }
 
 /// What the stages, one after the other, say to the copy at `tree` as it stands.
@@ -180,6 +192,15 @@ fn failed_test(log: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_model_of_the_file_comes_first_and_miri_last() {
+        let policy = "scope = []\n[orders]\nfolders = []\nfences = []\nloom_tests = [\"door\", \"gate\", \"publish\"]\n\
+                      miri_tests = [{ test = \"stress\", seeds = 2 }]\n";
+        let policy = Policy::parse(policy).expect("right");
+        let names: Vec<String> = stages(&policy, "src/gate.rs").iter().map(|stage| stage.name()).collect();
+        assert_eq!(names, ["loom gate", "loom door", "loom publish", "tests", "miri stress"]);
+    }
 
     #[test]
     fn the_test_that_failed_is_named() {

@@ -72,7 +72,7 @@ impl Units {
             let skip = offset.saturating_sub(start);
             let ua = unit.mapping.ua().checked_add(skip)?;
             let left = unit.mapping.bytes().checked_sub(skip)?.min(end - start.max(offset));
-            (left > 0).then_some((unit, ua, left))
+            Some((unit, ua, left))
         })
     }
 }

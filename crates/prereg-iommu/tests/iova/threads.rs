@@ -17,6 +17,15 @@ impl Numbers {
     }
 }
 
+/// Stops the other threads when its own ends, by a panic too: a failure must not become a test without end.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// I/O pages that are fought over.
 const SPOTS: u64 = 4;
 
@@ -56,6 +65,7 @@ fn no_access_is_inside_when_its_unmap_is_over() {
         }
         let (world, inside, stop, waited) = (&world, &inside, &stop, &waited);
         scope.spawn(move || {
+            let _stops = Stops(stop);
             let mut numbers = Numbers(99);
             for round in 0..rounds {
                 let spot = numbers.below(SPOTS);
@@ -75,7 +85,6 @@ fn no_access_is_inside_when_its_unmap_is_over() {
                 assert_eq!(inside[page as usize].load(Ordering::SeqCst), 0);
                 assert_eq!(world.mapped(), 0, "the unit is given back before anybody is told");
             }
-            stop.store(true, Ordering::Relaxed);
         });
     });
     assert!(waited.load(Ordering::SeqCst) <= world.bell.rung() && world.bell.rung() <= rounds);
