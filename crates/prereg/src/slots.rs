@@ -11,10 +11,22 @@ use crate::slab::Slab;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::tables::Tables;
 
-/// Slots in a chunk. A model has few, so that it can fill them.
-pub(crate) const CHUNK: usize = if cfg!(loom) { 2 } else { 512 };
+/// Slots in a chunk. Models and the interpreter have few, so that they can fill them.
+pub(crate) const CHUNK: usize = if cfg!(loom) {
+    2
+} else if cfg!(miri) {
+    16
+} else {
+    512
+};
 /// Chunks in an array.
-const CHUNKS: usize = if cfg!(loom) { 4 } else { 512 };
+const CHUNKS: usize = if cfg!(loom) {
+    4
+} else if cfg!(miri) {
+    64
+} else {
+    512
+};
 /// Regions an address space can have at once.
 pub(crate) const MAX_SLOTS: usize = CHUNK * CHUNKS;
 

@@ -257,9 +257,11 @@ fn runs_that_meet_at_multiples_of_2_mib_stay_runs_and_others_do_not() {
 
 #[test]
 fn the_largest_page_agrees_with_its_definition_in_short_ranges() {
-    for pages in [1, 2, 3, 4, 6, 8, 16, 24] {
-        for first in [0x10_0000, 0x10_1000, 0x10_2000, 0x10_4000, 0x11_0000] {
-            for host in [0, 0x1000, 0x2000, 0x4000, 0x8000, 0x1_0000, 0x4_0000] {
+    // Arithmetic only, so the interpreter gets one of each.
+    let some = |all: &'static [u64]| if cfg!(miri) { &all[..1] } else { all };
+    for &pages in some(&[6, 1, 2, 3, 4, 8, 16, 24]) {
+        for &first in some(&[0x10_2000, 0x10_0000, 0x10_1000, 0x10_4000, 0x11_0000]) {
+            for &host in some(&[0x4000, 0, 0x1000, 0x2000, 0x8000, 0x1_0000, 0x4_0000]) {
                 agrees(first, Granule::K4, pages, |page| host + (page << 12));
                 agrees(first, Granule::K4, pages, |page| host + ((page + page / 4 * 4) << 12));
                 agrees(first, Granule::K4, pages, |page| host + ((page + page / 2) << 12));
