@@ -364,13 +364,14 @@ fn a_share_waits_for_the_registration_under_way() {
             for _ in 0..1000 {
                 std::thread::yield_now();
             }
-            assert!(!sharer.is_finished());
+            let early = sharer.is_finished();
             assert!(
                 space.share(UserAddr::new(A), (PAGES - 1) << 12).is_none(),
                 "another range is not waited for"
             );
             wait.0.send(()).unwrap();
             let registered = registrar.join().unwrap();
+            assert!(!early, "the share did not wait");
             let shared = sharer.join().unwrap().expect("the registration that was under way");
             assert_eq!(shared.range(), registered.range());
             registered.unregister().unwrap();

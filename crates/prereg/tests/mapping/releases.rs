@@ -42,14 +42,19 @@ fn a_translator_of_another_space_releases_a_drained_region_at_once() {
 
 #[test]
 fn no_translator_of_the_space_releases_a_drained_region() {
-    for holder in [Holder::default(), other(1)] {
+    for (holder, page_last) in [(Holder::default(), false), (Holder::default(), true), (other(1), true)] {
         let (host, space, memory) = world();
         let registration = space.register(&memory).unwrap();
         let (mut t, mut u) = (space.translator(), space.translator_for(holder));
         let (page, range) = (t.map(a(0), K4).unwrap(), t.map_range(a(0), 3 << 12).unwrap());
         drop(registration);
-        u.unmap(page);
-        t.unmap_range(range);
+        if page_last {
+            t.unmap_range(range);
+            u.unmap(page);
+        } else {
+            u.unmap(page);
+            t.unmap_range(range);
+        }
         assert_eq!(host.pinned_pages(), 16, "unmap makes no system call");
         space.reap();
         assert_eq!(host.pinned_pages(), 0);
@@ -79,8 +84,8 @@ fn a_drain_is_done_when_its_region_is_gone_whatever_came_after() {
 
 #[test]
 fn a_large_page_of_a_region_that_went_unseen_is_unregistered() {
-    let (host, space, memory) = world();
-    let _standing = space.register(&memory).unwrap();
+    let (host, space, _) = world();
+    let _standing = space.register(&host.memory(A + (16 << 12), 64 << 12)).unwrap();
     let scattered = host.range(FAR, 16 << 12);
     for page in 0..16 {
         host.memory(FAR + (page << 12), 1 << 12);
@@ -104,9 +109,10 @@ fn regions_that_come_and_go_in_the_index_are_freed_though_translators_are_idle()
         space.register(&host.memory(A + (48 << 12), 16 << 12)).unwrap(),
     );
     let (_idle, mut busy) = (space.translator_for(other(1)), space.translator());
+    let between = host.memory(A + (32 << 12), 16 << 12);
     for _ in 0..400 {
-        let registration = space.register(&host.range(A, 16 << 12)).unwrap();
-        let mapping = busy.map(a(5), K4).unwrap();
+        let registration = space.register(&between).unwrap();
+        let mapping = busy.map(a(37), K4).unwrap();
         busy.unmap(mapping);
         registration.unregister().unwrap();
     }
@@ -125,6 +131,7 @@ fn a_break_inside_a_large_page_counts_where_user_and_host_addresses_are_aligned_
     host.map_alias(at, at + (1 << 28), 0x1000);
     host.map_alias(at + 0x1000, at + (1 << 29) + 0x1000, 0xf000);
     let registration = space.register(&host.range(at, 0x1_0000)).unwrap();
+    assert_eq!(registration.largest_page(), K4);
     assert_eq!(registration.largest_page_in(UserAddr::new(at), 0x1_0000), Some(K4));
     assert_eq!(registration.largest_page_in(UserAddr::new(at + 0x8000), 0x8000), PageShift::new(15));
 }
