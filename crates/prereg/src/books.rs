@@ -344,14 +344,15 @@ mod tests {
     }
 
     fn region(id: u64, slot: u32) -> SharedRegion {
-        let range = UserRange::new(UserAddr::new(0x4000_0000 + (id << 12)), 0x1000, Granule::K4).unwrap();
+        let range =
+            UserRange::new(UserAddr::new(0x4000_0000 + (id << 12)), 0x1000, Granule::K4).expect("a page");
         let table = PageTable::device(range, HostAddr::new(0), Granule::K4);
-        Arc::new(Placed::new(&heap(), Region { id, slot, range, table, device: true }).unwrap())
+        Arc::new(Placed::new(&heap(), Region { id, slot, range, table, device: true }).expect("memory"))
     }
 
     fn house(books: &mut Books, container: u64) -> SharedHouse {
         let holder = Holder { container, ..Holder::default() };
-        books.house(&heap(), holder, || Weak::<Engine>::new()).unwrap()
+        books.house(&heap(), holder, || Weak::<Engine>::new()).expect("memory")
     }
 
     #[test]

@@ -208,7 +208,7 @@ mod tests {
 
     /// A region of device memory.
     fn device(first: u64, pages: u64) -> Region {
-        let range = UserRange::new(UserAddr::new(first), pages << 12, Granule::K4).unwrap();
+        let range = UserRange::new(UserAddr::new(first), pages << 12, Granule::K4).expect("whole pages");
         let table = crate::pages::PageTable::device(range, HostAddr::new(0), Granule::K4);
         Region { id: first, slot: 1, range, table, device: true }
     }

@@ -251,7 +251,9 @@ mod tests {
         let published: Published<Arc<i32>> = Published::new(Box::new(first.clone()));
         let (seat, mut retired) = (Seat::default(), Retired::default());
         // SAFETY: the seat is given to every reclaim below, and there is one thread.
-        assert_eq!(unsafe { &*published.refresh(&seat) }, &first);
+        let seen = unsafe { published.refresh(&seat) };
+        // SAFETY: the seat names it.
+        assert_eq!(unsafe { &*seen }, &first);
         published.replace(Box::new(second.clone()), &mut retired);
         // SAFETY: the only seat.
         assert_eq!(unsafe { published.reclaim(&mut retired, [&seat].into_iter()) }, 1);

@@ -76,11 +76,11 @@ unsafe impl Barrier for Fences {
 fn register(engine: &Engine, page: u64) -> Claim {
     let backing = || Backing::Device(HostAddr::new(0x8000_0000));
     let ua = UserAddr::new(A + (page << 12));
-    engine.register(ua, 0x1000, Wish::ShareOrNew, Holder::default(), backing).unwrap()
+    engine.register(ua, 0x1000, Wish::ShareOrNew, Holder::default(), backing).expect("a free page")
 }
 
 fn map(t: &mut Translator, page: u64) -> crate::region::Mapping {
-    t.map(UserAddr::new(A + (page << 12)), PageShift::K4).unwrap()
+    t.map(UserAddr::new(A + (page << 12)), PageShift::K4).expect("a registered page")
 }
 
 /// How many regions drain, in the books and as shown outside the lock.

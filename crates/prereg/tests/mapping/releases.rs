@@ -89,7 +89,7 @@ fn a_large_page_of_a_region_that_went_unseen_is_unregistered() {
     let scattered = host.range(FAR, 16 << 12);
     for page in 0..16 {
         host.memory(FAR + (page << 12), 1 << 12);
-        host.memory(A + (100 + 2 * page << 12), 1 << 12);
+        host.memory(A + ((100 + 2 * page) << 12), 1 << 12);
     }
     let registration = space.register(&scattered).unwrap();
     let mut t = space.translator();
