@@ -333,3 +333,87 @@ impl Books {
         sums.into_iter().filter_map(positive).collect()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use alloc::sync::Weak;
+
+    use super::*;
+    use crate::addr::{Granule, HostAddr, UserAddr};
+    use crate::engine::Engine;
+    use crate::pages::PageTable;
+    use crate::region::Region;
+    use crate::tables::HeapTables;
+
+    fn heap() -> Tables {
+        Arc::new(HeapTables::new())
+    }
+
+    fn region(id: u64, slot: u32) -> SharedRegion {
+        let range =
+            UserRange::new(UserAddr::new(0x4000_0000 + (id << 12)), 0x1000, Granule::K4).expect("a page");
+        let table = PageTable::device(range, HostAddr::new(0), Granule::K4);
+        Arc::new(Placed::new(&heap(), Region { id, slot, range, table, device: true }).expect("memory"))
+    }
+
+    fn house(books: &mut Books, container: u64) -> SharedHouse {
+        let holder = Holder { container, ..Holder::default() };
+        books.house(&heap(), holder, || Weak::<Engine>::new()).expect("memory")
+    }
+
+    #[test]
+    fn slots_are_handed_out_again_and_counts_doubled_before_they_run_out() {
+        let mut books = Books::default();
+        assert_eq!((books.take_slot(), books.take_slot()), (Some(1), Some(2)));
+        books.give_slot(1);
+        assert_eq!((books.take_slot(), books.take_slot()), (Some(1), Some(3)));
+        while books.slots() < FIRST_CAPACITY {
+            assert!(books.take_slot().is_some());
+        }
+        assert_eq!((books.capacity, books.unpublished), (FIRST_CAPACITY, false));
+        assert_eq!(books.take_slot(), Some(FIRST_CAPACITY as u32));
+        assert_eq!((books.capacity, books.unpublished), (2 * FIRST_CAPACITY, true));
+    }
+
+    #[test]
+    fn graves_are_counted_by_when_their_regions_came_and_went() {
+        let mut books = Books { generation: 5, ..Books::default() };
+        books.bury(region(1, 1), 3);
+        books.bury(region(2, 2), 5);
+        assert_eq!(books.fresh_graves(), 2);
+        books.generation = 6;
+        assert_eq!(books.fresh_graves(), 0);
+        books.bury(region(3, 3), 6);
+        assert_eq!(books.fresh_graves(), 1);
+        assert_eq!([3, 4, 5, 6, 7].map(|born| books.graves_since(born)), [3, 2, 2, 1, 0]);
+    }
+
+    #[test]
+    fn what_the_current_snapshot_names_is_kept_while_a_translator_may_look_at_it() {
+        for (unpublished, translator) in [(true, true), (false, true), (false, false), (true, false)] {
+            let mut books = Books { generation: 1, unpublished, ..Books::default() };
+            if translator {
+                let house = house(&mut books, 1);
+                books.stations.push(Arc::new(Station::new(&heap(), house, 4).unwrap()));
+            }
+            books.bury(region(1, 9), 1);
+            books.sweep();
+            assert_eq!(books.unreclaimed(), usize::from(!unpublished || translator));
+        }
+    }
+
+    #[test]
+    fn houses_go_when_their_holders_are_gone_and_hold_nothing() {
+        let mut books = Books::default();
+        let slot = books.take_slot().unwrap();
+        drop(house(&mut books, 1));
+        house(&mut books, 2).add(slot, 1);
+        let third = house(&mut books, 3);
+        let left = |books: &Books| books.houses.keys().map(|holder| holder.container).collect::<Vec<_>>();
+        assert_eq!(left(&books), [2, 3]);
+        house(&mut books, 2).add(slot, -1);
+        drop(house(&mut books, 4));
+        assert_eq!(left(&books), [3, 4]);
+        assert!(Arc::ptr_eq(&third, &house(&mut books, 3)));
+    }
+}

@@ -204,6 +204,36 @@ mod tests {
     use crate::pages::PageList;
     use crate::tables::HeapTables;
 
+    /// A region of device memory.
+    fn device(first: u64, pages: u64) -> Region {
+        let range = UserRange::new(UserAddr::new(first), pages << 12, Granule::K4).expect("whole pages");
+        let table = crate::pages::PageTable::device(range, HostAddr::new(0), Granule::K4);
+        Region { id: first, slot: 1, range, table, device: true }
+    }
+
+    #[test]
+    fn the_near_regions_with_the_most_pages_are_covered() {
+        let near = [device(0x1000_0000, 3), device(0x1000_9000, 2)];
+        let far = |pages| device(0x1000_afff + CLUSTER_GAP + 1, pages);
+        let group = |regions: &[&Region]| Plan::cluster(regions.iter().copied(), 12).unwrap();
+        assert_eq!(group(&[&near[0], &near[1]]), (0x1000_0000, 0x1000_afff, 5, 2));
+        let apart = far(5);
+        assert_eq!(group(&[&near[0], &near[1], &apart]), (0x1000_0000, 0x1000_afff, 5, 2), "as many");
+        let apart = far(6);
+        let (first, last) = (apart.range.first().raw(), apart.range.last().raw());
+        assert_eq!(group(&[&near[0], &near[1], &apart]), (first, last, 6, 1));
+        let touching = device(0x1000_a000 + CLUSTER_GAP, 1);
+        assert_eq!(group(&[&near[0], &near[1], &touching]).2, 6, "near enough");
+    }
+
+    #[test]
+    fn there_are_as_many_cells_as_planned() {
+        let memory: Tables = alloc::sync::Arc::new(HeapTables::new());
+        let plan = Plan { base: 0x4000_0000, shift: 12, count: 8 };
+        assert_eq!(Cells::new(&memory, Some(plan), 1).unwrap().len(), 8);
+        assert_eq!(Cells::new(&memory, None, 1).unwrap().len(), 0);
+    }
+
     #[test]
     fn a_region_whose_last_page_does_not_fit_a_cell_is_in_no_cell() {
         let memory: Tables = alloc::sync::Arc::new(HeapTables::new());

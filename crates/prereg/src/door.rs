@@ -222,3 +222,40 @@ impl Door {
         matches!(self.state.load(Ordering::Relaxed), OPEN | CLOSING)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_of_two_halves_closes_only_an_empty_door() {
+        let door = Door::new();
+        door.open();
+        door.announce();
+        assert_eq!(door.decide(2), Err(2));
+        assert!(door.is_open());
+        door.announce();
+        assert_eq!(door.decide(0), Ok(()));
+        assert!(door.is_closed());
+    }
+
+    #[test]
+    fn a_close_that_was_entered_is_refused_even_if_the_sum_missed_it() {
+        let (door, count) = (Door::new(), AtomicI64::new(0));
+        door.open();
+        door.announce();
+        assert_eq!(door.enter(&count, FenceMode::Full), Entered::In);
+        assert_eq!(door.decide(0), Err(1));
+        assert!(door.is_open());
+    }
+
+    #[test]
+    fn a_drain_ends_with_the_door_closed() {
+        let door = Door::new();
+        door.open();
+        door.drain();
+        assert!(!door.is_open() && !door.is_closed());
+        door.close();
+        assert!(door.is_closed());
+    }
+}

@@ -80,3 +80,49 @@ impl Drop for Doors {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use alloc::sync::Arc;
+    use core::ops::Range;
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::tables::{HeapTables, TableMemory, TableMemoryState};
+
+    /// The heap's memory; remembers which parts were made present.
+    #[derive(Default)]
+    struct Parts(HeapTables, Mutex<Vec<Range<usize>>>);
+
+    // SAFETY: the heap's promises; `reserve` is the trait's own.
+    unsafe impl TableMemory for Parts {
+        fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
+            self.0.allocate(layout)
+        }
+
+        unsafe fn commit(&self, _at: NonNull<u8>, _layout: Layout, part: Range<usize>) -> bool {
+            self.1.lock().expect("one thread").push(part);
+            true
+        }
+
+        unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
+            // SAFETY: the caller's promise.
+            unsafe { self.0.release(at, layout) };
+        }
+
+        fn state(&self) -> TableMemoryState {
+            self.0.state()
+        }
+    }
+
+    #[test]
+    fn doors_become_present_once_each_and_in_order() {
+        let parts = Arc::new(Parts::default());
+        let memory: Tables = parts.clone();
+        let doors = Doors::new(&memory, 1000, 1).unwrap();
+        for count in [1, 2, 2, 300, 5, 1000] {
+            assert!(doors.make_present(count));
+        }
+        assert_eq!(*parts.1.lock().unwrap(), [0..1, 1..2, 2..300, 300..1000]);
+    }
+}

@@ -137,3 +137,6 @@ impl Engine {
         self.draining.store(books.draining, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

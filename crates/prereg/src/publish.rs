@@ -236,3 +236,36 @@ impl<T, O: Owner<T>> fmt::Debug for Retired<T, O> {
         f.debug_struct("Retired").field("values", &self.values.len()).finish()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use alloc::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_value_lives_until_no_seat_names_it() {
+        let [first, second, third] = [1, 2, 3].map(Arc::new);
+        let lives = |value: &Arc<i32>| Arc::strong_count(value) > 1;
+        let published: Published<Arc<i32>> = Published::new(Box::new(first.clone()));
+        let (seat, mut retired) = (Seat::default(), Retired::default());
+        // SAFETY: the seat is given to every reclaim below, and there is one thread.
+        let seen = unsafe { published.refresh(&seat) };
+        // SAFETY: the seat names it.
+        assert_eq!(unsafe { &*seen }, &first);
+        published.replace(Box::new(second.clone()), &mut retired);
+        // SAFETY: the only seat.
+        assert_eq!(unsafe { published.reclaim(&mut retired, [&seat].into_iter()) }, 1);
+        assert!(lives(&first));
+        assert_eq!(retired.iter().collect::<Vec<_>>(), [&first]);
+        seat.leave();
+        // SAFETY: as above.
+        assert_eq!(unsafe { published.reclaim(&mut retired, [&seat].into_iter()) }, 0);
+        assert!(!lives(&first));
+        published.replace(Box::new(third.clone()), &mut retired);
+        drop(retired);
+        assert!(!lives(&second) && lives(&third));
+        drop(published);
+        assert!(!lives(&third));
+    }
+}

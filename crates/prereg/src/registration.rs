@@ -78,7 +78,7 @@ impl Registration {
             return None;
         }
         let region = self.engine.claim_region(self.claim)?;
-        let mut bits = ua.raw() | bytes;
+        let mut bits = bytes;
         let mut at = 0;
         while at < bytes {
             let here = ua.checked_add(at)?;

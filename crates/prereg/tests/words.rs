@@ -134,3 +134,14 @@ fn a_gate_says_whether_it_is_closed() {
     gate.try_close().unwrap();
     assert!(gate.is_closed());
 }
+
+#[test]
+fn tables_are_locked_when_all_that_is_held_is() {
+    let state = |held, locked| {
+        let mut state = prereg::TableMemoryState::default();
+        (state.held, state.locked) = (held, locked);
+        state
+    };
+    assert!(state(0x2000, 0x2000).is_locked());
+    assert!(!state(0x2000, 0x1000).is_locked() && !state(0x2000, 0).is_locked());
+}

@@ -377,7 +377,7 @@ fn a_table_says_how_many_bytes_it_takes() {
 #[test]
 fn no_run_goes_past_the_last_page() {
     // The last 32-bit page number and the first; the last host page and the first.
-    let narrow = [0xffff_fffe_000u64, 0xffff_ffff_000, 0, 0x1000];
+    let narrow = [0x0fff_ffff_e000_u64, 0x0fff_ffff_f000, 0, 0x1000];
     let wide = [u64::MAX - 0x1fff, u64::MAX - 0xfff, 0, 0x1000];
     for hosts in [narrow, wide] {
         // Enough single pages after these four to make one number a page of them.

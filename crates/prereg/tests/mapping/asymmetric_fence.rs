@@ -22,6 +22,8 @@ mod list;
 mod mixed;
 #[path = "ports.rs"]
 mod ports;
+#[path = "releases.rs"]
+mod releases;
 #[path = "retained.rs"]
 mod retained;
 #[path = "scenarios/mod.rs"]

@@ -39,7 +39,7 @@ fn debug_output_names_what_a_caller_needs() {
     }
     assert!(format!("{mapping:?}").starts_with("Mapping { ua: ua:0x7f0000000005, host: hpa:0x"));
     assert!(format!("{space:?}").contains("backend: \"sim\""));
-    assert!(format!("{:?}", super::builder(host.clone())).contains("sim"));
+    assert!(format!("{:?}", super::builder(host)).contains("sim"));
     t.unmap(mapping);
     t.unmap_range(range);
     let draining = registration.drain();

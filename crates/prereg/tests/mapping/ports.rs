@@ -339,3 +339,44 @@ fn a_port_that_blocks_holds_up_its_own_range_only() {
         assert_usable(&host, &space);
     }
 }
+
+#[test]
+fn a_share_waits_for_the_registration_under_way() {
+    for call in [Call::Charge, Call::Pin] {
+        let host = Contrary::new();
+        let space = host.space();
+        let (entered, wait) = (mpsc::channel(), mpsc::channel::<()>());
+        host.next(call, move |_| {
+            entered.0.send(()).unwrap();
+            wait.1.recv().unwrap();
+        });
+        std::thread::scope(|scope| {
+            let registrar = scope.spawn(|| space.register(&host.range(0, PAGES)).unwrap());
+            entered.1.recv().unwrap();
+            let (asking, asked) = mpsc::channel();
+            let space = &space;
+            let sharer = scope.spawn(move || {
+                asking.send(()).unwrap();
+                space.share(UserAddr::new(A), PAGES << 12)
+            });
+            asked.recv().unwrap();
+            // The sharer may ask early or late: the answer is the same.
+            for _ in 0..1000 {
+                std::thread::yield_now();
+            }
+            let early = sharer.is_finished();
+            assert!(
+                space.share(UserAddr::new(A), (PAGES - 1) << 12).is_none(),
+                "another range is not waited for"
+            );
+            wait.0.send(()).unwrap();
+            let registered = registrar.join().unwrap();
+            assert!(!early, "the share did not wait");
+            let shared = sharer.join().unwrap().expect("the registration that was under way");
+            assert_eq!(shared.range(), registered.range());
+            registered.unregister().unwrap();
+            shared.unregister().unwrap();
+        });
+        assert_usable(&host, &space);
+    }
+}

@@ -5,7 +5,7 @@ use std::alloc::Layout;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Errno, Granule, HeapTables, Holder, HolderKind, PageShift, SpaceState,
@@ -22,6 +22,8 @@ struct Scarce {
     /// Calls until one fails; 0: none does.
     left: AtomicU64,
     failed: AtomicU64,
+    /// Nothing is left at all.
+    exhausted: AtomicBool,
 }
 
 impl Scarce {
@@ -36,7 +38,7 @@ impl Scarce {
         if left == 1 {
             self.failed.store(1, Ordering::SeqCst);
         }
-        left != 1
+        left != 1 && !self.exhausted.load(Ordering::SeqCst)
     }
 
     fn has_failed(&self) -> bool {
@@ -191,4 +193,26 @@ fn what_tables_take_is_seen_and_comes_back() {
     space.reap();
     let left = space.snapshot().tables.used - empty.used;
     assert!(left < taken - (1 << 22) / 4096 * 4, "the page numbers of 4 MiB came back: {left} of {taken}");
+}
+
+#[test]
+fn a_region_that_went_while_memory_was_out_is_not_found_in_another_ones_slot() {
+    let (host, tables, space) = world();
+    let (far, farther) = (0x5500_0000_0000, 0x5600_0000_0000);
+    let _standing = [0, 64].map(|page| space.register(&host.memory(A + (page << 12), 32 << 12)).unwrap());
+    let mut t = space.translator();
+    let [one, two] = [far, farther].map(|ua| space.register(&host.memory(ua, 1 << 12)).unwrap());
+    drop(t.map(UserAddr::new(far), PageShift::K4).unwrap());
+    tables.exhausted.store(true, Ordering::SeqCst);
+    one.unregister().unwrap();
+    tables.exhausted.store(false, Ordering::SeqCst);
+    two.unregister().unwrap();
+    t.refresh();
+    drop(space.translator());
+    // Between the standing regions, so the index has room for these; one of them has the slot of the region at `far`.
+    let _next = [32, 48].map(|page| space.register(&host.memory(A + (page << 12), 16 << 12)).unwrap());
+    for ua in [far, farther] {
+        let error = t.map(UserAddr::new(ua), PageShift::K4).unwrap_err();
+        assert_eq!(error.errno(), Errno::EFAULT, "{error}");
+    }
 }
