@@ -138,3 +138,53 @@ fn finding_a_draining_door_shows_what_was_noted_before() {
         holder.join().unwrap();
     });
 }
+
+#[test]
+fn entering_a_door_that_is_closing_sees_what_was_made_before_it_was_opened() {
+    explore_to(3, || {
+        let slot = Slot::new();
+        let reader = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                // May look while the door is CLOSED still, and find it CLOSING at the second look.
+                if slot.enter(0) {
+                    slot.use_memory();
+                    Door::leave(&slot.counts[0]);
+                }
+            })
+        };
+        // SAFETY: no thread has entered yet.
+        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.door.open();
+        if slot.door.try_close(|| fence(Ordering::SeqCst), || slot.sum()).is_ok() {
+            slot.release();
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn taking_a_unit_back_orders_the_uses_before_it() {
+    explore_to(3, || {
+        let slot = Slot::open();
+        assert!(slot.enter(0));
+        let reader = {
+            let slot = slot.clone();
+            thread::spawn(move || {
+                slot.use_memory();
+                Door::leave(&slot.counts[0]);
+                // Without a fence, as in asymmetric mode, where the processor may reorder: a fence would order the use too.
+                slot.counts[0].store(1, Ordering::Relaxed);
+                if slot.door.enter_closing(&slot.counts[0]) == Entered::In {
+                    Door::leave(&slot.counts[0]);
+                }
+            })
+        };
+        slot.door.drain();
+        fence(Ordering::SeqCst);
+        if slot.sum() == 0 {
+            slot.release();
+        }
+        reader.join().unwrap();
+    });
+}

@@ -117,9 +117,10 @@ impl Door {
     #[cold]
     #[inline(never)]
     pub fn enter_closing(&self, count: &AtomicI64) -> Entered {
-        // AcqRel: the partner is the closer's exchange in `try_close`; see the head of this file. Finding OPEN is as good: a
-        // close that begins after this load has its heavy fence after our count.
-        match self.state.compare_exchange(CLOSING, OPEN, Ordering::AcqRel, Ordering::Acquire) {
+        // The partner is the closer's exchange in `decide`; see the head of this file. Finding OPEN is as good: a close that
+        // begins after this load has its heavy fence after our count. Acquire, both, as in `enter_open`. Not Release: a thread
+        // that finds this OPEN acquires from the store of `announce`, whose release sequence the exchange continues.
+        match self.state.compare_exchange(CLOSING, OPEN, Ordering::Acquire, Ordering::Acquire) {
             Ok(_) | Err(OPEN) => Entered::In,
             Err(_) => {
                 // Release as in `leave`.
@@ -171,8 +172,9 @@ impl Door {
     /// The first half of a close, for a closer of many doors: says that one is being decided. The caller then passes the
     /// heavy fence, once for all of them, and calls [`decide`](Self::decide).
     pub fn announce(&self) {
-        // Release pairs with the Acquire of the exchange in `enter_closing`: a thread that enters a door that is closing sees
-        // what was made before it was opened. Against the counts it is ordered by the heavy fence.
+        // Release pairs with the Acquire in `enter_open` and of the exchange in `enter_closing`: a thread that enters a door
+        // that is closing, or was and is open again, sees what was made before it was opened. Against the counts it is ordered
+        // by the heavy fence.
         self.state.store(CLOSING, Ordering::Release);
     }
 
@@ -182,9 +184,9 @@ impl Door {
     /// How many are inside, at least 1; the door is open as before.
     pub fn decide(&self, inside: i64) -> Result<(), u64> {
         let verdict = if inside == 0 { CLOSED } else { OPEN };
-        // Release, as in `open`: the verdict may be that the door is open again. What was done inside was acquired with the
-        // counts.
-        match self.state.compare_exchange(CLOSING, verdict, Ordering::Release, Ordering::Relaxed) {
+        // Relaxed: a thread that finds the door open again acquires from the store of `announce`, whose release sequence this
+        // exchange continues. What was done inside was acquired with the counts.
+        match self.state.compare_exchange(CLOSING, verdict, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) if verdict == CLOSED => Ok(()),
             _ => Err(inside.unsigned_abs().max(1)),
         }

@@ -48,8 +48,8 @@ impl<T> Chunks<T> {
             // Relaxed: written under the lock we hold.
             if chunk.load(Ordering::Relaxed).is_null() {
                 let Some(made) = Slab::new(self.chunks.memory(), CHUNK, &make) else { return false };
-                // Release pairs with the Acquire in `get`: readers see the chunk as it was made.
-                chunk.store(made.into_raw(), Ordering::Release);
+                // Relaxed: see `get`.
+                chunk.store(made.into_raw(), Ordering::Relaxed);
             }
         }
         true
@@ -59,8 +59,9 @@ impl<T> Chunks<T> {
     #[inline]
     pub(crate) fn get(&self, slot: u32) -> Option<&T> {
         let slot = slot as usize;
-        // Acquire pairs with the Release in `grow`.
-        let chunk = self.chunks.get(slot / CHUNK)?.load(Ordering::Acquire);
+        // Relaxed: a reader has the number of a slot from a cell, a snapshot or a unit, and acquired what it has it from; that
+        // was released after the chunk was made. A writer holds the lock under which chunks are added.
+        let chunk = self.chunks.get(slot / CHUNK)?.load(Ordering::Relaxed);
         if chunk.is_null() {
             return None;
         }

@@ -101,8 +101,10 @@ impl House {
     /// Adds `change`.
     pub(crate) fn add(&self, slot: u32, change: i64) {
         if let Some(count) = self.count(slot) {
-            // Release, as every change of a count.
-            count.fetch_add(change, Ordering::Release);
+            // Relaxed: counts that a closed station leaves are moved under the writers' lock, as they are summed; a unit that
+            // is handed over is added before its own thread's `leave`, whose Release orders the two. What others released
+            // before is still acquired by the sum: an exchange continues the release sequence of the store it follows.
+            count.fetch_add(change, Ordering::Relaxed);
         }
     }
 
