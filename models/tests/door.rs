@@ -43,6 +43,12 @@ impl Slot {
         self.counts.iter().map(|count| count.load(Ordering::Acquire)).sum()
     }
 
+    /// Before the door is opened for the first time.
+    fn make_memory(&self) {
+        // SAFETY: no thread has entered yet.
+        self.memory.with_mut(|memory| unsafe { *memory = 1 });
+    }
+
     fn use_memory(&self) {
         // SAFETY: inside.
         let seen = self.memory.with(|memory| unsafe { *memory });
@@ -68,8 +74,7 @@ fn entering_sees_what_was_made_before_the_door_was_opened() {
                 }
             })
         };
-        // SAFETY: no thread has entered yet.
-        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.make_memory();
         slot.door.open();
         reader.join().unwrap();
     });
@@ -88,8 +93,7 @@ fn a_refused_close_opens_the_door_as_it_was_opened_before() {
                 }
             })
         };
-        // SAFETY: no thread has entered yet.
-        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.make_memory();
         slot.door.open();
         slot.door.announce();
         assert_eq!(slot.door.decide(1), Err(1));
@@ -153,8 +157,7 @@ fn entering_a_door_that_is_closing_sees_what_was_made_before_it_was_opened() {
                 }
             })
         };
-        // SAFETY: no thread has entered yet.
-        slot.memory.with_mut(|memory| unsafe { *memory = 1 });
+        slot.make_memory();
         slot.door.open();
         if slot.door.try_close(|| fence(Ordering::SeqCst), || slot.sum()).is_ok() {
             slot.release();
