@@ -70,7 +70,8 @@ fn check_answers_as_map_would_and_counts_nothing() {
     let near = space.register(&host.map(A, 1 << 21, MapSpec::huge(PageShift::M2))).unwrap();
     let far = space.register(&host.memory(FAR, 2 << 12)).unwrap();
     let mut t = space.translator();
-    let later = space.register(&host.memory(A + (1 << 30), 4096 << 12)).unwrap();
+    let later =
+        space.register(&host.memory(A + (1 << 30), if cfg!(miri) { 64 } else { 4096 } << 12)).unwrap();
     for (ua, shift) in [
         (A, K4),
         (A + 0x1234, PageShift::M2),
@@ -102,23 +103,25 @@ fn check_answers_as_map_would_and_counts_nothing() {
 #[test]
 fn the_runs_of_a_range_are_its_pages() {
     let (host, space) = world();
-    let scattered = host.memory(A, 300 << 12);
+    // The interpreter gets a tenth.
+    let (many, paired, step) = if cfg!(miri) { (30, 20, 0x4_0000) } else { (300, 200, 0x1000) };
+    let scattered = host.memory(A, many << 12);
     let huge = host.map(FAR, 4 << 20, MapSpec::huge(PageShift::M2));
     // Pages that lie side by side in pairs.
     let pairs = A + (1 << 30);
-    for page in 0..200 {
+    for page in 0..paired {
         host.map_alias(pairs + page * 0x2000, FAR + page * 0x4000, 0x2000);
     }
     let _regions = [
         space.register(&scattered).unwrap(),
         space.register(&huge).unwrap(),
-        space.register(&host.range(pairs, 400 << 12)).unwrap(),
+        space.register(&host.range(pairs, paired << 13)).unwrap(),
         space
             .register_device(UserAddr::new(A + (2 << 30)), 8 << 12, prereg::HostAddr::new(0x9_0000))
             .unwrap(),
     ];
     let mut t = space.translator();
-    for (first, pages) in [(A, 300), (FAR, 1024), (pairs, 400), (A + (2 << 30), 8)] {
+    for (first, pages) in [(A, many), (FAR, 1024), (pairs, paired * 2), (A + (2 << 30), 8)] {
         let whole = t.map_range(UserAddr::new(first), pages << 12).unwrap();
         for (offset, bytes) in
             [(0, pages << 12), (5, 1), (0xfff, 2), (0x1fff, 0x2002), (0x800, (pages - 1) << 12)]
@@ -129,7 +132,7 @@ fn the_runs_of_a_range_are_its_pages() {
             let mut at = first + offset;
             for run in &runs {
                 // Every page of the run is where the next one is expected; the run after it begins elsewhere.
-                for inside in (0..run.bytes).step_by(0x1000).chain([run.bytes - 1]) {
+                for inside in (0..run.bytes).step_by(step).chain([run.bytes - 1]) {
                     let expected = if first == A + (2 << 30) {
                         Some(prereg::HostAddr::new(0x9_0000 + (at - first) + inside))
                     } else {
