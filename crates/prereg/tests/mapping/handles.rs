@@ -70,8 +70,8 @@ fn check_answers_as_map_would_and_counts_nothing() {
     let near = space.register(&host.map(A, 1 << 21, MapSpec::huge(PageShift::M2))).unwrap();
     let far = space.register(&host.memory(FAR, 2 << 12)).unwrap();
     let mut t = space.translator();
-    let later =
-        space.register(&host.memory(A + (1 << 30), if cfg!(miri) { 64 } else { 4096 } << 12)).unwrap();
+    let pages = if cfg!(miri) { 64 } else { 4096 };
+    let later = space.register(&host.memory(A + (1 << 30), pages << 12)).unwrap();
     for (ua, shift) in [
         (A, K4),
         (A + 0x1234, PageShift::M2),

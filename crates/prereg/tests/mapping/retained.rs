@@ -39,7 +39,7 @@ fn churn(host: &SimHost, space: &AddressSpace, t: &mut Translator, ua: u64, roun
 fn idle_translators_keep_a_bounded_number_of_regions() {
     let (host, space) = world();
     let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
-    let (idlers, rounds) = if cfg!(miri) { (2, 150) } else { (8, 2000) };
+    let (idlers, rounds) = if cfg!(miri) { (1, 70) } else { (8, 2000) };
     let mut busy = space.translator();
     let mut idlers: Vec<Translator> = (0..idlers)
         .map(|container| {
