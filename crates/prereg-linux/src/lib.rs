@@ -21,7 +21,7 @@
 //! # Ok::<(), prereg_linux::MemoryError>(())
 //! ```
 //!
-//! Who builds on whom, lowest first: `sys` (system calls), `mapping` (one `mmap`) and `racing` (accesses to what others change); `pagemap`, `maps`, `status` (what
+//! Modules, lowest first: `sys` (system calls), `mapping` (one `mmap`) and `racing` (accesses to what others change); `pagemap`, `maps`, `status` (what
 //! `/proc` says); `account`, `barrier`, `memory`, `fault_in`, `audit`; `slots`, `ring`, `limit`, `frames`, `clones`; the back ends `uring` (with `options` below it and `builder`
 //! above), `mlock`, `fixed`, `vfio` and `iommufd` above it; `io_ring` (I/O on what `uring` pinned), `host` and `measure` on top. Unsafe code
 //! is in `sys`, `mapping`, `racing`, `io_ring`, `vfio`'s `sys` and `bar`, one corner of `memory` and one of `fault_in`.

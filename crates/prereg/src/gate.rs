@@ -169,7 +169,7 @@ impl Gate {
     /// [`Inside`] with the count; the gate stays open. A gate that is closed already reports who is left, perhaps 0.
     pub fn try_close(&self) -> Result<(), Inside> {
         // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Not Release: the
-        // step leads to closed(0), which nobody leaves, and a reader that finds the gate closed is told no more than that.
+        // step leads to closed(0), which is final, and a reader that finds the gate closed is told no more than that.
         // Failure is Relaxed: nothing follows from it.
         match self.word.compare_exchange(0, CLOSED, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),

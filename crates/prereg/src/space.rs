@@ -16,7 +16,7 @@ use crate::translator::Translator;
 
 /// The owner of a set of regions.
 ///
-/// Shared between threads by reference or `Arc`. Dropping it releases every registration, whoever holds it: unmapped regions
+/// Shared between threads by reference or `Arc`. Dropping it releases every registration, also those held elsewhere: unmapped regions
 /// are unpinned immediately, others when their last mapping is dropped.
 pub struct AddressSpace {
     engine: Arc<Engine>,

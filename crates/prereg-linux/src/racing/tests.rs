@@ -184,7 +184,7 @@ fn aligned_words_of_a_copy_are_old_or_new() {
     whole_words::<Atomics>();
 }
 
-/// Who sees a number sees what was copied before it was stored.
+/// A thread that loads the number also sees what was copied before it was stored.
 #[test]
 fn a_stored_number_publishes_what_was_copied_before() {
     const ROUNDS: u64 = if cfg!(miri) { 2 } else { 20_000 };

@@ -1,4 +1,4 @@
-//! What an address space keeps inside: how many regions drain, which fences and tables it uses, what the inlined path serves.
+//! Internal state of an address space: how many regions drain, which fences and tables it uses, what the inlined path serves.
 
 #![expect(unsafe_code, reason = "a host and a barrier are promises of their implementers")]
 
@@ -18,7 +18,7 @@ use crate::translator::Translator;
 
 const A: u64 = 0x4000_0000;
 
-/// A host for device memory, which nobody pins.
+/// A host for device memory, which is not pinned.
 #[derive(Default)]
 struct Host {
     barrier: Option<Arc<Fences>>,
