@@ -25,8 +25,9 @@ const SOURCES: [&str; 15] = [
     "lib",
 ];
 
+/// The folder of the package, in which cargo runs its tests. Not known at compile time: a cached build may come from another checkout.
 fn package() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    std::env::current_dir().unwrap()
 }
 
 fn config() -> Config {

@@ -12,7 +12,7 @@ use prereg_cli::conform::scenario::ScenarioFile;
 use prereg_cli::conform::transcript::Transcript;
 
 fn conformance(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../conformance").join(path)
+    Path::new("../../conformance").join(path)
 }
 
 fn read(path: &str) -> String {

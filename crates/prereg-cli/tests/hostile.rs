@@ -1,7 +1,5 @@
 //! Damaged and hostile traces: whatever a file says, the reader refuses it or the replay ends with nothing held.
 
-use std::path::PathBuf;
-
 use prereg_cli::interrupt::Interrupt;
 use prereg_cli::pins::PinChoice;
 use prereg_cli::progress::Progress;
@@ -69,8 +67,7 @@ fn damage(lines: &[&str], dice: &mut Dice) -> String {
 }
 
 fn errors() -> String {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../conformance/traces/errors.tce"].iter().collect();
-    std::fs::read_to_string(path).expect("the bundled trace is there")
+    std::fs::read_to_string("../../conformance/traces/errors.tce").expect("the bundled trace is there")
 }
 
 #[test]

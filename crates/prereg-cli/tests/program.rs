@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -16,8 +16,7 @@ fn run(arguments: &[&str]) -> Output {
 }
 
 fn bundled(name: &str) -> String {
-    let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../conformance/traces", name].iter().collect();
-    path.display().to_string()
+    format!("../../conformance/traces/{name}")
 }
 
 fn text(bytes: &[u8]) -> &str {

@@ -1,13 +1,11 @@
 //! Recorded sessions, line by line: see `tests/sessions/README.md`.
 
-use std::path::Path;
-
 use prereg::{Access, Iova};
 use prereg_vfio_user::wire::{Command, Header, MapMemory, RegionAccess, RegionInfo, UnmapMemory, Version};
 
 /// The text of a session.
 pub(crate) fn log(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/sessions/{name}.log.zst"));
+    let path = format!("tests/sessions/{name}.log.zst");
     let log = zstd::decode_all(std::fs::File::open(path).unwrap()).unwrap();
     String::from_utf8(log).unwrap()
 }

@@ -130,15 +130,18 @@ fn a_sink_that_is_exchanged_fails_the_registration() {
     let standing = space.register(&host.range(100, 1)).unwrap();
     for pages in [1, PAGES, PAGES + 1] {
         let range = UserRange::new(UserAddr::new(A), pages << 12, Granule::K4).unwrap();
-        // A list of the back end's own, shorter or longer than the range. It lives as long as any sink.
-        let other: &'static mut PageList = Box::leak(Box::new(PageList::new(range, Granule::K4)));
-        let other = other.sink();
+        // A list of the back end's own, shorter or longer than the range.
+        let list = Box::into_raw(Box::new(PageList::new(range, Granule::K4)));
+        // SAFETY: the list is freed below, after the registration that uses it returned.
+        let other = unsafe { &mut *list }.sink();
         host.next(Call::Pin, move |sink| {
             let mut other = other;
             std::mem::swap(sink, &mut other);
         });
         let error = space.register(&host.range(0, PAGES)).unwrap_err();
         assert_eq!(error.errno(), Errno::EFAULT, "{error}");
+        // SAFETY: made by `Box::into_raw` above; the sinks of it are gone with the call.
+        drop(unsafe { Box::from_raw(list) });
     }
     drop(standing);
     assert_usable(&host, &space);
