@@ -231,14 +231,13 @@ impl Translator {
     #[cold]
     #[inline(never)]
     fn take_counted(&mut self, ua: UserAddr, shift: PageShift, slot: usize) -> Taken {
-        if self.door(slot).enter_closing(self.count(slot)) == Entered::In {
-            let slot = slot as u32;
-            if let Some(region) = self.shown().region_in(slot) {
+        match self.shown().region_in(slot as u32) {
+            Some(region) if self.door(slot).enter_closing(self.count(slot)) == Entered::In => {
                 // SAFETY: the unit keeps it, and a cell of its own said that it holds the page.
-                return (unsafe { region.as_ref() }.table.host(ua).raw(), slot);
+                (unsafe { region.as_ref() }.table.host(ua).raw(), slot as u32)
             }
+            _ => self.take_slowly(ua, shift),
         }
-        self.take_slowly(ua, shift)
     }
 
     /// What `take` could not do: a region that is not in the cells, a large page, a newer snapshot, a host where every map

@@ -25,26 +25,29 @@ fn reaches(t: &mut Translator, host: &SimHost, ua: u64) {
     t.unmap(mapping);
 }
 
-/// Registers a page at `ua`, maps it, and unregisters it, `rounds` times.
+/// Registers 16 pages at `ua`, maps the first, and unregisters them, `rounds` times.
 fn churn(host: &SimHost, space: &AddressSpace, t: &mut Translator, ua: u64, rounds: u64) {
     for _ in 0..rounds {
-        let registration = space.register(&host.memory(ua, 1 << 12)).unwrap();
+        let registration = space.register(&host.memory(ua, 16 << 12)).unwrap();
         reaches(t, host, ua);
         registration.unregister().unwrap();
-        host.unmap(ua, 1 << 12);
+        host.unmap(ua, 16 << 12);
     }
 }
 
 #[test]
 fn idle_translators_keep_a_bounded_number_of_regions() {
     let (host, space) = world();
-    let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
+    // The index covers both and the gap between them, in entries of 16 pages.
+    let _below = space.register(&host.memory(A, 32 << 12)).unwrap();
+    let _above = space.register(&host.memory(A + (48 << 12), 16 << 12)).unwrap();
+    let gap = A + (32 << 12);
     let (idlers, rounds) = if cfg!(miri) { (1, 70) } else { (8, 2000) };
     let mut busy = space.translator();
     let mut idlers: Vec<Translator> = (0..idlers)
         .map(|container| {
             let t = space.translator_for(idle(container));
-            churn(&host, &space, &mut busy, A + (100 << 12), rounds);
+            churn(&host, &space, &mut busy, gap, rounds);
             churn(&host, &space, &mut busy, FAR, rounds / 10);
             t
         })

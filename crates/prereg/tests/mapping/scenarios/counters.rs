@@ -1,5 +1,7 @@
 //! Scenarios 1 to 13: the two counters.
 
+use std::sync::mpsc::sync_channel;
+
 use prereg::{Errno, Gate, MapError, Refusal, Unbalanced};
 
 use super::world::scenarios;
@@ -157,38 +159,56 @@ scenarios! {
         let rounds = if cfg!(miri) { 30 } else { 20_000 };
         let memory = w.mem(0, 16);
         let (mut map_won, mut put_won) = (0, 0);
-        for _ in 0..rounds {
-            let reg = w.space.register(&memory).unwrap();
-            let barrier = std::sync::Barrier::new(2);
-            let mut t = w.space.translator();
-            let (mapped, put) = std::thread::scope(|scope| {
-                let mapper = scope.spawn(|| {
-                    barrier.wait();
-                    t.map(w.at(5), w.shift())
-                });
-                barrier.wait();
-                let put = reg.unregister();
-                (mapper.join().unwrap(), put)
+        let (start, started) = sync_channel::<()>(0);
+        let (give, result) = sync_channel(1);
+        let (space, ua, shift) = (&w.space, w.at(5), w.shift());
+        std::thread::scope(|scope| {
+            // Moved, so that a failure in the other thread ends this one.
+            let start = start;
+            scope.spawn(move || {
+                let mut t = space.translator();
+                for round in 0.. {
+                    if started.recv().is_err() {
+                        return;
+                    }
+                    t.refresh();
+                    if started.recv().is_err() {
+                        return;
+                    }
+                    // Closing takes longer than mapping, so that without a delay mapping wins every time.
+                    for _ in 0..round * 7 % if cfg!(miri) { 8 } else { 4096 } {
+                        std::hint::spin_loop();
+                    }
+                    give.send(t.map(ua, shift)).unwrap();
+                }
             });
-            match (mapped, put) {
-                (Ok(mapping), Err(error)) => {
-                    map_won += 1;
-                    assert_eq!(error.errno(), Errno::EBUSY);
-                    assert_eq!(w.host.pin_count(w.at(5).raw()), 1);
-                    drop(mapping);
-                    error.into_inner().unregister().unwrap();
+            for _ in 0..rounds {
+                let reg = space.register(&memory).unwrap();
+                // Once for the snapshot that has the region, once for the race.
+                start.send(()).unwrap();
+                start.send(()).unwrap();
+                let put = reg.unregister();
+                match (result.recv().unwrap(), put) {
+                    (Ok(mapping), Err(error)) => {
+                        map_won += 1;
+                        assert_eq!(error.errno(), Errno::EBUSY);
+                        assert_eq!(w.host.pin_count(ua.raw()), 1);
+                        drop(mapping);
+                        error.into_inner().unregister().unwrap();
+                    }
+                    (Err(error), Ok(())) => {
+                        put_won += 1;
+                        // Met the closed door, or came so late that the lookup found nothing.
+                        assert!(
+                            matches!(error, MapError::Closing { .. } | MapError::Unregistered { .. }),
+                            "{error}"
+                        );
+                    }
+                    (Ok(mapping), Ok(())) => panic!("mapped {mapping:?} and unregistered"),
+                    (Err(map), Err(put)) => panic!("neither won: {map}, {put}"),
                 }
-                (Err(error), Ok(())) => {
-                    put_won += 1;
-                    // Met the closed door, or came so late that the lookup found nothing.
-                    assert!(matches!(error, MapError::Closing { .. } | MapError::Unregistered { .. }), "{error}");
-                }
-                (Ok(mapping), Ok(())) => {
-                    panic!("mapped {mapping:?} and unregistered");
-                }
-                (Err(map), Err(put)) => panic!("neither won: {map}, {put}"),
             }
-        }
+        });
         eprintln!("map won {map_won} times, put {put_won} times");
         w.teardown();
     }
