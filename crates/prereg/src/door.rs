@@ -41,6 +41,7 @@
 //! threads: there the asymmetric pair is a pair of SeqCst fences too, and the code around the two is the code that ships.
 
 use crate::sync::atomic::{AtomicI64, AtomicU8, Ordering, fence, light_fence};
+use crate::sync::preemption_point;
 
 /// Nobody enters; what is behind is gone or not there yet. Zero, so that fresh memory is closed.
 const CLOSED: u8 = 0;
@@ -143,6 +144,8 @@ impl Door {
     pub fn leave_shared(&self, count: &AtomicI64) -> bool {
         // Release as in `leave`.
         count.fetch_sub(1, Ordering::Release);
+        // From here `count` may be freed: it is not used again.
+        preemption_point();
         fence(Ordering::SeqCst);
         // A drain that this load misses has its sum after our store, by the fences. Acquire: what led to the drain is seen.
         self.state.load(Ordering::Acquire) == DRAINING

@@ -24,6 +24,7 @@ use core::marker::PhantomData;
 use core::ptr;
 
 use crate::sync::atomic::{AtomicPtr, Ordering, fence};
+use crate::sync::preemption_point;
 
 /// How a value is owned: its owner turns into a pointer and back.
 pub trait Owner<T>: Sized {
@@ -116,6 +117,7 @@ impl<T, O: Owner<T>> Published<T, O> {
     pub unsafe fn refresh(&self, seat: &Seat<T>) -> *const T {
         // Relaxed: checked again below.
         let mut value = self.current.load(Ordering::Relaxed);
+        preemption_point();
         loop {
             // Release pairs with the Acquire load of the seat in `reclaim`: our uses of the value named before happen
             // before it is freed.

@@ -53,6 +53,16 @@ mod asymmetric {
     }
 }
 
+/// Nothing, except under miri: there other threads run here, for this lies between two steps of which the second must not
+/// rely on what the first one saw.
+#[inline(always)]
+pub(crate) fn preemption_point() {
+    #[cfg(miri)]
+    for _ in 0..8 {
+        core::hint::spin_loop();
+    }
+}
+
 #[cfg(all(feature = "std", not(loom)))]
 mod monitor {
     use core::time::Duration;

@@ -125,9 +125,10 @@ fn the_inlined_path_serves_what_the_cells_cover_where_mapping_passes_no_fence() 
         let t = space.translator();
         for page in [1, 2] {
             let ua = UserAddr::new(A + (page << 12));
-            let found = t.look(ua).unwrap();
-            assert!(!found.0.is_null());
-            assert_eq!(t.look_fast(ua), asymmetric.then_some(found));
+            let found = t.look(ua);
+            // Cells hold addresses of 64 bits; elsewhere regions are found by search.
+            assert_eq!(found.is_some_and(|(word, _)| !word.is_null()), cfg!(target_pointer_width = "64"));
+            assert_eq!(t.look_fast(ua), found.filter(|_| asymmetric));
         }
     }
 }
