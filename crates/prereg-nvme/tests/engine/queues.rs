@@ -1,6 +1,7 @@
 //! Queues: wrapping, filling up, losing their memory, being deleted and reset while commands are under way.
 
 use prereg::Iova;
+use prereg_nvme::engine::doorbell::STILL;
 use prereg_nvme::engine::event::Event;
 use prereg_nvme::spec::Status;
 
@@ -232,6 +233,39 @@ fn a_queue_whose_memory_comes_back_goes_on() {
 }
 
 #[test]
+fn a_queue_whose_memory_comes_back_late_goes_on_by_itself() {
+    for (at, range) in [
+        (1, submission_at(1)..submission_at(1) + 0x1000),
+        (1, completion_at(1)..completion_at(1) + 0x1000),
+        (0, submission_at(0)..submission_at(0) + 0x1000),
+        (0, completion_at(0)..completion_at(0) + 0x1000),
+    ] {
+        let mut guest = Guest::with_queues(1);
+        guest.machine.lane.give_back_in(Iova::new(0), 0);
+        guest.machine.desk.give_back_in(Iova::new(0), 0);
+        guest.machine.ram.hole(range.clone());
+        let cid = guest.put(at, command(0, 1, &[]));
+        guest.ring(at);
+        let mut served = 0;
+        for _ in 0..60 {
+            guest.machine.run();
+            // The controller says itself when it wants to look again.
+            let until = guest.machine.until.expect("it looks again");
+            assert!(until > guest.machine.now, "it does not spin");
+            guest.machine.now = until;
+            served += 1;
+        }
+        assert!(guest.machine.now > 3_000_000_000, "{} after {served}", guest.machine.now);
+        assert_eq!(guest.take(at), None);
+        guest.machine.ram.mend();
+        guest.machine.run();
+        assert_eq!(guest.take(at).map(|done| done.cid), Some(cid), "{range:x?}");
+        guest.machine.run();
+        assert_eq!(guest.machine.until, None, "nothing waits any more");
+    }
+}
+
+#[test]
 fn a_queue_whose_memory_stays_away_is_told() {
     let mut guest = Guest::with_queues(1);
     guest.machine.lane.give_back_in(Iova::new(0), 0);
@@ -323,14 +357,129 @@ fn shadow_doorbells_replace_doorbells() {
     assert_eq!(guest.machine.events, []);
 }
 
+/// Sets the guest's word for a doorbell.
+fn set_word(guest: &Guest, doorbell: usize, value: u32) {
+    guest.machine.ram.put(SHADOW + doorbell as u64 * 4, &value.to_le_bytes());
+}
+
 #[test]
-fn admin_doorbells_are_always_to_be_rung() {
+fn the_admin_queue_is_rung_by_register_or_by_memory() {
     let mut guest = Guest::with_queues(0);
+    set_word(&guest, 0, 0x77);
     use_shadow(&mut guest);
-    for _ in 0..5 {
-        guest.admin(command(0x06, 0, &[(10, 0x77)]));
-        assert_eq!(guest.machine.ram.get_u32(EVENTS), guest.pairs[0].tail);
+    let identify = command(0x06, 0, &[(10, 0x77)]);
+    for round in 0..40 {
+        if round % 20 < 10 {
+            assert_eq!(guest.admin(identify).status, Status::INVALID_FIELD);
+        } else {
+            guest.put(0, identify);
+            set_word(&guest, 0, guest.pairs[0].tail);
+            guest.machine.run();
+            assert_eq!(guest.take(0).unwrap().status, Status::INVALID_FIELD, "round {round}");
+        }
+        guest.machine.run();
+        assert!(guest.machine.desk.may_sleep());
+        assert_eq!(guest.machine.ram.get_u32(EVENTS), guest.pairs[0].tail, "ring at the next one");
+        if round % 20 == 19 {
+            // It changes to registers at rest.
+            guest.put(0, identify);
+            guest.ring(0);
+            guest.machine.run();
+            guest.machine.pass(STILL);
+            guest.machine.run();
+            guest.take(0).unwrap();
+        }
     }
+    assert_eq!(guest.machine.events, []);
+}
+
+#[test]
+fn after_doorbell_buffer_config_registers_count_too() {
+    let mut guest = Guest::with_queues(1);
+    use_shadow(&mut guest);
+    for round in 0..5 * ENTRIES {
+        let cid = guest.put(1, FLUSH);
+        guest.ring(1);
+        guest.machine.run();
+        assert_eq!(guest.take(1).map(|done| done.cid), Some(cid), "round {round}");
+        // Some write both for heads.
+        if round % 3 == 0 {
+            set_word(&guest, 3, guest.pairs[1].head);
+        }
+    }
+    assert_eq!(guest.machine.events, []);
+}
+
+#[test]
+fn a_head_by_register_makes_room_after_heads_by_memory() {
+    let mut guest = Guest::with_queues(1);
+    use_shadow(&mut guest);
+    for round in 0..6 * (ENTRIES - 1) {
+        let cid = guest.put(1, FLUSH);
+        guest.ring(1);
+        guest.machine.run();
+        let done = guest.peek(1);
+        assert_eq!(done.map(|done| done.cid), Some(cid), "round {round}");
+        let pair = &mut guest.pairs[1];
+        pair.head = (pair.head + 1) % ENTRIES;
+        pair.phase ^= pair.head == 0;
+        let head = pair.head;
+        match round % 7 {
+            2 => set_word(&guest, 3, head),
+            5 => {
+                guest.machine.ring(3, head);
+                guest.machine.run();
+                guest.machine.pass(STILL);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_register_write_that_comes_late_executes_nothing_again() {
+    let mut guest = Guest::with_queues(1);
+    use_shadow(&mut guest);
+    for round in 1..100u32 {
+        guest.put(1, FLUSH);
+        guest.put(1, FLUSH);
+        set_word(&guest, 2, guest.pairs[1].tail);
+        guest.machine.run();
+        guest.take(1).unwrap();
+        guest.take(1).unwrap();
+        set_word(&guest, 3, guest.pairs[1].head);
+        // The posted write of the first command arrives only now.
+        guest.machine.ring(2, (guest.pairs[1].tail + ENTRIES - 1) % ENTRIES);
+        guest.machine.run();
+        guest.machine.pass(2 * STILL);
+        guest.machine.run();
+        assert_eq!(guest.take(1), None, "round {round}");
+    }
+    assert_eq!(guest.machine.events, []);
+}
+
+#[test]
+fn a_driver_may_change_between_memory_and_registers() {
+    let mut guest = Guest::with_queues(1);
+    use_shadow(&mut guest);
+    for round in 0..60 {
+        let cid = guest.put(1, FLUSH);
+        if round % 10 < 5 {
+            set_word(&guest, 2, guest.pairs[1].tail);
+        } else {
+            guest.ring(1);
+        }
+        guest.machine.run();
+        if round % 10 == 5 {
+            assert_eq!(guest.peek(1), None);
+            assert!(guest.machine.lane.may_sleep());
+            guest.machine.pass(STILL);
+            guest.machine.run();
+        }
+        assert_eq!(guest.take(1).map(|done| done.cid), Some(cid), "round {round}");
+        set_word(&guest, 3, guest.pairs[1].head);
+    }
+    assert_eq!(guest.machine.events, []);
 }
 
 #[test]
