@@ -164,7 +164,9 @@ impl<M: GuestMemory> Desk<M> {
         let (register, head) = (self.shared.board.head(0), completion.head());
         let word = Shadow::word_from(&mut self.shadow, &self.memory, head_of(0), head);
         let room = is_awaited && completion.is_news(register, word);
-        !news && !room && self.ordered.is_none()
+        self.rest();
+        // An order under way is no reason to stay awake: its end is reported.
+        !news && !room
     }
 
     fn begin_shadow(&mut self, buffers: ShadowBuffers) {

@@ -119,6 +119,7 @@ fn deleting_a_submission_queue_waits_for_what_has_begun_and_aborts_the_rest() {
     guest.ring(0);
     guest.machine.run();
     assert_eq!(guest.take(0), None, "not deleted yet");
+    assert!(guest.machine.desk.may_sleep() && guest.machine.lane.may_sleep(), "waiting costs no processor time");
     let end = guest.take(1).unwrap();
     assert_eq!((end.cid, end.status), (cids[1], Status::ABORTED_BY_DELETION));
     guest.machine.disks.inner().stuck = false;
@@ -203,10 +204,12 @@ fn holds_taken_while_memory_goes_are_not_kept() {
     guest.machine.desk.give_back_in(Iova::new(0), 0);
     guest.machine.ram.settle(false);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
+    assert_eq!(use_shadow(&mut guest), Status::SUCCESS);
+    assert!(guest.machine.desk.may_sleep() && guest.machine.lane.may_sleep());
     assert_eq!(guest.machine.ram.holds(), 0);
     guest.machine.ram.settle(true);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
-    assert_eq!(guest.machine.ram.holds(), 2);
+    assert!(guest.machine.ram.holds() > 0);
 }
 
 #[test]
