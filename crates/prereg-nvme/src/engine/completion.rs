@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
-use super::doorbell::{Doorbell, Rung, Word};
+use super::doorbell::{Doorbell, Rung, Word, distance};
 use super::memory::{GuestHold, GuestMemory, Unreachable};
-use super::submission::distance;
 use super::window::Window;
 use crate::spec::Completion;
 use crate::spec::number::COMPLETION_BYTES;

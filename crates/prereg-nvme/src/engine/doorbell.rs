@@ -7,8 +7,6 @@
 //! believing it would execute old commands again. Hence, once the guest has moved the word, a register value
 //! counts only if it is at most half a ring ahead and the word has stood still for [`STILL`] since.
 
-use super::submission::distance;
-
 /// Nanoseconds that a word in use must stand still before a register value that differs from it counts.
 pub const STILL: u64 = 10_000_000;
 
@@ -98,6 +96,12 @@ impl Doorbell {
     pub fn due(&self) -> Option<u64> {
         self.due
     }
+}
+
+/// How many steps forward it is from `from` to `to` in a ring.
+#[must_use]
+pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
+    if to >= from { to - from } else { to + entries - from }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
-use super::doorbell::{Doorbell, Word};
+use super::doorbell::{Doorbell, Word, distance};
 use super::memory::{GuestHold, GuestMemory, Unreachable};
 use super::window::Window;
 use crate::spec::Command;
@@ -139,10 +139,4 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         self.head = (self.head + count as u32) % self.entries;
         Ok(())
     }
-}
-
-/// How many steps forward it is from `from` to `to` in a ring.
-#[must_use]
-pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
-    if to >= from { to - from } else { to + entries - from }
 }
