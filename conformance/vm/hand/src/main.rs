@@ -1,10 +1,11 @@
 //! What a guest's script cannot do itself: I/O from much memory at once, blocks whose contents tell their number, and an
 //! NVMe controller driven from user space.
 //!
-//! `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
+//! `health` reads a controller's health log; `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
 //! a device and gives it memory; `nvme` drives it. Lines that begin with `@@` are for the test outside the guest.
 
 mod disk;
+mod health;
 mod nvme;
 mod pattern;
 mod vfio;
@@ -16,6 +17,7 @@ const USAGE: &str = "\
 usage: hand fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
        hand blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
        hand verify FILE COUNT SEED      the first COUNT numbered blocks are there
+       hand errors CONTROLLER           prints how many entries the error log of an NVMe controller ever had
        hand nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
 ";
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         ["verify", file, count, seed] => {
             number(count).and_then(|count| disk::verify(Path::new(file), count, number(seed)?))
         }
+        ["errors", controller] => health::errors(Path::new(controller)).map(|count| count.to_string()),
         ["nested", address, maps] => number(maps).and_then(|maps| nvme::drive(address, maps)),
         _ => {
             eprint!("{USAGE}");
