@@ -6,7 +6,9 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +29,10 @@ const LONGEST_ANSWER: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct ControlListener {
     path: PathBuf,
+    /// Device and inode of the socket: another server's may take its place later.
+    file: Option<(u64, u64)>,
+    /// The listening socket once more, to shut it down.
+    socket: UnixStream,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -117,13 +123,15 @@ impl ControlListener {
         make_way(path)?;
         let listener = UnixListener::bind(path).map_err(system("listen at"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(system("set the mode of"))?;
+        let socket = listener.try_clone().map_err(system("duplicate"))?;
+        let socket = UnixStream::from(OwnedFd::from(socket));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || accept(&listener, &stopped, &status))
             .map_err(system("start the thread for"))?;
-        Ok(Self { path: path.to_owned(), stop, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), file: file_at(path), socket, stop, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -136,15 +144,22 @@ impl ControlListener {
 impl Drop for ControlListener {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The thread sits in `accept`; a connection gets it out.
-        let woken = UnixStream::connect(&self.path).is_ok();
-        // Gone already if somebody tidied up behind us.
-        let _ = fs::remove_file(&self.path);
+        // Not by a connection to the path: another server's socket may be there by now.
+        let woken = self.socket.shutdown(Shutdown::Both).is_ok();
+        if self.file.is_some() && self.file == file_at(&self.path) {
+            // Gone already if another process removed it meanwhile.
+            let _ = fs::remove_file(&self.path);
+        }
         if let (true, Some(thread)) = (woken, self.thread.take()) {
             // It has no result, and a panic was printed where it happened.
             let _ = thread.join();
         }
     }
+}
+
+/// Device and inode of what is at `path`.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Removes the socket of a server that is gone.
@@ -164,11 +179,11 @@ fn make_way(path: &Path) -> Result<(), ControlError> {
     })
 }
 
-/// Answers connections until `stopped` is set and one more comes.
+/// Answers connections until `stopped` is set and the listening socket is shut down.
 fn accept(listener: &UnixListener, stopped: &AtomicBool, status: &(impl Fn() -> Status + Sync)) {
     std::thread::scope(|scope| {
         let mut answers = VecDeque::new();
-        // Relaxed: the flag is set before the connection that ends the wait, and accepting that orders the two.
+        // Relaxed: a flag that is seen late costs one pause.
         while !stopped.load(Ordering::Relaxed) {
             let Ok((client, _)) = listener.accept() else {
                 // Out of descriptors, say: it passes, and trying again at once would not help.
@@ -265,6 +280,19 @@ mod tests {
         drop(listener);
         assert!(!path.exists());
         assert!(matches!(ask(&path), Err(ControlError::Nobody { .. })));
+    }
+
+    #[test]
+    fn a_server_whose_socket_was_replaced_stops_and_leaves_the_other_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let first = ControlListener::start(&path, status).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = ControlListener::start(&path, || Status { pid: 43, ..Status::default() }).unwrap();
+        drop(first);
+        assert_eq!(ask(&path).unwrap().pid, 43);
+        drop(second);
+        assert!(!path.exists());
     }
 
     #[test]
