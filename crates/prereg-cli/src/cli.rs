@@ -78,6 +78,8 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    // A file size limit below a disk's size must fail that write, not end every guest.
+    prereg_nvme::disk::ignore_file_size_signal();
     let mut out = io::stdout().lock();
     let result = dispatch(cli.command, &mut out).and_then(|outcome| {
         out.flush()?;

@@ -20,13 +20,24 @@ struct Server {
 impl Server {
     /// Started, and up.
     fn start(arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_prereg"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
+        command.arg("serve").args(arguments);
+        Self::spawn(command)
+    }
+
+    /// With a limit on the size of the files that it writes.
+    fn start_with_file_limit(kib: u64, arguments: &[&str]) -> Self {
+        let mut command = Command::new("prlimit");
+        command
+            .arg(format!("--fsize={}", kib << 10))
+            .arg(env!("CARGO_BIN_EXE_prereg"))
             .arg("serve")
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .args(arguments);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut said = Vec::new();
         while said.last().map(String::as_str) != Some("ready") {
@@ -125,6 +136,35 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
         .map(|word| u32::from_le_bytes(word.try_into().unwrap()))
         .collect();
     assert!(words.iter().zip((0..8192).step_by(4)).all(|(word, offset)| *word == 0x5eed_0000 | offset));
+}
+
+#[test]
+fn a_file_size_limit_below_the_disk_fails_writes_and_not_the_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
+    std::fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
+    let server = Server::start_with_file_limit(
+        4096,
+        &["nvme", "--socket", &socket, "--disk", &disk, "--control", &control],
+    );
+    let mut driver = Driver::start(Path::new(&socket), 2).unwrap();
+    transfer(&mut driver, Direction::Write, 0, 2048, 4096);
+    driver.put_command(Direction::Write, 0, (8 << 20) / 512, 4096).unwrap();
+    driver.ring().unwrap();
+    let failure = loop {
+        match driver.take(|_| ()) {
+            Ok(0) => std::thread::yield_now(),
+            Ok(_) => panic!("written beyond the limit"),
+            Err(failure) => break failure.to_string(),
+        }
+    };
+    assert!(failure.contains("0x280"), "a write fault: {failure}");
+    // Beyond the limit it can be read, and below it written.
+    transfer(&mut driver, Direction::Read, 1, (8 << 20) / 512, 4096);
+    transfer(&mut driver, Direction::Write, 1, 0, 4096);
+    assert_eq!(control::ask(Path::new(&control)).unwrap().clients.len(), 1);
+    drop(driver);
+    assert!(server.stop().0.success());
 }
 
 #[test]

@@ -23,6 +23,7 @@ use prereg_vfio_user::server::Hold;
 pub use fault::{DiskError, DiskFault};
 pub use file::{Direct, DiskOptions, FileDisk};
 pub use memory::MemoryDisk;
+pub use system::ignore_file_size_signal;
 
 /// What a namespace is stored on. Offsets and lengths are bytes, multiples of the block.
 pub trait Disk: Send + Sync {

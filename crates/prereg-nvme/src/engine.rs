@@ -4,7 +4,7 @@
 //! ([`board::Doorbells`]) and the time, and carries out what it asks for.
 //!
 //! Lowest first: `memory`, `storage` and `board` (the ports), `runs`, `prp`, `sgl` (where data are), `namespace`, `plan` (what an
-//! I/O command means), `window`, `shadow`, `submission`, `completion`, `outage` (queues in guest memory), `flying`, `counters`,
+//! I/O command means), `window`, `shadow`, `doorbell`, `submission`, `completion`, `outage` (queues in guest memory), `flying`, `counters`,
 //! `error_log`, `event`, `shared`; then `lane` (I/O queues from doorbell to completion), `identity`, `feature`, `log_page`, `admin`
 //! (admin commands), `desk` (the admin queue pair), and `registers`.
 
@@ -13,6 +13,7 @@ pub mod board;
 pub mod completion;
 pub mod counters;
 pub mod desk;
+pub mod doorbell;
 pub mod error_log;
 pub mod event;
 pub mod feature;

@@ -1,11 +1,12 @@
 //! What a guest's script cannot do itself: I/O from much memory at once, blocks whose contents tell their number, and an
 //! NVMe controller driven from user space.
 //!
-//! `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
+//! `passthrough` sends NVMe commands to a controller; `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
 //! a device and gives it memory; `nvme` drives it. Lines that begin with `@@` are for the test outside the guest.
 
 mod disk;
 mod nvme;
+mod passthrough;
 mod pattern;
 mod vfio;
 
@@ -16,6 +17,8 @@ const USAGE: &str = "\
 usage: hand fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
        hand blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
        hand verify FILE COUNT SEED      the first COUNT numbered blocks are there
+       hand errors CONTROLLER           prints how many entries the error log of an NVMe controller ever had
+       hand statuses CONTROLLER DISK    sends commands, many of them wrong, and prints the status of each
        hand nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
 ";
 
@@ -34,6 +37,10 @@ fn main() -> ExitCode {
         ["blocks", file, seed] => number(seed).and_then(|seed| disk::blocks(Path::new(file), seed)),
         ["verify", file, count, seed] => {
             number(count).and_then(|count| disk::verify(Path::new(file), count, number(seed)?))
+        }
+        ["errors", controller] => passthrough::errors(Path::new(controller)).map(|count| count.to_string()),
+        ["statuses", controller, namespace] => {
+            passthrough::statuses(Path::new(controller), Path::new(namespace))
         }
         ["nested", address, maps] => number(maps).and_then(|maps| nvme::drive(address, maps)),
         _ => {

@@ -9,7 +9,7 @@ use clap::Args;
 use super::Outcome;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::serve::control::{self, ask};
+use crate::serve::control::{self, ControlError, ask};
 use crate::serve::print::print;
 
 /// Say what a running `prereg serve` does: clients, devices, memory, and why an unmap waits
@@ -42,7 +42,15 @@ pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Re
         )
     })?;
     loop {
-        let status = ask(&path).map_err(|error| Failure::host("asking a server", error))?;
+        let status = match ask(&path) {
+            Ok(status) => status,
+            // A watch outlasts a busy moment.
+            Err(error @ ControlError::Busy { .. }) if args.watch.is_some() && interrupt.check().is_ok() => {
+                eprintln!("prereg: {error}");
+                continue;
+            }
+            Err(error) => return Err(Failure::host("asking a server", error)),
+        };
         if args.json {
             // One document a line when there are several, so that a reader can tell them apart.
             if args.watch.is_some() {

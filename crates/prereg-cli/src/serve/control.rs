@@ -1,22 +1,27 @@
 //! The control socket: whoever connects gets the server's status as one JSON document, and the end of the stream.
 //!
-//! One thread answers one after the other; an asker who does not read is given up after a second. The socket is the
-//! owner's alone (mode 0600): what a server serves is nobody else's business.
+//! Each connection is answered by a thread of its own, at most [`MOST_ANSWERS`] at a time, so a connection that is not read
+//! delays no other; it is closed after [`PATIENCE`]. The socket has mode 0600: only the server's user may ask.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::thread::{JoinHandle, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 
 use super::status::Status;
 
-/// How long one asker may take to read his answer, or a server to give one.
+/// How long a client may take to read its answer, or a server to give one.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Answers at a time; more wait for the oldest.
+const MOST_ANSWERS: usize = 16;
 /// A status with thousands of clients is far below this.
 const LONGEST_ANSWER: u64 = 64 << 20;
 
@@ -24,6 +29,10 @@ const LONGEST_ANSWER: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct ControlListener {
     path: PathBuf,
+    /// Device and inode of the socket: another server's may take its place later.
+    file: Option<(u64, u64)>,
+    /// The listening socket once more, to shut it down.
+    socket: UnixStream,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,13 +53,21 @@ pub enum ControlError {
         /// The file.
         path: PathBuf,
     },
-    /// Nobody answers.
+    /// There is no server.
     #[error("no prereg serve answers at {path} ({error}); start one, or name its socket with --control")]
     Nobody {
         /// The socket.
         path: PathBuf,
         /// What the system said.
         error: io::Error,
+    },
+    /// A server is there, but did not answer in time.
+    #[error(
+        "prereg serve at {path} runs but gave no answer within {} s; the server or its host is busy, ask again", PATIENCE.as_secs()
+    )]
+    Busy {
+        /// The socket.
+        path: PathBuf,
     },
     /// What answers is no `prereg serve` of this version.
     #[error(
@@ -93,7 +110,10 @@ impl ControlListener {
     ///
     /// # Errors
     /// [`ControlError`].
-    pub fn start(path: &Path, status: impl Fn() -> Status + Send + 'static) -> Result<Self, ControlError> {
+    pub fn start(
+        path: &Path,
+        status: impl Fn() -> Status + Send + Sync + 'static,
+    ) -> Result<Self, ControlError> {
         let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
         if let Some(folder) =
             path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
@@ -103,23 +123,15 @@ impl ControlListener {
         make_way(path)?;
         let listener = UnixListener::bind(path).map_err(system("listen at"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(system("set the mode of"))?;
+        let socket = listener.try_clone().map_err(system("duplicate"))?;
+        let socket = UnixStream::from(OwnedFd::from(socket));
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || {
-                // Relaxed: whoever sets the flag connects after it, and accepting that orders the two.
-                while !stopped.load(Ordering::Relaxed) {
-                    match listener.accept() {
-                        // An asker that went away is its own affair.
-                        Ok((asker, _)) => drop(answer(asker, &status())),
-                        // Out of descriptors, say: it passes, and spinning would not help it.
-                        Err(_) => std::thread::sleep(Duration::from_millis(100)),
-                    }
-                }
-            })
+            .spawn(move || accept(&listener, &stopped, &status))
             .map_err(system("start the thread for"))?;
-        Ok(Self { path: path.to_owned(), stop, thread: Some(thread) })
+        Ok(Self { path: path.to_owned(), file: file_at(path), socket, stop, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -132,15 +144,22 @@ impl ControlListener {
 impl Drop for ControlListener {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // The thread sits in `accept`; a connection gets it out.
-        let woken = UnixStream::connect(&self.path).is_ok();
-        // Gone already if somebody tidied up behind us.
-        let _ = fs::remove_file(&self.path);
+        // Not by a connection to the path: another server's socket may be there by now.
+        let woken = self.socket.shutdown(Shutdown::Both).is_ok();
+        if self.file.is_some() && self.file == file_at(&self.path) {
+            // Gone already if another process removed it meanwhile.
+            let _ = fs::remove_file(&self.path);
+        }
         if let (true, Some(thread)) = (woken, self.thread.take()) {
             // It has no result, and a panic was printed where it happened.
             let _ = thread.join();
         }
     }
+}
+
+/// Device and inode of what is at `path`.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Removes the socket of a server that is gone.
@@ -160,23 +179,85 @@ fn make_way(path: &Path) -> Result<(), ControlError> {
     })
 }
 
-fn answer(mut asker: UnixStream, status: &Status) -> io::Result<()> {
-    asker.set_write_timeout(Some(PATIENCE))?;
-    let text = serde_json::to_vec(status)?;
-    asker.write_all(&text)
+/// Answers connections until `stopped` is set and the listening socket is shut down.
+fn accept(listener: &UnixListener, stopped: &AtomicBool, status: &(impl Fn() -> Status + Sync)) {
+    std::thread::scope(|scope| {
+        let mut answers = VecDeque::new();
+        // Relaxed: a flag that is seen late costs one pause.
+        while !stopped.load(Ordering::Relaxed) {
+            let Ok((client, _)) = listener.accept() else {
+                // Out of descriptors, say: it passes, and trying again at once would not help.
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            answers.retain(|answer: &ScopedJoinHandle<'_, _>| !answer.is_finished());
+            if answers.len() >= MOST_ANSWERS {
+                if let Some(oldest) = answers.pop_front() {
+                    // Ends within `PATIENCE`; an error concerns its client alone.
+                    let _ = oldest.join();
+                }
+            }
+            let work = move || answer(client, status);
+            // Without a thread the connection is closed, and its client is told that the server is busy.
+            if let Ok(answer) =
+                std::thread::Builder::new().name("status".to_owned()).spawn_scoped(scope, work)
+            {
+                answers.push_back(answer);
+            }
+        }
+    });
+}
+
+fn answer(mut client: UnixStream, status: impl Fn() -> Status) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    let text = serde_json::to_vec(&status())?;
+    let mut rest = text.as_slice();
+    while !rest.is_empty() {
+        let left = until.saturating_duration_since(Instant::now());
+        // A timeout of zero would mean none.
+        client.set_write_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match client.write(rest)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            written => rest = rest.get(written..).unwrap_or_default(),
+        }
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
+    Ok(())
 }
 
 /// Asks the server at `path`.
 ///
 /// # Errors
-/// [`ControlError::Nobody`], [`ControlError::Foreign`].
+/// [`ControlError::Nobody`], [`ControlError::Busy`], [`ControlError::Foreign`].
 pub fn ask(path: &Path) -> Result<Status, ControlError> {
-    let nobody = |error| ControlError::Nobody { path: path.to_owned(), error };
-    let server = UnixStream::connect(path).map_err(nobody)?;
-    server.set_read_timeout(Some(PATIENCE)).map_err(nobody)?;
+    ask_within(path, PATIENCE)
+}
+
+fn ask_within(path: &Path, patience: Duration) -> Result<Status, ControlError> {
+    let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
+    let server = UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ControlError::Nobody { path: path.to_owned(), error }
+        }
+        _ => system("connect to")(error),
+    })?;
+    server.set_read_timeout(Some(patience)).map_err(system("wait at"))?;
     let mut text = Vec::new();
-    server.take(LONGEST_ANSWER).read_to_end(&mut text).map_err(nobody)?;
-    serde_json::from_slice(&text).map_err(|error| ControlError::Foreign { path: path.to_owned(), error })
+    let busy = || ControlError::Busy { path: path.to_owned() };
+    // Connected, so there is a server, whatever becomes of its answer.
+    server.take(LONGEST_ANSWER).read_to_end(&mut text).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset => busy(),
+        _ => system("read from")(error),
+    })?;
+    if text.is_empty() {
+        return Err(busy());
+    }
+    serde_json::from_slice(&text).map_err(|error| match error.is_eof() {
+        true => busy(),
+        false => ControlError::Foreign { path: path.to_owned(), error },
+    })
 }
 
 #[cfg(test)]
@@ -199,6 +280,50 @@ mod tests {
         drop(listener);
         assert!(!path.exists());
         assert!(matches!(ask(&path), Err(ControlError::Nobody { .. })));
+    }
+
+    #[test]
+    fn a_server_whose_socket_was_replaced_stops_and_leaves_the_other_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let first = ControlListener::start(&path, status).unwrap();
+        fs::remove_file(&path).unwrap();
+        let second = ControlListener::start(&path, || Status { pid: 43, ..Status::default() }).unwrap();
+        drop(first);
+        assert_eq!(ask(&path).unwrap().pid, 43);
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_called_busy_not_absent() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("busy.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let error = ask_within(&path, Duration::from_millis(10)).unwrap_err();
+        assert!(matches!(error, ControlError::Busy { .. }), "{error}");
+        assert!(
+            error.to_string().contains("ask again") && !error.to_string().contains("start one"),
+            "{error}"
+        );
+        // As a server does that has no thread or descriptor left.
+        let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let error = ask_within(&path, PATIENCE).unwrap_err();
+        assert!(matches!(error, ControlError::Busy { .. }), "{error}");
+        closing.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_delays_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        // More than a socket's buffer takes.
+        let long = || Status { pid: 42, version: "v".repeat(4 << 20), ..Status::default() };
+        let listener = ControlListener::start(&path, long).unwrap();
+        let unread: Vec<_> = (0..MOST_ANSWERS - 1).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(ask(&path).unwrap().pid, 42);
+        drop(unread);
+        drop(listener);
     }
 
     #[test]

@@ -22,6 +22,19 @@ pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
+/// Writes what QEMU cannot do with a served device, for who starts a guest; `docs/qemu.md` has the details.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn qemu_limits(has_msix: bool, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "What QEMU cannot do with it:")?;
+    writeln!(out, "  migrate: QEMU reports success, but the device's state is lost")?;
+    if has_msix {
+        writeln!(out, "  unplug it with MSI-X: QEMU 11.1 aborts; serve with --interrupts msi instead")?;
+    }
+    writeln!(out, "  see code that the disk puts into shared memory under TCG: use KVM, or boot with -kernel")
+}
+
 fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
     let limit = memory.limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
     writeln!(out, "\nMemory")?;
@@ -148,6 +161,17 @@ impl std::fmt::Display for Span {
 mod tests {
     use super::*;
     use crate::serve::status::{HeldStatus, RegionStatus, WaitingStatus};
+
+    #[test]
+    fn what_qemu_cannot_do_is_said_where_it_applies() {
+        for has_msix in [false, true] {
+            let mut text = Vec::new();
+            qemu_limits(has_msix, &mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.contains("migrate") && text.contains("TCG"), "{text}");
+            assert_eq!(text.contains("--interrupts msi"), has_msix, "{text}");
+        }
+    }
 
     #[test]
     fn what_holds_what_is_said_in_words() {

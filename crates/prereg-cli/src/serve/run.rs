@@ -144,6 +144,9 @@ impl Serving {
             let end = if index == last { "" } else { " \\" };
             writeln!(out, "  -device '{}'{end}", device_argument(&served.config.socket))?;
         }
+        let has_msix =
+            self.models.iter().any(|served| served.config.interrupts.contains(&InterruptKind::Msix));
+        super::print::qemu_limits(has_msix, out)?;
         if let Some(metrics) = &self.metrics {
             writeln!(out, "metrics: http://{}/metrics", metrics.address())?;
         }

@@ -71,7 +71,7 @@ impl Hub {
         let limits = Limits {
             io_queues: settings.io_queues,
             entries: settings.entries,
-            vectors: settings.msix_vectors().max(settings.msi_vectors()).max(1),
+            vectors: settings.vectors(),
             transfer_shift: settings.transfer_shift,
         };
         let shared = Arc::new(Shared::new(limits, namespaces, Board::new(queues, doorbells)));

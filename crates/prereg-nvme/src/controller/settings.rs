@@ -110,6 +110,11 @@ impl NvmeSettings {
         if self.interrupts.msix { (self.io_queues + 1).min(256) } else { 0 }
     }
 
+    /// Vectors that a completion queue may name: those of MSI-X where the controller has it, as the standard prefers.
+    pub(super) fn vectors(&self) -> u16 {
+        if self.interrupts.msix { self.msix_vectors() } else { self.msi_vectors().max(1) }
+    }
+
     /// MSI vectors: a power of two.
     pub(super) fn msi_vectors(&self) -> u16 {
         if self.interrupts.msi { (self.io_queues + 1).next_power_of_two().min(32) } else { 0 }
@@ -151,5 +156,27 @@ impl NvmeError {
     #[must_use]
     pub const fn errno(&self) -> Errno {
         Errno::EINVAL
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::NvmeSettings;
+
+    #[test]
+    fn a_completion_queue_may_name_the_vectors_that_exist() {
+        let mut settings = NvmeSettings::new("S");
+        assert_eq!(
+            (settings.vectors(), settings.msi_vectors()),
+            (17, 32),
+            "MSI-X decides where there is both"
+        );
+        settings.interrupts.msix = false;
+        assert_eq!(settings.vectors(), 32);
+        settings.interrupts.msi = false;
+        assert_eq!(settings.vectors(), 1, "the pin");
+        settings.interrupts.msix = true;
+        settings.io_queues = 511;
+        assert_eq!(settings.vectors(), 256);
     }
 }

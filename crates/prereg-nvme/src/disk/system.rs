@@ -9,6 +9,15 @@ use std::time::Duration;
 use prereg::Errno;
 use prereg_linux::AlignedBuffer;
 
+/// Makes writes beyond the process's file size limit (RLIMIT_FSIZE) fail with EFBIG, which a guest sees as a write fault.
+///
+/// By default such a write raises SIGXFSZ, which ends the process and every guest it serves. The disposition of a signal
+/// belongs to the whole process, so no disk changes it: a program that serves [`FileDisk`](super::FileDisk)s calls this once.
+pub fn ignore_file_size_signal() {
+    // SAFETY: SIG_IGN installs no handler. The call fails only for a signal that does not exist.
+    let _ = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// What direct I/O demands of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::disk) struct Alignment {

@@ -68,6 +68,8 @@ struct Sizes {
     entries: AtomicU32,
     /// Completion queues: where the next entry will be put.
     posted: AtomicU32,
+    /// Completion queues: the head that the guest wrote to its memory, [`BY_REGISTER`] while its doorbell's register counts.
+    read: AtomicU32,
     /// Completion queues: the vector in the lower half, [`INTERRUPTS`] if it interrupts at all.
     vector: AtomicU32,
     /// The lane that serves it.
@@ -77,6 +79,8 @@ struct Sizes {
 }
 
 const INTERRUPTS: u32 = 1 << 16;
+/// No head of a queue.
+const BY_REGISTER: u32 = u32::MAX;
 
 impl Board {
     /// For `queues` pairs, the admin queue counted, none of which exists yet.
@@ -109,6 +113,7 @@ impl Board {
             // As in `open_submission`.
             queue.lane.store(lane, Ordering::Relaxed);
             queue.posted.store(0, Ordering::Relaxed);
+            queue.read.store(BY_REGISTER, Ordering::Relaxed);
             queue.awaited.store(false, Ordering::Relaxed);
             queue.vector.store(vector.map_or(0, |vector| u32::from(vector) | INTERRUPTS), Ordering::Relaxed);
             queue.entries.store(entries, Ordering::Release);
@@ -191,10 +196,15 @@ impl Board {
         self.doorbells.load(head_of(id))
     }
 
-    /// The head of completion queue `id` was learnt in another way than by its doorbell.
-    pub fn note_head(&self, id: u16, head: u32) {
-        if self.head(id) != head {
-            self.doorbells.store(head_of(id), head);
+    /// The head of completion queue `id` as the guest wrote it to its memory; `None`: the register counts. The register
+    /// itself is left alone: the guest may write it at the same time.
+    pub fn note_head(&self, id: u16, head: Option<u32>) {
+        if let Some(queue) = self.completion.get(usize::from(id)) {
+            // Relaxed: a single number, which `unread` looks at; the lane looks again after it changed this.
+            let head = head.unwrap_or(BY_REGISTER);
+            if queue.read.load(Ordering::Relaxed) != head {
+                queue.read.store(head, Ordering::Relaxed);
+            }
         }
     }
 
@@ -221,7 +231,11 @@ impl Board {
     #[must_use]
     pub fn unread(&self, id: u16) -> bool {
         let Some(queue) = self.completion.get(usize::from(id)) else { return false };
-        self.vector(id).is_some() && queue.posted.load(Ordering::Acquire) != self.head(id)
+        let head = match queue.read.load(Ordering::Relaxed) {
+            BY_REGISTER => self.head(id),
+            head => head,
+        };
+        self.vector(id).is_some() && queue.posted.load(Ordering::Acquire) != head
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
+use super::doorbell::{Doorbell, Rung, Word, distance};
 use super::memory::{GuestHold, GuestMemory, Unreachable};
-use super::submission::distance;
 use super::window::Window;
 use crate::spec::Completion;
 use crate::spec::number::COMPLETION_BYTES;
@@ -20,6 +20,8 @@ pub struct CompletionQueue<M: GuestMemory> {
     pub vector: Option<u16>,
     /// Entries put since the last interrupt.
     pub unsignaled: u32,
+    /// How its head is rung.
+    pub doorbell: Doorbell,
     /// When the first of them was put, in nanoseconds.
     pub since: u64,
     backlog: VecDeque<Completion>,
@@ -39,6 +41,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
             id,
             vector,
             unsignaled: 0,
+            doorbell: Doorbell::default(),
             since: 0,
             backlog: VecDeque::new(),
             entries,
@@ -67,9 +70,30 @@ impl<M: GuestMemory> CompletionQueue<M> {
         self.head
     }
 
-    /// Whether `head` is news: neither what it was, nor something refused before.
+    /// Whether the doorbell has something new: its register, and the guest's word in memory.
     #[must_use]
-    pub fn differs(&self, head: u32) -> bool {
+    pub fn is_news(&self, register: u32, word: Word) -> bool {
+        match word {
+            Word::Absent => self.differs(register),
+            word => self.doorbell.is_news(register, word),
+        }
+    }
+
+    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory. Returns what was
+    /// taken over.
+    ///
+    /// # Errors
+    /// As [`ring`](Self::ring).
+    pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<Option<Rung>, BadDoorbell> {
+        let rung = self.doorbell.look(register, word, self.head, self.entries, now);
+        if let Some(rung) = rung {
+            self.ring(rung.value())?;
+        }
+        Ok(rung)
+    }
+
+    /// Whether `head` is news: neither what it was, nor something refused before.
+    fn differs(&self, head: u32) -> bool {
         head != self.head && self.refused != Some(head)
     }
 
@@ -83,7 +107,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
     ///
     /// # Errors
     /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
-    pub fn ring(&mut self, head: u32) -> Result<(), BadDoorbell> {
+    fn ring(&mut self, head: u32) -> Result<(), BadDoorbell> {
         if !self.differs(head) {
             return Ok(());
         }

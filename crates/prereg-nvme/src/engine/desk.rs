@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use super::admin::{Admin, Order, Verdict};
-use super::board::BadDoorbell;
+use super::board::{BadDoorbell, head_of, tail_of};
 use super::completion::CompletionQueue;
+use super::doorbell::Rung;
 use super::event::Event;
 use super::identity::Identity;
 use super::log_page::Health;
@@ -131,13 +132,13 @@ impl<M: GuestMemory> Desk<M> {
     /// Does what there is to do.
     pub fn serve(&mut self, now: u64, health: &dyn Fn() -> Health) -> Attended {
         let mut attended = Attended::default();
-        self.listen();
+        self.listen(now);
         if self.ordered.is_none() {
             self.take(now, health, &mut attended);
         }
         self.deliver(now, &mut attended);
         self.rest();
-        attended.until = self.outage.next();
+        attended.until = self.next();
         attended
     }
 
@@ -154,35 +155,55 @@ impl<M: GuestMemory> Desk<M> {
     /// Whether nothing was rung since the last [`serve`](Self::serve). To be called after whoever rings can see that the
     /// desk sleeps.
     pub fn may_sleep(&mut self) -> bool {
-        let Some((submission, completion)) = &self.queues else { return true };
+        let Some((submission, completion)) = &mut self.queues else { return true };
         let is_awaited = completion.backlog() > 0;
         self.shared.board.await_head(0, is_awaited);
-        let news = submission.differs(self.shared.board.tail(0)) && self.outage.next().is_none();
-        let room = is_awaited && completion.differs(self.shared.board.head(0));
-        !news && !room && self.ordered.is_none()
+        let (register, tail) = (self.shared.board.tail(0), submission.tail());
+        let word = Shadow::word_from(&mut self.shadow, &self.memory, tail_of(0), tail);
+        let news = submission.is_news(register, word) && self.outage.next().is_none();
+        let (register, head) = (self.shared.board.head(0), completion.head());
+        let word = Shadow::word_from(&mut self.shadow, &self.memory, head_of(0), head);
+        let room = is_awaited && completion.is_news(register, word);
+        self.rest();
+        // An order under way is no reason to stay awake: its end is reported.
+        !news && !room
     }
 
     fn begin_shadow(&mut self, buffers: ShadowBuffers) {
-        self.shadow = Some(Shadow::new(buffers));
-        self.follow_shadow();
-    }
-
-    /// Admin doorbells are taken as they are rung, whatever the shadow says: no driver is known that shadows them. So that one
-    /// that does rings every time, it is always asked to.
-    fn follow_shadow(&mut self) {
-        let (Some(shadow), Some((submission, completion))) = (&mut self.shadow, &self.queues) else { return };
-        // A buffer that cannot be reached concerns the lanes, which report it.
-        let _ = shadow.ask(&self.memory, super::board::tail_of(0), submission.tail());
-        let _ = shadow.ask(&self.memory, super::board::head_of(0), completion.head());
-    }
-
-    fn listen(&mut self) {
         let Some((submission, completion)) = &mut self.queues else { return };
-        let heard = [submission.ring(self.shared.board.tail(0)), completion.ring(self.shared.board.head(0))];
-        for bad in heard.into_iter().filter_map(Result::err) {
+        let mut shadow = Shadow::new(buffers);
+        // A buffer that cannot be reached concerns the lanes, which report it; the registers go on.
+        let _ = shadow.begin(&self.memory, tail_of(0), submission.tail());
+        let _ = shadow.begin(&self.memory, head_of(0), completion.head());
+        submission.doorbell.begin(submission.tail());
+        completion.doorbell.begin(completion.head());
+        self.shadow = Some(shadow);
+    }
+
+    fn listen(&mut self, now: u64) {
+        let Some((submission, completion)) = &mut self.queues else { return };
+        let register = self.shared.board.tail(0);
+        let word = Shadow::word(&mut self.shadow, &self.memory, tail_of(0));
+        let tail = submission.listen(register, word, now);
+        let register = self.shared.board.head(0);
+        let word = Shadow::word(&mut self.shadow, &self.memory, head_of(0));
+        let head = completion.listen(register, word, now);
+        match head {
+            Ok(Some(Rung::Memory(head))) => self.shared.board.note_head(0, Some(head)),
+            Ok(Some(Rung::Register(_))) => self.shared.board.note_head(0, None),
+            Ok(None) | Err(_) => {}
+        }
+        for bad in [tail.err(), head.err()].into_iter().flatten() {
             self.report(bad);
         }
-        self.follow_shadow();
+    }
+
+    /// When to serve again without being woken.
+    fn next(&self) -> Option<u64> {
+        let (submission, completion) = self.queues.as_ref()?;
+        let is_waiting = completion.backlog() > 0 || submission.waiting() > 0 && self.ordered.is_none();
+        let outage = self.outage.next().filter(|_| is_waiting);
+        [outage, submission.doorbell.due(), completion.doorbell.due()].into_iter().flatten().min()
     }
 
     fn report(&mut self, bad: BadDoorbell) {

@@ -113,6 +113,8 @@ impl Features {
             feature::ARBITRATION => self.arbitration = value,
             // There is one power state, and no workload hint changes anything.
             feature::POWER if value & 0x1f == 0 => {}
+            // All sensors (figure 276), of which there are none beside the composite temperature.
+            feature::TEMPERATURE if value >> 16 & 0xf == 0xf && value >> 20 & 3 < 2 => {}
             feature::TEMPERATURE => *self.threshold(value)? = (value & 0xffff) as u16,
             // Blocks that were never written are no error here, so it cannot be asked for (bit 16).
             feature::ERROR_RECOVERY if value & 1 << 16 == 0 => {
@@ -215,12 +217,11 @@ impl Features {
         last | last << 16
     }
 
-    /// The temperature threshold that the value of a command names (figure 276): of the controller as a whole, or of all
-    /// sensors, which is the same without sensors.
+    /// The threshold of the composite temperature that the value of a command names (figure 276). There are no sensors.
     fn threshold(&mut self, value: u32) -> Result<&mut u16, Status> {
         match (value >> 16 & 0xf, value >> 20 & 3) {
-            (0 | 0xf, 0) => Ok(&mut self.over),
-            (0 | 0xf, 1) => Ok(&mut self.under),
+            (0, 0) => Ok(&mut self.over),
+            (0, 1) => Ok(&mut self.under),
             _ => Err(Status::INVALID_FIELD),
         }
     }

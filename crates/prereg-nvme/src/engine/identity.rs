@@ -119,9 +119,10 @@ pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
     page.put_u8(30, u8::from(identity.shared)); // NMIC
     page.put_u8(33, ZEROES_DEALLOCATE | if namespace.zeroes_deallocated() { READS_ZERO } else { 0 });
     page.put_u128(48, u128::from(blocks) << namespace.block_shift());
-    // Preferred granularity and alignment of writes and deallocations: 4 KiB, which is what file systems below have.
+    // NPWG, NPWA, NPDG, NPDA and NOWS, granularity and alignment of writes and deallocations: 4 KiB, which is what file
+    // systems below have. NOWS must be a multiple of NPWG: hosts derive stripes from the two.
     let preferred = (1u16 << 12_u8.saturating_sub(namespace.block_shift())) - 1;
-    for field in [64, 66, 68, 70] {
+    for field in [64, 66, 68, 70, 72] {
         page.put_u16(field, preferred);
     }
     page.put_u8(99, u8::from(namespace.is_read_only()));

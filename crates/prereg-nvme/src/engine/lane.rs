@@ -11,6 +11,7 @@
 
 mod fetch;
 mod orders;
+mod sleep;
 mod start;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use prereg::Iova;
 use super::board::{head_of, tail_of};
 use super::completion::CompletionQueue;
 use super::counters::{Counters, Kind};
+use super::doorbell::Rung;
 use super::error_log::Failure;
 use super::event::Event;
 use super::flying::{Flight, Flying, Owner};
@@ -205,6 +207,12 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         for (queue, _) in &self.completion {
             shadow.begin(&self.memory, head_of(queue.id), queue.head()).map_err(|_| Status::DATA_TRANSFER)?;
         }
+        for (queue, _) in &mut self.submission {
+            queue.doorbell.begin(queue.tail());
+        }
+        for (queue, _) in &mut self.completion {
+            queue.doorbell.begin(queue.head());
+        }
         self.shadow = Some(shadow);
         Ok(())
     }
@@ -277,51 +285,6 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         }
         served.events.push(Event::PersistentInternalError);
         self.deliver(now, served);
-    }
-
-    /// Before sleeping: asks to be told of doorbells, and says whether none was rung in the meantime. To be called after
-    /// whoever rings can see that the lane sleeps.
-    pub fn may_sleep(&mut self) -> bool {
-        let mut quiet = true;
-        for at in 0..self.submission.len() {
-            let (queue, outage) = &self.submission[at];
-            // A queue that is not looked at anyhow must not keep the lane awake.
-            if queue.closing || outage.next().is_some() {
-                continue;
-            }
-            let (id, tail) = (queue.id, queue.tail());
-            let board = self.shared.board.tail(id);
-            let news = match &mut self.shadow {
-                Some(shadow) => shadow.ask(&self.memory, tail_of(id), tail).unwrap_or(board),
-                None => board,
-            };
-            quiet &= !self.submission[at].0.differs(news);
-        }
-        for at in 0..self.completion.len() {
-            let (queue, _) = &self.completion[at];
-            let (id, head, is_awaited) =
-                (queue.id, queue.head(), queue.backlog() > 0 || self.watch_heads && self.shadow.is_some());
-            self.shared.board.await_head(id, is_awaited);
-            let news = match &mut self.shadow {
-                Some(shadow) => shadow.ask(&self.memory, head_of(id), head).unwrap_or(head),
-                None => self.shared.board.head(id),
-            };
-            quiet &= !is_awaited || !self.completion[at].0.differs(news);
-        }
-        self.rest();
-        quiet
-    }
-
-    fn rest(&mut self) {
-        for (queue, _) in &mut self.submission {
-            queue.window().rest();
-        }
-        for (queue, _) in &mut self.completion {
-            queue.window().rest();
-        }
-        for window in self.shadow.iter_mut().flat_map(Shadow::windows) {
-            window.rest();
-        }
     }
 
     fn begin_shadow(&mut self, at: usize, value: u32) {
@@ -418,18 +381,16 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
 
     fn deliver(&mut self, now: u64, served: &mut Served) {
         for (queue, outage) in &mut self.completion {
-            let board = self.shared.board.head(queue.id);
-            let head = match &mut self.shadow {
-                Some(shadow) => shadow.load(&self.memory, head_of(queue.id)).unwrap_or(board),
-                None => board,
-            };
-            if queue.differs(head) {
-                match queue.ring(head) {
-                    // Who looks at the board must not take what was read for unread.
-                    Ok(()) => self.shared.board.note_head(queue.id, head),
-                    Err(bad) => served.events.push(bad.into()),
-                }
+            let register = self.shared.board.head(queue.id);
+            let word = Shadow::word(&mut self.shadow, &self.memory, head_of(queue.id));
+            match queue.listen(register, word, now) {
+                // The interrupt pin must not take what was read for unread.
+                Ok(Some(Rung::Memory(head))) => self.shared.board.note_head(queue.id, Some(head)),
+                Ok(Some(Rung::Register(_))) => self.shared.board.note_head(queue.id, None),
+                Ok(None) => {}
+                Err(bad) => served.events.push(bad.into()),
             }
+            served.wake_at(queue.doorbell.due());
             let mut put = 0;
             if queue.backlog() > 0 && outage.may_try(now) {
                 match queue.deliver(&self.memory, &mut put) {
@@ -442,7 +403,12 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
                     }
                 }
             }
-            served.wake_at(outage.next());
+            if queue.backlog() > 0 {
+                served.wake_at(outage.next());
+            } else {
+                // Nothing waits for the memory, so nothing is tried.
+                outage.over();
+            }
             if put > 0 {
                 served.progress = true;
                 self.shared.board.posted(queue.id, queue.tail());

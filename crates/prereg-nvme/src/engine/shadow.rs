@@ -5,6 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use prereg::{Access, Iova};
 
+use super::doorbell::Word;
 use super::memory::{GuestHold, GuestMemory, Unreachable};
 use super::window::Window;
 
@@ -63,6 +64,22 @@ impl<M: GuestMemory> Shadow<M> {
         // The guest writes its value, fences, and reads ours; we do the same the other way round.
         fence(Ordering::SeqCst);
         self.load(memory, at)
+    }
+
+    /// The guest's word for doorbell `at`, if there are buffers and they can be reached.
+    pub fn word(buffers: &mut Option<Self>, memory: &M, at: usize) -> Word {
+        match buffers {
+            None => Word::Absent,
+            Some(shadow) => shadow.load(memory, at).map_or(Word::Away, Word::Says),
+        }
+    }
+
+    /// As [`word`](Self::word), after asking the guest to ring when it passes `value`.
+    pub fn word_from(buffers: &mut Option<Self>, memory: &M, at: usize, value: u32) -> Word {
+        match buffers {
+            None => Word::Absent,
+            Some(shadow) => shadow.ask(memory, at, value).map_or(Word::Away, Word::Says),
+        }
     }
 
     /// Both windows.

@@ -3,6 +3,7 @@
 use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
+use super::doorbell::{Doorbell, Word, distance};
 use super::memory::{GuestHold, GuestMemory, Unreachable};
 use super::window::Window;
 use crate::spec::Command;
@@ -20,6 +21,8 @@ pub struct SubmissionQueue<M: GuestMemory> {
     pub cq: u16,
     /// Commands taken and not answered yet.
     pub flying: u32,
+    /// How its tail is rung.
+    pub doorbell: Doorbell,
     /// Being deleted: nothing more is taken.
     pub closing: bool,
     entries: u32,
@@ -34,7 +37,18 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     #[must_use]
     pub fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
         let window = Window::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
-        Self { id, cq, flying: 0, closing: false, entries, head: 0, tail: 0, refused: None, window }
+        Self {
+            id,
+            cq,
+            flying: 0,
+            doorbell: Doorbell::default(),
+            closing: false,
+            entries,
+            head: 0,
+            tail: 0,
+            refused: None,
+            window,
+        }
     }
 
     /// Its memory.
@@ -54,9 +68,28 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         self.tail
     }
 
-    /// Whether `tail` is news: neither what it was, nor something refused before.
+    /// Whether the doorbell has something new: its register, and the guest's word in memory.
     #[must_use]
-    pub fn differs(&self, tail: u32) -> bool {
+    pub fn is_news(&self, register: u32, word: Word) -> bool {
+        match word {
+            Word::Absent => self.differs(register),
+            word => self.doorbell.is_news(register, word),
+        }
+    }
+
+    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory.
+    ///
+    /// # Errors
+    /// As [`ring`](Self::ring).
+    pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<(), BadDoorbell> {
+        match self.doorbell.look(register, word, self.tail, self.entries, now) {
+            Some(rung) => self.ring(rung.value()),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `tail` is news: neither what it was, nor something refused before.
+    fn differs(&self, tail: u32) -> bool {
         tail != self.tail && self.refused != Some(tail)
     }
 
@@ -70,7 +103,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     ///
     /// # Errors
     /// [`BadDoorbell`] for one that is no tail this queue can have, once for each; the queue stays as it was.
-    pub fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
+    fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
         if !self.differs(tail) {
             return Ok(());
         }
@@ -106,10 +139,4 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         self.head = (self.head + count as u32) % self.entries;
         Ok(())
     }
-}
-
-/// How many steps forward it is from `from` to `to` in a ring.
-#[must_use]
-pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
-    if to >= from { to - from } else { to + entries - from }
 }

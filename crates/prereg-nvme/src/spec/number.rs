@@ -67,6 +67,8 @@ pub mod cns {
     pub const CONTROLLER: u8 = 0x01;
     pub const ACTIVE: u8 = 0x02;
     pub const DESCRIPTORS: u8 = 0x03;
+    pub const COMMAND_SET_NAMESPACE: u8 = 0x05;
+    pub const COMMAND_SET_CONTROLLER: u8 = 0x06;
     pub const ALLOCATED: u8 = 0x10;
     pub const ALLOCATED_NAMESPACE: u8 = 0x11;
     pub const ATTACHED_CONTROLLERS: u8 = 0x12;

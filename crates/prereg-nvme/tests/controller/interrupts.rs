@@ -11,7 +11,7 @@ use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::wire::{IrqAction, IrqSelection, SetIrqs};
 
 use crate::bed::{Bed, settings, until};
-use crate::driver::{DATA, Driver, FLUSH, command, transfer, with_prp};
+use crate::driver::{DATA, Driver, ENTRIES, FLUSH, command, transfer, with_prp};
 
 const INTX: u32 = 0;
 const MSI: u32 = 1;
@@ -206,6 +206,21 @@ fn mapped_doorbells_are_heard() {
     driver.enable();
     driver.create_pair(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
+}
+
+#[test]
+fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
+    const SHADOW: u64 = 0x7_0000;
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::ready(&bed, 2);
+    let config = with_prp(command(0x7c, 0, &[]), SHADOW, SHADOW + 0x1000);
+    assert_eq!(driver.admin(config).status, Status::SUCCESS);
+    for round in 0..3 * ENTRIES {
+        // Tails by register on both queues; the second one's heads by both, as some drivers do.
+        assert_eq!(driver.run(1, FLUSH).status, Status::SUCCESS, "round {round}");
+        driver.ram.write(SHADOW + 2 * 8 + 4, &driver.head(2).to_le_bytes()).unwrap();
+        assert_eq!(driver.run(2, FLUSH).status, Status::SUCCESS, "round {round}");
+    }
 }
 
 #[test]

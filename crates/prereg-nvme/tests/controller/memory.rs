@@ -69,7 +69,7 @@ fn memory_with_queues_can_be_unmapped_and_mapped_again() {
 }
 
 #[test]
-fn queues_that_are_unmapped_for_good_are_told_and_a_reset_helps() {
+fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_returns() {
     let Some(bed) = Bed::new(settings()) else { return };
     let mut driver = Driver::connect(&bed);
     // The second queue in memory of its own.
@@ -92,6 +92,15 @@ fn queues_that_are_unmapped_for_good_are_told_and_a_reset_helps() {
     let told = driver.take(0);
     assert_eq!((told.cid, told.result), (event, 0x0001_0300), "a persistent internal error");
     assert_eq!(driver.io(FLUSH), Status::SUCCESS, "the other queue goes on");
+    let phase = || {
+        let mut byte = [0];
+        apart.read(14, &mut byte).unwrap();
+        byte[0] & 1
+    };
+    assert_eq!(phase(), 0);
+    let memory = apart.descriptor().map(|memory| (memory, 0));
+    driver.client.dma_map(place, 0x10_0000, Access::ReadWrite, memory).unwrap();
+    until("the command that waited is answered, although nothing is rung", || phase() == 1);
     driver.disable();
     driver.enable();
     driver.create_pair(1);

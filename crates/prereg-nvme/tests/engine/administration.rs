@@ -67,10 +67,28 @@ fn namespaces_are_described_and_listed() {
         let list = identify(&mut guest, cns, from).unwrap();
         assert_eq!([0, 4, 8, 12].map(|at| word(&list, at)), expected);
     }
+    for (page, preferred) in [(&first, 7), (&third, 0)] {
+        let fields = [64, 66, 68, 70, 72].map(|at| word(page, at) & 0xffff);
+        assert_eq!(fields, [preferred; 5], "NPWG to NOWS: 4 KiB, NOWS a multiple of NPWG");
+    }
     let names = identify(&mut guest, 3, 2).unwrap();
     assert_eq!((&names[..4], &names[4..20], names[20]), (&[3, 16, 0, 0][..], &[2; 16][..], 0));
     let controllers = identify(&mut guest, 0x13, 0).unwrap();
     assert_eq!(word(&controllers, 0), 0x0001_0001, "one, number 1");
+}
+
+#[test]
+fn what_linux_asks_at_its_start_leaves_no_error_log_entry() {
+    let mut guest = Guest::enabled();
+    assert_eq!(identify(&mut guest, 6, 0).unwrap(), [0; 4096], "no limits of the NVM command set");
+    assert_eq!(identify(&mut guest, 5, 1).unwrap(), [0; 4096], "no metadata");
+    let entries = log(&mut guest, 1, 4096, 0, 0).unwrap();
+    assert!(entries.iter().all(|byte| *byte == 0));
+    assert_eq!(identify(&mut guest, 5, 4), Err(Status::INVALID_NAMESPACE));
+    for cns in [5, 6] {
+        let other = with_prp(command(0x06, 1, &[(10, cns), (11, 2 << 24)]), PAGE, 0);
+        assert_eq!(guest.admin(other).status, Status::INVALID_FIELD, "another command set");
+    }
 }
 
 #[test]
@@ -197,10 +215,19 @@ fn features_keep_what_was_set_and_know_their_defaults() {
     assert_eq!(get(&mut guest, 4, 0, 0), (400, Status::SUCCESS));
     assert_eq!(get(&mut guest, 4, 0, 1 << 20), (100, Status::SUCCESS));
     assert_eq!(set(&mut guest, 4, 3 << 16), (0, Status::INVALID_FIELD), "a sensor that there is not");
+    assert_eq!(
+        set(&mut guest, 4, 0xf << 16 | 7),
+        (0, Status::SUCCESS),
+        "all sensors, of which there are none"
+    );
+    assert_eq!(get(&mut guest, 4, 0, 0), (400, Status::SUCCESS));
+    assert_eq!(get(&mut guest, 4, 0, 0xf << 16), (0, Status::INVALID_FIELD), "they can only be set together");
     assert_eq!(set(&mut guest, 9, 1 << 16 | 4), (0, Status::SUCCESS));
     assert_eq!(get(&mut guest, 9, 0, 4), (1 << 16 | 4, Status::SUCCESS));
     assert_eq!(get(&mut guest, 9, 0, 3), (3, Status::SUCCESS));
     assert_eq!(set(&mut guest, 9, 5), (0, Status::INVALID_FIELD));
+    assert_eq!(get(&mut guest, 9, 0, 5), (0, Status::INVALID_FIELD), "a vector that there is not");
+    assert_eq!(get(&mut guest, 9, 1, 0xffff), (0, Status::INVALID_FIELD));
     assert_eq!(set(&mut guest, 2, 1), (0, Status::INVALID_FIELD), "a power state that there is not");
     assert_eq!(set(&mut guest, 0x0c, 1), (0, Status::INVALID_FIELD), "unknown");
     assert_eq!(set(&mut guest, 6 | 1 << 31, 1), (0, Status::NOT_SAVEABLE));

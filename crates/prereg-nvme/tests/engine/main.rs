@@ -2,6 +2,7 @@
 
 mod administration;
 mod commands;
+mod doorbells;
 mod judge;
 mod pointers;
 mod queues;

@@ -276,6 +276,8 @@ pub(crate) struct Machine {
     pub(crate) signals: Vec<(u16, u16)>,
     /// What the lane found.
     pub(crate) events: Vec<Event>,
+    /// When desk and lane want to be served again.
+    pub(crate) until: Option<u64>,
     stopping: bool,
     /// Enabled again before it had stopped.
     again: Option<AdminQueues>,
@@ -330,6 +332,7 @@ impl Machine {
             now: 1,
             signals: Vec::new(),
             events: Vec::new(),
+            until: None,
             stopping: false,
             again: None,
         }
@@ -424,6 +427,7 @@ impl Machine {
             self.lane.fail_all(self.now, &mut served);
         }
         self.settle(&served);
+        self.until = attended.until.into_iter().chain(served.until).min();
         if self.stopping && self.lane.flying() == 0 {
             self.stopping = false;
             self.shared.board.close_all();

@@ -26,6 +26,7 @@ pub(super) const CASES: &[Case] = &[
         "a namespace that may only be read, one of 4096 byte blocks, discard",
         namespaces,
     ),
+    case("nvme-statuses", "commands, right and wrong, beside QEMU's own NVMe in the same guest", statuses),
     case("nvme-nested", "the guest passes the disk on to its own user space", nested),
 ];
 
@@ -184,6 +185,42 @@ fn namespaces(stage: &Stage<'_>) -> Verdict {
         format!("the file has {full} bytes before the discard and {empty} after it")
     })?;
     Ok(format!("{} MiB given back by a discard", (full - empty) >> 20))
+}
+
+/// How commands end here is what was recorded; how they end in QEMU's NVMe is only counted, because QEMU changes.
+fn statuses(stage: &Stage<'_>) -> Verdict {
+    let (server, _) = serve(stage, "")?;
+    let peer = stage.file("peer");
+    let file = std::fs::File::create(&peer).map_err(Trouble::file(&peer))?;
+    file.set_len(DISK).map_err(Trouble::file(&peer))?;
+    let mut guest = guest(stage, "statuses")?;
+    guest.say(&format!("-drive file={},if=none,id=peer,format=raw", peer.display()));
+    guest.say("-device nvme,drive=peer,serial=peer");
+    guest.device(&device(stage, "nvme"));
+    let mut booted = guest.boot(stage, "guest")?;
+    booted.finish(LIMIT)?;
+    server.stop()?;
+    let path = stage.parts.data().join("nvme-statuses");
+    let recorded = std::fs::read_to_string(&path).map_err(Trouble::file(&path))?;
+    let recorded: Vec<(&str, &str)> = recorded
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.rsplit_once(' ')?.0.rsplit_once(": "))
+        .collect();
+    let said = |word| booted.marks(word).filter_map(|line| line.rsplit_once(": ")).collect::<Vec<_>>();
+    let (ours, theirs) = (said("ours"), said("theirs"));
+    ensure(!recorded.is_empty() && ours.len() == recorded.len() && theirs.len() == recorded.len(), || {
+        format!("{} and {} commands were answered of {}", ours.len(), theirs.len(), recorded.len())
+    })?;
+    let wrong: Vec<String> = ours
+        .iter()
+        .zip(&recorded)
+        .filter(|(now, then)| now != then)
+        .map(|((name, now), (_, then))| format!("{name}: {now} instead of {then}"))
+        .collect();
+    ensure(wrong.is_empty(), || wrong.join("; "))?;
+    let equal = ours.iter().zip(&theirs).filter(|(ours, theirs)| ours == theirs).count();
+    Ok(format!("{equal} of {} commands end as with QEMU's, the others as recorded", ours.len()))
 }
 
 /// Bytes that the file system keeps for `path`.

@@ -52,7 +52,8 @@ pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
 /// What the kernel's refusal means to the guest.
 pub(super) fn fault_of(errno: Errno) -> DiskFault {
     match errno.raw() {
-        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => DiskFault::NoSpace,
+        // Not EFBIG: no file grows here, so that is a limit of this process or of the file system, a fault of the host.
+        libc::ENOSPC | libc::EDQUOT => DiskFault::NoSpace,
         libc::EROFS => DiskFault::ReadOnly,
         _ => DiskFault::Io(errno),
     }

@@ -8,7 +8,10 @@ use crate::engine::runs::Run;
 use crate::engine::{identity, prp};
 use crate::spec::number::{BROADCAST, cns, log};
 use crate::spec::register::page_shift;
-use crate::spec::{Command, Status};
+use crate::spec::{Command, Page, Status};
+
+/// Command Set Identifier of the NVM command set, in bits 31:24 of dword 11 of Identify.
+const NVM_COMMAND_SET: u32 = 0;
 
 impl Admin {
     /// What follows from a feature that was set or asked for.
@@ -51,6 +54,7 @@ impl Admin {
     ) -> Result<Verdict, Status> {
         let nsid = command.nsid();
         let namespaces = &self.shared.namespaces;
+        let is_nvm = command.dword(11) >> 24 == NVM_COMMAND_SET;
         let named = || namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE);
         let page = match (command.dword(10) & 0xff) as u8 {
             cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identity::namespace(&self.identity, named()?),
@@ -62,6 +66,13 @@ impl Admin {
                 named()?;
                 identity::controllers(&self.identity, (command.dword(10) >> 16) as u16)
             }
+            // Two structures of NVMe 2.0, which Linux asks every controller for: a namespace without metadata, and no limits of
+            // the NVM command set beyond MDTS. A refusal would leave an entry in the error log at each start.
+            cns::COMMAND_SET_NAMESPACE if is_nvm => {
+                named()?;
+                Page::zeroed()
+            }
+            cns::COMMAND_SET_CONTROLLER if is_nvm => Page::zeroed(),
             cns::CONTROLLERS => identity::controllers(&self.identity, (command.dword(10) >> 16) as u16),
             _ => return Err(Status::INVALID_FIELD),
         };

@@ -4,6 +4,7 @@ use super::{Lane, MOST_FLYING, Served};
 use crate::engine::board::tail_of;
 use crate::engine::event::Event;
 use crate::engine::memory::GuestMemory;
+use crate::engine::shadow::Shadow;
 use crate::engine::storage::Storage;
 use crate::engine::submission::FETCH;
 use crate::spec::Status;
@@ -13,18 +14,22 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         let queues = self.submission.len();
         for step in 0..queues {
             let at = (self.turn + step) % queues;
-            self.listen(at, served);
+            self.listen(at, now, served);
             if self.stalled.is_empty() {
                 self.fetch_from(at, now, served);
             }
             let (queue, outage) = &self.submission[at];
-            served.progress |= queue.waiting() > 0
+            // Otherwise what is in the way wakes the lane when it is gone.
+            let could_go_on = queue.waiting() > 0
                 && !queue.closing
-                && outage.may_try(now)
                 && self.stalled.is_empty()
                 && self.flight.count() < MOST_FLYING
                 && self.backlog_of(queue.cq) == 0;
-            served.wake_at(outage.next());
+            if could_go_on {
+                served.progress |= outage.may_try(now);
+                served.wake_at(outage.next());
+            }
+            served.wake_at(queue.doorbell.due());
         }
         self.turn = self.turn.wrapping_add(1);
     }
@@ -34,15 +39,11 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
     }
 
     /// Takes over the tail of a submission queue.
-    fn listen(&mut self, at: usize, served: &mut Served) {
+    fn listen(&mut self, at: usize, now: u64, served: &mut Served) {
         let (queue, _) = &mut self.submission[at];
-        let board = self.shared.board.tail(queue.id);
-        let tail = match &mut self.shadow {
-            // Without its buffer the doorbell itself still says something.
-            Some(shadow) => shadow.load(&self.memory, tail_of(queue.id)).unwrap_or(board),
-            None => board,
-        };
-        if let Err(bad) = queue.ring(tail) {
+        let register = self.shared.board.tail(queue.id);
+        let word = Shadow::word(&mut self.shadow, &self.memory, tail_of(queue.id));
+        if let Err(bad) = queue.listen(register, word, now) {
             served.events.push(bad.into());
             self.note(None, Status::INVALID_FIELD, 0, 0);
         }

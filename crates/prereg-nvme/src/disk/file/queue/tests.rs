@@ -229,6 +229,7 @@ fn refusals_are_told_as_what_they_are() {
     for (errno, fault) in [
         (libc::ENOSPC, DiskFault::NoSpace),
         (libc::EDQUOT, DiskFault::NoSpace),
+        (libc::EFBIG, DiskFault::Io(Errno::from_raw(libc::EFBIG))),
         (libc::EROFS, DiskFault::ReadOnly),
         (libc::EIO, DiskFault::Io(Errno::EIO)),
     ] {
