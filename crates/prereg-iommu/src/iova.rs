@@ -2,7 +2,8 @@
 //! rules of its second version.
 //!
 //! An [`IovaMap`] has ranges of I/O virtual addresses. Each leads to registered memory, of which it holds one unit however
-//! long it is; or to memory that somebody supplies at each access; or to memory that is reached by other means. A device's
+//! long it is; or to memory that a port supplies at each access, or piece by piece at the first one; or to memory that is
+//! reached by other means. A device's
 //! access ([`Held`]) keeps what it touches: an unmap takes the range out at once, and is over when the last access has left.
 //!
 //! Who owns whom:
@@ -49,6 +50,7 @@ mod error;
 mod limits;
 mod map;
 mod mapping;
+mod on_demand;
 mod state;
 mod units;
 mod unmapping;

@@ -75,7 +75,9 @@ pub use memory::{GuestMemory, HugeSize, MemoryError, MemoryKind};
 pub use mlock::Mlock;
 pub use pagemap::{Backing, Pagemap, PagemapError, Run};
 pub use ring_state::RingState;
-pub use shared::{FileFacts, FileIdentity, LastChange, Presence, SharedError, SharedFile, SharedMemory};
+pub use shared::{
+    FileFacts, FileIdentity, LastChange, Presence, Residency, SharedError, SharedFile, SharedMemory,
+};
 pub use status::KernelCount;
 pub use tables::LockedTables;
 pub use uring::IoUring;

@@ -2,7 +2,8 @@
 //!
 //! [`FileFacts`] is what can be told of any descriptor: which file it is, how long, what its holder may do with it. A
 //! [`SharedFile`] is one that turned out to be memory. [`SharedMemory`] is a stretch of it in this process, to be registered,
-//! and to be copied in and out of. [`Presence`] tells whether the pages that were pinned still are the file's.
+//! and to be copied in and out of. [`Presence`] tells whether the pages that were pinned still are the file's,
+//! [`Residency`] which parts of the file have pages.
 //!
 //! Whoever holds the descriptor on the other side can make the file shorter, punch holes into it, or write what he wants.
 //! None of that may end this process, so:
@@ -22,9 +23,11 @@ mod error;
 mod file;
 mod memory;
 mod presence;
+mod residency;
 mod view;
 
 pub use error::SharedError;
 pub use file::{FileFacts, FileIdentity, LastChange, SharedFile};
 pub use memory::SharedMemory;
 pub use presence::Presence;
+pub use residency::Residency;

@@ -250,24 +250,23 @@ impl IoUring {
         true
     }
 
-    /// Brings memory that is not there in with several threads, so that the pin finds it present.
+    /// Brings memory that is not there in, so that the pin finds it present: the kernel's lock on the ring is then held only for
+    /// a walk, and pins of other threads go on. With several threads where that is worth it.
     fn fault_in(&self, range: UserRange) -> Result<(), PinError> {
-        const WORTH_IT: u64 = 16 << 20;
-        if range.bytes() < WORTH_IT {
-            return Ok(());
-        }
-        let threads = fault_in::threads(self.options.threads);
-        if threads == 1 && self.options.progress.is_none() {
+        const WORTH_A_LOOK: u64 = 1 << 20;
+        const WORTH_THREADS: u64 = 16 << 20;
+        let wanted = fault_in::threads(self.options.threads);
+        let threads = if range.bytes() < WORTH_THREADS { 1 } else { wanted };
+        let left_to_the_pin = wanted == 1 && self.options.progress.is_none();
+        if range.bytes() < WORTH_A_LOOK || left_to_the_pin {
             return Ok(());
         }
         if self.pagemap.as_ref().is_some_and(|map| frames::look_present(map, range)) {
             return Ok(());
         }
-        let how = FaultIn {
-            threads,
-            progress: self.options.progress.as_deref(),
-            cancel: self.options.cancel.as_deref(),
-        };
+        // Said to be called for large memory only.
+        let progress = self.options.progress.as_deref().filter(|_| range.bytes() >= WORTH_THREADS);
+        let how = FaultIn { threads, progress, cancel: self.options.cancel.as_deref() };
         fault_in::populate(range.first().raw(), range.bytes(), how, Old::Leave).map_err(|error| match error {
             FaultInError::Cancelled { .. } => {
                 PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "bringing it into memory" }

@@ -36,7 +36,8 @@ pub use client::serve;
 pub use device::{Bus, Device, Ioeventfd, Layout, LayoutRegion, Model, Sparse};
 pub use dma::{
     Dma, DmaError, DmaPiece, DmaSpace, DmaState, Drained, FileState, Hold, IovaLimits, MapMemoryError,
-    MemoryPolicy, MemoryStore, RegisterWhen, Remote, RemoteError, StoreState, Unmapping,
+    MemoryNote, MemoryPolicy, MemoryStore, NoteKind, RegisterWhen, Remote, RemoteError, StoreState,
+    Unmapping,
 };
 pub use error::ServerError;
 pub use interrupts::Interrupts;

@@ -11,8 +11,8 @@ use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::quantity::parse_bytes;
 use crate::serve::config::{
-    Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, MemoryConfig, MemoryPolicy, NamespaceConfig,
-    NvmeConfig, parse_mode,
+    Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, MemoryConfig, MemoryLimit, MemoryPolicy,
+    NamespaceConfig, NvmeConfig, parse_mode,
 };
 use crate::serve::run::{Control, Serving};
 
@@ -108,9 +108,17 @@ struct NvmeArgs {
     #[arg(long, value_enum, default_value_t)]
     policy: MemoryPolicy,
 
-    /// How much of a memory file is registered at a time: `whole`, or a power of two of at least 2M
-    #[arg(long, value_name = "SIZE", default_value = "whole", value_parser = Extent::parse)]
+    /// How much of a memory file is registered at a time: `auto`, `whole`, or a power of two of at least 2M
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = Extent::parse)]
     extent: Extent,
+
+    /// Guest memory that may be pinned in all: `auto` (7/8 of the host's, less under a locked-memory limit), `none`, or a size
+    #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = MemoryLimit::parse)]
+    memory_limit: MemoryLimit,
+
+    /// Guest memory that may be pinned for one client: `none`, or a size
+    #[arg(long, value_name = "SIZE", default_value = "none", value_parser = MemoryLimit::parse)]
+    client_memory_limit: MemoryLimit,
 
     /// The socket's mode
     #[arg(long, default_value = "0600", value_parser = parse_mode)]
@@ -182,7 +190,12 @@ impl NvmeArgs {
         device.interrupts.clone_from(&self.interrupts);
         device.doorbells = self.doorbells;
         device.threads = self.threads;
-        let memory = MemoryConfig { policy: self.policy, extent: self.extent };
+        let memory = MemoryConfig {
+            policy: self.policy,
+            extent: self.extent,
+            limit: self.memory_limit,
+            client_limit: self.client_memory_limit,
+        };
         Ok(Config { memory, nvme: vec![device], ..Config::default() })
     }
 }

@@ -25,7 +25,7 @@ pub struct Config {
 }
 
 /// How the clients' memory is registered.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[non_exhaustive]
 pub struct MemoryConfig {
@@ -33,14 +33,31 @@ pub struct MemoryConfig {
     pub policy: MemoryPolicy,
     /// How much at a time.
     pub extent: Extent,
+    /// How much for all clients together.
+    pub limit: MemoryLimit,
+    /// How much for one client.
+    pub client_limit: MemoryLimit,
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self {
+            policy: MemoryPolicy::default(),
+            extent: Extent::default(),
+            limit: MemoryLimit::default(),
+            client_limit: MemoryLimit::None,
+        }
+    }
 }
 
 /// When memory is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryPolicy {
-    /// When a client first maps it
+    /// After a client maps it, while the device may use it already
     #[default]
+    Background,
+    /// Before the client's first map of it is answered
     Eager,
     /// When the device first reaches it
     FirstUse,
@@ -49,26 +66,30 @@ pub enum MemoryPolicy {
 /// How much of a file is registered at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Extent {
-    /// All of it: one registration, however much of it a guest maps.
+    /// Pieces that suit the memory limit in the background, whole files otherwise.
     #[default]
+    Auto,
+    /// All of it: one registration, however much of it a guest maps.
     Whole,
     /// Pieces of so many bytes: for memory that comes and goes (virtio-mem).
     Bytes(u64),
 }
 
 impl Extent {
-    /// `whole`, or a size of at least 2 MiB that is a power of two.
+    /// `auto`, `whole`, or a size of at least 2 MiB that is a power of two.
     ///
     /// # Errors
     /// In words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if text == "whole" {
-            return Ok(Self::Whole);
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "whole" => return Ok(Self::Whole),
+            _ => {}
         }
         let bytes = parse_bytes(text)?;
         if bytes < 2 << 20 || !bytes.is_power_of_two() {
             return Err(format!(
-                "an extent is `whole`, or a power of two of at least 2M; `{text}` is neither"
+                "an extent is `auto`, `whole`, or a power of two of at least 2M; `{text}` is none of them"
             ));
         }
         Ok(Self::Bytes(bytes))
@@ -76,6 +97,51 @@ impl Extent {
 }
 
 impl<'de> Deserialize<'de> for Extent {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// How much memory may be pinned, or promised to be pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum MemoryLimit {
+    /// What leaves the host its memory.
+    #[default]
+    Auto,
+    /// As much as the system allows.
+    None,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+impl MemoryLimit {
+    /// `auto`, `none`, or a size.
+    ///
+    /// # Errors
+    /// In words.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "none" => Ok(Self::None),
+            size => parse_bytes(size).map(Self::Bytes).map_err(|error| {
+                format!("a memory limit is `auto`, `none`, or a size; `{text}` is none of them: {error}")
+            }),
+        }
+    }
+
+    /// The bytes it means: `automatic` for auto, which a client's own limit does not have.
+    #[must_use]
+    pub fn bytes(self, automatic: Option<u64>) -> Option<u64> {
+        match self {
+            Self::Auto => automatic,
+            Self::None => None,
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryLimit {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         Self::parse(&text).map_err(serde::de::Error::custom)
@@ -393,13 +459,15 @@ mod tests {
         assert_eq!(device.interrupts.len(), 3);
         assert_eq!(device.namespace[0].block_size, 512);
         assert!(!device.namespace[0].read_only);
-        assert_eq!(config.memory.extent, Extent::Whole);
+        assert_eq!((config.memory.policy, config.memory.extent), (MemoryPolicy::Background, Extent::Auto));
+        assert_eq!((config.memory.limit, config.memory.client_limit), (MemoryLimit::Auto, MemoryLimit::None));
     }
 
     #[test]
     fn all_that_can_be_said_is_heard() {
         let config = checked(
             "control = \"c.sock\"\nmetrics = \"127.0.0.1:9469\"\n[memory]\npolicy = \"first-use\"\nextent = \"128M\"\n\
+             limit = \"8G\"\nclient-limit = \"4G\"\n\
              [[nvme]]\nsocket = \"a.sock\"\nmode = \"0660\"\nserial = \"A1\"\ninterrupts = [\"intx\"]\n\
              doorbells = \"mmap\"\nthreads = 4\n[[nvme.namespace]]\nfile = \"a.img\"\nread-only = true\n\
              block-size = 4096\ndirect = \"off\"\nbuffers = \"plain\"\n",
@@ -407,6 +475,8 @@ mod tests {
         .unwrap();
         assert_eq!(config.memory.policy, MemoryPolicy::FirstUse);
         assert_eq!(config.memory.extent, Extent::Bytes(128 << 20));
+        assert_eq!(config.memory.limit, MemoryLimit::Bytes(8 << 30));
+        assert_eq!(config.memory.client_limit, MemoryLimit::Bytes(4 << 30));
         let device = &config.nvme[0];
         assert_eq!((device.mode, device.threads, device.doorbells), (0o660, 4, Doorbells::Mmap));
         let disk = &device.namespace[0];
@@ -427,6 +497,7 @@ mod tests {
             (&LEAST.replace("\n[[nvme.n", "\nmode = \"9\"\n[[nvme.n"), "octal"),
             (&format!("{LEAST}sise = 3\n"), "unknown field `sise`"),
             (&format!("[memory]\nextent = \"3M\"\n{LEAST}"), "power of two"),
+            (&format!("[memory]\nlimit = \"all\"\n{LEAST}"), "a memory limit is"),
         ] {
             let refusal = checked(text).unwrap_err();
             assert!(refusal.contains(word), "{text}: {refusal}");

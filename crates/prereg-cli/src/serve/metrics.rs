@@ -64,6 +64,38 @@ impl Collector for Snapshot {
         if let Some(limit) = memory.limit_bytes {
             single("prereg_charge_limit_bytes", "The locked-memory limit", MetricType::Gauge, limit)?;
         }
+        if let Some(limit) = memory.total_limit_bytes {
+            single(
+                "prereg_memory_limit_bytes",
+                "Memory that may be pinned or promised for all clients",
+                MetricType::Gauge,
+                limit,
+            )?;
+        }
+        single(
+            "prereg_promised_bytes",
+            "Memory that is mapped and charged, and not pinned yet",
+            MetricType::Gauge,
+            memory.promised_bytes,
+        )?;
+        single(
+            "prereg_pinning_mappings",
+            "Mappings whose memory is being pinned in the background",
+            MetricType::Gauge,
+            memory.pinning_mappings,
+        )?;
+        single(
+            "prereg_refused_maps",
+            "Maps refused because there was no room for their memory",
+            MetricType::Counter,
+            memory.refused_maps_total,
+        )?;
+        single(
+            "prereg_failed_pins",
+            "Pins that failed after their map was answered",
+            MetricType::Counter,
+            memory.failed_pins_total,
+        )?;
         single("prereg_pins", "Ranges pinned", MetricType::Counter, memory.pins_total)?;
         single("prereg_unpins", "Ranges unpinned", MetricType::Counter, memory.unpins_total)?;
         single(

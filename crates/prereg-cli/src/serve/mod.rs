@@ -7,6 +7,7 @@
 pub mod config;
 pub mod control;
 pub mod http;
+mod memory;
 pub mod metrics;
 pub mod observe;
 pub mod print;

@@ -5,6 +5,9 @@ use std::io::{self, Write};
 use super::status::{ClientStatus, MemoryStatus, Status};
 use crate::quantity::{Bytes, Count};
 
+/// Regions that are listed for people.
+const REGIONS: usize = 16;
+
 /// Writes `status` as text.
 ///
 /// # Errors
@@ -53,6 +56,22 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
         Count(memory.unpins_total),
         Count(memory.shared_maps_total)
     )?;
+    let total =
+        memory.total_limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
+    writeln!(
+        out,
+        "  {} mapped and not pinned yet, {} mappings being pinned in the background; for all clients {total}",
+        Bytes(memory.promised_bytes),
+        Count(memory.pinning_mappings)
+    )?;
+    if memory.refused_maps_total + memory.failed_pins_total > 0 {
+        writeln!(
+            out,
+            "  {} maps refused for want of room, {} pins failed after their map",
+            Count(memory.refused_maps_total),
+            Count(memory.failed_pins_total)
+        )?;
+    }
     for file in &memory.files {
         write!(
             out,
@@ -69,7 +88,7 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
             stale => writeln!(out, "; {stale} stale, going with their last mapping")?,
         }
     }
-    for region in &memory.regions {
+    for region in memory.regions.iter().take(REGIONS) {
         let holders: Vec<String> = region
             .holders
             .iter()
@@ -85,6 +104,9 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
             if holders.is_empty() { String::new() } else { format!(" ({})", holders.join(", ")) },
             if region.draining { ", waits for its last mapping" } else { "" }
         )?;
+    }
+    if let Some(more) = memory.regions.len().checked_sub(REGIONS).filter(|more| *more > 0) {
+        writeln!(out, "  and {more} more regions; --json lists all")?;
     }
     Ok(())
 }

@@ -5,17 +5,19 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use prereg::{AddressKind, AddressSpace};
 use prereg_linux::IoUring;
 use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
 use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk};
-use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Model, Server, ServerSettings};
+use prereg_vfio_user::server::{MemoryStore, Model, Server, ServerSettings};
 
-use super::config::{self, Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, NvmeConfig};
+use super::config::{Buffers, Config, DirectIo, Doorbells, InterruptKind, NvmeConfig};
 use super::control::{self, ControlListener};
 use super::http::MetricsListener;
+use super::memory;
 use super::metrics;
 use super::observe::Observer;
 use crate::failure::Failure;
@@ -41,6 +43,9 @@ pub struct Serving {
     metrics: Option<MetricsListener>,
     models: Vec<Served>,
     server: Arc<Server>,
+    store: Arc<MemoryStore>,
+    /// Set when it is time to stop: a pin that is under way ends early.
+    stopping: Arc<AtomicBool>,
     /// What a user should know who did not ask.
     notes: Vec<String>,
 }
@@ -61,8 +66,10 @@ impl Serving {
     /// [`Failure::Host`], naming what could not be had.
     pub fn start(config: &Config, control: Control) -> Result<Self, Failure> {
         let mut notes = Vec::new();
+        let stopping = Arc::new(AtomicBool::new(false));
         let pins = IoUring::builder()
             .addresses(AddressKind::SlotOffset)
+            .cancel(Arc::clone(&stopping))
             .build()
             .map_err(|error| Failure::host("making the pin back end", error))?;
         let pins = Arc::new(pins);
@@ -74,8 +81,8 @@ impl Serving {
 
         let space = AddressSpace::builder(Arc::clone(&pins)).build()?;
         let (granule, back_end) = (space.granule(), space.backend());
-        let store = Arc::new(MemoryStore::new(space, policy(config)));
-        let server = Arc::new(Server::new(store, ServerSettings::default()));
+        let store = Arc::new(MemoryStore::new(space, memory::policy(&config.memory)));
+        let server = Arc::new(Server::new(Arc::clone(&store), ServerSettings::default()));
         for served in &models {
             let (path, model): (_, Arc<dyn Model>) =
                 (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
@@ -122,7 +129,7 @@ impl Serving {
                 },
             },
         };
-        Ok(Self { control, metrics, models, server, notes })
+        Ok(Self { control, metrics, models, server, store, stopping, notes })
     }
 
     /// Says what is served and how to use it.
@@ -164,6 +171,9 @@ impl Serving {
         let mut looked = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
+            for note in self.store.take_notes() {
+                eprintln!("prereg: {}", memory::explain(&note));
+            }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.server.release_idle();
@@ -177,7 +187,10 @@ impl Serving {
 
     /// Ends what is under way, gives everything back and removes the sockets.
     pub fn stop(self) {
-        let Self { control, metrics, models, server, notes: _ } = self;
+        let Self { control, metrics, models, server, store, stopping, notes: _ } = self;
+        // Relaxed: the threads that pin look at it again and again.
+        stopping.store(true, Ordering::Relaxed);
+        store.stop_background();
         // These threads have the other references to the server.
         drop((control, metrics));
         if let Some(server) = Arc::into_inner(server) {
@@ -269,17 +282,6 @@ fn serial_of(socket: &Path) -> String {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
     });
     format!("PR{hash:016X}")
-}
-
-fn policy(config: &Config) -> MemoryPolicy {
-    let policy = match config.memory.policy {
-        config::MemoryPolicy::Eager => MemoryPolicy::EAGER,
-        config::MemoryPolicy::FirstUse => MemoryPolicy::FIRST_USE,
-    };
-    match config.memory.extent {
-        Extent::Whole => policy,
-        Extent::Bytes(bytes) => policy.with_extent(bytes),
-    }
 }
 
 #[cfg(test)]

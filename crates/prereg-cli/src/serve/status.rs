@@ -56,6 +56,24 @@ pub struct MemoryStatus {
     pub charged_bytes: u64,
     /// The limit; none for who may pass it.
     pub limit_bytes: Option<u64>,
+    /// What all clients together may have pinned or promised; none without a limit.
+    #[serde(default)]
+    pub total_limit_bytes: Option<u64>,
+    /// What one client may have pinned or promised; none without a limit.
+    #[serde(default)]
+    pub client_limit_bytes: Option<u64>,
+    /// Bytes that are mapped and charged, and not pinned yet.
+    #[serde(default)]
+    pub promised_bytes: u64,
+    /// Mappings whose memory is being pinned in the background.
+    #[serde(default)]
+    pub pinning_mappings: u64,
+    /// DMA_MAPs that were refused for want of room.
+    #[serde(default)]
+    pub refused_maps_total: u64,
+    /// Pins that failed after their DMA_MAP was answered.
+    #[serde(default)]
+    pub failed_pins_total: u64,
     /// Registrations that live now, over all regions.
     pub registrations: u64,
     /// Ranges pinned since the start: it does not grow with the guests' maps.
@@ -83,6 +101,9 @@ pub struct FileStatus {
     pub bytes: u64,
     /// Bytes of it that are registered.
     pub registered_bytes: u64,
+    /// Bytes of it that are mapped and charged, and not registered yet.
+    #[serde(default)]
+    pub promised_bytes: u64,
     /// In how many pieces.
     pub extents: u64,
     /// Pieces whose pages the file no longer has; they go with their last mapping.

@@ -36,7 +36,7 @@ pub(super) struct Part {
 
 /// Where a part's memory is.
 pub(super) enum Source {
-    /// In the mapping's units.
+    /// In the mapping's units, or those of its pieces.
     Mapped,
     /// In units of its own, which begin where the part does.
     Own(Units),
@@ -144,14 +144,20 @@ impl Held {
 
 impl Part {
     fn local(&self) -> impl Iterator<Item = (&Unit, UserAddr, u64)> {
-        let units = match (&self.source, self.inside.leads_to()) {
-            (Source::Own(units), _) => Some((units, 0)),
-            (Source::Mapped, LeadsTo::Local(units)) => {
-                Some((units, self.iova - self.inside.state().span.first))
-            }
-            _ => None,
+        let offset = self.iova - self.inside.state().span.first;
+        let (whole, pieces) = match (&self.source, self.inside.leads_to()) {
+            (Source::Own(units), _) => (Some((units, 0, self.bytes)), None),
+            (Source::Mapped, LeadsTo::Local(units)) => (Some((units, offset, self.bytes)), None),
+            (Source::Mapped, LeadsTo::OnDemand(table)) => (None, Some(table)),
+            _ => (None, None),
         };
-        units.into_iter().flat_map(|(units, offset)| units.parts(offset, self.bytes))
+        let pieces = pieces.into_iter().flat_map(move |table| {
+            // All of it was supplied before the access was made.
+            table
+                .segments(offset, self.bytes)
+                .filter_map(|segment| Some((table.get(segment.piece)?, segment.offset, segment.bytes)))
+        });
+        whole.into_iter().chain(pieces).flat_map(|(units, offset, bytes)| units.parts(offset, bytes))
     }
 
     fn remote(&self) -> Option<(Iova, u64)> {

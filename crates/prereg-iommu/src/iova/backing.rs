@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 
-use prereg::UserAddr;
+use prereg::{PageShift, UserAddr};
 
 use super::error::SupplyError;
 
@@ -21,6 +21,15 @@ pub enum Backing {
     Pieces(Vec<LocalPiece>),
     /// Memory that is supplied, registered, at each access.
     Supplied(Arc<dyn Supply>),
+    /// Memory that is supplied, registered, at its first access, and kept as long as the mapping: whole pieces of it at a time.
+    OnDemand {
+        /// Asked once for each piece that is accessed, more often only by threads that access it at the same time.
+        supply: Arc<dyn Supply>,
+        /// The size of a piece. A mapping has at most 2^24.
+        piece: PageShift,
+        /// Where in its first piece the mapping begins; only the bits below the size of a piece count.
+        skip: u64,
+    },
     /// Memory that the owner of this map reaches by other means.
     Remote,
 }
@@ -56,6 +65,9 @@ impl fmt::Debug for Backing {
             Self::Piece(piece) => f.debug_tuple("Piece").field(piece).finish(),
             Self::Pieces(pieces) => f.debug_tuple("Pieces").field(pieces).finish(),
             Self::Supplied(_) => f.write_str("Supplied"),
+            Self::OnDemand { piece, .. } => {
+                f.debug_struct("OnDemand").field("piece", piece).finish_non_exhaustive()
+            }
             Self::Remote => f.write_str("Remote"),
         }
     }

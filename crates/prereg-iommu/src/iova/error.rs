@@ -1,6 +1,6 @@
 //! Why a map, an unmap or an access was refused. Nothing has changed then.
 
-use prereg::{Access, Errno, Iova, MapError};
+use prereg::{Access, Errno, Iova, MapError, PageShift};
 
 /// Why a mapping was not made or not taken away. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -65,6 +65,16 @@ pub enum IovaMapError {
         /// Bytes of the range.
         bytes: u64,
     },
+    /// Memory that is supplied on demand would have too many pieces. ENOSPC.
+    #[error("{bytes:#x} bytes are more than {limit} pieces of {piece}; choose larger pieces")]
+    TooManyPieces {
+        /// The length asked for.
+        bytes: u64,
+        /// The size of a piece.
+        piece: PageShift,
+        /// How many there may be.
+        limit: u64,
+    },
     /// The unmap would cut a mapping in two. EINVAL.
     #[error("the mapping of {bytes:#x} bytes at {iova} reaches out of the range; unmap all of it or nothing")]
     Splits {
@@ -81,7 +91,7 @@ impl IovaMapError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Exists { .. } => Errno::EEXIST,
-            Self::Limit { .. } => Errno::ENOSPC,
+            Self::Limit { .. } | Self::TooManyPieces { .. } => Errno::ENOSPC,
             Self::Memory(error) => error.errno(),
             _ => Errno::EINVAL,
         }

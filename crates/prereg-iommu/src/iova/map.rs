@@ -14,6 +14,7 @@ use super::backing::{Backing, LocalPiece, Supply};
 use super::error::{IovaAccessError, IovaMapError, SupplyError};
 use super::limits::{IovaLimits, Span};
 use super::mapping::{Closing, Drained, Inside, LeadsTo, Mapping, MappingState};
+use super::on_demand::{OnDemand, Segment};
 use super::state::IovaState;
 use super::units::Units;
 use super::unmapping::Unmapping;
@@ -66,19 +67,28 @@ impl IovaMap {
     pub fn map(&self, iova: Iova, bytes: u64, to: Backing, access: Access) -> Result<(), IovaMapError> {
         let span = self.span(iova, bytes)?;
         self.fits(&to, bytes)?;
-        // Before the lock, so that what is left in it is dropped after.
+        // Made before the lock is taken, so that what is left of them on a failure is dropped after it: owners of memory and
+        // supplies run code of their callers.
         let mut taken = Vec::new();
+        let to = match to {
+            Backing::OnDemand { supply, piece, skip } => {
+                Prepared::Whole(LeadsTo::OnDemand(OnDemand::new(supply, piece, skip, bytes)?))
+            }
+            Backing::Supplied(supply) => Prepared::Whole(LeadsTo::Supplied(supply)),
+            Backing::Remote => Prepared::Whole(LeadsTo::Remote),
+            Backing::Local(ua) => Prepared::Piece(LocalPiece { ua, bytes, owner: None }),
+            Backing::Piece(piece) => Prepared::Piece(piece),
+            Backing::Pieces(pieces) => Prepared::Pieces(pieces),
+        };
         let mut live = self.write();
         live.admits(span, self.limits)?;
         let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
         let leads_to = match to {
-            Backing::Local(ua) => LeadsTo::Local(Units::one(translator, ua, bytes, None)?),
-            Backing::Piece(LocalPiece { ua, bytes, owner }) => {
+            Prepared::Whole(leads_to) => leads_to,
+            Prepared::Piece(LocalPiece { ua, bytes, owner }) => {
                 LeadsTo::Local(Units::one(translator, ua, bytes, owner)?)
             }
-            Backing::Pieces(pieces) => LeadsTo::Local(Units::many(translator, pieces, &mut taken)?),
-            Backing::Supplied(supply) => LeadsTo::Supplied(supply),
-            Backing::Remote => LeadsTo::Remote,
+            Prepared::Pieces(pieces) => LeadsTo::Local(Units::many(translator, pieces, &mut taken)?),
         };
         let state = Arc::new(MappingState::new(span, access, leads_to, Arc::clone(&self.closing)));
         live.mappings.insert(span.first, Mapping { last: span.last, access, state });
@@ -104,7 +114,7 @@ impl IovaMap {
             Backing::Local(ua) => at_a_page(*ua),
             Backing::Piece(piece) => adds_up(core::slice::from_ref(piece)),
             Backing::Pieces(pieces) => adds_up(pieces),
-            Backing::Supplied(_) | Backing::Remote => Ok(()),
+            Backing::Supplied(_) | Backing::OnDemand { .. } | Backing::Remote => Ok(()),
         }
     }
 
@@ -184,7 +194,9 @@ impl IovaMap {
         let found = live.part(span, access);
         // The usual case: all of it in one mapping.
         match found {
-            Ok(Found { part, supply: None }) if part.bytes == bytes => Ok(Held::new(Parts::One(part), bytes)),
+            Ok(Found { part, is_supplied: true }) if part.bytes == bytes => {
+                Ok(Held::new(Parts::One(part), bytes))
+            }
             found => self.hold_slowly(live, found, span, access),
         }
     }
@@ -198,14 +210,16 @@ impl IovaMap {
         access: Access,
     ) -> Result<Held, IovaAccessError> {
         let mut parts = Vec::new();
-        let mut supplies = Vec::new();
+        let mut missing = Vec::new();
         let refused = loop {
-            let Found { part, supply } = match found {
+            let Found { part, is_supplied } = match found {
                 Ok(found) => found,
                 Err(refused) => break Some(refused),
             };
             let last = part.iova + (part.bytes - 1);
-            supplies.extend(supply.map(|supply| (parts.len(), supply)));
+            if !is_supplied {
+                missing.push(parts.len());
+            }
             parts.push(part);
             if last == span.last {
                 break None;
@@ -216,30 +230,54 @@ impl IovaMap {
         if let Some(refused) = refused {
             return Err(self.explain(refused, access));
         }
-        for (index, supply) in supplies {
-            self.supply(&mut parts[index], &*supply)?;
+        for index in missing {
+            self.supply(&mut parts[index])?;
         }
         Ok(Held::new(Parts::Many(parts), span.bytes()))
     }
 
-    /// Gives `part`, which is inside its mapping, units of its own.
-    fn supply(&self, part: &mut Part, supply: &dyn Supply) -> Result<(), IovaAccessError> {
-        let offset = part.iova - part.inside.state().span.first;
-        let iova = Iova::new(part.iova);
+    /// Supplies the memory of `part`, which is inside its mapping.
+    fn supply(&self, part: &mut Part) -> Result<(), IovaAccessError> {
+        let mapping = part.inside.state().span.first;
+        let offset = part.iova - mapping;
+        match part.inside.leads_to() {
+            LeadsTo::Supplied(supply) => {
+                let units = self.units(&**supply, Iova::new(part.iova), offset, part.bytes)?;
+                part.source = Source::Own(units);
+            }
+            LeadsTo::OnDemand(table) => {
+                let missing = |segment: &Segment| table.get(segment.piece).is_none();
+                for Segment { piece, .. } in table.segments(offset, part.bytes).filter(missing) {
+                    let (first, bytes) = table.extent(piece);
+                    let units = self.units(&*table.supply, Iova::new(mapping + first), first, bytes)?;
+                    // Another thread was faster: either's units are as good.
+                    drop(table.set(piece, units));
+                }
+            }
+            LeadsTo::Local(_) | LeadsTo::Remote => {}
+        }
+        Ok(())
+    }
+
+    /// The units of `bytes` bytes from `offset` on of a mapping, which are at `iova`.
+    fn units(
+        &self,
+        supply: &dyn Supply,
+        iova: Iova,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<Units, IovaAccessError> {
         let failed = |error| IovaAccessError::Supply { iova, error };
         let mut tries = 0..TRIES;
         loop {
-            let pieces = supply.supply(offset, part.bytes).map_err(failed)?;
-            if length(&pieces) != Some(part.bytes) {
+            let pieces = supply.supply(offset, bytes).map_err(failed)?;
+            if length(&pieces) != Some(bytes) {
                 return Err(failed(SupplyError { errno: Errno::EIO }));
             }
             let mut taken = Vec::new();
             let live = self.read();
             match Units::many(&mut live.translator(), pieces, &mut taken) {
-                Ok(units) => {
-                    part.source = Source::Own(units);
-                    return Ok(());
-                }
+                Ok(units) => return Ok(units),
                 // What was registered may be given up by its owner again before it is counted here.
                 Err(error) if tries.next().is_none() => return Err(error.into()),
                 Err(_) => {}
@@ -292,12 +330,19 @@ fn length(pieces: &[LocalPiece]) -> Option<u64> {
     pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.bytes))
 }
 
+/// What a new mapping leads to, as far as it can be known without the lock.
+enum Prepared {
+    Whole(LeadsTo),
+    Piece(LocalPiece),
+    Pieces(Vec<LocalPiece>),
+}
+
 /// What the start of a range lies in.
 struct Found {
     /// The part of the range in the first mapping, inside its gate.
     part: Part,
-    /// Who supplies the memory of that part.
-    supply: Option<Arc<dyn Supply>>,
+    /// Its memory need not be asked for.
+    is_supplied: bool,
 }
 
 /// Why not, and the first byte that it is true of.
@@ -382,13 +427,16 @@ impl Live {
             return Err(Refused::Protected(span.first));
         }
         let inside: Inside = state.enter().map_err(|_| Refused::Closing(span.first))?;
-        let (source, supply) = match inside.leads_to() {
-            LeadsTo::Local(_) => (Source::Mapped, None),
-            LeadsTo::Supplied(supply) => (Source::Remote, Some(Arc::clone(supply))),
-            LeadsTo::Remote => (Source::Remote, None),
-        };
         let part = Span { first: span.first, last: mapping.last.min(span.last) };
-        Ok(Found { part: Part { source, inside, iova: part.first, bytes: part.bytes() }, supply })
+        let (source, is_supplied) = match inside.leads_to() {
+            LeadsTo::Local(_) => (Source::Mapped, true),
+            LeadsTo::OnDemand(table) => {
+                (Source::Mapped, table.has(part.first - state.span.first, part.bytes()))
+            }
+            LeadsTo::Supplied(_) => (Source::Remote, false),
+            LeadsTo::Remote => (Source::Remote, true),
+        };
+        Ok(Found { part: Part { source, inside, iova: part.first, bytes: part.bytes() }, is_supplied })
     }
 }
 

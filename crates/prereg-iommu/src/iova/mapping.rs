@@ -20,6 +20,7 @@ use prereg::{Access, Closed, Drain, Gate, Iova, Left};
 
 use super::backing::Supply;
 use super::limits::Span;
+use super::on_demand::OnDemand;
 use super::state::ClosingState;
 use super::units::Units;
 use contents::Contents;
@@ -43,6 +44,7 @@ pub(super) struct Mapping {
 pub(super) enum LeadsTo {
     Local(Units),
     Supplied(Arc<dyn Supply>),
+    OnDemand(OnDemand),
     Remote,
 }
 

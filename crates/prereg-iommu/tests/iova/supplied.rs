@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use prereg::{Access, Errno, Iova, UserAddr};
-use prereg_iommu::iova::{Backing, IovaAccessError, LocalPiece, Piece, Supply, SupplyError};
+use prereg_iommu::iova::{Backing, IovaAccessError, LocalPiece, Piece, Stretch, Supply, SupplyError};
 
 use crate::world::{BASE, PAGE, World, iova};
 
@@ -70,4 +70,62 @@ fn what_cannot_be_supplied_is_not_held() {
     let state = world.map.snapshot();
     assert_eq!((state.accesses, world.mapped()), (0, 0));
     assert!(world.map.unmap_all().is_done());
+}
+
+#[test]
+fn on_demand_each_piece_is_asked_for_once_and_kept() {
+    let world = World::new();
+    let supplier = Arc::new(Supplier::default());
+    let supply = Arc::clone(&supplier) as Arc<dyn Supply>;
+    // Pieces of four pages; the mapping begins in the third page of one.
+    let piece = prereg::PageShift::new(14).unwrap();
+    let backing = Backing::OnDemand { supply, piece, skip: 2 * PAGE };
+    world.map.map(iova(0), 11 * PAGE, backing, Access::ReadWrite).unwrap();
+    assert_eq!(world.mapped(), 0);
+    let asked = || supplier.asked.lock().unwrap().clone();
+    let held = world.map.hold(Iova::new(PAGE + 8), 4 * PAGE, Access::Read).unwrap();
+    assert_eq!(
+        asked(),
+        [(0, 2 * PAGE), (2 * PAGE, 4 * PAGE)],
+        "whole pieces, as far as the mapping has them"
+    );
+    let found: Vec<_> = held
+        .stretches()
+        .map(|stretch| match stretch {
+            Stretch::Local { ua, bytes, .. } => (ua.raw() - BASE, bytes),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(found, [(PAGE + 8, PAGE - 8), (2 * PAGE, 3 * PAGE + 8)]);
+    drop(held);
+    assert_eq!(world.mapped(), 2, "kept by the mapping");
+    for at in 0..6 {
+        assert!(world.map.hold(iova(at), PAGE, Access::Write).unwrap().is_local());
+    }
+    assert_eq!(asked().len(), 2);
+    drop(world.map.hold(iova(10), PAGE, Access::Read).unwrap());
+    assert_eq!(asked()[2..], [(10 * PAGE, PAGE)], "the last piece is as long as the mapping");
+    assert!(world.map.unmap(iova(0), 11 * PAGE).unwrap().is_done());
+    assert_eq!(world.mapped(), 0);
+}
+
+#[test]
+fn on_demand_a_piece_that_fails_is_asked_for_again_and_the_others_go_on() {
+    let world = World::new();
+    let supplier = Arc::new(Supplier::default());
+    let supply = Arc::clone(&supplier) as Arc<dyn Supply>;
+    let piece = prereg::PageShift::new(14).unwrap();
+    world
+        .map
+        .map(iova(0), 16 * PAGE, Backing::OnDemand { supply, piece, skip: 0 }, Access::ReadWrite)
+        .unwrap();
+    let hold = |at| world.map.hold(iova(at), PAGE, Access::Read).map(|held| held.bytes());
+    assert_eq!(hold(0), Ok(PAGE));
+    supplier.fails.store(true, Ordering::SeqCst);
+    assert_eq!(hold(5).unwrap_err().errno(), Errno::ENOMEM);
+    assert_eq!(hold(1), Ok(PAGE));
+    supplier.fails.store(false, Ordering::SeqCst);
+    assert_eq!(hold(5), Ok(PAGE));
+    assert!(world.map.unmap_all().is_done());
+    assert_eq!((world.mapped(), world.map.snapshot().accesses), (0, 0));
 }

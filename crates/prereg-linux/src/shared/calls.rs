@@ -22,7 +22,8 @@ fn errno() -> Errno {
 pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
     let mut state = MaybeUninit::<libc::statx>::zeroed();
     let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    let wanted = libc::STATX_TYPE | libc::STATX_INO | libc::STATX_SIZE | libc::STATX_CTIME;
+    let wanted =
+        libc::STATX_TYPE | libc::STATX_INO | libc::STATX_SIZE | libc::STATX_CTIME | libc::STATX_BLOCKS;
     // SAFETY: the path is empty; the kernel fills `state`, which is ours.
     if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, wanted, state.as_mut_ptr()) } != 0 {
         return Err(errno());
@@ -56,6 +57,14 @@ pub(super) fn seals(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
     // SAFETY: takes no pointer.
     let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
     if seals < 0 { Err(errno()) } else { Ok(seals) }
+}
+
+/// `lseek(2)`: for SEEK_DATA and SEEK_HOLE. ENXIO where there is neither.
+pub(super) fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> Result<u64, Errno> {
+    let from = libc::off64_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: takes no pointer.
+    let at = unsafe { libc::lseek64(fd.as_raw_fd(), from, whence) };
+    u64::try_from(at).map_err(|_| errno())
 }
 
 /// Reads from `offset` of the file on until `into` is full or the file ends; answers how much came.

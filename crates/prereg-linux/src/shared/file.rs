@@ -8,6 +8,7 @@ use prereg::PageShift;
 use super::calls;
 use super::error::SharedError;
 use super::memory::SharedMemory;
+use super::residency::Residency;
 use super::view::{CopyBy, View};
 
 /// Which file a descriptor leads to, however many descriptors lead there. True as long as somebody has it open.
@@ -166,6 +167,14 @@ impl SharedFile {
     /// [`SharedError::Os`].
     pub fn bytes(&self) -> Result<u64, SharedError> {
         calls::stat(self.fd.as_fd()).map(|state| state.stx_size).map_err(SharedError::os("statx"))
+    }
+
+    /// Which parts of it have pages.
+    ///
+    /// # Errors
+    /// [`SharedError::Os`].
+    pub fn residency(&self) -> Result<Residency, SharedError> {
+        Residency::of(self.fd.as_fd(), self.tells_changes)
     }
 
     /// Maps `bytes` bytes from `offset` on, at addresses of their own.

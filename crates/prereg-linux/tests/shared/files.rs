@@ -120,3 +120,27 @@ fn huge_pages_are_mapped_whole_and_never_touched_directly() {
     half.read(5, &mut found).unwrap();
     assert_eq!(&found, b"large");
 }
+
+#[test]
+fn parts_of_a_file_that_have_pages_are_found_without_moving_its_offset() {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let Some(mut file) = unsealed(64) else { return };
+    file.seek(SeekFrom::Start(8 * PAGE)).unwrap();
+    file.write_all(&[7; 2 * PAGE as usize]).unwrap();
+    let memory = shared(&file);
+    let residency = memory.residency().unwrap();
+    assert_eq!(
+        (residency.next(0).unwrap(), residency.next(9 * PAGE).unwrap()),
+        (Some(8 * PAGE), Some(9 * PAGE))
+    );
+    assert_eq!((residency.next(10 * PAGE).unwrap(), residency.next(64 * PAGE).unwrap()), (None, None));
+    let within =
+        |from, to, enough| residency.bytes_within(from * PAGE, to * PAGE, enough * PAGE).unwrap() / PAGE;
+    assert_eq!([within(0, 64, 64), within(9, 64, 64), within(0, 8, 64), within(10, 64, 64)], [2, 1, 0, 0]);
+    assert_eq!(within(0, 64, 1), 2, "the first stretch is enough");
+    file.set_len(0).unwrap();
+    assert_eq!((residency.next(0).unwrap(), within(0, 64, 64)), (None, 0));
+    let mut rest = Vec::new();
+    file.set_len(11 * PAGE).unwrap();
+    assert_eq!(file.read_to_end(&mut rest).unwrap() as u64, PAGE, "the sender's offset stays");
+}

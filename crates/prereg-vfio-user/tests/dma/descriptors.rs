@@ -28,21 +28,15 @@ fn pipe_of_a_child() -> OwnedFd {
 fn what_is_no_memory_is_refused_and_not_kept() {
     let Some(store) = store(MemoryPolicy::EAGER) else { return };
     let client = Client::new(&store, 1);
-    let mut on_disk = None;
-    if let Ok(file) = tempfile::tempfile_in(".") {
-        file.set_len(PAGE).unwrap();
-        on_disk = Some(OwnedFd::from(file));
-    }
     let device = |path| OwnedFd::from(OpenOptions::new().read(true).write(true).open(path).unwrap());
     let all = [
-        Some(OwnedFd::from(UnixStream::pair().unwrap().0)),
-        Some(OwnedFd::from(File::open("/").unwrap())),
-        Some(device("/dev/null")),
-        Some(device("/dev/zero")),
-        Some(pipe_of_a_child()),
-        on_disk,
+        OwnedFd::from(UnixStream::pair().unwrap().0),
+        OwnedFd::from(File::open("/").unwrap()),
+        device("/dev/null"),
+        device("/dev/zero"),
+        pipe_of_a_child(),
     ];
-    for fd in all.into_iter().flatten() {
+    for fd in all {
         let error = client.space.map(iova(0), PAGE, Access::ReadWrite, Some((fd, 0))).unwrap_err();
         assert_eq!(error.errno(), Errno::ENODEV, "{error}");
     }
@@ -62,7 +56,9 @@ fn a_descriptor_must_be_open_for_what_the_device_does() {
     for access in [Access::Read, Access::Write, Access::ReadWrite] {
         assert_eq!(errno(&write_only, access), Errno::EACCES);
         assert_eq!(errno(&nothing, access), Errno::EACCES);
-        assert_eq!(errno(&read_only, access), Errno::EACCES, "pinned memory can be written");
+    }
+    for access in [Access::Write, Access::ReadWrite] {
+        assert_eq!(errno(&read_only, access), Errno::EACCES);
     }
     assert_eq!(client.space.snapshot().files, 0);
     client.map(0, 2, &file, 0).unwrap();
@@ -72,6 +68,33 @@ fn a_descriptor_must_be_open_for_what_the_device_does() {
     assert!(client.dma.read(iova(10), &mut [0; 8]).is_ok());
     assert_eq!(client.dma.write(iova(10), &[1]).unwrap_err().errno(), Errno::EACCES);
     assert_eq!(pinned(&store), 2);
+}
+
+#[test]
+fn memory_that_cannot_be_pinned_is_reached_through_the_client() {
+    let Some(store) = store(MemoryPolicy::BACKGROUND) else { return };
+    let client = Client::new(&store, 1);
+    client.far.bytes.lock().unwrap()[3 * PAGE as usize] = 42;
+    let (_memory, fd) = sealed(2);
+    let read_only = reopened(&fd, OpenOptions::new().read(true));
+    let mut files = vec![(read_only, Access::Read)];
+    // The file system of the sources may be in memory itself.
+    if let Ok(file) = tempfile::tempfile_in(".") {
+        file.set_len(2 * PAGE).unwrap();
+        if prereg_linux::SharedFile::of(another(&file)).is_err() {
+            files.push((file, Access::ReadWrite));
+        }
+    }
+    for (file, access) in files {
+        let refused = client.map_for(3, 2, &file, 1, access).unwrap_err();
+        assert_eq!(refused.errno(), Errno::EINVAL, "past the end of the file: {refused}");
+        client.map_for(3, 2, &file, 0, access).unwrap();
+        assert_eq!(client.byte(3), 42, "what the client answers");
+        let written = client.dma.write(iova(4), &[1]).map_err(|error| error.errno());
+        assert_eq!(written, if access == Access::Read { Err(Errno::EACCES) } else { Ok(()) });
+        client.unmap(3, 2);
+    }
+    assert_eq!((pinned(&store), client.space.snapshot().files), (0, 0));
 }
 
 #[test]

@@ -11,43 +11,56 @@ use std::sync::Arc;
 use crate::world::{Client, PAGE, sealed};
 
 /// A pretended host on which every address is memory.
-struct Everywhere(SimHost);
+pub(crate) struct Everywhere {
+    pub(crate) host: SimHost,
+    /// Looked at before each pin: `false` refuses it. May block.
+    pub(crate) admits: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Everywhere {
+    pub(crate) fn new(host: &SimHost) -> Self {
+        Self { host: host.clone(), admits: Box::new(|| true) }
+    }
+}
 
 // SAFETY: the addresses are invented, and no device exists.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
 unsafe impl Pin for Everywhere {
     fn name(&self) -> &'static str {
-        self.0.name()
+        self.host.name()
     }
     fn granule(&self) -> Granule {
-        self.0.granule()
+        self.host.granule()
     }
     fn address_kind(&self) -> AddressKind {
-        self.0.address_kind()
+        self.host.address_kind()
     }
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        self.0.memory(range.first().raw(), range.bytes());
-        self.0.pin(range, pages)
+        if !(self.admits)() {
+            return Err(PinError::OutOfMemory);
+        }
+        self.host.memory(range.first().raw(), range.bytes());
+        self.host.pin(range, pages)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
-        self.0.unpin(pin, range, dirty);
-        self.0.unmap(range.first().raw(), range.bytes());
+        self.host.unpin(pin, range, dirty);
+        self.host.unmap(range.first().raw(), range.bytes());
     }
 }
 
 impl Charge for Everywhere {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.0.charge(pages)
+        self.host.charge(pages)
     }
     fn uncharge(&self, pages: u64) {
-        self.0.uncharge(pages);
+        self.host.uncharge(pages);
     }
 }
 
 fn play(policy: MemoryPolicy, fail: u64) -> bool {
     let host = SimHost::new(Granule::K4);
     let store =
-        Arc::new(MemoryStore::new(AddressSpace::builder(Everywhere(host.clone())).build().unwrap(), policy));
+        Arc::new(MemoryStore::new(AddressSpace::builder(Everywhere::new(&host)).build().unwrap(), policy));
     let (_memory, fd) = sealed(32);
     let (_other_memory, other) = sealed(32);
     // Whole files are registered by the first map of them.

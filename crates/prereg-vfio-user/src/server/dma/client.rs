@@ -1,13 +1,15 @@
 //! One client's files: those it named, and what it may have registered of them.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{Access, Holder};
+use prereg::{Access, Errno, Holder};
 use prereg_linux::{FileFacts, FileIdentity, SharedError};
 
 use super::error::MapMemoryError;
-use super::file::{Budget, File};
+use super::file::{File, Order, Promise};
+use super::notes::{MemoryNote, NoteKind};
 use super::store::MemoryStore;
 
 /// One client's files.
@@ -19,6 +21,8 @@ pub(super) struct Client {
     named: Mutex<Option<Vec<Arc<File>>>>,
     /// Those that nothing mapped when idle ones were looked for last.
     idle: Mutex<Vec<FileIdentity>>,
+    /// A map was refused for want of room; a pin failed. Each is noted once.
+    noted: [AtomicBool; 2],
 }
 
 /// Files that one client may hand over at a time.
@@ -27,6 +31,14 @@ const FILES: usize = 128;
 const BASES: usize = 384;
 /// Files that nothing maps any more and that stay registered all the same: a guest without a driver has none mapped either.
 const IDLE_FILES: usize = 4;
+
+/// What is behind a descriptor of a client.
+pub(super) enum Named {
+    /// Memory that can be registered.
+    File(NamedFile),
+    /// Memory that cannot be pinned, or not without the right to write it. It is reached through the client.
+    Unpinnable(FileFacts),
+}
 
 /// A file a client named, for a DMA_MAP.
 pub(super) struct NamedFile {
@@ -38,15 +50,17 @@ pub(super) struct NamedFile {
 
 impl Client {
     pub(super) fn new(store: Arc<MemoryStore>, holder: Holder) -> Self {
-        Self { store, holder, named: Mutex::new(Some(Vec::new())), idle: Mutex::new(Vec::new()) }
+        Self {
+            store,
+            holder,
+            named: Mutex::new(Some(Vec::new())),
+            idle: Mutex::new(Vec::new()),
+            noted: Default::default(),
+        }
     }
 
     pub(super) fn store(&self) -> &Arc<MemoryStore> {
         &self.store
-    }
-
-    pub(super) fn holder(&self) -> Holder {
-        self.holder
     }
 
     // Every change is one insertion or removal.
@@ -59,7 +73,7 @@ impl Client {
     }
 
     /// The file behind `fd`, which the client names from here on. The descriptor is closed unless it is the first for its file.
-    pub(super) fn name(&self, fd: OwnedFd, access: Access) -> Result<NamedFile, MapMemoryError> {
+    pub(super) fn name(&self, fd: OwnedFd, access: Access) -> Result<Named, MapMemoryError> {
         let facts = FileFacts::of(fd.as_fd())?;
         if !facts.readable {
             return Err(SharedError::Mode { wanted: "reading" }.into());
@@ -77,17 +91,30 @@ impl Client {
                 named.remove(at);
                 named.push(Arc::clone(&file));
             }
-            return Ok(NamedFile { file, facts, is_new: false });
+            return Ok(Named::File(NamedFile { file, facts, is_new: false }));
         }
         if named.len() >= FILES {
             return Err(MapMemoryError::TooManyFiles(FILES));
         }
-        let file = self.store.name(fd, &facts, access)?;
+        let file = match self.store.name(fd, &facts, access) {
+            Ok(file) => file,
+            // The descriptor allows what the device is to do, but pinned memory can always be written, and that of a disk is not
+            // pinned.
+            Err(MapMemoryError::Memory(SharedError::NotMemory { .. })) => {
+                return Ok(Named::Unpinnable(facts));
+            }
+            Err(MapMemoryError::Memory(SharedError::Mode { .. } | SharedError::Sealed))
+                if access == Access::Read =>
+            {
+                return Ok(Named::Unpinnable(facts));
+            }
+            Err(error) => return Err(error),
+        };
         let idle = Self::take_idle(named);
         named.push(Arc::clone(&file));
         drop(guard);
         self.store.unname(idle);
-        Ok(NamedFile { file, facts, is_new: true })
+        Ok(Named::File(NamedFile { file, facts, is_new: true }))
     }
 
     /// Takes out a file that nothing maps, the one that was named longest ago, if there are enough of them: memory that was
@@ -140,20 +167,66 @@ impl Client {
         }
     }
 
-    /// What the client may have registered beside what it has. `None` when it is gone. No file may be locked.
-    pub(super) fn budget(&self) -> Option<Budget> {
-        let files = self.named().clone()?;
-        let mut bytes = 0u64;
-        let mut bases = 0;
-        for file in files {
-            let Some(extending) = file.lock() else { continue };
-            bytes = bytes.saturating_add(extending.registered_bytes());
-            bases += extending.bases();
-        }
-        Some(Budget {
-            bytes: self.store.policy().client_bytes.map(|most| most.saturating_sub(bytes)),
+    /// Bytes charged for the client's files, those it shares included.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        let named = self.named().clone().unwrap_or_default();
+        named.iter().map(|file| file.charged_bytes()).sum()
+    }
+
+    /// Registers what is not of a range of one of the client's files of `length` bytes. The answer keeps it charged; nothing was
+    /// charged for it when `is_promised` says that it is already. No file may be locked.
+    pub(super) fn register(
+        &self,
+        file: &Arc<File>,
+        length: u64,
+        (first, end): (u64, u64),
+        is_promised: bool,
+    ) -> Result<Option<Promise>, MapMemoryError> {
+        let store = &self.store;
+        let promise = if is_promised {
+            None
+        } else {
+            Some(store.promise(|| self.charged_bytes(), file, length, (first, end))?)
+        };
+        // `None` when the client is gone.
+        let files = self.named().clone().ok_or(MapMemoryError::Disconnected)?;
+        let bases: usize = files.iter().filter_map(|file| file.lock()).map(|file| file.bases()).sum();
+        drop(files);
+        let order = Order {
+            length,
+            extent: store.policy().piece(length),
             bases: BASES.saturating_sub(bases),
-        })
+            holder: self.holder,
+        };
+        file.register((first, end), order, store.registrar(), || store.release_unmapped(false))?.keep();
+        Ok(promise)
+    }
+
+    /// A map was refused: noted once a client, if it was for want of room.
+    pub(super) fn map_refused(&self, error: &MapMemoryError) {
+        if error.errno() == Errno::ENOMEM {
+            self.store.registrar().counts.refused();
+            self.note(NoteKind::MapRefused, error);
+        }
+    }
+
+    /// Memory that was promised could not be pinned: noted once a client.
+    pub(super) fn pin_failed(&self, error: &MapMemoryError) {
+        if *error != MapMemoryError::Disconnected {
+            self.store.registrar().counts.failed();
+            self.note(NoteKind::PinFailed, error);
+        }
+    }
+
+    fn note(&self, kind: NoteKind, error: &MapMemoryError) {
+        // Relaxed: it publishes nothing; one of several threads sees `false`.
+        if !self.noted[kind as usize].swap(true, Ordering::Relaxed) {
+            self.store.registrar().notes.add(MemoryNote {
+                client: self.holder.container,
+                kind,
+                error: *error,
+            });
+        }
     }
 
     /// The client is gone.

@@ -109,9 +109,21 @@ pub enum MapMemoryError {
         /// The offset.
         offset: u64,
     },
+    /// More than all clients together may have registered. ENOMEM.
+    #[error(
+        "{bytes:#x} bytes of memory are needed beside {used:#x} in use, and the limit for all clients is {limit:#x}"
+    )]
+    Limit {
+        /// Bytes that would have to be registered.
+        bytes: u64,
+        /// Bytes registered or promised already.
+        used: u64,
+        /// What all clients together may have.
+        limit: u64,
+    },
     /// More than one client may have registered. ENOMEM.
     #[error(
-        "{bytes:#x} bytes would have to be registered for a client that may have {left:#x} more; raise the bound of the policy"
+        "{bytes:#x} bytes of memory are needed for a client that may have {left:#x} more; raise the limit for a client"
     )]
     Quota {
         /// Bytes that would have to be registered.
@@ -140,7 +152,7 @@ impl MapMemoryError {
             Self::Memory(error) => error.errno(),
             Self::Register(error) => error.errno(),
             Self::Offset { .. } => Errno::EINVAL,
-            Self::Quota { .. } => Errno::ENOMEM,
+            Self::Limit { .. } | Self::Quota { .. } => Errno::ENOMEM,
             Self::TooManyFiles(_) | Self::TooScattered => Errno::ENOSPC,
             Self::Disconnected => Errno::ENXIO,
         }

@@ -19,6 +19,7 @@ use prereg_linux::{FileFacts, LastChange, SharedMemory};
 
 use super::cover::{Cover, Shown};
 use super::error::MapMemoryError;
+use super::promises::Promises;
 use super::registrar::Registrar;
 
 /// The registered pieces of one file.
@@ -31,6 +32,10 @@ pub(super) struct Extents {
     cover: Cover,
     extents: BTreeMap<u64, Extent>,
     bases: BTreeMap<u64, Base>,
+    /// Stretches that threads are pinning at the moment, without the lock; their bases.
+    pinning: Cover,
+    /// Stretches that mappings were promised.
+    promised: Promises,
     next: u64,
     /// The file's last change when every page that shows was found to be the file's.
     proven: Option<LastChange>,
@@ -67,6 +72,25 @@ struct Base {
     extents: usize,
 }
 
+/// A stretch that is being pinned: its base, and where.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reserved {
+    base: u64,
+    first: u64,
+    end: u64,
+}
+
+/// What is to be done next so that a range shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Missing {
+    /// All of it shows.
+    Nothing,
+    /// Another thread is pinning the first byte that does not.
+    Pinning,
+    /// This stretch is to be pinned.
+    Stretch(u64, u64),
+}
+
 /// Questions for single stretches that cost as much as one for this many pages: a system call against a walk.
 const PAGES_A_QUESTION: u64 = 128;
 /// A time of change that is older than this cannot be the time of another change too: ticks are 10 ms at most.
@@ -84,6 +108,8 @@ impl Extents {
             cover: Cover::default(),
             extents: BTreeMap::new(),
             bases: BTreeMap::new(),
+            pinning: Cover::default(),
+            promised: Promises::default(),
             next: 0,
             proven: None,
             asked: 0,
@@ -135,52 +161,125 @@ impl Extents {
         (self.extents.len() as u64, stale, bytes)
     }
 
-    /// Whether something maps any of it.
+    /// Bytes that are charged for this file: registered, being pinned, or promised.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        let (_, _, registered) = self.totals();
+        registered + self.promised_bytes()
+    }
+
+    /// Bytes that are charged and not registered (yet).
+    pub(super) fn promised_bytes(&self) -> u64 {
+        let pinning = self.pinning.all().map(|part| {
+            let promised: u64 = self.promised.parts(part.first, part.end).map(|(from, to)| to - from).sum();
+            part.end - part.first - promised
+        });
+        let promised = self.promised.all().map(|(first, end)| {
+            let shown: u64 = self.cover.parts(first, end).map(|part| part.end - part.first).sum();
+            end - first - shown
+        });
+        pinning.chain(promised).sum()
+    }
+
+    /// Bytes of `[first, end)` that are not charged.
+    pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
+        let gaps = self.cover.gaps(first, end).into_iter();
+        gaps.map(|(from, to)| {
+            let promised: u64 = self.promised.parts(from, to).map(|(from, to)| to - from).sum();
+            to - from - promised
+        })
+        .sum()
+    }
+
+    /// A mapping is to have `[first, end)`: it stays charged, and is not released for others, until
+    /// [`forget_promise`](Self::forget_promise).
+    pub(super) fn promise(&mut self, first: u64, end: u64) {
+        self.promised.add(first, end);
+    }
+
+    pub(super) fn forget_promise(&mut self, first: u64, end: u64) {
+        self.promised.remove(first, end);
+    }
+
+    /// Whether something maps any of it, or was promised any.
     pub(super) fn is_mapped(&self) -> bool {
-        self.extents.values().any(Extent::is_mapped)
+        !self.promised.is_empty() || self.extents.values().any(Extent::is_mapped)
+    }
+
+    /// Whether an extent may be released for want of memory, or because it is stale.
+    fn is_spare(&self, extent: &Extent, only_stale: bool) -> bool {
+        if extent.is_mapped() || (only_stale && !extent.stale) {
+            return false;
+        }
+        extent.stale || !self.promised.touch(extent.first, extent.first + extent.memory.bytes())
     }
 
     /// Whether there is something that nothing maps: something stale, or anything.
     pub(super) fn has_unmapped(&self, only_stale: bool) -> bool {
-        self.extents.values().any(|extent| (extent.stale || !only_stale) && !extent.is_mapped())
+        self.extents.values().any(|extent| self.is_spare(extent, only_stale))
     }
 
-    /// The stretches to register so that `[first, end)` shows, in a file whose whole pages end at `whole`: extents of
-    /// `extent` bytes, or as long as can be.
-    pub(super) fn missing(&self, first: u64, end: u64, whole: u64, extent: Option<u64>) -> Vec<(u64, u64)> {
-        let mut missing = Vec::new();
-        for gap in self.cover.gaps(first, end) {
-            let (around_first, around_end) = self.cover.gap_around(gap.0, whole);
-            let Some(extent) = extent else {
-                missing.push((around_first, around_end));
-                continue;
-            };
-            // An extent longer than any file is the whole file.
-            let extent = extent.checked_next_power_of_two().unwrap_or(1 << 63).max(self.page);
-            let mut at = gap.0 - gap.0 % extent;
-            while at < gap.1 {
-                let next = at.saturating_add(extent);
-                let part = (at.max(around_first), next.min(around_end));
-                if part.0 < part.1 {
-                    missing.push(part);
+    /// What to pin next so that `[first, end)` shows, in a file whose whole pages end at `whole`: an extent of `extent` bytes,
+    /// or as long as can be.
+    pub(super) fn missing(&self, first: u64, end: u64, whole: u64, extent: Option<u64>) -> Missing {
+        let mut at = first;
+        for part in self.cover.parts(first, end) {
+            if part.first > at {
+                break;
+            }
+            at = part.end;
+        }
+        if at >= end {
+            return Missing::Nothing;
+        }
+        if self.pinning.parts(at, at + 1).next().is_some() {
+            return Missing::Pinning;
+        }
+        let (shown, pinning) = (self.cover.gap_around(at, whole), self.pinning.gap_around(at, whole));
+        let around = (shown.0.max(pinning.0), shown.1.min(pinning.1));
+        let Some(extent) = extent else { return Missing::Stretch(around.0, around.1) };
+        let (from, to) = self.piece_around(at, extent);
+        Missing::Stretch(from.max(around.0), to.min(around.1))
+    }
+
+    /// The piece of `extent` bytes, rounded up to a power of two and to pages, that has the byte at `at`.
+    pub(super) fn piece_around(&self, at: u64, extent: u64) -> (u64, u64) {
+        // An extent longer than any file is the whole file.
+        let extent = extent.checked_next_power_of_two().unwrap_or(1 << 63).max(self.page);
+        let from = at - at % extent;
+        (from, from.saturating_add(extent))
+    }
+
+    /// The stretch that is charged so that `[first, end)` can be registered.
+    pub(super) fn around(&self, first: u64, end: u64, whole: u64, extent: Option<u64>) -> (u64, u64) {
+        match extent {
+            // Only what is not registered counts, and that is next to what is asked for.
+            None => match self.cover.gaps(first, end).as_slice() {
+                [] => (first, end),
+                [one @ .., last] => {
+                    let one = one.first().unwrap_or(last);
+                    let (from, to) =
+                        (self.cover.gap_around(one.0, whole).0, self.cover.gap_around(last.0, whole).1);
+                    (from.min(first), to.max(end))
                 }
-                at = next;
+            },
+            Some(extent) => {
+                (self.piece_around(first, extent).0, self.piece_around(end - 1, extent).1.min(whole))
             }
         }
-        missing
     }
 
     // ---- registering -----------------------------------------------------------------------------------------------
 
-    /// The memory of `[first, end)`, where nothing shows, at addresses that were never registered; `map` maps more of the
-    /// file, from its first argument up to its second. Answers the base's number too.
-    pub(super) fn memory(
+    /// Reserves `[first, end)`, which is [`missing`](Self::missing), for the caller to pin its memory, which is at addresses that
+    /// were never registered; `map` maps more of the file, from its first argument up to its second. Then comes either
+    /// [`add`](Self::add) or [`unreserve`](Self::unreserve).
+    pub(super) fn reserve(
         &mut self,
         first: u64,
         end: u64,
         whole: u64,
         map: impl FnOnce(u64, u64) -> Result<SharedMemory, MapMemoryError>,
-    ) -> Result<(u64, SharedMemory), MapMemoryError> {
+    ) -> Result<(Reserved, SharedMemory), MapMemoryError> {
         let fits = |base: &Base| {
             let from = base.memory.file_offset();
             let inside = from <= first && end <= from + base.memory.bytes();
@@ -196,36 +295,52 @@ impl Extents {
                 number
             }
         };
-        let part = self.bases.get(&number).and_then(|base| {
-            let offset = first.checked_sub(base.memory.file_offset())?;
-            base.memory.part(offset, end - first)
-        });
         // What `map` answered has the range it was asked for.
-        part.map(|part| (number, part)).ok_or(MapMemoryError::Disconnected)
+        let base = self.bases.get_mut(&number).ok_or(MapMemoryError::Disconnected)?;
+        let offset = first.saturating_sub(base.memory.file_offset());
+        let part = base.memory.part(offset, end - first).ok_or(MapMemoryError::Disconnected)?;
+        base.used.show(first, end, number);
+        base.extents += 1;
+        self.pinning.show(first, end, number);
+        Ok((Reserved { base: number, first, end }, part))
     }
 
-    /// Forgets a base that nothing was registered of.
-    pub(super) fn forget_unused(&mut self, base: u64) {
-        if self.bases.get(&base).is_some_and(|base| base.extents == 0) {
-            self.bases.remove(&base);
-        }
-    }
-
-    /// Shows a new extent. Answers its number.
-    pub(super) fn add(&mut self, base: u64, memory: SharedMemory, registration: Registration) -> u64 {
-        let number = self.number();
-        let first = memory.file_offset();
-        let end = first + memory.bytes();
+    /// What was reserved could not be pinned. Nothing was registered at its addresses, so they can be used again.
+    pub(super) fn unreserve(&mut self, reserved: Reserved) {
+        let Reserved { base, first, end } = reserved;
+        self.pinning.cut(first, end);
         if let Some(base) = self.bases.get_mut(&base) {
-            base.used.show(first, end, number);
-            base.extents += 1;
+            base.used.cut(first, end);
         }
+        self.leave_base(base);
+    }
+
+    /// Shows a new extent, whose memory was reserved. Answers its number.
+    pub(super) fn add(
+        &mut self,
+        reserved: Reserved,
+        memory: SharedMemory,
+        registration: Registration,
+    ) -> u64 {
+        let number = self.number();
+        let Reserved { base, first, end } = reserved;
+        self.pinning.cut(first, end);
         self.cover.show(first, end, number);
         let memory = Arc::new(memory);
         self.extents.insert(number, Extent { base, first, memory, registration, stale: false });
         // A pin writes to pages for the first time, which is a change too.
         self.proven = None;
         number
+    }
+
+    /// One extent of a base less; without any it is forgotten.
+    fn leave_base(&mut self, number: u64) {
+        if let Some(base) = self.bases.get_mut(&number) {
+            base.extents -= 1;
+            if base.extents == 0 {
+                self.bases.remove(&number);
+            }
+        }
     }
 
     fn number(&mut self) -> u64 {
@@ -243,41 +358,16 @@ impl Extents {
         if extent.stale {
             registrar.counts.waits_no_more();
         }
-        if let Some(base) = self.bases.get_mut(&extent.base) {
-            base.extents -= 1;
-            self.forget_unused(extent.base);
-        }
+        self.leave_base(extent.base);
         Some(extent.registration)
     }
 
-    /// Releases extents that nothing maps: stale ones, or all. Answers whether any was.
-    pub(super) fn release_unmapped(&mut self, only_stale: bool, registrar: &Registrar) -> bool {
-        let wanted = |extent: &Extent| (extent.stale || !only_stale) && !extent.is_mapped();
-        let numbers: Vec<u64> =
-            self.extents.iter().filter(|(_, extent)| wanted(extent)).map(|(&number, _)| number).collect();
-        let mut released = false;
-        for number in numbers {
-            let Some(extent) = self.extents.remove(&number) else { continue };
-            let Extent { base, first, memory, registration, stale } = extent;
-            match registration.unregister() {
-                Ok(()) => {
-                    released = true;
-                    self.cover.hide(number);
-                    if stale {
-                        registrar.counts.waits_no_more();
-                    }
-                    if let Some(base) = self.bases.get_mut(&base) {
-                        base.extents -= 1;
-                    }
-                    self.forget_unused(base);
-                }
-                Err(busy) => {
-                    let registration = busy.into_inner();
-                    self.extents.insert(number, Extent { base, first, memory, registration, stale });
-                }
-            }
-        }
-        released
+    /// Takes out extents that nothing maps: stale ones, or all that were not promised. Nothing else can map them any more;
+    /// releasing them unpins, which takes too long to be done under the lock.
+    pub(super) fn release_unmapped(&mut self, only_stale: bool, registrar: &Registrar) -> Vec<Registration> {
+        let spare = |(_, extent): &(&u64, &Extent)| self.is_spare(extent, only_stale);
+        let numbers: Vec<u64> = self.extents.iter().filter(spare).map(|(&number, _)| number).collect();
+        numbers.into_iter().filter_map(|number| self.remove(number, registrar)).collect()
     }
 
     /// Gives every registration up: no client names the file any more.

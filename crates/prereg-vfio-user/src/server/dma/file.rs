@@ -1,17 +1,18 @@
 //! One file that clients handed over, registered once for all of them.
 //!
-//! Its lock is held while its memory is registered: clients of the same file wait for the one pin they all want, clients of
-//! other files do not. Unmapping takes it only to release stale extents, and then only if it is free.
+//! Its lock is never held while memory is pinned or unpinned: a thread that pins reserves a stretch, pins it without the
+//! lock, and then shows it. A thread that wants the same stretch waits for that one; threads that want other stretches, and
+//! threads that only look, do not wait.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use prereg::{Errno, Holder, Registration};
 use prereg_iommu::iova::LocalPiece;
-use prereg_linux::{FileFacts, FileIdentity, SharedError, SharedFile};
+use prereg_linux::{FileFacts, FileIdentity, Residency, SharedError, SharedFile};
 
 use super::error::MapMemoryError;
-use super::extents::Extents;
+use super::extents::{Extents, Missing, Reserved};
 use super::registrar::Registrar;
 use super::state::FileState;
 
@@ -20,15 +21,34 @@ use super::state::FileState;
 pub(super) struct File {
     shared: SharedFile,
     extents: Mutex<Extents>,
+    /// A stretch is not being pinned any more.
+    settled: Condvar,
 }
 
-/// What a client may have registered, and what it has.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
-    /// Bytes that may be registered; `None` for as many as there are.
-    pub(super) bytes: Option<u64>,
-    /// Mapped stretches of files.
+/// A stretch of a file that is charged and may be pinned, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Promise {
+    file: Arc<File>,
+    first: u64,
+    end: u64,
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.file.extents().forget_promise(self.first, self.end);
+    }
+}
+
+/// How a stretch is registered.
+#[derive(Clone, Copy)]
+pub(super) struct Order {
+    /// The file's length, as the caller knows it.
+    pub(super) length: u64,
+    /// The size of a piece; `None` for as much as can be.
+    pub(super) extent: Option<u64>,
+    /// Mapped stretches of files that the client may still have.
     pub(super) bases: usize,
+    pub(super) holder: Holder,
 }
 
 impl File {
@@ -36,50 +56,212 @@ impl File {
     pub(super) fn new(fd: OwnedFd, facts: &FileFacts) -> Result<Self, SharedError> {
         let shared = SharedFile::new(fd, facts)?;
         let extents = Mutex::new(Extents::new(shared.page().bytes(), shared.tells_changes()));
-        Ok(Self { shared, extents })
+        Ok(Self { shared, extents, settled: Condvar::new() })
     }
 
     pub(super) fn identity(&self) -> FileIdentity {
         self.shared.identity()
     }
 
-    /// Its extents. `None` when no client names it any more: whoever still has it is too late.
-    pub(super) fn lock(&self) -> Option<Extending<'_>> {
-        let extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        (!extents.is_closed()).then_some(Extending { file: self, extents })
+    /// Which parts of it have pages.
+    pub(super) fn residency(&self) -> Result<Residency, SharedError> {
+        self.shared.residency()
     }
 
-    /// The same if nobody has them.
+    /// The end of its last whole page, at `length` bytes.
+    pub(super) fn whole(&self, length: u64) -> u64 {
+        length - length % self.shared.page().bytes()
+    }
+
+    /// Its extents, whether a client names it or not.
+    fn extents(&self) -> MutexGuard<'_, Extents> {
+        self.extents.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its extents. `None` when no client names it any more.
+    pub(super) fn lock(&self) -> Option<Extending<'_>> {
+        let extents = self.extents();
+        (!extents.is_closed()).then_some(Extending { extents })
+    }
+
+    /// The same if no other thread has them.
     pub(super) fn try_lock(&self) -> Option<Extending<'_>> {
         let extents = match self.extents.try_lock() {
             Ok(extents) => extents,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return None,
         };
-        (!extents.is_closed()).then_some(Extending { file: self, extents })
+        (!extents.is_closed()).then_some(Extending { extents })
     }
 
     /// Gives every registration up: no client names it any more.
     pub(super) fn close(&self, registrar: &Registrar) {
-        let mut extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut extents = self.extents();
         let gone = extents.close(registrar);
         drop(extents);
-        // What is mapped is released when that is over.
-        drop(gone);
+        self.settled.notify_all();
+        release(gone);
     }
 
     pub(super) fn state(&self, clients: u64) -> FileState {
         let FileIdentity { dev, ino } = self.identity();
-        let extents = self.extents.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, stale_extents, registered_bytes) = extents.totals();
         let bytes = self.shared.bytes().unwrap_or(0);
-        FileState { dev, ino, bytes, clients, extents: count, registered_bytes, stale_extents }
+        let extents = self.extents();
+        let (count, stale_extents, registered_bytes) = extents.totals();
+        let promised_bytes = extents.promised_bytes();
+        FileState {
+            dev,
+            ino,
+            bytes,
+            clients,
+            extents: count,
+            registered_bytes,
+            promised_bytes,
+            stale_extents,
+        }
+    }
+
+    /// Bytes that are charged for it.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        self.extents().charged_bytes()
+    }
+
+    /// Charges `[first, end)` until the promise is dropped. The caller saw to it that there is room.
+    pub(super) fn promise(self: &Arc<Self>, first: u64, end: u64) -> Promise {
+        self.extents().promise(first, end);
+        Promise { file: Arc::clone(self), first, end }
+    }
+
+    /// Registers what is not of `[first, end)`, stretch by stretch; nothing else waits for that but threads that want the same
+    /// stretch. `relief` is asked to release memory when there is none left. Nothing stays registered by this call when it
+    /// fails.
+    pub(super) fn register(
+        &self,
+        (first, end): (u64, u64),
+        order: Order,
+        registrar: &Registrar,
+        relief: impl Fn() -> bool,
+    ) -> Result<Added, MapMemoryError> {
+        let whole = self.whole(order.length);
+        if end > whole {
+            return Err(SharedError::Short { offset: first, bytes: end - first, length: order.length }.into());
+        }
+        let mut added = Added::default();
+        loop {
+            match self.register_next((first, end), whole, order, registrar, &relief) {
+                Ok(Some(number)) => added.0.push(number),
+                Ok(None) => return Ok(added),
+                Err(error) => {
+                    self.take_back(added, registrar);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Registers the first stretch that is missing; answers its number, or `None` when nothing is missing.
+    fn register_next(
+        &self,
+        (first, end): (u64, u64),
+        whole: u64,
+        order: Order,
+        registrar: &Registrar,
+        relief: impl Fn() -> bool,
+    ) -> Result<Option<u64>, MapMemoryError> {
+        let mut extents = self.extents();
+        let (from, to) = loop {
+            if extents.is_closed() {
+                return Err(MapMemoryError::Disconnected);
+            }
+            match extents.missing(first, end, whole, order.extent) {
+                Missing::Nothing => return Ok(None),
+                Missing::Stretch(from, to) => break (from, to),
+                Missing::Pinning => {
+                    extents = self.settled.wait(extents).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        };
+        let (reserved, memory) = extents.reserve(from, to, whole, |from, to| {
+            if order.bases == 0 {
+                return Err(MapMemoryError::TooScattered);
+            }
+            Ok(self.shared.map(from, to - from)?)
+        })?;
+        drop(extents);
+        let reservation = Reservation { file: self, reserved: Some(reserved) };
+        let mut registered = registrar.space.register_for(&memory, order.holder);
+        let is_short = |errno| matches!(errno, Errno::ENOMEM | Errno::ENOSPC);
+        if registered.as_ref().is_err_and(|error| is_short(error.errno())) && relief() {
+            registered = registrar.space.register_for(&memory, order.holder);
+        }
+        let registration = registered?;
+        registrar.counts.registered();
+        match reservation.fill(memory, registration) {
+            Ok(number) => Ok(Some(number)),
+            Err(unwanted) => {
+                drop(unwanted);
+                Err(MapMemoryError::Disconnected)
+            }
+        }
+    }
+
+    /// Takes back what a call registered that failed after all.
+    pub(super) fn take_back(&self, added: Added, registrar: &Registrar) {
+        let mut extents = self.extents();
+        let gone: Vec<Registration> =
+            added.0.into_iter().filter_map(|number| extents.remove(number, registrar)).collect();
+        drop(extents);
+        release(gone);
+    }
+}
+
+/// Releases what was taken out of a file, with one fence for all of it; what is still mapped goes with its last mapping. No file
+/// may be locked: it unpins.
+pub(super) fn release(gone: Vec<Registration>) {
+    drop(Registration::unregister_many(gone));
+}
+
+/// A stretch that this thread is pinning. Dropped, others may.
+struct Reservation<'a> {
+    file: &'a File,
+    reserved: Option<Reserved>,
+}
+
+impl Reservation<'_> {
+    /// Shows what was pinned; it comes back when no client names the file any more.
+    fn fill(
+        mut self,
+        memory: prereg_linux::SharedMemory,
+        registration: Registration,
+    ) -> Result<u64, Registration> {
+        let mut extents = self.file.extents();
+        let reserved = match self.reserved {
+            Some(reserved) if !extents.is_closed() => reserved,
+            _ => {
+                // The lock is taken again when this is dropped.
+                drop(extents);
+                return Err(registration);
+            }
+        };
+        self.reserved = None;
+        let number = extents.add(reserved, memory, registration);
+        drop(extents);
+        self.file.settled.notify_all();
+        Ok(number)
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if let Some(reserved) = self.reserved.take() {
+            self.file.extents().unreserve(reserved);
+            self.file.settled.notify_all();
+        }
     }
 }
 
 /// A file's extents, locked.
 pub(super) struct Extending<'a> {
-    file: &'a File,
     extents: MutexGuard<'a, Extents>,
 }
 
@@ -94,19 +276,19 @@ impl Added {
 }
 
 impl Extending<'_> {
-    /// Looks whether what is registered of `[first, end)` still is the file's. What is not is released as far as nothing maps
-    /// it, and will be registered anew.
+    /// Looks whether what is registered of `[first, end)` still is the file's. What is not shows no more, and will be
+    /// registered anew. Answers stale registrations that nothing maps, for [`release`] without the lock.
     pub(super) fn freshen(
         &mut self,
         first: u64,
         end: u64,
         facts: &FileFacts,
         registrar: &Registrar,
-    ) -> Result<(), MapMemoryError> {
+    ) -> Result<Vec<Registration>, MapMemoryError> {
         if self.extents.freshen(first, end, facts, registrar)? {
-            self.extents.release_unmapped(true, registrar);
+            return Ok(self.extents.release_unmapped(true, registrar));
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     /// Whether all of `[first, end)` is registered.
@@ -124,82 +306,14 @@ impl Extending<'_> {
         self.extents.pieces(first, end)
     }
 
-    /// Registers what is not of `[first, end)`, in a file of `length` bytes. `relief` is asked to release memory when there is
-    /// none left; it may not lock this file. Nothing is registered when this fails.
-    pub(super) fn register(
-        &mut self,
-        (first, end): (u64, u64),
-        length: u64,
-        budget: Budget,
-        holder: Holder,
-        registrar: &Registrar,
-        relief: impl Fn() -> bool,
-    ) -> Result<Added, MapMemoryError> {
-        let page = self.file.shared.page().bytes();
-        let whole = length - length % page;
-        if end > whole {
-            return Err(SharedError::Short { offset: first, bytes: end - first, length }.into());
-        }
-        let missing = self.extents.missing(first, end, whole, registrar.policy.extent);
-        let bytes: u64 = missing.iter().map(|(from, to)| to - from).sum();
-        if let Some(left) = budget.bytes.filter(|left| bytes > *left) {
-            return Err(MapMemoryError::Quota { bytes, left });
-        }
-        let mut added = Added::default();
-        for (from, to) in missing {
-            match self.add(from, to, whole, budget, holder, registrar, &relief) {
-                Ok(number) => added.0.push(number),
-                Err(error) => {
-                    self.take_back(added, registrar);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(added)
+    /// The stretch to be charged so that `[first, end)` can be registered.
+    pub(super) fn around(&self, first: u64, end: u64, whole: u64, extent: Option<u64>) -> (u64, u64) {
+        self.extents.around(first, end, whole, extent)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of `register`, with all of its circumstances")]
-    fn add(
-        &mut self,
-        from: u64,
-        to: u64,
-        whole: u64,
-        budget: Budget,
-        holder: Holder,
-        registrar: &Registrar,
-        relief: impl Fn() -> bool,
-    ) -> Result<u64, MapMemoryError> {
-        let file = self.file;
-        let bases = budget.bases;
-        let (base, memory) = self.extents.memory(from, to, whole, |from, to| {
-            if bases == 0 {
-                return Err(MapMemoryError::TooScattered);
-            }
-            Ok(file.shared.map(from, to - from)?)
-        })?;
-        let mut registered = registrar.space.register_for(&memory, holder);
-        let is_short = |errno| matches!(errno, Errno::ENOMEM | Errno::ENOSPC);
-        if registered.as_ref().is_err_and(|error| is_short(error.errno())) && relief() {
-            registered = registrar.space.register_for(&memory, holder);
-        }
-        match registered {
-            Ok(registration) => {
-                registrar.counts.registered();
-                Ok(self.extents.add(base, memory, registration))
-            }
-            Err(error) => {
-                drop(memory);
-                self.extents.forget_unused(base);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Takes back what a call registered that failed after all.
-    pub(super) fn take_back(&mut self, added: Added, registrar: &Registrar) {
-        let gone: Vec<Registration> =
-            added.0.into_iter().filter_map(|number| self.extents.remove(number, registrar)).collect();
-        drop(gone);
+    /// Bytes of `[first, end)` that are not charged.
+    pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
+        self.extents.uncharged_bytes(first, end)
     }
 
     /// Whether there is something that nothing maps: something stale, or anything.
@@ -207,21 +321,16 @@ impl Extending<'_> {
         self.extents.has_unmapped(only_stale)
     }
 
-    /// Releases what nothing maps: what is stale, or everything. Answers whether anything was released.
-    pub(super) fn release_unmapped(&mut self, only_stale: bool, registrar: &Registrar) -> bool {
+    /// Takes out what nothing maps: what is stale, or everything; for [`release`] without the lock.
+    pub(super) fn release_unmapped(&mut self, only_stale: bool, registrar: &Registrar) -> Vec<Registration> {
         self.extents.release_unmapped(only_stale, registrar)
-    }
-
-    /// Bytes that are registered.
-    pub(super) fn registered_bytes(&self) -> u64 {
-        self.extents.totals().2
     }
 
     pub(super) fn bases(&self) -> usize {
         self.extents.bases()
     }
 
-    /// Whether something maps any of it.
+    /// Whether something maps any of it, or is about to.
     pub(super) fn is_mapped(&self) -> bool {
         self.extents.is_mapped()
     }

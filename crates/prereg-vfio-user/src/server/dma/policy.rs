@@ -1,13 +1,17 @@
-//! When memory behind a descriptor is registered, and how much of it at a time.
+//! When memory behind a descriptor is registered, how much of it at a time, and how much of it at most.
 
 /// When memory is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum RegisterWhen {
-    /// At the first DMA_MAP that names it: I/O never waits for a pin, and a limit shows at the start.
+    /// DMA_MAP is answered once the memory is charged. Threads in the background then pin what has pages, piece by piece; a
+    /// device that reaches a piece before that pins it at once, and a piece without pages is pinned when a device first
+    /// reaches it.
     #[default]
+    Background,
+    /// Before the first DMA_MAP that names it is answered: I/O never waits for a pin, but the client waits for all of it.
     Eager,
-    /// At the first access of the device: a guest is up at once, and memory that no device uses is never pinned.
+    /// At the first access of the device: memory that no device uses is neither pinned nor charged.
     FirstUse,
 }
 
@@ -17,17 +21,26 @@ pub enum RegisterWhen {
 pub struct MemoryPolicy {
     /// When.
     pub when: RegisterWhen,
-    /// In pieces of so many bytes (rounded up to a power of two and to pages); `None` for whole files.
+    /// In pieces of so many bytes (rounded up to a power of two and to pages). `None` for whole files; in the background, for
+    /// pieces of a size that follows from `total_bytes`.
     pub extent: Option<u64>,
-    /// How many bytes of files one client may have registered; `None` for as many as the system allows.
+    /// How many bytes one client may have registered or promised; `None` for as many as all together.
     pub client_bytes: Option<u64>,
+    /// How many bytes all clients together may have registered or promised; `None` for as many as the system allows.
+    pub total_bytes: Option<u64>,
 }
 
 impl MemoryPolicy {
+    /// In the background, after DMA_MAP was answered.
+    pub const BACKGROUND: Self = Self::of(RegisterWhen::Background);
     /// Whole files at the first DMA_MAP.
-    pub const EAGER: Self = Self { when: RegisterWhen::Eager, extent: None, client_bytes: None };
+    pub const EAGER: Self = Self::of(RegisterWhen::Eager);
     /// At first use.
-    pub const FIRST_USE: Self = Self { when: RegisterWhen::FirstUse, extent: None, client_bytes: None };
+    pub const FIRST_USE: Self = Self::of(RegisterWhen::FirstUse);
+
+    const fn of(when: RegisterWhen) -> Self {
+        Self { when, extent: None, client_bytes: None, total_bytes: None }
+    }
 
     /// The same in pieces of `bytes`.
     #[must_use]
@@ -41,5 +54,49 @@ impl MemoryPolicy {
     pub const fn with_client_bytes(mut self, bytes: u64) -> Self {
         self.client_bytes = Some(bytes);
         self
+    }
+
+    /// The same with so many bytes for all clients together.
+    #[must_use]
+    pub const fn with_total_bytes(mut self, bytes: u64) -> Self {
+        self.total_bytes = Some(bytes);
+        self
+    }
+
+    /// The size of a piece of a file of `length` bytes.
+    ///
+    /// A host's limit is at most 4096 pieces: large enough that the tables stay small, small enough that pinning one takes
+    /// milliseconds. A file is at most 2^20 pieces, whatever the policy says.
+    pub(super) fn piece(&self, length: u64) -> Option<u64> {
+        const UNLIMITED: u64 = 16 << 20;
+        const SMALLEST: u64 = 2 << 20;
+        const LARGEST: u64 = 1 << 30;
+        let piece = match (self.extent, self.when) {
+            (Some(extent), _) => extent,
+            (None, RegisterWhen::Eager | RegisterWhen::FirstUse) => return None,
+            (None, RegisterWhen::Background) => self.total_bytes.map_or(UNLIMITED, |total| {
+                (total / 4096).checked_next_power_of_two().unwrap_or(LARGEST).clamp(SMALLEST, LARGEST)
+            }),
+        };
+        let piece = piece.max(1).checked_next_power_of_two().unwrap_or(1 << 63);
+        Some(piece.max((length >> 20).checked_next_power_of_two().unwrap_or(1 << 63)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_the_limit_and_a_file_has_a_bounded_number_of_them() {
+        let piece = |total: u64, length| MemoryPolicy::BACKGROUND.with_total_bytes(total).piece(length);
+        assert_eq!(piece(1 << 20, 1 << 30), Some(2 << 20));
+        assert_eq!(piece(21 << 30, 1 << 30), Some(8 << 20));
+        assert_eq!(piece(u64::MAX, 1 << 30), Some(1 << 30));
+        assert_eq!(MemoryPolicy::BACKGROUND.piece(1 << 30), Some(16 << 20));
+        assert_eq!(MemoryPolicy::EAGER.piece(1 << 30), None);
+        assert_eq!(MemoryPolicy::FIRST_USE.with_extent(3 << 20).piece(0), Some(4 << 20));
+        let largest = MemoryPolicy::BACKGROUND.piece(i64::MAX as u64);
+        assert!(largest.is_some_and(|piece| i64::MAX as u64 / piece <= 1 << 20));
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prereg::{AddressKind, AddressSpace};
 use prereg_linux::{Presence, SharedError, SharedMemory};
 
+use super::notes::Notes;
 use super::policy::MemoryPolicy;
 
 /// What registering takes; shared by all files of a store.
@@ -14,6 +15,7 @@ pub(super) struct Registrar {
     pub(super) policy: MemoryPolicy,
     presence: Asked,
     pub(super) counts: Counts,
+    pub(super) notes: Notes,
 }
 
 /// Whether pins still hold.
@@ -36,6 +38,10 @@ pub(super) struct Counts {
     stale: AtomicU64,
     /// Stale pieces that wait for their mappings to go.
     waiting: AtomicU64,
+    /// DMA_MAPs refused for want of room.
+    refused: AtomicU64,
+    /// Pins after the answer that failed.
+    failed: AtomicU64,
 }
 
 impl Registrar {
@@ -44,7 +50,7 @@ impl Registrar {
             AddressKind::Invented | AddressKind::Device => Asked::Nothing,
             _ => Presence::open().map_or(Asked::Nobody, Asked::Of),
         };
-        Self { space, policy, presence, counts: Counts::default() }
+        Self { space, policy, presence, counts: Counts::default(), notes: Notes::default() }
     }
 
     /// The shortest stretch of `memory` that has every page of the `bytes` bytes from `offset` on that is not the file's any
@@ -75,6 +81,18 @@ impl Counts {
     }
     pub(super) fn registrations(&self) -> u64 {
         self.registrations.load(Ordering::Relaxed)
+    }
+    pub(super) fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(super) fn maps_refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+    pub(super) fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+    pub(super) fn pins_failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
     pub(super) fn found_registered(&self) {
         self.shared.fetch_add(1, Ordering::Relaxed);

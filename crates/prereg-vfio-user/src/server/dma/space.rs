@@ -5,19 +5,19 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prereg::{Access, Holder, Iova, OutOfMemory};
+use prereg::{Access, Holder, Iova, OutOfMemory, PageShift};
 use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap, IovaMapError, Unmapping};
-use prereg_linux::SharedError;
+use prereg_linux::{FileFacts, SharedError};
 
-use super::client::{Client, NamedFile};
+use super::client::{Client, Named, NamedFile};
 use super::error::MapMemoryError;
-use super::file::Extending;
+use super::file::{Extending, Promise, release};
 use super::hold::{Dma, DmaBus};
 use super::policy::RegisterWhen;
 use super::remote::Remote;
 use super::state::DmaState;
 use super::store::MemoryStore;
-use super::supply::FileSupply;
+use super::supply::{FileSupply, PinJob};
 
 /// One client's mappings, and the files it named. Dropping it is [`disconnect`](Self::disconnect).
 pub struct DmaSpace {
@@ -65,7 +65,8 @@ impl DmaSpace {
     }
 
     /// DMA_MAP: lets the device reach `bytes` bytes of `memory`, a descriptor and an offset in it, at `iova`; without
-    /// memory they are reached through the client. The descriptor is closed, but for the first one of a file.
+    /// memory they are reached through the client, and so is memory that cannot be pinned: a file on a disk, or one that
+    /// may only be read. The descriptor is closed, but for the first one of a file.
     ///
     /// # Errors
     /// [`MapMemoryError`]; nothing is mapped, registered or kept open for it then.
@@ -82,17 +83,47 @@ impl DmaSpace {
         match memory {
             None => self.bus.map.map(iova, bytes, Backing::Remote, access)?,
             Some((fd, offset)) => {
-                let named = self.client.name(fd, access)?;
-                let mapped = self.map_file(iova, bytes, access, &named, offset);
-                if mapped.is_err() && named.is_new {
-                    self.client.unname(&named.file);
-                }
-                mapped?;
+                self.map_descriptor(iova, bytes, access, fd, offset)?;
             }
         }
         // Relaxed: a number for reports.
         self.maps.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn map_descriptor(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        fd: OwnedFd,
+        offset: u64,
+    ) -> Result<(), MapMemoryError> {
+        let named = match self.client.name(fd, access)? {
+            Named::File(named) => named,
+            Named::Unpinnable(facts) => {
+                self.end_of(offset, bytes, &facts)?;
+                return Ok(self.bus.map.map(iova, bytes, Backing::Remote, access)?);
+            }
+        };
+        let mapped = self.map_file(iova, bytes, access, &named, offset);
+        if let Err(error) = &mapped {
+            if named.is_new {
+                self.client.unname(&named.file);
+            }
+            self.client.map_refused(error);
+        }
+        mapped
+    }
+
+    /// Where a range of a file ends, if it begins at a page and lies in the file.
+    fn end_of(&self, offset: u64, bytes: u64, facts: &FileFacts) -> Result<u64, MapMemoryError> {
+        let page = self.bus.map.limits().page.mask() | (self.client.store().space().granule().bytes() - 1);
+        if offset & page != 0 {
+            return Err(MapMemoryError::Offset { offset });
+        }
+        let end = offset.checked_add(bytes).filter(|end| *end <= facts.bytes);
+        Ok(end.ok_or(SharedError::Short { offset, bytes, length: facts.bytes })?)
     }
 
     fn map_file(
@@ -106,40 +137,79 @@ impl DmaSpace {
         let NamedFile { file, facts, .. } = named;
         let store = self.client.store();
         let registrar = store.registrar();
-        let page = self.bus.map.limits().page.mask() | (store.space().granule().bytes() - 1);
-        if offset & page != 0 {
-            return Err(MapMemoryError::Offset { offset });
-        }
-        let end = offset.checked_add(bytes).filter(|end| *end <= facts.bytes);
-        let end = end.ok_or(SharedError::Short { offset, bytes, length: facts.bytes })?;
+        let end = self.end_of(offset, bytes, facts)?;
         let mut extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
-        extending.freshen(offset, end, facts, registrar)?;
-        if store.policy().when == RegisterWhen::FirstUse {
-            drop(extending);
-            let (client, file) = (Arc::clone(&self.client), Arc::clone(file));
-            let supply = Arc::new(FileSupply { client, file, facts: *facts, offset });
-            return Ok(self.bus.map.map(iova, bytes, Backing::Supplied(supply), access)?);
-        }
-        if extending.covers(offset, end) {
+        let stale = extending.freshen(offset, end, facts, registrar)?;
+        let when = store.policy().when;
+        if when != RegisterWhen::FirstUse && extending.covers(offset, end) {
             registrar.counts.found_registered();
-            return Ok(self.map_pieces(iova, bytes, access, &extending, (offset, end))?);
+            self.map_pieces(iova, bytes, access, &extending, (offset, end))?;
+            drop(extending);
+            release(stale);
+            return Ok(());
         }
         drop(extending);
-        // A range that is not to be had costs no pin; and other files are looked at before this one is locked.
+        release(stale);
+        // A range that is not to be had costs no pin and no charge.
         self.bus.map.admits(iova, bytes)?;
-        let budget = self.client.budget().ok_or(MapMemoryError::Disconnected)?;
-        let mut extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
-        let holder = self.client.holder();
-        let relief = || store.release_unmapped(false);
-        let added = extending.register((offset, end), facts.bytes, budget, holder, registrar, relief)?;
-        match self.map_pieces(iova, bytes, access, &extending, (offset, end)) {
-            Ok(()) => added.keep(),
-            Err(error) => {
-                extending.take_back(added, registrar);
-                return Err(error.into());
+        match when {
+            RegisterWhen::Background => self.map_promised(iova, bytes, access, named, offset),
+            RegisterWhen::FirstUse => {
+                let supply = self.supply(named, offset, None);
+                Ok(self.bus.map.map(iova, bytes, Backing::Supplied(supply), access)?)
+            }
+            RegisterWhen::Eager => self.map_registered(iova, bytes, access, named, (offset, end)),
+        }
+    }
+
+    fn supply(&self, named: &NamedFile, offset: u64, promise: Option<Promise>) -> Arc<FileSupply> {
+        let (client, file) = (Arc::clone(&self.client), Arc::clone(&named.file));
+        Arc::new(FileSupply { client, file, facts: named.facts, offset, promise })
+    }
+
+    /// Maps memory that is charged now and registered later.
+    fn map_promised(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        named: &NamedFile,
+        offset: u64,
+    ) -> Result<(), MapMemoryError> {
+        let store = self.client.store();
+        let length = named.facts.bytes;
+        let end = offset + bytes;
+        let promise = store.promise(|| self.client.charged_bytes(), &named.file, length, (offset, end))?;
+        let piece = store.policy().piece(length).unwrap_or(length).max(store.space().granule().bytes());
+        let piece = PageShift::new(piece.trailing_zeros()).ok_or(MapMemoryError::Offset { offset })?;
+        let supply = self.supply(named, offset, Some(promise));
+        let job = Box::new(PinJob::new(&supply, offset - (offset & piece.mask()), end));
+        let backing = Backing::OnDemand { supply, piece, skip: offset };
+        self.bus.map.map(iova, bytes, backing, access)?;
+        store.pin_in_background(job);
+        Ok(())
+    }
+
+    /// Maps memory after it was registered.
+    fn map_registered(
+        &self,
+        iova: Iova,
+        bytes: u64,
+        access: Access,
+        named: &NamedFile,
+        (offset, end): (u64, u64),
+    ) -> Result<(), MapMemoryError> {
+        loop {
+            let promise = self.client.register(&named.file, named.facts.bytes, (offset, end), false)?;
+            let extending = named.file.lock().ok_or(MapMemoryError::Disconnected)?;
+            // Another client of the file may have found a part of it stale meanwhile.
+            if extending.covers(offset, end) {
+                let mapped = self.map_pieces(iova, bytes, access, &extending, (offset, end));
+                drop(extending);
+                drop(promise);
+                return Ok(mapped?);
             }
         }
-        Ok(())
     }
 
     /// Maps registered memory. With the file's lock, so that nobody releases it in between.

@@ -19,6 +19,8 @@ pub struct FileState {
     pub extents: u64,
     /// Bytes of it that are registered, counting pages twice that are registered twice.
     pub registered_bytes: u64,
+    /// Bytes of it that clients mapped and that are charged, but not registered yet.
+    pub promised_bytes: u64,
     /// Registered pieces that hold pages the file no longer has, and wait for their mappings to go.
     pub stale_extents: u64,
 }
@@ -37,6 +39,16 @@ pub struct StoreState {
     pub shared: u64,
     /// Pieces found stale since the beginning.
     pub stale: u64,
+    /// Mappings that threads in the background are still pinning the memory of.
+    pub pinning_mappings: u64,
+    /// What all clients together may have registered or promised, in bytes.
+    pub total_bytes_limit: Option<u64>,
+    /// What one client may have registered or promised, in bytes.
+    pub client_bytes_limit: Option<u64>,
+    /// DMA_MAPs that were refused because there was no room for their memory.
+    pub refused_maps: u64,
+    /// Pins after DMA_MAP was answered that failed; the accesses that wanted the memory failed too.
+    pub failed_pins: u64,
 }
 
 /// A client's mappings as they were at some moment.

@@ -8,8 +8,10 @@ use prereg::{Access, AddressSpace};
 use prereg_iommu::iova::IovaMap;
 use prereg_linux::{FileFacts, FileIdentity, SharedError, SharedFile};
 
+use super::background::{Background, Job};
 use super::error::MapMemoryError;
-use super::file::File;
+use super::file::{File, Promise, release};
+use super::notes::MemoryNote;
 use super::policy::MemoryPolicy;
 use super::registrar::Registrar;
 use super::state::StoreState;
@@ -22,6 +24,9 @@ pub struct MemoryStore {
     files: Mutex<BTreeMap<FileIdentity, Named>>,
     /// The clients' maps, which read the address space's tables.
     maps: Mutex<Vec<Weak<IovaMap>>>,
+    /// Held while it is found out whether there is room, until the promise is made.
+    admission: Mutex<()>,
+    background: Background,
 }
 
 /// A file, and how many clients named it.
@@ -39,6 +44,8 @@ impl MemoryStore {
             registrar: Registrar::new(space, policy),
             files: Mutex::new(BTreeMap::new()),
             maps: Mutex::new(Vec::new()),
+            admission: Mutex::new(()),
+            background: Background::new(),
         }
     }
 
@@ -66,7 +73,75 @@ impl MemoryStore {
             registrations: counts.registrations(),
             shared: counts.shared(),
             stale: counts.stale(),
+            pinning_mappings: self.background.jobs(),
+            total_bytes_limit: self.policy().total_bytes,
+            client_bytes_limit: self.policy().client_bytes,
+            refused_maps: counts.maps_refused(),
+            failed_pins: counts.pins_failed(),
         }
+    }
+
+    /// Notes about clients since the last call.
+    #[must_use]
+    pub fn take_notes(&self) -> Vec<MemoryNote> {
+        self.registrar.notes.take()
+    }
+
+    /// Waits until everything that is mapped and has pages is pinned, or was found not to be pinnable.
+    pub fn wait_for_background(&self) {
+        self.background.wait();
+    }
+
+    /// Starts no pin in the background any more: memory is pinned at its first use from now on. For a server that is to end
+    /// soon.
+    pub fn stop_background(&self) {
+        self.background.stop();
+    }
+
+    pub(super) fn pin_in_background(&self, job: Box<dyn Job>) {
+        self.background.push(job);
+    }
+
+    /// Charges what is needed so that `range` of a file of `length` bytes can be registered, if there is room, now and while
+    /// the promise lives. `client_bytes` answers what is charged for the client. No file may be locked.
+    pub(super) fn promise(
+        &self,
+        client_bytes: impl Fn() -> u64,
+        file: &Arc<File>,
+        length: u64,
+        (first, end): (u64, u64),
+    ) -> Result<Promise, MapMemoryError> {
+        // It guards no data.
+        let _admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let policy = self.policy();
+        let whole = file.whole(length).max(end);
+        let mut relieved = false;
+        loop {
+            let extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
+            let (from, to) = extending.around(first, end, whole, policy.piece(length));
+            let bytes = extending.uncharged_bytes(from, to);
+            drop(extending);
+            let refused = if bytes == 0 { None } else { self.has_no_room(&client_bytes, bytes) };
+            match refused {
+                None => return Ok(file.promise(from, to)),
+                Some(_) if !relieved && self.release_unmapped(false) => relieved = true,
+                Some(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Why `bytes` more cannot be charged.
+    fn has_no_room(&self, client_bytes: impl Fn() -> u64, bytes: u64) -> Option<MapMemoryError> {
+        if let Some(limit) = self.policy().client_bytes {
+            let left = limit.saturating_sub(client_bytes());
+            if bytes > left {
+                return Some(MapMemoryError::Quota { bytes, left });
+            }
+        }
+        let limit = self.policy().total_bytes?;
+        let files: Vec<_> = self.files().values().map(|named| Arc::clone(&named.file)).collect();
+        let used: u64 = files.iter().map(|file| file.charged_bytes()).sum();
+        (bytes > limit.saturating_sub(used)).then_some(MapMemoryError::Limit { bytes, used, limit })
     }
 
     pub(super) fn registrar(&self) -> &Registrar {
@@ -145,21 +220,23 @@ impl MemoryStore {
         }
     }
 
-    /// Releases memory that nothing maps, of files that nobody is busy with: what is stale, or everything. What is wanted
-    /// again is registered again. Answers whether anything was released.
+    /// Releases memory that nothing maps and that was not promised, of files that no other thread has locked: what is stale,
+    /// or everything. What is wanted again is registered again. Answers whether anything was released.
     pub(super) fn release_unmapped(&self, only_stale: bool) -> bool {
         let has_some =
             |file: &&Arc<File>| file.try_lock().is_some_and(|extending| extending.has_unmapped(only_stale));
         // Usually none: then this costs no memory. Released without the lock on the list.
         let files: Vec<_> =
             self.files().values().map(|named| &named.file).filter(has_some).cloned().collect();
-        let mut released = false;
+        let mut gone = Vec::new();
         for file in files {
             if let Some(mut extending) = file.try_lock() {
-                released |= extending.release_unmapped(only_stale, &self.registrar);
+                gone.extend(extending.release_unmapped(only_stale, &self.registrar));
             }
         }
+        let released = !gone.is_empty();
         if released {
+            release(gone);
             self.refresh();
         }
         released

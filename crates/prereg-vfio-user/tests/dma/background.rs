@@ -1,0 +1,313 @@
+//! Memory that is pinned after its DMA_MAP was answered. The pretended host blocks pins until the test lets them go on.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Condvar, Mutex};
+
+use prereg::{Access, AddressSpace, Errno, Granule};
+use prereg_linux::GuestMemory;
+use prereg_sim::SimHost;
+use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
+
+use crate::failures::Everywhere;
+use crate::world::{Client, PAGE, iova, pinned, sealed, unsealed};
+
+/// Pages of a piece.
+const PIECE: u64 = 4;
+const POLICY: MemoryPolicy = MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE);
+
+/// Lets pins through, one by one or all.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    /// Pins begun.
+    begun: u64,
+    /// Pins up to this number wait.
+    held: u64,
+    /// Pins from this number on fail, up to the other one.
+    failing: (u64, u64),
+}
+
+impl Gate {
+    /// Waits at the gate. Answers whether the pin may be made.
+    fn pass(&self) -> bool {
+        let mut state = self.state.lock().unwrap();
+        state.begun += 1;
+        let number = state.begun;
+        self.changed.notify_all();
+        while number <= state.held {
+            state = self.changed.wait(state).unwrap();
+        }
+        !(state.failing.0..state.failing.1).contains(&number)
+    }
+
+    /// Lets the first pin wait.
+    fn hold_first(&self) {
+        self.state.lock().unwrap().held = 1;
+    }
+
+    fn hold_none(&self) {
+        self.state.lock().unwrap().held = 0;
+        self.changed.notify_all();
+    }
+
+    fn fail(&self, from: u64, to: u64) {
+        self.state.lock().unwrap().failing = (from, to);
+    }
+
+    /// Waits until so many pins were begun.
+    fn wait_begun(&self, pins: u64) {
+        let state = self.state.lock().unwrap();
+        drop(self.changed.wait_while(state, |state| state.begun < pins).unwrap());
+    }
+
+    fn begun(&self) -> u64 {
+        self.state.lock().unwrap().begun
+    }
+}
+
+fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
+    let (host, gate) = (SimHost::new(Granule::K4), Arc::new(Gate::default()));
+    let pass = Arc::clone(&gate);
+    let pins = Everywhere { admits: Box::new(move || pass.pass()), ..Everywhere::new(&host) };
+    let store = MemoryStore::new(AddressSpace::builder(pins).build().unwrap(), policy);
+    (host, gate, Arc::new(store))
+}
+
+/// Memory whose first pages are there.
+fn filled(pages: u64, there: u64) -> (GuestMemory, OwnedFd) {
+    let (memory, fd) = sealed(pages);
+    for page in 0..there {
+        memory.write(page * PAGE, &[1]).unwrap();
+    }
+    (memory, fd)
+}
+
+#[test]
+fn a_map_is_answered_and_looked_at_while_its_memory_is_being_pinned() {
+    let (host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(16, 16);
+    let client = Client::new(&store, 1);
+    client.map(0, 16, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    let state = store.snapshot();
+    assert_eq!((pinned(&store), state.pinning_mappings), (0, 1));
+    assert_eq!((state.files[0].registered_bytes, state.files[0].promised_bytes), (0, 16 * PAGE));
+    gate.hold_none();
+    store.wait_for_background();
+    let state = store.snapshot();
+    assert_eq!((pinned(&store), state.pinning_mappings, state.registrations), (16, 0, 4));
+    assert_eq!((state.files[0].registered_bytes, state.files[0].promised_bytes), (16 * PAGE, 0));
+    // What is pinned already is mapped as ever.
+    client.map(100, 2, &fd, 5).unwrap();
+    assert_eq!(store.snapshot().shared, 1);
+    drop(client);
+    drop(store);
+    host.assert_clean();
+}
+
+#[test]
+fn a_device_overtakes_the_background_and_is_not_held_up_by_it() {
+    let (host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(16, 16);
+    let client = Client::new(&store, 1);
+    client.map(0, 16, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    client.dma.write(iova(13), b"soon").unwrap();
+    assert_eq!((gate.begun(), pinned(&store)), (2, PIECE), "only the piece that it touched");
+    client.dma.write(iova(14), b"once").unwrap();
+    assert_eq!(gate.begun(), 2);
+    // Who wants the very piece that is being pinned has it by that pin.
+    std::thread::scope(|scope| {
+        let access = scope.spawn(|| client.dma.write(iova(1), b"both"));
+        gate.hold_none();
+        access.join().unwrap().unwrap();
+    });
+    store.wait_for_background();
+    assert_eq!((gate.begun(), pinned(&store)), (4, 16));
+    drop((client, store));
+    host.assert_clean();
+}
+
+#[test]
+fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
+    let (host, gate, store) = world(MemoryPolicy::BACKGROUND);
+    let Some(sparse) = unsealed(1) else { return };
+    sparse.set_len(1 << 40).unwrap();
+    let client = Client::new(&store, 1);
+    client.map(0, (1 << 40) / PAGE, &sparse, 0).unwrap();
+    store.wait_for_background();
+    assert_eq!((gate.begun(), pinned(&store), sparse.metadata().unwrap().blocks()), (0, 0, 0));
+    assert_eq!(store.snapshot().files[0].promised_bytes, 1 << 40);
+    drop(client);
+    // With a limit it is refused, also before anything is pinned; the reason is noted once a client.
+    let (limited_host, gate, limited) = world(MemoryPolicy::BACKGROUND.with_total_bytes(1 << 30));
+    let client = Client::new(&limited, 5);
+    for _ in 0..3 {
+        let refused = client.map(0, (1 << 40) / PAGE, &sparse, 0).unwrap_err();
+        assert_eq!(refused, MapMemoryError::Limit { bytes: 1 << 40, used: 0, limit: 1 << 30 });
+        assert_eq!(refused.errno(), Errno::ENOMEM);
+    }
+    assert_eq!((gate.begun(), client.space.snapshot().files, limited.snapshot().refused_maps), (0, 0, 3));
+    let notes = limited.take_notes();
+    assert_eq!(
+        notes.iter().map(|note| (note.client, note.kind)).collect::<Vec<_>>(),
+        [(5, NoteKind::MapRefused)]
+    );
+    drop((store, client, limited));
+    host.assert_clean();
+    limited_host.assert_clean();
+}
+
+#[test]
+fn only_pieces_with_pages_are_pinned_before_a_device_comes() {
+    let (_host, _gate, store) = world(POLICY);
+    let (memory, fd) = sealed(32);
+    // A full piece, half of one, and a single page.
+    for page in [8, 9, 10, 11, 16, 17, 24] {
+        memory.write(page * PAGE, &[1]).unwrap();
+    }
+    let client = Client::new(&store, 1);
+    client.map(0, 32, &fd, 0).unwrap();
+    store.wait_for_background();
+    assert_eq!(pinned(&store), 2 * PIECE);
+    client.dma.write(iova(24), b"now").unwrap();
+    assert_eq!(pinned(&store), 3 * PIECE);
+    client.dma.write(iova(2), b"new").unwrap();
+    assert_eq!(pinned(&store), 4 * PIECE);
+}
+
+#[test]
+fn unmapping_ends_what_is_under_way_and_does_not_wait_for_it() {
+    let (host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(64, 64);
+    let client = Client::new(&store, 1);
+    client.map(0, 64, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    client.unmap(0, 64);
+    gate.hold_none();
+    store.wait_for_background();
+    assert_eq!(gate.begun(), 1, "no further piece");
+    // The one piece stays with the file, as memory that was unmapped does, and can be mapped again.
+    client.map(0, 1, &fd, 0).unwrap();
+    assert_eq!((gate.begun(), client.space.snapshot().iova.mappings), (1, 1));
+    drop((client, store));
+    host.assert_clean();
+}
+
+#[test]
+fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
+    let (host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(64, 64);
+    let client = Client::new(&store, 1);
+    client.map(0, 64, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    drop(client);
+    assert_eq!(store.snapshot().files.len(), 0);
+    gate.hold_none();
+    store.wait_for_background();
+    assert_eq!((gate.begun(), pinned(&store)), (1, 0));
+    assert!(store.take_notes().is_empty(), "that is no failure");
+    drop(store);
+    host.assert_clean();
+}
+
+#[test]
+fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
+    let (_host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(64, 64);
+    let client = Client::new(&store, 1);
+    client.map(0, 64, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    store.stop_background();
+    gate.hold_none();
+    client.dma.write(iova(40), b"late").unwrap();
+    client.map(100, 64, &fd, 0).unwrap();
+    store.wait_for_background();
+    assert_eq!(gate.begun(), 2);
+}
+
+#[test]
+fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
+    let (_host, gate, store) = world(POLICY);
+    // The second piece in the background, and the device's first try.
+    gate.fail(2, 3);
+    let (_memory, fd) = filled(16, 16);
+    let client = Client::new(&store, 9);
+    client.map(0, 16, &fd, 0).unwrap();
+    store.wait_for_background();
+    assert_eq!((gate.begun(), pinned(&store)), (4, 12));
+    gate.fail(5, 7);
+    for _ in 0..2 {
+        let error = client.dma.hold(iova(5), PAGE, Access::Read).map(drop).unwrap_err();
+        assert!(matches!(error, DmaError::Memory { errno: Errno::ENOMEM, .. }), "{error}");
+    }
+    client.dma.write(iova(9), b"fine").unwrap();
+    let notes = store.take_notes();
+    assert_eq!(
+        notes.iter().map(|note| (note.client, note.kind)).collect::<Vec<_>>(),
+        [(9, NoteKind::PinFailed)]
+    );
+    assert_eq!(store.snapshot().failed_pins, 3);
+    client.dma.write(iova(5), b"better").unwrap();
+    assert_eq!((pinned(&store), client.space.snapshot().iova.accesses), (16, 0));
+}
+
+#[test]
+fn clients_share_the_charge_of_one_file_and_the_room_for_all() {
+    let (host, _gate, store) = world(POLICY.with_total_bytes(20 * PAGE).with_client_bytes(16 * PAGE));
+    let ((_a, shared), (_b, other), (_c, large)) = (filled(12, 12), filled(10, 0), filled(20, 0));
+    let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+    one.map(0, 12, &shared, 0).unwrap();
+    two.map(0, 12, &shared, 0).unwrap();
+    store.wait_for_background();
+    assert_eq!(pinned(&store), 12);
+    // A client's own limit comes first. Whole pieces are charged, as far as the file has them.
+    let refused = two.map(100, 10, &other, 0).unwrap_err();
+    assert_eq!(refused, MapMemoryError::Quota { bytes: 10 * PAGE, left: 4 * PAGE });
+    two.map(100, 3, &other, 0).unwrap();
+    two.map(200, 2, &other, 1).unwrap();
+    let three = Client::new(&store, 3);
+    let refused = three.map(0, 5, &large, 0).unwrap_err();
+    assert_eq!(refused, MapMemoryError::Limit { bytes: 8 * PAGE, used: 16 * PAGE, limit: 20 * PAGE });
+    three.map(0, 4, &large, 8).unwrap();
+    // What was unmapped makes room, pinned or not.
+    two.unmap(100, 3);
+    two.unmap(200, 2);
+    three.map(4, 4, &large, 0).unwrap();
+    assert!(three.map(8, 1, &large, 4).is_err());
+    assert_eq!(one.byte(0), 1);
+    drop((one, two));
+    three.map(8, 8, &large, 12).unwrap();
+    drop((three, store));
+    host.assert_clean();
+}
+
+#[test]
+fn maps_that_come_and_go_faster_than_they_are_pinned_do_not_pile_up() {
+    let (_host, gate, store) = world(POLICY);
+    gate.hold_first();
+    let (_memory, fd) = filled(4, 4);
+    let client = Client::new(&store, 1);
+    client.map(0, 1, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    // As many threads as the store may have are kept busy by one piece, which all mappings want.
+    for _ in 0..5000 {
+        client.map(1, 1, &fd, 1).unwrap();
+        client.unmap(1, 1);
+    }
+    assert!(store.snapshot().pinning_mappings <= 1100, "{}", store.snapshot().pinning_mappings);
+    gate.hold_none();
+    store.wait_for_background();
+    assert_eq!(pinned(&store), 4);
+}
