@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prereg::Errno;
 use prereg_iommu::iova::Unmapping;
@@ -17,6 +17,19 @@ use super::settings::ServerSettings;
 use super::state::{ClientState, Ending, RequestCounts, WaitingUnmap};
 use super::transport::Transport;
 use crate::answer::{Token, Unmapped};
+
+/// How long a client waits for the place of one that is leaving.
+pub(crate) const SUCCESSION: Duration = Duration::from_secs(10);
+
+/// The other clients of a server, for one whose model has no place for it.
+pub(crate) trait Others: Send + Sync {
+    /// How many clients have left so far.
+    fn departures(&self) -> u64;
+
+    /// Waits until more clients have left than `seen`. False at once when no other client has hung up, and when the time is
+    /// over, client `number` is gone or the server stops.
+    fn await_departure(&self, number: u64, seen: u64, deadline: Instant) -> bool;
+}
 
 /// An unmap that is not answered yet.
 pub(crate) struct Waiting {
@@ -133,6 +146,8 @@ pub(crate) struct Client {
     pub(crate) model: Arc<dyn Model>,
     /// What its VERSION is answered, where there is no place for it.
     pub(crate) refuse: Option<Errno>,
+    /// `None` for a client that is served by itself.
+    pub(crate) others: Option<Arc<dyn Others>>,
     pub(crate) attached: Option<Attached>,
     /// Room for what is read of regions.
     pub(crate) data: Vec<u8>,
@@ -144,8 +159,9 @@ impl Client {
         store: Arc<MemoryStore>,
         model: Arc<dyn Model>,
         refuse: Option<Errno>,
+        others: Option<Arc<dyn Others>>,
     ) -> Self {
-        Self { shared, store, model, refuse, attached: None, data: Vec::new() }
+        Self { shared, store, model, refuse, others, attached: None, data: Vec::new() }
     }
 
     /// Serves the client until it ends, and leaves nothing of it behind.
@@ -194,5 +210,5 @@ pub fn serve(
     let conversation = Conversation::new(Box::new(transport), *session, *patience, counts.clone());
     let name = model.name().to_owned();
     let shared = Shared::new(0, None, name, (0, u32::MAX), Arc::new(conversation), counts);
-    Client::new(Arc::new(shared), store.clone(), model.clone(), None).serve()
+    Client::new(Arc::new(shared), store.clone(), model.clone(), None, None).serve()
 }
