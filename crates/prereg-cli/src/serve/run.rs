@@ -161,6 +161,10 @@ impl Serving {
         let mut looked = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
+            for notice in self.server.take_notices() {
+                // There is nobody else to tell.
+                let _ = writeln!(io::stderr(), "prereg: {notice}");
+            }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.server.release_idle();
@@ -227,6 +231,7 @@ impl Served {
             msix: has(InterruptKind::Msix),
         };
         settings.doorbells = match config.doorbells {
+            Doorbells::Auto => DoorbellMode::Auto,
             Doorbells::Socket => DoorbellMode::Trapped,
             Doorbells::Mmap => DoorbellMode::Mapped,
         };
