@@ -28,7 +28,7 @@ use crate::spec::register::page_shift;
 const FIRST_NAP: u64 = 50_000;
 const FIRST_NAP_OF_WORKERS: u64 = 1_000_000;
 /// And at last, in nanoseconds.
-const LONGEST_NAP: u64 = 20_000_000;
+const LONGEST_NAP: u64 = 25_000_000;
 /// In between, after this part of the time since something rang.
 const NAP_SHARE: u64 = 16;
 
@@ -142,12 +142,14 @@ impl Clerk {
     }
 
     fn sleep(&mut self) {
-        // A device that may not reach memory has nothing to do, whatever rings.
-        if self.hub.may_master() && !self.desk.may_sleep() {
+        // A device that may not reach memory has nothing to do, whatever rings, and nothing to try again.
+        let masters = self.hub.may_master();
+        if masters && !self.desk.may_sleep() {
             return;
         }
         let now = self.hub.now();
-        let retry = self.until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let retry =
+            self.until.filter(|_| masters).map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let looks = self.hub.has_silent_doorbells() && self.desk.is_open();
         let nap = looks.then(|| Duration::from_nanos(self.look_around(now)));
         self.hub.inbox.wait(retry.into_iter().chain(nap).min());

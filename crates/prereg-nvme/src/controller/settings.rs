@@ -30,7 +30,7 @@ pub enum DoorbellMode {
     Trapped,
     /// Through memory that the guest writes: no message a doorbell, but somebody has to look for them. Workers do while they
     /// are busy; when they sleep the clerk does for all of them, the less often the longer nothing came (after a sixteenth of
-    /// that time, at most 20 ms). A client that was never told of the memory costs nothing.
+    /// that time, at most 25 ms). A client that was never told of the memory costs nothing.
     Mapped,
 }
 

@@ -202,6 +202,15 @@ impl Conversation {
         self.transport.wake();
     }
 
+    /// Lets go of a client that has not introduced itself.
+    pub(crate) fn cut(&self) {
+        let mut inner = self.lock();
+        inner.over.get_or_insert(Ending::Stalled);
+        self.close(&mut inner);
+        drop(inner);
+        self.transport.wake();
+    }
+
     /// Lets go of the client, after it was told what is to be told and had a moment to read it.
     pub(crate) fn farewell(&self) {
         let deadline = Instant::now() + FAREWELL;

@@ -72,7 +72,10 @@ struct Connected {
     shared: Arc<Shared>,
     socket: Arc<Socket>,
     model: Arc<dyn Model>,
+    /// There is no place for it, which it is told.
     refused: bool,
+    /// It lost its place before it said anything.
+    cut: bool,
     /// Seen to have hung up.
     gone: bool,
 }
@@ -332,11 +335,28 @@ impl Inner {
         let socket = Arc::new(Socket::new(stream)?);
         let peer = socket.peer().unwrap_or((0, u32::MAX));
         let mut state = self.lock();
+        // Those that were cut off are gone in a moment; until then few more are.
+        while state.clients.values().filter(|client| client.cut).count() >= MOST_REFUSED && !state.stopped {
+            let waited = self.ended.wait_timeout(state, CONGESTION);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         if state.stopped {
             return Err(Errno::ENXIO);
         }
         let refused = state.clients.values().filter(|client| client.refused).count();
-        let refuse = state.clients.len() - refused >= self.settings.max_clients;
+        let placed = state.clients.values().filter(|client| !client.refused && !client.cut).count();
+        let mut refuse = placed >= self.settings.max_clients;
+        if refuse {
+            // One that has said nothing so far has no place to keep against one that comes; the oldest goes first.
+            let is_silent = |client: &&mut Connected| {
+                !client.refused && !client.cut && client.shared.conversation.terms().is_none()
+            };
+            if let Some(silent) = state.clients.values_mut().find(is_silent) {
+                silent.cut = true;
+                silent.shared.conversation.cut();
+                refuse = false;
+            }
+        }
         state.turned_away += u64::from(refuse);
         if refuse && refused >= MOST_REFUSED {
             return Ok(Admitted::TurnedAway);
@@ -363,7 +383,9 @@ impl Inner {
         started.map_err(|error| sys::errno_of(&error))?;
         // The thread finds this when it ends: it cannot take the lock before.
         let model = model.clone();
-        state.clients.insert(number, Connected { shared, socket, model, refused: refuse, gone: false });
+        state
+            .clients
+            .insert(number, Connected { shared, socket, model, refused: refuse, cut: false, gone: false });
         state.wake();
         Ok(if refuse { Admitted::TurnedAway } else { Admitted::Served(number) })
     }

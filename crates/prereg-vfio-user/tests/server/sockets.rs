@@ -168,6 +168,19 @@ fn a_client_too_many_is_told_so() {
 }
 
 #[test]
+fn connections_that_say_nothing_keep_no_client_out() {
+    let bed = Bed::with(Probes::new(), settings(|settings| settings.max_clients = 2));
+    let silent: Vec<_> = (0..40).map(|_| UnixStream::connect(&bed.path).unwrap()).collect();
+    let (_one, two) = (bed.client(), bed.client());
+    let refused = Client::connect(&bed.path).unwrap_err();
+    assert_eq!(refused.errno(), Errno::ENFILE, "those that spoke stay");
+    drop((silent, two));
+    until("there is room", || bed.snapshot().clients.len() < 2);
+    bed.client();
+    assert_eq!(bed.probes.count(), 3);
+}
+
+#[test]
 fn clients_that_say_nothing_are_cut_off_and_those_that_do_are_not() {
     let patience = Some(Duration::from_millis(50));
     let bed = Bed::with(Probes::new(), settings(|settings| settings.patience = patience));
