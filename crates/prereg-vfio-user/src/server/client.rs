@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) uid: u32,
     pub(crate) conversation: Arc<Conversation>,
     pub(crate) counts: Arc<Counts>,
+    /// The client is gone or to go. Only ends early what would end anyhow, so no ordering is asked of it.
+    left: AtomicBool,
     waiting: Mutex<Vec<Waiting>>,
     seen: Mutex<Option<Seen>>,
 }
@@ -81,7 +84,13 @@ impl Shared {
         counts: Arc<Counts>,
     ) -> Self {
         let (waiting, seen) = (Mutex::default(), Mutex::default());
-        Self { number, socket, model, pid, uid, conversation, counts, waiting, seen }
+        let left = AtomicBool::new(false);
+        Self { number, socket, model, pid, uid, conversation, counts, left, waiting, seen }
+    }
+
+    /// Whether the client was seen to have gone, or is to go: nothing more need be done for it.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Unmaps that are not answered yet.
@@ -94,8 +103,9 @@ impl Shared {
         *lock(&self.seen) = Some(Seen { device, interrupts, space });
     }
 
-    /// Frees a thread that the client holds up by a full eventfd. For when the client is gone.
+    /// Frees a thread that the client holds up, by a full eventfd or by much to do. For when the client is gone.
     pub(crate) fn release(&self) {
+        self.left.store(true, Ordering::Relaxed);
         let interrupts = lock(&self.seen).as_ref().map(|seen| seen.interrupts.clone());
         if let Some(interrupts) = interrupts {
             interrupts.close();

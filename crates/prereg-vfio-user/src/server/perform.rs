@@ -227,6 +227,10 @@ impl Client {
     fn write_many(&self, writes: &[RegionWrite]) -> Result<u64, Errno> {
         let mut done = 0;
         for write in writes {
+            // One message holds tens of thousands of them, and each may be a reset.
+            if self.shared.has_left() {
+                break;
+            }
             match self.write(write.region(), write.offset(), write.data()) {
                 Ok(()) => done += 1,
                 Err(errno) if done == 0 => return Err(errno),

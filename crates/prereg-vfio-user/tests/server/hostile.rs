@@ -1,14 +1,16 @@
 //! Clients that mean harm: what they do is refused, or ends them, and nobody else notices.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use prereg::{Access, Iova};
 use prereg_vfio_user::client::{Client, ClientError, Eventfd, Posted};
 use prereg_vfio_user::server::ServerSettings;
-use prereg_vfio_user::wire::{Command, Header, MapMemory};
+use prereg_vfio_user::wire::{Command, Header, MapMemory, RegionWrite, RegionWrites};
 
-use crate::bed::{Bed, Probes, memory, until};
+use crate::bed::{Bed, HOOK, Probes, memory, until};
 
 /// The errno of a frame that is refused; the stream must go on.
 fn refused(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> i32 {
@@ -62,6 +64,35 @@ fn frames_that_are_wrong_in_themselves_are_refused_and_the_stream_goes_on() {
     assert_eq!(refused(&mut client, &long, &[]), 7);
     drop(client);
     bed.settle();
+}
+
+#[test]
+fn many_writes_in_a_message_end_with_their_client() {
+    const WRITES: usize = 40_000;
+    for stops in [false, true] {
+        let bed = Bed::new();
+        let mut client = bed.client();
+        let begun = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&begun);
+        bed.probes.hook(move |_, _, _| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(())
+        });
+        let write = RegionWrite::new(HOOK, 0, &[1]).unwrap();
+        let mut body = Vec::new();
+        RegionWrites::new(vec![write; WRITES]).write(&mut body);
+        let message = frame(Header::command(1, Command::REGION_WRITE_MULTI).without_reply(), &body);
+        client.send_raw(&message, &[]).unwrap();
+        until("the first is written", || begun.load(Ordering::Relaxed) > 0);
+        if stops {
+            drop(bed);
+        } else {
+            drop(client);
+            bed.settle();
+        }
+        assert!(begun.load(Ordering::Relaxed) < WRITES);
+    }
 }
 
 #[test]
