@@ -1,4 +1,4 @@
-//! The table of commands: for each its number, how long its body may be, and what it becomes.
+//! The table of commands: for each its number, how long its body is at least, and what it becomes.
 
 use crate::action::{Action, IrqTargets};
 use crate::answer::{
@@ -15,10 +15,9 @@ use crate::wire::{
 /// A command that a client may send.
 pub(crate) struct Row<F> {
     command: Command,
-    /// Bytes of the shortest and of the longest body.
+    /// Bytes of the shortest body.
     least: u32,
-    most: u32,
-    /// Whether descriptors may come along.
+    /// Whether descriptors that come along are used.
     descriptors: bool,
     pub(crate) handler: Handler<F>,
 }
@@ -37,43 +36,28 @@ pub(crate) struct Request<'a, F> {
     /// Its `held` may grow by what the reply takes.
     pub(crate) ticket: &'a mut Ticket,
     pub(crate) body: &'a [u8],
-    /// None, unless the row allows them.
+    /// None, unless the row uses them.
     pub(crate) descriptors: Vec<F>,
 }
 
-/// No limit but that of every message.
-const ANY: u32 = u32::MAX;
-
 impl<F> Row<F> {
     const TABLE: [Self; 12] = [
-        Self::new(Command::VERSION, Version::LEAST, ANY, Handler::Version),
-        Self::new(Command::DMA_MAP, MapMemory::BYTES, MapMemory::BYTES, Handler::Action(map))
-            .with_descriptors(),
-        Self::new(Command::DMA_UNMAP, UnmapMemory::BYTES, UnmapMemory::LONGEST, Handler::Action(unmap)),
-        Self::new(Command::DEVICE_GET_INFO, DeviceInfo::BYTES, DeviceInfo::LONGEST, Handler::Action(device)),
-        Self::new(
-            Command::DEVICE_GET_REGION_INFO,
-            RegionInfo::BYTES,
-            RegionInfo::BYTES,
-            Handler::Action(region),
-        ),
-        Self::new(
-            Command::DEVICE_GET_REGION_IO_FDS,
-            IoRegionsInfo::BYTES,
-            IoRegionsInfo::BYTES,
-            Handler::Action(io_descriptors),
-        ),
-        Self::new(Command::DEVICE_GET_IRQ_INFO, IrqInfo::BYTES, IrqInfo::BYTES, Handler::Action(irqs)),
-        Self::new(Command::DEVICE_SET_IRQS, SetIrqs::BYTES, ANY, Handler::Action(set_irqs))
-            .with_descriptors(),
-        Self::new(Command::REGION_READ, RegionAccess::BYTES, RegionAccess::BYTES, Handler::Action(read)),
-        Self::new(Command::REGION_WRITE, RegionAccess::BYTES + 1, ANY, Handler::Action(write)),
-        Self::new(Command::REGION_WRITE_MULTI, RegionWrites::LEAST, ANY, Handler::Action(write_many)),
-        Self::new(Command::DEVICE_RESET, 0, 0, Handler::Action(reset)),
+        Self::new(Command::VERSION, Version::LEAST, Handler::Version),
+        Self::new(Command::DMA_MAP, MapMemory::BYTES, Handler::Action(map)).with_descriptors(),
+        Self::new(Command::DMA_UNMAP, UnmapMemory::BYTES, Handler::Action(unmap)),
+        Self::new(Command::DEVICE_GET_INFO, DeviceInfo::BYTES, Handler::Action(device)),
+        Self::new(Command::DEVICE_GET_REGION_INFO, RegionInfo::BYTES, Handler::Action(region)),
+        Self::new(Command::DEVICE_GET_REGION_IO_FDS, IoRegionsInfo::BYTES, Handler::Action(io_descriptors)),
+        Self::new(Command::DEVICE_GET_IRQ_INFO, IrqInfo::BYTES, Handler::Action(irqs)),
+        Self::new(Command::DEVICE_SET_IRQS, SetIrqs::BYTES, Handler::Action(set_irqs)).with_descriptors(),
+        Self::new(Command::REGION_READ, RegionAccess::BYTES, Handler::Action(read)),
+        Self::new(Command::REGION_WRITE, RegionAccess::BYTES + 1, Handler::Action(write)),
+        Self::new(Command::REGION_WRITE_MULTI, RegionWrites::LEAST, Handler::Action(write_many)),
+        Self::new(Command::DEVICE_RESET, 0, Handler::Action(reset)),
     ];
 
-    const fn new(command: Command, least: u32, most: u32, handler: Handler<F>) -> Self {
-        Self { command, least, most, descriptors: false, handler }
+    const fn new(command: Command, least: u32, handler: Handler<F>) -> Self {
+        Self { command, least, descriptors: false, handler }
     }
 
     const fn with_descriptors(mut self) -> Self {
@@ -94,17 +78,20 @@ impl<F> Row<F> {
         row.ok_or(Refusal::Command { command: command.number() })
     }
 
-    /// Whether a body of `found` bytes with `descriptors` may be this command's.
+    /// Whether descriptors that come along are used.
+    pub(crate) fn takes_descriptors(&self) -> bool {
+        self.descriptors
+    }
+
+    /// Whether a body of `found` bytes has the command's fixed part. What follows it is the room for the reply in some
+    /// clients' messages, and fields of later versions in others'.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::Descriptors`].
-    pub(crate) fn admit(&self, found: usize, descriptors: usize) -> Result<(), Refusal> {
+    /// [`Refusal::Size`].
+    pub(crate) fn admit(&self, found: usize) -> Result<(), Refusal> {
         let found = u32::try_from(found).unwrap_or(u32::MAX);
-        if found < self.least || found > self.most {
-            return Err(Refusal::Size { found, least: self.least, most: self.most });
-        }
-        if descriptors > 0 && !self.descriptors {
-            return Err(too_many(descriptors, 0));
+        if found < self.least {
+            return Err(Refusal::Size { found, least: self.least, most: u32::MAX });
         }
         Ok(())
     }
@@ -130,17 +117,14 @@ impl<F> Request<'_, F> {
     }
 }
 
-fn too_many(found: usize, expected: u32) -> Refusal {
-    Refusal::Descriptors { found: u32::try_from(found).unwrap_or(u32::MAX), expected }
-}
-
 fn map<F>(mut request: Request<'_, F>) -> Result<Action<F>, Refusal> {
     let map = MapMemory::read(request.body)?;
     request.aligned(&[map.iova.raw(), map.bytes])?;
-    let found = request.descriptors.len();
+    // The first is the memory, whatever else comes along.
+    request.descriptors.truncate(1);
     let memory = request.descriptors.pop();
-    if found > 1 {
-        return Err(too_many(found, 1));
+    if let (None, Some(flags)) = (&memory, MapMemory::needs_descriptor(request.body)) {
+        return Err(Refusal::Flags { flags });
     }
     if memory.is_some() {
         request.aligned(&[map.offset])?;
@@ -187,8 +171,10 @@ fn set_irqs<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
     let targets = match selection {
         IrqSelection::Eventfds if found == 0 => IrqTargets::NoEventfds,
         IrqSelection::Eventfds if found == count as usize => IrqTargets::Eventfds(request.descriptors),
-        IrqSelection::Eventfds => return Err(too_many(found, count)),
-        _ if found > 0 => return Err(too_many(found, 0)),
+        IrqSelection::Eventfds => {
+            let found = u32::try_from(found).unwrap_or(u32::MAX);
+            return Err(Refusal::Descriptors { found, expected: count });
+        }
         IrqSelection::All => IrqTargets::All,
         IrqSelection::Each(each) => IrqTargets::Each(each.iter().map(|byte| *byte != 0).collect()),
     };

@@ -14,8 +14,8 @@ pub enum Refusal {
         /// Its number.
         command: u16,
     },
-    /// The header of a command has bits or an error number that only replies have, or bits that nothing has. EINVAL.
-    #[error("header flags {flags:#x} with error field {error} are not those of a command")]
+    /// The header is of a type that is neither command nor reply, or a VERSION that wants no reply. EINVAL.
+    #[error("header flags {flags:#x} with error field {error} are not those of this command")]
     Header {
         /// The header's flags.
         flags: u32,
@@ -40,7 +40,7 @@ pub enum Refusal {
         /// The longest that is read.
         most: u32,
     },
-    /// `argsz` leaves no room for the reply, or does not cover the request. EINVAL.
+    /// `argsz` is less than the fixed part of the message. EINVAL.
     #[error("argsz is {argsz} and must be at least {needed}")]
     ArgSize {
         /// What the client said.
@@ -92,7 +92,7 @@ pub enum Refusal {
         /// The most.
         most: u32,
     },
-    /// Too many, too few, or any descriptors at all. EINVAL.
+    /// Too many or too few descriptors for a message that uses them. EINVAL.
     #[error("{found} descriptors came with the message, which takes {expected}")]
     Descriptors {
         /// How many came; what is over the server's max_msg_fds is counted as one.

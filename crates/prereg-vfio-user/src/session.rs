@@ -284,22 +284,30 @@ impl<F: 'static> Session<F> {
 
     fn command(&mut self, message: &Message<'_>, descriptors: Descriptors<F>) -> Result<(), Refusal> {
         let (header, body) = (&message.header, &*message.body);
-        if !header.is_plain_command() {
+        // Whatever else stands there: only replies have an error, and later versions may have more bits.
+        if header.message_type() != MessageType::Command {
             return Err(Refusal::Header { flags: header.flags, error: header.error });
         }
         let row = Row::<F>::find(header.command)?;
         if message.oversized {
             return Err(Refusal::Oversized { size: header.size, most: self.inbox.longest() });
         }
-        let Descriptors { kept, too_many, lost } = descriptors;
-        if lost {
-            return Err(Refusal::DescriptorsLost);
-        }
-        if too_many {
-            let expected = self.settings.capabilities.max_msg_fds;
-            return Err(Refusal::Descriptors { found: expected.saturating_add(1), expected });
-        }
-        row.admit(body.len(), kept.len())?;
+        row.admit(body.len())?;
+        let kept = if row.takes_descriptors() {
+            let Descriptors { kept, too_many, lost } = descriptors;
+            if lost {
+                return Err(Refusal::DescriptorsLost);
+            }
+            if too_many {
+                let expected = self.settings.capabilities.max_msg_fds;
+                return Err(Refusal::Descriptors { found: expected.saturating_add(1), expected });
+            }
+            kept
+        } else {
+            // A client may send along what the request does not need; it is closed here.
+            drop(descriptors);
+            Vec::new()
+        };
         match (&row.handler, self.terms) {
             (Handler::Version, None) => self.version(header, body),
             (Handler::Version, Some(_)) => Err(Refusal::Negotiated),

@@ -19,8 +19,8 @@ pub struct Settings {
 }
 
 impl Default for Settings {
-    /// The default capabilities, 16 MiB, 128 KiB.
+    /// The default capabilities, 2 MiB, 128 KiB.
     fn default() -> Self {
-        Self { capabilities: Capabilities::default(), held_bytes: 16 << 20, transfer_window: 128 << 10 }
+        Self { capabilities: Capabilities::default(), held_bytes: 2 << 20, transfer_window: 128 << 10 }
     }
 }

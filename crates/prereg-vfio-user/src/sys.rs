@@ -5,7 +5,7 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -176,7 +176,14 @@ pub(crate) fn poll(waiting: &mut [Waiting], time: Option<Duration>) -> Result<us
 }
 
 /// Descriptors that are waited for again and again, to be read; cheaper than [`poll`], which is told of them each time.
+#[derive(Debug)]
 pub(crate) struct Watch(OwnedFd);
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Watch {
     /// For these, by their place in the list. They are owned by whoever owns this.

@@ -258,10 +258,12 @@ impl InterruptKind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Doorbells {
-    /// As messages; few once the guest has shadow doorbells; nothing is polled
+    /// As messages from QEMU, through a shared page from clients that need one, such as SPDK
     #[default]
+    Auto,
+    /// As messages; few once the guest has shadow doorbells; nothing is polled
     Socket,
-    /// Through a shared page, which a thread of the server polls
+    /// Through a shared page, which threads of the server look at, seldom while it is idle
     Mmap,
 }
 

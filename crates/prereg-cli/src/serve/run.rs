@@ -171,8 +171,12 @@ impl Serving {
         let mut looked = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
+            // With standard error closed there is no other place for them.
             for note in self.store.take_notes() {
-                eprintln!("prereg: {}", memory::explain(&note));
+                let _ = writeln!(io::stderr(), "prereg: {}", memory::explain(&note));
+            }
+            for notice in self.server.take_notices() {
+                let _ = writeln!(io::stderr(), "prereg: {notice}");
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
@@ -243,6 +247,7 @@ impl Served {
             msix: has(InterruptKind::Msix),
         };
         settings.doorbells = match config.doorbells {
+            Doorbells::Auto => DoorbellMode::Auto,
             Doorbells::Socket => DoorbellMode::Trapped,
             Doorbells::Mmap => DoorbellMode::Mapped,
         };

@@ -1,9 +1,8 @@
 //! The clerk: the thread that serves the admin queue, and turns the controller on and off.
 //!
 //! It does not wait for workers: it gives an order, goes on listening, and hears the answer in its inbox. While it stops the
-//! controller, whatever comes next is put off.
+//! controller, what is to come next stays in the inbox, where the last word counts.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -11,7 +10,7 @@ use std::time::Duration;
 use super::disks::DiskQueues;
 use super::guest::Guest;
 use super::hub::{CLERK, Hub};
-use super::inbox::{Answer, ToClerk};
+use super::inbox::{Answer, Change, Message};
 use super::mailbox::ToWorker;
 use super::notices::Watched;
 use super::worker::Worker;
@@ -25,9 +24,13 @@ use crate::spec::Status;
 use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
 use crate::spec::register::page_shift;
 
-/// How seldom to look for mapped admin doorbells.
-const FIRST_NAP: Duration = Duration::from_micros(50);
-const LONGEST_NAP: Duration = Duration::from_millis(4);
+/// How soon to look again for mapped doorbells: the admin queue's, and those of workers that sleep.
+const FIRST_NAP: u64 = 50_000;
+const FIRST_NAP_OF_WORKERS: u64 = 1_000_000;
+/// And at last, in nanoseconds.
+const LONGEST_NAP: u64 = 25_000_000;
+/// In between, after this part of the time since something rang.
+const NAP_SHARE: u64 = 16;
 
 /// What the clerk is in the middle of.
 enum Stage {
@@ -49,7 +52,7 @@ enum Stage {
 
 enum Then {
     Disabled,
-    Reset(Arc<Answer>),
+    Reset(Vec<Arc<Answer>>),
     Stop,
 }
 
@@ -61,18 +64,21 @@ pub(super) struct Clerk {
     workers: Vec<Option<JoinHandle<()>>>,
     shadow: Option<ShadowBuffers>,
     stage: Stage,
-    /// What came while the controller was being stopped or shut down.
-    later: VecDeque<ToClerk>,
     stopped: bool,
     /// When to try the admin queues again that could not be reached.
     until: Option<u64>,
-    idle: u32,
+    /// The doorbells' values when they were last looked at.
+    seen: Vec<u32>,
+    /// When an admin command was last served, and when a doorbell of a worker was last found rung.
+    served: u64,
+    rung: u64,
 }
 
 impl Clerk {
     pub(super) fn new(hub: Arc<Hub>, identity: Identity, health: Box<dyn Fn() -> Health + Send>) -> Self {
         let desk = Desk::new(Arc::clone(&hub.shared), identity, hub.guest.clone());
         let workers = hub.workers.iter().map(|_| None).collect();
+        let seen = vec![0; hub.shared.board.doorbells()];
         Self {
             hub,
             desk,
@@ -80,10 +86,11 @@ impl Clerk {
             workers,
             shadow: None,
             stage: Stage::Open,
-            later: VecDeque::new(),
             stopped: false,
             until: None,
-            idle: 0,
+            seen,
+            served: 0,
+            rung: 0,
         }
     }
 
@@ -93,11 +100,12 @@ impl Clerk {
             for message in self.hub.inbox.take() {
                 self.hear(message);
             }
+            self.change();
             if self.stopped {
                 break;
             }
             if self.serve() {
-                self.idle = 0;
+                self.served = self.hub.now();
                 continue;
             }
             self.sleep();
@@ -112,7 +120,7 @@ impl Clerk {
     }
 
     fn serve(&mut self) -> bool {
-        if !matches!(self.stage, Stage::Open | Stage::Ordered { .. }) {
+        if !matches!(self.stage, Stage::Open | Stage::Ordered { .. }) || !self.hub.may_master() {
             return false;
         }
         let cc = self.hub.registers().configuration();
@@ -120,7 +128,7 @@ impl Clerk {
         let attended = self.desk.serve(self.hub.now(), &self.health);
         self.until = attended.until;
         if attended.signal {
-            self.hub.line.signal(0, 0, self.hub.now());
+            self.hub.line.signal(0, 0);
         } else if self.hub.line.uses_pin() {
             self.hub.line.look(0);
         }
@@ -134,56 +142,66 @@ impl Clerk {
     }
 
     fn sleep(&mut self) {
-        if !self.desk.may_sleep() {
+        // A device that may not reach memory has nothing to do, whatever rings, and nothing to try again.
+        let masters = self.hub.may_master();
+        if masters && !self.desk.may_sleep() {
             return;
         }
-        self.idle = self.idle.saturating_add(1);
         let now = self.hub.now();
-        let until = self.until.into_iter().chain(self.hub.line.retry(now)).min();
-        let retry = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
-        let looks = self.hub.mapped.is_some() && self.desk.is_open();
-        let nap = looks.then(|| FIRST_NAP.saturating_mul(1 << self.idle.min(10)).min(LONGEST_NAP));
+        let retry =
+            self.until.filter(|_| masters).map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        let looks = self.hub.has_silent_doorbells() && self.desk.is_open();
+        let nap = looks.then(|| Duration::from_nanos(self.look_around(now)));
         self.hub.inbox.wait(retry.into_iter().chain(nap).min());
     }
 
-    fn hear(&mut self, message: ToClerk) {
+    /// Wakes the workers whose doorbells rang without a message; gives when to look again.
+    fn look_around(&mut self, now: u64) -> u64 {
+        let hub = Arc::clone(&self.hub);
+        let rung = &mut self.rung;
+        hub.shared.board.look_around(&mut self.seen, |lane| {
+            if let Some(worker) = hub.workers.get(lane as usize) {
+                *rung = now;
+                worker.mailbox.wake();
+            }
+        });
+        let share = |since: u64| now.saturating_sub(since) / NAP_SHARE;
+        let own = share(self.served).clamp(FIRST_NAP, LONGEST_NAP);
+        // Those that are awake look for themselves.
+        let sleep = self.started().any(|worker| hub.workers[worker].mailbox.sleeps());
+        let others = share(self.rung).clamp(FIRST_NAP_OF_WORKERS, LONGEST_NAP);
+        if sleep { own.min(others) } else { own }
+    }
+
+    fn hear(&mut self, message: Message) {
         match message {
-            ToClerk::GiveBack(iova, bytes) => self.desk.give_back_in(iova, bytes),
+            Message::GiveBack(iova, bytes) => self.desk.give_back_in(iova, bytes),
             // A guest that has not begun finds everything as it is when it does.
-            ToClerk::Event(_) | ToClerk::NamespaceChanged(_) if !self.desk.is_open() => {}
-            ToClerk::Event(event) => self.desk.admin().raise(event),
-            ToClerk::NamespaceChanged(nsid) => self.desk.admin().namespace_changed(nsid),
-            ToClerk::OrderDone(how) => self.order_done(how),
-            ToClerk::Flushed => {
+            Message::Event(_) | Message::NamespaceChanged(_) if !self.desk.is_open() => {}
+            Message::Event(event) => self.desk.admin().raise(event),
+            Message::NamespaceChanged(nsid) => self.desk.admin().namespace_changed(nsid),
+            Message::OrderDone(how) => self.order_done(how),
+            Message::Flushed => {
                 if matches!(self.stage, Stage::ShuttingDown) {
                     self.hub.registers().shut_down();
-                    self.proceed();
+                    self.stage = Stage::Open;
                 }
             }
-            ToClerk::Halted => self.halted(),
-            message => self.change(message),
+            Message::Halted => self.halted(),
         }
     }
 
-    /// The next change of state, or its postponement.
-    fn change(&mut self, message: ToClerk) {
-        match (&self.stage, message) {
-            (Stage::Halting { .. }, message) => self.later.push_back(message),
-            (_, ToClerk::Disable) => self.halt(Then::Disabled),
-            (_, ToClerk::Reset(answer)) => self.halt(Then::Reset(answer)),
-            (_, ToClerk::Stop) => self.halt(Then::Stop),
-            (Stage::Open, ToClerk::Enable(queues, cc)) => self.enable(queues, cc),
-            (Stage::Open, ToClerk::Shutdown) => self.shut_down(),
-            (_, message) => self.later.push_back(message),
-        }
-    }
-
-    /// Nothing is in the middle any more: goes on with what was put off.
-    fn proceed(&mut self) {
-        self.stage = Stage::Open;
-        while matches!(self.stage, Stage::Open) && !self.stopped {
-            let Some(message) = self.later.pop_front() else { return };
-            self.change(message);
+    /// Goes on to the state that is wanted, as far as that goes without waiting.
+    fn change(&mut self) {
+        while !self.stopped && !matches!(self.stage, Stage::Halting { .. }) {
+            match self.hub.inbox.next_change(matches!(self.stage, Stage::Open)) {
+                None => return,
+                Some(Change::Disable) => self.halt(Then::Disabled),
+                Some(Change::Reset(answers)) => self.halt(Then::Reset(answers)),
+                Some(Change::Stop) => self.halt(Then::Stop),
+                Some(Change::Enable(queues, cc)) => self.enable(queues, cc),
+                Some(Change::Shutdown) => self.shut_down(),
+            }
         }
     }
 
@@ -258,14 +276,13 @@ impl Clerk {
         if let Stage::Halting { then, .. } = std::mem::replace(&mut self.stage, Stage::Open) {
             match then {
                 Then::Disabled => hub.registers().stopped(),
-                Then::Reset(answer) => {
+                Then::Reset(answers) => {
                     hub.registers().reset();
-                    answer.give();
+                    answers.iter().for_each(|answer| answer.give());
                 }
                 Then::Stop => self.stopped = true,
             }
         }
-        self.proceed();
     }
 
     /// Gives an order to those it concerns.
@@ -330,7 +347,7 @@ impl Clerk {
         if *left == 0 {
             let (order, result) = (*order, *result);
             self.finish(order, result);
-            self.proceed();
+            self.stage = Stage::Open;
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! BAR 0 has four pages: registers, doorbells, the MSI-X table, its pending bits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -12,7 +13,8 @@ use prereg_vfio_user::server::{Device, IrqKind, Layout, LayoutRegion};
 use super::doorbells::PAGE;
 use super::facts::NvmeState;
 use super::hub::Hub;
-use super::inbox::{Answer, ToClerk};
+use super::inbox::{Answer, Message, ToClerk};
+use super::line::InUse;
 use super::past::Lease;
 use super::settings::NvmeSettings;
 use crate::engine::board::BadDoorbell;
@@ -34,6 +36,8 @@ pub(super) struct Controller {
     layout: Layout,
     config: Mutex<ConfigSpace>,
     table: Mutex<MsixTable>,
+    /// Something of the function was written since its last reset.
+    touched: AtomicBool,
     running: Mutex<Option<Running>>,
 }
 
@@ -73,6 +77,7 @@ impl Controller {
             layout,
             config: Mutex::new(config),
             table: Mutex::new(MsixTable::new(u32::from(settings.msix_vectors()))),
+            touched: AtomicBool::new(true),
             running: Mutex::new(Some(Running { clerk, lease })),
         }
     }
@@ -109,12 +114,66 @@ impl Controller {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Back to power on, but for the configuration space.
+    /// Has the configuration space and the table obeyed: who may reach memory, which interrupts are in use, and which of them are
+    /// held back.
+    fn obey(&self) {
+        let (config, table) = (self.config(), self.table());
+        let says = config.says_messages();
+        let (is_msix, msi) = (config.is_msix_enabled(), config.msi());
+        let is_msi = msi.is_some_and(|msi| msi.enabled);
+        self.hub.line.set_in_use(match says {
+            false => InUse::Told,
+            true if is_msix => InUse::Msix,
+            true if is_msi => InUse::Msi,
+            true => InUse::Pin,
+        });
+        // A message is a write to memory.
+        let mute = !config.may_master();
+        let masks = msi.map_or(0, |msi| msi.masks);
+        let function = mute || says && (!is_msix || config.is_msix_masked());
+        let interrupts = self.hub.line.interrupts();
+        self.hub.set_master(config.may_master());
+        // The pin first: of a guest that turns messages on, no level may be left over.
+        let pin = config.is_intx_disabled();
+        let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
+        drop(config);
+        // No lock is held while interrupts are told: a client can hold that up.
+        interrupts.set_held(IrqKind::Intx, |_| pin);
+        interrupts.set_held(IrqKind::Msi, |vector| mute || says && !is_msi || masks >> vector & 1 != 0);
+        interrupts.set_held(IrqKind::Msix, |vector| {
+            function || table.get(vector as usize).copied().unwrap_or(false)
+        });
+    }
+
+    fn read_config(&self, offset: u64, into: &mut [u8]) {
+        let interrupts = self.hub.line.interrupts();
+        let pending = (0..32).filter(|vector| interrupts.is_pending(IrqKind::Msi, *vector));
+        let pending = pending.fold(0, |pending, vector| pending | 1 << vector);
+        let mut config = self.config();
+        config.set_intx_status(self.hub.line.is_up());
+        config.set_msi_pending(pending);
+        config.read(offset, into);
+    }
+
+    fn read_pending(&self, offset: u64, into: &mut [u8]) {
+        let mut table = self.table();
+        for vector in 0..table.vectors() {
+            table.set_pending(vector, self.hub.line.interrupts().is_pending(IrqKind::Msix, vector));
+        }
+        table.read_pending(offset, into);
+    }
+
+    /// Back to power on, but for the configuration space. One that nobody touched since is there already.
     fn reset_function(&self) {
+        // Relaxed: only the client's thread resets and writes.
+        if !self.touched.swap(false, Ordering::Relaxed) {
+            return;
+        }
         let answer = Arc::new(Answer::default());
         self.hub.inbox.post(ToClerk::Reset(Arc::clone(&answer)));
         answer.wait();
         self.table().reset();
+        self.obey();
     }
 
     fn write_registers(&self, offset: u64, from: &[u8]) {
@@ -128,8 +187,8 @@ impl Controller {
                 Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
                 Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
                 Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors, self.hub.now()),
-                Effect::Masked(_) => self.hub.line.set_mask(mask, 0, self.hub.now()),
+                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors),
+                Effect::Masked(_) => self.hub.line.set_mask(mask, 0),
             }
         }
     }
@@ -141,7 +200,7 @@ impl Controller {
             return;
         }
         if offset % 4 != 0 || from.len() % 4 != 0 {
-            self.hub.inbox.post(ToClerk::Event(Event::from(BadDoorbell::Register)));
+            self.hub.inbox.tell(Message::Event(Event::from(BadDoorbell::Register)));
             return;
         }
         for (at, value) in (offset / 4..).zip(from.chunks_exact(4)) {
@@ -195,10 +254,10 @@ impl Device for Controller {
         self.hub.notices.settle();
         match region {
             Layout::CONFIG => {
-                let mut config = self.config();
-                config.set_intx_status(self.hub.line.is_up());
-                config.read(offset, into);
+                self.read_config(offset, into);
             }
+            // As of a device that does not decode its address.
+            Layout::BAR0 if !self.config().answers_memory() => into.fill(0xff),
             Layout::BAR0 => {
                 let (mut at, mut left) = (offset, into);
                 while !left.is_empty() {
@@ -208,7 +267,7 @@ impl Device for Controller {
                         // What a doorbell reads is not defined.
                         Page::Doorbells => piece.fill(0),
                         Page::Table => self.table().read_table(at - TABLE, piece),
-                        Page::Pending => self.table().read_pending(at - PENDING, piece),
+                        Page::Pending => self.read_pending(at - PENDING, piece),
                     }
                     at += piece.len() as u64;
                     left = rest;
@@ -227,16 +286,22 @@ impl Device for Controller {
                 if written.reset {
                     self.reset_function();
                 }
+                self.obey();
             }
+            Layout::BAR0 if !self.config().answers_memory() => {}
             Layout::BAR0 => {
+                self.touched.store(true, Ordering::Relaxed);
                 let (mut at, mut left) = (offset, from);
                 while !left.is_empty() {
                     let (piece, rest) = left.split_at(in_page(at, left.len()));
                     match Page::of(at) {
                         Page::Registers => self.write_registers(at, piece),
                         Page::Doorbells => self.write_doorbells(at - DOORBELLS, piece),
-                        // Who is told of a vector is known by its eventfd; nothing is ever pending here.
-                        Page::Table => drop(self.table().write_table(at - TABLE, piece)),
+                        Page::Table => {
+                            // What became due is known from the interrupts themselves.
+                            drop(self.table().write_table(at - TABLE, piece));
+                            self.obey();
+                        }
                         Page::Pending => {}
                     }
                     at += piece.len() as u64;
@@ -252,7 +317,14 @@ impl Device for Controller {
         self.hub.notices.settle();
         self.config().reset();
         self.reset_function();
+        self.obey();
         Ok(())
+    }
+
+    fn region_offered(&self, region: u32) {
+        if region == Layout::BAR0 && self.hub.mapped.is_some() {
+            self.hub.offer_doorbells();
+        }
     }
 
     fn dma_unmapping(&self, iova: Iova, bytes: u64) {

@@ -1,6 +1,6 @@
 //! What the threads of a controller share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use prereg_vfio_user::server::{Bus, Sparse};
 
 use super::doorbells::MappedDoorbells;
 use super::guest::Guest;
-use super::inbox::{Inbox, ToClerk};
+use super::inbox::{Inbox, Message};
 use super::line::Line;
 use super::mailbox::{Mailbox, ToWorker};
 use super::notices::Notices;
@@ -43,6 +43,10 @@ pub(super) struct Hub {
     pub(super) disks: Vec<Arc<dyn Disk>>,
     /// How doorbells can be mapped, if they can.
     pub(super) mapped: Option<Sparse>,
+    /// The client was told how, so doorbells may ring without a message.
+    offered: AtomicBool,
+    /// The function may reach memory.
+    masters: AtomicBool,
     pub(super) doorbells_rung: AtomicU64,
     registers: Mutex<Registers>,
     began: Instant,
@@ -60,13 +64,17 @@ impl Hub {
         disks: Vec<Arc<dyn Disk>>,
     ) -> Result<Self, Errno> {
         let queues = settings.io_queues + 1;
-        let (doorbells, mapped): (Box<dyn Doorbells>, _) = match settings.doorbells {
-            DoorbellMode::Trapped => (Box::new(TrappedDoorbells::new(queues)), None),
-            DoorbellMode::Mapped => {
-                let doorbells = MappedDoorbells::new()?;
-                let sparse = doorbells.sparse();
-                (Box::new(doorbells), Some(sparse))
-            }
+        let maps = match settings.doorbells {
+            DoorbellMode::Auto => !bus.terms.write_multiple,
+            DoorbellMode::Trapped => false,
+            DoorbellMode::Mapped => true,
+        };
+        let (doorbells, mapped): (Box<dyn Doorbells>, _) = if maps {
+            let doorbells = MappedDoorbells::new()?;
+            let sparse = doorbells.sparse();
+            (Box::new(doorbells), Some(sparse))
+        } else {
+            (Box::new(TrappedDoorbells::new(queues)), None)
         };
         let limits = Limits {
             io_queues: settings.io_queues,
@@ -88,6 +96,8 @@ impl Hub {
             inbox: Inbox::default(),
             disks,
             mapped,
+            offered: AtomicBool::new(false),
+            masters: AtomicBool::new(true),
             doorbells_rung: AtomicU64::new(0),
             began: Instant::now(),
         })
@@ -104,6 +114,32 @@ impl Hub {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The client is told how to map doorbells.
+    pub(super) fn offer_doorbells(&self) {
+        // Relaxed: the wake that follows has whoever sleeps look again.
+        self.offered.store(true, Ordering::Relaxed);
+        self.inbox.wake();
+    }
+
+    /// Whether doorbells may ring without a message.
+    pub(super) fn has_silent_doorbells(&self) -> bool {
+        self.offered.load(Ordering::Relaxed)
+    }
+
+    /// Whether the function may reach memory.
+    pub(super) fn may_master(&self) -> bool {
+        // SeqCst: whoever sleeps says so before asking this, and `set_master` writes before asking who sleeps.
+        self.masters.load(Ordering::SeqCst)
+    }
+
+    /// The guest let the function reach memory, or forbade it.
+    pub(super) fn set_master(&self, may: bool) {
+        if self.masters.swap(may, Ordering::SeqCst) != may && may {
+            self.inbox.wake();
+            self.workers.iter().for_each(|worker| worker.mailbox.wake());
+        }
+    }
+
     /// A doorbell was written.
     pub(super) fn ring(&self, at: usize, value: u32) {
         // Relaxed: a number by itself.
@@ -116,7 +152,7 @@ impl Hub {
                 }
             }
             Ok(None) => {}
-            Err(bad) => self.inbox.post(ToClerk::Event(Event::from(bad))),
+            Err(bad) => self.inbox.tell(Message::Event(Event::from(bad))),
         }
         if at % 2 == 1 && self.line.uses_pin() {
             self.line.look((at / 2) as u16);
@@ -135,7 +171,7 @@ impl Hub {
                 worker.mailbox.post(ToWorker::GiveBack(iova, bytes));
             }
             if matches!(lane, None | Some(CLERK)) {
-                self.inbox.post(ToClerk::GiveBack(iova, bytes));
+                self.inbox.tell(Message::GiveBack(iova, bytes));
             }
         }
     }

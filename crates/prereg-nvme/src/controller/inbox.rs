@@ -1,4 +1,9 @@
 //! How the clerk is told things and woken.
+//!
+//! A guest writes registers as fast as it can, and many of its writes want no reply. So what it asks for is not a list to be
+//! worked off but a state to reach: turning the controller off and on a million times is turning it off and on once. What
+//! ends the controller overtakes everything else. The rest of the messages are few by themselves: each kind of event and each
+//! namespace waits once, ranges to give back become one range, and workers answer only what they were asked.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,6 +28,13 @@ pub(super) enum ToClerk {
     Reset(Arc<Answer>),
     /// As `Disable`, then end, and all workers too.
     Stop,
+    /// What does not change the state.
+    Message(Message),
+}
+
+/// What does not change the controller's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Message {
     /// Give holds in this range back; 0 bytes are everything.
     GiveBack(Iova, u64),
     /// Tell the guest.
@@ -37,6 +49,16 @@ pub(super) enum ToClerk {
     Halted,
 }
 
+/// The next change of state.
+#[derive(Debug)]
+pub(super) enum Change {
+    Enable(AdminQueues, u32),
+    Disable,
+    Shutdown,
+    Reset(Vec<Arc<Answer>>),
+    Stop,
+}
+
 /// The clerk's inbox.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
@@ -46,31 +68,82 @@ pub(super) struct Inbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    messages: VecDeque<ToClerk>,
+    wanted: Wanted,
+    messages: VecDeque<Message>,
+    /// Ranges to give back among the messages.
+    ranges: usize,
     woken: bool,
 }
 
-/// Messages that may wait before those that can be left out are.
+/// The state to reach, by the steps that lead there: stop or reset, off, on, shut down.
+#[derive(Debug, Default)]
+struct Wanted {
+    stop: bool,
+    reset: Vec<Arc<Answer>>,
+    disable: bool,
+    enable: Option<(AdminQueues, u32)>,
+    shutdown: bool,
+}
+
+/// Ranges that may wait to be given back before everything is.
 const MANY: usize = 64;
 
+impl Wanted {
+    /// Off, whatever was wanted before.
+    fn clear(&mut self) {
+        (self.disable, self.enable, self.shutdown) = (false, None, false);
+    }
+}
+
+impl Inner {
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::GiveBack(..) if self.ranges > MANY => {}
+            Message::GiveBack(..) if self.ranges == MANY => {
+                self.ranges += 1;
+                self.messages.push_back(Message::GiveBack(Iova::new(0), 0));
+            }
+            Message::GiveBack(..) => {
+                self.ranges += 1;
+                self.messages.push_back(message);
+            }
+            // Told once, however often it happened before anybody looked.
+            Message::Event(_) | Message::NamespaceChanged(_) if self.messages.contains(&message) => {}
+            message => self.messages.push_back(message),
+        }
+    }
+}
+
 impl Inbox {
-    /// Leaves a message.
+    /// Leaves something.
     pub(super) fn post(&self, message: ToClerk) {
         let mut inner = self.lock();
-        let is_crowded = inner.messages.len() >= MANY;
+        let wanted = &mut inner.wanted;
         match message {
-            // Events of one kind are told once anyhow; a guest that makes thousands loses nothing.
-            ToClerk::Event(_) if is_crowded => {}
-            ToClerk::GiveBack(..) if is_crowded => {
-                if !inner.messages.iter().any(|waiting| matches!(waiting, ToClerk::GiveBack(_, 0))) {
-                    inner.messages.push_back(ToClerk::GiveBack(Iova::new(0), 0));
-                }
+            ToClerk::Stop => {
+                wanted.clear();
+                wanted.stop = true;
             }
-            message => inner.messages.push_back(message),
+            ToClerk::Reset(answer) => {
+                wanted.clear();
+                wanted.reset.push(answer);
+            }
+            ToClerk::Disable => {
+                wanted.clear();
+                wanted.disable = true;
+            }
+            ToClerk::Enable(queues, cc) => wanted.enable = Some((queues, cc)),
+            ToClerk::Shutdown => wanted.shutdown = true,
+            ToClerk::Message(message) => inner.message(message),
         }
         inner.woken = true;
         drop(inner);
         self.changed.notify_one();
+    }
+
+    /// Leaves a message that does not change the state.
+    pub(super) fn tell(&self, message: Message) {
+        self.post(ToClerk::Message(message));
     }
 
     /// Something was left somewhere that the clerk should look at.
@@ -80,10 +153,33 @@ impl Inbox {
     }
 
     /// Takes all messages; what is left from here on wakes.
-    pub(super) fn take(&self) -> VecDeque<ToClerk> {
+    pub(super) fn take(&self) -> VecDeque<Message> {
         let mut inner = self.lock();
         inner.woken = false;
+        inner.ranges = 0;
         std::mem::take(&mut inner.messages)
+    }
+
+    /// Takes the next step to the state that is wanted. Beginning to work and shutting down are for a clerk that `may_begin`
+    /// something; the others end whatever it does.
+    pub(super) fn next_change(&self, may_begin: bool) -> Option<Change> {
+        let wanted = &mut self.lock().wanted;
+        if std::mem::take(&mut wanted.stop) {
+            return Some(Change::Stop);
+        }
+        if !wanted.reset.is_empty() {
+            return Some(Change::Reset(std::mem::take(&mut wanted.reset)));
+        }
+        if std::mem::take(&mut wanted.disable) {
+            return Some(Change::Disable);
+        }
+        if !may_begin {
+            return None;
+        }
+        if let Some((queues, cc)) = wanted.enable.take() {
+            return Some(Change::Enable(queues, cc));
+        }
+        std::mem::take(&mut wanted.shutdown).then_some(Change::Shutdown)
     }
 
     /// Waits until something was left since [`take`](Self::take), at most so long.
@@ -97,7 +193,7 @@ impl Inbox {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every state of its two fields is a good one.
+        // Every state of its fields is a good one.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,5 +214,81 @@ impl Answer {
     pub(super) fn wait(&self) {
         let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_while(given, |given| !*given));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUES: AdminQueues = AdminQueues {
+        submission: Iova::new(0x1000),
+        submission_entries: 2,
+        completion: Iova::new(0x2000),
+        completion_entries: 2,
+    };
+
+    fn changes(inbox: &Inbox) -> Vec<String> {
+        let name = |change| match change {
+            Change::Enable(_, cc) => format!("enable {cc}"),
+            Change::Disable => "disable".to_owned(),
+            Change::Shutdown => "shutdown".to_owned(),
+            Change::Reset(answers) => format!("reset {}", answers.len()),
+            Change::Stop => "stop".to_owned(),
+        };
+        std::iter::from_fn(|| inbox.next_change(true)).map(name).collect()
+    }
+
+    #[test]
+    fn a_million_changes_of_state_are_the_steps_to_the_last_one() {
+        let inbox = Inbox::default();
+        for round in 0..1_000_000 {
+            inbox.post(ToClerk::Disable);
+            inbox.post(ToClerk::Enable(QUEUES, round));
+            inbox.post(ToClerk::Shutdown);
+        }
+        assert_eq!(changes(&inbox), ["disable", "enable 999999", "shutdown"]);
+        inbox.post(ToClerk::Enable(QUEUES, 1));
+        inbox.post(ToClerk::Shutdown);
+        inbox.post(ToClerk::Disable);
+        assert_eq!(changes(&inbox), ["disable"], "nothing of before is left");
+    }
+
+    #[test]
+    fn stop_and_reset_overtake() {
+        let inbox = Inbox::default();
+        inbox.post(ToClerk::Disable);
+        inbox.post(ToClerk::Enable(QUEUES, 1));
+        inbox.post(ToClerk::Reset(Arc::default()));
+        assert_eq!(changes(&inbox), ["reset 1"]);
+        inbox.post(ToClerk::Disable);
+        inbox.post(ToClerk::Reset(Arc::default()));
+        inbox.post(ToClerk::Stop);
+        assert_eq!(changes(&inbox), ["stop", "reset 1"]);
+    }
+
+    #[test]
+    fn nothing_begins_while_something_else_is_under_way() {
+        let inbox = Inbox::default();
+        inbox.post(ToClerk::Enable(QUEUES, 1));
+        assert!(inbox.next_change(false).is_none());
+        inbox.post(ToClerk::Disable);
+        assert!(matches!(inbox.next_change(false), Some(Change::Disable)));
+    }
+
+    #[test]
+    fn a_million_messages_of_every_kind_are_few() {
+        let inbox = Inbox::default();
+        for round in 0..1_000_000u64 {
+            inbox.tell(Message::Event(Event::InvalidDoorbellRegister));
+            inbox.tell(Message::Event(Event::InvalidDoorbellValue));
+            inbox.tell(Message::NamespaceChanged((round % 4) as u32));
+            inbox.tell(Message::GiveBack(Iova::new(round << 12), 0x1000));
+        }
+        let messages = inbox.take();
+        assert_eq!(messages.len(), 2 + 4 + MANY + 1);
+        assert!(messages.contains(&Message::GiveBack(Iova::new(0), 0)), "everything, beyond the first");
+        inbox.tell(Message::GiveBack(Iova::new(7), 1));
+        assert_eq!(inbox.take(), [Message::GiveBack(Iova::new(7), 1)]);
     }
 }

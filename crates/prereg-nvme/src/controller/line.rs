@@ -4,16 +4,29 @@
 //! not masked. Whoever puts entries and whoever takes the guest's heads both ask here to look again; looking is done
 //! under a lock, so the last one to look has seen both.
 //!
-//! A message can find nobody to tell for a moment: clients turn all vectors off and on again to change one of them. Such a
-//! message is owed, and tried again until the guest has read the entries.
+//! A message that nobody can be told of for the moment is pending in [`Interrupts`], which tells it when it can be: its vector
+//! is masked, or clients turn all vectors off and on again to change one of them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg_vfio_user::server::{Interrupts, IrqKind};
 
 use crate::engine::shared::Shared;
+
+/// Which interrupts the guest uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum InUse {
+    /// The configuration space does not say: those that the client is told of.
+    Told,
+    /// The pin.
+    Pin,
+    /// MSI.
+    Msi,
+    /// MSI-X.
+    Msix,
+}
 
 /// A controller's interrupts.
 #[derive(Debug)]
@@ -22,32 +35,18 @@ pub(super) struct Line {
     shared: Arc<Shared>,
     /// INTMS: vectors 0 to 31, of the pin and of MSI.
     mask: AtomicU32,
+    /// [`InUse`].
+    in_use: AtomicU8,
     /// The pin is what the guest uses.
     pin: AtomicBool,
-    /// Messages are owed.
-    owes: AtomicBool,
     up: Mutex<Up>,
 }
-
-/// A message that nobody was there for.
-#[derive(Clone, Copy, Debug)]
-struct Owed {
-    vector: u16,
-    since: u64,
-    next: u64,
-}
-
-/// Nanoseconds between tries, at first and at last, and until it is given up.
-const FIRST_TRY: u64 = 1_000_000;
-const LAST_TRY: u64 = 100_000_000;
-const GIVEN_UP: u64 = 10_000_000_000;
 
 #[derive(Debug, Default)]
 struct Up {
     /// Completion queues that want the pin up.
     queues: BTreeSet<u16>,
     asserted: bool,
-    owed: BTreeMap<u16, Owed>,
 }
 
 impl Line {
@@ -56,56 +55,52 @@ impl Line {
             interrupts,
             shared,
             mask: AtomicU32::new(0),
+            in_use: AtomicU8::new(InUse::Told as u8),
             pin: AtomicBool::new(false),
-            owes: AtomicBool::new(false),
             up: Mutex::default(),
         }
     }
 
-    /// Completion queue `cq` has news at `now`, and interrupts with `vector`.
-    pub(super) fn signal(&self, cq: u16, vector: u16, now: u64) {
-        if self.message(vector) || self.is_masked(vector) {
-            return;
-        }
-        // Relaxed: who clears these does it when no queue is left; who misses them for a moment looks again.
-        self.pin.store(true, Ordering::Relaxed);
-        self.up().owed.entry(cq).or_insert(Owed { vector, since: now, next: now + FIRST_TRY });
-        self.owes.store(true, Ordering::Relaxed);
-        self.look(cq);
+    /// The interrupts behind it, for the function's own masks.
+    pub(super) fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
     }
 
-    /// Tries again to send what is owed; gives when to try next.
-    pub(super) fn retry(&self, now: u64) -> Option<u64> {
-        if !self.owes.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut owed: Vec<(u16, Owed)> = self.up().owed.iter().map(|(cq, owed)| (*cq, *owed)).collect();
-        owed.retain_mut(|(cq, owed)| {
-            if now < owed.next {
-                return true;
-            }
-            owed.next = now + (now - owed.since).clamp(FIRST_TRY, LAST_TRY);
-            // No lock is held while a message is sent: a client can hold that up.
-            self.shared.board.unread(*cq) && now - owed.since < GIVEN_UP && !self.message(owed.vector)
-        });
-        let next = owed.iter().map(|(_, owed)| owed.next).min();
-        let mut up = self.up();
-        up.owed.retain(|cq, there| match owed.iter().find(|(still, _)| still == cq) {
-            Some((_, still)) => {
-                there.next = still.next;
-                true
-            }
-            // What came in the meantime was not tried.
-            None => there.next > now,
-        });
-        self.owes.store(!up.owed.is_empty(), Ordering::Relaxed);
-        next
+    /// The guest chose which interrupts it uses.
+    pub(super) fn set_in_use(&self, in_use: InUse) {
+        // Relaxed: an interrupt that meets the change is told by what was in use before, or by what is now.
+        self.in_use.store(in_use as u8, Ordering::Relaxed);
     }
 
-    fn message(&self, vector: u16) -> bool {
-        let vector32 = u32::from(vector);
-        self.interrupts.trigger(IrqKind::Msix, vector32)
-            || !self.is_masked(vector) && self.interrupts.trigger(IrqKind::Msi, vector32)
+    fn in_use(&self) -> InUse {
+        const KINDS: [InUse; 4] = [InUse::Told, InUse::Pin, InUse::Msi, InUse::Msix];
+        match KINDS[usize::from(self.in_use.load(Ordering::Relaxed)) % KINDS.len()] {
+            InUse::Told if self.interrupts.any_enabled(IrqKind::Msix) => InUse::Msix,
+            InUse::Told if self.interrupts.any_enabled(IrqKind::Msi) => InUse::Msi,
+            in_use => in_use,
+        }
+    }
+
+    /// Completion queue `cq` has news, and interrupts with `vector`.
+    pub(super) fn signal(&self, cq: u16, vector: u16) {
+        let number = u32::from(vector);
+        match self.in_use() {
+            InUse::Msix => {
+                self.interrupts.trigger(IrqKind::Msix, number);
+            }
+            _ if self.is_masked(vector) => {}
+            InUse::Msi => {
+                self.interrupts.trigger(IrqKind::Msi, number);
+            }
+            InUse::Told | InUse::Pin => {
+                // A client may be about to change its vectors: then this is told by the new ones.
+                self.interrupts.trigger(IrqKind::Msix, number);
+                self.interrupts.trigger(IrqKind::Msi, number);
+                // Relaxed: who clears it does so when no queue is left; who misses it for a moment looks again.
+                self.pin.store(true, Ordering::Relaxed);
+                self.look(cq);
+            }
+        }
     }
 
     /// Whether heads matter: the pin is what the guest uses.
@@ -126,15 +121,15 @@ impl Line {
         self.settle(&mut up);
     }
 
-    /// INTMS and INTMC: the vectors of `mask` are masked from `now` on; those of `unmasked` were until now.
-    pub(super) fn set_mask(&self, mask: u32, unmasked: u32, now: u64) {
+    /// INTMS and INTMC: the vectors of `mask` are masked from now on; those of `unmasked` were until now.
+    pub(super) fn set_mask(&self, mask: u32, unmasked: u32) {
         self.mask.store(mask, Ordering::SeqCst);
         for cq in 0..self.shared.board.queues() {
             let Some(vector) = self.shared.board.vector(cq) else { continue };
             if self.uses_pin() {
                 self.look(cq);
             } else if vector < 32 && unmasked >> vector & 1 != 0 && self.shared.board.unread(cq) {
-                self.signal(cq, vector, now);
+                self.signal(cq, vector);
             }
         }
     }
@@ -143,11 +138,10 @@ impl Line {
     pub(super) fn clear(&self) {
         let mut up = self.up();
         up.queues.clear();
-        up.owed.clear();
         self.settle(&mut up);
         self.mask.store(0, Ordering::SeqCst);
         self.pin.store(false, Ordering::Relaxed);
-        self.owes.store(false, Ordering::Relaxed);
+        self.interrupts.forget_pending();
     }
 
     /// Whether the pin is up.

@@ -115,6 +115,11 @@ impl Mailbox {
         }
     }
 
+    /// Whether the worker sleeps, as far as can be told.
+    pub(super) fn sleeps(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed) != 0
+    }
+
     /// The worker is about to sleep on eventfd `at`; it must look once more after this.
     pub(super) fn doze(&self, at: usize) {
         self.asleep.store(at + 1, Ordering::Relaxed);

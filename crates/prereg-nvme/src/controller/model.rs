@@ -10,7 +10,7 @@ use super::clerk::Clerk;
 use super::device::Controller;
 use super::facts::NvmeState;
 use super::hub::Hub;
-use super::inbox::ToClerk;
+use super::inbox::Message;
 use super::past::Past;
 use super::settings::{NvmeError, NvmeSettings};
 use crate::disk::{Changed, Disk, DiskError};
@@ -95,7 +95,7 @@ impl NvmeModel {
             if let Some(namespace) = hub.shared.namespaces.find(nsid) {
                 namespace.resize(disk.disk.bytes());
             }
-            hub.inbox.post(ToClerk::NamespaceChanged(nsid));
+            hub.inbox.tell(Message::NamespaceChanged(nsid));
         }
     }
 

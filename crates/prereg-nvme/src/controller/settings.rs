@@ -22,11 +22,15 @@ impl Default for InterruptKinds {
 /// How doorbells arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum DoorbellMode {
-    /// As messages of the client: nothing runs while the guest is idle.
+    /// As suits the client: as messages from one that puts several writes into a message, which QEMU does, and through memory
+    /// from any other, because some cannot do without.
     #[default]
+    Auto,
+    /// As messages of the client: nothing runs while the guest is idle.
     Trapped,
-    /// Through memory that the guest writes: no message a doorbell, but workers look for them, the less often the longer
-    /// nothing came (at most a millisecond apart).
+    /// Through memory that the guest writes: no message a doorbell, but somebody has to look for them. Workers do while they
+    /// are busy; when they sleep the clerk does for all of them, the less often the longer nothing came (after a sixteenth of
+    /// that time, at most 25 ms). A client that was never told of the memory costs nothing.
     Mapped,
 }
 
@@ -60,8 +64,8 @@ pub struct NvmeSettings {
 }
 
 impl NvmeSettings {
-    /// The defaults: two workers, 16 pairs of queues of 1024 entries, transfers up to 1 MiB, all interrupts, trapped and shadow
-    /// doorbells, one client at a time.
+    /// The defaults: two workers, 16 pairs of queues of 1024 entries, transfers up to 1 MiB, all interrupts, doorbells that
+    /// suit the client and shadow doorbells, one client at a time.
     #[must_use]
     pub fn new(serial: &str) -> Self {
         Self {
@@ -73,7 +77,7 @@ impl NvmeSettings {
             entries: 1024,
             transfer_shift: 8,
             interrupts: InterruptKinds::default(),
-            doorbells: DoorbellMode::Trapped,
+            doorbells: DoorbellMode::Auto,
             shadow_doorbells: true,
             shared: false,
         }

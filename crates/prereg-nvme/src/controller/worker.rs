@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::disks::DiskQueues;
 use super::guest::Guest;
 use super::hub::Hub;
-use super::inbox::ToClerk;
+use super::inbox::Message;
 use super::mailbox::ToWorker;
 use crate::engine::admin::Order;
 use crate::engine::lane::{Lane, Served};
@@ -16,6 +16,8 @@ const FIRST_NAP: Duration = Duration::from_micros(20);
 const LONGEST_NAP: Duration = Duration::from_millis(1);
 /// Looks before the first nap: a guest that works rings again within moments.
 const LOOKS: u32 = 64;
+/// Naps before the clerk is left to look for doorbells: some 20 ms in all.
+const NAPS: u32 = 24;
 
 /// A worker.
 pub(super) struct Worker {
@@ -61,13 +63,18 @@ impl Worker {
                 }
                 self.hear(message);
             }
+            // What is under way ends, but a device that may not reach memory begins nothing and completes nothing.
+            if !self.hub.may_master() && !self.halting {
+                self.pause();
+                continue;
+            }
             let now = self.hub.now();
             if self.lane.serve(now, &mut self.served).is_err() {
                 // What the kernel still does with the guest's memory is waited for before anybody is answered.
                 self.lane.storage().give_up();
                 self.lane.fail_all(now, &mut self.served);
             }
-            self.tell(now);
+            self.tell();
             if self.served.progress {
                 self.idle = 0;
             } else {
@@ -83,7 +90,7 @@ impl Worker {
                 let mut served = Served::default();
                 let how = self.lane.carry_out(order, self.number, now, &mut served);
                 match (how, order) {
-                    (Some(how), _) => self.hub.inbox.post(ToClerk::OrderDone(how)),
+                    (Some(how), _) => self.hub.inbox.tell(Message::OrderDone(how)),
                     (None, Order::DeleteSubmission { id, .. }) => self.closing = Some(id),
                     (None, _) => self.flush = Some(FlushFor::Order),
                 }
@@ -110,9 +117,9 @@ impl Worker {
     }
 
     /// Passes on what the lane found.
-    fn tell(&mut self, now: u64) {
+    fn tell(&mut self) {
         for (cq, vector) in &self.served.signals {
-            self.hub.line.signal(*cq, *vector, now);
+            self.hub.line.signal(*cq, *vector);
         }
         let uses_pin = self.hub.line.uses_pin();
         self.lane.watch_heads(uses_pin);
@@ -122,11 +129,11 @@ impl Worker {
             }
         }
         for event in &self.served.events {
-            self.hub.inbox.post(ToClerk::Event(*event));
+            self.hub.inbox.tell(Message::Event(*event));
         }
         if self.closing.is_some_and(|id| self.served.closed.contains(&id)) {
             self.closing = None;
-            self.hub.inbox.post(ToClerk::OrderDone(Ok(0)));
+            self.hub.inbox.tell(Message::OrderDone(Ok(0)));
         }
         let served = std::mem::take(&mut self.served);
         self.durable(&served);
@@ -135,7 +142,7 @@ impl Worker {
             self.halting = false;
             // If they cannot be had, commands fail until the next reset tries again.
             let _ = self.lane.storage().open();
-            self.hub.inbox.post(ToClerk::Halted);
+            self.hub.inbox.tell(Message::Halted);
         }
     }
 
@@ -144,18 +151,29 @@ impl Worker {
         match self.flush.take() {
             Some(FlushFor::Order) => {
                 let how = if status.is_success() { Ok(0) } else { Err(status) };
-                self.hub.inbox.post(ToClerk::OrderDone(how));
+                self.hub.inbox.tell(Message::OrderDone(how));
             }
-            Some(FlushFor::Shutdown) => self.hub.inbox.post(ToClerk::Flushed),
+            Some(FlushFor::Shutdown) => self.hub.inbox.tell(Message::Flushed),
             None => {}
         }
     }
 
+    /// Sleeps until there is a message, or the device may reach memory again.
+    fn pause(&mut self) {
+        let mailbox = &self.hub.workers[self.number as usize].mailbox;
+        let at = self.lane.storage().listens_to();
+        mailbox.doze(at);
+        // After whoever wakes can see that this sleeps, as for `may_sleep`.
+        if mailbox.is_empty() && !self.hub.may_master() {
+            self.lane.storage().wait(at, None);
+        }
+        mailbox.rise();
+    }
+
     fn sleep(&mut self, now: u64) {
         self.idle = self.idle.saturating_add(1);
-        let until = self.served.until.into_iter().chain(self.hub.line.retry(now)).min();
-        let mut limit = until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
-        if self.hub.mapped.is_some() {
+        let mut limit = self.served.until.map(|until| Duration::from_nanos(until.saturating_sub(now)));
+        if self.hub.has_silent_doorbells() && self.idle < LOOKS + NAPS {
             if self.idle < LOOKS {
                 std::hint::spin_loop();
                 return;

@@ -167,6 +167,33 @@ impl Board {
         }
     }
 
+    /// How many doorbells there are.
+    #[must_use]
+    pub fn doorbells(&self) -> usize {
+        self.submission.len() * 2
+    }
+
+    /// Looks for doorbells whose values are not those of `seen`, keeps their values there, and calls `rung` with the lane of
+    /// each that has one to look at it. For doorbells that a guest writes without telling anybody.
+    pub fn look_around(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
+        for id in 0..self.queues() {
+            let at = usize::from(id);
+            let lists = [(tail_of(id), &self.submission), (head_of(id), &self.completion)];
+            for ((doorbell, list), is_tail) in lists.into_iter().zip([true, false]) {
+                let Some(queue) = list.get(at).filter(|queue| queue.entries.load(Ordering::Acquire) > 0)
+                else {
+                    continue;
+                };
+                let value = self.doorbells.load(doorbell);
+                let Some(seen) = seen.get_mut(doorbell).filter(|seen| **seen != value) else { continue };
+                *seen = value;
+                if is_tail || queue.awaited.load(Ordering::Relaxed) {
+                    rung(queue.lane.load(Ordering::Relaxed));
+                }
+            }
+        }
+    }
+
     /// Says whether the lane wants to be told of the head of completion queue `id`; look at it again afterwards.
     pub fn await_head(&self, id: u16, awaited: bool) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
@@ -288,6 +315,29 @@ mod tests {
         assert_eq!(board.ring(3, 2), Ok(Some(4)));
         board.await_head(1, false);
         assert_eq!(board.ring(3, 3), Ok(None));
+    }
+
+    #[test]
+    fn who_looks_around_finds_each_new_value_once() {
+        let board = board();
+        let mut seen = vec![0; board.doorbells()];
+        let mut look = |board: &Board| {
+            let mut rung = Vec::new();
+            board.look_around(&mut seen, |lane| rung.push(lane));
+            rung
+        };
+        board.open_submission(1, 8, 3);
+        board.open_completion(2, 8, None, 4);
+        assert!(look(&board).is_empty());
+        // As a guest does that has mapped them.
+        board.doorbells.store(super::tail_of(1), 5);
+        board.doorbells.store(super::head_of(2), 5);
+        board.doorbells.store(super::tail_of(2), 5);
+        assert_eq!(look(&board), [3], "nobody waits for the head, and the other queue is not there");
+        assert!(look(&board).is_empty());
+        board.await_head(2, true);
+        board.doorbells.store(super::head_of(2), 6);
+        assert_eq!(look(&board), [4]);
     }
 
     #[test]

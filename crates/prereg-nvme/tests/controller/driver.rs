@@ -88,11 +88,15 @@ pub(crate) const FLUSH: [u32; 16] = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 impl Driver {
     /// Connected, with its memory mapped; bus master.
     pub(crate) fn connect(bed: &Bed) -> Self {
-        let mut client = bed.client();
-        let ram = GuestMemory::memfd("guest", RAM).unwrap();
+        let mut driver = Self::over(bed.client(), GuestMemory::memfd("guest", RAM).unwrap());
+        driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
+        driver
+    }
+
+    /// Over a client that has introduced itself, with `ram` mapped.
+    pub(crate) fn over(mut client: Client, ram: GuestMemory) -> Self {
         let descriptor = ram.descriptor().unwrap();
-        client.dma_map(Iova::new(0), RAM, Access::ReadWrite, Some((descriptor, 0))).unwrap();
-        client.region_write(CONFIG, 4, &[6, 4]).unwrap();
+        client.dma_map(Iova::new(0), ram.bytes(), Access::ReadWrite, Some((descriptor, 0))).unwrap();
         Self { client, ram, pairs: Vec::new(), doorbells: Doorbells::Posted, next_cid: 0 }
     }
 

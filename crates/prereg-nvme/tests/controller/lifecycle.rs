@@ -151,7 +151,7 @@ fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
     assert!(matches!(refused, ClientError::Refused { errno: Errno::EBUSY, .. }), "{refused}");
     assert_eq!(first.io(FLUSH), Status::SUCCESS);
     drop(first);
-    bed.settle();
+    // Who comes at once waits until the one before is gone.
     let mut next = Driver::ready(&bed, 1);
     assert_eq!(next.io(FLUSH), Status::SUCCESS);
     drop((next, bed));

@@ -3,7 +3,10 @@
 
 mod bed;
 mod driver;
+mod flood;
 mod interrupts;
 mod lifecycle;
+mod masks;
 mod memory;
+mod spdk;
 mod storage;

@@ -127,6 +127,18 @@ pub struct ConfigSpace {
     initial: Vec<u8>,
     bars: [Option<Bar>; 6],
     places: Places,
+    said: Said,
+}
+
+/// What was written since the last reset. Some clients keep registers to themselves, so what was never written says nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Said {
+    /// The command register.
+    command: bool,
+    /// Memory space was on.
+    memory: bool,
+    /// The control word of MSI or of MSI-X.
+    messages: bool,
 }
 
 impl ConfigSpace {
@@ -138,7 +150,7 @@ impl ConfigSpace {
     const FUNCTION_RESET: u8 = 1 << 7;
 
     pub(super) fn new(registers: Registers, bars: [Option<Bar>; 6]) -> Self {
-        Self { registers, initial: Vec::new(), bars, places: Places::default() }
+        Self { registers, initial: Vec::new(), bars, places: Places::default(), said: Said::default() }
     }
 
     pub(super) fn registers(&mut self) -> &mut Registers {
@@ -179,6 +191,11 @@ impl ConfigSpace {
             self.registers.write(at, *value);
             reset |= express != 0 && at == express + 9 && value & Self::FUNCTION_RESET != 0;
         }
+        let touches = |at: usize| start < at + 2 && at < start.saturating_add(from.len());
+        let control = |at: usize| at != 0 && touches(at + 2);
+        self.said.command |= touches(4);
+        self.said.memory |= self.is_memory_enabled();
+        self.said.messages |= control(self.places.msi) || control(self.places.msix);
         if reset {
             self.reset();
         }
@@ -194,6 +211,7 @@ impl ConfigSpace {
     /// Puts everything back to how it was built, as a reset of the function does.
     pub fn reset(&mut self) {
         self.registers.bytes.copy_from_slice(&self.initial);
+        self.said = Said::default();
     }
 
     fn command(&self) -> u16 {
@@ -214,6 +232,33 @@ impl ConfigSpace {
     #[must_use]
     pub fn is_bus_master(&self) -> bool {
         self.command() & Self::BUS_MASTER != 0
+    }
+
+    /// Whether the device is to reach memory: the driver said so, or has not said anything.
+    #[must_use]
+    pub fn may_master(&self) -> bool {
+        !self.said.command || self.is_bus_master()
+    }
+
+    /// Whether accesses to memory BARs are to be answered: the driver turned memory space on, or has not said anything. One
+    /// that turns on bus mastering without ever turning on memory space leaves that to its client, which decides by itself
+    /// which accesses it sends.
+    #[must_use]
+    pub fn answers_memory(&self) -> bool {
+        !self.said.command || self.is_memory_enabled() || !self.said.memory && self.is_bus_master()
+    }
+
+    /// Whether the driver said which messages are in use. Where it has not, its client knows.
+    #[must_use]
+    pub fn says_messages(&self) -> bool {
+        self.said.messages
+    }
+
+    /// Says which vectors of MSI are pending.
+    pub fn set_msi_pending(&mut self, pending: u32) {
+        if self.places.msi != 0 {
+            self.registers.set32(self.places.msi + 20, pending);
+        }
     }
 
     /// Whether its memory BARs are answered.

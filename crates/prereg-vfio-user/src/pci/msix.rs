@@ -23,6 +23,8 @@ pub struct MsixTable {
     table: Vec<u8>,
     /// A bit a vector, in words of 8 bytes.
     pending: Vec<u8>,
+    /// Something of the table was written since the last reset.
+    shown: bool,
 }
 
 impl MsixTable {
@@ -34,7 +36,7 @@ impl MsixTable {
         let vectors = vectors.min(2048) as usize;
         let mut table = vec![0; vectors * Self::ENTRY];
         table.iter_mut().skip(12).step_by(Self::ENTRY).for_each(|control| *control = 1);
-        Self { table, pending: vec![0; vectors.div_ceil(64) * 8] }
+        Self { table, pending: vec![0; vectors.div_ceil(64) * 8], shown: false }
     }
 
     /// How many.
@@ -57,6 +59,7 @@ impl MsixTable {
     /// Writes the table, and answers the vectors that are pending and not masked any more; they are pending no longer.
     pub fn write_table(&mut self, offset: u64, from: &[u8]) -> Vec<u32> {
         let Ok(start) = usize::try_from(offset) else { return Vec::new() };
+        self.shown |= start < self.table.len();
         for (at, value) in (start..self.table.len()).zip(from) {
             let value = match at % Self::ENTRY {
                 // The lowest bits of an address, and all of the control word but the mask, are not to be written.
@@ -75,6 +78,12 @@ impl MsixTable {
             touched.map(|vector| vector as u32).filter(|vector| self.is_due(*vector)).collect();
         ready.iter().for_each(|vector| self.set_pending(*vector, false));
         ready
+    }
+
+    /// Whether a vector is masked, as far as the table was ever shown to the device.
+    #[must_use]
+    pub fn is_masked(&self, vector: u32) -> bool {
+        self.shown && self.message(vector).is_some_and(|message| message.masked)
     }
 
     fn is_due(&self, vector: u32) -> bool {

@@ -2,8 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prereg::Errno;
 use prereg_iommu::iova::Unmapping;
@@ -17,6 +18,19 @@ use super::settings::ServerSettings;
 use super::state::{ClientState, Ending, RequestCounts, WaitingUnmap};
 use super::transport::Transport;
 use crate::answer::{Token, Unmapped};
+
+/// How long a client waits for the place of one that is leaving.
+pub(crate) const SUCCESSION: Duration = Duration::from_secs(10);
+
+/// The other clients of a server, for one whose model has no place for it.
+pub(crate) trait Others: Send + Sync {
+    /// How many clients have left so far.
+    fn departures(&self) -> u64;
+
+    /// Waits until more clients have left than `seen`. False at once when no other client has hung up, and when the time is
+    /// over, client `number` is gone or the server stops.
+    fn await_departure(&self, number: u64, seen: u64, deadline: Instant) -> bool;
+}
 
 /// An unmap that is not answered yet.
 pub(crate) struct Waiting {
@@ -49,6 +63,8 @@ pub(crate) struct Shared {
     pub(crate) uid: u32,
     pub(crate) conversation: Arc<Conversation>,
     pub(crate) counts: Arc<Counts>,
+    /// The client is gone or to go. Only ends early what would end anyhow, so no ordering is asked of it.
+    left: AtomicBool,
     waiting: Mutex<Vec<Waiting>>,
     seen: Mutex<Option<Seen>>,
 }
@@ -68,7 +84,13 @@ impl Shared {
         counts: Arc<Counts>,
     ) -> Self {
         let (waiting, seen) = (Mutex::default(), Mutex::default());
-        Self { number, socket, model, pid, uid, conversation, counts, waiting, seen }
+        let left = AtomicBool::new(false);
+        Self { number, socket, model, pid, uid, conversation, counts, left, waiting, seen }
+    }
+
+    /// Whether the client was seen to have gone, or is to go: nothing more need be done for it.
+    pub(crate) fn has_left(&self) -> bool {
+        self.left.load(Ordering::Relaxed)
     }
 
     /// Unmaps that are not answered yet.
@@ -81,8 +103,9 @@ impl Shared {
         *lock(&self.seen) = Some(Seen { device, interrupts, space });
     }
 
-    /// Frees a thread that the client holds up by a full eventfd. For when the client is gone.
+    /// Frees a thread that the client holds up, by a full eventfd or by much to do. For when the client is gone.
     pub(crate) fn release(&self) {
+        self.left.store(true, Ordering::Relaxed);
         let interrupts = lock(&self.seen).as_ref().map(|seen| seen.interrupts.clone());
         if let Some(interrupts) = interrupts {
             interrupts.close();
@@ -133,6 +156,8 @@ pub(crate) struct Client {
     pub(crate) model: Arc<dyn Model>,
     /// What its VERSION is answered, where there is no place for it.
     pub(crate) refuse: Option<Errno>,
+    /// `None` for a client that is served by itself.
+    pub(crate) others: Option<Arc<dyn Others>>,
     pub(crate) attached: Option<Attached>,
     /// Room for what is read of regions.
     pub(crate) data: Vec<u8>,
@@ -144,8 +169,9 @@ impl Client {
         store: Arc<MemoryStore>,
         model: Arc<dyn Model>,
         refuse: Option<Errno>,
+        others: Option<Arc<dyn Others>>,
     ) -> Self {
-        Self { shared, store, model, refuse, attached: None, data: Vec::new() }
+        Self { shared, store, model, refuse, others, attached: None, data: Vec::new() }
     }
 
     /// Serves the client until it ends, and leaves nothing of it behind.
@@ -194,5 +220,5 @@ pub fn serve(
     let conversation = Conversation::new(Box::new(transport), *session, *patience, counts.clone());
     let name = model.name().to_owned();
     let shared = Shared::new(0, None, name, (0, u32::MAX), Arc::new(conversation), counts);
-    Client::new(Arc::new(shared), store.clone(), model.clone(), None).serve()
+    Client::new(Arc::new(shared), store.clone(), model.clone(), None, None).serve()
 }

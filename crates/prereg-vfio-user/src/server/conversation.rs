@@ -22,7 +22,7 @@ use super::descriptor::Descriptor;
 use super::dma::{Remote, RemoteError};
 use super::interrupts::Interrupts;
 use super::state::Ending;
-use super::transport::{Interest, Transport};
+use super::transport::{Interest, Ready, Transport};
 use crate::action::Action;
 use crate::answer::{Introduced, Kind, Token};
 use crate::capabilities::Terms;
@@ -202,6 +202,15 @@ impl Conversation {
         self.transport.wake();
     }
 
+    /// Lets go of a client that has not introduced itself.
+    pub(crate) fn cut(&self) {
+        let mut inner = self.lock();
+        inner.over.get_or_insert(Ending::Stalled);
+        self.close(&mut inner);
+        drop(inner);
+        self.transport.wake();
+    }
+
     /// Lets go of the client, after it was told what is to be told and had a moment to read it.
     pub(crate) fn farewell(&self) {
         let deadline = Instant::now() + FAREWELL;
@@ -243,14 +252,12 @@ impl Conversation {
         let time = self.time_left(&mut inner, readable);
         inner.reading = true;
         drop(inner);
-        let unmask =
-            self.interrupts.get().and_then(|interrupts| Some((interrupts, interrupts.unmasked_by()?)));
-        let eventfd = unmask.as_ref().map(|(_, eventfd)| eventfd.as_fd());
+        let switches =
+            self.interrupts.get().and_then(|interrupts| Some((interrupts, interrupts.switches()?)));
+        let eventfd = switches.as_ref().map(|(_, switches)| switches.as_fd());
         let ready = self.transport.wait(Interest { readable, writable, eventfd, time });
-        if let (Ok(ready), Some((interrupts, eventfd))) = (&ready, &unmask) {
-            if ready.eventfd {
-                interrupts.unmasked(eventfd);
-            }
+        if let (Ok(Ready { eventfd: true, .. }), Some((interrupts, switches))) = (&ready, &switches) {
+            interrupts.switched(switches);
         }
         let mut inner = self.lock();
         inner.reading = false;

@@ -12,6 +12,7 @@ use prereg::{Errno, Iova};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use super::irq_kind::IrqKind;
+use crate::capabilities::Terms;
 use crate::wire::SparseArea;
 
 /// The parts of a region that a client may map.
@@ -155,6 +156,9 @@ pub trait Device: Send + Sync + 'static {
     /// gives it back now, or the client waits for its answer until he does.
     fn dma_unmapping(&self, _iova: Iova, _bytes: u64) {}
 
+    /// The client is about to be told how to map a region that can be mapped. From here on it may have done so.
+    fn region_offered(&self, _region: u32) {}
+
     /// The client is gone: stop, and give every hold back. Transfers fail from here on. Called once.
     fn client_gone(&self);
 
@@ -185,6 +189,8 @@ pub struct Bus {
     pub interrupts: Interrupts,
     /// The client's number, counted up by the server; no two clients of a server have the same.
     pub client: u64,
+    /// What was agreed on with it.
+    pub terms: Terms,
 }
 
 impl fmt::Debug for Bus {

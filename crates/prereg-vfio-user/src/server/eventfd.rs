@@ -44,17 +44,20 @@ impl Eventfd {
         Ok(Self { descriptor, blocks, released: AtomicBool::new(false), writers: AtomicU32::new(0) })
     }
 
-    /// Adds one. What has been told more often than it can count is not told again.
-    pub(crate) fn signal(&self) {
+    /// Adds one. What has been told more often than it can count is not told again. False when it was released, and nothing
+    /// was added.
+    pub(crate) fn signal(&self) -> bool {
         // Both this and `release` write one and then read the other, in one order for all: either the release sees the
         // writer, or the writer sees the release.
         self.writers.fetch_add(1, Ordering::SeqCst);
-        if !self.released.load(Ordering::SeqCst) && self.has_room() {
+        let is_wanted = !self.released.load(Ordering::SeqCst);
+        if is_wanted && self.has_room() {
             // What can go wrong is a count that is full.
             let _ = sys::add_one(self.descriptor.as_fd());
         }
         // Nobody reads anything that was written before this.
         self.writers.fetch_sub(1, Ordering::Relaxed);
+        is_wanted
     }
 
     fn has_room(&self) -> bool {
@@ -117,7 +120,7 @@ mod tests {
     fn a_full_eventfd_that_does_not_wait_is_passed_over() {
         let (eventfd, mut theirs) = shared();
         theirs.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
-        eventfd.signal();
+        assert!(eventfd.signal());
         assert!(eventfd.take() && !eventfd.take());
     }
 
@@ -136,7 +139,7 @@ mod tests {
         }
         eventfd.release();
         held_up.join().unwrap();
-        eventfd.signal();
+        assert!(!eventfd.signal());
         assert_eq!(eventfd.writers.load(Ordering::SeqCst), 0, "nobody writes after the release");
     }
 }

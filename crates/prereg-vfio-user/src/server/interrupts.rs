@@ -1,14 +1,21 @@
-//! A client's interrupts: eventfds by kind and number, and the masks that VFIO has.
+//! A client's interrupts: eventfds by kind and number, the masks that VFIO has, and those of the device itself.
 //!
 //! What DEVICE_SET_IRQS may ask and how it is answered is VFIO's (`linux/vfio.h`, and `drivers/vfio/pci/vfio_pci_intrs.c` for
-//! the errnos), with two freedoms: turning off what is off is no failure, and the kinds do not exclude each other, because
-//! which of them is in use is written in the configuration space.
+//! the errnos), with three freedoms: turning off what is off is no failure, messages can be masked as the pin can, and the
+//! kinds do not exclude each other, because which of them is in use is written in the configuration space.
 //!
-//! INTx is a level. Told once, it masks itself; unmasked while the device still asserts it, it is told again. Clients unmask
-//! it by a message or by an eventfd that they gave for it ([`Interrupts::unmasked_by`]).
+//! An interrupt that cannot be told at the moment is pending: its client masked it, the device holds it back (the function's
+//! own masks, [`Interrupts::set_held`]), or no eventfd is there for it. It is told when the last reason is gone, however long
+//! that takes. A message is told once however often it was triggered until then, as the pending bits of PCI have it.
+//!
+//! INTx is a level. Told once, it masks itself; unmasked while the device still asserts it, it is told again. Clients mask
+//! and unmask it by a message or by an eventfd that they gave for it ([`Interrupts::switches`]).
+//!
+//! One lock keeps the state. It is never held while an eventfd is written, because the client can hold that up. An eventfd
+//! that was taken away between the decision and the write is not written, and the interrupt is pending again.
 
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::Errno;
 
@@ -16,6 +23,7 @@ use super::eventfd::Eventfd;
 use super::irq_kind::IrqKind;
 use crate::action::IrqTargets;
 use crate::answer::Irqs;
+use crate::sys::Watch;
 use crate::wire::IrqAction;
 
 /// `VFIO_IRQ_INFO_*`.
@@ -26,108 +34,189 @@ const NORESIZE: u32 = 1 << 3;
 
 /// A client's interrupts; clones are the same ones.
 #[derive(Clone, Debug)]
-pub struct Interrupts(Arc<Inner>);
+pub struct Interrupts(Arc<Mutex<State>>);
 
 #[derive(Debug)]
-struct Inner {
-    lines: RwLock<Lines>,
-    intx: Mutex<Intx>,
-}
-
-#[derive(Debug)]
-struct Lines {
+struct State {
     counts: [u32; 5],
-    /// By kind and number; as long as the highest one that was ever told.
-    told: [Vec<Option<Arc<Eventfd>>>; 5],
-    /// Unmasks INTx.
-    unmask: Option<Arc<Eventfd>>,
+    /// By kind and number; as long as the highest one that something happened to, and never longer than `counts` says.
+    vectors: [Vec<Vector>; 5],
+    /// The pin's level.
+    asserted: bool,
+    switches: Option<Arc<Switches>>,
     closed: bool,
 }
 
-/// The pin.
-#[derive(Default, Debug)]
-struct Intx {
-    asserted: bool,
+/// One interrupt.
+#[derive(Clone, Default, Debug)]
+struct Vector {
+    told: Option<Arc<Eventfd>>,
+    /// By the client, or by the pin itself.
     masked: bool,
-    /// It was to be told while it was masked.
+    /// By the device.
+    held: bool,
     pending: bool,
 }
 
-fn lock(intx: &Mutex<Intx>) -> MutexGuard<'_, Intx> {
-    // Every state of its three fields is a good one.
-    intx.lock().unwrap_or_else(PoisonError::into_inner)
+/// The eventfds that mask and unmask INTx.
+#[derive(Debug)]
+pub(crate) struct Switches {
+    mask: Option<Arc<Eventfd>>,
+    unmask: Option<Arc<Eventfd>>,
+    /// Of both.
+    watch: Watch,
+}
+
+impl Switches {
+    fn new(mask: Option<Arc<Eventfd>>, unmask: Option<Arc<Eventfd>>) -> Result<Option<Arc<Self>>, Errno> {
+        let eventfds: Vec<BorrowedFd<'_>> =
+            mask.iter().chain(&unmask).map(|eventfd| eventfd.as_fd()).collect();
+        if eventfds.is_empty() {
+            return Ok(None);
+        }
+        let watch = Watch::new(&eventfds)?;
+        Ok(Some(Arc::new(Self { mask, unmask, watch })))
+    }
+}
+
+impl AsFd for Switches {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watch.as_fd()
+    }
+}
+
+impl State {
+    /// `None` for one that the device does not have.
+    fn vector(&mut self, kind: IrqKind, vector: u32) -> Option<&mut Vector> {
+        let at = vector as usize;
+        if vector >= self.counts[kind.index()] {
+            return None;
+        }
+        let vectors = &mut self.vectors[kind.index()];
+        if vectors.len() <= at {
+            vectors.resize(at + 1, Vector::default());
+        }
+        vectors.get_mut(at)
+    }
+
+    /// The eventfd to write, if there is something to tell and nothing against it; it counts as told.
+    fn due(&mut self, kind: IrqKind, vector: u32) -> Option<Arc<Eventfd>> {
+        let is_up = kind == IrqKind::Intx && self.asserted;
+        let vector = self.vector(kind, vector)?;
+        let line = vector.told.clone().filter(|_| !vector.masked && !vector.held)?;
+        if !vector.pending && !is_up {
+            return None;
+        }
+        vector.pending = false;
+        // The pin masks itself.
+        vector.masked = kind == IrqKind::Intx;
+        Some(line)
+    }
 }
 
 impl Interrupts {
     /// Interrupts of a device with so many of each kind, by [`IrqKind::index`], none of them told anybody.
     #[must_use]
     pub fn new(counts: [u32; 5]) -> Self {
-        let lines = Lines { counts, told: Default::default(), unmask: None, closed: false };
-        Self(Arc::new(Inner { lines: RwLock::new(lines), intx: Mutex::default() }))
+        let state =
+            State { counts, vectors: Default::default(), asserted: false, switches: None, closed: false };
+        Self(Arc::new(Mutex::new(state)))
     }
 
-    /// Tells the client, if it wants to be told of this one; says whether it does. An INTx that is masked is told when it is
-    /// unmasked. Waits for nothing, unless the client itself sees to that.
+    /// Tells the client, if it wants to be told of this one; says whether it does. One that cannot be told now is pending. Waits
+    /// for nothing, unless the client itself sees to that.
     pub fn trigger(&self, kind: IrqKind, vector: u32) -> bool {
-        let Some(line) = self.line(kind, vector) else { return false };
-        let tell = kind != IrqKind::Intx || {
-            let mut intx = lock(&self.0.intx);
-            let masked = std::mem::replace(&mut intx.masked, true);
-            intx.pending |= masked;
-            !masked
+        let is_told = {
+            let mut state = self.lock();
+            let Some(vector) = state.vector(kind, vector) else { return false };
+            vector.pending = true;
+            vector.told.is_some()
         };
-        if tell {
-            line.signal();
-        }
-        true
+        self.deliver(kind, vector);
+        is_told
     }
 
     /// Asserts or deasserts INTx. The client is told of an assertion once, until it unmasks.
     pub fn set_level(&self, asserted: bool) {
-        lock(&self.0.intx).asserted = asserted;
-        if asserted {
-            self.tell_intx();
+        self.lock().asserted = asserted;
+        self.deliver(IrqKind::Intx, 0);
+    }
+
+    /// Holds back those of a kind that `held` says, and no others: the function's own masks. Those that were pending and are
+    /// not held any more are told.
+    pub fn set_held(&self, kind: IrqKind, held: impl Fn(u32) -> bool) {
+        let mut due = Vec::new();
+        {
+            let mut state = self.lock();
+            for number in 0..state.counts[kind.index()] {
+                let is_held = held(number);
+                let known = (number as usize) < state.vectors[kind.index()].len();
+                // Those that nothing happened to are as new ones are.
+                if !known && !is_held {
+                    continue;
+                }
+                let Some(vector) = state.vector(kind, number) else { continue };
+                if std::mem::replace(&mut vector.held, is_held) && !is_held {
+                    due.push(number);
+                }
+            }
         }
+        due.into_iter().for_each(|vector| self.deliver(kind, vector));
+    }
+
+    /// Whether this one waits to be told.
+    #[must_use]
+    pub fn is_pending(&self, kind: IrqKind, vector: u32) -> bool {
+        let state = self.lock();
+        state.vectors[kind.index()].get(vector as usize).is_some_and(|vector| vector.pending)
+    }
+
+    /// Forgets which messages are pending, as a reset does.
+    pub fn forget_pending(&self) {
+        let mut state = self.lock();
+        state.vectors.iter_mut().flatten().for_each(|vector| vector.pending = false);
     }
 
     /// Whether the client wants to be told of this one.
     #[must_use]
     pub fn enabled(&self, kind: IrqKind, vector: u32) -> bool {
-        self.line(kind, vector).is_some()
+        let state = self.lock();
+        state.vectors[kind.index()].get(vector as usize).is_some_and(|vector| vector.told.is_some())
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, Lines> {
-        self.0.lines.read().unwrap_or_else(PoisonError::into_inner)
+    /// Whether the client wants to be told of any of a kind.
+    #[must_use]
+    pub fn any_enabled(&self, kind: IrqKind) -> bool {
+        self.lock().vectors[kind.index()].iter().any(|vector| vector.told.is_some())
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Lines> {
-        self.0.lines.write().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every state of its fields is a good one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn line(&self, kind: IrqKind, vector: u32) -> Option<Arc<Eventfd>> {
-        self.read().told[kind.index()].get(vector as usize)?.clone()
-    }
-
-    /// Tells INTx, if there is reason to, and masks it. No lock is held while the eventfd is written.
-    fn tell_intx(&self) {
-        let Some(line) = self.line(IrqKind::Intx, 0) else { return };
-        let mut intx = lock(&self.0.intx);
-        if !intx.masked && (intx.asserted || intx.pending) {
-            intx.masked = true;
-            intx.pending = false;
-            drop(intx);
-            line.signal();
+    /// Tells what there is to tell of this one.
+    fn deliver(&self, kind: IrqKind, vector: u32) {
+        loop {
+            let Some(line) = self.lock().due(kind, vector) else { return };
+            if line.signal() {
+                return;
+            }
+            // It was taken away in the meantime; whatever took its place, if anything did, is to be told.
+            let mut state = self.lock();
+            if state.closed {
+                return;
+            }
+            if let Some(vector) = state.vector(kind, vector) {
+                vector.pending |= kind != IrqKind::Intx;
+                vector.masked &= kind != IrqKind::Intx;
+            }
         }
-    }
-
-    fn unmask(&self) {
-        lock(&self.0.intx).masked = false;
-        self.tell_intx();
     }
 
     /// The layout is known.
     pub(crate) fn arrange(&self, counts: [u32; 5]) {
-        self.write().counts = counts;
+        self.lock().counts = counts;
     }
 
     /// What DEVICE_GET_IRQ_INFO is answered.
@@ -142,14 +231,14 @@ impl Interrupts {
             IrqKind::Msix => EVENTFD,
             IrqKind::Msi | IrqKind::Err | IrqKind::Req => EVENTFD | NORESIZE,
         };
-        Ok(Irqs { flags, count: self.read().counts[kind.index()] })
+        Ok(Irqs { flags, count: self.lock().counts[kind.index()] })
     }
 
     /// Performs DEVICE_SET_IRQS.
     ///
     /// # Errors
     /// EINVAL for a kind or a range that there is not, for a descriptor that is no eventfd, and for interrupts that are
-    /// triggered while none of their kind is told; ENOTTY for a mask that VFIO does not have.
+    /// triggered while none of their kind is told; ENOTTY for a mask that there is not.
     pub(crate) fn set(
         &self,
         index: u32,
@@ -159,7 +248,7 @@ impl Interrupts {
         targets: IrqTargets<OwnedFd>,
     ) -> Result<(), Errno> {
         let kind = IrqKind::from_index(index).ok_or(Errno::EINVAL)?;
-        let there = self.read().counts[kind.index()];
+        let there = self.lock().counts[kind.index()];
         if count > 0 && start.checked_add(count).is_none_or(|end| end > there) {
             return Err(Errno::EINVAL);
         }
@@ -176,33 +265,63 @@ impl Interrupts {
             (IrqAction::Trigger, IrqTargets::NoEventfds) => {
                 self.tell(kind, start, (0..count).map(|_| None));
             }
-            (IrqAction::Mask | IrqAction::Unmask, _) if kind != IrqKind::Intx => return Err(Errno::ENOTTY),
-            (IrqAction::Mask, IrqTargets::Eventfds(_) | IrqTargets::NoEventfds) => return Err(Errno::ENOTTY),
-            (IrqAction::Unmask, IrqTargets::Eventfds(mut eventfds)) => {
-                let eventfd = eventfds.pop().ok_or(Errno::EINVAL)?;
-                self.write().unmask = Some(Arc::new(Eventfd::new(eventfd)?));
+            (_, _) if matches!(kind, IrqKind::Err | IrqKind::Req) => return Err(Errno::ENOTTY),
+            (_, IrqTargets::Eventfds(_) | IrqTargets::NoEventfds) if kind != IrqKind::Intx => {
+                return Err(Errno::ENOTTY);
             }
-            (IrqAction::Unmask, IrqTargets::NoEventfds) => self.write().unmask = None,
-            (IrqAction::Mask | IrqAction::Unmask, IrqTargets::Each(each)) if each != [true] => {}
-            (IrqAction::Mask, _) => lock(&self.0.intx).masked = true,
-            (IrqAction::Unmask, _) => self.unmask(),
+            (action, IrqTargets::Eventfds(mut eventfds)) => {
+                let eventfd = eventfds.pop().ok_or(Errno::EINVAL)?;
+                return self.switch(action, Some(Arc::new(Eventfd::new(eventfd)?)));
+            }
+            (action, IrqTargets::NoEventfds) => return self.switch(action, None),
+            (action, IrqTargets::All) => self.mask(kind, start..start + count, action == IrqAction::Mask),
+            (action, IrqTargets::Each(each)) => {
+                for (number, _) in (start..).zip(each).filter(|(_, chosen)| *chosen) {
+                    self.mask(kind, number..number + 1, action == IrqAction::Mask);
+                }
+            }
         }
         Ok(())
     }
 
-    /// Tells nobody of this kind any more.
+    fn mask(&self, kind: IrqKind, range: std::ops::Range<u32>, masked: bool) {
+        for number in range {
+            if let Some(vector) = self.lock().vector(kind, number) {
+                vector.masked = masked;
+            }
+            self.deliver(kind, number);
+        }
+    }
+
+    /// Has an eventfd mask or unmask the pin, or none any more.
+    fn switch(&self, action: IrqAction, eventfd: Option<Arc<Eventfd>>) -> Result<(), Errno> {
+        let mut state = self.lock();
+        let (mask, unmask) = match &state.switches {
+            Some(switches) => (switches.mask.clone(), switches.unmask.clone()),
+            None => (None, None),
+        };
+        let (mask, unmask) = if action == IrqAction::Mask { (eventfd, unmask) } else { (mask, eventfd) };
+        if !state.closed {
+            state.switches = Switches::new(mask, unmask)?;
+        }
+        Ok(())
+    }
+
+    /// Tells nobody of this kind any more. Messages that are pending stay so: clients turn a kind off and on again to change
+    /// one of its eventfds.
     fn forget(&self, kind: IrqKind) {
-        let mut lines = self.write();
-        let old = std::mem::take(&mut lines.told[kind.index()]);
-        if kind == IrqKind::Intx {
-            lines.unmask = None;
+        let mut state = self.lock();
+        let mut old = Vec::new();
+        for vector in &mut state.vectors[kind.index()] {
+            old.extend(vector.told.take());
+            vector.masked = false;
+            vector.pending &= kind != IrqKind::Intx;
         }
-        drop(lines);
-        old.iter().flatten().for_each(|line| line.release());
         if kind == IrqKind::Intx {
-            let mut intx = lock(&self.0.intx);
-            (intx.masked, intx.pending) = (false, false);
+            state.switches = None;
         }
+        drop(state);
+        old.iter().for_each(|line| line.release());
     }
 
     /// Triggers what is told, as the device would; INTx without masking it.
@@ -213,62 +332,61 @@ impl Interrupts {
         chosen: impl Fn(usize) -> bool,
         count: u32,
     ) -> Result<(), Errno> {
-        let told = self.read().told[kind.index()].clone();
-        if told.iter().all(Option::is_none) {
+        let vectors = self.lock().vectors[kind.index()].clone();
+        if vectors.iter().all(|vector| vector.told.is_none()) {
             return Err(Errno::EINVAL);
         }
-        if kind == IrqKind::Intx && lock(&self.0.intx).masked {
-            return Ok(());
-        }
-        let range = told.iter().skip(start as usize).take(count as usize).enumerate();
-        for line in range.filter(|(at, _)| chosen(*at)).filter_map(|(_, line)| line.as_ref()) {
-            line.signal();
+        let range = vectors.iter().skip(start as usize).take(count as usize).enumerate();
+        let is_masked = |vector: &Vector| kind == IrqKind::Intx && vector.masked;
+        for (_, vector) in range.filter(|(at, vector)| chosen(*at) && !is_masked(vector)) {
+            // One that is taken away meanwhile is the client's own doing.
+            let _ = vector.told.as_ref().map(|line| line.signal());
         }
         Ok(())
     }
 
     fn tell(&self, kind: IrqKind, start: u32, new: impl Iterator<Item = Option<Arc<Eventfd>>>) {
-        let mut lines = self.write();
-        if lines.closed {
+        let mut state = self.lock();
+        if state.closed {
             return;
         }
         let mut old = Vec::new();
-        let told = &mut lines.told[kind.index()];
-        for (at, line) in (start as usize..).zip(new) {
-            if let Some(place) = told.get_mut(at) {
-                old.extend(std::mem::replace(place, line));
-            } else if line.is_some() {
-                told.resize(at, None);
-                told.push(line);
+        let mut end = start;
+        for (number, line) in (start..).zip(new) {
+            if let Some(vector) = state.vector(kind, number) {
+                old.extend(std::mem::replace(&mut vector.told, line));
             }
+            end = number + 1;
         }
-        drop(lines);
+        drop(state);
         old.iter().for_each(|line| line.release());
-        if kind == IrqKind::Intx {
-            self.tell_intx();
-        }
+        (start..end).for_each(|number| self.deliver(kind, number));
     }
 
-    /// The eventfd that unmasks INTx, for who waits for it.
-    pub(crate) fn unmasked_by(&self) -> Option<Arc<Eventfd>> {
-        self.read().unmask.clone()
+    /// The eventfds that mask and unmask INTx, for who waits for them.
+    pub(crate) fn switches(&self) -> Option<Arc<Switches>> {
+        self.lock().switches.clone()
     }
 
-    /// The client may have unmasked INTx by `eventfd`.
-    pub(crate) fn unmasked(&self, eventfd: &Eventfd) {
-        if eventfd.take() {
-            self.unmask();
+    /// The client may have masked or unmasked INTx by its eventfds. One that did both at a time has it unmasked: nothing is
+    /// lost that way.
+    pub(crate) fn switched(&self, switches: &Switches) {
+        let told = |eventfd: &Option<Arc<Eventfd>>| eventfd.as_ref().is_some_and(|eventfd| eventfd.take());
+        for (eventfd, masked) in [(&switches.mask, true), (&switches.unmask, false)] {
+            if told(eventfd) {
+                self.mask(IrqKind::Intx, 0..1, masked);
+            }
         }
     }
 
     /// The client is gone: nobody is told any more, and who is held up in telling goes on.
     pub(crate) fn close(&self) {
-        let told = {
-            let mut lines = self.write();
-            lines.closed = true;
-            lines.unmask = None;
-            std::mem::take(&mut lines.told)
+        let vectors = {
+            let mut state = self.lock();
+            state.closed = true;
+            state.switches = None;
+            std::mem::take(&mut state.vectors)
         };
-        told.iter().flatten().flatten().for_each(|line| line.release());
+        vectors.iter().flatten().filter_map(|vector| vector.told.as_ref()).for_each(|line| line.release());
     }
 }

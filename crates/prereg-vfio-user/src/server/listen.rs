@@ -11,17 +11,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prereg::Errno;
 
 use super::bound::Bound;
-use super::client::{Client, Shared};
+use super::client::{Client, Others, Shared};
 use super::conversation::Conversation;
 use super::counts::Counts;
 use super::device::Model;
 use super::dma::MemoryStore;
 use super::error::ServerError;
+use super::notices::{self, Notice, Notices};
 use super::settings::ServerSettings;
 use super::state::{Ending, RequestCounts, ServerState};
 use super::transport::Socket;
@@ -47,7 +48,7 @@ struct Inner {
     settings: ServerSettings,
     /// Tells the accepting thread that the lists changed; made with it.
     state: Mutex<State>,
-    /// A client ended.
+    /// A client ended or was seen to have hung up, or the server stops.
     ended: Condvar,
 }
 
@@ -58,7 +59,10 @@ struct State {
     clients: BTreeMap<u64, Connected>,
     accepted: u64,
     turned_away: u64,
+    /// Clients that have left.
+    departures: u64,
     endings: BTreeMap<String, u64>,
+    notices: Notices,
     /// Of clients that are gone.
     gone: RequestCounts,
     stopped: bool,
@@ -67,7 +71,11 @@ struct State {
 struct Connected {
     shared: Arc<Shared>,
     socket: Arc<Socket>,
+    model: Arc<dyn Model>,
+    /// There is no place for it, which it is told.
     refused: bool,
+    /// It lost its place before it said anything.
+    cut: bool,
     /// Seen to have hung up.
     gone: bool,
 }
@@ -153,6 +161,12 @@ impl Server {
         snapshot
     }
 
+    /// Takes what an operator should hear of clients that could not attach, oldest first. Few are kept.
+    #[must_use]
+    pub fn take_notices(&self) -> Vec<Notice> {
+        self.inner.lock().notices.take()
+    }
+
     /// Releases memory that was unplugged from guests: files of which nothing was mapped at this call and the one before,
     /// though others of the same client were. The protocol does not tell it from memory that is not in use at the moment, so
     /// whoever has a clock calls this every second or so; memory that is wanted again is registered again.
@@ -174,6 +188,7 @@ impl Server {
             let mut state = self.inner.lock();
             state.stopped = true;
             state.wake();
+            self.inner.ended.notify_all();
             let clients: Vec<_> = state.clients.values().map(|client| client.shared.clone()).collect();
             (std::mem::take(&mut state.sockets), clients, state.wake.take())
         };
@@ -282,6 +297,7 @@ impl Inner {
                 });
                 if let Some(shared) = shared {
                     shared.release();
+                    self.ended.notify_all();
                 }
             }
         }
@@ -319,11 +335,28 @@ impl Inner {
         let socket = Arc::new(Socket::new(stream)?);
         let peer = socket.peer().unwrap_or((0, u32::MAX));
         let mut state = self.lock();
+        // Those that were cut off are gone in a moment; until then few more are.
+        while state.clients.values().filter(|client| client.cut).count() >= MOST_REFUSED && !state.stopped {
+            let waited = self.ended.wait_timeout(state, CONGESTION);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
         if state.stopped {
             return Err(Errno::ENXIO);
         }
         let refused = state.clients.values().filter(|client| client.refused).count();
-        let refuse = state.clients.len() - refused >= self.settings.max_clients;
+        let placed = state.clients.values().filter(|client| !client.refused && !client.cut).count();
+        let mut refuse = placed >= self.settings.max_clients;
+        if refuse {
+            // One that has said nothing so far has no place to keep against one that comes; the oldest goes first.
+            let is_silent = |client: &&mut Connected| {
+                !client.refused && !client.cut && client.shared.conversation.terms().is_none()
+            };
+            if let Some(silent) = state.clients.values_mut().find(is_silent) {
+                silent.cut = true;
+                silent.shared.conversation.cut();
+                refuse = false;
+            }
+        }
         state.turned_away += u64::from(refuse);
         if refuse && refused >= MOST_REFUSED {
             return Ok(Admitted::TurnedAway);
@@ -339,7 +372,8 @@ impl Inner {
         let name = model.name().to_owned();
         let shared = Arc::new(Shared::new(number, path, name, peer, conversation, counts));
         let errno = refuse.then_some(Errno::ENFILE);
-        let client = Client::new(shared.clone(), self.store.clone(), model.clone(), errno);
+        let others: Arc<dyn Others> = self.clone();
+        let client = Client::new(shared.clone(), self.store.clone(), model.clone(), errno, Some(others));
         let inner = self.clone();
         let thread = thread::Builder::new().name(format!("vfio-user-{number}"));
         let started = thread.spawn(move || {
@@ -348,7 +382,10 @@ impl Inner {
         });
         started.map_err(|error| sys::errno_of(&error))?;
         // The thread finds this when it ends: it cannot take the lock before.
-        state.clients.insert(number, Connected { shared, socket, refused: refuse, gone: false });
+        let model = model.clone();
+        state
+            .clients
+            .insert(number, Connected { shared, socket, model, refused: refuse, cut: false, gone: false });
         state.wake();
         Ok(if refuse { Admitted::TurnedAway } else { Admitted::Served(number) })
     }
@@ -358,10 +395,47 @@ impl Inner {
         let mut state = self.lock();
         if let Some(client) = state.clients.remove(&number) {
             client.shared.counts.add_to(&mut state.gone);
+            let mut requests = RequestCounts::default();
+            client.shared.counts.add_to(&mut requests);
+            if let Some(reason) = notices::reason(&ending, &requests) {
+                let Shared { number, pid, socket, .. } = &*client.shared;
+                state.notices.add(Notice { client: *number, pid: *pid, socket: socket.clone(), reason });
+            }
         }
         *state.endings.entry(ending.name().to_owned()).or_default() += 1;
+        state.departures += 1;
         state.wake();
         self.ended.notify_all();
+    }
+}
+
+impl Others for Inner {
+    fn departures(&self) -> u64 {
+        self.lock().departures
+    }
+
+    fn await_departure(&self, number: u64, seen: u64, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.departures != seen {
+                return true;
+            }
+            let Some(own) = state.clients.get(&number).filter(|own| !own.gone && !state.stopped) else {
+                return false;
+            };
+            // A client that is about to leave has closed its end, whether or not its thread has come to that.
+            let leaves = |other: &Connected| {
+                other.shared.number != number
+                    && Arc::ptr_eq(&other.model, &own.model)
+                    && (other.gone || other.socket.is_hung_up())
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !state.clients.values().any(leaves) {
+                return false;
+            }
+            let waited = self.ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Instant;
 use prereg::{Errno, Holder, HolderKind, Iova, PageShift};
 use prereg_iommu::iova::IovaLimits;
 
-use super::client::{Attached, Client, Waiting};
+use super::client::{Attached, Client, SUCCESSION, Waiting};
 use super::descriptor::Descriptor;
-use super::device::{Bus, Layout, LayoutRegion};
+use super::device::{Bus, Device, Layout, LayoutRegion};
 use super::dma::DmaSpace;
 use super::interrupts::Interrupts;
 use crate::action::{Action, IrqTargets};
@@ -60,6 +60,9 @@ impl Client {
             }
             Action::DescribeRegion { index, token } => {
                 let result = self.region(index).map(describe);
+                if let (Ok(Region { mmap: Some(_), .. }), Ok(attached)) = (&result, self.attached()) {
+                    attached.device.region_offered(index);
+                }
                 self.answer(Command::DEVICE_GET_REGION_INFO, token, result);
             }
             Action::DescribeIoDescriptors { index, token } => {
@@ -144,8 +147,8 @@ impl Client {
         let space = DmaSpace::new(&self.store, conversation.clone(), conversation.clone(), limits, holder);
         let space = Arc::new(space.map_err(|_| Errno::ENOMEM)?);
         let interrupts = Interrupts::new([0; 5]);
-        let bus = Bus { dma: space.dma(), interrupts: interrupts.clone(), client: self.shared.number };
-        let device = self.model.attach(bus)?;
+        let (dma, client) = (space.dma(), self.shared.number);
+        let device = self.succeed(Bus { dma, interrupts: interrupts.clone(), client, terms: *terms })?;
         conversation.interrupts(interrupts.clone());
         self.shared.attached(&space, &interrupts, &device);
         // From here on the device is told when the client is gone, also if it fails in what follows.
@@ -154,6 +157,25 @@ impl Client {
         *layout = device.layout();
         interrupts.arrange(layout.irqs);
         Ok(())
+    }
+
+    /// Makes the device, if need be after a client that has hung up already is gone: whoever reconnects comes while the
+    /// session before is still being wound up.
+    fn succeed(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+        let deadline = Instant::now() + SUCCESSION;
+        loop {
+            let seen = self.others.as_ref().map_or(0, |others| others.departures());
+            let result = self.model.attach(bus.clone());
+            let waited = || {
+                self.others
+                    .as_ref()
+                    .is_some_and(|others| others.await_departure(self.shared.number, seen, deadline))
+            };
+            match result {
+                Err(Errno::EBUSY) if waited() => {}
+                result => return result,
+            }
+        }
     }
 
     fn map(&self, map: MapMemory, memory: Option<Descriptor>) -> Result<(), Errno> {
@@ -205,6 +227,10 @@ impl Client {
     fn write_many(&self, writes: &[RegionWrite]) -> Result<u64, Errno> {
         let mut done = 0;
         for write in writes {
+            // One message holds tens of thousands of them, and each may be a reset.
+            if self.shared.has_left() {
+                break;
+            }
             match self.write(write.region(), write.offset(), write.data()) {
                 Ok(()) => done += 1,
                 Err(errno) if done == 0 => return Err(errno),

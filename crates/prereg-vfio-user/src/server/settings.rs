@@ -12,7 +12,8 @@ pub struct ServerSettings {
     pub session: Settings,
     /// The mode of the sockets that are made; 0600 unless changed.
     pub socket_mode: u32,
-    /// Clients at a time, over all sockets. What comes after that is answered ENFILE.
+    /// Clients at a time, over all sockets. What comes after that is answered ENFILE, unless a client has not said its VERSION
+    /// yet: then that one is cut off instead.
     pub max_clients: usize,
     /// How long a client may take from its connection to its VERSION, and from the first byte of a message to its last;
     /// then it is cut off. `None` for ever.

@@ -111,6 +111,12 @@ impl Socket {
         Ok(Self { stream, wake, watch })
     }
 
+    /// Whether the other end was closed, though what it sent before may not have been read.
+    pub(crate) fn is_hung_up(&self) -> bool {
+        let mut waiting = [Waiting::new(self.stream.as_raw_fd(), false, false)];
+        sys::poll(&mut waiting, Some(Duration::ZERO)).is_ok() && waiting[0].is_over()
+    }
+
     /// The process and the user at the other end, as they were when it connected.
     ///
     /// # Errors

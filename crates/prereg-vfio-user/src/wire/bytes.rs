@@ -62,14 +62,6 @@ impl<'a> Fields<'a> {
         self.body.get(self.at..).unwrap_or_default()
     }
 
-    /// What follows must be zeros: fields of later versions that say nothing.
-    pub(super) fn nothing_more(self) -> Result<(), Refusal> {
-        match self.rest().iter().find(|byte| **byte != 0) {
-            None => Ok(()),
-            Some(byte) => Err(Refusal::NotZero { field: "tail", found: u64::from(*byte) }),
-        }
-    }
-
     /// The body ends here.
     pub(super) fn end(self) -> Result<(), Refusal> {
         let (at, found) = (length(self.at), length(self.body.len()));

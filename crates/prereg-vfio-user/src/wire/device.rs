@@ -45,23 +45,22 @@ pub struct DeviceInfo {
 impl DeviceInfo {
     /// Bytes of the command's and the reply's body.
     pub const BYTES: u32 = 16;
-    /// The longest command body: `vfio_device_info` of newer kernels.
-    pub const LONGEST: u32 = 24;
 
     const RESET: u32 = 1;
     const PCI: u32 = 2;
 
-    /// Reads the command's body: all it says is how much room there is.
+    /// Reads the command's body: all it says is how much room there is. The other fields are the reply's, and clients
+    /// leave in them what they like.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::NotZero`].
+    /// [`Refusal::Size`], [`Refusal::ArgSize`].
     pub fn read_command(body: &[u8]) -> Result<(), Refusal> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
-        fields.zero32("flags")?;
-        fields.zero32("num_regions")?;
-        fields.zero32("num_irqs")?;
-        fields.nothing_more()
+        for _ in 0..3 {
+            fields.u32()?;
+        }
+        Ok(())
     }
 
     /// Writes the command's body.

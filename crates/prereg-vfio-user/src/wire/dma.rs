@@ -30,6 +30,10 @@ impl MapMemory {
     /// Bytes of the body.
     pub const BYTES: u32 = 32;
 
+    /// Flags that say how a descriptor is to be used: by a mapping, or by reads and writes. Either needs one, and the server
+    /// chooses the way by itself.
+    const BY_DESCRIPTOR: u32 = 0b11 << 2;
+
     /// # Errors
     /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::Flags`] (unknown ones, or neither read nor write),
     /// [`Refusal::Range`].
@@ -37,12 +41,19 @@ impl MapMemory {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
-        let access = Access::from_bits(u64::from(flags)).filter(|access| access.bits() == u64::from(flags));
+        let bits = u64::from(flags & !Self::BY_DESCRIPTOR);
+        let access = Access::from_bits(bits).filter(|access| access.bits() == bits);
         let access = access.ok_or(Refusal::Flags { flags })?;
         let (offset, iova, bytes) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        fields.end()?;
         range(iova, bytes)?;
         Ok(Self { access, offset, iova: Iova::new(iova), bytes })
+    }
+
+    /// The flags of a body that says that a descriptor comes along; `None` of one that leaves it open.
+    #[must_use]
+    pub fn needs_descriptor(body: &[u8]) -> Option<u32> {
+        let flags = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
+        (flags & Self::BY_DESCRIPTOR != 0).then_some(flags)
     }
 
     /// Writes the body.
@@ -69,8 +80,6 @@ pub enum UnmapMemory {
 impl UnmapMemory {
     /// Bytes of the body, without a bitmap.
     pub const BYTES: u32 = 24;
-    /// The longest body: one that asks for a dirty bitmap describes it in 16 or 24 bytes more.
-    pub const LONGEST: u32 = 48;
 
     const DIRTY_BITMAP: u32 = 1;
     const ALL: u32 = 2;
@@ -91,11 +100,9 @@ impl UnmapMemory {
         if flags & Self::ALL != 0 {
             fields.zero64("address")?;
             fields.zero64("size")?;
-            fields.end()?;
             return Ok(Self::All);
         }
         let (iova, bytes) = (fields.u64()?, fields.u64()?);
-        fields.end()?;
         range(iova, bytes)?;
         Ok(Self::Range { iova: Iova::new(iova), bytes })
     }

@@ -98,12 +98,6 @@ impl Header {
         self.is_error().then(|| known().unwrap_or(Errno::EIO))
     }
 
-    /// Whether this is a command whose other bits are all zero.
-    #[must_use]
-    pub const fn is_plain_command(&self) -> bool {
-        self.flags & !Self::NO_REPLY == 0 && self.error == 0
-    }
-
     /// Reads a header; its size is not judged.
     #[must_use]
     pub fn read(bytes: &[u8; Self::BYTES]) -> Self {

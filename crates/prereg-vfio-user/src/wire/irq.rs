@@ -21,14 +21,11 @@ impl IrqInfo {
     /// Reads the command's body: the index asked for.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::NotZero`].
+    /// [`Refusal::Size`], [`Refusal::ArgSize`].
     pub fn read_command(body: &[u8]) -> Result<u32, Refusal> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
-        fields.zero32("flags")?;
-        let index = fields.u32()?;
-        fields.zero32("count")?;
-        fields.end()?;
+        let (_flags, index, _count) = (fields.u32()?, fields.u32()?, fields.u32()?);
         Ok(index)
     }
 
@@ -109,7 +106,7 @@ impl<'a> SetIrqs<'a> {
     /// [`Refusal::Range`], [`Refusal::Count`] where a count of 0 has no meaning.
     pub fn read(body: &'a [u8]) -> Result<Self, Refusal> {
         let mut fields = Fields::new(body);
-        fields.argsz(length(body.len()).max(Self::BYTES))?;
+        fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
         let (index, start, count) = (fields.u32()?, fields.u32()?, fields.u32()?);
         let refused = Refusal::Flags { flags };
@@ -126,10 +123,7 @@ impl<'a> SetIrqs<'a> {
             return Err(Refusal::Range { start: u64::from(start), bytes: u64::from(count) });
         }
         let selection = match flags & Self::DATA {
-            Self::NONE => {
-                fields.end()?;
-                IrqSelection::All
-            }
+            Self::NONE => IrqSelection::All,
             Self::BOOL => {
                 let each = fields.rest();
                 if length(each.len()) != count {
@@ -137,10 +131,7 @@ impl<'a> SetIrqs<'a> {
                 }
                 IrqSelection::Each(each)
             }
-            Self::EVENTFD => {
-                fields.end()?;
-                IrqSelection::Eventfds
-            }
+            Self::EVENTFD => IrqSelection::Eventfds,
             _ => return Err(refused),
         };
         let turns_off = selection == IrqSelection::All && action == IrqAction::Trigger && start == 0;

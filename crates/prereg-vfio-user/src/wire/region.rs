@@ -53,19 +53,16 @@ impl RegionInfo {
         }
     }
 
-    /// Reads the command's body: the index asked for and the room for the reply.
+    /// Reads the command's body: the index asked for and the room for the reply. The other fields are the reply's, and
+    /// clients send the whole buffer that the reply is to fill.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::NotZero`].
+    /// [`Refusal::Size`], [`Refusal::ArgSize`].
     pub fn read_command(body: &[u8]) -> Result<(u32, u32), Refusal> {
         let mut fields = Fields::new(body);
         let argsz = fields.argsz(Self::BYTES)?;
-        fields.zero32("flags")?;
-        let index = fields.u32()?;
-        fields.zero32("cap_offset")?;
-        fields.zero64("size")?;
-        fields.zero64("offset")?;
-        fields.end()?;
+        let (_flags, index, _capabilities) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        let (_bytes, _offset) = (fields.u64()?, fields.u64()?);
         Ok((index, argsz))
     }
 
@@ -176,7 +173,6 @@ impl IoRegionsInfo {
         fields.zero32("flags")?;
         let index = fields.u32()?;
         fields.zero32("count")?;
-        fields.end()?;
         Ok((index, argsz))
     }
 

@@ -74,8 +74,7 @@ fn wrong_maps_are_refused() {
     for (bytes, why) in [
         (map_bytes(31, 3, 0, 0, 0x1000), "argsz"),
         (map_bytes(32, 0, 0, 0, 0x1000), "neither read nor write"),
-        (map_bytes(32, 4, 0, 0, 0x1000), "an old flag"),
-        (map_bytes(32, 7, 0, 0, 0x1000), "an old flag besides"),
+        (map_bytes(32, 4, 0, 0, 0x1000), "neither read nor write, to be mapped"),
         (map_bytes(32, 1 << 31, 0, 0, 0x1000), "an unknown flag"),
         (map_bytes(32, 3, 0, 0, 0), "nothing"),
         (map_bytes(32, 3, 0, u64::MAX - 0xfff, 0x2000), "past the top"),
@@ -86,11 +85,12 @@ fn wrong_maps_are_refused() {
         (map_bytes(32, 3, u64::MAX - 0xfff, 0, 0x1000), "an offset that wraps"),
         (command(1, Command::DMA_MAP, &[]), "no body"),
         (command(1, Command::DMA_MAP, &[0; 31]), "a short body"),
-        (command(1, Command::DMA_MAP, &[0; 33]), "a long body"),
     ] {
         assert_eq!(client.refusal(&bytes, 1), 22, "{why}");
     }
-    assert_eq!(client.refusal(&map_bytes(32, 3, 0, 0, 0x1000), 2), 22, "two descriptors");
+    for flags in [3 | 4, 3 | 8] {
+        assert_eq!(client.refusal(&map_bytes(32, flags, 0, 0, 0x1000), 0), 22, "no descriptor");
+    }
 }
 
 #[test]
@@ -144,11 +144,9 @@ fn wrong_unmaps_are_refused() {
         (unmap_bytes(24, 0, 1, 0x1000), "an unaligned address"),
         (unmap_bytes(24, 0, 0, 0xfff), "an unaligned length"),
         (command(1, Command::DMA_UNMAP, &[0; 23]), "a short body"),
-        (command(1, Command::DMA_UNMAP, &[0; 49]), "a long body"),
     ] {
         assert_eq!(client.refusal(&bytes, 0), 22, "{why}");
     }
-    assert_eq!(client.refusal(&unmap_bytes(24, 0, 0, 0x1000), 1), 22, "a descriptor");
 }
 
 #[test]

@@ -102,7 +102,7 @@ fn the_judge_sees_good_replies_and_bad() {
 fn the_fuzzers_seeds_are_sessions() {
     let folder = Path::new("../../fuzz/seeds/vfio_user");
     let mut seeds = 0;
-    for entry in std::fs::read_dir(&folder).unwrap() {
+    for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let verdict = judge(&std::fs::read(&path).unwrap());
         assert!(verdict.negotiated && verdict.replies.0 > 1, "{}: {verdict:?}", path.display());

@@ -77,14 +77,9 @@ fn wrong_sizes_and_counts_are_refused() {
     let mut client = Client::new();
     for (bytes, fds, why) in [
         (set(19, NONE | TRIGGER, 0, 1, &[]), 0, "argsz"),
-        (set(20, BOOL | TRIGGER, 0, 1, &[1]), 0, "argsz without the data"),
         (set(22, BOOL | TRIGGER, 0, 1, &[1, 1]), 0, "more data than counted"),
         (set(24, BOOL | TRIGGER, 0, u32::MAX, &[1]), 0, "less data than counted"),
-        (set(21, NONE | TRIGGER, 0, 1, &[1]), 0, "data with none"),
-        (set(24, EVENTFD | TRIGGER, 0, 1, &[0; 4]), 1, "numbers beside the descriptors"),
         (set(20, NONE | TRIGGER, u32::MAX, 1, &[]), 0, "past the last number"),
-        (set(20, NONE | TRIGGER, 0, 1, &[]), 1, "a descriptor with none"),
-        (set(21, BOOL | TRIGGER, 0, 1, &[1]), 1, "a descriptor with booleans"),
         (set(20, EVENTFD | TRIGGER, 0, 2, &[]), 1, "a descriptor too few"),
         (set(20, EVENTFD | TRIGGER, 0, 1, &[]), 2, "a descriptor too many"),
         (set(20, EVENTFD | TRIGGER, 0, 17, &[]), 17, "more descriptors than a message has"),

@@ -12,6 +12,7 @@ mod framing;
 mod hostile;
 mod interrupts;
 mod judge;
+mod libvfio;
 mod negotiation;
 mod regions;
 mod roundtrip;

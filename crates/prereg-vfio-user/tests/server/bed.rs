@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub(crate) struct Shared {
     hook: Mutex<Option<Arc<Hook>>>,
     /// Serves one client at a time.
     exclusive: bool,
+    /// The next device that is left waits for this before it has gone.
+    pub(crate) parting: Mutex<Option<Receiver<()>>>,
     ioeventfds: Vec<Ioeventfd>,
 }
 
@@ -108,6 +111,10 @@ impl Device for Probe {
     }
 
     fn client_gone(&self) {
+        if let Some(parting) = self.model.parting.lock().unwrap().take() {
+            // An error is a test that is over.
+            let _ = parting.recv();
+        }
         self.say("gone");
         self.holds.lock().unwrap().clear();
     }

@@ -16,6 +16,7 @@ use vfio_user::Client;
 use crate::bed::{BAR_BYTES, Bed, CONFIG, Probes, ROM, memory, until};
 
 const MSIX: u32 = 2;
+const ERR: u32 = 3;
 /// Eventfds and trigger, nothing and trigger, nothing and unmask.
 const TELL: u32 = 0x24;
 const TRIGGER: u32 = 0x21;
@@ -108,7 +109,7 @@ fn errors_that_it_does_not_look_at_leave_the_stream_in_step() {
     }
     client.set_irqs(MSIX, TELL, 0, 1, &[null.as_raw_fd()]).unwrap();
     client.set_irqs(MSIX, TELL, 63, 2, &[null.as_raw_fd(); 2]).unwrap();
-    client.set_irqs(MSIX, UNMASK, 0, 1, &[]).unwrap();
+    client.set_irqs(ERR, UNMASK, 0, 1, &[]).unwrap();
     client.set_irqs(9, TRIGGER, 0, 0, &[]).unwrap();
     client.set_irqs(MSIX, 0xff, 0, 1, &[]).unwrap();
     let mut back = [0; 4];

@@ -117,6 +117,42 @@ fn a_model_with_one_place_says_so_and_takes_the_next_when_it_is_free() {
     bed.settle();
     bed.client();
     assert_eq!(bed.snapshot().endings["turned-away"], 1);
+    let notices = bed.server.take_notices();
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert_eq!((notices[0].client, notices[0].socket.as_ref()), (1, Some(&bed.path)));
+    assert!(notices[0].to_string().contains("another client is served"), "{}", notices[0]);
+    assert!(bed.server.take_notices().is_empty(), "each is told once");
+}
+
+#[test]
+fn who_reconnects_at_once_is_never_refused() {
+    let bed = Bed::with(Probes::exclusive(), ServerSettings::default());
+    for _ in 0..200 {
+        drop(bed.client());
+    }
+    assert!(!bed.snapshot().endings.contains_key("turned-away"));
+}
+
+#[test]
+fn a_client_waits_for_the_place_of_one_that_is_leaving() {
+    let bed = Bed::with(Probes::exclusive(), ServerSettings::default());
+    let first = bed.client();
+    let (part, parting) = std::sync::mpsc::channel();
+    *bed.probes.shared.parting.lock().unwrap() = Some(parting);
+    drop(first);
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| Client::connect(&bed.path));
+        until("both are there", || bed.snapshot().clients.len() == 2);
+        let impatient = UnixStream::connect(&bed.path).unwrap();
+        until("all are there", || bed.snapshot().clients.len() == 3);
+        drop(impatient);
+        until("who does not wait has left", || bed.snapshot().clients.len() == 2);
+        assert_eq!(bed.probes.count(), 1, "one device at a time");
+        part.send(()).unwrap();
+        let mut second = second.join().unwrap().unwrap();
+        second.device_info().unwrap();
+    });
+    assert_eq!(bed.probes.count(), 2);
 }
 
 #[test]
@@ -129,6 +165,19 @@ fn a_client_too_many_is_told_so() {
     until("there is room", || bed.snapshot().clients.len() < 2);
     bed.client();
     assert_eq!((bed.snapshot().turned_away, bed.probes.count()), (1, 3));
+}
+
+#[test]
+fn connections_that_say_nothing_keep_no_client_out() {
+    let bed = Bed::with(Probes::new(), settings(|settings| settings.max_clients = 2));
+    let silent: Vec<_> = (0..40).map(|_| UnixStream::connect(&bed.path).unwrap()).collect();
+    let (_one, two) = (bed.client(), bed.client());
+    let refused = Client::connect(&bed.path).unwrap_err();
+    assert_eq!(refused.errno(), Errno::ENFILE, "those that spoke stay");
+    drop((silent, two));
+    until("there is room", || bed.snapshot().clients.len() < 2);
+    bed.client();
+    assert_eq!(bed.probes.count(), 3);
 }
 
 #[test]

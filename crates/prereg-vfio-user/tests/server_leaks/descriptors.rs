@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use prereg::{Access, Iova};
 use prereg_vfio_user::client::{Client, Eventfd};
-use prereg_vfio_user::wire::{Command, Header, MapMemory};
+use prereg_vfio_user::wire::{Command, Header, MapMemory, UnmapMemory};
 
 use crate::bed::{Bed, memory};
 use crate::count::{Quiet, descriptors};
@@ -17,6 +17,13 @@ fn refused(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) ->
     let errno = header.errno().unwrap().raw();
     client.device_info().unwrap();
     errno
+}
+
+/// Has a frame performed although descriptors come along that it does not need.
+fn taken(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    client.send_raw(bytes, descriptors).unwrap();
+    let (header, _) = client.receive_raw().unwrap();
+    assert!(!header.is_error(), "{header:?}");
 }
 
 fn frame(header: Header, body: &[u8]) -> Vec<u8> {
@@ -39,16 +46,27 @@ fn descriptors_where_none_belong_and_too_many_are_closed() {
     let mut client = bed.client();
     let guest = memory(1 << 20);
     let eventfd = Eventfd::new().unwrap();
-    client.device_info().unwrap();
-    let before = descriptors();
     let ram = guest.descriptor().unwrap();
     let map = frame(Header::command(3, Command::DMA_MAP), &map_body());
-    for count in [2, 16, 17, 40, 250] {
+    let mut body = Vec::new();
+    UnmapMemory::All.write(&mut body);
+    let unmap = frame(Header::command(3, Command::DMA_UNMAP), &body);
+    // The memory itself stays known for a while.
+    taken(&mut client, &map, &[ram]);
+    taken(&mut client, &unmap, &[]);
+    let before = descriptors();
+    for count in [17, 40, 250] {
         assert_eq!(refused(&mut client, &map, &vec![ram; count]), 22, "{count} descriptors");
+    }
+    for count in [2, 16] {
+        // The first is the memory.
+        taken(&mut client, &map, &vec![ram; count]);
+        taken(&mut client, &unmap, &vec![ram; count]);
     }
     let reset = frame(Header::command(3, Command::DEVICE_RESET), &[]);
     for count in [1, 16, 250] {
-        assert_eq!(refused(&mut client, &reset, &vec![eventfd.as_fd(); count]), 22);
+        taken(&mut client, &reset, &vec![eventfd.as_fd(); count]);
+        taken(&mut client, &unmap, &vec![eventfd.as_fd(); count]);
     }
     // Descriptors of a reply that was never asked for.
     let reply = frame(Header::reply(3, Command::DMA_READ), &[0; 16]);

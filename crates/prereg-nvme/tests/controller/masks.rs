@@ -1,0 +1,209 @@
+//! What holds an interrupt back, or the whole device: the masks of MSI-X and MSI, INTx disable, bus mastering, memory space.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use prereg_nvme::spec::Status;
+use prereg_vfio_user::client::Eventfd;
+
+use crate::bed::{Bed, settings, until};
+use crate::driver::{Driver, FLUSH};
+
+const INTX: u32 = 0;
+const MSI: u32 = 1;
+const MSIX: u32 = 2;
+const CONFIG: u32 = 7;
+const TABLE: u64 = 0x2000;
+const PENDING: u64 = 0x3000;
+const LONG: Duration = Duration::from_secs(60);
+
+fn tell(driver: &mut Driver, kind: u32, vector: u32) -> Eventfd {
+    let eventfd = Eventfd::new().unwrap();
+    driver.client.set_eventfds(kind, vector, &[eventfd.as_fd()]).unwrap();
+    eventfd
+}
+
+fn capability(driver: &mut Driver, id: u8) -> u64 {
+    let mut at = [0x34];
+    driver.client.region_read(CONFIG, 0x34, &mut at).unwrap();
+    while at[0] != 0 {
+        let mut header = [0; 2];
+        driver.client.region_read(CONFIG, u64::from(at[0]), &mut header).unwrap();
+        if header[0] == id {
+            break;
+        }
+        at = [header[1]];
+    }
+    assert_ne!(at[0], 0, "no capability {id:#x}");
+    u64::from(at[0])
+}
+
+/// Has a command completed on queue 1, so that its interrupt is due.
+fn complete(driver: &mut Driver) {
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("it is done", || driver.peek(1).is_some());
+    assert_eq!(driver.take(1).status, Status::SUCCESS);
+    // A round trip of the worker: the interrupt of the command before is dealt with.
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    driver.take(1);
+}
+
+/// Of vector 1; nobody is told of the others.
+fn pending(driver: &mut Driver) -> u64 {
+    let mut bits = [0; 8];
+    driver.client.region_read(0, PENDING, &mut bits).unwrap();
+    u64::from_le_bytes(bits) & 2
+}
+
+fn until_pending(driver: &mut Driver, bits: u64) {
+    until("it is pending", || pending(driver) == bits);
+}
+
+#[test]
+fn msix_obeys_its_table_the_function_and_the_enable_bit() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let told = tell(&mut driver, MSIX, 1);
+    driver.enable();
+    driver.create_pair(1);
+    let control = capability(&mut driver, 0x11) + 2;
+    let set_control = |driver: &mut Driver, value: u16| {
+        driver.client.region_write(CONFIG, control, &value.to_le_bytes()).unwrap();
+    };
+    let set_mask = |driver: &mut Driver, mask: u32| driver.write_u32(TABLE + 16 + 12, mask);
+    set_control(&mut driver, 0x8000);
+    set_mask(&mut driver, 0);
+    complete(&mut driver);
+    assert!(told.wait(LONG) >= 1, "enabled and unmasked");
+    until("all are told", || pending(&mut driver) & 2 == 0);
+    assert!(told.take() <= 1);
+    // The vector's own mask.
+    set_mask(&mut driver, 1);
+    complete(&mut driver);
+    until_pending(&mut driver, 2);
+    assert_eq!(told.take(), 0);
+    set_mask(&mut driver, 0);
+    assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
+    // All of the function's, and the function's enabling.
+    for held in [0xc000, 0, 0x4000] {
+        set_control(&mut driver, held);
+        complete(&mut driver);
+        until_pending(&mut driver, 2);
+        assert_eq!(told.take(), 0, "{held:#x}");
+        set_control(&mut driver, 0x8000);
+        assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0), "{held:#x}");
+    }
+    // Its eventfd is away for a while.
+    driver.client.forget_irqs(MSIX).unwrap();
+    complete(&mut driver);
+    until_pending(&mut driver, 2);
+    let told = tell(&mut driver, MSIX, 1);
+    assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
+    // A reset forgets what is pending, and which messages were chosen.
+    set_mask(&mut driver, 1);
+    complete(&mut driver);
+    until_pending(&mut driver, 2);
+    driver.client.reset().unwrap();
+    assert_eq!(pending(&mut driver), 0);
+    assert_eq!(told.take(), 0);
+}
+
+#[test]
+fn msi_obeys_its_masks() {
+    let mut settings = settings();
+    settings.interrupts.msix = false;
+    let Some(bed) = Bed::new(settings) else { return };
+    let mut driver = Driver::connect(&bed);
+    let told = tell(&mut driver, MSI, 1);
+    driver.enable();
+    driver.create_pair(1);
+    let msi = capability(&mut driver, 5);
+    driver.client.region_write(CONFIG, msi + 2, &0x31u16.to_le_bytes()).unwrap();
+    driver.client.region_write(CONFIG, msi + 16, &2u32.to_le_bytes()).unwrap();
+    complete(&mut driver);
+    let pending = |driver: &mut Driver| {
+        let mut bits = [0; 4];
+        driver.client.region_read(CONFIG, msi + 20, &mut bits).unwrap();
+        u32::from_le_bytes(bits) & 2
+    };
+    until("it is pending", || pending(&mut driver) == 2);
+    assert_eq!(told.take(), 0);
+    driver.client.region_write(CONFIG, msi + 16, &0u32.to_le_bytes()).unwrap();
+    assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
+}
+
+#[test]
+fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    driver.enable();
+    driver.create_pair_with(1, 0);
+    let command = |driver: &mut Driver, value: u16| {
+        driver.client.region_write(CONFIG, 4, &value.to_le_bytes()).unwrap();
+    };
+    let status = |driver: &mut Driver| {
+        let mut status = [0; 2];
+        driver.client.region_read(CONFIG, 6, &mut status).unwrap();
+        status[0] >> 3 & 1
+    };
+    command(&mut driver, 0x406);
+    let told = tell(&mut driver, INTX, 0);
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("the pin is up", || status(&mut driver) == 1);
+    assert_eq!(told.take(), 0, "disabled");
+    command(&mut driver, 0x006);
+    assert_eq!(told.wait(LONG), 1, "up all the while");
+    driver.take(1);
+    until("the pin is down", || status(&mut driver) == 0);
+}
+
+#[test]
+fn a_device_that_may_not_master_the_bus_waits() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let told = tell(&mut driver, MSIX, 1);
+    driver.enable();
+    driver.create_pair(1);
+    driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    // Nothing can come, so there is nothing to wait for but some turns of the threads that must not do it.
+    for _ in 0..200 {
+        driver.client.device_info().unwrap();
+    }
+    assert!(driver.peek(1).is_none() && told.take() == 0);
+    driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
+    assert_eq!(driver.take(1).status, Status::SUCCESS);
+    assert_eq!(told.wait(LONG), 1);
+    // Turned off and reset, it is as at the beginning.
+    driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    driver.client.reset().unwrap();
+    assert_eq!(driver.read_u32(0x1c), 0);
+}
+
+#[test]
+fn a_device_without_memory_space_answers_nothing() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    let version = 0x0001_0400;
+    assert_eq!(driver.read_u32(8), version);
+    driver.client.region_write(CONFIG, 4, &[4, 0]).unwrap();
+    assert_eq!(driver.read_u32(8), u32::MAX);
+    driver.write_u32(0x24, 0x1f_001f);
+    driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
+    assert_eq!((driver.read_u32(8), driver.read_u32(0x24)), (version, 0), "the write went nowhere");
+    driver.client.region_write(CONFIG, 4, &[0, 0]).unwrap();
+    assert_eq!(driver.read_u32(8), u32::MAX);
+    driver.client.reset().unwrap();
+    assert_eq!(driver.read_u32(8), version, "nothing was said since");
+    // As SPDK does, which never turns memory space on.
+    driver.client.region_write(CONFIG, 4, &[4, 4]).unwrap();
+    assert_eq!(driver.read_u32(8), version);
+}
