@@ -2,11 +2,14 @@
 //!
 //! `options` is the command line; `parts` are emulators, kernels and programs, `program` builds the latter; `guest` is a
 //! machine of them and what it says; `case` is one thing shown; `nvme` and `vfio` are the cases, `server` is `prereg serve`
-//! as some of them run it, `kernel` is built for others. This file chooses, runs one after the other, and reports.
+//! as some of them run it, `kernel` is built for others; `load` and `huge_pages` are what a case makes of the machine it runs
+//! on. This file chooses, runs one after the other, and reports.
 
 mod case;
 mod guest;
+mod huge_pages;
 mod kernel;
+mod load;
 mod nvme;
 mod options;
 mod parts;
@@ -100,7 +103,7 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Trouble>
     let runs = cache.folder("runs")?;
     forget_old(&runs);
     let sockets = std::env::temp_dir().join(format!("prereg-vm-{number}"));
-    let mut failed = Vec::new();
+    let (mut failed, mut skipped) = (Vec::new(), 0);
     for case in cases {
         let folder = runs.join(number.to_string()).join(case.name);
         let stage = Stage::set(&parts, &folder, &sockets)?;
@@ -115,6 +118,10 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Trouble>
                     let _ = fs::remove_dir_all(&folder);
                 }
             }
+            Err(Failure::Skipped(why)) => {
+                println!("skip   {:8} {:24} {seconds:6.1} s  {why}", case.suite.name(), case.name);
+                skipped += 1;
+            }
             Err(failure) => {
                 println!("FAILED {:8} {:24} {seconds:6.1} s", case.suite.name(), case.name);
                 show(&failure, &folder);
@@ -126,8 +133,8 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Trouble>
     let (all, bad) = (cases.len(), failed.len());
     let verdict = if bad == 0 { "ok".to_owned() } else { format!("FAILED ({})", failed.join(", ")) };
     println!(
-        "vm result: {verdict}. {} passed; {bad} failed; finished in {:.1} s",
-        all - bad,
+        "vm result: {verdict}. {} passed; {bad} failed; {skipped} skipped; finished in {:.1} s",
+        all - bad - skipped,
         begin.elapsed().as_secs_f64()
     );
     Ok(bad)

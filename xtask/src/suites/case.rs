@@ -36,6 +36,9 @@ pub(crate) enum Failure {
     Machine(#[from] Trouble),
     #[error("{0}")]
     Judged(String),
+    /// This machine lacks what the case needs, and cannot get it; nothing was shown.
+    #[error("{0}")]
+    Skipped(String),
 }
 
 impl Failure {

@@ -20,8 +20,9 @@ use crate::vm::qmp::Qmp;
 /// What introduces a line for us.
 const MARK: &str = "@@ ";
 
-/// The longest from power-on to the case's script. Under emulation it is 3 to 7 seconds on an idle machine.
-const BOOT: Duration = Duration::from_secs(180);
+/// The longest from power-on to the case's script. Under emulation it is 3 to 7 seconds of a processor, which a guest of low
+/// priority on a busy machine gets in minutes.
+const BOOT: Duration = Duration::from_secs(600);
 
 /// How long QEMU may take to answer or to end.
 const MONITOR: Duration = Duration::from_secs(60);
@@ -42,8 +43,45 @@ pub(crate) enum Board {
 pub(crate) enum Ram {
     /// A memfd, whose descriptor a vfio-user server gets.
     Shared,
+    /// Two memory nodes of half the size, each a memfd of its own. The first processor is in the first.
+    TwoNodes,
+    /// A memfd on hugetlbfs.
+    Huge,
     /// The emulator's own, which a server reaches only by messages.
     Private,
+}
+
+impl Ram {
+    /// As the emulator takes `mib` MiB of it.
+    fn words(self, mib: u64) -> String {
+        let memfd =
+            |name: &str, mib: u64| format!("-object memory-backend-memfd,id={name},size={mib}M,share=on");
+        match self {
+            Self::Shared => format!("-machine memory-backend=ram {}", memfd("ram", mib)),
+            Self::TwoNodes => {
+                let nodes = ["node0", "node1"];
+                let objects = nodes.map(|name| format!("{} -numa node,memdev={name}", memfd(name, mib / 2)));
+                objects.join(" ")
+            }
+            Self::Huge => {
+                format!("-machine memory-backend=ram {},hugetlb=on,hugetlbsize=2M", memfd("ram", mib))
+            }
+            Self::Private => {
+                format!("-machine memory-backend=ram -object memory-backend-ram,id=ram,size={mib}M,share=off")
+            }
+        }
+    }
+}
+
+/// The MiB of a size as `-m` takes it.
+fn mib(memory: &str) -> Result<u64, Failure> {
+    let size = memory.split(',').next().unwrap_or(memory);
+    let parsed = match size.split_at_checked(size.len().saturating_sub(1)) {
+        Some((number, "G")) => number.parse::<u64>().ok().and_then(|gib| gib.checked_mul(1024)),
+        Some((number, "M")) => number.parse().ok(),
+        _ => None,
+    };
+    parsed.ok_or_else(|| Failure::judged(format!("{size} is no size in MiB or GiB, such as 512M")))
 }
 
 /// A guest to be booted.
@@ -133,12 +171,8 @@ impl Guest {
         let console = if self.is_pc() {
             // The check asks for ticks in time, which a busy machine cannot give an emulated one.
             line.push("no_timer_check".to_owned());
-            let size = self.memory.split(',').next().unwrap_or(self.memory);
-            say("-nodefaults -no-user-config -machine q35,memory-backend=ram -cpu qemu64,+rdrand");
-            match self.ram {
-                Ram::Shared => say(&format!("-object memory-backend-memfd,id=ram,size={size},share=on")),
-                Ram::Private => say(&format!("-object memory-backend-ram,id=ram,size={size},share=off")),
-            }
+            say("-nodefaults -no-user-config -machine q35 -cpu qemu64,+rdrand");
+            say(&self.ram.words(mib(self.memory)?));
             say(if self.cpus > 1 { "-accel tcg,thread=multi" } else { "-accel tcg,thread=single" });
             "ttyS0"
         } else {
@@ -278,6 +312,23 @@ fn parse_mark(line: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read_as_the_emulator_reads_them() {
+        assert_eq!(mib("512M").ok(), Some(512));
+        assert_eq!(mib("384M,slots=2,maxmem=4G").ok(), Some(384));
+        assert_eq!(mib("7G").ok(), Some(7 << 10));
+        for wrong in ["", "G", "7", "7k", "-1M"] {
+            assert!(mib(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn two_nodes_share_the_memory() {
+        let words = Ram::TwoNodes.words(512);
+        assert_eq!(words.matches("size=256M").count(), 2);
+        assert_eq!(words.matches("-numa node").count(), 2);
+    }
 
     #[test]
     fn marks_are_found_wherever_a_line_has_them() {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::super::case::{Failure, Stage, ensure};
 use super::super::guest::{Board, Booted, Guest};
-use super::super::server::{Controller, Server, Setup};
+use super::super::server::{Controller, Server, Setup, number};
 use crate::vm::Trouble;
 use crate::vm::tool::run;
 
@@ -60,6 +60,39 @@ pub(super) fn guest(stage: &Stage<'_>, script: &'static str) -> Result<Guest, Fa
 pub(super) fn device(stage: &Stage<'_>, name: &str) -> Value {
     let path = stage.socket(name).display().to_string();
     json!({ "driver": "vfio-user-pci", "id": name, "socket": { "type": "unix", "path": path } })
+}
+
+/// What the server keeps of its guests' memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Kept {
+    /// Files, whatever the number of clients and maps.
+    pub(super) files: u64,
+    /// Pieces of them that are pinned.
+    pub(super) pieces: u64,
+    /// Pins that were made so far.
+    pub(super) pins: u64,
+}
+
+impl Kept {
+    /// What `status` says.
+    ///
+    /// # Errors
+    /// [`Failure::Judged`] when a piece is registered more than once.
+    pub(super) fn of(status: &Value) -> Result<Self, Failure> {
+        let files = status.pointer("/memory/files").and_then(Value::as_array);
+        let files = files.ok_or_else(|| Failure::judged(format!("prereg status has no files: {status}")))?;
+        let pieces = files.iter().map(|file| number(file, "/extents")).sum::<Result<u64, Failure>>()?;
+        let registrations = number(status, "/memory/registrations")?;
+        ensure(registrations == pieces, || format!("{registrations} registrations of {pieces} pieces"))?;
+        Ok(Self { files: files.len() as u64, pieces, pins: number(status, "/memory/pins_total")? })
+    }
+
+    /// The same for the memory of `files` files.
+    pub(super) fn of_files(status: &Value, files: u64) -> Result<Self, Failure> {
+        let kept = Self::of(status)?;
+        ensure(kept.files == files, || format!("{} files of guest memory instead of {files}", kept.files))?;
+        Ok(kept)
+    }
 }
 
 /// Compares on the host what the script `data` wrote, once nobody has the disk.

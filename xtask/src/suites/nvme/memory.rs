@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
 use super::super::guest::{Booted, Guest};
 use super::super::server::{Server, number};
-use super::disk::{LIMIT, device, guest, serve};
+use super::disk::{Kept, LIMIT, device, guest, serve};
 
 pub(super) const CASES: &[Case] = &[
     case("nvme-dimm", "a DIMM is plugged, used for I/O, unplugged, and plugged again", dimm),
@@ -49,7 +49,7 @@ fn fill(booted: &mut Booted, word: &str) -> Result<(), Failure> {
 fn dimm(stage: &Stage<'_>) -> Verdict {
     let (server, _) = serve(stage, "")?;
     let mut booted = small(stage)?.boot(stage, "guest")?;
-    for round in 0..2 {
+    for _ in 0..2 {
         let monitor = booted.monitor()?;
         monitor.execute(
             "object-add",
@@ -57,14 +57,13 @@ fn dimm(stage: &Stage<'_>) -> Verdict {
         )?;
         monitor.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
         fill(&mut booted, "more")?;
-        let registrations = number(&server.status()?, "/memory/registrations")?;
-        ensure(registrations == 2, || format!("{registrations} registrations with a DIMM, round {round}"))?;
+        Kept::of_files(&server.status()?, 2)?;
         booted.mark("ready", LIMIT)?;
         let monitor = booted.monitor()?;
         monitor.execute("device_del", json!({ "id": "dimm" }))?;
         monitor.event("DEVICE_DELETED", |event| event["data"]["device"] == "dimm")?;
         server.becomes(Duration::from_secs(5), "without the DIMM's pin", |status| {
-            status["memory"]["registrations"] == 1
+            status["memory"]["files"].as_array().is_some_and(|files| files.len() == 1)
         })?;
         monitor.execute("object-del", json!({ "id": "more" }))?;
         booted.answer("less")?;
