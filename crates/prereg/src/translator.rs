@@ -250,21 +250,15 @@ impl Translator {
                 return taken;
             }
         }
-        let first = match self.take_by_header(ua, shift) {
-            Ok(taken) => return taken,
-            Err(error) => error,
-        };
-        self.refresh();
-        match self.take_by_header(ua, shift) {
-            Ok(taken) => taken,
-            Err(error) => {
-                // A region that went between the two looks was there when the caller asked.
-                let closing = matches!(first, MapError::Closing { .. });
-                self.failure =
-                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error };
-                (0, 0)
-            }
+        if let Ok(taken) = self.take_by_header(ua, shift) {
+            return taken;
         }
+        // An old snapshot may name regions that are gone: only the newest one says why there is none.
+        self.refresh();
+        self.take_by_header(ua, shift).unwrap_or_else(|error| {
+            self.failure = error;
+            (0, 0)
+        })
     }
 
     /// `take` from the cells, with a fence.

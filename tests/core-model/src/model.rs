@@ -162,8 +162,6 @@ pub struct Space {
     pub regions: BTreeMap<u64, Region>,
     /// Regions that must be unpinned before the call that is under way returns.
     leaving: Vec<Region>,
-    /// When ranges were last released, for translators that have not looked since.
-    pub released: Vec<(UserRange, u64)>,
     last_id: u64,
     /// The owner is gone.
     pub closed: bool,
@@ -181,7 +179,6 @@ impl Space {
             granule,
             regions: BTreeMap::new(),
             leaving: Vec::new(),
-            released: Vec::new(),
             last_id: 0,
             closed: false,
             pins: 0,
@@ -278,19 +275,15 @@ impl Space {
         if region.is_draining() { Err(MapError::Closing { ua }) } else { Ok(id) }
     }
 
-    /// Whether the error `got` may stand for `want`, to a translator that looked last at time `looked`: what was released
-    /// since, or may be released at any time, may be found closing or gone.
+    /// Whether the error `got` may stand for `want`: what may be released at any time may be found closing or gone.
     #[must_use]
-    pub fn may_be(&self, got: MapError, want: MapError, looked: u64) -> bool {
+    pub fn may_be(&self, got: MapError, want: MapError) -> bool {
         let idle =
             |ua| self.regions.values().any(|region| region.is_releasable() && region.range.holds(ua, 1));
-        let gone = |ua| self.released.iter().any(|&(range, when)| when >= looked && range.holds(ua, 1));
         got == want
             || match (got, want) {
-                (MapError::Closing { ua }, MapError::Unregistered { ua: other, .. }) => {
-                    ua == other && (idle(ua) || gone(ua))
-                }
-                (
+                (MapError::Closing { ua }, MapError::Unregistered { ua: other, .. })
+                | (
                     MapError::Unregistered { ua, .. },
                     MapError::Closing { ua: other } | MapError::TooLarge { ua: other, .. },
                 ) => ua == other && idle(ua),
@@ -299,24 +292,23 @@ impl Space {
     }
 
     /// Everything that is idle leaves: before the call that is under way returns, the host must be told.
-    pub fn reap(&mut self, now: u64) {
+    pub fn reap(&mut self) {
         let idle: Vec<u64> =
             self.regions.iter().filter(|(_, region)| region.is_releasable()).map(|(&id, _)| id).collect();
         for id in idle {
-            self.leave(id, now);
+            self.leave(id);
         }
     }
 
     /// A mapping of region `id` was dropped: if it was the last one of a draining region, what is idle leaves.
-    pub fn dropped(&mut self, id: u64, now: u64) {
+    pub fn dropped(&mut self, id: u64) {
         if self.regions.get(&id).is_some_and(Region::is_releasable) {
-            self.reap(now);
+            self.reap();
         }
     }
 
-    fn leave(&mut self, id: u64, now: u64) {
+    fn leave(&mut self, id: u64) {
         if let Some(region) = self.regions.remove(&id) {
-            self.released.push((region.range, now));
             if region.pin.is_some() {
                 self.unpins += 1;
                 self.leaving.push(region);
@@ -328,11 +320,11 @@ impl Space {
     ///
     /// # Errors
     /// What is wrong.
-    pub fn settle(&mut self, host: &Host, told: Vec<Unpinned>, now: u64) -> Result<(), String> {
+    pub fn settle(&mut self, host: &Host, told: Vec<Unpinned>) -> Result<(), String> {
         for Unpinned { pin, dirty } in told {
             let early = |(_, region): &(&u64, &Region)| region.is_releasable() && region.pin == Some(pin);
             if let Some(id) = self.regions.iter().find(early).map(|(&id, _)| id) {
-                self.leave(id, now);
+                self.leave(id);
             }
             let Some(place) = self.leaving.iter().position(|region| region.pin == Some(pin)) else {
                 return Err(format!("pin {pin} was released, and is in use or unknown"));

@@ -114,8 +114,6 @@ struct Reader {
     real: Translator,
     space: usize,
     holder: Holder,
-    /// When it is known to have looked for the newest snapshot.
-    looked: u64,
 }
 
 enum Unit {
@@ -159,8 +157,6 @@ struct World {
     lives: Vec<Live>,
     blocks: Vec<Block>,
     drains: Vec<Drain>,
-    /// Counts operations.
-    now: u64,
     /// What was done, for the report of a failure.
     trace: Vec<String>,
     summary: Summary,
@@ -190,7 +186,6 @@ impl World {
             lives: Vec::new(),
             blocks: Vec::new(),
             drains: Vec::new(),
-            now: 0,
             trace: Vec::new(),
             summary: Summary::default(),
         };
@@ -265,7 +260,6 @@ impl World {
 
     fn perform(&mut self, ops: &[Op]) -> Checked {
         for op in ops {
-            self.now += 1;
             let noted = self.trace.len();
             self.step(*op)?;
             self.settle()?;
@@ -326,10 +320,9 @@ impl World {
 
     /// Compares what the hosts were told since the last operation with what the model says has left.
     fn settle(&mut self) -> Checked {
-        let now = self.now;
         self.spaces.iter_mut().enumerate().try_for_each(|(index, space)| {
             let told = space.host.take_unpinned();
-            space.model.settle(&space.host, told, now).map_err(|wrong| format!("space {index}: {wrong}"))
+            space.model.settle(&space.host, told).map_err(|wrong| format!("space {index}: {wrong}"))
         })
     }
 }

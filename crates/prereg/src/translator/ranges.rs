@@ -12,16 +12,11 @@ impl Translator {
     /// # Errors
     /// As [`map`](Self::map); an empty range lies nowhere.
     pub fn map_range(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
-        match self.map_range_found(ua, bytes) {
-            Ok(mapping) => Ok(mapping),
-            Err(first) => {
-                self.refresh();
-                self.map_range_found(ua, bytes).map_err(|error| {
-                    let closing = matches!(first, MapError::Closing { .. });
-                    if closing && matches!(error, MapError::Unregistered { .. }) { first } else { error }
-                })
-            }
-        }
+        self.map_range_found(ua, bytes).or_else(|_| {
+            // As in `map`: only the newest snapshot says why there is none.
+            self.refresh();
+            self.map_range_found(ua, bytes)
+        })
     }
 
     #[inline]

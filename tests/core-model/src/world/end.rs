@@ -11,11 +11,10 @@ impl World {
     pub(super) fn drop_space(&mut self, op: Op) -> Checked {
         let Some(index) = self.open_space(op.a) else { return Ok(()) };
         self.trace.push(format!("drop space {index}"));
-        let now = self.now;
         let space = &mut self.spaces[index];
         space.model.close();
         // What nothing maps is unpinned at once.
-        space.model.reap(now);
+        space.model.reap();
         drop(space.real.take());
         self.settle()?;
         // Mostly another one, so that what follows has a space to work in.
@@ -27,7 +26,6 @@ impl World {
 
     /// Drops everything, in an order that follows from what there is, and looks whether anything is left.
     pub(super) fn end(mut self) -> Result<Summary, String> {
-        self.now += 1;
         let order = self.trace.len() + self.lives.len();
         for step in 0..5 {
             let dropped = match (order + step) % 5 {
@@ -59,7 +57,7 @@ impl World {
         while let Some(Live { unit, space, id, holder }) = self.lives.pop() {
             drop(unit);
             self.given_back(space, id, holder)?;
-            self.spaces[space].model.dropped(id, self.now);
+            self.spaces[space].model.dropped(id);
             self.settle()?;
         }
         Ok(())
@@ -67,10 +65,9 @@ impl World {
 
     fn drop_claims(&mut self) -> Checked {
         while let Some(claim) = self.claims.pop() {
-            let now = self.now;
             let model = &mut self.spaces[claim.space].model;
             let _ = model.disclaim(claim.id, claim.holder);
-            model.reap(now);
+            model.reap();
             drop(claim.real);
             self.settle()?;
         }
@@ -90,7 +87,7 @@ impl World {
             let space = &mut self.spaces[index];
             if let Some(real) = space.real.take() {
                 space.model.close();
-                space.model.reap(self.now);
+                space.model.reap();
                 drop(real);
             }
         }

@@ -27,7 +27,7 @@ impl World {
         let plain = holder == prereg::Holder::default();
         let real = if plain { real.translator() } else { real.translator_for(holder) };
         same!(real.holder(), holder, "whose the translator is");
-        self.readers.push(Reader { real, space, holder, looked: self.now });
+        self.readers.push(Reader { real, space, holder });
         Ok(())
     }
 
@@ -42,17 +42,13 @@ impl World {
         let Some(index) = nth(&self.readers, op.a) else { return Ok(()) };
         self.trace.push(format!("refresh translator {index}"));
         self.readers[index].real.refresh();
-        self.readers[index].looked = self.now;
         Ok(())
     }
 
-    /// Compares an error of reader `reader` with the one the model says, and notes that it has looked.
+    /// Compares an error of reader `reader` with the one the model says.
     pub(super) fn missed(&mut self, reader: usize, got: MapError, want: MapError) -> Checked {
-        let Reader { space, looked, .. } = &mut self.readers[reader];
-        let may = self.spaces[*space].model.may_be(got, want, *looked);
-        if !matches!(got, MapError::Foreign | MapError::Misaligned { .. }) {
-            *looked = self.now;
-        }
+        let space = self.readers[reader].space;
+        let may = self.spaces[space].model.may_be(got, want);
         ensure!(may, "mapped: got {got:?}, want {want:?}");
         same!(got.errno().raw(), errno(&got), "error number");
         ensure!(!got.to_string().is_empty(), "an error without a text");
@@ -384,7 +380,6 @@ impl World {
 
     pub(super) fn drop_mapping(&mut self, op: Op) -> Checked {
         let Some(live) = self.take_live(op.b)? else { return Ok(()) };
-        let now = self.now;
         let elsewhere = op.c >> 4 & 3 == 0;
         self.trace.push(format!("space {}: drop a mapping of region {}, {elsewhere}", live.space, live.id));
         let unit = live.unit;
@@ -394,7 +389,7 @@ impl World {
         } else {
             drop(unit);
         }
-        self.spaces[live.space].model.dropped(live.id, now);
+        self.spaces[live.space].model.dropped(live.id);
         Ok(())
     }
 

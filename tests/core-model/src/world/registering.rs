@@ -62,14 +62,13 @@ impl World {
         self.trace.push(format!(
             "space {index}: register {ua:#x} + {bytes:#x} {wish:?} for {holder}, {failure:?} {limit:?}"
         ));
-        let now = self.now;
         let granule = self.case.granule;
         let super::Space { real, host, model, .. } = &mut self.spaces[index];
         let Some(real) = real else { return Ok(()) };
         let want = match model.range(ua, bytes) {
             Err(refused) => Registered::Refused(refused),
             Ok(range) => {
-                model.reap(now);
+                model.reap();
                 let over = limit.is_some_and(|limit| model.pinned_pages() + range.pages(granule) > limit);
                 match model.register(range, wish) {
                     Registered::New if failure == Some(Failure::Charge) || over => {
@@ -123,7 +122,7 @@ impl World {
                         Some((host.last_pin(), Vec::new())),
                         "what is unpinned of a pin that fell short"
                     );
-                    model.settle(host, told, now)?;
+                    model.settle(host, told)?;
                 }
                 if let prereg::RegisterError::Overlap { range, with } = error {
                     ensure!(
@@ -170,7 +169,6 @@ impl World {
             _ => (1 << 40) + (random.below(64) << 21),
         };
         self.trace.push(format!("space {index}: register device {ua:#x} + {bytes:#x} at {host:#x}"));
-        let now = self.now;
         let super::Space { real, model, .. } = &mut self.spaces[index];
         let Some(real) = real else { return Ok(()) };
         let want = match model.range(ua, bytes) {
@@ -179,7 +177,7 @@ impl World {
             // A device region of 2^52 pages is one run, which the model would walk through.
             Ok(range) if range.pages(self.case.granule) > 1 << 16 => return Ok(()),
             Ok(range) => {
-                model.reap(now);
+                model.reap();
                 model.register(range, Wish::New)
             }
         };
@@ -206,10 +204,9 @@ impl World {
         };
         let holder = holder(op.c >> 8);
         self.trace.push(format!("space {index}: share {ua:#x} + {bytes:#x} for {holder}"));
-        let now = self.now;
         let super::Space { real, model, .. } = &mut self.spaces[index];
         let Some(real) = real else { return Ok(()) };
-        model.reap(now);
+        model.reap();
         let want = model.range(ua, bytes).ok().and_then(|range| model.exactly(range));
         let at = UserAddr::new(ua);
         let plain = holder == Holder::default();
@@ -228,16 +225,15 @@ impl World {
 
     /// What the model says of giving claim `claim` up: nothing in the way, or live mappings, or the space is gone.
     fn give_up(&mut self, claim: &Claim) -> Result<(), Option<u64>> {
-        let now = self.now;
         let model = &mut self.spaces[claim.space].model;
-        model.reap(now);
+        model.reap();
         let Some(region) = model.regions.get(&claim.id).filter(|_| !model.closed) else { return Err(None) };
         let last = region.used.values().sum::<u64>() == 1;
         if last && region.mappings() > 0 {
             return Err(Some(region.mappings()));
         }
         let taken = model.disclaim(claim.id, claim.holder);
-        model.reap(now);
+        model.reap();
         if taken { Ok(()) } else { Err(None) }
     }
 
@@ -316,11 +312,10 @@ impl World {
 
     /// Takes a claim off in the model, mapped or not. Whether the region still drains.
     fn disclaim(&mut self, claim: &Claim) -> bool {
-        let now = self.now;
         let model = &mut self.spaces[claim.space].model;
-        model.reap(now);
+        model.reap();
         let there = model.disclaim(claim.id, claim.holder);
-        model.reap(now);
+        model.reap();
         there && model.regions.get(&claim.id).is_some_and(model::Region::is_draining)
     }
 
@@ -349,13 +344,12 @@ impl World {
 
     /// Whether the model says that a drain is done. Asking releases what is idle.
     fn is_done(&mut self, index: usize) -> bool {
-        let now = self.now;
         let Drain { space, id, waiting, .. } = self.drains[index];
         if !waiting {
             return true;
         }
         let model = &mut self.spaces[space].model;
-        model.reap(now);
+        model.reap();
         !model.regions.get(&id).is_some_and(model::Region::is_draining)
     }
 

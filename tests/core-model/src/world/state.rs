@@ -40,7 +40,6 @@ impl World {
 
     /// Compares all that each space shows. Looking releases what is idle.
     pub(super) fn compare(&mut self) -> Checked {
-        let now = self.now;
         for index in 0..self.spaces.len() {
             let translators = self.readers_of(index);
             let space = &mut self.spaces[index];
@@ -54,9 +53,9 @@ impl World {
                 continue;
             };
             let shown = real.snapshot();
-            space.model.reap(now);
+            space.model.reap();
             let told = space.host.take_unpinned();
-            space.model.settle(&space.host, told, now)?;
+            space.model.settle(&space.host, told)?;
             let pages = space.model.pinned_pages();
             let (pinned, charged) = space.host.pinned_and_charged();
             same!((pinned, charged), (pages, pages), "pages pinned and charged at the host");
@@ -177,11 +176,10 @@ impl World {
     pub(super) fn reap(&mut self, op: Op) -> Checked {
         let Some(index) = self.open_space(op.a) else { return Ok(()) };
         self.trace.push(format!("space {index}: reap"));
-        let now = self.now;
         let space = &mut self.spaces[index];
         if let Some(real) = &space.real {
             real.reap();
-            space.model.reap(now);
+            space.model.reap();
         }
         self.settle()
     }
