@@ -1,7 +1,7 @@
 //! The control socket: whoever connects gets the server's status as one JSON document, and the end of the stream.
 //!
-//! Each connection is answered by a thread of its own, at most [`MOST_ANSWERS`] at a time, so a connection that is not read
-//! delays no other; it is closed after [`PATIENCE`]. The socket has mode 0600: only the server's user may ask.
+//! Each connection is answered by a thread of its own, at most `MOST_ANSWERS` at a time, so a connection that is not read
+//! delays no other; it is closed after `PATIENCE`. The socket has mode 0600: only the server's user may ask.
 
 use std::collections::VecDeque;
 use std::fs;

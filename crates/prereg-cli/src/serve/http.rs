@@ -1,8 +1,8 @@
 //! The HTTP server for metrics: `GET /metrics`, by hyper, on one thread.
 //!
-//! Connections are served concurrently, at most [`MOST_CONNECTIONS`] of them. When one more comes the oldest is closed, so
+//! Connections are served concurrently, at most `MOST_CONNECTIONS` of them. When one more comes the oldest is closed, so
 //! clients that are slow or silent delay only themselves, however many there are. A request must arrive within
-//! [`REQUEST_TIME`], a whole exchange must end within [`EXCHANGE_TIME`], and one connection carries one request.
+//! `REQUEST_TIME`, a whole exchange must end within `EXCHANGE_TIME`, and one connection carries one request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
