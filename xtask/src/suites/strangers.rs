@@ -1,0 +1,15 @@
+//! Guests made of what this workspace did not write and does not usually meet: other tools, firmware, bootloaders.
+//!
+//! `tools` is Debian's programs for disks and file systems on the guest's kernel, `firmware` is machines that start from the
+//! disk, `boot_disk` the disk for those. All of it comes from Debian's packages, fetched when the first case needs them.
+
+mod boot_disk;
+mod firmware;
+mod tools;
+
+use super::case::Case;
+
+/// All of them.
+pub(crate) fn cases() -> Vec<Case> {
+    [tools::CASES, firmware::CASES].concat()
+}
