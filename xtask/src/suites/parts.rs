@@ -30,7 +30,7 @@ const PACKAGES: [&str; 8] = [
     "zstd",
 ];
 
-/// What strangers to this workspace are made of: tools for disks, firmware, bootloaders, and what puts those on a disk.
+/// Packages of the suite `strangers`: tools for disks, firmware, bootloaders, and what puts those on a disk.
 const STRANGERS: [&str; 14] = [
     "btrfs-progs",
     "f2fs-tools",
@@ -169,7 +169,7 @@ impl Parts {
         emulator_of(self.strangers()?, "qemu-system-aarch64", &["usr/share/qemu"])
     }
 
-    /// What strangers are made of, fetched when it is first asked for.
+    /// The packages of the suite `strangers`, fetched when they are first asked for.
     pub(crate) fn strangers(&self) -> Result<&Root, Trouble> {
         if let Some(root) = self.strangers.get() {
             return Ok(root);

@@ -1,7 +1,7 @@
-//! Guests made of what this workspace did not write and does not usually meet: other tools, firmware, bootloaders.
+//! Foreign software on the disk: other tools than the guest's own driver, firmware, bootloaders.
 //!
-//! `tools` is Debian's programs for disks and file systems on the guest's kernel, `firmware` is machines that start from the
-//! disk, `boot_disk` the disk for those. All of it comes from Debian's packages, fetched when the first case needs them.
+//! `tools` are Debian's programs for disks and file systems in a guest, `firmware` is machines that start from the disk,
+//! `boot_disk` the disk for those. All of it comes from Debian's packages, fetched when the first case needs them.
 
 mod boot_disk;
 mod firmware;

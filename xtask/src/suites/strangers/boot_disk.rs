@@ -40,6 +40,8 @@ pub(super) enum Kind {
 #[derive(Clone, Debug)]
 pub(super) struct BootDisk {
     pub(super) file: PathBuf,
+    /// A file with the known blocks.
+    pub(super) known: PathBuf,
 }
 
 impl BootDisk {
@@ -50,7 +52,7 @@ impl BootDisk {
         let sector = first_sector(&[(fat, FAT), (Kind::Linux, DATA)]);
         file.set_len((DATA.0 + DATA.1) << 20).map_err(Trouble::file(&path))?;
         file.write_all(&sector).map_err(Trouble::file(&path))?;
-        let disk = Self { file: path };
+        let disk = Self { file: path, known: stage.file("known") };
         let sectors = (FAT.1 << 20) / SECTOR;
         // mformat wants a geometry; one that the size is a multiple of.
         let hidden = (FAT.0 << 20) / SECTOR;
@@ -60,14 +62,11 @@ impl BootDisk {
             &["-T", &sectors.to_string(), "-h", "64", "-s", "32", "-H", &hidden.to_string()],
             &["::"],
         )?;
-        let known = stage.file("known");
-        File::create(&known).map_err(Trouble::file(&known))?;
-        run(Command::new(stage.parts.hand()?).arg("fill").arg(&known).args([
-            KNOWN.to_string(),
-            "128".to_owned(),
-            SEED.to_string(),
-        ]))?;
-        disk.put(DATA.0 << 20, &fs::read(&known).map_err(Trouble::file(&known))?)?;
+        let known = &disk.known;
+        File::create(known).map_err(Trouble::file(known))?;
+        let words = [KNOWN.to_string(), "128".to_owned(), SEED.to_string()];
+        run(Command::new(stage.parts.hand()?).arg("fill").arg(known).args(words))?;
+        disk.put(DATA.0 << 20, &fs::read(known).map_err(Trouble::file(known))?)?;
         Ok(disk)
     }
 

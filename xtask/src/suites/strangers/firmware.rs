@@ -132,7 +132,7 @@ const WRITTEN: u64 = DATA.0 + 64;
 
 fn u_boot(stage: &Stage<'_>) -> Verdict {
     let disk = BootDisk::make(stage, "disk", Kind::EfiSystem)?;
-    disk.copy(stage, &stage.file("known"), "/known")?;
+    disk.copy(stage, &disk.known, "/known")?;
     let server = serve(stage, &disk)?;
     let mut command = stage.parts.arm_emulator()?;
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);

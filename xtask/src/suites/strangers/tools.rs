@@ -1,4 +1,4 @@
-//! Debian's programs for disks and file systems, in a guest that has nothing else to run them with.
+//! Debian's programs for disks and file systems, in a guest whose whole file system is in memory.
 
 use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
 use super::super::guest::{BOOT, Booted, Guest};
