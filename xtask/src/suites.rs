@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: what this workspace builds, used by real kernels in emulated machines.
 //!
 //! `options` is the command line; `parts` are emulators, kernels and programs, `program` builds the latter; `guest` is a
-//! machine of them and what it says; `case` is one thing shown; `nvme` and `vfio` are the cases, `server` is `prereg serve`
+//! machine of them and what it says; `case` is one thing shown; `nvme`, `strangers` and `vfio` are the cases, `server` is `prereg serve`
 //! as some of them run it, `kernel` is built for others; `load` and `huge_pages` are what a case makes of the machine it runs
 //! on. This file chooses, runs one after the other, and reports.
 
@@ -15,6 +15,7 @@ mod options;
 mod parts;
 mod program;
 mod server;
+mod strangers;
 mod vfio;
 
 use std::fs;
@@ -53,7 +54,7 @@ pub(crate) fn command(root: &Path, words: &[String]) -> ExitCode {
     };
     if options.list {
         for case in &cases {
-            println!("{:8} {:24} {}", case.suite.name(), case.name, case.shows);
+            println!("{:9} {:26} {}", case.suite.name(), case.name, case.shows);
         }
         return ExitCode::SUCCESS;
     }
@@ -69,7 +70,7 @@ pub(crate) fn command(root: &Path, words: &[String]) -> ExitCode {
 
 /// The cases that `options` choose, or the name that is none.
 fn chosen(options: &Options) -> Result<Vec<Case>, String> {
-    let all = [nvme::cases(), vfio::CASES.to_vec()].concat();
+    let all = [nvme::cases(), strangers::cases(), vfio::CASES.to_vec()].concat();
     let unknown = options.only.iter().find(|name| all.iter().all(|case| case.name != name.as_str()));
     if let Some(name) = unknown {
         return Err(name.clone());
@@ -112,18 +113,18 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Trouble>
         let seconds = started.elapsed().as_secs_f64();
         match verdict {
             Ok(seen) => {
-                println!("ok     {:8} {:24} {seconds:6.1} s  {seen}", case.suite.name(), case.name);
+                println!("ok     {:9} {:26} {seconds:6.1} s  {seen}", case.suite.name(), case.name);
                 if !options.keep {
                     // Nothing in it is of interest any more; what cannot be removed is removed by the next run.
                     let _ = fs::remove_dir_all(&folder);
                 }
             }
             Err(Failure::Skipped(why)) => {
-                println!("skip   {:8} {:24} {seconds:6.1} s  {why}", case.suite.name(), case.name);
+                println!("skip   {:9} {:26} {seconds:6.1} s  {why}", case.suite.name(), case.name);
                 skipped += 1;
             }
             Err(failure) => {
-                println!("FAILED {:8} {:24} {seconds:6.1} s", case.suite.name(), case.name);
+                println!("FAILED {:9} {:26} {seconds:6.1} s", case.suite.name(), case.name);
                 show(&failure, &folder);
                 failed.push(case.name);
             }

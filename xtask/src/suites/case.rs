@@ -11,6 +11,8 @@ use crate::vm::Trouble;
 pub(crate) enum Suite {
     /// Guests with a disk from `prereg serve nvme`.
     Nvme,
+    /// Foreign tools, firmware and bootloaders on such a disk.
+    Strangers,
     /// Stock kernels' VFIO under `prereg selftest`.
     Vfio,
     /// The same over iommufd, which no stock kernel has.
@@ -18,11 +20,12 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    pub(crate) const ALL: [Self; 3] = [Self::Nvme, Self::Vfio, Self::Iommufd];
+    pub(crate) const ALL: [Self; 4] = [Self::Nvme, Self::Strangers, Self::Vfio, Self::Iommufd];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Nvme => "nvme",
+            Self::Strangers => "strangers",
             Self::Vfio => "vfio",
             Self::Iommufd => "iommufd",
         }
@@ -58,6 +61,8 @@ pub(crate) enum Needs {
     Program,
     /// The same and the program that drives disks.
     Disk,
+    /// As `Disk`, and the packages of the strangers.
+    Strangers,
     /// `prereg` for POWER, and its kernels.
     Power,
     /// The core's tests for POWER, and its kernels.
@@ -71,6 +76,7 @@ impl Needs {
     pub(crate) fn fetch(self, parts: &Parts) -> Result<(), Trouble> {
         match self {
             Self::Program | Self::Disk => Ok(()),
+            Self::Strangers => parts.strangers().map(|_| ()),
             Self::Power | Self::PowerTests => parts.power().map(|_| ()),
             Self::Iommufd => parts.iommufd_kernel().map(|_| ()),
         }
@@ -79,7 +85,7 @@ impl Needs {
     /// What is built from it.
     pub(crate) fn build(self, parts: &Parts) -> Result<(), Trouble> {
         match self {
-            Self::Disk => parts.prereg().and_then(|_| parts.hand()).map(|_| ()),
+            Self::Disk | Self::Strangers => parts.prereg().and_then(|_| parts.hand()).map(|_| ()),
             Self::Program | Self::Iommufd => parts.prereg().map(|_| ()),
             Self::Power => parts.power_prereg().map(|_| ()),
             Self::PowerTests => parts.power_tests().map(|_| ()),

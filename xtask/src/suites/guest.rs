@@ -22,7 +22,7 @@ const MARK: &str = "@@ ";
 
 /// The longest from power-on to the case's script. Under emulation it is 3 to 7 seconds of a processor, which a guest of low
 /// priority on a busy machine gets in minutes.
-const BOOT: Duration = Duration::from_secs(600);
+pub(crate) const BOOT: Duration = Duration::from_secs(600);
 
 /// How long QEMU may take to answer or to end.
 const MONITOR: Duration = Duration::from_secs(60);
@@ -84,10 +84,20 @@ fn mib(memory: &str) -> Result<u64, Failure> {
     parsed.ok_or_else(|| Failure::judged(format!("{size} is no size in MiB or GiB, such as 512M")))
 }
 
+/// What starts a PC's kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Start {
+    /// The emulator, with the initramfs of the case.
+    Emulator,
+    /// Firmware and a bootloader, from a disk of the case.
+    Disk,
+}
+
 /// A guest to be booted.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
     pub(crate) board: Board,
+    pub(crate) start: Start,
     pub(crate) ram: Ram,
     /// As `-m` takes it.
     pub(crate) memory: &'static str,
@@ -111,6 +121,7 @@ impl Guest {
         Self {
             memory: if matches!(board, Board::Powernv(_)) { "2G" } else { "512M" },
             board,
+            start: Start::Emulator,
             ram: Ram::Shared,
             cpus: 1,
             drivers: Vec::new(),
@@ -140,7 +151,9 @@ impl Guest {
     /// Boots it and waits until its script begins; `name` tells it from other guests of the case.
     pub(crate) fn boot(&self, stage: &Stage<'_>, name: &str) -> Result<Booted, Failure> {
         let image = stage.file(&format!("{name}.cpio"));
-        fs::write(&image, self.initramfs(stage.parts)?).map_err(Trouble::file(&image))?;
+        if self.start == Start::Emulator {
+            fs::write(&image, self.initramfs(stage.parts)?).map_err(Trouble::file(&image))?;
+        }
         let monitor = stage.socket(&format!("{name}.qmp"));
         let console = stage.file(&format!("{name}.console"));
         let mut command = match &self.board {
@@ -152,7 +165,7 @@ impl Guest {
         let mut booted = Booted { machine, monitor: None, powers_off: self.is_pc() };
         booted.mark("begin", BOOT)?;
         booted.monitor = Some(Qmp::connect(&monitor, MONITOR)?);
-        if !self.reboots {
+        if !self.reboots && self.start == Start::Emulator {
             // Nobody reads it again, and each has several megabytes.
             fs::remove_file(&image).map_err(Trouble::file(&image))?;
         }
@@ -167,19 +180,14 @@ impl Guest {
     fn arguments(&self, parts: &Parts, image: &Path, monitor: &Path) -> Result<Vec<String>, Failure> {
         let mut words: Vec<String> = Vec::new();
         let mut say = |text: &str| words.extend(text.split(' ').map(str::to_owned));
-        let mut line = Vec::new();
-        let console = if self.is_pc() {
-            // The check asks for ticks in time, which a busy machine cannot give an emulated one.
-            line.push("no_timer_check".to_owned());
+        if self.is_pc() {
             say("-nodefaults -no-user-config -machine q35 -cpu qemu64,+rdrand");
             say(&self.ram.words(mib(self.memory)?));
             say(if self.cpus > 1 { "-accel tcg,thread=multi" } else { "-accel tcg,thread=single" });
-            "ttyS0"
         } else {
             // `-nodefaults` would take the host bridges away.
             say("-machine powernv9 -accel tcg,thread=single -net none");
-            "hvc0"
-        };
+        }
         say(&format!("-smp {} -m {} -display none -serial stdio -monitor none", self.cpus, self.memory));
         if !self.reboots {
             say("-no-reboot");
@@ -191,17 +199,30 @@ impl Guest {
             Board::Powernv(granule) => parts.power()?.kernel(*granule)?,
         };
         words.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", monitor.display())]);
+        if self.start == Start::Disk {
+            return Ok(words);
+        }
         words.extend(["-kernel".to_owned(), kernel.display().to_string()]);
         words.extend(["-initrd".to_owned(), image.display().to_string()]);
-        line.push(format!("console={console} quiet loglevel=4 panic=-1 oops=panic rdinit=/init"));
-        line.push(format!("case={}", self.script));
-        line.extend(self.kernel_words.iter().cloned());
-        words.extend(["-append".to_owned(), line.join(" ")]);
+        words.extend(["-append".to_owned(), self.kernel_line()]);
         Ok(words)
     }
 
+    /// The words for the kernel.
+    pub(crate) fn kernel_line(&self) -> String {
+        // The timer's check asks for ticks in time, which a busy machine cannot give an emulated one.
+        let console = if self.is_pc() { "no_timer_check console=ttyS0" } else { "console=hvc0" };
+        let mut line =
+            format!("{console} quiet loglevel=4 panic=-1 oops=panic rdinit=/init case={}", self.script);
+        for word in &self.kernel_words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        line
+    }
+
     /// The guest's whole file system.
-    fn initramfs(&self, parts: &Parts) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn initramfs(&self, parts: &Parts) -> Result<Vec<u8>, Failure> {
         let read = |path: &Path| fs::read(path).map_err(Trouble::file(path));
         let mut archive = Archive::new();
         let data = parts.data();

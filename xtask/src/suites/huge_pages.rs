@@ -45,7 +45,7 @@ impl HugePages {
         Ok(pages)
     }
 
-    /// Pages that nobody uses and none was promised to.
+    /// Pages that are neither used nor promised.
     fn available(&self) -> Result<u64, Failure> {
         Ok(self.number("free_hugepages")?.saturating_sub(self.number("resv_hugepages")?))
     }

@@ -6,7 +6,7 @@
 
 mod backing;
 mod data;
-mod disk;
+pub(super) mod disk;
 mod life;
 mod memory;
 

@@ -3,14 +3,15 @@
 use super::case::Suite;
 
 pub(crate) const USAGE: &str = "\
-usage: cargo xtask vm [--suite nvme|vfio|iommufd|all] [--only NAME]... [--list] [--keep] [--fresh]
+usage: cargo xtask vm [--suite nvme|strangers|vfio|iommufd|all] [--only NAME]... [--list] [--keep] [--fresh]
 
 Boots guests in an emulator and lets them use what this workspace builds: the NVMe disk that `prereg serve` gives them
 over vfio-user, and VFIO of their own kernels through `prereg selftest`. Everything is fetched with the machine's own
 package sources into the user's cache, or built there. Ends with 0, with 1 when a case failed, with 2 when the parts could
 not be had.
 
-  --suite  nvme and vfio without it; iommufd builds a kernel first (20 minutes, once); all is all three
+  --suite  nvme and vfio without it; strangers puts Debian's tools, firmware and bootloaders on the disk (fetched once);
+           iommufd builds a kernel first (20 minutes, once); all is all four
   --only   only the case of that name; may be repeated
   --list   prints the names of the cases
   --keep   keeps consoles and disks of cases that passed, too
@@ -20,7 +21,7 @@ not be had.
 /// What is to be run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Options {
-    /// Without a word: those that need no kernel to be built.
+    /// Without a word: those that are short.
     pub(crate) suites: Vec<Suite>,
     /// Empty: every case of the suites.
     pub(crate) only: Vec<String>,
@@ -48,7 +49,9 @@ impl Options {
                         (Some(suite), _) => vec![suite],
                         (None, "all") => Suite::ALL.to_vec(),
                         (None, _) => {
-                            return Err(format!("suite {name} is none of nvme, vfio, iommufd and all"));
+                            return Err(format!(
+                                "suite {name} is none of nvme, strangers, vfio, iommufd and all"
+                            ));
                         }
                     };
                     named = true;
@@ -82,9 +85,10 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_is_built_only_for_who_asks() {
+    fn what_takes_long_is_run_only_for_who_asks() {
         assert_eq!(suites(""), [Suite::Nvme, Suite::Vfio]);
         assert_eq!(suites("--keep"), [Suite::Nvme, Suite::Vfio]);
+        assert_eq!(suites("--suite strangers"), [Suite::Strangers]);
         assert_eq!(suites("--suite iommufd"), [Suite::Iommufd]);
         assert_eq!(suites("--suite all"), Suite::ALL);
         assert_eq!(suites("--only some-case"), Suite::ALL);

@@ -30,6 +30,24 @@ const PACKAGES: [&str; 8] = [
     "zstd",
 ];
 
+/// Packages of the suite `strangers`: tools for disks, firmware, bootloaders, and what puts those on a disk.
+const STRANGERS: [&str; 14] = [
+    "btrfs-progs",
+    "f2fs-tools",
+    "fio",
+    "grub-common",
+    "grub-efi-amd64-bin",
+    "kexec-tools",
+    "mtools",
+    "nvme-cli",
+    "ovmf",
+    "qemu-system-arm",
+    "syslinux",
+    "syslinux-common",
+    "u-boot-qemu",
+    "xfsprogs",
+];
+
 /// The architecture of the PC guests. Programs for them are built by the machine's own compiler.
 const PC: &str = "amd64";
 
@@ -52,6 +70,7 @@ pub(crate) struct Parts {
     root: Root,
     pc: Kernel,
     power: OnceCell<Power>,
+    strangers: OnceCell<Root>,
     built: Built,
 }
 
@@ -76,6 +95,8 @@ fn once<T: Clone>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, Trouble>)
 #[derive(Clone, Debug)]
 struct Kernel {
     image: PathBuf,
+    /// The same as bootloaders take it.
+    packed: PathBuf,
     modules: PathBuf,
     release: String,
 }
@@ -98,22 +119,21 @@ impl Parts {
                 why: "the guests are PCs, and only a PC's compiler builds for them without more",
             });
         }
-        let (folder, _) = cache.filled("root", |folder| {
-            let sources = sources()?;
-            println!("vm: fetches {} of {}", PACKAGES.join(", "), suite_names(&sources));
-            let apt = Apt::new(&folder.join("apt"), &host, &sources)?;
-            for package in apt.fetch_with_needs(&PACKAGES)? {
-                apt::unpack(&package, folder)?;
-            }
-            remove(&folder.join("apt"))?;
-            Ok(host.clone())
-        })?;
-        let root = Root::at(&folder, &host)?;
+        let root = fetch_root(cache, "root", &PACKAGES)?;
         let (folder, release) = cache.filled("pc", |folder| fetch_kernel(folder, &root))?;
         let modules = folder.join("usr/lib/modules").join(&release).join("kernel");
-        let pc = Kernel { image: folder.join("vmlinux"), modules, release };
+        let packed = packed_kernel(&folder, &release)?;
+        let pc = Kernel { image: folder.join("vmlinux"), packed, modules, release };
         let (cache, checkout) = (cache.clone(), checkout.to_owned());
-        Ok(Self { cache, checkout, root, pc, power: OnceCell::new(), built: Built::default() })
+        Ok(Self {
+            cache,
+            checkout,
+            root,
+            pc,
+            power: OnceCell::new(),
+            strangers: OnceCell::new(),
+            built: Built::default(),
+        })
     }
 
     /// What is there, for the first line of a run.
@@ -141,13 +161,26 @@ impl Parts {
 
     /// A command for an emulator that leaves the processors to others.
     pub(crate) fn emulator(&self, program: &str) -> Result<Command, Trouble> {
-        let mut command = self.root.command_after(&["nice", "-n", "5"], &format!("usr/bin/{program}"))?;
-        for data in ["usr/share/qemu", "usr/share/seabios"] {
-            command.arg("-L").arg(self.root.file(data)?);
+        emulator_of(&self.root, program, &["usr/share/qemu", "usr/share/seabios"])
+    }
+
+    /// The same for 64-bit ARM.
+    pub(crate) fn arm_emulator(&self) -> Result<Command, Trouble> {
+        emulator_of(self.strangers()?, "qemu-system-aarch64", &["usr/share/qemu"])
+    }
+
+    /// The packages of the suite `strangers`, fetched when they are first asked for.
+    pub(crate) fn strangers(&self) -> Result<&Root, Trouble> {
+        if let Some(root) = self.strangers.get() {
+            return Ok(root);
         }
-        // It would look for them beside its loader.
-        command.env("QEMU_MODULE_DIR", self.root.file("usr/lib/x86_64-linux-gnu/qemu")?);
-        Ok(command)
+        let root = fetch_root(&self.cache, "strangers", &STRANGERS)?;
+        Ok(self.strangers.get_or_init(|| root))
+    }
+
+    /// The PC's kernel as bootloaders take it.
+    pub(crate) fn pc_packed_kernel(&self) -> &Path {
+        &self.pc.packed
     }
 
     pub(crate) fn pc_kernel(&self) -> &Path {
@@ -241,6 +274,17 @@ impl Power {
     }
 }
 
+/// A command for the emulator `program` in `root`, with its folders of `data`.
+fn emulator_of(root: &Root, program: &str, data: &[&str]) -> Result<Command, Trouble> {
+    let mut command = root.command_after(&["nice", "-n", "5"], &format!("usr/bin/{program}"))?;
+    for folder in data {
+        command.arg("-L").arg(root.file(folder)?);
+    }
+    // It would look for them beside its loader.
+    command.env("QEMU_MODULE_DIR", root.file("usr/lib/x86_64-linux-gnu/qemu")?);
+    Ok(command)
+}
+
 /// The suites of this machine's mirror that have the packages.
 pub(crate) fn sources() -> Result<Vec<Source>, Trouble> {
     let machine = Source::of_machine()?;
@@ -272,15 +316,34 @@ fn fetch_kernel(folder: &Path, root: &Root) -> Result<String, Trouble> {
         apt::unpack(&package, folder)?;
     }
     remove(&folder.join("apt"))?;
+    image::unpack(root, &packed_kernel(folder, &release)?, &folder.join("vmlinux"))?;
+    Ok(release)
+}
+
+/// The kernel `release` as its package has it, unpacked in `folder`.
+fn packed_kernel(folder: &Path, release: &str) -> Result<PathBuf, Trouble> {
     let places = [format!("usr/lib/modules/{release}/vmlinuz"), format!("boot/vmlinuz-{release}")];
     let packed = places.iter().map(|place| folder.join(place)).find(|path| path.exists());
-    let packed = packed.ok_or_else(|| Trouble::Missing {
+    packed.ok_or_else(|| Trouble::Missing {
         place: folder.to_owned(),
         what: places.join(" or "),
         remedy: "--fresh fetches it anew",
+    })
+}
+
+/// Fetches `packages` with all they need into the folder `name` of the cache, if it does not have them.
+fn fetch_root(cache: &Cache, name: &str, packages: &[&str]) -> Result<Root, Trouble> {
+    let (folder, architecture) = cache.filled(name, |folder| {
+        let sources = sources()?;
+        println!("vm: fetches {} of {}", packages.join(", "), suite_names(&sources));
+        let apt = Apt::new(&folder.join("apt"), PC, &sources)?;
+        for package in apt.fetch_with_needs(packages)? {
+            apt::unpack(&package, folder)?;
+        }
+        remove(&folder.join("apt"))?;
+        Ok(PC.to_owned())
     })?;
-    image::unpack(root, &packed, &folder.join("vmlinux"))?;
-    Ok(release)
+    Root::at(&folder, &architecture)
 }
 
 /// The release of the kernel that the package without a version depends on.

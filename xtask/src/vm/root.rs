@@ -4,6 +4,7 @@
 //! by the loader that came along. So nothing of the machine's own libraries is used, no environment is changed for
 //! the program's children, and no privilege is needed as for chroot.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +17,8 @@ use super::tool::run;
 #[derive(Clone, Debug)]
 pub(crate) struct Root {
     folder: PathBuf,
-    libraries: PathBuf,
+    /// The folders of libraries, as the loader takes them.
+    libraries: OsString,
     loader: PathBuf,
 }
 
@@ -36,11 +38,21 @@ impl Root {
     pub(crate) fn at(folder: &Path, architecture: &str) -> Result<Self, Trouble> {
         let libraries = folder.join("usr/lib").join(triplet(architecture));
         let entries = fs::read_dir(&libraries).map_err(Trouble::file(&libraries))?;
-        let loader = entries.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with("ld-"));
-        let loader = loader.map(|entry| entry.path()).ok_or_else(|| Trouble::Missing {
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        let loader = paths.iter().find(|path| name(path).starts_with("ld-"));
+        let loader = loader.cloned().ok_or_else(|| Trouble::Missing {
             place: libraries.clone(),
             what: "loader ld-*".to_owned(),
             remedy: "--fresh fetches it anew",
+        })?;
+        // Some packages keep libraries in a folder of their own, which they name by its place on an installed machine.
+        let own = paths.into_iter().filter(|path| path.is_dir() && has_libraries(path));
+        let folders = std::iter::once(libraries.clone()).chain(own);
+        let libraries = std::env::join_paths(folders).map_err(|_| Trouble::Foreign {
+            place: libraries,
+            kind: "place for libraries",
+            why: "its path has a colon, which separates folders of libraries",
         })?;
         Ok(Self { folder: folder.to_owned(), libraries, loader })
     }
@@ -61,7 +73,7 @@ impl Root {
     pub(crate) fn command_after(&self, before: &[&str], path: &str) -> Result<Command, Trouble> {
         let program = self.file(path)?;
         let mut words: Vec<&std::ffi::OsStr> = before.iter().map(std::ffi::OsStr::new).collect();
-        words.extend([self.loader.as_os_str(), "--library-path".as_ref(), self.libraries.as_os_str()]);
+        words.extend([self.loader.as_os_str(), "--library-path".as_ref(), self.libraries.as_ref()]);
         words.push(program.as_os_str());
         let mut command = Command::new(words[0]);
         command.args(&words[1..]);
@@ -101,9 +113,34 @@ impl Root {
     }
 }
 
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Whether there are versioned libraries in `folder`; modules of a program have no version.
+fn has_libraries(folder: &Path) -> bool {
+    fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| name(&entry.path()).contains(".so."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_of_libraries_are_found_and_those_of_modules_are_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let libraries = folder.path().join("usr/lib/x86_64-linux-gnu");
+        for part in ["own", "modules"] {
+            fs::create_dir_all(libraries.join(part)).expect("a writable folder");
+        }
+        for file in ["ld-x", "own/liba.so.2", "modules/b.so"] {
+            fs::write(libraries.join(file), "").expect("a writable folder");
+        }
+        let root = Root::at(folder.path(), "amd64").expect("it has a loader");
+        let found: Vec<PathBuf> = std::env::split_paths(&root.libraries).collect();
+        assert_eq!(found, [libraries.clone(), libraries.join("own")]);
+        assert_eq!(root.loader, libraries.join("ld-x"));
+    }
 
     #[test]
     fn libraries_go_where_the_loader_looks_and_the_loader_where_the_program_names_it() {

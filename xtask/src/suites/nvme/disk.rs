@@ -14,25 +14,25 @@ use crate::vm::Trouble;
 use crate::vm::tool::run;
 
 /// The longest that a script may take for one thing. On an idle machine most take seconds.
-pub(super) const LIMIT: Duration = Duration::from_secs(300);
+pub(crate) const LIMIT: Duration = Duration::from_secs(300);
 
 /// Bytes of a disk. The file has holes.
-pub(super) const DISK: u64 = 512 << 20;
+pub(crate) const DISK: u64 = 512 << 20;
 
 /// Blocks of 4096 bytes that are on the disk before the guest comes, and the seed of their contents.
-pub(super) const BEFORE: (u64, u64) = (2048, 1);
+pub(crate) const BEFORE: (u64, u64) = (2048, 1);
 
 /// Blocks that the script `data` leaves at the disk's begin, and their seed.
-pub(super) const AFTER: (u64, u64) = (8192, 3);
+pub(crate) const AFTER: (u64, u64) = (8192, 3);
 
 /// Where the script `data` puts random bytes, in MiB, and how many.
-pub(super) const RANDOM: (u64, u64) = (128, 8);
+pub(crate) const RANDOM: (u64, u64) = (128, 8);
 
 /// A guest's drivers for the disk.
-pub(super) const DRIVERS: [&str; 1] = ["nvme"];
+pub(crate) const DRIVERS: [&str; 1] = ["nvme"];
 
 /// Makes the disk `name` with its first blocks written.
-pub(super) fn disk(stage: &Stage<'_>, name: &str) -> Result<PathBuf, Failure> {
+pub(crate) fn disk(stage: &Stage<'_>, name: &str) -> Result<PathBuf, Failure> {
     let path = stage.file(name);
     let file = File::create(&path).map_err(Trouble::file(&path))?;
     file.set_len(DISK).map_err(Trouble::file(&path))?;
@@ -42,14 +42,14 @@ pub(super) fn disk(stage: &Stage<'_>, name: &str) -> Result<PathBuf, Failure> {
 }
 
 /// A server with one controller and one disk; more `lines` for the controller.
-pub(super) fn serve(stage: &Stage<'_>, lines: &str) -> Result<(Server, PathBuf), Failure> {
+pub(crate) fn serve(stage: &Stage<'_>, lines: &str) -> Result<(Server, PathBuf), Failure> {
     let disk = disk(stage, "disk")?;
     let controller = Controller::new(stage.socket("nvme"), &disk, lines);
     Ok((Server::start(stage, &Setup { controllers: vec![controller], ..Setup::default() })?, disk))
 }
 
 /// A guest with the program for disks, without a disk yet.
-pub(super) fn guest(stage: &Stage<'_>, script: &'static str) -> Result<Guest, Failure> {
+pub(crate) fn guest(stage: &Stage<'_>, script: &'static str) -> Result<Guest, Failure> {
     let mut guest = Guest::new(Board::Pc, script);
     guest.drivers = DRIVERS.to_vec();
     guest.files.push(("bin/hand".to_owned(), stage.parts.hand()?));
@@ -57,20 +57,20 @@ pub(super) fn guest(stage: &Stage<'_>, script: &'static str) -> Result<Guest, Fa
 }
 
 /// The disk behind the socket `name`, as QEMU takes it.
-pub(super) fn device(stage: &Stage<'_>, name: &str) -> Value {
+pub(crate) fn device(stage: &Stage<'_>, name: &str) -> Value {
     let path = stage.socket(name).display().to_string();
     json!({ "driver": "vfio-user-pci", "id": name, "socket": { "type": "unix", "path": path } })
 }
 
 /// What the server keeps of its guests' memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     /// Files, whatever the number of clients and maps.
-    pub(super) files: u64,
+    pub(crate) files: u64,
     /// Pieces of them that are pinned.
-    pub(super) pieces: u64,
+    pub(crate) pieces: u64,
     /// Pins that were made so far.
-    pub(super) pins: u64,
+    pub(crate) pins: u64,
 }
 
 impl Kept {
@@ -78,7 +78,7 @@ impl Kept {
     ///
     /// # Errors
     /// [`Failure::Judged`] when a piece is registered more than once.
-    pub(super) fn of(status: &Value) -> Result<Self, Failure> {
+    pub(crate) fn of(status: &Value) -> Result<Self, Failure> {
         let files = status.pointer("/memory/files").and_then(Value::as_array);
         let files = files.ok_or_else(|| Failure::judged(format!("prereg status has no files: {status}")))?;
         let pieces = files.iter().map(|file| number(file, "/extents")).sum::<Result<u64, Failure>>()?;
@@ -88,7 +88,7 @@ impl Kept {
     }
 
     /// The same for the memory of `files` files.
-    pub(super) fn of_files(status: &Value, files: u64) -> Result<Self, Failure> {
+    pub(crate) fn of_files(status: &Value, files: u64) -> Result<Self, Failure> {
         let kept = Self::of(status)?;
         ensure(kept.files == files, || format!("{} files of guest memory instead of {files}", kept.files))?;
         Ok(kept)
@@ -96,12 +96,12 @@ impl Kept {
 }
 
 /// Compares on the host what the script `data` wrote, once nobody has the disk.
-pub(super) fn compare(stage: &Stage<'_>, disk: &Path, booted: &Booted) -> Result<(), Failure> {
+pub(crate) fn compare(stage: &Stage<'_>, disk: &Path, booted: &Booted) -> Result<(), Failure> {
     compare_with(stage, disk, booted.marks("random").last().unwrap_or_default())
 }
 
 /// The same with the sum of the random bytes.
-pub(super) fn compare_with(stage: &Stage<'_>, disk: &Path, guests: &str) -> Result<(), Failure> {
+pub(crate) fn compare_with(stage: &Stage<'_>, disk: &Path, guests: &str) -> Result<(), Failure> {
     let mut hand = Command::new(stage.parts.hand()?);
     run(hand.arg("verify").arg(disk).args([AFTER.0.to_string(), AFTER.1.to_string()]))?;
     let ours = sum(disk, RANDOM.0, RANDOM.1)?;
@@ -111,7 +111,7 @@ pub(super) fn compare_with(stage: &Stage<'_>, disk: &Path, guests: &str) -> Resu
 }
 
 /// The SHA-256 sum of `count` MiB of `path`, `skip` MiB from its begin.
-pub(super) fn sum(path: &Path, skip: u64, count: u64) -> Result<String, Failure> {
+pub(crate) fn sum(path: &Path, skip: u64, count: u64) -> Result<String, Failure> {
     let script = "dd if=\"$0\" bs=1M skip=\"$1\" count=\"$2\" status=none | sha256sum";
     let mut command = Command::new("sh");
     command.arg("-c").arg(script).arg(path).args([skip.to_string(), count.to_string()]);
