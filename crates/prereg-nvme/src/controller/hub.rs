@@ -155,7 +155,7 @@ impl Hub {
             Err(bad) => self.inbox.tell(Message::Event(Event::from(bad))),
         }
         if at % 2 == 1 && self.line.uses_pin() {
-            self.line.look((at / 2) as u16);
+            self.line.taken((at / 2) as u16);
         }
     }
 

@@ -108,12 +108,25 @@ impl Line {
         self.pin.load(Ordering::Relaxed)
     }
 
-    /// Looks whether `cq` wants the pin up.
+    /// The guest took entries of `cq`. This never raises the pin: entries can be seen, and taken, before the thread that put
+    /// them says how many there are, and until then what was taken looks like something unread.
+    pub(super) fn taken(&self, cq: u16) {
+        let mut up = self.up();
+        if !self.wants(cq) {
+            up.queues.remove(&cq);
+            self.settle(&mut up);
+        }
+    }
+
+    fn wants(&self, cq: u16) -> bool {
+        self.shared.board.unread(cq)
+            && self.shared.board.vector(cq).is_some_and(|vector| !self.is_masked(vector))
+    }
+
+    /// Looks whether `cq` wants the pin up. For the thread that puts its entries.
     pub(super) fn look(&self, cq: u16) {
         let mut up = self.up();
-        let wants = self.shared.board.unread(cq)
-            && self.shared.board.vector(cq).is_some_and(|vector| !self.is_masked(vector));
-        if wants {
+        if self.wants(cq) {
             up.queues.insert(cq);
         } else {
             up.queues.remove(&cq);

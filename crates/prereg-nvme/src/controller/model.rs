@@ -144,7 +144,9 @@ impl Model for NvmeModel {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             uuid: uuid_of(&self.settings.serial, 0),
             controller: lease.number,
-            shadow_doorbells: self.settings.shadow_doorbells,
+            // Clients lower the pin when the guest next reaches a register, and a guest that writes its heads to memory may
+            // not do so for long: the interrupt would be without a cause until then.
+            shadow_doorbells: self.settings.shadow_doorbells && self.settings.interrupts.has_messages(),
             shared: shares,
         };
         let (past, counted) = (Arc::clone(&self.past), Arc::downgrade(&hub));

@@ -13,6 +13,13 @@ pub struct InterruptKinds {
     pub msix: bool,
 }
 
+impl InterruptKinds {
+    /// Whether there are messages.
+    pub(super) fn has_messages(self) -> bool {
+        self.msi || self.msix
+    }
+}
+
 impl Default for InterruptKinds {
     fn default() -> Self {
         Self { intx: true, msi: true, msix: true }

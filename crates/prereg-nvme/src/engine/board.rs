@@ -158,6 +158,10 @@ impl Board {
             entries if value >= entries => Err(BadDoorbell::Value),
             _ => {
                 self.doorbells.store(at, value);
+                if !is_tail {
+                    // Drivers that write their memory too do that first, so the register is as new. Relaxed, as in `note_head`.
+                    queue.read.store(BY_REGISTER, Ordering::Relaxed);
+                }
                 // Between the value and the question who waits for it, as between the two of `await_head`: one of both sides
                 // sees the other.
                 fence(Ordering::SeqCst);
@@ -338,6 +342,20 @@ mod tests {
         board.await_head(2, true);
         board.doorbells.store(super::head_of(2), 6);
         assert_eq!(look(&board), [4]);
+    }
+
+    #[test]
+    fn the_head_that_was_written_last_is_read() {
+        let board = board();
+        board.open_completion(1, 8, Some(0), 4);
+        board.posted(1, 3);
+        board.note_head(1, Some(2));
+        assert!(board.unread(1));
+        board.ring(3, 3).unwrap();
+        assert!(!board.unread(1), "by its register");
+        board.posted(1, 5);
+        board.note_head(1, Some(5));
+        assert!(!board.unread(1), "in memory");
     }
 
     #[test]

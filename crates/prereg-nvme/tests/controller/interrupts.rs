@@ -81,6 +81,9 @@ fn kinds_can_be_left_out() {
         driver.client.region_read(7, 0x3d, &mut pin).unwrap();
         assert_eq!(pin[0], u8::from(intx));
         driver.enable();
+        assert_eq!(driver.admin(with_prp(command(6, 0, &[(10, 1)]), DATA, 0)).status, Status::SUCCESS);
+        let commands = driver.get(DATA, 4096)[257];
+        assert_eq!(commands & 1 != 0, msi || msix, "Doorbell Buffer Config does not suit the pin");
         driver.create_pair_with(1, 0);
         assert_eq!(driver.io(FLUSH), Status::SUCCESS, "polled");
     }
