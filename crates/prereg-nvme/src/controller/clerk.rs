@@ -31,6 +31,8 @@ const FIRST_NAP_OF_WORKERS: u64 = 1_000_000;
 const LONGEST_NAP: u64 = 25_000_000;
 /// In between, after this part of the time since something rang.
 const NAP_SHARE: u64 = 16;
+/// How often all workers look, whatever doorbells show.
+const WAKE_ALL: u64 = 100_000_000;
 
 /// What the clerk is in the middle of.
 enum Stage {
@@ -69,6 +71,8 @@ pub(super) struct Clerk {
     until: Option<u64>,
     /// The doorbells' values when they were last looked at.
     seen: Vec<u32>,
+    /// When all workers were last woken to look for themselves.
+    woken: u64,
     /// When an admin command was last served, and when a doorbell of a worker was last found rung.
     served: u64,
     rung: u64,
@@ -91,6 +95,7 @@ impl Clerk {
             seen,
             served: 0,
             rung: 0,
+            woken: 0,
         }
     }
 
@@ -120,7 +125,7 @@ impl Clerk {
     }
 
     fn serve(&mut self) -> bool {
-        if !matches!(self.stage, Stage::Open | Stage::Ordered { .. }) || !self.hub.may_master() {
+        if !self.serves() {
             return false;
         }
         let cc = self.hub.registers().configuration();
@@ -141,15 +146,20 @@ impl Clerk {
         attended.progress
     }
 
+    /// Whether the admin queue is served. A device that may not reach memory has nothing to do, whatever rings, and nothing to try
+    /// again; nor has one that halts or shuts down.
+    fn serves(&self) -> bool {
+        matches!(self.stage, Stage::Open | Stage::Ordered { .. }) && self.hub.may_master()
+    }
+
     fn sleep(&mut self) {
-        // A device that may not reach memory has nothing to do, whatever rings, and nothing to try again.
-        let masters = self.hub.may_master();
-        if masters && !self.desk.may_sleep() {
+        let serves = self.serves();
+        if serves && !self.desk.may_sleep() {
             return;
         }
         let now = self.hub.now();
         let retry =
-            self.until.filter(|_| masters).map(|until| Duration::from_nanos(until.saturating_sub(now)));
+            self.until.filter(|_| serves).map(|until| Duration::from_nanos(until.saturating_sub(now)));
         let looks = self.hub.has_silent_doorbells() && self.desk.is_open();
         let nap = looks.then(|| Duration::from_nanos(self.look_around(now)));
         self.hub.inbox.wait(retry.into_iter().chain(nap).min());
@@ -165,6 +175,11 @@ impl Clerk {
                 worker.mailbox.wake();
             }
         });
+        // A doorbell that was written with the value it had, or in the shadow alone, looks like none.
+        if now.saturating_sub(self.woken) >= WAKE_ALL {
+            self.woken = now;
+            self.started().for_each(|worker| hub.workers[worker].mailbox.wake());
+        }
         let share = |since: u64| now.saturating_sub(since) / NAP_SHARE;
         let own = share(self.served).clamp(FIRST_NAP, LONGEST_NAP);
         // Those that are awake look for themselves.

@@ -70,6 +70,13 @@ impl Line {
     pub(super) fn set_in_use(&self, in_use: InUse) {
         // Relaxed: an interrupt that meets the change is told by what was in use before, or by what is now.
         self.in_use.store(in_use as u8, Ordering::Relaxed);
+        if matches!(in_use, InUse::Msi | InUse::Msix) {
+            // What went by the pin until now goes by messages.
+            self.pin.store(false, Ordering::Relaxed);
+            let mut up = self.up();
+            up.queues.clear();
+            self.settle(&mut up);
+        }
     }
 
     fn in_use(&self) -> InUse {

@@ -25,6 +25,9 @@ pub(super) enum Watched {
     Shadow,
 }
 
+/// Ranges of shadow doorbells that are kept: those in use, those that failed, and some.
+const MOST_SHADOWS: usize = 16;
+
 #[derive(Debug)]
 struct Range {
     what: Watched,
@@ -44,7 +47,15 @@ pub(super) struct Notices {
 impl Notices {
     /// Before a range is first held.
     pub(super) fn watch(&self, what: Watched, lane: Option<u32>, (iova, bytes): (Iova, u64)) {
-        self.ranges().push(Range { what, lane, iova, bytes });
+        let mut ranges = self.ranges();
+        if what == Watched::Shadow && ranges.iter().filter(|range| range.what == what).count() >= MOST_SHADOWS
+        {
+            // A guest that names ever new ones is asked for all of its memory instead.
+            ranges.retain(|range| range.what != what);
+            ranges.push(Range { what, lane, iova: Iova::new(0), bytes: 0 });
+        } else {
+            ranges.push(Range { what, lane, iova, bytes });
+        }
     }
 
     /// After it was last held.
@@ -111,6 +122,16 @@ mod tests {
         assert_eq!(notices.announce(Iova::new(0), 0), [None, Some(3)], "everything");
         notices.unwatch(Watched::Submission(1));
         assert_eq!(notices.announce(Iova::new(0x1000), 0x800), []);
+    }
+
+    #[test]
+    fn a_guest_that_names_many_shadows_makes_no_long_list() {
+        let notices = Notices::default();
+        for at in 0..1000 {
+            notices.watch(Watched::Shadow, None, (Iova::new(at << 12), 0x1000));
+        }
+        assert!(notices.ranges().len() <= super::MOST_SHADOWS);
+        assert_eq!(notices.announce(Iova::new(0x7000), 1), [None], "what was named first too");
     }
 
     #[test]

@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
+use super::doorbell::distance;
+
 /// Where doorbell values are: ours, or memory that the guest writes by itself. Doorbell `2 * queue` is the tail of a submission
 /// queue, the next one the head of a completion queue.
 pub trait Doorbells: Send + Sync {
@@ -76,6 +78,18 @@ struct Sizes {
     lane: AtomicU32,
     /// Completion queues: the lane waits for the head.
     awaited: AtomicBool,
+}
+
+impl Sizes {
+    /// The register of a completion queue's head has `value`: it counts if it is ahead of what the guest wrote to its memory. A
+    /// register write that arrives late is behind.
+    fn forward(&self, value: u32, entries: u32) {
+        // Relaxed, as in `note_head`.
+        let read = self.read.load(Ordering::Relaxed);
+        if read != BY_REGISTER && (1..=entries / 2).contains(&distance(read, value, entries)) {
+            let _ = self.read.compare_exchange(read, BY_REGISTER, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
 }
 
 const INTERRUPTS: u32 = 1 << 16;
@@ -156,11 +170,10 @@ impl Board {
         match queue.entries.load(Ordering::Acquire) {
             0 => Err(BadDoorbell::Register),
             entries if value >= entries => Err(BadDoorbell::Value),
-            _ => {
+            entries => {
                 self.doorbells.store(at, value);
                 if !is_tail {
-                    // Drivers that write their memory too do that first, so the register is as new. Relaxed, as in `note_head`.
-                    queue.read.store(BY_REGISTER, Ordering::Relaxed);
+                    queue.forward(value, entries);
                 }
                 // Between the value and the question who waits for it, as between the two of `await_head`: one of both sides
                 // sees the other.
@@ -235,6 +248,10 @@ impl Board {
             let head = head.unwrap_or(BY_REGISTER);
             if queue.read.load(Ordering::Relaxed) != head {
                 queue.read.store(head, Ordering::Relaxed);
+            }
+            if head != BY_REGISTER {
+                // The register may have been written since the guest's memory was looked at.
+                queue.forward(self.head(id), queue.entries.load(Ordering::Acquire));
             }
         }
     }
@@ -356,6 +373,12 @@ mod tests {
         board.posted(1, 5);
         board.note_head(1, Some(5));
         assert!(!board.unread(1), "in memory");
+        board.ring(3, 4).unwrap();
+        assert!(!board.unread(1), "a register write that came late");
+        board.posted(1, 6);
+        board.ring(3, 6).unwrap();
+        board.note_head(1, Some(5));
+        assert!(!board.unread(1), "the memory was looked at before the register was written");
     }
 
     #[test]

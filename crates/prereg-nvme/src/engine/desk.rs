@@ -15,7 +15,7 @@ use super::log_page::Health;
 use super::memory::GuestMemory;
 use super::outage::Outage;
 use super::registers::AdminQueues;
-use super::shadow::{Shadow, ShadowBuffers};
+use super::shadow::{Shadow, ShadowBuffers, look_again};
 use super::shared::Shared;
 use super::submission::SubmissionQueue;
 use crate::spec::{Command, Completion, Status};
@@ -49,6 +49,8 @@ pub struct Desk<M: GuestMemory> {
     queues: Option<(SubmissionQueue<M>, CompletionQueue<M>)>,
     outage: Outage,
     shadow: Option<Shadow<M>>,
+    /// When to look for the shadow's memory, which was away.
+    shadow_again: Option<u64>,
     cc: u32,
     ordered: Option<(Command, Order)>,
     commands: Vec<Command>,
@@ -64,6 +66,7 @@ impl<M: GuestMemory> Desk<M> {
             queues: None,
             outage: Outage::default(),
             shadow: None,
+            shadow_again: None,
             cc: 0,
             ordered: None,
             commands: Vec::new(),
@@ -107,6 +110,7 @@ impl<M: GuestMemory> Desk<M> {
         self.queues = None;
         self.outage = Outage::default();
         self.shadow = None;
+        self.shadow_again = None;
         self.ordered = None;
         self.commands.clear();
         self.admin.reset();
@@ -184,6 +188,7 @@ impl<M: GuestMemory> Desk<M> {
         let Some((submission, completion)) = &mut self.queues else { return };
         let register = self.shared.board.tail(0);
         let word = Shadow::word(&mut self.shadow, &self.memory, tail_of(0));
+        self.shadow_again = look_again(word, now);
         let tail = submission.listen(register, word, now);
         let register = self.shared.board.head(0);
         let word = Shadow::word(&mut self.shadow, &self.memory, head_of(0));
@@ -203,7 +208,8 @@ impl<M: GuestMemory> Desk<M> {
         let (submission, completion) = self.queues.as_ref()?;
         let is_waiting = completion.backlog() > 0 || submission.waiting() > 0 && self.ordered.is_none();
         let outage = self.outage.next().filter(|_| is_waiting);
-        [outage, submission.doorbell.due(), completion.doorbell.due()].into_iter().flatten().min()
+        let doorbells = [submission.doorbell.due(), completion.doorbell.due(), self.shadow_again];
+        doorbells.into_iter().chain([outage]).flatten().min()
     }
 
     fn report(&mut self, bad: BadDoorbell) {

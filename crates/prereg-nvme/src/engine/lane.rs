@@ -29,7 +29,7 @@ use super::flying::{Flight, Flying, Owner};
 use super::memory::GuestMemory;
 use super::outage::Outage;
 use super::runs::Runs;
-use super::shadow::{Shadow, ShadowBuffers};
+use super::shadow::{Shadow, ShadowBuffers, look_again};
 use super::shared::Shared;
 use super::storage::{Broken, Storage, Work, status_of};
 use super::submission::SubmissionQueue;
@@ -383,6 +383,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         for (queue, outage) in &mut self.completion {
             let register = self.shared.board.head(queue.id);
             let word = Shadow::word(&mut self.shadow, &self.memory, head_of(queue.id));
+            served.wake_at(look_again(word, now));
             match queue.listen(register, word, now) {
                 // The interrupt pin must not take what was read for unread.
                 Ok(Some(Rung::Memory(head))) => self.shared.board.note_head(queue.id, Some(head)),

@@ -27,6 +27,15 @@ pub struct Shadow<M: GuestMemory> {
     events: Window<M>,
 }
 
+/// Nanoseconds until a word whose memory is away is looked at again: nothing tells when memory returns.
+const AWAY: u64 = 10_000_000;
+
+/// When to look again at `now` for a guest's `word`, if nothing tells of it.
+#[must_use]
+pub fn look_again(word: Word, now: u64) -> Option<u64> {
+    (word == Word::Away).then(|| now.saturating_add(AWAY))
+}
+
 impl<M: GuestMemory> Shadow<M> {
     /// Of the buffers that the guest named.
     #[must_use]

@@ -4,7 +4,7 @@ use super::{Lane, MOST_FLYING, Served};
 use crate::engine::board::tail_of;
 use crate::engine::event::Event;
 use crate::engine::memory::GuestMemory;
-use crate::engine::shadow::Shadow;
+use crate::engine::shadow::{Shadow, look_again};
 use crate::engine::storage::Storage;
 use crate::engine::submission::FETCH;
 use crate::spec::Status;
@@ -43,6 +43,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         let (queue, _) = &mut self.submission[at];
         let register = self.shared.board.tail(queue.id);
         let word = Shadow::word(&mut self.shadow, &self.memory, tail_of(queue.id));
+        served.wake_at(look_again(word, now));
         if let Err(bad) = queue.listen(register, word, now) {
             served.events.push(bad.into());
             self.note(None, Status::INVALID_FIELD, 0, 0);

@@ -24,8 +24,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         }
         for at in 0..self.completion.len() {
             let (queue, _) = &self.completion[at];
-            let (id, head, is_awaited) =
-                (queue.id, queue.head(), queue.backlog() > 0 || self.watch_heads && self.shadow.is_some());
+            let (id, head, is_awaited) = (queue.id, queue.head(), queue.backlog() > 0 || self.watch_heads);
             self.shared.board.await_head(id, is_awaited);
             let register = self.shared.board.head(id);
             let word = Shadow::word_from(&mut self.shadow, &self.memory, head_of(id), head);
