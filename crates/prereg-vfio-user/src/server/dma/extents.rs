@@ -34,6 +34,8 @@ pub(super) struct Extents {
     bases: BTreeMap<u64, Base>,
     /// Stretches that threads are pinning at the moment, without the lock; their bases.
     pinning: Cover,
+    /// Parts of them that were to be mapped since their pin began: it may have pinned pages that were taken out before that.
+    doubted: Cover,
     /// Stretches that mappings were promised.
     promised: Promises,
     next: u64,
@@ -109,6 +111,7 @@ impl Extents {
             extents: BTreeMap::new(),
             bases: BTreeMap::new(),
             pinning: Cover::default(),
+            doubted: Cover::default(),
             promised: Promises::default(),
             next: 0,
             proven: None,
@@ -309,19 +312,21 @@ impl Extents {
     pub(super) fn unreserve(&mut self, reserved: Reserved) {
         let Reserved { base, first, end } = reserved;
         self.pinning.cut(first, end);
+        self.doubted.cut(first, end);
         if let Some(base) = self.bases.get_mut(&base) {
             base.used.cut(first, end);
         }
         self.leave_base(base);
     }
 
-    /// Shows a new extent, whose memory was reserved. Answers its number.
+    /// Shows a new extent, whose memory was reserved, but for what is stale already. Answers its number, and whether any was.
     pub(super) fn add(
         &mut self,
         reserved: Reserved,
         memory: SharedMemory,
         registration: Registration,
-    ) -> u64 {
+        registrar: &Registrar,
+    ) -> (u64, bool) {
         let number = self.number();
         let Reserved { base, first, end } = reserved;
         self.pinning.cut(first, end);
@@ -330,7 +335,18 @@ impl Extents {
         self.extents.insert(number, Extent { base, first, memory, registration, stale: false });
         // A pin writes to pages for the first time, which is a change too.
         self.proven = None;
-        number
+        // Only what was doubted is asked about: where the answer is always that it is stale, asking about every new extent would
+        // pin it again and again.
+        let doubted: Vec<_> =
+            self.doubted.cut(first, end).into_iter().map(|part| Shown { extent: number, ..part }).collect();
+        let is_stale = self.ask(&doubted, registrar).unwrap_or_else(|_| {
+            // What cannot be asked about is pinned again; the next map is told why.
+            for part in &doubted {
+                self.cut_stale(part.first, part.end, registrar);
+            }
+            true
+        });
+        (number, is_stale)
     }
 
     /// One extent of a base less; without any it is forgotten.
@@ -388,6 +404,12 @@ impl Extents {
         facts: &FileFacts,
         registrar: &Registrar,
     ) -> Result<bool, MapMemoryError> {
+        // First: the proof is about what shows.
+        let pinning: Vec<_> = self.pinning.parts(first, end).collect();
+        self.doubted.cut(first, end);
+        for part in pinning {
+            self.doubted.show(part.first, part.end, part.extent);
+        }
         if self.proven == Some(facts.changed) {
             return Ok(false);
         }
@@ -422,17 +444,21 @@ impl Extents {
             // Whole pages of the file.
             let from = extent.first + offset;
             let end = (from + bytes).next_multiple_of(self.page);
-            let cut = self.cover.cut(from - from % self.page, end);
+            self.cut_stale(from - from % self.page, end, registrar);
             found = true;
-            registrar.counts.found_stale();
-            for shown in cut {
-                if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
-                    extent.stale = true;
-                    registrar.counts.waits();
-                }
-            }
         }
         Ok(found)
+    }
+
+    /// What shows in `[first, end)` is stale.
+    fn cut_stale(&mut self, first: u64, end: u64, registrar: &Registrar) {
+        registrar.counts.found_stale();
+        for shown in self.cover.cut(first, end) {
+            if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
+                extent.stale = true;
+                registrar.counts.waits();
+            }
+        }
     }
 }
 

@@ -196,7 +196,7 @@ impl File {
         }
         let registration = registered?;
         registrar.counts.registered();
-        match reservation.fill(memory, registration) {
+        match reservation.fill(memory, registration, registrar) {
             Ok(number) => Ok(Some(number)),
             Err(unwanted) => {
                 drop(unwanted);
@@ -228,11 +228,12 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Shows what was pinned; it comes back when no client names the file any more.
+    /// Shows what was pinned, as far as it still is the file's; it comes back when no client names the file any more.
     fn fill(
         mut self,
         memory: prereg_linux::SharedMemory,
         registration: Registration,
+        registrar: &Registrar,
     ) -> Result<u64, Registration> {
         let mut extents = self.file.extents();
         let reserved = match self.reserved {
@@ -244,9 +245,11 @@ impl Reservation<'_> {
             }
         };
         self.reserved = None;
-        let number = extents.add(reserved, memory, registration);
+        let (number, is_stale) = extents.add(reserved, memory, registration, registrar);
+        let gone = if is_stale { extents.release_unmapped(true, registrar) } else { Vec::new() };
         drop(extents);
         self.file.settled.notify_all();
+        release(gone);
         Ok(number)
     }
 }
