@@ -8,7 +8,7 @@ use prereg_linux::MemlockAccount;
 use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
 
 use crate::hole::punch;
-use crate::world::{Client, PAGE, pinned, pins, sealed, store};
+use crate::world::{Client, PAGE, iova, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
@@ -96,7 +96,7 @@ fn files_that_were_unplugged_do_not_pile_up() {
     let files = client.space.snapshot().files;
     assert!((2..=6).contains(&files), "{files} files");
     assert_eq!(pinned(&store), 2 + (files - 1));
-    assert!(client.dma.load_u32(crate::world::iova(1000)).is_ok());
+    assert!(client.dma.load_u32(iova(1000)).is_ok());
 }
 
 #[test]
@@ -142,4 +142,29 @@ fn unplugged_memory_is_given_up_on_the_second_look() {
         client.space.release_idle();
     }
     assert_eq!(pinned(&store), 12, "a guest that maps nothing at all is between a reset and its driver");
+}
+
+#[test]
+fn holes_do_not_make_a_client_exceed_the_limits() {
+    let policy = MemoryPolicy::BACKGROUND.with_extent(4 * PAGE);
+    for policy in [policy.with_total_bytes(6 * PAGE), policy.with_client_bytes(6 * PAGE)] {
+        let Some(store) = store(policy) else { return };
+        let (_memory, fd) = sealed(4);
+        let client = Client::new(&store, 1);
+        for at in [0, 100] {
+            client.map(at, 4, &fd, 0).unwrap();
+        }
+        store.wait_for_background();
+        client.dma.write(iova(0), b"pinned").unwrap();
+        assert_eq!(pinned(&store), 4);
+        punch(fd.as_fd(), 0, 4 * PAGE);
+        // The old pages are mapped, and new ones do not fit beside them.
+        assert_eq!(client.map(200, 4, &fd, 0).unwrap_err().errno(), Errno::ENOMEM);
+        assert!(client.dma.write(iova(100), b"promised").is_err());
+        assert_eq!(pinned(&store), 4);
+        client.unmap(0, 4);
+        client.dma.write(iova(100), b"promised").unwrap();
+        client.map(200, 4, &fd, 0).unwrap();
+        assert_eq!(pinned(&store), 4);
+    }
 }

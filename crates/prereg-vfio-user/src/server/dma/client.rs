@@ -184,6 +184,7 @@ impl Client {
     ) -> Result<Option<Promise>, MapMemoryError> {
         let store = &self.store;
         let promise = if is_promised {
+            store.admit_promised(|| self.charged_bytes(), file)?;
             None
         } else {
             Some(store.promise(|| self.charged_bytes(), file, length, (first, end))?)

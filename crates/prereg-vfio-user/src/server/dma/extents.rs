@@ -203,6 +203,11 @@ impl Extents {
         self.promised.remove(first, end);
     }
 
+    /// Whether pages are registered that are not the file's any more: then the file can have more registered than it has.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents.values().any(|extent| extent.stale)
+    }
+
     /// Whether something maps any of it, or was promised any.
     pub(super) fn is_mapped(&self) -> bool {
         !self.promised.is_empty() || self.extents.values().any(Extent::is_mapped)

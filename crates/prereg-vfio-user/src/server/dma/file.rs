@@ -126,6 +126,11 @@ impl File {
         self.extents().charged_bytes()
     }
 
+    /// Whether pages are registered that are not the file's any more.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents().has_stale()
+    }
+
     /// Charges `[first, end)` until the promise is dropped. The caller saw to it that there is room.
     pub(super) fn promise(self: &Arc<Self>, first: u64, end: u64) -> Promise {
         self.extents().promise(first, end);
@@ -317,6 +322,11 @@ impl Extending<'_> {
     /// Bytes of `[first, end)` that are not charged.
     pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
         self.extents.uncharged_bytes(first, end)
+    }
+
+    /// Whether pages are registered that are not the file's any more.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents.has_stale()
     }
 
     /// Whether there is something that nothing maps: something stale, or anything.

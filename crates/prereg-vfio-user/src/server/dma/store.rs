@@ -120,8 +120,10 @@ impl MemoryStore {
             let extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
             let (from, to) = extending.around(first, end, whole, policy.piece(length));
             let bytes = extending.uncharged_bytes(from, to);
+            // What is charged already has room, unless pages were taken out: those stay charged beside the new ones.
+            let has_room = bytes == 0 && !extending.has_stale();
             drop(extending);
-            let refused = if bytes == 0 { None } else { self.has_no_room(&client_bytes, bytes) };
+            let refused = if has_room { None } else { self.has_no_room(&client_bytes, bytes) };
             match refused {
                 None => return Ok(file.promise(from, to)),
                 Some(_) if !relieved && self.release_unmapped(false) => relieved = true,
@@ -130,18 +132,33 @@ impl MemoryStore {
         }
     }
 
-    /// Why `bytes` more cannot be charged.
+    /// Looks whether memory of a file that is charged may be registered: not if pages that were taken out of it use the room up.
+    /// No file may be locked.
+    pub(super) fn admit_promised(
+        &self,
+        client_bytes: impl Fn() -> u64,
+        file: &File,
+    ) -> Result<(), MapMemoryError> {
+        let refused = || if file.has_stale() { self.has_no_room(&client_bytes, 0) } else { None };
+        match refused() {
+            Some(_) if self.release_unmapped(false) => refused().map_or(Ok(()), Err),
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Why `bytes` more cannot be charged, or none if there is too much already.
     fn has_no_room(&self, client_bytes: impl Fn() -> u64, bytes: u64) -> Option<MapMemoryError> {
         if let Some(limit) = self.policy().client_bytes {
-            let left = limit.saturating_sub(client_bytes());
-            if bytes > left {
-                return Some(MapMemoryError::Quota { bytes, left });
+            let used = client_bytes();
+            if used.saturating_add(bytes) > limit {
+                return Some(MapMemoryError::Quota { bytes, left: limit.saturating_sub(used) });
             }
         }
         let limit = self.policy().total_bytes?;
         let files: Vec<_> = self.files().values().map(|named| Arc::clone(&named.file)).collect();
         let used: u64 = files.iter().map(|file| file.charged_bytes()).sum();
-        (bytes > limit.saturating_sub(used)).then_some(MapMemoryError::Limit { bytes, used, limit })
+        (used.saturating_add(bytes) > limit).then_some(MapMemoryError::Limit { bytes, used, limit })
     }
 
     pub(super) fn registrar(&self) -> &Registrar {
