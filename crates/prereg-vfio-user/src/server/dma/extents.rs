@@ -221,6 +221,12 @@ impl Extents {
         extent.stale || !self.promised.touch(extent.first, extent.first + extent.memory.bytes())
     }
 
+    /// Bytes registered that may be released for want of memory.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        let spare = self.extents.values().filter(|extent| self.is_spare(extent, false));
+        spare.map(|extent| extent.memory.bytes()).sum()
+    }
+
     /// Whether there is something that nothing maps: something stale, or anything.
     pub(super) fn has_unmapped(&self, only_stale: bool) -> bool {
         self.extents.values().any(|extent| self.is_spare(extent, only_stale))

@@ -121,9 +121,10 @@ impl File {
         }
     }
 
-    /// Bytes that are charged for it.
-    pub(super) fn charged_bytes(&self) -> u64 {
-        self.extents().charged_bytes()
+    /// Bytes that are charged for it, and how many of them nothing maps.
+    pub(super) fn charged_and_spare_bytes(&self) -> (u64, u64) {
+        let extents = self.extents();
+        (extents.charged_bytes(), extents.spare_bytes())
     }
 
     /// Whether pages are registered that are not the file's any more.
