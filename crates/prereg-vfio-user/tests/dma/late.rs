@@ -1,12 +1,14 @@
 //! Pins that finish after the world around them changed.
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use prereg::AddressSpace;
+use prereg::{AddressSpace, Errno, Granule};
+use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 
+use crate::failures::Everywhere;
 use crate::hole::punch;
 use crate::hooked::Hooked;
 use crate::world::{Client, PAGE, another, pinned, pins, sealed};
@@ -44,4 +46,32 @@ fn a_pin_of_pages_that_were_taken_out_meanwhile_is_made_again() {
     assert_eq!((state.registrations, state.stale), (2, 1));
     assert_eq!((pinned(&store), state.files[0].stale_extents), (4, 0), "the old pages are released");
     *client.lock().unwrap() = None;
+}
+
+#[test]
+fn what_a_failed_call_registered_stays_for_those_that_map_it_already() {
+    let host = SimHost::new(Granule::K4);
+    let (_memory, fd) = sealed(8);
+    let other: Arc<Mutex<Option<Client>>> = Arc::default();
+    let (device, memory, pins) = (Arc::clone(&other), another(&fd), AtomicU64::new(0));
+    // The second piece cannot be pinned, and the first is mapped by another client by then.
+    let admits = move || {
+        let is_second = pins.fetch_add(1, Ordering::SeqCst) == 1;
+        if is_second {
+            device.lock().unwrap().as_ref().unwrap().map(0, 4, &memory, 0).unwrap();
+        }
+        !is_second
+    };
+    let pins = Everywhere { admits: Box::new(admits), ..Everywhere::new(&host) };
+    let space = AddressSpace::builder(pins).build().unwrap();
+    let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_extent(4 * PAGE)));
+    *other.lock().unwrap() = Some(Client::new(&store, 2));
+    let client = Client::new(&store, 1);
+    assert_eq!(client.map(0, 8, &fd, 0).unwrap_err().errno(), Errno::ENOMEM);
+    assert_eq!((pinned(&store), store.snapshot().files[0].registered_bytes), (4, 4 * PAGE));
+    client.map(0, 8, &fd, 0).unwrap();
+    assert_eq!((pinned(&store), store.snapshot().registrations), (8, 2), "the first piece is shared");
+    *other.lock().unwrap() = None;
+    drop((client, store));
+    host.assert_clean();
 }

@@ -377,9 +377,17 @@ impl Extents {
 
     // ---- going -----------------------------------------------------------------------------------------------------
 
+    /// Takes an extent out unless something maps it: it is charged as long as it is mapped.
+    pub(super) fn remove_unmapped(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
+        if self.extents.get(&number).is_some_and(Extent::is_mapped) {
+            return None;
+        }
+        self.remove(number, registrar)
+    }
+
     /// Takes an extent out; what it showed shows no more. Dropping the registration releases it, now or when the last mapping
     /// goes.
-    pub(super) fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
+    fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
         let extent = self.extents.remove(&number)?;
         self.cover.hide(number);
         if extent.stale {

@@ -139,8 +139,8 @@ impl File {
     }
 
     /// Registers what is not of `[first, end)`, stretch by stretch; nothing else waits for that but threads that want the same
-    /// stretch. `relief` is asked to release memory when there is none left. Nothing stays registered by this call when it
-    /// fails.
+    /// stretch. `relief` is asked to release memory when there is none left. Nothing that nothing else maps stays
+    /// registered by this call when it fails.
     pub(super) fn register(
         &self,
         (first, end): (u64, u64),
@@ -211,11 +211,11 @@ impl File {
         }
     }
 
-    /// Takes back what a call registered that failed after all.
+    /// Takes back what a call registered that failed after all, but for what other mappings have found there.
     pub(super) fn take_back(&self, added: Added, registrar: &Registrar) {
         let mut extents = self.extents();
         let gone: Vec<Registration> =
-            added.0.into_iter().filter_map(|number| extents.remove(number, registrar)).collect();
+            added.0.into_iter().filter_map(|number| extents.remove_unmapped(number, registrar)).collect();
         drop(extents);
         release(gone);
     }
