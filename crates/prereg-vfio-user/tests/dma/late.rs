@@ -8,6 +8,7 @@ use prereg::{AddressSpace, Errno, Granule};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 
+use crate::background::{filled, world};
 use crate::failures::Everywhere;
 use crate::hole::punch;
 use crate::hooked::Hooked;
@@ -46,6 +47,25 @@ fn a_pin_of_pages_that_were_taken_out_meanwhile_is_made_again() {
     assert_eq!((state.registrations, state.stale), (2, 1));
     assert_eq!((pinned(&store), state.files[0].stale_extents), (4, 0), "the old pages are released");
     *client.lock().unwrap() = None;
+}
+
+#[test]
+fn memory_that_is_unmapped_and_mapped_again_while_it_is_pinned_is_charged_once() {
+    let (host, gate, store) =
+        world(MemoryPolicy::BACKGROUND.with_extent(4 * PAGE).with_total_bytes(6 * PAGE));
+    gate.hold_first();
+    let (_memory, fd) = filled(4, 4);
+    let client = Client::new(&store, 1);
+    client.map(0, 4, &fd, 0).unwrap();
+    gate.wait_begun(1);
+    client.unmap(0, 4);
+    client.map(0, 4, &fd, 0).unwrap();
+    assert_eq!(store.snapshot().files[0].promised_bytes, 4 * PAGE);
+    gate.hold_none();
+    store.wait_for_background();
+    assert_eq!((gate.begun(), pinned(&store)), (1, 4));
+    drop((client, store));
+    host.assert_clean();
 }
 
 #[test]

@@ -172,10 +172,7 @@ impl Extents {
 
     /// Bytes that are charged and not registered (yet).
     pub(super) fn promised_bytes(&self) -> u64 {
-        let pinning = self.pinning.all().map(|part| {
-            let promised: u64 = self.promised.parts(part.first, part.end).map(|(from, to)| to - from).sum();
-            part.end - part.first - promised
-        });
+        let pinning = self.pinning.all().map(|part| self.unpromised_bytes(part.first, part.end));
         let promised = self.promised.all().map(|(first, end)| {
             let shown: u64 = self.cover.parts(first, end).map(|part| part.end - part.first).sum();
             end - first - shown
@@ -187,10 +184,16 @@ impl Extents {
     pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
         let gaps = self.cover.gaps(first, end).into_iter();
         gaps.map(|(from, to)| {
-            let promised: u64 = self.promised.parts(from, to).map(|(from, to)| to - from).sum();
-            to - from - promised
+            let pinning = self.pinning.parts(from, to);
+            let charged: u64 = pinning.map(|part| self.unpromised_bytes(part.first, part.end)).sum();
+            self.unpromised_bytes(from, to) - charged
         })
         .sum()
+    }
+
+    fn unpromised_bytes(&self, first: u64, end: u64) -> u64 {
+        let promised: u64 = self.promised.parts(first, end).map(|(from, to)| to - from).sum();
+        end - first - promised
     }
 
     /// A mapping is to have `[first, end)`: it stays charged, and is not released for others, until
