@@ -18,7 +18,7 @@ const POLICY: MemoryPolicy = MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE);
 
 /// Lets pins through, one by one or all.
 #[derive(Default)]
-struct Gate {
+pub(crate) struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
 }
@@ -47,11 +47,11 @@ impl Gate {
     }
 
     /// Lets the first pin wait.
-    fn hold_first(&self) {
+    pub(crate) fn hold_first(&self) {
         self.state.lock().unwrap().held = 1;
     }
 
-    fn hold_none(&self) {
+    pub(crate) fn hold_none(&self) {
         self.state.lock().unwrap().held = 0;
         self.changed.notify_all();
     }
@@ -61,17 +61,17 @@ impl Gate {
     }
 
     /// Waits until so many pins were begun.
-    fn wait_begun(&self, pins: u64) {
+    pub(crate) fn wait_begun(&self, pins: u64) {
         let state = self.state.lock().unwrap();
         drop(self.changed.wait_while(state, |state| state.begun < pins).unwrap());
     }
 
-    fn begun(&self) -> u64 {
+    pub(crate) fn begun(&self) -> u64 {
         self.state.lock().unwrap().begun
     }
 }
 
-fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
+pub(crate) fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
     let (host, gate) = (SimHost::new(Granule::K4), Arc::new(Gate::default()));
     let pass = Arc::clone(&gate);
     let pins = Everywhere { admits: Box::new(move || pass.pass()), ..Everywhere::new(&host) };
@@ -80,7 +80,7 @@ fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
 }
 
 /// Memory whose first pages are there.
-fn filled(pages: u64, there: u64) -> (GuestMemory, OwnedFd) {
+pub(crate) fn filled(pages: u64, there: u64) -> (GuestMemory, OwnedFd) {
     let (memory, fd) = sealed(pages);
     for page in 0..there {
         memory.write(page * PAGE, &[1]).unwrap();

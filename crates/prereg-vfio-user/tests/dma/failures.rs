@@ -15,11 +15,13 @@ pub(crate) struct Everywhere {
     pub(crate) host: SimHost,
     /// Looked at before each pin: `false` refuses it. May block.
     pub(crate) admits: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Called before each unpin.
+    pub(crate) unpins: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Everywhere {
     pub(crate) fn new(host: &SimHost) -> Self {
-        Self { host: host.clone(), admits: Box::new(|| true) }
+        Self { host: host.clone(), admits: Box::new(|| true), unpins: Box::new(|| ()) }
     }
 }
 
@@ -43,6 +45,7 @@ unsafe impl Pin for Everywhere {
         self.host.pin(range, pages)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
+        (self.unpins)();
         self.host.unpin(pin, range, dirty);
         self.host.unmap(range.first().raw(), range.bytes());
     }

@@ -1,14 +1,17 @@
 //! Memory that there is not enough of, and clients that want too much.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
-use prereg::{AddressSpaceBuilder, Errno, Granule};
+use prereg::{AddressSpace, AddressSpaceBuilder, Errno, Granule};
 use prereg_linux::MemlockAccount;
+use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
 
+use crate::failures::Everywhere;
 use crate::hole::punch;
-use crate::world::{Client, PAGE, pinned, pins, sealed, store};
+use crate::world::{Client, PAGE, iova, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
@@ -96,7 +99,7 @@ fn files_that_were_unplugged_do_not_pile_up() {
     let files = client.space.snapshot().files;
     assert!((2..=6).contains(&files), "{files} files");
     assert_eq!(pinned(&store), 2 + (files - 1));
-    assert!(client.dma.load_u32(crate::world::iova(1000)).is_ok());
+    assert!(client.dma.load_u32(iova(1000)).is_ok());
 }
 
 #[test]
@@ -142,4 +145,85 @@ fn unplugged_memory_is_given_up_on_the_second_look() {
         client.space.release_idle();
     }
     assert_eq!(pinned(&store), 12, "a guest that maps nothing at all is between a reset and its driver");
+}
+
+#[test]
+fn holes_do_not_make_a_client_exceed_the_limits() {
+    let policy = MemoryPolicy::BACKGROUND.with_extent(4 * PAGE);
+    for policy in [policy.with_total_bytes(6 * PAGE), policy.with_client_bytes(6 * PAGE)] {
+        let Some(store) = store(policy) else { return };
+        let (_memory, fd) = sealed(4);
+        let client = Client::new(&store, 1);
+        for at in [0, 100] {
+            client.map(at, 4, &fd, 0).unwrap();
+        }
+        store.wait_for_background();
+        client.dma.write(iova(0), b"pinned").unwrap();
+        assert_eq!(pinned(&store), 4);
+        punch(fd.as_fd(), 0, 4 * PAGE);
+        // The old pages are mapped, and new ones do not fit beside them.
+        assert_eq!(client.map(200, 4, &fd, 0).unwrap_err().errno(), Errno::ENOMEM);
+        assert!(client.dma.write(iova(100), b"promised").is_err());
+        assert_eq!(pinned(&store), 4);
+        client.unmap(0, 4);
+        client.dma.write(iova(100), b"promised").unwrap();
+        client.map(200, 4, &fd, 0).unwrap();
+        assert_eq!(pinned(&store), 4);
+    }
+}
+
+#[test]
+fn a_map_that_can_never_fit_costs_no_other_client_its_idle_memory() {
+    for policy in
+        [MemoryPolicy::EAGER.with_total_bytes(10 * PAGE), MemoryPolicy::EAGER.with_client_bytes(10 * PAGE)]
+    {
+        let Some(store) = store(policy) else { return };
+        let ((_a, idle), (_b, large)) = (sealed(6), sealed(12));
+        let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+        one.map(0, 6, &idle, 0).unwrap();
+        one.unmap(0, 6);
+        assert_eq!(two.map(0, 1, &large, 0).unwrap_err().errno(), Errno::ENOMEM);
+        assert_eq!(pinned(&store), 6);
+        // Its own idle memory makes room for a client with a bound of its own.
+        let (_c, other) = sealed(8);
+        one.map(0, 1, &other, 0).unwrap();
+    }
+}
+
+#[test]
+fn other_clients_map_while_memory_is_unpinned_to_make_room() {
+    /// How long it takes to fail when the other client is made to wait.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let host = SimHost::new(Granule::K4);
+    let (map_other, asked) = mpsc::channel::<()>();
+    let (mapped, was_mapped) = mpsc::channel::<()>();
+    let at_first_unpin = Mutex::new(Some((map_other, was_mapped)));
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let answered = Arc::clone(&answers);
+    let unpins = move || {
+        let Some((map_other, was_mapped)) = at_first_unpin.lock().unwrap().take() else { return };
+        map_other.send(()).unwrap();
+        answered.lock().unwrap().push(was_mapped.recv_timeout(PATIENCE));
+    };
+    let pins = Everywhere { unpins: Box::new(unpins), ..Everywhere::new(&host) };
+    let space = AddressSpace::builder(pins).build().unwrap();
+    let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_total_bytes(10 * PAGE)));
+    let ((_a, idle), (_b, wanted), (_c, small)) = (sealed(6), sealed(8), sealed(1));
+    let [one, two, three] = [1, 2, 3].map(|number| Client::new(&store, number));
+    one.map(0, 6, &idle, 0).unwrap();
+    one.unmap(0, 6);
+    let (other, file) = (&three, &small);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            asked.recv_timeout(PATIENCE).unwrap();
+            other.map(0, 1, file, 0).unwrap();
+            // Not received when the test has failed already.
+            let _ = mapped.send(());
+        });
+        two.map(0, 8, &wanted, 0).unwrap();
+    });
+    assert_eq!(*answers.lock().unwrap(), [Ok(())]);
+    assert_eq!(pinned(&store), 9);
+    drop((one, two, three, store));
+    host.assert_clean();
 }

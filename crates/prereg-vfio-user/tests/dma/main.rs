@@ -6,6 +6,8 @@ mod background;
 mod descriptors;
 mod failures;
 mod hole;
+mod hooked;
+mod late;
 mod limits;
 mod policy;
 mod sharing;

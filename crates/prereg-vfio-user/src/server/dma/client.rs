@@ -167,10 +167,9 @@ impl Client {
         }
     }
 
-    /// Bytes charged for the client's files, those it shares included.
-    pub(super) fn charged_bytes(&self) -> u64 {
-        let named = self.named().clone().unwrap_or_default();
-        named.iter().map(|file| file.charged_bytes()).sum()
+    /// The client's files, which are charged to it, those it shares included.
+    pub(super) fn charged_files(&self) -> Vec<Arc<File>> {
+        self.named().clone().unwrap_or_default()
     }
 
     /// Registers what is not of a range of one of the client's files of `length` bytes. The answer keeps it charged; nothing was
@@ -184,9 +183,10 @@ impl Client {
     ) -> Result<Option<Promise>, MapMemoryError> {
         let store = &self.store;
         let promise = if is_promised {
+            store.admit_promised(|| self.charged_files(), file)?;
             None
         } else {
-            Some(store.promise(|| self.charged_bytes(), file, length, (first, end))?)
+            Some(store.promise(|| self.charged_files(), file, length, (first, end))?)
         };
         // `None` when the client is gone.
         let files = self.named().clone().ok_or(MapMemoryError::Disconnected)?;

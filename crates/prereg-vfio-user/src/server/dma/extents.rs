@@ -34,6 +34,8 @@ pub(super) struct Extents {
     bases: BTreeMap<u64, Base>,
     /// Stretches that threads are pinning at the moment, without the lock; their bases.
     pinning: Cover,
+    /// Parts of them that were to be mapped since their pin began: it may have pinned pages that were taken out before that.
+    doubted: Cover,
     /// Stretches that mappings were promised.
     promised: Promises,
     next: u64,
@@ -109,6 +111,7 @@ impl Extents {
             extents: BTreeMap::new(),
             bases: BTreeMap::new(),
             pinning: Cover::default(),
+            doubted: Cover::default(),
             promised: Promises::default(),
             next: 0,
             proven: None,
@@ -169,10 +172,7 @@ impl Extents {
 
     /// Bytes that are charged and not registered (yet).
     pub(super) fn promised_bytes(&self) -> u64 {
-        let pinning = self.pinning.all().map(|part| {
-            let promised: u64 = self.promised.parts(part.first, part.end).map(|(from, to)| to - from).sum();
-            part.end - part.first - promised
-        });
+        let pinning = self.pinning.all().map(|part| self.unpromised_bytes(part.first, part.end));
         let promised = self.promised.all().map(|(first, end)| {
             let shown: u64 = self.cover.parts(first, end).map(|part| part.end - part.first).sum();
             end - first - shown
@@ -184,10 +184,16 @@ impl Extents {
     pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
         let gaps = self.cover.gaps(first, end).into_iter();
         gaps.map(|(from, to)| {
-            let promised: u64 = self.promised.parts(from, to).map(|(from, to)| to - from).sum();
-            to - from - promised
+            let pinning = self.pinning.parts(from, to);
+            let charged: u64 = pinning.map(|part| self.unpromised_bytes(part.first, part.end)).sum();
+            self.unpromised_bytes(from, to) - charged
         })
         .sum()
+    }
+
+    fn unpromised_bytes(&self, first: u64, end: u64) -> u64 {
+        let promised: u64 = self.promised.parts(first, end).map(|(from, to)| to - from).sum();
+        end - first - promised
     }
 
     /// A mapping is to have `[first, end)`: it stays charged, and is not released for others, until
@@ -198,6 +204,11 @@ impl Extents {
 
     pub(super) fn forget_promise(&mut self, first: u64, end: u64) {
         self.promised.remove(first, end);
+    }
+
+    /// Whether pages are registered that are not the file's any more: then the file can have more registered than it has.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents.values().any(|extent| extent.stale)
     }
 
     /// Whether something maps any of it, or was promised any.
@@ -211,6 +222,12 @@ impl Extents {
             return false;
         }
         extent.stale || !self.promised.touch(extent.first, extent.first + extent.memory.bytes())
+    }
+
+    /// Bytes registered that may be released for want of memory.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        let spare = self.extents.values().filter(|extent| self.is_spare(extent, false));
+        spare.map(|extent| extent.memory.bytes()).sum()
     }
 
     /// Whether there is something that nothing maps: something stale, or anything.
@@ -309,19 +326,21 @@ impl Extents {
     pub(super) fn unreserve(&mut self, reserved: Reserved) {
         let Reserved { base, first, end } = reserved;
         self.pinning.cut(first, end);
+        self.doubted.cut(first, end);
         if let Some(base) = self.bases.get_mut(&base) {
             base.used.cut(first, end);
         }
         self.leave_base(base);
     }
 
-    /// Shows a new extent, whose memory was reserved. Answers its number.
+    /// Shows a new extent, whose memory was reserved, but for what is stale already. Answers its number, and whether any was.
     pub(super) fn add(
         &mut self,
         reserved: Reserved,
         memory: SharedMemory,
         registration: Registration,
-    ) -> u64 {
+        registrar: &Registrar,
+    ) -> (u64, bool) {
         let number = self.number();
         let Reserved { base, first, end } = reserved;
         self.pinning.cut(first, end);
@@ -330,7 +349,18 @@ impl Extents {
         self.extents.insert(number, Extent { base, first, memory, registration, stale: false });
         // A pin writes to pages for the first time, which is a change too.
         self.proven = None;
-        number
+        // Only what was doubted is asked about: where the answer is always that it is stale, asking about every new extent would
+        // pin it again and again.
+        let doubted: Vec<_> =
+            self.doubted.cut(first, end).into_iter().map(|part| Shown { extent: number, ..part }).collect();
+        let is_stale = self.ask(&doubted, registrar).unwrap_or_else(|_| {
+            // What cannot be asked about is pinned again; the next map is told why.
+            for part in &doubted {
+                self.cut_stale(part.first, part.end, registrar);
+            }
+            true
+        });
+        (number, is_stale)
     }
 
     /// One extent of a base less; without any it is forgotten.
@@ -350,9 +380,17 @@ impl Extents {
 
     // ---- going -----------------------------------------------------------------------------------------------------
 
+    /// Takes an extent out unless something maps it: it is charged as long as it is mapped.
+    pub(super) fn remove_unmapped(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
+        if self.extents.get(&number).is_some_and(Extent::is_mapped) {
+            return None;
+        }
+        self.remove(number, registrar)
+    }
+
     /// Takes an extent out; what it showed shows no more. Dropping the registration releases it, now or when the last mapping
     /// goes.
-    pub(super) fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
+    fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
         let extent = self.extents.remove(&number)?;
         self.cover.hide(number);
         if extent.stale {
@@ -388,6 +426,12 @@ impl Extents {
         facts: &FileFacts,
         registrar: &Registrar,
     ) -> Result<bool, MapMemoryError> {
+        // First: the proof is about what shows.
+        let pinning: Vec<_> = self.pinning.parts(first, end).collect();
+        self.doubted.cut(first, end);
+        for part in pinning {
+            self.doubted.show(part.first, part.end, part.extent);
+        }
         if self.proven == Some(facts.changed) {
             return Ok(false);
         }
@@ -422,17 +466,21 @@ impl Extents {
             // Whole pages of the file.
             let from = extent.first + offset;
             let end = (from + bytes).next_multiple_of(self.page);
-            let cut = self.cover.cut(from - from % self.page, end);
+            self.cut_stale(from - from % self.page, end, registrar);
             found = true;
-            registrar.counts.found_stale();
-            for shown in cut {
-                if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
-                    extent.stale = true;
-                    registrar.counts.waits();
-                }
-            }
         }
         Ok(found)
+    }
+
+    /// What shows in `[first, end)` is stale.
+    fn cut_stale(&mut self, first: u64, end: u64, registrar: &Registrar) {
+        registrar.counts.found_stale();
+        for shown in self.cover.cut(first, end) {
+            if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
+                extent.stale = true;
+                registrar.counts.waits();
+            }
+        }
     }
 }
 

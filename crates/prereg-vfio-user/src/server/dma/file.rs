@@ -121,9 +121,15 @@ impl File {
         }
     }
 
-    /// Bytes that are charged for it.
-    pub(super) fn charged_bytes(&self) -> u64 {
-        self.extents().charged_bytes()
+    /// Bytes that are charged for it, and how many of them nothing maps.
+    pub(super) fn charged_and_spare_bytes(&self) -> (u64, u64) {
+        let extents = self.extents();
+        (extents.charged_bytes(), extents.spare_bytes())
+    }
+
+    /// Whether pages are registered that are not the file's any more.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents().has_stale()
     }
 
     /// Charges `[first, end)` until the promise is dropped. The caller saw to it that there is room.
@@ -133,8 +139,8 @@ impl File {
     }
 
     /// Registers what is not of `[first, end)`, stretch by stretch; nothing else waits for that but threads that want the same
-    /// stretch. `relief` is asked to release memory when there is none left. Nothing stays registered by this call when it
-    /// fails.
+    /// stretch. `relief` is asked to release memory when there is none left. Nothing that nothing else maps stays
+    /// registered by this call when it fails.
     pub(super) fn register(
         &self,
         (first, end): (u64, u64),
@@ -196,7 +202,7 @@ impl File {
         }
         let registration = registered?;
         registrar.counts.registered();
-        match reservation.fill(memory, registration) {
+        match reservation.fill(memory, registration, registrar) {
             Ok(number) => Ok(Some(number)),
             Err(unwanted) => {
                 drop(unwanted);
@@ -205,11 +211,11 @@ impl File {
         }
     }
 
-    /// Takes back what a call registered that failed after all.
+    /// Takes back what a call registered that failed after all, but for what other mappings have found there.
     pub(super) fn take_back(&self, added: Added, registrar: &Registrar) {
         let mut extents = self.extents();
         let gone: Vec<Registration> =
-            added.0.into_iter().filter_map(|number| extents.remove(number, registrar)).collect();
+            added.0.into_iter().filter_map(|number| extents.remove_unmapped(number, registrar)).collect();
         drop(extents);
         release(gone);
     }
@@ -228,11 +234,12 @@ struct Reservation<'a> {
 }
 
 impl Reservation<'_> {
-    /// Shows what was pinned; it comes back when no client names the file any more.
+    /// Shows what was pinned, as far as it still is the file's; it comes back when no client names the file any more.
     fn fill(
         mut self,
         memory: prereg_linux::SharedMemory,
         registration: Registration,
+        registrar: &Registrar,
     ) -> Result<u64, Registration> {
         let mut extents = self.file.extents();
         let reserved = match self.reserved {
@@ -244,9 +251,11 @@ impl Reservation<'_> {
             }
         };
         self.reserved = None;
-        let number = extents.add(reserved, memory, registration);
+        let (number, is_stale) = extents.add(reserved, memory, registration, registrar);
+        let gone = if is_stale { extents.release_unmapped(true, registrar) } else { Vec::new() };
         drop(extents);
         self.file.settled.notify_all();
+        release(gone);
         Ok(number)
     }
 }
@@ -314,6 +323,11 @@ impl Extending<'_> {
     /// Bytes of `[first, end)` that are not charged.
     pub(super) fn uncharged_bytes(&self, first: u64, end: u64) -> u64 {
         self.extents.uncharged_bytes(first, end)
+    }
+
+    /// Whether pages are registered that are not the file's any more.
+    pub(super) fn has_stale(&self) -> bool {
+        self.extents.has_stale()
     }
 
     /// Whether there is something that nothing maps: something stale, or anything.

@@ -179,7 +179,7 @@ impl DmaSpace {
         let store = self.client.store();
         let length = named.facts.bytes;
         let end = offset + bytes;
-        let promise = store.promise(|| self.client.charged_bytes(), &named.file, length, (offset, end))?;
+        let promise = store.promise(|| self.client.charged_files(), &named.file, length, (offset, end))?;
         let piece = store.policy().piece(length).unwrap_or(length).max(store.space().granule().bytes());
         let piece = PageShift::new(piece.trailing_zeros()).ok_or(MapMemoryError::Offset { offset })?;
         let supply = self.supply(named, offset, Some(promise));

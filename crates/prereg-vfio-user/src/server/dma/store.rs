@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use prereg::{Access, AddressSpace};
+use prereg::{Access, AddressSpace, Registration};
 use prereg_iommu::iova::IovaMap;
 use prereg_linux::{FileFacts, FileIdentity, SharedError, SharedFile};
 
@@ -34,6 +34,31 @@ pub struct MemoryStore {
 struct Named {
     file: Arc<File>,
     clients: u64,
+}
+
+/// There is no room.
+struct Refused {
+    error: MapMemoryError,
+    /// Files with memory that nothing maps, which makes room when it is released; none when that would not be enough.
+    relief: Vec<Arc<File>>,
+}
+
+impl Refused {
+    /// If `bytes` more than what is charged for `files` are more than `limit`. `error` is told what is charged.
+    fn over(
+        limit: u64,
+        bytes: u64,
+        files: Vec<Arc<File>>,
+        error: impl FnOnce(u64) -> MapMemoryError,
+    ) -> Option<Self> {
+        let charges = files.iter().map(|file| file.charged_and_spare_bytes());
+        let (used, spare) = charges.fold((0, 0), |(used, spare), (more, of_it)| (used + more, spare + of_it));
+        if used.saturating_add(bytes) <= limit {
+            return None;
+        }
+        let is_enough = used.saturating_sub(spare).saturating_add(bytes) <= limit;
+        Some(Self { error: error(used), relief: if is_enough { files } else { Vec::new() } })
+    }
 }
 
 impl MemoryStore {
@@ -103,45 +128,69 @@ impl MemoryStore {
     }
 
     /// Charges what is needed so that `range` of a file of `length` bytes can be registered, if there is room, now and while
-    /// the promise lives. `client_bytes` answers what is charged for the client. No file may be locked.
+    /// the promise lives. `client_files` answers the files that are charged to the client. No file may be locked.
     pub(super) fn promise(
         &self,
-        client_bytes: impl Fn() -> u64,
+        client_files: impl Fn() -> Vec<Arc<File>>,
         file: &Arc<File>,
         length: u64,
         (first, end): (u64, u64),
     ) -> Result<Promise, MapMemoryError> {
-        // It guards no data.
-        let _admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         let policy = self.policy();
         let whole = file.whole(length).max(end);
-        let mut relieved = false;
+        // Once for each of the two limits.
+        let mut reliefs = 2;
         loop {
+            // It guards no data.
+            let admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
             let extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
             let (from, to) = extending.around(first, end, whole, policy.piece(length));
             let bytes = extending.uncharged_bytes(from, to);
+            // What is charged already has room, unless pages were taken out: those stay charged beside the new ones.
+            let has_room = bytes == 0 && !extending.has_stale();
             drop(extending);
-            let refused = if bytes == 0 { None } else { self.has_no_room(&client_bytes, bytes) };
-            match refused {
-                None => return Ok(file.promise(from, to)),
-                Some(_) if !relieved && self.release_unmapped(false) => relieved = true,
-                Some(error) => return Err(error),
+            let refused = if has_room { None } else { self.has_no_room(&client_files, bytes) };
+            let Some(Refused { error, relief }) = refused else { return Ok(file.promise(from, to)) };
+            let gone = if reliefs > 0 { self.take_unmapped(&relief, false) } else { Vec::new() };
+            // Unpinning takes long, and other clients wait for the admission.
+            drop(admission);
+            if !self.release(gone) {
+                return Err(error);
             }
+            reliefs -= 1;
         }
     }
 
-    /// Why `bytes` more cannot be charged.
-    fn has_no_room(&self, client_bytes: impl Fn() -> u64, bytes: u64) -> Option<MapMemoryError> {
-        if let Some(limit) = self.policy().client_bytes {
-            let left = limit.saturating_sub(client_bytes());
-            if bytes > left {
-                return Some(MapMemoryError::Quota { bytes, left });
+    /// Looks whether memory of a file that is charged may be registered: not if pages that were taken out of it use the room up.
+    /// No file may be locked.
+    pub(super) fn admit_promised(
+        &self,
+        client_files: impl Fn() -> Vec<Arc<File>>,
+        file: &File,
+    ) -> Result<(), MapMemoryError> {
+        let refused = || if file.has_stale() { self.has_no_room(&client_files, 0) } else { None };
+        let Some(Refused { error, relief }) = refused() else { return Ok(()) };
+        if !self.release(self.take_unmapped(&relief, false)) {
+            return Err(error);
+        }
+        refused().map_or(Ok(()), |refused| Err(refused.error))
+    }
+
+    /// Why `bytes` more cannot be charged, or none if there is too much already.
+    fn has_no_room(&self, client_files: impl Fn() -> Vec<Arc<File>>, bytes: u64) -> Option<Refused> {
+        let policy = self.policy();
+        if let Some(limit) = policy.client_bytes {
+            let refused = Refused::over(limit, bytes, client_files(), |used| MapMemoryError::Quota {
+                bytes,
+                left: limit.saturating_sub(used),
+            });
+            if refused.is_some() {
+                return refused;
             }
         }
-        let limit = self.policy().total_bytes?;
-        let files: Vec<_> = self.files().values().map(|named| Arc::clone(&named.file)).collect();
-        let used: u64 = files.iter().map(|file| file.charged_bytes()).sum();
-        (bytes > limit.saturating_sub(used)).then_some(MapMemoryError::Limit { bytes, used, limit })
+        let limit = policy.total_bytes?;
+        let files = self.files().values().map(|named| Arc::clone(&named.file)).collect();
+        Refused::over(limit, bytes, files, |used| MapMemoryError::Limit { bytes, used, limit })
     }
 
     pub(super) fn registrar(&self) -> &Registrar {
@@ -228,12 +277,22 @@ impl MemoryStore {
         // Usually none: then this costs no memory. Released without the lock on the list.
         let files: Vec<_> =
             self.files().values().map(|named| &named.file).filter(has_some).cloned().collect();
+        self.release(self.take_unmapped(&files, only_stale))
+    }
+
+    /// Takes such memory out of `files`, for [`release`](Self::release).
+    fn take_unmapped(&self, files: &[Arc<File>], only_stale: bool) -> Vec<Registration> {
         let mut gone = Vec::new();
         for file in files {
             if let Some(mut extending) = file.try_lock() {
                 gone.extend(extending.release_unmapped(only_stale, &self.registrar));
             }
         }
+        gone
+    }
+
+    /// Releases what was taken out of files. Answers whether that is anything.
+    fn release(&self, gone: Vec<Registration>) -> bool {
         let released = !gone.is_empty();
         if released {
             release(gone);
