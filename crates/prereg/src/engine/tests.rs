@@ -9,6 +9,7 @@ use super::*;
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::pages::{DirtyPages, PageSink};
 use crate::port::{AddressKind, ChargeError, PinError, PinId};
+use crate::region::MapError;
 use crate::register::{Backing, Wish};
 use crate::release::Claim;
 use crate::space::AddressSpace;
@@ -121,8 +122,8 @@ fn the_inlined_path_serves_what_the_cells_cover_where_mapping_passes_no_fence() 
     for asymmetric in [false, true] {
         let host = Host { barrier: asymmetric.then(Arc::default), tables: None };
         let space = AddressSpace::builder(host).build().unwrap();
-        let _claims = [1, 2].map(|page| register(space.engine(), page));
-        let t = space.translator();
+        let [first, _second] = [1, 2].map(|page| register(space.engine(), page));
+        let mut t = space.translator();
         for page in [1, 2] {
             let ua = UserAddr::new(A + (page << 12));
             let found = t.look(ua);
@@ -130,6 +131,13 @@ fn the_inlined_path_serves_what_the_cells_cover_where_mapping_passes_no_fence() 
             assert_eq!(found.is_some_and(|(word, _)| !word.is_null()), cfg!(target_pointer_width = "64"));
             assert_eq!(t.look_fast(ua), found.filter(|_| asymmetric));
         }
+        // Either way a mapping counts, and none is made while its region drains.
+        let mapping = map(&mut t, 1);
+        assert_eq!(mapping.hpa(), HostAddr::new(0x8000_0000));
+        assert!(!space.engine().release_when_idle(first));
+        let ua = UserAddr::new(A + 0x1000);
+        assert_eq!(t.map(ua, PageShift::K4).unwrap_err(), MapError::Closing { ua });
+        drop(mapping);
     }
 }
 

@@ -156,7 +156,7 @@ scenarios! {
     }
 
     fn scenario_13_map_racing_the_last_put_has_two_outcomes(w) {
-        let rounds = if cfg!(miri) { 30 } else { 20_000 };
+        let rounds = if cfg!(miri) { 30 } else { 5_000 };
         let memory = w.mem(0, 16);
         let (mut map_won, mut put_won) = (0, 0);
         let (start, started) = sync_channel::<()>(0);
