@@ -75,6 +75,18 @@ pub enum IovaMapError {
         /// How many there may be.
         limit: u64,
     },
+    /// Memory that is supplied on demand is in pieces that end behind the last byte a 64-bit address has. EINVAL.
+    #[error(
+        "{bytes:#x} bytes, {skip:#x} into a piece of {piece}, take pieces of more than 2^64 bytes; choose smaller pieces"
+    )]
+    PiecesTooLarge {
+        /// Bytes of the first piece that lie before the mapping.
+        skip: u64,
+        /// The length asked for.
+        bytes: u64,
+        /// The size of a piece.
+        piece: PageShift,
+    },
     /// The unmap would cut a mapping in two. EINVAL.
     #[error("the mapping of {bytes:#x} bytes at {iova} reaches out of the range; unmap all of it or nothing")]
     Splits {

@@ -53,6 +53,9 @@ impl OnDemand {
         let pieces = end.div_ceil(u128::from(piece.bytes()));
         let pieces = u64::try_from(pieces).ok().filter(|&pieces| pieces <= PIECES);
         let pieces = pieces.ok_or(IovaMapError::TooManyPieces { bytes, piece, limit: PIECES })?;
+        if pieces.checked_mul(piece.bytes()).is_none() {
+            return Err(IovaMapError::PiecesTooLarge { skip, bytes, piece });
+        }
         let chunks = (0..pieces.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
         Ok(Self { supply, piece, skip, bytes, chunks })
     }
@@ -66,7 +69,7 @@ impl OnDemand {
             if at >= end {
                 return None;
             }
-            // A mapping plus what lies before it has at most 2^24 pieces, so this cannot overflow.
+            // `new` proved that the last piece of a mapping ends at a 64-bit number, so nothing here can overflow.
             let place = at + skip;
             let piece = place >> shift;
             let next = ((place | mask) - skip).saturating_add(1).min(end);
@@ -157,5 +160,17 @@ mod tests {
         assert!(pieces(0, PIECES << 13).is_ok());
         assert!(matches!(pieces(0x1000, PIECES << 13), Err(IovaMapError::TooManyPieces { .. })));
         assert!(pieces(0x1000, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn the_last_piece_ends_at_a_number_of_64_bits() {
+        let large = |skip, bytes| OnDemand::new(Arc::new(Nothing), PageShift::new(40).unwrap(), skip, bytes);
+        let most = u64::MAX - (1 << 40) + 1;
+        let table = large(1 << 39, most - (1 << 39)).unwrap();
+        let last = table.segments(most - (1 << 39) - 1, 1).next().unwrap();
+        assert_eq!(table.extent(last.piece), (most - (1 << 40) - (1 << 39), 1 << 40));
+        for (skip, bytes) in [(1 << 39, most - (1 << 39) + 1), (0, u64::MAX)] {
+            assert!(matches!(large(skip, bytes), Err(IovaMapError::PiecesTooLarge { .. })));
+        }
     }
 }
