@@ -83,7 +83,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
     /// taken over.
     ///
     /// # Errors
-    /// As [`ring`](Self::ring).
+    /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
     pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<Option<Rung>, BadDoorbell> {
         let rung = self.doorbell.look(register, word, self.head, self.entries, now);
         if let Some(rung) = rung {

@@ -80,7 +80,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory.
     ///
     /// # Errors
-    /// As [`ring`](Self::ring).
+    /// [`BadDoorbell`] for a tail that cannot be, once for each; the queue stays as it was.
     pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<(), BadDoorbell> {
         match self.doorbell.look(register, word, self.tail, self.entries, now) {
             Some(rung) => self.ring(rung.value()),
