@@ -61,7 +61,7 @@ impl Geometry {
     /// 4 KiB: the low 12 bits of a TCE are not address bits.
     pub const MIN_SHIFT: PageShift = PageShift::K4;
 
-    /// 16 GiB: the largest page KVM makes a guest-visible table for (specification 3.2).
+    /// 16 GiB: the largest page KVM makes a guest-visible table for (docs/specification.md 3.2).
     pub const MAX_GUEST_SHIFT: PageShift = PageShift::new(34).expect("a shift below 64");
 
     const MAX_SHIFT: PageShift = PageShift::new(63).expect("a shift below 64");
@@ -161,7 +161,7 @@ impl Geometry {
     }
 
     /// The first of the `pages` entries from `ioba` on, if `ioba` is the start of a page and all of them are inside: KVM's
-    /// rule (specification 3.3). No pages pass anywhere inside and at the very end.
+    /// rule (docs/specification.md 3.3). No pages pass anywhere inside and at the very end.
     #[must_use]
     #[inline]
     pub const fn aligned_index(&self, ioba: BusAddr, pages: u64) -> Option<u64> {

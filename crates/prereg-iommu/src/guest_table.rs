@@ -1,4 +1,4 @@
-//! The guest-visible half of a TCE table: the values a guest wrote and may read back (specification 3.2).
+//! The guest-visible half of a TCE table: the values a guest wrote and may read back (docs/specification.md 3.2).
 //!
 //! It holds numbers, not mappings: any value is stored as it came. A page of 512 values exists from the first non-zero
 //! write into it; before that it reads as zeros, and writing zeros does not make it.

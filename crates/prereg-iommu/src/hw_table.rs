@@ -129,7 +129,7 @@ impl HwTable {
     ///
     /// # Errors
     /// [`EntryError`]. If the first page cannot be mapped nothing has changed; if a later one cannot, all `count` entries are
-    /// cleared and their units given back, those of what they held before included (specification 3.8, B9).
+    /// cleared and their units given back, those of what they held before included (docs/specification.md 3.8, B9).
     pub fn set_run(
         &self,
         translator: &mut Translator,

@@ -8,7 +8,7 @@ use prereg::{BusAddr, GuestAddr};
 
 use crate::tce::Tce;
 
-/// The result of a hypercall: register 3 on return (PAPR; specification 3).
+/// The result of a hypercall: register 3 on return (PAPR; docs/specification.md 3).
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct HReturn(i64);

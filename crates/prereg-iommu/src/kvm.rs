@@ -1,4 +1,4 @@
-//! The hypercalls as KVM's handlers do them: the fast path (specification 3.3 to 3.8).
+//! The hypercalls as KVM's handlers do them: the fast path (docs/specification.md 3.3 to 3.8).
 //!
 //! Every function answers with the handler's own code; `TOO_HARD` means that the slow path must do the call again. The
 //! order of checks is the kernel's. Where the kernel loses a unit we do not: a value without permission is an unmap

@@ -304,7 +304,7 @@ impl TceTable {
     }
 
     /// Maps entry `index` to the page at `ua` in every hardware table. On failure the failing table has this entry as it was
-    /// or cleared, tables before it have the new mapping (specification 3.4 step 5), and every unit is accounted for.
+    /// or cleared, tables before it have the new mapping (docs/specification.md 3.4 step 5), and every unit is accounted for.
     #[inline]
     pub(crate) fn map(
         &self,

@@ -1,4 +1,4 @@
-//! A translation control entry (TCE): what a guest writes into its table (specification 3.1).
+//! A translation control entry (TCE): what a guest writes into its table (docs/specification.md 3.1).
 //!
 //! Bit 0 lets the device read, bit 1 lets it write, the rest is the guest-physical address. Without a permission bit
 //! there is no mapping, whatever the other bits say ("poison"); they are kept for the guest to read back.

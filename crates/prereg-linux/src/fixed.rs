@@ -1,6 +1,6 @@
 //! Device memory: addresses are a base and an offset, and there is nothing to pin.
 //!
-//! As the kernel's `mm_iommu_newdev` does for memory on a device (specification 1.4): the pages are not system memory,
+//! As the kernel's `mm_iommu_newdev` does for memory on a device (docs/specification.md 1.4): the pages are not system memory,
 //! never move and are charged to nobody.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What both sides can, and what they agree on (specification, "VFIO_USER_VERSION").
+//! What both sides can, and what they agree on (vfio-user specification, "VFIO_USER_VERSION").
 //!
 //! Capabilities travel as JSON. A reply may only name what the command named; what neither names has the specification's
 //! default. `max_msg_fds` and `max_data_xfer_size` are each side's own limit as a receiver, the rest is shared.

@@ -3,7 +3,7 @@
 //! Five kinds of address that must never be mixed are five types. Arithmetic on them is checked; there is no way to
 //! wrap by accident. A range is closed (`first..=last`) and never empty, so "last" never means "one past the end" and a
 //! range may not reach the very top of the address space (`first + bytes == 2^64` is refused, as the kernel's VFIO does:
-//! specification 1.5).
+//! docs/specification.md 1.5).
 
 use core::fmt;
 
@@ -198,7 +198,7 @@ impl Granule {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// Zero bytes. (Linux answers ENOMEM and a warning: specification 1.4, B15.)
+    /// Zero bytes. (Linux answers ENOMEM and a warning: docs/specification.md 1.4, B15.)
     #[error("the range at {ua} is empty; register at least one page")]
     Empty {
         /// The start asked for.
@@ -285,7 +285,7 @@ impl UserRange {
         self.bytes() >> granule.0.0
     }
 
-    /// Whether `bytes` bytes from `ua` on lie inside. Zero bytes lie nowhere (specification scenario 23), nor does a
+    /// Whether `bytes` bytes from `ua` on lie inside. Zero bytes lie nowhere (docs/specification.md scenario 23), nor does a
     /// range that wraps (22).
     #[must_use]
     #[inline]

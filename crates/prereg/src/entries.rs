@@ -297,7 +297,7 @@ impl EntryBlock {
         self.engine.shown.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
     }
 
-    /// What a device could write counts as written when its entry goes (specification 1.9). The unit is still held.
+    /// What a device could write counts as written when its entry goes (docs/specification.md 1.9). The unit is still held.
     fn mark_written(&self, unit: u64) {
         let Some(region) = self.region(unit) else { return };
         let granule = self.engine.granule().bytes();

@@ -144,7 +144,7 @@ impl Gate {
     ///
     /// # Errors
     /// [`Unbalanced`] when nobody is inside; the count never goes below zero, and a closed gate stays closed
-    /// (specification B11).
+    /// (docs/specification.md B11).
     #[inline]
     pub fn leave(&self) -> Result<Left, Unbalanced> {
         // Relaxed: a first guess.

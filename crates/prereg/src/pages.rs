@@ -6,7 +6,7 @@
 //! published and is invisible outside.
 //!
 //! Dirty marks sit beside the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the kernel keeps them:
-//! specification 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every eight pages, so that
+//! docs/specification.md 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every eight pages, so that
 //! contiguous memory costs next to nothing: a device that writes one page of contiguous memory dirties its neighbours.
 
 use alloc::vec::Vec;
@@ -172,7 +172,7 @@ impl PageList {
     /// contiguous and is aligned on the host (contract clause 9).
     ///
     /// Every run must start and end on such a block, so the answer is the lowest set bit of all their starts, ends and
-    /// addresses. Computed per run, so neither order of large and small pages fools it (specification 1.6, B2).
+    /// addresses. Computed per run, so neither order of large and small pages fools it (docs/specification.md 1.6, B2).
     fn largest_page(&self) -> PageShift {
         let shift = self.granule.shift().get();
         let base = self.range.first().raw();
@@ -251,7 +251,7 @@ enum Layout {
 
 impl PageTable {
     /// Device memory at `host`. Unlike the kernel's, its largest page takes the user address into account
-    /// (specification 1.4, B13).
+    /// (docs/specification.md 1.4, B13).
     pub(crate) fn device(range: UserRange, host: HostAddr, granule: Granule) -> Self {
         let bits = range.first().raw() | range.bytes() | host.raw();
         Self {
@@ -379,7 +379,7 @@ impl PageTable {
         }
     }
 
-    /// Marks the system page at `ua` as written by a device. Device memory has no marks (specification scenario 51).
+    /// Marks the system page at `ua` as written by a device. Device memory has no marks (docs/specification.md scenario 51).
     pub(crate) fn mark_dirty(&self, ua: UserAddr) {
         let index = (ua.raw() - self.first.raw()) >> self.granule.get();
         match &self.layout {

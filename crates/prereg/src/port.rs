@@ -102,7 +102,7 @@ pub trait Charge: Send + Sync {
     ///
     /// # Errors
     /// [`ChargeError::OverLimit`] when `charged + pages > limit` and the owner has no privilege to pass it (equality
-    /// is allowed: specification 1.7); then nothing is charged.
+    /// is allowed: docs/specification.md 1.7); then nothing is charged.
     fn charge(&self, pages: u64) -> Result<(), ChargeError>;
 
     /// Takes `pages` off again. Never below zero: an excess is the implementation's to report.

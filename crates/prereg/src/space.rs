@@ -147,7 +147,7 @@ impl AddressSpace {
     }
 
     /// One more registration of the region of exactly `[ua, ua + bytes)`; `None` when there is none. The memory is not
-    /// looked at: after an unmap and a new map at the same address this is still the old memory (specification scenario
+    /// looked at: after an unmap and a new map at the same address this is still the old memory (docs/specification.md scenario
     /// 48).
     #[must_use = "dropping a registration gives it up"]
     pub fn share(&self, ua: UserAddr, bytes: u64) -> Option<Registration> {
@@ -213,7 +213,7 @@ impl AddressSpace {
     }
 
     /// The device region that holds the host address `host`, and how many of the `bytes` from there on it covers
-    /// (specification 1.4, `is_devmem`).
+    /// (docs/specification.md 1.4, `is_devmem`).
     #[must_use]
     pub fn device_at(&self, host: HostAddr, bytes: u64) -> Option<u64> {
         self.engine.device_at(host, bytes)

@@ -53,8 +53,8 @@ mod asymmetric {
     }
 }
 
-/// Nothing, except under miri: there other threads run here, for this lies between two steps of which the second must not
-/// rely on what the first one saw.
+/// Yields to other threads under miri; does nothing otherwise. Stands between two steps of which the second must not depend on
+/// what the first one saw.
 #[inline(always)]
 pub(crate) fn preemption_point() {
     #[cfg(miri)]

@@ -431,7 +431,7 @@ impl Translator {
     }
 
     /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
-    /// memory (specification 1.4, scenario 51). The mark is sure to be told at the unpin when the caller holds a mapping of
+    /// memory (docs/specification.md 1.4, scenario 51). The mark is sure to be told at the unpin when the caller holds a mapping of
     /// the page meanwhile.
     pub fn mark_dirty(&mut self, ua: UserAddr) {
         if !self.mark_found(ua) {

@@ -71,7 +71,7 @@ pub enum Extent {
     Auto,
     /// All of it: one registration, however much of it a guest maps.
     Whole,
-    /// Pieces of so many bytes: for memory that comes and goes (virtio-mem).
+    /// Pieces of this size in bytes: for memory that comes and goes (virtio-mem).
     Bytes(u64),
 }
 
@@ -106,12 +106,12 @@ impl<'de> Deserialize<'de> for Extent {
 /// How much memory may be pinned, or promised to be pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum MemoryLimit {
-    /// What leaves the host its memory.
+    /// 7/8 of the host's memory, or the limit on locked memory if that is lower.
     #[default]
     Auto,
     /// As much as the system allows.
     None,
-    /// So many bytes.
+    /// This number of bytes.
     Bytes(u64),
 }
 
@@ -130,7 +130,7 @@ impl MemoryLimit {
         }
     }
 
-    /// The bytes it means: `automatic` for auto, which a client's own limit does not have.
+    /// The limit in bytes, `None` for no limit; `automatic` is the value of `auto`.
     #[must_use]
     pub fn bytes(self, automatic: Option<u64>) -> Option<u64> {
         match self {

@@ -1,4 +1,4 @@
-//! The control socket: whoever connects gets the server's status as one JSON document, and the end of the stream.
+//! The control socket: each connection gets the server's status as one JSON document and is then closed.
 //!
 //! Each connection is answered by a thread of its own, at most `MOST_ANSWERS` at a time, so a connection that is not read
 //! delays no other; it is closed after `PATIENCE`. The socket has mode 0600: only the server's user may ask.
@@ -55,7 +55,7 @@ pub enum ControlError {
     },
     /// There is no server.
     #[error("no prereg serve answers at {path} ({error}); start one, or name its socket with --control")]
-    Nobody {
+    NoServer {
         /// The socket.
         path: PathBuf,
         /// What the system said.
@@ -230,7 +230,7 @@ fn answer(mut client: UnixStream, status: impl Fn() -> Status) -> io::Result<()>
 /// Asks the server at `path`.
 ///
 /// # Errors
-/// [`ControlError::Nobody`], [`ControlError::Busy`], [`ControlError::Foreign`].
+/// [`ControlError::NoServer`], [`ControlError::Busy`], [`ControlError::Foreign`].
 pub fn ask(path: &Path) -> Result<Status, ControlError> {
     ask_within(path, PATIENCE)
 }
@@ -239,14 +239,14 @@ fn ask_within(path: &Path, patience: Duration) -> Result<Status, ControlError> {
     let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
     let server = UnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ControlError::Nobody { path: path.to_owned(), error }
+            ControlError::NoServer { path: path.to_owned(), error }
         }
         _ => system("connect to")(error),
     })?;
     server.set_read_timeout(Some(patience)).map_err(system("wait at"))?;
     let mut text = Vec::new();
     let busy = || ControlError::Busy { path: path.to_owned() };
-    // Connected, so there is a server, whatever becomes of its answer.
+    // The connection was accepted, so a server runs even if no answer comes.
     server.take(LONGEST_ANSWER).read_to_end(&mut text).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset => busy(),
         _ => system("read from")(error),
@@ -279,7 +279,7 @@ mod tests {
         assert_eq!(ask(&path).unwrap().pid, 42);
         drop(listener);
         assert!(!path.exists());
-        assert!(matches!(ask(&path), Err(ControlError::Nobody { .. })));
+        assert!(matches!(ask(&path), Err(ControlError::NoServer { .. })));
     }
 
     #[test]

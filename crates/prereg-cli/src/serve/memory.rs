@@ -1,5 +1,5 @@
-//! How much guest memory is pinned: the policy made from a configuration, the limit that leaves the host its memory, and
-//! what is said about clients that do not get theirs.
+//! The memory policy of a server: made from its configuration, with the default limit on pinned memory, and the log lines for
+//! clients whose memory is refused.
 
 use prereg_linux::HostReport;
 use prereg_vfio_user::server::{MapMemoryError, MemoryNote, MemoryPolicy, NoteKind};
@@ -31,14 +31,14 @@ fn with_limit(config: &MemoryConfig, total: Option<u64>) -> MemoryPolicy {
     policy
 }
 
-/// What this process may still lock, if it is limited.
+/// Bytes that this process may lock in addition to those it has locked; `None` without a limit.
 fn allowance() -> Option<u64> {
     let memlock = HostReport::probe().memlock;
     let used = memlock.counted.map_or(0, |counted| counted.locked + counted.pinned);
     memlock.allowance().map(|bytes| bytes.saturating_sub(used))
 }
 
-/// An eighth of the host's memory, 512 MiB at least, stays with the host; a limit on locked memory that is lower counts.
+/// The default limit: the host's memory less an eighth (at least 512 MiB), or the limit on locked memory if that is lower.
 fn automatic_limit(host_total: Option<u64>, allowance: Option<u64>) -> Option<u64> {
     const LEAST: u64 = 512 << 20;
     let host = host_total.map(|total| total.saturating_sub((total / 8).max(LEAST)));

@@ -56,10 +56,10 @@ pub struct MemoryStatus {
     pub charged_bytes: u64,
     /// The limit; none for who may pass it.
     pub limit_bytes: Option<u64>,
-    /// What all clients together may have pinned or promised; none without a limit.
+    /// Limit on the bytes pinned or promised for all clients together; null without a limit.
     #[serde(default)]
     pub total_limit_bytes: Option<u64>,
-    /// What one client may have pinned or promised; none without a limit.
+    /// Limit on the bytes pinned or promised for one client; null without a limit.
     #[serde(default)]
     pub client_limit_bytes: Option<u64>,
     /// Bytes that are mapped and charged, and not pinned yet.

@@ -5,7 +5,7 @@
 //! order) or typed (the methods of the same names). Every call says who calls: the container belongs to the first process
 //! that uses it, and that process pays for it, whoever closes it.
 //!
-//! Where Linux breaks its own contract (specification, section 4), this keeps it: memory that is mapped cannot be
+//! Where Linux breaks its own contract (docs/specification.md, section 4), this keeps it: memory that is mapped cannot be
 //! unregistered, ranges are checked to their end, a failing request charges nothing, no request answers a positive number
 //! for an error, and memory that another container maps when this one goes is released when that one lets go.
 

@@ -1,4 +1,4 @@
-//! Containers on the pretended host: the specification's scenarios 61 to 104, bytes, failures, races, a model.
+//! Containers on the pretended host: the scenarios of docs/specification.md 61 to 104, bytes, failures, races, a model.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 

@@ -1,4 +1,4 @@
-//! Scenarios 72 to 89 of the specification (90 is in `race`): what is mapped, replaced and cleared. A is 16 pages, B the
+//! Scenarios 72 to 89 of docs/specification.md (90 is in `race`): what is mapped, replaced and cleared. A is 16 pages, B the
 
 use std::time::Instant;
 

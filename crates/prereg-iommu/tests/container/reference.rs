@@ -1,4 +1,4 @@
-//! The reference: what containers, regions and windows are, in sets and maps, written from the specification.
+//! The reference: what containers, regions and windows are, in sets and maps, written from docs/specification.md.
 //!
 //! It knows regions by their pages, containers by what they registered, and windows by what each entry shows; it predicts
 //! every answer.

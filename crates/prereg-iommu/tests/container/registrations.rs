@@ -1,4 +1,4 @@
-//! Scenarios 59 to 71 of the specification: whose a container is, and what it registered. A is 16 pages.
+//! Scenarios 59 to 71 of docs/specification.md: whose a container is, and what it registered. A is 16 pages.
 
 use prereg::Errno;
 use prereg_iommu::container::{Container, Version};

@@ -1,4 +1,4 @@
-//! Scenarios 91 to 103 and 133 of the specification: windows, what they cost, and the groups they serve.
+//! Scenarios 91 to 103 and 133 of docs/specification.md: windows, what they cost, and the groups they serve.
 
 use std::sync::Arc;
 

@@ -62,7 +62,7 @@ impl Guest {
         Self { host, space, translator, calls, lists: Lists::default(), ram: None }
     }
 
-    /// The table of the specification's scenarios: 256 guest pages of 64 KiB at bus address 0, registered memory, and one
+    /// The table of docs/specification.md's scenarios: 256 guest pages of 64 KiB at bus address 0, registered memory, and one
     /// hardware table of 4 KiB pages.
     pub(crate) fn of_the_scenarios(granule: Granule, rules: Rules) -> Self {
         let mut guest = Self::bare(granule, rules);

@@ -1,4 +1,4 @@
-//! The hypercalls from outside: the specification's scenarios, the order of checks, random calls against a model, many
+//! The hypercalls from outside: the scenarios of docs/specification.md, the order of checks, random calls against a model, many
 //! vCPUs at once, and what large windows cost.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]

@@ -1,4 +1,4 @@
-//! Random calls against a model of the two rule sets, written from the specification with maps and nothing else.
+//! Random calls against a model of the two rule sets, written from docs/specification.md with maps and nothing else.
 //!
 //! After every step the answer, every guest-visible value, every hardware entry and every region's count must be the
 //! model's. The invariant above all: a region's `mapped` is 1 and the live hardware entries that lie in it.

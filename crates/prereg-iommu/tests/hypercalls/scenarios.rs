@@ -1,4 +1,4 @@
-//! Scenarios 105 to 129 of the specification, by number, on pretended hosts with 4 KiB and 64 KiB system pages.
+//! Scenarios 105 to 129 of docs/specification.md, by number, on pretended hosts with 4 KiB and 64 KiB system pages.
 //!
 //! The table is the one of the scenarios: 64 KiB guest pages, 256 of them, over a hardware table of 4 KiB pages, so one
 //! guest entry is 16 hardware entries.

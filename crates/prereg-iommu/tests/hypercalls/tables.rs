@@ -1,4 +1,4 @@
-//! Scenarios 130 to 133 of the specification: how tables come, go and join; and what a device behind one finds.
+//! Scenarios 130 to 133 of docs/specification.md: how tables come, go and join; and what a device behind one finds.
 
 use std::sync::Arc;
 

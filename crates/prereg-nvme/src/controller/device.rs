@@ -163,7 +163,7 @@ impl Controller {
         table.read_pending(offset, into);
     }
 
-    /// Back to power on, but for the configuration space. One that nobody touched since is there already.
+    /// Resets everything but the configuration space to its state at power-on. Does nothing if nothing was changed since.
     fn reset_function(&self) {
         // Relaxed: only the client's thread resets and writes.
         if !self.touched.swap(false, Ordering::Relaxed) {

@@ -114,9 +114,9 @@ impl Hub {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client is told how to map doorbells.
+    /// The client asked how to map the doorbells.
     pub(super) fn offer_doorbells(&self) {
-        // Relaxed: the wake that follows has whoever sleeps look again.
+        // Relaxed: the wake that follows makes the sleeping thread look again.
         self.offered.store(true, Ordering::Relaxed);
         self.inbox.wake();
     }
@@ -128,7 +128,7 @@ impl Hub {
 
     /// Whether the function may reach memory.
     pub(super) fn may_master(&self) -> bool {
-        // SeqCst: whoever sleeps says so before asking this, and `set_master` writes before asking who sleeps.
+        // SeqCst: a thread that goes to sleep says so before it loads this, and `set_master` stores before it looks for sleepers.
         self.masters.load(Ordering::SeqCst)
     }
 

@@ -1,9 +1,9 @@
-//! How the clerk is told things and woken.
+//! The admin thread's inbox: the controller state to reach, and messages.
 //!
-//! A guest writes registers as fast as it can, and many of its writes want no reply. So what it asks for is not a list to be
-//! worked off but a state to reach: turning the controller off and on a million times is turning it off and on once. What
-//! ends the controller overtakes everything else. The rest of the messages are few by themselves: each kind of event and each
-//! namespace waits once, ranges to give back become one range, and workers answer only what they were asked.
+//! A guest may write registers without waiting for replies, faster than they are served. So its requests are kept as a state to
+//! reach and not as a list: disabling and enabling the controller a million times is done once. Stop and reset overtake
+//! everything else. The messages are bounded: each kind of event and each namespace waits once, ranges to release are merged
+//! above a limit, and workers reply only to orders.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -70,7 +70,7 @@ pub(super) struct Inbox {
 struct Inner {
     wanted: Wanted,
     messages: VecDeque<Message>,
-    /// Ranges to give back among the messages.
+    /// Ranges to release among the messages.
     ranges: usize,
     woken: bool,
 }
@@ -85,7 +85,7 @@ struct Wanted {
     shutdown: bool,
 }
 
-/// Ranges that may wait to be given back before everything is.
+/// Ranges that may wait to be released; with more, all memory is released.
 const MANY: usize = 64;
 
 impl Wanted {
@@ -107,7 +107,7 @@ impl Inner {
                 self.ranges += 1;
                 self.messages.push_back(message);
             }
-            // Told once, however often it happened before anybody looked.
+            // Kept once, however often it happens before it is taken.
             Message::Event(_) | Message::NamespaceChanged(_) if self.messages.contains(&message) => {}
             message => self.messages.push_back(message),
         }

@@ -4,7 +4,7 @@
 //! not masked. Whoever puts entries and whoever takes the guest's heads both ask here to look again; looking is done
 //! under a lock, so the last one to look has seen both.
 //!
-//! A message that nobody can be told of for the moment is pending in [`Interrupts`], which tells it when it can be: its vector
+//! A message that cannot be sent at the moment is pending in [`Interrupts`], which sends it when that is possible: its vector
 //! is masked, or clients turn all vectors off and on again to change one of them.
 
 use std::collections::BTreeSet;

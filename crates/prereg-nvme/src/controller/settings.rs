@@ -35,9 +35,9 @@ pub enum DoorbellMode {
     Auto,
     /// As messages of the client: nothing runs while the guest is idle.
     Trapped,
-    /// Through memory that the guest writes: no message a doorbell, but somebody has to look for them. Workers do while they
-    /// are busy; when they sleep the clerk does for all of them, the less often the longer nothing came (after a sixteenth of
-    /// that time, at most 25 ms). A client that was never told of the memory costs nothing.
+    /// Through memory that the guest writes: no message per doorbell, but the memory has to be polled. Workers poll while they are
+    /// busy. While they sleep the admin thread polls for all of them, at intervals of 1/16 of the time since the last doorbell,
+    /// at most 25 ms. Nothing is polled for a client that never asked for the region with the doorbells.
     Mapped,
 }
 

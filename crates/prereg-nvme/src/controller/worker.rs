@@ -163,7 +163,7 @@ impl Worker {
         let mailbox = &self.hub.workers[self.number as usize].mailbox;
         let at = self.lane.storage().listens_to();
         mailbox.doze(at);
-        // After whoever wakes can see that this sleeps, as for `may_sleep`.
+        // After the store that shows that this thread sleeps, as for `may_sleep`.
         if mailbox.is_empty() && !self.hub.may_master() {
             self.lane.storage().wait(at, None);
         }

@@ -190,8 +190,8 @@ impl Board {
         self.submission.len() * 2
     }
 
-    /// Looks for doorbells whose values are not those of `seen`, keeps their values there, and calls `rung` with the lane of
-    /// each that has one to look at it. For doorbells that a guest writes without telling anybody.
+    /// Polls doorbells that a guest writes in memory: stores their values in `seen`, and calls `rung` with the lane of each whose
+    /// value differs from the one there.
     pub fn look_around(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
         for id in 0..self.queues() {
             let at = usize::from(id);

@@ -52,7 +52,7 @@ fn complete(driver: &mut Driver) {
     driver.take(1);
 }
 
-/// Of vector 1; nobody is told of the others.
+/// The eventfd of vector 1; the other vectors have none.
 fn pending(driver: &mut Driver) -> u64 {
     let mut bits = [0; 8];
     driver.client.region_read(0, PENDING, &mut bits).unwrap();

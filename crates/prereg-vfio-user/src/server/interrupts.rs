@@ -4,12 +4,12 @@
 //! the errnos), with three freedoms: turning off what is off is no failure, messages can be masked as the pin can, and the
 //! kinds do not exclude each other, because which of them is in use is written in the configuration space.
 //!
-//! An interrupt that cannot be told at the moment is pending: its client masked it, the device holds it back (the function's
-//! own masks, [`Interrupts::set_held`]), or no eventfd is there for it. It is told when the last reason is gone, however long
-//! that takes. A message is told once however often it was triggered until then, as the pending bits of PCI have it.
+//! An interrupt that cannot be signalled at the moment is pending: its client masked it, the device holds it back (the
+//! function's own masks, [`Interrupts::set_held`]), or it has no eventfd. It is signalled when the last of these reasons is gone,
+//! however long that takes. A message is signalled once however often it was triggered until then, as with PCI's pending bits.
 //!
-//! INTx is a level. Told once, it masks itself; unmasked while the device still asserts it, it is told again. Clients mask
-//! and unmask it by a message or by an eventfd that they gave for it ([`Interrupts::switches`]).
+//! INTx is a level. It masks itself when it is signalled; if the device still asserts it when it is unmasked, it is signalled
+//! again. Clients mask and unmask it by a message or by an eventfd ([`Interrupts::switches`]).
 //!
 //! One lock keeps the state. It is never held while an eventfd is written, because the client can hold that up. An eventfd
 //! that was taken away between the decision and the write is not written, and the interrupt is pending again.
@@ -307,7 +307,7 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Tells nobody of this kind any more. Messages that are pending stay so: clients turn a kind off and on again to change
+    /// Removes the eventfds of a kind. Messages that are pending stay so: clients turn a kind off and on again to change
     /// one of its eventfds.
     fn forget(&self, kind: IrqKind) {
         let mut state = self.lock();

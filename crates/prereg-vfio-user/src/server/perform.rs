@@ -159,8 +159,8 @@ impl Client {
         Ok(())
     }
 
-    /// Makes the device, if need be after a client that has hung up already is gone: whoever reconnects comes while the
-    /// session before is still being wound up.
+    /// Attaches the device. If another session has it whose client has hung up, waits for the end of that session: a client that
+    /// reconnects at once comes before it.
     fn succeed(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
         let deadline = Instant::now() + SUCCESSION;
         loop {

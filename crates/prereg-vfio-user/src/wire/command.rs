@@ -1,4 +1,4 @@
-//! The commands by number (specification, "Commands").
+//! The commands by number (vfio-user specification, "Commands").
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The sixteen bytes before every message (specification, "Header").
+//! The sixteen bytes before every message (vfio-user specification, "Header").
 
 use prereg::Errno;
 

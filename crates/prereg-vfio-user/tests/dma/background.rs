@@ -9,7 +9,7 @@ use prereg_linux::GuestMemory;
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
 
-use crate::failures::Everywhere;
+use crate::hooked::everywhere;
 use crate::world::{Client, PAGE, iova, pinned, sealed, unsealed};
 
 /// Pages of a piece.
@@ -74,8 +74,8 @@ impl Gate {
 pub(crate) fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
     let (host, gate) = (SimHost::new(Granule::K4), Arc::new(Gate::default()));
     let pass = Arc::clone(&gate);
-    let pins = Everywhere { admits: Box::new(move || pass.pass()), ..Everywhere::new(&host) };
-    let store = MemoryStore::new(AddressSpace::builder(pins).build().unwrap(), policy);
+    let space = AddressSpace::builder(everywhere(&host, move || pass.pass())).build().unwrap();
+    let store = MemoryStore::new(space, policy);
     (host, gate, Arc::new(store))
 }
 
@@ -88,14 +88,28 @@ pub(crate) fn filled(pages: u64, there: u64) -> (GuestMemory, OwnedFd) {
     (memory, fd)
 }
 
-#[test]
-fn a_map_is_answered_and_looked_at_while_its_memory_is_being_pinned() {
+/// A client whose first piece is being pinned: the pin waits at the gate.
+struct Held {
+    host: SimHost,
+    gate: Arc<Gate>,
+    store: Arc<MemoryStore>,
+    fd: OwnedFd,
+    client: Client,
+}
+
+fn held(pages: u64) -> Held {
     let (host, gate, store) = world(POLICY);
     gate.hold_first();
-    let (_memory, fd) = filled(16, 16);
+    let (_memory, fd) = filled(pages, pages);
     let client = Client::new(&store, 1);
-    client.map(0, 16, &fd, 0).unwrap();
+    client.map(0, pages, &fd, 0).unwrap();
     gate.wait_begun(1);
+    Held { host, gate, store, fd, client }
+}
+
+#[test]
+fn a_map_is_answered_and_looked_at_while_its_memory_is_being_pinned() {
+    let Held { host, gate, store, fd, client, .. } = held(16);
     let state = store.snapshot();
     assert_eq!((pinned(&store), state.pinning_mappings), (0, 1));
     assert_eq!((state.files[0].registered_bytes, state.files[0].promised_bytes), (0, 16 * PAGE));
@@ -114,12 +128,7 @@ fn a_map_is_answered_and_looked_at_while_its_memory_is_being_pinned() {
 
 #[test]
 fn a_device_overtakes_the_background_and_is_not_held_up_by_it() {
-    let (host, gate, store) = world(POLICY);
-    gate.hold_first();
-    let (_memory, fd) = filled(16, 16);
-    let client = Client::new(&store, 1);
-    client.map(0, 16, &fd, 0).unwrap();
-    gate.wait_begun(1);
+    let Held { host, gate, store, client, .. } = held(16);
     client.dma.write(iova(13), b"soon").unwrap();
     assert_eq!((gate.begun(), pinned(&store)), (2, PIECE), "only the piece that it touched");
     client.dma.write(iova(14), b"once").unwrap();
@@ -186,12 +195,7 @@ fn only_pieces_with_pages_are_pinned_before_a_device_comes() {
 
 #[test]
 fn unmapping_ends_what_is_under_way_and_does_not_wait_for_it() {
-    let (host, gate, store) = world(POLICY);
-    gate.hold_first();
-    let (_memory, fd) = filled(64, 64);
-    let client = Client::new(&store, 1);
-    client.map(0, 64, &fd, 0).unwrap();
-    gate.wait_begun(1);
+    let Held { host, gate, store, fd, client, .. } = held(64);
     client.unmap(0, 64);
     gate.hold_none();
     store.wait_for_background();
@@ -205,12 +209,7 @@ fn unmapping_ends_what_is_under_way_and_does_not_wait_for_it() {
 
 #[test]
 fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
-    let (host, gate, store) = world(POLICY);
-    gate.hold_first();
-    let (_memory, fd) = filled(64, 64);
-    let client = Client::new(&store, 1);
-    client.map(0, 64, &fd, 0).unwrap();
-    gate.wait_begun(1);
+    let Held { host, gate, store, client, .. } = held(64);
     drop(client);
     assert_eq!(store.snapshot().files.len(), 0);
     gate.hold_none();
@@ -223,12 +222,7 @@ fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
 
 #[test]
 fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
-    let (_host, gate, store) = world(POLICY);
-    gate.hold_first();
-    let (_memory, fd) = filled(64, 64);
-    let client = Client::new(&store, 1);
-    client.map(0, 64, &fd, 0).unwrap();
-    gate.wait_begun(1);
+    let Held { gate, store, fd, client, .. } = held(64);
     store.stop_background();
     gate.hold_none();
     client.dma.write(iova(40), b"late").unwrap();

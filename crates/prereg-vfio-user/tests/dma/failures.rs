@@ -1,69 +1,19 @@
 //! Every call to the outside fails once: nothing is left of the operation it was made for.
 
-use prereg::{
-    AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, PageSink, Pin, PinError, PinId,
-    UserRange,
-};
+use prereg::{AddressSpace, Granule};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 use std::sync::Arc;
 
+use crate::hooked::everywhere;
 use crate::world::{Client, PAGE, sealed};
-
-/// A pretended host on which every address is memory.
-pub(crate) struct Everywhere {
-    pub(crate) host: SimHost,
-    /// Looked at before each pin: `false` refuses it. May block.
-    pub(crate) admits: Box<dyn Fn() -> bool + Send + Sync>,
-    /// Called before each unpin.
-    pub(crate) unpins: Box<dyn Fn() + Send + Sync>,
-}
-
-impl Everywhere {
-    pub(crate) fn new(host: &SimHost) -> Self {
-        Self { host: host.clone(), admits: Box::new(|| true), unpins: Box::new(|| ()) }
-    }
-}
-
-// SAFETY: the addresses are invented, and no device exists.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for Everywhere {
-    fn name(&self) -> &'static str {
-        self.host.name()
-    }
-    fn granule(&self) -> Granule {
-        self.host.granule()
-    }
-    fn address_kind(&self) -> AddressKind {
-        self.host.address_kind()
-    }
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        if !(self.admits)() {
-            return Err(PinError::OutOfMemory);
-        }
-        self.host.memory(range.first().raw(), range.bytes());
-        self.host.pin(range, pages)
-    }
-    fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
-        (self.unpins)();
-        self.host.unpin(pin, range, dirty);
-        self.host.unmap(range.first().raw(), range.bytes());
-    }
-}
-
-impl Charge for Everywhere {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.host.charge(pages)
-    }
-    fn uncharge(&self, pages: u64) {
-        self.host.uncharge(pages);
-    }
-}
 
 fn play(policy: MemoryPolicy, fail: u64) -> bool {
     let host = SimHost::new(Granule::K4);
-    let store =
-        Arc::new(MemoryStore::new(AddressSpace::builder(Everywhere::new(&host)).build().unwrap(), policy));
+    let store = Arc::new(MemoryStore::new(
+        AddressSpace::builder(everywhere(&host, || true)).build().unwrap(),
+        policy,
+    ));
     let (_memory, fd) = sealed(32);
     let (_other_memory, other) = sealed(32);
     // Whole files are registered by the first map of them.

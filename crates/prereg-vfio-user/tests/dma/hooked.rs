@@ -1,19 +1,54 @@
-//! A back end that really pins, and runs what a test wants between a pin and its answer.
+//! A back end with calls of the test before and after its pins and unpins.
 
 use prereg::{
     AddressKind, Charge, ChargeError, DirtyPages, Granule, PageSink, Pin, PinError, PinId, UserRange,
 };
-use prereg_linux::IoUring;
+use prereg_sim::SimHost;
 
-pub(crate) struct Hooked {
-    pub(crate) pins: IoUring,
+pub(crate) struct Hooked<P> {
+    pub(crate) pins: P,
+    /// Called before each pin, without a lock: `false` refuses it. May block.
+    pub(crate) admits: Box<dyn Fn(UserRange) -> bool + Send + Sync>,
     /// Called after each pin, without a lock.
     pub(crate) pinned: Box<dyn Fn() + Send + Sync>,
+    /// Called before each unpin.
+    pub(crate) unpins: Box<dyn Fn() + Send + Sync>,
+    /// Called after each unpin.
+    pub(crate) unpinned: Box<dyn Fn(UserRange) + Send + Sync>,
+}
+
+impl<P> Hooked<P> {
+    pub(crate) fn new(pins: P) -> Self {
+        Self {
+            pins,
+            admits: Box::new(|_| true),
+            pinned: Box::new(|| ()),
+            unpins: Box::new(|| ()),
+            unpinned: Box::new(|_| ()),
+        }
+    }
+}
+
+/// A pretended host on which every address is memory; `admits` is called before each pin.
+pub(crate) fn everywhere(
+    host: &SimHost,
+    admits: impl Fn() -> bool + Send + Sync + 'static,
+) -> Hooked<SimHost> {
+    let (before, after) = (host.clone(), host.clone());
+    let admits = move |range: UserRange| {
+        let is_admitted = admits();
+        if is_admitted {
+            before.memory(range.first().raw(), range.bytes());
+        }
+        is_admitted
+    };
+    let unpinned = move |range: UserRange| after.unmap(range.first().raw(), range.bytes());
+    Hooked { admits: Box::new(admits), unpinned: Box::new(unpinned), ..Hooked::new(host.clone()) }
 }
 
 // SAFETY: every call is passed on to a back end that keeps the promise.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for Hooked {
+unsafe impl<P: Pin> Pin for Hooked<P> {
     fn name(&self) -> &'static str {
         self.pins.name()
     }
@@ -24,16 +59,21 @@ unsafe impl Pin for Hooked {
         self.pins.address_kind()
     }
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        if !(self.admits)(range) {
+            return Err(PinError::OutOfMemory);
+        }
         let pin = self.pins.pin(range, pages)?;
         (self.pinned)();
         Ok(pin)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
+        (self.unpins)();
         self.pins.unpin(pin, range, dirty);
+        (self.unpinned)(range);
     }
 }
 
-impl Charge for Hooked {
+impl<P: Charge> Charge for Hooked<P> {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
         self.pins.charge(pages)
     }

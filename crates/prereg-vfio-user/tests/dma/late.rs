@@ -9,9 +9,8 @@ use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 
 use crate::background::{filled, world};
-use crate::failures::Everywhere;
 use crate::hole::punch;
-use crate::hooked::Hooked;
+use crate::hooked::{Hooked, everywhere};
 use crate::world::{Client, PAGE, another, pinned, pins, sealed};
 
 #[test]
@@ -36,7 +35,8 @@ fn a_pin_of_pages_that_were_taken_out_meanwhile_is_made_again() {
             client.map(50, 4, &hole, 0).unwrap();
         }
     };
-    let space = AddressSpace::builder(Hooked { pins, pinned: Box::new(pinned_once) }).build().unwrap();
+    let space =
+        AddressSpace::builder(Hooked { pinned: Box::new(pinned_once), ..Hooked::new(pins) }).build().unwrap();
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::BACKGROUND.with_extent(4 * PAGE)));
     let made = Arc::new(Client::new(&store, 1));
     *client.lock().unwrap() = Some(Arc::clone(&made));
@@ -82,8 +82,7 @@ fn what_a_failed_call_registered_stays_for_those_that_map_it_already() {
         }
         !is_second
     };
-    let pins = Everywhere { admits: Box::new(admits), ..Everywhere::new(&host) };
-    let space = AddressSpace::builder(pins).build().unwrap();
+    let space = AddressSpace::builder(everywhere(&host, admits)).build().unwrap();
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_extent(4 * PAGE)));
     *other.lock().unwrap() = Some(Client::new(&store, 2));
     let client = Client::new(&store, 1);

@@ -9,8 +9,8 @@ use prereg_linux::MemlockAccount;
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
 
-use crate::failures::Everywhere;
 use crate::hole::punch;
+use crate::hooked::{Hooked, everywhere};
 use crate::world::{Client, PAGE, iova, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
@@ -205,7 +205,7 @@ fn other_clients_map_while_memory_is_unpinned_to_make_room() {
         map_other.send(()).unwrap();
         answered.lock().unwrap().push(was_mapped.recv_timeout(PATIENCE));
     };
-    let pins = Everywhere { unpins: Box::new(unpins), ..Everywhere::new(&host) };
+    let pins = Hooked { unpins: Box::new(unpins), ..everywhere(&host, || true) };
     let space = AddressSpace::builder(pins).build().unwrap();
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_total_bytes(10 * PAGE)));
     let ((_a, idle), (_b, wanted), (_c, small)) = (sealed(6), sealed(8), sealed(1));

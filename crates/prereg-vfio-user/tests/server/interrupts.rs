@@ -168,7 +168,7 @@ fn intx_is_masked_by_an_eventfd_as_well() {
     assert_eq!(set(&mut client, (INTX, 0, 1), Mask, Eventfds, &[mask.as_fd()]), 0);
     assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[unmask.as_fd()]), 0);
     mask.add();
-    // Whoever waits for requests finds the eventfd with the next one at the latest.
+    // The thread that waits for requests sees the eventfd with the next request at the latest.
     client.device_info().unwrap();
     interrupts.set_level(true);
     assert_eq!(told.take(), 0, "masked");

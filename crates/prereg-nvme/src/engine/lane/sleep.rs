@@ -7,8 +7,8 @@ use crate::engine::shadow::Shadow;
 use crate::engine::storage::Storage;
 
 impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
-    /// Before sleeping: asks to be told of doorbells, and says whether none was rung in the meantime. To be called after
-    /// whoever rings can see that the lane sleeps.
+    /// Before sleeping: asks the guest to ring doorbells, and returns whether none was rung in the meantime. To be called after the
+    /// store by which threads that ring see that the lane sleeps.
     pub fn may_sleep(&mut self) -> bool {
         let mut quiet = true;
         for at in 0..self.submission.len() {

@@ -63,10 +63,10 @@ impl Background {
             return;
         }
         let mut state = self.queue.state();
-        // Mappings that come and go faster than they are pinned leave no heap of entries behind.
         if state.stopped {
             return;
         }
+        // Mappings that come and go faster than they are pinned do not pile up.
         if state.jobs.len() >= state.prune_at.max(PRUNE) {
             state.jobs.retain(|job| job.is_wanted());
             state.prune_at = 2 * state.jobs.len();

@@ -205,7 +205,7 @@ impl Client {
     /// A map was refused: noted once a client, if it was for want of room.
     pub(super) fn map_refused(&self, error: &MapMemoryError) {
         if error.errno() == Errno::ENOMEM {
-            self.store.registrar().counts.refused();
+            self.store.registrar().counts.refused_maps.add();
             self.note(NoteKind::MapRefused, error);
         }
     }
@@ -213,7 +213,7 @@ impl Client {
     /// Memory that was promised could not be pinned: noted once a client.
     pub(super) fn pin_failed(&self, error: &MapMemoryError) {
         if *error != MapMemoryError::Disconnected {
-            self.store.registrar().counts.failed();
+            self.store.registrar().counts.failed_pins.add();
             self.note(NoteKind::PinFailed, error);
         }
     }

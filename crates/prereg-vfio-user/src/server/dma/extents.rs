@@ -394,7 +394,7 @@ impl Extents {
         let extent = self.extents.remove(&number)?;
         self.cover.hide(number);
         if extent.stale {
-            registrar.counts.waits_no_more();
+            registrar.counts.waiting.take();
         }
         self.leave_base(extent.base);
         Some(extent.registration)
@@ -474,11 +474,11 @@ impl Extents {
 
     /// What shows in `[first, end)` is stale.
     fn cut_stale(&mut self, first: u64, end: u64, registrar: &Registrar) {
-        registrar.counts.found_stale();
+        registrar.counts.stale.add();
         for shown in self.cover.cut(first, end) {
             if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
                 extent.stale = true;
-                registrar.counts.waits();
+                registrar.counts.waiting.add();
             }
         }
     }

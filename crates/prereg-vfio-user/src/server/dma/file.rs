@@ -201,7 +201,7 @@ impl File {
             registered = registrar.space.register_for(&memory, order.holder);
         }
         let registration = registered?;
-        registrar.counts.registered();
+        registrar.counts.registrations.add();
         match reservation.fill(memory, registration, registrar) {
             Ok(number) => Ok(Some(number)),
             Err(unwanted) => {

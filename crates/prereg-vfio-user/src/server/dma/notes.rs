@@ -1,4 +1,4 @@
-//! What a store has to say about its clients, for whoever writes the log.
+//! Notes about clients' memory, for the log: refused maps and failed pins, once a client and kind.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

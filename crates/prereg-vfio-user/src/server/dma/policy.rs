@@ -21,12 +21,12 @@ pub enum RegisterWhen {
 pub struct MemoryPolicy {
     /// When.
     pub when: RegisterWhen,
-    /// In pieces of so many bytes (rounded up to a power of two and to pages). `None` for whole files; in the background, for
+    /// In pieces of this size in bytes (rounded up to a power of two and to pages). `None` for whole files; in the background, for
     /// pieces of a size that follows from `total_bytes`.
     pub extent: Option<u64>,
-    /// How many bytes one client may have registered or promised; `None` for as many as all together.
+    /// The number of bytes that one client may have registered or promised; `None` for as many as all together.
     pub client_bytes: Option<u64>,
-    /// How many bytes all clients together may have registered or promised; `None` for as many as the system allows.
+    /// The number of bytes that all clients together may have registered or promised; `None` for as many as the system allows.
     pub total_bytes: Option<u64>,
 }
 
@@ -42,21 +42,21 @@ impl MemoryPolicy {
         Self { when, extent: None, client_bytes: None, total_bytes: None }
     }
 
-    /// The same in pieces of `bytes`.
+    /// Sets `extent`.
     #[must_use]
     pub const fn with_extent(mut self, bytes: u64) -> Self {
         self.extent = Some(bytes);
         self
     }
 
-    /// The same with so many bytes for one client.
+    /// Sets `client_bytes`.
     #[must_use]
     pub const fn with_client_bytes(mut self, bytes: u64) -> Self {
         self.client_bytes = Some(bytes);
         self
     }
 
-    /// The same with so many bytes for all clients together.
+    /// Sets `total_bytes`.
     #[must_use]
     pub const fn with_total_bytes(mut self, bytes: u64) -> Self {
         self.total_bytes = Some(bytes);

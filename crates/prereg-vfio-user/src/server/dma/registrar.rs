@@ -28,20 +28,39 @@ enum Asked {
     Nothing,
 }
 
+/// A number for reports, and a hint whether a look at the files is worth it.
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+// Relaxed, all: nothing is ordered by it.
+impl Count {
+    pub(super) fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn take(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     /// Registrations made.
-    registrations: AtomicU64,
+    pub(super) registrations: Count,
     /// DMA_MAPs that found all their memory registered.
-    shared: AtomicU64,
+    pub(super) shared: Count,
     /// Stretches found stale.
-    stale: AtomicU64,
+    pub(super) stale: Count,
     /// Stale pieces that wait for their mappings to go.
-    waiting: AtomicU64,
+    pub(super) waiting: Count,
     /// DMA_MAPs refused for want of room.
-    refused: AtomicU64,
-    /// Pins after the answer that failed.
-    failed: AtomicU64,
+    pub(super) refused_maps: Count,
+    /// Pins after the reply that failed.
+    pub(super) failed_pins: Count,
 }
 
 impl Registrar {
@@ -70,49 +89,6 @@ impl Registrar {
 
     /// Whether anything is waiting to be released that nothing shows of any more.
     pub(super) fn has_stale(&self) -> bool {
-        self.counts.waiting() > 0
-    }
-}
-
-// Relaxed, all: numbers for reports, and a hint whether a look at the files is worth it.
-impl Counts {
-    pub(super) fn registered(&self) {
-        self.registrations.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn registrations(&self) -> u64 {
-        self.registrations.load(Ordering::Relaxed)
-    }
-    pub(super) fn refused(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn maps_refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-    pub(super) fn failed(&self) {
-        self.failed.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn pins_failed(&self) -> u64 {
-        self.failed.load(Ordering::Relaxed)
-    }
-    pub(super) fn found_registered(&self) {
-        self.shared.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn shared(&self) -> u64 {
-        self.shared.load(Ordering::Relaxed)
-    }
-    pub(super) fn found_stale(&self) {
-        self.stale.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn stale(&self) -> u64 {
-        self.stale.load(Ordering::Relaxed)
-    }
-    pub(super) fn waits(&self) {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-    }
-    pub(super) fn waits_no_more(&self) {
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-    }
-    pub(super) fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed)
+        self.counts.waiting.get() > 0
     }
 }

@@ -142,7 +142,7 @@ impl DmaSpace {
         let stale = extending.freshen(offset, end, facts, registrar)?;
         let when = store.policy().when;
         if when != RegisterWhen::FirstUse && extending.covers(offset, end) {
-            registrar.counts.found_registered();
+            registrar.counts.shared.add();
             self.map_pieces(iova, bytes, access, &extending, (offset, end))?;
             drop(extending);
             release(stale);

@@ -95,14 +95,14 @@ impl MemoryStore {
         StoreState {
             space: self.registrar.space.snapshot(),
             files: files.into_iter().map(|(file, clients)| file.state(clients)).collect(),
-            registrations: counts.registrations(),
-            shared: counts.shared(),
-            stale: counts.stale(),
+            registrations: counts.registrations.get(),
+            shared: counts.shared.get(),
+            stale: counts.stale.get(),
             pinning_mappings: self.background.jobs(),
             total_bytes_limit: self.policy().total_bytes,
             client_bytes_limit: self.policy().client_bytes,
-            refused_maps: counts.maps_refused(),
-            failed_pins: counts.pins_failed(),
+            refused_maps: counts.refused_maps.get(),
+            failed_pins: counts.failed_pins.get(),
         }
     }
 
