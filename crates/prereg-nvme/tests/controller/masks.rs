@@ -52,7 +52,7 @@ fn complete(driver: &mut Driver) {
     driver.take(1);
 }
 
-/// The eventfd of vector 1; the other vectors have none.
+/// The pending bit of vector 1, in its place.
 fn pending(driver: &mut Driver) -> u64 {
     let mut bits = [0; 8];
     driver.client.region_read(0, PENDING, &mut bits).unwrap();
