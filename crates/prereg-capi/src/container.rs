@@ -7,19 +7,19 @@
 
 use std::ffi::{c_int, c_void};
 use std::fmt;
-use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Errno, Memory, UserRange};
 use prereg_iommu::Geometry;
 use prereg_iommu::container::{Argument, Command, Container, Group, Owner, Platform, UserMemory};
 
-use crate::array::Array;
+use crate::caller::array;
 use crate::failure::{Failure, answer, prereg_error};
-use crate::handle::{Handle, body, hand_out, kinds, take};
-use crate::ports::{CallersMemory, Context, sized};
+use crate::handle::{body, hand_out, kinds, take};
+use crate::ports::{CallersMemory, Context};
+use crate::record::{self, records};
 use crate::space::prereg_space;
-use crate::table::{prereg_geometry, prereg_table};
+use crate::table::{geometry_of, prereg_geometry, prereg_table};
 
 /// Bare-metal POWER9.
 pub const PREREG_PLATFORM_POWERNV: u32 = 0;
@@ -31,15 +31,15 @@ pub const PREREG_PLATFORM_PSERIES: u32 = 2;
 /// A process that uses containers: an address space, the account that pays, the memory that is named by range. Two owners are
 /// the same process if they were made from the same space. Any thread.
 #[derive(Debug)]
-pub struct prereg_owner(Handle<Owner>);
+pub struct prereg_owner(());
 
 /// A VFIO container. Any thread; calls take their turns, as under the kernel's own lock.
 #[derive(Debug)]
-pub struct prereg_container(Handle<Mutex<Container>>);
+pub struct prereg_container(());
 
 kinds! {
-    prereg_owner, Owner, b"pr-owner";
-    prereg_container, Mutex<Container>, b"pr-conta";
+    prereg_owner, Owner, 9;
+    prereg_container, Mutex<Container>, 10;
 }
 
 /// The hardware behind a group. The functions are called with the container's lock held: they may not call it.
@@ -51,13 +51,16 @@ pub struct prereg_group_ops {
     /// Passed to each function.
     pub context: *mut c_void,
     /// Programs window `slot`. Returns 0, or a negative errno and nothing is programmed. May be NULL.
-    pub set_window:
-        Option<unsafe extern "C" fn(context: *mut c_void, slot: usize, geometry: &prereg_geometry) -> c_int>,
+    pub set_window: Option<
+        unsafe extern "C" fn(context: *mut c_void, slot: usize, geometry: *const prereg_geometry) -> c_int,
+    >,
     /// Takes window `slot` away; every entry of it was cleared before. May be NULL.
     pub unset_window: Option<unsafe extern "C" fn(context: *mut c_void, slot: usize)>,
     /// The context is not used any more. May be NULL.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
+
+records!(prereg_group_ops);
 
 /// All memory of the process; the pin finds out what is there.
 struct OwnMemory;
@@ -97,14 +100,9 @@ impl Group for CallersGroup {
     fn set_window(&self, slot: usize, geometry: &Geometry) -> Result<(), Errno> {
         let Some((ops, context)) = &self.hardware else { return Ok(()) };
         let Some(function) = ops.set_window else { return Ok(()) };
-        let shape = prereg_geometry {
-            start: geometry.start().raw(),
-            entries: geometry.entries(),
-            shift: geometry.shift().get(),
-            reserved: 0,
-        };
+        let shape = geometry_of(geometry);
         // SAFETY: the caller's function with the caller's context.
-        match unsafe { function(context.pointer, slot, &shape) } {
+        match unsafe { function(context.pointer, slot, &raw const shape) } {
             0 => Ok(()),
             code => Err(Errno::from_raw(if code < 0 { code.wrapping_neg() } else { Errno::EIO.raw() })),
         }
@@ -124,9 +122,9 @@ impl Group for CallersGroup {
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_owner_new(
-    space: Option<&prereg_space>,
-    owner: Option<&mut MaybeUninit<Option<Box<prereg_owner>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    space: *const prereg_space,
+    owner: *mut *mut prereg_owner,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(owner, || {
@@ -139,8 +137,8 @@ pub extern "C" fn prereg_owner_new(
 
 /// Gives the handle up and sets `*owner` to NULL. Containers that it uses go on.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_owner_free(owner: Option<&mut Option<Box<prereg_owner>>>) -> c_int {
-    answer(None, || take(owner).map(drop))
+pub extern "C" fn prereg_owner_free(owner: *mut *mut prereg_owner) -> c_int {
+    answer(std::ptr::null_mut(), || take(owner).map(drop))
 }
 
 /// Makes an empty container; `number` is what reports of who holds a mapping call it, 0 stands for none.
@@ -149,8 +147,8 @@ pub extern "C" fn prereg_owner_free(owner: Option<&mut Option<Box<prereg_owner>>
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_new(
     number: u64,
-    container: Option<&mut MaybeUninit<Option<Box<prereg_container>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    container: *mut *mut prereg_container,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || hand_out(container, || Ok(Mutex::new(Container::new(number)))))
 }
@@ -158,11 +156,11 @@ pub extern "C" fn prereg_container_new(
 /// Frees the container and sets `*container` to NULL: every entry is cleared, every window removed, every registration given
 /// up.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_container_free(container: Option<&mut Option<Box<prereg_container>>>) -> c_int {
-    answer(None, || take(container).map(drop))
+pub extern "C" fn prereg_container_free(container: *mut *mut prereg_container) -> c_int {
+    answer(std::ptr::null_mut(), || take(container).map(drop))
 }
 
-fn lock(container: Option<&prereg_container>) -> Result<MutexGuard<'_, Container>, Failure> {
+fn lock<'a>(container: *const prereg_container) -> Result<MutexGuard<'a, Container>, Failure> {
     // A panic inside a call leaves nothing half done that another call would trip over.
     Ok(body(container)?.lock().unwrap_or_else(PoisonError::into_inner))
 }
@@ -173,11 +171,11 @@ fn lock(container: Option<&prereg_container>) -> Result<MutexGuard<'_, Container
 /// Returns 0; -EBUSY (it is here already), -EPERM (another platform than the groups here), -EINVAL, or what the hardware said.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_attach(
-    container: Option<&prereg_container>,
+    container: *const prereg_container,
     number: u32,
     platform: u32,
-    hardware: Option<&prereg_group_ops>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    hardware: *const prereg_group_ops,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let platform = match platform {
@@ -186,10 +184,8 @@ pub extern "C" fn prereg_container_attach(
             PREREG_PLATFORM_PSERIES => Platform::PSERIES,
             _ => return Err(Failure::Argument("platform is none of PREREG_PLATFORM_...")),
         };
-        if let Some(ops) = hardware {
-            sized("prereg_group_ops", ops.size, size_of::<prereg_group_ops>())?;
-        }
-        let hardware = hardware.map(|ops| (*ops, Context::new(ops.context, ops.release)));
+        let hardware = record::read_if(hardware)?;
+        let hardware = hardware.map(|ops| (ops, Context::new(ops.context, ops.release)));
         let group = Arc::new(CallersGroup { number, platform, hardware });
         lock(container)?.attach(group.clone())?;
         if let Some((_, context)) = &group.hardware {
@@ -204,9 +200,9 @@ pub extern "C" fn prereg_container_attach(
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_detach(
-    container: Option<&prereg_container>,
+    container: *const prereg_container,
     number: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         if lock(container)?.detach(number) {
@@ -221,17 +217,14 @@ pub extern "C" fn prereg_container_detach(
 /// request's struct, of which `readable` bytes may be read and written.
 ///
 /// Returns what the ioctl returns: 0, 1 for an extension that is there, or a negative errno.
-///
-/// # Safety
-/// Where the request takes a struct, `argument` is NULL or the address of `readable` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_container_ioctl(
-    container: Option<&prereg_container>,
-    owner: Option<&prereg_owner>,
+pub extern "C" fn prereg_container_ioctl(
+    container: *const prereg_container,
+    owner: *const prereg_owner,
     command: u32,
     argument: *mut c_void,
     readable: usize,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     let mut answered = 0;
     let code = answer(error, || {
@@ -243,8 +236,7 @@ pub unsafe extern "C" fn prereg_container_ioctl(
         } else {
             let start = argument.cast::<u8>();
             let readable = if start.is_null() { 0 } else { readable.min(takes) };
-            // SAFETY: as this function's.
-            Argument::Bytes(unsafe { Array::new(start, readable, "argument") }?.into_mut())
+            Argument::Bytes(array(start, readable, "argument")?)
         };
         answered = c_int::try_from(container.ioctl(owner, command, argument)?).unwrap_or(c_int::MAX);
         Ok(())
@@ -257,10 +249,10 @@ pub unsafe extern "C" fn prereg_container_ioctl(
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_window(
-    container: Option<&prereg_container>,
+    container: *const prereg_container,
     slot: usize,
-    table: Option<&mut MaybeUninit<Option<Box<prereg_table>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    table: *mut *mut prereg_table,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(table, || {

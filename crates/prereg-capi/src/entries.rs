@@ -3,12 +3,13 @@
 #![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 
 use prereg::{EntryBlock, UserAddr};
 
+use crate::caller::{out, out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, body_mut, hand_out, kinds, room, take};
+use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::translator::{prereg_mapping, prereg_translator};
 use crate::words::{access_from, access_of, holder_from, prereg_holder, shift_from};
@@ -16,10 +17,10 @@ use crate::words::{access_from, access_of, holder_from, prereg_holder, shift_fro
 /// A block of entries of one page size, each of which may own one counted mapping. Any thread, any number at once: changes
 /// of one entry are serialised.
 #[derive(Debug)]
-pub struct prereg_entries(Handle<EntryBlock>);
+pub struct prereg_entries(());
 
 kinds! {
-    prereg_entries, EntryBlock, b"pr-entry";
+    prereg_entries, EntryBlock, 6;
 }
 
 /// A live entry as it was at some moment. A host address comes only with a mapping, from `prereg_entries_take` or
@@ -27,6 +28,8 @@ kinds! {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_entry {
+    /// sizeof(struct prereg_entry), set by the caller.
+    pub size: usize,
     /// The user address it was made from.
     pub ua: u64,
     /// What the device may do: `PREREG_ACCESS_...`, or'ed.
@@ -35,18 +38,20 @@ pub struct prereg_entry {
     pub reserved: u32,
 }
 
+records!(prereg_entry);
+
 /// Makes `count` empty entries for pages of `2^shift` bytes, 12 at least. `holder` (may be NULL) is whose mappings they are:
 /// use translators of the same holder.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_new(
-    space: Option<&prereg_space>,
+    space: *const prereg_space,
     shift: u32,
     count: usize,
-    holder: Option<&prereg_holder>,
-    entries: Option<&mut MaybeUninit<Option<Box<prereg_entries>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    holder: *const prereg_holder,
+    entries: *mut *mut prereg_entries,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(entries, || {
@@ -62,19 +67,19 @@ pub extern "C" fn prereg_entries_new(
 
 /// Gives the mappings of all entries back, frees the block and sets `*entries` to NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_entries_free(entries: Option<&mut Option<Box<prereg_entries>>>) -> c_int {
-    answer(None, || take(entries).map(drop))
+pub extern "C" fn prereg_entries_free(entries: *mut *mut prereg_entries) -> c_int {
+    answer(std::ptr::null_mut(), || take(entries).map(drop))
 }
 
 /// How many entries; 0 for what is no block.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_entries_count(entries: Option<&prereg_entries>) -> usize {
+pub extern "C" fn prereg_entries_count(entries: *const prereg_entries) -> usize {
     value_or(0, || Ok(body(entries)?.len()))
 }
 
 /// How many entries are live, counted now; 0 for what is no block.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_entries_live(entries: Option<&prereg_entries>) -> u64 {
+pub extern "C" fn prereg_entries_live(entries: *const prereg_entries) -> u64 {
     value_or(0, || Ok(body(entries)?.live()))
 }
 
@@ -85,23 +90,21 @@ pub extern "C" fn prereg_entries_live(entries: Option<&prereg_entries>) -> u64 {
 /// while another thread changes the same entry. Nothing has changed then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_set(
-    entries: Option<&prereg_entries>,
-    translator: Option<&mut prereg_translator>,
+    entries: *const prereg_entries,
+    translator: *mut prereg_translator,
     index: usize,
     ua: u64,
     access: u32,
-    before: Option<&mut MaybeUninit<u32>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    before: *mut u32,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let (entries, access) = (body(entries)?, access_from(access)?);
+        let (entries, access, before) = (body(entries)?, access_from(access)?, out_if(before, "before")?);
         if index >= entries.len() {
             return Err(Failure::Argument("the block has no entry of that number"));
         }
-        let was = entries.set(body_mut(translator)?, index, UserAddr::new(ua), access)?;
-        if let Some(before) = before {
-            before.write(access_of(was));
-        }
+        let was = entries.set(&mut body_mut(translator)?.translator, index, UserAddr::new(ua), access)?;
+        tell(before, access_of(was));
         Ok(())
     })
 }
@@ -111,17 +114,16 @@ pub extern "C" fn prereg_entries_set(
 /// Returns 0; -EINVAL, -EAGAIN.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_clear(
-    entries: Option<&prereg_entries>,
-    translator: Option<&mut prereg_translator>,
+    entries: *const prereg_entries,
+    translator: *mut prereg_translator,
     index: usize,
-    before: Option<&mut MaybeUninit<u32>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    before: *mut u32,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let was = body(entries)?.clear(body_mut(translator)?, index)?;
-        if let Some(before) = before {
-            before.write(access_of(was));
-        }
+        let before = out_if(before, "before")?;
+        let was = body(entries)?.clear(&mut body_mut(translator)?.translator, index)?;
+        tell(before, access_of(was));
         Ok(())
     })
 }
@@ -132,22 +134,22 @@ pub extern "C" fn prereg_entries_clear(
 /// Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_inspect(
-    entries: Option<&prereg_entries>,
+    entries: *const prereg_entries,
     index: usize,
-    entry: Option<&mut MaybeUninit<prereg_entry>>,
+    entry: *mut prereg_entry,
 ) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
-        let place = room(entry, "entry")?;
+        let place = record::out(entry)?;
         let seen = body(entries)?.view(index);
         Ok(seen.map_or(0, |view| {
-            place.write(entry_of(&view));
+            place.write(&entry_of(&view));
             1
         }))
     })
 }
 
 pub(crate) fn entry_of(view: &prereg::EntryView) -> prereg_entry {
-    prereg_entry { ua: view.ua.raw(), access: access_of(Some(view.access)), reserved: 0 }
+    prereg_entry { size: 0, ua: view.ua.raw(), access: access_of(Some(view.access)), reserved: 0 }
 }
 
 /// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `*access` (may
@@ -156,21 +158,20 @@ pub(crate) fn entry_of(view: &prereg::EntryView) -> prereg_entry {
 /// Returns 1; 0 when the entry is empty (`*mapping` is not touched); -EAGAIN, -EINVAL, -ENXIO.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_take(
-    entries: Option<&prereg_entries>,
-    translator: Option<&mut prereg_translator>,
+    entries: *const prereg_entries,
+    translator: *mut prereg_translator,
     index: usize,
-    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
-    access: Option<&mut MaybeUninit<u32>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    mapping: *mut prereg_mapping,
+    access: *mut u32,
+    error: *mut prereg_error,
 ) -> c_int {
     let mut live = 0;
     let code = answer(error, || {
-        let place = room(mapping, "mapping")?;
-        if let Some((taken, allowed)) = body(entries)?.take(body_mut(translator)?, index)? {
-            prereg_mapping::fill(place, taken);
-            if let Some(access) = access {
-                access.write(access_of(Some(allowed)));
-            }
+        let (place, access) = (out(mapping, "mapping")?, out_if(access, "access")?);
+        let reader = body_mut(translator)?;
+        if let Some((taken, allowed)) = body(entries)?.take(&mut reader.translator, index)? {
+            reader.keep_page(&place, taken)?;
+            tell(access, access_of(Some(allowed)));
             live = 1;
         }
         Ok(())

@@ -1,23 +1,26 @@
 //! What a call answers when it fails: a negative errno, and a sentence in the caller's own buffer.
 //!
-//! Nothing is kept between calls, in no thread: whoever wants the sentence passes room for it.
+//! Nothing is kept between calls or by thread: a caller that wants the sentence passes room for it.
 
 use std::ffi::{c_char, c_int};
 use std::fmt::{self, Write};
-use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use prereg::{Errno, MapError, OutOfMemory, PageListError, RangeError, RegisterError, UnregisterError};
+use prereg::{
+    Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError, UnregisterError,
+};
 use prereg_iommu::container::ContainerError;
 use prereg_iommu::iova::{IovaAccessError, IovaMapError};
 use prereg_iommu::{AttachError, CreateError, EntryError, GeometryError, SlotError, TableError};
-use prereg_linux::{BackendError, VfioError};
+use prereg_linux::{BackendError, IommufdTableError, SpaprTableError, VfioError};
 
 /// Bytes of a message, its closing NUL included.
 pub const PREREG_MESSAGE_BYTES: usize = 504;
 
 /// Why a call failed. Every call that takes one also takes NULL; a call that succeeds sets `code` to 0 and the message to
 /// the empty string.
+///
+/// Its size never changes, so it needs no member for that, and no preparation.
 #[repr(C)]
 #[derive(Debug)]
 pub struct prereg_error {
@@ -39,10 +42,28 @@ pub(crate) enum Failure {
     Argument(&'static str),
     #[error("{0} is NULL")]
     Null(&'static str),
-    #[error("the handle is not a live {0}: another type, freed, or never made")]
+    #[error("the pointer to {0} is misaligned; pass the address of a variable of its type")]
+    Misaligned(&'static str),
+    #[error("{0} is not UTF-8 text")]
+    NoText(&'static str),
+    #[error("what was passed is not a live {0}: released already, a copy, of another type, or never made")]
     Handle(&'static str),
-    #[error("the struct's size member says {found}, this library's {name} has {known} bytes")]
+    #[error(
+        "the size member of struct {name} says {found}, and this library's has {known} bytes; set all of it to zero, then size \
+         to sizeof"
+    )]
     Size { name: &'static str, found: usize, known: usize },
+    #[error(
+        "struct {name} of {found} bytes asks for something past the {known} bytes that this library ({}) knows; set that to \
+         zero, or use a newer library", env!("CARGO_PKG_VERSION")
+    )]
+    Newer { name: &'static str, found: usize, known: usize },
+    #[error("the reserved member of struct {0} is not zero; set all of the struct to zero first")]
+    Reserved(&'static str),
+    #[error("{option} of prereg_options is set, and the back end {backend} does not use it; leave it zero")]
+    Unused { option: &'static str, backend: &'static str },
+    #[error("{host} is not the start of a page of {granule}; push the address of each page's first byte")]
+    NoPage { host: HostAddr, granule: PageShift },
     #[error("{0}")]
     Refused(String, Errno),
     #[error("no memory for it")]
@@ -64,6 +85,10 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Vfio(#[from] VfioError),
     #[error(transparent)]
+    Spapr(#[from] SpaprTableError),
+    #[error(transparent)]
+    Iommufd(#[from] IommufdTableError),
+    #[error(transparent)]
     Geometry(#[from] GeometryError),
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -84,7 +109,16 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn errno(&self) -> Errno {
         match self {
-            Self::Argument(_) | Self::Null(_) | Self::Handle(_) | Self::Size { .. } => Errno::EINVAL,
+            Self::Argument(_)
+            | Self::Null(_)
+            | Self::Misaligned(_)
+            | Self::NoText(_)
+            | Self::Handle(_)
+            | Self::Size { .. }
+            | Self::Newer { .. }
+            | Self::Reserved(_)
+            | Self::NoPage { .. }
+            | Self::Unused { .. } => Errno::EINVAL,
             Self::Refused(_, errno) => *errno,
             Self::OutOfMemory => Errno::ENOMEM,
             Self::Defect => ENOTRECOVERABLE,
@@ -96,6 +130,8 @@ impl Failure {
             Self::Pages(_) => Errno::E2BIG,
             Self::Backend(error) => error.errno(),
             Self::Vfio(error) => error.errno(),
+            Self::Spapr(error) => error.errno(),
+            Self::Iommufd(error) => error.errno(),
             Self::Geometry(error) => error.errno(),
             Self::Entry(error) => error.errno(),
             Self::Create(error) => error.errno(),
@@ -135,16 +171,11 @@ impl From<&UnregisterError> for Failure {
 }
 
 /// Runs a call. A panic ends here: it would end the process at the border to C.
-pub(crate) fn answer(
-    error: Option<&mut MaybeUninit<prereg_error>>,
-    work: impl FnOnce() -> Result<(), Failure>,
-) -> c_int {
+pub(crate) fn answer(error: *mut prereg_error, work: impl FnOnce() -> Result<(), Failure>) -> c_int {
     let result = guarded(work);
     match &result {
         Ok(()) => {
-            if let Some(error) = error {
-                tell(error, 0, None);
-            }
+            success(error);
             0
         }
         Err(failure) => refuse(error, failure),
@@ -165,41 +196,32 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
 }
 
 #[cold]
-fn refuse(error: Option<&mut MaybeUninit<prereg_error>>, failure: &Failure) -> c_int {
+fn refuse(error: *mut prereg_error, failure: &Failure) -> c_int {
     let code = failure.code();
-    if let Some(error) = error {
-        tell(error, code, Some(failure));
+    if !error.is_null() {
+        let mut text = Text { bytes: [0; PREREG_MESSAGE_BYTES], length: 0 };
+        // Cannot fail: `Text` takes what fits and drops the rest.
+        let _ = write!(text, "{failure}");
+        let told = prereg_error { code, length: text.length as u32, message: text.bytes };
+        #[expect(unsafe_code, reason = "the caller's struct")]
+        // SAFETY: not NULL; room for one by the caller's promise, wherever it lies.
+        unsafe {
+            error.write_unaligned(told);
+        }
     }
     code
 }
 
-fn tell(error: &mut MaybeUninit<prereg_error>, code: c_int, failure: Option<&Failure>) {
-    let mut text = Text { bytes: [0; PREREG_MESSAGE_BYTES], length: 0 };
-    if let Some(failure) = failure {
-        // Cannot fail: `Text` takes what fits and drops the rest.
-        let _ = write!(text, "{failure}");
-        error.write(prereg_error { code, length: text.length as u32, message: text.bytes });
-    } else {
-        success(error);
+/// Code, length and the first byte of the message: the rest of its room is left as it is.
+fn success(error: *mut prereg_error) {
+    const BYTES: usize = std::mem::offset_of!(prereg_error, message) + 1;
+    if !error.is_null() {
+        #[expect(unsafe_code, reason = "the caller's struct, which may not be initialised")]
+        // SAFETY: the first bytes of the caller's struct.
+        unsafe {
+            error.cast::<u8>().write_bytes(0, BYTES);
+        }
     }
-}
-
-/// Three words only: the message's room is left as it is.
-#[expect(unsafe_code, reason = "writes single members of a struct that may not be initialised")]
-fn success(error: &mut MaybeUninit<prereg_error>) {
-    let error = error.as_mut_ptr();
-    // SAFETY: in the caller's struct.
-    let code = unsafe { &raw mut (*error).code };
-    // SAFETY: as above.
-    let length = unsafe { &raw mut (*error).length };
-    // SAFETY: as above.
-    let message = unsafe { &raw mut (*error).message };
-    // SAFETY: a member of the caller's struct, which is his to lend.
-    unsafe { code.write(0) };
-    // SAFETY: as above.
-    unsafe { length.write(0) };
-    // SAFETY: its first byte.
-    unsafe { message.cast::<c_char>().write(0) };
 }
 
 /// A message being written: without an allocation, so that it can be had in a signal handler.
@@ -230,14 +252,9 @@ mod tests {
     use super::*;
 
     fn told(work: impl FnOnce() -> Result<(), Failure>) -> (c_int, prereg_error) {
-        let error = prereg_error { code: 77, length: 77, message: [c_char::MAX; PREREG_MESSAGE_BYTES] };
-        // A struct that is there already, as a caller's often is.
-        let mut room = MaybeUninit::new(error);
-        let code = answer(Some(&mut room), work);
-        #[expect(unsafe_code, reason = "only a C caller has such a struct")]
-        // SAFETY: every member was initialised above.
-        let error = unsafe { room.assume_init() };
-        (code, error)
+        // A struct that was used before, as a caller's often is.
+        let mut error = prereg_error { code: 77, length: 77, message: [c_char::MAX; PREREG_MESSAGE_BYTES] };
+        (answer(&raw mut error, work), error)
     }
 
     fn text(error: &prereg_error) -> String {

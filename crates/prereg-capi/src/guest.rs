@@ -3,14 +3,15 @@
 #![expect(unsafe_code, reason = "names for C; calls a C caller's function that reads guest memory")]
 
 use std::ffi::{c_int, c_void};
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use prereg::{BusAddr, Errno, GuestAddr, UserAddr};
 use prereg_iommu::{Geometry, GuestList, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, TceTable};
 
+use crate::caller::{out, out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, body_mut, hand_out, kinds, room, take};
+use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::record::{self, records};
 use crate::table::{geometry_from, prereg_geometry, prereg_table};
 use crate::translator::{prereg_mapping, prereg_translator};
 use crate::words::access_of;
@@ -52,6 +53,8 @@ pub type prereg_read_list =
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_call {
+    /// sizeof(struct prereg_call).
+    pub size: usize,
     /// Register 3: a `PREREG_H_..._TCE...`.
     pub number: u64,
     /// Registers 4 to 7.
@@ -62,6 +65,8 @@ pub struct prereg_call {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_reply {
+    /// sizeof(struct prereg_reply), set by the caller.
+    pub size: usize,
     /// Register 3: a `PREREG_H_...`.
     pub code: i64,
     /// Register 4 after an H_GET_TCE that succeeded.
@@ -76,6 +81,8 @@ pub struct prereg_reply {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_lookup {
+    /// sizeof(struct prereg_lookup), set by the caller.
+    pub size: usize,
     /// The guest page that the guest's entry names.
     pub gpa: u64,
     /// Its size as a power of two.
@@ -91,10 +98,12 @@ pub struct prereg_lookup {
 /// A guest: its memory slots and its TCE tables. Hypercalls and look-ups run on any number of threads at once, each with a
 /// translator of its own; every other call only while none of these runs.
 #[derive(Debug)]
-pub struct prereg_guest(Handle<Hypercalls>);
+pub struct prereg_guest(());
+
+records!(prereg_call, prereg_reply, prereg_lookup);
 
 kinds! {
-    prereg_guest, Hypercalls, b"pr-guest";
+    prereg_guest, Hypercalls, 8;
 }
 
 struct List {
@@ -119,8 +128,8 @@ impl GuestList for List {
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_new(
     rules: u32,
-    guest: Option<&mut MaybeUninit<Option<Box<prereg_guest>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    guest: *mut *mut prereg_guest,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(guest, || {
@@ -137,8 +146,8 @@ pub extern "C" fn prereg_guest_new(
 /// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nobody else shares give their mappings
 /// back.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_guest_free(guest: Option<&mut Option<Box<prereg_guest>>>) -> c_int {
-    answer(None, || take(guest).map(drop))
+pub extern "C" fn prereg_guest_free(guest: *mut *mut prereg_guest) -> c_int {
+    answer(std::ptr::null_mut(), || take(guest).map(drop))
 }
 
 /// Puts `bytes` bytes of user memory from `ua` on behind the guest addresses from `gpa` on; all multiples of 4 KiB.
@@ -146,11 +155,11 @@ pub extern "C" fn prereg_guest_free(guest: Option<&mut Option<Box<prereg_guest>>
 /// Returns 0; -EINVAL, -EEXIST (another slot has some of these guest addresses).
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_add_memory(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     gpa: u64,
     ua: u64,
     bytes: u64,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let guest = body_mut(guest)?;
@@ -166,9 +175,9 @@ pub extern "C" fn prereg_guest_add_memory(
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_remove_memory(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     gpa: u64,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let guest = body_mut(guest)?;
@@ -182,7 +191,7 @@ pub extern "C" fn prereg_guest_remove_memory(
 
 /// The user address behind `gpa`, if one slot holds all of `bytes` bytes there; 0 if none does.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_guest_translate(guest: Option<&prereg_guest>, gpa: u64, bytes: u64) -> u64 {
+pub extern "C" fn prereg_guest_translate(guest: *const prereg_guest, gpa: u64, bytes: u64) -> u64 {
     value_or(0, || {
         let found = body(guest)?.slots().translate(GuestAddr::new(gpa), bytes);
         Ok(found.map_or(0, UserAddr::raw))
@@ -194,10 +203,10 @@ pub extern "C" fn prereg_guest_translate(guest: Option<&prereg_guest>, gpa: u64,
 /// Returns 0; -EBUSY (there is one), -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_create_table(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     liobn: u32,
-    geometry: Option<&prereg_geometry>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    geometry: *const prereg_geometry,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let shape = geometry_from(geometry)?;
@@ -220,9 +229,9 @@ fn table_of(guest: &mut Hypercalls, liobn: u32) -> Result<&mut TceTable, Failure
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_remove_table(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     liobn: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || body_mut(guest)?.remove(Liobn::new(liobn)).map(drop).ok_or_else(|| no_table(liobn)))
 }
@@ -234,18 +243,16 @@ pub extern "C" fn prereg_guest_remove_table(
 /// attached before), -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_attach(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     liobn: u32,
-    table: Option<&prereg_table>,
-    times: Option<&mut MaybeUninit<u64>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    table: *const prereg_table,
+    times: *mut u64,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let table = Arc::clone(body(table)?);
+        let (table, times) = (Arc::clone(body(table)?), out_if(times, "times")?);
         let now = table_of(body_mut(guest)?, liobn)?.attach(table)?;
-        if let Some(times) = times {
-            times.write(now);
-        }
+        tell(times, now);
         Ok(())
     })
 }
@@ -256,47 +263,46 @@ pub extern "C" fn prereg_guest_attach(
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_detach(
-    guest: Option<&mut prereg_guest>,
+    guest: *mut prereg_guest,
     liobn: u32,
-    table: Option<&prereg_table>,
-    times: Option<&mut MaybeUninit<u64>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    table: *const prereg_table,
+    times: *mut u64,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let table = body(table)?;
+        let (table, times) = (body(table)?, out_if(times, "times")?);
         let missing =
             || Failure::Refused("the hardware table is not attached there".to_owned(), Errno::ENOENT);
         let left = table_of(body_mut(guest)?, liobn)?.detach(table).ok_or_else(missing)?;
-        if let Some(times) = times {
-            times.write(left);
-        }
+        tell(times, left);
         Ok(())
     })
 }
 
-/// Does a hypercall. The answer in `*reply` is final: a guest may see
-/// it. `read_list` may be NULL: no list then lies in guest memory.
+/// Does a hypercall. The answer in `*reply` is final: a guest may see it. `read_list` may be NULL: no list then lies in guest
+/// memory.
 ///
 /// Returns 0, whatever the guest is answered; -ENOSYS for a number that is none of the four (`*reply` is not touched),
 /// -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_hypercall(
-    guest: Option<&prereg_guest>,
-    translator: Option<&mut prereg_translator>,
-    call: Option<&prereg_call>,
+    guest: *const prereg_guest,
+    translator: *mut prereg_translator,
+    call: *const prereg_call,
     read_list: prereg_read_list,
     context: *mut c_void,
-    reply: Option<&mut MaybeUninit<prereg_reply>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    reply: *mut prereg_reply,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let (guest, place) = (body(guest)?, room(reply, "reply")?);
-        let prereg_call { number, arguments } = *call.ok_or(Failure::Null("call"))?;
+        let (guest, place) = (body(guest)?, record::out(reply)?);
+        let prereg_call { number, arguments, .. } = record::read(call)?;
         let call = Hypercall::decode(number, arguments).ok_or_else(|| {
             Failure::Refused(format!("{number:#x} is not the number of a TCE hypercall"), Errno::ENOSYS)
         })?;
-        let answer = guest.call(body_mut(translator)?, &List { function: read_list, context }, call);
-        place.write(prereg_reply {
+        let answer = guest.call(&mut body_mut(translator)?.translator, &List { function: read_list, context }, call);
+        place.write(&prereg_reply {
+            size: 0,
             code: answer.code.raw(),
             value: answer.value.map_or(0, |tce| tce.raw()),
             has_value: answer.value.is_some().into(),
@@ -313,18 +319,19 @@ pub extern "C" fn prereg_hypercall(
 /// window), -ENXIO (being unregistered), -EAGAIN, -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_lookup(
-    guest: Option<&prereg_guest>,
-    translator: Option<&mut prereg_translator>,
+    guest: *const prereg_guest,
+    translator: *mut prereg_translator,
     liobn: u32,
     ioba: u64,
-    lookup: Option<&mut MaybeUninit<prereg_lookup>>,
-    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    lookup: *mut prereg_lookup,
+    mapping: *mut prereg_mapping,
+    error: *mut prereg_error,
 ) -> c_int {
     let mut live = 0;
     let code = answer(error, || {
-        let (guest, place) = (body(guest)?, room(mapping, "mapping")?);
-        let found = guest.lookup(body_mut(translator)?, Liobn::new(liobn), BusAddr::new(ioba))?;
+        let (guest, place, lookup) = (body(guest)?, out(mapping, "mapping")?, record::out_if(lookup)?);
+        let reader = body_mut(translator)?;
+        let found = guest.lookup(&mut reader.translator, Liobn::new(liobn), BusAddr::new(ioba))?;
         let outside = || {
             let text = format!("{} has no entry for ioba {ioba:#x}", Liobn::new(liobn));
             Failure::Refused(text, Errno::ENOENT)
@@ -332,11 +339,12 @@ pub extern "C" fn prereg_guest_lookup(
         let found = found.ok_or_else(outside)?;
         let host_access = access_of(found.host.as_ref().map(|(_, access)| *access));
         if let Some((taken, _)) = found.host {
-            prereg_mapping::fill(place, taken);
+            reader.keep_page(&place, taken)?;
             live = 1;
         }
         if let Some(lookup) = lookup {
-            lookup.write(prereg_lookup {
+            lookup.write(&prereg_lookup {
+                size: 0,
                 gpa: found.guest.page.raw(),
                 shift: found.guest.shift.get(),
                 guest_access: access_of(found.guest.access),

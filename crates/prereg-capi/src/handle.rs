@@ -1,201 +1,263 @@
-//! Handles: what C holds of ours. Boxes with a tag in front.
+//! Handles: what C holds of ours, as numbers in the shape of pointers.
 //!
-//! A handle is made by a call that fills the caller's pointer and ends by a call that takes the caller's pointer by
-//! address and sets it to NULL, so the same variable cannot be freed twice. The tag finds most of what remains: a handle
-//! of another type, or (as long as nobody has used the memory again) one that was freed through another copy of the
-//! pointer.
+//! A handle names a slot of the process's table and the generation of what is in it. It is never followed: one that was freed,
+//! that is of another type, or that was never made is looked up and refused, whatever became of the memory of what it stood for,
+//! and never taken for a newer one in the same slot. A slot whose generations are used up is not used again.
+//!
+//! A handle is made by a call that fills the caller's variable and ends by a call that takes the variable's address and sets it to
+//! NULL. What the caller must see to: what ends a handle runs beside no other call on it, and a handle for one thread at a time is
+//! used so.
 
-#![expect(unsafe_code, reason = "a box is made without the end of the process when memory is short")]
+#![expect(unsafe_code, reason = "the table keeps what handles stand for by address")]
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::fmt;
-use std::mem::MaybeUninit;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
+use crate::arena::{Arena, Slot};
+use crate::caller::{Out, array, out, out_if};
 use crate::failure::Failure;
-
-/// The tag and what it stands before. `repr(C)`: all handles have the tag at the same place.
-#[repr(C)]
-pub(crate) struct Handle<T> {
-    tag: AtomicU64,
-    body: T,
-}
-
-impl<T> Drop for Handle<T> {
-    fn drop(&mut self) {
-        // Relaxed: read by nobody but a caller who breaks the rules; an atomic, so that the store is not left out.
-        self.tag.store(0, Ordering::Relaxed);
-    }
-}
-
-impl<T> fmt::Debug for Handle<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").finish_non_exhaustive()
-    }
-}
 
 /// A type of handle.
 pub(crate) trait Kind: Sized {
-    /// What stands in front of a live one.
-    const TAG: u64;
+    /// Its own number, not 0.
+    const NUMBER: u8;
     /// Its name in C.
     const NAME: &'static str;
     /// What it is a handle on.
-    type Body;
-
-    fn wrap(handle: Handle<Self::Body>) -> Self;
-    fn handle(&self) -> &Handle<Self::Body>;
-    fn handle_mut(&mut self) -> &mut Handle<Self::Body>;
-    fn unwrap(self) -> Handle<Self::Body>;
+    type Body: 'static;
 }
 
-/// Makes each of the structs, which have one field, a kind of handle.
+/// Makes each of the types a kind of handle.
 macro_rules! kinds {
-    ($($name:ident, $body:ty, $tag:literal;)*) => {$(
+    ($($name:ident, $body:ty, $number:literal;)*) => {$(
         impl $crate::handle::Kind for $name {
-            const TAG: u64 = u64::from_be_bytes(*$tag);
+            const NUMBER: u8 = $number;
             const NAME: &'static str = stringify!($name);
             type Body = $body;
-
-            fn wrap(handle: $crate::handle::Handle<$body>) -> Self {
-                Self(handle)
-            }
-            fn handle(&self) -> &$crate::handle::Handle<$body> {
-                &self.0
-            }
-            fn handle_mut(&mut self) -> &mut $crate::handle::Handle<$body> {
-                &mut self.0
-            }
-            fn unwrap(self) -> $crate::handle::Handle<$body> {
-                self.0
-            }
         }
     )*};
 }
 pub(crate) use kinds;
 
+/// One entry of the table.
+struct Entry {
+    /// Where the body is.
+    body: AtomicPtr<()>,
+    /// The generation above the number of the kind; the kind is 0 while there is no body.
+    state: AtomicU64,
+    next: AtomicU32,
+}
+
+// SAFETY: a pointer and integers.
+unsafe impl Slot for Entry {
+    fn next(&self) -> &AtomicU32 {
+        &self.next
+    }
+}
+
+static TABLE: Arena<Entry> = Arena::new();
+
+/// A handle is a generation above a slot's number, each half a pointer.
+const HALF: u32 = usize::BITS / 2;
+const MOST: u64 = (1 << HALF) - 1;
+
+const fn state(generation: u64, kind: u8) -> u64 {
+    generation << 8 | kind as u64
+}
+
+/// The entry that a handle names, if there is one, and its generation.
 #[inline]
-fn check<K: Kind>(given: &K) -> Result<(), Failure> {
-    // Relaxed: set once, before C knew the handle.
-    if given.handle().tag.load(Ordering::Relaxed) == K::TAG { Ok(()) } else { Err(Failure::Handle(K::NAME)) }
+fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), Failure> {
+    let word = handle.addr() as u64;
+    if word == 0 {
+        return Err(Failure::Null(K::NAME));
+    }
+    let (number, generation) = ((word & MOST) as u32, word >> HALF);
+    match TABLE.get(number) {
+        Some(entry) => Ok((number, generation, entry)),
+        None => Err(Failure::Handle(K::NAME)),
+    }
+}
+
+/// Where the body of a live handle is.
+#[inline]
+fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
+    let (_, generation, entry) = entry_of(handle)?;
+    // Acquire pairs with the Release in `fill`: the body is there.
+    if entry.state.load(Ordering::Acquire) != state(generation, K::NUMBER) {
+        return Err(Failure::Handle(K::NAME));
+    }
+    // Relaxed: written before the state.
+    NonNull::new(entry.body.load(Ordering::Relaxed).cast()).ok_or(Failure::Handle(K::NAME))
 }
 
 /// What a caller's handle stands for.
 #[inline]
-pub(crate) fn body<K: Kind>(given: Option<&K>) -> Result<&K::Body, Failure> {
-    let Some(given) = given else { return Err(Failure::Null(K::NAME)) };
-    check(given)?;
-    Ok(&given.handle().body)
+pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure> {
+    let body = find(handle)?;
+    // SAFETY: of this type, because the kind is right; it lives until the handle ends, which by the caller's promise is not during
+    // the call.
+    Ok(unsafe { body.as_ref() })
 }
 
 /// The same, for a handle that one thread at a time may use.
 #[inline]
-pub(crate) fn body_mut<K: Kind>(given: Option<&mut K>) -> Result<&mut K::Body, Failure> {
-    let Some(given) = given else { return Err(Failure::Null(K::NAME)) };
-    check(given)?;
-    Ok(&mut given.handle_mut().body)
-}
-
-/// Where a call puts what it makes.
-#[inline]
-pub(crate) fn room<'a, T>(
-    place: Option<&'a mut MaybeUninit<T>>,
-    name: &'static str,
-) -> Result<&'a mut MaybeUninit<T>, Failure> {
-    // Not `ok_or`: an error that is made to be dropped is a third of the cost of a map.
-    match place {
-        Some(place) => Ok(place),
-        None => Err(Failure::Null(name)),
-    }
+pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, Failure> {
+    let mut body = find(handle)?;
+    // SAFETY: as in `body`; and no other call uses it meanwhile, by the caller's promise.
+    Ok(unsafe { body.as_mut() })
 }
 
 /// Makes a handle and puts it into the caller's variable; NULL there when `make` fails. Nothing fails after `make`.
 pub(crate) fn hand_out<K: Kind>(
-    place: Option<&mut MaybeUninit<Option<Box<K>>>>,
+    place: *mut *mut K,
     make: impl FnOnce() -> Result<K::Body, Failure>,
 ) -> Result<(), Failure> {
-    let place = room(place, "the place for the new handle")?.write(None);
+    let place = out(place, "the place for the new handle")?;
+    place.write(std::ptr::null_mut());
     let vacant = Vacant::<K>::new().ok_or(Failure::OutOfMemory)?;
-    *place = Some(vacant.fill(make()?));
+    place.write(vacant.fill(make()?));
     Ok(())
 }
 
-/// The caller's handle, out of his variable; `None` when it was NULL there, or he passed no variable.
+/// The caller's handle, out of its variable; `None` when NULL was there, or the variable's address is NULL.
 ///
 /// # Errors
-/// A handle that is none stays where it is.
-pub(crate) fn take<K: Kind>(place: Option<&mut Option<Box<K>>>) -> Result<Option<Box<K>>, Failure> {
+/// What is no handle stays where it is.
+pub(crate) fn take<K: Kind>(place: *mut *mut K) -> Result<Option<K::Body>, Failure> {
+    Ok(take_apart(out_if(place, "the variable of the handle")?.as_ref())?.map(|(_, body)| body))
+}
+
+fn take_apart<K: Kind>(place: Option<&Out<*mut K>>) -> Result<Option<(Vacant<K>, K::Body)>, Failure> {
     let Some(place) = place else { return Ok(None) };
-    if let Some(held) = place.as_deref() {
-        check(held)?;
+    let handle = place.read();
+    if handle.is_null() {
+        return Ok(None);
     }
-    Ok(place.take())
+    let parts = split(handle)?;
+    place.write(std::ptr::null_mut());
+    Ok(Some(parts))
 }
 
-/// What stands behind a handle that is given up.
-pub(crate) fn into_body<K: Kind>(held: Box<K>) -> K::Body {
-    split(held).1
-}
-
-/// Lets `work` have the body. What it hands back stays in the same handle; otherwise the handle ends and the caller's
-/// variable becomes NULL.
+/// Lets `work` have the body. What it returns stays behind the same handle; otherwise the handle ends and the caller's variable
+/// becomes NULL.
 pub(crate) fn surrender<K: Kind>(
-    place: Option<&mut Option<Box<K>>>,
+    place: *mut *mut K,
     work: impl FnOnce(K::Body) -> (Option<K::Body>, Result<(), Failure>),
 ) -> Result<(), Failure> {
-    let Some(place) = place else { return Ok(()) };
-    let Some(held) = take(Some(&mut *place))? else { return Ok(()) };
-    let (vacant, body) = split(held);
+    let place = out_if(place, "the variable of the handle")?;
+    let Some((vacant, body)) = take_apart(place.as_ref())? else { return Ok(()) };
     let (left, result) = work(body);
-    if let Some(body) = left {
-        *place = Some(vacant.fill(body));
+    if let (Some(body), Some(place)) = (left, place) {
+        place.write(vacant.fill(body));
     }
     result
 }
 
-/// The body, and the memory it was in.
-pub(crate) fn split<K: Kind>(held: Box<K>) -> (Vacant<K>, K::Body) {
-    // Relaxed: as in `drop`.
-    held.handle().tag.store(0, Ordering::Relaxed);
-    let place = Box::into_raw(held);
-    // SAFETY: a box that is taken apart: moved out once, and its memory is vacant from here on.
-    let handle = std::mem::ManuallyDrop::new(unsafe { place.read() }.unwrap());
-    // SAFETY: `handle` is not used or dropped again, so its body is moved out once.
-    let body = unsafe { std::ptr::read(&raw const handle.body) };
-    // SAFETY: a box is not null.
-    (Vacant(unsafe { NonNull::new_unchecked(place) }), body)
+/// All handles of an array that are not NULL, with the index of each: all of them, or none when one is refused.
+pub(crate) fn split_all<K: Kind>(
+    places: &mut [*mut K],
+) -> Result<Vec<(usize, Vacant<K>, K::Body)>, Failure> {
+    let mut taken = Vec::new();
+    for (index, place) in places.iter().enumerate().filter(|(_, place)| !place.is_null()) {
+        match split(*place) {
+            Ok((vacant, body)) => taken.push((index, vacant, body)),
+            Err(failure) => {
+                // The same handles again, so the variables need no change.
+                for (_, vacant, body) in taken {
+                    let _ = vacant.fill(body);
+                }
+                return Err(failure);
+            }
+        }
+    }
+    taken.iter().for_each(|&(index, ..)| places[index] = std::ptr::null_mut());
+    Ok(taken)
 }
 
-/// Memory for a handle, had before anything is made that would have to be undone.
-pub(crate) struct Vacant<K: Kind>(NonNull<K>);
+/// A C caller's array of handles.
+pub(crate) fn handles<'a, K: Kind>(
+    start: *mut *mut K,
+    count: usize,
+    name: &'static str,
+) -> Result<&'a mut [*mut K], Failure> {
+    array(start, count, name)
+}
+
+/// The body of a live handle, and the memory it was in. The handle is none any more, unless it is filled again.
+fn split<K: Kind>(handle: *mut K) -> Result<(Vacant<K>, K::Body), Failure> {
+    let (number, generation, entry) = entry_of(handle.cast_const())?;
+    // Acquire pairs with the Release in `fill`. One exchange succeeds, however many threads try.
+    entry
+        .state
+        .compare_exchange(
+            state(generation, K::NUMBER),
+            state(generation, 0),
+            Ordering::Acquire,
+            Ordering::Relaxed,
+        )
+        .map_err(|_| Failure::Handle(K::NAME))?;
+    let memory = NonNull::new(entry.body.load(Ordering::Relaxed).cast()).ok_or(Failure::Handle(K::NAME))?;
+    let vacant = Vacant { entry, number, generation, memory };
+    // SAFETY: `fill` put one there, and the exchange above gave it to this call alone.
+    let body = unsafe { memory.read() };
+    Ok((vacant, body))
+}
+
+/// An entry of the table and memory for a body, had before anything is made that would have to be undone.
+pub(crate) struct Vacant<K: Kind> {
+    entry: &'static Entry,
+    number: u32,
+    generation: u64,
+    memory: NonNull<K::Body>,
+}
 
 impl<K: Kind> Vacant<K> {
     const LAYOUT: Layout = {
-        let layout = Layout::new::<K>();
-        assert!(layout.size() != 0, "a handle has a tag");
+        let layout = Layout::new::<K::Body>();
+        assert!(layout.size() != 0 && K::NUMBER != 0, "a body has a size and a kind a number");
         layout
     };
 
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         // SAFETY: the layout is not of size 0.
-        NonNull::new(unsafe { alloc(Self::LAYOUT) }.cast()).map(Self)
+        let memory = NonNull::new(unsafe { alloc(Self::LAYOUT) })?.cast::<K::Body>();
+        let Some((number, entry)) = TABLE.take().filter(|(number, _)| u64::from(*number) <= MOST) else {
+            // SAFETY: allocated above with this layout.
+            unsafe { dealloc(memory.as_ptr().cast(), Self::LAYOUT) };
+            return None;
+        };
+        // Relaxed, both: the entry is this call's alone.
+        let generation = (entry.state.load(Ordering::Relaxed) >> 8) + 1;
+        entry.state.store(state(generation, 0), Ordering::Relaxed);
+        Some(Self { entry, number, generation, memory })
     }
 
-    pub(crate) fn fill(self, body: K::Body) -> Box<K> {
-        let place = std::mem::ManuallyDrop::new(self).0;
-        let held = K::wrap(Handle { tag: AtomicU64::new(K::TAG), body });
-        // SAFETY: memory of just this layout, which nobody else knows.
-        unsafe { place.write(held) };
-        // SAFETY: allocated by the global allocator with the layout of the type, and initialised.
-        unsafe { Box::from_raw(place.as_ptr()) }
+    /// Makes the handle live.
+    pub(crate) fn fill(self, body: K::Body) -> *mut K {
+        let this = std::mem::ManuallyDrop::new(self);
+        // SAFETY: room for one body, which is this call's alone.
+        unsafe { this.memory.write(body) };
+        // Relaxed: the state below is stored after it.
+        this.entry.body.store(this.memory.as_ptr().cast(), Ordering::Relaxed);
+        // Release pairs with the Acquire in `find` and `split`.
+        this.entry.state.store(state(this.generation, K::NUMBER), Ordering::Release);
+        let word = this.generation << HALF | u64::from(this.number);
+        // Half a pointer each, so nothing is cut off.
+        std::ptr::without_provenance_mut(word as usize)
     }
 }
 
 impl<K: Kind> Drop for Vacant<K> {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and never filled.
-        unsafe { dealloc(self.0.as_ptr().cast(), Self::LAYOUT) };
+        // Relaxed: for tidiness; the state says that there is no body.
+        self.entry.body.store(std::ptr::null_mut(), Ordering::Relaxed);
+        // SAFETY: allocated with this layout, and the body was moved out or never put in.
+        unsafe { dealloc(self.memory.as_ptr().cast(), Self::LAYOUT) };
+        if self.generation < MOST {
+            TABLE.give(self.number, self.entry);
+        }
     }
 }
 
@@ -203,68 +265,87 @@ impl<K: Kind> Drop for Vacant<K> {
 mod tests {
     use super::*;
 
-    struct One(Handle<String>);
-    struct Other(Handle<String>);
+    struct One;
+    struct Other;
     kinds! {
-        One, String, b"test-one";
-        Other, String, b"test-two";
+        One, String, 254;
+        Other, String, 255;
     }
 
-    fn made(text: &str) -> Option<Box<One>> {
-        let mut place = MaybeUninit::uninit();
-        hand_out::<One>(Some(&mut place), || Ok(text.to_owned())).unwrap();
-        // SAFETY: filled by `hand_out`.
-        unsafe { place.assume_init() }
+    fn made(text: &str) -> *mut One {
+        let mut place = std::ptr::dangling_mut();
+        hand_out::<One>(&raw mut place, || Ok(text.to_owned())).unwrap();
+        place
     }
 
     #[test]
     fn a_handle_goes_out_and_comes_back_once() {
         let mut held = made("body");
-        assert_eq!(body(held.as_deref()).unwrap(), "body");
-        body_mut(held.as_deref_mut()).unwrap().push('!');
-        let taken = take(Some(&mut held)).unwrap().unwrap();
-        assert_eq!(into_body(taken), "body!");
-        assert!(held.is_none());
-        assert!(take(Some(&mut held)).unwrap().is_none());
-        assert!(take::<One>(None).unwrap().is_none());
+        assert_eq!(body(held.cast_const()).unwrap(), "body");
+        body_mut(held).unwrap().push('!');
+        let mut copy = held;
+        assert_eq!(take(&raw mut held).unwrap().unwrap(), "body!");
+        assert!(held.is_null() && take(&raw mut held).unwrap().is_none());
+        assert!(matches!(take(&raw mut copy), Err(Failure::Handle("One"))) && !copy.is_null());
+        assert!(take::<One>(std::ptr::null_mut()).unwrap().is_none());
     }
 
     #[test]
-    fn a_body_that_is_handed_back_stays_where_it_was() {
+    fn a_freed_handle_is_never_taken_for_a_newer_one() {
+        let mut seen = Vec::new();
+        for _ in 0..300 {
+            let mut held = made("body");
+            assert!(seen.iter().all(|old| *old != held));
+            assert!(seen.iter().all(|old: &*mut One| body(old.cast_const()).is_err()));
+            seen.push(held);
+            take(&raw mut held).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_returned_stays_behind_its_handle() {
         let mut held = made("body");
-        let place = std::ptr::from_ref(held.as_deref().unwrap());
-        let refused = surrender(Some(&mut held), |body| (Some(body + "!"), Err(Failure::OutOfMemory)));
+        let before = held;
+        let refused = surrender(&raw mut held, |body| {
+            assert!(super::body(before.cast_const()).is_err());
+            (Some(body + "!"), Err(Failure::OutOfMemory))
+        });
         assert!(matches!(refused, Err(Failure::OutOfMemory)));
-        assert_eq!(std::ptr::from_ref(held.as_deref().unwrap()), place);
-        assert_eq!(body(held.as_deref()).unwrap(), "body!");
-        surrender(Some(&mut held), |_| (None, Ok(()))).unwrap();
-        assert!(held.is_none());
+        assert_eq!((held, body(held.cast_const()).unwrap().as_str()), (before, "body!"));
+        surrender(&raw mut held, |_| (None, Ok(()))).unwrap();
+        assert!(held.is_null());
     }
 
     #[test]
-    fn null_and_another_type_are_refused() {
-        assert!(matches!(body::<One>(None), Err(Failure::Null("One"))));
-        let held = made("body");
-        // SAFETY: of the same layout; what a wrong cast in C does.
-        let wrong: &Other = unsafe { &*std::ptr::from_ref(held.as_deref().unwrap()).cast() };
-        assert!(matches!(body(Some(wrong)), Err(Failure::Handle("Other"))));
+    fn an_array_with_a_handle_twice_is_refused_whole() {
+        let (one, two) = (made("one"), made("two"));
+        let mut list = [one, std::ptr::null_mut(), two, one];
+        assert!(split_all(&mut list).is_err());
+        assert_eq!((list[0], list[2], list[3]), (one, two, one));
+        assert_eq!(body(one.cast_const()).unwrap(), "one");
+        let taken = split_all(&mut list[..3]).unwrap();
+        assert_eq!(taken.iter().map(|(index, _, body)| (*index, body.as_str())).collect::<Vec<_>>(), [(0, "one"), (2, "two")]);
+        assert!(list[..3].iter().all(|place| place.is_null()));
     }
 
     #[test]
-    fn a_tag_that_is_gone_leaves_the_variable_alone() {
+    fn null_another_type_and_what_was_never_made_are_refused() {
+        assert!(matches!(body::<One>(std::ptr::null()), Err(Failure::Null("One"))));
         let mut held = made("body");
-        held.as_ref().unwrap().0.tag.store(0, Ordering::Relaxed);
-        assert!(matches!(take(Some(&mut held)), Err(Failure::Handle("One"))));
-        assert!(held.is_some());
+        assert!(matches!(body(held.cast_const().cast::<Other>()), Err(Failure::Handle("Other"))));
+        for word in [1, 8, 4096, usize::MAX, usize::MAX >> 1, held.addr() ^ 1 << 40, held.addr() + 1] {
+            assert!(body(std::ptr::without_provenance::<One>(word)).is_err(), "{word:#x}");
+        }
+        assert!(matches!(take(std::ptr::without_provenance_mut::<*mut One>(4)), Err(Failure::Misaligned(_))));
+        take(&raw mut held).unwrap();
     }
 
     #[test]
     fn what_cannot_be_made_leaves_null_and_no_memory() {
-        let mut place = MaybeUninit::new(made("old"));
-        let refused = hand_out::<One>(Some(&mut place), || Err(Failure::OutOfMemory));
-        assert!(matches!(refused, Err(Failure::OutOfMemory)));
-        // SAFETY: filled by `hand_out`.
-        assert!(unsafe { place.assume_init() }.is_none());
-        assert!(matches!(hand_out::<One>(None, || panic!("not asked")), Err(Failure::Null(_))));
+        let mut place = std::ptr::dangling_mut::<One>();
+        let refused = hand_out(&raw mut place, || Err(Failure::OutOfMemory));
+        assert!(matches!(refused, Err(Failure::OutOfMemory)) && place.is_null());
+        let nowhere = hand_out::<One>(std::ptr::null_mut(), || panic!("not asked"));
+        assert!(matches!(nowhere, Err(Failure::Null(_))));
     }
 }

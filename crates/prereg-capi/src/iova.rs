@@ -1,26 +1,29 @@
 //! IOVA maps, as a type1 container has one: `prereg_iova`, the accesses of a device (`prereg_hold`) and unmaps that wait for
 //! them (`prereg_unmapping`).
 
-#![expect(unsafe_code, reason = "names for C; calls a C caller's function; fills his arrays")]
+#![expect(unsafe_code, reason = "names for C; calls a C caller's function; fills its arrays")]
 
 use std::ffi::{c_int, c_void};
-use std::mem::MaybeUninit;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{Iova, UserAddr};
-use prereg_iommu::iova::{Backing, Drained, Held, IovaLimits, IovaMap, Piece, Unmapping};
+use prereg::{Iova, PageShift, Translator, UserAddr};
+use prereg_iommu::iova::{Backing, Drained, Held, IovaLimits, IovaMap, Piece, Stretch, Unmapping};
 
-use crate::array::Array;
+use crate::caller::{out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, hand_out, kinds, room, take};
+use crate::handle::{body, hand_out, kinds, take};
 use crate::ports::Context;
+use crate::record::{self, records};
 use crate::space::prereg_space;
+use crate::translator::mark;
 use crate::words::{access_from, holder_from, prereg_holder, shift_from};
 
 /// What a device's address space is bounded by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_iova_limits {
+    /// sizeof(struct prereg_iova_limits).
+    pub size: usize,
     /// The first address that can be mapped.
     pub first: u64,
     /// The last address that can be mapped; 0 for 2^64 - 1.
@@ -35,6 +38,8 @@ pub struct prereg_iova_limits {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_drained {
+    /// sizeof(struct prereg_drained).
+    pub size: usize,
     /// Passed to each function.
     pub context: *mut c_void,
     /// The last access has left.
@@ -47,6 +52,8 @@ pub struct prereg_drained {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_piece {
+    /// sizeof(struct prereg_piece), set by the caller; in an array, in the first element.
+    pub size: usize,
     /// The user address of its first byte; of remote memory, its I/O virtual address.
     pub address: u64,
     /// Where the device finds it; 0 for remote memory.
@@ -63,6 +70,8 @@ pub struct prereg_piece {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_iova_state {
+    /// sizeof(struct prereg_iova_state), set by the caller.
+    pub size: usize,
     /// Live mappings.
     pub mappings: u64,
     /// Bytes they cover; all 2^64 of them are shown as 2^64 - 1.
@@ -75,20 +84,62 @@ pub struct prereg_iova_state {
 
 /// A device's I/O virtual address space. Any thread may map, unmap and access at any time.
 #[derive(Debug)]
-pub struct prereg_iova(Handle<IovaMap>);
+pub struct prereg_iova(());
 
 /// An access under way: the memory stays pinned at its addresses until it is released, on whatever thread.
 #[derive(Debug)]
-pub struct prereg_hold(Handle<Held>);
+pub struct prereg_hold(());
 
 /// An unmap that may have to wait for accesses.
 #[derive(Debug)]
-pub struct prereg_unmapping(Handle<Unmapping>);
+pub struct prereg_unmapping(());
+
+records!(prereg_iova_limits, prereg_drained, prereg_piece, prereg_iova_state);
 
 kinds! {
-    prereg_iova, IovaMap, b"pr-iovam";
-    prereg_hold, Held, b"pr-holdi";
-    prereg_unmapping, Unmapping, b"pr-unmap";
+    prereg_iova, Map, 11;
+    prereg_hold, Hold, 12;
+    prereg_unmapping, Unmapping, 13;
+}
+
+/// A map, and what marks pages that devices may have written through it.
+#[derive(Debug)]
+pub struct Map {
+    map: IovaMap,
+    marker: Arc<Marker>,
+}
+
+#[derive(Debug)]
+struct Marker {
+    translator: Mutex<Translator>,
+    page: PageShift,
+}
+
+impl Marker {
+    // A panic in between leaves the translator right.
+    fn translator(&self) -> MutexGuard<'_, Translator> {
+        self.translator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An access, and for one that writes what marks its pages when it ends.
+#[derive(Debug)]
+pub struct Hold {
+    held: Held,
+    writes: Option<Arc<Marker>>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let Some(marker) = &self.writes else { return };
+        let mut translator = marker.translator();
+        // While the memory is still held, so that no mark comes after the unpin.
+        for stretch in self.held.stretches() {
+            if let Stretch::Local { ua, bytes, .. } = stretch {
+                mark(&mut translator, marker.page, ua, bytes);
+            }
+        }
+    }
 }
 
 struct Told {
@@ -110,18 +161,19 @@ impl Drained for Told {
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_new(
-    space: Option<&prereg_space>,
-    limits: Option<&prereg_iova_limits>,
-    holder: Option<&prereg_holder>,
-    drained: Option<&prereg_drained>,
-    iova: Option<&mut MaybeUninit<Option<Box<prereg_iova>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    space: *const prereg_space,
+    limits: *const prereg_iova_limits,
+    holder: *const prereg_holder,
+    drained: *const prereg_drained,
+    iova: *mut *mut prereg_iova,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(iova, || {
             let space = body(space)?;
             let limits = limits_from(limits)?;
             let holder = holder_from(holder)?;
+            let drained = record::read_if(drained)?;
             let told = Arc::new(Told {
                 context: Context::new(
                     drained.map_or(std::ptr::null_mut(), |drained| drained.context),
@@ -129,17 +181,22 @@ pub extern "C" fn prereg_iova_new(
                 ),
                 function: drained.and_then(|drained| drained.drained),
             });
+            let translator = Mutex::new(space.space.try_translator(holder)?);
+            let marker = Arc::new(Marker { translator, page: space.space.granule().shift() });
             let map = IovaMap::new(&space.space, limits, holder, told.clone())?;
             told.context.taken();
-            Ok(map)
+            Ok(Map { map, marker })
         })
     })
 }
 
-fn limits_from(limits: Option<&prereg_iova_limits>) -> Result<IovaLimits, Failure> {
+fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, Failure> {
     let mut wanted = IovaLimits::default();
-    let Some(limits) = limits else { return Ok(wanted) };
+    let Some(limits) = record::read_if(limits)? else { return Ok(wanted) };
     if limits.page_shift != 0 {
+        if limits.page_shift < 12 {
+            return Err(Failure::Argument("page_shift of the limits is below 12: no IOMMU has pages below 4 KiB"));
+        }
         wanted.page = shift_from(limits.page_shift)?;
     }
     if limits.mappings != 0 {
@@ -155,8 +212,8 @@ fn limits_from(limits: Option<&prereg_iova_limits>) -> Result<IovaLimits, Failur
 
 /// Unmaps everything, frees the map and sets `*iova` to NULL. Accesses under way stay good until they are released.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_iova_free(iova: Option<&mut Option<Box<prereg_iova>>>) -> c_int {
-    answer(None, || take(iova).map(drop))
+pub extern "C" fn prereg_iova_free(iova: *mut *mut prereg_iova) -> c_int {
+    answer(std::ptr::null_mut(), || take(iova).map(drop))
 }
 
 /// Maps `bytes` bytes at I/O virtual address `at` to the registered memory at `ua`, all in one region, as one mapping of it.
@@ -166,29 +223,29 @@ pub extern "C" fn prereg_iova_free(iova: Option<&mut Option<Box<prereg_iova>>>) 
 /// many), -EFAULT (not registered), -ENXIO (being unregistered). Nothing is mapped or counted then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_map(
-    iova: Option<&prereg_iova>,
+    iova: *const prereg_iova,
     at: u64,
     bytes: u64,
     ua: u64,
     access: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let to = Backing::Local(UserAddr::new(ua));
-        Ok(body(iova)?.map(Iova::new(at), bytes, to, access_from(access)?)?)
+        Ok(body(iova)?.map.map(Iova::new(at), bytes, to, access_from(access)?)?)
     })
 }
 
 /// The same for memory without a user address here, which the caller reaches by other means.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_map_remote(
-    iova: Option<&prereg_iova>,
+    iova: *const prereg_iova,
     at: u64,
     bytes: u64,
     access: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(iova)?.map(Iova::new(at), bytes, Backing::Remote, access_from(access)?)?))
+    answer(error, || Ok(body(iova)?.map.map(Iova::new(at), bytes, Backing::Remote, access_from(access)?)?))
 }
 
 /// Unmaps every mapping in the range, none included. They are gone when this returns; `unmapping` (may be NULL) is set to a
@@ -197,41 +254,35 @@ pub extern "C" fn prereg_iova_map_remote(
 /// Returns 0; -EINVAL, also when the range begins or ends inside a mapping: nothing is unmapped then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_unmap(
-    iova: Option<&prereg_iova>,
+    iova: *const prereg_iova,
     at: u64,
     bytes: u64,
-    unmapping: Option<&mut MaybeUninit<Option<Box<prereg_unmapping>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    unmapping: *mut *mut prereg_unmapping,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let unmap = || Ok(body(iova)?.unmap(Iova::new(at), bytes)?);
-        match unmapping {
-            Some(unmapping) => hand_out(Some(unmapping), unmap),
-            None => unmap().map(drop),
-        }
+        let unmap = || Ok(body(iova)?.map.unmap(Iova::new(at), bytes)?);
+        if unmapping.is_null() { unmap().map(drop) } else { hand_out(unmapping, unmap) }
     })
 }
 
 /// Unmaps everything, in the same way.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_unmap_all(
-    iova: Option<&prereg_iova>,
-    unmapping: Option<&mut MaybeUninit<Option<Box<prereg_unmapping>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    iova: *const prereg_iova,
+    unmapping: *mut *mut prereg_unmapping,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let unmap = || Ok(body(iova)?.unmap_all());
-        match unmapping {
-            Some(unmapping) => hand_out(Some(unmapping), unmap),
-            None => unmap().map(drop),
-        }
+        let unmap = || Ok(body(iova)?.map.unmap_all());
+        if unmapping.is_null() { unmap().map(drop) } else { hand_out(unmapping, unmap) }
     })
 }
 
 /// Whether no access holds any of it any more: 1 or 0; 1 for NULL, -EINVAL for what is no such handle.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmapping_is_done(unmapping: Option<&prereg_unmapping>) -> c_int {
-    if unmapping.is_none() {
+pub extern "C" fn prereg_unmapping_is_done(unmapping: *const prereg_unmapping) -> c_int {
+    if unmapping.is_null() {
         return 1;
     }
     value_or(-prereg::Errno::EINVAL.raw(), || Ok(c_int::from(body(unmapping)?.is_done())))
@@ -239,20 +290,20 @@ pub extern "C" fn prereg_unmapping_is_done(unmapping: Option<&prereg_unmapping>)
 
 /// Mappings taken away; 0 for what is no such handle.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmapping_mappings(unmapping: Option<&prereg_unmapping>) -> u64 {
+pub extern "C" fn prereg_unmapping_mappings(unmapping: *const prereg_unmapping) -> u64 {
     value_or(0, || Ok(body(unmapping)?.mappings()))
 }
 
 /// Bytes taken away; all 2^64 of them are shown as 2^64 - 1. 0 for what is no such handle.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmapping_bytes(unmapping: Option<&prereg_unmapping>) -> u64 {
+pub extern "C" fn prereg_unmapping_bytes(unmapping: *const prereg_unmapping) -> u64 {
     value_or(0, || Ok(body(unmapping)?.bytes()))
 }
 
 /// Frees the handle, which changes nothing else, and sets `*unmapping` to NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmapping_free(unmapping: Option<&mut Option<Box<prereg_unmapping>>>) -> c_int {
-    answer(None, || take(unmapping).map(drop))
+pub extern "C" fn prereg_unmapping_free(unmapping: *mut *mut prereg_unmapping) -> c_int {
+    answer(std::ptr::null_mut(), || take(unmapping).map(drop))
 }
 
 /// Holds the memory behind `bytes` bytes at `at`, which may lie in several mappings that touch, for the device to do with as
@@ -262,41 +313,43 @@ pub extern "C" fn prereg_unmapping_free(unmapping: Option<&mut Option<Box<prereg
 /// -ENOMEM. Nothing is held then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_hold(
-    iova: Option<&prereg_iova>,
+    iova: *const prereg_iova,
     at: u64,
     bytes: u64,
     access: u32,
-    hold: Option<&mut MaybeUninit<Option<Box<prereg_hold>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
-) -> c_int {
-    answer(error, || hand_out(hold, || Ok(body(iova)?.hold(Iova::new(at), bytes, access_from(access)?)?)))
-}
-
-/// The pieces of a held access in order, from number `first` on. At most `room` are written; `*total` (may be NULL) is set to
-/// how many there are.
-///
-/// Returns 0 or -EINVAL.
-///
-/// # Safety
-/// `pieces` has room for `room` elements.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_hold_pieces(
-    hold: Option<&prereg_hold>,
-    first: usize,
-    pieces: *mut MaybeUninit<prereg_piece>,
-    room: usize,
-    total: Option<&mut MaybeUninit<usize>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    hold: *mut *mut prereg_hold,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        // SAFETY: as this function's.
-        let places = unsafe { Array::new(pieces, room, "pieces") }?.into_mut();
-        let hold = body(hold)?;
-        for (place, piece) in places.iter_mut().zip(hold.pieces().skip(first)) {
-            place.write(piece_of(piece));
+        hand_out(hold, || {
+            let (Map { map, marker }, access) = (body(iova)?, access_from(access)?);
+            let held = map.hold(Iova::new(at), bytes, access)?;
+            Ok(Hold { held, writes: access.writes().then(|| Arc::clone(marker)) })
+        })
+    })
+}
+
+/// The pieces of a held access in order, from number `first` on. At most `room` are written, which lie as far apart
+/// as `pieces[0].size` says; `*total` (may be NULL) is set to how many there are.
+///
+/// Returns 0 or -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_hold_pieces(
+    hold: *const prereg_hold,
+    first: usize,
+    pieces: *mut prereg_piece,
+    room: usize,
+    total: *mut usize,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (places, total) = (record::out_array(pieces, room)?, out_if(total, "total")?);
+        let held = &body(hold)?.held;
+        for (index, piece) in held.pieces().skip(first).take(places.count()).enumerate() {
+            places.write(index, &piece_of(piece));
         }
-        if let Some(total) = total {
-            total.write(hold.pieces().count());
+        if total.is_some() {
+            tell(total, held.pieces().count());
         }
         Ok(())
     })
@@ -305,26 +358,29 @@ pub unsafe extern "C" fn prereg_hold_pieces(
 fn piece_of(piece: Piece) -> prereg_piece {
     match piece {
         Piece::Local { ua, host, bytes } => {
-            prereg_piece { address: ua.raw(), host: host.raw(), bytes, is_remote: 0, reserved: 0 }
+            prereg_piece { size: 0, address: ua.raw(), host: host.raw(), bytes, is_remote: 0, reserved: 0 }
         }
         Piece::Remote { iova, bytes } => {
-            prereg_piece { address: iova.raw(), host: 0, bytes, is_remote: 1, reserved: 0 }
+            prereg_piece { size: 0, address: iova.raw(), host: 0, bytes, is_remote: 1, reserved: 0 }
         }
-        _ => prereg_piece { address: 0, host: 0, bytes: 0, is_remote: 1, reserved: 0 },
+        _ => prereg_piece { size: 0, address: 0, host: 0, bytes: 0, is_remote: 1, reserved: 0 },
     }
 }
 
-/// Ends the access, frees the handle and sets `*hold` to NULL. The device must not use the memory any more.
+/// Ends the access, frees the handle and sets `*hold` to NULL. The device must not use the memory any more. The pages of an access
+/// that writes are marked as written, before the memory can be unpinned.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_hold_release(hold: Option<&mut Option<Box<prereg_hold>>>) -> c_int {
-    answer(None, || take(hold).map(drop))
+pub extern "C" fn prereg_hold_release(hold: *mut *mut prereg_hold) -> c_int {
+    answer(std::ptr::null_mut(), || take(hold).map(drop))
 }
 
 /// Looks for the newest regions. Never needed for correctness; lets old tables go.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_iova_refresh(iova: Option<&prereg_iova>) -> c_int {
-    answer(None, || {
-        body(iova)?.refresh();
+pub extern "C" fn prereg_iova_refresh(iova: *const prereg_iova) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        let Map { map, marker } = body(iova)?;
+        map.refresh();
+        marker.translator().refresh();
         Ok(())
     })
 }
@@ -332,12 +388,13 @@ pub extern "C" fn prereg_iova_refresh(iova: Option<&prereg_iova>) -> c_int {
 /// What is to be seen of the map. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_snapshot(
-    iova: Option<&prereg_iova>,
-    state: Option<&mut MaybeUninit<prereg_iova_state>>,
+    iova: *const prereg_iova,
+    state: *mut prereg_iova_state,
 ) -> c_int {
-    answer(None, || {
-        let seen = body(iova)?.snapshot();
-        room(state, "state")?.write(prereg_iova_state {
+    answer(std::ptr::null_mut(), || {
+        let (seen, place) = (body(iova)?.map.snapshot(), record::out(state)?);
+        place.write(&prereg_iova_state {
+            size: 0,
             mappings: seen.mappings,
             bytes: u64::try_from(seen.bytes).unwrap_or(u64::MAX),
             accesses: seen.accesses,

@@ -1,30 +1,34 @@
 //! The C ABI of prereg: what `include/prereg.h` declares.
 //!
-//! Handles are opaque boxes, results are negative errno numbers, messages go into the caller's own buffer, and a panic
-//! never crosses the border. References in the signatures are C's pointers: NULL is an absent one, and that each of the
-//! others points at what its type says is the caller's promise, which the header states. Nothing here decides: each
-//! function checks what it was given, makes one call of the Rust API and turns the answer into numbers.
+//! Handles are numbers in the shape of pointers, results are negative errno numbers, messages go into the caller's own buffer,
+//! and a panic never crosses the border. NULL and misaligned pointers are refused; that each of the others points at what its
+//! type says is the caller's promise, which the header states. Nothing here decides: each function checks what it was given,
+//! makes one call of the Rust API and turns the answer into numbers.
 //!
-//! Rust programs use the crates below this one. To them these functions are as safe as they are in C: the callbacks, contexts
-//! and addresses that they take are taken at their word.
+//! Rust programs use the crates below this one. To them these functions are as safe as they are in C: the pointers, callbacks,
+//! contexts and addresses that they take are taken at their word.
 //!
 //! The header is made from this source by cbindgen; the test `header` compares it with the committed one, and makes it
 //! anew when `PREREG_WRITE_HEADER` is set.
 //!
-//! Who builds on whom, lowest first: `failure` (what a call answers), `handle` (what C holds), `array`; `words`, `region`;
-//! `ports` (what C lends); `space`; `state`, `registration`, `translator`, `entries`; the containers: `table`, `guest`,
-//! `container`, `iova`.
+//! Who builds on whom, lowest first: `failure` (what a call answers), `caller` and `record` (what C points at), `arena` (slots by
+//! number), `handle` and `live` (what C holds); `words`, `region`; `ports` (what C lends); `backend`, `space`; `state`,
+//! `registration`, `translator`, `entries`; the containers: `table`, `guest`, `container`, `iova`; `vfio`.
 #![cfg(target_os = "linux")]
 #![expect(non_camel_case_types, reason = "the names of C's types")]
 
-mod array;
+mod arena;
+mod backend;
+mod caller;
 pub mod container;
 pub mod entries;
 pub mod failure;
 pub mod guest;
 mod handle;
 pub mod iova;
+mod live;
 pub mod ports;
+mod record;
 pub mod region;
 pub mod registration;
 pub mod space;
@@ -32,4 +36,5 @@ pub mod state;
 pub mod table;
 pub mod translator;
 pub mod version;
+pub mod vfio;
 pub mod words;

@@ -6,31 +6,85 @@
 #![expect(unsafe_code, reason = "calls a C caller's functions, with the context that he gave")]
 
 use std::ffi::{c_int, c_void};
-use std::sync::Arc;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageListError, PageSink,
-    Pin, PinError, PinId, UserAddr, UserRange,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink, Pin,
+    PinError, PinId, UserAddr, UserRange,
 };
 use prereg_linux::Membarrier;
 
-use crate::failure::{Failure, value_or};
+use crate::failure::{Failure, answer, value_or};
+use crate::handle::{Kind, Vacant, body, kinds, take};
+use crate::record::{self, records};
 use crate::words::{granule_of, kind_from};
 
 /// The pages of a range that is being pinned: where the pin function puts the host address of each. Good only until that
 /// function returns.
 #[derive(Debug)]
-pub struct prereg_page_list<'a, 'b> {
-    pages: &'a mut PageSink<'b>,
-    refused: Option<PageListError>,
+pub struct prereg_page_list(());
+
+/// The pages of a region that were marked as written, and perhaps neighbours of them: every page of an access that writes
+/// (`prereg_iova_hold`), of a table entry through which a device could write, and of `prereg_mark_dirty` and its kind. Good only
+/// until the unpin function returns.
+#[derive(Debug)]
+pub struct prereg_dirty_pages(());
+
+kinds! {
+    prereg_page_list, Mutex<Filling>, 14;
+    prereg_dirty_pages, Mutex<Dirty>, 15;
 }
 
-/// The pages of a region that a device may have written, and perhaps neighbours of them. Good only until the unpin function
-/// returns.
+/// A list that a caller's pin function fills.
 #[derive(Debug)]
-pub struct prereg_dirty_pages<'a> {
-    pages: DirtyPages<'a>,
+pub struct Filling {
+    /// The caller's of [`Pin::pin`], which waits for the pin function.
+    pages: NonNull<PageSink<'static>>,
+    granule: PageShift,
+    refused: Option<PinError>,
+}
+
+// SAFETY: only between the call of the pin function and its return, one thread at a time by the lock around it.
+unsafe impl Send for Filling {}
+
+/// The marks that a caller's unpin function reads.
+#[derive(Debug)]
+pub struct Dirty {
+    /// The caller's of [`Pin::unpin`], which waits for the unpin function.
+    pages: NonNull<DirtyPages<'static>>,
+}
+
+// SAFETY: as for `Filling`.
+unsafe impl Send for Dirty {}
+
+impl Filling {
+    fn push(&mut self, host: u64, pages: u64) -> Result<(), Failure> {
+        let host = HostAddr::new(host);
+        // SAFETY: the list lives as long as the handle on it, which ends when the pin function has returned.
+        let list = unsafe { self.pages.as_mut() };
+        let ua = list.range().first();
+        if !host.is_aligned(self.granule) {
+            let why = "the pin function pushed a host address that is not the start of a page";
+            self.refused.get_or_insert(PinError::Unsupported { ua, why });
+            return Err(Failure::NoPage { host, granule: self.granule });
+        }
+        list.push(host, pages).map_err(|error| {
+            self.refused.get_or_insert(match error.into() {
+                PinError::Unsupported { why, .. } => PinError::Unsupported { ua, why },
+                error => error,
+            });
+            Failure::Pages(error)
+        })
+    }
+}
+
+/// Lets `work` use a handle that ends when it returns.
+fn lend<K: Kind, R>(body: K::Body, work: impl FnOnce(*mut K) -> R) -> Option<(R, K::Body)> {
+    let mut handle = Vacant::<K>::new()?.fill(body);
+    let result = work(handle);
+    Some((result, take(&raw mut handle).ok()??))
 }
 
 /// How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
@@ -38,6 +92,12 @@ pub struct prereg_dirty_pages<'a> {
 /// The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
 /// or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The
 /// struct is copied; what `context` points at is not.
+///
+/// WHO VOUCHES FOR ADDRESSES. The program that supplies these functions, and it alone. The library checks of what is pushed that
+/// there is one address for every page of the range, that each is the start of a page, that no run passes 2^64, and that a large
+/// page is mapped only where the addresses are contiguous and aligned for it. It never follows an address, and cannot know what is
+/// there: every `hpa` and `host` that it returns later is one of these, plus an offset inside its page, and means what
+/// `address_kind` says. It hands them out only while something is mapped, and calls `unpin` only when nothing is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_pin_ops {
@@ -47,7 +107,7 @@ pub struct prereg_pin_ops {
     pub context: *mut c_void,
     /// The system page as a power of two: 12 to 24; 0 for this system's.
     pub granule_shift: u32,
-    /// What the host addresses mean: a `PREREG_ADDRESS_...`.
+    /// What the host addresses mean: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing.
     pub address_kind: u32,
     /// Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
     /// `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
@@ -58,8 +118,8 @@ pub struct prereg_pin_ops {
             context: *mut c_void,
             ua: u64,
             bytes: u64,
-            pages: &mut prereg_page_list<'_, '_>,
-            id: &mut u64,
+            pages: *mut prereg_page_list,
+            id: *mut u64,
         ) -> c_int,
     >,
     /// Releases what `pin` pinned; the pages are free when it returns. `dirty` is read with `prereg_dirty_pages_next`.
@@ -69,7 +129,7 @@ pub struct prereg_pin_ops {
             id: u64,
             ua: u64,
             bytes: u64,
-            dirty: &mut prereg_dirty_pages<'_>,
+            dirty: *mut prereg_dirty_pages,
         ),
     >,
     /// The context is not used any more. May be NULL.
@@ -88,7 +148,7 @@ pub struct prereg_charge_ops {
     /// Adds `pages` system pages. Returns 0; or anything else, and nothing is charged: the registration then fails with
     /// -ENOMEM, and its message says what `charged` and `limit` were set to (both in pages).
     pub charge: Option<
-        unsafe extern "C" fn(context: *mut c_void, pages: u64, charged: &mut u64, limit: &mut u64) -> c_int,
+        unsafe extern "C" fn(context: *mut c_void, pages: u64, charged: *mut u64, limit: *mut u64) -> c_int,
     >,
     /// Takes `pages` off again.
     pub uncharge: Option<unsafe extern "C" fn(context: *mut c_void, pages: u64)>,
@@ -101,35 +161,39 @@ pub struct prereg_charge_ops {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_keep {
+    /// sizeof(struct prereg_keep).
+    pub size: usize,
     /// Passed to the function.
     pub context: *mut c_void,
     /// The memory is not used any more. May be called on any thread.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
-/// Pushes `pages` pages that follow each other from host address `host` on.
+records!(prereg_pin_ops, prereg_charge_ops, prereg_keep);
+
+/// Pushes `pages` pages that follow each other from host address `host` on, which is the start of a page.
 ///
-/// Returns 0; -E2BIG when the range has fewer pages, -EINVAL when the pages pass 2^64, -ENOMEM; the registration then fails
-/// whatever the pin function returns.
+/// Returns 0; -E2BIG when the range has fewer pages, -EINVAL when `host` is not the start of a page or the pages pass 2^64,
+/// -ENOMEM; the registration then fails whatever the pin function returns. -EINVAL also after the pin function has returned.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_page_list_push(
-    list: Option<&mut prereg_page_list<'_, '_>>,
-    host: u64,
-    pages: u64,
-) -> c_int {
-    crate::failure::answer(None, || {
-        let list = list.ok_or(Failure::Null("the page list"))?;
-        list.pages.push(HostAddr::new(host), pages).map_err(|error| {
-            list.refused.get_or_insert(error);
-            Failure::Pages(error)
-        })
-    })
+pub extern "C" fn prereg_page_list_push(list: *mut prereg_page_list, host: u64, pages: u64) -> c_int {
+    answer(std::ptr::null_mut(), || locked(body(list)?).push(host, pages))
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic while it is locked is a defect that the call on the other side reports.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The next page that a device may have written, as its number from the start of the range; UINT64_MAX after the last.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_dirty_pages_next(dirty: Option<&mut prereg_dirty_pages<'_>>) -> u64 {
-    value_or(u64::MAX, || Ok(dirty.ok_or(Failure::Null("the dirty pages"))?.pages.next().unwrap_or(u64::MAX)))
+pub extern "C" fn prereg_dirty_pages_next(dirty: *mut prereg_dirty_pages) -> u64 {
+    value_or(u64::MAX, || {
+        let mut dirty = locked(body(dirty)?);
+        // SAFETY: the marks live as long as the handle on them, which ends when the unpin function has returned.
+        let pages = unsafe { dirty.pages.as_mut() };
+        Ok(pages.next().unwrap_or(u64::MAX))
+    })
 }
 
 /// A caller's context and what gives it back.
@@ -176,16 +240,16 @@ pub(crate) struct Pins {
     context: Arc<Context>,
     granule: Granule,
     kind: AddressKind,
-    pin: unsafe extern "C" fn(*mut c_void, u64, u64, &mut prereg_page_list<'_, '_>, &mut u64) -> c_int,
-    unpin: unsafe extern "C" fn(*mut c_void, u64, u64, u64, &mut prereg_dirty_pages<'_>),
+    pin: unsafe extern "C" fn(*mut c_void, u64, u64, *mut prereg_page_list, *mut u64) -> c_int,
+    unpin: unsafe extern "C" fn(*mut c_void, u64, u64, u64, *mut prereg_dirty_pages),
     barrier: Option<Membarrier>,
 }
 
 impl Pins {
     /// The port, and its context, which is still the caller's.
-    pub(crate) fn new(ops: Option<&prereg_pin_ops>) -> Result<(Self, Arc<Context>), Failure> {
-        let ops = ops.ok_or(Failure::Null("pin of the options (PREREG_BACKEND_CALLBACKS)"))?;
-        sized("prereg_pin_ops", ops.size, size_of::<prereg_pin_ops>())?;
+    pub(crate) fn new(ops: *const prereg_pin_ops) -> Result<(Self, Arc<Context>), Failure> {
+        let none = Failure::Null("pin of the options (PREREG_BACKEND_CALLBACKS)");
+        let ops = record::read_if(ops)?.ok_or(none)?;
         let (Some(pin), Some(unpin)) = (ops.pin, ops.unpin) else {
             return Err(Failure::Null("a function of prereg_pin_ops"));
         };
@@ -217,27 +281,38 @@ unsafe impl Pin for Pins {
     }
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        let mut list = prereg_page_list { pages, refused: None };
         let mut id = 0;
         let (ua, bytes) = (range.first().raw(), range.bytes());
-        // SAFETY: the caller's function with the caller's context.
-        let code = unsafe { (self.pin)(self.context.pointer, ua, bytes, &mut list, &mut id) };
+        let filling =
+            Filling { pages: NonNull::from(pages).cast(), granule: self.granule.shift(), refused: None };
+        let (code, filling) = lend::<prereg_page_list, _>(Mutex::new(filling), |list| {
+            // SAFETY: the caller's function with the caller's context.
+            unsafe { (self.pin)(self.context.pointer, ua, bytes, list, &raw mut id) }
+        })
+        .ok_or(PinError::OutOfMemory)?;
         if code != 0 {
             let errno = if code < 0 { Errno::from_raw(code.wrapping_neg()) } else { Errno::EIO };
             return Err(PinError::Os { ua: range.first(), errno, during: "the caller's pin function" });
         }
-        if let Some(refused) = list.refused {
+        if let Some(refused) = filling.into_inner().unwrap_or_else(PoisonError::into_inner).refused {
             self.unpin(PinId(id), range, DirtyPages::none());
-            return Err(refused.into());
+            return Err(refused);
         }
         Ok(PinId(id))
     }
 
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
-        let mut dirty = prereg_dirty_pages { pages: dirty };
+        let mut dirty = dirty;
         let (ua, bytes) = (range.first().raw(), range.bytes());
-        // SAFETY: the caller's function with the caller's context.
-        unsafe { (self.unpin)(self.context.pointer, pin.0, ua, bytes, &mut dirty) };
+        let unpin = |dirty| {
+            // SAFETY: the caller's function with the caller's context.
+            unsafe { (self.unpin)(self.context.pointer, pin.0, ua, bytes, dirty) };
+        };
+        let marks = Dirty { pages: NonNull::from(&mut dirty).cast() };
+        // Unpinning cannot fail: without memory for the handle the function sees no marks.
+        if lend::<prereg_dirty_pages, _>(Mutex::new(marks), unpin).is_none() {
+            unpin(std::ptr::null_mut());
+        }
     }
 }
 
@@ -245,14 +320,13 @@ unsafe impl Pin for Pins {
 #[derive(Debug)]
 pub(crate) struct Charges {
     context: Arc<Context>,
-    charge: unsafe extern "C" fn(*mut c_void, u64, &mut u64, &mut u64) -> c_int,
+    charge: unsafe extern "C" fn(*mut c_void, u64, *mut u64, *mut u64) -> c_int,
     uncharge: unsafe extern "C" fn(*mut c_void, u64),
 }
 
 impl Charges {
     /// The port, and its context, which is still the caller's.
     pub(crate) fn new(ops: &prereg_charge_ops) -> Result<(Self, Arc<Context>), Failure> {
-        sized("prereg_charge_ops", ops.size, size_of::<prereg_charge_ops>())?;
         let (Some(charge), Some(uncharge)) = (ops.charge, ops.uncharge) else {
             return Err(Failure::Null("a function of prereg_charge_ops"));
         };
@@ -265,7 +339,7 @@ impl Charge for Charges {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
         let (mut charged, mut limit) = (0, 0);
         // SAFETY: the caller's function with the caller's context.
-        match unsafe { (self.charge)(self.context.pointer, pages, &mut charged, &mut limit) } {
+        match unsafe { (self.charge)(self.context.pointer, pages, &raw mut charged, &raw mut limit) } {
             0 => Ok(()),
             _ => Err(ChargeError::OverLimit { need: pages, charged, limit }),
         }
@@ -285,7 +359,7 @@ pub(crate) struct CallersMemory {
 }
 
 impl CallersMemory {
-    pub(crate) fn new(ua: u64, bytes: u64, keep: Option<&prereg_keep>) -> Self {
+    pub(crate) fn new(ua: u64, bytes: u64, keep: Option<prereg_keep>) -> Self {
         let owner = keep.map(|keep| Arc::new(Context::new(keep.context, keep.release)));
         Self { ua, bytes, owner }
     }
@@ -310,9 +384,4 @@ unsafe impl prereg::Memory for CallersMemory {
     fn keep(&self) -> Option<Arc<dyn std::any::Any + Send + Sync>> {
         self.owner.clone().map(|owner| owner as Arc<dyn std::any::Any + Send + Sync>)
     }
-}
-
-/// A struct of another size was made for another version of the header.
-pub(crate) const fn sized(name: &'static str, found: usize, known: usize) -> Result<(), Failure> {
-    if found == known { Ok(()) } else { Err(Failure::Size { name, found, known }) }
 }

@@ -2,7 +2,8 @@
 
 use prereg::{Held, RegionState};
 
-use crate::words::{holder_of, prereg_holder};
+use crate::record::records;
+use crate::words::holder_kind;
 
 /// Device memory: neither pinned nor charged.
 pub const PREREG_REGION_DEVICE: u32 = 1;
@@ -13,6 +14,8 @@ pub const PREREG_REGION_DRAINING: u32 = 2;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_region {
+    /// sizeof(struct prereg_region), set by the caller.
+    pub size: usize,
     /// The first byte.
     pub ua: u64,
     /// The length in bytes.
@@ -35,6 +38,8 @@ pub struct prereg_region {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_run {
+    /// sizeof(struct prereg_run), set by the caller; in an array, in the first element.
+    pub size: usize,
     /// The user address of its first byte.
     pub ua: u64,
     /// Where the device finds it.
@@ -47,20 +52,35 @@ pub struct prereg_run {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_held {
-    /// Whose.
-    pub holder: prereg_holder,
+    /// sizeof(struct prereg_held), set by the caller; in an array, in the first element.
+    pub size: usize,
+    /// Whose: the number.
+    pub container: u64,
+    /// Whose: the kind, a `PREREG_HOLDER_...`.
+    pub kind: u32,
+    /// Zero.
+    pub reserved: u32,
     /// How many.
     pub count: u64,
 }
 
 pub(crate) fn held_of(held: &Held) -> prereg_held {
-    prereg_held { holder: holder_of(held.holder), count: held.count }
+    prereg_held {
+        size: 0,
+        container: held.holder.container,
+        kind: holder_kind(held.holder),
+        reserved: 0,
+        count: held.count,
+    }
 }
+
+records!(prereg_region, prereg_run, prereg_held);
 
 pub(crate) fn region_of(state: &RegionState) -> prereg_region {
     let device = if state.device { PREREG_REGION_DEVICE } else { 0 };
     let draining = if state.draining { PREREG_REGION_DRAINING } else { 0 };
     prereg_region {
+        size: 0,
         ua: state.ua.raw(),
         bytes: state.bytes,
         pages: state.pages,

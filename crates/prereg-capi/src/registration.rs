@@ -1,20 +1,17 @@
 //! Registrations: `prereg_registration`, one owner's claim on a region, and the ways to give it up.
 
-#![expect(
-    unsafe_code,
-    reason = "names for C; fills and reads arrays that a C caller names by address and length"
-)]
+#![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 use std::sync::{Arc, Weak};
 
 use prereg::{AddressSpace, Draining, Errno, HostAddr, Registration, UserAddr};
 
-use crate::array::Array;
+use crate::caller::{out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, hand_out, into_body, kinds, room, split, surrender, take};
+use crate::handle::{Vacant, body, hand_out, handles, kinds, split_all, surrender, take};
 use crate::ports::{CallersMemory, prereg_keep};
+use crate::record;
 use crate::region::{prereg_region, prereg_run, region_of};
 use crate::space::prereg_space;
 use crate::words::{holder_from, prereg_holder};
@@ -22,7 +19,7 @@ use crate::words::{holder_from, prereg_holder};
 /// One registration of a region, which stays pinned as long as one of them lives. Any thread; giving it up only when no
 /// other thread uses the handle.
 #[derive(Debug)]
-pub struct prereg_registration(Handle<Claim>);
+pub struct prereg_registration(());
 
 /// A registration, and the space it is of.
 #[derive(Debug)]
@@ -33,11 +30,11 @@ pub struct Claim {
 
 /// A region on its way out: no registration, no new mappings.
 #[derive(Debug)]
-pub struct prereg_draining(Handle<Draining>);
+pub struct prereg_draining(());
 
 kinds! {
-    prereg_registration, Claim, b"pr-regis";
-    prereg_draining, Draining, b"pr-drain";
+    prereg_registration, Claim, 3;
+    prereg_draining, Draining, 4;
 }
 
 /// Registers `bytes` bytes at `ua`: pins and charges them, or shares the region of just this range if there is one (no
@@ -52,20 +49,20 @@ kinds! {
 /// charged or listed then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_register(
-    space: Option<&prereg_space>,
+    space: *const prereg_space,
     ua: u64,
     bytes: u64,
-    holder: Option<&prereg_holder>,
-    keep: Option<&prereg_keep>,
-    registration: Option<&mut MaybeUninit<Option<Box<prereg_registration>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    holder: *const prereg_holder,
+    keep: *const prereg_keep,
+    registration: *mut *mut prereg_registration,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(registration, || {
             let space = body(space)?;
             let holder = holder_from(holder)?;
             space.resume();
-            let memory = CallersMemory::new(ua, bytes, keep);
+            let memory = CallersMemory::new(ua, bytes, record::read_if(keep)?);
             let registration = space.space.register_for(&memory, holder)?;
             memory.taken();
             Ok(Claim { registration, space: Arc::downgrade(&space.space) })
@@ -78,18 +75,18 @@ pub extern "C" fn prereg_register(
 /// Returns as `prereg_register`; -EINVAL also when the range is registered already.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_register_new(
-    space: Option<&prereg_space>,
+    space: *const prereg_space,
     ua: u64,
     bytes: u64,
-    keep: Option<&prereg_keep>,
-    registration: Option<&mut MaybeUninit<Option<Box<prereg_registration>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    keep: *const prereg_keep,
+    registration: *mut *mut prereg_registration,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(registration, || {
             let space = body(space)?;
             space.resume();
-            let memory = CallersMemory::new(ua, bytes, keep);
+            let memory = CallersMemory::new(ua, bytes, record::read_if(keep)?);
             let registration = space.space.register_new(&memory)?;
             memory.taken();
             Ok(Claim { registration, space: Arc::downgrade(&space.space) })
@@ -103,12 +100,12 @@ pub extern "C" fn prereg_register_new(
 /// Returns 0; -EINVAL as `prereg_register_new`, also when `host + bytes` passes 2^64.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_register_device(
-    space: Option<&prereg_space>,
+    space: *const prereg_space,
     ua: u64,
     bytes: u64,
     host: u64,
-    registration: Option<&mut MaybeUninit<Option<Box<prereg_registration>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    registration: *mut *mut prereg_registration,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(registration, || {
@@ -124,12 +121,12 @@ pub extern "C" fn prereg_register_device(
 /// Returns 0; -ENOENT when there is no such region.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_share(
-    space: Option<&prereg_space>,
+    space: *const prereg_space,
     ua: u64,
     bytes: u64,
-    holder: Option<&prereg_holder>,
-    registration: Option<&mut MaybeUninit<Option<Box<prereg_registration>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    holder: *const prereg_holder,
+    registration: *mut *mut prereg_registration,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(registration, || {
@@ -152,21 +149,20 @@ pub extern "C" fn prereg_share(
 /// -ENOENT when the space is gone: the handle is then freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unregister(
-    registration: Option<&mut Option<Box<prereg_registration>>>,
-    mapped: Option<&mut MaybeUninit<u64>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    registration: *mut *mut prereg_registration,
+    mapped: *mut u64,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
+        let mapped = out_if(mapped, "mapped")?;
         let mut live = 0;
         let result = unregister(registration, &mut live);
-        if let Some(mapped) = mapped {
-            mapped.write(live);
-        }
+        tell(mapped, live);
         result
     })
 }
 
-fn unregister(place: Option<&mut Option<Box<prereg_registration>>>, mapped: &mut u64) -> Result<(), Failure> {
+fn unregister(place: *mut *mut prereg_registration, mapped: &mut u64) -> Result<(), Failure> {
     surrender(place, |Claim { registration, space }| {
         let Err(error) = registration.unregister() else { return (None, Ok(())) };
         *mapped = error.mapped();
@@ -179,56 +175,43 @@ fn unregister(place: Option<&mut Option<Box<prereg_registration>>>, mapped: &mut
 /// `prereg_unregister` for `count` of them, of any spaces: those of one space that stand together cost one fence on every
 /// thread instead of one each. Each succeeds or is refused by itself; those given up become NULL, the refused stay.
 ///
-/// Returns 0, or -EBUSY when at least one was refused; `*refused` (may be NULL) says how many.
-///
-/// # Safety
-/// `registrations` has `count` elements.
+/// Returns 0; -EBUSY when at least one was refused: `*refused` (may be NULL) says how many; -EINVAL when something in the array is
+/// no registration, or stands there twice: nothing has changed then.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_unregister_many(
-    registrations: *mut Option<Box<prereg_registration>>,
+pub extern "C" fn prereg_unregister_many(
+    registrations: *mut *mut prereg_registration,
     count: usize,
-    refused: Option<&mut MaybeUninit<usize>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    refused: *mut usize,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        // SAFETY: as this function's.
-        let places = unsafe { Array::new(registrations, count, "registrations") }?.into_mut();
-        for held in places.iter().filter_map(Option::as_deref) {
-            body(Some(held))?;
+        let refused = out_if(refused, "refused")?;
+        let places = handles(registrations, count, "registrations")?;
+        let mut parts = split_all(places)?;
+        let mut failures = Vec::new();
+        while let Some((_, _, first)) = parts.first() {
+            let space = first.space.clone();
+            let others = parts.iter().position(|(_, _, claim)| !claim.space.ptr_eq(&space));
+            let rest = parts.split_off(others.unwrap_or(parts.len()));
+            unregister_together(parts, places, &mut failures);
+            parts = rest;
         }
-        let mut first = None;
-        let mut busy = 0;
-        for together in places.chunk_by_mut(same_space) {
-            for error in unregister_together(together)? {
-                busy += 1;
-                first.get_or_insert(error);
-            }
-        }
-        if let Some(refused) = refused {
-            refused.write(busy);
-        }
-        first.map_or(Ok(()), Err)
+        tell(refused, failures.len());
+        failures.into_iter().next().map_or(Ok(()), Err)
     })
 }
 
-/// Whether two handles are on one space; NULL goes with any.
-fn same_space(one: &Option<Box<prereg_registration>>, other: &Option<Box<prereg_registration>>) -> bool {
-    match (body(one.as_deref()), body(other.as_deref())) {
-        (Ok(one), Ok(other)) => one.space.ptr_eq(&other.space),
-        _ => true,
-    }
-}
-
-/// Gives those of one space up; why each of the refused was.
-fn unregister_together(places: &mut [Option<Box<prereg_registration>>]) -> Result<Vec<Failure>, Failure> {
+/// Gives those of one space up; the refused go back to their places.
+fn unregister_together(
+    parts: Vec<(usize, Vacant<prereg_registration>, Claim)>,
+    places: &mut [*mut prereg_registration],
+    failures: &mut Vec<Failure>,
+) {
     let (mut registrations, mut origins) = (Vec::new(), Vec::new());
-    for place in places {
-        let Some(held) = take(Some(&mut *place))? else { continue };
-        let (vacant, Claim { registration, space }) = split(held);
-        origins.push((registration.range(), registration.holder(), space, vacant, place));
+    for (index, vacant, Claim { registration, space }) in parts {
+        origins.push((registration.range(), registration.holder(), space, vacant, index));
         registrations.push(registration);
     }
-    let mut failures = Vec::new();
     for error in Registration::unregister_many(registrations) {
         failures.push(Failure::from(&error));
         if error.errno() != Errno::EBUSY {
@@ -240,11 +223,10 @@ fn unregister_together(places: &mut [Option<Box<prereg_registration>>]) -> Resul
             (*range, *holder) == (registration.range(), registration.holder())
         });
         if let Some(origin) = origin {
-            let (_, _, space, vacant, place) = origins.remove(origin);
-            *place = Some(vacant.fill(Claim { registration, space }));
+            let (_, _, space, vacant, index) = origins.remove(origin);
+            places[index] = vacant.fill(Claim { registration, space });
         }
     }
-    Ok(failures)
 }
 
 /// Gives a registration up without waiting and without being refused, and sets `*registration` to NULL: if it is the last
@@ -254,23 +236,23 @@ fn unregister_together(places: &mut [Option<Box<prereg_registration>>]) -> Resul
 /// Returns 0, also for NULL (`*draining` is then NULL too).
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_drain(
-    registration: Option<&mut Option<Box<prereg_registration>>>,
-    draining: Option<&mut MaybeUninit<Option<Box<prereg_draining>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    registration: *mut *mut prereg_registration,
+    draining: *mut *mut prereg_draining,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let Some(draining) = draining else {
-            return take(registration)
-                .map(|held| drop(held.map(|held| into_body(held).registration.drain())));
-        };
-        draining.write(None);
-        if registration.as_deref().is_none_or(Option::is_none) {
-            return Ok(());
+        if draining.is_null() {
+            return take(registration).map(|claim| drop(claim.map(|claim| claim.registration.drain())));
         }
-        hand_out(Some(draining), || match take(registration)? {
-            Some(held) => Ok(into_body(held).registration.drain()),
-            None => Err(Failure::Null("registration")),
-        })
+        let made = hand_out(draining, || {
+            let claim = take(registration)?.ok_or(Failure::Null("registration"))?;
+            Ok(claim.registration.drain())
+        });
+        match made {
+            // Nothing to drain: `*draining` is NULL.
+            Err(Failure::Null("registration")) => Ok(()),
+            made => made,
+        }
     })
 }
 
@@ -278,12 +260,12 @@ pub extern "C" fn prereg_drain(
 /// maps it.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unregister_when_idle(
-    registration: Option<&mut Option<Box<prereg_registration>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    registration: *mut *mut prereg_registration,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        if let Some(held) = take(registration)? {
-            into_body(held).registration.unregister_when_idle();
+        if let Some(claim) = take(registration)? {
+            claim.registration.unregister_when_idle();
         }
         Ok(())
     })
@@ -292,8 +274,8 @@ pub extern "C" fn prereg_unregister_when_idle(
 /// Whether the region is released (or registered again by somebody): 1 or 0. Releases it if it is time. 1 for NULL;
 /// -EINVAL for what is no such handle.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_draining_is_done(draining: Option<&prereg_draining>) -> c_int {
-    if draining.is_none() {
+pub extern "C" fn prereg_draining_is_done(draining: *const prereg_draining) -> c_int {
+    if draining.is_null() {
         return 1;
     }
     value_or(-Errno::EINVAL.raw(), || Ok(c_int::from(body(draining)?.is_done())))
@@ -301,10 +283,10 @@ pub extern "C" fn prereg_draining_is_done(draining: Option<&prereg_draining>) ->
 
 /// Waits until it is, frees the handle and sets `*draining` to NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_draining_wait(draining: Option<&mut Option<Box<prereg_draining>>>) -> c_int {
-    answer(None, || {
-        if let Some(held) = take(draining)? {
-            into_body(held).wait();
+pub extern "C" fn prereg_draining_wait(draining: *mut *mut prereg_draining) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        if let Some(draining) = take(draining)? {
+            draining.wait();
         }
         Ok(())
     })
@@ -312,19 +294,19 @@ pub extern "C" fn prereg_draining_wait(draining: Option<&mut Option<Box<prereg_d
 
 /// Frees the handle and sets `*draining` to NULL; the region is released all the same.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_draining_free(draining: Option<&mut Option<Box<prereg_draining>>>) -> c_int {
-    answer(None, || take(draining).map(drop))
+pub extern "C" fn prereg_draining_free(draining: *mut *mut prereg_draining) -> c_int {
+    answer(std::ptr::null_mut(), || take(draining).map(drop))
 }
 
 /// The first byte; 0 for what is no registration.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_registration_ua(registration: Option<&prereg_registration>) -> u64 {
+pub extern "C" fn prereg_registration_ua(registration: *const prereg_registration) -> u64 {
     value_or(0, || Ok(body(registration)?.registration.ua().raw()))
 }
 
 /// The length in bytes; 0 for what is no registration.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_registration_bytes(registration: Option<&prereg_registration>) -> u64 {
+pub extern "C" fn prereg_registration_bytes(registration: *const prereg_registration) -> u64 {
     value_or(0, || Ok(body(registration)?.registration.bytes()))
 }
 
@@ -332,7 +314,7 @@ pub extern "C" fn prereg_registration_bytes(registration: Option<&prereg_registr
 /// `prereg_map` accepts anywhere in it. 0 when the range is not inside.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_registration_largest_page(
-    registration: Option<&prereg_registration>,
+    registration: *const prereg_registration,
     ua: u64,
     bytes: u64,
 ) -> u32 {
@@ -351,49 +333,43 @@ pub extern "C" fn prereg_registration_largest_page(
 /// Returns 0; -ENOENT when the space is gone.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_registration_state(
-    registration: Option<&prereg_registration>,
-    region: Option<&mut MaybeUninit<prereg_region>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    registration: *const prereg_registration,
+    region: *mut prereg_region,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let registration = &body(registration)?.registration;
-        let region = room(region, "region")?;
+        let region = record::out(region)?;
         let gone = || Failure::Refused("the address space is gone".to_owned(), Errno::ENOENT);
-        region.write(region_of(&registration.state().ok_or_else(gone)?));
+        region.write(&region_of(&registration.state().ok_or_else(gone)?));
         Ok(())
     })
 }
 
-/// The runs of contiguous host memory of the region, in order, from number `first` on: for audits and reports. `*total` (may
-/// be NULL) is set to how many there are; at most `room` are written.
+/// The runs of contiguous host memory of the region, in order, from number `first` on: for audits and reports. At most `room` are
+/// written, which lie as far apart as `runs[0].size` says; `*total` (may be NULL) is set to how many there are.
 ///
 /// What it shows is true while the registration lives and promises nothing to a device: for that, map.
-///
-/// # Safety
-/// `runs` has room for `room` elements.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_registration_runs(
-    registration: Option<&prereg_registration>,
+pub extern "C" fn prereg_registration_runs(
+    registration: *const prereg_registration,
     first: usize,
-    runs: *mut MaybeUninit<prereg_run>,
+    runs: *mut prereg_run,
     room: usize,
-    total: Option<&mut MaybeUninit<usize>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    total: *mut usize,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
+        let (places, total) = (record::out_array(runs, room)?, out_if(total, "total")?);
         let registration = &body(registration)?.registration;
-        // SAFETY: as this function's.
-        let runs = unsafe { Array::new(runs, room, "runs") }?.into_mut();
         let mut number = 0_usize;
         registration.visit_runs(|ua, host, bytes| {
-            if let Some(run) = number.checked_sub(first).and_then(|at| runs.get_mut(at)) {
-                run.write(prereg_run { ua: ua.raw(), host: host.raw(), bytes });
+            if let Some(index) = number.checked_sub(first) {
+                places.write(index, &prereg_run { size: 0, ua: ua.raw(), host: host.raw(), bytes });
             }
             number += 1;
         });
-        if let Some(total) = total {
-            total.write(number);
-        }
+        tell(total, number);
         Ok(())
     })
 }

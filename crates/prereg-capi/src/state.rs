@@ -1,15 +1,15 @@
 //! What can be seen of a space: plain structs, and a snapshot of everything.
 
-#![expect(unsafe_code, reason = "names for C; fills arrays that a C caller names by address and length")]
+#![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 
 use prereg::{Held, RegionState, SpaceState};
 
-use crate::array::Array;
+use crate::caller::{out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, hand_out, kinds, room, take};
+use crate::handle::{body, hand_out, kinds, take};
+use crate::record::{self, OutRecords, records};
 use crate::region::{held_of, prereg_held, prereg_region, region_of};
 use crate::space::prereg_space;
 
@@ -17,6 +17,8 @@ use crate::space::prereg_space;
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_totals {
+    /// sizeof(struct prereg_totals), set by the caller.
+    pub size: usize,
     /// Regions.
     pub regions: u64,
     /// System pages pinned for them.
@@ -35,10 +37,12 @@ pub struct prereg_totals {
 
 /// A snapshot of a space: plain data that does not change. Any thread.
 #[derive(Debug)]
-pub struct prereg_state(Handle<SpaceState>);
+pub struct prereg_state(());
+
+records!(prereg_totals);
 
 kinds! {
-    prereg_state, SpaceState, b"pr-state";
+    prereg_state, SpaceState, 2;
 }
 
 /// Takes a snapshot of everything there is to see.
@@ -46,28 +50,29 @@ kinds! {
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_state_new(
-    space: Option<&prereg_space>,
-    state: Option<&mut MaybeUninit<Option<Box<prereg_state>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    space: *const prereg_space,
+    state: *mut *mut prereg_state,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || hand_out(state, || Ok(body(space)?.space.snapshot())))
 }
 
 /// Frees it and sets `*state` to NULL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_state_free(state: Option<&mut Option<Box<prereg_state>>>) -> c_int {
-    answer(None, || take(state).map(drop))
+pub extern "C" fn prereg_state_free(state: *mut *mut prereg_state) -> c_int {
+    answer(std::ptr::null_mut(), || take(state).map(drop))
 }
 
 /// The sums. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_state_totals(
-    state: Option<&prereg_state>,
-    totals: Option<&mut MaybeUninit<prereg_totals>>,
+    state: *const prereg_state,
+    totals: *mut prereg_totals,
 ) -> c_int {
-    answer(None, || {
-        let state = body(state)?;
-        room(totals, "totals")?.write(prereg_totals {
+    answer(std::ptr::null_mut(), || {
+        let (state, totals) = (body(state)?, record::out(totals)?);
+        totals.write(&prereg_totals {
+            size: 0,
             regions: state.regions.len() as u64,
             pinned_pages: state.pinned_pages,
             charged_pages: state.charged_pages,
@@ -82,73 +87,64 @@ pub extern "C" fn prereg_state_totals(
 
 /// How many regions it shows; 0 for what is no snapshot.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_state_regions(state: Option<&prereg_state>) -> usize {
+pub extern "C" fn prereg_state_regions(state: *const prereg_state) -> usize {
     value_or(0, || Ok(body(state)?.regions.len()))
 }
 
-fn region(state: Option<&prereg_state>, index: usize) -> Result<&RegionState, Failure> {
+fn region<'a>(state: *const prereg_state, index: usize) -> Result<&'a RegionState, Failure> {
     body(state)?.regions.get(index).ok_or(Failure::Argument("the snapshot has no region of that number"))
 }
 
 /// Region `index`, by ascending address. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_state_region(
-    state: Option<&prereg_state>,
+    state: *const prereg_state,
     index: usize,
-    into: Option<&mut MaybeUninit<prereg_region>>,
+    into: *mut prereg_region,
 ) -> c_int {
-    answer(None, || {
-        room(into, "into")?.write(region_of(region(state, index)?));
+    answer(std::ptr::null_mut(), || {
+        let into = record::out(into)?;
+        into.write(&region_of(region(state, index)?));
         Ok(())
     })
 }
 
-/// Who holds registrations of region `index`: at most `room` are written, `*total` (may be NULL) is set to how many there
-/// are. Returns 0 or -EINVAL.
-///
-/// # Safety
-/// `held` has room for `room` elements.
+/// Who holds registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
+/// (may be NULL) is set to how many there are. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_state_registrations(
-    state: Option<&prereg_state>,
+pub extern "C" fn prereg_state_registrations(
+    state: *const prereg_state,
     index: usize,
-    held: *mut MaybeUninit<prereg_held>,
+    held: *mut prereg_held,
     room: usize,
-    total: Option<&mut MaybeUninit<usize>>,
+    total: *mut usize,
 ) -> c_int {
-    answer(None, || {
-        // SAFETY: as this function's.
-        let into = unsafe { Array::new(held, room, "held") }?;
-        show(&region(state, index)?.registrations, into, total);
-        Ok(())
+    answer(std::ptr::null_mut(), || {
+        let into = record::out_array(held, room)?;
+        show(&region(state, index)?.registrations, &into, total)
     })
 }
 
-/// Who holds mappings of region `index`, in the same way. Exact when nobody maps or unmaps meanwhile.
-///
-/// # Safety
-/// `held` has room for `room` elements.
+/// Who holds mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_state_mappings(
-    state: Option<&prereg_state>,
+pub extern "C" fn prereg_state_mappings(
+    state: *const prereg_state,
     index: usize,
-    held: *mut MaybeUninit<prereg_held>,
+    held: *mut prereg_held,
     room: usize,
-    total: Option<&mut MaybeUninit<usize>>,
+    total: *mut usize,
 ) -> c_int {
-    answer(None, || {
-        // SAFETY: as this function's.
-        let into = unsafe { Array::new(held, room, "held") }?;
-        show(&region(state, index)?.mappings, into, total);
-        Ok(())
+    answer(std::ptr::null_mut(), || {
+        let into = record::out_array(held, room)?;
+        show(&region(state, index)?.mappings, &into, total)
     })
 }
 
-fn show(list: &[Held], into: Array<'_, MaybeUninit<prereg_held>>, total: Option<&mut MaybeUninit<usize>>) {
-    for (place, held) in into.into_mut().iter_mut().zip(list) {
-        place.write(held_of(held));
+fn show(list: &[Held], into: &OutRecords, total: *mut usize) -> Result<(), Failure> {
+    let total = out_if(total, "total")?;
+    for (index, held) in list.iter().take(into.count()).enumerate() {
+        into.write(index, &held_of(held));
     }
-    if let Some(total) = total {
-        total.write(list.len());
-    }
+    tell(total, list.len());
+    Ok(())
 }

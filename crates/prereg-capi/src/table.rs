@@ -3,24 +3,27 @@
 #![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use prereg::{BusAddr, UserAddr};
 use prereg_iommu::{Geometry, HwTable};
 
 use crate::entries::{entry_of, prereg_entry};
+use crate::caller::{out, out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body, body_mut, hand_out, kinds, room, take};
+use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::record::{self, Record, records};
 use crate::space::prereg_space;
 use crate::translator::{prereg_mapping, prereg_translator};
-use crate::words::{access_from, access_of, shift_from};
+use crate::words::{access_from, access_of, shift_from, zero};
 
 /// Where a window of an I/O bus is: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
 /// the start of such a page; it ends below 2^64.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_geometry {
+    /// sizeof(struct prereg_geometry).
+    pub size: usize,
     /// The first bus address.
     pub start: u64,
     /// Pages; not zero.
@@ -34,14 +37,17 @@ pub struct prereg_geometry {
 /// A table that devices go through: each live entry is one counted mapping. Any thread, any number at once, each with a
 /// translator of its own. Shared: guests' tables and containers may hold it too.
 #[derive(Debug)]
-pub struct prereg_table(Handle<Arc<HwTable>>);
+pub struct prereg_table(());
 
 kinds! {
-    prereg_table, Arc<HwTable>, b"pr-table";
+    prereg_table, Arc<HwTable>, 7;
 }
 
-pub(crate) fn geometry_from(geometry: Option<&prereg_geometry>) -> Result<Geometry, Failure> {
-    let given = geometry.ok_or(Failure::Null("geometry"))?;
+records!(prereg_geometry);
+
+pub(crate) fn geometry_from(geometry: *const prereg_geometry) -> Result<Geometry, Failure> {
+    let given = record::read(geometry)?;
+    zero(prereg_geometry::NAME, given.reserved)?;
     Ok(Geometry::new(BusAddr::new(given.start), shift_from(given.shift)?, given.entries)?)
 }
 
@@ -50,11 +56,11 @@ pub(crate) fn geometry_from(geometry: Option<&prereg_geometry>) -> Result<Geomet
 /// Returns 0; -EINVAL for a shape that no table has, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_new(
-    space: Option<&prereg_space>,
-    geometry: Option<&prereg_geometry>,
+    space: *const prereg_space,
+    geometry: *const prereg_geometry,
     container: u64,
-    table: Option<&mut MaybeUninit<Option<Box<prereg_table>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    table: *mut *mut prereg_table,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(table, || {
@@ -66,26 +72,31 @@ pub extern "C" fn prereg_table_new(
 
 /// Gives the handle up and sets `*table` to NULL. The last who shares the table gives the mappings of all entries back.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_table_free(table: Option<&mut Option<Box<prereg_table>>>) -> c_int {
-    answer(None, || take(table).map(drop))
+pub extern "C" fn prereg_table_free(table: *mut *mut prereg_table) -> c_int {
+    answer(std::ptr::null_mut(), || take(table).map(drop))
 }
 
 /// Where the window of the table is. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_geometry(
-    table: Option<&prereg_table>,
-    geometry: Option<&mut MaybeUninit<prereg_geometry>>,
+    table: *const prereg_table,
+    geometry: *mut prereg_geometry,
 ) -> c_int {
-    answer(None, || {
-        let shape = body(table)?.geometry();
-        room(geometry, "geometry")?.write(prereg_geometry {
-            start: shape.start().raw(),
-            entries: shape.entries(),
-            shift: shape.shift().get(),
-            reserved: 0,
-        });
+    answer(std::ptr::null_mut(), || {
+        let (shape, place) = (body(table)?.geometry(), record::out(geometry)?);
+        place.write(&geometry_of(&shape));
         Ok(())
     })
+}
+
+pub(crate) fn geometry_of(shape: &Geometry) -> prereg_geometry {
+    prereg_geometry {
+        size: size_of::<prereg_geometry>(),
+        start: shape.start().raw(),
+        entries: shape.entries(),
+        shift: shape.shift().get(),
+        reserved: 0,
+    }
 }
 
 /// Maps the page at `ua` into entry `index`. What was there before is given back (its page marked dirty if the device could
@@ -95,20 +106,18 @@ pub extern "C" fn prereg_table_geometry(
 /// thread at the same entry), -ENOMEM. The entry is as it was then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_set(
-    table: Option<&prereg_table>,
-    translator: Option<&mut prereg_translator>,
+    table: *const prereg_table,
+    translator: *mut prereg_translator,
     index: u64,
     ua: u64,
     access: u32,
-    before: Option<&mut MaybeUninit<u32>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    before: *mut u32,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let (table, access) = (body(table)?, access_from(access)?);
-        let was = table.set(body_mut(translator)?, index, UserAddr::new(ua), access)?;
-        if let Some(before) = before {
-            before.write(access_of(was));
-        }
+        let (table, access, before) = (body(table)?, access_from(access)?, out_if(before, "before")?);
+        let was = table.set(&mut body_mut(translator)?.translator, index, UserAddr::new(ua), access)?;
+        tell(before, access_of(was));
         Ok(())
     })
 }
@@ -119,17 +128,17 @@ pub extern "C" fn prereg_table_set(
 /// entries are empty.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_set_run(
-    table: Option<&prereg_table>,
-    translator: Option<&mut prereg_translator>,
+    table: *const prereg_table,
+    translator: *mut prereg_translator,
     first: u64,
     count: u64,
     ua: u64,
     access: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         let (table, access) = (body(table)?, access_from(access)?);
-        Ok(table.set_run(body_mut(translator)?, first, count, UserAddr::new(ua), access)?)
+        Ok(table.set_run(&mut body_mut(translator)?.translator, first, count, UserAddr::new(ua), access)?)
     })
 }
 
@@ -138,18 +147,17 @@ pub extern "C" fn prereg_table_set_run(
 /// Returns 0; -EINVAL past the end, with nothing changed; -EAGAIN with the entries before another thread's emptied: repeat.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_clear(
-    table: Option<&prereg_table>,
-    translator: Option<&mut prereg_translator>,
+    table: *const prereg_table,
+    translator: *mut prereg_translator,
     first: u64,
     count: u64,
-    cleared: Option<&mut MaybeUninit<u64>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    cleared: *mut u64,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let live = body(table)?.clear_range(body_mut(translator)?, first, count)?;
-        if let Some(cleared) = cleared {
-            cleared.write(live);
-        }
+        let cleared = out_if(cleared, "cleared")?;
+        let live = body(table)?.clear_range(&mut body_mut(translator)?.translator, first, count)?;
+        tell(cleared, live);
         Ok(())
     })
 }
@@ -159,10 +167,10 @@ pub extern "C" fn prereg_table_clear(
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_prepare(
-    table: Option<&prereg_table>,
+    table: *const prereg_table,
     first: u64,
     count: u64,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || Ok(body(table)?.prepare(first, count)?))
 }
@@ -172,12 +180,12 @@ pub extern "C" fn prereg_table_prepare(
 /// Returns 0 or why not.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_check(
-    table: Option<&prereg_table>,
-    translator: Option<&mut prereg_translator>,
+    table: *const prereg_table,
+    translator: *mut prereg_translator,
     ua: u64,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(table)?.check(body_mut(translator)?, UserAddr::new(ua))?))
+    answer(error, || Ok(body(table)?.check(&mut body_mut(translator)?.translator, UserAddr::new(ua))?))
 }
 
 /// Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
@@ -185,15 +193,15 @@ pub extern "C" fn prereg_table_check(
 /// Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_inspect(
-    table: Option<&prereg_table>,
+    table: *const prereg_table,
     index: u64,
-    entry: Option<&mut MaybeUninit<prereg_entry>>,
+    entry: *mut prereg_entry,
 ) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
-        let place = room(entry, "entry")?;
+        let place = record::out(entry)?;
         let seen = body(table)?.view(index);
         Ok(seen.map_or(0, |view| {
-            place.write(entry_of(&view));
+            place.write(&entry_of(&view));
             1
         }))
     })
@@ -205,21 +213,20 @@ pub extern "C" fn prereg_table_inspect(
 /// Returns 1; 0 when the entry is empty (`*mapping` is not touched); -ENXIO, -EAGAIN, -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_take(
-    table: Option<&prereg_table>,
-    translator: Option<&mut prereg_translator>,
+    table: *const prereg_table,
+    translator: *mut prereg_translator,
     index: u64,
-    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
-    access: Option<&mut MaybeUninit<u32>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    mapping: *mut prereg_mapping,
+    access: *mut u32,
+    error: *mut prereg_error,
 ) -> c_int {
     let mut live = 0;
     let code = answer(error, || {
-        let place = room(mapping, "mapping")?;
-        if let Some((taken, allowed)) = body(table)?.take(body_mut(translator)?, index)? {
-            prereg_mapping::fill(place, taken);
-            if let Some(access) = access {
-                access.write(access_of(Some(allowed)));
-            }
+        let (place, access) = (out(mapping, "mapping")?, out_if(access, "access")?);
+        let reader = body_mut(translator)?;
+        if let Some((taken, allowed)) = body(table)?.take(&mut reader.translator, index)? {
+            reader.keep_page(&place, taken)?;
+            tell(access, access_of(Some(allowed)));
             live = 1;
         }
         Ok(())
@@ -229,12 +236,12 @@ pub extern "C" fn prereg_table_take(
 
 /// How many entries are live, counted now; 0 for what is no table.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_table_live(table: Option<&prereg_table>) -> u64 {
+pub extern "C" fn prereg_table_live(table: *const prereg_table) -> u64 {
     value_or(0, || Ok(body(table)?.live()))
 }
 
 /// Bytes of memory that the table takes now; 0 for what is no table.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_table_memory_bytes(table: Option<&prereg_table>) -> u64 {
+pub extern "C" fn prereg_table_memory_bytes(table: *const prereg_table) -> u64 {
     value_or(0, || Ok(body(table)?.memory_bytes()))
 }

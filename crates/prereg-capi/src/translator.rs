@@ -1,18 +1,20 @@
 //! Translators and mappings: the hot path.
 //!
-//! A mapping lives in the caller's own struct, so that making one allocates nothing. A word in it says that it is live and
-//! where: a copy of the struct is no mapping, and one that was given back is none any more.
+//! A caller's struct of a mapping holds its addresses and the name of the place in this library where the mapping itself is kept
+//! (see `live`), with a mark of where the struct stands: a copy of the struct is no mapping, and one that was released is none any
+//! more.
 
-#![expect(unsafe_code, reason = "names for C; keeps a mapping in the bytes of a C caller's struct")]
+#![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 
-use prereg::{Mapping, RangeMapping, Translator, UserAddr};
+use prereg::{Mapping, PageShift, RangeMapping, Translator, UserAddr};
 
-use crate::array::Array;
+use crate::caller::{Out, out, out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Handle, body_mut, hand_out, kinds, room, take};
+use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::live::{self, Counted, FreeSlots, Ticket};
+use crate::record;
 use crate::region::prereg_run;
 use crate::space::prereg_space;
 use crate::words::{holder_from, prereg_holder, shift_from};
@@ -20,100 +22,148 @@ use crate::words::{holder_from, prereg_holder, shift_from};
 /// A reader handle on a space: looks pages up and counts their mappings. One thread at a time uses it; any thread may. A
 /// signal handler has one of its own.
 #[derive(Debug)]
-pub struct prereg_translator(Handle<Translator>);
+pub struct prereg_translator(());
 
-kinds! {
-    prereg_translator, Translator, b"pr-trans";
+/// A translator, and its own room for live mappings.
+#[derive(Debug)]
+pub struct Reader {
+    pub(crate) translator: Translator,
+    page: PageShift,
+    slots: FreeSlots,
 }
 
-// The numbers stand in the structs once more, because the header has no names for them.
-const PAGE_WORDS: usize = 4;
-const RANGE_WORDS: usize = 6;
+kinds! {
+    prereg_translator, Reader, 5;
+}
 
 /// One live mapping of one page: while it lives, its region cannot be unregistered and the page stays pinned at `hpa`.
 ///
-/// Filled by the call that maps. Leave it where it was filled until it is given back: a copy is not a mapping.
+/// Filled by the call that maps. Leave it where it was filled until it is released: a copy is not a mapping. Its size never
+/// changes; what is inside is the library's.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct prereg_mapping {
     /// Where the device finds the byte at `ua`.
     pub hpa: u64,
     /// The user address that was mapped.
     pub ua: u64,
-    mark: u64,
-    inside: [MaybeUninit<u64>; 4],
+    inside: [u64; 5],
 }
 
 /// One live mapping of a range inside one region, counted as one. The rules are those of `prereg_mapping`.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct prereg_range {
     /// The first byte.
     pub ua: u64,
     /// The length in bytes.
     pub bytes: u64,
-    mark: u64,
-    inside: [MaybeUninit<u64>; 6],
+    inside: [u64; 7],
 }
 
-const _: () = assert!(size_of::<Mapping>() <= PAGE_WORDS * 8 && align_of::<Mapping>() <= align_of::<u64>());
-const _: () =
-    assert!(size_of::<RangeMapping>() <= RANGE_WORDS * 8 && align_of::<RangeMapping>() <= align_of::<u64>());
-
-/// What stands in `mark` of a live struct at `place`.
-fn mark_at<T>(place: *const T) -> u64 {
-    (place.addr() as u64) ^ u64::from_be_bytes(*b"pr-mappd")
+/// What the first word inside a live struct at `address` is.
+#[inline]
+fn mark_at(address: u64) -> u64 {
+    address ^ u64::from_be_bytes(*b"pr-mappd")
 }
 
-impl prereg_mapping {
-    /// Puts `mapping` into the caller's struct.
+/// A caller's struct that stands for a mapping.
+trait Token: Copy {
+    const NAME: &'static str;
+    type Counted: Counted;
+
+    /// The struct with its addresses.
+    fn made(counted: &Self::Counted) -> Self;
+    /// Where its inside is.
+    const INSIDE: usize;
+}
+
+impl Token for prereg_mapping {
+    const NAME: &'static str = "prereg_mapping";
+    type Counted = Mapping;
+
     #[inline]
-    pub(crate) fn fill(place: &mut MaybeUninit<Self>, mapping: Mapping) {
-        let mark = mark_at(place.as_ptr());
-        let (hpa, ua) = (mapping.hpa().raw(), mapping.ua().raw());
-        let this = place.write(Self { hpa, ua, mark, inside: [const { MaybeUninit::uninit() }; PAGE_WORDS] });
-        // SAFETY: enough room, suitably aligned: asserted above.
-        unsafe { this.inside.as_mut_ptr().cast::<Mapping>().write(mapping) };
+    fn made(mapping: &Mapping) -> Self {
+        Self { hpa: mapping.hpa().raw(), ua: mapping.ua().raw(), inside: [0; 5] }
+    }
+    const INSIDE: usize = std::mem::offset_of!(prereg_mapping, inside);
+}
+
+impl Token for prereg_range {
+    const NAME: &'static str = "prereg_range";
+    type Counted = RangeMapping;
+
+    #[inline]
+    fn made(mapping: &RangeMapping) -> Self {
+        Self { ua: mapping.ua().raw(), bytes: mapping.bytes(), inside: [0; 7] }
+    }
+    const INSIDE: usize = std::mem::offset_of!(prereg_range, inside);
+}
+
+/// What stands inside a live struct: its mark, the slot and the serial number.
+fn inside<T: Token>(place: &Out<T>) -> Out<[u64; 3]> {
+    place.member(T::INSIDE)
+}
+
+impl Reader {
+    /// Keeps a mapping and puts the name of its place into the caller's struct. `release` gets it back without memory.
+    #[inline]
+    fn keep<T: Token>(
+        &mut self,
+        place: &Out<T>,
+        counted: T::Counted,
+        release: impl FnOnce(&mut Translator, T::Counted),
+    ) -> Result<(), Failure> {
+        let token = T::made(&counted);
+        match self.slots.put(counted) {
+            Ok(Ticket { slot, serial }) => {
+                place.write(token);
+                inside(place).write([mark_at(place.address()), slot, serial]);
+                Ok(())
+            }
+            Err(counted) => {
+                release(&mut self.translator, counted);
+                Err(Failure::OutOfMemory)
+            }
+        }
     }
 
-    /// Takes it out again: once.
+    /// Keeps the mapping of a page.
     #[inline]
-    fn empty(place: Option<&mut Self>) -> Result<Mapping, Failure> {
-        let Some(this) = place else { return Err(Failure::Null("mapping")) };
-        if this.mark != mark_at(this) {
-            return Err(Failure::Handle("prereg_mapping"));
-        }
-        this.mark = 0;
-        // SAFETY: the mark was right, so `fill` put one here and nobody has taken it out.
-        Ok(unsafe { this.inside.as_ptr().cast::<Mapping>().read() })
+    pub(crate) fn keep_page(&mut self, place: &Out<prereg_mapping>, mapping: Mapping) -> Result<(), Failure> {
+        self.keep(place, mapping, Translator::unmap)
+    }
+
+    #[inline]
+    fn take<T: Token>(&mut self, place: *mut T) -> Result<T::Counted, Failure> {
+        let (place, ticket) = ticket_at(place)?;
+        emptied(&place, self.slots.take(ticket))
     }
 }
 
-impl prereg_range {
-    fn fill(place: &mut MaybeUninit<Self>, mapping: RangeMapping) {
-        let mark = mark_at(place.as_ptr());
-        let (ua, bytes) = (mapping.ua().raw(), mapping.bytes());
-        let this =
-            place.write(Self { ua, bytes, mark, inside: [const { MaybeUninit::uninit() }; RANGE_WORDS] });
-        // SAFETY: enough room, suitably aligned: asserted above.
-        unsafe { this.inside.as_mut_ptr().cast::<RangeMapping>().write(mapping) };
+/// What the caller's struct names. It names nothing when it is a copy.
+#[inline]
+fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
+    let place = out(place, T::NAME)?;
+    let [mark, slot, serial] = inside(&place).read();
+    if mark != mark_at(place.address()) {
+        return Err(Failure::Handle(T::NAME));
     }
+    Ok((place, Ticket { slot, serial }))
+}
 
-    fn empty(place: Option<&mut Self>) -> Result<RangeMapping, Failure> {
-        let this = place.ok_or(Failure::Null("range"))?;
-        this.live()?;
-        this.mark = 0;
-        // SAFETY: it was live, so `fill` put one here and nobody has taken it out.
-        Ok(unsafe { this.inside.as_ptr().cast::<RangeMapping>().read() })
-    }
+/// Marks the caller's struct as empty, if a mapping was taken out.
+#[inline]
+fn emptied<T: Token>(place: &Out<T>, taken: Option<T::Counted>) -> Result<T::Counted, Failure> {
+    let Some(counted) = taken else { return Err(Failure::Handle(T::NAME)) };
+    inside(place).write([0; 3]);
+    Ok(counted)
+}
 
-    fn live(&self) -> Result<&RangeMapping, Failure> {
-        if self.mark != mark_at(self) {
-            return Err(Failure::Handle("prereg_range"));
-        }
-        // SAFETY: the mark was right, so `fill` put one here and nobody has taken it out.
-        Ok(unsafe { &*self.inside.as_ptr().cast::<RangeMapping>() })
-    }
+/// Takes a mapping out without a translator.
+fn take_alone<T: Token>(place: *mut T) -> Result<T::Counted, Failure> {
+    let (place, ticket) = ticket_at(place)?;
+    emptied(&place, live::take(ticket))
 }
 
 /// Makes a translator; `holder` (may be NULL) is whose mappings it makes.
@@ -121,31 +171,50 @@ impl prereg_range {
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_translator_new(
-    space: Option<&prereg_space>,
-    holder: Option<&prereg_holder>,
-    translator: Option<&mut MaybeUninit<Option<Box<prereg_translator>>>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    space: *const prereg_space,
+    holder: *const prereg_holder,
+    translator: *mut *mut prereg_translator,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
         hand_out(translator, || {
-            let space = crate::handle::body(space)?;
-            Ok(space.space.try_translator(holder_from(holder)?)?)
+            let space = body(space)?;
+            let slots = FreeSlots::new().ok_or(Failure::OutOfMemory)?;
+            let translator = space.space.try_translator(holder_from(holder)?)?;
+            Ok(Reader { translator, page: space.space.granule().shift(), slots })
         })
     })
 }
 
-/// Frees it and sets `*translator` to NULL. Mappings that it made stay, and are given back with another one or with
+/// Makes room for `mappings` live mappings, pages and ranges together, that this translator makes: as long as no more of them
+/// live, mapping allocates nothing. There is room for 32 from the start; past it, mapping now and then makes one system call for
+/// memory.
+///
+/// Returns 0; -ENOMEM, -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_translator_reserve(
+    translator: *mut prereg_translator,
+    mappings: u32,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let reader = body_mut(translator)?;
+        if reader.slots.reserve(mappings) { Ok(()) } else { Err(Failure::OutOfMemory) }
+    })
+}
+
+/// Frees it and sets `*translator` to NULL. Mappings that it made stay, and are released with another one or with
 /// `prereg_mapping_drop`.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_translator_free(translator: Option<&mut Option<Box<prereg_translator>>>) -> c_int {
-    answer(None, || take(translator).map(drop))
+pub extern "C" fn prereg_translator_free(translator: *mut *mut prereg_translator) -> c_int {
+    answer(std::ptr::null_mut(), || take(translator).map(drop))
 }
 
 /// Looks for the newest regions. Never needed for correctness; an idle translator that refreshes lets old tables go.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_translator_refresh(translator: Option<&mut prereg_translator>) -> c_int {
-    answer(None, || {
-        body_mut(translator)?.refresh();
+pub extern "C" fn prereg_translator_refresh(translator: *mut prereg_translator) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        body_mut(translator)?.translator.refresh();
         Ok(())
     })
 }
@@ -153,47 +222,68 @@ pub extern "C" fn prereg_translator_refresh(translator: Option<&mut prereg_trans
 /// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one mapping, and yields the address. No lock,
 /// no allocation, no system call, no page fault: works in a signal handler.
 ///
+/// What the device does with the page is not known here: mark what it may have written (`prereg_mark_dirty`,
+/// `prereg_unmap_written`) before the mapping is released.
+///
 /// Returns 0; -EFAULT when no one region holds the whole page, or its memory is not contiguous enough for it; -ENXIO when
-/// the region is being unregistered; -EINVAL. `*mapping` is not touched then.
+/// the region is being unregistered; -ENOMEM; -EINVAL. `*mapping` is not touched then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_map(
-    translator: Option<&mut prereg_translator>,
+    translator: *mut prereg_translator,
     ua: u64,
     shift: u32,
-    mapping: Option<&mut MaybeUninit<prereg_mapping>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    mapping: *mut prereg_mapping,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let place = room(mapping, "mapping")?;
-        let made = body_mut(translator)?.map(UserAddr::new(ua), shift_from(shift)?)?;
-        prereg_mapping::fill(place, made);
-        Ok(())
+        let place = out(mapping, "mapping")?;
+        let reader = body_mut(translator)?;
+        let made = reader.translator.map(UserAddr::new(ua), shift_from(shift)?)?;
+        reader.keep_page(&place, made)
     })
 }
 
-/// Gives a mapping back, without a lock or a system call. The device must not use the address any more.
+/// Releases a mapping, without a lock or a system call. The device must not use the address any more.
 ///
-/// Returns 0; -EINVAL for what is no live mapping (given back already, copied, never filled): an unbalanced unmap changes
-/// nothing.
+/// Returns 0; -EINVAL for what is no live mapping (released already, whichever copy of it, copied, never filled): an unbalanced
+/// unmap changes nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmap(
-    translator: Option<&mut prereg_translator>,
-    mapping: Option<&mut prereg_mapping>,
+    translator: *mut prereg_translator,
+    mapping: *mut prereg_mapping,
 ) -> c_int {
-    answer(None, || {
-        let translator = body_mut(translator)?;
-        translator.unmap(prereg_mapping::empty(mapping)?);
+    answer(std::ptr::null_mut(), || {
+        let reader = body_mut(translator)?;
+        let taken = reader.take(mapping)?;
+        reader.translator.unmap(taken);
         Ok(())
     })
 }
 
-/// Gives a mapping back on any thread, without a translator. If it was the last one of a region whose registrations are
+/// `prereg_unmap` of a page that a device may have written: marks it first, as `prereg_mark_dirty` does, all of it if it is larger
+/// than a system page.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_unmap_written(
+    translator: *mut prereg_translator,
+    mapping: *mut prereg_mapping,
+) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        let reader = body_mut(translator)?;
+        let taken = reader.take(mapping)?;
+        let first = taken.ua().align_down(taken.shift());
+        mark(&mut reader.translator, reader.page, first, taken.shift().bytes());
+        reader.translator.unmap(taken);
+        Ok(())
+    })
+}
+
+/// Releases a mapping on any thread, without a translator. If it was the last one of a region whose registrations are
 /// gone, releases that region, which takes a lock and may make system calls.
 ///
 /// Returns as `prereg_unmap`.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_mapping_drop(mapping: Option<&mut prereg_mapping>) -> c_int {
-    answer(None, || prereg_mapping::empty(mapping).map(drop))
+pub extern "C" fn prereg_mapping_drop(mapping: *mut prereg_mapping) -> c_int {
+    answer(std::ptr::null_mut(), || take_alone(mapping).map(drop))
 }
 
 /// Whether `prereg_map` would succeed at this moment. Nothing is counted and no address leaves.
@@ -201,12 +291,12 @@ pub extern "C" fn prereg_mapping_drop(mapping: Option<&mut prereg_mapping>) -> c
 /// Returns as `prereg_map`.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_check(
-    translator: Option<&mut prereg_translator>,
+    translator: *mut prereg_translator,
     ua: u64,
     shift: u32,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body_mut(translator)?.check(UserAddr::new(ua), shift_from(shift)?)?))
+    answer(error, || Ok(body_mut(translator)?.translator.check(UserAddr::new(ua), shift_from(shift)?)?))
 }
 
 /// Maps all of `bytes` bytes at `ua`, which must lie in one region, as one mapping. `prereg_range_runs` has the addresses.
@@ -214,56 +304,52 @@ pub extern "C" fn prereg_check(
 /// Returns as `prereg_map`; an empty range lies nowhere.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_map_range(
-    translator: Option<&mut prereg_translator>,
+    translator: *mut prereg_translator,
     ua: u64,
     bytes: u64,
-    range: Option<&mut MaybeUninit<prereg_range>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    range: *mut prereg_range,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        let place = room(range, "range")?;
-        let made = body_mut(translator)?.map_range(UserAddr::new(ua), bytes)?;
-        prereg_range::fill(place, made);
-        Ok(())
+        let place = out(range, "range")?;
+        let reader = body_mut(translator)?;
+        let made = reader.translator.map_range(UserAddr::new(ua), bytes)?;
+        reader.keep(&place, made, Translator::unmap_range)
     })
 }
 
 /// The stretches of contiguous host memory that make up a mapped range, in order, from number `first` on: a scatter-gather
-/// list. At most `room` are written; `*total` (may be NULL) is set to how many there are.
+/// list. At most `room` are written, which lie as far apart as `runs[0].size` says; `*total` (may be NULL) is set to how many
+/// there are.
 ///
 /// Returns 0; -EINVAL for what is no live range.
-///
-/// # Safety
-/// `runs` has room for `room` elements.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn prereg_range_runs(
-    range: Option<&prereg_range>,
+pub extern "C" fn prereg_range_runs(
+    range: *const prereg_range,
     first: usize,
-    runs: *mut MaybeUninit<prereg_run>,
+    runs: *mut prereg_run,
     room: usize,
-    total: Option<&mut MaybeUninit<usize>>,
-    error: Option<&mut MaybeUninit<prereg_error>>,
+    total: *mut usize,
+    error: *mut prereg_error,
 ) -> c_int {
     answer(error, || {
-        // SAFETY: as this function's.
-        let mut places = unsafe { Array::new(runs, room, "runs") }?.into_mut().iter_mut();
-        let mapping = range.ok_or(Failure::Null("range"))?.live()?;
+        let (places, total) = (record::out_array(runs, room)?, out_if(total, "total")?);
+        let (_, ticket) = ticket_at(range.cast_mut())?;
+        let mapping = live::look::<RangeMapping>(ticket).ok_or(Failure::Handle("prereg_range"))?;
         let mut ua = mapping.ua().raw();
         let mut number = 0;
         for run in mapping.runs() {
-            if number >= first {
-                if let Some(place) = places.next() {
-                    place.write(prereg_run { ua, host: run.host.raw(), bytes: run.bytes });
-                } else if total.is_none() {
+            if let Some(index) = usize::checked_sub(number, first) {
+                if index >= places.count() && total.is_none() {
                     break;
                 }
+                places.write(index, &prereg_run { size: 0, ua, host: run.host.raw(), bytes: run.bytes });
             }
-            ua += run.bytes;
+            // Past the last byte only when nothing follows.
+            ua = ua.wrapping_add(run.bytes);
             number += 1;
         }
-        if let Some(total) = total {
-            total.write(number);
-        }
+        tell(total, number);
         Ok(())
     })
 }
@@ -271,28 +357,75 @@ pub unsafe extern "C" fn prereg_range_runs(
 /// `prereg_unmap` for a range.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmap_range(
-    translator: Option<&mut prereg_translator>,
-    range: Option<&mut prereg_range>,
+    translator: *mut prereg_translator,
+    range: *mut prereg_range,
 ) -> c_int {
-    answer(None, || {
-        let translator = body_mut(translator)?;
-        translator.unmap_range(prereg_range::empty(range)?);
+    answer(std::ptr::null_mut(), || {
+        let reader = body_mut(translator)?;
+        let taken = reader.take(range)?;
+        reader.translator.unmap_range(taken);
+        Ok(())
+    })
+}
+
+/// `prereg_unmap_written` for a range.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_unmap_range_written(
+    translator: *mut prereg_translator,
+    range: *mut prereg_range,
+) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        let reader = body_mut(translator)?;
+        let taken = reader.take(range)?;
+        mark(&mut reader.translator, reader.page, taken.ua(), taken.bytes());
+        reader.translator.unmap_range(taken);
         Ok(())
     })
 }
 
 /// `prereg_mapping_drop` for a range.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_range_drop(range: Option<&mut prereg_range>) -> c_int {
-    answer(None, || prereg_range::empty(range).map(drop))
+pub extern "C" fn prereg_range_drop(range: *mut prereg_range) -> c_int {
+    answer(std::ptr::null_mut(), || take_alone(range).map(drop))
 }
 
 /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
 /// memory.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_mark_dirty(translator: Option<&mut prereg_translator>, ua: u64) -> c_int {
+pub extern "C" fn prereg_mark_dirty(translator: *mut prereg_translator, ua: u64) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
-        body_mut(translator)?.mark_dirty(UserAddr::new(ua));
+        body_mut(translator)?.translator.mark_dirty(UserAddr::new(ua));
         Ok(0)
     })
+}
+
+/// `prereg_mark_dirty` for every system page that has one of the `bytes` bytes at `ua`, which all lie in one region.
+///
+/// Returns 0; -EFAULT when no one region holds them; -ENXIO when the region is being unregistered; -EINVAL. Nothing is marked
+/// then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_mark_dirty_range(
+    translator: *mut prereg_translator,
+    ua: u64,
+    bytes: u64,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let Reader { translator, page, .. } = body_mut(translator)?;
+        let range = translator.map_range(UserAddr::new(ua), bytes)?;
+        mark(translator, *page, range.ua(), bytes);
+        translator.unmap_range(range);
+        Ok(())
+    })
+}
+
+/// Marks every system page with one of `bytes` bytes from `ua` on, which the caller holds.
+pub(crate) fn mark(translator: &mut Translator, page: PageShift, ua: UserAddr, bytes: u64) {
+    let Some(last) = ua.checked_add(bytes.saturating_sub(1)) else { return };
+    let mut at = ua.align_down(page);
+    while at <= last {
+        translator.mark_dirty(at);
+        let Some(next) = at.checked_add(page.bytes()) else { return };
+        at = next;
+    }
 }

@@ -3,6 +3,7 @@
 use prereg::{Access, AddressKind, Granule, Holder, HolderKind, PageShift};
 
 use crate::failure::Failure;
+use crate::record::{self, Record, records};
 
 /// Whatever suits the back end: physical addresses where this process may see them, else (slot, offset).
 pub const PREREG_ADDRESS_ANY: u32 = 0;
@@ -16,6 +17,8 @@ pub const PREREG_ADDRESS_SLOT_OFFSET: u32 = 3;
 pub const PREREG_ADDRESS_DEVICE: u32 = 4;
 /// No device may be programmed with them: they are made up, or belong to memory that is not pinned.
 pub const PREREG_ADDRESS_INVENTED: u32 = 5;
+/// The user addresses themselves: the kernel knows where the pages are, and takes these wherever a host address is needed.
+pub const PREREG_ADDRESS_USER: u32 = 6;
 
 /// Held for anything else.
 pub const PREREG_HOLDER_OTHER: u32 = 0;
@@ -24,10 +27,13 @@ pub const PREREG_HOLDER_TABLE_ENTRY: u32 = 1;
 /// Held by an I/O in flight.
 pub const PREREG_HOLDER_IN_FLIGHT: u32 = 2;
 
-/// Whose a registration or a mapping is, for reports of who is in the way. NULL stands for all zeros.
+/// Whose a registration or a mapping is, for reports of who is in the way. A call that takes one takes NULL for a holder of no
+/// number and kind.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct prereg_holder {
+    /// sizeof(struct prereg_holder).
+    pub size: usize,
     /// A number of the caller's choice; 0 for none.
     pub container: u64,
     /// A `PREREG_HOLDER_...`.
@@ -36,14 +42,17 @@ pub struct prereg_holder {
     pub reserved: u32,
 }
 
+records!(prereg_holder);
+
 /// The device may read memory.
 pub const PREREG_ACCESS_READ: u32 = 1;
 /// The device may write memory.
 pub const PREREG_ACCESS_WRITE: u32 = 2;
 
 /// A holder as C names it.
-pub(crate) fn holder_from(holder: Option<&prereg_holder>) -> Result<Holder, Failure> {
-    let Some(holder) = holder else { return Ok(Holder::default()) };
+pub(crate) fn holder_from(holder: *const prereg_holder) -> Result<Holder, Failure> {
+    let Some(holder) = record::read_if(holder)? else { return Ok(Holder::default()) };
+    zero(prereg_holder::NAME, holder.reserved)?;
     let kind = match holder.kind {
         PREREG_HOLDER_OTHER => HolderKind::Other,
         PREREG_HOLDER_TABLE_ENTRY => HolderKind::TableEntry,
@@ -53,14 +62,18 @@ pub(crate) fn holder_from(holder: Option<&prereg_holder>) -> Result<Holder, Fail
     Ok(Holder { container: holder.container, kind })
 }
 
-/// A holder as C sees it.
-pub(crate) const fn holder_of(holder: Holder) -> prereg_holder {
-    let kind = match holder.kind {
+/// A holder's kind as C sees it.
+pub(crate) const fn holder_kind(holder: Holder) -> u32 {
+    match holder.kind {
         HolderKind::TableEntry => PREREG_HOLDER_TABLE_ENTRY,
         HolderKind::InFlight => PREREG_HOLDER_IN_FLIGHT,
         _ => PREREG_HOLDER_OTHER,
-    };
-    prereg_holder { container: holder.container, kind, reserved: 0 }
+    }
+}
+
+/// A reserved member must be zero, so that it can gain a meaning.
+pub(crate) const fn zero(name: &'static str, reserved: u32) -> Result<(), Failure> {
+    if reserved == 0 { Ok(()) } else { Err(Failure::Reserved(name)) }
 }
 
 /// A system page; 0 is this system's.
@@ -96,6 +109,7 @@ pub(crate) const fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure>
         PREREG_ADDRESS_SLOT_OFFSET => AddressKind::SlotOffset,
         PREREG_ADDRESS_DEVICE => AddressKind::Device,
         PREREG_ADDRESS_INVENTED => AddressKind::Invented,
+        PREREG_ADDRESS_USER => AddressKind::User,
         _ => return Err(Failure::Argument("address_kind is none of PREREG_ADDRESS_...")),
     }))
 }
@@ -108,6 +122,7 @@ pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
         AddressKind::SlotOffset => PREREG_ADDRESS_SLOT_OFFSET,
         AddressKind::Device => PREREG_ADDRESS_DEVICE,
         AddressKind::Invented => PREREG_ADDRESS_INVENTED,
+        AddressKind::User => PREREG_ADDRESS_USER,
         _ => PREREG_ADDRESS_ANY,
     }
 }

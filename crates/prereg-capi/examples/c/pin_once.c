@@ -1,5 +1,5 @@
-/* Memory is pinned once; a device's mappings come and go without a system call; nobody can take the memory away while one
- * lives.
+/* Memory is pinned once; a device's mappings come and go without a system call; the memory cannot be taken away while
+ * one lives.
  *
  *     cc -o pin_once pin_once.c $(pkg-config --cflags --libs prereg) && ./pin_once
  *
@@ -58,6 +58,7 @@ int main(void)
 	must(prereg_register(space, at, BYTES, NULL, NULL, &ram, &why), &why, "register");
 	/* A second owner shares the pages. */
 	must(prereg_register(space, at, BYTES, NULL, NULL, &second, &why), &why, "register again");
+	region.size = sizeof(region);
 	must(prereg_registration_state(ram, &region, &why), &why, "state");
 	printf("%" PRIu64 " pages, registered %" PRIu64 " times\n", region.pages, region.used);
 	must(prereg_unregister(&second, NULL, &why), &why, "unregister the second");
@@ -73,6 +74,7 @@ int main(void)
 	must(prereg_map(reader, at + 0x1000, 12, &mapping, &why), &why, "map");
 	printf("the device finds ua %#" PRIx64 " at %#" PRIx64 "\n", mapping.ua, mapping.hpa);
 	must(prereg_map_range(reader, at, BYTES, &range, &why), &why, "map a range");
+	runs[0].size = sizeof(runs[0]);
 	must(prereg_range_runs(&range, 0, runs, 4, &total, &why), &why, "runs");
 	printf("%zu bytes are %zu runs; the first has %" PRIu64 " bytes\n", BYTES, total, runs[0].bytes);
 

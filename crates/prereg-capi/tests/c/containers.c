@@ -13,7 +13,7 @@ static void tables_and_hypercalls(void)
 	prereg_translator *reader = NULL;
 	prereg_table *table = NULL, *bad = NULL;
 	prereg_guest *guest = NULL;
-	struct prereg_geometry shape = { 0, 64, 12, 0 }, got;
+	struct prereg_geometry shape = { sizeof(shape), 0, 64, 12, 0 }, got;
 	struct prereg_entry entry;
 	struct prereg_mapping mapping;
 	struct prereg_reply reply;
@@ -22,6 +22,10 @@ static void tables_and_hypercalls(void)
 	uint64_t times = 0, cleared;
 	uint32_t access;
 
+	SIZED(got);
+	SIZED(entry);
+	SIZED(reply);
+	SIZED(lookup);
 	EXPECT(prereg_register(space, RAM, 256 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 	EXPECT(prereg_table_new(space, &shape, 4, &table, &why) == 0);
@@ -63,7 +67,7 @@ static void tables_and_hypercalls(void)
 	EXPECT(prereg_guest_attach(guest, 1, table, &times, &why) == -ENOENT);
 	EXPECT(prereg_guest_detach(guest, LIOBN, table, &times, &why) == 0 && times == 1);
 
-	memset(&call, 0, sizeof(call));
+	SIZED(call);
 	call.number = PREREG_H_PUT_TCE;
 	call.arguments[0] = LIOBN;
 	call.arguments[1] = 0x3000;
@@ -127,10 +131,11 @@ static void indirect(void)
 	prereg_translator *reader = NULL;
 	prereg_table *table = NULL;
 	prereg_guest *guest = NULL;
-	struct prereg_geometry shape = { 0, 64, 12, 0 };
+	struct prereg_geometry shape = { sizeof(shape), 0, 64, 12, 0 };
 	struct prereg_reply reply;
-	struct prereg_call call = { PREREG_H_PUT_TCE_INDIRECT, { LIOBN, 0, 0x4000, 8 } };
+	struct prereg_call call = { sizeof(call), PREREG_H_PUT_TCE_INDIRECT, { LIOBN, 0, 0x4000, 8 } };
 
+	SIZED(reply);
 	EXPECT(prereg_register(space, RAM, 64 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 	EXPECT(prereg_table_new(space, &shape, 0, &table, &why) == 0);
@@ -205,6 +210,7 @@ static void spapr(void)
 	struct vfio_iommu_type1_dma_unmap unmap;
 	struct prereg_entry entry;
 
+	SIZED(entry);
 	EXPECT(prereg_owner_new(space, &owner, &why) == 0);
 	EXPECT(prereg_container_new(1, &container, &why) == 0);
 	EXPECT(request(container, owner, VFIO_GET_API_VERSION, NULL, 0) == 0);
@@ -286,8 +292,8 @@ static void iova(void)
 	struct world world;
 	struct prereg_error why;
 	int told = 0;
-	struct prereg_drained tell = { &told, drained, drained };
-	struct prereg_iova_limits limits = { 0x1000, 0xffffffff, 2, 0 };
+	struct prereg_drained tell = { sizeof(tell), &told, drained, drained };
+	struct prereg_iova_limits limits = { sizeof(limits), 0x1000, 0xffffffff, 2, 0 };
 	prereg_space *space = world_space(&world);
 	prereg_registration *ram = NULL;
 	prereg_iova *map = NULL, *bad = NULL;
@@ -299,6 +305,8 @@ static void iova(void)
 	size_t total;
 
 	EXPECT(prereg_register(space, RAM, 64 * PAGE, NULL, NULL, &ram, &why) == 0);
+	SIZED(pieces[0]);
+	SIZED(state);
 	limits.first = limits.last + 1;
 	EXPECT(prereg_iova_new(space, &limits, NULL, &tell, &bad, &why) == -EINVAL && bad == NULL && told == 0);
 	limits.first = 0x1000;

@@ -8,12 +8,14 @@ static void registering(void)
 	struct prereg_error why;
 	prereg_space *space = world_space(&world);
 	prereg_registration *one = NULL, *two = NULL, *bad = (void *)1;
-	struct prereg_keep keep = { &world, world_release };
+	struct prereg_keep keep = { sizeof(keep), &world, world_release };
 	struct prereg_region region;
 	struct prereg_run runs[2];
-	struct prereg_holder holder = { 7, PREREG_HOLDER_TABLE_ENTRY, 0 };
+	struct prereg_holder holder = { sizeof(holder), 7, PREREG_HOLDER_TABLE_ENTRY, 0 };
 	size_t total;
 
+	SIZED(region);
+	runs[0].size = sizeof(runs[0]);
 	EXPECT(prereg_space_granule_shift(space) == 12);
 	EXPECT(prereg_space_address_kind(space) == PREREG_ADDRESS_INVENTED);
 	EXPECT(strcmp(prereg_space_backend(space), "callbacks") == 0);
@@ -67,6 +69,18 @@ static void registering(void)
 	world.push_past_end = 1;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
 	world.push_past_end = 0;
+	/* Not rounded to the start of a page. */
+	for (total = 1; total < PAGE; total = 2 * total + 1) {
+		world.push_off_page = FRAME(0) + total;
+		EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
+		SAYS(why, "not the start of a page");
+	}
+	world.push_off_page = 0x7b;
+	world.push_too_few = 0;
+	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP && bad == NULL);
+	world.push_too_few = 1;
+	world.push_off_page = 0;
+	EXPECT(prereg_page_list_push(world.list, FRAME(0), 1) == -EINVAL);
 	world.reenter = space;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
 	world.reenter = NULL;
@@ -92,6 +106,7 @@ static void device_memory(void)
 	prereg_registration *bar = NULL, *bad = NULL;
 	struct prereg_region region;
 
+	SIZED(region);
 	EXPECT(prereg_register_device(space, RAM, 4 * PAGE, 0xf0000000, &bar, &why) == 0);
 	EXPECT(world.pinned == 0 && world.charged == 0);
 	EXPECT(prereg_space_device_at(space, 0xf0001000, 16 * PAGE) == 3 * PAGE);
@@ -112,12 +127,13 @@ static void mapping(void)
 	struct prereg_mapping one, two, copy;
 	struct prereg_range range;
 	struct prereg_run runs[3];
-	struct prereg_holder holder = { 3, PREREG_HOLDER_IN_FLIGHT, 0 };
+	struct prereg_holder holder = { sizeof(holder), 3, PREREG_HOLDER_IN_FLIGHT, 0 };
 	prereg_draining *draining = NULL;
 	uint64_t live = 99;
 	size_t total;
 	void *place;
 
+	SIZED(runs[0]);
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &other, &why) == 0);
 	EXPECT(prereg_map(reader, RAM, 12, &one, &why) == -EFAULT);
@@ -216,10 +232,13 @@ static void seen(void)
 	struct prereg_totals totals;
 	struct prereg_region region;
 	struct prereg_held held[2];
-	struct prereg_holder holder = { 5, PREREG_HOLDER_TABLE_ENTRY, 0 };
+	struct prereg_holder holder = { sizeof(holder), 5, PREREG_HOLDER_TABLE_ENTRY, 0 };
 	struct prereg_mapping mapping;
 	size_t total;
 
+	SIZED(totals);
+	SIZED(region);
+	SIZED(held[0]);
 	EXPECT(prereg_register(space, RAM, 2 * PAGE, &holder, NULL, &ram, &why) == 0);
 	EXPECT(prereg_register(space, RAM + 16 * PAGE, PAGE, NULL, NULL, &more, &why) == 0);
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
@@ -232,8 +251,8 @@ static void seen(void)
 	EXPECT(prereg_state_region(state, 1, &region) == 0 && region.ua == RAM + 16 * PAGE);
 	EXPECT(prereg_state_region(state, 2, &region) == -EINVAL);
 	EXPECT(prereg_state_registrations(state, 0, held, 2, &total) == 0 && total == 1);
-	EXPECT(held[0].count == 1 && held[0].holder.container == 5);
-	EXPECT(held[0].holder.kind == PREREG_HOLDER_TABLE_ENTRY);
+	EXPECT(held[0].count == 1 && held[0].container == 5);
+	EXPECT(held[0].kind == PREREG_HOLDER_TABLE_ENTRY);
 	EXPECT(prereg_state_mappings(state, 0, held, 2, &total) == 0 && total == 1 && held[0].count == 1);
 	EXPECT(prereg_state_mappings(state, 1, NULL, 0, &total) == 0 && total == 0);
 	EXPECT(prereg_state_free(&state) == 0 && state == NULL && prereg_state_regions(state) == 0);
@@ -259,9 +278,10 @@ static void entries(void)
 	prereg_entries *block = NULL, *bad = NULL;
 	struct prereg_entry entry;
 	struct prereg_mapping mapping;
-	struct prereg_holder holder = { 2, PREREG_HOLDER_TABLE_ENTRY, 0 };
+	struct prereg_holder holder = { sizeof(holder), 2, PREREG_HOLDER_TABLE_ENTRY, 0 };
 	uint32_t before = 9, access = 0;
 
+	SIZED(entry);
 	EXPECT(prereg_register(space, RAM, 64 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
 	EXPECT(prereg_entries_new(space, 11, 8, &holder, &bad, &why) == -EINVAL && bad == NULL);
@@ -307,7 +327,7 @@ static void backends(void)
 
 	memset(&options, 0, sizeof(options));
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL && space == NULL);
-	SAYS(why, "size member says 0");
+	SAYS(why, "prereg_options says 0");
 	options.size = sizeof(options);
 	options.backend = 77;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
@@ -317,15 +337,16 @@ static void backends(void)
 	pins.size = sizeof(pins);
 	options.pin = &pins;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
+	options.pin = NULL;
 	options.backend = PREREG_BACKEND_FIXED;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
 	options.granule_shift = 12;
 	options.fixed_ua = RAM;
 	options.fixed_bytes = 16 * PAGE;
 	options.fixed_host = 0xfe000000;
-	options.addresses = PREREG_ADDRESS_IOVA;
 	options.backend = PREREG_BACKEND_IO_URING;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
+	SAYS(why, "granule_shift of prereg_options is set");
 	options.backend = PREREG_BACKEND_FIXED;
 	EXPECT(prereg_space_new(&options, &space, &why) == 0);
 	EXPECT(prereg_space_address_kind(space) == PREREG_ADDRESS_DEVICE);
@@ -336,8 +357,11 @@ static void backends(void)
 	EXPECT(prereg_register(space, RAM + 16 * PAGE, PAGE, NULL, NULL, &bar, &why) == -EOPNOTSUPP);
 	EXPECT(prereg_translator_free(&reader) == 0 && prereg_space_free(&space) == 0);
 
-	memset(&options, 0, sizeof(options));
-	options.size = sizeof(options);
+	SIZED(options);
+	options.addresses = PREREG_ADDRESS_IOVA;
+	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
+	SAYS(why, "io_uring can give");
+	SIZED(options);
 	options.backend = PREREG_BACKEND_VFIO_TYPE1;
 	options.container_fd = -1;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
@@ -361,7 +385,7 @@ static void bad_handles(void)
 	prereg_space *space = world_space(&world);
 	prereg_translator *reader = NULL;
 	prereg_registration *ram = NULL;
-	struct prereg_holder holder = { 0, 9, 0 };
+	struct prereg_holder holder = { sizeof(holder), 0, 9, 0 };
 	struct prereg_mapping mapping;
 	struct prereg_region region;
 	void *wrong;

@@ -18,6 +18,9 @@
 	} while (0)
 #define SAYS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
 
+/* All zeros but for the size: how a struct is made that crosses. */
+#define SIZED(variable) (memset(&(variable), 0, sizeof(variable)), (void)((variable).size = sizeof(variable)))
+
 #define PAGE ((uint64_t)4096)
 #define RAM ((uint64_t)0x10000000)
 #define FRAME(page) ((uint64_t)0x40000000 + (page) * PAGE)
@@ -25,20 +28,32 @@
 struct world {
 	uint64_t pinned, charged, limit, released;
 	int fail_pin;           /* what the next pin returns */
+	int scattered;          /* no two pages follow each other, so marks are exact */
 	int push_too_many;      /* push one page more than there are, and ignore the answer */
 	int push_too_few;
 	int push_past_end;      /* push pages that pass 2^64, and ignore the answer */
+	uint64_t push_off_page; /* push this address, which is no page's start, and ignore the answer */
+	prereg_page_list *list; /* the last list, which is none any more */
 	prereg_space *reenter;  /* register the range once more from the pin function */
-	uint64_t dirty;
+	uint64_t dirty;         /* marks that unpin was told */
+	uint64_t dirty_pages;   /* of the first 64 pages of the region, as bits */
 };
 
 static int world_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_list *pages, uint64_t *id)
 {
 	struct world *world = context;
 
+	world->list = pages;
 	if (world->fail_pin != 0)
 		return world->fail_pin;
-	if (!world->push_too_few)
+	if (world->push_off_page != 0)
+		EXPECT(prereg_page_list_push(pages, world->push_off_page, 1) == -EINVAL);
+	if (world->scattered) {
+		uint64_t page;
+
+		for (page = (ua - RAM) / PAGE; page < (ua - RAM + bytes) / PAGE; page++)
+			EXPECT(prereg_page_list_push(pages, FRAME(2 * page), 1) == 0);
+	} else if (!world->push_too_few)
 		EXPECT(prereg_page_list_push(pages, FRAME((ua - RAM) / PAGE), bytes / PAGE) == 0);
 	if (world->push_too_many)
 		EXPECT(prereg_page_list_push(pages, 0x1000, 1) == -E2BIG);
@@ -57,10 +72,14 @@ static int world_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_lis
 static void world_unpin(void *context, uint64_t id, uint64_t ua, uint64_t bytes, prereg_dirty_pages *dirty)
 {
 	struct world *world = context;
+	uint64_t page;
 
 	EXPECT(id == ua / PAGE);
-	while (prereg_dirty_pages_next(dirty) != UINT64_MAX)
+	while ((page = prereg_dirty_pages_next(dirty)) != UINT64_MAX) {
 		world->dirty++;
+		if (page < 64)
+			world->dirty_pages |= (uint64_t)1 << page;
+	}
 	world->pinned -= bytes / PAGE;
 }
 
@@ -96,8 +115,7 @@ static prereg_space *world_space(struct world *world)
 
 	memset(world, 0, sizeof(*world));
 	world->limit = 100000;
-	memset(&options, 0, sizeof(options));
-	options.size = sizeof(options);
+	SIZED(options);
 	options.backend = PREREG_BACKEND_CALLBACKS;
 	options.pin = &pins;
 	options.charge = &charges;

@@ -1,0 +1,205 @@
+//! Slots that are handed out by number and live as long as the process, so that a number that C kept too long can be looked at
+//! without touching memory of another owner.
+//!
+//! Slots lie in chunks, each twice as large as the one before, mapped and brought in when the first slot of it is wanted and
+//! never unmapped. Free slots are a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call
+//! only when no slot is free.
+
+#![expect(unsafe_code, reason = "maps memory for slots, and reaches it by number")]
+
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+/// What an arena is made of.
+///
+/// # Safety
+/// All zeros are a value, and it needs no drop.
+pub(crate) unsafe trait Slot: Sync + 'static {
+    /// The number of the slot below it while it is free: the list's that it is in.
+    fn next(&self) -> &AtomicU32;
+}
+
+/// Slots of the first chunk.
+const FIRST: u32 = 64;
+/// `FIRST * (2^CHUNKS - 1)` slots, which 32 bits hold.
+const CHUNKS: usize = 26;
+const LAST: u32 = FIRST * ((1 << CHUNKS) - 1);
+
+/// Slots with the numbers 1, 2 and so on.
+#[derive(Debug)]
+pub(crate) struct Arena<S> {
+    chunks: [AtomicPtr<S>; CHUNKS],
+    /// Slots that were ever handed out.
+    used: AtomicU32,
+    /// The stack of free slots: the number on top below a count of changes, which keeps a late exchange from succeeding.
+    free: AtomicU64,
+}
+
+/// The chunk of slot `number`, and its place there.
+fn place(number: u32) -> Option<(usize, usize)> {
+    let index = number.checked_sub(1).filter(|_| number <= LAST)?;
+    let chunk = (index / FIRST + 1).ilog2();
+    let before = FIRST * ((1 << chunk) - 1);
+    Some((chunk as usize, (index - before) as usize))
+}
+
+impl<S: Slot> Arena<S> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            chunks: [const { AtomicPtr::new(std::ptr::null_mut()) }; CHUNKS],
+            used: AtomicU32::new(0),
+            free: AtomicU64::new(0),
+        }
+    }
+
+    /// A slot by its number, if there ever was one.
+    #[inline]
+    pub(crate) fn get(&'static self, number: u32) -> Option<&'static S> {
+        let (chunk, index) = place(number)?;
+        // Acquire pairs with the Release in `map`: the chunk's memory is there.
+        let start = self.chunks[chunk].load(Ordering::Acquire);
+        if start.is_null() {
+            return None;
+        }
+        // SAFETY: inside the chunk, which has a slot for each of its numbers.
+        let slot = unsafe { start.add(index) };
+        // SAFETY: mapped, never unmapped, and zeros are a slot.
+        Some(unsafe { &*slot })
+    }
+
+    /// A slot that was free. `None` without memory.
+    pub(crate) fn take(&'static self) -> Option<(u32, &'static S)> {
+        // Acquire pairs with the Release in `give`: what was written to the slot before is seen.
+        let mut top = self.free.load(Ordering::Acquire);
+        while let Some(slot) = self.get(top as u32) {
+            // Relaxed: if another thread changed it meanwhile the exchange fails.
+            let below = u64::from(slot.next().load(Ordering::Relaxed));
+            let new = (top >> 32).wrapping_add(1) << 32 | below;
+            match self.free.compare_exchange_weak(top, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some((top as u32, slot)),
+                Err(now) => top = now,
+            }
+        }
+        self.take_unused()
+    }
+
+    #[cold]
+    fn take_unused(&'static self) -> Option<(u32, &'static S)> {
+        // Relaxed: the number alone; the chunk's memory is seen by `get`.
+        let mut used = self.used.load(Ordering::Relaxed);
+        loop {
+            let number = used.checked_add(1)?;
+            let (chunk, _) = place(number)?;
+            self.map(chunk)?;
+            match self.used.compare_exchange_weak(used, number, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some((number, self.get(number)?)),
+                Err(now) => used = now,
+            }
+        }
+    }
+
+    /// Puts a slot back. The caller has taken it and does not use it any more.
+    pub(crate) fn give(&'static self, number: u32, slot: &S) {
+        // Relaxed: the exchange below reads it again.
+        let mut top = self.free.load(Ordering::Relaxed);
+        loop {
+            slot.next().store(top as u32, Ordering::Relaxed);
+            let new = (top >> 32).wrapping_add(1) << 32 | u64::from(number);
+            // Release pairs with the Acquire in `take`.
+            match self.free.compare_exchange_weak(top, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => top = now,
+            }
+        }
+    }
+
+    /// Maps a chunk, unless it is there. `None` without memory.
+    fn map(&self, chunk: usize) -> Option<()> {
+        if !self.chunks[chunk].load(Ordering::Acquire).is_null() {
+            return Some(());
+        }
+        let bytes = (FIRST as usize).checked_shl(chunk as u32)?.checked_mul(size_of::<S>())?;
+        let (access, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
+        );
+        // SAFETY: new memory, at an address that the system chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return None;
+        }
+        // Release pairs with the Acquire in `get`.
+        let placed = self.chunks[chunk].compare_exchange(
+            std::ptr::null_mut(),
+            start.cast(),
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if placed.is_err() {
+            // SAFETY: mapped above, and another thread's chunk is used instead.
+            unsafe { libc::munmap(start, bytes) };
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Number {
+        next: AtomicU32,
+        mark: AtomicU32,
+    }
+
+    // SAFETY: two integers.
+    unsafe impl Slot for Number {
+        fn next(&self) -> &AtomicU32 {
+            &self.next
+        }
+    }
+
+    #[test]
+    fn numbers_have_places_of_their_own() {
+        assert_eq!((place(0), place(LAST + 1), place(u32::MAX)), (None, None, None));
+        assert_eq!((place(1), place(64), place(65)), (Some((0, 0)), Some((0, 63)), Some((1, 0))));
+        assert_eq!((place(192), place(193)), (Some((1, 127)), Some((2, 0))));
+        assert_eq!(place(LAST), Some((CHUNKS - 1, ((FIRST as usize) << (CHUNKS - 1)) - 1)));
+    }
+
+    #[test]
+    fn what_is_given_is_taken_again_and_nothing_twice() {
+        static ARENA: Arena<Number> = Arena::new();
+        let taken: Vec<_> = (0..200).map(|_| ARENA.take().unwrap()).collect();
+        for (index, (number, slot)) in taken.iter().enumerate() {
+            assert_eq!(*number as usize, index + 1);
+            slot.mark.store(*number, Ordering::Relaxed);
+        }
+        for (number, slot) in &taken[100..] {
+            ARENA.give(*number, slot);
+        }
+        let mut again: Vec<_> = (0..100).map(|_| ARENA.take().unwrap()).collect();
+        assert!(again.iter().all(|(number, slot)| slot.mark.load(Ordering::Relaxed) == *number));
+        again.sort_by_key(|(number, _)| *number);
+        assert_eq!(again.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (101..=200).collect::<Vec<_>>());
+        assert_eq!(ARENA.take().unwrap().0, 201);
+        assert!(ARENA.get(0).is_none() && ARENA.get(100_000).is_none());
+    }
+
+    #[test]
+    fn no_two_threads_have_one_slot() {
+        static ARENA: Arena<Number> = Arena::new();
+        std::thread::scope(|scope| {
+            for thread in 1..=4 {
+                scope.spawn(move || {
+                    for _ in 0..20_000 {
+                        let (number, slot) = ARENA.take().unwrap();
+                        assert_eq!(slot.mark.swap(thread, Ordering::Relaxed), 0);
+                        assert_eq!(slot.mark.swap(0, Ordering::Relaxed), thread);
+                        ARENA.give(number, slot);
+                    }
+                });
+            }
+        });
+        assert!(ARENA.used.load(Ordering::Relaxed) <= 4);
+    }
+}

@@ -1,0 +1,263 @@
+//! Live mappings: where what a caller's `prereg_mapping` or `prereg_range` stands for is kept.
+//!
+//! The mapping itself never leaves the library: the caller's struct names a slot and the serial number under which the slot was
+//! filled, which is never used twice. So a mapping is released once, however often its struct was copied, and whatever a caller
+//! writes over the struct cannot make the library touch other memory.
+//!
+//! Every translator keeps a few free slots of its own, so that mapping needs no word that other threads write.
+
+#![expect(unsafe_code, reason = "slots hold mappings of either kind, by the rules of their serial numbers")]
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use prereg::{Mapping, RangeMapping};
+
+use crate::arena::{Arena, Slot};
+
+const WORDS: usize = 6;
+
+/// One live mapping, or room for one.
+#[repr(C, align(64))]
+pub(crate) struct Live {
+    /// Counts up at every change; the lowest two bits are the kind of what is inside, 0 for nothing.
+    serial: AtomicU64,
+    inside: UnsafeCell<[MaybeUninit<u64>; WORDS]>,
+    next: AtomicU32,
+}
+
+// SAFETY: `inside` is written by the thread that took the slot, and read by the one whose exchange of the serial succeeds, or
+// while the caller promises that it is not released; what is inside may go from thread to thread.
+unsafe impl Sync for Live {}
+
+// SAFETY: integers and room.
+unsafe impl Slot for Live {
+    fn next(&self) -> &AtomicU32 {
+        &self.next
+    }
+}
+
+static LIVE: Arena<Live> = Arena::new();
+
+const KIND_BITS: u32 = 2;
+
+/// What can be in a slot.
+pub(crate) trait Counted: Send + Sync + Sized {
+    /// Its own number, 1 to 3.
+    const KIND: u64;
+}
+
+impl Counted for Mapping {
+    const KIND: u64 = 1;
+}
+
+impl Counted for RangeMapping {
+    const KIND: u64 = 2;
+}
+
+/// Where a mapping is kept, and under which serial number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) slot: u64,
+    pub(crate) serial: u64,
+}
+
+impl Live {
+    /// Puts a mapping in. The slot is the caller's alone.
+    #[inline]
+    fn fill<C: Counted>(&self, counted: C) -> u64 {
+        const { assert!(size_of::<C>() <= WORDS * 8 && align_of::<C>() <= align_of::<u64>()) };
+        // SAFETY: large enough and aligned, as asserted; nobody else has the slot.
+        unsafe { self.inside.get().cast::<C>().write(counted) };
+        // Relaxed: the slot is the caller's alone.
+        let serial = ((self.serial.load(Ordering::Relaxed) >> KIND_BITS) + 1) << KIND_BITS | C::KIND;
+        // Release pairs with the Acquire in `empty` and `look`.
+        self.serial.store(serial, Ordering::Release);
+        serial
+    }
+}
+
+#[inline]
+fn slot_of<C: Counted>(ticket: Ticket) -> Option<(u32, &'static Live)> {
+    if ticket.serial & ((1 << KIND_BITS) - 1) != C::KIND {
+        return None;
+    }
+    let number = u32::try_from(ticket.slot).ok()?;
+    Some((number, LIVE.get(number)?))
+}
+
+/// The mapping that a ticket names, if it is still there. It must not be released while the reference is used.
+pub(crate) fn look<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
+    let (_, live) = slot_of::<C>(ticket)?;
+    // Acquire pairs with the Release in `fill`.
+    let is_live = live.serial.load(Ordering::Acquire) == ticket.serial;
+    // SAFETY: of this kind, as the serial says, and there until the caller releases it.
+    is_live.then(|| unsafe { &*live.inside.get().cast::<C>() })
+}
+
+/// Takes the mapping out that a ticket names: once, however many try.
+#[inline]
+fn empty<C: Counted>(ticket: Ticket) -> Option<(C, u32, &'static Live)> {
+    let (number, live) = slot_of::<C>(ticket)?;
+    let emptied = ticket.serial & !((1 << KIND_BITS) - 1);
+    // Acquire pairs with the Release in `fill`; the next `fill` is by a thread that got the slot from this one.
+    live.serial.compare_exchange(ticket.serial, emptied, Ordering::Acquire, Ordering::Relaxed).ok()?;
+    // SAFETY: of this kind, as the serial said, and the exchange gave it to this call alone.
+    let counted = unsafe { live.inside.get().cast::<C>().read() };
+    Some((counted, number, live))
+}
+
+/// Takes the mapping out that a ticket names.
+pub(crate) fn take<C: Counted>(ticket: Ticket) -> Option<C> {
+    let (counted, number, live) = empty(ticket)?;
+    LIVE.give(number, live);
+    Some(counted)
+}
+
+/// Free slots that are a translator's alone.
+#[derive(Debug)]
+pub(crate) struct FreeSlots {
+    /// The first of a list.
+    first: u32,
+    count: u32,
+    /// How many are kept.
+    most: u32,
+}
+
+/// How many a translator has room for from the start.
+const AT_FIRST: u32 = 32;
+
+impl FreeSlots {
+    /// `None` without memory.
+    pub(crate) fn new() -> Option<Self> {
+        let mut slots = Self { first: 0, count: 0, most: 0 };
+        slots.reserve(AT_FIRST).then_some(slots)
+    }
+
+    /// Has at least `count` free slots from now on; `false` without memory.
+    pub(crate) fn reserve(&mut self, count: u32) -> bool {
+        self.most = self.most.max(count);
+        while self.count < count {
+            let Some((number, live)) = LIVE.take() else { return false };
+            self.keep(number, live);
+        }
+        true
+    }
+
+    #[inline]
+    fn keep(&mut self, number: u32, live: &Live) {
+        // Relaxed: the list is this translator's alone.
+        live.next.store(self.first, Ordering::Relaxed);
+        self.first = number;
+        self.count += 1;
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<(u32, &'static Live)> {
+        let number = self.first;
+        match LIVE.get(number) {
+            Some(live) => {
+                self.first = live.next.load(Ordering::Relaxed);
+                self.count -= 1;
+                Some((number, live))
+            }
+            None => LIVE.take(),
+        }
+    }
+
+    /// Keeps a mapping.
+    ///
+    /// # Errors
+    /// The mapping, without memory.
+    #[inline]
+    pub(crate) fn put<C: Counted>(&mut self, counted: C) -> Result<Ticket, C> {
+        match self.next() {
+            Some((number, live)) => Ok(Ticket { slot: number.into(), serial: live.fill(counted) }),
+            None => Err(counted),
+        }
+    }
+
+    /// Takes the mapping out that a ticket names.
+    #[inline]
+    pub(crate) fn take<C: Counted>(&mut self, ticket: Ticket) -> Option<C> {
+        let (counted, number, live) = empty(ticket)?;
+        if self.count < self.most {
+            self.keep(number, live);
+        } else {
+            LIVE.give(number, live);
+        }
+        Some(counted)
+    }
+}
+
+impl Drop for FreeSlots {
+    fn drop(&mut self) {
+        while self.count > 0 {
+            let Some((number, live)) = self.next() else { return };
+            LIVE.give(number, live);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Counted for u64 {
+        const KIND: u64 = 3;
+    }
+
+    #[test]
+    fn a_ticket_is_good_once() {
+        let mut slots = FreeSlots::new().unwrap();
+        let mut old = Vec::new();
+        for value in 0..100_u64 {
+            let ticket = slots.put(value).unwrap();
+            assert_eq!(look::<u64>(ticket), Some(&value));
+            assert!(!old.contains(&ticket));
+            assert!(old.iter().all(|&ticket| look::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none()));
+            let taken = if value % 2 == 0 { slots.take(ticket) } else { take(ticket) };
+            assert_eq!(taken, Some(value));
+            old.push(ticket);
+        }
+    }
+
+    #[test]
+    fn another_kind_and_what_was_never_given_out_are_refused() {
+        let mut slots = FreeSlots::new().unwrap();
+        let ticket = slots.put(7_u64).unwrap();
+        assert!(take::<Mapping>(ticket).is_none() && look::<RangeMapping>(ticket).is_none());
+        for slot in [0, u64::MAX, 1 << 32 | ticket.slot, 4_000_000_000] {
+            assert!(take::<u64>(Ticket { slot, ..ticket }).is_none());
+        }
+        assert!(take::<u64>(Ticket { serial: 3, ..ticket }).is_none());
+        assert_eq!(take(ticket), Some(7_u64));
+    }
+
+    #[test]
+    fn one_of_many_threads_gets_it() {
+        let mut slots = FreeSlots::new().unwrap();
+        for _ in 0..2_000 {
+            let ticket = slots.put(7_u64).unwrap();
+            let got: usize = std::thread::scope(|scope| {
+                let tries = [(); 2].map(|()| scope.spawn(move || take::<u64>(ticket).is_some()));
+                tries.into_iter().filter_map(|thread| thread.join().ok()).filter(|&got| got).count()
+            });
+            assert_eq!(got, 1);
+        }
+    }
+
+    #[test]
+    fn slots_that_another_translator_frees_are_used_again() {
+        let (mut makes, mut frees) = (FreeSlots::new().unwrap(), FreeSlots::new().unwrap());
+        let numbers: std::collections::BTreeSet<u64> = (0..10_000_u64)
+            .map(|value| {
+                let ticket = makes.put(value).unwrap();
+                assert_eq!(frees.take(ticket), Some(value));
+                ticket.slot
+            })
+            .collect();
+        assert!(numbers.len() <= 4 * AT_FIRST as usize, "{}", numbers.len());
+    }
+}

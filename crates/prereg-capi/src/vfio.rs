@@ -1,0 +1,392 @@
+//! What only the back ends of VFIO and iommufd can do: devices (`prereg_device`), the windows of SPAPR containers
+//! (`prereg_window`), and tables of what devices of an iommufd reach (`prereg_io_table`).
+
+#![expect(unsafe_code, reason = "names for C")]
+
+use std::ffi::{c_char, c_int};
+use std::sync::Arc;
+
+use prereg::{Access, BusAddr, Errno, Iova, UserAddr};
+use prereg_linux::{Iommufd, IommufdTable, SpaprTable, VfioDevice, VfioSpaprV2, WindowPlace};
+
+use crate::backend::Vfio;
+use crate::caller::{out, out_if, tell, text};
+use crate::entries::prereg_entry;
+use crate::failure::{Failure, answer, prereg_error, value_or};
+use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::record;
+use crate::space::{Space, prereg_space};
+use crate::table::prereg_geometry;
+use crate::translator::prereg_translator;
+use crate::words::{access_from, access_of, shift_from};
+
+/// A window beside the default one, at a high bus address.
+pub const PREREG_WINDOW_BESIDE: u32 = 0;
+/// A window in the place of the default one, which is given up: for devices that reach no higher.
+pub const PREREG_WINDOW_INSTEAD: u32 = 1;
+
+/// A PCI device that VFIO handed over. Any thread, any number at once.
+#[derive(Debug)]
+pub struct prereg_device(());
+
+/// The table of a window of a SPAPR container: every entry a counted mapping here and an entry in the kernel. Any thread, any
+/// number at once, each with a translator of its own.
+#[derive(Debug)]
+pub struct prereg_window(());
+
+/// What devices of an iommufd reach of held memory, range by range: each a counted mapping here and a copy in the kernel. Any
+/// thread, any number at once, each with a translator of its own.
+#[derive(Debug)]
+pub struct prereg_io_table(());
+
+kinds! {
+    prereg_device, Arc<VfioDevice>, 16;
+    prereg_window, SpaprTable, 17;
+    prereg_io_table, IommufdTable, 18;
+}
+
+fn device_name<'a>(device: *const c_char) -> Result<&'a str, Failure> {
+    text(device, "device")?.ok_or(Failure::Null("device"))
+}
+
+fn not_here(space: &Space, what: &str) -> Failure {
+    let text = format!("a space of the back end {} has no {what}", space.space.backend());
+    Failure::Refused(text, Errno::EOPNOTSUPP)
+}
+
+/// Lets another device reach what the space's devices reach: takes its group into the container, or attaches it. Pins and charges
+/// nothing.
+///
+/// Returns 0; -EOPNOTSUPP for a space of another back end or on the caller's own container; -ENODEV, -ENOENT, -EACCES, -EPERM,
+/// -EBUSY, as the message says. Nothing has changed then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_space_add_device(
+    space: *const prereg_space,
+    device: *const c_char,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (space, device) = (body(space)?, device_name(device)?);
+        match &space.vfio {
+            Vfio::Type1(type1) => type1.add_group_of(device)?,
+            Vfio::SpaprV2(spapr) => spapr.add_group_of(device)?,
+            Vfio::Iommufd(iommufd) => iommufd.add_device(device).map(drop)?,
+            Vfio::None => return Err(not_here(space, "devices")),
+        }
+        Ok(())
+    })
+}
+
+/// Takes a device, or the group it is in, out again. What is registered stays pinned.
+///
+/// Returns 0; -EBUSY while it is the last one and memory is registered that would go with it, or the device is open; -EOPNOTSUPP,
+/// -ENODEV. Nothing has changed then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_space_remove_device(
+    space: *const prereg_space,
+    device: *const c_char,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (space, device) = (body(space)?, device_name(device)?);
+        match &space.vfio {
+            Vfio::Type1(type1) => type1.remove_group_of(device)?,
+            Vfio::Iommufd(iommufd) => iommufd.remove_device(device)?,
+            Vfio::SpaprV2(_) | Vfio::None => return Err(not_here(space, "devices that could leave")),
+        }
+        Ok(())
+    })
+}
+
+/// Opens a device of the space's container, or shares one that is attached to its iommufd.
+///
+/// Returns 0; -EOPNOTSUPP, -ENODEV, -EBUSY, or what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_open(
+    space: *const prereg_space,
+    name: *const c_char,
+    device: *mut *mut prereg_device,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        hand_out(device, || {
+            let (space, name) = (body(space)?, device_name(name)?);
+            Ok(match &space.vfio {
+                Vfio::Type1(type1) => Arc::new(type1.device(name)?),
+                Vfio::SpaprV2(spapr) => Arc::new(spapr.device(name)?),
+                Vfio::Iommufd(iommufd) => iommufd.device(name)?,
+                Vfio::None => return Err(not_here(space, "devices")),
+            })
+        })
+    })
+}
+
+/// Gives the handle up and sets `*device` to NULL. The device is closed when no handle on it is left and no iommufd has it.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_close(device: *mut *mut prereg_device) -> c_int {
+    answer(std::ptr::null_mut(), || take(device).map(drop))
+}
+
+/// Lets the device answer at its registers and do DMA (`on` is 1), or no DMA (0).
+///
+/// Returns 0, -EINVAL, or what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_set_bus_master(
+    device: *const prereg_device,
+    on: c_int,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || match on {
+        0 | 1 => Ok(body(device)?.set_bus_master(on == 1)?),
+        _ => Err(Failure::Argument("on is neither 0 nor 1")),
+    })
+}
+
+/// Resets the device.
+///
+/// Returns 0, -EINVAL, or what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_reset(device: *const prereg_device, error: *mut prereg_error) -> c_int {
+    answer(error, || Ok(body(device)?.reset()?))
+}
+
+/// Reads 16 bits of the device's configuration space.
+///
+/// Returns 0; -EINVAL past its end, or what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_config_read(
+    device: *const prereg_device,
+    offset: u64,
+    value: *mut u16,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let value = out(value, "value")?;
+        value.write(body(device)?.config_u16(offset)?);
+        Ok(())
+    })
+}
+
+/// Writes 16 bits of the device's configuration space.
+///
+/// Returns 0; -EINVAL past its end, or what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_device_config_write(
+    device: *const prereg_device,
+    offset: u64,
+    value: u16,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || Ok(body(device)?.set_config_u16(offset, value)?))
+}
+
+fn spapr<'a>(space: *const prereg_space) -> Result<&'a VfioSpaprV2, Failure> {
+    let space = body(space)?;
+    match &space.vfio {
+        Vfio::SpaprV2(spapr) => Ok(spapr),
+        _ => Err(not_here(space, "windows")),
+    }
+}
+
+/// The table of the default window of a space of `PREREG_BACKEND_VFIO_SPAPR_V2`. One at a time.
+///
+/// Returns 0; -EINVAL when it has a table already or was replaced; -EOPNOTSUPP for a space of another back end.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_default(
+    space: *const prereg_space,
+    window: *mut *mut prereg_window,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || hand_out(window, || Ok(spapr(space)?.default_window()?)))
+}
+
+/// Makes a window of `bytes` bytes in pages of `2^shift`, and its table; `place` is a `PREREG_WINDOW_...`. Where it begins is the
+/// kernel's to say: see `prereg_window_geometry`.
+///
+/// Returns 0; -EINVAL for what cannot be; -EOPNOTSUPP for a space of another back end; what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_create(
+    space: *const prereg_space,
+    shift: u32,
+    bytes: u64,
+    place: u32,
+    window: *mut *mut prereg_window,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        hand_out(window, || {
+            let place = match place {
+                PREREG_WINDOW_BESIDE => WindowPlace::Beside,
+                PREREG_WINDOW_INSTEAD => WindowPlace::InsteadOfDefault,
+                _ => return Err(Failure::Argument("place is none of PREREG_WINDOW_...")),
+            };
+            Ok(spapr(space)?.create_window(shift_from(shift)?, bytes, place)?)
+        })
+    })
+}
+
+/// Empties the table, removes the window if it was made for it, and sets `*window` to NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_free(window: *mut *mut prereg_window) -> c_int {
+    answer(std::ptr::null_mut(), || take(window).map(drop))
+}
+
+/// Where the window is. Returns 0 or -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_geometry(
+    window: *const prereg_window,
+    geometry: *mut prereg_geometry,
+) -> c_int {
+    answer(std::ptr::null_mut(), || {
+        let (table, place) = (body(window)?, record::out(geometry)?);
+        place.write(&prereg_geometry {
+            size: 0,
+            start: table.start().raw(),
+            entries: table.bytes() >> table.shift().get(),
+            shift: table.shift().get(),
+            reserved: 0,
+        });
+        Ok(())
+    })
+}
+
+/// Maps `pages` consecutive pages from `ua` on into the entries from bus address `ioba` on: one call to the kernel. What was there
+/// before is released.
+///
+/// Returns 0; -EFAULT, -ENXIO, -EINVAL, -ENOMEM, or what the kernel said. The entries are as they were then, but for those that the
+/// message counts as lost.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_set_run(
+    window: *const prereg_window,
+    translator: *mut prereg_translator,
+    ioba: u64,
+    pages: u64,
+    ua: u64,
+    access: u32,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (table, access) = (body(window)?, access_from(access)?);
+        let translator = &mut body_mut(translator)?.translator;
+        Ok(table.put_run(translator, BusAddr::new(ioba), UserAddr::new(ua), pages, access)?)
+    })
+}
+
+/// Empties `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
+/// many were live.
+///
+/// Returns 0; -EINVAL, or what the kernel said: the entries are still counted then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_clear(
+    window: *const prereg_window,
+    translator: *mut prereg_translator,
+    ioba: u64,
+    pages: u64,
+    cleared: *mut u64,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let cleared = out_if(cleared, "cleared")?;
+        let translator = &mut body_mut(translator)?.translator;
+        tell(cleared, body(window)?.stuff(translator, BusAddr::new(ioba), pages)?);
+        Ok(())
+    })
+}
+
+/// Shows the entry at `ioba`. Returns 1 and fills `*entry` if it is live; 0 if it is empty or there is none; -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_inspect(
+    window: *const prereg_window,
+    ioba: u64,
+    entry: *mut prereg_entry,
+) -> c_int {
+    value_or(-Errno::EINVAL.raw(), || {
+        let place = record::out(entry)?;
+        let seen: Option<(UserAddr, Access)> = body(window)?.entry(BusAddr::new(ioba));
+        Ok(seen.map_or(0, |(ua, access)| {
+            place.write(&prereg_entry { size: 0, ua: ua.raw(), access: access_of(Some(access)), reserved: 0 });
+            1
+        }))
+    })
+}
+
+/// How many entries are live; 0 for what is no window.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_live(window: *const prereg_window) -> u64 {
+    value_or(0, || Ok(body(window)?.live()))
+}
+
+fn held<'a>(space: *const prereg_space) -> Result<(&'a Space, &'a Iommufd), Failure> {
+    let space = body(space)?;
+    match &space.vfio {
+        Vfio::Iommufd(iommufd) => Ok((space, iommufd)),
+        _ => Err(not_here(space, "tables of what devices reach")),
+    }
+}
+
+/// Makes an empty table of what the devices reach of a space of `PREREG_BACKEND_IOMMUFD` and `PREREG_PLACEMENT_HELD`.
+///
+/// Returns 0; -EOPNOTSUPP for another space; -ENOMEM, -EINVAL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_io_table_new(
+    space: *const prereg_space,
+    table: *mut *mut prereg_io_table,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        hand_out(table, || {
+            let (space, iommufd) = held(space)?;
+            iommufd.table().ok_or_else(|| not_here(space, "table unless its placement is HELD"))
+        })
+    })
+}
+
+/// Unmaps all that it maps, and sets `*table` to NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_io_table_free(table: *mut *mut prereg_io_table) -> c_int {
+    answer(std::ptr::null_mut(), || take(table).map(drop))
+}
+
+/// Lets devices reach `bytes` bytes from `ua` on, all in one region, at I/O virtual address `at`. Pins and charges nothing.
+///
+/// Returns 0; -EINVAL (empty, past 2^64, not whole units), -EEXIST, -EFAULT, -ENXIO, or what the kernel said. Nothing is mapped
+/// then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_io_table_map(
+    table: *const prereg_io_table,
+    translator: *mut prereg_translator,
+    at: u64,
+    bytes: u64,
+    ua: u64,
+    access: u32,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (table, access) = (body(table)?, access_from(access)?);
+        let translator = &mut body_mut(translator)?.translator;
+        Ok(table.map(translator, Iova::new(at), UserAddr::new(ua), bytes, access)?)
+    })
+}
+
+/// Takes back what was mapped at `at`, whole.
+///
+/// Returns 0; -ENOENT when no mapping is just this range; what the kernel said: it stays counted then.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_io_table_unmap(
+    table: *const prereg_io_table,
+    translator: *mut prereg_translator,
+    at: u64,
+    bytes: u64,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let translator = &mut body_mut(translator)?.translator;
+        Ok(body(table)?.unmap(translator, Iova::new(at), bytes)?)
+    })
+}
+
+/// How many ranges are mapped; 0 for what is no table.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_io_table_live(table: *const prereg_io_table) -> u64 {
+    value_or(0, || Ok(body(table)?.live()))
+}
