@@ -1,7 +1,7 @@
 //! Live mappings: where what a caller's `prereg_mapping` or `prereg_range` stands for is kept.
 //!
 //! The mapping itself never leaves the library: the caller's struct names a slot and the serial number under which the slot was
-//! filled, which is never used twice. So a mapping is released once, however often its struct was copied, and whatever a caller
+//! filled, which is never used twice; and the slot remembers for which struct. So a mapping is released once, however often its struct was copied, and whatever a caller
 //! writes over the struct cannot make the library touch other memory.
 //!
 //! Every translator keeps a few free slots of its own, so that mapping needs no word that other threads write.
@@ -24,6 +24,8 @@ pub(crate) struct Live {
     /// Counts up at every change; the lowest two bits are the kind of what is inside, 0 for nothing.
     serial: AtomicU64,
     inside: UnsafeCell<[MaybeUninit<u64>; WORDS]>,
+    /// Part of the address of the caller's struct.
+    owner: AtomicU32,
     next: AtomicU32,
 }
 
@@ -56,25 +58,38 @@ impl Counted for RangeMapping {
     const KIND: u64 = 2;
 }
 
-/// Where a mapping is kept, and under which serial number.
+/// Where a mapping is kept, under which serial number, and for whom.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
     pub(crate) slot: u64,
     pub(crate) serial: u64,
+    /// The address of the caller's struct.
+    pub(crate) owner: u64,
+}
+
+impl Ticket {
+    /// What a slot remembers of the owner: nearer than 32 GiB no two structs are taken for each other.
+    #[inline]
+    fn owner_part(self) -> u32 {
+        (self.owner >> 3) as u32
+    }
 }
 
 impl Live {
     /// Puts a mapping in. The slot is the caller's alone.
     #[inline]
-    fn fill<C: Counted>(&self, counted: C) -> u64 {
+    fn fill<C: Counted>(&self, counted: C, slot: u32, owner: u64) -> Ticket {
         const { assert!(size_of::<C>() <= WORDS * 8 && align_of::<C>() <= align_of::<u64>()) };
         // SAFETY: large enough and aligned, as asserted; nobody else has the slot.
         unsafe { self.inside.get().cast::<C>().write(counted) };
         // Relaxed: the slot is the caller's alone.
         let serial = ((self.serial.load(Ordering::Relaxed) >> KIND_BITS) + 1) << KIND_BITS | C::KIND;
-        // Release pairs with the Acquire in `empty` and `look`.
+        let ticket = Ticket { slot: slot.into(), serial, owner };
+        // Relaxed: before the serial.
+        self.owner.store(ticket.owner_part(), Ordering::Relaxed);
+        // Release pairs with the Acquire in `slot_of`.
         self.serial.store(serial, Ordering::Release);
-        serial
+        ticket
     }
 }
 
@@ -84,16 +99,18 @@ fn slot_of<C: Counted>(ticket: Ticket) -> Option<(u32, &'static Live)> {
         return None;
     }
     let number = u32::try_from(ticket.slot).ok()?;
-    Some((number, LIVE.get(number)?))
+    let live = LIVE.get(number)?;
+    // Acquire pairs with the Release in `fill`: the owner is seen, and what is inside. Relaxed: see there.
+    let is_live = live.serial.load(Ordering::Acquire) == ticket.serial
+        && live.owner.load(Ordering::Relaxed) == ticket.owner_part();
+    is_live.then_some((number, live))
 }
 
 /// The mapping that a ticket names, if it is still there. It must not be released while the reference is used.
 pub(crate) fn look<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
     let (_, live) = slot_of::<C>(ticket)?;
-    // Acquire pairs with the Release in `fill`.
-    let is_live = live.serial.load(Ordering::Acquire) == ticket.serial;
     // SAFETY: of this kind, as the serial says, and there until the caller releases it.
-    is_live.then(|| unsafe { &*live.inside.get().cast::<C>() })
+    Some(unsafe { &*live.inside.get().cast::<C>() })
 }
 
 /// Takes the mapping out that a ticket names: once, however many try.
@@ -101,7 +118,8 @@ pub(crate) fn look<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
 fn empty<C: Counted>(ticket: Ticket) -> Option<(C, u32, &'static Live)> {
     let (number, live) = slot_of::<C>(ticket)?;
     let emptied = ticket.serial & !((1 << KIND_BITS) - 1);
-    // Acquire pairs with the Release in `fill`; the next `fill` is by a thread that got the slot from this one.
+    // Acquire pairs with the Release in `fill`. One exchange succeeds; the next `fill` is by a thread that got the slot from the one
+    // whose did.
     live.serial.compare_exchange(ticket.serial, emptied, Ordering::Acquire, Ordering::Relaxed).ok()?;
     // SAFETY: of this kind, as the serial said, and the exchange gave it to this call alone.
     let counted = unsafe { live.inside.get().cast::<C>().read() };
@@ -166,14 +184,14 @@ impl FreeSlots {
         }
     }
 
-    /// Keeps a mapping.
+    /// Keeps a mapping for the caller's struct at `owner`.
     ///
     /// # Errors
     /// The mapping, without memory.
     #[inline]
-    pub(crate) fn put<C: Counted>(&mut self, counted: C) -> Result<Ticket, C> {
+    pub(crate) fn put<C: Counted>(&mut self, counted: C, owner: u64) -> Result<Ticket, C> {
         match self.next() {
-            Some((number, live)) => Ok(Ticket { slot: number.into(), serial: live.fill(counted) }),
+            Some((number, live)) => Ok(live.fill(counted, number, owner)),
             None => Err(counted),
         }
     }
@@ -213,7 +231,7 @@ mod tests {
         let mut slots = FreeSlots::new().unwrap();
         let mut old = Vec::new();
         for value in 0..100_u64 {
-            let ticket = slots.put(value).unwrap();
+            let ticket = slots.put(value, 8).unwrap();
             assert_eq!(look::<u64>(ticket), Some(&value));
             assert!(!old.contains(&ticket));
             assert!(old.iter().all(|&ticket| look::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none()));
@@ -226,12 +244,13 @@ mod tests {
     #[test]
     fn another_kind_and_what_was_never_given_out_are_refused() {
         let mut slots = FreeSlots::new().unwrap();
-        let ticket = slots.put(7_u64).unwrap();
+        let ticket = slots.put(7_u64, 8).unwrap();
         assert!(take::<Mapping>(ticket).is_none() && look::<RangeMapping>(ticket).is_none());
         for slot in [0, u64::MAX, 1 << 32 | ticket.slot, 4_000_000_000] {
             assert!(take::<u64>(Ticket { slot, ..ticket }).is_none());
         }
         assert!(take::<u64>(Ticket { serial: 3, ..ticket }).is_none());
+        assert!(take::<u64>(Ticket { owner: 16, ..ticket }).is_none());
         assert_eq!(take(ticket), Some(7_u64));
     }
 
@@ -239,7 +258,7 @@ mod tests {
     fn one_of_many_threads_gets_it() {
         let mut slots = FreeSlots::new().unwrap();
         for _ in 0..2_000 {
-            let ticket = slots.put(7_u64).unwrap();
+            let ticket = slots.put(7_u64, 8).unwrap();
             let got: usize = std::thread::scope(|scope| {
                 let tries = [(); 2].map(|()| scope.spawn(move || take::<u64>(ticket).is_some()));
                 tries.into_iter().filter_map(|thread| thread.join().ok()).filter(|&got| got).count()
@@ -253,7 +272,7 @@ mod tests {
         let (mut makes, mut frees) = (FreeSlots::new().unwrap(), FreeSlots::new().unwrap());
         let numbers: std::collections::BTreeSet<u64> = (0..10_000_u64)
             .map(|value| {
-                let ticket = makes.put(value).unwrap();
+                let ticket = makes.put(value, 8).unwrap();
                 assert_eq!(frees.take(ticket), Some(value));
                 ticket.slot
             })

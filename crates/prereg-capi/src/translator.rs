@@ -115,10 +115,10 @@ impl Reader {
         release: impl FnOnce(&mut Translator, T::Counted),
     ) -> Result<(), Failure> {
         let token = T::made(&counted);
-        match self.slots.put(counted) {
-            Ok(Ticket { slot, serial }) => {
+        match self.slots.put(counted, place.address()) {
+            Ok(Ticket { slot, serial, owner }) => {
                 place.write(token);
-                inside(place).write([mark_at(place.address()), slot, serial]);
+                inside(place).write([mark_at(owner), slot, serial]);
                 Ok(())
             }
             Err(counted) => {
@@ -149,7 +149,8 @@ fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
     if mark != mark_at(place.address()) {
         return Err(Failure::Handle(T::NAME));
     }
-    Ok((place, Ticket { slot, serial }))
+    let owner = place.address();
+    Ok((place, Ticket { slot, serial, owner }))
 }
 
 /// Marks the caller's struct as empty, if a mapping was taken out.
