@@ -196,6 +196,9 @@
 /** A window in the place of the default one, which is given up: for devices that reach no higher. */
 #define PREREG_WINDOW_INSTEAD 1
 
+/** The registers of a device, mapped. */
+typedef struct prereg_bar prereg_bar;
+
 /** A VFIO container. Any thread; calls take their turns, as under the kernel's own lock. */
 typedef struct prereg_container prereg_container;
 
@@ -1604,6 +1607,25 @@ int prereg_device_config_write(const struct prereg_device *device,
                                struct prereg_error *error);
 
 /**
+ * Maps the registers of base address register `index`, 0 to 5, of the device.
+ *
+ * Returns 0; -EINVAL; -EOPNOTSUPP when they cannot be mapped; what the system said.
+ */
+int prereg_bar_map(const struct prereg_device *device,
+                   uint32_t index,
+                   struct prereg_bar **bar,
+                   struct prereg_error *error);
+
+/** Where the registers are, for volatile accesses, as long as they are mapped; NULL for what is no such handle. */
+void *prereg_bar_registers(const struct prereg_bar *bar);
+
+/** How many bytes of registers there are; 0 for what is no such handle. */
+uint64_t prereg_bar_bytes(const struct prereg_bar *bar);
+
+/** Unmaps the registers and sets `*bar` to NULL. */
+int prereg_bar_unmap(struct prereg_bar **bar);
+
+/**
  * The table of the default window of a space of `PREREG_BACKEND_VFIO_SPAPR_V2`. One at a time.
  *
  * Returns 0; -EINVAL when it has a table already or was replaced; -EOPNOTSUPP for a space of another back end.
@@ -1645,6 +1667,20 @@ int prereg_window_set_run(const struct prereg_window *window,
                           uint64_t ua,
                           uint32_t access,
                           struct prereg_error *error);
+
+/**
+ * Maps `count` pages, wherever each lies, into consecutive entries from `ioba` on: one call to the kernel for each run of pages that
+ * follow each other.
+ *
+ * Returns as `prereg_window_set_run`, of the run that was refused; the runs before it are mapped.
+ */
+int prereg_window_set_list(const struct prereg_window *window,
+                           struct prereg_translator *translator,
+                           uint64_t ioba,
+                           const uint64_t *pages,
+                           size_t count,
+                           uint32_t access,
+                           struct prereg_error *error);
 
 /**
  * Empties `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how

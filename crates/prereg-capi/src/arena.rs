@@ -180,7 +180,10 @@ mod tests {
         let mut again: Vec<_> = (0..100).map(|_| ARENA.take().unwrap()).collect();
         assert!(again.iter().all(|(number, slot)| slot.mark.load(Ordering::Relaxed) == *number));
         again.sort_by_key(|(number, _)| *number);
-        assert_eq!(again.iter().map(|(number, _)| *number).collect::<Vec<_>>(), (101..=200).collect::<Vec<_>>());
+        assert_eq!(
+            again.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
+            (101..=200).collect::<Vec<_>>()
+        );
         assert_eq!(ARENA.take().unwrap().0, 201);
         assert!(ARENA.get(0).is_none() && ARENA.get(100_000).is_none());
     }

@@ -1,6 +1,9 @@
 //! Back ends by number: how a space's options become its two ports.
 
-#![expect(unsafe_code, reason = "calls a C caller's progress function; duplicates a descriptor that it names by number")]
+#![expect(
+    unsafe_code,
+    reason = "calls a C caller's progress function; duplicates a descriptor that it names by number"
+)]
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::BorrowedFd;
@@ -8,22 +11,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prereg::{AddressKind, Charge, Errno, HostAddr, Pin, UserAddr, UserRange};
-use prereg_linux::{
-    Fixed, IoUring, Iommufd, MemlockAccount, Mlock, Placement, VfioSpaprV2, VfioType1,
-};
+use prereg_linux::{Fixed, IoUring, Iommufd, MemlockAccount, Mlock, Placement, VfioSpaprV2, VfioType1};
 
 use crate::caller::text;
 use crate::failure::Failure;
-use crate::ports::{Context, Pins};
-use crate::record::Record;
-use crate::space::{
+use crate::options::{
     PREREG_BACKEND_CALLBACKS, PREREG_BACKEND_FIXED, PREREG_BACKEND_IO_URING, PREREG_BACKEND_IOMMUFD,
     PREREG_BACKEND_MLOCK, PREREG_BACKEND_VFIO_SPAPR_V2, PREREG_BACKEND_VFIO_TYPE1, PREREG_PLACEMENT_HELD,
     PREREG_PLACEMENT_SHARED, prereg_options,
 };
+use crate::ports::{Context, Pins};
+use crate::record::Record;
 use crate::words::{
-    PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL, PREREG_ADDRESS_SLOT_OFFSET, granule_of, zero,
+    PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL, PREREG_ADDRESS_SLOT_OFFSET, choice, granule_of, zero,
 };
+
+const IO_URING_ADDRESSES: &str =
+    "PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL and PREREG_ADDRESS_SLOT_OFFSET: io_uring can give no others";
 
 /// A back end: its two ports, a note on its addresses, and what stops it.
 pub(crate) struct Backend {
@@ -71,7 +75,7 @@ fn uses(backend: u32) -> Result<(&'static str, &'static [&'static str]), Failure
         PREREG_BACKEND_VFIO_TYPE1 => ("VFIO_TYPE1", &["container_fd", "device"]),
         PREREG_BACKEND_VFIO_SPAPR_V2 => ("VFIO_SPAPR_V2", &["device"]),
         PREREG_BACKEND_IOMMUFD => ("IOMMUFD", &["device", "placement"]),
-        _ => return Err(Failure::Argument("backend is none of PREREG_BACKEND_...")),
+        _ => return Err(choice("backend of prereg_options", backend, "PREREG_BACKEND_...")),
     })
 }
 
@@ -150,7 +154,7 @@ impl Backend {
             PREREG_ADDRESS_ANY => {}
             PREREG_ADDRESS_PHYSICAL => builder = builder.addresses(AddressKind::Physical),
             PREREG_ADDRESS_SLOT_OFFSET => builder = builder.addresses(AddressKind::SlotOffset),
-            _ => return Err(Failure::Argument("addresses is none that io_uring can give")),
+            _ => return Err(choice("addresses of prereg_options", options.addresses, IO_URING_ADDRESSES)),
         }
         if options.slot_limit != 0 {
             builder = builder.slot_limit(options.slot_limit);
@@ -200,7 +204,9 @@ impl Backend {
         let (placement, note) = match options.placement {
             PREREG_PLACEMENT_SHARED => (Placement::Shared, "addresses on the bus of the devices"),
             PREREG_PLACEMENT_HELD => (Placement::Held, "addresses of the holding space, no device's"),
-            _ => return Err(Failure::Argument("placement is none of PREREG_PLACEMENT_...")),
+            _ => {
+                return Err(choice("placement of prereg_options", options.placement, "PREREG_PLACEMENT_..."));
+            }
         };
         let iommufd = Arc::new(Iommufd::open(device(options)?, placement)?);
         Ok(Self::shared(&iommufd, note, Vfio::Iommufd(iommufd.clone())))

@@ -80,7 +80,7 @@ pub(crate) fn array<'a, T>(start: *mut T, count: usize, name: &'static str) -> R
     if count > isize::MAX as usize / size_of::<T>().max(1) {
         return Err(Failure::Argument("an array is longer than memory"));
     }
-    // SAFETY: aligned and of a possible length; that it is there and nobody else's during the call is the caller's promise.
+    // SAFETY: aligned and of a possible length; that it is there and used by no other thread during the call is the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), count) })
 }
 

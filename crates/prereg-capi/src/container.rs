@@ -2,7 +2,7 @@
 
 #![expect(
     unsafe_code,
-    reason = "names for C; reads and writes a C caller's ioctl structs; calls his functions"
+    reason = "names for C; reads and writes a C caller's ioctl structs; calls its functions"
 )]
 
 use std::ffi::{c_int, c_void};
@@ -20,6 +20,7 @@ use crate::ports::{CallersMemory, Context};
 use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::table::{geometry_of, prereg_geometry, prereg_table};
+use crate::words::choice;
 
 /// Bare-metal POWER9.
 pub const PREREG_PLATFORM_POWERNV: u32 = 0;
@@ -182,7 +183,7 @@ pub extern "C" fn prereg_container_attach(
             PREREG_PLATFORM_POWERNV => Platform::POWERNV,
             PREREG_PLATFORM_POWERNV8 => Platform::POWERNV8,
             PREREG_PLATFORM_PSERIES => Platform::PSERIES,
-            _ => return Err(Failure::Argument("platform is none of PREREG_PLATFORM_...")),
+            _ => return Err(choice("platform", platform, "PREREG_PLATFORM_...")),
         };
         let hardware = record::read_if(hardware)?;
         let hardware = hardware.map(|ops| (ops, Context::new(ops.context, ops.release)));

@@ -12,7 +12,7 @@ use crate::handle::{body, body_mut, hand_out, kinds, take};
 use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::translator::{prereg_mapping, prereg_translator};
-use crate::words::{access_from, access_of, holder_from, prereg_holder, shift_from};
+use crate::words::{access_from, access_of, choice, holder_from, prereg_holder, shift_from};
 
 /// A block of entries of one page size, each of which may own one counted mapping. Any thread, any number at once: changes
 /// of one entry are serialised.
@@ -58,14 +58,18 @@ pub extern "C" fn prereg_entries_new(
             let space = body(space)?;
             let shift = shift_from(shift)?;
             if shift.get() < 12 {
-                return Err(Failure::Argument("no table has pages below 4 KiB"));
+                return Err(choice(
+                    "the page shift",
+                    shift.get(),
+                    "12 to 63: no table has pages below 4 KiB",
+                ));
             }
             Ok(EntryBlock::new(&space.space, shift, count, holder_from(holder)?)?)
         })
     })
 }
 
-/// Gives the mappings of all entries back, frees the block and sets `*entries` to NULL.
+/// Releases the mappings of all entries, frees the block and sets `*entries` to NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_entries_free(entries: *mut *mut prereg_entries) -> c_int {
     answer(std::ptr::null_mut(), || take(entries).map(drop))
@@ -83,7 +87,7 @@ pub extern "C" fn prereg_entries_live(entries: *const prereg_entries) -> u64 {
     value_or(0, || Ok(body(entries)?.live()))
 }
 
-/// Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is given back (its page marked
+/// Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is released (its page marked
 /// dirty if the device could write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
 ///
 /// Returns 0; as `prereg_map`; -EINVAL also for a bad index, a misaligned address or a translator of another space; -EAGAIN
@@ -101,7 +105,7 @@ pub extern "C" fn prereg_entries_set(
     answer(error, || {
         let (entries, access, before) = (body(entries)?, access_from(access)?, out_if(before, "before")?);
         if index >= entries.len() {
-            return Err(Failure::Argument("the block has no entry of that number"));
+            return Err(Failure::Number { what: "entry", found: index, count: entries.len() });
         }
         let was = entries.set(&mut body_mut(translator)?.translator, index, UserAddr::new(ua), access)?;
         tell(before, access_of(was));

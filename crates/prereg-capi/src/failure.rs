@@ -7,7 +7,8 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prereg::{
-    Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError, UnregisterError,
+    Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError,
+    UnregisterError,
 };
 use prereg_iommu::container::ContainerError;
 use prereg_iommu::iova::{IovaAccessError, IovaMapError};
@@ -40,7 +41,11 @@ const ENOTRECOVERABLE: Errno = Errno::from_raw(131);
 pub(crate) enum Failure {
     #[error("{0}")]
     Argument(&'static str),
-    #[error("{0} is NULL")]
+    #[error("{what} is {found:#x}; it is one of {choices}")]
+    Choice { what: &'static str, found: u64, choices: &'static str },
+    #[error("{what} {found} does not exist: there are {count}, from 0 on")]
+    Number { what: &'static str, found: usize, count: usize },
+    #[error("{0} is NULL; pass the address of one, or a live handle")]
     Null(&'static str),
     #[error("the pointer to {0} is misaligned; pass the address of a variable of its type")]
     Misaligned(&'static str),
@@ -66,7 +71,7 @@ pub(crate) enum Failure {
     NoPage { host: HostAddr, granule: PageShift },
     #[error("{0}")]
     Refused(String, Errno),
-    #[error("no memory for it")]
+    #[error("the process has no memory for what the call makes")]
     OutOfMemory,
     #[error(
         "a defect of this library: it panicked, and the panic was caught; what the call was to change is undefined"
@@ -110,6 +115,8 @@ impl Failure {
     pub(crate) fn errno(&self) -> Errno {
         match self {
             Self::Argument(_)
+            | Self::Choice { .. }
+            | Self::Number { .. }
             | Self::Null(_)
             | Self::Misaligned(_)
             | Self::NoText(_)

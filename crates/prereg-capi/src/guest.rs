@@ -14,7 +14,7 @@ use crate::handle::{body, body_mut, hand_out, kinds, take};
 use crate::record::{self, records};
 use crate::table::{geometry_from, prereg_geometry, prereg_table};
 use crate::translator::{prereg_mapping, prereg_translator};
-use crate::words::access_of;
+use crate::words::{access_of, choice};
 
 /// Answers as QEMU gives them in user space.
 pub const PREREG_RULES_QEMU: u32 = 0;
@@ -136,15 +136,15 @@ pub extern "C" fn prereg_guest_new(
             let rules = match rules {
                 PREREG_RULES_QEMU => Rules::Qemu,
                 PREREG_RULES_KVM => Rules::Kvm,
-                _ => return Err(Failure::Argument("rules is none of PREREG_RULES_...")),
+                _ => return Err(choice("rules", rules, "PREREG_RULES_...")),
             };
             Ok(Hypercalls::new(rules, MemorySlots::new()))
         })
     })
 }
 
-/// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nobody else shares give their mappings
-/// back.
+/// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nothing else shares release their
+/// mappings.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_free(guest: *mut *mut prereg_guest) -> c_int {
     answer(std::ptr::null_mut(), || take(guest).map(drop))
@@ -224,7 +224,7 @@ fn table_of(guest: &mut Hypercalls, liobn: u32) -> Result<&mut TceTable, Failure
     guest.table_mut(Liobn::new(liobn)).ok_or_else(|| no_table(liobn))
 }
 
-/// Removes a table. Hardware tables that nobody else shares give their mappings back.
+/// Removes a table. Hardware tables that nothing else shares release their mappings.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -300,7 +300,8 @@ pub extern "C" fn prereg_hypercall(
         let call = Hypercall::decode(number, arguments).ok_or_else(|| {
             Failure::Refused(format!("{number:#x} is not the number of a TCE hypercall"), Errno::ENOSYS)
         })?;
-        let answer = guest.call(&mut body_mut(translator)?.translator, &List { function: read_list, context }, call);
+        let answer =
+            guest.call(&mut body_mut(translator)?.translator, &List { function: read_list, context }, call);
         place.write(&prereg_reply {
             size: 0,
             code: answer.code.raw(),

@@ -109,6 +109,9 @@ pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, F
     Ok(unsafe { body.as_mut() })
 }
 
+/// A handle that ends, taken apart: its place and its body.
+pub(crate) type Parts<K> = (Vacant<K>, <K as Kind>::Body);
+
 /// Makes a handle and puts it into the caller's variable; NULL there when `make` fails. Nothing fails after `make`.
 pub(crate) fn hand_out<K: Kind>(
     place: *mut *mut K,
@@ -129,7 +132,7 @@ pub(crate) fn take<K: Kind>(place: *mut *mut K) -> Result<Option<K::Body>, Failu
     Ok(take_apart(out_if(place, "the variable of the handle")?.as_ref())?.map(|(_, body)| body))
 }
 
-fn take_apart<K: Kind>(place: Option<&Out<*mut K>>) -> Result<Option<(Vacant<K>, K::Body)>, Failure> {
+fn take_apart<K: Kind>(place: Option<&Out<*mut K>>) -> Result<Option<Parts<K>>, Failure> {
     let Some(place) = place else { return Ok(None) };
     let handle = place.read();
     if handle.is_null() {
@@ -156,23 +159,21 @@ pub(crate) fn surrender<K: Kind>(
 }
 
 /// All handles of an array that are not NULL, with the index of each: all of them, or none when one is refused.
-pub(crate) fn split_all<K: Kind>(
-    places: &mut [*mut K],
-) -> Result<Vec<(usize, Vacant<K>, K::Body)>, Failure> {
+pub(crate) fn split_all<K: Kind>(places: &mut [*mut K]) -> Result<Vec<(usize, Parts<K>)>, Failure> {
     let mut taken = Vec::new();
     for (index, place) in places.iter().enumerate().filter(|(_, place)| !place.is_null()) {
         match split(*place) {
-            Ok((vacant, body)) => taken.push((index, vacant, body)),
+            Ok(parts) => taken.push((index, parts)),
             Err(failure) => {
                 // The same handles again, so the variables need no change.
-                for (_, vacant, body) in taken {
+                for (_, (vacant, body)) in taken {
                     let _ = vacant.fill(body);
                 }
                 return Err(failure);
             }
         }
     }
-    taken.iter().for_each(|&(index, ..)| places[index] = std::ptr::null_mut());
+    taken.iter().for_each(|(index, _)| places[*index] = std::ptr::null_mut());
     Ok(taken)
 }
 
@@ -186,7 +187,7 @@ pub(crate) fn handles<'a, K: Kind>(
 }
 
 /// The body of a live handle, and the memory it was in. The handle is none any more, unless it is filled again.
-fn split<K: Kind>(handle: *mut K) -> Result<(Vacant<K>, K::Body), Failure> {
+fn split<K: Kind>(handle: *mut K) -> Result<Parts<K>, Failure> {
     let (number, generation, entry) = entry_of(handle.cast_const())?;
     // Acquire pairs with the Release in `fill`. One exchange succeeds, however many threads try.
     entry
@@ -324,7 +325,10 @@ mod tests {
         assert_eq!((list[0], list[2], list[3]), (one, two, one));
         assert_eq!(body(one.cast_const()).unwrap(), "one");
         let taken = split_all(&mut list[..3]).unwrap();
-        assert_eq!(taken.iter().map(|(index, _, body)| (*index, body.as_str())).collect::<Vec<_>>(), [(0, "one"), (2, "two")]);
+        assert_eq!(
+            taken.iter().map(|(index, (_, body))| (*index, body.as_str())).collect::<Vec<_>>(),
+            [(0, "one"), (2, "two")]
+        );
         assert!(list[..3].iter().all(|place| place.is_null()));
     }
 

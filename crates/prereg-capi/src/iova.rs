@@ -16,7 +16,7 @@ use crate::ports::Context;
 use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::translator::mark;
-use crate::words::{access_from, holder_from, prereg_holder, shift_from};
+use crate::words::{access_from, choice, holder_from, prereg_holder, shift_from};
 
 /// What a device's address space is bounded by.
 #[repr(C)]
@@ -195,7 +195,8 @@ fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, Failure>
     let Some(limits) = record::read_if(limits)? else { return Ok(wanted) };
     if limits.page_shift != 0 {
         if limits.page_shift < 12 {
-            return Err(Failure::Argument("page_shift of the limits is below 12: no IOMMU has pages below 4 KiB"));
+            let choices = "0 (4 KiB) and 12 to 63: no IOMMU has pages below 4 KiB";
+            return Err(choice("page_shift of prereg_iova_limits", limits.page_shift, choices));
         }
         wanted.page = shift_from(limits.page_shift)?;
     }
@@ -204,7 +205,9 @@ fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, Failure>
     }
     let last = if limits.last == 0 { u64::MAX } else { limits.last };
     if limits.first > last {
-        return Err(Failure::Argument("the first address of the limits lies behind the last"));
+        return Err(Failure::Argument(
+            "first of prereg_iova_limits lies behind last; no address would be left to map",
+        ));
     }
     wanted.aperture = (Iova::new(limits.first), Iova::new(last));
     Ok(wanted)
@@ -387,10 +390,7 @@ pub extern "C" fn prereg_iova_refresh(iova: *const prereg_iova) -> c_int {
 
 /// What is to be seen of the map. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_iova_snapshot(
-    iova: *const prereg_iova,
-    state: *mut prereg_iova_state,
-) -> c_int {
+pub extern "C" fn prereg_iova_snapshot(iova: *const prereg_iova, state: *mut prereg_iova_state) -> c_int {
     answer(std::ptr::null_mut(), || {
         let (seen, place) = (body(iova)?.map.snapshot(), record::out(state)?);
         place.write(&prereg_iova_state {

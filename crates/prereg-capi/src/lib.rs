@@ -12,7 +12,7 @@
 //! anew when `PREREG_WRITE_HEADER` is set.
 //!
 //! Who builds on whom, lowest first: `failure` (what a call answers), `caller` and `record` (what C points at), `arena` (slots by
-//! number), `handle` and `live` (what C holds); `words`, `region`; `ports` (what C lends); `backend`, `space`; `state`,
+//! number), `handle` and `live` (what C holds); `words`, `region`; `ports` (what C lends); `options`, `backend`, `space`; `state`,
 //! `registration`, `translator`, `entries`; the containers: `table`, `guest`, `container`, `iova`; `vfio`.
 #![cfg(target_os = "linux")]
 #![expect(non_camel_case_types, reason = "the names of C's types")]
@@ -27,6 +27,7 @@ pub mod guest;
 mod handle;
 pub mod iova;
 mod live;
+pub mod options;
 pub mod ports;
 mod record;
 pub mod region;

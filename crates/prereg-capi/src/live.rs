@@ -80,7 +80,7 @@ impl Live {
     #[inline]
     fn fill<C: Counted>(&self, counted: C, slot: u32, owner: u64) -> Ticket {
         const { assert!(size_of::<C>() <= WORDS * 8 && align_of::<C>() <= align_of::<u64>()) };
-        // SAFETY: large enough and aligned, as asserted; nobody else has the slot.
+        // SAFETY: large enough and aligned, as asserted; no other thread has the slot.
         unsafe { self.inside.get().cast::<C>().write(counted) };
         // Relaxed: the slot is the caller's alone.
         let serial = ((self.serial.load(Ordering::Relaxed) >> KIND_BITS) + 1) << KIND_BITS | C::KIND;
@@ -234,7 +234,10 @@ mod tests {
             let ticket = slots.put(value, 8).unwrap();
             assert_eq!(look::<u64>(ticket), Some(&value));
             assert!(!old.contains(&ticket));
-            assert!(old.iter().all(|&ticket| look::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none()));
+            assert!(
+                old.iter()
+                    .all(|&ticket| look::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none())
+            );
             let taken = if value % 2 == 0 { slots.take(ticket) } else { take(ticket) };
             assert_eq!(taken, Some(value));
             old.push(ticket);

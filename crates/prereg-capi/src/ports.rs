@@ -1,9 +1,9 @@
-//! Ports: structs of function pointers with which a caller pins and charges by himself, or keeps memory alive.
+//! Ports: structs of function pointers with which a caller pins and charges by itself, or keeps memory alive.
 //!
 //! Every struct comes with a `release` that is called once, when nothing here will use its context again. A call that
 //! fails has not taken the context: it stays the caller's, and `release` is not called for it.
 
-#![expect(unsafe_code, reason = "calls a C caller's functions, with the context that he gave")]
+#![expect(unsafe_code, reason = "calls a C caller's functions, with the context that came with them")]
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink, Pin,
-    PinError, PinId, UserAddr, UserRange,
+    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink,
+    Pin, PinError, PinId, UserAddr, UserRange,
 };
 use prereg_linux::Membarrier;
 
@@ -196,7 +196,7 @@ pub extern "C" fn prereg_dirty_pages_next(dirty: *mut prereg_dirty_pages) -> u64
     })
 }
 
-/// A caller's context and what gives it back.
+/// A caller's context and what releases it.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) pointer: *mut c_void,
@@ -210,7 +210,7 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Not given back at its end before [`taken`](Self::taken) was called.
+    /// Not released at its end before [`taken`](Self::taken) was called.
     pub(crate) const fn new(
         pointer: *mut c_void,
         release: Option<unsafe extern "C" fn(*mut c_void)>,
@@ -364,7 +364,7 @@ impl CallersMemory {
         Self { ua, bytes, owner }
     }
 
-    /// The registration has succeeded: what keeps the memory is given back when nobody needs it any more.
+    /// The registration has succeeded: what keeps the memory is released when the region is.
     pub(crate) fn taken(&self) {
         if let Some(owner) = &self.owner {
             owner.taken();
@@ -372,7 +372,7 @@ impl CallersMemory {
     }
 }
 
-// SAFETY: the header demands it of whoever names the range: it stays the same memory until the region is released, or
+// SAFETY: the header demands it of the caller that names the range: it stays the same memory until the region is released, or
 // until `release` of the owner that came with it.
 unsafe impl prereg::Memory for CallersMemory {
     fn ua(&self) -> UserAddr {

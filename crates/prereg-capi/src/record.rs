@@ -4,7 +4,10 @@
 //! written; of a larger one the members that this library does not know must be zero and are left alone. In an array the size of
 //! the first element is the distance from each to the next.
 
-#![expect(unsafe_code, reason = "copies bytes between this library's structs and a C caller's of another size")]
+#![expect(
+    unsafe_code,
+    reason = "copies bytes between this library's structs and a C caller's of another size"
+)]
 
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -191,7 +194,10 @@ mod tests {
         out((&raw mut given).cast::<Now>()).unwrap().write(&Now { size: 0, one: 7, two: 8 });
         assert_eq!((given.size, given.one, given.two, given.three), (size_of::<Later>(), 7, 8, 0));
         given.three = 1;
-        assert!(matches!(read((&raw const given).cast::<Now>()), Err(Failure::Newer { found: 32, known: 24, .. })));
+        assert!(matches!(
+            read((&raw const given).cast::<Now>()),
+            Err(Failure::Newer { found: 32, known: 24, .. })
+        ));
     }
 
     #[test]

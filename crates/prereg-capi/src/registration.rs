@@ -9,7 +9,7 @@ use prereg::{AddressSpace, Draining, Errno, HostAddr, Registration, UserAddr};
 
 use crate::caller::{out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Vacant, body, hand_out, handles, kinds, split_all, surrender, take};
+use crate::handle::{Parts, body, hand_out, handles, kinds, split_all, surrender, take};
 use crate::ports::{CallersMemory, prereg_keep};
 use crate::record;
 use crate::region::{prereg_region, prereg_run, region_of};
@@ -189,9 +189,9 @@ pub extern "C" fn prereg_unregister_many(
         let places = handles(registrations, count, "registrations")?;
         let mut parts = split_all(places)?;
         let mut failures = Vec::new();
-        while let Some((_, _, first)) = parts.first() {
+        while let Some((_, (_, first))) = parts.first() {
             let space = first.space.clone();
-            let others = parts.iter().position(|(_, _, claim)| !claim.space.ptr_eq(&space));
+            let others = parts.iter().position(|(_, (_, claim))| !claim.space.ptr_eq(&space));
             let rest = parts.split_off(others.unwrap_or(parts.len()));
             unregister_together(parts, places, &mut failures);
             parts = rest;
@@ -203,12 +203,12 @@ pub extern "C" fn prereg_unregister_many(
 
 /// Gives those of one space up; the refused go back to their places.
 fn unregister_together(
-    parts: Vec<(usize, Vacant<prereg_registration>, Claim)>,
+    parts: Vec<(usize, Parts<prereg_registration>)>,
     places: &mut [*mut prereg_registration],
     failures: &mut Vec<Failure>,
 ) {
     let (mut registrations, mut origins) = (Vec::new(), Vec::new());
-    for (index, vacant, Claim { registration, space }) in parts {
+    for (index, (vacant, Claim { registration, space })) in parts {
         origins.push((registration.range(), registration.holder(), space, vacant, index));
         registrations.push(registration);
     }
@@ -256,8 +256,7 @@ pub extern "C" fn prereg_drain(
     })
 }
 
-/// `prereg_drain`, and waits until the region is released, or registered again by somebody. Blocks as long as somebody
-/// maps it.
+/// `prereg_drain`, and waits until the region is released or registered again. Blocks as long as it is mapped.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unregister_when_idle(
     registration: *mut *mut prereg_registration,
@@ -271,7 +270,7 @@ pub extern "C" fn prereg_unregister_when_idle(
     })
 }
 
-/// Whether the region is released (or registered again by somebody): 1 or 0. Releases it if it is time. 1 for NULL;
+/// Whether the region is released (or registered again): 1 or 0. Releases it if it is time. 1 for NULL;
 /// -EINVAL for what is no such handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_draining_is_done(draining: *const prereg_draining) -> c_int {

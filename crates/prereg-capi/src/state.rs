@@ -65,10 +65,7 @@ pub extern "C" fn prereg_state_free(state: *mut *mut prereg_state) -> c_int {
 
 /// The sums. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_state_totals(
-    state: *const prereg_state,
-    totals: *mut prereg_totals,
-) -> c_int {
+pub extern "C" fn prereg_state_totals(state: *const prereg_state, totals: *mut prereg_totals) -> c_int {
     answer(std::ptr::null_mut(), || {
         let (state, totals) = (body(state)?, record::out(totals)?);
         totals.write(&prereg_totals {
@@ -92,7 +89,9 @@ pub extern "C" fn prereg_state_regions(state: *const prereg_state) -> usize {
 }
 
 fn region<'a>(state: *const prereg_state, index: usize) -> Result<&'a RegionState, Failure> {
-    body(state)?.regions.get(index).ok_or(Failure::Argument("the snapshot has no region of that number"))
+    let regions = &body(state)?.regions;
+    let none = Failure::Number { what: "region", found: index, count: regions.len() };
+    regions.get(index).ok_or(none)
 }
 
 /// Region `index`, by ascending address. Returns 0 or -EINVAL.

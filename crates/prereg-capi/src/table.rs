@@ -8,8 +8,8 @@ use std::sync::Arc;
 use prereg::{BusAddr, UserAddr};
 use prereg_iommu::{Geometry, HwTable};
 
-use crate::entries::{entry_of, prereg_entry};
 use crate::caller::{out, out_if, tell};
+use crate::entries::{entry_of, prereg_entry};
 use crate::failure::{Failure, answer, prereg_error, value_or};
 use crate::handle::{body, body_mut, hand_out, kinds, take};
 use crate::record::{self, Record, records};
@@ -51,7 +51,7 @@ pub(crate) fn geometry_from(geometry: *const prereg_geometry) -> Result<Geometry
     Ok(Geometry::new(BusAddr::new(given.start), shift_from(given.shift)?, given.entries)?)
 }
 
-/// Makes an empty table over the memory of `space`. `container` is who its mappings are reported as held by; 0 for nobody.
+/// Makes an empty table over the memory of `space`. `container` is the holder that its mappings are reported with; 0 for none.
 ///
 /// Returns 0; -EINVAL for a shape that no table has, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -70,7 +70,7 @@ pub extern "C" fn prereg_table_new(
     })
 }
 
-/// Gives the handle up and sets `*table` to NULL. The last who shares the table gives the mappings of all entries back.
+/// Gives the handle up and sets `*table` to NULL. The mappings of all entries are released when nothing shares the table any more.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_free(table: *mut *mut prereg_table) -> c_int {
     answer(std::ptr::null_mut(), || take(table).map(drop))
@@ -78,13 +78,10 @@ pub extern "C" fn prereg_table_free(table: *mut *mut prereg_table) -> c_int {
 
 /// Where the window of the table is. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_table_geometry(
-    table: *const prereg_table,
-    geometry: *mut prereg_geometry,
-) -> c_int {
+pub extern "C" fn prereg_table_geometry(table: *const prereg_table, geometry: *mut prereg_geometry) -> c_int {
     answer(std::ptr::null_mut(), || {
         let (shape, place) = (body(table)?.geometry(), record::out(geometry)?);
-        place.write(&geometry_of(&shape));
+        place.write(&geometry_of(shape));
         Ok(())
     })
 }
@@ -99,7 +96,7 @@ pub(crate) fn geometry_of(shape: &Geometry) -> prereg_geometry {
     }
 }
 
-/// Maps the page at `ua` into entry `index`. What was there before is given back (its page marked dirty if the device could
+/// Maps the page at `ua` into entry `index`. What was there before is released (its page marked dirty if the device could
 /// write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
 ///
 /// Returns 0; -EFAULT (not registered, or not contiguous enough), -ENXIO (being unregistered), -EINVAL, -EAGAIN (another

@@ -249,10 +249,7 @@ pub extern "C" fn prereg_map(
 /// Returns 0; -EINVAL for what is no live mapping (released already, whichever copy of it, copied, never filled): an unbalanced
 /// unmap changes nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmap(
-    translator: *mut prereg_translator,
-    mapping: *mut prereg_mapping,
-) -> c_int {
+pub extern "C" fn prereg_unmap(translator: *mut prereg_translator, mapping: *mut prereg_mapping) -> c_int {
     answer(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(mapping)?;
@@ -357,10 +354,7 @@ pub extern "C" fn prereg_range_runs(
 
 /// `prereg_unmap` for a range.
 #[unsafe(no_mangle)]
-pub extern "C" fn prereg_unmap_range(
-    translator: *mut prereg_translator,
-    range: *mut prereg_range,
-) -> c_int {
+pub extern "C" fn prereg_unmap_range(translator: *mut prereg_translator, range: *mut prereg_range) -> c_int {
     answer(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(range)?;

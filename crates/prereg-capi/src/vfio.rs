@@ -1,16 +1,16 @@
-//! What only the back ends of VFIO and iommufd can do: devices (`prereg_device`), the windows of SPAPR containers
+//! What only the back ends of VFIO and iommufd can do: devices (`prereg_device`, `prereg_bar`), the windows of SPAPR containers
 //! (`prereg_window`), and tables of what devices of an iommufd reach (`prereg_io_table`).
 
 #![expect(unsafe_code, reason = "names for C")]
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
 
 use prereg::{Access, BusAddr, Errno, Iova, UserAddr};
-use prereg_linux::{Iommufd, IommufdTable, SpaprTable, VfioDevice, VfioSpaprV2, WindowPlace};
+use prereg_linux::{Bar, Iommufd, IommufdTable, SpaprTable, VfioDevice, VfioSpaprV2, WindowPlace};
 
 use crate::backend::Vfio;
-use crate::caller::{out, out_if, tell, text};
+use crate::caller::{array, out, out_if, tell, text};
 use crate::entries::prereg_entry;
 use crate::failure::{Failure, answer, prereg_error, value_or};
 use crate::handle::{body, body_mut, hand_out, kinds, take};
@@ -18,7 +18,7 @@ use crate::record;
 use crate::space::{Space, prereg_space};
 use crate::table::prereg_geometry;
 use crate::translator::prereg_translator;
-use crate::words::{access_from, access_of, shift_from};
+use crate::words::{access_from, access_of, choice, shift_from};
 
 /// A window beside the default one, at a high bus address.
 pub const PREREG_WINDOW_BESIDE: u32 = 0;
@@ -28,6 +28,10 @@ pub const PREREG_WINDOW_INSTEAD: u32 = 1;
 /// A PCI device that VFIO handed over. Any thread, any number at once.
 #[derive(Debug)]
 pub struct prereg_device(());
+
+/// The registers of a device, mapped.
+#[derive(Debug)]
+pub struct prereg_bar(());
 
 /// The table of a window of a SPAPR container: every entry a counted mapping here and an entry in the kernel. Any thread, any
 /// number at once, each with a translator of its own.
@@ -43,6 +47,7 @@ kinds! {
     prereg_device, Arc<VfioDevice>, 16;
     prereg_window, SpaprTable, 17;
     prereg_io_table, IommufdTable, 18;
+    prereg_bar, Bar, 19;
 }
 
 fn device_name<'a>(device: *const c_char) -> Result<&'a str, Failure> {
@@ -138,7 +143,7 @@ pub extern "C" fn prereg_device_set_bus_master(
 ) -> c_int {
     answer(error, || match on {
         0 | 1 => Ok(body(device)?.set_bus_master(on == 1)?),
-        _ => Err(Failure::Argument("on is neither 0 nor 1")),
+        _ => Err(choice("on", on as u32, "0 and 1")),
     })
 }
 
@@ -180,6 +185,37 @@ pub extern "C" fn prereg_device_config_write(
     answer(error, || Ok(body(device)?.set_config_u16(offset, value)?))
 }
 
+/// Maps the registers of base address register `index`, 0 to 5, of the device.
+///
+/// Returns 0; -EINVAL; -EOPNOTSUPP when they cannot be mapped; what the system said.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_bar_map(
+    device: *const prereg_device,
+    index: u32,
+    bar: *mut *mut prereg_bar,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || hand_out(bar, || Ok(body(device)?.map_bar(index)?)))
+}
+
+/// Where the registers are, for volatile accesses, as long as they are mapped; NULL for what is no such handle.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_bar_registers(bar: *const prereg_bar) -> *mut c_void {
+    value_or(std::ptr::null_mut(), || Ok(body(bar)?.as_ptr().cast()))
+}
+
+/// How many bytes of registers there are; 0 for what is no such handle.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_bar_bytes(bar: *const prereg_bar) -> u64 {
+    value_or(0, || Ok(body(bar)?.bytes()))
+}
+
+/// Unmaps the registers and sets `*bar` to NULL.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_bar_unmap(bar: *mut *mut prereg_bar) -> c_int {
+    answer(std::ptr::null_mut(), || take(bar).map(drop))
+}
+
 fn spapr<'a>(space: *const prereg_space) -> Result<&'a VfioSpaprV2, Failure> {
     let space = body(space)?;
     match &space.vfio {
@@ -218,7 +254,7 @@ pub extern "C" fn prereg_window_create(
             let place = match place {
                 PREREG_WINDOW_BESIDE => WindowPlace::Beside,
                 PREREG_WINDOW_INSTEAD => WindowPlace::InsteadOfDefault,
-                _ => return Err(Failure::Argument("place is none of PREREG_WINDOW_...")),
+                _ => return Err(choice("place", place, "PREREG_WINDOW_...")),
             };
             Ok(spapr(space)?.create_window(shift_from(shift)?, bytes, place)?)
         })
@@ -272,6 +308,31 @@ pub extern "C" fn prereg_window_set_run(
     })
 }
 
+/// Maps `count` pages, wherever each lies, into consecutive entries from `ioba` on: one call to the kernel for each run of pages that
+/// follow each other.
+///
+/// Returns as `prereg_window_set_run`, of the run that was refused; the runs before it are mapped.
+#[unsafe(no_mangle)]
+pub extern "C" fn prereg_window_set_list(
+    window: *const prereg_window,
+    translator: *mut prereg_translator,
+    ioba: u64,
+    pages: *const u64,
+    count: usize,
+    access: u32,
+    error: *mut prereg_error,
+) -> c_int {
+    answer(error, || {
+        let (table, access) = (body(window)?, access_from(access)?);
+        let translator = &mut body_mut(translator)?.translator;
+        let given = array(pages.cast_mut(), count, "pages")?;
+        let mut list = Vec::new();
+        list.try_reserve_exact(given.len()).map_err(|_| Failure::OutOfMemory)?;
+        list.extend(given.iter().map(|&ua| UserAddr::new(ua)));
+        Ok(table.put_list(translator, BusAddr::new(ioba), &list, access)?)
+    })
+}
+
 /// Empties `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
 /// many were live.
 ///
@@ -304,7 +365,12 @@ pub extern "C" fn prereg_window_inspect(
         let place = record::out(entry)?;
         let seen: Option<(UserAddr, Access)> = body(window)?.entry(BusAddr::new(ioba));
         Ok(seen.map_or(0, |(ua, access)| {
-            place.write(&prereg_entry { size: 0, ua: ua.raw(), access: access_of(Some(access)), reserved: 0 });
+            place.write(&prereg_entry {
+                size: 0,
+                ua: ua.raw(),
+                access: access_of(Some(access)),
+                reserved: 0,
+            });
             1
         }))
     })

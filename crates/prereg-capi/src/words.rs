@@ -57,7 +57,7 @@ pub(crate) fn holder_from(holder: *const prereg_holder) -> Result<Holder, Failur
         PREREG_HOLDER_OTHER => HolderKind::Other,
         PREREG_HOLDER_TABLE_ENTRY => HolderKind::TableEntry,
         PREREG_HOLDER_IN_FLIGHT => HolderKind::InFlight,
-        _ => return Err(Failure::Argument("kind of the holder is none of PREREG_HOLDER_...")),
+        _ => return Err(choice("kind of prereg_holder", holder.kind, "PREREG_HOLDER_...")),
     };
     Ok(Holder { container: holder.container, kind })
 }
@@ -69,6 +69,12 @@ pub(crate) const fn holder_kind(holder: Holder) -> u32 {
         HolderKind::InFlight => PREREG_HOLDER_IN_FLIGHT,
         _ => PREREG_HOLDER_OTHER,
     }
+}
+
+/// A word of the caller's that is none of those there are.
+#[cold]
+pub(crate) fn choice(what: &'static str, found: u32, choices: &'static str) -> Failure {
+    Failure::Choice { what, found: found.into(), choices }
 }
 
 /// A reserved member must be zero, so that it can gain a meaning.
@@ -88,7 +94,7 @@ pub(crate) fn granule_of(shift: u32) -> Result<Granule, Failure> {
     }
     PageShift::new(shift)
         .and_then(Granule::new)
-        .ok_or(Failure::Argument("granule_shift is none of 0 and 12 to 24"))
+        .ok_or_else(|| choice("granule_shift", shift, "0 (this system's page) and 12 to 24"))
 }
 
 /// A page size.
@@ -96,12 +102,12 @@ pub(crate) fn granule_of(shift: u32) -> Result<Granule, Failure> {
 pub(crate) fn shift_from(shift: u32) -> Result<PageShift, Failure> {
     match PageShift::new(shift) {
         Some(shift) => Ok(shift),
-        None => Err(Failure::Argument("a page shift is 0 to 63")),
+        None => Err(choice("the page shift", shift, "0 to 63, the page size as a power of two")),
     }
 }
 
 /// `None` is any kind.
-pub(crate) const fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure> {
+pub(crate) fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure> {
     Ok(Some(match kind {
         PREREG_ADDRESS_ANY => return Ok(None),
         PREREG_ADDRESS_PHYSICAL => AddressKind::Physical,
@@ -110,7 +116,7 @@ pub(crate) const fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure>
         PREREG_ADDRESS_DEVICE => AddressKind::Device,
         PREREG_ADDRESS_INVENTED => AddressKind::Invented,
         PREREG_ADDRESS_USER => AddressKind::User,
-        _ => return Err(Failure::Argument("address_kind is none of PREREG_ADDRESS_...")),
+        _ => return Err(choice("address_kind", kind, "PREREG_ADDRESS_...")),
     }))
 }
 
@@ -131,7 +137,7 @@ pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
 pub(crate) fn access_from(bits: u32) -> Result<Access, Failure> {
     Access::from_bits(u64::from(bits))
         .filter(|_| bits <= 3)
-        .ok_or(Failure::Argument("access is none of PREREG_ACCESS_READ, PREREG_ACCESS_WRITE and both"))
+        .ok_or_else(|| choice("access", bits, "PREREG_ACCESS_READ, PREREG_ACCESS_WRITE and both"))
 }
 
 /// What a device may do, as C sees it; 0 is nothing.

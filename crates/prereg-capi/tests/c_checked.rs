@@ -1,5 +1,6 @@
 //! C programs under tools that watch memory: valgrind, and the sanitizers of the compilers. AddressSanitizer sees the library from
 //! inside only when that was built with it; `.ci/run c_sanitizers` does so and names the library in `PREREG_INSTRUMENTED`.
+#![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -36,9 +37,7 @@ fn valgrind_finds_no_fault_and_no_leak() {
     }
     for source in programs() {
         let program = installed.root().join(Path::new(source).file_stem().unwrap());
-        must(
-            installed.cc().arg("-o").arg(&program).arg(package().join(source)).args(installed.shared()),
-        );
+        must(installed.cc().arg("-o").arg(&program).arg(package().join(source)).args(installed.shared()));
         must(
             Command::new("valgrind")
                 .args(["--quiet", "--error-exitcode=9", "--leak-check=full"])

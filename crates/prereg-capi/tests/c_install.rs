@@ -14,8 +14,7 @@ const WARNINGS: [&str; 6] =
 
 /// Whether the compiler knows a version of the language.
 fn knows(compiler: &str, standard: &str, language: &str) -> bool {
-    let output =
-        run(Command::new(compiler).args([standard, "-fsyntax-only", "-x", language, "/dev/null"]));
+    let output = run(Command::new(compiler).args([standard, "-fsyntax-only", "-x", language, "/dev/null"]));
     if !output.status.success() {
         eprintln!("skipped: {compiler} does not know {standard}");
     }

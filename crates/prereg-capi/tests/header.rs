@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use cbindgen::{Builder, Config, Language, LineEndingStyle, Style};
 
 /// In the order of the header.
-const SOURCES: [&str; 15] = [
+const SOURCES: [&str; 16] = [
     "version",
     "failure",
     "words",
     "region",
     "ports",
+    "options",
     "space",
     "state",
     "registration",

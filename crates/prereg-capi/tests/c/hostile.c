@@ -267,6 +267,7 @@ static void every_function_with(void *bad)
 	FREES(prereg_hold_release((prereg_hold **)&held));
 	FREES(prereg_unmapping_free((prereg_unmapping **)&held));
 	FREES(prereg_device_close((prereg_device **)&held));
+	FREES(prereg_bar_unmap((prereg_bar **)&held));
 	FREES(prereg_window_free((prereg_window **)&held));
 	FREES(prereg_io_table_free((prereg_io_table **)&held));
 
@@ -351,6 +352,8 @@ static void every_function_with(void *bad)
 	EXPECT(prereg_unmapping_mappings(bad) == 0 && prereg_unmapping_bytes(bad) == 0);
 	REFUSED(prereg_device_open(bad, "x", (prereg_device **)&made, &why));
 	REFUSED(prereg_device_reset(bad, &why));
+	REFUSED(prereg_bar_map(bad, 0, (prereg_bar **)&made, &why));
+	EXPECT(prereg_bar_registers(bad) == NULL && prereg_bar_bytes(bad) == 0);
 	REFUSED(prereg_window_default(bad, (prereg_window **)&made, &why));
 	REFUSED(prereg_io_table_new(bad, (prereg_io_table **)&made, &why));
 	REFUSED(prereg_page_list_push(bad, 0, 1));

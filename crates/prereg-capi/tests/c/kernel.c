@@ -76,6 +76,8 @@ static void other_spaces_have_none_of_it(void)
 	struct prereg_geometry shape;
 	struct prereg_entry entry;
 	prereg_translator *reader = NULL;
+	prereg_bar *bar = (void *)1;
+	uint64_t page = RAM;
 	uint16_t value;
 
 	SIZED(shape);
@@ -101,6 +103,9 @@ static void other_spaces_have_none_of_it(void)
 	EXPECT(prereg_window_inspect(window, 0, &entry) == -EINVAL && prereg_window_free(&window) == 0);
 	EXPECT(prereg_io_table_map(table, reader, 0, PAGE, RAM, 3, &why) == -EINVAL);
 	EXPECT(prereg_io_table_unmap(table, reader, 0, PAGE, &why) == -EINVAL);
+	EXPECT(prereg_bar_map(device, 0, &bar, &why) == -EINVAL && bar == NULL);
+	EXPECT(prereg_bar_registers(bar) == NULL && prereg_bar_bytes(bar) == 0 && prereg_bar_unmap(&bar) == 0);
+	EXPECT(prereg_window_set_list(window, reader, 0, &page, 1, 3, &why) == -EINVAL);
 	EXPECT(prereg_io_table_live(table) == 0 && prereg_io_table_free(&table) == 0);
 	EXPECT(prereg_translator_free(&reader) == 0);
 	world_end(&world, &made_up);

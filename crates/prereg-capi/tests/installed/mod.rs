@@ -101,7 +101,12 @@ impl Installed {
     }
 
     /// Compiles and runs one program; what it printed, or `None` when it cannot run here.
-    pub(crate) fn compiled(&self, compiler: &mut Command, source: &str, linking: &[String]) -> Option<String> {
+    pub(crate) fn compiled(
+        &self,
+        compiler: &mut Command,
+        source: &str,
+        linking: &[String],
+    ) -> Option<String> {
         let program = self.root.path().join(Path::new(source).file_stem().unwrap());
         must(compiler.arg("-o").arg(&program).arg(package().join(source)).args(linking));
         let output = run(Command::new(&program).env("LD_LIBRARY_PATH", self.lib()));
@@ -138,4 +143,3 @@ impl Installed {
         said
     }
 }
-
