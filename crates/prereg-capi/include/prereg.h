@@ -24,19 +24,42 @@
  * its text says so. The struct prereg_error that most calls take gets the number and a sentence; NULL is fine. Nothing is
  * kept in a global or by thread.
  *
- * POINTERS. NULL is allowed wherever the text says so and answered with -EINVAL elsewhere. Every other pointer points at
- * what its type says. A call that makes a handle sets the variable whose address it is given (to NULL when it fails); a call
- * that ends one takes the variable's address and sets it to NULL, so that the same variable cannot be freed twice. Freeing
- * NULL is fine. A handle of another type and, as far as its memory still shows, a freed one are answered with -EINVAL. Two
- * pointers of one call do not overlap. Structs with a size member are set to zero first, then size to sizeof.
+ * POINTERS. NULL is allowed wherever the text says so and answered with -EINVAL elsewhere, as is a pointer that is not
+ * aligned for its type. Every other pointer points at what its type says. Two pointers of one call do not overlap.
  *
- * THREADS. A space, a state, entries, a table, an owner, a container, an IOVA map: any number of threads at once. A
- * translator: one thread at a time, whichever; a signal handler has its own. A guest: hypercalls and look-ups on any number
- * of threads at once, every other call alone. A mapping, a range, a registration, a hold: may go from thread to thread; the
- * call that ends it runs alone. What ends a handle never runs beside another call on that handle.
+ * HANDLES. A call that makes a handle sets the variable whose address it is given (to NULL when it fails); a call that ends
+ * one takes the variable's address and sets it to NULL. Freeing NULL is fine. A handle is a number, not an address: one of
+ * another type, one that was freed through another copy of the variable and one that was never made are answered with
+ * -EINVAL, always, and never taken for one that was made since.
+ *
+ * MAPPINGS. struct prereg_mapping and struct prereg_range name what the library keeps. Only the struct that the call filled,
+ * where it was filled, is the mapping; each is released once. Another release, of it or of a copy wherever it is put, is
+ * answered with -EINVAL and releases nothing.
+ *
+ * SIZES. Structs whose first member is `size` are set to zero first, then size to sizeof; that goes for those that a call
+ * fills too. A program that was compiled with an older header goes on working: the members that its struct lacks count as
+ * zero and are not written. One that was compiled with a newer header works as long as what this library does not know is
+ * zero; otherwise the answer is -EINVAL. Of an array the size of the first element says how far apart all are. struct
+ * prereg_error, prereg_mapping and prereg_range never change their size and need no preparation. Members that are reserved,
+ * bits without a meaning, and options that are not used are refused with -EINVAL unless they are zero.
+ *
+ * THREADS. A space, a state, entries, a table, an owner, a container, an IOVA map, a device, a window: any number of threads
+ * at once. A translator: one thread at a time, whichever; a signal handler has its own. A guest: hypercalls and look-ups on
+ * any number of threads at once, every other call alone. A mapping, a range, a registration, a hold: may go from thread to
+ * thread; of several threads that release one, one succeeds. What ends a handle never runs beside another call on that
+ * handle.
  *
  * SIGNAL HANDLERS. prereg_map, prereg_unmap, prereg_check, prereg_map_range, prereg_range_runs, prereg_unmap_range:
- * no lock, no allocation, no system call, no page fault, with a translator of the handler's own.
+ * no lock, no allocation, no system call, no page fault, with a translator of the handler's own, while no more of its
+ * mappings live than it has room for: 32, or what prereg_translator_reserve was asked for.
+ *
+ * DIRTY PAGES. What unpin is told as written: the pages of holds that write (prereg_iova_hold), of table entries that allow
+ * it, of prereg_unmap_written and prereg_unmap_range_written, and what prereg_mark_dirty and prereg_mark_dirty_range name.
+ * What a device does with a page that prereg_map or prereg_map_range mapped the caller alone knows.
+ *
+ * ADDRESSES. Every host address comes from the back end's pins. With PREREG_BACKEND_CALLBACKS the program itself vouches for
+ * them: see struct prereg_pin_ops. With PREREG_BACKEND_FIXED and prereg_register_device too: `host` is the program's word.
+ * With the others the library does: the kernel said so after the page was pinned.
  *
  * PANICS. A defect of the library that shows as a panic is caught at the border: the call answers -ENOTRECOVERABLE, which
  * nothing else answers, and a report goes to standard error; go on only to save what you can. A library that was built with
@@ -751,7 +774,7 @@ uint64_t prereg_space_device_at(const struct prereg_space *space,
                                 uint64_t bytes);
 
 /**
- * Releases regions whose last mapping was given back by `prereg_unmap` or a table, which only queue them. Registering and
+ * Releases regions whose last mapping was released by `prereg_unmap` or a table, which only queue them. Registering and
  * unregistering do it too.
  */
 int prereg_space_reap(const struct prereg_space *space);
@@ -896,15 +919,11 @@ int prereg_drain(struct prereg_registration **registration,
                  struct prereg_draining **draining,
                  struct prereg_error *error);
 
-/**
- * `prereg_drain`, and waits until the region is released, or registered again by somebody. Blocks as long as somebody
- * maps it.
- */
-int prereg_unregister_when_idle(struct prereg_registration **registration,
-                                struct prereg_error *error);
+/** `prereg_drain`, and waits until the region is released or registered again. Blocks as long as it is mapped. */
+int prereg_unregister_when_idle(struct prereg_registration **registration, struct prereg_error *error);
 
 /**
- * Whether the region is released (or registered again by somebody): 1 or 0. Releases it if it is time. 1 for NULL;
+ * Whether the region is released (or registered again): 1 or 0. Releases it if it is time. 1 for NULL;
  * -EINVAL for what is no such handle.
  */
 int prereg_draining_is_done(const struct prereg_draining *draining);
@@ -1096,7 +1115,7 @@ int prereg_entries_new(const struct prereg_space *space,
                        struct prereg_entries **entries,
                        struct prereg_error *error);
 
-/** Gives the mappings of all entries back, frees the block and sets `*entries` to NULL. */
+/** Releases the mappings of all entries, frees the block and sets `*entries` to NULL. */
 int prereg_entries_free(struct prereg_entries **entries);
 
 /** How many entries; 0 for what is no block. */
@@ -1106,7 +1125,7 @@ size_t prereg_entries_count(const struct prereg_entries *entries);
 uint64_t prereg_entries_live(const struct prereg_entries *entries);
 
 /**
- * Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is given back (its page marked
+ * Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is released (its page marked
  * dirty if the device could write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
  *
  * Returns 0; as `prereg_map`; -EINVAL also for a bad index, a misaligned address or a translator of another space; -EAGAIN
@@ -1155,7 +1174,7 @@ int prereg_entries_take(const struct prereg_entries *entries,
                         struct prereg_error *error);
 
 /**
- * Makes an empty table over the memory of `space`. `container` is who its mappings are reported as held by; 0 for nobody.
+ * Makes an empty table over the memory of `space`. `container` is the holder that its mappings are reported with; 0 for none.
  *
  * Returns 0; -EINVAL for a shape that no table has, -ENOMEM.
  */
@@ -1165,14 +1184,14 @@ int prereg_table_new(const struct prereg_space *space,
                      struct prereg_table **table,
                      struct prereg_error *error);
 
-/** Gives the handle up and sets `*table` to NULL. The last who shares the table gives the mappings of all entries back. */
+/** Gives the handle up and sets `*table` to NULL. The mappings of all entries are released when nothing shares the table any more. */
 int prereg_table_free(struct prereg_table **table);
 
 /** Where the window of the table is. Returns 0 or -EINVAL. */
 int prereg_table_geometry(const struct prereg_table *table, struct prereg_geometry *geometry);
 
 /**
- * Maps the page at `ua` into entry `index`. What was there before is given back (its page marked dirty if the device could
+ * Maps the page at `ua` into entry `index`. What was there before is released (its page marked dirty if the device could
  * write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
  *
  * Returns 0; -EFAULT (not registered, or not contiguous enough), -ENXIO (being unregistered), -EINVAL, -EAGAIN (another
@@ -1266,8 +1285,8 @@ uint64_t prereg_table_memory_bytes(const struct prereg_table *table);
 int prereg_guest_new(uint32_t rules, struct prereg_guest **guest, struct prereg_error *error);
 
 /**
- * Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nobody else shares give their mappings
- * back.
+ * Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nothing else shares release their
+ * mappings.
  */
 int prereg_guest_free(struct prereg_guest **guest);
 
@@ -1303,7 +1322,7 @@ int prereg_guest_create_table(struct prereg_guest *guest,
                               struct prereg_error *error);
 
 /**
- * Removes a table. Hardware tables that nobody else shares give their mappings back.
+ * Removes a table. Hardware tables that nothing else shares release their mappings.
  *
  * Returns 0; -ENOENT.
  */

@@ -1,9 +1,8 @@
 //! Slots that are handed out by number and live as long as the process, so that a number that C kept too long can be looked at
 //! without touching memory of another owner.
 //!
-//! Slots lie in chunks, each twice as large as the one before, mapped and brought in when the first slot of it is wanted and
-//! never unmapped. Free slots are a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call
-//! only when no slot is free.
+//! Slots lie in chunks of one size, mapped and brought in when the first slot of each is wanted and never unmapped. Free slots are
+//! a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call only when no slot is free.
 
 #![expect(unsafe_code, reason = "maps memory for slots, and reaches it by number")]
 
@@ -18,11 +17,10 @@ pub(crate) unsafe trait Slot: Sync + 'static {
     fn next(&self) -> &AtomicU32;
 }
 
-/// Slots of the first chunk.
-const FIRST: u32 = 64;
-/// `FIRST * (2^CHUNKS - 1)` slots, which 32 bits hold.
-const CHUNKS: usize = 26;
-const LAST: u32 = FIRST * ((1 << CHUNKS) - 1);
+/// A chunk has `2^SHIFT` slots.
+const SHIFT: u32 = 10;
+/// Their addresses are 2 MiB of memory that is there only as far as it is used.
+const CHUNKS: usize = 1 << 18;
 
 /// Slots with the numbers 1, 2 and so on.
 #[derive(Debug)]
@@ -34,12 +32,10 @@ pub(crate) struct Arena<S> {
     free: AtomicU64,
 }
 
-/// The chunk of slot `number`, and its place there.
-fn place(number: u32) -> Option<(usize, usize)> {
-    let index = number.checked_sub(1).filter(|_| number <= LAST)?;
-    let chunk = (index / FIRST + 1).ilog2();
-    let before = FIRST * ((1 << chunk) - 1);
-    Some((chunk as usize, (index - before) as usize))
+/// The chunk of slot `number`, and its place there. Slot 0 is never handed out.
+#[inline]
+fn place(number: u32) -> (usize, usize) {
+    ((number >> SHIFT) as usize, (number & ((1 << SHIFT) - 1)) as usize)
 }
 
 impl<S: Slot> Arena<S> {
@@ -54,10 +50,10 @@ impl<S: Slot> Arena<S> {
     /// A slot by its number, if there ever was one.
     #[inline]
     pub(crate) fn get(&'static self, number: u32) -> Option<&'static S> {
-        let (chunk, index) = place(number)?;
+        let (chunk, index) = place(number);
         // Acquire pairs with the Release in `map`: the chunk's memory is there.
-        let start = self.chunks[chunk].load(Ordering::Acquire);
-        if start.is_null() {
+        let start = self.chunks.get(chunk)?.load(Ordering::Acquire);
+        if start.is_null() || number == 0 {
             return None;
         }
         // SAFETY: inside the chunk, which has a slot for each of its numbers.
@@ -88,8 +84,8 @@ impl<S: Slot> Arena<S> {
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
             let number = used.checked_add(1)?;
-            let (chunk, _) = place(number)?;
-            self.map(chunk)?;
+            let (chunk, _) = place(number);
+            self.map(self.chunks.get(chunk)?)?;
             match self.used.compare_exchange_weak(used, number, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Some((number, self.get(number)?)),
                 Err(now) => used = now,
@@ -113,11 +109,11 @@ impl<S: Slot> Arena<S> {
     }
 
     /// Maps a chunk, unless it is there. `None` without memory.
-    fn map(&self, chunk: usize) -> Option<()> {
-        if !self.chunks[chunk].load(Ordering::Acquire).is_null() {
+    fn map(&self, chunk: &AtomicPtr<S>) -> Option<()> {
+        if !chunk.load(Ordering::Acquire).is_null() {
             return Some(());
         }
-        let bytes = (FIRST as usize).checked_shl(chunk as u32)?.checked_mul(size_of::<S>())?;
+        let bytes = size_of::<S>() << SHIFT;
         let (access, kind) = (
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
@@ -128,7 +124,7 @@ impl<S: Slot> Arena<S> {
             return None;
         }
         // Release pairs with the Acquire in `get`.
-        let placed = self.chunks[chunk].compare_exchange(
+        let placed = chunk.compare_exchange(
             std::ptr::null_mut(),
             start.cast(),
             Ordering::Release,
@@ -160,32 +156,31 @@ mod tests {
 
     #[test]
     fn numbers_have_places_of_their_own() {
-        assert_eq!((place(0), place(LAST + 1), place(u32::MAX)), (None, None, None));
-        assert_eq!((place(1), place(64), place(65)), (Some((0, 0)), Some((0, 63)), Some((1, 0))));
-        assert_eq!((place(192), place(193)), (Some((1, 127)), Some((2, 0))));
-        assert_eq!(place(LAST), Some((CHUNKS - 1, ((FIRST as usize) << (CHUNKS - 1)) - 1)));
+        assert_eq!((place(1), place(1023), place(1024)), ((0, 1), (0, 1023), (1, 0)));
+        let last = ((CHUNKS as u32) << SHIFT) - 1;
+        assert_eq!((place(last), place(last + 1)), ((CHUNKS - 1, 1023), (CHUNKS, 0)));
     }
 
     #[test]
     fn what_is_given_is_taken_again_and_nothing_twice() {
         static ARENA: Arena<Number> = Arena::new();
-        let taken: Vec<_> = (0..200).map(|_| ARENA.take().unwrap()).collect();
+        let taken: Vec<_> = (0..3000).map(|_| ARENA.take().unwrap()).collect();
         for (index, (number, slot)) in taken.iter().enumerate() {
             assert_eq!(*number as usize, index + 1);
             slot.mark.store(*number, Ordering::Relaxed);
         }
-        for (number, slot) in &taken[100..] {
+        for (number, slot) in &taken[1000..] {
             ARENA.give(*number, slot);
         }
-        let mut again: Vec<_> = (0..100).map(|_| ARENA.take().unwrap()).collect();
+        let mut again: Vec<_> = (0..2000).map(|_| ARENA.take().unwrap()).collect();
         assert!(again.iter().all(|(number, slot)| slot.mark.load(Ordering::Relaxed) == *number));
         again.sort_by_key(|(number, _)| *number);
         assert_eq!(
             again.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
-            (101..=200).collect::<Vec<_>>()
+            (1001..=3000).collect::<Vec<_>>()
         );
-        assert_eq!(ARENA.take().unwrap().0, 201);
-        assert!(ARENA.get(0).is_none() && ARENA.get(100_000).is_none());
+        assert_eq!(ARENA.take().unwrap().0, 3001);
+        assert!([0, 100_000, u32::MAX].iter().all(|&number| ARENA.get(number).is_none()));
     }
 
     #[test]

@@ -67,7 +67,7 @@ const fn state(generation: u64, kind: u8) -> u64 {
 }
 
 /// The entry that a handle names, if there is one, and its generation.
-#[inline]
+#[inline(always)]
 fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), Failure> {
     let word = handle.addr() as u64;
     if word == 0 {
@@ -81,7 +81,7 @@ fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), Fai
 }
 
 /// Where the body of a live handle is.
-#[inline]
+#[inline(always)]
 fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
     let (_, generation, entry) = entry_of(handle)?;
     // Acquire pairs with the Release in `fill`: the body is there.
@@ -89,11 +89,14 @@ fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
         return Err(Failure::Handle(K::NAME));
     }
     // Relaxed: written before the state.
-    NonNull::new(entry.body.load(Ordering::Relaxed).cast()).ok_or(Failure::Handle(K::NAME))
+    match NonNull::new(entry.body.load(Ordering::Relaxed).cast()) {
+        Some(body) => Ok(body),
+        None => Err(Failure::Handle(K::NAME)),
+    }
 }
 
 /// What a caller's handle stands for.
-#[inline]
+#[inline(always)]
 pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure> {
     let body = find(handle)?;
     // SAFETY: of this type, because the kind is right; it lives until the handle ends, which by the caller's promise is not during
@@ -102,7 +105,7 @@ pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure
 }
 
 /// The same, for a handle that one thread at a time may use.
-#[inline]
+#[inline(always)]
 pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, Failure> {
     let mut body = find(handle)?;
     // SAFETY: as in `body`; and no other call uses it meanwhile, by the caller's promise.

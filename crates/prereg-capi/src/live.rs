@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "slots hold mappings of either kind, by the rules of their serial numbers")]
 
 use std::cell::UnsafeCell;
+use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -77,7 +78,7 @@ impl Ticket {
 
 impl Live {
     /// Puts a mapping in. The slot is the caller's alone.
-    #[inline]
+    #[inline(always)]
     fn fill<C: Counted>(&self, counted: C, slot: u32, owner: u64) -> Ticket {
         const { assert!(size_of::<C>() <= WORDS * 8 && align_of::<C>() <= align_of::<u64>()) };
         // SAFETY: large enough and aligned, as asserted; no other thread has the slot.
@@ -93,7 +94,7 @@ impl Live {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn slot_of<C: Counted>(ticket: Ticket) -> Option<(u32, &'static Live)> {
     if ticket.serial & ((1 << KIND_BITS) - 1) != C::KIND {
         return None;
@@ -114,7 +115,7 @@ pub(crate) fn look<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
 }
 
 /// Takes the mapping out that a ticket names: once, however many try.
-#[inline]
+#[inline(always)]
 fn empty<C: Counted>(ticket: Ticket) -> Option<(C, u32, &'static Live)> {
     let (number, live) = slot_of::<C>(ticket)?;
     let emptied = ticket.serial & !((1 << KIND_BITS) - 1);
@@ -133,15 +134,8 @@ pub(crate) fn take<C: Counted>(ticket: Ticket) -> Option<C> {
     Some(counted)
 }
 
-/// Free slots that are a translator's alone.
-#[derive(Debug)]
-pub(crate) struct FreeSlots {
-    /// The first of a list.
-    first: u32,
-    count: u32,
-    /// How many are kept.
-    most: u32,
-}
+/// Free slots that are a translator's alone: as many are kept as there is room for.
+pub(crate) struct FreeSlots(Vec<(u32, &'static Live)>);
 
 /// How many a translator has room for from the start.
 const AT_FIRST: u32 = 32;
@@ -149,59 +143,41 @@ const AT_FIRST: u32 = 32;
 impl FreeSlots {
     /// `None` without memory.
     pub(crate) fn new() -> Option<Self> {
-        let mut slots = Self { first: 0, count: 0, most: 0 };
+        let mut slots = Self(Vec::new());
         slots.reserve(AT_FIRST).then_some(slots)
     }
 
     /// Has at least `count` free slots from now on; `false` without memory.
     pub(crate) fn reserve(&mut self, count: u32) -> bool {
-        self.most = self.most.max(count);
-        while self.count < count {
-            let Some((number, live)) = LIVE.take() else { return false };
-            self.keep(number, live);
+        let missing = (count as usize).saturating_sub(self.0.len());
+        if self.0.try_reserve_exact(missing).is_err() {
+            return false;
+        }
+        while self.0.len() < count as usize {
+            let Some(slot) = LIVE.take() else { return false };
+            self.0.push(slot);
         }
         true
-    }
-
-    #[inline]
-    fn keep(&mut self, number: u32, live: &Live) {
-        // Relaxed: the list is this translator's alone.
-        live.next.store(self.first, Ordering::Relaxed);
-        self.first = number;
-        self.count += 1;
-    }
-
-    #[inline]
-    fn next(&mut self) -> Option<(u32, &'static Live)> {
-        let number = self.first;
-        match LIVE.get(number) {
-            Some(live) => {
-                self.first = live.next.load(Ordering::Relaxed);
-                self.count -= 1;
-                Some((number, live))
-            }
-            None => LIVE.take(),
-        }
     }
 
     /// Keeps a mapping for the caller's struct at `owner`.
     ///
     /// # Errors
     /// The mapping, without memory.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn put<C: Counted>(&mut self, counted: C, owner: u64) -> Result<Ticket, C> {
-        match self.next() {
+        match self.0.pop().or_else(|| LIVE.take()) {
             Some((number, live)) => Ok(live.fill(counted, number, owner)),
             None => Err(counted),
         }
     }
 
     /// Takes the mapping out that a ticket names.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take<C: Counted>(&mut self, ticket: Ticket) -> Option<C> {
         let (counted, number, live) = empty(ticket)?;
-        if self.count < self.most {
-            self.keep(number, live);
+        if self.0.len() < self.0.capacity() {
+            self.0.push((number, live));
         } else {
             LIVE.give(number, live);
         }
@@ -211,10 +187,15 @@ impl FreeSlots {
 
 impl Drop for FreeSlots {
     fn drop(&mut self) {
-        while self.count > 0 {
-            let Some((number, live)) = self.next() else { return };
+        for (number, live) in self.0.drain(..) {
             LIVE.give(number, live);
         }
+    }
+}
+
+impl fmt::Debug for FreeSlots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FreeSlots").field("count", &self.0.len()).finish_non_exhaustive()
     }
 }
 

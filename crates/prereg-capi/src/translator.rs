@@ -107,7 +107,7 @@ fn inside<T: Token>(place: &Out<T>) -> Out<[u64; 3]> {
 
 impl Reader {
     /// Keeps a mapping and puts the name of its place into the caller's struct. `release` gets it back without memory.
-    #[inline]
+    #[inline(always)]
     fn keep<T: Token>(
         &mut self,
         place: &Out<T>,
@@ -129,12 +129,12 @@ impl Reader {
     }
 
     /// Keeps the mapping of a page.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn keep_page(&mut self, place: &Out<prereg_mapping>, mapping: Mapping) -> Result<(), Failure> {
         self.keep(place, mapping, Translator::unmap)
     }
 
-    #[inline]
+    #[inline(always)]
     fn take<T: Token>(&mut self, place: *mut T) -> Result<T::Counted, Failure> {
         let (place, ticket) = ticket_at(place)?;
         emptied(&place, self.slots.take(ticket))
@@ -142,7 +142,7 @@ impl Reader {
 }
 
 /// What the caller's struct names. It names nothing when it is a copy.
-#[inline]
+#[inline(always)]
 fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
     let place = out(place, T::NAME)?;
     let [mark, slot, serial] = inside(&place).read();
@@ -154,7 +154,7 @@ fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
 }
 
 /// Marks the caller's struct as empty, if a mapping was taken out.
-#[inline]
+#[inline(always)]
 fn emptied<T: Token>(place: &Out<T>, taken: Option<T::Counted>) -> Result<T::Counted, Failure> {
     let Some(counted) = taken else { return Err(Failure::Handle(T::NAME)) };
     inside(place).write([0; 3]);
