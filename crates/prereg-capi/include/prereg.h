@@ -77,10 +77,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** The major version of this header. */
+/** The major version of this header: the ABI's, and the number in the library's soname. */
 #define PREREG_VERSION_MAJOR 0
 
-/** The minor version. While the major one is 0, another minor version is another ABI. */
+/** The minor version. Programs run with every later one of the same major version. */
 #define PREREG_VERSION_MINOR 1
 
 /** The patch level. */

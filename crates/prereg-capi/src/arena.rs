@@ -124,12 +124,8 @@ impl<S: Slot> Arena<S> {
             return None;
         }
         // Release pairs with the Acquire in `get`.
-        let placed = chunk.compare_exchange(
-            std::ptr::null_mut(),
-            start.cast(),
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
+        let placed =
+            chunk.compare_exchange(std::ptr::null_mut(), start.cast(), Ordering::Release, Ordering::Relaxed);
         if placed.is_err() {
             // SAFETY: mapped above, and another thread's chunk is used instead.
             unsafe { libc::munmap(start, bytes) };

@@ -4,9 +4,9 @@
 
 use std::ffi::c_char;
 
-/// The major version of this header.
+/// The major version of this header: the ABI's, and the number in the library's soname.
 pub const PREREG_VERSION_MAJOR: u32 = 0;
-/// The minor version. While the major one is 0, another minor version is another ABI.
+/// The minor version. Programs run with every later one of the same major version.
 pub const PREREG_VERSION_MINOR: u32 = 1;
 /// The patch level.
 pub const PREREG_VERSION_PATCH: u32 = 0;

@@ -1,5 +1,6 @@
 //! What `make install` leaves: a header that compiles without a warning in every version of C and C++, a library that pkg-config
 //! finds and links both ways, symbols of ours with their versions, and nothing after `make uninstall`.
+#![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
