@@ -85,6 +85,29 @@ fn pkg_config_links_the_shared_and_the_static_library() {
 }
 
 #[test]
+fn a_prefix_of_its_own_is_what_pkg_config_says() {
+    let Some(installed) = Installed::new() else { return };
+    if !is_here("pkg-config") {
+        return;
+    }
+    let prefix = format!("{}/opt/prereg", installed.root().display());
+    must(&mut installed.make_to(&prefix, "install"));
+    let mut pkg_config = Command::new("pkg-config");
+    pkg_config.args(["--static", "--cflags", "--libs", "prereg"]);
+    let output = must(pkg_config.env("PKG_CONFIG_PATH", format!("{prefix}/lib/pkgconfig")));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains(&format!("-I{prefix}/include")) && said.contains(&format!("-L{prefix}/lib")),
+        "{said}"
+    );
+    let flags: Vec<String> = said.split_whitespace().map(str::to_owned).collect();
+    let said = installed.compiled(Command::new("cc").arg("-static"), "examples/c/own_pins.c", &flags);
+    assert!(said.unwrap().contains("charged 32"));
+    must(&mut installed.make_to(&prefix, "uninstall"));
+    assert_eq!(files_below(std::path::Path::new(&prefix)), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn the_soname_is_the_major_version() {
     let Some(installed) = Installed::new() else { return };
     let version = env!("CARGO_PKG_VERSION");

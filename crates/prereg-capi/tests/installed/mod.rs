@@ -65,11 +65,17 @@ impl Installed {
 
     /// A run of the Makefile.
     pub(crate) fn make(&self, goal: &str) -> Command {
+        let mut make = self.make_to("/usr", goal);
+        make.arg(format!("DESTDIR={}", self.root().display()));
+        make
+    }
+
+    /// A run of the Makefile for another prefix.
+    pub(crate) fn make_to(&self, prefix: &str, goal: &str) -> Command {
         let mut make = Command::new("make");
-        make.args(["--silent", goal, "PREFIX=/usr"]);
+        make.args(["--silent", goal]).arg(format!("PREFIX={prefix}"));
         make.arg(format!("LIBS={}", self.built.display()));
         make.arg(format!("OUT={}", self.root().display()));
-        make.arg(format!("DESTDIR={}", self.root().display()));
         make.current_dir(package());
         make
     }
