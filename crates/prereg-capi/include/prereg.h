@@ -318,7 +318,8 @@ typedef struct prereg_window prereg_window;
  * there is one address for every page of the range, that each is the start of a page, that no run passes 2^64, and that a large
  * page is mapped only where the addresses are contiguous and aligned for it. It never follows an address, and cannot know what is
  * there: every `hpa` and `host` that it returns later is one of these, plus an offset inside its page, and means what
- * `address_kind` says. It hands them out only while something is mapped, and calls `unpin` only when nothing is.
+ * `address_kind` says. It hands them out with a mapping (`prereg_registration_runs` shows them for reports), and calls `unpin` only when
+ * nothing is mapped.
  */
 typedef struct prereg_pin_ops {
   /** sizeof(struct prereg_pin_ops). */

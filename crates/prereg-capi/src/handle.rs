@@ -15,7 +15,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::arena::{Arena, Slot};
-use crate::caller::{Out, array, out, out_if};
+use crate::caller::{Out, out, out_if};
 use crate::failure::Failure;
 
 /// A type of handle.
@@ -178,15 +178,6 @@ pub(crate) fn split_all<K: Kind>(places: &mut [*mut K]) -> Result<Vec<(usize, Pa
     }
     taken.iter().for_each(|(index, _)| places[*index] = std::ptr::null_mut());
     Ok(taken)
-}
-
-/// A C caller's array of handles.
-pub(crate) fn handles<'a, K: Kind>(
-    start: *mut *mut K,
-    count: usize,
-    name: &'static str,
-) -> Result<&'a mut [*mut K], Failure> {
-    array(start, count, name)
 }
 
 /// The body of a live handle, and the memory it was in. The handle is none any more, unless it is filled again.

@@ -1,8 +1,8 @@
 //! Live mappings: where what a caller's `prereg_mapping` or `prereg_range` stands for is kept.
 //!
 //! The mapping itself never leaves the library: the caller's struct names a slot and the serial number under which the slot was
-//! filled, which is never used twice; and the slot remembers for which struct. So a mapping is released once, however often its struct was copied, and whatever a caller
-//! writes over the struct cannot make the library touch other memory.
+//! filled, which is never used twice; and the slot remembers for which struct. So a mapping is released once, however often its
+//! struct was copied, and whatever a caller writes over the struct cannot make the library touch other memory.
 //!
 //! Every translator keeps a few free slots of its own, so that mapping needs no word that other threads write.
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, Weak};
 
 use prereg::{AddressSpace, Draining, Errno, HostAddr, Registration, UserAddr};
 
-use crate::caller::{out_if, tell};
+use crate::caller::{array, out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{Parts, body, hand_out, handles, kinds, split_all, surrender, take};
+use crate::handle::{Parts, body, hand_out, kinds, split_all, surrender, take};
 use crate::ports::{CallersMemory, prereg_keep};
 use crate::record;
 use crate::region::{prereg_region, prereg_run, region_of};
@@ -186,7 +186,7 @@ pub extern "C" fn prereg_unregister_many(
 ) -> c_int {
     answer(error, || {
         let refused = out_if(refused, "refused")?;
-        let places = handles(registrations, count, "registrations")?;
+        let places = array(registrations, count, "registrations")?;
         let mut parts = split_all(places)?;
         let mut failures = Vec::new();
         while let Some((_, (_, first))) = parts.first() {
