@@ -6,7 +6,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicI64, Ordering, fence};
 use loom::thread;
-use prereg::door::{Door, Entered, FenceMode};
+use prereg::primitives::{Door, Entered, FenceMode};
 use prereg_models::explore_to;
 
 /// A slot: its door, a count for each thread, and the memory behind it.

@@ -7,7 +7,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 use prereg::Gate;
-use prereg::publish::{Published, Retired, Seat};
+use prereg::primitives::{Published, Retired, Seat};
 use prereg_models::explore_to;
 
 /// What a region is to a reader: a gate, and pages that are released once it is closed and empty.

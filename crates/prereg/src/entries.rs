@@ -15,10 +15,10 @@ use core::fmt;
 
 use crate::addr::{PageShift, UserAddr};
 use crate::engine::{Engine, OutOfMemory};
-use crate::region::{MapError, Mapping, Region};
-use crate::slab::Slab;
+use crate::lookup::holder::{Holder, SharedHouse};
+use crate::lookup::region::{MapError, Mapping, Region};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tally::{Holder, SharedHouse};
+use crate::table_memory::owned::Slab;
 use crate::translator::Translator;
 
 /// What a device may do through an entry.

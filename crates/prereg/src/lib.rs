@@ -42,58 +42,40 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
-mod books;
-mod cells;
-#[doc(hidden)]
-pub mod door;
-mod doors;
 mod engine;
 mod entries;
 mod errno;
-mod gate;
-mod list;
 mod lookup;
-mod pages;
 mod port;
-mod prefetch;
-mod publication;
-#[cfg(loom)]
-#[doc(hidden)]
-pub mod publish;
-#[cfg(not(loom))]
-mod publish;
-mod range_mapping;
-mod region;
-mod register;
 mod registration;
-mod release;
-mod slab;
-mod slots;
 mod space;
 mod state;
-mod station;
 mod sync;
-mod tables;
-mod tagged;
-mod tally;
-mod teardown;
+mod table_memory;
 mod translator;
-mod watch;
 
 pub use addr::{BusAddr, Granule, GuestAddr, HostAddr, Iova, PageShift, RangeError, UserAddr, UserRange};
 pub use engine::OutOfMemory;
+pub use engine::register::RegisterError;
 pub use entries::{Access, EntryBlock, EntryView};
 pub use errno::Errno;
-pub use gate::{Closed, Drain, Gate, Inside, Left, Unbalanced};
-pub use list::ListError;
-pub use pages::{DirtyPages, PageList, PageListError, PageSink};
+pub use lookup::holder::{Held, Holder, HolderKind};
+pub use lookup::pages::{DirtyPages, PageList, PageListError, PageSink};
+pub use lookup::region::{MapError, Mapping};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
-pub use range_mapping::{HostRun, RangeMapping};
-pub use region::{MapError, Mapping};
-pub use register::RegisterError;
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
 pub use space::{AddressSpace, AddressSpaceBuilder};
 pub use state::{RegionState, SpaceState};
-pub use tables::{HeapTables, TableMemory, TableMemoryState};
-pub use tally::{Held, Holder, HolderKind};
+pub use sync::rundown_ref::{Closed, Drain, Gate, Inside, Left, Unbalanced};
+pub use table_memory::{HeapTables, TableMemory, TableMemoryState};
 pub use translator::Translator;
+pub use translator::list::ListError;
+pub use translator::range_mapping::{HostRun, RangeMapping};
+
+/// The primitives that the loom models drive by themselves.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod primitives {
+    pub use crate::sync::hazard::{Owner, Published, Retired, Seat};
+    pub use crate::sync::percpu_ref::{Door, Entered, FenceMode};
+}

@@ -9,8 +9,8 @@ use core::any::Any;
 
 use crate::addr::{Granule, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::pages::{DirtyPages, PageListError, PageSink};
-use crate::tables::TableMemory;
+use crate::lookup::pages::{DirtyPages, PageListError, PageSink};
+use crate::table_memory::TableMemory;
 
 /// What kind of address a back end hands out for a pinned page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -8,10 +8,10 @@ use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::engine::Engine;
+use crate::engine::release::{Claim, Kept};
 use crate::errno::Errno;
-use crate::release::{Claim, Kept};
+use crate::lookup::holder::{Held, Holder};
 use crate::state::RegionState;
-use crate::tally::{Held, Holder};
 
 /// One registration of a region. The region stays pinned as long as one of them lives.
 ///

@@ -5,13 +5,13 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, UserAddr};
+use crate::engine::register::{Backing, RegisterError, Wish};
 use crate::engine::{Engine, OutOfMemory};
+use crate::lookup::holder::Holder;
 use crate::port::{AddressKind, Barrier, Charge, Memory, Pin};
-use crate::register::{Backing, RegisterError, Wish};
 use crate::registration::Registration;
 use crate::state::{RegionState, SpaceState};
-use crate::tables::{HeapTables, TableMemory};
-use crate::tally::Holder;
+use crate::table_memory::{HeapTables, TableMemory};
 use crate::translator::Translator;
 
 /// The owner of a set of regions.

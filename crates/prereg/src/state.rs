@@ -3,8 +3,8 @@
 use alloc::vec::Vec;
 
 use crate::addr::{PageShift, UserAddr};
-use crate::tables::TableMemoryState;
-use crate::tally::Held;
+use crate::lookup::holder::Held;
+use crate::table_memory::TableMemoryState;
 
 /// One region as it was at some moment.
 #[derive(Clone, PartialEq, Eq, Debug)]

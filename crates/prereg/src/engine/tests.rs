@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
-use crate::pages::{DirtyPages, PageSink};
+use crate::engine::register::{Backing, Wish};
+use crate::engine::release::Claim;
+use crate::lookup::holder::Holder;
+use crate::lookup::pages::{DirtyPages, PageSink};
+use crate::lookup::region::MapError;
 use crate::port::{AddressKind, ChargeError, PinError, PinId};
-use crate::region::MapError;
-use crate::register::{Backing, Wish};
-use crate::release::Claim;
 use crate::space::AddressSpace;
-use crate::tables::{HeapTables, TableMemory};
-use crate::tally::Holder;
+use crate::table_memory::{HeapTables, TableMemory};
 use crate::translator::Translator;
 
 const A: u64 = 0x4000_0000;
@@ -80,7 +80,7 @@ fn register(engine: &Engine, page: u64) -> Claim {
     engine.register(ua, 0x1000, Wish::ShareOrNew, Holder::default(), backing).expect("a free page")
 }
 
-fn map(t: &mut Translator, page: u64) -> crate::region::Mapping {
+fn map(t: &mut Translator, page: u64) -> crate::lookup::region::Mapping {
     t.map(UserAddr::new(A + (page << 12)), PageShift::K4).expect("a registered page")
 }
 

@@ -2,9 +2,9 @@
 
 use super::Translator;
 use crate::addr::UserAddr;
-use crate::door::Entered;
-use crate::range_mapping::RangeMapping;
-use crate::region::{MapError, Mapping};
+use crate::lookup::region::{MapError, Mapping};
+use crate::sync::percpu_ref::Entered;
+use crate::translator::range_mapping::RangeMapping;
 
 impl Translator {
     /// Maps all of `[ua, ua + bytes)`, which must lie in one region, with one unit.

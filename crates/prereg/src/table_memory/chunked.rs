@@ -7,9 +7,9 @@
 
 use core::ptr::{self, NonNull};
 
-use crate::slab::Slab;
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::tables::Tables;
+use crate::table_memory::Tables;
+use crate::table_memory::owned::Slab;
 
 /// Slots in a chunk. Models and the interpreter have few, so that they can fill them.
 pub(crate) const CHUNK: usize = if cfg!(loom) {

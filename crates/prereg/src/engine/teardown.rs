@@ -10,10 +10,10 @@ use core::any::Any;
 
 use crate::addr::UserRange;
 use crate::engine::Engine;
-use crate::pages::DirtyPages;
+use crate::lookup::holder::Home;
+use crate::lookup::pages::DirtyPages;
+use crate::lookup::region::SharedRegion;
 use crate::port::{Charge, Pin, PinId};
-use crate::region::SharedRegion;
-use crate::tally::Home;
 
 /// A reserved or unpinning span. Dropped, it is free again, and threads that wait for it look.
 pub(crate) struct SpanGuard<'a> {
@@ -121,8 +121,8 @@ pub(crate) struct Release<'a> {
 
 impl<'a> Release<'a> {
     /// The release of `entry`, whose span says that it is being unpinned.
-    pub(crate) fn new(engine: &'a Engine, entry: crate::books::Entry) -> Self {
-        let crate::books::Entry { region, pin, charged, keep, keepalive, .. } = entry;
+    pub(crate) fn new(engine: &'a Engine, entry: crate::engine::registry::Entry) -> Self {
+        let crate::engine::registry::Entry { region, pin, charged, keep, keepalive, .. } = entry;
         let range = region.range;
         Self {
             _pin: pin.map(|pin| PinGuard { pins: engine.pins(), pin, range, region: Some(region.clone()) }),

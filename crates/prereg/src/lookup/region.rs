@@ -10,9 +10,9 @@ use core::mem::ManuallyDrop;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::pages::PageTable;
-use crate::slab::Placed;
-use crate::tally::HouseRef;
+use crate::lookup::holder::HouseRef;
+use crate::lookup::pages::PageTable;
+use crate::table_memory::owned::Placed;
 
 /// The header of one pinned range.
 pub(crate) struct Region {

@@ -10,11 +10,11 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use crate::addr::UserAddr;
-use crate::cells::{Cells, View};
-use crate::region::{Region, SharedRegion};
-use crate::slab::{Placed, Slab};
+use crate::lookup::index::{Cells, View};
+use crate::lookup::region::{Region, SharedRegion};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::tables::Tables;
+use crate::table_memory::Tables;
+use crate::table_memory::owned::{Placed, Slab};
 
 /// All regions of an address space, as of its publication and, for the cells, as patched since.
 pub(crate) struct Snapshot {

@@ -8,8 +8,8 @@ use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::errno::Errno;
-use crate::region::{MapError, Mapping};
-use crate::tagged::prefetch_page;
+use crate::lookup::index_entry::prefetch_page;
+use crate::lookup::region::{MapError, Mapping};
 use crate::translator::Translator;
 
 /// Pages of a block: some more than the misses a processor can have under way.

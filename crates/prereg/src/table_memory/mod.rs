@@ -8,6 +8,9 @@
 
 #![expect(unsafe_code, reason = "memory is had by address, and given back by the same")]
 
+pub(crate) mod chunked;
+pub(crate) mod owned;
+
 use alloc::alloc::{alloc_zeroed, dealloc};
 use alloc::sync::Arc;
 use core::alloc::Layout;

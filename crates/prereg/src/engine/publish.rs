@@ -1,11 +1,11 @@
 //! What readers are shown: cells patched in place as regions come and go, and a new snapshot when that does not do.
 
-use crate::books::Books;
-use crate::cells::{Cells, Plan};
+use crate::engine::registry::Books;
 use crate::engine::{Engine, OutOfMemory};
-use crate::lookup::Snapshot;
-use crate::region::SharedRegion;
-use crate::slab::Placed;
+use crate::lookup::index::{Cells, Plan};
+use crate::lookup::region::SharedRegion;
+use crate::lookup::snapshot::Snapshot;
+use crate::table_memory::owned::Placed;
 
 /// After so many regions died under one snapshot a new one is made, so that their slots and tables come free. When that
 /// frees them not, because a translator sits on an older snapshot with the same cells, new cells are made: what comes and
@@ -110,8 +110,8 @@ mod seats {
     use alloc::vec::Vec;
 
     use super::{Books, Engine, Snapshot};
-    use crate::station::Station;
-    use crate::tally::Held;
+    use crate::engine::reader::Station;
+    use crate::lookup::holder::Held;
 
     impl Engine {
         /// Frees what no translator names any more.

@@ -12,8 +12,8 @@ use core::ops::Deref;
 use core::ptr::{self, NonNull};
 use core::slice;
 
-use crate::publish::Owner;
-use crate::tables::Tables;
+use crate::sync::hazard::Owner;
+use crate::table_memory::Tables;
 
 /// An array in table memory.
 pub(crate) struct Slab<T> {

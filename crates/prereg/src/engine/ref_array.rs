@@ -10,9 +10,9 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use core::slice;
 
-use crate::door::Door;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tables::Tables;
+use crate::sync::percpu_ref::Door;
+use crate::table_memory::Tables;
 
 /// `len` doors, closed until they are opened.
 pub(crate) struct Doors {
@@ -88,7 +88,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::tables::{HeapTables, TableMemory, TableMemoryState};
+    use crate::table_memory::{HeapTables, TableMemory, TableMemoryState};
 
     /// The heap's memory; remembers which parts were made present.
     #[derive(Default)]

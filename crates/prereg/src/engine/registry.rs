@@ -14,16 +14,16 @@ use alloc::vec::Vec;
 use core::any::Any;
 
 use crate::addr::UserRange;
-use crate::lookup::Snapshot;
+use crate::engine::reader::Station;
+use crate::lookup::holder::{Held, Holder, Home, House, SharedHouse};
+use crate::lookup::region::SharedRegion;
+use crate::lookup::snapshot::Snapshot;
 use crate::port::PinId;
-use crate::publish::Retired;
-use crate::region::SharedRegion;
-use crate::slab::Placed;
-use crate::slots::MAX_SLOTS;
-use crate::station::Station;
 use crate::sync::ThreadToken;
-use crate::tables::Tables;
-use crate::tally::{Held, Holder, Home, House, SharedHouse};
+use crate::sync::hazard::Retired;
+use crate::table_memory::Tables;
+use crate::table_memory::chunked::MAX_SLOTS;
+use crate::table_memory::owned::Placed;
 
 /// What a span is taken by.
 pub(crate) enum Span {
@@ -341,9 +341,9 @@ mod tests {
     use super::*;
     use crate::addr::{Granule, HostAddr, UserAddr};
     use crate::engine::Engine;
-    use crate::pages::PageTable;
-    use crate::region::Region;
-    use crate::tables::HeapTables;
+    use crate::lookup::pages::PageTable;
+    use crate::lookup::region::Region;
+    use crate::table_memory::HeapTables;
 
     fn heap() -> Tables {
         Arc::new(HeapTables::new())

@@ -4,7 +4,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use crate::addr::{HostAddr, UserAddr};
-use crate::region::{Mapping, Region};
+use crate::lookup::region::{Mapping, Region};
 
 /// A stretch of contiguous host memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -9,6 +9,10 @@
 
 #![expect(unsafe_code, reason = "a translator reads what the snapshot in its seat names")]
 
+pub(crate) mod list;
+pub(crate) mod range_mapping;
+mod ranges;
+
 use alloc::sync::Arc;
 use core::cell::Cell;
 use core::fmt;
@@ -16,17 +20,15 @@ use core::marker::PhantomData;
 use core::ptr::{self, NonNull};
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
-use crate::cells::View;
-use crate::door::{Door, Entered, FenceMode};
+use crate::engine::reader::{Place, Station};
 use crate::engine::{Engine, Shown};
-use crate::lookup::Snapshot;
-use crate::region::{MapError, Mapping, Region};
-use crate::station::{Place, Station};
+use crate::lookup::holder::{Holder, House, HouseRef};
+use crate::lookup::index::View;
+use crate::lookup::index_entry::{SystemPage, host_of, slot_of};
+use crate::lookup::region::{MapError, Mapping, Region};
+use crate::lookup::snapshot::Snapshot;
 use crate::sync::atomic::AtomicI64;
-use crate::tagged::{SystemPage, host_of, slot_of};
-use crate::tally::{Holder, House, HouseRef};
-
-mod ranges;
+use crate::sync::percpu_ref::{Door, Entered, FenceMode};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {

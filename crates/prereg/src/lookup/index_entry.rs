@@ -13,7 +13,7 @@
 use core::ptr;
 
 use crate::addr::PageShift;
-use crate::prefetch::prefetch;
+use crate::lookup::prefetch::prefetch;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The slot is below this bit.

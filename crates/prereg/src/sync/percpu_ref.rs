@@ -40,6 +40,11 @@
 //! process (`membarrier(2)`); with [`FenceMode::Full`] both are SeqCst fences. miri and loom know no fence that acts on other
 //! threads: there the asymmetric pair is a pair of SeqCst fences too, and the code around the two is the code that ships.
 
+#![cfg_attr(
+    not(loom),
+    expect(unreachable_pub, reason = "the loom models, in a crate of their own, test this very file")
+)]
+
 use crate::sync::atomic::{AtomicI64, AtomicU8, Ordering, fence, light_fence};
 use crate::sync::preemption_point;
 
@@ -82,14 +87,15 @@ pub enum Entered {
 }
 
 /// The door of one slot. The counts are elsewhere.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(transparent)]
 pub struct Door {
     state: AtomicU8,
 }
 
 impl Door {
-    /// A closed door.
+    /// A closed door. Elsewhere zeroed memory is one.
+    #[cfg(any(loom, test))]
     #[must_use]
     pub fn new() -> Self {
         Self { state: AtomicU8::new(CLOSED) }

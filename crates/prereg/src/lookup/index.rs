@@ -16,11 +16,11 @@
 use core::ptr;
 
 use crate::addr::UserAddr;
-use crate::region::Region;
-use crate::slab::Slab;
+use crate::lookup::index_entry::{slot_of, word_of};
+use crate::lookup::region::Region;
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::tables::Tables;
-use crate::tagged::{slot_of, word_of};
+use crate::table_memory::Tables;
+use crate::table_memory::owned::Slab;
 
 /// One cell. Null is empty; so slot 0 is never given to a region.
 pub(crate) type Cell = AtomicPtr<u32>;
@@ -201,13 +201,13 @@ impl Cells {
 mod tests {
     use super::*;
     use crate::addr::{Granule, HostAddr, UserRange};
-    use crate::pages::PageList;
-    use crate::tables::HeapTables;
+    use crate::lookup::pages::PageList;
+    use crate::table_memory::HeapTables;
 
     /// A region of device memory.
     fn device(first: u64, pages: u64) -> Region {
         let range = UserRange::new(UserAddr::new(first), pages << 12, Granule::K4).expect("whole pages");
-        let table = crate::pages::PageTable::device(range, HostAddr::new(0), Granule::K4);
+        let table = crate::lookup::pages::PageTable::device(range, HostAddr::new(0), Granule::K4);
         Region { id: first, slot: 1, range, table, device: true }
     }
 

@@ -10,12 +10,12 @@
 
 use core::ptr;
 
-use crate::lookup::Snapshot;
-use crate::publish::{Owner, Seat};
-use crate::slab::{Placed, Slab};
+use crate::lookup::holder::SharedHouse;
+use crate::lookup::snapshot::Snapshot;
 use crate::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
-use crate::tables::Tables;
-use crate::tally::SharedHouse;
+use crate::sync::hazard::{Owner, Seat};
+use crate::table_memory::Tables;
+use crate::table_memory::owned::{Placed, Slab};
 
 /// One count a slot, for one writing thread.
 pub(crate) struct Counts {

@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::addr::Granule;
-use crate::tables::HeapTables;
+use crate::table_memory::HeapTables;
 
 fn heap() -> Tables {
     alloc::sync::Arc::new(HeapTables::new())

@@ -13,10 +13,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
-use crate::slab::Slab;
+use crate::lookup::index_entry::Pages;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tables::Tables;
-use crate::tagged::Pages;
+use crate::table_memory::Tables;
+use crate::table_memory::owned::Slab;
 
 mod runs;
 

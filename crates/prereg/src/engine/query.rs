@@ -3,13 +3,13 @@
 use alloc::sync::{Arc, Weak};
 
 use crate::addr::{HostAddr, UserAddr};
-use crate::books::{Books, Entry, Span};
+use crate::engine::reader::Station;
+use crate::engine::registry::{Books, Entry, Span};
+use crate::engine::release::Claim;
 use crate::engine::{Engine, OutOfMemory};
-use crate::region::SharedRegion;
-use crate::release::Claim;
+use crate::lookup::holder::{Holder, Home, SharedHouse};
+use crate::lookup::region::SharedRegion;
 use crate::state::{RegionState, SpaceState};
-use crate::station::Station;
-use crate::tally::{Holder, Home, SharedHouse};
 
 impl Engine {
     pub(crate) fn station(&self, holder: Holder) -> Result<Arc<Station>, OutOfMemory> {

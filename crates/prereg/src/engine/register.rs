@@ -6,17 +6,17 @@ use core::any::Any;
 use core::ptr;
 
 use crate::addr::{HostAddr, RangeError, UserAddr, UserRange};
-use crate::books::{Books, Entry, Span};
+use crate::engine::registry::{Books, Entry, Span};
+use crate::engine::release::Claim;
+use crate::engine::teardown::{ChargeGuard, PinGuard, SpanGuard};
 use crate::engine::{Engine, OutOfMemory};
 use crate::errno::Errno;
-use crate::pages::{PageList, PageListError, PageTable};
+use crate::lookup::holder::Holder;
+use crate::lookup::pages::{PageList, PageListError, PageTable};
+use crate::lookup::region::Region;
 use crate::port::{ChargeError, PinError, PinId};
-use crate::region::Region;
-use crate::release::Claim;
-use crate::slab::Placed;
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::tally::Holder;
-use crate::teardown::{ChargeGuard, PinGuard, SpanGuard};
+use crate::table_memory::owned::Placed;
 
 /// Why memory could not be registered. Nothing is pinned, charged or listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

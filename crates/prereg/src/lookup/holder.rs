@@ -13,10 +13,10 @@ use alloc::sync::Weak;
 use core::fmt;
 use core::ptr::{self, NonNull};
 
-use crate::slab::Placed;
-use crate::slots::Chunks;
 use crate::sync::atomic::{AtomicI64, Ordering};
-use crate::tables::Tables;
+use crate::table_memory::Tables;
+use crate::table_memory::chunked::Chunks;
+use crate::table_memory::owned::Placed;
 
 /// Who holds mappings or registrations, for reports: a container and what kind of use it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]

@@ -4,12 +4,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::addr::UserRange;
-use crate::books::{Books, Entry, Span};
 use crate::engine::Engine;
+use crate::engine::registry::{Books, Entry, Span};
+use crate::engine::teardown::Release;
+use crate::lookup::holder::{Held, Holder, Home};
 use crate::sync::MonitorGuard;
 use crate::sync::atomic::{AtomicI64, Ordering};
-use crate::tally::{Held, Holder, Home};
-use crate::teardown::Release;
 
 /// One registration in the books: enough to find it again, never enough to reach a gone region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -4,24 +4,33 @@
 //! the lock, charge and pin without it, commit or give back under it. No port is ever called with the lock held. Nothing
 //! half-made is visible: a region is published complete, and from then on only the release path takes it away.
 
+mod publish;
+mod query;
+pub(crate) mod reader;
+mod ref_array;
+pub(crate) mod register;
+mod registry;
+pub(crate) mod release;
+mod teardown;
+
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use core::ptr::NonNull;
 
 use crate::addr::Granule;
-use crate::books::Books;
-use crate::door::{Door, FenceMode};
-use crate::doors::Doors;
+use crate::engine::ref_array::Doors;
+use crate::engine::registry::Books;
 use crate::errno::Errno;
-use crate::lookup::Snapshot;
+use crate::lookup::region::Region;
+use crate::lookup::snapshot::Snapshot;
 use crate::port::{Barrier, Charge, Pin};
-use crate::publish::Published;
-use crate::region::Region;
-use crate::slab::Placed;
-use crate::slots::{Chunks, MAX_SLOTS};
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use crate::sync::hazard::Published;
+use crate::sync::percpu_ref::{Door, FenceMode};
 use crate::sync::{Monitor, heavy_fence};
-use crate::tables::Tables;
+use crate::table_memory::Tables;
+use crate::table_memory::chunked::{Chunks, MAX_SLOTS};
+use crate::table_memory::owned::Placed;
 
 /// No memory for a table. ENOMEM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
