@@ -117,14 +117,14 @@ unsafe impl Pin for Host {
             pages.push(HostAddr::new((number as u64 + 1) * SCATTER * PAGE), 1)?;
         }
         pins.ranges.push(first..first + count);
-        Ok(PinId(pins.ranges.len() as u64 - 1))
+        Ok(PinId::new(pins.ranges.len() as u64 - 1))
     }
 
     fn unpin(&self, pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {
         let pages = {
             let mut pins = self.pins.lock().unwrap();
             pins.unpins += 1;
-            let range = pins.ranges[usize::try_from(pin.0).unwrap()].clone();
+            let range = pins.ranges[usize::try_from(pin.raw()).unwrap()].clone();
             pins.pages[range].to_vec()
         };
         for page in pages {

@@ -166,7 +166,7 @@ pub extern "C" fn prereg_entries_take(
     let mut live = 0;
     let code = answer(error, || {
         let place = room(mapping, "mapping")?;
-        if let Some((taken, allowed)) = body(entries)?.take(body_mut(translator)?, index)? {
+        if let Some((taken, allowed)) = body(entries)?.hold_mapping(body_mut(translator)?, index)? {
             prereg_mapping::fill(place, taken);
             if let Some(access) = access {
                 access.write(access_of(Some(allowed)));

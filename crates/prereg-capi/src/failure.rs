@@ -7,7 +7,9 @@ use std::fmt::{self, Write};
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use prereg::{Errno, MapError, OutOfMemory, PageListError, RangeError, RegisterError, UnregisterError};
+use prereg::{
+    EntryBlockError, Errno, MapError, OutOfMemory, PageListError, RangeError, RegisterError, UnregisterError,
+};
 use prereg_iommu::container::ContainerError;
 use prereg_iommu::iova::{IovaAccessError, IovaMapError};
 use prereg_iommu::{AttachError, CreateError, EntryError, GeometryError, SlotError, TableError};
@@ -112,6 +114,15 @@ impl Failure {
         match self.errno().raw() {
             number @ 1..=4095 => -number,
             _ => -Errno::EIO.raw(),
+        }
+    }
+}
+
+impl From<EntryBlockError> for Failure {
+    fn from(error: EntryBlockError) -> Self {
+        match error {
+            EntryBlockError::OutOfMemory(_) => Self::OutOfMemory,
+            error => Self::Refused(error.to_string(), error.errno()),
         }
     }
 }

@@ -227,17 +227,17 @@ unsafe impl Pin for Pins {
             return Err(PinError::Os { ua: range.first(), errno, during: "the caller's pin function" });
         }
         if let Some(refused) = list.refused {
-            self.unpin(PinId(id), range, DirtyPages::none());
+            self.unpin(PinId::new(id), range, DirtyPages::none());
             return Err(refused.into());
         }
-        Ok(PinId(id))
+        Ok(PinId::new(id))
     }
 
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
         let mut dirty = prereg_dirty_pages { pages: dirty };
         let (ua, bytes) = (range.first().raw(), range.bytes());
         // SAFETY: the caller's function with the caller's context.
-        unsafe { (self.unpin)(self.context.pointer, pin.0, ua, bytes, &mut dirty) };
+        unsafe { (self.unpin)(self.context.pointer, pin.raw(), ua, bytes, &mut dirty) };
     }
 }
 

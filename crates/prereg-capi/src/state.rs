@@ -5,7 +5,7 @@
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
-use prereg::{Held, RegionState, SpaceState};
+use prereg::{HolderTotal, RegionState, SpaceState};
 
 use crate::array::Array;
 use crate::failure::{Failure, answer, prereg_error, value_or};
@@ -144,7 +144,11 @@ pub unsafe extern "C" fn prereg_state_mappings(
     })
 }
 
-fn show(list: &[Held], into: Array<'_, MaybeUninit<prereg_held>>, total: Option<&mut MaybeUninit<usize>>) {
+fn show(
+    list: &[HolderTotal],
+    into: Array<'_, MaybeUninit<prereg_held>>,
+    total: Option<&mut MaybeUninit<usize>>,
+) {
     for (place, held) in into.into_mut().iter_mut().zip(list) {
         place.write(held_of(held));
     }

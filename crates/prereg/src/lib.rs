@@ -30,9 +30,9 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Inside
+//! # Busy
 //! `addr`, `errno`: the words. `port`, `tables`: the outside. `slab`: memory for tables. `pages`: where pages are. `gate`,
-//! `door`: counts that close. `publish`, `slots`, `doors`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `station`, `books`: the state. `engine`
+//! `door`: counts that close. `publish`, `slots`, `doors`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `reader`, `registry`: the state. `engine`
 //! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator` with `list` and `prefetch`,
 //! `entries`, `range_mapping`, `space`: the handles.
 #![cfg_attr(not(test), no_std)]
@@ -57,16 +57,16 @@ mod translator;
 pub use addr::{BusAddr, Granule, GuestAddr, HostAddr, Iova, PageShift, RangeError, UserAddr, UserRange};
 pub use engine::OutOfMemory;
 pub use engine::register::RegisterError;
-pub use entries::{Access, EntryBlock, EntryView};
+pub use entries::{Access, EntryBlock, EntryBlockError, EntryView};
 pub use errno::Errno;
-pub use lookup::holder::{Held, Holder, HolderKind};
+pub use lookup::holder::{Holder, HolderKind, HolderTotal};
 pub use lookup::pages::{DirtyPages, PageList, PageListError, PageSink};
 pub use lookup::region::{MapError, Mapping};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
 pub use space::{AddressSpace, AddressSpaceBuilder};
 pub use state::{RegionState, SpaceState};
-pub use sync::rundown_ref::{Closed, Drain, Gate, Inside, Left, Unbalanced};
+pub use sync::rundown_ref::{Busy, Closed, DrainResult, LeaveResult, RefUnderflow, RundownRef};
 pub use table_memory::{HeapTables, TableMemory, TableMemoryState};
 pub use translator::Translator;
 pub use translator::list::ListError;
@@ -76,6 +76,6 @@ pub use translator::range_mapping::{HostRun, RangeMapping};
 #[cfg(loom)]
 #[doc(hidden)]
 pub mod primitives {
-    pub use crate::sync::hazard::{Owner, Published, Retired, Seat};
-    pub use crate::sync::percpu_ref::{Door, Entered, FenceMode};
+    pub use crate::sync::hazard::{HazardSlot, Owner, Published, Retired};
+    pub use crate::sync::percpu_ref::{EnterResult, FenceMode, PercpuRef};
 }

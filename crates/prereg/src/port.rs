@@ -30,9 +30,23 @@ pub enum AddressKind {
     Invented,
 }
 
-/// A back end's own name for one successful `pin`.
+/// A back end's own number for one successful `pin`. Means nothing to the core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct PinId(pub u64);
+pub struct PinId(u64);
+
+impl PinId {
+    /// Wraps a back end's number.
+    #[must_use]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The back end's number.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
 
 /// Pins user memory for as long as it is registered.
 ///
@@ -155,7 +169,7 @@ pub unsafe trait Memory {
     fn ua(&self) -> UserAddr;
     /// The length in bytes.
     fn bytes(&self) -> u64;
-    /// Held by the region until its last page is unpinned.
+    /// HolderTotal by the region until its last page is unpinned.
     fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>>;
 }
 

@@ -8,9 +8,9 @@ use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::engine::Engine;
-use crate::engine::release::{Claim, Kept};
+use crate::engine::release::{Claim, ReleaseRefused};
 use crate::errno::Errno;
-use crate::lookup::holder::{Held, Holder};
+use crate::lookup::holder::{Holder, HolderTotal};
 use crate::state::RegionState;
 
 /// One registration of a region. The region stays pinned as long as one of them lives.
@@ -119,7 +119,7 @@ impl Registration {
                 self.forget();
                 Ok(())
             }
-            Err(kept) => Err(UnregisterError { registration: self, refusal: kept.into() }),
+            Err(refused) => Err(UnregisterError { registration: self, refusal: refused.into() }),
         }
     }
 
@@ -138,7 +138,7 @@ impl Registration {
             for (registration, result) in together.into_iter().zip(results) {
                 match result {
                     Ok(()) => drop(registration.forget()),
-                    Err(kept) => refused.push(UnregisterError { registration, refusal: kept.into() }),
+                    Err(refusal) => refused.push(UnregisterError { registration, refusal: refusal.into() }),
                 }
             }
         }
@@ -234,17 +234,17 @@ pub enum Refusal {
         /// Live mappings.
         mapped: u64,
         /// Whose they are.
-        holders: Vec<Held>,
+        holders: Vec<HolderTotal>,
     },
     /// The address space is gone, and the region with it. ENOENT.
     Gone,
 }
 
-impl From<Kept> for Refusal {
-    fn from(kept: Kept) -> Self {
+impl From<ReleaseRefused> for Refusal {
+    fn from(kept: ReleaseRefused) -> Self {
         match kept {
-            Kept::Busy { mapped, holders } => Self::Busy { mapped, holders },
-            Kept::Gone => Self::Gone,
+            ReleaseRefused::Busy { mapped, holders } => Self::Busy { mapped, holders },
+            ReleaseRefused::Gone => Self::Gone,
         }
     }
 }
@@ -272,7 +272,7 @@ impl UnregisterError {
 
     /// Who holds them. Exact when nobody maps or unmaps meanwhile.
     #[must_use]
-    pub fn holders(&self) -> &[Held] {
+    pub fn holders(&self) -> &[HolderTotal] {
         match &self.refusal {
             Refusal::Busy { holders, .. } => holders,
             Refusal::Gone => &[],

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, UserAddr};
-use crate::engine::register::{Backing, RegisterError, Wish};
+use crate::engine::register::{Backing, RegisterError, RegisterMode};
 use crate::engine::{Engine, OutOfMemory};
 use crate::lookup::holder::Holder;
 use crate::port::{AddressKind, Barrier, Charge, Memory, Pin};
@@ -124,7 +124,7 @@ impl AddressSpace {
         memory: &(impl Memory + ?Sized),
         holder: Holder,
     ) -> Result<Registration, RegisterError> {
-        self.register_as(memory, Wish::ShareOrNew, holder)
+        self.register_as(memory, RegisterMode::ShareOrNew, holder)
     }
 
     /// Registers `memory` as a new region.
@@ -132,17 +132,17 @@ impl AddressSpace {
     /// # Errors
     /// As `register`; [`RegisterError::Exists`] (EINVAL) when its range is registered already.
     pub fn register_new(&self, memory: &(impl Memory + ?Sized)) -> Result<Registration, RegisterError> {
-        self.register_as(memory, Wish::New, Holder::default())
+        self.register_as(memory, RegisterMode::New, Holder::default())
     }
 
     fn register_as(
         &self,
         memory: &(impl Memory + ?Sized),
-        wish: Wish,
+        mode: RegisterMode,
         holder: Holder,
     ) -> Result<Registration, RegisterError> {
         let backing = || Backing::Pinned(memory.keep());
-        let claim = self.engine.register(memory.ua(), memory.bytes(), wish, holder, backing)?;
+        let claim = self.engine.register(memory.ua(), memory.bytes(), mode, holder, backing)?;
         Ok(Registration::new(self.engine.clone(), claim))
     }
 
@@ -176,7 +176,7 @@ impl AddressSpace {
             return Err(RegisterError::Range(crate::addr::RangeError::Wraps { ua, bytes }));
         }
         let backing = || Backing::Device(host);
-        let claim = self.engine.register(ua, bytes, Wish::New, Holder::default(), backing)?;
+        let claim = self.engine.register(ua, bytes, RegisterMode::New, Holder::default(), backing)?;
         Ok(Registration::new(self.engine.clone(), claim))
     }
 
@@ -203,7 +203,7 @@ impl AddressSpace {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn try_translator(&self, holder: Holder) -> Result<Translator, OutOfMemory> {
-        Ok(Translator::new(self.engine.clone(), self.engine.station(holder)?))
+        Ok(Translator::new(self.engine.clone(), self.engine.add_reader(holder)?))
     }
 
     /// The one region that holds all of `[ua, ua + bytes)`. Neighbours are not stitched together; zero bytes lie nowhere.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::addr::{PageShift, UserAddr};
-use crate::lookup::holder::Held;
+use crate::lookup::holder::HolderTotal;
 use crate::table_memory::TableMemoryState;
 
 /// One region as it was at some moment.
@@ -18,7 +18,7 @@ pub struct RegionState {
     pub pages: u64,
     /// Registrations.
     pub used: u64,
-    /// One more than the live mappings, as the kernel counts them.
+    /// Live mappings.
     pub mapped: u64,
     /// The largest page it can be mapped with.
     pub largest_page: PageShift,
@@ -27,11 +27,20 @@ pub struct RegionState {
     /// No registration is left, or it waits to be idle: no new mappings, released when the last one goes.
     pub draining: bool,
     /// Who holds registrations.
-    pub registrations: Vec<Held>,
+    pub registrations: Vec<HolderTotal>,
     /// Who holds mappings. Exact when nobody maps or unmaps meanwhile.
-    pub mappings: Vec<Held>,
+    pub mappings: Vec<HolderTotal>,
     /// Memory of ours that describes the region's pages, in bytes.
     pub metadata_bytes: u64,
+}
+
+impl RegionState {
+    /// The kernel's counter of the same name: live mappings + 1, so that 1 means registered and not mapped, and 0 gone
+    /// (docs/specification.md 1.3).
+    #[must_use]
+    pub const fn kernel_mapped(&self) -> u64 {
+        self.mapped + 1
+    }
 }
 
 /// An address space as it was at some moment.
@@ -54,7 +63,7 @@ pub struct SpaceState {
     pub unreclaimed: u64,
     /// How many of `unreclaimed` the translators of each holder keep; one that two holders keep counts for both. A
     /// translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
-    pub retained_by: Vec<Held>,
+    pub retained_by: Vec<HolderTotal>,
     /// Memory of the tables that translators touch, and what the host promises of it.
     pub tables: TableMemoryState,
 }

@@ -73,10 +73,10 @@ unsafe impl Pin for Host {
         AddressKind::Invented
     }
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        self.pin_pages(range, |host, count| pages.push(host, count)).map(PinId)
+        self.pin_pages(range, |host, count| pages.push(host, count)).map(PinId::new)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
-        self.unpin_pages(pin.0, range, dirty);
+        self.unpin_pages(pin.raw(), range, dirty);
     }
 }
 

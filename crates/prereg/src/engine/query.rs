@@ -3,125 +3,125 @@
 use alloc::sync::{Arc, Weak};
 
 use crate::addr::{HostAddr, UserAddr};
-use crate::engine::reader::Station;
-use crate::engine::registry::{Books, Entry, Span};
+use crate::engine::reader::Reader;
+use crate::engine::registry::{RegionEntry, Registry, Span};
 use crate::engine::release::Claim;
 use crate::engine::{Engine, OutOfMemory};
-use crate::lookup::holder::{Holder, Home, SharedHouse};
+use crate::lookup::holder::{Holder, ReleaseHook, SharedHolderCounts};
 use crate::lookup::region::SharedRegion;
 use crate::state::{RegionState, SpaceState};
 
 impl Engine {
-    pub(crate) fn station(&self, holder: Holder) -> Result<Arc<Station>, OutOfMemory> {
+    pub(crate) fn add_reader(&self, holder: Holder) -> Result<Arc<Reader>, OutOfMemory> {
         self.reap();
-        let mut books = self.books.lock();
-        books.stations.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let house = books.house(&self.tables, holder, || self.home()).ok_or(OutOfMemory)?;
-        let station = Arc::new(Station::new(&self.tables, house, books.capacity).ok_or(OutOfMemory)?);
-        if books.unpublished {
-            self.publish(&mut books)?;
+        let mut registry = self.registry.lock();
+        registry.readers.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let counts = registry.counts_of(&self.tables, holder, || self.release_hook()).ok_or(OutOfMemory)?;
+        let reader = Arc::new(Reader::new(&self.tables, counts, registry.capacity).ok_or(OutOfMemory)?);
+        if registry.snapshot_stale {
+            self.rebuild_snapshot(&mut registry)?;
         }
-        books.stations.push(station.clone());
-        Ok(station)
+        registry.readers.push(reader.clone());
+        Ok(reader)
     }
 
-    fn home(&self) -> Weak<dyn Home> {
-        let home: Weak<dyn Home> = self.this.clone();
-        home
+    fn release_hook(&self) -> Weak<dyn ReleaseHook> {
+        let hook: Weak<dyn ReleaseHook> = self.this.clone();
+        hook
     }
 
-    pub(crate) fn leave_station(&self, station: &Arc<Station>) {
-        let mut books = self.books.lock();
-        station.place.seat.leave();
-        books.stations.retain(|other| !Arc::ptr_eq(other, station));
-        station.fold();
-        if books.stations.is_empty() && books.unreclaimed() > 0 {
+    pub(crate) fn remove_reader(&self, reader: &Arc<Reader>) {
+        let mut registry = self.registry.lock();
+        reader.shared.hazard.clear();
+        registry.readers.retain(|other| !Arc::ptr_eq(other, reader));
+        reader.fold_into_holder();
+        if registry.readers.is_empty() && registry.unreclaimed() > 0 {
             // Nobody is left to look at the current snapshot, so what it names may go.
-            books.unpublished = true;
+            registry.snapshot_stale = true;
         }
-        self.reclaim(&mut books);
-        drop(books);
+        self.reclaim(&mut registry);
+        drop(registry);
         self.reap();
     }
 
-    pub(crate) fn house(&self, holder: Holder) -> Result<SharedHouse, OutOfMemory> {
-        self.books.lock().house(&self.tables, holder, || self.home()).ok_or(OutOfMemory)
+    pub(crate) fn holder_counts(&self, holder: Holder) -> Result<SharedHolderCounts, OutOfMemory> {
+        self.registry.lock().counts_of(&self.tables, holder, || self.release_hook()).ok_or(OutOfMemory)
     }
 
     pub(crate) fn find(&self, ua: UserAddr, bytes: u64) -> Option<RegionState> {
-        let books = self.books.lock();
-        let (_, span) = books.spans.range(..=ua.raw()).next_back()?;
+        let registry = self.registry.lock();
+        let (_, span) = registry.spans.range(..=ua.raw()).next_back()?;
         match span {
-            Span::Here(entry) if entry.region.range.holds(ua, bytes) => Some(self.state_of(&books, entry)),
+            Span::Live(entry) if entry.region.range.holds(ua, bytes) => Some(self.state_of(&registry, entry)),
             _ => None,
         }
     }
 
     pub(crate) fn claim_state(&self, claim: Claim) -> Option<RegionState> {
-        let mut books = self.books.lock();
-        books.entry(claim.range.first().raw(), claim.id)?;
-        match books.spans.get(&claim.range.first().raw()) {
-            Some(Span::Here(entry)) => Some(self.state_of(&books, entry)),
+        let mut registry = self.registry.lock();
+        registry.entry(claim.range.first().raw(), claim.id)?;
+        match registry.spans.get(&claim.range.first().raw()) {
+            Some(Span::Live(entry)) => Some(self.state_of(&registry, entry)),
             _ => None,
         }
     }
 
-    fn state_of(&self, books: &Books, entry: &Entry) -> RegionState {
+    fn state_of(&self, registry: &Registry, entry: &RegionEntry) -> RegionState {
         let region = &entry.region;
         RegionState {
             ua: region.range.first(),
             bytes: region.range.bytes(),
             pages: region.range.pages(self.granule),
             used: entry.used,
-            mapped: u64::try_from(books.mapped(region.slot)).unwrap_or(0) + 1,
+            mapped: u64::try_from(registry.mapped(region.slot)).unwrap_or(0),
             largest_page: region.table.largest_page(),
             device: region.device,
             draining: entry.used == 0,
             registrations: entry.claims.clone(),
-            mappings: books.holders(region.slot),
+            mappings: registry.holders(region.slot),
             metadata_bytes: region.table.metadata_bytes(),
         }
     }
 
     /// The region of a claim, to look at its page table under no lock.
     pub(crate) fn claim_region(&self, claim: Claim) -> Option<SharedRegion> {
-        self.books.lock().entry(claim.range.first().raw(), claim.id).map(|entry| entry.region.clone())
+        self.registry.lock().entry(claim.range.first().raw(), claim.id).map(|entry| entry.region.clone())
     }
 
     pub(crate) fn snapshot(&self) -> SpaceState {
         self.reap();
-        let books = self.books.lock();
+        let registry = self.registry.lock();
         let here = |span: &Span| match span {
-            Span::Here(entry) => Some(self.state_of(&books, entry)),
+            Span::Live(entry) => Some(self.state_of(&registry, entry)),
             _ => None,
         };
         SpaceState {
-            regions: books.spans.values().filter_map(here).collect(),
-            pinned_pages: books.pinned_pages,
-            charged_pages: books.charged_pages,
-            pins: books.pins,
-            unpins: books.unpins,
-            translators: books.stations.len() as u64,
-            unreclaimed: books.unreclaimed() as u64,
-            retained_by: self.retained(&books),
+            regions: registry.spans.values().filter_map(here).collect(),
+            pinned_pages: registry.pinned_pages,
+            charged_pages: registry.charged_pages,
+            pins: registry.pins,
+            unpins: registry.unpins,
+            translators: registry.readers.len() as u64,
+            unreclaimed: registry.unreclaimed() as u64,
+            retained_by: self.retained(&registry),
             tables: self.tables.state(),
         }
     }
 
     /// How many of the `bytes` at `host` the device region that holds `host` covers.
     pub(crate) fn device_at(&self, host: HostAddr, bytes: u64) -> Option<u64> {
-        let books = self.books.lock();
+        let registry = self.registry.lock();
         let covered = |region: &SharedRegion| {
             let offset = host.offset_from(region.table.host(region.range.first()))?;
             (region.device && offset < region.range.bytes())
                 .then(|| (region.id, bytes.min(region.range.bytes() - offset)))
         };
         // Several may show one host address; the newest answers, as in the kernel.
-        books.here().filter_map(|entry| covered(&entry.region)).max().map(|(_, bytes)| bytes)
+        registry.live().filter_map(|entry| covered(&entry.region)).max().map(|(_, bytes)| bytes)
     }
 
     /// Whether any region is registered.
     pub(crate) fn is_preregistered(&self) -> bool {
-        self.books.lock().spans.values().any(|span| matches!(span, Span::Here(entry) if entry.used > 0))
+        self.registry.lock().spans.values().any(|span| matches!(span, Span::Live(entry) if entry.used > 0))
     }
 }

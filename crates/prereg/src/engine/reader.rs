@@ -1,4 +1,4 @@
-//! A translator's place: the snapshot it uses, and its counts.
+//! A translator's shared: the snapshot it uses, and its counts.
 //!
 //! One count a region slot, which only the translator's own thread writes. Arrays grow by a longer one beside the old: the
 //! owner counts in the newest it has seen, sums go over all of them.
@@ -10,111 +10,115 @@
 
 use core::ptr;
 
-use crate::lookup::holder::SharedHouse;
+use crate::lookup::holder::SharedHolderCounts;
 use crate::lookup::snapshot::Snapshot;
 use crate::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
-use crate::sync::hazard::{Owner, Seat};
-use crate::table_memory::Tables;
-use crate::table_memory::owned::{Placed, Slab};
+use crate::sync::hazard::{HazardSlot, Owner};
+use crate::table_memory::SharedTableMemory;
+use crate::table_memory::owned::{TableArray, TableBox};
 
 /// One count a slot, for one writing thread.
-pub(crate) struct Counts {
-    counts: Slab<AtomicI64>,
+pub(crate) struct ReaderCounts {
+    counts: TableArray<AtomicI64>,
     /// The shorter array this one took over from; null for the first. Owned.
-    older: *mut Counts,
+    older: *mut ReaderCounts,
 }
 
-impl Counts {
+impl ReaderCounts {
     /// The counts as the owner's thread keeps them at hand.
     pub(crate) fn raw(&self) -> (*const AtomicI64, usize) {
         (self.counts.as_ptr(), self.counts.len())
     }
 }
 
-/// A translator's place: the snapshot it uses and what it counts.
-pub(crate) struct Station {
-    pub(crate) place: Placed<Place>,
-    pub(crate) house: SharedHouse,
-    memory: Tables,
+/// A translator's shared: the snapshot it uses and what it counts.
+pub(crate) struct Reader {
+    pub(crate) shared: TableBox<ReaderShared>,
+    pub(crate) holder_counts: SharedHolderCounts,
+    memory: SharedTableMemory,
 }
 
-/// The part of a station that its translator touches.
-pub(crate) struct Place {
-    pub(crate) seat: Seat<Snapshot>,
-    /// From `Placed::into_raw`; replaced by the writers' side only, freed with the station.
-    newest: AtomicPtr<Counts>,
+/// The part of a reader that its translator touches.
+pub(crate) struct ReaderShared {
+    pub(crate) hazard: HazardSlot<Snapshot>,
+    /// From `TableBox::into_raw`; replaced by the writers' side only, freed with the reader.
+    newest: AtomicPtr<ReaderCounts>,
 }
 
 // SAFETY: the pointer owns a list of arrays of atomics; it is set once, under the writers' lock.
-unsafe impl Send for Counts {}
+unsafe impl Send for ReaderCounts {}
 // SAFETY: as above.
-unsafe impl Sync for Counts {}
+unsafe impl Sync for ReaderCounts {}
 
-impl Station {
-    /// A station with counts for `slots` slots. `None` without memory.
-    pub(crate) fn new(memory: &Tables, house: SharedHouse, slots: usize) -> Option<Self> {
-        let place = Place { seat: Seat::default(), newest: AtomicPtr::new(ptr::null_mut()) };
-        let station = Self { place: Placed::new(memory, place)?, house, memory: memory.clone() };
-        station.grow(slots).then_some(station)
+impl Reader {
+    /// A reader with counts for `slots` slots. `None` without memory.
+    pub(crate) fn new(
+        memory: &SharedTableMemory,
+        holder_counts: SharedHolderCounts,
+        slots: usize,
+    ) -> Option<Self> {
+        let shared = ReaderShared { hazard: HazardSlot::default(), newest: AtomicPtr::new(ptr::null_mut()) };
+        let reader = Self { shared: TableBox::new(memory, shared)?, holder_counts, memory: memory.clone() };
+        reader.grow(slots).then_some(reader)
     }
 
     /// Adds an array for `slots` slots. Writers' lock held. `false` without memory.
     pub(crate) fn grow(&self, slots: usize) -> bool {
-        let Some(counts) = Slab::new(&self.memory, slots, || AtomicI64::new(0)) else { return false };
+        let Some(counts) = TableArray::new(&self.memory, slots, || AtomicI64::new(0)) else { return false };
         // Relaxed: only written under the lock we hold.
-        let older = self.place.newest.load(Ordering::Relaxed);
-        let Some(made) = Placed::new(&self.memory, Counts { counts, older }) else { return false };
+        let older = self.shared.newest.load(Ordering::Relaxed);
+        let Some(made) = TableBox::new(&self.memory, ReaderCounts { counts, older }) else { return false };
         // Release pairs with the Acquire in `newest`.
-        self.place.newest.store(made.into_raw(), Ordering::Release);
+        self.shared.newest.store(made.into_raw(), Ordering::Release);
         true
     }
 
-    fn arrays(&self) -> impl Iterator<Item = &Counts> {
-        let newest: *const Counts = self.place.newest();
-        // SAFETY: a list of owned values, none freed before the station.
+    fn arrays(&self) -> impl Iterator<Item = &ReaderCounts> {
+        let newest: *const ReaderCounts = self.shared.newest();
+        // SAFETY: a list of owned values, none freed before the reader.
         core::iter::successors(unsafe { newest.as_ref() }, |counts| unsafe { counts.older.as_ref() })
     }
 
     /// The sum for `slot`. Acquire pairs with the Release of every `leave`.
-    pub(crate) fn value(&self, slot: u32) -> i64 {
+    pub(crate) fn sum(&self, slot: u32) -> i64 {
         self.arrays()
             .filter_map(|array| array.counts.get(slot as usize))
             .map(|count| count.load(Ordering::Acquire))
             .fold(0, i64::wrapping_add)
     }
 
-    /// Moves every count to the house. The translator is gone; writers' lock held.
-    pub(crate) fn fold(&self) {
+    /// Moves every count to the holder_counts. The translator is gone; writers' lock held.
+    pub(crate) fn fold_into_holder(&self) {
         for array in self.arrays() {
             for (slot, count) in array.counts.iter().enumerate() {
                 // Relaxed: the owner is gone and handed its counts over.
                 let value = count.load(Ordering::Relaxed);
                 if value != 0 {
                     count.store(0, Ordering::Relaxed);
-                    self.house.add(slot as u32, value);
+                    self.holder_counts.add(slot as u32, value);
                 }
             }
         }
     }
 }
 
-impl Place {
+impl ReaderShared {
     /// The longest array.
-    pub(crate) fn newest(&self) -> &Counts {
+    pub(crate) fn newest(&self) -> &ReaderCounts {
         // Acquire pairs with the Release in `grow`.
         let newest = self.newest.load(Ordering::Acquire);
-        // SAFETY: `new` made one, and none is freed before the station.
+        // SAFETY: `new` made one, and none is freed before the reader.
         unsafe { &*newest }
     }
 }
 
-impl Drop for Place {
+impl Drop for ReaderShared {
     fn drop(&mut self) {
         // Relaxed: exclusive access.
         let mut next = self.newest.load(Ordering::Relaxed);
         while !next.is_null() {
             // SAFETY: from `into_raw` in `grow`, and nobody else is left.
-            let counts = unsafe { Placed::<Counts>::from_raw(next) };
+            let counts = unsafe { TableBox::<ReaderCounts>::from_raw(next) };
             next = counts.older;
         }
     }

@@ -1,6 +1,6 @@
-//! The doors of an address space: one for each slot there could be, of which those in use are present.
+//! The refs of an address space: one for each slot there could be, of which those in use are present.
 //!
-//! Readers index the doors by a slot without looking how many there are, so the array never moves and is as long as it can
+//! Readers index the refs by a slot without looking how many there are, so the array never moves and is as long as it can
 //! ever become. A door is one byte; its page is made present before the first slot in it is given to a region.
 
 #![expect(unsafe_code, reason = "an array in memory of which only a part is present")]
@@ -11,46 +11,46 @@ use core::ptr::NonNull;
 use core::slice;
 
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::percpu_ref::Door;
-use crate::table_memory::Tables;
+use crate::sync::percpu_ref::PercpuRef;
+use crate::table_memory::SharedTableMemory;
 
-/// `len` doors, closed until they are opened.
-pub(crate) struct Doors {
-    at: NonNull<Door>,
+/// `len` refs, closed until they are opened.
+pub(crate) struct RefArray {
+    at: NonNull<PercpuRef>,
     len: usize,
-    memory: Tables,
-    /// Doors whose memory is present.
+    memory: SharedTableMemory,
+    /// RefArray whose memory is present.
     present: AtomicU64,
 }
 
-// SAFETY: an owner of doors, which are atomics.
-unsafe impl Send for Doors {}
+// SAFETY: an owner of refs, which are atomics.
+unsafe impl Send for RefArray {}
 // SAFETY: as above.
-unsafe impl Sync for Doors {}
+unsafe impl Sync for RefArray {}
 
-impl Doors {
-    /// `len` closed doors, the first `present` of them present. `None` without memory.
-    pub(crate) fn new(memory: &Tables, len: usize, present: usize) -> Option<Self> {
-        let layout = Layout::array::<Door>(len).ok()?;
-        let at = memory.reserve(layout)?.cast::<Door>();
+impl RefArray {
+    /// `len` closed refs, the first `present` of them present. `None` without memory.
+    pub(crate) fn new(memory: &SharedTableMemory, len: usize, present: usize) -> Option<Self> {
+        let layout = Layout::array::<PercpuRef>(len).ok()?;
+        let at = memory.reserve(layout)?.cast::<PercpuRef>();
         #[cfg(loom)]
         for index in 0..len {
-            // SAFETY: below `len`; nothing is there yet, and the model's doors are no bytes.
-            unsafe { at.as_ptr().wrapping_add(index).write(Door::new()) };
+            // SAFETY: below `len`; nothing is there yet, and the model's refs are no bytes.
+            unsafe { at.as_ptr().wrapping_add(index).write(PercpuRef::new()) };
         }
-        let doors = Self { at, len, memory: memory.clone(), present: AtomicU64::new(0) };
-        doors.make_present(present).then_some(doors)
+        let refs = Self { at, len, memory: memory.clone(), present: AtomicU64::new(0) };
+        refs.make_present(present).then_some(refs)
     }
 
-    /// Makes the first `count` doors present. Writers' lock held. `false` without memory.
+    /// Makes the first `count` refs present. Writers' lock held. `false` without memory.
     pub(crate) fn make_present(&self, count: usize) -> bool {
-        let Ok(layout) = Layout::array::<Door>(self.len) else { return false };
+        let Ok(layout) = Layout::array::<PercpuRef>(self.len) else { return false };
         // Relaxed: changed under the lock only.
         let from = self.present.load(Ordering::Relaxed) as usize;
         if count <= from {
             return true;
         }
-        let part = from * size_of::<Door>()..count.min(self.len) * size_of::<Door>();
+        let part = from * size_of::<PercpuRef>()..count.min(self.len) * size_of::<PercpuRef>();
         // SAFETY: of the reservation, and inside.
         let done = unsafe { self.memory.commit(self.at.cast(), layout, part) };
         if done {
@@ -61,20 +61,20 @@ impl Doors {
     }
 }
 
-impl Deref for Doors {
-    type Target = [Door];
+impl Deref for RefArray {
+    type Target = [PercpuRef];
 
     #[inline]
-    fn deref(&self) -> &[Door] {
-        // SAFETY: zeroed memory of that many doors, and a door of zeros is a closed one; shared only, as long as the owner
+    fn deref(&self) -> &[PercpuRef] {
+        // SAFETY: zeroed memory of that many refs, and a door of zeros is a closed one; shared only, as long as the owner
         // lives.
         unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
 
-impl Drop for Doors {
+impl Drop for RefArray {
     fn drop(&mut self) {
-        if let Ok(layout) = Layout::array::<Door>(self.len) {
+        if let Ok(layout) = Layout::array::<PercpuRef>(self.len) {
             // SAFETY: of the reservation; the owner goes, and with it the last reader.
             unsafe { self.memory.release(self.at.cast(), layout) };
         }
@@ -116,12 +116,12 @@ mod tests {
     }
 
     #[test]
-    fn doors_become_present_once_each_and_in_order() {
+    fn refs_become_present_once_each_and_in_order() {
         let parts = Arc::new(Parts::default());
-        let memory: Tables = parts.clone();
-        let doors = Doors::new(&memory, 1000, 1).unwrap();
+        let memory: SharedTableMemory = parts.clone();
+        let refs = RefArray::new(&memory, 1000, 1).unwrap();
         for count in [1, 2, 2, 300, 5, 1000] {
-            assert!(doors.make_present(count));
+            assert!(refs.make_present(count));
         }
         assert_eq!(*parts.1.lock().unwrap(), [0..1, 1..2, 2..300, 300..1000]);
     }

@@ -6,7 +6,7 @@ use core::any::Any;
 use core::ptr;
 
 use crate::addr::{HostAddr, RangeError, UserAddr, UserRange};
-use crate::engine::registry::{Books, Entry, Span};
+use crate::engine::registry::{RegionEntry, Registry, Span};
 use crate::engine::release::Claim;
 use crate::engine::teardown::{ChargeGuard, PinGuard, SpanGuard};
 use crate::engine::{Engine, OutOfMemory};
@@ -16,7 +16,7 @@ use crate::lookup::pages::{PageList, PageListError, PageTable};
 use crate::lookup::region::Region;
 use crate::port::{ChargeError, PinError, PinId};
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::table_memory::owned::Placed;
+use crate::table_memory::owned::TableBox;
 
 /// Why memory could not be registered. Nothing is pinned, charged or listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -97,7 +97,7 @@ impl RegisterError {
 
 /// Whether a region of the same range may be shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wish {
+pub(crate) enum RegisterMode {
     ShareOrNew,
     New,
 }
@@ -113,19 +113,19 @@ impl Engine {
         &self,
         ua: UserAddr,
         bytes: u64,
-        wish: Wish,
+        mode: RegisterMode,
         holder: Holder,
         backing: impl FnOnce() -> Backing,
     ) -> Result<Claim, RegisterError> {
         self.reap();
         let range = UserRange::new(ua, bytes, self.granule)?;
-        if let Some(claim) = self.share_or_reserve(range, wish, holder)? {
+        if let Some(claim) = self.share_or_reserve(range, mode, holder)? {
             return Ok(claim);
         }
         let reservation = SpanGuard::reserved(self, range);
         let claim = self.build(range, backing(), holder)?;
         reservation.commit();
-        self.books.notify_all();
+        self.registry.notify_all();
         Ok(claim)
     }
 
@@ -133,18 +133,18 @@ impl Engine {
     pub(crate) fn share(&self, ua: UserAddr, bytes: u64, holder: Holder) -> Option<Claim> {
         self.reap();
         let range = UserRange::new(ua, bytes, self.granule).ok()?;
-        let mut books = self.books.lock();
+        let mut registry = self.registry.lock();
         loop {
-            match books.intersecting(range) {
-                Some(Span::Here(entry)) if entry.region.range == range => {
+            match registry.intersecting(range) {
+                Some(Span::Live(entry)) if entry.region.range == range => {
                     let (claim, revived) = self.claim(entry, holder);
-                    self.undrain(&mut books, revived);
+                    self.undrain(&mut registry, revived);
                     return Some(claim);
                 }
-                Some(Span::Coming(other, thread)) if *other == range && !thread.is_this() => {}
+                Some(Span::Reserved(other, thread)) if *other == range && !thread.is_this() => {}
                 _ => return None,
             }
-            books = self.books.wait(books);
+            registry = self.registry.wait(registry);
         }
     }
 
@@ -152,27 +152,27 @@ impl Engine {
     fn share_or_reserve(
         &self,
         range: UserRange,
-        wish: Wish,
+        mode: RegisterMode,
         holder: Holder,
     ) -> Result<Option<Claim>, RegisterError> {
-        let mut books = self.books.lock();
+        let mut registry = self.registry.lock();
         loop {
-            match books.intersecting(range) {
+            match registry.intersecting(range) {
                 None => {
-                    books.spans.insert(range.first().raw(), Span::coming(range));
+                    registry.spans.insert(range.first().raw(), Span::reserved(range));
                     return Ok(None);
                 }
-                Some(Span::Here(entry)) if entry.region.range == range && wish != Wish::New => {
+                Some(Span::Live(entry)) if entry.region.range == range && mode != RegisterMode::New => {
                     let (claim, revived) = self.claim(entry, holder);
-                    self.undrain(&mut books, revived);
+                    self.undrain(&mut registry, revived);
                     return Ok(Some(claim));
                 }
-                Some(Span::Coming(other, thread)) if *other == range && wish != Wish::New => {
+                Some(Span::Reserved(other, thread)) if *other == range && mode != RegisterMode::New => {
                     if thread.is_this() {
                         return Err(RegisterError::Reentrant { range });
                     }
                 }
-                Some(Span::Going(_, thread)) => {
+                Some(Span::Unpinning(_, thread)) => {
                     if thread.is_this() {
                         return Err(RegisterError::Reentrant { range });
                     }
@@ -180,25 +180,25 @@ impl Engine {
                 Some(span) if span.range() == range => return Err(RegisterError::Exists { range }),
                 Some(span) => return Err(RegisterError::Overlap { range, with: span.range() }),
             }
-            books = self.books.wait(books);
+            registry = self.registry.wait(registry);
         }
     }
 
     /// One more claim on a region, and whether it was draining: then it is still mapped, and comes back to life.
-    fn claim(&self, entry: &mut Entry, holder: Holder) -> (Claim, bool) {
+    fn claim(&self, entry: &mut RegionEntry, holder: Holder) -> (Claim, bool) {
         let revived = entry.used == 0;
         entry.claim(holder);
         if revived {
-            self.door(entry.region.slot).reopen();
+            self.percpu_ref(entry.region.slot).reopen();
         }
         (Claim { range: entry.region.range, id: entry.region.id, holder }, revived)
     }
 
     /// Takes the region of a claim off the count of those that drain, if it was one.
-    fn undrain(&self, books: &mut Books, revived: bool) {
+    fn undrain(&self, registry: &mut Registry, revived: bool) {
         if revived {
-            books.draining -= 1;
-            self.show_draining(books);
+            registry.draining -= 1;
+            self.update_draining_hint(registry);
         }
     }
 
@@ -253,27 +253,27 @@ impl Engine {
         keep: Option<Arc<dyn Any + Send + Sync>>,
         holder: Holder,
     ) -> Result<Claim, RegisterError> {
-        let mut books = self.books.lock();
-        let slot = match books.take_slot() {
+        let mut registry = self.registry.lock();
+        let slot = match registry.allocate_slot() {
             Some(slot) => slot,
             None => {
                 // The slots of regions that died under the current snapshot come free with the next one.
-                let _ = self.publish(&mut books);
-                books.take_slot().ok_or(RegisterError::TooManyRegions)?
+                let _ = self.rebuild_snapshot(&mut registry);
+                registry.allocate_slot().ok_or(RegisterError::TooManyRegions)?
             }
         };
-        let id = books.next_id();
+        let id = registry.next_id();
         let placed = self
-            .doors
-            .make_present(books.slots())
-            .then(|| Placed::new(&self.tables, Region { id, slot, range, table, device }))
+            .refs
+            .make_present(registry.slots())
+            .then(|| TableBox::new(&self.tables, Region { id, slot, range, table, device }))
             .flatten()
-            .filter(|region| self.set_slot(&books, slot, region.as_ptr().as_ptr()));
+            .filter(|region| self.set_slot(&registry, slot, region.as_ptr().as_ptr()));
         let Some(region) = placed.map(Arc::new) else {
-            books.give_slot(slot);
+            registry.free_slot(slot);
             return Err(RegisterError::OutOfMemory { range });
         };
-        let mut entry = Entry {
+        let mut entry = RegionEntry {
             region: region.clone(),
             pin,
             charged,
@@ -281,38 +281,38 @@ impl Engine {
             claims: Vec::new(),
             keep,
             keepalive: None,
-            born: 0,
+            first_generation: 0,
         };
         entry.claim(holder);
-        books.spans.insert(range.first().raw(), Span::Here(entry));
-        match self.show(&mut books, &region) {
-            Ok(born) => {
-                if let Some(entry) = books.entry(range.first().raw(), id) {
-                    entry.born = born;
+        registry.spans.insert(range.first().raw(), Span::Live(entry));
+        match self.publish_region(&mut registry, &region) {
+            Ok(first_generation) => {
+                if let Some(entry) = registry.entry(range.first().raw(), id) {
+                    entry.first_generation = first_generation;
                 }
             }
             Err(OutOfMemory) => {
                 // Never published: no reader knows it, and the reservation takes the span away.
-                let unpublished = books.spans.insert(range.first().raw(), Span::coming(range));
-                books.give_slot(slot);
-                drop(books);
+                let unpublished = registry.spans.insert(range.first().raw(), Span::reserved(range));
+                registry.free_slot(slot);
+                drop(registry);
                 drop(unpublished);
                 return Err(RegisterError::OutOfMemory { range });
             }
         }
-        self.door(slot).open();
+        self.percpu_ref(slot).open();
         if pin.is_some() {
-            books.pins += 1;
-            books.pinned_pages += charged;
-            books.charged_pages += charged;
+            registry.pins += 1;
+            registry.pinned_pages += charged;
+            registry.charged_pages += charged;
         }
         Ok(Claim { range, id, holder })
     }
 
-    fn set_slot(&self, books: &Books, slot: u32, region: *mut Region) -> bool {
-        let made = self.shown.slots.grow(books.slots(), || AtomicPtr::new(ptr::null_mut()));
-        let Some(place) = self.shown.slots.get(slot).filter(|_| made) else { return false };
-        // Relaxed: see `Shown::region_in`.
+    fn set_slot(&self, registry: &Registry, slot: u32, region: *mut Region) -> bool {
+        let made = self.reader_view.slots.grow(registry.slots(), || AtomicPtr::new(ptr::null_mut()));
+        let Some(place) = self.reader_view.slots.get(slot).filter(|_| made) else { return false };
+        // Relaxed: see `ReaderView::region_in`.
         place.store(region, Ordering::Relaxed);
         true
     }

@@ -1,12 +1,12 @@
-//! The books of an address space: which spans are taken, by what, and who sits where. All under the writers' lock.
+//! The registry of an address space: which spans are taken, by what, and who sits where. All under the writers' lock.
 //!
 //! A span is *coming* while its pages are charged and pinned (without the lock), *here* once published, *going* while they
 //! are unpinned. Whoever wants a span that is coming in just his shape, or one that is going, waits; any other intersection
 //! is refused. So no page is ever pinned twice by two callers that race.
 //!
-//! A region that is gone stays in the graveyard, with its slot, as long as a snapshot in use may name it. A snapshot names
+//! A region that is gone stays in the retired_regions, with its slot, as long as a snapshot in use may name it. A snapshot names
 //! what was here when it was made and, as long as the current one has the same cells, what comes into those. So a region is
-//! named by no snapshot but those from the generation it was born in (that of the cells it came into) to the one it died in.
+//! named by no snapshot but those from the generation it was first_generation in (that of the cells it came into) to the one it died in.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -14,50 +14,50 @@ use alloc::vec::Vec;
 use core::any::Any;
 
 use crate::addr::UserRange;
-use crate::engine::reader::Station;
-use crate::lookup::holder::{Held, Holder, Home, House, SharedHouse};
+use crate::engine::reader::Reader;
+use crate::lookup::holder::{Holder, HolderCounts, HolderTotal, ReleaseHook, SharedHolderCounts};
 use crate::lookup::region::SharedRegion;
 use crate::lookup::snapshot::Snapshot;
 use crate::port::PinId;
 use crate::sync::ThreadToken;
 use crate::sync::hazard::Retired;
-use crate::table_memory::Tables;
+use crate::table_memory::SharedTableMemory;
 use crate::table_memory::chunked::MAX_SLOTS;
-use crate::table_memory::owned::Placed;
+use crate::table_memory::owned::TableBox;
 
 /// What a span is taken by.
 pub(crate) enum Span {
     /// Being charged and pinned, by this thread.
-    Coming(UserRange, ThreadToken),
+    Reserved(UserRange, ThreadToken),
     /// Published; perhaps draining.
-    Here(Entry),
+    Live(RegionEntry),
     /// Being unpinned, by this thread.
-    Going(UserRange, ThreadToken),
+    Unpinning(UserRange, ThreadToken),
 }
 
 impl Span {
     /// A span that the calling thread charges and pins.
-    pub(crate) fn coming(range: UserRange) -> Self {
-        Self::Coming(range, ThreadToken::this())
+    pub(crate) fn reserved(range: UserRange) -> Self {
+        Self::Reserved(range, ThreadToken::this())
     }
 
     pub(crate) fn range(&self) -> UserRange {
         match self {
-            Self::Coming(range, _) | Self::Going(range, _) => *range,
-            Self::Here(entry) => entry.region.range,
+            Self::Reserved(range, _) | Self::Unpinning(range, _) => *range,
+            Self::Live(entry) => entry.region.range,
         }
     }
 
-    pub(crate) fn here(&self) -> Option<&Entry> {
+    pub(crate) fn live(&self) -> Option<&RegionEntry> {
         match self {
-            Self::Here(entry) => Some(entry),
+            Self::Live(entry) => Some(entry),
             _ => None,
         }
     }
 }
 
-/// What the books say of one region.
-pub(crate) struct Entry {
+/// What the registry say of one region.
+pub(crate) struct RegionEntry {
     pub(crate) region: SharedRegion,
     /// `None` for device memory.
     pub(crate) pin: Option<PinId>,
@@ -65,22 +65,22 @@ pub(crate) struct Entry {
     /// Registrations. 0 only while draining.
     pub(crate) used: u64,
     /// The registrations by holder.
-    pub(crate) claims: Vec<Held>,
+    pub(crate) claims: Vec<HolderTotal>,
     /// Keeps the memory mapped.
     pub(crate) keep: Option<Arc<dyn Any + Send + Sync>>,
     /// Set when the address space is dropped: a region that is still mapped keeps the engine, so that the last unmap can
     /// release it.
-    pub(crate) keepalive: Option<Arc<dyn Home>>,
+    pub(crate) keepalive: Option<Arc<dyn ReleaseHook>>,
     /// The generation of the first snapshot that names it.
-    pub(crate) born: u64,
+    pub(crate) first_generation: u64,
 }
 
-impl Entry {
+impl RegionEntry {
     pub(crate) fn claim(&mut self, holder: Holder) {
         self.used += 1;
         match self.claims.iter_mut().find(|held| held.holder == holder) {
             Some(held) => held.count += 1,
-            None => self.claims.push(Held { holder, count: 1 }),
+            None => self.claims.push(HolderTotal { holder, count: 1 }),
         }
     }
 
@@ -96,13 +96,13 @@ impl Entry {
 }
 
 /// A region that is gone but may still be named.
-struct Grave {
+struct RetiredRegion {
     region: SharedRegion,
-    born: u64,
-    died: u64,
+    first_generation: u64,
+    last_generation: u64,
 }
 
-/// Slots for which every station has counts from the beginning. A power of two, as every later number is.
+/// Slots for which every reader has counts from the beginning. A power of two, as every later number is.
 const FIRST_CAPACITY: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
@@ -111,23 +111,23 @@ const FIRST_CAPACITY: usize = if cfg!(loom) {
     256
 };
 
-/// The books.
-pub(crate) struct Books {
+/// The registry.
+pub(crate) struct Registry {
     /// Disjoint, by start address.
     pub(crate) spans: BTreeMap<u64, Span>,
-    pub(crate) stations: Vec<Arc<Station>>,
+    pub(crate) readers: Vec<Arc<Reader>>,
     /// One for each holder.
-    houses: BTreeMap<Holder, SharedHouse>,
-    pub(crate) retired: Retired<Snapshot, Placed<Snapshot>>,
+    holder_counts: BTreeMap<Holder, SharedHolderCounts>,
+    pub(crate) retired_snapshots: Retired<Snapshot, TableBox<Snapshot>>,
     /// Of the current snapshot.
     pub(crate) generation: u64,
     /// The current snapshot does not show what is here: there was no translator to look at it.
-    pub(crate) unpublished: bool,
-    graveyard: Vec<Grave>,
+    pub(crate) snapshot_stale: bool,
+    retired_regions: Vec<RetiredRegion>,
     free_slots: Vec<u32>,
     /// Slots handed out so far, and slot 0, which no region has: it is what an empty cell says.
     slots: usize,
-    /// Slots for which every station has counts.
+    /// Slots for which every reader has counts.
     pub(crate) capacity: usize,
     last_id: u64,
     /// Entries without registrations.
@@ -138,16 +138,16 @@ pub(crate) struct Books {
     pub(crate) unpins: u64,
 }
 
-impl Default for Books {
+impl Default for Registry {
     fn default() -> Self {
         Self {
             spans: BTreeMap::new(),
-            stations: Vec::new(),
-            houses: BTreeMap::new(),
-            retired: Retired::default(),
+            readers: Vec::new(),
+            holder_counts: BTreeMap::new(),
+            retired_snapshots: Retired::default(),
             generation: 0,
-            unpublished: false,
-            graveyard: Vec::new(),
+            snapshot_stale: false,
+            retired_regions: Vec::new(),
             free_slots: Vec::new(),
             slots: 1,
             capacity: FIRST_CAPACITY,
@@ -161,7 +161,7 @@ impl Default for Books {
     }
 }
 
-impl Books {
+impl Registry {
     /// The span that shares a byte with `range`. Spans are disjoint, so only the last one that starts at or before the end
     /// of `range` can be the one nearest to it.
     pub(crate) fn intersecting(&mut self, range: UserRange) -> Option<&mut Span> {
@@ -170,21 +170,21 @@ impl Books {
     }
 
     /// The entry of region `id` that starts at `first`.
-    pub(crate) fn entry(&mut self, first: u64, id: u64) -> Option<&mut Entry> {
+    pub(crate) fn entry(&mut self, first: u64, id: u64) -> Option<&mut RegionEntry> {
         match self.spans.get_mut(&first) {
-            Some(Span::Here(entry)) if entry.region.id == id => Some(entry),
+            Some(Span::Live(entry)) if entry.region.id == id => Some(entry),
             _ => None,
         }
     }
 
     /// Takes the entry of region `id` out and leaves its span going.
-    pub(crate) fn take(&mut self, first: u64, id: u64) -> Option<Entry> {
+    pub(crate) fn start_unpinning(&mut self, first: u64, id: u64) -> Option<RegionEntry> {
         let span = self.spans.get_mut(&first)?;
-        if span.here()?.region.id != id {
+        if span.live()?.region.id != id {
             return None;
         }
-        let going = Span::Going(span.range(), ThreadToken::this());
-        let Span::Here(entry) = core::mem::replace(span, going) else { return None };
+        let unpinning = Span::Unpinning(span.range(), ThreadToken::this());
+        let Span::Live(entry) = core::mem::replace(span, unpinning) else { return None };
         if entry.used == 0 {
             self.draining -= 1;
         }
@@ -192,8 +192,8 @@ impl Books {
     }
 
     /// The entries that are here, by start address.
-    pub(crate) fn here(&self) -> impl Iterator<Item = &Entry> + Clone {
-        self.spans.values().filter_map(Span::here)
+    pub(crate) fn live(&self) -> impl Iterator<Item = &RegionEntry> + Clone {
+        self.spans.values().filter_map(Span::live)
     }
 
     /// A new region's number.
@@ -202,9 +202,9 @@ impl Books {
         self.last_id
     }
 
-    /// A slot that no snapshot in use names, and room for it in every house and station. `None` when there is none or no
+    /// A slot that no snapshot in use names, and room for it in every counts and reader. `None` when there is none or no
     /// memory for it.
-    pub(crate) fn take_slot(&mut self) -> Option<u32> {
+    pub(crate) fn allocate_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free_slots.pop() {
             return Some(slot);
         }
@@ -214,25 +214,25 @@ impl Books {
         let slots = self.slots + 1;
         // So that giving a slot back, and burying a region, never allocate.
         self.free_slots.try_reserve(slots - self.free_slots.len()).ok()?;
-        self.graveyard.try_reserve(slots - self.graveyard.len()).ok()?;
+        self.retired_regions.try_reserve(slots - self.retired_regions.len()).ok()?;
         if slots > self.capacity {
             let capacity = (self.capacity * 2).min(MAX_SLOTS);
-            if !self.stations.iter().all(|station| station.grow(capacity)) {
+            if !self.readers.iter().all(|reader| reader.grow(capacity)) {
                 return None;
             }
             // A translator that has not looked since knows shorter counts, so it must not find the new slot in the
             // snapshot it sits on.
             self.capacity = capacity;
-            self.unpublished = true;
+            self.snapshot_stale = true;
         }
-        if !self.houses.values().all(|house| house.grow(slots)) {
+        if !self.holder_counts.values().all(|counts| counts.grow(slots)) {
             return None;
         }
         self.slots = slots;
         u32::try_from(slots - 1).ok()
     }
 
-    pub(crate) fn give_slot(&mut self, slot: u32) {
+    pub(crate) fn free_slot(&mut self, slot: u32) {
         self.free_slots.push(slot);
     }
 
@@ -242,93 +242,107 @@ impl Books {
     }
 
     /// Keeps a region that left the spans until nobody can know it any more.
-    pub(crate) fn bury(&mut self, region: SharedRegion, born: u64) {
-        self.graveyard.push(Grave { region, born, died: self.generation });
+    pub(crate) fn retire(&mut self, region: SharedRegion, first_generation: u64) {
+        self.retired_regions.push(RetiredRegion {
+            region,
+            first_generation,
+            last_generation: self.generation,
+        });
     }
 
     /// How many graves wait for the current snapshot to be replaced.
-    pub(crate) fn fresh_graves(&self) -> usize {
-        self.graveyard.iter().rev().take_while(|grave| grave.died == self.generation).count()
+    pub(crate) fn newly_retired(&self) -> usize {
+        self.retired_regions
+            .iter()
+            .rev()
+            .take_while(|retired| retired.last_generation == self.generation)
+            .count()
     }
 
     /// Frees the graves that no snapshot in use names.
-    pub(crate) fn sweep(&mut self) {
-        let Self { graveyard, free_slots, retired, generation, unpublished, stations, .. } = self;
+    pub(crate) fn reclaim(&mut self) {
+        let Self {
+            retired_regions, free_slots, retired_snapshots, generation, snapshot_stale, readers, ..
+        } = self;
         // Without translators nobody looks at the current snapshot before the next one is made.
-        let current = (!(*unpublished && stations.is_empty())).then_some(*generation);
-        graveyard.retain(|grave| {
-            let names = |generation: u64| (grave.born..=grave.died).contains(&generation);
-            let named =
-                current.is_some_and(names) || retired.iter().any(|snapshot| names(snapshot.generation));
+        let current = (!(*snapshot_stale && readers.is_empty())).then_some(*generation);
+        retired_regions.retain(|retired| {
+            let names =
+                |generation: u64| (retired.first_generation..=retired.last_generation).contains(&generation);
+            let named = current.is_some_and(names)
+                || retired_snapshots.iter().any(|snapshot| names(snapshot.generation));
             if !named {
-                free_slots.push(grave.region.slot);
+                free_slots.push(retired.region.slot);
             }
             named
         });
     }
 
-    /// How many graves are of regions that came and went since generation `born`.
-    pub(crate) fn graves_since(&self, born: u64) -> usize {
-        self.graveyard.iter().filter(|grave| grave.born >= born).count()
+    /// How many graves are of regions that came and went since generation `first_generation`.
+    pub(crate) fn retired_since(&self, first_generation: u64) -> usize {
+        self.retired_regions.iter().filter(|retired| retired.first_generation >= first_generation).count()
     }
 
     /// How many graves the translators of each holder keep; `generation` is that of a translator's snapshot.
-    pub(crate) fn retained(&self, generation: impl Fn(&Arc<Station>) -> Option<u64>) -> Vec<Held> {
+    pub(crate) fn retained(&self, generation: impl Fn(&Arc<Reader>) -> Option<u64>) -> Vec<HolderTotal> {
         let mut seen: BTreeMap<Holder, Vec<u64>> = BTreeMap::new();
-        for station in &self.stations {
-            seen.entry(station.house.holder).or_default().extend(generation(station));
+        for reader in &self.readers {
+            seen.entry(reader.holder_counts.holder).or_default().extend(generation(reader));
         }
         let kept = |generations: Vec<u64>| {
-            let named = |grave: &&Grave| generations.iter().any(|at| (grave.born..=grave.died).contains(at));
-            self.graveyard.iter().filter(named).count() as u64
+            let named = |retired: &&RetiredRegion| {
+                generations.iter().any(|at| (retired.first_generation..=retired.last_generation).contains(at))
+            };
+            self.retired_regions.iter().filter(named).count() as u64
         };
-        let held = seen.into_iter().map(|(holder, generations)| Held { holder, count: kept(generations) });
+        let held =
+            seen.into_iter().map(|(holder, generations)| HolderTotal { holder, count: kept(generations) });
         held.filter(|held| held.count > 0).collect()
     }
 
     /// Gone regions that cannot be freed yet.
     pub(crate) fn unreclaimed(&self) -> usize {
-        self.graveyard.len()
+        self.retired_regions.len()
     }
 
-    /// The house of `holder`, made if need be. `None` without memory.
-    pub(crate) fn house(
+    /// The counts of `holder`, made if need be. `None` without memory.
+    pub(crate) fn counts_of(
         &mut self,
-        memory: &Tables,
+        memory: &SharedTableMemory,
         holder: Holder,
-        home: impl FnOnce() -> alloc::sync::Weak<dyn Home>,
-    ) -> Option<SharedHouse> {
-        if let Some(house) = self.houses.get(&holder) {
-            return Some(house.clone());
+        release_hook: impl FnOnce() -> alloc::sync::Weak<dyn ReleaseHook>,
+    ) -> Option<SharedHolderCounts> {
+        if let Some(counts) = self.holder_counts.get(&holder) {
+            return Some(counts.clone());
         }
-        let house = House::new(memory, holder, home())?;
-        if !house.grow(self.slots) {
+        let counts = HolderCounts::new(memory, holder, release_hook())?;
+        if !counts.grow(self.slots) {
             return None;
         }
         // Houses of holders that are gone and hold nothing would pile up as containers come and go.
-        self.houses.retain(|_, house| Arc::strong_count(house) > 1 || !house.is_empty());
-        self.houses.insert(holder, house.clone());
-        Some(house)
+        self.holder_counts.retain(|_, counts| Arc::strong_count(counts) > 1 || !counts.is_empty());
+        self.holder_counts.insert(holder, counts.clone());
+        Some(counts)
     }
 
     /// The live mappings of the region in `slot`: the sum of all counts.
     pub(crate) fn mapped(&self, slot: u32) -> i64 {
-        let stations = self.stations.iter().map(|station| station.value(slot));
-        let houses = self.houses.values().map(|house| house.value(slot));
-        stations.chain(houses).fold(0, i64::wrapping_add)
+        let readers = self.readers.iter().map(|reader| reader.sum(slot));
+        let counts = self.holder_counts.values().map(|counts| counts.value(slot));
+        readers.chain(counts).fold(0, i64::wrapping_add)
     }
 
     /// The same by holder.
-    pub(crate) fn holders(&self, slot: u32) -> Vec<Held> {
+    pub(crate) fn holders(&self, slot: u32) -> Vec<HolderTotal> {
         let mut sums: BTreeMap<Holder, i64> = BTreeMap::new();
-        for house in self.houses.values() {
-            *sums.entry(house.holder).or_default() += house.value(slot);
+        for counts in self.holder_counts.values() {
+            *sums.entry(counts.holder).or_default() += counts.value(slot);
         }
-        for station in &self.stations {
-            *sums.entry(station.house.holder).or_default() += station.value(slot);
+        for reader in &self.readers {
+            *sums.entry(reader.holder_counts.holder).or_default() += reader.sum(slot);
         }
         let positive = |(holder, sum)| {
-            u64::try_from(sum).ok().filter(|&count| count > 0).map(|count| Held { holder, count })
+            u64::try_from(sum).ok().filter(|&count| count > 0).map(|count| HolderTotal { holder, count })
         };
         sums.into_iter().filter_map(positive).collect()
     }
@@ -345,7 +359,7 @@ mod tests {
     use crate::lookup::region::Region;
     use crate::table_memory::HeapTables;
 
-    fn heap() -> Tables {
+    fn heap() -> SharedTableMemory {
         Arc::new(HeapTables::new())
     }
 
@@ -353,67 +367,72 @@ mod tests {
         let range =
             UserRange::new(UserAddr::new(0x4000_0000 + (id << 12)), 0x1000, Granule::K4).expect("a page");
         let table = PageTable::device(range, HostAddr::new(0), Granule::K4);
-        Arc::new(Placed::new(&heap(), Region { id, slot, range, table, device: true }).expect("memory"))
+        Arc::new(TableBox::new(&heap(), Region { id, slot, range, table, device: true }).expect("memory"))
     }
 
-    fn house(books: &mut Books, container: u64) -> SharedHouse {
+    fn counts_of(registry: &mut Registry, container: u64) -> SharedHolderCounts {
         let holder = Holder { container, ..Holder::default() };
-        books.house(&heap(), holder, || Weak::<Engine>::new()).expect("memory")
+        registry.counts_of(&heap(), holder, || Weak::<Engine>::new()).expect("memory")
     }
 
     #[test]
     fn slots_are_handed_out_again_and_counts_doubled_before_they_run_out() {
-        let mut books = Books::default();
-        assert_eq!((books.take_slot(), books.take_slot()), (Some(1), Some(2)));
-        books.give_slot(1);
-        assert_eq!((books.take_slot(), books.take_slot()), (Some(1), Some(3)));
-        while books.slots() < FIRST_CAPACITY {
-            assert!(books.take_slot().is_some());
+        let mut registry = Registry::default();
+        assert_eq!((registry.allocate_slot(), registry.allocate_slot()), (Some(1), Some(2)));
+        registry.free_slot(1);
+        assert_eq!((registry.allocate_slot(), registry.allocate_slot()), (Some(1), Some(3)));
+        while registry.slots() < FIRST_CAPACITY {
+            assert!(registry.allocate_slot().is_some());
         }
-        assert_eq!((books.capacity, books.unpublished), (FIRST_CAPACITY, false));
-        assert_eq!(books.take_slot(), Some(FIRST_CAPACITY as u32));
-        assert_eq!((books.capacity, books.unpublished), (2 * FIRST_CAPACITY, true));
+        assert_eq!((registry.capacity, registry.snapshot_stale), (FIRST_CAPACITY, false));
+        assert_eq!(registry.allocate_slot(), Some(FIRST_CAPACITY as u32));
+        assert_eq!((registry.capacity, registry.snapshot_stale), (2 * FIRST_CAPACITY, true));
     }
 
     #[test]
-    fn graves_are_counted_by_when_their_regions_came_and_went() {
-        let mut books = Books { generation: 5, ..Books::default() };
-        books.bury(region(1, 1), 3);
-        books.bury(region(2, 2), 5);
-        assert_eq!(books.fresh_graves(), 2);
-        books.generation = 6;
-        assert_eq!(books.fresh_graves(), 0);
-        books.bury(region(3, 3), 6);
-        assert_eq!(books.fresh_graves(), 1);
-        assert_eq!([3, 4, 5, 6, 7].map(|born| books.graves_since(born)), [3, 2, 2, 1, 0]);
+    fn retired_regions_are_counted_by_when_their_regions_came_and_went() {
+        let mut registry = Registry { generation: 5, ..Registry::default() };
+        registry.retire(region(1, 1), 3);
+        registry.retire(region(2, 2), 5);
+        assert_eq!(registry.newly_retired(), 2);
+        registry.generation = 6;
+        assert_eq!(registry.newly_retired(), 0);
+        registry.retire(region(3, 3), 6);
+        assert_eq!(registry.newly_retired(), 1);
+        assert_eq!(
+            [3, 4, 5, 6, 7].map(|first_generation| registry.retired_since(first_generation)),
+            [3, 2, 2, 1, 0]
+        );
     }
 
     #[test]
     fn what_the_current_snapshot_names_is_kept_while_a_translator_may_look_at_it() {
-        for (unpublished, translator) in [(true, true), (false, true), (false, false), (true, false)] {
-            let mut books = Books { generation: 1, unpublished, ..Books::default() };
+        for (snapshot_stale, translator) in [(true, true), (false, true), (false, false), (true, false)] {
+            let mut registry = Registry { generation: 1, snapshot_stale, ..Registry::default() };
             if translator {
-                let house = house(&mut books, 1);
-                books.stations.push(Arc::new(Station::new(&heap(), house, 4).unwrap()));
+                let counts = counts_of(&mut registry, 1);
+                registry.readers.push(Arc::new(Reader::new(&heap(), counts, 4).unwrap()));
             }
-            books.bury(region(1, 9), 1);
-            books.sweep();
-            assert_eq!(books.unreclaimed(), usize::from(!unpublished || translator));
+            registry.retire(region(1, 9), 1);
+            registry.reclaim();
+            assert_eq!(registry.unreclaimed(), usize::from(!snapshot_stale || translator));
         }
     }
 
     #[test]
-    fn houses_go_when_their_holders_are_gone_and_hold_nothing() {
-        let mut books = Books::default();
-        let slot = books.take_slot().unwrap();
-        drop(house(&mut books, 1));
-        house(&mut books, 2).add(slot, 1);
-        let third = house(&mut books, 3);
-        let left = |books: &Books| books.houses.keys().map(|holder| holder.container).collect::<Vec<_>>();
-        assert_eq!(left(&books), [2, 3]);
-        house(&mut books, 2).add(slot, -1);
-        drop(house(&mut books, 4));
-        assert_eq!(left(&books), [3, 4]);
-        assert!(Arc::ptr_eq(&third, &house(&mut books, 3)));
+    fn holder_counts_go_when_their_holders_are_gone_and_hold_nothing() {
+        let mut registry = Registry::default();
+        let slot = registry.allocate_slot().unwrap();
+        drop(counts_of(&mut registry, 1));
+        counts_of(&mut registry, 2).add(slot, 1);
+        let third = counts_of(&mut registry, 3);
+        let left = |registry: &Registry| {
+            registry.holder_counts.keys().map(|holder| holder.container).collect::<Vec<_>>()
+        };
+        assert_eq!(left(&registry), [2, 3]);
+        counts_of(&mut registry, 2).add(slot, -1);
+        drop(counts_of(&mut registry, 4));
+        assert_eq!(left(&registry), [3, 4]);
+        assert!(Arc::ptr_eq(&third, &counts_of(&mut registry, 3)));
     }
 }

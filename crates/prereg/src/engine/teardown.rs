@@ -10,7 +10,7 @@ use core::any::Any;
 
 use crate::addr::UserRange;
 use crate::engine::Engine;
-use crate::lookup::holder::Home;
+use crate::lookup::holder::ReleaseHook;
 use crate::lookup::pages::DirtyPages;
 use crate::lookup::region::SharedRegion;
 use crate::port::{Charge, Pin, PinId};
@@ -37,16 +37,16 @@ impl<'a> SpanGuard<'a> {
 
 impl Drop for SpanGuard<'_> {
     fn drop(&mut self) {
-        let mut books = self.engine.books.lock();
-        let span = books.spans.remove(&self.range.first().raw());
+        let mut registry = self.engine.registry.lock();
+        let span = registry.spans.remove(&self.range.first().raw());
         if let Some(pages) = self.unpinned {
-            books.unpins += 1;
-            books.pinned_pages -= pages;
-            books.charged_pages -= pages;
+            registry.unpins += 1;
+            registry.pinned_pages -= pages;
+            registry.charged_pages -= pages;
         }
-        drop(books);
+        drop(registry);
         drop(span);
-        self.engine.books.notify_all();
+        self.engine.registry.notify_all();
     }
 }
 
@@ -116,13 +116,13 @@ pub(crate) struct Release<'a> {
     /// After the span: dropping it runs the caller's code, which may register the range again.
     _keep: Option<Arc<dyn Any + Send + Sync>>,
     /// Last: it may be what keeps the engine.
-    _keepalive: Option<Arc<dyn Home>>,
+    _keepalive: Option<Arc<dyn ReleaseHook>>,
 }
 
 impl<'a> Release<'a> {
     /// The release of `entry`, whose span says that it is being unpinned.
-    pub(crate) fn new(engine: &'a Engine, entry: crate::engine::registry::Entry) -> Self {
-        let crate::engine::registry::Entry { region, pin, charged, keep, keepalive, .. } = entry;
+    pub(crate) fn new(engine: &'a Engine, entry: crate::engine::registry::RegionEntry) -> Self {
+        let crate::engine::registry::RegionEntry { region, pin, charged, keep, keepalive, .. } = entry;
         let range = region.range;
         Self {
             _pin: pin.map(|pin| PinGuard { pins: engine.pins(), pin, range, region: Some(region.clone()) }),

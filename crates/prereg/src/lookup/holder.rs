@@ -1,7 +1,7 @@
 //! Who holds mappings: holders, and the counts of each that anybody may write.
 //!
-//! Every translator counts in a `Station` of its own, which no other thread writes. Units that are given back without a
-//! translator go to the [`House`] of the same holder. Only sums mean anything: a unit may be taken by one station and given
+//! Every translator counts in a `Reader` of its own, which no other thread writes. Units that are given back without a
+//! translator go to the [`HolderCounts`] of the same holder. Only sums mean anything: a unit may be taken by one reader and given
 //! back by another, so single counts go negative. The sum of all of them, for one slot, is the region's live mappings.
 
 #![expect(
@@ -14,9 +14,9 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 
 use crate::sync::atomic::{AtomicI64, Ordering};
-use crate::table_memory::Tables;
-use crate::table_memory::chunked::Chunks;
-use crate::table_memory::owned::Placed;
+use crate::table_memory::SharedTableMemory;
+use crate::table_memory::chunked::ChunkedArray;
+use crate::table_memory::owned::TableBox;
 
 /// Who holds mappings or registrations, for reports: a container and what kind of use it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -57,7 +57,7 @@ impl fmt::Display for Holder {
 
 /// So many mappings (or registrations) of a region are one holder's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Held {
+pub struct HolderTotal {
     /// Whose.
     pub holder: Holder,
     /// How many.
@@ -65,27 +65,31 @@ pub struct Held {
 }
 
 /// Who is told that a unit of a draining region was given back without a translator.
-pub(crate) trait Home: Send + Sync {
+pub(crate) trait ReleaseHook: Send + Sync {
     /// Gives one unit of `slot` back in `count`, and releases what is drained by that. May lock and make system calls.
-    fn give_back(&self, slot: u32, count: &AtomicI64);
+    fn release_unit(&self, slot: u32, count: &AtomicI64);
 }
 
-/// The counts of one holder that anybody may write. Aligned so that a pointer to one has bits to spare (see [`HouseRef`]).
+/// The counts of one holder that anybody may write. Aligned so that a pointer to one has bits to spare (see [`HolderCountsRef`]).
 #[repr(align(32))]
-pub(crate) struct House {
+pub(crate) struct HolderCounts {
     pub(crate) holder: Holder,
-    chunks: Chunks<AtomicI64>,
-    home: Weak<dyn Home>,
+    chunks: ChunkedArray<AtomicI64>,
+    hook: Weak<dyn ReleaseHook>,
 }
 
-/// A house, shared by the books, by stations and by tables.
-pub(crate) type SharedHouse = alloc::sync::Arc<Placed<House>>;
+/// A counts, shared by the registry, by readers and by tables.
+pub(crate) type SharedHolderCounts = alloc::sync::Arc<TableBox<HolderCounts>>;
 
-impl House {
+impl HolderCounts {
     /// `None` without memory.
-    pub(crate) fn new(memory: &Tables, holder: Holder, home: Weak<dyn Home>) -> Option<SharedHouse> {
-        let chunks = Chunks::new(memory)?;
-        Some(SharedHouse::new(Placed::new(memory, Self { holder, chunks, home })?))
+    pub(crate) fn new(
+        memory: &SharedTableMemory,
+        holder: Holder,
+        hook: Weak<dyn ReleaseHook>,
+    ) -> Option<SharedHolderCounts> {
+        let chunks = ChunkedArray::new(memory)?;
+        Some(SharedHolderCounts::new(TableBox::new(memory, Self { holder, chunks, hook })?))
     }
 
     /// Makes room for `slots` slots. Writers' lock held. `false` without memory.
@@ -101,7 +105,7 @@ impl House {
     /// Adds `change`.
     pub(crate) fn add(&self, slot: u32, change: i64) {
         if let Some(count) = self.count(slot) {
-            // Relaxed: counts that a closed station leaves are moved under the writers' lock, as they are summed; a unit that
+            // Relaxed: counts that a closed reader leaves are moved under the writers' lock, as they are summed; a unit that
             // is handed over is added before its own thread's `leave`, whose Release orders the two. What others released
             // before is still acquired by the sum: an exchange continues the release sequence of the store it follows.
             count.fetch_add(change, Ordering::Relaxed);
@@ -113,80 +117,80 @@ impl House {
         self.count(slot).map_or(0, |count| count.load(Ordering::Acquire))
     }
 
-    /// Whether this is a house of the address space `home`.
-    pub(crate) fn is_of<T: Home>(&self, home: &alloc::sync::Arc<T>) -> bool {
-        ptr::addr_eq(self.home.as_ptr(), alloc::sync::Arc::as_ptr(home))
+    /// Whether this is a counts of the address space `hook`.
+    pub(crate) fn belongs_to<T: ReleaseHook>(&self, hook: &alloc::sync::Arc<T>) -> bool {
+        ptr::addr_eq(self.hook.as_ptr(), alloc::sync::Arc::as_ptr(hook))
     }
 
     /// Whether every count is zero.
     pub(crate) fn is_empty(&self) -> bool {
-        // Acquire as in `value`: whoever emptied the house does not touch it any more.
+        // Acquire as in `value`: whoever emptied the counts does not touch it any more.
         self.chunks.iter().all(|count| count.load(Ordering::Acquire) == 0)
     }
 }
 
-/// A house, in a mapping that may be given back on any thread. The unit keeps the house: the books drop none whose counts,
-/// with those of its holder's stations, are not all zero.
+/// A counts, in a mapping that may be given back on any thread. The unit keeps the counts: the registry drop none whose counts,
+/// with those of its holder's readers, are not all zero.
 ///
 /// In its lower bits a translator notes for how many slots it knows counts, as a power of two. So a mapping that carries a
 /// translator's own reference has a slot that this translator can count in, and one comparison tells.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct HouseRef(NonNull<House>);
+pub(crate) struct HolderCountsRef(NonNull<HolderCounts>);
 
-/// The bits of a house's address that are free.
-const SPARE: usize = align_of::<House>() - 1;
+/// The bits of a counts's address that are free.
+const HINT_BITS: usize = align_of::<HolderCounts>() - 1;
 
-// SAFETY: a house is shared by many threads; only its atomics change.
-unsafe impl Send for HouseRef {}
+// SAFETY: a counts is shared by many threads; only its atomics change.
+unsafe impl Send for HolderCountsRef {}
 // SAFETY: as above.
-unsafe impl Sync for HouseRef {}
+unsafe impl Sync for HolderCountsRef {}
 
-impl HouseRef {
-    /// `house`, for who knows no counts yet.
-    pub(crate) fn new(house: &Placed<House>) -> Self {
-        Self(house.as_ptr())
+impl HolderCountsRef {
+    /// `counts`, for who knows no counts yet.
+    pub(crate) fn new(counts: &TableBox<HolderCounts>) -> Self {
+        Self(counts.as_ptr())
     }
 
-    /// The same house, for who knows `slots` counts, a power of two.
-    pub(crate) fn knowing(self, slots: usize) -> Self {
+    /// The same counts, for who knows `slots` counts, a power of two.
+    pub(crate) fn with_capacity_hint(self, slots: usize) -> Self {
         // 18 at most.
-        let known = slots.checked_ilog2().unwrap_or(0) as usize & SPARE;
-        let marked = self.0.as_ptr().map_addr(|at| (at & !SPARE) | known);
+        let known = slots.checked_ilog2().unwrap_or(0) as usize & HINT_BITS;
+        let marked = self.0.as_ptr().map_addr(|at| (at & !HINT_BITS) | known);
         NonNull::new(marked).map_or(self, Self)
     }
 
-    /// Whether it is `house`, whatever counts are known.
+    /// Whether it is `counts`, whatever counts are known.
     #[inline]
-    pub(crate) fn is(self, house: &House) -> bool {
-        ptr::eq(self.house(), house)
+    pub(crate) fn points_to(self, counts: &HolderCounts) -> bool {
+        ptr::eq(self.address(), counts)
     }
 
     /// The address alone.
     #[inline]
-    fn house(self) -> *const House {
-        self.0.as_ptr().map_addr(|at| at & !SPARE)
+    fn address(self) -> *const HolderCounts {
+        self.0.as_ptr().map_addr(|at| at & !HINT_BITS)
     }
 
-    /// The house.
+    /// The counts.
     ///
     /// # Safety
     /// The caller holds a unit that is counted with it, for as long as he uses it.
-    pub(crate) unsafe fn get<'a>(self) -> &'a House {
+    pub(crate) unsafe fn get<'a>(self) -> &'a HolderCounts {
         // SAFETY: the unit keeps it.
-        unsafe { &*self.house() }
+        unsafe { &*self.address() }
     }
 
     /// Gives one unit of `slot` back on a thread without a translator.
     ///
     /// # Safety
-    /// The caller holds that unit, counted with this house's holder, and does not use the region any more.
-    pub(crate) unsafe fn give_back(self, slot: u32) {
-        // SAFETY: the unit keeps the house.
-        let house = unsafe { self.get() };
-        // Taken before the unit goes: after that nothing may keep the house or the address space.
-        let home = house.home.upgrade();
-        if let (Some(home), Some(count)) = (home, house.count(slot)) {
-            home.give_back(slot, count);
+    /// The caller holds that unit, counted with this counts's holder, and does not use the region any more.
+    pub(crate) unsafe fn release_unit(self, slot: u32) {
+        // SAFETY: the unit keeps the counts.
+        let counts = unsafe { self.get() };
+        // Taken before the unit goes: after that nothing may keep the counts or the address space.
+        let hook = counts.hook.upgrade();
+        if let (Some(hook), Some(count)) = (hook, counts.count(slot)) {
+            hook.release_unit(slot, count);
         }
     }
 }

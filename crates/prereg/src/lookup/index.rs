@@ -1,14 +1,14 @@
-//! The fast tier of lookup: a flat array over a stretch of user memory whose cells say where the page addresses are.
+//! The fast tier of lookup: a flat array over a stretch of user memory whose entries say where the page addresses are.
 //!
-//! A cell covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one word (see `tagged`): the region's
-//! slot, and either a host page (the cell is contiguous on the host) or a pointer into the region's table. So a translation
-//! loads the cell, and perhaps the page, and never touches a header.
+//! A entry covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one entry (see `tagged`): the region's
+//! slot, and either a host page (the entry is contiguous on the host) or a pointer into the region's table. So a translation
+//! loads the entry, and perhaps the page, and never touches a header.
 //!
-//! Cells are patched in place when regions come and go. A reader may act on a cell that was emptied meanwhile; the door of
-//! the slot stops it, for a slot (and the table a cell points to) is used again only when no reader can have seen the old
-//! cell (see `books`).
+//! PageIndex are patched in place when regions come and go. A reader may act on a entry that was emptied meanwhile; the door of
+//! the slot stops it, for a slot (and the table a entry points to) is used again only when no reader can have seen the old
+//! entry (see `registry`).
 //!
-//! What does not fit is found by search instead (see `lookup`): regions not aligned to the cells or far away, slots past
+//! What does not fit is found by search instead (see `lookup`): regions not aligned to the entries or far away, slots past
 //! 65,535, and everything on hosts whose pointers have not 64 bits.
 
 #![expect(unsafe_code, reason = "readers reach the array by pointer")]
@@ -16,59 +16,59 @@
 use core::ptr;
 
 use crate::addr::UserAddr;
-use crate::lookup::index_entry::{slot_of, word_of};
+use crate::lookup::index_entry::{entry_of, slot_of};
 use crate::lookup::region::Region;
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::table_memory::Tables;
-use crate::table_memory::owned::Slab;
+use crate::table_memory::SharedTableMemory;
+use crate::table_memory::owned::TableArray;
 
-/// One cell. Null is empty; so slot 0 is never given to a region.
-pub(crate) type Cell = AtomicPtr<u32>;
+/// One entry. Null is empty; so slot 0 is never given to a region.
+pub(crate) type IndexEntry = AtomicPtr<u32>;
 
-/// A flat array of cells.
-pub(crate) struct Cells {
+/// A flat array of entries.
+pub(crate) struct PageIndex {
     /// The generation of the first snapshot that shows them.
-    pub(crate) born: u64,
+    pub(crate) first_generation: u64,
     base: u64,
     shift: u32,
-    cells: Slab<Cell>,
+    entries: TableArray<IndexEntry>,
 }
 
-/// What a reader keeps at hand of a [`Cells`].
+/// What a reader keeps at hand of a [`PageIndex`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct View {
+pub(crate) struct IndexView {
     pub(crate) base: u64,
     /// Bytes covered.
     pub(crate) span: u64,
     pub(crate) shift: u32,
-    pub(crate) cells: *const Cell,
+    pub(crate) entries: *const IndexEntry,
 }
 
-// SAFETY: the cells are atomics, which any thread may load as long as they live.
-unsafe impl Send for View {}
+// SAFETY: the entries are atomics, which any thread may load as long as they live.
+unsafe impl Send for IndexView {}
 // SAFETY: as above.
-unsafe impl Sync for View {}
+unsafe impl Sync for IndexView {}
 
-impl View {
+impl IndexView {
     /// Covers nothing.
-    pub(crate) const EMPTY: Self = Self { base: 0, span: 0, shift: 12, cells: ptr::null() };
+    pub(crate) const EMPTY: Self = Self { base: 0, span: 0, shift: 12, entries: ptr::null() };
 
-    /// The cell of the byte `offset` bytes after `base`.
+    /// The entry of the byte `offset` bytes after `base`.
     ///
     /// # Safety
     /// `offset` is below `span`, and the array lives.
     #[inline]
     pub(crate) unsafe fn load(&self, offset: u64) -> *mut u32 {
         // SAFETY: inside the array, by the caller's promise.
-        let cell = unsafe { &*self.cells.wrapping_add((offset >> self.shift) as usize) };
+        let entry = unsafe { &*self.entries.wrapping_add((offset >> self.shift) as usize) };
         // Acquire pairs with the Release in `fill`: the table it points to was made before.
-        cell.load(Ordering::Acquire)
+        entry.load(Ordering::Acquire)
     }
 }
 
-/// Where cells could lie: chosen so that most memory is covered for little table.
+/// Where entries could lie: chosen so that most memory is covered for little table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct IndexPlan {
     base: u64,
     shift: u32,
     count: usize,
@@ -76,17 +76,17 @@ pub(crate) struct Plan {
 
 /// Regions further apart than this are not covered by one array.
 const CLUSTER_GAP: u64 = 1 << 38;
-/// An array may always have so many cells; beyond that, one for every 16 pages or four for every region, which itself
+/// An array may always have so many entries; beyond that, one for every 16 pages or four for every region, which itself
 /// takes more memory than those. But never more than that of 1 TiB in huge pages: what nobody pins or charges, as device
 /// memory, must not cost memory without bound.
 const SMALL: u64 = 1 << 14;
 const MOST: u64 = 1 << 19;
 /// Regions of so few pages on average, gaps included, are covered page by page.
 const PAGES_OF_SMALL: u64 = 8;
-/// The largest cell.
+/// The largest entry.
 const LARGEST_SHIFT: u32 = 40;
 
-impl Plan {
+impl IndexPlan {
     /// A plan for `regions`, in ascending order. `None` when nothing can be covered.
     pub(crate) fn new<'a>(regions: impl Iterator<Item = &'a Region> + Clone, granule: u32) -> Option<Self> {
         (usize::BITS >= 64).then_some(())?;
@@ -95,16 +95,16 @@ impl Plan {
         let inside =
             |region: &&Region| region.range.first().raw() >= first && region.range.last().raw() <= last;
         let numbers = regions.clone().filter(inside).any(|region| !region.table.is_runs());
-        let alignments = regions.filter(inside).map(|region| region.cell_alignment().max(granule));
-        let cells = |shift: u32| (last >> shift) - (first >> shift) + 1;
-        let finest = (alignments.clone().min()?..=LARGEST_SHIFT).find(|&shift| cells(shift) <= limit)?;
-        // Regions that are aligned to less are searched for; the others need no finer cells than the worst of them. But
-        // many small ones get a cell for each page, which says where it is without a second load.
+        let alignments = regions.filter(inside).map(|region| region.entry_alignment().max(granule));
+        let entries = |shift: u32| (last >> shift) - (first >> shift) + 1;
+        let finest = (alignments.clone().min()?..=LARGEST_SHIFT).find(|&shift| entries(shift) <= limit)?;
+        // Regions that are aligned to less are searched for; the others need no finer entries than the worst of them. But
+        // many small ones get a entry for each page, which says where it is without a second load.
         let covered = alignments.filter(|&alignment| alignment >= finest);
         let worst = covered.min()?.min(LARGEST_SHIFT);
-        let by_page = numbers && cells(granule) <= PAGES_OF_SMALL * count;
+        let by_page = numbers && entries(granule) <= PAGES_OF_SMALL * count;
         let shift = if by_page { granule } else { worst };
-        let used = cells(shift);
+        let used = entries(shift);
         // Room to grow on both sides, so that a run of new neighbours does not rebuild the array each time.
         let count = used.next_power_of_two();
         let base = (first >> shift).saturating_sub((count - used) / 2);
@@ -133,65 +133,69 @@ impl Plan {
     }
 }
 
-impl Cells {
-    /// Empty cells for `plan`, or none at all. `None` without memory.
-    pub(crate) fn new(memory: &Tables, plan: Option<Plan>, born: u64) -> Option<Self> {
-        let Plan { base, shift, count } = plan.unwrap_or(Plan { base: 0, shift: 12, count: 0 });
-        let cells = Slab::new(memory, count, || Cell::new(ptr::null_mut()))?;
-        Some(Self { born, base, shift, cells })
+impl PageIndex {
+    /// Empty entries for `plan`, or none at all. `None` without memory.
+    pub(crate) fn new(
+        memory: &SharedTableMemory,
+        plan: Option<IndexPlan>,
+        first_generation: u64,
+    ) -> Option<Self> {
+        let IndexPlan { base, shift, count } = plan.unwrap_or(IndexPlan { base: 0, shift: 12, count: 0 });
+        let entries = TableArray::new(memory, count, || IndexEntry::new(ptr::null_mut()))?;
+        Some(Self { first_generation, base, shift, entries })
     }
 
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
-        self.cells.len()
+        self.entries.len()
     }
 
-    pub(crate) fn view(&self) -> View {
-        let span = (self.cells.len() as u64) << self.shift;
-        View { base: self.base, span, shift: self.shift, cells: self.cells.as_ptr() }
+    pub(crate) fn view(&self) -> IndexView {
+        let span = (self.entries.len() as u64) << self.shift;
+        IndexView { base: self.base, span, shift: self.shift, entries: self.entries.as_ptr() }
     }
 
-    /// The cells of `region`, if all of it could be covered by this array.
-    fn cells_of(&self, region: &Region) -> Option<(usize, usize)> {
+    /// The entries of `region`, if all of it could be covered by this array.
+    fn entries_of(&self, region: &Region) -> Option<(usize, usize)> {
         let first = region.range.first().raw().checked_sub(self.base)?;
         let last = region.range.last().raw() - self.base;
-        let fits = (last >> self.shift) < self.cells.len() as u64 && region.cell_alignment() >= self.shift;
+        let fits = (last >> self.shift) < self.entries.len() as u64 && region.entry_alignment() >= self.shift;
         fits.then_some(((first >> self.shift) as usize, (last >> self.shift) as usize))
     }
 
-    /// What cell `index` says when it is `region`'s. `None` where a word cannot say it.
-    fn word(&self, region: &Region, index: usize) -> Option<*mut u32> {
+    /// What entry `index` says when it is `region`'s. `None` where a entry cannot say it.
+    fn entry_for(&self, region: &Region, index: usize) -> Option<*mut u32> {
         let offset = (index as u64) << self.shift;
         let table = &region.table;
-        let pages = table.cell(UserAddr::new(self.base + offset), self.shift)?;
-        word_of(pages, offset, table.granule().get(), region.slot)
+        let pages = table.entry_pages(UserAddr::new(self.base + offset), self.shift)?;
+        entry_of(pages, offset, table.granule().get(), region.slot)
     }
 
-    /// Makes `region` found. `false`, and it is not, when the cells cannot say where its pages are. Writers' lock held.
+    /// Makes `region` found. `false`, and it is not, when the entries cannot say where its pages are. Writers' lock held.
     pub(crate) fn fill(&self, region: &Region) -> bool {
-        let Some((first, last)) = self.cells_of(region) else { return false };
-        // All or nothing: a reader that loaded one cell could come back to it when the slot is another region's.
-        if (first..=last).any(|index| self.word(region, index).is_none()) {
+        let Some((first, last)) = self.entries_of(region) else { return false };
+        // All or nothing: a reader that loaded one entry could come back to it when the slot is another region's.
+        if (first..=last).any(|index| self.entry_for(region, index).is_none()) {
             return false;
         }
         for index in first..=last {
-            let word = self.word(region, index).unwrap_or(ptr::null_mut());
-            // Release pairs with the Acquire in `View::load`.
-            self.cells[index].store(word, Ordering::Release);
+            let entry = self.entry_for(region, index).unwrap_or(ptr::null_mut());
+            // Release pairs with the Acquire in `IndexView::load`.
+            self.entries[index].store(entry, Ordering::Release);
         }
         true
     }
 
     /// Makes `region` no longer found. `false` when it was not found here. Writers' lock held.
     pub(crate) fn clear(&self, region: &Region) -> bool {
-        let Some((first, last)) = self.cells_of(region) else { return false };
+        let Some((first, last)) = self.entries_of(region) else { return false };
         // Relaxed: written under the lock the caller holds.
-        if slot_of(self.cells[first].load(Ordering::Relaxed)) != region.slot as usize {
+        if slot_of(self.entries[first].load(Ordering::Relaxed)) != region.slot as usize {
             return false;
         }
-        for cell in &self.cells[first..=last] {
-            // Relaxed: a reader that still finds the cell meets the closed door.
-            cell.store(ptr::null_mut(), Ordering::Relaxed);
+        for entry in &self.entries[first..=last] {
+            // Relaxed: a reader that still finds the entry meets the closed door.
+            entry.store(ptr::null_mut(), Ordering::Relaxed);
         }
         true
     }
@@ -215,7 +219,7 @@ mod tests {
     fn the_near_regions_with_the_most_pages_are_covered() {
         let near = [device(0x1000_0000, 3), device(0x1000_9000, 2)];
         let far = |pages| device(0x1000_afff + CLUSTER_GAP + 1, pages);
-        let group = |regions: &[&Region]| Plan::cluster(regions.iter().copied(), 12).unwrap();
+        let group = |regions: &[&Region]| IndexPlan::cluster(regions.iter().copied(), 12).unwrap();
         assert_eq!(group(&[&near[0], &near[1]]), (0x1000_0000, 0x1000_afff, 5, 2));
         let apart = far(5);
         assert_eq!(group(&[&near[0], &near[1], &apart]), (0x1000_0000, 0x1000_afff, 5, 2), "as many");
@@ -227,32 +231,32 @@ mod tests {
     }
 
     #[test]
-    fn there_are_as_many_cells_as_planned() {
-        let memory: Tables = alloc::sync::Arc::new(HeapTables::new());
-        let plan = Plan { base: 0x4000_0000, shift: 12, count: 8 };
-        assert_eq!(Cells::new(&memory, Some(plan), 1).unwrap().len(), 8);
-        assert_eq!(Cells::new(&memory, None, 1).unwrap().len(), 0);
+    fn there_are_as_many_entries_as_planned() {
+        let memory: SharedTableMemory = alloc::sync::Arc::new(HeapTables::new());
+        let plan = IndexPlan { base: 0x4000_0000, shift: 12, count: 8 };
+        assert_eq!(PageIndex::new(&memory, Some(plan), 1).unwrap().len(), 8);
+        assert_eq!(PageIndex::new(&memory, None, 1).unwrap().len(), 0);
     }
 
     #[test]
-    fn a_region_whose_last_page_does_not_fit_a_cell_is_in_no_cell() {
-        let memory: Tables = alloc::sync::Arc::new(HeapTables::new());
+    fn a_region_whose_last_page_does_not_fit_an_index_entry_is_in_none() {
+        let memory: SharedTableMemory = alloc::sync::Arc::new(HeapTables::new());
         let base = 0x4000_0000;
         let range = UserRange::new(UserAddr::new(base), 4 << 12, Granule::K4).unwrap();
-        let plan = Plan { base, shift: 12, count: 8 };
-        // A cell has 46 bits for a signed page number, so the last two of the high pages do not fit.
+        let plan = IndexPlan { base, shift: 12, count: 8 };
+        // A entry has 46 bits for a signed page number, so the last two of the high pages do not fit.
         for (last, fits) in [(0x20_0000, true), (1 << 58, false)] {
             let mut pages = PageList::new(range, Granule::K4);
             pages.sink().push(HostAddr::new(0x10_0000), 2).unwrap();
             pages.sink().push(HostAddr::new(last), 2).unwrap();
             let table = pages.finish(&memory).unwrap().unwrap();
             let region = Region { id: 1, slot: 7, range, table, device: false };
-            let cells = Cells::new(&memory, Some(plan), 1).unwrap();
-            assert_eq!(cells.fill(&region), fits);
+            let entries = PageIndex::new(&memory, Some(plan), 1).unwrap();
+            assert_eq!(entries.fill(&region), fits);
             let seen: Vec<usize> =
-                cells.cells.iter().map(|cell| slot_of(cell.load(Ordering::Relaxed))).collect();
+                entries.entries.iter().map(|entry| slot_of(entry.load(Ordering::Relaxed))).collect();
             assert_eq!(seen, if fits { [7, 7, 7, 7, 0, 0, 0, 0] } else { [0; 8] });
-            assert_eq!(cells.clear(&region), fits);
+            assert_eq!(entries.clear(&region), fits);
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The word of a cell: a slot, and where the pages are.
+//! The entry of a entry: a slot, and where the pages are.
 //!
-//! The region's slot is in the lower 16 bits. Above, with two bits to tell which: a host page number, for a cell that is
+//! The region's slot is in the lower 16 bits. Above, with two bits to tell which: a host page number, for a entry that is
 //! contiguous on the host, or a pointer to host addresses in the region's table. A pointer keeps its provenance: tag and slot
 //! only change the address bits.
 //!
-//! Both are *for the first byte that the array of cells covers*: what lies at a byte is found with its offset in the array,
-//! not in the cell. So a translation needs no mask, and one shift serves the number and the index. The number is of 4 KiB
-//! pages whatever the system's are, so that a run needs to know nothing but the word.
+//! Both are *for the first byte that the array of entries covers*: what lies at a byte is found with its offset in the array,
+//! not in the entry. So a translation needs no mask, and one shift serves the number and the index. The number is of 4 KiB
+//! pages whatever the system's are, so that a run needs to know nothing but the entry.
 
-#![expect(unsafe_code, reason = "a word may point into the page table of its region")]
+#![expect(unsafe_code, reason = "a entry may point into the page table of its region")]
 
 use core::ptr;
 
@@ -31,10 +31,10 @@ const RUN: usize = 1;
 /// A pointer to 8-byte host addresses with a mark in bit 0.
 const WIDE: usize = 2;
 
-/// The slot of a cell's word; 0 when it is empty.
+/// The slot of a entry's entry; 0 when it is empty.
 #[inline]
-pub(crate) fn slot_of(word: *mut u32) -> usize {
-    usize::from(word.addr() as u16)
+pub(crate) fn slot_of(entry: *mut u32) -> usize {
+    usize::from(entry.addr() as u16)
 }
 
 /// The system page, as a translation needs it.
@@ -45,46 +45,46 @@ pub(crate) trait SystemPage {
     fn mask(&self) -> u64;
 }
 
-/// The host address of the byte `offset` bytes after the first one that the array of cells covers.
+/// The host address of the byte `offset` bytes after the first one that the array of entries covers.
 ///
 /// # Safety
-/// The word is that of the cell over this byte, not empty, and a unit of its slot is held since the cell was loaded;
+/// The entry is that of the entry over this byte, not empty, and a unit of its slot is held since the entry was loaded;
 /// `system` is the system page.
 #[inline]
-pub(crate) unsafe fn host_of(word: *mut u32, offset: u64, system: &impl SystemPage) -> u64 {
-    if word.addr() & (TAG << SLOT_BITS) == NARROW {
-        let frames = word.map_addr(|bits| bits >> SLOT_BITS);
+pub(crate) unsafe fn host_of(entry: *mut u32, offset: u64, system: &impl SystemPage) -> u64 {
+    if entry.addr() & (TAG << SLOT_BITS) == NARROW {
+        let frames = entry.map_addr(|bits| bits >> SLOT_BITS);
         let granule = system.shift();
-        // SAFETY: the region's table has every page of the cell.
+        // SAFETY: the region's table has every page of the entry.
         let frame = unsafe { *frames.wrapping_add((offset >> granule) as usize) };
         (u64::from(frame) << granule) | (offset & system.mask())
-    } else if word.addr() & (RUN << SLOT_BITS) != 0 {
+    } else if entry.addr() & (RUN << SLOT_BITS) != 0 {
         // The array begins on a page.
-        let pages = (word.addr() as i64 >> (FRAME_SHIFT - UNIT)) as u64 & !PageShift::K4.mask();
+        let pages = (entry.addr() as i64 >> (FRAME_SHIFT - UNIT)) as u64 & !PageShift::K4.mask();
         pages.wrapping_add(offset)
     } else {
-        let words = word.map_addr(|bits| (bits >> SLOT_BITS) & !TAG).cast::<AtomicU64>();
+        let words = entry.map_addr(|bits| (bits >> SLOT_BITS) & !TAG).cast::<AtomicU64>();
         // SAFETY: as above; words are read as the atomics they are.
-        let word = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
+        let entry = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
         // Relaxed: the address bits never change.
-        (word.load(Ordering::Relaxed) & !1) | (offset & system.mask())
+        (entry.load(Ordering::Relaxed) & !1) | (offset & system.mask())
     }
 }
 
-/// Asks for the memory that [`host_of`] will read. The word may be any cell's, empty or not.
+/// Asks for the memory that [`host_of`] will read. The entry may be any entry's, empty or not.
 #[inline]
-pub(crate) fn prefetch_page(word: *mut u32, offset: u64, system: &impl SystemPage) {
-    if word.addr() & (RUN << SLOT_BITS) == 0 {
+pub(crate) fn prefetch_page(entry: *mut u32, offset: u64, system: &impl SystemPage) {
+    if entry.addr() & (RUN << SLOT_BITS) == 0 {
         let index = (offset >> system.shift()) as usize;
         // Of wide words it is the wrong line, and no harm: what is asked for is never looked at.
-        let frames = word.map_addr(|bits| bits >> SLOT_BITS).wrapping_add(index);
+        let frames = entry.map_addr(|bits| bits >> SLOT_BITS).wrapping_add(index);
         prefetch(frames);
     }
 }
 
-/// What a cell says of its pages, before it is known which cell it is.
+/// What a entry says of its pages, before it is known which entry it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Pages {
+pub(crate) enum EntryPages {
     /// One run, from this host address on.
     Run(u64),
     /// These host page numbers, of 4 bytes each.
@@ -93,20 +93,20 @@ pub(crate) enum Pages {
     Wide(*mut AtomicU64),
 }
 
-/// The word of a cell that begins `offset` bytes after the first byte of the array and belongs to `slot`. `None` for what a
-/// word cannot say: a slot or an address too high.
-pub(crate) fn word_of(pages: Pages, offset: u64, granule: u32, slot: u32) -> Option<*mut u32> {
+/// The entry of a entry that begins `offset` bytes after the first byte of the array and belongs to `slot`. `None` for what a
+/// entry cannot say: a slot or an address too high.
+pub(crate) fn entry_of(pages: EntryPages, offset: u64, granule: u32, slot: u32) -> Option<*mut u32> {
     let slot = usize::from(u16::try_from(slot).ok()?);
     let index = (offset >> granule) as usize;
     let (payload, tag) = match pages {
-        Pages::Run(host) => {
+        EntryPages::Run(host) => {
             let frame = ((host >> UNIT) as i64).wrapping_sub((offset >> UNIT) as i64);
-            let word = frame << FRAME_SHIFT;
-            let fits = word >> FRAME_SHIFT == frame;
-            return fits.then(|| ptr::without_provenance_mut(word as usize | RUN << SLOT_BITS | slot));
+            let entry = frame << FRAME_SHIFT;
+            let fits = entry >> FRAME_SHIFT == frame;
+            return fits.then(|| ptr::without_provenance_mut(entry as usize | RUN << SLOT_BITS | slot));
         }
-        Pages::Narrow(frames) => (frames.wrapping_sub(index), NARROW),
-        Pages::Wide(words) => (words.wrapping_sub(index).cast(), WIDE),
+        EntryPages::Narrow(frames) => (frames.wrapping_sub(index), NARROW),
+        EntryPages::Wide(words) => (words.wrapping_sub(index).cast(), WIDE),
     };
     let fits = payload.addr() as u64 >> (64 - SLOT_BITS) == 0 && payload.addr() & TAG == 0;
     fits.then(|| payload.map_addr(|bits| (bits | tag) << SLOT_BITS | slot))
@@ -120,13 +120,13 @@ mod tests {
 
     #[test]
     fn what_a_word_cannot_say_is_refused() {
-        assert_eq!(slot_of(word_of(Pages::Run(0x1000), 0, K4, 65_535).unwrap()), 65_535);
-        assert_eq!(word_of(Pages::Run(0x1000), 0, K4, 65_536), None, "no such slot in 16 bits");
-        assert_eq!(word_of(Pages::Run(1 << 58), 0, K4, 1), None, "a page number past 45 bits");
+        assert_eq!(slot_of(entry_of(EntryPages::Run(0x1000), 0, K4, 65_535).unwrap()), 65_535);
+        assert_eq!(entry_of(EntryPages::Run(0x1000), 0, K4, 65_536), None, "no such slot in 16 bits");
+        assert_eq!(entry_of(EntryPages::Run(1 << 58), 0, K4, 1), None, "a page number past 45 bits");
         let high = ptr::without_provenance_mut(1 << 48);
-        assert_eq!(word_of(Pages::Narrow(high), 0, K4, 1), None, "a pointer past 48 bits");
+        assert_eq!(entry_of(EntryPages::Narrow(high), 0, K4, 1), None, "a pointer past 48 bits");
         // A table that lies lower than what its array covers would need a negative pointer.
         let low = ptr::without_provenance_mut(1 << 20);
-        assert_eq!(word_of(Pages::Narrow(low), 1 << 40, K4, 1), None);
+        assert_eq!(entry_of(EntryPages::Narrow(low), 1 << 40, K4, 1), None);
     }
 }

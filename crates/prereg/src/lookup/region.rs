@@ -1,7 +1,7 @@
 //! A region: the header of one pinned range, and the mapping guard that holds one unit of it.
 //!
 //! A region never changes after it is published, but for its dirty marks. Who may reach one: the registry while it is
-//! registered or draining; a translator that sits on a snapshot which names it (the books keep a gone region as long as one
+//! registered or draining; a translator that sits on a snapshot which names it (the registry keep a gone region as long as one
 //! does); and whoever holds a unit of its door, for as long as he holds it.
 
 use alloc::sync::Arc;
@@ -10,9 +10,9 @@ use core::mem::ManuallyDrop;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::lookup::holder::HouseRef;
+use crate::lookup::holder::HolderCountsRef;
 use crate::lookup::pages::PageTable;
-use crate::table_memory::owned::Placed;
+use crate::table_memory::owned::TableBox;
 
 /// The header of one pinned range.
 pub(crate) struct Region {
@@ -43,13 +43,13 @@ impl Region {
     }
 
     /// The largest shift of cells that can cover it: its start, its end and its breaks are multiples.
-    pub(crate) fn cell_alignment(&self) -> u32 {
-        (self.range.first().raw() | self.range.bytes()).trailing_zeros().min(self.table.cell_alignment())
+    pub(crate) fn entry_alignment(&self) -> u32 {
+        (self.range.first().raw() | self.range.bytes()).trailing_zeros().min(self.table.entry_alignment())
     }
 }
 
 /// One published region, shared by the registry and the snapshots. Readers know its place in table memory.
-pub(crate) type SharedRegion = Arc<Placed<Region>>;
+pub(crate) type SharedRegion = Arc<TableBox<Region>>;
 
 /// Why a page cannot be mapped. Nothing is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -89,6 +89,14 @@ pub enum MapError {
         /// The table's page.
         shift: PageShift,
     },
+    /// The block of entries is shorter. EINVAL.
+    #[error("there is no entry {index}: the block has {len} entries")]
+    NoEntry {
+        /// The entry asked for.
+        index: usize,
+        /// Entries of the block.
+        len: usize,
+    },
     /// Another thread is changing the same entry. EAGAIN: try again, or take the slow path.
     #[error("another thread is changing the same entry")]
     Contended,
@@ -104,7 +112,7 @@ impl MapError {
         match self {
             Self::Unregistered { .. } | Self::TooLarge { .. } => Errno::EFAULT,
             Self::Closing { .. } => Errno::ENXIO,
-            Self::Misaligned { .. } | Self::Foreign => Errno::EINVAL,
+            Self::Misaligned { .. } | Self::NoEntry { .. } | Self::Foreign => Errno::EINVAL,
             Self::Contended => Errno::EAGAIN,
         }
     }
@@ -122,16 +130,22 @@ impl MapError {
 pub struct Mapping {
     host: HostAddr,
     ua: UserAddr,
-    house: HouseRef,
+    counts: HolderCountsRef,
     slot: u32,
     shift: PageShift,
 }
 
 impl Mapping {
-    /// Wraps a unit of `slot` that was just taken, and counted with the holder of `house`.
+    /// Wraps a unit of `slot` that was just taken, and counted with the holder of `counts`.
     #[inline]
-    pub(crate) fn new(host: HostAddr, ua: UserAddr, shift: PageShift, slot: u32, house: HouseRef) -> Self {
-        Self { host, ua, house, slot, shift }
+    pub(crate) fn new(
+        host: HostAddr,
+        ua: UserAddr,
+        shift: PageShift,
+        slot: u32,
+        counts: HolderCountsRef,
+    ) -> Self {
+        Self { host, ua, counts, slot, shift }
     }
 
     /// Where the device finds the byte at [`ua`](Self::ua).
@@ -155,26 +169,26 @@ impl Mapping {
         self.shift
     }
 
-    /// Whose house the unit is counted with.
+    /// Whose counts the unit is counted with.
     #[inline]
-    pub(crate) fn house(&self) -> HouseRef {
-        self.house
+    pub(crate) fn counts(&self) -> HolderCountsRef {
+        self.counts
     }
 
     /// Takes the mapping apart without giving the unit back: that is now the caller's to do.
     #[inline]
-    pub(crate) fn into_unit(self) -> (u32, HouseRef) {
+    pub(crate) fn into_unit(self) -> (u32, HolderCountsRef) {
         let this = ManuallyDrop::new(self);
-        (this.slot, this.house)
+        (this.slot, this.counts)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the unit being given back is counted with this holder, and the address is not used any more.
-        #[expect(unsafe_code, reason = "the house is reached by pointer: the unit keeps it")]
+        #[expect(unsafe_code, reason = "the counts is reached by pointer: the unit keeps it")]
         unsafe {
-            self.house.give_back(self.slot);
+            self.counts.release_unit(self.slot);
         }
     }
 }

@@ -1,12 +1,12 @@
 //! Publication: one writer replaces a value that readers are using, and frees it when no reader can be.
 //!
-//! A [`Published`] owns the current value. Each reader owns a [`Seat`] in which it names the value it uses; writers are
-//! serialised by the caller's lock, look at all seats, and free what no seat names. A reader never frees, locks, waits or
+//! A [`Published`] owns the current value. Each reader owns a [`HazardSlot`] in which it names the value it uses; writers are
+//! serialised by the caller's lock, look at all hazards, and free what no hazard names. A reader never frees, locks, waits or
 //! allocates; it sits on one value until it asks for a newer one.
 //!
-//! Who is safe from what: a reader that named a value in its seat and then found it still current may use it until it
-//! names another; a writer frees a value only after it has ceased to be current and no seat named it. Proof of both
-//! interleavings at [`Published::refresh`].
+//! Who is safe from what: a reader that named a value in its hazard and then found it still current may use it until it
+//! names another; a writer frees a value only after it has ceased to be current and no hazard named it. Proof of both
+//! interleavings at [`Published::protect`].
 
 #![cfg_attr(
     not(loom),
@@ -57,14 +57,14 @@ pub struct Published<T, O: Owner<T> = Box<T>> {
 }
 
 /// What one reader uses. Belongs to one `Published` for good.
-pub struct Seat<T> {
-    /// Null: nothing. Written by the seat's reader only.
-    seen: AtomicPtr<T>,
+pub struct HazardSlot<T> {
+    /// Null: nothing. Written by the hazard's reader only.
+    protected: AtomicPtr<T>,
 }
 
 /// Values that ceased to be current and may still be in use. Owned by the writers' side.
 ///
-/// Kept as raw pointers: an owner may claim to be the only way to a value that readers still use.
+/// ReleaseRefused as raw pointers: an owner may claim to be the only way to a value that readers still use.
 pub struct Retired<T, O: Owner<T> = Box<T>> {
     values: Vec<*mut T>,
     owner: PhantomData<fn() -> O>,
@@ -83,9 +83,9 @@ impl<T, O: Owner<T>> Drop for Retired<T, O> {
     }
 }
 
-impl<T> Default for Seat<T> {
+impl<T> Default for HazardSlot<T> {
     fn default() -> Self {
-        Self { seen: AtomicPtr::new(ptr::null_mut()) }
+        Self { protected: AtomicPtr::new(ptr::null_mut()) }
     }
 }
 
@@ -101,27 +101,27 @@ impl<T, O: Owner<T>> Published<T, O> {
         Self { current: AtomicPtr::new(value.into_raw()), owner: PhantomData }
     }
 
-    /// Names the current value in `seat` and returns it. What the seat named before may be freed from here on.
+    /// Names the current value in `hazard` and returns it. What the hazard named before may be freed from here on.
     ///
-    /// Why it is safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load seat* while this runs
-    /// *store seat; fence; load `current`*, both fences SeqCst:
+    /// Why it is safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load hazard* while this runs
+    /// *store hazard; fence; load `current`*, both fences SeqCst:
     /// - our fence first: the writer's load, after its fence, sees our store, finds its value named and keeps it;
     /// - the writer's fence first: our second load of `current` sees its swap, we find another value and go round.
     ///
     /// The loop is lock-free: it goes round only when some writer published in between.
     ///
     /// # Safety
-    /// 1. `seat` is among the seats given to every `reclaim` on this value from now until the pointer is last used.
-    /// 2. No other thread calls `refresh` or `leave` on `seat` at the same time.
+    /// 1. `hazard` is among the hazards given to every `reclaim` on this value from now until the pointer is last used.
+    /// 2. No other thread calls `protect` or `leave` on `hazard` at the same time.
     #[inline]
-    pub unsafe fn refresh(&self, seat: &Seat<T>) -> *const T {
+    pub unsafe fn protect(&self, hazard: &HazardSlot<T>) -> *const T {
         // Relaxed: checked again below.
         let mut value = self.current.load(Ordering::Relaxed);
         preemption_point();
         loop {
-            // Release pairs with the Acquire load of the seat in `reclaim`: our uses of the value named before happen
+            // Release pairs with the Acquire load of the hazard in `reclaim`: our uses of the value named before happen
             // before it is freed.
-            seat.seen.store(value, Ordering::Release);
+            hazard.protected.store(value, Ordering::Release);
             fence(Ordering::SeqCst);
             // Acquire pairs with the swap in `replace`: we see the value as its writer made it.
             let now = self.current.load(Ordering::Acquire);
@@ -138,24 +138,28 @@ impl<T, O: Owner<T>> Published<T, O> {
     ///
     /// # Safety
     /// The caller holds the writers' lock, so that nobody replaces it meanwhile.
-    pub unsafe fn current<R>(&self, look: impl FnOnce(&T) -> R) -> R {
+    pub unsafe fn with_current<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         // Relaxed: written under the lock the caller holds.
         let current = self.current.load(Ordering::Relaxed);
         // SAFETY: never null, and only a writer replaces or frees it.
         look(unsafe { &*current })
     }
 
-    /// The value that `seat` names, for the writers' side; `None` when it names nothing.
+    /// The value that `hazard` names, for the writers' side; `None` when it names nothing.
     ///
     /// # Safety
     /// The caller holds the writers' lock, and holds it while it uses what is returned: nothing is replaced or freed then.
-    pub unsafe fn seen<'a>(&'a self, retired: &'a Retired<T, O>, seat: &Seat<T>) -> Option<&'a T> {
-        // Relaxed, both: `current` is written under the lock, and a seat only names what was current once, so the value was
+    pub unsafe fn protected_by<'a>(
+        &'a self,
+        retired: &'a Retired<T, O>,
+        hazard: &HazardSlot<T>,
+    ) -> Option<&'a T> {
+        // Relaxed, both: `current` is written under the lock, and a hazard only names what was current once, so the value was
         // seen by this lock before.
-        let named = seat.seen.load(Ordering::Relaxed);
+        let named = hazard.protected.load(Ordering::Relaxed);
         let current = self.current.load(Ordering::Relaxed);
         let alive = retired.values.iter().copied().chain([current]);
-        // By address: the pointer in the seat may be older than the value that is there now.
+        // By address: the pointer in the hazard may be older than the value that is there now.
         let value = alive.into_iter().find(|&value| ptr::addr_eq(value, named))?;
         // SAFETY: current or retired, so it is alive, and stays so while the lock is held.
         Some(unsafe { &*value })
@@ -163,31 +167,31 @@ impl<T, O: Owner<T>> Published<T, O> {
 
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
     pub fn replace(&self, value: O, retired: &mut Retired<T, O>) {
-        // Release pairs with the reader's Acquire load in `refresh`. What another writer made was ordered by the lock.
+        // Release pairs with the reader's Acquire load in `protect`. What another writer made was ordered by the lock.
         let old = self.current.swap(value.into_raw(), Ordering::Release);
         retired.values.push(old);
     }
 
-    /// Frees every retired value that no seat names; returns how many are kept. Callers hold the writers' lock.
+    /// Frees every retired value that no hazard names; returns how many are kept. Callers hold the writers' lock.
     ///
     /// # Safety
-    /// `seats` yields every seat on this value that is in use.
+    /// `hazards` yields every hazard on this value that is in use.
     pub unsafe fn reclaim<'a>(
         &self,
         retired: &mut Retired<T, O>,
-        seats: impl Iterator<Item = &'a Seat<T>> + Clone,
+        hazards: impl Iterator<Item = &'a HazardSlot<T>> + Clone,
     ) -> usize
     where
         T: 'a,
     {
-        // Partner of the fence in `refresh`; see there.
+        // Partner of the fence in `protect`; see there.
         fence(Ordering::SeqCst);
         retired.values.retain(|&value| {
-            // Acquire pairs with the Release store in `refresh` and `leave`.
-            let used = seats.clone().any(|seat| ptr::eq(seat.seen.load(Ordering::Acquire), value));
+            // Acquire pairs with the Release store in `protect` and `leave`.
+            let used = hazards.clone().any(|hazard| ptr::eq(hazard.protected.load(Ordering::Acquire), value));
             if !used {
-                // SAFETY: from `into_raw`; the swap in `replace` made us its only owner, and no seat names it, so no reader
-                // uses it now or can come to (see `refresh`).
+                // SAFETY: from `into_raw`; the swap in `replace` made us its only owner, and no hazard names it, so no reader
+                // uses it now or can come to (see `protect`).
                 drop(unsafe { O::from_raw(value) });
             }
             used
@@ -204,11 +208,11 @@ impl<T, O: Owner<T>> Retired<T, O> {
     }
 }
 
-impl<T> Seat<T> {
+impl<T> HazardSlot<T> {
     /// Names nothing any more.
-    pub fn leave(&self) {
-        // Release as in `refresh`.
-        self.seen.store(ptr::null_mut(), Ordering::Release);
+    pub fn clear(&self) {
+        // Release as in `protect`.
+        self.protected.store(ptr::null_mut(), Ordering::Release);
     }
 }
 
@@ -227,9 +231,9 @@ impl<T, O: Owner<T>> fmt::Debug for Published<T, O> {
     }
 }
 
-impl<T> fmt::Debug for Seat<T> {
+impl<T> fmt::Debug for HazardSlot<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").finish_non_exhaustive()
+        f.debug_struct("HazardSlot").finish_non_exhaustive()
     }
 }
 
@@ -246,23 +250,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_value_lives_until_no_seat_names_it() {
+    fn a_value_lives_until_no_hazard_names_it() {
         let [first, second, third] = [1, 2, 3].map(Arc::new);
         let lives = |value: &Arc<i32>| Arc::strong_count(value) > 1;
         let published: Published<Arc<i32>> = Published::new(Box::new(first.clone()));
-        let (seat, mut retired) = (Seat::default(), Retired::default());
-        // SAFETY: the seat is given to every reclaim below, and there is one thread.
-        let seen = unsafe { published.refresh(&seat) };
-        // SAFETY: the seat names it.
+        let (hazard, mut retired) = (HazardSlot::default(), Retired::default());
+        // SAFETY: the hazard is given to every reclaim below, and there is one thread.
+        let seen = unsafe { published.protect(&hazard) };
+        // SAFETY: the hazard names it.
         assert_eq!(unsafe { &*seen }, &first);
         published.replace(Box::new(second.clone()), &mut retired);
-        // SAFETY: the only seat.
-        assert_eq!(unsafe { published.reclaim(&mut retired, [&seat].into_iter()) }, 1);
+        // SAFETY: the only hazard.
+        assert_eq!(unsafe { published.reclaim(&mut retired, [&hazard].into_iter()) }, 1);
         assert!(lives(&first));
         assert_eq!(retired.iter().collect::<Vec<_>>(), [&first]);
-        seat.leave();
+        hazard.clear();
         // SAFETY: as above.
-        assert_eq!(unsafe { published.reclaim(&mut retired, [&seat].into_iter()) }, 0);
+        assert_eq!(unsafe { published.reclaim(&mut retired, [&hazard].into_iter()) }, 0);
         assert!(!lives(&first));
         published.replace(Box::new(third.clone()), &mut retired);
         drop(retired);

@@ -3,39 +3,39 @@
 //! With the feature `std` a writer that has to wait sleeps; without it, it spins (a host without threads that sleep has
 //! nothing better). Readers never come here.
 
-pub(crate) use monitor::{Monitor, MonitorGuard};
+pub(crate) use lock_condvar::{LockCondvar, LockCondvarGuard};
 pub(crate) use thread::ThreadToken;
 
 #[cfg(all(feature = "std", not(loom)))]
-mod monitor {
+mod lock_condvar {
     use core::time::Duration;
     use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
     /// A lock whose holder can wait for another holder to change something.
     #[derive(Default)]
-    pub(crate) struct Monitor<T> {
+    pub(crate) struct LockCondvar<T> {
         value: Mutex<T>,
         changed: Condvar,
     }
 
-    pub(crate) type MonitorGuard<'a, T> = MutexGuard<'a, T>;
+    pub(crate) type LockCondvarGuard<'a, T> = MutexGuard<'a, T>;
 
     /// A waiter looks again this often by itself: a unit given back in a signal handler may not make the system call
     /// that would wake it.
     const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
-    impl<T> Monitor<T> {
+    impl<T> LockCondvar<T> {
         pub(crate) fn new(value: T) -> Self {
             Self { value: Mutex::new(value), changed: Condvar::new() }
         }
 
-        // A panic of another holder does not make the books wrong: every change to them is made after the calls that
+        // A panic of another holder does not make the registry wrong: every change to them is made after the calls that
         // could panic. So a poisoned lock is taken as it is.
-        pub(crate) fn lock(&self) -> MonitorGuard<'_, T> {
+        pub(crate) fn lock(&self) -> LockCondvarGuard<'_, T> {
             self.value.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
-        pub(crate) fn wait<'a>(&'a self, guard: MonitorGuard<'a, T>) -> MonitorGuard<'a, T> {
+        pub(crate) fn wait<'a>(&'a self, guard: LockCondvarGuard<'a, T>) -> LockCondvarGuard<'a, T> {
             self.changed.wait_timeout(guard, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
         }
 
@@ -46,28 +46,28 @@ mod monitor {
 }
 
 #[cfg(loom)]
-mod monitor {
+mod lock_condvar {
     use loom::sync::{Condvar, Mutex};
 
     /// A lock whose holder can wait for another holder to change something. Waiting ends by a notification only, so that a
     /// model that forgets one deadlocks, which loom reports.
-    pub(crate) struct Monitor<T> {
+    pub(crate) struct LockCondvar<T> {
         value: Mutex<T>,
         changed: Condvar,
     }
 
-    pub(crate) type MonitorGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
+    pub(crate) type LockCondvarGuard<'a, T> = loom::sync::MutexGuard<'a, T>;
 
-    impl<T> Monitor<T> {
+    impl<T> LockCondvar<T> {
         pub(crate) fn new(value: T) -> Self {
             Self { value: Mutex::new(value), changed: Condvar::new() }
         }
 
-        pub(crate) fn lock(&self) -> MonitorGuard<'_, T> {
+        pub(crate) fn lock(&self) -> LockCondvarGuard<'_, T> {
             self.value.lock().expect("a model whose threads do not panic")
         }
 
-        pub(crate) fn wait<'a>(&'a self, guard: MonitorGuard<'a, T>) -> MonitorGuard<'a, T> {
+        pub(crate) fn wait<'a>(&'a self, guard: LockCondvarGuard<'a, T>) -> LockCondvarGuard<'a, T> {
             self.changed.wait(guard).expect("a model whose threads do not panic")
         }
 
@@ -78,24 +78,24 @@ mod monitor {
 }
 
 #[cfg(not(any(feature = "std", loom)))]
-mod monitor {
+mod lock_condvar {
     /// A lock whose holder can wait for another holder to change something.
-    pub(crate) struct Monitor<T> {
+    pub(crate) struct LockCondvar<T> {
         value: spin::Mutex<T>,
     }
 
-    pub(crate) type MonitorGuard<'a, T> = spin::MutexGuard<'a, T>;
+    pub(crate) type LockCondvarGuard<'a, T> = spin::MutexGuard<'a, T>;
 
-    impl<T> Monitor<T> {
+    impl<T> LockCondvar<T> {
         pub(crate) fn new(value: T) -> Self {
             Self { value: spin::Mutex::new(value) }
         }
 
-        pub(crate) fn lock(&self) -> MonitorGuard<'_, T> {
+        pub(crate) fn lock(&self) -> LockCondvarGuard<'_, T> {
             self.value.lock()
         }
 
-        pub(crate) fn wait<'a>(&'a self, guard: MonitorGuard<'a, T>) -> MonitorGuard<'a, T> {
+        pub(crate) fn wait<'a>(&'a self, guard: LockCondvarGuard<'a, T>) -> LockCondvarGuard<'a, T> {
             drop(guard);
             core::hint::spin_loop();
             self.value.lock()

@@ -18,7 +18,7 @@ pub(crate) mod atomic {
 }
 
 pub(crate) use asymmetric::heavy_fence;
-pub(crate) use lock::{Monitor, MonitorGuard, ThreadToken};
+pub(crate) use lock::{LockCondvar, LockCondvarGuard, ThreadToken};
 
 /// The two halves of an asymmetric fence. Partners: whatever is before one half in its thread and whatever is after the
 /// other half in its own are never both missed, as with two SeqCst fences.

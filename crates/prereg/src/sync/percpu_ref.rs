@@ -1,7 +1,7 @@
-//! The door: a gate whose count is spread over memory that only one thread each writes.
+//! The percpu_ref: a gate whose count is spread over memory that only one thread each writes.
 //!
 //! A region's live mappings are counted behind one. Entering is a plain store to the thread's own count, a light fence and a
-//! load of the door; nothing shared is written. The price is on the closing side: a close is announced on the door, followed
+//! load of the percpu_ref; nothing shared is written. The price is on the closing side: a close is announced on the percpu_ref, followed
 //! by a heavy fence, and then all counts are summed.
 //!
 //! ```text
@@ -18,9 +18,9 @@
 //!      +-------------------------------------+
 //! ```
 //!
-//! Why nobody is inside a closed door. An entering thread does *store count; light fence; load door*, a closing one does
-//! *store door; heavy fence; load counts*. The two fences make it impossible that both loads miss the other's store:
-//! - the closer's fence came first: the entering load finds the door no longer OPEN. If it is CLOSING, the unit is already
+//! Why nobody is inside a closed percpu_ref. An entering thread does *store count; light fence; load percpu_ref*, a closing one does
+//! *store percpu_ref; heavy fence; load counts*. The two fences make it impossible that both loads miss the other's store:
+//! - the closer's fence came first: the entering load finds the percpu_ref no longer OPEN. If it is CLOSING, the unit is already
 //!   counted, so the only right verdict is "busy", and the entering thread gives it itself, by the exchange CLOSING to OPEN;
 //!   the closer's exchange CLOSING to CLOSED then fails. If that exchange was first, the entering one fails, takes its unit
 //!   back and reports closed. One exchange wins: a map and the last unregister never both succeed, and never both fail.
@@ -79,22 +79,22 @@ impl FenceMode {
 
 /// What an `enter` found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entered {
+pub enum EnterResult {
     /// The unit is counted.
-    In,
+    Entered,
     /// Closed or draining: nothing is counted, but the unit was for a moment.
     Closed,
 }
 
-/// The door of one slot. The counts are elsewhere.
+/// The percpu_ref of one slot. The counts are elsewhere.
 #[derive(Debug)]
 #[repr(transparent)]
-pub struct Door {
+pub struct PercpuRef {
     state: AtomicU8,
 }
 
-impl Door {
-    /// A closed door. Elsewhere zeroed memory is one.
+impl PercpuRef {
+    /// A closed percpu_ref. Elsewhere zeroed memory is one.
     #[cfg(any(loom, test))]
     #[must_use]
     pub fn new() -> Self {
@@ -103,36 +103,36 @@ impl Door {
 
     /// Takes one unit in `count`, which only this thread writes.
     #[inline]
-    pub fn enter(&self, count: &AtomicI64, mode: FenceMode) -> Entered {
-        if self.enter_open(count, mode) { Entered::In } else { self.enter_closing(count) }
+    pub fn enter(&self, count: &AtomicI64, mode: FenceMode) -> EnterResult {
+        if self.enter_open(count, mode) { EnterResult::Entered } else { self.enter_closing(count) }
     }
 
-    /// Takes one unit in `count`, which only this thread writes, and says whether the door was open: then it is inside. If it
+    /// Takes one unit in `count`, which only this thread writes, and says whether the percpu_ref was open: then it is inside. If it
     /// was not, the unit is counted all the same, and the caller calls [`enter_closing`](Self::enter_closing).
     #[inline]
     #[must_use]
     pub fn enter_open(&self, count: &AtomicI64, mode: FenceMode) -> bool {
-        // Relaxed: nobody else writes it; what it must be ordered with is the door, by the fence.
+        // Relaxed: nobody else writes it; what it must be ordered with is the percpu_ref, by the fence.
         count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
         mode.light();
-        // Acquire pairs with the Release of `open` and `reopen`: what is behind the door was made before.
+        // Acquire pairs with the Release of `open` and `reopen`: what is behind the percpu_ref was made before.
         self.state.load(Ordering::Acquire) == OPEN
     }
 
-    /// The door was not open. The unit is counted already, so it refuses a close that is being decided; otherwise it is taken
+    /// The percpu_ref was not open. The unit is counted already, so it refuses a close that is being decided; otherwise it is taken
     /// back.
     #[cold]
     #[inline(never)]
-    pub fn enter_closing(&self, count: &AtomicI64) -> Entered {
-        // The partner is the closer's exchange in `decide`; see the head of this file. Finding OPEN is as good: a close that
+    pub fn enter_closing(&self, count: &AtomicI64) -> EnterResult {
+        // The partner is the closer's exchange in `finish_close`; see the head of this file. Finding OPEN is as good: a close that
         // begins after this load has its heavy fence after our count. Acquire, both, as in `enter_open`. Not Release: a thread
-        // that finds this OPEN acquires from the store of `announce`, whose release sequence the exchange continues.
+        // that finds this OPEN acquires from the store of `begin_close`, whose release sequence the exchange continues.
         match self.state.compare_exchange(CLOSING, OPEN, Ordering::Acquire, Ordering::Acquire) {
-            Ok(_) | Err(OPEN) => Entered::In,
+            Ok(_) | Err(OPEN) => EnterResult::Entered,
             Err(_) => {
                 // Release as in `leave`.
                 count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
-                Entered::Closed
+                EnterResult::Closed
             }
         }
     }
@@ -145,7 +145,7 @@ impl Door {
         count.store(count.load(Ordering::Relaxed).wrapping_sub(1), Ordering::Release);
     }
 
-    /// The same in a count that anybody may write. `true` when the door is draining: this may have been the last one, so the
+    /// The same in a count that anybody may write. `true` when the percpu_ref is draining: this may have been the last one, so the
     /// caller looks.
     pub fn leave_shared(&self, count: &AtomicI64) -> bool {
         // Release as in `leave`.
@@ -157,7 +157,7 @@ impl Door {
         self.state.load(Ordering::Acquire) == DRAINING
     }
 
-    /// Opens the door of something new. Nobody may have it in use from before.
+    /// Opens the percpu_ref of something new. Nobody may have it in use from before.
     pub fn open(&self) {
         // Release pairs with the Acquire in `enter`.
         self.state.store(OPEN, Ordering::Release);
@@ -167,21 +167,21 @@ impl Door {
     /// time.
     ///
     /// # Errors
-    /// How many are inside, at least 1; the door is open as before.
+    /// How many are inside, at least 1; the percpu_ref is open as before.
     pub fn try_close(&self, heavy: impl FnOnce(), sum: impl Fn() -> i64) -> Result<(), u64> {
         let inside = sum();
         if inside != 0 {
             return Err(inside.unsigned_abs());
         }
-        self.announce();
+        self.begin_close();
         heavy();
-        self.decide(sum())
+        self.finish_close(sum())
     }
 
     /// The first half of a close, for a closer of many doors: says that one is being decided. The caller then passes the
-    /// heavy fence, once for all of them, and calls [`decide`](Self::decide).
-    pub fn announce(&self) {
-        // Release pairs with the Acquire in `enter_open` and of the exchange in `enter_closing`: a thread that enters a door
+    /// heavy fence, once for all of them, and calls [`finish_close`](Self::finish_close).
+    pub fn begin_close(&self) {
+        // Release pairs with the Acquire in `enter_open` and of the exchange in `enter_closing`: a thread that enters a percpu_ref
         // that is closing, or was and is open again, sees what was made before it was opened. Against the counts it is ordered
         // by the heavy fence.
         self.state.store(CLOSING, Ordering::Release);
@@ -190,10 +190,10 @@ impl Door {
     /// The second half: closes for good if `inside`, summed after the fence, is zero.
     ///
     /// # Errors
-    /// How many are inside, at least 1; the door is open as before.
-    pub fn decide(&self, inside: i64) -> Result<(), u64> {
+    /// How many are inside, at least 1; the percpu_ref is open as before.
+    pub fn finish_close(&self, inside: i64) -> Result<(), u64> {
         let verdict = if inside == 0 { CLOSED } else { OPEN };
-        // Relaxed: a thread that finds the door open again acquires from the store of `announce`, whose release sequence this
+        // Relaxed: a thread that finds the percpu_ref open again acquires from the store of `begin_close`, whose release sequence this
         // exchange continues. What was done inside was acquired with the counts.
         match self.state.compare_exchange(CLOSING, verdict, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) if verdict == CLOSED => Ok(()),
@@ -207,7 +207,7 @@ impl Door {
         self.state.store(DRAINING, Ordering::Release);
     }
 
-    /// Opens a draining door again. The caller is the only one who closes and opens.
+    /// Opens a draining percpu_ref again. The caller is the only one who closes and opens.
     pub fn reopen(&self) {
         self.open();
     }
@@ -221,7 +221,7 @@ impl Door {
     /// Whether what is behind is gone or not there yet: neither open nor draining. A hint.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        // Relaxed: a caller that relies on it holds a unit, which keeps the door from being closed.
+        // Relaxed: a caller that relies on it holds a unit, which keeps the percpu_ref from being closed.
         self.state.load(Ordering::Relaxed) == CLOSED
     }
 
@@ -239,34 +239,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_close_of_two_halves_closes_only_an_empty_door() {
-        let door = Door::new();
-        door.open();
-        door.announce();
-        assert_eq!(door.decide(2), Err(2));
-        assert!(door.is_open());
-        door.announce();
-        assert_eq!(door.decide(0), Ok(()));
-        assert!(door.is_closed());
+    fn a_close_of_two_halves_closes_only_an_empty_percpu_ref() {
+        let percpu_ref = PercpuRef::new();
+        percpu_ref.open();
+        percpu_ref.begin_close();
+        assert_eq!(percpu_ref.finish_close(2), Err(2));
+        assert!(percpu_ref.is_open());
+        percpu_ref.begin_close();
+        assert_eq!(percpu_ref.finish_close(0), Ok(()));
+        assert!(percpu_ref.is_closed());
     }
 
     #[test]
     fn a_close_that_was_entered_is_refused_even_if_the_sum_missed_it() {
-        let (door, count) = (Door::new(), AtomicI64::new(0));
-        door.open();
-        door.announce();
-        assert_eq!(door.enter(&count, FenceMode::Full), Entered::In);
-        assert_eq!(door.decide(0), Err(1));
-        assert!(door.is_open());
+        let (percpu_ref, count) = (PercpuRef::new(), AtomicI64::new(0));
+        percpu_ref.open();
+        percpu_ref.begin_close();
+        assert_eq!(percpu_ref.enter(&count, FenceMode::Full), EnterResult::Entered);
+        assert_eq!(percpu_ref.finish_close(0), Err(1));
+        assert!(percpu_ref.is_open());
     }
 
     #[test]
-    fn a_drain_ends_with_the_door_closed() {
-        let door = Door::new();
-        door.open();
-        door.drain();
-        assert!(!door.is_open() && !door.is_closed());
-        door.close();
-        assert!(door.is_closed());
+    fn a_drain_ends_with_the_percpu_ref_closed() {
+        let percpu_ref = PercpuRef::new();
+        percpu_ref.open();
+        percpu_ref.drain();
+        assert!(!percpu_ref.is_open() && !percpu_ref.is_closed());
+        percpu_ref.close();
+        assert!(percpu_ref.is_closed());
     }
 }

@@ -1,4 +1,4 @@
-//! The gate: a count that can be closed. All safety of the crate rests on it.
+//! The rundown: a count that can be closed. All safety of the crate rests on it.
 //!
 //! Users `enter` and `leave`; the owner closes. What Windows calls rundown protection and Linux `percpu_ref`. A region's
 //! live mappings are counted by one (closing it is the last unregister); a DMA mapping's I/O in flight is another.
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `closed(0)` is the end: nobody enters, nobody leaves, nothing reopens. Exactly one call makes that step, and it is told
-//! so; it alone may go on to release what the gate protects. That is what keeps a release from happening twice, or while
+//! so; it alone may go on to release what the rundown protects. That is what keeps a release from happening twice, or while
 //! somebody is still inside.
 //!
 //! One word holds both facts, so every step is one atomic read-modify-write on it and the order of those steps is total.
@@ -23,30 +23,30 @@
 use crate::errno::Errno;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Set in the word once the gate is closed; the other bits are the count. 2^63 units cannot be counted one by one.
+/// Set in the word once the rundown is closed; the other bits are the count. 2^63 units cannot be counted one by one.
 const CLOSED: u64 = 1 << 63;
 
 /// A count that can be closed.
 ///
 /// # Examples
 /// ```
-/// use prereg::{Gate, Inside, Left};
+/// use prereg::{RundownRef, Busy, LeaveResult};
 ///
-/// let gate = Gate::new();
-/// gate.enter().unwrap();
-/// assert_eq!(gate.try_close(), Err(Inside(1)));   // refused, nothing changed
-/// assert_eq!(gate.leave(), Ok(Left::Others));
-/// assert_eq!(gate.try_close(), Ok(()));           // closed for good
-/// assert!(gate.enter().is_err());
+/// let rundown = RundownRef::new();
+/// rundown.enter().unwrap();
+/// assert_eq!(rundown.try_close(), Err(Busy(1)));   // refused, nothing changed
+/// assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+/// assert_eq!(rundown.try_close(), Ok(()));           // closed for good
+/// assert!(rundown.enter().is_err());
 /// ```
 #[derive(Debug)]
-pub struct Gate {
+pub struct RundownRef {
     word: AtomicU64,
 }
 
-/// The gate is closed: nobody enters. ENXIO.
+/// The rundown is closed: nobody enters. ENXIO.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("closed: what the gate protects is going away")]
+#[error("closed: what the rundown protects is going away")]
 pub struct Closed;
 
 impl Closed {
@@ -57,12 +57,12 @@ impl Closed {
     }
 }
 
-/// How many are inside a gate that could not be closed. EBUSY.
+/// How many are inside a rundown that could not be closed. EBUSY.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{0} still inside")]
-pub struct Inside(pub u64);
+pub struct Busy(pub u64);
 
-impl Inside {
+impl Busy {
     /// EBUSY.
     #[must_use]
     pub const fn errno(&self) -> Errno {
@@ -73,9 +73,9 @@ impl Inside {
 /// A `leave` without an `enter`: an accounting error of the caller. Nothing changed. EINVAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("nobody is inside: a unit was given back twice")]
-pub struct Unbalanced;
+pub struct RefUnderflow;
 
-impl Unbalanced {
+impl RefUnderflow {
     /// EINVAL.
     #[must_use]
     pub const fn errno(&self) -> Errno {
@@ -86,17 +86,17 @@ impl Unbalanced {
 /// What a `leave` found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub enum Left {
-    /// The gate is open, or others are still inside.
+pub enum LeaveResult {
+    /// The rundown is open, or others are still inside.
     Others,
-    /// The gate was closed and this was the last one inside: the caller must see to the release.
+    /// The rundown was closed and this was the last one inside: the caller must see to the release.
     Last,
 }
 
 /// What `close_and_drain` found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub enum Drain {
+pub enum DrainResult {
     /// Nobody was inside: the caller must see to the release.
     Empty,
     /// So many are inside; the last to leave is told.
@@ -105,20 +105,20 @@ pub enum Drain {
     Already,
 }
 
-impl Default for Gate {
+impl Default for RundownRef {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Gate {
-    /// An open gate with nobody inside.
+impl RundownRef {
+    /// An open rundown with nobody inside.
     #[must_use]
     pub fn new() -> Self {
         Self { word: AtomicU64::new(0) }
     }
 
-    /// Adds one, unless the gate is closed.
+    /// Adds one, unless the rundown is closed.
     ///
     /// # Errors
     /// [`Closed`]; the count is unchanged.
@@ -130,7 +130,7 @@ impl Gate {
             if word & CLOSED != 0 {
                 return Err(Closed);
             }
-            // Acquire pairs with the Release of `reopen`: whoever enters a reopened gate sees what was done while it was
+            // Acquire pairs with the Release of `reopen`: whoever enters a reopened rundown sees what was done while it was
             // closed. Against `try_close` the order on this word decides: ours first, and the close finds a count; theirs
             // first, and this exchange finds CLOSED.
             match self.word.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed) {
@@ -143,21 +143,21 @@ impl Gate {
     /// Gives one back.
     ///
     /// # Errors
-    /// [`Unbalanced`] when nobody is inside; the count never goes below zero, and a closed gate stays closed
+    /// [`RefUnderflow`] when nobody is inside; the count never goes below zero, and a closed rundown stays closed
     /// (docs/specification.md B11).
     #[inline]
-    pub fn leave(&self) -> Result<Left, Unbalanced> {
+    pub fn leave(&self) -> Result<LeaveResult, RefUnderflow> {
         // Relaxed: a first guess.
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
             if word & !CLOSED == 0 {
-                return Err(Unbalanced);
+                return Err(RefUnderflow);
             }
             // Release pairs with the Acquire of the step to closed(0), `try_close` or another `leave`: all that was done
             // inside happens before the release. Acquire is for the case that this is that step.
             match self.word.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) if word == CLOSED + 1 => return Ok(Left::Last),
-                Ok(_) => return Ok(Left::Others),
+                Ok(_) if word == CLOSED + 1 => return Ok(LeaveResult::Last),
+                Ok(_) => return Ok(LeaveResult::Others),
                 Err(now) => word = now,
             }
         }
@@ -166,32 +166,32 @@ impl Gate {
     /// Closes for good if nobody is inside.
     ///
     /// # Errors
-    /// [`Inside`] with the count; the gate stays open. A gate that is closed already reports who is left, perhaps 0.
-    pub fn try_close(&self) -> Result<(), Inside> {
+    /// [`Busy`] with the count; the rundown stays open. A rundown that is closed already reports who is left, perhaps 0.
+    pub fn try_close(&self) -> Result<(), Busy> {
         // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Not Release: the
-        // step leads to closed(0), which is final, and a reader that finds the gate closed is told no more than that.
+        // step leads to closed(0), which is final, and a reader that finds the rundown closed is told no more than that.
         // Failure is Relaxed: nothing follows from it.
         match self.word.compare_exchange(0, CLOSED, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),
-            Err(word) => Err(Inside(word & !CLOSED)),
+            Err(word) => Err(Busy(word & !CLOSED)),
         }
     }
 
     /// Closes for new ones. The last to leave is told so by its `leave`; if nobody is inside the caller is.
-    pub fn close_and_drain(&self) -> Drain {
+    pub fn close_and_drain(&self) -> DrainResult {
         // Acquire as in `try_close`. Release pairs with the Acquire of the last `leave`, which goes on to release: it sees
-        // what was done before the gate was closed.
+        // what was done before the rundown was closed.
         let word = self.word.fetch_or(CLOSED, Ordering::AcqRel);
         if word & CLOSED != 0 {
-            Drain::Already
+            DrainResult::Already
         } else if word == 0 {
-            Drain::Empty
+            DrainResult::Empty
         } else {
-            Drain::Waiting(word)
+            DrainResult::Waiting(word)
         }
     }
 
-    /// Opens a closing gate again while somebody is still inside. `false` when it is open or already empty: a gate that
+    /// Opens a closing rundown again while somebody is still inside. `false` when it is open or already empty: a rundown that
     /// reached closed(0) belongs to whoever was told so.
     pub fn reopen(&self) -> bool {
         // Relaxed: a first guess.
@@ -209,12 +209,12 @@ impl Gate {
 
     /// How many are inside, as of some moment during the call.
     #[must_use]
-    pub fn inside(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         // Relaxed: a number to show; nothing is decided by it.
         self.word.load(Ordering::Relaxed) & !CLOSED
     }
 
-    /// Whether the gate is closed.
+    /// Whether the rundown is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         // Relaxed: a hint; `enter` decides.
@@ -228,53 +228,53 @@ mod tests {
 
     #[test]
     fn try_close_refuses_while_one_is_inside_and_changes_nothing() {
-        let gate = Gate::new();
-        gate.enter().unwrap();
-        assert_eq!(gate.try_close(), Err(Inside(1)));
-        gate.enter().unwrap();
-        assert_eq!(gate.inside(), 2);
-        assert_eq!(gate.leave(), Ok(Left::Others));
-        assert_eq!(gate.leave(), Ok(Left::Others));
-        assert_eq!(gate.try_close(), Ok(()));
-        assert_eq!(gate.enter(), Err(Closed));
-        assert_eq!(gate.try_close(), Err(Inside(0)));
+        let rundown = RundownRef::new();
+        rundown.enter().unwrap();
+        assert_eq!(rundown.try_close(), Err(Busy(1)));
+        rundown.enter().unwrap();
+        assert_eq!(rundown.count(), 2);
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+        assert_eq!(rundown.try_close(), Ok(()));
+        assert_eq!(rundown.enter(), Err(Closed));
+        assert_eq!(rundown.try_close(), Err(Busy(0)));
     }
 
     #[test]
     fn a_leave_too_many_is_reported_open_and_closed() {
-        let gate = Gate::new();
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert_eq!(gate.try_close(), Ok(()));
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert_eq!(gate.enter(), Err(Closed));
+        let rundown = RundownRef::new();
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert_eq!(rundown.try_close(), Ok(()));
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert_eq!(rundown.enter(), Err(Closed));
     }
 
     #[test]
-    fn the_last_to_leave_a_draining_gate_is_told() {
-        let gate = Gate::new();
-        gate.enter().unwrap();
-        gate.enter().unwrap();
-        assert_eq!(gate.close_and_drain(), Drain::Waiting(2));
-        assert_eq!(gate.close_and_drain(), Drain::Already);
-        assert_eq!(gate.enter(), Err(Closed));
-        assert_eq!(gate.leave(), Ok(Left::Others));
-        assert_eq!(gate.leave(), Ok(Left::Last));
-        assert!(!gate.reopen());
-        assert_eq!(Gate::new().close_and_drain(), Drain::Empty);
+    fn the_last_to_leave_a_draining_rundown_ref_is_told() {
+        let rundown = RundownRef::new();
+        rundown.enter().unwrap();
+        rundown.enter().unwrap();
+        assert_eq!(rundown.close_and_drain(), DrainResult::Waiting(2));
+        assert_eq!(rundown.close_and_drain(), DrainResult::Already);
+        assert_eq!(rundown.enter(), Err(Closed));
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Last));
+        assert!(!rundown.reopen());
+        assert_eq!(RundownRef::new().close_and_drain(), DrainResult::Empty);
     }
 
     #[test]
-    fn a_draining_gate_reopens_only_while_somebody_is_inside() {
-        let gate = Gate::new();
-        assert!(!gate.reopen());
-        gate.enter().unwrap();
-        assert_eq!(gate.close_and_drain(), Drain::Waiting(1));
-        assert!(gate.reopen());
-        gate.enter().unwrap();
-        assert_eq!(gate.inside(), 2);
-        assert_eq!(gate.leave(), Ok(Left::Others));
-        assert_eq!(gate.leave(), Ok(Left::Others));
-        assert_eq!(gate.try_close(), Ok(()));
-        assert!(!gate.reopen());
+    fn a_draining_rundown_ref_reopens_only_while_somebody_is_inside() {
+        let rundown = RundownRef::new();
+        assert!(!rundown.reopen());
+        rundown.enter().unwrap();
+        assert_eq!(rundown.close_and_drain(), DrainResult::Waiting(1));
+        assert!(rundown.reopen());
+        rundown.enter().unwrap();
+        assert_eq!(rundown.count(), 2);
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+        assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+        assert_eq!(rundown.try_close(), Ok(()));
+        assert!(!rundown.reopen());
     }
 }

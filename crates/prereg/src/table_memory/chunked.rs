@@ -8,19 +8,19 @@
 use core::ptr::{self, NonNull};
 
 use crate::sync::atomic::{AtomicPtr, Ordering};
-use crate::table_memory::Tables;
-use crate::table_memory::owned::Slab;
+use crate::table_memory::SharedTableMemory;
+use crate::table_memory::owned::TableArray;
 
 /// Slots in a chunk. Models and the interpreter have few, so that they can fill them.
-pub(crate) const CHUNK: usize = if cfg!(loom) {
+pub(crate) const CHUNK_LEN: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
     16
 } else {
     512
 };
-/// Chunks in an array.
-const CHUNKS: usize = if cfg!(loom) {
+/// ChunkedArray in an array.
+const CHUNK_COUNT: usize = if cfg!(loom) {
     4
 } else if cfg!(miri) {
     64
@@ -28,26 +28,28 @@ const CHUNKS: usize = if cfg!(loom) {
     512
 };
 /// Regions an address space can have at once.
-pub(crate) const MAX_SLOTS: usize = CHUNK * CHUNKS;
+pub(crate) const MAX_SLOTS: usize = CHUNK_LEN * CHUNK_COUNT;
 
 /// Up to 512 chunks of values that never move.
-pub(crate) struct Chunks<T> {
-    /// Each from `Slab::into_raw`, or null.
-    chunks: Slab<AtomicPtr<T>>,
+pub(crate) struct ChunkedArray<T> {
+    /// Each from `TableArray::into_raw`, or null.
+    chunks: TableArray<AtomicPtr<T>>,
 }
 
-impl<T> Chunks<T> {
+impl<T> ChunkedArray<T> {
     /// No chunk yet. `None` without memory for the list of them.
-    pub(crate) fn new(memory: &Tables) -> Option<Self> {
-        Some(Self { chunks: Slab::new(memory, CHUNKS, || AtomicPtr::new(ptr::null_mut()))? })
+    pub(crate) fn new(memory: &SharedTableMemory) -> Option<Self> {
+        Some(Self { chunks: TableArray::new(memory, CHUNK_COUNT, || AtomicPtr::new(ptr::null_mut()))? })
     }
 
     /// Adds chunks, each value from `make`, until `slots` slots exist. Writers' lock held. `false` without memory.
     pub(crate) fn grow(&self, slots: usize, make: impl Fn() -> T) -> bool {
-        for chunk in self.chunks.iter().take(slots.div_ceil(CHUNK)) {
+        for chunk in self.chunks.iter().take(slots.div_ceil(CHUNK_LEN)) {
             // Relaxed: written under the lock we hold.
             if chunk.load(Ordering::Relaxed).is_null() {
-                let Some(made) = Slab::new(self.chunks.memory(), CHUNK, &make) else { return false };
+                let Some(made) = TableArray::new(self.chunks.memory(), CHUNK_LEN, &make) else {
+                    return false;
+                };
                 // Relaxed: see `get`.
                 chunk.store(made.into_raw(), Ordering::Relaxed);
             }
@@ -61,13 +63,13 @@ impl<T> Chunks<T> {
         let slot = slot as usize;
         // Relaxed: a reader has the number of a slot from a cell, a snapshot or a unit, and acquired what it has it from; that
         // was released after the chunk was made. A writer holds the lock under which chunks are added.
-        let chunk = self.chunks.get(slot / CHUNK)?.load(Ordering::Relaxed);
+        let chunk = self.chunks.get(slot / CHUNK_LEN)?.load(Ordering::Relaxed);
         if chunk.is_null() {
             return None;
         }
         // SAFETY: a chunk has so many values.
-        let value = unsafe { chunk.add(slot % CHUNK) };
-        // SAFETY: from `Slab::into_raw`, and freed by `drop` only.
+        let value = unsafe { chunk.add(slot % CHUNK_LEN) };
+        // SAFETY: from `TableArray::into_raw`, and freed by `drop` only.
         unsafe { value.as_ref() }
     }
 
@@ -78,13 +80,13 @@ impl<T> Chunks<T> {
     }
 }
 
-impl<T> Drop for Chunks<T> {
+impl<T> Drop for ChunkedArray<T> {
     fn drop(&mut self) {
         for chunk in self.chunks.iter() {
             // Relaxed: exclusive access.
             if let Some(chunk) = NonNull::new(chunk.load(Ordering::Relaxed)) {
                 // SAFETY: from `into_raw` in `grow`; nobody else is left.
-                drop(unsafe { Slab::from_raw(chunk, CHUNK, self.chunks.memory().clone()) });
+                drop(unsafe { TableArray::from_raw(chunk, CHUNK_LEN, self.chunks.memory().clone()) });
             }
         }
     }

@@ -21,7 +21,7 @@ use core::sync::atomic::{AtomicU8, Ordering};
 use crate::sync::atomic::AtomicU64;
 
 /// The port, as all tables of an address space share it.
-pub(crate) type Tables = Arc<dyn TableMemory>;
+pub(crate) type SharedTableMemory = Arc<dyn TableMemory>;
 
 /// No system page is smaller.
 const PAGE: usize = 4096;
@@ -102,7 +102,7 @@ impl HeapTables {
         Self::default()
     }
 
-    fn had(&self, at: *mut u8, layout: Layout) -> Option<NonNull<u8>> {
+    fn count_allocated(&self, at: *mut u8, layout: Layout) -> Option<NonNull<u8>> {
         let at = NonNull::new(at)?;
         // Relaxed: a number for reports.
         self.used.fetch_add(layout.size() as u64, Ordering::Relaxed);
@@ -128,7 +128,7 @@ unsafe impl TableMemory for HeapTables {
             return None;
         }
         // SAFETY: the size is not zero.
-        self.had(unsafe { alloc_zeroed(layout) }, layout)
+        self.count_allocated(unsafe { alloc_zeroed(layout) }, layout)
     }
 
     unsafe fn commit(&self, at: NonNull<u8>, _layout: Layout, part: Range<usize>) -> bool {

@@ -1,6 +1,6 @@
 //! Arrays and single values in table memory (see `tables`), and their owners.
 //!
-//! A [`Slab`] owns an array, a [`Placed`] one value; a [`Reserve`] owns an array of doors that become present as they are
+//! A [`TableArray`] owns an array, a [`TableBox`] one value; a [`Reserve`] owns an array of doors that become present as they are
 //! needed. Dropping the owner drops the values and gives the memory back. Readers reach them by pointer: nothing here ever
 //! makes a `&mut` to what was once shown.
 
@@ -13,51 +13,51 @@ use core::ptr::{self, NonNull};
 use core::slice;
 
 use crate::sync::hazard::Owner;
-use crate::table_memory::Tables;
+use crate::table_memory::SharedTableMemory;
 
 /// An array in table memory.
-pub(crate) struct Slab<T> {
+pub(crate) struct TableArray<T> {
     at: NonNull<T>,
     len: usize,
     /// Values that are there: less than `len` only while the array is made.
     filled: usize,
-    memory: Tables,
+    memory: SharedTableMemory,
 }
 
 // SAFETY: an owner of values, as a box of them would be.
-unsafe impl<T: Send> Send for Slab<T> {}
+unsafe impl<T: Send> Send for TableArray<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Slab<T> {}
+unsafe impl<T: Sync> Sync for TableArray<T> {}
 
-impl<T> Slab<T> {
+impl<T> TableArray<T> {
     /// `len` values, in order, each from `make`: so every page is written before anybody reads it. `None` without memory.
-    pub(crate) fn new(memory: &Tables, len: usize, make: impl FnMut() -> T) -> Option<Self> {
+    pub(crate) fn new(memory: &SharedTableMemory, len: usize, make: impl FnMut() -> T) -> Option<Self> {
         Self::from_iter(memory, len, core::iter::repeat_with(make))
     }
 
     /// The first `len` values of `values`; `None` without memory, or when there are fewer.
     pub(crate) fn from_iter(
-        memory: &Tables,
+        memory: &SharedTableMemory,
         len: usize,
         mut values: impl Iterator<Item = T>,
     ) -> Option<Self> {
         let layout = Layout::array::<T>(len).ok()?;
         let at = if layout.size() == 0 { NonNull::dangling() } else { memory.allocate(layout)?.cast::<T>() };
         // Its drop releases all of `len`, also when the iterator panics or ends early.
-        let mut slab = Self { at, len, filled: 0, memory: memory.clone() };
-        while slab.filled < len {
+        let mut array = Self { at, len, filled: 0, memory: memory.clone() };
+        while array.filled < len {
             let value = values.next()?;
             // SAFETY: below `len`, for which there is room.
-            let place = unsafe { slab.at.add(slab.filled) };
+            let place = unsafe { array.at.add(array.filled) };
             // SAFETY: aligned by the layout, and nothing is there yet.
             unsafe { place.write(value) };
-            slab.filled += 1;
+            array.filled += 1;
         }
-        Some(slab)
+        Some(array)
     }
 
     /// The memory it came from.
-    pub(crate) fn memory(&self) -> &Tables {
+    pub(crate) fn memory(&self) -> &SharedTableMemory {
         &self.memory
     }
 
@@ -73,12 +73,12 @@ impl<T> Slab<T> {
     ///
     /// # Safety
     /// `at` is from [`into_raw`](Self::into_raw) of an array of `len` values in `memory`, not taken back yet.
-    pub(crate) unsafe fn from_raw(at: NonNull<T>, len: usize, memory: Tables) -> Self {
+    pub(crate) unsafe fn from_raw(at: NonNull<T>, len: usize, memory: SharedTableMemory) -> Self {
         Self { at, len, filled: len, memory }
     }
 }
 
-impl<T> Deref for Slab<T> {
+impl<T> Deref for TableArray<T> {
     type Target = [T];
 
     #[inline]
@@ -88,7 +88,7 @@ impl<T> Deref for Slab<T> {
     }
 }
 
-impl<T> Drop for Slab<T> {
+impl<T> Drop for TableArray<T> {
     fn drop(&mut self) {
         if needs_drop::<T>() {
             // SAFETY: the owner goes, and with it the last user; the values were written by `from_iter`.
@@ -105,27 +105,27 @@ impl<T> Drop for Slab<T> {
 
 /// A value in table memory, and where it has to go back to.
 #[repr(C)]
-struct Held<T> {
-    memory: Tables,
+struct Allocation<T> {
+    memory: SharedTableMemory,
     value: T,
 }
 
 /// One value in table memory.
-pub(crate) struct Placed<T> {
-    at: NonNull<Held<T>>,
+pub(crate) struct TableBox<T> {
+    at: NonNull<Allocation<T>>,
 }
 
 // SAFETY: an owner of a value, as a box would be; the memory is a port that any thread may call.
-unsafe impl<T: Send> Send for Placed<T> {}
+unsafe impl<T: Send> Send for TableBox<T> {}
 // SAFETY: as above.
-unsafe impl<T: Sync> Sync for Placed<T> {}
+unsafe impl<T: Sync> Sync for TableBox<T> {}
 
-impl<T> Placed<T> {
+impl<T> TableBox<T> {
     /// `None` without memory.
-    pub(crate) fn new(memory: &Tables, value: T) -> Option<Self> {
-        let at = memory.allocate(Layout::new::<Held<T>>())?.cast::<Held<T>>();
+    pub(crate) fn new(memory: &SharedTableMemory, value: T) -> Option<Self> {
+        let at = memory.allocate(Layout::new::<Allocation<T>>())?.cast::<Allocation<T>>();
         // SAFETY: of the value's layout, and nothing is there yet.
-        unsafe { at.write(Held { memory: memory.clone(), value }) };
+        unsafe { at.write(Allocation { memory: memory.clone(), value }) };
         Some(Self { at })
     }
 
@@ -138,19 +138,19 @@ impl<T> Placed<T> {
     }
 }
 
-impl<T> Owner<T> for Placed<T> {
+impl<T> Owner<T> for TableBox<T> {
     fn into_raw(self) -> *mut T {
         ManuallyDrop::new(self).as_ptr().as_ptr()
     }
 
     unsafe fn from_raw(value: *mut T) -> Self {
-        let at = value.wrapping_byte_sub(offset_of!(Held<T>, value)).cast::<Held<T>>();
-        // SAFETY: from `into_raw`, by the caller's promise, so there is a `Held` around it.
+        let at = value.wrapping_byte_sub(offset_of!(Allocation<T>, value)).cast::<Allocation<T>>();
+        // SAFETY: from `into_raw`, by the caller's promise, so there is a `Allocation` around it.
         Self { at: unsafe { NonNull::new_unchecked(at) } }
     }
 }
 
-impl<T> Deref for Placed<T> {
+impl<T> Deref for TableBox<T> {
     type Target = T;
 
     #[inline]
@@ -160,12 +160,12 @@ impl<T> Deref for Placed<T> {
     }
 }
 
-impl<T> Drop for Placed<T> {
+impl<T> Drop for TableBox<T> {
     fn drop(&mut self) {
         // SAFETY: the owner goes, and with it the last user; read once.
-        let Held { memory, value } = unsafe { self.at.read() };
+        let Allocation { memory, value } = unsafe { self.at.read() };
         drop(value);
         // SAFETY: from `allocate` with this layout.
-        unsafe { memory.release(self.at.cast(), Layout::new::<Held<T>>()) };
+        unsafe { memory.release(self.at.cast(), Layout::new::<Allocation<T>>()) };
     }
 }

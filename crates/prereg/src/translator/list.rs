@@ -28,12 +28,14 @@ pub enum ListError {
         error: MapError,
     },
     /// More pages than places for their mappings. EINVAL.
-    #[error("the list has {pages} pages and there are places for {places} mappings; give one for each page")]
-    Room {
+    #[error(
+        "the list has {pages} pages and there are places for {capacity} mappings; give one for each page"
+    )]
+    OutputTooSmall {
         /// Pages asked for.
         pages: usize,
         /// Places given.
-        places: usize,
+        capacity: usize,
     },
 }
 
@@ -43,7 +45,7 @@ impl ListError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Page { error, .. } => error.errno(),
-            Self::Room { .. } => Errno::EINVAL,
+            Self::OutputTooSmall { .. } => Errno::EINVAL,
         }
     }
 }
@@ -82,7 +84,7 @@ impl Translator {
         mappings: &mut [Option<Mapping>],
     ) -> Result<(), ListError> {
         let Some(places) = mappings.get_mut(..list.len()) else {
-            return Err(ListError::Room { pages: list.len(), places: mappings.len() });
+            return Err(ListError::OutputTooSmall { pages: list.len(), capacity: mappings.len() });
         };
         let mut done = 0;
         for (pages, into) in list.chunks(BLOCK).zip(places.chunks_mut(BLOCK)) {
@@ -108,31 +110,31 @@ impl Translator {
     /// Nothing is counted, and no address leaves.
     #[inline]
     pub fn prefetch(&self, ua: UserAddr) {
-        if let Some((word, offset)) = self.look(ua) {
-            prefetch_page(word, offset, self);
+        if let Some((entry, offset)) = self.load_entry(ua) {
+            prefetch_page(entry, offset, self);
         }
     }
 
     /// Maps a block; returns how many of its pages are mapped. If not all, why is the translator's `failure`.
     #[inline]
     fn map_block(&mut self, pages: &[UserAddr], shift: PageShift, into: &mut [Option<Mapping>]) -> usize {
-        let mut words = [ptr::null_mut(); BLOCK];
+        let mut entries = [ptr::null_mut(); BLOCK];
         let mut done = 0;
         while done < pages.len() {
             let (pages, into) = (&pages[done..], &mut into[done..]);
-            self.load_words(pages, shift, &mut words);
+            self.load_entries(pages, shift, &mut entries);
             let generation = self.generation();
-            for ((&ua, &word), place) in pages.iter().zip(&words).zip(into) {
-                if let Some((host, slot)) = self.take_word(word, ua) {
-                    *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
+            for ((&ua, &entry), place) in pages.iter().zip(&entries).zip(into) {
+                if let Some((host, slot)) = self.acquire_loaded(entry, ua) {
+                    *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts()));
                     done += 1;
                     continue;
                 }
-                let Some((host, slot)) = self.take_missed(word, ua, shift) else { return done };
-                // The house as it is now: the translator may know more counts than before.
-                *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.house()));
+                let Some((host, slot)) = self.acquire_missed(entry, ua, shift) else { return done };
+                // The counts as it is now: the translator may know more counts than before.
+                *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts()));
                 done += 1;
-                // A word is true for the snapshot it was loaded from, and safe while that one is in use: its slot may be
+                // A entry is true for the snapshot it was loaded from, and safe while that one is in use: its slot may be
                 // given to another region once the translator has left it.
                 if self.generation() != generation {
                     break;
@@ -145,13 +147,13 @@ impl Translator {
     /// Loads the index entry of each page, null where the inlined path does not serve it, and asks for the page numbers
     /// behind them.
     #[inline]
-    fn load_words(&self, pages: &[UserAddr], shift: PageShift, words: &mut [*mut u32; BLOCK]) {
+    fn load_entries(&self, pages: &[UserAddr], shift: PageShift, entries: &mut [*mut u32; BLOCK]) {
         let served = shift <= self.system_page();
-        for (&ua, word) in pages.iter().zip(words) {
-            let found = self.look_fast(ua).filter(|_| served);
-            *word = found.map_or(ptr::null_mut(), |(word, offset)| {
-                prefetch_page(word, offset, self);
-                word
+        for (&ua, entry) in pages.iter().zip(entries) {
+            let found = self.load_entry_fast(ua).filter(|_| served);
+            *entry = found.map_or(ptr::null_mut(), |(entry, offset)| {
+                prefetch_page(entry, offset, self);
+                entry
             });
         }
     }

@@ -3,7 +3,7 @@
 use super::Translator;
 use crate::addr::UserAddr;
 use crate::lookup::region::{MapError, Mapping};
-use crate::sync::percpu_ref::Entered;
+use crate::sync::percpu_ref::EnterResult;
 use crate::translator::range_mapping::RangeMapping;
 
 impl Translator {
@@ -30,11 +30,11 @@ impl Translator {
             return Err(nowhere);
         }
         let slot = region.slot as usize;
-        match self.door(slot).enter(self.count(slot), self.mode) {
-            Entered::In => {}
-            Entered::Closed => return Err(MapError::Closing { ua }),
+        match self.percpu_ref(slot).enter(self.count(slot), self.mode) {
+            EnterResult::Entered => {}
+            EnterResult::Closed => return Err(MapError::Closing { ua }),
         }
-        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
+        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.holder_counts);
         Ok(RangeMapping::new(unit, found, bytes))
     }
 

@@ -116,7 +116,7 @@ unsafe impl Pin for Formula {
         for offset in (0..range.bytes()).step_by(0x1000) {
             pages.push(HostAddr::new((self.0)(range.first().raw() + offset)), 1)?;
         }
-        Ok(PinId(0))
+        Ok(PinId::new(0))
     }
     fn unpin(&self, _pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {}
 }

@@ -1,7 +1,7 @@
 //! What a translator keeps that does not look for newer snapshots: bounded, named in the state, and released at a refresh.
 
 use prereg::{
-    AddressSpace, Errno, Granule, Held, Holder, HolderKind, MapError, PageShift, Translator, UserAddr,
+    AddressSpace, Errno, Granule, Holder, HolderKind, HolderTotal, MapError, PageShift, Translator, UserAddr,
 };
 use prereg_sim::SimHost;
 
@@ -77,7 +77,7 @@ fn the_state_names_who_keeps_regions() {
     let mut second = space.translator_for(idle(1));
     region.unregister().unwrap();
     let state = space.snapshot();
-    assert_eq!((state.unreclaimed, state.retained_by), (1, vec![Held { holder: idle(1), count: 1 }]));
+    assert_eq!((state.unreclaimed, state.retained_by), (1, vec![HolderTotal { holder: idle(1), count: 1 }]));
     late.refresh();
     early.refresh();
     assert_eq!(space.snapshot().retained_by.len(), 1, "the second one still keeps it");
@@ -143,9 +143,9 @@ fn an_old_translator_counts_in_slots_that_came_after_it() {
         held.push(space.register(&host.memory(ua, 1 << 12)).unwrap());
         // Taken by the one, released by the other, whose counts are shorter.
         let mapping = t.map(UserAddr::new(ua), K4).unwrap();
-        assert_eq!((held[index as usize].state().unwrap().mapped, Some(mapping.hpa())), (2, host.backs(ua)));
+        assert_eq!((held[index as usize].state().unwrap().mapped, Some(mapping.hpa())), (1, host.backs(ua)));
         old.unmap(mapping);
-        assert_eq!(held[index as usize].state().unwrap().mapped, 1);
+        assert_eq!(held[index as usize].state().unwrap().mapped, 0);
         reaches(&mut old, &host, ua);
     }
     for registration in held {
@@ -166,7 +166,7 @@ fn units_outlive_their_translator_while_other_holders_come() {
     for container in 2..40 {
         drop(space.translator_for(idle(container)));
     }
-    assert_eq!(registration.state().unwrap().mappings, [Held { holder: idle(1), count: 1 }]);
+    assert_eq!(registration.state().unwrap().mappings, [HolderTotal { holder: idle(1), count: 1 }]);
     let registration = registration.unregister().unwrap_err().into_inner();
     drop(mapping);
     registration.unregister().unwrap();

@@ -118,19 +118,19 @@ fn whatever_memory_is_refused_nothing_half_done_is_left() {
     let (host, tables, space) = world();
     let holder = Holder { container: 3, kind: HolderKind::TableEntry };
     let (calls, mut t) = sweep(&tables, &space, || space.try_translator(holder), prereg::OutOfMemory::errno);
-    assert!(calls >= 3, "counts, a place and a house: {calls}");
+    assert!(calls >= 3, "counts, a reader and its holder's counts: {calls}");
     let memory = host.memory(A, 64 << 12);
     let (calls, registration) =
         sweep(&tables, &space, || space.register(&memory), prereg::RegisterError::errno);
-    assert!(calls >= 4, "page numbers, marks, a header and cells: {calls}");
+    assert!(calls >= 4, "page numbers, marks, a header and index entries: {calls}");
     assert_eq!((host.pinned_pages(), host.charged_pages()), (64, 64));
     let (calls, block) = sweep(
         &tables,
         &space,
         || EntryBlock::new(&space, PageShift::K4, 16, holder),
-        prereg::OutOfMemory::errno,
+        prereg::EntryBlockError::errno,
     );
-    assert_eq!(calls, 1, "the entries; the house is the translator's");
+    assert_eq!(calls, 1, "the entries; the holder's counts are the translator's");
     // Mapping asks for no memory.
     tables.fail_nth(1);
     block.set(&mut t, 0, UserAddr::new(A), Access::ReadWrite).unwrap();

@@ -386,7 +386,7 @@ impl<'a> Actor<'a> {
         let reader = self.reader(op.a);
         let index = self.random.index(ENTRIES);
         let block = &self.arena.blocks[usize::from(op.a) / 8 % 2];
-        match block.take(&mut self.readers[reader], index) {
+        match block.hold_mapping(&mut self.readers[reader], index) {
             Ok(None) => {}
             Ok(Some((mapping, _))) => {
                 let (spot, _) = self.arena.host.spot_of(mapping.ua().raw()).expect("entries are of spots");

@@ -13,7 +13,7 @@ const fn errno(error: &MapError) -> i32 {
     match error {
         MapError::Unregistered { .. } | MapError::TooLarge { .. } => 14,
         MapError::Closing { .. } => 6,
-        MapError::Misaligned { .. } | MapError::Foreign => 22,
+        MapError::Misaligned { .. } | MapError::NoEntry { .. } | MapError::Foreign => 22,
         _ => 11,
     }
 }
@@ -157,7 +157,7 @@ impl World {
         let bad = wants.iter().position(Result::is_err);
         let touched = match (got, bad) {
             (got, _) if mappings.len() < list.len() => {
-                let room = ListError::Room { pages: list.len(), places: mappings.len() };
+                let room = ListError::OutputTooSmall { pages: list.len(), capacity: mappings.len() };
                 same!(got, Err(room), "a list without room");
                 same!(room.errno().raw(), 22, "its error number");
                 0

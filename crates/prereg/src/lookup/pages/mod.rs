@@ -13,10 +13,10 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, PageShift, UserAddr, UserRange};
-use crate::lookup::index_entry::Pages;
+use crate::lookup::index_entry::EntryPages;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::table_memory::Tables;
-use crate::table_memory::owned::Slab;
+use crate::table_memory::SharedTableMemory;
+use crate::table_memory::owned::TableArray;
 
 mod runs;
 
@@ -79,7 +79,7 @@ impl PageSink<'_> {
         self.list.range
     }
 
-    /// Pages pushed so far.
+    /// EntryPages pushed so far.
     #[must_use]
     pub const fn filled(&self) -> u64 {
         self.list.filled
@@ -113,7 +113,7 @@ impl PageList {
         PageSink { list: self }
     }
 
-    /// Pages pushed so far.
+    /// EntryPages pushed so far.
     #[must_use]
     pub const fn filled(&self) -> u64 {
         self.filled
@@ -200,7 +200,7 @@ impl PageList {
     }
 
     /// Closes the list: the table is in `memory`. `None` when the back end named fewer pages than the range has.
-    pub(crate) fn finish(mut self, memory: &Tables) -> Result<Option<PageTable>, PageListError> {
+    pub(crate) fn finish(mut self, memory: &SharedTableMemory) -> Result<Option<PageTable>, PageListError> {
         if self.filled != self.range.pages(self.granule) {
             return Ok(None);
         }
@@ -213,17 +213,17 @@ impl PageList {
         let (runs, frames) = (self.runs.into_iter(), self.frames.iter());
         let layout = if frames.len() == 0 {
             let marks = Bitmap::new(memory, self.filled, RUN_UNIT);
-            Slab::from_iter(memory, runs.len(), runs)
+            TableArray::from_iter(memory, runs.len(), runs)
                 .and_then(|runs| marks.map(|dirty| Layout::Runs { runs, dirty }))
         } else if frames.clone().all(|&frame| u32::try_from(frame).is_ok()) {
             // Just proved: every number fits.
             let narrow = frames.map(|&frame| frame as u32);
-            Slab::from_iter(memory, narrow.len(), narrow).and_then(|frames| {
+            TableArray::from_iter(memory, narrow.len(), narrow).and_then(|frames| {
                 Bitmap::new(memory, self.filled, 0).map(|dirty| Layout::Narrow { frames, dirty })
             })
         } else {
             let wide = frames.map(|&frame| AtomicU64::new(frame << granule.get()));
-            Slab::from_iter(memory, wide.len(), wide).map(|words| Layout::Wide { words })
+            TableArray::from_iter(memory, wide.len(), wide).map(|words| Layout::Wide { words })
         };
         let layout = layout.ok_or(PageListError::OutOfMemory)?;
         Ok(Some(PageTable { first, granule, largest, layout }))
@@ -240,11 +240,11 @@ pub(crate) struct PageTable {
 
 enum Layout {
     /// Sorted by index, the first at index 0, never empty.
-    Runs { runs: Slab<Run>, dirty: Bitmap },
+    Runs { runs: TableArray<Run>, dirty: Bitmap },
     /// Host page numbers.
-    Narrow { frames: Slab<u32>, dirty: Bitmap },
+    Narrow { frames: TableArray<u32>, dirty: Bitmap },
     /// Host addresses with the dirty mark in bit 0.
-    Wide { words: Slab<AtomicU64> },
+    Wide { words: TableArray<AtomicU64> },
     /// Device memory: one run that nobody pinned and nobody marks.
     Device { host: u64 },
 }
@@ -344,9 +344,9 @@ impl PageTable {
         (HostAddr::new(page | inside), ((count << shift) - inside).min(bytes))
     }
 
-    /// What a cell of `2^shift` bytes at `ua`, all of it inside the region, says of its pages. `None` where a cell cannot say
+    /// What an entry of `2^shift` bytes at `ua`, all of it inside the region, says of its pages. `None` where an entry cannot say
     /// it: a break inside, an address too high, a device address that is no page.
-    pub(crate) fn cell(&self, ua: UserAddr, shift: u32) -> Option<Pages> {
+    pub(crate) fn entry_pages(&self, ua: UserAddr, shift: u32) -> Option<EntryPages> {
         let offset = ua.raw() - self.first.raw();
         let index = offset >> self.granule.get();
         match &self.layout {
@@ -354,21 +354,23 @@ impl PageTable {
                 let next = runs.partition_point(|run| run.index <= index);
                 let end = index + (1 << shift >> self.granule.get());
                 let whole = runs.get(next).is_none_or(|run| run.index >= end);
-                whole.then(|| Pages::Run(self.host(ua).raw()))
+                whole.then(|| EntryPages::Run(self.host(ua).raw()))
             }
-            Layout::Device { host } if host & self.granule.mask() == 0 => Some(Pages::Run(host + offset)),
+            Layout::Device { host } if host & self.granule.mask() == 0 => {
+                Some(EntryPages::Run(host + offset))
+            }
             Layout::Device { .. } => None,
             // Of one page: contiguous whatever the layout.
-            _ if shift == self.granule.get() => Some(Pages::Run(self.host(ua).raw())),
+            _ if shift == self.granule.get() => Some(EntryPages::Run(self.host(ua).raw())),
             Layout::Narrow { frames, .. } => {
-                Some(Pages::Narrow(frames[index as usize..].as_ptr().cast_mut()))
+                Some(EntryPages::Narrow(frames[index as usize..].as_ptr().cast_mut()))
             }
-            Layout::Wide { words } => Some(Pages::Wide(words[index as usize..].as_ptr().cast_mut())),
+            Layout::Wide { words } => Some(EntryPages::Wide(words[index as usize..].as_ptr().cast_mut())),
         }
     }
 
-    /// The largest shift of cells that can say where every page of the region is, as far as breaks are concerned.
-    pub(crate) fn cell_alignment(&self) -> u32 {
+    /// The largest shift of entries that can say where every page of the region is, as far as breaks are concerned.
+    pub(crate) fn entry_alignment(&self) -> u32 {
         match &self.layout {
             Layout::Runs { runs, .. } => {
                 let starts =
@@ -430,14 +432,14 @@ impl PageTable {
 struct Bitmap {
     pages: u64,
     unit: u32,
-    words: Slab<AtomicU64>,
+    words: TableArray<AtomicU64>,
 }
 
 impl Bitmap {
     /// `None` without memory.
-    fn new(memory: &Tables, pages: u64, unit: u32) -> Option<Self> {
+    fn new(memory: &SharedTableMemory, pages: u64, unit: u32) -> Option<Self> {
         let count = usize::try_from(pages.div_ceil(64 << unit)).ok()?;
-        Some(Self { pages, unit, words: Slab::new(memory, count, || AtomicU64::new(0))? })
+        Some(Self { pages, unit, words: TableArray::new(memory, count, || AtomicU64::new(0))? })
     }
 
     // Relaxed in both: marks are read when the region is released, after its gate has ordered every user before.

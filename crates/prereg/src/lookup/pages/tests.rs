@@ -6,7 +6,7 @@ use super::*;
 use crate::addr::Granule;
 use crate::table_memory::HeapTables;
 
-fn heap() -> Tables {
+fn heap() -> SharedTableMemory {
     alloc::sync::Arc::new(HeapTables::new())
 }
 
@@ -246,13 +246,13 @@ fn runs_that_meet_at_multiples_of_2_mib_stay_runs_and_others_do_not() {
         };
         let table = agrees(ua, Granule::K4, 1100, host);
         assert!(table.is_runs(), "{ua:#x}");
-        assert_eq!(table.cell_alignment(), 21);
+        assert_eq!(table.entry_alignment(), 21);
         // The same breaks one page off the multiples of 2 MiB: page numbers.
         let table = table_of_runs(ua + 0x1000, Granule::K4, 1100, &host);
         assert!(!table.is_runs(), "{ua:#x}");
-        assert_eq!(table.cell_alignment(), 63);
+        assert_eq!(table.entry_alignment(), 63);
     }
-    assert_eq!(table_of_runs(0x4000_0000, Granule::K4, 512, &|page| page << 12).cell_alignment(), 63);
+    assert_eq!(table_of_runs(0x4000_0000, Granule::K4, 512, &|page| page << 12).entry_alignment(), 63);
 }
 
 #[test]
@@ -288,16 +288,16 @@ fn device_memory_is_one_run_at_its_address() {
     assert_eq!(table.host(ua).raw(), 0xf000_1803);
     assert_eq!(table.run_within(ua, 0x1234), (HostAddr::new(0xf000_1803), 0x1234));
     assert_eq!(table.runs_within(ua, 0x1234).collect::<Vec<_>>(), [(HostAddr::new(0xf000_1803), 0x1234)]);
-    assert_eq!(table.cell(UserAddr::new(0x1_0000), 12), None);
+    assert_eq!(table.entry_pages(UserAddr::new(0x1_0000), 12), None);
     table.mark_dirty(ua);
     assert_eq!(table.dirty().count(), 0);
-    assert_eq!((table.metadata_bytes(), table.is_runs(), table.cell_alignment()), (0, true, 63));
+    assert_eq!((table.metadata_bytes(), table.is_runs(), table.entry_alignment()), (0, true, 63));
     let aligned = PageTable::device(range(0x1_0000, 0x4000), HostAddr::new(0xf000_1000), Granule::K4);
-    assert_eq!(aligned.cell(UserAddr::new(0x1_1000), 12), Some(Pages::Run(0xf000_2000)));
+    assert_eq!(aligned.entry_pages(UserAddr::new(0x1_1000), 12), Some(EntryPages::Run(0xf000_2000)));
 }
 
 #[test]
-fn a_cell_over_runs_says_where_it_begins_unless_a_run_ends_inside() {
+fn a_entry_over_runs_says_where_it_begins_unless_a_run_ends_inside() {
     if cfg!(miri) {
         return eprintln!(
             "skipped: thousands of pages take the interpreter minutes, and nothing here is unsafe"
@@ -305,17 +305,17 @@ fn a_cell_over_runs_says_where_it_begins_unless_a_run_ends_inside() {
     }
     let host = |page: u64| (page / 512 * 0x60_0000) + ((page % 512) << 12);
     let runs = table_of_runs(0x4000_0000, Granule::K4, 1536, &host);
-    let cell = |ua: u64, shift| runs.cell(UserAddr::new(ua), shift);
-    assert_eq!(cell(0x4000_0000, 21), Some(Pages::Run(0)));
-    assert_eq!(cell(0x4020_0000, 21), Some(Pages::Run(0x60_0000)));
-    assert_eq!(cell(0x4020_3000, 12), Some(Pages::Run(0x60_3000)));
-    assert_eq!(cell(0x4020_0000, 22), None, "two runs");
-    assert_eq!(cell(0x401f_f000, 12), Some(Pages::Run(0x1f_f000)), "the last page before a break");
-    assert_eq!(cell(0x4040_0000, 21), Some(Pages::Run(0xc0_0000)), "the last run");
-    // A cell of one page says it of page numbers, too.
+    let entry = |ua: u64, shift| runs.entry_pages(UserAddr::new(ua), shift);
+    assert_eq!(entry(0x4000_0000, 21), Some(EntryPages::Run(0)));
+    assert_eq!(entry(0x4020_0000, 21), Some(EntryPages::Run(0x60_0000)));
+    assert_eq!(entry(0x4020_3000, 12), Some(EntryPages::Run(0x60_3000)));
+    assert_eq!(entry(0x4020_0000, 22), None, "two runs");
+    assert_eq!(entry(0x401f_f000, 12), Some(EntryPages::Run(0x1f_f000)), "the last page before a break");
+    assert_eq!(entry(0x4040_0000, 21), Some(EntryPages::Run(0xc0_0000)), "the last run");
+    // A entry of one page says it of page numbers, too.
     let table = table(64, |page| (page * 7919 % 65536) << 12);
-    assert_eq!(table.cell(UserAddr::new(0x4000_2000), 12), Some(Pages::Run((2 * 7919) << 12)));
-    assert!(matches!(table.cell(UserAddr::new(0x4000_2000), 13), Some(Pages::Narrow(_))));
+    assert_eq!(table.entry_pages(UserAddr::new(0x4000_2000), 12), Some(EntryPages::Run((2 * 7919) << 12)));
+    assert!(matches!(table.entry_pages(UserAddr::new(0x4000_2000), 13), Some(EntryPages::Narrow(_))));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::sync_channel;
 
-use prereg::{Errno, Gate, MapError, Refusal, Unbalanced};
+use prereg::{Errno, MapError, RefUnderflow, Refusal, RundownRef};
 
 use super::world::scenarios;
 
@@ -140,18 +140,18 @@ scenarios! {
 
     fn scenario_11_a_dec_too_many_is_reported_and_stays_at_one(w) {
         // A mapping cannot be given back twice: it is moved. The count beneath refuses and reports.
-        let gate = Gate::new();
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert_eq!(gate.inside(), 0);
-        assert_eq!(gate.try_close(), Ok(()));
+        let rundown = RundownRef::new();
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert_eq!(rundown.count(), 0);
+        assert_eq!(rundown.try_close(), Ok(()));
         w.teardown();
     }
 
     fn scenario_12_a_dec_on_a_dead_region_is_refused(w) {
-        let gate = Gate::new();
-        gate.try_close().unwrap();
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert!(gate.enter().is_err(), "a dead region must not come back to life");
+        let rundown = RundownRef::new();
+        rundown.try_close().unwrap();
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert!(rundown.enter().is_err(), "a dead region must not come back to life");
         w.teardown();
     }
 

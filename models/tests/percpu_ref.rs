@@ -1,4 +1,4 @@
-//! The door alone: what each of its orderings is for, where an address space orders the same by other means too.
+//! The percpu_ref alone: what each of its orderings is for, where an address space orders the same by other means too.
 #![cfg(loom)]
 #![expect(unsafe_code, reason = "the protected memory is a loom cell")]
 
@@ -6,44 +6,44 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicI64, Ordering, fence};
 use loom::thread;
-use prereg::primitives::{Door, Entered, FenceMode};
+use prereg::primitives::{EnterResult, FenceMode, PercpuRef};
 use prereg_models::explore_to;
 
-/// A slot: its door, a count for each thread, and the memory behind it.
+/// A slot: its percpu_ref, a count for each thread, and the memory behind it.
 struct Slot {
-    door: Door,
+    percpu_ref: PercpuRef,
     counts: [AtomicI64; 3],
     memory: UnsafeCell<u64>,
 }
 
-// SAFETY: access to the cell is what the door, and loom, watch over.
+// SAFETY: access to the cell is what the percpu_ref, and loom, watch over.
 unsafe impl Sync for Slot {}
 // SAFETY: as above.
 unsafe impl Send for Slot {}
 
 impl Slot {
-    /// With a closed door.
+    /// With a closed percpu_ref.
     fn new() -> Arc<Self> {
         let counts = [AtomicI64::new(0), AtomicI64::new(0), AtomicI64::new(0)];
-        Arc::new(Self { door: Door::new(), counts, memory: UnsafeCell::new(1) })
+        Arc::new(Self { percpu_ref: PercpuRef::new(), counts, memory: UnsafeCell::new(1) })
     }
 
-    /// With an open door.
+    /// With an open percpu_ref.
     fn open() -> Arc<Self> {
         let slot = Self::new();
-        slot.door.open();
+        slot.percpu_ref.open();
         slot
     }
 
     fn enter(&self, thread: usize) -> bool {
-        self.door.enter(&self.counts[thread], FenceMode::Full) == Entered::In
+        self.percpu_ref.enter(&self.counts[thread], FenceMode::Full) == EnterResult::Entered
     }
 
     fn sum(&self) -> i64 {
         self.counts.iter().map(|count| count.load(Ordering::Acquire)).sum()
     }
 
-    /// Before the door is opened for the first time.
+    /// Before the percpu_ref is opened for the first time.
     fn make_memory(&self) {
         // SAFETY: no thread has entered yet.
         self.memory.with_mut(|memory| unsafe { *memory = 1 });
@@ -62,7 +62,7 @@ impl Slot {
 }
 
 #[test]
-fn entering_sees_what_was_made_before_the_door_was_opened() {
+fn entering_sees_what_was_made_before_the_percpu_ref_was_opened() {
     explore_to(3, || {
         let slot = Slot::new();
         let reader = {
@@ -70,33 +70,33 @@ fn entering_sees_what_was_made_before_the_door_was_opened() {
             thread::spawn(move || {
                 if slot.enter(0) {
                     slot.use_memory();
-                    Door::leave(&slot.counts[0]);
+                    PercpuRef::leave(&slot.counts[0]);
                 }
             })
         };
         slot.make_memory();
-        slot.door.open();
+        slot.percpu_ref.open();
         reader.join().unwrap();
     });
 }
 
 #[test]
-fn a_refused_close_opens_the_door_as_it_was_opened_before() {
+fn a_refused_close_opens_the_percpu_ref_as_it_was_opened_before() {
     explore_to(3, || {
         let slot = Slot::new();
         let reader = {
             let slot = slot.clone();
             thread::spawn(move || {
-                // Not as usual: it looks without a unit, so that it finds the door OPEN or not at all.
-                if slot.door.enter_open(&slot.counts[0], FenceMode::Full) {
+                // Not as usual: it looks without a unit, so that it finds the percpu_ref OPEN or not at all.
+                if slot.percpu_ref.enter_open(&slot.counts[0], FenceMode::Full) {
                     slot.use_memory();
                 }
             })
         };
         slot.make_memory();
-        slot.door.open();
-        slot.door.announce();
-        assert_eq!(slot.door.decide(1), Err(1));
+        slot.percpu_ref.open();
+        slot.percpu_ref.begin_close();
+        assert_eq!(slot.percpu_ref.finish_close(1), Err(1));
         reader.join().unwrap();
     });
 }
@@ -110,10 +110,10 @@ fn a_shared_leave_orders_the_use_before_the_release() {
             let slot = slot.clone();
             thread::spawn(move || {
                 slot.use_memory();
-                let _ = slot.door.leave_shared(&slot.counts[2]);
+                let _ = slot.percpu_ref.leave_shared(&slot.counts[2]);
             })
         };
-        slot.door.drain();
+        slot.percpu_ref.drain();
         fence(Ordering::SeqCst);
         if slot.sum() == 0 {
             slot.release();
@@ -123,43 +123,43 @@ fn a_shared_leave_orders_the_use_before_the_release() {
 }
 
 #[test]
-fn finding_a_draining_door_shows_what_was_noted_before() {
+fn finding_a_draining_percpu_ref_shows_what_was_noted_before() {
     explore_to(3, || {
         let slot = Slot::open();
         assert!(slot.enter(0));
-        // As the engine's number of draining regions: what is Relaxed there is ordered by the door.
+        // As the engine's number of draining regions: what is Relaxed there is ordered by the percpu_ref.
         let draining = Arc::new(AtomicI64::new(0));
         let holder = {
             let (slot, draining) = (slot.clone(), draining.clone());
             thread::spawn(move || {
-                if slot.door.leave_shared(&slot.counts[2]) {
+                if slot.percpu_ref.leave_shared(&slot.counts[2]) {
                     assert_eq!(draining.load(Ordering::Relaxed), 1, "the caller would not look");
                 }
             })
         };
         draining.store(1, Ordering::Relaxed);
-        slot.door.drain();
+        slot.percpu_ref.drain();
         holder.join().unwrap();
     });
 }
 
 #[test]
-fn entering_a_door_that_is_closing_sees_what_was_made_before_it_was_opened() {
+fn entering_a_percpu_ref_that_is_closing_sees_what_was_made_before_it_was_opened() {
     explore_to(3, || {
         let slot = Slot::new();
         let reader = {
             let slot = slot.clone();
             thread::spawn(move || {
-                // May look while the door is CLOSED still, and find it CLOSING at the second look.
+                // May look while the percpu_ref is CLOSED still, and find it CLOSING at the second look.
                 if slot.enter(0) {
                     slot.use_memory();
-                    Door::leave(&slot.counts[0]);
+                    PercpuRef::leave(&slot.counts[0]);
                 }
             })
         };
         slot.make_memory();
-        slot.door.open();
-        if slot.door.try_close(|| fence(Ordering::SeqCst), || slot.sum()).is_ok() {
+        slot.percpu_ref.open();
+        if slot.percpu_ref.try_close(|| fence(Ordering::SeqCst), || slot.sum()).is_ok() {
             slot.release();
         }
         reader.join().unwrap();
@@ -175,15 +175,15 @@ fn taking_a_unit_back_orders_the_uses_before_it() {
             let slot = slot.clone();
             thread::spawn(move || {
                 slot.use_memory();
-                Door::leave(&slot.counts[0]);
+                PercpuRef::leave(&slot.counts[0]);
                 // Without a fence, as in asymmetric mode, where the processor may reorder: a fence would order the use too.
                 slot.counts[0].store(1, Ordering::Relaxed);
-                if slot.door.enter_closing(&slot.counts[0]) == Entered::In {
-                    Door::leave(&slot.counts[0]);
+                if slot.percpu_ref.enter_closing(&slot.counts[0]) == EnterResult::Entered {
+                    PercpuRef::leave(&slot.counts[0]);
                 }
             })
         };
-        slot.door.drain();
+        slot.percpu_ref.drain();
         fence(Ordering::SeqCst);
         if slot.sum() == 0 {
             slot.release();

@@ -5,12 +5,12 @@
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread;
-use prereg::{Drain, Gate, Left};
+use prereg::{DrainResult, LeaveResult, RundownRef};
 use prereg_models::explore_to;
 
 /// A gate and the memory it protects.
 struct Guarded {
-    gate: Gate,
+    rundown: RundownRef,
     memory: UnsafeCell<u64>,
 }
 
@@ -21,7 +21,7 @@ unsafe impl Send for Guarded {}
 
 impl Guarded {
     fn new() -> Arc<Self> {
-        Arc::new(Self { gate: Gate::new(), memory: UnsafeCell::new(1) })
+        Arc::new(Self { rundown: RundownRef::new(), memory: UnsafeCell::new(1) })
     }
 
     fn use_memory(&self) {
@@ -44,9 +44,9 @@ fn two_users_against_the_last_unregister() {
             .map(|_| {
                 let guarded = guarded.clone();
                 thread::spawn(move || {
-                    if guarded.gate.enter().is_ok() {
+                    if guarded.rundown.enter().is_ok() {
                         guarded.use_memory();
-                        assert_eq!(guarded.gate.leave(), Ok(Left::Others));
+                        assert_eq!(guarded.rundown.leave(), Ok(LeaveResult::Others));
                         true
                     } else {
                         false
@@ -54,14 +54,14 @@ fn two_users_against_the_last_unregister() {
                 })
             })
             .collect();
-        let closed = guarded.gate.try_close().is_ok();
+        let closed = guarded.rundown.try_close().is_ok();
         if closed {
             guarded.release();
         }
         let entered = users.into_iter().map(|user| user.join().unwrap()).filter(|&entered| entered).count();
         assert!(closed || entered > 0, "the close was refused for nobody");
         if !closed {
-            assert_eq!(guarded.gate.try_close(), Ok(()), "everybody left");
+            assert_eq!(guarded.rundown.try_close(), Ok(()), "everybody left");
         }
     });
 }
@@ -70,16 +70,16 @@ fn two_users_against_the_last_unregister() {
 fn a_unit_given_back_on_another_thread() {
     explore_to(3, || {
         let guarded = Guarded::new();
-        guarded.gate.enter().unwrap();
+        guarded.rundown.enter().unwrap();
         guarded.use_memory();
         let other = {
             let guarded = guarded.clone();
             thread::spawn(move || {
                 guarded.use_memory();
-                guarded.gate.leave().unwrap()
+                guarded.rundown.leave().unwrap()
             })
         };
-        if guarded.gate.try_close().is_ok() {
+        if guarded.rundown.try_close().is_ok() {
             guarded.release();
         }
         let _ = other.join().unwrap();
@@ -87,17 +87,17 @@ fn a_unit_given_back_on_another_thread() {
 }
 
 #[test]
-fn the_last_to_leave_a_draining_gate_releases_once() {
+fn the_last_to_leave_a_draining_rundown_ref_releases_once() {
     explore_to(3, || {
         let guarded = Guarded::new();
-        guarded.gate.enter().unwrap();
-        guarded.gate.enter().unwrap();
+        guarded.rundown.enter().unwrap();
+        guarded.rundown.enter().unwrap();
         let users: Vec<_> = (0..2)
             .map(|_| {
                 let guarded = guarded.clone();
                 thread::spawn(move || {
                     guarded.use_memory();
-                    let last = guarded.gate.leave() == Ok(Left::Last);
+                    let last = guarded.rundown.leave() == Ok(LeaveResult::Last);
                     if last {
                         guarded.release();
                     }
@@ -105,7 +105,7 @@ fn the_last_to_leave_a_draining_gate_releases_once() {
                 })
             })
             .collect();
-        let empty = guarded.gate.close_and_drain() == Drain::Empty;
+        let empty = guarded.rundown.close_and_drain() == DrainResult::Empty;
         if empty {
             guarded.release();
         }
@@ -118,24 +118,24 @@ fn the_last_to_leave_a_draining_gate_releases_once() {
 fn a_reopen_and_the_last_leave_agree() {
     explore_to(3, || {
         let guarded = Guarded::new();
-        guarded.gate.enter().unwrap();
-        assert_eq!(guarded.gate.close_and_drain(), Drain::Waiting(1));
+        guarded.rundown.enter().unwrap();
+        assert_eq!(guarded.rundown.close_and_drain(), DrainResult::Waiting(1));
         let user = {
             let guarded = guarded.clone();
             thread::spawn(move || {
                 guarded.use_memory();
-                let last = guarded.gate.leave() == Ok(Left::Last);
+                let last = guarded.rundown.leave() == Ok(LeaveResult::Last);
                 if last {
                     guarded.release();
                 }
                 last
             })
         };
-        let reopened = guarded.gate.reopen();
+        let reopened = guarded.rundown.reopen();
         if reopened {
-            guarded.gate.enter().unwrap();
+            guarded.rundown.enter().unwrap();
             guarded.use_memory();
-            assert_eq!(guarded.gate.leave(), Ok(Left::Others));
+            assert_eq!(guarded.rundown.leave(), Ok(LeaveResult::Others));
         }
         let released = user.join().unwrap();
         assert_ne!(reopened, released, "reopened and released, or neither");
@@ -143,28 +143,28 @@ fn a_reopen_and_the_last_leave_agree() {
 }
 
 #[test]
-fn what_was_done_while_a_gate_was_closed_is_seen_by_who_enters_it_again() {
+fn what_was_done_while_a_rundown_ref_was_closed_is_seen_by_who_enters_it_again() {
     explore_to(3, || {
         let guarded = Guarded::new();
-        guarded.gate.enter().unwrap();
+        guarded.rundown.enter().unwrap();
         let user = {
             let guarded = guarded.clone();
             thread::spawn(move || {
                 // Closed at first, so open again when this enters.
-                if !guarded.gate.is_closed() {
+                if !guarded.rundown.is_closed() {
                     return;
                 }
-                if guarded.gate.enter().is_ok() {
+                if guarded.rundown.enter().is_ok() {
                     // SAFETY: inside the gate.
                     assert_eq!(guarded.memory.with(|memory| unsafe { *memory }), 2);
-                    let _ = guarded.gate.leave().unwrap();
+                    let _ = guarded.rundown.leave().unwrap();
                 }
             })
         };
-        let _ = guarded.gate.close_and_drain();
+        let _ = guarded.rundown.close_and_drain();
         // SAFETY: closed, and the one inside is this thread: the other one enters only a gate that it found closed.
         guarded.memory.with_mut(|memory| unsafe { *memory = 2 });
-        assert!(guarded.gate.reopen());
+        assert!(guarded.rundown.reopen());
         user.join().unwrap();
     });
 }
@@ -173,11 +173,11 @@ fn what_was_done_while_a_gate_was_closed_is_seen_by_who_enters_it_again() {
 fn the_last_to_leave_sees_what_was_done_before_the_close() {
     explore_to(3, || {
         let guarded = Guarded::new();
-        guarded.gate.enter().unwrap();
+        guarded.rundown.enter().unwrap();
         let user = {
             let guarded = guarded.clone();
             thread::spawn(move || {
-                let last = guarded.gate.leave() == Ok(Left::Last);
+                let last = guarded.rundown.leave() == Ok(LeaveResult::Last);
                 if last {
                     // SAFETY: told to release, so after the close.
                     assert_eq!(guarded.memory.with(|memory| unsafe { *memory }), 2);
@@ -186,7 +186,7 @@ fn the_last_to_leave_sees_what_was_done_before_the_close() {
         };
         // SAFETY: whoever is inside does not use the memory.
         guarded.memory.with_mut(|memory| unsafe { *memory = 2 });
-        let _ = guarded.gate.close_and_drain();
+        let _ = guarded.rundown.close_and_drain();
         user.join().unwrap();
     });
 }

@@ -6,13 +6,13 @@
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use prereg::Gate;
-use prereg::primitives::{Published, Retired, Seat};
+use prereg::RundownRef;
+use prereg::primitives::{HazardSlot, Published, Retired};
 use prereg_models::explore_to;
 
 /// What a region is to a reader: a gate, and pages that are released once it is closed and empty.
 struct Region {
-    gate: Gate,
+    rundown: RundownRef,
     pages: UnsafeCell<u64>,
 }
 
@@ -38,7 +38,7 @@ impl Snapshot {
     }
 
     fn read(&self) {
-        // SAFETY: the seat names this snapshot.
+        // SAFETY: the hazard names this snapshot.
         let table = self.table.with(|table| unsafe { *table });
         assert_eq!(table, 1, "read after the free");
     }
@@ -53,7 +53,7 @@ impl Drop for Snapshot {
 
 struct Space {
     published: Published<Snapshot>,
-    seats: Vec<Seat<Snapshot>>,
+    hazards: Vec<HazardSlot<Snapshot>>,
     retired: Mutex<Retired<Snapshot>>,
 }
 
@@ -61,50 +61,50 @@ impl Space {
     fn publish(&self, snapshot: Box<Snapshot>) {
         let mut retired = self.retired.lock().unwrap();
         self.published.replace(snapshot, &mut retired);
-        // SAFETY: all seats there are.
-        unsafe { self.published.reclaim(&mut retired, self.seats.iter()) };
+        // SAFETY: all hazards there are.
+        unsafe { self.published.reclaim(&mut retired, self.hazards.iter()) };
     }
 }
 
 fn space(readers: usize) -> (Arc<Space>, Arc<Region>) {
-    let region = Arc::new(Region { gate: Gate::new(), pages: UnsafeCell::new(1) });
+    let region = Arc::new(Region { rundown: RundownRef::new(), pages: UnsafeCell::new(1) });
     let space = Space {
         published: Published::new(Snapshot::of(Some(region.clone()))),
-        seats: (0..readers).map(|_| Seat::default()).collect(),
+        hazards: (0..readers).map(|_| HazardSlot::default()).collect(),
         retired: Mutex::new(Retired::default()),
     };
     (Arc::new(space), region)
 }
 
-/// Names the current snapshot in the seat, and uses it as long as the seat names it.
-fn refresh(space: &Space, seat: usize) -> &Snapshot {
-    // SAFETY: the seat is listed, and this thread's alone.
-    let snapshot = unsafe { space.published.refresh(&space.seats[seat]) };
-    // SAFETY: no caller uses it after the seat names another.
+/// Names the current snapshot in the hazard, and uses it as long as the hazard names it.
+fn refresh(space: &Space, hazard: usize) -> &Snapshot {
+    // SAFETY: the hazard is listed, and this thread's alone.
+    let snapshot = unsafe { space.published.protect(&space.hazards[hazard]) };
+    // SAFETY: no caller uses it after the hazard names another.
     unsafe { &*snapshot }
 }
 
 /// A map and its unmap: refresh, look up, enter, read the page, leave. Whether it mapped.
-fn map_once(space: &Space, seat: usize) -> bool {
-    let snapshot = refresh(space, seat);
+fn map_once(space: &Space, hazard: usize) -> bool {
+    let snapshot = refresh(space, hazard);
     snapshot.read();
     let mut mapped = false;
     if let Some(region) = &snapshot.region {
-        if region.gate.enter().is_ok() {
+        if region.rundown.enter().is_ok() {
             // SAFETY: inside the gate.
             assert_eq!(region.pages.with(|pages| unsafe { *pages }), 1, "page used after the unpin");
-            let _ = region.gate.leave().unwrap();
+            let _ = region.rundown.leave().unwrap();
             mapped = true;
         }
     }
     snapshot.read();
-    space.seats[seat].leave();
+    space.hazards[hazard].clear();
     mapped
 }
 
 /// The last unregister: close, publish without the region, unpin. Whether it succeeded.
 fn unregister(space: &Space, region: &Region) -> bool {
-    if region.gate.try_close().is_err() {
+    if region.rundown.try_close().is_err() {
         return false;
     }
     space.publish(Snapshot::of(None));
@@ -118,9 +118,9 @@ fn two_readers_against_an_unregister() {
     explore_to(3, || {
         let (space, region) = space(2);
         let readers: Vec<_> = (0..2)
-            .map(|seat| {
+            .map(|hazard| {
                 let space = space.clone();
-                thread::spawn(move || map_once(&space, seat))
+                thread::spawn(move || map_once(&space, hazard))
             })
             .collect();
         let unregistered = unregister(&space, &region);
@@ -154,7 +154,7 @@ fn a_reader_that_names_one_value_after_another_against_two_publications() {
                 for _ in 0..2 {
                     refresh(&space, 0).read();
                 }
-                space.seats[0].leave();
+                space.hazards[0].clear();
             })
         };
         space.publish(Snapshot::of(None));
