@@ -1,7 +1,7 @@
-//! Publish, look up, unregister: a reader that refreshes while a writer replaces, closes and frees.
+//! Hazard pointers: a reader that protects a value while a writer replaces, closes and frees.
 #![cfg(loom)]
 #![expect(unsafe_code, reason = "readers reach published values by pointer")]
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use loom::cell::UnsafeCell;
 use loom::sync::{Arc, Mutex};
@@ -10,24 +10,24 @@ use prereg::RundownRef;
 use prereg::primitives::{HazardSlot, Published, Retired};
 use prereg_models::explore_to;
 
-/// What a region is to a reader: a gate, and pages that are released once it is closed and empty.
+/// A region as a reader knows it: a ref, and pages that are released once it is closed and no unit is held.
 struct Region {
     rundown: RundownRef,
     pages: UnsafeCell<u64>,
 }
 
-// SAFETY: access to the cell is what the gate, and loom, watch over.
+// SAFETY: the ref orders accesses to the cell, and loom checks it.
 unsafe impl Sync for Region {}
 // SAFETY: as above.
 unsafe impl Send for Region {}
 
-/// A snapshot: which region it lists, and memory of its own that its drop writes (the free).
+/// A snapshot: the region it lists, and memory of its own that its drop writes (the free).
 struct Snapshot {
     region: Option<Arc<Region>>,
     table: UnsafeCell<u64>,
 }
 
-// SAFETY: the table is what publication, and loom, watch over.
+// SAFETY: the hazard pointers order accesses to the table, and loom checks it.
 unsafe impl Sync for Snapshot {}
 // SAFETY: as above.
 unsafe impl Send for Snapshot {}
@@ -38,7 +38,7 @@ impl Snapshot {
     }
 
     fn read(&self) {
-        // SAFETY: the hazard names this snapshot.
+        // SAFETY: the hazard slot names this snapshot.
         let table = self.table.with(|table| unsafe { *table });
         assert_eq!(table, 1, "read after the free");
     }
@@ -46,7 +46,7 @@ impl Snapshot {
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        // SAFETY: nobody reads any more, says publication.
+        // SAFETY: no reader uses it any more.
         self.table.with_mut(|table| unsafe { *table = 0 });
     }
 }
@@ -61,7 +61,7 @@ impl Space {
     fn publish(&self, snapshot: Box<Snapshot>) {
         let mut retired = self.retired.lock().unwrap();
         self.published.replace(snapshot, &mut retired);
-        // SAFETY: all hazards there are.
+        // SAFETY: all hazard slots.
         unsafe { self.published.reclaim(&mut retired, self.hazards.iter()) };
     }
 }
@@ -76,7 +76,7 @@ fn space(readers: usize) -> (Arc<Space>, Arc<Region>) {
     (Arc::new(space), region)
 }
 
-/// Names the current snapshot in the hazard, and uses it as long as the hazard names it.
+/// Names the current snapshot in the slot, and uses it as long as the slot names it.
 fn refresh(space: &Space, hazard: usize) -> &Snapshot {
     // SAFETY: the hazard is listed, and this thread's alone.
     let snapshot = unsafe { space.published.protect(&space.hazards[hazard]) };
@@ -91,7 +91,7 @@ fn map_once(space: &Space, hazard: usize) -> bool {
     let mut mapped = false;
     if let Some(region) = &snapshot.region {
         if region.rundown.enter().is_ok() {
-            // SAFETY: inside the gate.
+            // SAFETY: a unit is held.
             assert_eq!(region.pages.with(|pages| unsafe { *pages }), 1, "page used after the unpin");
             let _ = region.rundown.leave().unwrap();
             mapped = true;
@@ -126,7 +126,7 @@ fn two_readers_against_an_unregister() {
         let unregistered = unregister(&space, &region);
         let mapped =
             readers.into_iter().map(|reader| reader.join().unwrap()).filter(|&mapped| mapped).count();
-        assert!(unregistered || mapped > 0, "refused for nobody");
+        assert!(unregistered || mapped > 0, "refused without a user");
     });
 }
 

@@ -1,4 +1,4 @@
-//! The percpu_ref alone: what each of its orderings is for, where an address space orders the same by other means too.
+//! `PercpuRef` alone: a model for each of its orderings that an address space would hide behind others.
 #![cfg(loom)]
 #![expect(unsafe_code, reason = "the protected memory is a loom cell")]
 
@@ -16,7 +16,7 @@ struct Slot {
     memory: UnsafeCell<u64>,
 }
 
-// SAFETY: access to the cell is what the percpu_ref, and loom, watch over.
+// SAFETY: the ref orders accesses to the cell, and loom checks it.
 unsafe impl Sync for Slot {}
 // SAFETY: as above.
 unsafe impl Send for Slot {}

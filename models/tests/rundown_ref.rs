@@ -1,4 +1,4 @@
-//! The gate: users inside against the one that closes.
+//! `RundownRef`: users that hold units against the thread that closes.
 #![cfg(loom)]
 #![expect(unsafe_code, reason = "the protected memory is a loom cell")]
 
@@ -8,13 +8,13 @@ use loom::thread;
 use prereg::{DrainResult, LeaveResult, RundownRef};
 use prereg_models::explore_to;
 
-/// A gate and the memory it protects.
+/// A ref and the memory it protects.
 struct Guarded {
     rundown: RundownRef,
     memory: UnsafeCell<u64>,
 }
 
-// SAFETY: access to the cell is what the gate, and loom, watch over.
+// SAFETY: the ref orders accesses to the cell, and loom checks it.
 unsafe impl Sync for Guarded {}
 // SAFETY: as above.
 unsafe impl Send for Guarded {}
@@ -25,13 +25,13 @@ impl Guarded {
     }
 
     fn use_memory(&self) {
-        // SAFETY: inside the gate.
+        // SAFETY: a unit is held.
         let seen = self.memory.with(|memory| unsafe { *memory });
         assert_eq!(seen, 1, "used after the release");
     }
 
     fn release(&self) {
-        // SAFETY: the gate is closed and empty.
+        // SAFETY: the ref is closed and no unit is held.
         self.memory.with_mut(|memory| unsafe { *memory = 0 });
     }
 }
@@ -59,9 +59,9 @@ fn two_users_against_the_last_unregister() {
             guarded.release();
         }
         let entered = users.into_iter().map(|user| user.join().unwrap()).filter(|&entered| entered).count();
-        assert!(closed || entered > 0, "the close was refused for nobody");
+        assert!(closed || entered > 0, "the close was refused without a user");
         if !closed {
-            assert_eq!(guarded.rundown.try_close(), Ok(()), "everybody left");
+            assert_eq!(guarded.rundown.try_close(), Ok(()), "all units are released");
         }
     });
 }
@@ -155,14 +155,15 @@ fn what_was_done_while_a_rundown_ref_was_closed_is_seen_by_who_enters_it_again()
                     return;
                 }
                 if guarded.rundown.enter().is_ok() {
-                    // SAFETY: inside the gate.
+                    // SAFETY: a unit is held.
                     assert_eq!(guarded.memory.with(|memory| unsafe { *memory }), 2);
                     let _ = guarded.rundown.leave().unwrap();
                 }
             })
         };
         let _ = guarded.rundown.close_and_drain();
-        // SAFETY: closed, and the one inside is this thread: the other one enters only a gate that it found closed.
+        // SAFETY: closed, and the only unit is this thread's: the other thread enters only after it found the ref
+        // closed.
         guarded.memory.with_mut(|memory| unsafe { *memory = 2 });
         assert!(guarded.rundown.reopen());
         user.join().unwrap();
@@ -179,12 +180,12 @@ fn the_last_to_leave_sees_what_was_done_before_the_close() {
             thread::spawn(move || {
                 let last = guarded.rundown.leave() == Ok(LeaveResult::Last);
                 if last {
-                    // SAFETY: told to release, so after the close.
+                    // SAFETY: the last unit of a closed ref, so after the close.
                     assert_eq!(guarded.memory.with(|memory| unsafe { *memory }), 2);
                 }
             })
         };
-        // SAFETY: whoever is inside does not use the memory.
+        // SAFETY: the holder of the unit does not use the memory.
         guarded.memory.with_mut(|memory| unsafe { *memory = 2 });
         let _ = guarded.rundown.close_and_drain();
         user.join().unwrap();

@@ -1,4 +1,4 @@
-//! What can be seen of an address space: plain data, pulled by whoever watches.
+//! The state of an address space as plain data, for reports.
 
 use alloc::vec::Vec;
 
@@ -24,13 +24,13 @@ pub struct RegionState {
     pub largest_page: PageShift,
     /// Device memory: not pinned, not charged.
     pub device: bool,
-    /// No registration is left, or it waits to be idle: no new mappings, released when the last one goes.
+    /// No registration is left: no new mappings, released with the last one.
     pub draining: bool,
-    /// Who holds registrations.
+    /// Registrations by holder.
     pub registrations: Vec<HolderTotal>,
-    /// Who holds mappings. Exact when nobody maps or unmaps meanwhile.
+    /// Mappings by holder. Exact when no thread maps or unmaps meanwhile.
     pub mappings: Vec<HolderTotal>,
-    /// Memory of ours that describes the region's pages, in bytes.
+    /// Memory that describes the region's pages, in bytes.
     pub metadata_bytes: u64,
 }
 
@@ -57,13 +57,13 @@ pub struct SpaceState {
     pub pins: u64,
     /// Ranges unpinned since the beginning.
     pub unpins: u64,
-    /// Translators that exist.
+    /// Live translators.
     pub translators: u64,
-    /// Regions that were released but whose headers and page tables are kept, because a translator may still look at them.
+    /// Released regions whose headers and page tables are kept because a translator may still use them.
     pub unreclaimed: u64,
-    /// How many of `unreclaimed` the translators of each holder keep; one that two holders keep counts for both. A
-    /// translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
+    /// The number of `unreclaimed` regions that the translators of each holder keep; one that two holders keep counts
+    /// for both. A translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
     pub retained_by: Vec<HolderTotal>,
-    /// Memory of the tables that translators touch, and what the host promises of it.
+    /// Memory of the tables that translators touch, and how far it is locked.
     pub tables: TableMemoryState,
 }

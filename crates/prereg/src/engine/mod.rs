@@ -1,8 +1,8 @@
-//! What an address space is behind its handles: the ports, the refs, the registry.
+//! The engine: the state of an address space behind its handles, and the operations on it.
 //!
-//! Its operations stand in `register`, `release`, `publication` and `watch`. Order of every change: reserve the span under
-//! the lock, charge and pin without it, commit or give back under it. No port is ever called with the lock held. Nothing
-//! half-made is visible: a region is published complete, and from then on only the release path takes it away.
+//! Every change has one order: reserve the span under the lock; charge and pin without it; commit or undo under it. No
+//! port is called with the lock held. A region is published complete, and from then on only the release path removes it.
+//! `register`, `release`, `publish` and `query` hold the operations, `registry` the state under the lock.
 
 mod publish;
 mod query;
@@ -45,7 +45,7 @@ impl OutOfMemory {
     }
 }
 
-/// What an address space is behind its handles. Lock order: `registry` is the only lock.
+/// The state of an address space. Lock order: `registry` is the only lock.
 pub(crate) struct Engine {
     pins: Box<dyn Pin>,
     charges: Box<dyn Charge>,
@@ -53,26 +53,27 @@ pub(crate) struct Engine {
     barrier: Option<Arc<dyn Barrier>>,
     pub(crate) tables: SharedTableMemory,
     pub(crate) reader_view: TableBox<ReaderView>,
-    /// One door a slot; slot 0's is never opened.
+    /// One percpu ref for each slot; slot 0's is never opened.
     pub(crate) refs: RefArray,
-    /// Draining regions, as the registry say: while there are any, every change looks whether their last units are back.
+    /// The number of draining regions, a copy of the registry's: while it is not zero, every operation looks whether
+    /// their last units were released.
     pub(crate) draining: AtomicU64,
     pub(crate) registry: LockCondvar<Registry>,
     pub(crate) this: Weak<Engine>,
 }
 
-/// The part of an engine that readers touch.
+/// The part of the engine that readers touch.
 pub(crate) struct ReaderView {
     pub(crate) published: Published<Snapshot, TableBox<Snapshot>>,
-    /// Regions by slot, for whoever holds a unit or sits on a snapshot that names them.
+    /// Regions by slot, for a thread that holds a unit of the region or uses a snapshot that names it.
     pub(crate) slots: ChunkedArray<AtomicPtr<Region>>,
 }
 
 impl ReaderView {
-    /// The region in `slot`, for a caller that holds a unit of it or sits on a snapshot that names it.
+    /// The region in `slot`, for a caller that holds a unit of it or uses a snapshot that names it.
     #[inline]
     pub(crate) fn region_in(&self, slot: u32) -> Option<NonNull<Region>> {
-        // Relaxed: stored before the slot was published, and whatever told the caller of the slot ordered that.
+        // Relaxed: stored before the slot was published; the caller acquired the slot's number after that.
         NonNull::new(self.slots.get(slot)?.load(Ordering::Relaxed))
     }
 }
@@ -85,7 +86,7 @@ impl Engine {
         tables: SharedTableMemory,
     ) -> Result<Arc<Self>, OutOfMemory> {
         let granule = pins.granule();
-        // Readers look at the door of slot 0 when they miss, so that one is present from the beginning.
+        // A reader that finds no entry loads the ref of slot 0, so that one is present from the beginning.
         let refs = RefArray::new(&tables, MAX_SLOTS, 1).ok_or(OutOfMemory)?;
         let published = Published::new(Snapshot::empty(&tables).ok_or(OutOfMemory)?);
         let slots = ChunkedArray::new(&tables).ok_or(OutOfMemory)?;
@@ -116,21 +117,21 @@ impl Engine {
         &*self.charges
     }
 
-    /// The fences that mapping and closing pass.
+    /// The pair of fences between mapping and closing.
     pub(crate) fn fence_mode(&self) -> FenceMode {
         if self.barrier.is_some() { FenceMode::Asymmetric } else { FenceMode::Full }
     }
 
-    /// The fence that closing passes.
+    /// The fence of the closing side.
     pub(crate) fn heavy_fence(&self, registry: &Registry) {
         match &self.barrier {
-            // Without translators only units in houses are given back, and those pass a full fence.
+            // Without translators, units are released by holder counters only, and those releases pass a full fence.
             Some(barrier) if !registry.readers.is_empty() => heavy_fence(|| barrier.all_threads()),
             _ => fence(Ordering::SeqCst),
         }
     }
 
-    /// All refs, by slot.
+    /// All percpu refs, by slot.
     pub(crate) fn refs(&self) -> &[PercpuRef] {
         &self.refs
     }
@@ -140,9 +141,10 @@ impl Engine {
         &self.refs[slot as usize]
     }
 
-    /// Says outside the lock how many regions are draining. Whoever changed that calls it, lock held.
+    /// Copies the number of draining regions to where it is read without the lock. Called with the lock held, after
+    /// each change.
     pub(crate) fn update_draining_hint(&self, registry: &Registry) {
-        // Relaxed: a hint for `reap`, which looks under the lock.
+        // Relaxed: a hint for `reap`, which checks under the lock.
         self.draining.store(registry.draining, Ordering::Relaxed);
     }
 }

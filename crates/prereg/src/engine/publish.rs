@@ -1,4 +1,5 @@
-//! What readers are reader_view: cells patched in place as regions come and go, and a new snapshot when that does not do.
+//! Publication: the page index is changed in place as regions come and go, and a new snapshot is made where that does not
+//! suffice.
 
 use crate::engine::registry::Registry;
 use crate::engine::{Engine, OutOfMemory};
@@ -7,24 +8,24 @@ use crate::lookup::region::SharedRegion;
 use crate::lookup::snapshot::Snapshot;
 use crate::table_memory::owned::TableBox;
 
-/// After so many regions died under one snapshot a new one is made, so that their slots and tables come free. When that
-/// frees them not, because a translator sits on an older snapshot with the same cells, new cells are made: what comes and
-/// goes from then on does not concern that translator. So each idle translator keeps no more than the regions of its own
-/// snapshot and twice as many as this.
+/// After this many regions were retired under one snapshot, a new one is made, so that their slots and tables become
+/// free. If they stay in use, because a translator uses an older snapshot with the same index, a new index is made:
+/// regions of the new index do not concern that translator. So each idle translator keeps at most the regions of its
+/// own snapshot and twice this number.
 const MAX_RETIRED: usize = if cfg!(loom) { 2 } else { 64 };
 
 impl Engine {
-    /// Lets readers find `region`, which is in the registry; returns the generation it is first_generation in. Without memory nothing
-    /// changes.
+    /// Lets readers find `region`, which is in the registry; returns the generation of the first snapshot that names
+    /// it. Without memory nothing changes.
     ///
-    /// Readers may find it before its door is open: they then find it closed, as if they had come earlier.
+    /// Readers may find it before its percpu ref is open: they then find it closed, as if they had come earlier.
     pub(crate) fn publish_region(
         &self,
         registry: &mut Registry,
         region: &SharedRegion,
     ) -> Result<u64, OutOfMemory> {
         if registry.readers.is_empty() {
-            // The first translator will make the snapshot it needs.
+            // The first translator makes the snapshot it needs.
             registry.snapshot_stale = true;
             return Ok(registry.generation + 1);
         }
@@ -35,7 +36,7 @@ impl Engine {
             if stale {
                 Publication::Rebuild
             } else if snapshot.index.fill(region) {
-                // Every snapshot with these cells names it from now on.
+                // Every snapshot with this index names it from now on.
                 Publication::Patched(snapshot.index.first_generation)
             } else if snapshot.is_outgrown_by(pages, regions) {
                 Publication::Rebuild
@@ -51,7 +52,7 @@ impl Engine {
         Ok(registry.generation)
     }
 
-    /// Lets readers no longer find `region`, which left the registry, and buries it.
+    /// Removes `region`, which left the registry, from what readers find, and retires it.
     pub(crate) fn unpublish_region(
         &self,
         registry: &mut Registry,
@@ -68,8 +69,8 @@ impl Engine {
             match self.with_current_snapshot(registry, |snapshot| snapshot.without(id)) {
                 Some(snapshot) if !registry.snapshot_stale => self.publish_snapshot(registry, snapshot),
                 _ => {
-                    // Without memory the old snapshot stays: readers find the region with its door closed. The next one
-                    // must not be made from it.
+                    // Without memory the old snapshot stays: readers find the region with its percpu ref closed. The
+                    // next snapshot must not be derived from it.
                     registry.snapshot_stale = true;
                     let _ = self.rebuild_snapshot(registry);
                 }
@@ -77,13 +78,13 @@ impl Engine {
             let first_generation =
                 self.with_current_snapshot(registry, |snapshot| snapshot.index.first_generation);
             if registry.retired_since(first_generation) >= MAX_RETIRED {
-                // Without memory the next region that goes tries again.
+                // Without memory the next region that is retired tries again.
                 let _ = self.rebuild_snapshot(registry);
             }
         }
     }
 
-    /// Makes a new snapshot of what is here. Without memory nothing changes.
+    /// Publishes a new snapshot with a new index of all live regions. Without memory nothing changes.
     pub(crate) fn rebuild_snapshot(&self, registry: &mut Registry) -> Result<(), OutOfMemory> {
         let regions = || registry.live().map(|entry| &entry.region);
         let plan = IndexPlan::new(regions().map(|region| &***region), self.granule.shift().get());
@@ -94,7 +95,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes `snapshot`, of the next generation, the current one.
+    /// Makes `snapshot`, which has the next generation, the current one.
     fn publish_snapshot(&self, registry: &mut Registry, snapshot: TableBox<Snapshot>) {
         debug_assert_eq!(snapshot.generation, registry.generation + 1);
         registry.generation = snapshot.generation;
@@ -104,17 +105,17 @@ impl Engine {
     }
 }
 
-/// What shows a region.
+/// The way in which a region becomes visible.
 enum Publication {
-    /// The cells of this generation, changed in place.
+    /// The index of this generation was changed in place.
     Patched(u64),
-    /// A snapshot with the same cells.
+    /// A snapshot with the current index and a longer list.
     SameIndex(Option<TableBox<Snapshot>>),
-    /// A snapshot of all.
+    /// A new index and list of all regions.
     Rebuild,
 }
 
-#[expect(unsafe_code, reason = "publication is by pointer; the registry name every reader's hazard")]
+#[expect(unsafe_code, reason = "publication is by pointer; the registry lists every reader's hazard slot")]
 mod hazards {
     use alloc::sync::Arc;
     use alloc::vec::Vec;
@@ -124,19 +125,19 @@ mod hazards {
     use crate::lookup::holder::HolderTotal;
 
     impl Engine {
-        /// Frees what no translator names any more.
+        /// Frees the snapshots and regions that no translator names any more.
         pub(crate) fn reclaim(&self, registry: &mut Registry) {
             let Registry { retired_snapshots, readers, .. } = registry;
             let hazards = readers.iter().map(|reader| &reader.shared.hazard);
-            // SAFETY: the readers are all there are: each translator's is listed until the translator is dropped.
+            // SAFETY: the readers are all there are: each is listed until its translator is dropped.
             unsafe { self.reader_view.published.reclaim(retired_snapshots, hazards) };
             registry.reclaim();
         }
 
-        /// Retired regions that translators keep, by holder.
+        /// The number of retired regions that translators keep, by holder.
         pub(crate) fn retained(&self, registry: &Registry) -> Vec<HolderTotal> {
             let names = |reader: &Arc<Reader>| {
-                // SAFETY: the registry are locked.
+                // SAFETY: the registry is locked.
                 let seen = unsafe {
                     self.reader_view
                         .published
@@ -147,13 +148,13 @@ mod hazards {
             registry.retained(names)
         }
 
-        /// Shows the current snapshot.
+        /// Calls `look` with the current snapshot.
         pub(crate) fn with_current_snapshot<R>(
             &self,
             _registry: &Registry,
             look: impl FnOnce(&Snapshot) -> R,
         ) -> R {
-            // SAFETY: the registry are locked.
+            // SAFETY: the registry is locked.
             unsafe { self.reader_view.published.with_current(look) }
         }
     }

@@ -1,4 +1,4 @@
-//! Who sits in an address space, and what can be seen of it.
+//! Registering readers, and snapshots of the state as plain data.
 
 use alloc::sync::{Arc, Weak};
 
@@ -36,7 +36,7 @@ impl Engine {
         registry.readers.retain(|other| !Arc::ptr_eq(other, reader));
         reader.fold_into_holder();
         if registry.readers.is_empty() && registry.unreclaimed() > 0 {
-            // Nobody is left to look at the current snapshot, so what it names may go.
+            // No reader is left to use the current snapshot, so the regions it names may be freed.
             registry.snapshot_stale = true;
         }
         self.reclaim(&mut registry);
@@ -83,7 +83,7 @@ impl Engine {
         }
     }
 
-    /// The region of a claim, to look at its page table under no lock.
+    /// The region of a claim, whose page table is then read without a lock.
     pub(crate) fn claim_region(&self, claim: Claim) -> Option<SharedRegion> {
         self.registry.lock().entry(claim.range.first().raw(), claim.id).map(|entry| entry.region.clone())
     }
@@ -91,12 +91,12 @@ impl Engine {
     pub(crate) fn snapshot(&self) -> SpaceState {
         self.reap();
         let registry = self.registry.lock();
-        let here = |span: &Span| match span {
+        let live = |span: &Span| match span {
             Span::Live(entry) => Some(self.state_of(&registry, entry)),
             _ => None,
         };
         SpaceState {
-            regions: registry.spans.values().filter_map(here).collect(),
+            regions: registry.spans.values().filter_map(live).collect(),
             pinned_pages: registry.pinned_pages,
             charged_pages: registry.charged_pages,
             pins: registry.pins,
@@ -108,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// How many of the `bytes` at `host` the device region that holds `host` covers.
+    /// The number of the `bytes` at `host` that the device region holding `host` covers.
     pub(crate) fn device_at(&self, host: HostAddr, bytes: u64) -> Option<u64> {
         let registry = self.registry.lock();
         let covered = |region: &SharedRegion| {
@@ -116,7 +116,7 @@ impl Engine {
             (region.device && offset < region.range.bytes())
                 .then(|| (region.id, bytes.min(region.range.bytes() - offset)))
         };
-        // Several may show one host address; the newest answers, as in the kernel.
+        // Several may cover one host address; the newest is returned, as in the kernel.
         registry.live().filter_map(|entry| covered(&entry.region)).max().map(|(_, bytes)| bytes)
     }
 

@@ -1,7 +1,7 @@
-//! A translator's shared: the snapshot it uses, and its counts.
+//! A reader: the shared state of one translator, its hazard slot and its counters.
 //!
-//! One count a region slot, which only the translator's own thread writes. Arrays grow by a longer one beside the old: the
-//! owner counts in the newest it has seen, sums go over all of them.
+//! One counter for each region slot, written by the translator's own thread only. The arrays grow by adding a longer one
+//! beside the old: the translator counts in the newest it has seen, and sums go over all of them.
 
 #![expect(
     unsafe_code,
@@ -17,28 +17,28 @@ use crate::sync::hazard::{HazardSlot, Owner};
 use crate::table_memory::SharedTableMemory;
 use crate::table_memory::owned::{TableArray, TableBox};
 
-/// One count a slot, for one writing thread.
+/// One counter for each slot, with one writing thread.
 pub(crate) struct ReaderCounts {
     counts: TableArray<AtomicI64>,
-    /// The shorter array this one took over from; null for the first. Owned.
+    /// The shorter array that this one replaced; null for the first. Owned.
     older: *mut ReaderCounts,
 }
 
 impl ReaderCounts {
-    /// The counts as the owner's thread keeps them at hand.
+    /// Pointer and length, for the translator.
     pub(crate) fn raw(&self) -> (*const AtomicI64, usize) {
         (self.counts.as_ptr(), self.counts.len())
     }
 }
 
-/// A translator's shared: the snapshot it uses and what it counts.
+/// One translator, as the writers' side sees it.
 pub(crate) struct Reader {
     pub(crate) shared: TableBox<ReaderShared>,
     pub(crate) holder_counts: SharedHolderCounts,
     memory: SharedTableMemory,
 }
 
-/// The part of a reader that its translator touches.
+/// The part that the translator touches.
 pub(crate) struct ReaderShared {
     pub(crate) hazard: HazardSlot<Snapshot>,
     /// From `TableBox::into_raw`; replaced by the writers' side only, freed with the reader.
@@ -51,7 +51,7 @@ unsafe impl Send for ReaderCounts {}
 unsafe impl Sync for ReaderCounts {}
 
 impl Reader {
-    /// A reader with counts for `slots` slots. `None` without memory.
+    /// A reader with counters for `slots` slots. `None` without memory.
     pub(crate) fn new(
         memory: &SharedTableMemory,
         holder_counts: SharedHolderCounts,
@@ -87,11 +87,11 @@ impl Reader {
             .fold(0, i64::wrapping_add)
     }
 
-    /// Moves every count to the holder_counts. The translator is gone; writers' lock held.
+    /// Moves every counter to the holder's. The translator is dropped; writers' lock held.
     pub(crate) fn fold_into_holder(&self) {
         for array in self.arrays() {
             for (slot, count) in array.counts.iter().enumerate() {
-                // Relaxed: the owner is gone and handed its counts over.
+                // Relaxed: the translator was dropped, which ordered its counters.
                 let value = count.load(Ordering::Relaxed);
                 if value != 0 {
                     count.store(0, Ordering::Relaxed);
@@ -117,7 +117,7 @@ impl Drop for ReaderShared {
         // Relaxed: exclusive access.
         let mut next = self.newest.load(Ordering::Relaxed);
         while !next.is_null() {
-            // SAFETY: from `into_raw` in `grow`, and nobody else is left.
+            // SAFETY: from `into_raw` in `grow`, and no other thread is left.
             let counts = unsafe { TableBox::<ReaderCounts>::from_raw(next) };
             next = counts.older;
         }

@@ -1,7 +1,7 @@
-//! The refs of an address space: one for each slot there could be, of which those in use are present.
+//! The percpu refs of an address space: one for each possible slot, of which those in use are present in memory.
 //!
-//! Readers index the refs by a slot without looking how many there are, so the array never moves and is as long as it can
-//! ever become. A door is one byte; its page is made present before the first slot in it is given to a region.
+//! Readers index the array by slot without a bounds check, so it never moves and has its full length. A ref is one byte;
+//! its page is made present before the first slot in it is given to a region.
 
 #![expect(unsafe_code, reason = "an array in memory of which only a part is present")]
 
@@ -19,7 +19,7 @@ pub(crate) struct RefArray {
     at: NonNull<PercpuRef>,
     len: usize,
     memory: SharedTableMemory,
-    /// RefArray whose memory is present.
+    /// Refs whose memory is present.
     present: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ impl RefArray {
         let at = memory.reserve(layout)?.cast::<PercpuRef>();
         #[cfg(loom)]
         for index in 0..len {
-            // SAFETY: below `len`; nothing is there yet, and the model's refs are no bytes.
+            // SAFETY: below `len`; nothing is there yet. Under loom a ref is not a byte of zeros.
             unsafe { at.as_ptr().wrapping_add(index).write(PercpuRef::new()) };
         }
         let refs = Self { at, len, memory: memory.clone(), present: AtomicU64::new(0) };
@@ -51,7 +51,7 @@ impl RefArray {
             return true;
         }
         let part = from * size_of::<PercpuRef>()..count.min(self.len) * size_of::<PercpuRef>();
-        // SAFETY: of the reservation, and inside.
+        // SAFETY: inside the reservation.
         let done = unsafe { self.memory.commit(self.at.cast(), layout, part) };
         if done {
             // Relaxed: as above.
@@ -66,8 +66,7 @@ impl Deref for RefArray {
 
     #[inline]
     fn deref(&self) -> &[PercpuRef] {
-        // SAFETY: zeroed memory of that many refs, and a door of zeros is a closed one; shared only, as long as the owner
-        // lives.
+        // SAFETY: zeroed memory of `len` refs, and a ref of zeros is a closed one; only shared, while the owner lives.
         unsafe { slice::from_raw_parts(self.at.as_ptr(), self.len) }
     }
 }
@@ -75,7 +74,7 @@ impl Deref for RefArray {
 impl Drop for RefArray {
     fn drop(&mut self) {
         if let Ok(layout) = Layout::array::<PercpuRef>(self.len) {
-            // SAFETY: of the reservation; the owner goes, and with it the last reader.
+            // SAFETY: the whole reservation; the owner is dropped, so no reader is left.
             unsafe { self.memory.release(self.at.cast(), layout) };
         }
     }
@@ -90,11 +89,11 @@ mod tests {
     use super::*;
     use crate::table_memory::{HeapTables, TableMemory, TableMemoryState};
 
-    /// The heap's memory; remembers which parts were made present.
+    /// Heap memory that records which parts were made present.
     #[derive(Default)]
     struct Parts(HeapTables, Mutex<Vec<Range<usize>>>);
 
-    // SAFETY: the heap's promises; `reserve` is the trait's own.
+    // SAFETY: the heap's guarantees; `reserve` is the trait's own.
     unsafe impl TableMemory for Parts {
         fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
             self.0.allocate(layout)
@@ -106,7 +105,7 @@ mod tests {
         }
 
         unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: as the caller promises.
             unsafe { self.0.release(at, layout) };
         }
 

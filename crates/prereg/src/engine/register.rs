@@ -1,4 +1,4 @@
-//! Registering: reserve the span, charge, pin, commit; or give everything back.
+//! Registering: reserve the span, charge, pin and commit, or undo all of it.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -18,7 +18,7 @@ use crate::port::{ChargeError, PinError, PinId};
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::owned::TableBox;
 
-/// Why memory could not be registered. Nothing is pinned, charged or listed.
+/// The reason why memory could not be registered. Nothing is pinned, charged or listed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
@@ -35,7 +35,7 @@ pub enum RegisterError {
         /// The region in the way.
         with: UserRange,
     },
-    /// This very range is registered, and a new region was asked for. EINVAL.
+    /// Exactly this range is registered, and a new region was asked for. EINVAL.
     #[error("{range} is registered already")]
     Exists {
         /// The range asked for.
@@ -46,7 +46,7 @@ pub enum RegisterError {
     Charge {
         /// The range asked for.
         range: UserRange,
-        /// What the account said.
+        /// The account's error.
         error: ChargeError,
     },
     /// The pages could not be pinned. The back end's errno.
@@ -54,10 +54,10 @@ pub enum RegisterError {
     Pin {
         /// The range asked for.
         range: UserRange,
-        /// What the back end said.
+        /// The back end's error.
         error: PinError,
     },
-    /// No memory for our own tables. ENOMEM.
+    /// No memory for the tables that describe the region. ENOMEM.
     #[error("no memory for the tables that describe {range}")]
     OutOfMemory {
         /// The range asked for.
@@ -65,10 +65,10 @@ pub enum RegisterError {
     },
     /// Too many regions. ENOSPC.
     #[error(
-        "the address space has 262143 regions, or gone ones that an idle translator still lists; register larger ranges"
+        "the address space has 262143 regions, including released ones that an idle translator still uses; register larger ranges"
     )]
     TooManyRegions,
-    /// A port called back for the very range it is pinning or unpinning, which would wait for itself. EDEADLK.
+    /// A port asked for the range that it is pinning or unpinning, and would wait for itself. EDEADLK.
     #[error(
         "{range} is being pinned or unpinned by the same thread, which cannot wait for itself; a back end must not register \
          or share the range it was called for"
@@ -80,7 +80,7 @@ pub enum RegisterError {
 }
 
 impl RegisterError {
-    /// EINVAL, ENOMEM, ENOSPC, EDEADLK or the back end's, as said at each kind.
+    /// EINVAL, ENOMEM, ENOSPC, EDEADLK or the back end's, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -95,14 +95,14 @@ impl RegisterError {
     }
 }
 
-/// Whether a region of the same range may be shared.
+/// The treatment of an existing region of exactly this range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RegisterMode {
     ShareOrNew,
     New,
 }
 
-/// What backs a new region.
+/// The memory behind a new region.
 pub(crate) enum Backing {
     Pinned(Option<Arc<dyn Any + Send + Sync>>),
     Device(HostAddr),
@@ -129,7 +129,7 @@ impl Engine {
         Ok(claim)
     }
 
-    /// A claim on the region of just this range; waits while another thread registers it.
+    /// A claim on the region of exactly this range; waits while another thread registers it.
     pub(crate) fn share(&self, ua: UserAddr, bytes: u64, holder: Holder) -> Option<Claim> {
         self.reap();
         let range = UserRange::new(ua, bytes, self.granule).ok()?;
@@ -148,7 +148,7 @@ impl Engine {
         }
     }
 
-    /// A claim on the region of just this range, or `None` and the span is reserved.
+    /// A claim on the region of exactly this range, or `None` after reserving the span.
     fn share_or_reserve(
         &self,
         range: UserRange,
@@ -184,7 +184,7 @@ impl Engine {
         }
     }
 
-    /// One more claim on a region, and whether it was draining: then it is still mapped, and comes back to life.
+    /// One more claim on a region, and whether it was draining: then it is still mapped, and is opened again.
     fn claim(&self, entry: &mut RegionEntry, holder: Holder) -> (Claim, bool) {
         let revived = entry.used == 0;
         entry.claim(holder);
@@ -194,7 +194,7 @@ impl Engine {
         (Claim { range: entry.region.range, id: entry.region.id, holder }, revived)
     }
 
-    /// Takes the region of a claim off the count of those that drain, if it was one.
+    /// Updates the number of draining regions after a claim that opened one again.
     fn undrain(&self, registry: &mut Registry, revived: bool) {
         if revived {
             registry.draining -= 1;
@@ -222,7 +222,7 @@ impl Engine {
         }
     }
 
-    /// Pins `range`. Whatever the back end pushes goes into a list of this range, and must fill it.
+    /// Pins `range`. The back end pushes into a list made for this range, and must fill it.
     fn pin(&self, range: UserRange) -> Result<(PinGuard<'_>, PageTable), RegisterError> {
         let mut pages = PageList::new(range, self.granule);
         let pinned = self.pins().pin(range, &mut pages.sink());
@@ -242,7 +242,7 @@ impl Engine {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one entry, from two callers")]
+    #[expect(clippy::too_many_arguments, reason = "the fields of one entry, from two callers")]
     fn commit(
         &self,
         range: UserRange,
@@ -257,7 +257,7 @@ impl Engine {
         let slot = match registry.allocate_slot() {
             Some(slot) => slot,
             None => {
-                // The slots of regions that died under the current snapshot come free with the next one.
+                // The slots of regions retired under the current snapshot become free with the next one.
                 let _ = self.rebuild_snapshot(&mut registry);
                 registry.allocate_slot().ok_or(RegisterError::TooManyRegions)?
             }
@@ -292,7 +292,7 @@ impl Engine {
                 }
             }
             Err(OutOfMemory) => {
-                // Never published: no reader knows it, and the reservation takes the span away.
+                // Never published: no reader knows it, and the reservation guard removes the span.
                 let unpublished = registry.spans.insert(range.first().raw(), Span::reserved(range));
                 registry.free_slot(slot);
                 drop(registry);

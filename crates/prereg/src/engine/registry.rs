@@ -1,12 +1,13 @@
-//! The registry of an address space: which spans are taken, by what, and who sits where. All under the writers' lock.
+//! The registry of an address space: spans, readers, holders and slots. All of it is under the writers' lock.
 //!
-//! A span is *coming* while its pages are charged and pinned (without the lock), *here* once published, *going* while they
-//! are unpinned. Whoever wants a span that is coming in just his shape, or one that is going, waits; any other intersection
-//! is refused. So no page is ever pinned twice by two callers that race.
+//! A span is *reserved* while its pages are charged and pinned (without the lock), *live* once published, and *unpinning*
+//! while they are unpinned. A caller that asks for exactly a reserved range, or for an unpinning one, waits; any other
+//! intersection is refused. So no page is pinned twice by two callers that race.
 //!
-//! A region that is gone stays in the retired_regions, with its slot, as long as a snapshot in use may name it. A snapshot names
-//! what was here when it was made and, as long as the current one has the same cells, what comes into those. So a region is
-//! named by no snapshot but those from the generation it was first_generation in (that of the cells it came into) to the one it died in.
+//! A released region stays in `retired_regions`, with its slot, as long as a snapshot in use may name it. A snapshot names
+//! the regions that were live when it was made and, as long as the current one has the same index, those that are added to
+//! the index. So a region is named only by snapshots from its `first_generation` (that of the index it was added to) to its
+//! `last_generation`.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -25,7 +26,7 @@ use crate::table_memory::SharedTableMemory;
 use crate::table_memory::chunked::MAX_SLOTS;
 use crate::table_memory::owned::TableBox;
 
-/// What a span is taken by.
+/// A part of the address space that is in use.
 pub(crate) enum Span {
     /// Being charged and pinned, by this thread.
     Reserved(UserRange, ThreadToken),
@@ -56,7 +57,7 @@ impl Span {
     }
 }
 
-/// What the registry say of one region.
+/// The registry's entry of one live region.
 pub(crate) struct RegionEntry {
     pub(crate) region: SharedRegion,
     /// `None` for device memory.
@@ -68,8 +69,8 @@ pub(crate) struct RegionEntry {
     pub(crate) claims: Vec<HolderTotal>,
     /// Keeps the memory mapped.
     pub(crate) keep: Option<Arc<dyn Any + Send + Sync>>,
-    /// Set when the address space is dropped: a region that is still mapped keeps the engine, so that the last unmap can
-    /// release it.
+    /// Set when the address space is dropped: a region that is still mapped keeps the engine alive, so that the last unmap
+    /// can release it.
     pub(crate) keepalive: Option<Arc<dyn ReleaseHook>>,
     /// The generation of the first snapshot that names it.
     pub(crate) first_generation: u64,
@@ -95,14 +96,14 @@ impl RegionEntry {
     }
 }
 
-/// A region that is gone but may still be named.
+/// A released region that a snapshot in use may name.
 struct RetiredRegion {
     region: SharedRegion,
     first_generation: u64,
     last_generation: u64,
 }
 
-/// Slots for which every reader has counts from the beginning. A power of two, as every later number is.
+/// Slots for which every reader has counters from the beginning. A power of two, as every later number.
 const FIRST_CAPACITY: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
@@ -111,7 +112,7 @@ const FIRST_CAPACITY: usize = if cfg!(loom) {
     256
 };
 
-/// The registry.
+/// The state of an address space under the writers' lock.
 pub(crate) struct Registry {
     /// Disjoint, by start address.
     pub(crate) spans: BTreeMap<u64, Span>,
@@ -119,18 +120,18 @@ pub(crate) struct Registry {
     /// One for each holder.
     holder_counts: BTreeMap<Holder, SharedHolderCounts>,
     pub(crate) retired_snapshots: Retired<Snapshot, TableBox<Snapshot>>,
-    /// Of the current snapshot.
+    /// The current snapshot's.
     pub(crate) generation: u64,
-    /// The current snapshot does not show what is here: there was no translator to look at it.
+    /// The current snapshot does not list the live regions: there was no reader when they changed.
     pub(crate) snapshot_stale: bool,
     retired_regions: Vec<RetiredRegion>,
     free_slots: Vec<u32>,
-    /// Slots handed out so far, and slot 0, which no region has: it is what an empty cell says.
+    /// Slots allocated so far, including slot 0, which no region has: it is the value of an empty index entry.
     slots: usize,
-    /// Slots for which every reader has counts.
+    /// Slots for which every reader has counters.
     pub(crate) capacity: usize,
     last_id: u64,
-    /// Entries without registrations.
+    /// Regions without registrations.
     pub(crate) draining: u64,
     pub(crate) pinned_pages: u64,
     pub(crate) charged_pages: u64,
@@ -162,8 +163,8 @@ impl Default for Registry {
 }
 
 impl Registry {
-    /// The span that shares a byte with `range`. Spans are disjoint, so only the last one that starts at or before the end
-    /// of `range` can be the one nearest to it.
+    /// A span that shares a byte with `range`. Spans are disjoint and sorted, so if the last one that starts at or
+    /// before the end of `range` shares none with it, no span does.
     pub(crate) fn intersecting(&mut self, range: UserRange) -> Option<&mut Span> {
         let (_, span) = self.spans.range_mut(..=range.last().raw()).next_back()?;
         span.range().intersects(range).then_some(span)
@@ -177,7 +178,7 @@ impl Registry {
         }
     }
 
-    /// Takes the entry of region `id` out and leaves its span going.
+    /// Takes the entry of region `id` out and marks its span as unpinning.
     pub(crate) fn start_unpinning(&mut self, first: u64, id: u64) -> Option<RegionEntry> {
         let span = self.spans.get_mut(&first)?;
         if span.live()?.region.id != id {
@@ -191,19 +192,19 @@ impl Registry {
         Some(entry)
     }
 
-    /// The entries that are here, by start address.
+    /// The live entries, by start address.
     pub(crate) fn live(&self) -> impl Iterator<Item = &RegionEntry> + Clone {
         self.spans.values().filter_map(Span::live)
     }
 
-    /// A new region's number.
+    /// The number of a new region.
     pub(crate) fn next_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }
 
-    /// A slot that no snapshot in use names, and room for it in every counts and reader. `None` when there is none or no
-    /// memory for it.
+    /// A slot that no snapshot in use names, with counters for it in every reader and holder. `None` without a free
+    /// slot or without memory.
     pub(crate) fn allocate_slot(&mut self) -> Option<u32> {
         if let Some(slot) = self.free_slots.pop() {
             return Some(slot);
@@ -212,7 +213,7 @@ impl Registry {
             return None;
         }
         let slots = self.slots + 1;
-        // So that giving a slot back, and burying a region, never allocate.
+        // So that freeing a slot and retiring a region never allocate.
         self.free_slots.try_reserve(slots - self.free_slots.len()).ok()?;
         self.retired_regions.try_reserve(slots - self.retired_regions.len()).ok()?;
         if slots > self.capacity {
@@ -220,8 +221,8 @@ impl Registry {
             if !self.readers.iter().all(|reader| reader.grow(capacity)) {
                 return None;
             }
-            // A translator that has not looked since knows shorter counts, so it must not find the new slot in the
-            // snapshot it sits on.
+            // A translator that was not refreshed since has shorter arrays, so it must not find the new slot in the
+            // snapshot it uses.
             self.capacity = capacity;
             self.snapshot_stale = true;
         }
@@ -236,12 +237,12 @@ impl Registry {
         self.free_slots.push(slot);
     }
 
-    /// Slots handed out so far.
+    /// Slots allocated so far.
     pub(crate) fn slots(&self) -> usize {
         self.slots
     }
 
-    /// Keeps a region that left the spans until nobody can know it any more.
+    /// Keeps a region that left the spans until no reader can know it.
     pub(crate) fn retire(&mut self, region: SharedRegion, first_generation: u64) {
         self.retired_regions.push(RetiredRegion {
             region,
@@ -250,7 +251,7 @@ impl Registry {
         });
     }
 
-    /// How many graves wait for the current snapshot to be replaced.
+    /// The number of regions retired since the current snapshot was published.
     pub(crate) fn newly_retired(&self) -> usize {
         self.retired_regions
             .iter()
@@ -259,12 +260,12 @@ impl Registry {
             .count()
     }
 
-    /// Frees the graves that no snapshot in use names.
+    /// Frees the slots and headers of retired regions that no snapshot in use names.
     pub(crate) fn reclaim(&mut self) {
         let Self {
             retired_regions, free_slots, retired_snapshots, generation, snapshot_stale, readers, ..
         } = self;
-        // Without translators nobody looks at the current snapshot before the next one is made.
+        // Without readers the current snapshot is unused until the next one is made.
         let current = (!(*snapshot_stale && readers.is_empty())).then_some(*generation);
         retired_regions.retain(|retired| {
             let names =
@@ -278,12 +279,13 @@ impl Registry {
         });
     }
 
-    /// How many graves are of regions that came and went since generation `first_generation`.
+    /// The number of retired regions that were published in generation `first_generation` or later.
     pub(crate) fn retired_since(&self, first_generation: u64) -> usize {
         self.retired_regions.iter().filter(|retired| retired.first_generation >= first_generation).count()
     }
 
-    /// How many graves the translators of each holder keep; `generation` is that of a translator's snapshot.
+    /// The number of retired regions that the translators of each holder keep; `generation` returns that of a reader's
+    /// snapshot.
     pub(crate) fn retained(&self, generation: impl Fn(&Arc<Reader>) -> Option<u64>) -> Vec<HolderTotal> {
         let mut seen: BTreeMap<Holder, Vec<u64>> = BTreeMap::new();
         for reader in &self.readers {
@@ -300,12 +302,12 @@ impl Registry {
         held.filter(|held| held.count > 0).collect()
     }
 
-    /// Gone regions that cannot be freed yet.
+    /// Retired regions that cannot be freed yet.
     pub(crate) fn unreclaimed(&self) -> usize {
         self.retired_regions.len()
     }
 
-    /// The counts of `holder`, made if need be. `None` without memory.
+    /// The counters of `holder`, created on first use. `None` without memory.
     pub(crate) fn counts_of(
         &mut self,
         memory: &SharedTableMemory,
@@ -319,20 +321,20 @@ impl Registry {
         if !counts.grow(self.slots) {
             return None;
         }
-        // Houses of holders that are gone and hold nothing would pile up as containers come and go.
+        // Unused counters without units are dropped here: else they would pile up as containers come and go.
         self.holder_counts.retain(|_, counts| Arc::strong_count(counts) > 1 || !counts.is_empty());
         self.holder_counts.insert(holder, counts.clone());
         Some(counts)
     }
 
-    /// The live mappings of the region in `slot`: the sum of all counts.
+    /// The live mappings of the region in `slot`: the sum of all counters.
     pub(crate) fn mapped(&self, slot: u32) -> i64 {
         let readers = self.readers.iter().map(|reader| reader.sum(slot));
         let counts = self.holder_counts.values().map(|counts| counts.value(slot));
         readers.chain(counts).fold(0, i64::wrapping_add)
     }
 
-    /// The same by holder.
+    /// The live mappings by holder.
     pub(crate) fn holders(&self, slot: u32) -> Vec<HolderTotal> {
         let mut sums: BTreeMap<Holder, i64> = BTreeMap::new();
         for counts in self.holder_counts.values() {

@@ -1,4 +1,4 @@
-//! Releasing: the last unregister, regions that drain, the owner that goes.
+//! Releasing: the last unregister, draining regions, and the end of the address space.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -11,7 +11,7 @@ use crate::lookup::holder::{Holder, HolderTotal, ReleaseHook};
 use crate::sync::LockCondvarGuard;
 use crate::sync::atomic::{AtomicI64, Ordering};
 
-/// One registration in the registry: enough to find it again, never enough to reach a gone region.
+/// The registry's handle of one registration: enough to find its region, never enough to reach a released one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Claim {
     pub(crate) range: UserRange,
@@ -19,7 +19,7 @@ pub(crate) struct Claim {
     pub(crate) holder: Holder,
 }
 
-/// Why a claim could not be given up. Nothing changed.
+/// The reason why a claim was not released. Nothing changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum ReleaseRefused {
     Busy { mapped: u64, holders: Vec<HolderTotal> },
@@ -27,7 +27,7 @@ pub(crate) enum ReleaseRefused {
 }
 
 impl Engine {
-    /// Gives a registration up; the last one only if nothing is mapped.
+    /// Releases a registration; the last one only if nothing is mapped.
     pub(crate) fn release(&self, claim: Claim) -> Result<(), ReleaseRefused> {
         self.reap();
         let mut registry = self.registry.lock();
@@ -49,8 +49,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives a registration up; if it was the last one, closes the region for new mappings and leaves the release to the
-    /// last of the old ones. `true` when the release is done or another registration lives.
+    /// Releases a registration. The last one closes the region for new mappings and leaves its release to the last
+    /// unmap. `true` when the region is released or another registration lives.
     pub(crate) fn release_when_idle(&self, claim: Claim) -> bool {
         self.reap();
         let mut registry = self.registry.lock();
@@ -74,7 +74,7 @@ impl Engine {
         false
     }
 
-    /// Whether a region given up by `release_when_idle` is still there without registrations.
+    /// Whether a region released by `release_when_idle` is still there without registrations.
     pub(crate) fn is_draining(&self, claim: Claim) -> bool {
         self.reap();
         Self::draining(&mut self.registry.lock(), claim)
@@ -84,7 +84,7 @@ impl Engine {
         registry.entry(claim.range.first().raw(), claim.id).is_some_and(|entry| entry.used == 0)
     }
 
-    /// Waits until the region is released or somebody registers its range again.
+    /// Waits until the region is released or its range is registered again.
     pub(crate) fn wait_idle(&self, claim: Claim) {
         loop {
             self.reap();
@@ -96,10 +96,10 @@ impl Engine {
         }
     }
 
-    /// Releases every draining region that nobody maps any more.
+    /// Releases every draining region without mappings.
     pub(crate) fn reap(&self) {
-        // Relaxed: so that the usual case costs one load. A caller that knows of a draining region sees it, for what told
-        // him came after the store.
+        // Relaxed: the usual case costs one load. A caller that knows of a draining region sees it, because it learned
+        // of it after the store.
         if self.draining.load(Ordering::Relaxed) == 0 {
             return;
         }
@@ -116,7 +116,8 @@ impl Engine {
         drop(gone);
     }
 
-    /// Gives many registrations up with one heavy fence for all of them, in order; each as [`release`](Self::release) would.
+    /// Releases many registrations with one heavy fence for all of them, in order; each as [`release`](Self::release)
+    /// would.
     pub(crate) fn release_many(
         &self,
         claims: impl Iterator<Item = Claim>,
@@ -165,15 +166,15 @@ impl Engine {
         results
     }
 
-    /// Takes a region whose door is closed, or drained to zero, out of the registry, and releases it without the lock.
+    /// Removes a region whose percpu ref is closed, or drained to zero, and releases it without the lock.
     fn remove_and_release(&self, mut registry: LockCondvarGuard<'_, Registry>, range: UserRange, id: u64) {
         let gone = self.remove_region(&mut registry, range, id);
         drop(registry);
         drop(gone);
     }
 
-    /// Under the lock: readers no longer find the region, and its span is being unpinned. The caller drops the release
-    /// without the lock.
+    /// Removes a region under the lock: readers no longer find it, and its span is unpinning. The caller drops the
+    /// result without the lock.
     fn remove_region(&self, registry: &mut Registry, range: UserRange, id: u64) -> Option<Release<'_>> {
         let entry = registry.start_unpinning(range.first().raw(), id)?;
         self.update_draining_hint(registry);
@@ -182,7 +183,8 @@ impl Engine {
         Some(Release::new(self, entry))
     }
 
-    /// The owner goes: every registration is given up, whoever holds it; what nobody maps is released now.
+    /// The address space is dropped: every registration is released, wherever its handle is; regions without mappings
+    /// are released now.
     pub(crate) fn close(&self) {
         let mut registry = self.registry.lock();
         let mut drained = 0;

@@ -1,8 +1,8 @@
-//! Guards over what a registration takes from the outside: the span, the charge, the pin.
+//! Guards over what a registration holds outside the core: the span, the charge, the pin.
 //!
-//! While a region is built they undo the steps done so far; when it is released they are the release. Each acts once, when
-//! it is dropped, so that a port that panics stops none of the others: the pin is released, the charge taken off, the span
-//! freed and every waiter woken, whichever of those calls unwinds. (Two that unwind at once abort the process, as two
+//! While a region is built they undo the steps done so far; when it is released they are the release. Each acts once,
+//! when it is dropped, so that a port that panics stops none of the others: the pin is released, the charge taken off,
+//! the span freed and every waiter woken, whichever call unwinds. (Two that unwind at once abort the process, as two
 //! panics always do.)
 
 use alloc::sync::Arc;
@@ -15,11 +15,11 @@ use crate::lookup::pages::DirtyPages;
 use crate::lookup::region::SharedRegion;
 use crate::port::{Charge, Pin, PinId};
 
-/// A reserved or unpinning span. Dropped, it is free again, and threads that wait for it look.
+/// A reserved or unpinning span. Dropping it frees the span and wakes the threads that wait for it.
 pub(crate) struct SpanGuard<'a> {
     engine: &'a Engine,
     range: UserRange,
-    /// Pages that this release takes out of the totals; `None` when the registration never came to be.
+    /// Pages that this release takes off the totals; `None` when the registration was never committed.
     unpinned: Option<u64>,
 }
 
@@ -29,7 +29,7 @@ impl<'a> SpanGuard<'a> {
         Self { engine, range, unpinned: None }
     }
 
-    /// The region is registered: the span is its own from now on.
+    /// The region is registered and keeps the span.
     pub(crate) fn commit(self) {
         core::mem::forget(self);
     }
@@ -50,7 +50,7 @@ impl Drop for SpanGuard<'_> {
     }
 }
 
-/// A charge. Dropped, it is taken off the account.
+/// A charge. Dropping it takes it off the account.
 pub(crate) struct ChargeGuard<'a> {
     charges: &'a dyn Charge,
     pages: u64,
@@ -74,17 +74,17 @@ impl Drop for ChargeGuard<'_> {
     }
 }
 
-/// A pin. Dropped, it is released.
+/// A pin. Dropping it releases it.
 pub(crate) struct PinGuard<'a> {
     pins: &'a dyn Pin,
     pin: PinId,
     range: UserRange,
-    /// Has the dirty marks; `None` when no device can have seen the pages.
+    /// Has the dirty marks; `None` when no device can have reached the pages.
     region: Option<SharedRegion>,
 }
 
 impl<'a> PinGuard<'a> {
-    /// Guards a pin that no region has yet.
+    /// Guards a pin that has no region yet.
     pub(crate) fn new(pins: &'a dyn Pin, pin: PinId, range: UserRange) -> Self {
         Self { pins, pin, range, region: None }
     }
@@ -107,7 +107,7 @@ impl Drop for PinGuard<'_> {
     }
 }
 
-/// A region that left the registry. Dropped without the lock held, it is released: the fields in their order.
+/// A region that left the registry. Dropping it, without the lock held, releases it: the fields in their order.
 pub(crate) struct Release<'a> {
     _pin: Option<PinGuard<'a>>,
     _charge: Option<ChargeGuard<'a>>,
@@ -115,12 +115,12 @@ pub(crate) struct Release<'a> {
     _span: SpanGuard<'a>,
     /// After the span: dropping it runs the caller's code, which may register the range again.
     _keep: Option<Arc<dyn Any + Send + Sync>>,
-    /// Last: it may be what keeps the engine.
+    /// Last: it may be the last reference to the engine.
     _keepalive: Option<Arc<dyn ReleaseHook>>,
 }
 
 impl<'a> Release<'a> {
-    /// The release of `entry`, whose span says that it is being unpinned.
+    /// The release of `entry`, whose span is marked as unpinning.
     pub(crate) fn new(engine: &'a Engine, entry: crate::engine::registry::RegionEntry) -> Self {
         let crate::engine::registry::RegionEntry { region, pin, charged, keep, keepalive, .. } = entry;
         let range = region.range;

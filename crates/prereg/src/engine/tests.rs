@@ -84,7 +84,7 @@ fn map(t: &mut Translator, page: u64) -> crate::lookup::region::Mapping {
     t.map(UserAddr::new(A + (page << 12)), PageShift::K4).expect("a registered page")
 }
 
-/// How many regions drain, in the registry and as reader_view outside the lock.
+/// The number of draining regions, in the registry and in the copy outside the lock.
 fn draining(engine: &Engine) -> (u64, u64) {
     let registry = engine.registry.lock();
     (registry.draining, engine.draining.load(Ordering::Relaxed))
@@ -127,7 +127,7 @@ fn the_inlined_path_serves_what_the_index_covers_where_mapping_passes_no_fence()
         for page in [1, 2] {
             let ua = UserAddr::new(A + (page << 12));
             let found = t.load_entry(ua);
-            // PageIndex hold addresses of 64 bits; elsewhere regions are found by search.
+            // The page index needs pointers of 64 bits; elsewhere regions are found by search.
             assert_eq!(found.is_some_and(|(word, _)| !word.is_null()), cfg!(target_pointer_width = "64"));
             assert_eq!(t.load_entry_fast(ua), found.filter(|_| asymmetric));
         }

@@ -1,8 +1,9 @@
-//! Who holds mappings: holders, and the counts of each that anybody may write.
+//! Holders of mappings, and the counters of each that any thread may write.
 //!
-//! Every translator counts in a `Reader` of its own, which no other thread writes. Units that are given back without a
-//! translator go to the [`HolderCounts`] of the same holder. Only sums mean anything: a unit may be taken by one reader and given
-//! back by another, so single counts go negative. The sum of all of them, for one slot, is the region's live mappings.
+//! A translator counts in a [`Reader`](crate::engine::reader) of its own, which no other thread writes. A unit that is
+//! released without a translator is taken off the [`HolderCounts`] of its holder. A unit may be counted by one reader and
+//! taken off by another, so a single counter can be negative. The sum over all of them, for one slot, is the number of
+//! live mappings of the region.
 
 #![expect(
     unsafe_code,
@@ -18,16 +19,16 @@ use crate::table_memory::SharedTableMemory;
 use crate::table_memory::chunked::ChunkedArray;
 use crate::table_memory::owned::TableBox;
 
-/// Who holds mappings or registrations, for reports: a container and what kind of use it is.
+/// The holder of mappings or registrations, for reports: a container and a kind of use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Holder {
-    /// The container's number, chosen by its maker; 0 where there is none.
+    /// The container's number, chosen by its creator; 0 where there is none.
     pub container: u64,
     /// The kind of use.
     pub kind: HolderKind,
 }
 
-/// What a mapping is held for.
+/// The use of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum HolderKind {
@@ -55,22 +56,22 @@ impl fmt::Display for Holder {
     }
 }
 
-/// So many mappings (or registrations) of a region are one holder's.
+/// The mappings (or registrations) of a region that one holder has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HolderTotal {
-    /// Whose.
+    /// The holder.
     pub holder: Holder,
-    /// How many.
+    /// Their number.
     pub count: u64,
 }
 
-/// Who is told that a unit of a draining region was given back without a translator.
+/// Releases a unit without a translator; implemented by the engine.
 pub(crate) trait ReleaseHook: Send + Sync {
-    /// Gives one unit of `slot` back in `count`, and releases what is drained by that. May lock and make system calls.
+    /// Takes one unit of `slot` off `count`, and releases regions that this drains. May lock and make system calls.
     fn release_unit(&self, slot: u32, count: &AtomicI64);
 }
 
-/// The counts of one holder that anybody may write. Aligned so that a pointer to one has bits to spare (see [`HolderCountsRef`]).
+/// The counters of one holder. Aligned so that a pointer to one has spare bits (see [`HolderCountsRef`]).
 #[repr(align(32))]
 pub(crate) struct HolderCounts {
     pub(crate) holder: Holder,
@@ -78,7 +79,7 @@ pub(crate) struct HolderCounts {
     hook: Weak<dyn ReleaseHook>,
 }
 
-/// A counts, shared by the registry, by readers and by tables.
+/// Shared by the registry, by readers and by tables.
 pub(crate) type SharedHolderCounts = alloc::sync::Arc<TableBox<HolderCounts>>;
 
 impl HolderCounts {
@@ -105,9 +106,10 @@ impl HolderCounts {
     /// Adds `change`.
     pub(crate) fn add(&self, slot: u32, change: i64) {
         if let Some(count) = self.count(slot) {
-            // Relaxed: counts that a closed reader leaves are moved under the writers' lock, as they are summed; a unit that
-            // is handed over is added before its own thread's `leave`, whose Release orders the two. What others released
-            // before is still acquired by the sum: an exchange continues the release sequence of the store it follows.
+            // Relaxed: counters of a dropped reader are moved under the writers' lock, as they are summed; a unit that
+            // is transferred is added before its own thread's `leave`, whose Release orders the two. What other threads
+            // released before is still acquired by the sum: an exchange continues the release sequence of the store it
+            // follows.
             count.fetch_add(change, Ordering::Relaxed);
         }
     }
@@ -117,41 +119,41 @@ impl HolderCounts {
         self.count(slot).map_or(0, |count| count.load(Ordering::Acquire))
     }
 
-    /// Whether this is a counts of the address space `hook`.
+    /// Whether these counters are of the address space that `hook` releases for.
     pub(crate) fn belongs_to<T: ReleaseHook>(&self, hook: &alloc::sync::Arc<T>) -> bool {
         ptr::addr_eq(self.hook.as_ptr(), alloc::sync::Arc::as_ptr(hook))
     }
 
-    /// Whether every count is zero.
+    /// Whether every counter is zero.
     pub(crate) fn is_empty(&self) -> bool {
-        // Acquire as in `value`: whoever emptied the counts does not touch it any more.
+        // Acquire as in `value`: a thread that took the last unit off does not touch the counters any more.
         self.chunks.iter().all(|count| count.load(Ordering::Acquire) == 0)
     }
 }
 
-/// A counts, in a mapping that may be given back on any thread. The unit keeps the counts: the registry drop none whose counts,
-/// with those of its holder's readers, are not all zero.
+/// The [`HolderCounts`] that a mapping is counted with. A mapping may be released on any thread. Its unit keeps them:
+/// the registry drops none whose counters, with those of the holder's readers, are not all zero.
 ///
-/// In its lower bits a translator notes for how many slots it knows counts, as a power of two. So a mapping that carries a
-/// translator's own reference has a slot that this translator can count in, and one comparison tells.
+/// In its lower bits a translator notes the number of slots it has counters for, as a power of two. So a mapping that
+/// carries a translator's own reference has a slot that this translator can count in, and one comparison shows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct HolderCountsRef(NonNull<HolderCounts>);
 
-/// The bits of a counts's address that are free.
+/// The bits of the address that are spare.
 const HINT_BITS: usize = align_of::<HolderCounts>() - 1;
 
-// SAFETY: a counts is shared by many threads; only its atomics change.
+// SAFETY: shared by many threads; only its atomics change.
 unsafe impl Send for HolderCountsRef {}
 // SAFETY: as above.
 unsafe impl Sync for HolderCountsRef {}
 
 impl HolderCountsRef {
-    /// `counts`, for who knows no counts yet.
+    /// A reference without a capacity hint.
     pub(crate) fn new(counts: &TableBox<HolderCounts>) -> Self {
         Self(counts.as_ptr())
     }
 
-    /// The same counts, for who knows `slots` counts, a power of two.
+    /// The same counters, noting that the translator has counters for `slots` slots, a power of two.
     pub(crate) fn with_capacity_hint(self, slots: usize) -> Self {
         // 18 at most.
         let known = slots.checked_ilog2().unwrap_or(0) as usize & HINT_BITS;
@@ -159,35 +161,35 @@ impl HolderCountsRef {
         NonNull::new(marked).map_or(self, Self)
     }
 
-    /// Whether it is `counts`, whatever counts are known.
+    /// Whether it points to `counts`, whatever the hint.
     #[inline]
     pub(crate) fn points_to(self, counts: &HolderCounts) -> bool {
         ptr::eq(self.address(), counts)
     }
 
-    /// The address alone.
+    /// The address without the hint.
     #[inline]
     fn address(self) -> *const HolderCounts {
         self.0.as_ptr().map_addr(|at| at & !HINT_BITS)
     }
 
-    /// The counts.
+    /// The counters.
     ///
     /// # Safety
-    /// The caller holds a unit that is counted with it, for as long as he uses it.
+    /// The caller holds a unit that is counted with them as long as the result is used.
     pub(crate) unsafe fn get<'a>(self) -> &'a HolderCounts {
         // SAFETY: the unit keeps it.
         unsafe { &*self.address() }
     }
 
-    /// Gives one unit of `slot` back on a thread without a translator.
+    /// Releases one unit of `slot` on a thread without a translator.
     ///
     /// # Safety
-    /// The caller holds that unit, counted with this counts's holder, and does not use the region any more.
+    /// The caller holds that unit, counted with this holder, and does not use the region any more.
     pub(crate) unsafe fn release_unit(self, slot: u32) {
         // SAFETY: the unit keeps the counts.
         let counts = unsafe { self.get() };
-        // Taken before the unit goes: after that nothing may keep the counts or the address space.
+        // Taken before the unit is released: after that nothing may keep the counters or the address space.
         let hook = counts.hook.upgrade();
         if let (Some(hook), Some(count)) = (hook, counts.count(slot)) {
             hook.release_unit(slot, count);

@@ -1,15 +1,15 @@
-//! The fast tier of lookup: a flat array over a stretch of user memory whose entries say where the page addresses are.
+//! The page index: a flat array over a part of user memory whose entries locate the host addresses of pages.
 //!
-//! A entry covers `2^shift` bytes that lie wholly in one region, or it is empty. It is one entry (see `tagged`): the region's
-//! slot, and either a host page (the entry is contiguous on the host) or a pointer into the region's table. So a translation
-//! loads the entry, and perhaps the page, and never touches a header.
+//! An entry covers `2^shift` bytes that lie wholly in one region, or is empty. It is one word (see `index_entry`): the
+//! region's slot, and either a host page (the bytes are contiguous on the host) or a pointer into the region's page table.
+//! So a translation loads the entry, and perhaps a page number, and never touches a region header.
 //!
-//! PageIndex are patched in place when regions come and go. A reader may act on a entry that was emptied meanwhile; the door of
-//! the slot stops it, for a slot (and the table a entry points to) is used again only when no reader can have seen the old
-//! entry (see `registry`).
+//! Entries are changed in place when regions are published and unpublished. A reader may act on an entry that was cleared
+//! meanwhile; the closed percpu ref of the slot stops it, because a slot (and the table that an entry points to) is reused
+//! only when no reader can have seen the old entry (see `registry`).
 //!
-//! What does not fit is found by search instead (see `lookup`): regions not aligned to the entries or far away, slots past
-//! 65,535, and everything on hosts whose pointers have not 64 bits.
+//! Regions that do not fit are found by search (see `snapshot`): those not aligned to the entries or far away, those with
+//! slots past 65,535, and all regions on hosts whose pointers are not 64 bits.
 
 #![expect(unsafe_code, reason = "readers reach the array by pointer")]
 
@@ -22,19 +22,19 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::SharedTableMemory;
 use crate::table_memory::owned::TableArray;
 
-/// One entry. Null is empty; so slot 0 is never given to a region.
+/// One entry. Null is empty, so no region has slot 0.
 pub(crate) type IndexEntry = AtomicPtr<u32>;
 
-/// A flat array of entries.
+/// The flat array of entries.
 pub(crate) struct PageIndex {
-    /// The generation of the first snapshot that shows them.
+    /// The generation of the first snapshot that uses it.
     pub(crate) first_generation: u64,
     base: u64,
     shift: u32,
     entries: TableArray<IndexEntry>,
 }
 
-/// What a reader keeps at hand of a [`PageIndex`].
+/// A translator's copy of where a [`PageIndex`] lies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct IndexView {
     pub(crate) base: u64,
@@ -59,14 +59,14 @@ impl IndexView {
     /// `offset` is below `span`, and the array lives.
     #[inline]
     pub(crate) unsafe fn load(&self, offset: u64) -> *mut u32 {
-        // SAFETY: inside the array, by the caller's promise.
+        // SAFETY: inside the array, as the caller promises.
         let entry = unsafe { &*self.entries.wrapping_add((offset >> self.shift) as usize) };
-        // Acquire pairs with the Release in `fill`: the table it points to was made before.
+        // Acquire pairs with the Release in `fill`: the page table it points to was made before.
         entry.load(Ordering::Acquire)
     }
 }
 
-/// Where entries could lie: chosen so that most memory is covered for little table.
+/// Base, entry size and length of an index: chosen so that most memory is covered for little table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct IndexPlan {
     base: u64,
@@ -76,14 +76,14 @@ pub(crate) struct IndexPlan {
 
 /// Regions further apart than this are not covered by one array.
 const CLUSTER_GAP: u64 = 1 << 38;
-/// An array may always have so many entries; beyond that, one for every 16 pages or four for every region, which itself
-/// takes more memory than those. But never more than that of 1 TiB in huge pages: what nobody pins or charges, as device
-/// memory, must not cost memory without bound.
+/// An index may always have `SMALL` entries; beyond that, one for every 16 pages or four for every region, which itself
+/// takes more memory than those. But never more than `MOST`, enough for 1 TiB in huge pages: memory that is neither
+/// pinned nor charged, as device memory, must not cost memory without bound.
 const SMALL: u64 = 1 << 14;
 const MOST: u64 = 1 << 19;
-/// Regions of so few pages on average, gaps included, are covered page by page.
+/// Regions with at most this many pages on average, gaps included, get one entry for each page.
 const PAGES_OF_SMALL: u64 = 8;
-/// The largest entry.
+/// The largest entry, as a power of two.
 const LARGEST_SHIFT: u32 = 40;
 
 impl IndexPlan {
@@ -98,20 +98,20 @@ impl IndexPlan {
         let alignments = regions.filter(inside).map(|region| region.entry_alignment().max(granule));
         let entries = |shift: u32| (last >> shift) - (first >> shift) + 1;
         let finest = (alignments.clone().min()?..=LARGEST_SHIFT).find(|&shift| entries(shift) <= limit)?;
-        // Regions that are aligned to less are searched for; the others need no finer entries than the worst of them. But
-        // many small ones get a entry for each page, which says where it is without a second load.
+        // Regions that are aligned to less are found by search; the others need no smaller entries than the worst of
+        // them. But many small ones get one entry for each page, which locates it without a second load.
         let covered = alignments.filter(|&alignment| alignment >= finest);
         let worst = covered.min()?.min(LARGEST_SHIFT);
         let by_page = numbers && entries(granule) <= PAGES_OF_SMALL * count;
         let shift = if by_page { granule } else { worst };
         let used = entries(shift);
-        // Room to grow on both sides, so that a run of new neighbours does not rebuild the array each time.
+        // Room to grow on both sides, so that new neighbours do not rebuild the array each time.
         let count = used.next_power_of_two();
         let base = (first >> shift).saturating_sub((count - used) / 2);
         Some(Self { base: base << shift, shift, count: usize::try_from(count).ok()? })
     }
 
-    /// The group of near regions with the most pages: first byte, last byte, pages, regions.
+    /// The group of neighbouring regions with the most pages: first byte, last byte, pages, regions.
     fn cluster<'a>(regions: impl Iterator<Item = &'a Region>, granule: u32) -> Option<(u64, u64, u64, u64)> {
         let mut best: Option<(u64, u64, u64, u64)> = None;
         let mut current: Option<(u64, u64, u64, u64)> = None;
@@ -134,7 +134,7 @@ impl IndexPlan {
 }
 
 impl PageIndex {
-    /// Empty entries for `plan`, or none at all. `None` without memory.
+    /// An index with empty entries for `plan`, or without entries. `None` without memory.
     pub(crate) fn new(
         memory: &SharedTableMemory,
         plan: Option<IndexPlan>,
@@ -145,7 +145,7 @@ impl PageIndex {
         Some(Self { first_generation, base, shift, entries })
     }
 
-    /// How many there are.
+    /// The number of entries.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -155,7 +155,7 @@ impl PageIndex {
         IndexView { base: self.base, span, shift: self.shift, entries: self.entries.as_ptr() }
     }
 
-    /// The entries of `region`, if all of it could be covered by this array.
+    /// The first and last entry of `region`, if the index could cover all of it.
     fn entries_of(&self, region: &Region) -> Option<(usize, usize)> {
         let first = region.range.first().raw().checked_sub(self.base)?;
         let last = region.range.last().raw() - self.base;
@@ -163,7 +163,7 @@ impl PageIndex {
         fits.then_some(((first >> self.shift) as usize, (last >> self.shift) as usize))
     }
 
-    /// What entry `index` says when it is `region`'s. `None` where a entry cannot say it.
+    /// The value of entry `index` for `region`. `None` where an entry cannot express it.
     fn entry_for(&self, region: &Region, index: usize) -> Option<*mut u32> {
         let offset = (index as u64) << self.shift;
         let table = &region.table;
@@ -171,10 +171,11 @@ impl PageIndex {
         entry_of(pages, offset, table.granule().get(), region.slot)
     }
 
-    /// Makes `region` found. `false`, and it is not, when the entries cannot say where its pages are. Writers' lock held.
+    /// Makes the index find `region`. `false`, and nothing changes, when its entries cannot express where the pages
+    /// are. Writers' lock held.
     pub(crate) fn fill(&self, region: &Region) -> bool {
         let Some((first, last)) = self.entries_of(region) else { return false };
-        // All or nothing: a reader that loaded one entry could come back to it when the slot is another region's.
+        // All or nothing: a reader that loaded one entry could come back to it when the slot belongs to another region.
         if (first..=last).any(|index| self.entry_for(region, index).is_none()) {
             return false;
         }
@@ -186,7 +187,7 @@ impl PageIndex {
         true
     }
 
-    /// Makes `region` no longer found. `false` when it was not found here. Writers' lock held.
+    /// Removes `region` from the index. `false` when it was not there. Writers' lock held.
     pub(crate) fn clear(&self, region: &Region) -> bool {
         let Some((first, last)) = self.entries_of(region) else { return false };
         // Relaxed: written under the lock the caller holds.
@@ -194,7 +195,7 @@ impl PageIndex {
             return false;
         }
         for entry in &self.entries[first..=last] {
-            // Relaxed: a reader that still finds the entry meets the closed door.
+            // Relaxed: a reader that still finds the entry meets the closed percpu ref.
             entry.store(ptr::null_mut(), Ordering::Relaxed);
         }
         true

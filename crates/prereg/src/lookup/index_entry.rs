@@ -1,14 +1,14 @@
-//! The entry of a entry: a slot, and where the pages are.
+//! The word of an index entry: a slot, and where the pages are.
 //!
-//! The region's slot is in the lower 16 bits. Above, with two bits to tell which: a host page number, for a entry that is
-//! contiguous on the host, or a pointer to host addresses in the region's table. A pointer keeps its provenance: tag and slot
-//! only change the address bits.
+//! The region's slot is in the lower 16 bits. Above are two tag bits and either a host page number, for an entry that is
+//! contiguous on the host, or a pointer to host addresses in the region's page table. A pointer keeps its provenance: tag
+//! and slot change only its address bits.
 //!
-//! Both are *for the first byte that the array of entries covers*: what lies at a byte is found with its offset in the array,
-//! not in the entry. So a translation needs no mask, and one shift serves the number and the index. The number is of 4 KiB
-//! pages whatever the system's are, so that a run needs to know nothing but the entry.
+//! Both are *for the first byte that the index covers*: the address of a byte is found with its offset in the index, not in
+//! the entry. So a translation needs no mask, and one shift serves both the page number and the array index. The number
+//! counts 4 KiB pages whatever the system page is, so that a contiguous entry needs nothing but itself.
 
-#![expect(unsafe_code, reason = "a entry may point into the page table of its region")]
+#![expect(unsafe_code, reason = "an entry may point into the page table of its region")]
 
 use core::ptr;
 
@@ -18,9 +18,9 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The slot is below this bit.
 pub(crate) const SLOT_BITS: u32 = 16;
-/// What the rest is, above the slot; pointers are aligned to 4 bytes at least.
+/// The tag, above the slot; pointers are aligned to at least 4 bytes.
 const TAG: usize = 3;
-/// Where a page number begins.
+/// The lowest bit of a page number.
 const FRAME_SHIFT: u32 = SLOT_BITS + 2;
 /// The page that a page number counts: no system page is smaller.
 const UNIT: u32 = PageShift::K4.get();
@@ -31,25 +31,25 @@ const RUN: usize = 1;
 /// A pointer to 8-byte host addresses with a mark in bit 0.
 const WIDE: usize = 2;
 
-/// The slot of a entry's entry; 0 when it is empty.
+/// The slot of an entry; 0 when it is empty.
 #[inline]
 pub(crate) fn slot_of(entry: *mut u32) -> usize {
     usize::from(entry.addr() as u16)
 }
 
-/// The system page, as a translation needs it.
+/// The system page size.
 pub(crate) trait SystemPage {
-    /// Its shift.
+    /// The size as a power of two.
     fn shift(&self) -> u32;
     /// The bits of an address inside one.
     fn mask(&self) -> u64;
 }
 
-/// The host address of the byte `offset` bytes after the first one that the array of entries covers.
+/// The host address of the byte `offset` bytes after the first one that the index covers.
 ///
 /// # Safety
-/// The entry is that of the entry over this byte, not empty, and a unit of its slot is held since the entry was loaded;
-/// `system` is the system page.
+/// `entry` is the one over this byte, not empty, and a unit of its slot is held since it was loaded; `system` is the
+/// system page.
 #[inline]
 pub(crate) unsafe fn host_of(entry: *mut u32, offset: u64, system: &impl SystemPage) -> u64 {
     if entry.addr() & (TAG << SLOT_BITS) == NARROW {
@@ -59,30 +59,30 @@ pub(crate) unsafe fn host_of(entry: *mut u32, offset: u64, system: &impl SystemP
         let frame = unsafe { *frames.wrapping_add((offset >> granule) as usize) };
         (u64::from(frame) << granule) | (offset & system.mask())
     } else if entry.addr() & (RUN << SLOT_BITS) != 0 {
-        // The array begins on a page.
+        // The index begins on a page.
         let pages = (entry.addr() as i64 >> (FRAME_SHIFT - UNIT)) as u64 & !PageShift::K4.mask();
         pages.wrapping_add(offset)
     } else {
         let words = entry.map_addr(|bits| (bits >> SLOT_BITS) & !TAG).cast::<AtomicU64>();
         // SAFETY: as above; words are read as the atomics they are.
-        let entry = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
+        let word = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
         // Relaxed: the address bits never change.
-        (entry.load(Ordering::Relaxed) & !1) | (offset & system.mask())
+        (word.load(Ordering::Relaxed) & !1) | (offset & system.mask())
     }
 }
 
-/// Asks for the memory that [`host_of`] will read. The entry may be any entry's, empty or not.
+/// Prefetches the memory that [`host_of`] will read. Any entry may be passed, empty or not.
 #[inline]
 pub(crate) fn prefetch_page(entry: *mut u32, offset: u64, system: &impl SystemPage) {
     if entry.addr() & (RUN << SLOT_BITS) == 0 {
         let index = (offset >> system.shift()) as usize;
-        // Of wide words it is the wrong line, and no harm: what is asked for is never looked at.
+        // For 8-byte words this is the wrong line, which does no harm: the line is only prefetched.
         let frames = entry.map_addr(|bits| bits >> SLOT_BITS).wrapping_add(index);
         prefetch(frames);
     }
 }
 
-/// What a entry says of its pages, before it is known which entry it is.
+/// The location of an entry's pages, before it is known which entry it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum EntryPages {
     /// One run, from this host address on.
@@ -93,8 +93,8 @@ pub(crate) enum EntryPages {
     Wide(*mut AtomicU64),
 }
 
-/// The entry of a entry that begins `offset` bytes after the first byte of the array and belongs to `slot`. `None` for what a
-/// entry cannot say: a slot or an address too high.
+/// The entry that begins `offset` bytes after the first byte of the index and belongs to `slot`. `None` for a slot or
+/// an address too high for an entry.
 pub(crate) fn entry_of(pages: EntryPages, offset: u64, granule: u32, slot: u32) -> Option<*mut u32> {
     let slot = usize::from(u16::try_from(slot).ok()?);
     let index = (offset >> granule) as usize;

@@ -1,4 +1,4 @@
-//! What readers reach without a lock: from a user address to a region, and to the host addresses of its pages.
+//! Lookup without a lock: from a user address to a region, and to the host addresses of its pages.
 
 pub(crate) mod holder;
 pub(crate) mod index;

@@ -1,8 +1,8 @@
 //! A region: the header of one pinned range, and the mapping guard that holds one unit of it.
 //!
-//! A region never changes after it is published, but for its dirty marks. Who may reach one: the registry while it is
-//! registered or draining; a translator that sits on a snapshot which names it (the registry keep a gone region as long as one
-//! does); and whoever holds a unit of its door, for as long as he holds it.
+//! A region does not change after it is published, except for its dirty marks. It may be reached by the registry while
+//! it is registered or draining; by a translator whose snapshot names it (the registry keeps a released region that
+//! long); and by the holder of a unit of its percpu ref.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -16,9 +16,9 @@ use crate::table_memory::owned::TableBox;
 
 /// The header of one pinned range.
 pub(crate) struct Region {
-    /// Unique within its address space, never used again.
+    /// Unique within its address space, never reused.
     pub(crate) id: u64,
-    /// Index of its door and counts; free again when no snapshot in use names the region.
+    /// Index of its percpu ref and counters; reusable when no snapshot in use names the region.
     pub(crate) slot: u32,
     pub(crate) range: UserRange,
     pub(crate) table: PageTable,
@@ -42,16 +42,16 @@ impl Region {
         Ok(())
     }
 
-    /// The largest shift of cells that can cover it: its start, its end and its breaks are multiples.
+    /// The largest shift of index entries that can cover it: its start, its end and its breaks are multiples.
     pub(crate) fn entry_alignment(&self) -> u32 {
         (self.range.first().raw() | self.range.bytes()).trailing_zeros().min(self.table.entry_alignment())
     }
 }
 
-/// One published region, shared by the registry and the snapshots. Readers know its place in table memory.
+/// One published region, shared by the registry and the snapshots. Readers know its address in table memory.
 pub(crate) type SharedRegion = Arc<TableBox<Region>>;
 
-/// Why a page cannot be mapped. Nothing is counted.
+/// The reason why a page cannot be mapped. Nothing is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
@@ -106,7 +106,7 @@ pub enum MapError {
 }
 
 impl MapError {
-    /// EFAULT, ENXIO, EINVAL or EAGAIN, as said at each kind.
+    /// EFAULT, ENXIO, EINVAL or EAGAIN, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -120,10 +120,10 @@ impl MapError {
 
 /// One live mapping of one IOMMU page: the only thing that yields a host address.
 ///
-/// While it lives its region cannot be unregistered and the page stays pinned at [`hpa`](Self::hpa). Give it back with
-/// [`Translator::unmap`], which costs a few instructions and works in a signal handler, or drop it anywhere, on any thread,
-/// which costs an atomic or two. If it was the last one of a region whose registrations are gone, the drop also releases
-/// the region, which takes a lock and may make system calls.
+/// While it lives, its region cannot be unregistered and the page stays pinned at [`hpa`](Self::hpa). Release it with
+/// [`Translator::unmap`], which costs a few instructions and works in a signal handler, or drop it on any thread, which
+/// costs one or two atomic operations. If it was the last mapping of a region without registrations, the drop also
+/// releases the region, which takes a lock and may make system calls.
 ///
 /// [`Translator::unmap`]: crate::Translator::unmap
 #[must_use = "the page is mapped only while this lives"]
@@ -136,7 +136,7 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Wraps a unit of `slot` that was just taken, and counted with the holder of `counts`.
+    /// Wraps a unit of `slot` that was just entered and is counted with the holder of `counts`.
     #[inline]
     pub(crate) fn new(
         host: HostAddr,
@@ -148,7 +148,7 @@ impl Mapping {
         Self { host, ua, counts, slot, shift }
     }
 
-    /// Where the device finds the byte at [`ua`](Self::ua).
+    /// The address at which a device reaches the byte at [`ua`](Self::ua).
     #[must_use]
     #[inline]
     pub fn hpa(&self) -> HostAddr {
@@ -169,13 +169,13 @@ impl Mapping {
         self.shift
     }
 
-    /// Whose counts the unit is counted with.
+    /// The counters of the unit's holder.
     #[inline]
     pub(crate) fn counts(&self) -> HolderCountsRef {
         self.counts
     }
 
-    /// Takes the mapping apart without giving the unit back: that is now the caller's to do.
+    /// Takes the mapping apart without releasing the unit, which is now up to the caller.
     #[inline]
     pub(crate) fn into_unit(self) -> (u32, HolderCountsRef) {
         let this = ManuallyDrop::new(self);
@@ -185,8 +185,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the unit being given back is counted with this holder, and the address is not used any more.
-        #[expect(unsafe_code, reason = "the counts is reached by pointer: the unit keeps it")]
+        // SAFETY: the unit is counted with this holder, and the address is not used any more.
+        #[expect(unsafe_code, reason = "the counters are reached by pointer: the unit keeps them")]
         unsafe {
             self.counts.release_unit(self.slot);
         }

@@ -1,7 +1,7 @@
-//! What readers look regions up in: the index first, and a sorted list for what they do not cover.
+//! A snapshot: the page index, and a sorted list of the regions that the index does not cover.
 //!
-//! Snapshots that differ in the list alone share their index, so that one more region that the index do not cover costs no
-//! copy of them. Regions come to and go from index in place: a reader of any snapshot that shares them sees it.
+//! Snapshots that differ only in the list share one index, so that one more region in the list costs no copy of it.
+//! Regions are added to and removed from the index in place: readers of every snapshot that shares it see the change.
 #![expect(unsafe_code, reason = "readers reach regions by pointer, without touching their owner")]
 
 use alloc::boxed::Box;
@@ -16,27 +16,27 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::SharedTableMemory;
 use crate::table_memory::owned::{TableArray, TableBox};
 
-/// All regions of an address space, as of its publication and, for the index, as patched since.
+/// The regions of an address space, as of its publication and, for the index, as changed since.
 pub(crate) struct Snapshot {
-    /// Ascending; which regions a reader of this snapshot can know follows from it (see `registry`).
+    /// Ascending; determines which regions a reader of this snapshot may know (see `registry`).
     pub(crate) generation: u64,
     pub(crate) index: Arc<PageIndex>,
-    /// What readers need of the index.
+    /// The copy that translators take.
     pub(crate) view: IndexView,
-    /// How long the list may become before other index are looked for.
+    /// The length of the list at which another index is looked for.
     list_limit: usize,
-    /// Regions the index do not cover: start addresses, ascending, and the regions, for readers.
+    /// Regions that the index does not cover: start addresses, ascending, and pointers for readers.
     firsts: TableArray<u64>,
     region_pointers: TableArray<AtomicPtr<Region>>,
     /// Owns them.
     regions: Box<[SharedRegion]>,
 }
 
-/// A list so long is searched in next to no time.
+/// A list of this length is searched in negligible time.
 const SHORT_LIST: usize = 16;
 
 impl Snapshot {
-    /// The first snapshot of all: nothing. `None` without memory.
+    /// The first snapshot: empty. `None` without memory.
     pub(crate) fn empty(memory: &SharedTableMemory) -> Option<TableBox<Self>> {
         Self::listing(memory, 0, Arc::new(PageIndex::new(memory, None, 0)?), 0, Vec::new())
     }
@@ -79,12 +79,12 @@ impl Snapshot {
         TableBox::new(memory, snapshot)
     }
 
-    /// The memory of the next one.
+    /// The port for the next one.
     fn memory(&self) -> &SharedTableMemory {
         self.firsts.memory()
     }
 
-    /// The next snapshot, with the same index, and `region` in the list. `None` without memory.
+    /// The next snapshot: this index, and `region` added to the list. `None` without memory.
     pub(crate) fn with(&self, region: &SharedRegion) -> Option<TableBox<Self>> {
         let mut regions = Vec::new();
         regions.try_reserve_exact(self.regions.len() + 1).ok()?;
@@ -94,7 +94,7 @@ impl Snapshot {
         Self::listing(self.memory(), self.generation + 1, self.index.clone(), self.list_limit, regions)
     }
 
-    /// The next snapshot, with the same index, and without region `id` in the list. `None` without memory.
+    /// The next snapshot: this index, and region `id` removed from the list. `None` without memory.
     pub(crate) fn without(&self, id: u64) -> Option<TableBox<Self>> {
         let mut regions = Vec::new();
         regions.try_reserve_exact(self.regions.len()).ok()?;
@@ -102,14 +102,14 @@ impl Snapshot {
         Self::listing(self.memory(), self.generation + 1, self.index.clone(), self.list_limit, regions)
     }
 
-    /// Whether one more region of `pages` pages, which these index do not cover, is worth the work of looking for other
-    /// index in a space of `regions` regions: either the list grows long, or pinning so many pages is more work anyway.
+    /// Whether one more region of `pages` pages, which this index does not cover, is worth looking for another index in
+    /// a space of `regions` regions: either the list grows long, or pinning that many pages is more work anyway.
     pub(crate) fn is_outgrown_by(&self, pages: u64, regions: usize) -> bool {
         let work = self.index.len() as u64 + 8 * regions as u64;
         self.regions.len() >= self.list_limit || pages.saturating_mul(8) >= work
     }
 
-    /// The region among those not covered that holds the byte at `ua`.
+    /// The region in the list that holds the byte at `ua`.
     #[inline]
     pub(crate) fn search(&self, ua: UserAddr) -> Option<&Region> {
         let index = self.firsts.partition_point(|&first| first <= ua.raw()).checked_sub(1)?;

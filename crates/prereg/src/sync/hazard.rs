@@ -1,12 +1,11 @@
-//! Publication: one writer replaces a value that readers are using, and frees it when no reader can be.
+//! Hazard pointers: one writer replaces a value that readers use, and frees it when no reader can use it any more.
 //!
-//! A [`Published`] owns the current value. Each reader owns a [`HazardSlot`] in which it names the value it uses; writers are
-//! serialised by the caller's lock, look at all hazards, and free what no hazard names. A reader never frees, locks, waits or
-//! allocates; it sits on one value until it asks for a newer one.
+//! A [`Published`] owns the current value. Each reader owns a [`HazardSlot`], in which it names the value it uses. Writers
+//! are serialised by the caller's lock, load all slots, and free the retired values that none names. A reader never frees,
+//! locks, waits or allocates; it uses one value until it asks for a newer one.
 //!
-//! Who is safe from what: a reader that named a value in its hazard and then found it still current may use it until it
-//! names another; a writer frees a value only after it has ceased to be current and no hazard named it. Proof of both
-//! interleavings at [`Published::protect`].
+//! A reader that named a value in its slot and then found it still current may use it until it names another. A writer
+//! frees a value only after replacing it and finding it in no slot. [`Published::protect`] has the proof.
 
 #![cfg_attr(
     not(loom),
@@ -26,15 +25,15 @@ use core::ptr;
 use crate::sync::atomic::{AtomicPtr, Ordering, fence};
 use crate::sync::preemption_point;
 
-/// How a value is owned: its owner turns into a pointer and back.
+/// An owning handle that turns into a pointer and back.
 pub trait Owner<T>: Sized {
-    /// Gives the ownership to a pointer, which is never null.
+    /// Turns the owner into a pointer, which is never null.
     fn into_raw(self) -> *mut T;
 
-    /// Takes it back.
+    /// Turns the pointer back into the owner.
     ///
     /// # Safety
-    /// `value` is from `into_raw`, and was not taken back yet.
+    /// `value` is from `into_raw` and was not turned back yet.
     unsafe fn from_raw(value: *mut T) -> Self;
 }
 
@@ -44,7 +43,7 @@ impl<T> Owner<T> for Box<T> {
     }
 
     unsafe fn from_raw(value: *mut T) -> Self {
-        // SAFETY: from `Box::into_raw`, by the caller's promise.
+        // SAFETY: from `Box::into_raw`, as the caller promises.
         unsafe { Self::from_raw(value) }
     }
 }
@@ -56,25 +55,25 @@ pub struct Published<T, O: Owner<T> = Box<T>> {
     owner: PhantomData<fn() -> O>,
 }
 
-/// What one reader uses. Belongs to one `Published` for good.
+/// The value that one reader uses. Belongs to one `Published` for its whole life.
 pub struct HazardSlot<T> {
-    /// Null: nothing. Written by the hazard's reader only.
+    /// Null: none. Written by its reader only.
     protected: AtomicPtr<T>,
 }
 
-/// Values that ceased to be current and may still be in use. Owned by the writers' side.
+/// Replaced values that may still be in use. Owned by the writers' side.
 ///
-/// ReleaseRefused as raw pointers: an owner may claim to be the only way to a value that readers still use.
+/// Raw pointers, because an owner may claim unique access to a value that readers still use.
 pub struct Retired<T, O: Owner<T> = Box<T>> {
     values: Vec<*mut T>,
     owner: PhantomData<fn() -> O>,
 }
 
-// SAFETY: the pointers own their values, as their owners would; who may use them otherwise is said at `Published`.
+// SAFETY: the pointers own their values as their owners would; see `Published` for the threads that use them.
 unsafe impl<T: Send + Sync, O: Owner<T>> Send for Retired<T, O> {}
 
 impl<T, O: Owner<T>> Drop for Retired<T, O> {
-    /// The owner of the published value goes, and with it the last reader.
+    /// The owner of the published value is dropped, so no reader is left.
     fn drop(&mut self) {
         for value in self.values.drain(..) {
             // SAFETY: from `into_raw`, put here by the swap that made us its only owner.
@@ -96,19 +95,21 @@ impl<T, O: Owner<T>> Default for Retired<T, O> {
 }
 
 impl<T, O: Owner<T>> Published<T, O> {
-    /// Publishes the first value.
+    /// Makes `value` the current one.
     pub fn new(value: O) -> Self {
         Self { current: AtomicPtr::new(value.into_raw()), owner: PhantomData }
     }
 
-    /// Names the current value in `hazard` and returns it. What the hazard named before may be freed from here on.
+    /// Names the current value in `hazard` and returns it. The value that `hazard` named before may be freed from here
+    /// on.
     ///
-    /// Why it is safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load hazard* while this runs
+    /// Safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load slots* while this runs *store
+    /// slot; fence; load `current`*, both fences SeqCst:
     /// *store hazard; fence; load `current`*, both fences SeqCst:
-    /// - our fence first: the writer's load, after its fence, sees our store, finds its value named and keeps it;
-    /// - the writer's fence first: our second load of `current` sees its swap, we find another value and go round.
+    /// - Our fence first: the writer's load, after its fence, sees our store, so it keeps the value.
+    /// - The writer's fence first: our second load of `current` sees its swap, so we find another value and try again.
     ///
-    /// The loop is lock-free: it goes round only when some writer published in between.
+    /// Lock-free: the loop repeats only when a writer published in between.
     ///
     /// # Safety
     /// 1. `hazard` is among the hazards given to every `reclaim` on this value from now until the pointer is last used.
@@ -126,18 +127,18 @@ impl<T, O: Owner<T>> Published<T, O> {
             // Acquire pairs with the swap in `replace`: we see the value as its writer made it.
             let now = self.current.load(Ordering::Acquire);
             if ptr::eq(now, value) {
-                // Not `value`: what that pointer came from may have been freed, and the current value made at the same
-                // address. Only `now` is a pointer to the value that is alive.
+                // Not `value`: the object that pointer came from may have been freed, and the current one made at the
+                // same address. Only `now` points to the live value.
                 return now;
             }
             value = now;
         }
     }
 
-    /// Shows the writers' side the current value.
+    /// Calls `look` with the current value.
     ///
     /// # Safety
-    /// The caller holds the writers' lock, so that nobody replaces it meanwhile.
+    /// The caller holds the writers' lock, so that no thread replaces it meanwhile.
     pub unsafe fn with_current<R>(&self, look: impl FnOnce(&T) -> R) -> R {
         // Relaxed: written under the lock the caller holds.
         let current = self.current.load(Ordering::Relaxed);
@@ -145,37 +146,37 @@ impl<T, O: Owner<T>> Published<T, O> {
         look(unsafe { &*current })
     }
 
-    /// The value that `hazard` names, for the writers' side; `None` when it names nothing.
+    /// The value that `hazard` names; `None` when it names none.
     ///
     /// # Safety
-    /// The caller holds the writers' lock, and holds it while it uses what is returned: nothing is replaced or freed then.
+    /// The caller holds the writers' lock as long as it uses the result: nothing is replaced or freed meanwhile.
     pub unsafe fn protected_by<'a>(
         &'a self,
         retired: &'a Retired<T, O>,
         hazard: &HazardSlot<T>,
     ) -> Option<&'a T> {
-        // Relaxed, both: `current` is written under the lock, and a hazard only names what was current once, so the value was
-        // seen by this lock before.
+        // Relaxed, both: `current` is written under the lock, and a slot only names a value that was current once, so a
+        // holder of this lock has stored it before.
         let named = hazard.protected.load(Ordering::Relaxed);
         let current = self.current.load(Ordering::Relaxed);
         let alive = retired.values.iter().copied().chain([current]);
-        // By address: the pointer in the hazard may be older than the value that is there now.
+        // By address: the pointer in the slot may be older than the value that is there now.
         let value = alive.into_iter().find(|&value| ptr::addr_eq(value, named))?;
-        // SAFETY: current or retired, so it is alive, and stays so while the lock is held.
+        // SAFETY: current or retired, so it is alive and stays so while the lock is held.
         Some(unsafe { &*value })
     }
 
     /// Makes `value` current and puts the old one among `retired`. Callers hold the writers' lock.
     pub fn replace(&self, value: O, retired: &mut Retired<T, O>) {
-        // Release pairs with the reader's Acquire load in `protect`. What another writer made was ordered by the lock.
+        // Release pairs with the reader's Acquire load in `protect`. The lock orders what other writers made.
         let old = self.current.swap(value.into_raw(), Ordering::Release);
         retired.values.push(old);
     }
 
-    /// Frees every retired value that no hazard names; returns how many are kept. Callers hold the writers' lock.
+    /// Frees every retired value that no slot names; returns how many are kept. Callers hold the writers' lock.
     ///
     /// # Safety
-    /// `hazards` yields every hazard on this value that is in use.
+    /// `hazards` yields every slot on this value that is in use.
     pub unsafe fn reclaim<'a>(
         &self,
         retired: &mut Retired<T, O>,
@@ -187,11 +188,11 @@ impl<T, O: Owner<T>> Published<T, O> {
         // Partner of the fence in `protect`; see there.
         fence(Ordering::SeqCst);
         retired.values.retain(|&value| {
-            // Acquire pairs with the Release store in `protect` and `leave`.
+            // Acquire pairs with the Release store in `protect` and `clear`.
             let used = hazards.clone().any(|hazard| ptr::eq(hazard.protected.load(Ordering::Acquire), value));
             if !used {
-                // SAFETY: from `into_raw`; the swap in `replace` made us its only owner, and no hazard names it, so no reader
-                // uses it now or can come to (see `protect`).
+                // SAFETY: from `into_raw`; the swap in `replace` made us its only owner, and no slot names it, so no reader
+                // uses it now or later (see `protect`).
                 drop(unsafe { O::from_raw(value) });
             }
             used
@@ -209,7 +210,7 @@ impl<T, O: Owner<T>> Retired<T, O> {
 }
 
 impl<T> HazardSlot<T> {
-    /// Names nothing any more.
+    /// Names no value.
     pub fn clear(&self) {
         // Release as in `protect`.
         self.protected.store(ptr::null_mut(), Ordering::Release);
@@ -218,9 +219,9 @@ impl<T> HazardSlot<T> {
 
 impl<T, O: Owner<T>> Drop for Published<T, O> {
     fn drop(&mut self) {
-        // Relaxed: exclusive access; whoever handed it over ordered it.
+        // Relaxed: exclusive access, ordered by the transfer of ownership.
         let current = self.current.load(Ordering::Relaxed);
-        // SAFETY: from `into_raw`, and nobody else can reach it any more: readers hold the owner of this value alive.
+        // SAFETY: from `into_raw`, and no other thread can reach it: readers keep the owner of this value alive.
         drop(unsafe { O::from_raw(current) });
     }
 }

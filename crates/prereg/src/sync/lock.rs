@@ -1,7 +1,6 @@
-//! The writers' lock, and a token that tells one waiting thread from another.
+//! The writers' lock, and a token that identifies a thread.
 //!
-//! With the feature `std` a writer that has to wait sleeps; without it, it spins (a host without threads that sleep has
-//! nothing better). Readers never come here.
+//! With the feature `std` a writer that waits sleeps; without it, it spins. Readers take no lock.
 
 pub(crate) use lock_condvar::{LockCondvar, LockCondvarGuard};
 pub(crate) use thread::ThreadToken;
@@ -11,7 +10,7 @@ mod lock_condvar {
     use core::time::Duration;
     use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-    /// A lock whose holder can wait for another holder to change something.
+    /// A mutex and its condition variable.
     #[derive(Default)]
     pub(crate) struct LockCondvar<T> {
         value: Mutex<T>,
@@ -20,23 +19,23 @@ mod lock_condvar {
 
     pub(crate) type LockCondvarGuard<'a, T> = MutexGuard<'a, T>;
 
-    /// A waiter looks again this often by itself: a unit given back in a signal handler may not make the system call
-    /// that would wake it.
-    const LOOK_AGAIN: Duration = Duration::from_millis(1);
+    /// Waiters poll at this interval: a unit released in a signal handler cannot make the system call that would wake
+    /// them.
+    const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
     impl<T> LockCondvar<T> {
         pub(crate) fn new(value: T) -> Self {
             Self { value: Mutex::new(value), changed: Condvar::new() }
         }
 
-        // A panic of another holder does not make the registry wrong: every change to them is made after the calls that
-        // could panic. So a poisoned lock is taken as it is.
+        // A poisoned lock is taken as it is: every change to the registry is made after the calls that could panic, so
+        // a panic leaves it consistent.
         pub(crate) fn lock(&self) -> LockCondvarGuard<'_, T> {
             self.value.lock().unwrap_or_else(PoisonError::into_inner)
         }
 
         pub(crate) fn wait<'a>(&'a self, guard: LockCondvarGuard<'a, T>) -> LockCondvarGuard<'a, T> {
-            self.changed.wait_timeout(guard, LOOK_AGAIN).unwrap_or_else(PoisonError::into_inner).0
+            self.changed.wait_timeout(guard, POLL_INTERVAL).unwrap_or_else(PoisonError::into_inner).0
         }
 
         pub(crate) fn notify_all(&self) {
@@ -49,8 +48,8 @@ mod lock_condvar {
 mod lock_condvar {
     use loom::sync::{Condvar, Mutex};
 
-    /// A lock whose holder can wait for another holder to change something. Waiting ends by a notification only, so that a
-    /// model that forgets one deadlocks, which loom reports.
+    /// A mutex and its condition variable. Waiting ends by a notification only, so that a model that forgets one
+    /// deadlocks, which loom reports.
     pub(crate) struct LockCondvar<T> {
         value: Mutex<T>,
         changed: Condvar,
@@ -79,7 +78,7 @@ mod lock_condvar {
 
 #[cfg(not(any(feature = "std", loom)))]
 mod lock_condvar {
-    /// A lock whose holder can wait for another holder to change something.
+    /// A mutex and its condition variable.
     pub(crate) struct LockCondvar<T> {
         value: spin::Mutex<T>,
     }
@@ -101,7 +100,7 @@ mod lock_condvar {
             self.value.lock()
         }
 
-        #[expect(clippy::unused_self, reason = "same face as the monitor that sleeps")]
+        #[expect(clippy::unused_self, reason = "the signature of the lock that sleeps")]
         pub(crate) fn notify_all(&self) {}
     }
 }
@@ -111,11 +110,11 @@ mod thread {
     use core::ptr;
 
     std::thread_local! {
-        /// Its address is different in every thread that lives. Without a destructor, so it can be asked for at any time.
+        /// Its address differs between live threads. It has no destructor, so it can be read at any time.
         static MARK: u8 = const { 0 };
     }
 
-    /// A thread that is inside a call.
+    /// A thread that is in a call.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) struct ThreadToken(usize);
 
@@ -132,7 +131,7 @@ mod thread {
 
 #[cfg(loom)]
 mod thread {
-    /// A thread of the model that is inside a call.
+    /// A thread of the model that is in a call.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) struct ThreadToken(loom::thread::ThreadId);
 
@@ -149,7 +148,7 @@ mod thread {
 
 #[cfg(not(any(feature = "std", loom)))]
 mod thread {
-    /// A thread that cannot be told from others.
+    /// Threads cannot be distinguished here.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub(crate) struct ThreadToken;
 
@@ -158,7 +157,7 @@ mod thread {
             Self
         }
 
-        #[expect(clippy::unused_self, reason = "as where threads have names")]
+        #[expect(clippy::unused_self, reason = "the signature of the token that distinguishes threads")]
         pub(crate) fn is_this(self) -> bool {
             false
         }

@@ -20,25 +20,25 @@ pub(crate) mod atomic {
 pub(crate) use asymmetric::heavy_fence;
 pub(crate) use lock::{LockCondvar, LockCondvarGuard, ThreadToken};
 
-/// The two halves of an asymmetric fence. Partners: whatever is before one half in its thread and whatever is after the
-/// other half in its own are never both missed, as with two SeqCst fences.
+/// The two halves of an asymmetric fence. Partners: of what precedes one half in its thread, and what follows the other
+/// half in another thread, the two are never both missed, as with two SeqCst fences.
 #[cfg(not(any(miri, loom)))]
 mod asymmetric {
     use core::sync::atomic::{Ordering, compiler_fence};
 
-    /// The half that costs nothing.
+    /// The light half: holds the compiler only.
     #[inline(always)]
     pub(crate) fn light_fence() {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// The half that pays: `all_threads` is the host's fence on every thread.
+    /// The heavy half: `all_threads` is the host's fence on every thread.
     pub(crate) fn heavy_fence(all_threads: impl FnOnce()) {
         all_threads();
     }
 }
 
-/// An interpreter has no fence that acts on other threads, so each thread passes its own.
+/// miri and loom have no fence that acts on other threads, so each thread passes its own.
 #[cfg(any(miri, loom))]
 mod asymmetric {
     use super::atomic::{Ordering, fence};
@@ -54,8 +54,8 @@ mod asymmetric {
     }
 }
 
-/// Yields to other threads under miri; does nothing otherwise. Stands between two steps of which the second must not depend on
-/// what the first one saw.
+/// Yields to other threads under miri; does nothing otherwise. Placed between two steps where the second must not
+/// depend on what the first one read.
 #[inline(always)]
 pub(crate) fn preemption_point() {
     #[cfg(miri)]

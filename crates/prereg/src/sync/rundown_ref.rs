@@ -1,7 +1,7 @@
-//! The rundown: a count that can be closed. All safety of the crate rests on it.
+//! A reference count that can be closed, in one word: rundown protection, as Windows calls it.
 //!
-//! Users `enter` and `leave`; the owner closes. What Windows calls rundown protection and Linux `percpu_ref`. A region's
-//! live mappings are counted by one (closing it is the last unregister); a DMA mapping's I/O in flight is another.
+//! Users `enter` and `leave`; the owner closes. It costs an atomic exchange on each side, where
+//! [`PercpuRef`](crate::sync::percpu_ref) costs a store. Other crates count I/O in flight with it.
 //!
 //! ```text
 //!            enter/leave                      leave
@@ -14,19 +14,18 @@
 //!   n == 0 +-----------> closed(0) <--------------+
 //! ```
 //!
-//! `closed(0)` is the end: nobody enters, nobody leaves, nothing reopens. Exactly one call makes that step, and it is told
-//! so; it alone may go on to release what the rundown protects. That is what keeps a release from happening twice, or while
-//! somebody is still inside.
+//! `closed(0)` is final: no enter, leave or reopen succeeds. Exactly one call makes the step to it and returns so; only
+//! that caller may release what the ref protects. So a release happens once, and never while a unit is held.
 //!
-//! One word holds both facts, so every step is one atomic read-modify-write on it and the order of those steps is total.
+//! One word holds the count and the closed bit, so every step is one atomic read-modify-write and all steps have one order.
 
 use crate::errno::Errno;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Set in the word once the rundown is closed; the other bits are the count. 2^63 units cannot be counted one by one.
+/// Set in the word once the ref is closed; the other bits are the count. 2^63 units cannot be counted one by one.
 const CLOSED: u64 = 1 << 63;
 
-/// A count that can be closed.
+/// A reference count that can be closed.
 ///
 /// # Examples
 /// ```
@@ -44,9 +43,9 @@ pub struct RundownRef {
     word: AtomicU64,
 }
 
-/// The rundown is closed: nobody enters. ENXIO.
+/// The rundown is closed. ENXIO.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("closed: what the rundown protects is going away")]
+#[error("closed: the object it protects is being released")]
 pub struct Closed;
 
 impl Closed {
@@ -57,9 +56,9 @@ impl Closed {
     }
 }
 
-/// How many are inside a rundown that could not be closed. EBUSY.
+/// The units held when a ref could not be closed. EBUSY.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{0} still inside")]
+#[error("{0} units are still held")]
 pub struct Busy(pub u64);
 
 impl Busy {
@@ -72,7 +71,7 @@ impl Busy {
 
 /// A `leave` without an `enter`: an accounting error of the caller. Nothing changed. EINVAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("nobody is inside: a unit was given back twice")]
+#[error("no unit is held: one was released twice")]
 pub struct RefUnderflow;
 
 impl RefUnderflow {
@@ -83,25 +82,25 @@ impl RefUnderflow {
     }
 }
 
-/// What a `leave` found.
+/// The result of a `leave`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum LeaveResult {
-    /// The rundown is open, or others are still inside.
+    /// The ref is open, or other units are held.
     Others,
-    /// The rundown was closed and this was the last one inside: the caller must see to the release.
+    /// The ref is closed and this was the last unit: the caller must release the object.
     Last,
 }
 
-/// What `close_and_drain` found.
+/// The result of a `close_and_drain`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum DrainResult {
-    /// Nobody was inside: the caller must see to the release.
+    /// No unit was held: the caller must release the object.
     Empty,
-    /// So many are inside; the last to leave is told.
+    /// Units held; the `leave` of the last one returns [`LeaveResult::Last`].
     Waiting(u64),
-    /// It was closed before; somebody else sees to the release.
+    /// It was closed before; another caller releases the object.
     Already,
 }
 
@@ -112,13 +111,13 @@ impl Default for RundownRef {
 }
 
 impl RundownRef {
-    /// An open rundown with nobody inside.
+    /// An open ref with no units.
     #[must_use]
     pub fn new() -> Self {
         Self { word: AtomicU64::new(0) }
     }
 
-    /// Adds one, unless the rundown is closed.
+    /// Adds a unit, unless the ref is closed.
     ///
     /// # Errors
     /// [`Closed`]; the count is unchanged.
@@ -130,9 +129,9 @@ impl RundownRef {
             if word & CLOSED != 0 {
                 return Err(Closed);
             }
-            // Acquire pairs with the Release of `reopen`: whoever enters a reopened rundown sees what was done while it was
-            // closed. Against `try_close` the order on this word decides: ours first, and the close finds a count; theirs
-            // first, and this exchange finds CLOSED.
+            // Acquire pairs with the Release of `reopen`: a thread that enters a reopened ref sees what was done while
+            // it was closed. The order on this word decides against `try_close`: if ours is first, the close finds a
+            // count; if theirs is first, this exchange finds CLOSED.
             match self.word.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => word = now,
@@ -140,10 +139,10 @@ impl RundownRef {
         }
     }
 
-    /// Gives one back.
+    /// Releases a unit.
     ///
     /// # Errors
-    /// [`RefUnderflow`] when nobody is inside; the count never goes below zero, and a closed rundown stays closed
+    /// [`RefUnderflow`] when no unit is held; the count never goes below zero, and a closed ref stays closed
     /// (docs/specification.md B11).
     #[inline]
     pub fn leave(&self) -> Result<LeaveResult, RefUnderflow> {
@@ -153,8 +152,8 @@ impl RundownRef {
             if word & !CLOSED == 0 {
                 return Err(RefUnderflow);
             }
-            // Release pairs with the Acquire of the step to closed(0), `try_close` or another `leave`: all that was done
-            // inside happens before the release. Acquire is for the case that this is that step.
+            // Release pairs with the Acquire of the step to closed(0), in `try_close` or another `leave`: all uses
+            // under a unit happen before the release. Acquire is for the case that this is that step.
             match self.word.compare_exchange_weak(word, word - 1, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) if word == CLOSED + 1 => return Ok(LeaveResult::Last),
                 Ok(_) => return Ok(LeaveResult::Others),
@@ -163,13 +162,13 @@ impl RundownRef {
         }
     }
 
-    /// Closes for good if nobody is inside.
+    /// Closes for good if no unit is held.
     ///
     /// # Errors
-    /// [`Busy`] with the count; the rundown stays open. A rundown that is closed already reports who is left, perhaps 0.
+    /// [`Busy`] with the count; the ref stays open. A ref that is closed already reports the units left, perhaps 0.
     pub fn try_close(&self) -> Result<(), Busy> {
-        // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Not Release: the
-        // step leads to closed(0), which is final, and a reader that finds the rundown closed is told no more than that.
+        // Acquire pairs with the Release of every `leave`: the release that follows comes after all uses. Not Release:
+        // the step leads to closed(0), which is final, and a reader that finds the ref closed learns nothing else.
         // Failure is Relaxed: nothing follows from it.
         match self.word.compare_exchange(0, CLOSED, Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => Ok(()),
@@ -177,10 +176,11 @@ impl RundownRef {
         }
     }
 
-    /// Closes for new ones. The last to leave is told so by its `leave`; if nobody is inside the caller is.
+    /// Lets no new unit enter. The `leave` of the last unit returns [`LeaveResult::Last`]; without units this returns
+    /// [`DrainResult::Empty`].
     pub fn close_and_drain(&self) -> DrainResult {
-        // Acquire as in `try_close`. Release pairs with the Acquire of the last `leave`, which goes on to release: it sees
-        // what was done before the rundown was closed.
+        // Acquire as in `try_close`. Release pairs with the Acquire of the last `leave`, which releases the object: it
+        // sees what was done before the ref was closed.
         let word = self.word.fetch_or(CLOSED, Ordering::AcqRel);
         if word & CLOSED != 0 {
             DrainResult::Already
@@ -191,8 +191,8 @@ impl RundownRef {
         }
     }
 
-    /// Opens a closing rundown again while somebody is still inside. `false` when it is open or already empty: a rundown that
-    /// reached closed(0) belongs to whoever was told so.
+    /// Opens a draining ref again while a unit is held. `false` when it is open or already empty: a ref that reached
+    /// closed(0) belongs to the caller that made that step.
     pub fn reopen(&self) -> bool {
         // Relaxed: a first guess.
         let mut word = self.word.load(Ordering::Relaxed);
@@ -207,14 +207,14 @@ impl RundownRef {
         false
     }
 
-    /// How many are inside, as of some moment during the call.
+    /// Units held at some moment during the call.
     #[must_use]
     pub fn count(&self) -> u64 {
-        // Relaxed: a number to show; nothing is decided by it.
+        // Relaxed: for reports only; nothing is decided by it.
         self.word.load(Ordering::Relaxed) & !CLOSED
     }
 
-    /// Whether the rundown is closed.
+    /// Whether the ref is closed.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         // Relaxed: a hint; `enter` decides.

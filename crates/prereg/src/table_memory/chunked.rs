@@ -1,7 +1,7 @@
-//! Chunked arrays that grow without moving: what is indexed by a region's slot.
+//! Arrays that are indexed by a region's slot and grow without moving.
 //!
-//! Readers index without a lock; the writers' side adds chunks and never takes one away before the whole goes. A slot
-//! beyond [`MAX_SLOTS`] does not exist: registering that many regions is refused.
+//! Readers index without a lock; the writers' side adds chunks and removes none before the whole array is dropped. There
+//! are [`MAX_SLOTS`] slots: registering more regions than that is refused.
 
 #![expect(unsafe_code, reason = "chunks are published to lock-free readers by pointer")]
 
@@ -11,7 +11,7 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::SharedTableMemory;
 use crate::table_memory::owned::TableArray;
 
-/// Slots in a chunk. Models and the interpreter have few, so that they can fill them.
+/// Slots in a chunk. Few under loom and miri, so that tests can fill them.
 pub(crate) const CHUNK_LEN: usize = if cfg!(loom) {
     2
 } else if cfg!(miri) {
@@ -61,19 +61,19 @@ impl<T> ChunkedArray<T> {
     #[inline]
     pub(crate) fn get(&self, slot: u32) -> Option<&T> {
         let slot = slot as usize;
-        // Relaxed: a reader has the number of a slot from a cell, a snapshot or a unit, and acquired what it has it from; that
-        // was released after the chunk was made. A writer holds the lock under which chunks are added.
+        // Relaxed: a reader has the slot's number from an index entry, a snapshot or a unit, and acquired it; that was
+        // released after the chunk was made. A writer holds the lock under which chunks are added.
         let chunk = self.chunks.get(slot / CHUNK_LEN)?.load(Ordering::Relaxed);
         if chunk.is_null() {
             return None;
         }
-        // SAFETY: a chunk has so many values.
+        // SAFETY: a chunk has `CHUNK_LEN` values.
         let value = unsafe { chunk.add(slot % CHUNK_LEN) };
         // SAFETY: from `TableArray::into_raw`, and freed by `drop` only.
         unsafe { value.as_ref() }
     }
 
-    /// The values there are.
+    /// All values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         let slots = 0..MAX_SLOTS as u32;
         slots.map_while(|slot| self.get(slot))
@@ -85,7 +85,7 @@ impl<T> Drop for ChunkedArray<T> {
         for chunk in self.chunks.iter() {
             // Relaxed: exclusive access.
             if let Some(chunk) = NonNull::new(chunk.load(Ordering::Relaxed)) {
-                // SAFETY: from `into_raw` in `grow`; nobody else is left.
+                // SAFETY: from `into_raw` in `grow`; no other user is left.
                 drop(unsafe { TableArray::from_raw(chunk, CHUNK_LEN, self.chunks.memory().clone()) });
             }
         }

@@ -1,12 +1,12 @@
-//! The port to memory for tables: what a translator touches when it maps lives there, and nothing else of the core does.
+//! The port to table memory: everything that a translator touches when it maps lies there.
 //!
-//! A translator promises not to fault a page in, so its tables must be present before it looks, and stay. How far a host can
-//! promise that is the port's to say: [`HeapTables`], which every address space has unless it is given another, brings
-//! memory in and can do no more; a host with locked memory and huge pages hands in its own.
+//! A translator promises not to fault a page in, so its tables must be present before it looks, and stay. How far a host
+//! can promise that is up to the port: [`HeapTables`], the default, touches memory before handing it out and can do no
+//! more; a host with locked memory and huge pages implements its own.
 //!
-//! All of it is had and given back by the writers' side. Readers know addresses only.
+//! Only the writers' side allocates and releases. Readers know addresses only.
 
-#![expect(unsafe_code, reason = "memory is had by address, and given back by the same")]
+#![expect(unsafe_code, reason = "memory is allocated and released by address")]
 
 pub(crate) mod chunked;
 pub(crate) mod owned;
@@ -26,19 +26,19 @@ pub(crate) type SharedTableMemory = Arc<dyn TableMemory>;
 /// No system page is smaller.
 const PAGE: usize = 4096;
 
-/// What an address space's memory for tables is, in bytes.
+/// The table memory of an address space, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct TableMemoryState {
-    /// Handed out and not given back: what the tables take.
+    /// Allocated to tables and not released.
     pub used: u64,
-    /// Had from the system for that.
+    /// Taken from the system for that.
     pub held: u64,
-    /// How much of `held` is locked: it neither leaves memory nor faults.
+    /// Bytes of `held` that are locked: they neither leave memory nor fault.
     pub locked: u64,
-    /// How much of `held` asked for huge pages.
+    /// Bytes of `held` for which huge pages were requested.
     pub huge: u64,
-    /// Why not all of it is locked.
+    /// The reason why not all of it is locked.
     pub unlocked_because: Option<&'static str>,
 }
 
@@ -50,24 +50,24 @@ impl TableMemoryState {
     }
 }
 
-/// Memory for the tables that translators touch. Called by the writers' side only, from many threads at once, under a lock
-/// of the core; it calls nothing of the core.
+/// Memory for the tables that translators touch. Called by the writers' side only, from many threads at once, under a
+/// lock of the core; must not call the core.
 ///
 /// # Safety
-/// What `allocate` and `reserve` return is of the layout asked for, zeroed, and used by no other code until it is released.
-/// It stays where it is. No method unwinds.
+/// The memory that `allocate` and `reserve` return has the layout asked for, is zeroed, stays where it is, and is used
+/// by no other code until it is released. No method unwinds.
 pub unsafe trait TableMemory: Send + Sync {
-    /// Memory of `layout`, whose size is not zero, zeroed and present: touching it faults nothing in. `None` when there is
-    /// none.
+    /// Memory of `layout`, whose size is not zero, zeroed and present: touching it faults nothing in. `None` when there
+    /// is none.
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>>;
 
-    /// The same, but present only where [`commit`](Self::commit) was called.
+    /// Like `allocate`, but present only where [`commit`](Self::commit) was called.
     fn reserve(&self, layout: Layout) -> Option<NonNull<u8>> {
         self.allocate(layout)
     }
 
-    /// Makes the bytes `part` of reserved memory present. What is in them stays, whoever uses them meanwhile. `false` when
-    /// there is no memory for it.
+    /// Makes the bytes `part` of reserved memory present. Their contents stay, even if other threads use them
+    /// meanwhile. `false` without memory.
     ///
     /// # Safety
     /// `at` and `layout` are those of a `reserve` that was not released yet, and `part` lies inside.
@@ -76,19 +76,20 @@ pub unsafe trait TableMemory: Send + Sync {
         true
     }
 
-    /// Takes memory back.
+    /// Releases memory.
     ///
     /// # Safety
-    /// `at` and `layout` are those of an `allocate` or a `reserve`, released once, and nobody uses the memory any more.
+    /// `at` and `layout` are those of an `allocate` or a `reserve`, released once, and no thread uses the memory any
+    /// more.
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout);
 
-    /// How much there is, and what was promised of it.
+    /// The amounts, and how far they are locked.
     fn state(&self) -> TableMemoryState;
 }
 
-/// The global allocator's memory, touched before it is handed out.
+/// The global allocator's memory, touched before it is returned.
 ///
-/// It does not fault as long as the host leaves it where it is: on a machine without swap, or with all memory locked
+/// It does not fault as long as the host leaves it in place: on a machine without swap, or with all memory locked
 /// (`mlockall`).
 #[derive(Debug, Default)]
 pub struct HeapTables {
@@ -96,7 +97,7 @@ pub struct HeapTables {
 }
 
 impl HeapTables {
-    /// Nothing handed out yet.
+    /// No memory allocated yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -110,14 +111,14 @@ impl HeapTables {
     }
 }
 
-// SAFETY: the global allocator's own promises.
+// SAFETY: the global allocator's own guarantees.
 unsafe impl TableMemory for HeapTables {
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let at = self.reserve(layout)?;
         for offset in (0..layout.size()).step_by(PAGE) {
-            // SAFETY: inside what was just had.
+            // SAFETY: inside what was just allocated.
             let byte = unsafe { at.add(offset) };
-            // SAFETY: nobody else knows it yet. Volatile, because it is zero already.
+            // SAFETY: no other code knows it yet. Volatile, because it is zero already.
             unsafe { byte.write_volatile(0) };
         }
         Some(at)
@@ -133,12 +134,12 @@ unsafe impl TableMemory for HeapTables {
 
     unsafe fn commit(&self, at: NonNull<u8>, _layout: Layout, part: Range<usize>) -> bool {
         for offset in part.step_by(PAGE) {
-            // SAFETY: inside, by the caller's promise.
+            // SAFETY: inside, as the caller promises.
             let byte = unsafe { at.add(offset) }.cast::<AtomicU8>();
-            // SAFETY: alive, by the caller's promise; users of this memory touch it with atomics only.
+            // SAFETY: alive, as the caller promises; users of this memory touch it with atomics only.
             let byte = unsafe { byte.as_ref() };
-            // Relaxed, both: only that it is written counts. An exchange with itself is a write that no compiler leaves out; if
-            // it fails somebody else has just written.
+            // Relaxed, both: only the write itself counts. An exchange of a value with itself is a write that no
+            // compiler omits; if it fails, another thread has just written.
             let value = byte.load(Ordering::Relaxed);
             let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -148,7 +149,7 @@ unsafe impl TableMemory for HeapTables {
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
         // Relaxed: a number for reports.
         self.used.fetch_sub(layout.size() as u64, Ordering::Relaxed);
-        // SAFETY: from `alloc_zeroed` with this layout, and nobody uses it, by the caller's promise.
+        // SAFETY: from `alloc_zeroed` with this layout, and unused, as the caller promises.
         unsafe { dealloc(at.as_ptr(), layout) };
     }
 

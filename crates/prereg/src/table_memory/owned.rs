@@ -1,10 +1,9 @@
-//! Arrays and single values in table memory (see `tables`), and their owners.
+//! Owners of table memory: [`TableArray`] of an array, [`TableBox`] of one value.
 //!
-//! A [`TableArray`] owns an array, a [`TableBox`] one value; a [`Reserve`] owns an array of doors that become present as they are
-//! needed. Dropping the owner drops the values and gives the memory back. Readers reach them by pointer: nothing here ever
-//! makes a `&mut` to what was once shown.
+//! Dropping the owner drops the values and releases the memory. Readers reach the values by pointer: nothing here makes a
+//! `&mut` to a value that was published.
 
-#![expect(unsafe_code, reason = "owners of memory that is had by address")]
+#![expect(unsafe_code, reason = "owners of memory that is allocated by address")]
 
 use core::alloc::Layout;
 use core::mem::{ManuallyDrop, needs_drop, offset_of};
@@ -19,7 +18,7 @@ use crate::table_memory::SharedTableMemory;
 pub(crate) struct TableArray<T> {
     at: NonNull<T>,
     len: usize,
-    /// Values that are there: less than `len` only while the array is made.
+    /// Initialised values: less than `len` only while the array is made.
     filled: usize,
     memory: SharedTableMemory,
 }
@@ -30,7 +29,8 @@ unsafe impl<T: Send> Send for TableArray<T> {}
 unsafe impl<T: Sync> Sync for TableArray<T> {}
 
 impl<T> TableArray<T> {
-    /// `len` values, in order, each from `make`: so every page is written before anybody reads it. `None` without memory.
+    /// `len` values, in order, each from `make`, so that every page is written before a reader uses it. `None` without
+    /// memory.
     pub(crate) fn new(memory: &SharedTableMemory, len: usize, make: impl FnMut() -> T) -> Option<Self> {
         Self::from_iter(memory, len, core::iter::repeat_with(make))
     }
@@ -43,7 +43,7 @@ impl<T> TableArray<T> {
     ) -> Option<Self> {
         let layout = Layout::array::<T>(len).ok()?;
         let at = if layout.size() == 0 { NonNull::dangling() } else { memory.allocate(layout)?.cast::<T>() };
-        // Its drop releases all of `len`, also when the iterator panics or ends early.
+        // The drop releases all of `len`, also when the iterator panics or ends early.
         let mut array = Self { at, len, filled: 0, memory: memory.clone() };
         while array.filled < len {
             let value = values.next()?;
@@ -56,12 +56,12 @@ impl<T> TableArray<T> {
         Some(array)
     }
 
-    /// The memory it came from.
+    /// The port that allocated it.
     pub(crate) fn memory(&self) -> &SharedTableMemory {
         &self.memory
     }
 
-    /// Gives the ownership to a pointer.
+    /// Turns the owner into a pointer.
     pub(crate) fn into_raw(self) -> *mut T {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: the owner is not used again; what it holds but for the array is dropped here.
@@ -69,10 +69,10 @@ impl<T> TableArray<T> {
         this.at.as_ptr()
     }
 
-    /// Takes it back.
+    /// Turns the pointer back into the owner.
     ///
     /// # Safety
-    /// `at` is from [`into_raw`](Self::into_raw) of an array of `len` values in `memory`, not taken back yet.
+    /// `at` is from [`into_raw`](Self::into_raw) of an array of `len` values in `memory`, not turned back yet.
     pub(crate) unsafe fn from_raw(at: NonNull<T>, len: usize, memory: SharedTableMemory) -> Self {
         Self { at, len, filled: len, memory }
     }
@@ -83,7 +83,7 @@ impl<T> Deref for TableArray<T> {
 
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: so many values, which live as long as the owner and are only shared.
+        // SAFETY: `filled` values, which live as long as the owner and are only shared.
         unsafe { slice::from_raw_parts(self.at.as_ptr(), self.filled) }
     }
 }
@@ -91,19 +91,19 @@ impl<T> Deref for TableArray<T> {
 impl<T> Drop for TableArray<T> {
     fn drop(&mut self) {
         if needs_drop::<T>() {
-            // SAFETY: the owner goes, and with it the last user; the values were written by `from_iter`.
+            // SAFETY: the owner is dropped, so no user is left; the values were written by `from_iter`.
             unsafe { ptr::slice_from_raw_parts_mut(self.at.as_ptr(), self.filled).drop_in_place() };
         }
-        // The layout of the allocation, however many values are there.
+        // The layout of the allocation, not of the initialised values.
         let Ok(layout) = Layout::array::<T>(self.len) else { return };
         if layout.size() != 0 {
-            // SAFETY: from `allocate` with this layout; the owner goes, and with it the last user.
+            // SAFETY: from `allocate` with this layout; the owner is dropped, so no user is left.
             unsafe { self.memory.release(self.at.cast(), layout) };
         }
     }
 }
 
-/// A value in table memory, and where it has to go back to.
+/// A value and the port that allocated its memory.
 #[repr(C)]
 struct Allocation<T> {
     memory: SharedTableMemory,
@@ -133,7 +133,7 @@ impl<T> TableBox<T> {
     pub(crate) fn as_ptr(&self) -> NonNull<T> {
         // SAFETY: the field of a value that lives as long as the owner.
         let value = unsafe { &raw mut (*self.at.as_ptr()).value };
-        // SAFETY: inside memory that was had.
+        // SAFETY: inside an allocation, so not null.
         unsafe { NonNull::new_unchecked(value) }
     }
 }
@@ -145,7 +145,7 @@ impl<T> Owner<T> for TableBox<T> {
 
     unsafe fn from_raw(value: *mut T) -> Self {
         let at = value.wrapping_byte_sub(offset_of!(Allocation<T>, value)).cast::<Allocation<T>>();
-        // SAFETY: from `into_raw`, by the caller's promise, so there is a `Allocation` around it.
+        // SAFETY: from `into_raw`, by the caller's promise, so an `Allocation` is around it.
         Self { at: unsafe { NonNull::new_unchecked(at) } }
     }
 }
@@ -162,7 +162,7 @@ impl<T> Deref for TableBox<T> {
 
 impl<T> Drop for TableBox<T> {
     fn drop(&mut self) {
-        // SAFETY: the owner goes, and with it the last user; read once.
+        // SAFETY: the owner is dropped, so no user is left; read once.
         let Allocation { memory, value } = unsafe { self.at.read() };
         drop(value);
         // SAFETY: from `allocate` with this layout.

@@ -1,8 +1,8 @@
-//! Lists of pages: what a guest's indirect call or an I/O of many scattered pages maps at once, all of it or nothing.
+//! Mapping lists of pages, as a guest's indirect hypercall or a scattered I/O does: all pages or none.
 //!
-//! A list is worked off in blocks. For each block all cells are loaded first, and the page numbers behind them asked for, so
-//! that their cache misses overlap; then each page is counted and its number read. One page after the other would have as
-//! many misses under way as fit into the processor's window beside all that is done with each page.
+//! A list is processed in blocks. For each block all index entries are loaded first and the page numbers behind them
+//! prefetched, so that their cache misses overlap; then each page is counted and its number read. Page by page, only as
+//! many misses overlap as fit into the processor's window beside the other work.
 
 use core::ptr;
 
@@ -12,29 +12,29 @@ use crate::lookup::index_entry::prefetch_page;
 use crate::lookup::region::{MapError, Mapping};
 use crate::translator::Translator;
 
-/// Pages of a block: some more than the misses a processor can have under way.
+/// Pages of a block: somewhat more than the cache misses that a processor can have under way.
 const BLOCK: usize = 64;
 
-/// Why a list was not mapped. Nothing is counted.
+/// The reason why a list was not mapped. Nothing is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
     /// A page of it cannot be mapped. The page's errno.
     #[error("page {index} of the list: {error}")]
     Page {
-        /// Which.
+        /// The index of the page in the list.
         index: usize,
-        /// Why.
+        /// The reason.
         error: MapError,
     },
-    /// More pages than places for their mappings. EINVAL.
+    /// More pages than output elements for their mappings. EINVAL.
     #[error(
-        "the list has {pages} pages and there are places for {capacity} mappings; give one for each page"
+        "the list has {pages} pages and the output has room for {capacity} mappings; pass one element for each page"
     )]
     OutputTooSmall {
         /// Pages asked for.
         pages: usize,
-        /// Places given.
+        /// Elements of the output slice.
         capacity: usize,
     },
 }
@@ -51,9 +51,9 @@ impl ListError {
 }
 
 impl Translator {
-    /// Maps the page of `2^shift` bytes that holds each address of `list`, in any order and as often as it is there, and puts
-    /// the mappings into the first places of `mappings`: all of them, or none. Faster than [`map`](Self::map) in a loop
-    /// where page numbers are not in the cache. A mapping that was in a place before is dropped.
+    /// Maps the page of `2^shift` bytes that holds each address of `list`, in any order and with repetitions, and
+    /// stores the mappings in the first elements of `mappings`: all of them, or none. Faster than [`map`](Self::map) in
+    /// a loop where page numbers are not in the cache. A mapping that an element held before is dropped.
     ///
     /// ```
     /// use prereg::{AddressSpace, Granule, PageShift, UserAddr};
@@ -75,8 +75,8 @@ impl Translator {
     /// ```
     ///
     /// # Errors
-    /// [`ListError`]; nothing of the list is counted. Places up to the page that failed are empty then, the others as they
-    /// were.
+    /// [`ListError`]; nothing of the list is counted. Elements up to the page that failed are `None` then, the others
+    /// unchanged.
     pub fn map_list(
         &mut self,
         list: &[UserAddr],
@@ -99,15 +99,15 @@ impl Translator {
         Ok(())
     }
 
-    /// [`unmap`](Self::unmap) for every mapping in `mappings`, whose places are empty then.
+    /// [`unmap`](Self::unmap) for every mapping in `mappings`; leaves `None` in each element.
     pub fn unmap_list(&mut self, mappings: &mut [Option<Mapping>]) {
         for mapping in mappings.iter_mut().filter_map(Option::take) {
             self.unmap(mapping);
         }
     }
 
-    /// Asks for what mapping the page at `ua` will read, if it is in the cells: a hint for whoever knows addresses ahead.
-    /// Nothing is counted, and no address leaves.
+    /// Prefetches what mapping the page at `ua` will read, if the page index covers it: a hint for callers that know
+    /// addresses ahead. Nothing is counted and no address is returned.
     #[inline]
     pub fn prefetch(&self, ua: UserAddr) {
         if let Some((entry, offset)) = self.load_entry(ua) {
@@ -115,7 +115,7 @@ impl Translator {
         }
     }
 
-    /// Maps a block; returns how many of its pages are mapped. If not all, why is the translator's `failure`.
+    /// Maps a block; returns how many of its pages are mapped. If not all, `failure` returns the reason.
     #[inline]
     fn map_block(&mut self, pages: &[UserAddr], shift: PageShift, into: &mut [Option<Mapping>]) -> usize {
         let mut entries = [ptr::null_mut(); BLOCK];
@@ -131,11 +131,11 @@ impl Translator {
                     continue;
                 }
                 let Some((host, slot)) = self.acquire_missed(entry, ua, shift) else { return done };
-                // The counts as it is now: the translator may know more counts than before.
+                // The reference as it is now: the translator may have more counters than before.
                 *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts()));
                 done += 1;
-                // A entry is true for the snapshot it was loaded from, and safe while that one is in use: its slot may be
-                // given to another region once the translator has left it.
+                // An entry is valid for the snapshot it was loaded from while that one is in use: its slot may be given
+                // to another region once the translator uses a newer one.
                 if self.generation() != generation {
                     break;
                 }
@@ -144,8 +144,8 @@ impl Translator {
         done
     }
 
-    /// Loads the index entry of each page, null where the inlined path does not serve it, and asks for the page numbers
-    /// behind them.
+    /// Loads the index entry of each page, null where the inlined path does not serve it, and prefetches the page
+    /// numbers behind them.
     #[inline]
     fn load_entries(&self, pages: &[UserAddr], shift: PageShift, entries: &mut [*mut u32; BLOCK]) {
         let served = shift <= self.system_page();

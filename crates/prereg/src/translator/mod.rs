@@ -1,13 +1,14 @@
-//! The translator: a thread's own reader handle. This is real mode.
+//! The translator: a thread's own reader handle. The kernel calls such code real mode.
 //!
-//! Everything here but making and dropping one works without a lock, an allocation, a system call or a page fault, and so
-//! in a signal handler (which has a translator of its own: `&mut self` keeps two from sharing one). A translator sits on a
-//! snapshot and looks for a newer one only when it misses or meets a closed door.
+//! Everything here except creating and dropping one works without a lock, an allocation, a system call or a page fault,
+//! and so in a signal handler (which has a translator of its own: `&mut self` keeps two threads from sharing one). A
+//! translator uses one snapshot and looks for a newer one only when it misses or meets a closed percpu ref.
 //!
-//! The usual case, a page no larger than the system's in a region that the cells cover, is inlined and touches the cell, the
-//! thread's own count, the door, and the page's address: nothing that another thread writes.
+//! The usual case, a page no larger than the system page in a region that the page index covers, is inlined and touches
+//! the index entry, the thread's own counter, the percpu ref and the page's address: nothing that another thread
+//! writes.
 
-#![expect(unsafe_code, reason = "a translator reads what the snapshot in its hazard names")]
+#![expect(unsafe_code, reason = "a translator reads the snapshot that its hazard slot names")]
 
 pub(crate) mod list;
 pub(crate) mod range_mapping;
@@ -32,40 +33,40 @@ use crate::sync::percpu_ref::{EnterResult, FenceMode, PercpuRef};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {
-    /// The cells of the snapshot at hand.
+    /// The page index of the current snapshot.
     index: IndexView,
-    /// Bytes of the view that the inlined path serves: none in [`FenceMode::Full`].
+    /// Bytes that the inlined path serves: all that the index covers, or none in [`FenceMode::Full`].
     fast_span: u64,
-    /// The reader's newest counts when the snapshot was taken: at least one for every slot the snapshot names.
+    /// The reader's newest counters when the snapshot was taken: at least one for every slot that the snapshot names.
     counts: *const AtomicI64,
-    /// The engine's refs.
+    /// The engine's percpu refs.
     refs: *const PercpuRef,
-    /// How many counts there are.
+    /// The number of counters.
     capacity: usize,
     granule: u32,
     /// The bits of an address inside a system page.
     mask: u64,
     mode: FenceMode,
-    /// What mappings carry: changes with `capacity`.
+    /// The reference that mappings carry: changes with `capacity`.
     holder_counts: HolderCountsRef,
-    /// Why the last `take` failed.
+    /// The reason why the last `acquire` failed.
     failure: MapError,
-    /// What readers touch of the engine and of the reader.
+    /// The parts of the engine and of the reader that this handle touches.
     reader_view: NonNull<ReaderView>,
     shared: NonNull<ReaderShared>,
     engine: Arc<Engine>,
     reader: Arc<Reader>,
-    /// What the reader's hazard names.
+    /// The snapshot that the reader's hazard slot names.
     snapshot: *const Snapshot,
-    /// One thread at a time: the counts are written with plain stores.
+    /// One thread at a time: the counters are written with plain stores.
     not_sync: PhantomData<Cell<()>>,
 }
 
-// SAFETY: what the pointers reach lives as long as the engine, the reader and the hazard, on any thread, and one thread at a
-// time uses the handle.
+// SAFETY: the pointers are valid as long as the engine, the reader and the hazard slot, on any thread, and one thread
+// at a time uses the handle.
 unsafe impl Send for Translator {}
 
-/// A unit taken: where the device finds the byte asked for, and the slot. Two entries, so that it comes back in registers.
+/// A unit: the host address of the byte asked for, and the slot. Two words, so that it is returned in registers.
 type Acquired = (u64, u32);
 
 impl Translator {
@@ -92,20 +93,22 @@ impl Translator {
         this
     }
 
-    /// Whose mappings this handle counts.
+    /// The holder whose mappings this handle counts.
     #[must_use]
     pub fn holder(&self) -> Holder {
         self.reader.holder_counts.holder
     }
 
-    /// Sits on the newest snapshot. Never needed for correctness; an idle translator that refreshes lets old tables go.
+    /// Switches to the newest snapshot. Never needed for correctness; an idle translator that is refreshed lets old
+    /// tables be freed.
     pub fn refresh(&mut self) {
-        // SAFETY: 1. the reader is listed in the registry until `drop`, and every reclaim is given all listed hazards;
+        // SAFETY: 1. the reader is listed in the registry until `drop`, and every reclaim looks at all listed slots; 2.
+        // `&mut self`, and the reader is this translator's alone.
         // 2. `&mut self`, and the reader is this translator's alone.
         self.snapshot = unsafe { self.reader_view().published.protect(&self.shared().hazard) };
         self.index = self.snapshot().view;
         self.fast_span = if self.mode == FenceMode::Asymmetric { self.index.span } else { 0 };
-        // After the snapshot: counts for all its slots were there before it was published.
+        // After the snapshot: counters for all its slots existed before it was published.
         (self.counts, self.capacity) = self.shared().newest().raw();
         self.holder_counts = self.holder_counts.with_capacity_hint(self.capacity);
     }
@@ -124,30 +127,31 @@ impl Translator {
 
     #[inline]
     fn snapshot(&self) -> &Snapshot {
-        // SAFETY: the hazard has named it since the last `refresh`, so no writer frees it.
+        // SAFETY: the hazard slot has named it since the last `refresh`, so no writer frees it.
         unsafe { &*self.snapshot }
     }
 
     #[inline]
     fn count(&self, slot: usize) -> &AtomicI64 {
         debug_assert!(slot < self.capacity);
-        // SAFETY: the callers' slots are named by the snapshot or below `capacity`; counts live as long as the reader.
+        // SAFETY: the callers' slots are named by the snapshot or below `capacity`; counters live as long as the
+        // reader.
         unsafe { &*self.counts.wrapping_add(slot) }
     }
 
     #[inline]
     fn percpu_ref(&self, slot: usize) -> &PercpuRef {
-        // SAFETY: there is a door for every slot, and they live as long as the engine.
+        // SAFETY: there is a ref for every slot, and they live as long as the engine.
         unsafe { &*self.refs.wrapping_add(slot) }
     }
 
-    /// The cell of the byte at `ua`, and the byte's offset in the array of cells.
+    /// The index entry of the byte at `ua`, and the byte's offset in the index.
     #[inline]
     pub(crate) fn load_entry(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
         self.load_entry_within(ua, self.index.span)
     }
 
-    /// The same, where mapping passes no fence: what `acquire_loaded` takes.
+    /// Like `load_entry`, for entries that `acquire_loaded` may use: none where mapping passes a fence.
     #[inline]
     pub(crate) fn load_entry_fast(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
         self.load_entry_within(ua, self.fast_span)
@@ -156,17 +160,17 @@ impl Translator {
     #[inline(always)]
     fn load_entry_within(&self, ua: UserAddr, span: u64) -> Option<(*mut u32, u64)> {
         let offset = self.offset(ua);
-        // SAFETY: inside the cells of the snapshot at hand: no caller's `span` is larger than theirs.
+        // SAFETY: inside the index of the current snapshot: no caller's `span` is larger than its own.
         (offset < span).then(|| (unsafe { self.index.load(offset) }, offset))
     }
 
-    /// Where `ua` lies in the array of cells, if it does.
+    /// The offset of `ua` in the index, if it lies there.
     #[inline]
     pub(crate) fn offset(&self, ua: UserAddr) -> u64 {
         ua.raw().wrapping_sub(self.index.base)
     }
 
-    /// What mappings carry that can be counted back here.
+    /// The reference that mappings of this translator carry.
     #[inline]
     pub(crate) fn holder_counts(&self) -> HolderCountsRef {
         self.holder_counts
@@ -175,48 +179,49 @@ impl Translator {
     /// The system page.
     #[inline]
     pub(crate) fn system_page(&self) -> PageShift {
-        // The engine's granule was one.
+        // The engine's granule was a valid shift.
         PageShift::new(self.granule).unwrap_or(PageShift::K4)
     }
 
-    // ---- taking and giving units ----------------------------------------------------------------------------------
+    // ---- acquiring and releasing units ----------------------------------------------------------------------------------
 
-    /// Takes one unit of the region that holds the page of `shift` around `ua`. `None`: nothing was taken, and `failure` says
-    /// why.
+    /// Enters the region that holds the page of `shift` around `ua`. `None`: no unit is held, and `failure` returns the
+    /// reason.
     #[inline]
     pub(crate) fn acquire(&mut self, ua: UserAddr, shift: PageShift) -> Option<Acquired> {
         let offset = self.offset(ua);
-        // No system page is smaller than 4 KiB, so a caller that always asks for that pays for no comparison.
+        // No system page is smaller than 4 KiB, so callers that always pass that pay for no comparison.
         let acquired = if offset < self.fast_span && (shift == PageShift::K4 || shift.get() <= self.granule) {
-            // SAFETY: inside the cells of the snapshot at hand.
+            // SAFETY: inside the index of the current snapshot.
             let entry = unsafe { self.index.load(offset) };
-            // An empty cell says slot 0, whose door is never open.
+            // An empty entry has slot 0, whose ref is never open.
             let slot = slot_of(entry);
             if self.percpu_ref(slot).enter_open(self.count(slot), FenceMode::Asymmetric) {
-                // SAFETY: entered after the cell was loaded.
+                // SAFETY: entered after the entry was loaded.
                 return Some((unsafe { host_of(entry, offset, self) }, slot as u32));
             }
-            // Nothing comes back from here into the way of those who found it open.
+            // The cold path ends the function, so the path of an open ref keeps nothing for it in registers.
             self.acquire_counted(ua, shift, slot)
         } else {
             self.acquire_cold(ua, shift)
         };
-        // No region has slot 0: two entries come back in registers, an option of them through the stack.
+        // No region has slot 0. Two words are returned in registers, an option of them on the stack.
         if acquired.1 == 0 { None } else { Some(acquired) }
     }
 
-    /// `take` for a page whose cell was loaded from the snapshot at hand; null when it is in none. `None`: a unit of the
-    /// entry's slot is counted, and the caller calls [`acquire_missed`](Self::acquire_missed).
+    /// `acquire` for a page whose entry was loaded from the current snapshot; null when the index does not cover it.
+    /// `None`: a unit of the entry's slot is counted, and the caller must call
+    /// [`acquire_missed`](Self::acquire_missed).
     #[inline]
     pub(crate) fn acquire_loaded(&mut self, entry: *mut u32, ua: UserAddr) -> Option<Acquired> {
         let slot = slot_of(entry);
-        // Slot 0: an empty cell or none, whose door is never open.
+        // Slot 0 for an empty entry or none; its ref is never open.
         let open = self.percpu_ref(slot).enter_open(self.count(slot), FenceMode::Asymmetric);
-        // SAFETY: entered after the cell was loaded.
+        // SAFETY: entered after the entry was loaded.
         open.then(|| (unsafe { host_of(entry, self.offset(ua), self) }, slot as u32))
     }
 
-    /// What `acquire_loaded` could not do. May leave the snapshot at hand for a newer one: then entries loaded before are void.
+    /// The slow half of `acquire_loaded`. May switch to a newer snapshot: then entries loaded before are invalid.
     #[cold]
     pub(crate) fn acquire_missed(
         &mut self,
@@ -228,27 +233,27 @@ impl Translator {
         if acquired.1 == 0 { None } else { Some(acquired) }
     }
 
-    /// Which snapshot is at hand. While it stays the same, nothing that was loaded from it is used again.
+    /// The generation of the current snapshot. When it changes, nothing loaded before may be used.
     #[inline]
     pub(crate) fn generation(&self) -> u64 {
         self.snapshot().generation
     }
 
-    /// What `take` could not do: a unit of `slot` is counted, and its door was not open.
+    /// The rest of `acquire` when a unit of `slot` is counted and its ref was not open.
     #[cold]
     #[inline(never)]
     fn acquire_counted(&mut self, ua: UserAddr, shift: PageShift, slot: usize) -> Acquired {
         match self.reader_view().region_in(slot as u32) {
             Some(region) if self.percpu_ref(slot).enter_closing(self.count(slot)) == EnterResult::Entered => {
-                // SAFETY: the unit keeps it, and a cell of its own said that it holds the page.
+                // SAFETY: the unit keeps it, and one of its index entries covers the page.
                 (unsafe { region.as_ref() }.table.host(ua).raw(), slot as u32)
             }
             _ => self.acquire_cold(ua, shift),
         }
     }
 
-    /// What `take` could not do: a region that is not in the cells, a large page, a newer snapshot, a host where every map
-    /// passes a fence. Slot 0 when nothing was taken.
+    /// The rest of `acquire`: a region outside of the index, a large page, a newer snapshot, a host where every map
+    /// passes a fence. Slot 0 when no unit is held.
     #[cold]
     #[inline(never)]
     fn acquire_cold(&mut self, ua: UserAddr, shift: PageShift) -> Acquired {
@@ -260,7 +265,7 @@ impl Translator {
         if let Ok(acquired) = self.acquire_by_header(ua, shift) {
             return acquired;
         }
-        // An old snapshot may name regions that are gone: only the newest one says why there is none.
+        // An old snapshot may name released regions: only the newest one gives the right reason.
         self.refresh();
         self.acquire_by_header(ua, shift).unwrap_or_else(|error| {
             self.failure = error;
@@ -268,20 +273,20 @@ impl Translator {
         })
     }
 
-    /// `take` from the cells, with a fence.
+    /// `acquire` by the page index, with a fence.
     fn acquire_fenced(&self, ua: UserAddr, shift: PageShift) -> Option<Acquired> {
         let (entry, offset) = self.load_entry(ua).filter(|_| shift.get() <= self.granule)?;
         let slot = slot_of(entry);
         if self.percpu_ref(slot).enter(self.count(slot), FenceMode::Full) != EnterResult::Entered {
             return None;
         }
-        // SAFETY: entered after the cell was loaded.
+        // SAFETY: entered after the entry was loaded.
         Some((unsafe { host_of(entry, offset, self) }, slot as u32))
     }
 
     fn acquire_by_header(&mut self, ua: UserAddr, shift: PageShift) -> Result<Acquired, MapError> {
         let found = self.find(ua).ok_or(MapError::Unregistered { ua, shift })?;
-        // SAFETY: named by the snapshot at hand.
+        // SAFETY: named by the current snapshot.
         let region = unsafe { found.as_ref() };
         region.admits(ua, shift)?;
         let slot = region.slot as usize;
@@ -291,7 +296,7 @@ impl Translator {
         }
     }
 
-    /// The region that holds the byte at `ua` in the snapshot at hand.
+    /// The region that holds the byte at `ua` in the current snapshot.
     #[inline]
     fn find(&self, ua: UserAddr) -> Option<NonNull<Region>> {
         if let Some((entry, _)) = self.load_entry(ua) {
@@ -303,11 +308,11 @@ impl Translator {
         self.snapshot().search(ua).map(NonNull::from)
     }
 
-    /// Gives one unit of `slot` back.
+    /// Releases one unit of `slot`.
     ///
     /// # Safety
-    /// The caller holds that unit, of this address space and counted with this translator's holder, and does not use the
-    /// address any more.
+    /// The caller holds that unit, of this address space and counted with this translator's holder, and does not use
+    /// the address any more.
     #[inline]
     pub(crate) unsafe fn release(&mut self, slot: u32) {
         if slot as usize >= self.capacity {
@@ -316,7 +321,7 @@ impl Translator {
         PercpuRef::leave(self.count(slot as usize));
     }
 
-    /// Gets the counts of a unit that was taken by a translator which knows longer ones.
+    /// Gets the longer counters that the translator which entered the unit had.
     #[cold]
     #[inline(never)]
     fn grow(&mut self) {
@@ -325,23 +330,24 @@ impl Translator {
 
     /// Releases one unit of `slot` that is counted in `count`, another holder's.
     ///
-    /// Takes the count and not the counts: from the moment the count goes down another thread may free the counts, and a
-    /// reference that is an argument must stay valid until the call returns. For an atomic alone that rule does not hold.
+    /// Takes the counter, not the holder's counters: once the count is lowered another thread may free them, and a
+    /// reference passed as an argument must stay valid until the call returns. That rule does not apply to a reference
+    /// to an atomic.
     pub(crate) fn release_to(&mut self, count: Option<&AtomicI64>, slot: u32) {
         if let Some(count) = count {
-            // A drain that waits for it looks again by itself.
+            // A drain that waits for it polls.
             let _ = self.percpu_ref(slot as usize).leave_shared(count);
         }
     }
 
-    /// Counts a unit of `slot`, just taken, with another holder from now on.
+    /// Counts a unit of `slot`, just entered, with another holder from now on.
     pub(crate) fn transfer(&mut self, counts: &HolderCounts, slot: u32) {
         counts.add(slot, 1);
-        // The other count has it already, so no sum misses it; and the unit is not given back.
+        // The other counter has the unit already, so every sum contains it, and the unit stays held.
         PercpuRef::leave(self.count(slot as usize));
     }
 
-    /// Why the last `take` took nothing.
+    /// The reason why the last `acquire` failed.
     pub(crate) fn failure(&self) -> MapError {
         self.failure
     }
@@ -358,10 +364,10 @@ impl Translator {
         self.holder_counts.points_to(counts)
     }
 
-    // ---- the public face ------------------------------------------------------------------------------------------
+    // ---- the public interface ------------------------------------------------------------------------------------------
 
-    /// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one unit, and yields the address. The
-    /// page is the aligned one around `ua`; [`Mapping::hpa`] is the address of the byte at `ua` itself.
+    /// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one unit, and returns the address.
+    /// The page is the aligned one around `ua`; [`Mapping::hpa`] is the address of the byte at `ua` itself.
     ///
     /// # Errors
     /// - [`MapError::Unregistered`] (EFAULT): no one region holds the whole page;
@@ -373,7 +379,7 @@ impl Translator {
         Ok(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts))
     }
 
-    /// Whether [`map`](Self::map) would succeed at this moment. Nothing is counted and no address leaves.
+    /// Whether [`map`](Self::map) would succeed at this moment. Nothing is counted and no address is returned.
     ///
     /// # Errors
     /// As `map`.
@@ -393,7 +399,7 @@ impl Translator {
     fn check_cold(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
         let look = |this: &Self| {
             let found = this.find(ua).ok_or(MapError::Unregistered { ua, shift })?;
-            // SAFETY: named by the snapshot at hand.
+            // SAFETY: named by the current snapshot.
             let region = unsafe { found.as_ref() };
             region.admits(ua, shift)?;
             if this.percpu_ref(region.slot as usize).is_open() {
@@ -409,14 +415,14 @@ impl Translator {
         look(self)
     }
 
-    /// Gives a mapping back without a lock or a system call. If it was the last one of a region whose registrations are
-    /// gone, the region is released by the next register, unregister or [`reap`](crate::AddressSpace::reap).
+    /// Releases a mapping without a lock or a system call. If it was the last one of a region without registrations,
+    /// the next register, unregister or [`reap`](crate::AddressSpace::reap) releases the region.
     ///
     /// A mapping of another address space is dropped in the ordinary way.
     #[inline]
     pub fn unmap(&mut self, mapping: Mapping) {
         if mapping.counts() == self.holder_counts {
-            // Acquired by a translator with as many counts, so the slot is one of them.
+            // Acquired by a translator with this many counters, so the slot is one of them.
             let (slot, _) = mapping.into_unit();
             PercpuRef::leave(self.count(slot as usize));
         } else {
@@ -441,8 +447,8 @@ impl Translator {
         }
     }
 
-    /// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
-    /// memory (docs/specification.md 1.4, scenario 51). The mark is sure to be told at the unpin when the caller holds a mapping of
+    /// Marks the system page at `ua` as written by a device. Does nothing for unregistered and for device memory
+    /// (docs/specification.md 1.4, scenario 51). The unpin is sure to report the mark if the caller holds a mapping of
     /// the page meanwhile.
     pub fn mark_dirty(&mut self, ua: UserAddr) {
         if !self.mark_found(ua) {
@@ -451,16 +457,16 @@ impl Translator {
         }
     }
 
-    /// Marks the page in the region of the snapshot at hand, unless that region is gone.
+    /// Marks the page in its region of the current snapshot, unless that region was released.
     fn mark_found(&self, ua: UserAddr) -> bool {
         let Some(found) = self.find(ua) else { return false };
-        // SAFETY: named by the snapshot at hand.
+        // SAFETY: named by the current snapshot.
         let region = unsafe { found.as_ref() };
-        let gone = self.percpu_ref(region.slot as usize).is_closed();
-        if !gone {
+        let released = self.percpu_ref(region.slot as usize).is_closed();
+        if !released {
             region.table.mark_dirty(ua);
         }
-        !gone
+        !released
     }
 }
 

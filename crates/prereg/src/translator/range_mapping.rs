@@ -1,4 +1,4 @@
-//! A mapping of a whole range: one unit, contiguous runs.
+//! A mapping of a whole range: one unit, and the contiguous runs of the range.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -6,16 +6,16 @@ use core::ptr::NonNull;
 use crate::addr::{HostAddr, UserAddr};
 use crate::lookup::region::{Mapping, Region};
 
-/// A stretch of contiguous host memory.
+/// Contiguous host memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct HostRun {
-    /// Where the device finds it.
+    /// The address at which a device reaches it.
     pub host: HostAddr,
-    /// How long it is.
+    /// The length.
     pub bytes: u64,
 }
 
-/// One live mapping of a range inside one region: what an I/O of many pages holds. Counted as one unit.
+/// One live mapping of a range inside one region: what an I/O of many pages holds. It counts as one unit.
 #[must_use = "the range is mapped only while this lives"]
 pub struct RangeMapping {
     unit: Mapping,
@@ -27,7 +27,7 @@ pub struct RangeMapping {
 mod reach {
     use super::{RangeMapping, Region};
 
-    // SAFETY: the region's header is only read, and the unit may be given back on any thread.
+    // SAFETY: the region's header is only read, and the unit may be released on any thread.
     unsafe impl Send for RangeMapping {}
     // SAFETY: as above.
     unsafe impl Sync for RangeMapping {}
@@ -41,7 +41,7 @@ mod reach {
 }
 
 impl RangeMapping {
-    /// `unit` is of `region`, which holds `bytes` bytes from its user address on.
+    /// `unit` is of `region`, which holds `bytes` bytes from the unit's user address on.
     pub(crate) fn new(unit: Mapping, region: NonNull<Region>, bytes: u64) -> Self {
         Self { unit, region, bytes }
     }
@@ -58,14 +58,14 @@ impl RangeMapping {
         self.bytes
     }
 
-    /// The stretches of contiguous host memory that make up the range, in order: a scatter-gather list.
+    /// The runs of contiguous host memory that make up the range, in order: a scatter-gather list.
     #[inline]
     pub fn runs(&self) -> impl Iterator<Item = HostRun> + '_ {
         let runs = self.region().table.runs_within(self.ua(), self.bytes);
         runs.map(|(host, bytes)| HostRun { host, bytes })
     }
 
-    /// The same for `bytes` bytes from `ua` on; nothing where those are not all inside the range.
+    /// [`runs`](Self::runs) for `bytes` bytes from `ua` on; empty where those are not all inside the range.
     ///
     /// ```
     /// # use prereg::{AddressSpace, Granule, UserAddr};
@@ -90,7 +90,7 @@ impl RangeMapping {
         runs.map(|(host, bytes)| HostRun { host, bytes })
     }
 
-    /// The unit alone.
+    /// The unit, without the range.
     pub(crate) fn into_unit(self) -> Mapping {
         self.unit
     }

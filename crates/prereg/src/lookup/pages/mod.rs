@@ -1,13 +1,13 @@
-//! Where each page of a region is on the host: the list a back end fills, and the table readers use.
+//! Host addresses of a region's pages: the list that a back end fills, and the table that readers use.
 //!
 //! A [`PageList`] is filled once, in order, by the back end. It becomes a [`PageTable`] that never changes: runs where
 //! memory is contiguous (one run, or runs that meet at multiples of 2 MiB only, as huge pages do), 4-byte page numbers
 //! where it is not, 8-byte words above 2^32 system pages (16 TiB with 4 KiB pages). The choice is made when the region is
 //! published and is invisible outside.
 //!
-//! Dirty marks sit beside the 4-byte numbers as a bitmap, and in bit 0 of the 8-byte words (where the kernel keeps them:
-//! docs/specification.md 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every eight pages, so that
-//! contiguous memory costs next to nothing: a device that writes one page of contiguous memory dirties its neighbours.
+//! Dirty marks are a bitmap beside the 4-byte numbers, and bit 0 of the 8-byte words (as in the kernel:
+//! docs/specification.md 1.9), so that no layout costs more than 8 bytes a page. Runs have one mark for every eight
+//! pages, so that contiguous memory costs next to nothing: a device that writes one page of it dirties the neighbours.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -20,7 +20,7 @@ use crate::table_memory::owned::TableArray;
 
 mod runs;
 
-/// Why a back end's page could not be added.
+/// The reason why a back end's page could not be added.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PageListError {
@@ -38,7 +38,7 @@ pub enum PageListError {
     Wraps {
         /// The first page.
         host: HostAddr,
-        /// How many pages were to be contiguous from there.
+        /// Contiguous pages pushed from there.
         pages: u64,
     },
 }
@@ -56,17 +56,17 @@ pub struct PageList {
     range: UserRange,
     granule: Granule,
     filled: u64,
-    /// The address that would continue the last run; `None` after the last page there can be.
+    /// The address that would continue the last run; `None` after the last page of the address space.
     next: Option<u64>,
     runs: Vec<Run>,
-    /// One number a page once runs stopped paying; then `runs` is empty.
+    /// One number for each page, once runs take more memory; then `runs` is empty.
     frames: Vec<u64>,
 }
 
-/// Where a pin back end puts the host addresses of the pages that it pinned: one for each page of the range, in order.
+/// Receives the host addresses of pinned pages from a pin back end: one for each page of the range, in order.
 ///
-/// The list behind it is the caller's, made for the range of the call, and stays the caller's: a sink that is kept empty,
-/// filled in part, or exchanged for another one makes the registration fail, never the list shorter than its range.
+/// The list behind it belongs to the caller and is made for the range of the call: a sink that is left empty, filled in
+/// part, or exchanged for another one makes the registration fail, never the list shorter than its range.
 #[derive(Debug)]
 pub struct PageSink<'a> {
     list: &'a mut PageList,
@@ -79,7 +79,7 @@ impl PageSink<'_> {
         self.list.range
     }
 
-    /// EntryPages pushed so far.
+    /// Pages pushed so far.
     #[must_use]
     pub const fn filled(&self) -> u64 {
         self.list.filled
@@ -95,7 +95,7 @@ impl PageSink<'_> {
     }
 }
 
-/// While a list is filled it keeps runs as long as they take less room than page numbers would.
+/// A list that is being filled keeps runs as long as they take less memory than page numbers.
 const PAGES_PER_RUN: u64 = 16;
 /// A dirty mark of a run stands for `2^RUN_UNIT` pages.
 const RUN_UNIT: u32 = 3;
@@ -107,13 +107,13 @@ impl PageList {
         Self { range, granule, filled: 0, next: None, runs: Vec::new(), frames: Vec::new() }
     }
 
-    /// Where a back end puts the pages. An address space makes its own list; this is for calling a back end without one.
+    /// The sink for a back end. An address space makes its own list; this is for calling a back end without one.
     #[must_use]
     pub const fn sink(&mut self) -> PageSink<'_> {
         PageSink { list: self }
     }
 
-    /// EntryPages pushed so far.
+    /// Pages pushed so far.
     #[must_use]
     pub const fn filled(&self) -> u64 {
         self.filled
@@ -154,7 +154,7 @@ impl PageList {
         self.frames.extend((0..pages).map(|page| (host >> shift).wrapping_add(page)));
     }
 
-    /// Turns the runs into one number a page.
+    /// Turns the runs into one number for each page.
     fn spread(&mut self) -> Result<(), PageListError> {
         let shift = self.granule.shift().get();
         let total =
@@ -169,10 +169,11 @@ impl PageList {
     }
 
     /// The largest page that can be mapped anywhere in the range: every aligned block of that size lies inside, is
-    /// contiguous and is aligned on the host (contract clause 9).
+    /// contiguous and is aligned on the host (docs/contract.md clause 9).
     ///
-    /// Every run must start and end on such a block, so the answer is the lowest set bit of all their starts, ends and
-    /// addresses. Computed per run, so neither order of large and small pages fools it (docs/specification.md 1.6, B2).
+    /// Every run must start and end on such a block, so the result is the lowest set bit of all starts, ends and
+    /// addresses. It is computed per run, so the order of large and small pages does not matter (docs/specification.md
+    /// 1.6, B2).
     fn largest_page(&self) -> PageShift {
         let shift = self.granule.shift().get();
         let base = self.range.first().raw();
@@ -199,7 +200,7 @@ impl PageList {
         self.runs.iter().skip(1).all(|run| start(run) & PageShift::M2.mask() == 0)
     }
 
-    /// Closes the list: the table is in `memory`. `None` when the back end named fewer pages than the range has.
+    /// Turns the list into a table in `memory`. `None` when the back end named fewer pages than the range has.
     pub(crate) fn finish(mut self, memory: &SharedTableMemory) -> Result<Option<PageTable>, PageListError> {
         if self.filled != self.range.pages(self.granule) {
             return Ok(None);
@@ -230,7 +231,7 @@ impl PageList {
     }
 }
 
-/// Where each page of a published region is. Never changes, but for the dirty marks.
+/// The host addresses of a published region's pages. Does not change, except for the dirty marks.
 pub(crate) struct PageTable {
     first: UserAddr,
     granule: PageShift,
@@ -245,7 +246,7 @@ enum Layout {
     Narrow { frames: TableArray<u32>, dirty: Bitmap },
     /// Host addresses with the dirty mark in bit 0.
     Wide { words: TableArray<AtomicU64> },
-    /// Device memory: one run that nobody pinned and nobody marks.
+    /// Device memory: one run that is neither pinned nor marked.
     Device { host: u64 },
 }
 
@@ -262,7 +263,7 @@ impl PageTable {
         }
     }
 
-    /// The largest page every aligned block of which is contiguous and aligned.
+    /// The largest page of which every aligned block is contiguous and aligned.
     #[inline]
     pub(crate) const fn largest_page(&self) -> PageShift {
         self.largest
@@ -273,7 +274,7 @@ impl PageTable {
         self.granule
     }
 
-    /// Whether it says where runs begin, not where each page is.
+    /// Whether it holds runs, not one address for each page.
     pub(crate) const fn is_runs(&self) -> bool {
         matches!(self.layout, Layout::Runs { .. } | Layout::Device { .. })
     }
@@ -301,13 +302,13 @@ impl PageTable {
         &runs[runs.partition_point(|run| run.index <= index) - 1]
     }
 
-    /// How many of the `bytes` bytes from `ua` on, all inside the region, are contiguous.
+    /// The number of contiguous bytes from `ua` on, at most `bytes`, all inside the region.
     pub(crate) fn contiguous_within(&self, ua: UserAddr, bytes: u64) -> u64 {
         self.run_within(ua, bytes).1
     }
 
-    /// Where the byte at `ua` is, and how many of the `bytes` bytes from there on, at least 1 and all inside the region, are
-    /// contiguous.
+    /// The host address of the byte at `ua`, and the number of contiguous bytes from there on, at most `bytes`, which
+    /// is at least 1; all inside the region.
     #[inline]
     pub(crate) fn run_within(&self, ua: UserAddr, bytes: u64) -> (HostAddr, u64) {
         let offset = ua.raw() - self.first.raw();
@@ -317,7 +318,7 @@ impl PageTable {
         let (page, count) = match &self.layout {
             Layout::Narrow { frames, .. } => {
                 let frames = &frames[index as usize..=last as usize];
-                // Wider than a frame: after the last one comes no first one.
+                // Wider than a frame number, so the last one has no successor.
                 let follows =
                     |&(at, &frame): &(usize, &u32)| u64::from(frame) == u64::from(frames[0]) + at as u64;
                 let count = frames.iter().enumerate().take_while(follows).count();
@@ -344,8 +345,8 @@ impl PageTable {
         (HostAddr::new(page | inside), ((count << shift) - inside).min(bytes))
     }
 
-    /// What an entry of `2^shift` bytes at `ua`, all of it inside the region, says of its pages. `None` where an entry cannot say
-    /// it: a break inside, an address too high, a device address that is no page.
+    /// The pages of an index entry of `2^shift` bytes at `ua`, all of it inside the region. `None` where an entry
+    /// cannot express them: a break inside, an address too high, a device address that is no page.
     pub(crate) fn entry_pages(&self, ua: UserAddr, shift: u32) -> Option<EntryPages> {
         let offset = ua.raw() - self.first.raw();
         let index = offset >> self.granule.get();
@@ -360,7 +361,7 @@ impl PageTable {
                 Some(EntryPages::Run(host + offset))
             }
             Layout::Device { .. } => None,
-            // Of one page: contiguous whatever the layout.
+            // One page is contiguous in every layout.
             _ if shift == self.granule.get() => Some(EntryPages::Run(self.host(ua).raw())),
             Layout::Narrow { frames, .. } => {
                 Some(EntryPages::Narrow(frames[index as usize..].as_ptr().cast_mut()))
@@ -369,7 +370,7 @@ impl PageTable {
         }
     }
 
-    /// The largest shift of entries that can say where every page of the region is, as far as breaks are concerned.
+    /// The largest shift of index entries that the breaks of the region admit.
     pub(crate) fn entry_alignment(&self) -> u32 {
         match &self.layout {
             Layout::Runs { runs, .. } => {
@@ -386,7 +387,8 @@ impl PageTable {
         let index = (ua.raw() - self.first.raw()) >> self.granule.get();
         match &self.layout {
             Layout::Runs { dirty, .. } | Layout::Narrow { dirty, .. } => dirty.set(index),
-            // Relaxed: the mark is read when the region is released, after the gate has ordered every user before.
+            // Relaxed: the mark is read when the region is released, after its percpu ref has ordered every user
+            // before.
             Layout::Wide { words } => {
                 words[index as usize].fetch_or(1, Ordering::Relaxed);
             }
@@ -416,7 +418,7 @@ impl PageTable {
         }
     }
 
-    /// Bytes of memory this table takes.
+    /// The memory of this table in bytes.
     pub(crate) fn metadata_bytes(&self) -> u64 {
         let bytes = match &self.layout {
             Layout::Runs { runs, dirty } => size_of_val(&**runs) + size_of_val(&*dirty.words),
@@ -442,7 +444,7 @@ impl Bitmap {
         Some(Self { pages, unit, words: TableArray::new(memory, count, || AtomicU64::new(0))? })
     }
 
-    // Relaxed in both: marks are read when the region is released, after its gate has ordered every user before.
+    // Relaxed, both: marks are read when the region is released, after its percpu ref has ordered every user before.
     fn set(&self, index: u64) {
         let index = index >> self.unit;
         self.words[(index / 64) as usize].fetch_or(1 << (index % 64), Ordering::Relaxed);

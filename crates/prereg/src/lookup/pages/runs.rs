@@ -1,4 +1,4 @@
-//! The contiguous runs of a range, one after the other: what a scatter-gather list is made from.
+//! The contiguous runs of a range in order: the content of a scatter-gather list.
 
 use super::{Layout, PageTable};
 use crate::addr::{HostAddr, UserAddr};
@@ -19,10 +19,10 @@ impl PageTable {
     }
 }
 
-/// Contiguous runs, one after the other.
+/// An iterator over contiguous runs.
 pub(crate) struct RunsWithin<'a> {
     table: &'a PageTable,
-    /// Page numbers not yet answered, where the table has such: then nothing else of it is looked at.
+    /// Page numbers not yet returned, if the table has such; then nothing else of it is read.
     frames: &'a [u32],
     /// Bytes of the first page that lie before the range.
     inside: u64,
@@ -38,7 +38,7 @@ impl Iterator for RunsWithin<'_> {
         let Some((&first, mut rest)) = self.frames.split_first() else { return self.next_run() };
         let mut last = first;
         while let Some((&next, others)) = rest.split_first() {
-            // Wider than a frame: after the last one comes no first one.
+            // Wider than a frame number, so the last one has no successor.
             if u64::from(last) + 1 != u64::from(next) {
                 break;
             }
@@ -56,7 +56,7 @@ impl Iterator for RunsWithin<'_> {
 }
 
 impl RunsWithin<'_> {
-    /// The same by a search of the table.
+    /// The next run, by search of the table.
     fn next_run(&mut self) -> Option<(HostAddr, u64)> {
         if self.left == 0 {
             return None;

@@ -156,14 +156,14 @@ fn table_of_runs(ua: u64, granule: Granule, pages: u64, host: &impl Fn(u64) -> u
     list.finish(&heap()).unwrap().unwrap()
 }
 
-/// Everything a table says, against `host`, which says where each page is.
+/// Compares every query of a table with `host`, which returns the address of each page.
 fn agrees(ua: u64, granule: Granule, pages: u64, host: impl Fn(u64) -> u64) -> PageTable {
     let table = table_of_runs(ua, granule, pages, &host);
     let range = UserRange::new(UserAddr::new(ua), pages * granule.bytes(), granule).unwrap();
     let shift = granule.shift().get();
     let at = |offset: u64| UserAddr::new(ua + offset);
     let truth = |offset: u64| host(offset >> shift) + (offset & granule.shift().mask());
-    // How far the bytes from `offset` on are contiguous, up to `bytes` of them.
+    // The number of contiguous bytes from `offset` on, up to `bytes`.
     let contiguous = |offset: u64, bytes: u64| {
         let mut page = offset >> shift;
         while page + 1 < pages && continues(&host, granule, page) {
@@ -247,7 +247,7 @@ fn runs_that_meet_at_multiples_of_2_mib_stay_runs_and_others_do_not() {
         let table = agrees(ua, Granule::K4, 1100, host);
         assert!(table.is_runs(), "{ua:#x}");
         assert_eq!(table.entry_alignment(), 21);
-        // The same breaks one page off the multiples of 2 MiB: page numbers.
+        // Breaks one page off the multiples of 2 MiB give page numbers.
         let table = table_of_runs(ua + 0x1000, Granule::K4, 1100, &host);
         assert!(!table.is_runs(), "{ua:#x}");
         assert_eq!(table.entry_alignment(), 63);
@@ -312,7 +312,7 @@ fn a_entry_over_runs_says_where_it_begins_unless_a_run_ends_inside() {
     assert_eq!(entry(0x4020_0000, 22), None, "two runs");
     assert_eq!(entry(0x401f_f000, 12), Some(EntryPages::Run(0x1f_f000)), "the last page before a break");
     assert_eq!(entry(0x4040_0000, 21), Some(EntryPages::Run(0xc0_0000)), "the last run");
-    // A entry of one page says it of page numbers, too.
+    // An entry of one page is contiguous with page numbers, too.
     let table = table(64, |page| (page * 7919 % 65536) << 12);
     assert_eq!(table.entry_pages(UserAddr::new(0x4000_2000), 12), Some(EntryPages::Run((2 * 7919) << 12)));
     assert!(matches!(table.entry_pages(UserAddr::new(0x4000_2000), 13), Some(EntryPages::Narrow(_))));
@@ -327,7 +327,7 @@ fn a_list_keeps_runs_while_they_take_less_room_than_page_numbers() {
         }
         (list.runs.len() as u64, list.frames.len() as u64)
     };
-    // A short list may have 64 runs, whatever its length.
+    // A short list may have 64 runs at any length.
     assert_eq!(pushed(100, 64, 1), (64, 0));
     assert_eq!(pushed(100, 65, 1), (0, 65));
     // A long one may have one for every 16 pages.
