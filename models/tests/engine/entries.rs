@@ -113,7 +113,7 @@ fn a_set_entry_or_the_last_unregister() {
 }
 
 #[test]
-fn an_entry_whose_unit_is_handed_over_or_the_last_unregister() {
+fn an_entry_whose_unit_is_transferred_or_the_last_unregister() {
     set_or_unregister(TABLE);
 }
 
