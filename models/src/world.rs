@@ -67,7 +67,7 @@ impl Host {
     /// Reads the page at `host`, as a device with the address of a live mapping would.
     ///
     /// # Panics
-    /// When the page is not pinned any more, or not ordered after its pin.
+    /// If the page is not pinned any more, or not ordered after its pin.
     pub fn use_page(&self, host: HostAddr) {
         let number = usize::try_from(host.raw() / PAGE / SCATTER).unwrap() - 1;
         let page = self.pins.lock().unwrap().pages[number].clone();
@@ -85,7 +85,7 @@ impl Host {
     /// Asserts that nothing is pinned or charged. (A second unpin of a pin fails at once.)
     ///
     /// # Panics
-    /// When something is.
+    /// If anything is.
     pub fn assert_all_released(&self) {
         assert_eq!(self.pinned(), 0, "pinned ranges without an owner");
         // Relaxed: no thread is left but this one.
@@ -276,7 +276,7 @@ impl World {
 /// Maps page `number`; `None` when it is not registered or being unregistered.
 ///
 /// # Panics
-/// When mapping fails for another reason.
+/// If mapping fails for another reason.
 pub fn map(translator: &mut Translator, number: u64) -> Option<prereg::Mapping> {
     match translator.map(page(number), PageShift::K4) {
         Ok(mapping) => Some(mapping),

@@ -1,5 +1,5 @@
-//! Addresses, page sizes, ranges, error numbers and the gate, as callers use them: values at their edges.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+//! Addresses, page sizes, ranges, error numbers and `RundownRef`: values at their edges.
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use prereg::{
     BusAddr, Busy, Closed, DrainResult, Errno, Granule, GuestAddr, HostAddr, Iova, LeaveResult, PageShift,

@@ -55,7 +55,7 @@ pub(crate) fn space_with(
     }
 }
 
-/// What entry `index` shows: user address, host address if it is shown, access.
+/// Entry `index`: user address, host address if there is one, access.
 pub(crate) fn look_at(block: &EntryBlock, index: usize) -> Option<(UserAddr, Option<HostAddr>, Access)> {
     block.view(index).map(|view| (view.ua, None, view.access))
 }

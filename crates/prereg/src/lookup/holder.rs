@@ -153,7 +153,7 @@ impl HolderCountsRef {
         Self(counts.as_ptr())
     }
 
-    /// The same counters, noting that the translator has counters for `slots` slots, a power of two.
+    /// These counters, noting that the translator has counters for `slots` slots, a power of two.
     pub(crate) fn with_capacity_hint(self, slots: usize) -> Self {
         // 18 at most.
         let known = slots.checked_ilog2().unwrap_or(0) as usize & HINT_BITS;

@@ -1,4 +1,4 @@
-//! Maps that come while a close is being decided: between the door that says so and the sum of the counts.
+//! Maps during a close: between the store of CLOSING and the sum of the counters.
 //!
 //! The fence on every thread is where a closer waits, so a fence that lets another thread map first puts that map there.
 #![expect(unsafe_code, reason = "implements `Barrier`")]

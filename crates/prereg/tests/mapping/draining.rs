@@ -1,4 +1,4 @@
-//! What becomes of a region whose registrations go while it is mapped: deferred release, waiting, coming back to life.
+//! Regions whose registrations are dropped while they are mapped: deferred release, waiting, registering again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -140,7 +140,8 @@ fn busy_tells_who_holds_what() {
         "ua 0x7f0000000000..=0x7f000000ffff is still mapped 4 times (3 by table entries of container 1, 1 by I/O in flight \
          of container 2); unmap first, then unregister again"
     );
-    // Units outlive the translator that took them, and may be given back by hand or by another one of the same holder.
+    // Units outlive the translator that entered them, and may be released by a drop or by another translator of the
+    // holder.
     let registration = error.into_inner();
     drop(t1);
     let mut t3 = space.translator_for(tables);

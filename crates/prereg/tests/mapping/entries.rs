@@ -1,4 +1,4 @@
-//! Blocks of table entries: every live entry owns one unit, and gives it back exactly once.
+//! Blocks of table entries: every live entry owns one unit and releases it exactly once.
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Errno, Granule, Holder, HolderKind, HolderTotal, MapError, PageShift,
@@ -141,7 +141,7 @@ fn dropping_a_block_gives_every_unit_back() {
     let World { host, space, block } = w;
     drop(registration);
     drop(space);
-    assert_eq!(host.pinned_pages(), 64, "mapped by the table of somebody else");
+    assert_eq!(host.pinned_pages(), 64, "mapped by another table");
     drop(t);
     drop(block);
     host.assert_clean();

@@ -1,4 +1,4 @@
-//! What the handles say of themselves, and the small questions they answer.
+//! Accessors and debug output of the handles.
 
 use prereg::{
     Access, AddressSpace, EntryBlock, EntryBlockError, Errno, Granule, Holder, HolderKind, HostRun, MapError,

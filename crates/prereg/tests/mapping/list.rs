@@ -92,7 +92,7 @@ fn large_pages_are_mapped_where_they_are_contiguous() {
     assert_eq!(mapped(&registrations[1]), 2);
     let error = t.map_list(&[page(1024), page(0)], PageShift::K64, &mut mappings).unwrap_err();
     assert!(matches!(error, ListError::Page { index: 1, error: MapError::TooLarge { .. } }), "{error}");
-    // What was in the place before the failing page is given back, what was in its own is still there.
+    // The mapping in the element before the failing page was released, the one in its own element is still there.
     assert_eq!((mapped(&registrations[1]), mappings.iter().flatten().count()), (1, 1));
 }
 
@@ -143,7 +143,7 @@ fn what_a_translator_with_more_counts_took_another_one_gives_back() {
     let (host, space, registrations) = world();
     let (mut old, mut new) = (space.translator(), space.translator());
     let before = old.map(page(0), K4).unwrap();
-    // More regions than counts were made for; fewer under miri, where so many take a quarter of an hour.
+    // More regions than the first counters; fewer under miri, where these take a quarter of an hour.
     let last = if cfg!(miri) { 24 } else { 699 };
     let at = |n: u64| A + (1 << 32) + (n << 13);
     let many: Vec<_> = (0..=last).map(|n| space.register(&host.memory(at(n), 1 << 12)).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! What a translator keeps that does not look for newer snapshots: bounded, named in the state, and released at a refresh.
+//! Regions kept by a translator that is never refreshed: bounded, reported in the state, and released at a refresh.
 
 use prereg::{
     AddressSpace, Errno, Granule, Holder, HolderKind, HolderTotal, MapError, PageShift, Translator, UserAddr,
@@ -85,7 +85,7 @@ fn the_state_names_who_keeps_regions() {
     assert_eq!(space.snapshot().retained_by, []);
 }
 
-/// The translator sits on one of four snapshots: before the region, the first with it, the last with it, the next one.
+/// The translator uses one of four snapshots: before the region, the first with it, the last with it, the next one.
 #[test]
 fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
     for (at, kept) in [(0, 0), (1, 1), (2, 1), (3, 0)] {
@@ -103,7 +103,7 @@ fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
         let _other = space.register(&host.memory(FAR + (1 << 40), 1 << 12)).unwrap();
         settle(2);
         region.unregister().unwrap();
-        assert_eq!(space.snapshot().unreclaimed, kept, "the translator sits on snapshot {at}");
+        assert_eq!(space.snapshot().unreclaimed, kept, "the translator uses snapshot {at}");
         settle(3);
         // The next publication frees what nothing names.
         let _another = space.register(&host.memory(FAR + (2 << 40), 1 << 12)).unwrap();
@@ -230,7 +230,7 @@ fn a_mark_goes_to_the_region_that_is_registered_now() {
     let mut old = space.translator();
     first.unregister().unwrap();
     let second = space.register(&memory).unwrap();
-    // Its snapshot names the first region, which is gone.
+    // Its snapshot names the first region, which is released.
     old.mark_dirty(UserAddr::new(FAR + 0x1008));
     old.mark_dirty(UserAddr::new(FAR + 0x3000));
     second.unregister().unwrap();

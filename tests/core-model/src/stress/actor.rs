@@ -1,4 +1,4 @@
-//! One thread of the stress: registers, maps and gives back at random, and checks every address.
+//! One thread of the stress: registers, maps and releases at random, and checks every address.
 
 use std::sync::atomic::Ordering;
 

@@ -221,7 +221,7 @@ impl World {
         Ok(())
     }
 
-    /// How many translators of space `space` there are.
+    /// The number of translators of space `space`.
     pub(super) fn readers_of(&self, space: usize) -> u64 {
         self.readers.iter().filter(|Reader { space: other, .. }| *other == space).count() as u64
     }

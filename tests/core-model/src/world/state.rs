@@ -1,4 +1,4 @@
-//! What a space shows of itself, compared with the model.
+//! The state of a space, compared with the model.
 
 use prereg::{AddressKind, HolderTotal, HostAddr, RegionState, UserAddr};
 
@@ -104,7 +104,7 @@ impl World {
         for live in &self.lives {
             let space = &self.spaces[live.space];
             let region = space.model.regions.get(&live.id);
-            let Some(region) = region else { return Err("a mapped region is gone".to_owned()) };
+            let Some(region) = region else { return Err("a mapped region is released".to_owned()) };
             ensure!(
                 region.pin.is_none_or(|pin| space.host.is_pinned(pin)),
                 "{} is mapped, and not pinned",

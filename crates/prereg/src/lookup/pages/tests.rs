@@ -1,6 +1,6 @@
 //! The three layouts hold the same pages, and the largest page is the truth about them.
 
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use super::*;
 use crate::addr::Granule;
