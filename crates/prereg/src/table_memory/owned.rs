@@ -145,7 +145,7 @@ impl<T> Owner<T> for TableBox<T> {
 
     unsafe fn from_raw(value: *mut T) -> Self {
         let at = value.wrapping_byte_sub(offset_of!(Allocation<T>, value)).cast::<Allocation<T>>();
-        // SAFETY: from `into_raw`, by the caller's promise, so an `Allocation` is around it.
+        // SAFETY: from `into_raw`, as the caller promises, so an `Allocation` is around it.
         Self { at: unsafe { NonNull::new_unchecked(at) } }
     }
 }

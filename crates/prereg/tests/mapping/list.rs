@@ -54,7 +54,7 @@ fn a_list_maps_what_single_maps_would() {
             assert_eq!(Some(mapping.hpa()), host.backs(ua.raw()));
         }
         assert!(mappings[length..].iter().all(Option::is_none), "places beyond the list stay empty");
-        let counted: u64 = registrations.iter().map(|registration| mapped(registration)).sum();
+        let counted: u64 = registrations.iter().map(mapped).sum();
         assert_eq!(counted, length as u64);
         // Given back by hand, by drop and as a list.
         if let Some(mapping) = mappings.first_mut().and_then(Option::take) {
