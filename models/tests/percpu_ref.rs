@@ -9,7 +9,7 @@ use loom::thread;
 use prereg::primitives::{EnterResult, FenceMode, PercpuRef};
 use prereg_models::explore_to;
 
-/// A slot: its percpu_ref, a count for each thread, and the memory behind it.
+/// A slot: its ref, a counter for each thread, and the memory it protects.
 struct Slot {
     percpu_ref: PercpuRef,
     counts: [AtomicI64; 3],
@@ -22,13 +22,13 @@ unsafe impl Sync for Slot {}
 unsafe impl Send for Slot {}
 
 impl Slot {
-    /// With a closed percpu_ref.
+    /// With a closed ref.
     fn new() -> Arc<Self> {
         let counts = [AtomicI64::new(0), AtomicI64::new(0), AtomicI64::new(0)];
         Arc::new(Self { percpu_ref: PercpuRef::new(), counts, memory: UnsafeCell::new(1) })
     }
 
-    /// With an open percpu_ref.
+    /// With an open ref.
     fn open() -> Arc<Self> {
         let slot = Self::new();
         slot.percpu_ref.open();
@@ -43,20 +43,20 @@ impl Slot {
         self.counts.iter().map(|count| count.load(Ordering::Acquire)).sum()
     }
 
-    /// Before the percpu_ref is opened for the first time.
+    /// Before the ref is opened for the first time.
     fn make_memory(&self) {
         // SAFETY: no thread has entered yet.
         self.memory.with_mut(|memory| unsafe { *memory = 1 });
     }
 
     fn use_memory(&self) {
-        // SAFETY: inside.
+        // SAFETY: a unit is held.
         let seen = self.memory.with(|memory| unsafe { *memory });
         assert_eq!(seen, 1, "used after the release");
     }
 
     fn release(&self) {
-        // SAFETY: closed, and no thread is inside.
+        // SAFETY: closed, and no unit is held.
         self.memory.with_mut(|memory| unsafe { *memory = 0 });
     }
 }
@@ -87,7 +87,7 @@ fn a_refused_close_opens_the_percpu_ref_as_it_was_opened_before() {
         let reader = {
             let slot = slot.clone();
             thread::spawn(move || {
-                // Not as usual: it looks without a unit, so that it finds the percpu_ref OPEN or not at all.
+                // Unlike a reader: no second attempt, so that it enters only a ref that it finds OPEN.
                 if slot.percpu_ref.enter_open(&slot.counts[0], FenceMode::Full) {
                     slot.use_memory();
                 }
@@ -127,7 +127,7 @@ fn finding_a_draining_percpu_ref_shows_what_was_noted_before() {
     explore_to(3, || {
         let slot = Slot::open();
         assert!(slot.enter(0));
-        // As the engine's number of draining regions: what is Relaxed there is ordered by the percpu_ref.
+        // As the engine's number of draining regions: its Relaxed store is ordered by the ref.
         let draining = Arc::new(AtomicI64::new(0));
         let holder = {
             let (slot, draining) = (slot.clone(), draining.clone());
@@ -150,7 +150,7 @@ fn entering_a_percpu_ref_that_is_closing_sees_what_was_made_before_it_was_opened
         let reader = {
             let slot = slot.clone();
             thread::spawn(move || {
-                // May look while the percpu_ref is CLOSED still, and find it CLOSING at the second look.
+                // The first load may find CLOSED and the exchange CLOSING.
                 if slot.enter(0) {
                     slot.use_memory();
                     PercpuRef::leave(&slot.counts[0]);

@@ -267,7 +267,7 @@ impl EntryBlock {
             self.release(translator, slot);
             return Err(MapError::Contended);
         };
-        // Relaxed: ordered by the lock, which `view` and `take` take too.
+        // Relaxed: ordered by the lock, which `view` and `hold_mapping` take too.
         let before = Access::from_bits(entry.host.load(Ordering::Relaxed));
         entry.host.store(host | access.bits(), Ordering::Relaxed);
         Self::unlock(entry, unit_of(slot, ua));

@@ -16,7 +16,7 @@ use crate::state::RegionState;
 /// One registration of a region. The region stays pinned as long as it has one.
 ///
 /// [`unregister`](Self::unregister) can be refused: it returns the last registration while the region is mapped.
-/// Dropping cannot: the region is then closed for new mappings and released when the last old one is.
+/// Dropping cannot: the region is then closed for new mappings and released with its last old one.
 #[must_use = "dropping a registration releases it"]
 pub struct Registration {
     engine: Arc<Engine>,

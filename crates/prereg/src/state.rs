@@ -35,11 +35,11 @@ pub struct RegionState {
 }
 
 impl RegionState {
-    /// The kernel's counter of the same name: live mappings + 1, so that 1 means registered and not mapped, and 0 gone
+    /// The kernel's counter of the same name: live mappings + 1, so that 1 means registered and not mapped, and 0 released
     /// (docs/specification.md 1.3).
     #[must_use]
     pub const fn kernel_mapped(&self) -> u64 {
-        self.mapped + 1
+        self.mapped.saturating_add(1)
     }
 }
 

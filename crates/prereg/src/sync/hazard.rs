@@ -105,22 +105,21 @@ impl<T, O: Owner<T>> Published<T, O> {
     ///
     /// Safe against [`reclaim`](Self::reclaim), which runs *swap `current`; fence; load slots* while this runs *store
     /// slot; fence; load `current`*, both fences SeqCst:
-    /// *store hazard; fence; load `current`*, both fences SeqCst:
     /// - Our fence first: the writer's load, after its fence, sees our store, so it keeps the value.
     /// - The writer's fence first: our second load of `current` sees its swap, so we find another value and try again.
     ///
     /// Lock-free: the loop repeats only when a writer published in between.
     ///
     /// # Safety
-    /// 1. `hazard` is among the hazards given to every `reclaim` on this value from now until the pointer is last used.
-    /// 2. No other thread calls `protect` or `leave` on `hazard` at the same time.
+    /// 1. `hazard` is among the slots passed to every `reclaim` on this value from now until the pointer is last used.
+    /// 2. No other thread calls `protect` or `clear` on `hazard` at the same time.
     #[inline]
     pub unsafe fn protect(&self, hazard: &HazardSlot<T>) -> *const T {
         // Relaxed: checked again below.
         let mut value = self.current.load(Ordering::Relaxed);
         preemption_point();
         loop {
-            // Release pairs with the Acquire load of the hazard in `reclaim`: our uses of the value named before happen
+            // Release pairs with the Acquire load of the slot in `reclaim`: our uses of the value named before happen
             // before it is freed.
             hazard.protected.store(value, Ordering::Release);
             fence(Ordering::SeqCst);
@@ -256,12 +255,12 @@ mod tests {
         let lives = |value: &Arc<i32>| Arc::strong_count(value) > 1;
         let published: Published<Arc<i32>> = Published::new(Box::new(first.clone()));
         let (hazard, mut retired) = (HazardSlot::default(), Retired::default());
-        // SAFETY: the hazard is given to every reclaim below, and there is one thread.
+        // SAFETY: the slot is passed to every reclaim below, and there is one thread.
         let seen = unsafe { published.protect(&hazard) };
-        // SAFETY: the hazard names it.
+        // SAFETY: the slot names it.
         assert_eq!(unsafe { &*seen }, &first);
         published.replace(Box::new(second.clone()), &mut retired);
-        // SAFETY: the only hazard.
+        // SAFETY: the only slot.
         assert_eq!(unsafe { published.reclaim(&mut retired, [&hazard].into_iter()) }, 1);
         assert!(lives(&first));
         assert_eq!(retired.iter().collect::<Vec<_>>(), [&first]);

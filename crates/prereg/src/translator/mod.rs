@@ -102,8 +102,7 @@ impl Translator {
     /// Switches to the newest snapshot. Never needed for correctness; an idle translator that is refreshed lets old
     /// tables be freed.
     pub fn refresh(&mut self) {
-        // SAFETY: 1. the reader is listed in the registry until `drop`, and every reclaim looks at all listed slots; 2.
-        // `&mut self`, and the reader is this translator's alone.
+        // SAFETY: 1. the reader is listed in the registry until `drop`, and every reclaim looks at all listed slots;
         // 2. `&mut self`, and the reader is this translator's alone.
         self.snapshot = unsafe { self.reader_view().published.protect(&self.shared().hazard) };
         self.index = self.snapshot().view;
