@@ -245,7 +245,7 @@ mod tests {
         let base = 0x4000_0000;
         let range = UserRange::new(UserAddr::new(base), 4 << 12, Granule::K4).unwrap();
         let plan = IndexPlan { base, shift: 12, count: 8 };
-        // A entry has 46 bits for a signed page number, so the last two of the high pages do not fit.
+        // An entry has 46 bits for a signed page number, so the last two of the high pages do not fit.
         for (last, fits) in [(0x20_0000, true), (1 << 58, false)] {
             let mut pages = PageList::new(range, Granule::K4);
             pages.sink().push(HostAddr::new(0x10_0000), 2).unwrap();
