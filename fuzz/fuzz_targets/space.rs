@@ -1,6 +1,6 @@
-//! A caller that does with address spaces whatever the bytes say, compared with the reference model of the core.
+//! Operations on address spaces chosen by the bytes, compared with the reference model of the core.
 //!
-//! The first byte says how the case runs, then seven bytes are one operation (see `prereg_core_model::Op`).
+//! The first byte selects the kind of case, then seven bytes are one operation (see `prereg_core_model::Op`).
 
 #![no_main]
 

@@ -1,9 +1,10 @@
 //! Loom models of the core: tests that explore the interleavings of a few threads over the real code, compiled with
 //! `--cfg loom`. Run with `RUSTFLAGS="--cfg loom" cargo test -p prereg-models --release`. Without the flag the crate is empty.
 //!
-//! `tests/engine/` drives the engine through the public API. `tests/door.rs`, `tests/gate.rs` and `tests/publish.rs` drive
-//! the primitives, where more threads are affordable and the protected memory is a loom cell. Which model fails for which
-//! change of an ordering, a fence or the order of two statements is listed in `README.md` of this folder.
+//! `tests/engine/` drives the engine through the public API. `tests/percpu_ref.rs`, `tests/rundown_ref.rs` and
+//! `tests/hazard.rs` drive the primitives, where more threads are affordable and the protected memory is a loom cell.
+//! `README.md` of this folder lists which model fails for which change of an ordering, a fence or the order of two
+//! statements.
 
 #[cfg(loom)]
 pub mod world;
@@ -32,7 +33,7 @@ fn run(preemption_bound: Option<usize>, model: impl Fn() + Sync + Send + 'static
     // Setting up an address space alone takes several hundred steps of the one thread that there is then.
     builder.max_branches = 50_000;
     builder.check(move || {
-        // Relaxed, both: a number to show.
+        // Relaxed, both: for the printed report.
         count.fetch_add(1, Ordering::Relaxed);
         model();
     });

@@ -1,14 +1,14 @@
-//! An address space for models, and a host that sees a use of a page that is not pinned.
+//! An address space for models, and a host that detects the use of a page that is not pinned.
 //!
-//! Each pinned page is a loom cell, which `unpin` writes and every holder of a mapping reads through the address that the
-//! mapping gave: loom reports a read and a write that are not ordered, and the value says whether the read came too late.
-//! Host addresses are never used twice, so an address identifies the pin it came from.
+//! Each pinned page is a loom cell, which `unpin` writes and every holder of a mapping reads through the mapping's
+//! address: loom reports a read and a write that are not ordered, and the value shows a read that came too late. Host
+//! addresses are never reused, so an address identifies its pin.
 //!
-//! Table memory is filled with a pattern when it is released and behind its end, and kept until the model ends. A read of it
-//! finds no object of loom's there, which loom reports, or a pointer that no process has.
+//! Table memory is filled with a pattern when it is released and behind its end, and kept until the model ends. A read
+//! of it finds no loom object, which loom reports, or an invalid pointer.
 
 #![expect(unsafe_code, reason = "implements the ports of the core over cells that loom watches")]
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::any::Any;
@@ -35,16 +35,16 @@ pub fn page(page: u64) -> UserAddr {
     UserAddr::new(FIRST + page * PAGE)
 }
 
-/// A pinned page: whether it is pinned.
+/// A page that was pinned once; the value is whether it still is.
 #[derive(Debug)]
 struct PinnedPage(UnsafeCell<bool>);
 
-// SAFETY: access to the cell is what the core, and loom, watch over.
+// SAFETY: the core orders accesses to the cell, and loom checks it.
 unsafe impl Sync for PinnedPage {}
 // SAFETY: as above.
 unsafe impl Send for PinnedPage {}
 
-/// The pages of all pins so far, by host page number, and which belong to which pin.
+/// The pages of all pins so far, by host page number, and the range of each pin.
 #[derive(Default, Debug)]
 struct Pins {
     pages: Vec<Arc<PinnedPage>>,
@@ -55,19 +55,19 @@ struct Pins {
 /// The host: pins and charges.
 #[derive(Default, Debug)]
 pub struct Host {
-    /// A lock of the standard library, never held over an operation that loom sees: it only serves the host itself.
+    /// A mutex of the standard library, never held over an operation that loom sees.
     pins: Mutex<Pins>,
     charged: AtomicI64,
 }
 
-/// Host pages of neighbours are not neighbours, so that regions of several pages have a table of page numbers.
+/// Neighbouring pages are not contiguous on the host, so that regions of several pages have a table of page numbers.
 const SCATTER: u64 = 2;
 
 impl Host {
-    /// Reads the page at `host`, as a device that was given the address of a live mapping would.
+    /// Reads the page at `host`, as a device with the address of a live mapping would.
     ///
     /// # Panics
-    /// When the page is not pinned any more, or not ordered after its pin.
+    /// If the page is not pinned any more, or not ordered after its pin.
     pub fn use_page(&self, host: HostAddr) {
         let number = usize::try_from(host.raw() / PAGE / SCATTER).unwrap() - 1;
         let page = self.pins.lock().unwrap().pages[number].clone();
@@ -75,17 +75,17 @@ impl Host {
         assert!(page.0.with(|pinned| unsafe { *pinned }), "a page is used after its unpin");
     }
 
-    /// Ranges that are pinned.
+    /// The number of pinned ranges.
     #[must_use]
     pub fn pinned(&self) -> usize {
         let pins = self.pins.lock().unwrap();
         pins.ranges.len() - pins.unpins
     }
 
-    /// Nothing is pinned, and nothing charged. (A second unpin of a pin fails at once.)
+    /// Asserts that nothing is pinned or charged. (A second unpin of a pin fails at once.)
     ///
     /// # Panics
-    /// When something is.
+    /// If anything is.
     pub fn assert_all_released(&self) {
         assert_eq!(self.pinned(), 0, "pinned ranges without an owner");
         // Relaxed: no thread is left but this one.
@@ -93,7 +93,7 @@ impl Host {
     }
 }
 
-// SAFETY: invented addresses; the cell of a page says how long it is pinned.
+// SAFETY: invented addresses; the cell of a page records how long it is pinned.
 unsafe impl Pin for Host {
     fn name(&self) -> &'static str {
         "model"
@@ -117,14 +117,14 @@ unsafe impl Pin for Host {
             pages.push(HostAddr::new((number as u64 + 1) * SCATTER * PAGE), 1)?;
         }
         pins.ranges.push(first..first + count);
-        Ok(PinId(pins.ranges.len() as u64 - 1))
+        Ok(PinId::new(pins.ranges.len() as u64 - 1))
     }
 
     fn unpin(&self, pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {
         let pages = {
             let mut pins = self.pins.lock().unwrap();
             pins.unpins += 1;
-            let range = pins.ranges[usize::try_from(pin.0).unwrap()].clone();
+            let range = pins.ranges[usize::try_from(pin.raw()).unwrap()].clone();
             pins.pages[range].to_vec()
         };
         for page in pages {
@@ -148,8 +148,8 @@ impl Charge for Host {
     }
 }
 
-/// Turns the asymmetric mode on, whose code is the one that ships. Loom has no fence that acts on other threads; the core
-/// passes a SeqCst fence in both halves then.
+/// Selects the asymmetric mode, whose code is the one that ships. Loom has no fence that acts on other threads; the
+/// core passes a SeqCst fence in both halves then.
 struct NoBarrier;
 
 // SAFETY: only under loom, where the core passes the fences of both sides itself.
@@ -157,19 +157,19 @@ unsafe impl Barrier for NoBarrier {
     fn all_threads(&self) {}
 }
 
-/// What released memory, and memory behind the end of an array, is filled with.
+/// The pattern of released memory and of memory behind the end of an array.
 const PATTERN: u8 = 0xdd;
-/// So much of it behind each array.
+/// Bytes of it behind each array.
 const GUARD: usize = 64;
 
-/// Memory that was handed out and is kept for the model's life.
+/// Released memory that is kept until the model ends.
 #[derive(Debug)]
 struct Kept(NonNull<u8>, Layout);
 
-// SAFETY: only its address is used, by the one owner who frees it.
+// SAFETY: only its address is used, by its one owner.
 unsafe impl Send for Kept {}
 
-/// Table memory in which a use after the release and a use behind the end are seen.
+/// Table memory in which a use after the release or behind the end is detected.
 #[derive(Default, Debug)]
 pub struct Tables {
     released: Mutex<Vec<Kept>>,
@@ -196,7 +196,7 @@ unsafe impl TableMemory for Tables {
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the whole allocation, which nobody uses any more, by the caller's promise.
+        // SAFETY: the whole allocation, which is not used any more, as the caller promises.
         unsafe { at.write_bytes(PATTERN, layout.size()) };
         self.released.lock().unwrap().push(Kept(at, Self::with_guard(layout)));
     }
@@ -215,7 +215,7 @@ impl Drop for Tables {
     }
 }
 
-/// User memory, which is only an address.
+/// User memory: an address range that is never dereferenced.
 struct Ram(UserRange);
 
 // SAFETY: nothing ever dereferences it.
@@ -233,12 +233,12 @@ unsafe impl Memory for Ram {
     }
 }
 
-/// Which fences mapping passes.
+/// The fences that mapping passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fences {
-    /// A host with a barrier: the inlined path.
+    /// Of a host with a barrier: the inlined path.
     Asymmetric,
-    /// A host without.
+    /// Of a host without one.
     Full,
 }
 
@@ -249,7 +249,7 @@ pub struct World {
     pub host: Arc<Host>,
     /// The address space.
     pub space: AddressSpace,
-    /// Memory of its tables, even of those that are released: kept until the model ends.
+    /// Memory of its tables, released ones included; kept until the model ends.
     pub tables: Arc<Tables>,
 }
 
@@ -276,7 +276,7 @@ impl World {
 /// Maps page `number`; `None` when it is not registered or being unregistered.
 ///
 /// # Panics
-/// When mapping fails for another reason.
+/// If mapping fails for another reason.
 pub fn map(translator: &mut Translator, number: u64) -> Option<prereg::Mapping> {
     match translator.map(page(number), PageShift::K4) {
         Ok(mapping) => Some(mapping),

@@ -159,6 +159,15 @@ impl Failure {
     }
 }
 
+impl From<EntryBlockError> for Failure {
+    fn from(error: EntryBlockError) -> Self {
+        match error {
+            EntryBlockError::OutOfMemory(_) => Self::OutOfMemory,
+            error => Self::Refused(error.to_string(), error.errno()),
+        }
+    }
+}
+
 impl From<OutOfMemory> for Failure {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory

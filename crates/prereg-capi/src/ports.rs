@@ -296,10 +296,10 @@ unsafe impl Pin for Pins {
             return Err(PinError::Os { ua: range.first(), errno, during: "the caller's pin function" });
         }
         if let Some(refused) = filling.into_inner().unwrap_or_else(PoisonError::into_inner).refused {
-            self.unpin(PinId(id), range, DirtyPages::none());
+            self.unpin(PinId::new(id), range, DirtyPages::none());
             return Err(refused);
         }
-        Ok(PinId(id))
+        Ok(PinId::new(id))
     }
 
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
@@ -307,7 +307,7 @@ unsafe impl Pin for Pins {
         let (ua, bytes) = (range.first().raw(), range.bytes());
         let unpin = |dirty| {
             // SAFETY: the caller's function with the caller's context.
-            unsafe { (self.unpin)(self.context.pointer, pin.0, ua, bytes, dirty) };
+            unsafe { (self.unpin)(self.context.pointer, pin.raw(), ua, bytes, dirty) };
         };
         let marks = Dirty { pages: NonNull::from(&mut dirty).cast() };
         // Unpinning cannot fail: without memory for the handle the function sees no marks.

@@ -1,6 +1,6 @@
 //! What can be seen of a region, as plain structs.
 
-use prereg::{Held, RegionState};
+use prereg::{HolderTotal, RegionState};
 
 use crate::record::records;
 use crate::words::holder_kind;
@@ -64,7 +64,7 @@ pub struct prereg_held {
     pub count: u64,
 }
 
-pub(crate) fn held_of(held: &Held) -> prereg_held {
+pub(crate) fn held_of(held: &HolderTotal) -> prereg_held {
     prereg_held {
         size: 0,
         container: held.holder.container,
@@ -85,7 +85,7 @@ pub(crate) fn region_of(state: &RegionState) -> prereg_region {
         bytes: state.bytes,
         pages: state.pages,
         used: state.used,
-        mapped: state.mapped,
+        mapped: state.kernel_mapped(),
         metadata_bytes: state.metadata_bytes,
         largest_page: state.largest_page.get(),
         flags: device | draining,

@@ -4,7 +4,7 @@
 
 use std::ffi::c_int;
 
-use prereg::{Held, RegionState, SpaceState};
+use prereg::{HolderTotal, RegionState, SpaceState};
 
 use crate::caller::{out_if, tell};
 use crate::failure::{Failure, answer, prereg_error, value_or};
@@ -139,7 +139,7 @@ pub extern "C" fn prereg_state_mappings(
     })
 }
 
-fn show(list: &[Held], into: &OutRecords, total: *mut usize) -> Result<(), Failure> {
+fn show(list: &[HolderTotal], into: &OutRecords, total: *mut usize) -> Result<(), Failure> {
     let total = out_if(total, "total")?;
     for (index, held) in list.iter().take(into.count()).enumerate() {
         into.write(index, &held_of(held));

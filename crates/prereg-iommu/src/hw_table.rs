@@ -171,8 +171,10 @@ impl HwTable {
     #[cold]
     fn make_block(&self, index: u64) -> Result<&EntryBlock, TableError> {
         let shift = self.geometry.shift();
-        self.blocks
-            .block_or_make(index, || EntryBlock::new(&self.space, shift, Blocks::BLOCK_LEN, self.holder))
+        self.blocks.block_or_make(index, || {
+            // No geometry has a page below 4 KiB, the other reason there is.
+            EntryBlock::new(&self.space, shift, Blocks::BLOCK_LEN, self.holder).map_err(|_| OutOfMemory)
+        })
     }
 
     /// Clears entry `index`, gives its unit back and returns the access it had.
@@ -249,7 +251,7 @@ impl HwTable {
         index: u64,
     ) -> Result<Option<(Mapping, Access)>, MapError> {
         match self.blocks.block(index) {
-            Some(block) => block.take(translator, Blocks::offset(index)),
+            Some(block) => block.hold_mapping(translator, Blocks::offset(index)),
             None => Ok(None),
         }
     }

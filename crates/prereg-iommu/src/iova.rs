@@ -8,8 +8,8 @@
 //!
 //! Who owns whom:
 //! - an [`IovaMap`] owns its live mappings, in order; a mapping owns its units of the regions it leads to;
-//! - a [`Held`] shares those units, and stands in the gate of every mapping it touches;
-//! - an unmapped mapping belongs to the accesses in its gate. The last one to leave gives the units back, then says so, once,
+//! - a [`Held`] shares those units, and stands in the rundown ref of every mapping it touches;
+//! - an unmapped mapping belongs to the accesses in its rundown ref. The last one to leave gives the units back, then says so, once,
 //!   to the port [`Drained`] and to the [`Unmapping`].
 //!
 //! Locks: one over the ordered mappings, shared by accesses and taken alone by map and unmap, for the time of a search; one

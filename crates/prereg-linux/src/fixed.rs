@@ -62,7 +62,7 @@ unsafe impl Pin for Fixed {
         let offset = range.first().offset_from(self.window.first()).unwrap_or_default();
         let host = self.host.checked_add(offset).ok_or(outside(range.first()))?;
         pages.push(host, range.pages(self.granule))?;
-        Ok(PinId(0))
+        Ok(PinId::new(0))
     }
 
     fn unpin(&self, _pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {}

@@ -113,7 +113,7 @@ unsafe impl Pin for Mlock {
             return Err(error);
         }
         // Relaxed: only has to be different each time.
-        Ok(PinId(self.next.fetch_add(1, Ordering::Relaxed)))
+        Ok(PinId::new(self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
     fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {

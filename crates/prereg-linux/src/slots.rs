@@ -26,17 +26,17 @@ impl Held {
     /// One number for all of it: 24 bits slot, 15 bits count, 24 bits generation.
     pub(crate) fn id(self) -> PinId {
         let slot = u64::from(self.global());
-        PinId(slot | u64::from(self.count) << 24 | u64::from(self.generation) << 39)
+        PinId::new(slot | u64::from(self.count) << 24 | u64::from(self.generation) << 39)
     }
 
     /// What `id` says; whether it is true is the table's to check.
     pub(crate) fn from_id(id: PinId) -> Self {
-        let slot = (id.0 & 0xff_ffff) as u32;
+        let slot = (id.raw() & 0xff_ffff) as u32;
         Self {
             ring: slot / SLOTS,
             first: slot % SLOTS,
-            count: (id.0 >> 24 & 0x7fff) as u32,
-            generation: (id.0 >> 39 & 0xff_ffff) as u32,
+            count: (id.raw() >> 24 & 0x7fff) as u32,
+            generation: (id.raw() >> 39 & 0xff_ffff) as u32,
         }
     }
 
@@ -195,8 +195,8 @@ mod tests {
         let second = table.take(7).unwrap();
         assert_eq!(second.first, first.first);
         assert!(table.holds(second) && !table.holds(first));
-        for made_up in [0, 1, u64::MAX, u64::from(second.global()), second.id().0 ^ 1 << 24] {
-            assert!(!table.claim(Held::from_id(PinId(made_up))), "{made_up:#x}");
+        for made_up in [0, 1, u64::MAX, u64::from(second.global()), second.id().raw() ^ 1 << 24] {
+            assert!(!table.claim(Held::from_id(PinId::new(made_up))), "{made_up:#x}");
         }
         assert!(table.holds(second));
     }

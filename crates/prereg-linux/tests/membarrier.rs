@@ -48,7 +48,7 @@ unsafe impl Pin for Notes {
             pages.push(HostAddr::new((range.first().raw() << 1) + (page << 13)), 1)?;
         }
         self.of(range.first().raw()).store(true, Ordering::Relaxed);
-        Ok(PinId(0))
+        Ok(PinId::new(0))
     }
     fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
         self.of(range.first().raw()).store(false, Ordering::Relaxed);

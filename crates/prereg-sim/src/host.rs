@@ -419,12 +419,12 @@ unsafe impl Pin for SimHost {
         state.next_pin += 1;
         state.pin_calls += 1;
         state.pins.insert(pin, segments);
-        Ok(PinId(pin))
+        Ok(PinId::new(pin))
     }
 
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
         let mut state = self.state();
-        let gone = state.pins.remove(&pin.0);
+        let gone = state.pins.remove(&pin.raw());
         assert!(gone.is_some(), "{pin:?} is unpinned twice, or never was pinned");
         let address = |page: u64| range.first().checked_add(page << self.granule.shift().get());
         state.written = dirty.filter_map(address).collect();

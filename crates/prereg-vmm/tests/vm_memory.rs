@@ -47,7 +47,7 @@ unsafe impl Pin for Counting {
             pages.push(HostAddr::new((1 << 40) + page * 2 * PAGE), 1)?;
         }
         self.pinned.fetch_add(count, Ordering::Relaxed);
-        Ok(PinId(0))
+        Ok(PinId::new(0))
     }
     fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
         self.pinned.fetch_sub(range.pages(Granule::K4), Ordering::Relaxed);

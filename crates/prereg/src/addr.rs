@@ -1,8 +1,8 @@
-//! Addresses, page sizes and ranges: the words every room shares.
+//! Addresses, page sizes and ranges, used by every crate.
 //!
-//! Five kinds of address that must never be mixed are five types. Arithmetic on them is checked; there is no way to
-//! wrap by accident. A range is closed (`first..=last`) and never empty, so "last" never means "one past the end" and a
-//! range may not reach the very top of the address space (`first + bytes == 2^64` is refused, as the kernel's VFIO does:
+//! Five kinds of address that must never be mixed are five types. Their arithmetic is checked; nothing wraps by
+//! accident. A range is closed (`first..=last`) and never empty, so "last" never means "one past the end", and it may
+//! not reach the very top of the address space (`first + bytes == 2^64` is refused, as in the kernel's VFIO:
 //! docs/specification.md 1.5).
 
 use core::fmt;
@@ -51,7 +51,7 @@ macro_rules! addresses {
                 }
             }
 
-            /// How many bytes `self` lies above `base`, or `None` when it lies below.
+            /// The number of bytes that `self` lies above `base`, or `None` when it lies below.
             #[must_use]
             #[inline]
             pub const fn offset_from(self, base: Self) -> Option<u64> {
@@ -194,11 +194,11 @@ impl Granule {
     }
 }
 
-/// Why a (start, length) pair is not a range that can be registered. Always the caller's to mend; EINVAL.
+/// The reason why a (start, length) pair is not a range that can be registered. An error of the caller; EINVAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
-    /// Zero bytes. (Linux answers ENOMEM and a warning: docs/specification.md 1.4, B15.)
+    /// Zero bytes. (Linux returns ENOMEM and warns: docs/specification.md 1.4, B15.)
     #[error("the range at {ua} is empty; register at least one page")]
     Empty {
         /// The start asked for.
@@ -285,8 +285,8 @@ impl UserRange {
         self.bytes() >> granule.0.0
     }
 
-    /// Whether `bytes` bytes from `ua` on lie inside. Zero bytes lie nowhere (docs/specification.md scenario 23), nor does a
-    /// range that wraps (22).
+    /// Whether `bytes` bytes from `ua` on lie inside. False for zero bytes (docs/specification.md scenario 23) and for
+    /// a range that wraps (22).
     #[must_use]
     #[inline]
     pub const fn holds(self, ua: UserAddr, bytes: u64) -> bool {

@@ -1,12 +1,12 @@
-//! What IOMMU tables are made of: blocks of entries, each of which may own one counted mapping.
+//! Blocks of IOMMU table entries, each of which may own one counted mapping.
 //!
-//! A live entry is two words: what the device would read (host address and permissions) and what remembers the unit it
-//! owns (the region's slot and the user address), as the kernel keeps a user-address array beside a table. The second word is
-//! also the entry's lock: whoever changes an entry first swaps BUSY into it. The lock is held for a few instructions and
-//! never waited for without bound where a signal handler could be the waiter.
+//! A live entry is two words: the one that the device reads (host address and permissions), and the unit it owns (the
+//! region's slot and the user address), as the kernel keeps a user-address array beside a table. The second word is also
+//! the entry's lock: a thread that changes an entry first swaps BUSY into it. The lock is held for a few instructions, and
+//! a waiter that could be a signal handler makes a bounded number of attempts.
 //!
-//! Every unit is counted with the block's holder. A translator of that holder counts it in its own memory; another one hands
-//! it over to the holder's house, which costs an atomic.
+//! Every unit is counted with the block's holder. A translator of that holder counts it in its own memory; another one
+//! transfers it to the holder's counters, which costs an atomic operation.
 
 #![expect(unsafe_code, reason = "an entry remembers its region by slot; the unit it owns keeps the region")]
 
@@ -15,13 +15,14 @@ use core::fmt;
 
 use crate::addr::{PageShift, UserAddr};
 use crate::engine::{Engine, OutOfMemory};
-use crate::region::{MapError, Mapping, Region};
-use crate::slab::Slab;
+use crate::errno::Errno;
+use crate::lookup::holder::{Holder, SharedHolderCounts};
+use crate::lookup::region::{MapError, Mapping, Region};
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::tally::{Holder, SharedHouse};
+use crate::table_memory::owned::TableArray;
 use crate::translator::Translator;
 
-/// What a device may do through an entry.
+/// The accesses that an entry permits to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Access {
     /// The device may read memory.
@@ -71,29 +72,30 @@ impl Access {
     }
 }
 
-/// A live entry as it was at some moment, without the host address: that comes with a mapping, from [`EntryBlock::take`].
+/// A live entry as it was at some moment, without the host address, which needs a mapping:
+/// [`EntryBlock::hold_mapping`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct EntryView {
-    /// The user address it was made from.
+    /// The user address that it maps.
     pub ua: UserAddr,
-    /// What the device may do.
+    /// The permitted accesses.
     pub access: Access,
 }
 
-/// The unit word while somebody changes the entry.
+/// The unit word while a thread changes the entry.
 const BUSY: u64 = 1 << 63;
 /// Bits of the unit word that hold the user address, in units of 4 KiB; the slot is above.
 const PAGE_BITS: u32 = 44;
 const PAGE_SHIFT: u32 = 12;
-/// Past the user addresses that an entry can remember; no Linux gives out higher ones.
+/// The end of the user addresses that an entry can hold; Linux has no higher ones.
 const UA_LIMIT: u64 = 1 << (PAGE_BITS + PAGE_SHIFT);
-/// How often a change looks at an entry that another thread is changing before it gives up. A model looks
-/// once: loom does not know that a failed look, which writes BUSY again, comes before the store that unlocks.
-const LOOKS: u32 = if cfg!(loom) { 1 } else { 256 };
+/// Attempts to lock an entry before a change fails. A model makes one: loom does not know that a failed attempt,
+/// which writes BUSY again, comes before the store that unlocks.
+const LOCK_ATTEMPTS: u32 = if cfg!(loom) { 1 } else { 256 };
 
 /// One entry. Empty: both words 0.
-struct Cell {
+struct TableEntry {
     /// Host address, permissions in bits 0 and 1. Written under the entry's lock.
     host: AtomicU64,
     /// 0, BUSY, or the unit owned.
@@ -118,50 +120,77 @@ fn ua_of(unit: u64) -> UserAddr {
     UserAddr::new((unit & ((1 << PAGE_BITS) - 1)) << PAGE_SHIFT)
 }
 
-/// A block of entries of one page size, for one address space. Dropping it gives every unit back.
+/// The reason why a block of entries could not be made. ENOMEM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EntryBlockError {
+    /// No memory for the entries.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// No IOMMU table has pages below 4 KiB.
+    #[error(
+        "entries of {shift} cannot be made: the smallest page of a table is 4 KiB; use 4 KiB or a larger page"
+    )]
+    PageTooSmall {
+        /// The page asked for.
+        shift: PageShift,
+    },
+}
+
+impl EntryBlockError {
+    /// ENOMEM.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno::ENOMEM
+    }
+}
+
+/// A block of entries of one page size, for one address space. Dropping it releases every unit.
 ///
 /// All methods take `&self`; concurrent changes of one entry are serialised, entries are independent of each other.
 pub struct EntryBlock {
     engine: Arc<Engine>,
-    /// Where units go that are given back without a translator.
-    house: SharedHouse,
+    /// The counters for units that are released without a translator.
+    counts: SharedHolderCounts,
     shift: PageShift,
-    cells: Slab<Cell>,
+    entries: TableArray<TableEntry>,
 }
 
 impl EntryBlock {
-    /// `len` empty entries of `2^shift` bytes for `space`, 16 bytes each. `holder` is whose mappings they are when the block
-    /// itself gives them back; use translators of the same holder.
+    /// `len` empty entries of `2^shift` bytes for `space`, 16 bytes each. `holder` is the holder of their mappings; use
+    /// translators of this holder.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; also for a page below 4 KiB, which no table has.
+    /// [`EntryBlockError`].
     pub fn new(
         space: &crate::space::AddressSpace,
         shift: PageShift,
         len: usize,
         holder: Holder,
-    ) -> Result<Self, OutOfMemory> {
+    ) -> Result<Self, EntryBlockError> {
         if shift.get() < PAGE_SHIFT {
-            return Err(OutOfMemory);
+            return Err(EntryBlockError::PageTooSmall { shift });
         }
         let engine = space.engine().clone();
-        let house = engine.house(holder)?;
-        let cells =
-            Slab::new(&engine.tables, len, || Cell { host: AtomicU64::new(0), unit: AtomicU64::new(0) });
-        Ok(Self { engine, house, shift, cells: cells.ok_or(OutOfMemory)? })
+        let counts = engine.holder_counts(holder)?;
+        let entries = TableArray::new(&engine.tables, len, || TableEntry {
+            host: AtomicU64::new(0),
+            unit: AtomicU64::new(0),
+        });
+        Ok(Self { engine, counts, shift, entries: entries.ok_or(OutOfMemory)? })
     }
 
-    /// How many entries.
+    /// The number of entries.
     #[must_use]
     #[inline]
     pub fn len(&self) -> usize {
-        self.cells.len()
+        self.entries.len()
     }
 
-    /// Whether there are none.
+    /// Whether the block has no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.cells.is_empty()
+        self.entries.is_empty()
     }
 
     /// The page size of its entries.
@@ -171,26 +200,26 @@ impl EntryBlock {
         self.shift
     }
 
-    /// How many entries are live, as of some moment during the call.
+    /// The number of live entries, as of some moment during the call.
     #[must_use]
     pub fn live(&self) -> u64 {
-        // Relaxed: a number to show.
-        self.cells.iter().filter(|cell| cell.unit.load(Ordering::Relaxed) != 0).count() as u64
+        // Relaxed: for reports only.
+        self.entries.iter().filter(|entry| entry.unit.load(Ordering::Relaxed) != 0).count() as u64
     }
 
-    /// What the device may do through entry `index`; `None` when it is empty or does not exist.
+    /// The accesses that entry `index` permits; `None` when it is empty or does not exist.
     #[must_use]
     pub fn access(&self, index: usize) -> Option<Access> {
-        // Relaxed: a look that may be stale at once.
-        Access::from_bits(self.cells.get(index)?.host.load(Ordering::Relaxed))
+        // Relaxed: the result may be outdated on return.
+        Access::from_bits(self.entries.get(index)?.host.load(Ordering::Relaxed))
     }
 
-    /// Locks the entry and returns its unit word. `None` after `LOOKS` tries.
+    /// Locks the entry and returns its unit word. `None` after `LOCK_ATTEMPTS` attempts.
     #[inline]
-    fn lock(cell: &Cell) -> Option<u64> {
-        for _ in 0..LOOKS {
-            // Acquire pairs with the Release store of `unlock`: we see the entry as the last change left it.
-            let unit = cell.unit.swap(BUSY, Ordering::Acquire);
+    fn lock(entry: &TableEntry) -> Option<u64> {
+        for _ in 0..LOCK_ATTEMPTS {
+            // Acquire pairs with the Release store of `unlock`: the entry is seen as the last change left it.
+            let unit = entry.unit.swap(BUSY, Ordering::Acquire);
             if unit != BUSY {
                 return Some(unit);
             }
@@ -200,16 +229,16 @@ impl EntryBlock {
     }
 
     #[inline]
-    fn unlock(cell: &Cell, unit: u64) {
+    fn unlock(entry: &TableEntry, unit: u64) {
         // Release: see `lock`.
-        cell.unit.store(unit, Ordering::Release);
+        entry.unit.store(unit, Ordering::Release);
     }
 
-    /// Maps the page at `ua` at entry `index`: one unit is taken, the entry is replaced, the unit of what was there is given
-    /// back and its page marked dirty if the device could write it. Returns what the device could do there before.
+    /// Maps the page at `ua` in entry `index`: enters one unit, replaces the entry, releases the unit of its old
+    /// mapping, and marks the old page dirty if the device could write it. Returns the accesses it permitted before.
     ///
     /// # Errors
-    /// [`MapError`]; the entry is as it was and nothing is counted. An `index` past the end is `Misaligned`.
+    /// [`MapError`]; the entry is unchanged and nothing is counted.
     #[inline]
     pub fn set(
         &self,
@@ -221,31 +250,34 @@ impl EntryBlock {
         if !translator.belongs_to(&self.engine) {
             return Err(MapError::Foreign);
         }
-        let Some(cell) = self.cells.get(index).filter(|_| ua.is_aligned(self.shift)) else {
-            return Err(MapError::Misaligned { ua, shift: self.shift });
+        let Some(entry) = self.entries.get(index) else {
+            return Err(MapError::NoEntry { index, len: self.entries.len() });
         };
+        if !ua.is_aligned(self.shift) {
+            return Err(MapError::Misaligned { ua, shift: self.shift });
+        }
         if ua.raw() >= UA_LIMIT {
             return Err(MapError::Unregistered { ua, shift: self.shift });
         }
-        let Some((host, slot)) = translator.take(ua, self.shift) else { return Err(translator.failure()) };
-        if !translator.counts_with(&self.house) {
-            translator.hand_over(&self.house, slot);
+        let Some((host, slot)) = translator.acquire(ua, self.shift) else { return Err(translator.failure()) };
+        if !translator.counts_with(&self.counts) {
+            translator.transfer(&self.counts, slot);
         }
-        let Some(old) = Self::lock(cell) else {
-            self.give(translator, slot);
+        let Some(old) = Self::lock(entry) else {
+            self.release(translator, slot);
             return Err(MapError::Contended);
         };
-        // Relaxed: ordered by the lock, which `view` and `take` take too.
-        let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
-        cell.host.store(host | access.bits(), Ordering::Relaxed);
-        Self::unlock(cell, unit_of(slot, ua));
+        // Relaxed: ordered by the lock, which `view` and `hold_mapping` take too.
+        let before = Access::from_bits(entry.host.load(Ordering::Relaxed));
+        entry.host.store(host | access.bits(), Ordering::Relaxed);
+        Self::unlock(entry, unit_of(slot, ua));
         if old != 0 {
-            self.give_back(translator, old, before);
+            self.release_taken(translator, old, before);
         }
         Ok(before)
     }
 
-    /// Empties entry `index`, as [`set`](Self::set) would replace it. Returns what the device could do there before.
+    /// Clears entry `index`, as [`set`](Self::set) would replace it. Returns the accesses it permitted before.
     ///
     /// # Errors
     /// [`MapError::Contended`] or [`MapError::Foreign`]; nothing changed. An `index` past the end is empty.
@@ -254,50 +286,51 @@ impl EntryBlock {
         if !translator.belongs_to(&self.engine) {
             return Err(MapError::Foreign);
         }
-        let Some(cell) = self.cells.get(index) else { return Ok(None) };
-        // Relaxed: empty as of some moment during the call is all that is promised.
-        if cell.unit.load(Ordering::Relaxed) == 0 {
+        let Some(entry) = self.entries.get(index) else { return Ok(None) };
+        // Relaxed: the entry was empty at some moment during the call, which is all that is promised.
+        if entry.unit.load(Ordering::Relaxed) == 0 {
             return Ok(None);
         }
-        let Some(old) = Self::lock(cell) else { return Err(MapError::Contended) };
+        let Some(old) = Self::lock(entry) else { return Err(MapError::Contended) };
         // Relaxed: ordered by the lock.
-        let before = Access::from_bits(cell.host.load(Ordering::Relaxed));
-        cell.host.store(0, Ordering::Relaxed);
-        Self::unlock(cell, 0);
+        let before = Access::from_bits(entry.host.load(Ordering::Relaxed));
+        entry.host.store(0, Ordering::Relaxed);
+        Self::unlock(entry, 0);
         if old != 0 {
-            self.give_back(translator, old, before);
+            self.release_taken(translator, old, before);
         }
         Ok(before)
     }
 
-    /// Gives one unit of `slot` back that is counted with our holder.
+    /// Releases one unit of `slot` that is counted with this block's holder.
     #[inline]
-    fn give(&self, translator: &mut Translator, slot: u32) {
-        if translator.counts_with(&self.house) {
-            // SAFETY: this block's unit, of this address space, counted with this holder, and out of its entry.
-            unsafe { translator.give(slot) };
+    fn release(&self, translator: &mut Translator, slot: u32) {
+        if translator.counts_with(&self.counts) {
+            // SAFETY: this block's unit, of this address space, counted with this holder, and no longer in an entry.
+            unsafe { translator.release(slot) };
         } else {
-            translator.give_to(self.house.count(slot), slot);
+            translator.release_to(self.counts.count(slot), slot);
         }
     }
 
-    /// Gives the unit back that a word taken out of an entry owned.
+    /// Releases the unit of a word that was taken out of an entry.
     #[inline]
-    fn give_back(&self, translator: &mut Translator, unit: u64, access: Option<Access>) {
+    fn release_taken(&self, translator: &mut Translator, unit: u64, access: Option<Access>) {
         if access.is_some_and(Access::writes) {
             self.mark_written(unit);
         }
-        self.give(translator, slot_of(unit));
+        self.release(translator, slot_of(unit));
     }
 
-    /// The region of a unit word, while the unit is held.
+    /// The region of a unit word whose unit is held.
     #[inline]
     fn region(&self, unit: u64) -> Option<&Region> {
         // SAFETY: the unit keeps it.
-        self.engine.shown.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
+        self.engine.reader_view.region_in(slot_of(unit)).map(|region| unsafe { region.as_ref() })
     }
 
-    /// What a device could write counts as written when its entry goes (docs/specification.md 1.9). The unit is still held.
+    /// Marks every page that a device could write through the entry as dirty when the entry is cleared
+    /// (docs/specification.md 1.9). The unit is still held.
     fn mark_written(&self, unit: u64) {
         let Some(region) = self.region(unit) else { return };
         let granule = self.engine.granule().bytes();
@@ -315,29 +348,29 @@ impl EntryBlock {
     /// Waits while another thread changes the entry, which takes a few instructions; not for signal handlers.
     #[must_use]
     pub fn view(&self, index: usize) -> Option<EntryView> {
-        let cell = self.cells.get(index)?;
+        let entry = self.entries.get(index)?;
         // Relaxed: see `clear`.
-        if cell.unit.load(Ordering::Relaxed) == 0 {
+        if entry.unit.load(Ordering::Relaxed) == 0 {
             return None;
         }
         let unit = loop {
-            if let Some(unit) = Self::lock(cell) {
+            if let Some(unit) = Self::lock(entry) {
                 break unit;
             }
         };
         // Relaxed: ordered by the lock.
-        let access = Access::from_bits(cell.host.load(Ordering::Relaxed));
-        Self::unlock(cell, unit);
+        let access = Access::from_bits(entry.host.load(Ordering::Relaxed));
+        Self::unlock(entry, unit);
         // An empty entry has no permissions.
         access.map(|access| EntryView { ua: ua_of(unit), access })
     }
 
-    /// One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `None`
-    /// when the entry is empty.
+    /// One more mapping of the page that entry `index` maps, for the time of a device's access through it. `None` when
+    /// the entry is empty.
     ///
     /// # Errors
     /// [`MapError::Contended`], [`MapError::Foreign`], or [`MapError::Closing`] when the region is draining.
-    pub fn take(
+    pub fn hold_mapping(
         &self,
         translator: &mut Translator,
         index: usize,
@@ -345,51 +378,51 @@ impl EntryBlock {
         if !translator.belongs_to(&self.engine) {
             return Err(MapError::Foreign);
         }
-        let Some(cell) = self.cells.get(index) else { return Ok(None) };
-        let unit = Self::lock(cell).ok_or(MapError::Contended)?;
-        let _locked = Locked { cell, unit };
+        let Some(entry) = self.entries.get(index) else { return Ok(None) };
+        let unit = Self::lock(entry).ok_or(MapError::Contended)?;
+        let _locked = EntryGuard { entry, unit };
         if unit == 0 {
             return Ok(None);
         }
         // Relaxed: ordered by the lock.
-        let Some(access) = Access::from_bits(cell.host.load(Ordering::Relaxed)) else { return Ok(None) };
+        let Some(access) = Access::from_bits(entry.host.load(Ordering::Relaxed)) else { return Ok(None) };
         translator.map(ua_of(unit), self.shift).map(|mapping| Some((mapping, access)))
     }
 
-    /// Bytes of memory the entries take.
+    /// The memory of the entries in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        size_of_val(&*self.cells) as u64
+        size_of_val(&*self.entries) as u64
     }
 }
 
-/// An entry's lock, given back when dropped.
-struct Locked<'a> {
-    cell: &'a Cell,
+/// The lock of an entry, released when dropped.
+struct EntryGuard<'a> {
+    entry: &'a TableEntry,
     unit: u64,
 }
 
-impl Drop for Locked<'_> {
+impl Drop for EntryGuard<'_> {
     fn drop(&mut self) {
-        EntryBlock::unlock(self.cell, self.unit);
+        EntryBlock::unlock(self.entry, self.unit);
     }
 }
 
 impl Drop for EntryBlock {
     fn drop(&mut self) {
-        for cell in self.cells.iter() {
+        for entry in self.entries.iter() {
             // Relaxed: exclusive access.
-            let unit = cell.unit.load(Ordering::Relaxed);
+            let unit = entry.unit.load(Ordering::Relaxed);
             if unit == 0 {
                 continue;
             }
             // Relaxed: exclusive access.
-            if Access::from_bits(cell.host.load(Ordering::Relaxed)).is_some_and(Access::writes) {
+            if Access::from_bits(entry.host.load(Ordering::Relaxed)).is_some_and(Access::writes) {
                 self.mark_written(unit);
             }
-            if let Some(count) = self.house.count(slot_of(unit)) {
-                // Whether it was the last one is looked at below, once for all.
-                let _ = self.engine.door(slot_of(unit)).leave_shared(count);
+            if let Some(count) = self.counts.count(slot_of(unit)) {
+                // `reap` checks once, below, whether it was the last unit.
+                let _ = self.engine.percpu_ref(slot_of(unit)).leave_shared(count);
             }
         }
         self.engine.reap();
@@ -400,7 +433,7 @@ impl fmt::Debug for EntryBlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EntryBlock")
             .field("shift", &self.shift)
-            .field("len", &self.cells.len())
+            .field("len", &self.entries.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,14 @@
-//! The error numbers the contract speaks in.
+//! Linux error numbers.
 //!
-//! The core knows no Linux, but its answers are the kernel's: every error enum of the workspace has an `errno()` that
-//! returns one of these, and each edge (ioctl, hypercall, wire protocol) translates from here in one function.
+//! The core does not depend on Linux, but its errors are the kernel's: every error enum of the workspace has an
+//! `errno()` that returns one of these, and each edge (ioctl, hypercall, wire protocol) translates from here in one
+//! function.
 
 use core::fmt;
 
 /// A positive Linux error number, as in `include/uapi/asm-generic/errno-base.h` and `errno.h`.
 ///
-/// Numbers without a constant here are kept as they came, never folded into another one.
+/// Numbers without a constant here are kept unchanged.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Errno(i32);
 
@@ -16,7 +17,7 @@ macro_rules! errnos {
         impl Errno {
             $(#[doc = concat!($text, ".")] pub const $name: Self = Self($value);)*
 
-            /// The symbol of this number (`"EBUSY"`), or `None` for one that the contract never names.
+            /// The symbol of this number (`"EBUSY"`), or `None` for one without a constant.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {

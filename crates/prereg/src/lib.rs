@@ -1,25 +1,24 @@
 //! DMA memory pre-registration: pin memory once, map it for DMA a million times.
 //!
-//! An [`AddressSpace`] owns regions. A [`Registration`] is one owner's claim on a region: the first pins every page and
-//! charges it, the last unpins. A [`Translator`] is a thread's reader handle: it maps a page by a lookup, a count and a
-//! load. A [`Mapping`] is one counted use and the only thing that yields a host address; while one lives, the last
-//! [`unregister`](Registration::unregister) is refused. How pages are pinned and charged is behind two ports, [`Pin`] and
-//! [`Charge`].
-//!
-//! The model is the region list of Linux on POWER (`mm_iommu_*`, commit 15b244a8), with its words: a region has `used`
-//! registrations and a `mapped` count that starts at 1.
+//! Four types, in the order of use:
+//! - [`AddressSpace`] owns the regions of one process or guest. How pages are pinned and charged is chosen when it is built.
+//! - [`Registration`] is one owner's claim on a region of memory. The first one pins every page and charges it, the last
+//!   one unpins.
+//! - [`Translator`] is a thread's reader handle. It maps a page without a lock, an allocation, a system call or a page fault.
+//! - [`Mapping`] is one counted use of a page and yields its host address. While one lives, the last
+//!   [`unregister`](Registration::unregister) is refused.
 //!
 //! ```
-//! use prereg::{AddressSpace, Granule, PageShift};
+//! use prereg::{AddressSpace, PageShift};
 //! # use prereg_sim::SimHost;
-//! # let host = SimHost::new(Granule::K4);
+//! # let host = SimHost::new(prereg::Granule::K4);
 //! # let ram = host.memory(0x7f00_0000_0000, 16 << 12);
-//! let space = AddressSpace::builder(host).build()?;             // how pages are pinned is chosen here, once
-//! let reg = space.register(&ram)?;                 // pinned, charged; used = 1
-//! let mut t = space.translator();                  // one per thread; never locks, never faults
+//! let space = AddressSpace::builder(host).build()?;
+//! let reg = space.register(&ram)?;                 // pinned and charged; used = 1
+//! let mut t = space.translator();                  // one per thread
 //!
 //! let ua = reg.ua().checked_add(0x1000).ok_or("past the end")?;
-//! let mapping = t.map(ua, PageShift::K4)?;         // mapped + 1; the only way to an address
+//! let mapping = t.map(ua, PageShift::K4)?;         // mapped = 1
 //! println!("the device finds it at {}", mapping.hpa());
 //!
 //! let busy = reg.unregister().unwrap_err();        // refused: one mapping lives; nothing changed
@@ -30,11 +29,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! # The rest
+//! - Host: [`Pin`] pins pages, [`Charge`] counts them against a limit, [`Barrier`] is a fence on every thread,
+//!   [`TableMemory`] is memory for tables, [`Memory`] is what can be registered. prereg-linux implements them.
+//! - More ways to map: [`Translator::map_list`] many pages at once, [`RangeMapping`] a range as one unit, [`EntryBlock`] the
+//!   entries of an IOMMU table.
+//! - More ways to release: [`Registration::drain`] returns a [`Draining`], [`Registration::unregister_many`].
+//! - Reports: [`SpaceState`], [`RegionState`], and by [`Holder`].
+//! - Errors are small enums with an `errno()`: [`RegisterError`], [`MapError`], [`UnregisterError`] and others.
+//! - [`RundownRef`] counts uses of an object that is released when the last one ends.
+//!
+//! The model is Linux's region list on POWER (`mm_iommu_*`, commit 15b244a8): a region has `used` registrations and
+//! `mapped` mappings. docs/specification.md describes it, docs/contract.md what this crate guarantees.
+//!
 //! # Inside
-//! `addr`, `errno`: the words. `port`, `tables`: the outside. `slab`: memory for tables. `pages`: where pages are. `gate`,
-//! `door`: counts that close. `publish`, `slots`, `doors`, `tally`, `tagged`: what readers reach without a lock. `region`, `cells`, `lookup`, `station`, `books`: the state. `engine`
-//! with `register`, `release`, `publication`, `watch`: its changes. `registration`, `translator` with `list` and `prefetch`,
-//! `entries`, `range_mapping`, `space`: the handles.
+//! The handles are `space`, `registration`, `translator/` and `entries`; `addr`, `errno`, `port` and `state` are the words
+//! they share. `engine/` has the operations and the registry, `lookup/` what readers reach without a lock, `table_memory/`
+//! the memory that they touch, `sync/` the counting primitives, hazard pointers and the lock. docs/reading-the-core.md is
+//! a way through.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -42,58 +54,40 @@ extern crate alloc;
 extern crate std;
 
 mod addr;
-mod books;
-mod cells;
-#[doc(hidden)]
-pub mod door;
-mod doors;
 mod engine;
 mod entries;
 mod errno;
-mod gate;
-mod list;
 mod lookup;
-mod pages;
 mod port;
-mod prefetch;
-mod publication;
-#[cfg(loom)]
-#[doc(hidden)]
-pub mod publish;
-#[cfg(not(loom))]
-mod publish;
-mod range_mapping;
-mod region;
-mod register;
 mod registration;
-mod release;
-mod slab;
-mod slots;
 mod space;
 mod state;
-mod station;
 mod sync;
-mod tables;
-mod tagged;
-mod tally;
-mod teardown;
+mod table_memory;
 mod translator;
-mod watch;
 
 pub use addr::{BusAddr, Granule, GuestAddr, HostAddr, Iova, PageShift, RangeError, UserAddr, UserRange};
 pub use engine::OutOfMemory;
-pub use entries::{Access, EntryBlock, EntryView};
+pub use engine::register::RegisterError;
+pub use entries::{Access, EntryBlock, EntryBlockError, EntryView};
 pub use errno::Errno;
-pub use gate::{Closed, Drain, Gate, Inside, Left, Unbalanced};
-pub use list::ListError;
-pub use pages::{DirtyPages, PageList, PageListError, PageSink};
+pub use lookup::holder::{Holder, HolderKind, HolderTotal};
+pub use lookup::pages::{DirtyPages, PageList, PageListError, PageSink};
+pub use lookup::region::{MapError, Mapping};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
-pub use range_mapping::{HostRun, RangeMapping};
-pub use region::{MapError, Mapping};
-pub use register::RegisterError;
 pub use registration::{Draining, Refusal, Registration, UnregisterError};
 pub use space::{AddressSpace, AddressSpaceBuilder};
 pub use state::{RegionState, SpaceState};
-pub use tables::{HeapTables, TableMemory, TableMemoryState};
-pub use tally::{Held, Holder, HolderKind};
+pub use sync::rundown_ref::{Busy, Closed, DrainResult, LeaveResult, RefUnderflow, RundownRef};
+pub use table_memory::{HeapTables, TableMemory, TableMemoryState};
 pub use translator::Translator;
+pub use translator::list::ListError;
+pub use translator::range_mapping::{HostRun, RangeMapping};
+
+/// The primitives that the loom models drive by themselves.
+#[cfg(loom)]
+#[doc(hidden)]
+pub mod primitives {
+    pub use crate::sync::hazard::{HazardSlot, Owner, Published, Retired};
+    pub use crate::sync::percpu_ref::{EnterResult, FenceMode, PercpuRef};
+}

@@ -1,18 +1,17 @@
-//! The ports: the only calls the core makes upward, handed in when an address space is made.
+//! The ports: traits that the core calls and its user implements, chosen when an address space is built.
 //!
-//! A back end pins pages and says at which host address each can be reached; an account charges them against the
-//! owner's locked-memory limit. Neither knows regions or counters. Giving back cannot fail: `unpin` and `uncharge`
-//! return nothing, so that teardown has no error path.
+//! A back end pins pages and names the host address of each; an account charges them against the owner's locked-memory
+//! limit. Neither knows regions or counters. `unpin` and `uncharge` return nothing, so that teardown has no error path.
 
 use alloc::sync::Arc;
 use core::any::Any;
 
 use crate::addr::{Granule, UserAddr, UserRange};
 use crate::errno::Errno;
-use crate::pages::{DirtyPages, PageListError, PageSink};
-use crate::tables::TableMemory;
+use crate::lookup::pages::{DirtyPages, PageListError, PageSink};
+use crate::table_memory::TableMemory;
 
-/// What kind of address a back end hands out for a pinned page.
+/// The kind of address that a back end names for a pinned page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum AddressKind {
@@ -22,35 +21,51 @@ pub enum AddressKind {
     Iova,
     /// `(slot, offset)` of a fixed buffer, for processes that may not see physical addresses.
     SlotOffset,
-    /// The addresses of device memory, which nobody pins.
+    /// The addresses of device memory, which is not pinned.
     Device,
-    /// The user addresses themselves: the kernel keeps the host addresses, and takes these wherever one is needed.
+    /// The user addresses themselves: the kernel keeps the host addresses and accepts these wherever one is needed.
     User,
-    /// For tests, reports and hosts that cannot pin: no device may be programmed with them.
+    /// For tests, reports and hosts that cannot pin: must not be given to a device.
     Invented,
 }
 
-/// A back end's own name for one successful `pin`.
+/// A back end's own number for one successful `pin`. Means nothing to the core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub struct PinId(pub u64);
+pub struct PinId(u64);
+
+impl PinId {
+    /// Wraps a back end's number.
+    #[must_use]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The back end's number.
+    #[must_use]
+    pub const fn raw(self) -> u64 {
+        self.0
+    }
+}
 
 /// Pins user memory for as long as it is registered.
 ///
 /// Implementations are called from many threads at once and never under a lock of the core, so a call may block: only
-/// callers that want the very range it was made for wait. A call may use the address space, but it must not register or
-/// share the range it was made for: on the same thread that fails with [`RegisterError::Reentrant`] (without the feature
-/// `std`, and through another thread, it waits for ever). A call that panics counts as failed ([`pin`](Self::pin)) or done
-/// ([`unpin`](Self::unpin)): the span is free, the charge taken off, and the panic goes on to the caller of the address space.
+/// callers that ask for exactly the range of the call wait. A call may use the address space, but must not register or
+/// share the range of the call: on the same thread that fails with [`RegisterError::Reentrant`] (without the feature
+/// `std`, and through another thread, it waits forever). A call that panics counts as failed ([`pin`](Self::pin)) or
+/// done ([`unpin`](Self::unpin)): the span is freed, the charge taken off, and the panic propagates to the caller of
+/// the address space.
 ///
 /// [`RegisterError::Reentrant`]: crate::RegisterError::Reentrant
 ///
 /// # Safety
-/// Devices are programmed with the addresses that are pushed, so memory safety rests on their truth. From a successful
-/// [`pin`](Self::pin) until [`unpin`](Self::unpin) is called for it, each address reaches the page of the range that it was
-/// pushed for, and no other memory, in the sense of [`address_kind`](Self::address_kind): for kind [`AddressKind::Device`] as
-/// far as the caller who named the device memory said so, for kind [`AddressKind::Invented`] for no device at all. The core
-/// itself dereferences no host address, and checks that there is one for each page.
-#[expect(unsafe_code, reason = "where the pages are is a promise of the implementer")]
+/// Devices are programmed with the pushed addresses, so memory safety depends on them. From a successful
+/// [`pin`](Self::pin) until [`unpin`](Self::unpin) is called for it, each address reaches the page of the range that it
+/// was pushed for, and no other memory, in the sense of [`address_kind`](Self::address_kind): for kind
+/// [`AddressKind::Device`] as far as the caller who named the device memory is right, for kind
+/// [`AddressKind::Invented`] for no device at all. The core itself dereferences no host address, and checks that there
+/// is one for each page.
+#[expect(unsafe_code, reason = "the implementer guarantees where the pages are")]
 pub unsafe trait Pin: Send + Sync {
     /// A short name for messages and reports: `"io-uring"`.
     fn name(&self) -> &'static str;
@@ -58,15 +73,15 @@ pub unsafe trait Pin: Send + Sync {
     /// The system page size: the unit of everything pinned here.
     fn granule(&self) -> Granule;
 
-    /// What the host addresses mean.
+    /// The kind of the host addresses.
     fn address_kind(&self) -> AddressKind;
 
-    /// A fence that acts on every thread of the process, if this host has one: then mapping needs no fence of its own.
+    /// A fence that acts on every thread of the process, if the host has one: then mapping needs no fence of its own.
     fn barrier(&self) -> Option<Arc<dyn Barrier>> {
         None
     }
 
-    /// Memory for tables that does not leave memory, if this host has such: then mapping faults nothing in whatever the host
+    /// Memory for tables that stays resident, if the host has such: then mapping takes no page fault whatever the host
     /// is short of.
     fn tables(&self) -> Option<Arc<dyn TableMemory>> {
         None
@@ -80,19 +95,19 @@ pub unsafe trait Pin: Send + Sync {
     /// [`PinError`]; then nothing stays pinned.
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError>;
 
-    /// Releases what `pin` returned; `range` is the one it was called with. When this returns the pages are no longer
-    /// pinned. `dirty` names the pages that a device may have written.
+    /// Releases a pin; `range` is the one that `pin` was called with. When this returns the pages are no longer pinned.
+    /// `dirty` names the pages that a device may have written.
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>);
 }
 
-/// A fence that acts on every thread of the process, as `membarrier(2)` gives.
+/// A fence that acts on every thread of the process, as `membarrier(2)` provides.
 ///
 /// # Safety
 /// Between the call of [`all_threads`](Barrier::all_threads) and its return every running thread of the process has passed
 /// a full memory fence, and so has the caller. It does not unwind.
-#[expect(unsafe_code, reason = "that no address is used after its release rests on this promise")]
+#[expect(unsafe_code, reason = "no use after release, because of this fence")]
 pub unsafe trait Barrier: Send + Sync {
-    /// Passes the fence. Cannot fail: whether it works is found out when the implementer is made.
+    /// Passes the fence. Cannot fail: the implementer checks that it works when it is created.
     fn all_threads(&self);
 }
 
@@ -105,12 +120,12 @@ pub trait Charge: Send + Sync {
     /// is allowed: docs/specification.md 1.7); then nothing is charged.
     fn charge(&self, pages: u64) -> Result<(), ChargeError>;
 
-    /// Takes `pages` off again. Never below zero: an excess is the implementation's to report.
+    /// Takes `pages` off. Never goes below zero: an implementation reports the excess itself.
     fn uncharge(&self, pages: u64);
 }
 
 // SAFETY: the calls are `T`'s own.
-#[expect(unsafe_code, reason = "passes the promise of what it points to on")]
+#[expect(unsafe_code, reason = "the guarantees are those of the value it points to")]
 unsafe impl<T: Pin + ?Sized> Pin for Arc<T> {
     fn name(&self) -> &'static str {
         (**self).name()
@@ -144,22 +159,22 @@ impl<T: Charge + ?Sized> Charge for Arc<T> {
     }
 }
 
-/// User memory that can be registered: where it is, and what keeps it there.
+/// User memory that can be registered: its range, and the value that keeps it mapped.
 ///
 /// # Safety
-/// While the value returned by [`keep`](Memory::keep) lives (or for ever, if that is `None`), `[ua, ua + bytes)` must
-/// stay mapped to the same memory, and nobody may hold a Rust reference into it while a device can write it.
-#[expect(unsafe_code, reason = "the promise about the memory can only be the implementer's")]
+/// While the value returned by [`keep`](Memory::keep) lives (or forever, if that is `None`), `[ua, ua + bytes)` must
+/// stay mapped to the same memory, and no Rust reference into it may exist while a device can write it.
+#[expect(unsafe_code, reason = "only the implementer can guarantee this of the memory")]
 pub unsafe trait Memory {
     /// The first byte.
     fn ua(&self) -> UserAddr;
     /// The length in bytes.
     fn bytes(&self) -> u64;
-    /// Held by the region until its last page is unpinned.
+    /// Kept by the region until its last page is unpinned.
     fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>>;
 }
 
-/// Why pages could not be pinned. Nothing stays pinned.
+/// The reason why pages could not be pinned. Nothing stays pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PinError {
@@ -168,7 +183,7 @@ pub enum PinError {
     Fault {
         /// The first page that could not be pinned.
         ua: UserAddr,
-        /// What it is, and what to do about it.
+        /// Its kind, and the remedy.
         why: &'static str,
     },
     /// The kernel refused for the limit on locked memory. ENOMEM.
@@ -194,7 +209,7 @@ pub enum PinError {
         /// Slots free.
         free: u32,
     },
-    /// Memory for the list of pages could not be had. ENOMEM.
+    /// No memory for the list of pages. ENOMEM.
     #[error("no memory for the page list of the range")]
     OutOfMemory,
     /// The pages do not lie where a device could reach them. EOPNOTSUPP.
@@ -202,13 +217,13 @@ pub enum PinError {
     Unsupported {
         /// The first such page.
         ua: UserAddr,
-        /// What it is.
+        /// Its kind.
         why: &'static str,
     },
-    /// Anything else, with the number the system gave.
+    /// Any other error, with the system's number.
     #[error("{during} failed with {errno} for the range at {ua}")]
     Os {
-        /// Where.
+        /// The start of the range.
         ua: UserAddr,
         /// The system's number.
         errno: Errno,
@@ -218,7 +233,7 @@ pub enum PinError {
 }
 
 impl PinError {
-    /// EFAULT, ENOMEM, ENOSPC, EOPNOTSUPP, or what the system gave.
+    /// EFAULT, ENOMEM, ENOSPC, EOPNOTSUPP, or the system's number.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -247,7 +262,7 @@ impl From<PageListError> for PinError {
     }
 }
 
-/// Why pages could not be charged. Nothing is charged.
+/// The reason why pages could not be charged. Nothing is charged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChargeError {

@@ -1,4 +1,4 @@
-//! A registration: one owner's claim on a region, and what becomes of it.
+//! A registration: one owner's claim on a region, and the ways to release it.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,16 +8,16 @@ use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
 use crate::engine::Engine;
+use crate::engine::release::{Claim, ReleaseRefused};
 use crate::errno::Errno;
-use crate::release::{Claim, Kept};
+use crate::lookup::holder::{Holder, HolderTotal};
 use crate::state::RegionState;
-use crate::tally::{Held, Holder};
 
-/// One registration of a region. The region stays pinned as long as one of them lives.
+/// One registration of a region. The region stays pinned as long as it has one.
 ///
-/// Giving it up can be refused: [`unregister`](Self::unregister) hands it back while the last registration's region is
-/// mapped. Dropping it cannot: the region is then closed for new mappings and released when the last old one goes.
-#[must_use = "dropping a registration gives it up"]
+/// [`unregister`](Self::unregister) can be refused: it returns the last registration while the region is mapped.
+/// Dropping cannot: the region is then closed for new mappings and released with its last old one.
+#[must_use = "dropping a registration releases it"]
 pub struct Registration {
     engine: Arc<Engine>,
     claim: Claim,
@@ -55,7 +55,7 @@ impl Registration {
         self.claim.range.pages(self.engine.granule())
     }
 
-    /// Whose it is.
+    /// The holder.
     #[must_use]
     pub fn holder(&self) -> Holder {
         self.claim.holder
@@ -71,7 +71,7 @@ impl Registration {
     /// The largest page with which all of `[ua, ua + bytes)` can be mapped; may be more than
     /// [`largest_page`](Self::largest_page) of the whole region, `None` when the range is not inside it.
     ///
-    /// Information for whoever lays memory out; a translator maps with the region's one number.
+    /// For callers that lay memory out; a translator maps with the region's one number.
     #[must_use]
     pub fn largest_page_in(&self, ua: UserAddr, bytes: u64) -> Option<PageShift> {
         if !self.claim.range.holds(ua, bytes) {
@@ -88,7 +88,7 @@ impl Registration {
         PageShift::new(bits.trailing_zeros().min(63))
     }
 
-    /// The region as it is now; `None` when the address space is gone.
+    /// The state of the region; `None` when the address space was dropped.
     #[must_use]
     pub fn state(&self) -> Option<RegionState> {
         self.engine.claim_state(self.claim)
@@ -96,7 +96,8 @@ impl Registration {
 
     /// Calls `visit` with each run of contiguous host memory of the region, in order: user address, host address, bytes.
     ///
-    /// For audits and reports. What it shows is true while this registration lives and promises nothing to a device.
+    /// For checks and reports. The addresses are valid while this registration lives; they must not be given to a
+    /// device.
     pub fn visit_runs(&self, mut visit: impl FnMut(UserAddr, HostAddr, u64)) {
         let Some(region) = self.engine.claim_region(self.claim) else { return };
         let mut at = 0;
@@ -108,23 +109,23 @@ impl Registration {
         }
     }
 
-    /// Gives the registration up. The last one unpins and uncharges the region before this returns.
+    /// Releases the registration. The last one unpins and uncharges the region before this returns.
     ///
     /// # Errors
-    /// [`UnregisterError`] holds the registration: busy while this is the last one and a mapping lives (nothing changed; try
-    /// again after the unmaps), or the address space is gone.
+    /// [`UnregisterError`] holds the registration: it is the last one and a mapping lives (nothing changed; try again
+    /// after the unmaps), or the address space was dropped.
     pub fn unregister(self) -> Result<(), UnregisterError> {
         match self.engine.release(self.claim) {
             Ok(()) => {
                 self.forget();
                 Ok(())
             }
-            Err(kept) => Err(UnregisterError { registration: self, refusal: kept.into() }),
+            Err(refused) => Err(UnregisterError { registration: self, refusal: refused.into() }),
         }
     }
 
-    /// [`unregister`](Self::unregister) for many, of any address spaces: those of one space that stand together cost one
-    /// fence on every thread instead of one each. Each succeeds or is refused by itself, in order; the refused come back.
+    /// [`unregister`](Self::unregister) for many, of any address spaces: neighbours of one space share one fence on
+    /// every thread. Each succeeds or is refused separately, in order; the refused ones are returned.
     pub fn unregister_many(registrations: Vec<Self>) -> Vec<UnregisterError> {
         let mut refused = Vec::new();
         let mut rest = registrations.into_iter().peekable();
@@ -138,29 +139,29 @@ impl Registration {
             for (registration, result) in together.into_iter().zip(results) {
                 match result {
                     Ok(()) => drop(registration.forget()),
-                    Err(kept) => refused.push(UnregisterError { registration, refusal: kept.into() }),
+                    Err(refusal) => refused.push(UnregisterError { registration, refusal: refusal.into() }),
                 }
             }
         }
         refused
     }
 
-    /// Gives the registration up; if it is the last one, no new mapping is made from here on and the region is released
-    /// when the last old one goes. The value tells when, and can wait for it.
+    /// Releases the registration. If it is the last one, no new mapping is made from here on and the region is released
+    /// when the last old one is. The result reports when that is done and can wait for it.
     pub fn drain(self) -> Draining {
         let waiting = !self.engine.release_when_idle(self.claim);
         let claim = self.claim;
         Draining { engine: self.forget(), claim, waiting }
     }
 
-    /// [`drain`](Self::drain), and waits until the region is released (or registered again by somebody).
+    /// [`drain`](Self::drain), then waits until the region is released (or registered again).
     ///
     /// Blocks; without the feature `std` it spins.
     pub fn unregister_when_idle(self) {
         self.drain().wait();
     }
 
-    /// The parts, without giving the registration up.
+    /// The engine, without releasing the registration.
     fn forget(self) -> Arc<Engine> {
         let this = ManuallyDrop::new(self);
         // SAFETY: `this` is never used or dropped again, so the handle is moved out once.
@@ -186,9 +187,9 @@ impl fmt::Debug for Registration {
     }
 }
 
-/// A region on its way out: no registration, no new mappings.
+/// A region without registrations that takes no new mappings.
 ///
-/// Dropping this changes nothing: the region is released all the same.
+/// Dropping this changes nothing: the region is still released.
 #[must_use = "call wait(), or drop it to let the last unmap release the region"]
 pub struct Draining {
     engine: Arc<Engine>,
@@ -197,13 +198,13 @@ pub struct Draining {
 }
 
 impl Draining {
-    /// Whether the region is released (or somebody registered it again). Releases it if it is time.
+    /// Whether the region is released (or registered again). Releases it if nothing is mapped.
     #[must_use]
     pub fn is_done(&self) -> bool {
         !self.waiting || !self.engine.is_draining(self.claim)
     }
 
-    /// Waits until it is.
+    /// Waits until [`is_done`](Self::is_done).
     pub fn wait(self) {
         if self.waiting {
             self.engine.wait_idle(self.claim);
@@ -217,8 +218,8 @@ impl fmt::Debug for Draining {
     }
 }
 
-/// Why a registration is still there. Holds the registration: take it out with [`into_inner`](Self::into_inner), or it
-/// is dropped with the error.
+/// A refused unregister. Holds the registration: take it out with [`into_inner`](Self::into_inner), or it is dropped
+/// with the error.
 #[derive(Debug)]
 pub struct UnregisterError {
     registration: Registration,
@@ -233,35 +234,35 @@ pub enum Refusal {
     Busy {
         /// Live mappings.
         mapped: u64,
-        /// Whose they are.
-        holders: Vec<Held>,
+        /// Their holders.
+        holders: Vec<HolderTotal>,
     },
-    /// The address space is gone, and the region with it. ENOENT.
+    /// The address space was dropped, and the region with it. ENOENT.
     Gone,
 }
 
-impl From<Kept> for Refusal {
-    fn from(kept: Kept) -> Self {
+impl From<ReleaseRefused> for Refusal {
+    fn from(kept: ReleaseRefused) -> Self {
         match kept {
-            Kept::Busy { mapped, holders } => Self::Busy { mapped, holders },
-            Kept::Gone => Self::Gone,
+            ReleaseRefused::Busy { mapped, holders } => Self::Busy { mapped, holders },
+            ReleaseRefused::Gone => Self::Gone,
         }
     }
 }
 
 impl UnregisterError {
-    /// The registration, as it was.
+    /// The registration, unchanged.
     pub fn into_inner(self) -> Registration {
         self.registration
     }
 
-    /// Why.
+    /// The reason.
     #[must_use]
     pub fn refusal(&self) -> &Refusal {
         &self.refusal
     }
 
-    /// Live mappings in the way.
+    /// Live mappings of the region.
     #[must_use]
     pub fn mapped(&self) -> u64 {
         match &self.refusal {
@@ -270,9 +271,9 @@ impl UnregisterError {
         }
     }
 
-    /// Who holds them. Exact when nobody maps or unmaps meanwhile.
+    /// The holders of these mappings. Exact when no thread maps or unmaps meanwhile.
     #[must_use]
-    pub fn holders(&self) -> &[Held] {
+    pub fn holders(&self) -> &[HolderTotal] {
         match &self.refusal {
             Refusal::Busy { holders, .. } => holders,
             Refusal::Gone => &[],
@@ -303,7 +304,9 @@ impl fmt::Display for UnregisterError {
                 }
                 f.write_str("; unmap first, then unregister again")
             }
-            Refusal::Gone => write!(f, "the address space of {range} is gone, and its registrations with it"),
+            Refusal::Gone => {
+                write!(f, "the address space of {range} was dropped, and its registrations with it")
+            }
         }
     }
 }

@@ -1,28 +1,28 @@
-//! The address space: the owner of a set of regions. One per process, or one per guest.
+//! The address space: the owner of a set of regions, one for each process or guest.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 
 use crate::addr::{Granule, HostAddr, UserAddr};
+use crate::engine::register::{Backing, RegisterError, RegisterMode};
 use crate::engine::{Engine, OutOfMemory};
+use crate::lookup::holder::Holder;
 use crate::port::{AddressKind, Barrier, Charge, Memory, Pin};
-use crate::register::{Backing, RegisterError, Wish};
 use crate::registration::Registration;
 use crate::state::{RegionState, SpaceState};
-use crate::tables::{HeapTables, TableMemory};
-use crate::tally::Holder;
+use crate::table_memory::{HeapTables, TableMemory};
 use crate::translator::Translator;
 
 /// The owner of a set of regions.
 ///
-/// Shared between threads by reference or `Arc`. Dropping it releases every registration, also those held elsewhere: unmapped regions
-/// are unpinned immediately, others when their last mapping is dropped.
+/// Shared between threads by reference or `Arc`. Dropping it releases every registration, also those held elsewhere:
+/// unmapped regions are unpinned immediately, others when their last mapping is dropped.
 pub struct AddressSpace {
     engine: Arc<Engine>,
 }
 
-/// How an [`AddressSpace`] pins, charges, fences and keeps its tables.
+/// A builder: how the [`AddressSpace`] pins, charges, fences and keeps its tables.
 ///
 /// ```
 /// use prereg::{AddressSpace, Granule, HeapTables};
@@ -45,7 +45,8 @@ impl AddressSpaceBuilder {
         Self { pins: Box::new(pins), charges: Box::new(charges), barrier: None, tables: None }
     }
 
-    /// The fence on every thread that lets mapping do without one. Default: the back end's ([`Pin::barrier`]), if it has one.
+    /// The fence on every thread of the process, which spares mapping its own. Default: the back end's
+    /// ([`Pin::barrier`]), if it has one.
     pub fn barrier(mut self, barrier: Arc<dyn Barrier>) -> Self {
         self.barrier = Some(barrier);
         self
@@ -57,7 +58,7 @@ impl AddressSpaceBuilder {
         self
     }
 
-    /// Makes the empty address space.
+    /// Builds the empty address space.
     ///
     /// # Errors
     /// [`OutOfMemory`] without memory for its own tables, some KiB.
@@ -92,7 +93,7 @@ impl AddressSpace {
         self.engine.granule()
     }
 
-    /// What the host addresses of mappings mean.
+    /// The kind of the host addresses of mappings.
     #[must_use]
     pub fn address_kind(&self) -> AddressKind {
         self.engine.pins().address_kind()
@@ -104,10 +105,10 @@ impl AddressSpace {
         self.engine.pins().name()
     }
 
-    /// Registers `memory`: pins and charges it, or shares the region of just this range if there is one (no new pin, no
-    /// new charge).
+    /// Registers `memory`: pins and charges it, or shares the region of exactly this range if there is one (no new pin,
+    /// no new charge).
     ///
-    /// Order: range, overlap, charge, pin. A thread that finds the same range just being registered waits and shares it.
+    /// Order: range, overlap, charge, pin. A thread that finds the same range being registered waits and shares it.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing is pinned, charged or listed then.
@@ -115,7 +116,7 @@ impl AddressSpace {
         self.register_for(memory, Holder::default())
     }
 
-    /// [`register`](Self::register), labelled with whose registration it is.
+    /// [`register`](Self::register) for a holder.
     ///
     /// # Errors
     /// As `register`.
@@ -124,7 +125,7 @@ impl AddressSpace {
         memory: &(impl Memory + ?Sized),
         holder: Holder,
     ) -> Result<Registration, RegisterError> {
-        self.register_as(memory, Wish::ShareOrNew, holder)
+        self.register_as(memory, RegisterMode::ShareOrNew, holder)
     }
 
     /// Registers `memory` as a new region.
@@ -132,30 +133,30 @@ impl AddressSpace {
     /// # Errors
     /// As `register`; [`RegisterError::Exists`] (EINVAL) when its range is registered already.
     pub fn register_new(&self, memory: &(impl Memory + ?Sized)) -> Result<Registration, RegisterError> {
-        self.register_as(memory, Wish::New, Holder::default())
+        self.register_as(memory, RegisterMode::New, Holder::default())
     }
 
     fn register_as(
         &self,
         memory: &(impl Memory + ?Sized),
-        wish: Wish,
+        mode: RegisterMode,
         holder: Holder,
     ) -> Result<Registration, RegisterError> {
         let backing = || Backing::Pinned(memory.keep());
-        let claim = self.engine.register(memory.ua(), memory.bytes(), wish, holder, backing)?;
+        let claim = self.engine.register(memory.ua(), memory.bytes(), mode, holder, backing)?;
         Ok(Registration::new(self.engine.clone(), claim))
     }
 
     /// One more registration of the region of exactly `[ua, ua + bytes)`; `None` when there is none. The memory is not
-    /// looked at: after an unmap and a new map at the same address this is still the old memory (docs/specification.md scenario
-    /// 48).
-    #[must_use = "dropping a registration gives it up"]
+    /// examined: after an unmap and a new map at this address the region is still the old memory (docs/specification.md
+    /// scenario 48).
+    #[must_use = "dropping a registration releases it"]
     pub fn share(&self, ua: UserAddr, bytes: u64) -> Option<Registration> {
         self.share_for(ua, bytes, Holder::default())
     }
 
-    /// [`share`](Self::share), labelled with whose registration it is.
-    #[must_use = "dropping a registration gives it up"]
+    /// [`share`](Self::share) for a holder.
+    #[must_use = "dropping a registration releases it"]
     pub fn share_for(&self, ua: UserAddr, bytes: u64, holder: Holder) -> Option<Registration> {
         let claim = self.engine.share(ua, bytes, holder)?;
         Some(Registration::new(self.engine.clone(), claim))
@@ -176,7 +177,7 @@ impl AddressSpace {
             return Err(RegisterError::Range(crate::addr::RangeError::Wraps { ua, bytes }));
         }
         let backing = || Backing::Device(host);
-        let claim = self.engine.register(ua, bytes, Wish::New, Holder::default(), backing)?;
+        let claim = self.engine.register(ua, bytes, RegisterMode::New, Holder::default(), backing)?;
         Ok(Registration::new(self.engine.clone(), claim))
     }
 
@@ -189,7 +190,7 @@ impl AddressSpace {
         self.translator_for(Holder::default())
     }
 
-    /// [`translator`](Self::translator), labelled with whose mappings it makes.
+    /// [`translator`](Self::translator) for a holder.
     ///
     /// # Panics
     /// Without memory for it.
@@ -198,40 +199,40 @@ impl AddressSpace {
         self.try_translator(holder).expect("memory for a translator's counts")
     }
 
-    /// [`translator_for`](Self::translator_for) that reports.
+    /// [`translator_for`](Self::translator_for) that returns an error.
     ///
     /// # Errors
     /// [`OutOfMemory`].
     pub fn try_translator(&self, holder: Holder) -> Result<Translator, OutOfMemory> {
-        Ok(Translator::new(self.engine.clone(), self.engine.station(holder)?))
+        Ok(Translator::new(self.engine.clone(), self.engine.add_reader(holder)?))
     }
 
-    /// The one region that holds all of `[ua, ua + bytes)`. Neighbours are not stitched together; zero bytes lie nowhere.
+    /// The region that holds all of `[ua, ua + bytes)`; `None` for ranges across regions and for zero bytes.
     #[must_use]
     pub fn find(&self, ua: UserAddr, bytes: u64) -> Option<RegionState> {
         self.engine.find(ua, bytes)
     }
 
-    /// The device region that holds the host address `host`, and how many of the `bytes` from there on it covers
-    /// (docs/specification.md 1.4, `is_devmem`).
+    /// The number of the `bytes` from host address `host` on that the device region holding `host` covers; `None`
+    /// without one (docs/specification.md 1.4, `is_devmem`).
     #[must_use]
     pub fn device_at(&self, host: HostAddr, bytes: u64) -> Option<u64> {
         self.engine.device_at(host, bytes)
     }
 
-    /// Whether anything is registered.
+    /// Whether any memory is registered.
     #[must_use]
     pub fn is_preregistered(&self) -> bool {
         self.engine.is_preregistered()
     }
 
-    /// Everything there is to see, as plain data.
+    /// The state of the address space, as plain data.
     #[must_use]
     pub fn snapshot(&self) -> SpaceState {
         self.engine.snapshot()
     }
 
-    /// Releases regions that were drained by [`Translator::unmap`] or a table, which only queue them. Register and
+    /// Releases regions that were drained by [`Translator::unmap`] or a table, which do not release them. Register and
     /// unregister do it too.
     pub fn reap(&self) {
         self.engine.reap();

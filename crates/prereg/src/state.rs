@@ -1,10 +1,10 @@
-//! What can be seen of an address space: plain data, pulled by whoever watches.
+//! The state of an address space as plain data, for reports.
 
 use alloc::vec::Vec;
 
 use crate::addr::{PageShift, UserAddr};
-use crate::tables::TableMemoryState;
-use crate::tally::Held;
+use crate::lookup::holder::HolderTotal;
+use crate::table_memory::TableMemoryState;
 
 /// One region as it was at some moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -18,20 +18,29 @@ pub struct RegionState {
     pub pages: u64,
     /// Registrations.
     pub used: u64,
-    /// One more than the live mappings, as the kernel counts them.
+    /// Live mappings.
     pub mapped: u64,
     /// The largest page it can be mapped with.
     pub largest_page: PageShift,
     /// Device memory: not pinned, not charged.
     pub device: bool,
-    /// No registration is left, or it waits to be idle: no new mappings, released when the last one goes.
+    /// No registration is left: no new mappings, released with the last one.
     pub draining: bool,
-    /// Who holds registrations.
-    pub registrations: Vec<Held>,
-    /// Who holds mappings. Exact when nobody maps or unmaps meanwhile.
-    pub mappings: Vec<Held>,
-    /// Memory of ours that describes the region's pages, in bytes.
+    /// Registrations by holder.
+    pub registrations: Vec<HolderTotal>,
+    /// Mappings by holder. Exact when no thread maps or unmaps meanwhile.
+    pub mappings: Vec<HolderTotal>,
+    /// Memory that describes the region's pages, in bytes.
     pub metadata_bytes: u64,
+}
+
+impl RegionState {
+    /// The kernel's counter of the same name: live mappings + 1, so that 1 means registered and not mapped, and 0 released
+    /// (docs/specification.md 1.3).
+    #[must_use]
+    pub const fn kernel_mapped(&self) -> u64 {
+        self.mapped.saturating_add(1)
+    }
 }
 
 /// An address space as it was at some moment.
@@ -48,13 +57,13 @@ pub struct SpaceState {
     pub pins: u64,
     /// Ranges unpinned since the beginning.
     pub unpins: u64,
-    /// Translators that exist.
+    /// Live translators.
     pub translators: u64,
-    /// Regions that were released but whose headers and page tables are kept, because a translator may still look at them.
+    /// Released regions whose headers and page tables are kept because a translator may still use them.
     pub unreclaimed: u64,
-    /// How many of `unreclaimed` the translators of each holder keep; one that two holders keep counts for both. A
-    /// translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
-    pub retained_by: Vec<Held>,
-    /// Memory of the tables that translators touch, and what the host promises of it.
+    /// The number of `unreclaimed` regions that the translators of each holder keep; one that two holders keep counts
+    /// for both. A translator stops keeping them when it is [refreshed](crate::Translator::refresh) or dropped.
+    pub retained_by: Vec<HolderTotal>,
+    /// Memory of the tables that translators touch, and how far it is locked.
     pub tables: TableMemoryState,
 }

@@ -1,6 +1,6 @@
 //! Random operations on the whole public API, each answer compared with a reference model (see `prereg-core-model`).
 //!
-//! Every case runs twice: with a barrier handed to the address space, so that mapping passes no fence, and without.
+//! Every case runs twice: with a barrier, so that mapping passes no fence, and without.
 
 use prereg::Granule;
 use prereg_core_model::{Case, Fence, Op, Random, Summary, run_case};
@@ -42,7 +42,7 @@ fn interpreter_seed() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// The seeds from `PREREG_MODEL_SEED` on, as many as `PREREG_MODEL_SEEDS` says; under miri one that follows from its own.
+/// `PREREG_MODEL_SEEDS` seeds from `PREREG_MODEL_SEED` on; under miri one that follows from its own.
 #[test]
 fn every_answer_is_the_models_for_given_seeds() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

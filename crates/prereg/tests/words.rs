@@ -1,9 +1,9 @@
-//! Addresses, page sizes, ranges, error numbers and the gate, as callers use them: values at their edges.
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+//! Addresses, page sizes, ranges, error numbers and `RundownRef`: values at their edges.
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use prereg::{
-    BusAddr, Closed, Drain, Errno, Gate, Granule, GuestAddr, HostAddr, Inside, Iova, Left, PageShift,
-    RangeError, Unbalanced, UserAddr, UserRange,
+    BusAddr, Busy, Closed, DrainResult, Errno, Granule, GuestAddr, HostAddr, Iova, LeaveResult, PageShift,
+    RangeError, RefUnderflow, RundownRef, UserAddr, UserRange,
 };
 
 fn range(ua: u64, bytes: u64) -> UserRange {
@@ -117,22 +117,22 @@ fn error_numbers_keep_what_they_came_with() {
     assert_eq!(Errno::from_raw(1234).raw(), 1234);
     assert_eq!((Errno::ENOTTY.name(), Errno::from_raw(1234).name()), (Some("ENOTTY"), None));
     assert_eq!((Errno::ENXIO.to_string(), Errno::from_raw(77).to_string()), ("ENXIO".into(), "E77".into()));
-    assert_eq!((Closed.errno().raw(), Inside(1).errno().raw(), Unbalanced.errno().raw()), (6, 16, 22));
+    assert_eq!((Closed.errno().raw(), Busy(1).errno().raw(), RefUnderflow.errno().raw()), (6, 16, 22));
 }
 
 #[test]
-fn a_gate_says_whether_it_is_closed() {
-    let gate = Gate::new();
-    assert!(!gate.is_closed());
-    gate.enter().unwrap();
-    assert!(!gate.is_closed(), "a unit does not close it");
-    assert_eq!(gate.close_and_drain(), Drain::Waiting(1));
-    assert!(gate.is_closed());
-    assert!(gate.reopen());
-    assert!(!gate.is_closed());
-    assert_eq!(gate.leave(), Ok(Left::Others));
-    gate.try_close().unwrap();
-    assert!(gate.is_closed());
+fn a_rundown_ref_says_whether_it_is_closed() {
+    let rundown = RundownRef::new();
+    assert!(!rundown.is_closed());
+    rundown.enter().unwrap();
+    assert!(!rundown.is_closed(), "a unit does not close it");
+    assert_eq!(rundown.close_and_drain(), DrainResult::Waiting(1));
+    assert!(rundown.is_closed());
+    assert!(rundown.reopen());
+    assert!(!rundown.is_closed());
+    assert_eq!(rundown.leave(), Ok(LeaveResult::Others));
+    rundown.try_close().unwrap();
+    assert!(rundown.is_closed());
 }
 
 #[test]

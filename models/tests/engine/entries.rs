@@ -36,7 +36,7 @@ fn of_two_threads_that_set_an_entry_one_finds_the_others() {
             }
             wrong => panic!("{wrong:?}"),
         }
-        assert_eq!(registration.state().unwrap().mapped, 2, "one entry, one unit");
+        assert_eq!(registration.state().unwrap().mapped, 1, "one entry, one unit");
         drop(block);
         registration.unregister().unwrap();
         drop((mine, other));
@@ -113,7 +113,7 @@ fn a_set_entry_or_the_last_unregister() {
 }
 
 #[test]
-fn an_entry_whose_unit_is_handed_over_or_the_last_unregister() {
+fn an_entry_whose_unit_is_transferred_or_the_last_unregister() {
     set_or_unregister(TABLE);
 }
 
@@ -128,7 +128,7 @@ fn an_entry_is_cleared_while_a_device_takes_it() {
         block.set(&mut mine, 0, page(0), Access::ReadWrite).unwrap();
         let (shared, host) = (block.clone(), world.host.clone());
         let thread = thread::spawn(move || {
-            let taken = shared.take(&mut other, 0);
+            let taken = shared.hold_mapping(&mut other, 0);
             let contended = matches!(taken, Err(MapError::Contended));
             if let Some((mapping, access)) = taken.ok().flatten() {
                 assert_eq!(access, Access::ReadWrite);

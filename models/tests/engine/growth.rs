@@ -10,7 +10,7 @@ use prereg_models::world::{Fences, World, map, map_and_use};
 fn a_region_is_mapped_while_it_is_registered_in_place() {
     explore(|| {
         let world = World::new(Fences::Asymmetric);
-        // Three pages: their cells have room for a fourth. Three slots: there are counts for a fourth.
+        // Three pages: the index has room for a fourth. Three slots: there are counters for a fourth.
         let (first, second) = (world.register(0, 3), world.register(3, 1));
         let mut translator = world.space.translator();
         second.unregister().unwrap();
@@ -43,7 +43,7 @@ fn a_region_is_mapped_while_it_is_registered_in_place() {
 fn a_region_past_the_known_counts_is_mapped_while_it_is_registered() {
     explore(|| {
         let world = Arc::new(World::new(Fences::Asymmetric));
-        // Three pages: their cells have room for a fourth, which the second region takes in place.
+        // Three pages: the index has room for a fourth, which the second region takes in place.
         let first = world.register(0, 3);
         let mut translator = world.space.translator();
         let host = world.host.clone();

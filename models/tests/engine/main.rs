@@ -8,7 +8,7 @@
 //! the other one, and that one to run at one point of the closing thread; the third preemption is one to spare. What a load
 //! may return is never bounded.
 #![cfg(loom)]
-#![expect(clippy::unwrap_used, reason = "a test says by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 mod close;
 mod drain;

@@ -1,4 +1,4 @@
-//! Slots that are used again and snapshots that are freed, against translators that may still know the old ones.
+//! Reuse of slots and freeing of snapshots, against translators that may still use the old ones.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use prereg_models::{explore, explore_to};
 
 use crate::PREEMPTIONS;
 
-/// A page so far away that no array of cells covers it and the others.
+/// A page so far away that no index covers it together with the others.
 const FAR: u64 = 1 << 30;
 
 #[test]
@@ -23,10 +23,10 @@ fn a_slot_is_not_used_again_while_a_translator_may_know_what_it_was() {
             map_and_use(&mut translator, &host, 0);
             translator
         });
-        // Two regions that go make a new snapshot; the reader sits on the old one.
+        // Two retired regions make a new snapshot; the reader uses the old one.
         second.unregister().unwrap();
         let refused = first.unregister().err();
-        // The slot that came free last is taken first: the reader's, if it were free.
+        // The slot that was freed last is taken first: the reader's, if it were free.
         let third = world.register(2, 1);
         let translator = reader.join().unwrap();
         if let Some(refused) = refused {
@@ -46,11 +46,11 @@ fn a_list_that_moves_to_a_newer_snapshot_uses_nothing_that_it_loaded_from_the_ol
         let mut translator = world.space.translator();
         let shared = world.clone();
         let writer = thread::spawn(move || {
-            // In no cell: a list that asks for it looks for a newer snapshot.
+            // Not in the index: a list that contains it looks for a newer snapshot.
             let far = shared.register(FAR, 1);
             second.unregister().unwrap();
             let refused = first.unregister().err();
-            // A new snapshot, so that what the translator left comes free, and a region that takes a free slot.
+            // A new snapshot, so that what the translator left becomes free, and a region that takes a free slot.
             let others = [shared.register(2 * FAR, 1), shared.register(2, 1)];
             (far, others, refused)
         });
@@ -82,7 +82,7 @@ fn a_snapshot_is_not_freed_while_a_translator_uses_it() {
             assert!(map_and_use(&mut translator, &host, 0));
             translator
         });
-        // Far away: in no cell, so its coming makes a new snapshot.
+        // Far away: not in the index, so that registering it makes a new snapshot.
         let second = world.register(FAR, 1);
         let translator = reader.join().unwrap();
         second.unregister().unwrap();

@@ -1,4 +1,4 @@
-//! A fake host: pins the spots of the catalogue, notes what is pinned and charged, and fails when it is asked to.
+//! A fake host: pins the spots of the catalogue, records what is pinned and charged, and fails on request.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use prereg::{ChargeError, Granule, HostAddr, Memory, PinError, UserAddr, UserRan
 
 use crate::layout::{Spot, Truth, catalogue};
 
-/// What keeps memory mapped, as a back end may look for it.
+/// A value that keeps memory mapped, as a back end may look for it.
 pub type Token = Arc<dyn Any + Send + Sync>;
 
 /// The outside call that fails next.
@@ -55,12 +55,12 @@ struct State {
     charged: u64,
     limit: Option<u64>,
     failure: Option<Failure>,
-    /// What keeps the memory that is registered next.
+    /// Keeps the memory that is registered next.
     token: Option<Weak<dyn Any + Send + Sync>>,
     /// Whether released pins are noted.
     quiet: bool,
     unpinned: Vec<Unpinned>,
-    /// What the core did wrong.
+    /// Violations by the core.
     wrong: Vec<String>,
 }
 
@@ -113,13 +113,13 @@ impl Host {
         self.0.granule
     }
 
-    /// What can be pinned.
+    /// The catalogue of spots that can be pinned.
     #[must_use]
     pub fn spots(&self) -> &[Spot] {
         &self.0.spots
     }
 
-    /// How many handles there are, with those that address spaces hold.
+    /// The number of handles, with those that address spaces hold.
     #[must_use]
     pub fn handles(&self) -> usize {
         Arc::strong_count(&self.0)
@@ -140,7 +140,7 @@ impl Host {
             .is_some_and(|(_, spot)| bytes <= spot.pages * self.0.granule.bytes() - (ua - spot.ua))
     }
 
-    /// Where the pages of pin `pin`, which begins at `ua`, are.
+    /// The host addresses of pin `pin`, which begins at `ua`.
     #[must_use]
     pub fn truth(&self, pin: u64, ua: u64) -> Option<Truth> {
         let (_, spot) = self.spot_of(ua)?;
@@ -200,13 +200,13 @@ impl Host {
         (state.pinned.values().map(pages).sum(), state.charged)
     }
 
-    /// What the core did wrong at the ports so far.
+    /// Violations by the core at the ports so far.
     #[must_use]
     pub fn wrong(&self) -> Vec<String> {
         self.state().wrong.clone()
     }
 
-    /// Pins `range`; `push` is told the host address of each run of pages.
+    /// Pins `range`; calls `push` with the host address of each run of pages.
     pub(crate) fn pin_pages<E: Into<PinError>>(
         &self,
         range: UserRange,

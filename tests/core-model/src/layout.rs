@@ -1,10 +1,10 @@
-//! Where the pages of made-up memory are on the host, as pure functions.
+//! Host addresses of simulated memory, as pure functions.
 
 use prereg::{Granule, PageShift};
 
 use crate::random::mix;
 
-/// How a stretch of user memory lies on the host.
+/// The layout of user memory on the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
     /// Every page elsewhere.
@@ -19,7 +19,7 @@ pub enum Layout {
     Wide,
     /// Runs of a few pages above 2^32 pages.
     WideStretches,
-    /// One run at an address that no word of the index can say.
+    /// One run at an address that no index entry can express.
     High,
     /// Around host page 2^32 - 1, the last one of a narrow table, and host page 0.
     NarrowEdge,
@@ -32,9 +32,9 @@ pub enum Layout {
 pub struct Spot {
     /// The first byte.
     pub ua: u64,
-    /// How many system pages.
+    /// The number of system pages.
     pub pages: u64,
-    /// Where they are.
+    /// Their layout.
     pub layout: Layout,
 }
 
@@ -76,7 +76,7 @@ pub fn catalogue(granule: Granule) -> Vec<Spot> {
     spots
 }
 
-/// Where the pages of one pin, or of a piece of device memory, are.
+/// The host addresses of one pin, or of device memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Truth {
     /// Pinned: from the number of the pin and of the page.
@@ -137,7 +137,7 @@ fn frame(layout: Layout, first: u64, pin: u64, page: u64, shift: u32) -> u64 {
         Layout::NarrowEdge if index == 2 => u64::from(u32::MAX),
         Layout::NarrowEdge => scattered(page, 28),
         Layout::TopEdge if index == 2 => top,
-        // Low ones first, which the index can say, or high ones all.
+        // Low ones first, which the index can express, or only high ones.
         Layout::TopEdge if pin % 2 == 0 => scattered(page, 28),
         Layout::TopEdge => top - 1 - scattered(page, 20),
     }

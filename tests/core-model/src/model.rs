@@ -1,6 +1,6 @@
-//! What an address space is, in plain maps: regions with their registrations, mappings and written pages.
+//! A model of an address space in plain maps: regions with their registrations, mappings and written pages.
 //!
-//! The model is told what was asked and says what the answer must be. It knows one thread only.
+//! The model receives each request and returns the right result. It knows one thread only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use prereg::{Granule, Holder, MapError, PageShift, RangeError, RegisterError, Us
 use crate::host::{Host, Unpinned};
 use crate::layout::{Truth, largest_shift, runs};
 
-/// How many of something each holder has.
+/// A number for each holder.
 pub type ByHolder = BTreeMap<Holder, u64>;
 
 /// Adds one of `holder`.
@@ -33,7 +33,7 @@ pub fn take_off(counts: &mut ByHolder, holder: Holder) -> bool {
 pub struct Region {
     /// The range.
     pub range: UserRange,
-    /// Where its pages are.
+    /// Its layout on the host.
     pub truth: Truth,
     /// Its pin; `None` for device memory.
     pub pin: Option<u64>,
@@ -73,8 +73,8 @@ impl Region {
         self.marked.extend(page(ua)..=page(ua + (bytes - 1)));
     }
 
-    /// Whether `dirty` may be what the port is told of the marked pages. Where all breaks are between blocks of 2 MiB one
-    /// mark stands for eight pages; everywhere else the answer is exact.
+    /// Whether `dirty` may be the pages that the port receives as marked. Where all breaks are between blocks of 2 MiB
+    /// one mark stands for eight pages; everywhere else the result is exact.
     #[must_use]
     pub fn may_tell(&self, dirty: &[u64], granule: Granule) -> bool {
         let told: BTreeSet<u64> = dirty.iter().copied().collect();
@@ -93,7 +93,7 @@ impl Region {
     }
 }
 
-/// What a registration comes to.
+/// The result of a registration.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Registered {
     /// A registration more of this region.
@@ -145,7 +145,7 @@ impl Refused {
     }
 }
 
-/// How a range is asked for.
+/// The way in which a range is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
     /// Shared if it is there, new if not.
@@ -163,7 +163,7 @@ pub struct Space {
     /// Regions that must be unpinned before the call that is under way returns.
     leaving: Vec<Region>,
     last_id: u64,
-    /// The owner is gone.
+    /// The address space was dropped.
     pub closed: bool,
     /// Successful pins.
     pub pins: u64,
@@ -189,7 +189,7 @@ impl Space {
     /// The range `[ua, ua + bytes)`.
     ///
     /// # Errors
-    /// Why it is none.
+    /// The reason why it is no range.
     pub fn range(&self, ua: u64, bytes: u64) -> Result<UserRange, Refused> {
         if ua % self.granule.bytes() != 0 || bytes % self.granule.bytes() != 0 {
             return Err(Refused::Misaligned);
@@ -206,7 +206,7 @@ impl Space {
         self.regions.iter().find(|(_, region)| region.range == range).map(|(&id, _)| id)
     }
 
-    /// What registering `range` comes to before the host is asked. Whatever is idle was released.
+    /// The result of registering `range` before the host is called. Idle regions were released.
     #[must_use]
     pub fn register(&self, range: UserRange, wish: Wish) -> Registered {
         match self.exactly(range) {
@@ -244,7 +244,7 @@ impl Space {
         self.regions.iter().find(|(_, region)| region.range.holds(ua, 1)).map(|(&id, region)| (id, region))
     }
 
-    /// What mapping the page of `shift` around `ua` comes to: the region and the host address of the byte at `ua`.
+    /// The result of mapping the page of `shift` around `ua`: the region and the host address of the byte at `ua`.
     ///
     /// # Errors
     /// As the core's.
@@ -262,7 +262,7 @@ impl Space {
         Ok((id, region.truth.host(ua.raw())))
     }
 
-    /// What mapping `[ua, ua + bytes)` comes to.
+    /// The result of mapping `[ua, ua + bytes)`.
     ///
     /// # Errors
     /// As the core's.
@@ -291,7 +291,7 @@ impl Space {
             }
     }
 
-    /// Everything that is idle leaves: before the call that is under way returns, the host must be told.
+    /// Removes everything idle: the host must be called for it before the current call returns.
     pub fn reap(&mut self) {
         let idle: Vec<u64> =
             self.regions.iter().filter(|(_, region)| region.is_releasable()).map(|(&id, _)| id).collect();
@@ -316,10 +316,10 @@ impl Space {
         }
     }
 
-    /// Compares what the host was told with what left.
+    /// Compares the calls of the host with the regions that were removed.
     ///
     /// # Errors
-    /// What is wrong.
+    /// The reason of a mismatch.
     pub fn settle(&mut self, host: &Host, told: Vec<Unpinned>) -> Result<(), String> {
         for Unpinned { pin, dirty } in told {
             let early = |(_, region): &(&u64, &Region)| region.is_releasable() && region.pin == Some(pin);
@@ -333,7 +333,7 @@ impl Space {
             if !region.may_tell(&dirty, self.granule) {
                 let (range, marked) = (region.range, region.marked);
                 return Err(format!(
-                    "the host was told that pages {dirty:?} of {range} are dirty, marked: {marked:?}"
+                    "the host received pages {dirty:?} of {range} as dirty, marked: {marked:?}"
                 ));
             }
         }
@@ -369,9 +369,9 @@ impl Space {
     }
 }
 
-/// How many retired regions an address space may keep for translators that have not looked since: for each of them, and for
-/// the current snapshot, the regions that were registered when it was left behind, and those that came and went before its
-/// index was left behind too, 64 at a time.
+/// The number of retired regions that an address space may keep for translators that were not refreshed: for each of
+/// them, and for the current snapshot, the regions that were registered when it was replaced, and those that came and
+/// went before its index was replaced too, 64 at a time.
 #[must_use]
 pub const fn most_unreclaimed(translators: u64, most_regions: u64) -> u64 {
     (translators + 1) * (most_regions + 3 * 64)

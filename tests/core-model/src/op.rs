@@ -6,7 +6,7 @@ use crate::random::{Random, mix};
 
 macro_rules! verbs {
     ($($name:ident = $weight:literal, $doc:literal;)*) => {
-        /// What an operation does.
+        /// The kind of an operation.
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub enum Verb {
             $(#[doc = $doc] $name,)*
@@ -58,13 +58,13 @@ verbs! {
 /// One operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Op {
-    /// What it does.
+    /// Its kind.
     pub verb: Verb,
-    /// With which translator, in which space, of which object.
+    /// Selects the translator, space or object.
     pub a: u16,
-    /// Where.
+    /// Selects the place.
     pub b: u16,
-    /// How.
+    /// Selects the variant.
     pub c: u16,
 }
 

@@ -1,9 +1,9 @@
 //! The random operations on several threads in one address space, with the fence and the locked tables of a Linux host.
 //!
-//! No model follows threads that race. What each of them checks is what must hold whatever the others do: while a mapping
-//! lives, its region is pinned by one and the same pin, and the mapping's address is that pin's. The host shows who pins
-//! what without any ordering (see [`Host::shown`]). In the end the books balance, and all the while the number of retired
-//! regions stays below its bound, although translators sit there that never look for a newer snapshot.
+//! No model follows threads that race. Each thread checks what must hold in every interleaving: while a mapping lives,
+//! its region is pinned by one pin, and the mapping's address is that pin's. The host shows the current pin of each
+//! spot without any ordering (see [`Host::shown`]). At the end nothing is left, and all the while the number of retired
+//! regions stays below its bound, although some translators are never refreshed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,18 +27,18 @@ use arena::{Arena, Counts, ENTRIES, piece};
 /// Translators that never look for a newer snapshot.
 const IDLE: usize = 8;
 
-/// What a run is.
+/// The parameters of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
     /// Threads; at least two work.
     pub threads: usize,
-    /// When it ends.
+    /// Its end.
     pub until: Until,
-    /// What the threads' random choices follow from.
+    /// The seed of the threads' random choices.
     pub seed: u64,
 }
 
-/// What was done.
+/// Counts of the operations.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Report {
     /// Host addresses compared with the truth.
@@ -62,10 +62,10 @@ fn block(space: &AddressSpace, container: u64) -> EntryBlock {
     EntryBlock::new(space, PageShift::K4, ENTRIES, holder).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs `plan`, and checks the books.
+/// Runs `plan`, and checks that nothing is left.
 ///
 /// # Panics
-/// When anything was wrong.
+/// On any violation.
 #[must_use]
 pub fn run(plan: Plan) -> Report {
     let host = Host::new(Granule::K4);
@@ -109,7 +109,7 @@ pub fn run(plan: Plan) -> Report {
                 state.unreclaimed
             );
             retired = retired.max(state.unreclaimed);
-            // Not all at once, so that each sits on another snapshot.
+            // Not all at once, so that each uses another snapshot.
             if idle.len() < IDLE {
                 idle.push(arena.space.translator());
             }

@@ -55,7 +55,7 @@ pub(crate) fn space_with(
     }
 }
 
-/// What entry `index` shows: user address, host address if it is shown, access.
+/// Entry `index`: user address, host address if there is one, access.
 pub(crate) fn look_at(block: &EntryBlock, index: usize) -> Option<(UserAddr, Option<HostAddr>, Access)> {
     block.view(index).map(|view| (view.ua, None, view.access))
 }
@@ -73,10 +73,10 @@ unsafe impl Pin for Host {
         AddressKind::Invented
     }
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        self.pin_pages(range, |host, count| pages.push(host, count)).map(PinId)
+        self.pin_pages(range, |host, count| pages.push(host, count)).map(PinId::new)
     }
     fn unpin(&self, pin: PinId, range: UserRange, dirty: DirtyPages<'_>) {
-        self.unpin_pages(pin.0, range, dirty);
+        self.unpin_pages(pin.raw(), range, dirty);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Real address spaces beside the model, and one operation after the other on both.
 //!
-//! After each operation what the hosts were told is compared with the model, and after most of them everything that the
-//! state of each space shows. In the end all is dropped, and nothing may be left.
+//! After each operation the calls of the hosts are compared with the model, and after most of them the state of each
+//! space. At the end all is dropped, and nothing may be left.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -42,10 +42,10 @@ mod mapping;
 mod registering;
 mod state;
 
-/// Whether all was as the model says; if not, what was not.
+/// `Ok` if all agreed with the model; else the difference.
 type Checked = Result<(), String>;
 
-/// How a case runs.
+/// The parameters of a case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Case {
     /// The fence of every address space.
@@ -54,12 +54,11 @@ pub struct Case {
     pub granule: Granule,
     /// Short lists and few neighbours, for an interpreter.
     pub small: bool,
-    /// No region but those of a multiple of eight pages: then the index points into their tables, instead of saying where
-    /// each page is.
+    /// Only regions of a multiple of eight pages: then the index points into their tables instead of holding addresses.
     pub aligned: bool,
 }
 
-/// What a case did.
+/// Counts of a case.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Summary {
     /// Host addresses that were compared with the truth.
@@ -73,7 +72,7 @@ pub struct Summary {
 /// Performs `ops` and compares every answer with the model.
 ///
 /// # Errors
-/// What differed, and all that was done before.
+/// The difference, and all operations before it.
 pub fn run_case(ops: &[Op], case: Case) -> Result<Summary, String> {
     let mut world = World::new(case);
     let done = catch_unwind(AssertUnwindSafe(|| world.perform(ops)));
@@ -87,7 +86,7 @@ pub fn run_case(ops: &[Op], case: Case) -> Result<Summary, String> {
         }
     };
     let trace = world.trace.join("\n  ");
-    // What is left may be in a state in which it cannot be dropped.
+    // The rest may be in a state in which it cannot be dropped.
     std::mem::forget(world);
     Err(format!("{failed}\n{case:?}\n  {trace}"))
 }
@@ -102,7 +101,7 @@ struct Space {
     most_regions: u64,
 }
 
-/// A registration and the region that the model says it is of.
+/// A registration and its region in the model.
 struct Claim {
     real: Registration,
     space: usize,
@@ -157,7 +156,7 @@ struct World {
     lives: Vec<Live>,
     blocks: Vec<Block>,
     drains: Vec<Drain>,
-    /// What was done, for the report of a failure.
+    /// The operations, for the report of a failure.
     trace: Vec<String>,
     summary: Summary,
 }
@@ -318,7 +317,7 @@ impl World {
         }
     }
 
-    /// Compares what the hosts were told since the last operation with what the model says has left.
+    /// Compares the calls of the hosts since the last operation with what the model removed.
     fn settle(&mut self) -> Checked {
         self.spaces.iter_mut().enumerate().try_for_each(|(index, space)| {
             let told = space.host.take_unpinned();

@@ -200,6 +200,6 @@ fn unmap(call: &mut Call<'_>) -> Answer {
         return Answer::done();
     }
     // There is no mapping of ours to give back. Nobody can give another's back.
-    let mapped = slot.registrations.first().and_then(Registration::state).map_or(1, |state| state.mapped);
-    Answer::failed_for(Errno::EINVAL, if mapped > 1 { "not-mine" } else { "unbalanced" })
+    let mapped = slot.registrations.first().and_then(Registration::state).map_or(0, |state| state.mapped);
+    Answer::failed_for(Errno::EINVAL, if mapped > 0 { "not-mine" } else { "unbalanced" })
 }

@@ -174,8 +174,7 @@ impl<'a> Stage<'a> {
         let mut verifier = Verifier::new(self.options.verify, self.pinned.space())?;
         let stage = self.progress.stage(&format!("{}: checking", trace.name), trace.records.len() as u64);
         let mut machine = self.machine()?;
-        // The kernel's count starts at 1.
-        let mapped = || self.pinned.registration().state().map_or(0, |state| state.mapped - 1);
+        let mapped = || self.pinned.registration().state().map_or(0, |state| state.mapped);
         let found = check::run(
             &mut machine,
             trace,

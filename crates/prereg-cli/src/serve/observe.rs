@@ -90,8 +90,7 @@ impl Observer {
                     ua: region.ua.raw(),
                     bytes: region.bytes,
                     used: region.used,
-                    // The kernel's counter starts at 1; people count from 0.
-                    mappings: region.mapped.saturating_sub(1),
+                    mappings: region.mapped,
                     holders: region
                         .mappings
                         .iter()

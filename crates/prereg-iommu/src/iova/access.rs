@@ -24,7 +24,7 @@ pub(super) enum Parts {
     Many(Vec<Part>),
 }
 
-/// The part of an access that lies in one mapping. Dropped in this order: whoever finds the gate empty finds the units given
+/// The part of an access that lies in one mapping. Dropped in this order: whoever finds the rundown ref empty finds the units given
 /// back too.
 pub(super) struct Part {
     pub(super) source: Source,

@@ -339,7 +339,7 @@ enum Prepared {
 
 /// What the start of a range lies in.
 struct Found {
-    /// The part of the range in the first mapping, inside its gate.
+    /// The part of the range in the first mapping, inside its rundown ref.
     part: Part,
     /// Its memory need not be asked for.
     is_supplied: bool,

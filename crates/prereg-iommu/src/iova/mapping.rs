@@ -1,12 +1,12 @@
-//! One mapping: the gate that its accesses stand in, and what it leads to behind it.
+//! One mapping: the rundown ref that its accesses stand in, and what it leads to behind it.
 //!
-//! What a mapping leads to, its units above all, is used by whoever is inside the gate and taken out by whoever the gate tells
-//! that it is closed and empty: one caller, once, after the last use (the head of `prereg`'s `gate.rs` has the proof). So the
+//! What a mapping leads to, its units above all, is used by whoever is inside the rundown ref and taken out by whoever the rundown ref tells
+//! that it is closed and empty: one caller, once, after the last use (the head of `prereg`'s `rundown_ref.rs` has the proof). So the
 //! units are given back before anybody is told that the mapping is drained.
 
 #![expect(
     unsafe_code,
-    reason = "the units of a mapping are behind its gate, which says who may use and who may take them"
+    reason = "the units of a mapping are behind its rundown, which says who may use and who may take them"
 )]
 
 use alloc::collections::BTreeMap;
@@ -16,7 +16,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use prereg::{Access, Closed, Drain, Gate, Iova, Left};
+use prereg::{Access, Closed, DrainResult, Iova, LeaveResult, RundownRef};
 
 use super::backing::Supply;
 use super::limits::Span;
@@ -52,7 +52,7 @@ pub(super) enum LeadsTo {
 pub(super) struct MappingState {
     pub(super) span: Span,
     pub(super) access: Access,
-    gate: Gate,
+    rundown: RundownRef,
     leads_to: Contents<LeadsTo>,
     /// It was unmapped, and nobody is inside any more.
     done: AtomicBool,
@@ -91,7 +91,7 @@ impl Closing {
 impl MappingState {
     pub(super) fn new(span: Span, access: Access, leads_to: LeadsTo, closing: Arc<Closing>) -> Self {
         let leads_to = Contents::new(leads_to);
-        Self { span, access, gate: Gate::new(), leads_to, done: AtomicBool::new(false), closing }
+        Self { span, access, rundown: RundownRef::new(), leads_to, done: AtomicBool::new(false), closing }
     }
 
     pub(super) fn iova(&self) -> Iova {
@@ -100,7 +100,7 @@ impl MappingState {
 
     /// Accesses inside.
     pub(super) fn inside(&self) -> u64 {
-        self.gate.inside()
+        self.rundown.count()
     }
 
     /// Whether it was unmapped and the last access has left, its units given back.
@@ -114,34 +114,34 @@ impl MappingState {
             iova: self.iova(),
             bytes: self.span.bytes(),
             access: self.access,
-            accesses: self.gate.inside(),
+            accesses: self.rundown.count(),
         }
     }
 
     /// Lets an access in.
     pub(super) fn enter(self: &Arc<Self>) -> Result<Inside, Closed> {
-        self.gate.enter()?;
+        self.rundown.enter()?;
         Ok(Inside(Arc::clone(self)))
     }
 
     /// Lists it as closing if somebody is inside. The lock of the mappings is held, and it is not among them any more: so
     /// from here on nobody enters.
     pub(super) fn list_as_closing(self: &Arc<Self>) {
-        if self.gate.inside() > 0 {
+        if self.rundown.count() > 0 {
             self.closing.waiting().insert(Arc::as_ptr(self).addr(), Arc::clone(self));
         }
     }
 
     /// Closes it for good. `true` when nobody is inside, and then its units are given back.
     pub(super) fn close(self: &Arc<Self>) -> bool {
-        match self.gate.close_and_drain() {
-            Drain::Empty => {
-                // SAFETY: the gate says so.
+        match self.rundown.close_and_drain() {
+            DrainResult::Empty => {
+                // SAFETY: the rundown ref says so.
                 let leads_to = unsafe { self.leads_to.take() };
                 self.finish(leads_to);
                 true
             }
-            Drain::Waiting(_) | Drain::Already => false,
+            DrainResult::Waiting(_) | DrainResult::Already => false,
         }
     }
 
@@ -154,7 +154,7 @@ impl MappingState {
     }
 }
 
-/// An access that is inside the gate of a mapping.
+/// An access that is inside the rundown ref of a mapping.
 pub(super) struct Inside(Arc<MappingState>);
 
 impl Inside {
@@ -162,9 +162,9 @@ impl Inside {
         &self.0
     }
 
-    /// What is behind the gate.
+    /// What is behind the rundown ref.
     pub(super) fn leads_to(&self) -> &LeadsTo {
-        // SAFETY: this is inside the gate as long as it lives.
+        // SAFETY: this is inside the rundown ref as long as it lives.
         unsafe { self.0.leads_to.get() }
     }
 }
@@ -172,8 +172,8 @@ impl Inside {
 impl Drop for Inside {
     fn drop(&mut self) {
         // A leave without an enter cannot be: only `enter` makes this.
-        if self.0.gate.leave() == Ok(Left::Last) {
-            // SAFETY: the gate says so.
+        if self.0.rundown.leave() == Ok(LeaveResult::Last) {
+            // SAFETY: the rundown ref says so.
             let leads_to = unsafe { self.0.leads_to.take() };
             self.0.finish(leads_to);
             self.0.closing.drained.drained();
@@ -182,7 +182,7 @@ impl Drop for Inside {
 }
 
 mod contents {
-    //! A value that is used by many and taken out by one; who when, a gate beside it says.
+    //! A value that is used by many and taken out by one; who when, a rundown ref beside it says.
 
     use core::cell::UnsafeCell;
 
@@ -200,17 +200,17 @@ mod contents {
         /// The value.
         ///
         /// # Safety
-        /// As long as the caller uses it, nobody takes it out: he is inside the gate.
+        /// As long as the caller uses it, nobody takes it out: he is inside the rundown ref.
         pub(super) unsafe fn get(&self) -> &T {
             // SAFETY: nobody takes it out, so nobody writes.
             let value = unsafe { &*self.0.get() };
-            value.as_ref().expect("it is taken out only when the gate is closed and empty")
+            value.as_ref().expect("it is taken out only when the rundown is closed and empty")
         }
 
         /// Takes it out.
         ///
         /// # Safety
-        /// Nobody uses it any more, or ever will: the gate told the caller that it is closed and empty, which it tells once.
+        /// Nobody uses it any more, or ever will: the rundown ref told the caller that it is closed and empty, which it tells once.
         pub(super) unsafe fn take(&self) -> Option<T> {
             // SAFETY: nobody else has a reference into it.
             let value = unsafe { &mut *self.0.get() };

@@ -197,7 +197,7 @@ proptest! {
             let _ = ask(&mut user, command, &mut bytes);
             let entries = user.live();
             let regions = process.owner.space().snapshot().regions;
-            let mapped: u64 = regions.iter().map(|region| region.mapped - 1).sum();
+            let mapped: u64 = regions.iter().map(|region| region.mapped).sum();
             prop_assert_eq!(mapped, entries);
         }
         drop(user);

@@ -25,7 +25,10 @@ struct Picture {
 fn picture(process: &Process, user: &User<'_>) -> Picture {
     let regions = process.owner.space().snapshot().regions;
     Picture {
-        regions: regions.iter().map(|region| (region.ua.raw(), region.used, region.mapped)).collect(),
+        regions: regions
+            .iter()
+            .map(|region| (region.ua.raw(), region.used, region.kernel_mapped()))
+            .collect(),
         locked: process.locked(),
         pinned: process.host.pinned_pages(),
         windows: user.container.windows().count(),

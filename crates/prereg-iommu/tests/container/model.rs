@@ -306,7 +306,7 @@ impl Machine<'_> {
         let seen: Vec<(Range, u64, u64)> = state
             .regions
             .iter()
-            .map(|region| (((region.ua.raw() - A) / K4, region.pages), region.used, region.mapped))
+            .map(|region| (((region.ua.raw() - A) / K4, region.pages), region.used, region.kernel_mapped()))
             .collect();
         let expected: Vec<(Range, u64, u64)> = model
             .regions

@@ -53,7 +53,7 @@ impl Process {
 
     /// `used` and `mapped` of the region at `ua`.
     pub(crate) fn counts(&self, ua: u64) -> (u64, u64) {
-        self.region(ua).map_or((0, 0), |region| (region.used, region.mapped))
+        self.region(ua).map_or((0, 0), |region| (region.used, region.kernel_mapped()))
     }
 
     pub(crate) fn locked(&self) -> u64 {

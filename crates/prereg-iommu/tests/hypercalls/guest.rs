@@ -119,7 +119,7 @@ impl Guest {
     }
 
     pub(crate) fn mapped_at(&self, ua: u64) -> u64 {
-        self.space.find(prereg::UserAddr::new(ua), 1).map_or(0, |region| region.mapped - 1)
+        self.space.find(prereg::UserAddr::new(ua), 1).map_or(0, |region| region.mapped)
     }
 
     pub(crate) fn live(&self) -> u64 {

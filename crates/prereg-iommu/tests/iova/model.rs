@@ -230,7 +230,7 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
     }
     drop(holds);
     drop(world.map);
-    prop_assert_eq!(world.registration.state().unwrap().mapped, 1);
+    prop_assert_eq!(world.registration.state().unwrap().mapped, 0);
     Ok(())
 }
 

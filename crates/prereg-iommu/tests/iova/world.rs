@@ -53,7 +53,7 @@ impl World {
 
     /// Live mappings of the region.
     pub(crate) fn mapped(&self) -> u64 {
-        self.registration.state().unwrap().mapped - 1
+        self.registration.state().unwrap().mapped
     }
 
     /// Maps `pages` pages at I/O page `at` to the region's pages from `to` on.

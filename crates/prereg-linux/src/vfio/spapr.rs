@@ -266,7 +266,7 @@ unsafe impl Pin for VfioSpaprV2 {
         }
         add(&self.counts.pinned, range.bytes());
         self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(range.first().raw());
-        Ok(PinId(range.first().raw()))
+        Ok(PinId::new(range.first().raw()))
     }
 
     /// The pages need no mark for `dirty`: the kernel marks what its own tables let a device write.
@@ -274,8 +274,8 @@ unsafe impl Pin for VfioSpaprV2 {
         if self.process != std::process::id() {
             return;
         }
-        let named = pin.0 == range.first().raw();
-        if !named || !self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(&pin.0) {
+        let named = pin.raw() == range.first().raw();
+        if !named || !self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(&pin.raw()) {
             add(&self.counts.stray, 1);
             return;
         }

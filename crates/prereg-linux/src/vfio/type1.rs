@@ -384,7 +384,7 @@ unsafe impl Pin for VfioType1 {
         let id = books.next;
         books.next += 1;
         books.pins.insert(id, pieces);
-        Ok(PinId(id))
+        Ok(PinId::new(id))
     }
 
     /// The pages need no mark for `dirty`: what a device may write the kernel marks as written when it unpins it.
@@ -392,7 +392,7 @@ unsafe impl Pin for VfioType1 {
         if self.process != std::process::id() {
             return;
         }
-        let Some(pieces) = self.books().pins.remove(&pin.0) else {
+        let Some(pieces) = self.books().pins.remove(&pin.raw()) else {
             add(&self.counts.stray, 1);
             return;
         };

@@ -285,8 +285,8 @@ fn stray() -> Outcome {
     let uring = IoUring::new().unwrap();
     let memory = GuestMemory::anonymous(1 << 16).unwrap();
     let (range, id) = pin(&uring, &memory).unwrap();
-    for made_up in [0, u64::MAX, id.0 ^ 1, id.0 ^ 1 << 24, id.0 ^ 1 << 39] {
-        uring.unpin(PinId(made_up), range, DirtyPages::none());
+    for made_up in [0, u64::MAX, id.raw() ^ 1, id.raw() ^ 1 << 24, id.raw() ^ 1 << 39] {
+        uring.unpin(PinId::new(made_up), range, DirtyPages::none());
     }
     assert_eq!((uring.state().stray_unpins, uring.state().slots_used), (5, 1));
     unpin(&uring, (range, id));

@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::*;
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
-use crate::pages::{DirtyPages, PageSink};
+use crate::engine::register::{Backing, RegisterMode};
+use crate::engine::release::Claim;
+use crate::lookup::holder::Holder;
+use crate::lookup::pages::{DirtyPages, PageSink};
+use crate::lookup::region::MapError;
 use crate::port::{AddressKind, ChargeError, PinError, PinId};
-use crate::region::MapError;
-use crate::register::{Backing, Wish};
-use crate::release::Claim;
 use crate::space::AddressSpace;
-use crate::tables::{HeapTables, TableMemory};
-use crate::tally::Holder;
+use crate::table_memory::{HeapTables, TableMemory};
 use crate::translator::Translator;
 
 const A: u64 = 0x4000_0000;
@@ -77,17 +77,17 @@ unsafe impl Barrier for Fences {
 fn register(engine: &Engine, page: u64) -> Claim {
     let backing = || Backing::Device(HostAddr::new(0x8000_0000));
     let ua = UserAddr::new(A + (page << 12));
-    engine.register(ua, 0x1000, Wish::ShareOrNew, Holder::default(), backing).expect("a free page")
+    engine.register(ua, 0x1000, RegisterMode::ShareOrNew, Holder::default(), backing).expect("a free page")
 }
 
-fn map(t: &mut Translator, page: u64) -> crate::region::Mapping {
+fn map(t: &mut Translator, page: u64) -> crate::lookup::region::Mapping {
     t.map(UserAddr::new(A + (page << 12)), PageShift::K4).expect("a registered page")
 }
 
-/// How many regions drain, in the books and as shown outside the lock.
+/// The number of draining regions, in the registry and in the copy outside the lock.
 fn draining(engine: &Engine) -> (u64, u64) {
-    let books = engine.books.lock();
-    (books.draining, engine.draining.load(Ordering::Relaxed))
+    let registry = engine.registry.lock();
+    (registry.draining, engine.draining.load(Ordering::Relaxed))
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn the_number_of_draining_regions_follows_each_of_them() {
 }
 
 #[test]
-fn the_inlined_path_serves_what_the_cells_cover_where_mapping_passes_no_fence() {
+fn the_inlined_path_serves_what_the_index_covers_where_mapping_passes_no_fence() {
     for asymmetric in [false, true] {
         let host = Host { barrier: asymmetric.then(Arc::default), tables: None };
         let space = AddressSpace::builder(host).build().unwrap();
@@ -126,10 +126,10 @@ fn the_inlined_path_serves_what_the_cells_cover_where_mapping_passes_no_fence() 
         let mut t = space.translator();
         for page in [1, 2] {
             let ua = UserAddr::new(A + (page << 12));
-            let found = t.look(ua);
-            // Cells hold addresses of 64 bits; elsewhere regions are found by search.
-            assert_eq!(found.is_some_and(|(word, _)| !word.is_null()), cfg!(target_pointer_width = "64"));
-            assert_eq!(t.look_fast(ua), found.filter(|_| asymmetric));
+            let found = t.load_entry(ua);
+            // The page index needs pointers of 64 bits; elsewhere regions are found by search.
+            assert_eq!(found.is_some_and(|(entry, _)| !entry.is_null()), cfg!(target_pointer_width = "64"));
+            assert_eq!(t.load_entry_fast(ua), found.filter(|_| asymmetric));
         }
         // Either way a mapping counts, and none is made while its region drains.
         let mapping = map(&mut t, 1);

@@ -1,19 +1,19 @@
-//! Ranges: one lookup and one unit for many pages of a region.
+//! Mapping ranges: one lookup and one unit for many pages of a region.
 
 use super::Translator;
 use crate::addr::UserAddr;
-use crate::door::Entered;
-use crate::range_mapping::RangeMapping;
-use crate::region::{MapError, Mapping};
+use crate::lookup::region::{MapError, Mapping};
+use crate::sync::percpu_ref::EnterResult;
+use crate::translator::range_mapping::RangeMapping;
 
 impl Translator {
     /// Maps all of `[ua, ua + bytes)`, which must lie in one region, with one unit.
     ///
     /// # Errors
-    /// As [`map`](Self::map); an empty range lies nowhere.
+    /// As [`map`](Self::map); an empty range is [`MapError::Unregistered`].
     pub fn map_range(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
         self.map_range_found(ua, bytes).or_else(|_| {
-            // As in `map`: only the newest snapshot says why there is none.
+            // Only the newest snapshot gives the reason, as in `acquire_cold`.
             self.refresh();
             self.map_range_found(ua, bytes)
         })
@@ -22,19 +22,19 @@ impl Translator {
     #[inline]
     fn map_range_found(&mut self, ua: UserAddr, bytes: u64) -> Result<RangeMapping, MapError> {
         let shift = self.system_page();
-        let nowhere = MapError::Unregistered { ua, shift };
-        let found = self.find(ua).ok_or(nowhere)?;
+        let unregistered = MapError::Unregistered { ua, shift };
+        let found = self.find(ua).ok_or(unregistered)?;
         // SAFETY: named by the snapshot at hand.
         let region = unsafe { found.as_ref() };
         if !region.range.holds(ua, bytes) {
-            return Err(nowhere);
+            return Err(unregistered);
         }
         let slot = region.slot as usize;
-        match self.door(slot).enter(self.count(slot), self.mode) {
-            Entered::In => {}
-            Entered::Closed => return Err(MapError::Closing { ua }),
+        match self.percpu_ref(slot).enter(self.count(slot), self.mode) {
+            EnterResult::Entered => {}
+            EnterResult::Closed => return Err(MapError::Closing { ua }),
         }
-        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.house);
+        let unit = Mapping::new(region.table.host(ua), ua, shift, region.slot, self.holder_counts);
         Ok(RangeMapping::new(unit, found, bytes))
     }
 

@@ -1,4 +1,4 @@
-//! Maps that come while a close is being decided: between the door that says so and the sum of the counts.
+//! Maps during a close: between the store of CLOSING and the sum of the counters.
 //!
 //! The fence on every thread is where a closer waits, so a fence that lets another thread map first puts that map there.
 #![expect(unsafe_code, reason = "implements `Barrier`")]
@@ -107,7 +107,7 @@ fn a_map_that_meets_a_close_wins_and_the_close_is_refused() {
         registration = refused.into_inner();
         let mapping = met.recv().unwrap().unwrap();
         assert_eq!(Some(mapping.hpa()), w.host.backs(ua.raw()));
-        assert_eq!(registration.state().unwrap().mapped, 2);
+        assert_eq!(registration.state().unwrap().mapped, 1);
         drop(mapping);
         drop(w.map(ua).unwrap());
     }

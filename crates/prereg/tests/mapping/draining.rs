@@ -1,8 +1,10 @@
-//! What becomes of a region whose registrations go while it is mapped: deferred release, waiting, coming back to life.
+//! Regions whose registrations are dropped while they are mapped: deferred release, waiting, registering again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use prereg::{AddressSpace, Errno, Granule, Held, Holder, HolderKind, PageShift, Registration, UserAddr};
+use prereg::{
+    AddressSpace, Errno, Granule, Holder, HolderKind, HolderTotal, PageShift, Registration, UserAddr,
+};
 use prereg_sim::{SimHost, SimMemory};
 
 const A: u64 = 0x7f00_0000_0000;
@@ -129,20 +131,27 @@ fn busy_tells_who_holds_what() {
     let mut held: Vec<_> = (0..3).map(|page| t1.map(a(page), K4).unwrap()).collect();
     held.push(t2.map(a(9), K4).unwrap());
     let error = registration.unregister().unwrap_err();
-    assert_eq!(error.holders(), [Held { holder: tables, count: 3 }, Held { holder: flights, count: 1 }]);
+    assert_eq!(
+        error.holders(),
+        [HolderTotal { holder: tables, count: 3 }, HolderTotal { holder: flights, count: 1 }]
+    );
     assert_eq!(
         error.to_string(),
         "ua 0x7f0000000000..=0x7f000000ffff is still mapped 4 times (3 by table entries of container 1, 1 by I/O in flight \
          of container 2); unmap first, then unregister again"
     );
-    // Units outlive the translator that took them, and may be given back by hand or by another one of the same holder.
+    // Units outlive the translator that entered them, and may be released by a drop or by another translator of the
+    // holder.
     let registration = error.into_inner();
     drop(t1);
     let mut t3 = space.translator_for(tables);
     t3.unmap(held.remove(0));
     drop(held.remove(0));
     let state = registration.state().unwrap();
-    assert_eq!(state.mappings, [Held { holder: tables, count: 1 }, Held { holder: flights, count: 1 }]);
+    assert_eq!(
+        state.mappings,
+        [HolderTotal { holder: tables, count: 1 }, HolderTotal { holder: flights, count: 1 }]
+    );
     drop((t2, t3, held));
     assert_eq!(registration.state().unwrap().mappings, []);
     registration.unregister().unwrap();
@@ -157,7 +166,7 @@ fn registrations_are_reported_by_holder() {
     let state = space.snapshot();
     assert_eq!(
         state.regions[0].registrations,
-        [Held { holder: holder(1), count: 2 }, Held { holder: holder(2), count: 1 }]
+        [HolderTotal { holder: holder(1), count: 2 }, HolderTotal { holder: holder(2), count: 1 }]
     );
     drop(registrations);
 }
@@ -169,8 +178,8 @@ fn a_mapping_may_be_given_to_a_translator_of_another_space() {
     let (_one, _two) = (space.register(&memory).unwrap(), space2.register(&memory2).unwrap());
     let (mut t1, mut t2) = (space.translator(), space2.translator());
     t2.unmap(t1.map(a(0), K4).unwrap());
-    assert_eq!(space.snapshot().regions[0].mapped, 1);
-    assert_eq!(space2.snapshot().regions[0].mapped, 1);
+    assert_eq!(space.snapshot().regions[0].mapped, 0);
+    assert_eq!(space2.snapshot().regions[0].mapped, 0);
     drop((space, space2));
     host.assert_clean();
     host2.assert_clean();

@@ -1,7 +1,8 @@
-//! Blocks of table entries: every live entry owns one unit, and gives it back exactly once.
+//! Blocks of table entries: every live entry owns one unit and releases it exactly once.
 
 use prereg::{
-    Access, AddressSpace, EntryBlock, Errno, Granule, Held, Holder, HolderKind, MapError, PageShift, UserAddr,
+    Access, AddressSpace, EntryBlock, Errno, Granule, Holder, HolderKind, HolderTotal, MapError, PageShift,
+    UserAddr,
 };
 use prereg_sim::{MapSpec, SimHost};
 
@@ -28,7 +29,7 @@ impl World {
     }
 
     fn mapped(&self) -> u64 {
-        self.space.snapshot().regions.iter().map(|region| region.mapped - 1).sum()
+        self.space.snapshot().regions.iter().map(|region| region.mapped).sum()
     }
 }
 
@@ -47,7 +48,7 @@ fn set_replace_clear_count_as_many_units_as_entries_live() {
     assert_eq!(w.block.clear(&mut t, 3), Ok(None));
     assert_eq!(w.block.clear(&mut t, 1000), Ok(None));
     assert_eq!((w.mapped(), w.block.live()), (1, 1));
-    assert_eq!(registration.state().unwrap().mappings, [Held { holder: TABLES, count: 1 }]);
+    assert_eq!(registration.state().unwrap().mappings, [HolderTotal { holder: TABLES, count: 1 }]);
     let registration = registration.unregister().unwrap_err().into_inner();
     assert_eq!(w.block.clear(&mut t, 4), Ok(Some(Access::ReadWrite)));
     registration.unregister().unwrap();
@@ -64,12 +65,14 @@ fn a_refused_set_changes_nothing() {
     let odd = UserAddr::new(A + 5);
     assert_eq!(w.block.set(&mut t, 0, odd, Access::Read).unwrap_err().errno(), Errno::EINVAL);
     assert_eq!(w.block.set(&mut t, 0, a(16), Access::Read).unwrap_err().errno(), Errno::EFAULT);
-    assert!(matches!(w.block.set(&mut t, 64, a(1), Access::Read), Err(MapError::Misaligned { .. })));
+    let past = w.block.set(&mut t, 64, a(1), Access::Read).unwrap_err();
+    assert_eq!((past, past.errno()), (MapError::NoEntry { index: 64, len: 64 }, Errno::EINVAL));
+    assert_eq!(past.to_string(), "there is no entry 64: the block has 64 entries");
     let other = World::new();
     let mut foreign = other.space.translator();
     assert_eq!(w.block.set(&mut foreign, 0, a(1), Access::Read), Err(MapError::Foreign));
     assert_eq!(w.block.clear(&mut foreign, 0), Err(MapError::Foreign));
-    assert!(matches!(w.block.take(&mut foreign, 0), Err(MapError::Foreign)));
+    assert!(matches!(w.block.hold_mapping(&mut foreign, 0), Err(MapError::Foreign)));
     assert_eq!(w.block.view(0), before);
     assert_eq!(w.mapped(), 1);
 }
@@ -97,7 +100,7 @@ fn an_entry_set_by_another_holder_is_counted_with_the_block() {
     let (mut t, mut own) = (w.space.translator_for(other), w.space.translator_for(TABLES));
     w.block.set(&mut t, 0, a(1), Access::Read).unwrap();
     w.block.set(&mut t, 1, a(2), Access::Read).unwrap();
-    let held = |count| vec![Held { holder: TABLES, count }];
+    let held = |count| vec![HolderTotal { holder: TABLES, count }];
     assert_eq!(registration.state().unwrap().mappings, held(2));
     w.block.clear(&mut own, 0).unwrap();
     assert_eq!(registration.state().unwrap().mappings, held(1));
@@ -117,13 +120,13 @@ fn an_entry_holds_the_pinned_address() {
     let view = w.block.view(9).unwrap();
     assert_eq!((view.ua, view.access), (a(3), Access::ReadWrite));
     assert_eq!((w.block.view(8), w.block.view(64)), (None, None));
-    let (mapping, access) = w.block.take(&mut t, 9).unwrap().unwrap();
+    let (mapping, access) = w.block.hold_mapping(&mut t, 9).unwrap().unwrap();
     assert_eq!((Some(mapping.hpa()), access), (w.host.backs(a(3).raw()), Access::ReadWrite));
     w.block.clear(&mut t, 9).unwrap();
     assert_eq!(w.mapped(), 1, "the device's own use outlives the entry");
     drop(mapping);
     assert_eq!(w.mapped(), 0);
-    assert!(w.block.take(&mut t, 9).unwrap().is_none());
+    assert!(w.block.hold_mapping(&mut t, 9).unwrap().is_none());
 }
 
 #[test]
@@ -134,11 +137,11 @@ fn dropping_a_block_gives_every_unit_back() {
     for i in 0..64 {
         w.block.set(&mut t, i as usize, a(i), Access::ReadWrite).unwrap();
     }
-    assert_eq!(registration.state().unwrap().mappings, [Held { holder: TABLES, count: 64 }]);
+    assert_eq!(registration.state().unwrap().mappings, [HolderTotal { holder: TABLES, count: 64 }]);
     let World { host, space, block } = w;
     drop(registration);
     drop(space);
-    assert_eq!(host.pinned_pages(), 64, "mapped by the table of somebody else");
+    assert_eq!(host.pinned_pages(), 64, "mapped by another table");
     drop(t);
     drop(block);
     host.assert_clean();
@@ -196,7 +199,7 @@ fn threads_that_fight_over_the_same_entries_keep_the_books() {
                             w.block.set(&mut t, index, a((random >> 50) % 16), Access::ReadWrite).map(|_| ())
                         }
                         8..=13 => w.block.clear(&mut t, index).map(|_| ()),
-                        14 => w.block.take(&mut t, index).map(|taken| {
+                        14 => w.block.hold_mapping(&mut t, index).map(|taken| {
                             if let Some((mapping, _)) = taken {
                                 assert_eq!(Some(mapping.hpa()), w.host.backs(mapping.ua().raw()));
                             }

@@ -1,5 +1,5 @@
-//! The failure sweep: every outside call of every operation is made to fail, the 1st, the 2nd, ... until none is left to
-//! fail; after each failure the host and the books are as they were before (contract clause 10).
+//! The failure sweep: every outside call of every operation is made to fail, the 1st, the 2nd, ... until none is left
+//! to fail; after each failure the host and the state are unchanged (contract clause 10).
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Granule, Holder, PageShift, RegisterError, SpaceState, UserAddr,
@@ -8,7 +8,7 @@ use prereg_sim::SimHost;
 
 const A: u64 = 0x7f00_0000_0000;
 
-/// What must not change when an operation fails.
+/// The state that must not change when an operation fails.
 #[derive(PartialEq, Debug)]
 struct Before {
     space: SpaceState,
@@ -35,11 +35,11 @@ fn sweep<T>(
         host.fail_nth(0);
         match result {
             Ok(value) => {
-                assert!(!failed, "outside call {n} failed and the operation said nothing");
+                assert!(!failed, "outside call {n} failed and the operation returned no error");
                 return (n - 1, value);
             }
             Err(error) => {
-                assert!(failed, "failed by itself: {error}");
+                assert!(failed, "failed without a cause: {error}");
                 assert_eq!(see(host, space), before, "after outside call {n} failed");
             }
         }

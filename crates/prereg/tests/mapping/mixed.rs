@@ -75,7 +75,7 @@ fn a_translator_that_never_looks_again_keeps_no_slot_from_being_counted_right() 
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "the interpreter takes hours for so many")]
+#[cfg_attr(miri, ignore = "miri takes hours for this many")]
 fn more_regions_than_sixteen_bits_can_number() {
     const REGIONS: u64 = 65_536 + 300;
     let host = SimHost::new(Granule::K4);
@@ -97,7 +97,7 @@ fn more_regions_than_sixteen_bits_can_number() {
     host.assert_clean();
 }
 
-/// A host whose pages lie where a formula says.
+/// A host whose addresses are computed by a formula.
 struct Formula(fn(u64) -> u64);
 
 // SAFETY: the addresses are invented, and no device exists.
@@ -116,7 +116,7 @@ unsafe impl Pin for Formula {
         for offset in (0..range.bytes()).step_by(0x1000) {
             pages.push(HostAddr::new((self.0)(range.first().raw() + offset)), 1)?;
         }
-        Ok(PinId(0))
+        Ok(PinId::new(0))
     }
     fn unpin(&self, _pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {}
 }
@@ -146,7 +146,7 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
     for (index, formula) in formulas.into_iter().enumerate() {
         let space = super::builder(Formula(formula)).build().unwrap();
         let mut t = space.translator();
-        // A second region higher up, so that cells do not begin where it does.
+        // A second region higher up, so that the index does not begin where it does.
         let at = [BIG, BIG + (pages << 14)];
         let held = at.map(|at| space.register(&memory.memory(at, pages << 12)).unwrap());
         for at in at {
@@ -178,7 +178,7 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
 fn device_memory_without_bound_costs_little() {
     let space = super::builder(SimHost::new(Granule::K4)).build().unwrap();
     let mut t = space.translator();
-    // 2^52 bytes that start on an odd page: cells for it would be a trillion.
+    // 2^52 bytes that start on an odd page: an index for it would have a trillion entries.
     let registration = space.register_device(UserAddr::new(0x1000), 1 << 52, HostAddr::new(0x3000)).unwrap();
     for offset in [0, 0x1234_5678_9000, (1 << 52) - 1] {
         let ua = UserAddr::new(0x1000 + offset);

@@ -140,7 +140,7 @@ fn a_sink_that_is_exchanged_fails_the_registration() {
         });
         let error = space.register(&host.range(0, PAGES)).unwrap_err();
         assert_eq!(error.errno(), Errno::EFAULT, "{error}");
-        // SAFETY: made by `Box::into_raw` above; the sinks of it are gone with the call.
+        // SAFETY: made by `Box::into_raw` above; its sinks ended with the call.
         drop(unsafe { Box::from_raw(list) });
     }
     drop(standing);
@@ -177,7 +177,7 @@ fn a_panic_of_any_port_leaves_the_space_usable() {
         let memory = host.range(0, PAGES);
         panics(|| space.register(&memory).unwrap().unregister().unwrap());
         assert_usable(&host, &space);
-        // The same when the release was put off to the last unmap.
+        // With the release deferred to the last unmap.
         host.next(call, |_| panic!("a port that panics"));
         panics(|| {
             let registration = space.register(&memory).unwrap();

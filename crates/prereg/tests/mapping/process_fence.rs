@@ -1,7 +1,7 @@
 //! A fence on every thread of the test process: `membarrier(2)`.
 //!
-//! Under an interpreter, which fences each thread for itself, it does nothing. Where the kernel has no such call there is no
-//! honest fence for tests with threads, so the tests end with that said.
+//! Under miri, where each thread passes its own fence, it does nothing. Where the kernel has no such call there is no
+//! real fence for tests with threads, so the tests print that and end.
 #![expect(unsafe_code, reason = "implements `Barrier`, by a system call")]
 
 use std::sync::Arc;

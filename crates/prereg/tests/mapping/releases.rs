@@ -1,5 +1,5 @@
-//! When a release happens and what it costs: which call unpins, how many fences closing passes, and that later regions,
-//! slots and counts are not mixed up with earlier ones.
+//! Releases and their cost: the call that unpins, the number of fences of a close, and no mixing of regions, slots and
+//! counters with earlier ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

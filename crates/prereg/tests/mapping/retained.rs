@@ -1,7 +1,7 @@
-//! What a translator keeps that does not look for newer snapshots: bounded, named in the state, and released at a refresh.
+//! Regions kept by a translator that is never refreshed: bounded, reported in the state, and released at a refresh.
 
 use prereg::{
-    AddressSpace, Errno, Granule, Held, Holder, HolderKind, MapError, PageShift, Translator, UserAddr,
+    AddressSpace, Errno, Granule, Holder, HolderKind, HolderTotal, MapError, PageShift, Translator, UserAddr,
 };
 use prereg_sim::SimHost;
 
@@ -77,7 +77,7 @@ fn the_state_names_who_keeps_regions() {
     let mut second = space.translator_for(idle(1));
     region.unregister().unwrap();
     let state = space.snapshot();
-    assert_eq!((state.unreclaimed, state.retained_by), (1, vec![Held { holder: idle(1), count: 1 }]));
+    assert_eq!((state.unreclaimed, state.retained_by), (1, vec![HolderTotal { holder: idle(1), count: 1 }]));
     late.refresh();
     early.refresh();
     assert_eq!(space.snapshot().retained_by.len(), 1, "the second one still keeps it");
@@ -85,7 +85,7 @@ fn the_state_names_who_keeps_regions() {
     assert_eq!(space.snapshot().retained_by, []);
 }
 
-/// The translator sits on one of four snapshots: before the region, the first with it, the last with it, the next one.
+/// The translator uses one of four snapshots: before the region, the first with it, the last with it, the next one.
 #[test]
 fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
     for (at, kept) in [(0, 0), (1, 1), (2, 1), (3, 0)] {
@@ -103,7 +103,7 @@ fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
         let _other = space.register(&host.memory(FAR + (1 << 40), 1 << 12)).unwrap();
         settle(2);
         region.unregister().unwrap();
-        assert_eq!(space.snapshot().unreclaimed, kept, "the translator sits on snapshot {at}");
+        assert_eq!(space.snapshot().unreclaimed, kept, "the translator uses snapshot {at}");
         settle(3);
         // The next publication frees what nothing names.
         let _another = space.register(&host.memory(FAR + (2 << 40), 1 << 12)).unwrap();
@@ -143,9 +143,9 @@ fn an_old_translator_counts_in_slots_that_came_after_it() {
         held.push(space.register(&host.memory(ua, 1 << 12)).unwrap());
         // Taken by the one, released by the other, whose counts are shorter.
         let mapping = t.map(UserAddr::new(ua), K4).unwrap();
-        assert_eq!((held[index as usize].state().unwrap().mapped, Some(mapping.hpa())), (2, host.backs(ua)));
+        assert_eq!((held[index as usize].state().unwrap().mapped, Some(mapping.hpa())), (1, host.backs(ua)));
         old.unmap(mapping);
-        assert_eq!(held[index as usize].state().unwrap().mapped, 1);
+        assert_eq!(held[index as usize].state().unwrap().mapped, 0);
         reaches(&mut old, &host, ua);
     }
     for registration in held {
@@ -166,7 +166,7 @@ fn units_outlive_their_translator_while_other_holders_come() {
     for container in 2..40 {
         drop(space.translator_for(idle(container)));
     }
-    assert_eq!(registration.state().unwrap().mappings, [Held { holder: idle(1), count: 1 }]);
+    assert_eq!(registration.state().unwrap().mappings, [HolderTotal { holder: idle(1), count: 1 }]);
     let registration = registration.unregister().unwrap_err().into_inner();
     drop(mapping);
     registration.unregister().unwrap();
@@ -230,7 +230,7 @@ fn a_mark_goes_to_the_region_that_is_registered_now() {
     let mut old = space.translator();
     first.unregister().unwrap();
     let second = space.register(&memory).unwrap();
-    // Its snapshot names the first region, which is gone.
+    // Its snapshot names the first region, which is released.
     old.mark_dirty(UserAddr::new(FAR + 0x1008));
     old.mark_dirty(UserAddr::new(FAR + 0x3000));
     second.unregister().unwrap();

@@ -77,7 +77,7 @@ fn world() -> (SimHost, Arc<Scarce>, AddressSpace) {
     (host, tables, space)
 }
 
-/// What a caller sees, but for how much memory tables take: an array that grew stays as long as it is.
+/// The state except for the size of tables: an array that grew does not shrink.
 fn seen(space: &AddressSpace) -> SpaceState {
     let mut state = space.snapshot();
     state.tables = TableMemoryState::default();
@@ -100,11 +100,11 @@ fn sweep<T, E: std::fmt::Display>(
         tables.fail_nth(0);
         match result {
             Ok(value) => {
-                assert!(!failed, "call {n} was refused and the operation said nothing");
+                assert!(!failed, "call {n} was refused and the operation returned no error");
                 return (n - 1, value);
             }
             Err(error) => {
-                assert!(failed, "failed by itself: {error}");
+                assert!(failed, "failed without a cause: {error}");
                 assert_eq!(errno(&error), Errno::ENOMEM, "{error}");
                 assert_eq!(seen(space), before, "after call {n} was refused");
             }
@@ -118,19 +118,19 @@ fn whatever_memory_is_refused_nothing_half_done_is_left() {
     let (host, tables, space) = world();
     let holder = Holder { container: 3, kind: HolderKind::TableEntry };
     let (calls, mut t) = sweep(&tables, &space, || space.try_translator(holder), prereg::OutOfMemory::errno);
-    assert!(calls >= 3, "counts, a place and a house: {calls}");
+    assert!(calls >= 3, "counts, a reader and its holder's counts: {calls}");
     let memory = host.memory(A, 64 << 12);
     let (calls, registration) =
         sweep(&tables, &space, || space.register(&memory), prereg::RegisterError::errno);
-    assert!(calls >= 4, "page numbers, marks, a header and cells: {calls}");
+    assert!(calls >= 4, "page numbers, marks, a header and index entries: {calls}");
     assert_eq!((host.pinned_pages(), host.charged_pages()), (64, 64));
     let (calls, block) = sweep(
         &tables,
         &space,
         || EntryBlock::new(&space, PageShift::K4, 16, holder),
-        prereg::OutOfMemory::errno,
+        prereg::EntryBlockError::errno,
     );
-    assert_eq!(calls, 1, "the entries; the house is the translator's");
+    assert_eq!(calls, 1, "the entries; the holder's counts are the translator's");
     // Mapping asks for no memory.
     tables.fail_nth(1);
     block.set(&mut t, 0, UserAddr::new(A), Access::ReadWrite).unwrap();
@@ -155,10 +155,10 @@ fn giving_up_works_without_memory() {
         tables.fail_nth(1);
         registration.unregister().unwrap();
         tables.fail_nth(0);
-        assert!(t.map(UserAddr::new(A + ((n as u64) << 14)), PageShift::K4).is_err(), "{n} is gone");
+        assert!(t.map(UserAddr::new(A + ((n as u64) << 14)), PageShift::K4).is_err(), "{n} is released");
     }
     host.assert_clean();
-    // What could not be made anew then is made now.
+    // The index that could not be rebuilt then is rebuilt now.
     let again = space.register(&host.range(A, 1 << 12)).unwrap();
     drop(t.map(UserAddr::new(A), PageShift::K4).unwrap());
     again.unregister().unwrap();
@@ -171,7 +171,7 @@ fn an_address_space_without_memory_is_not_made() {
         tables.fail_nth(n);
         match super::builder(SimHost::new(Granule::K4)).tables(tables.clone()).build() {
             Ok(_) => {
-                assert!(n > 3, "doors, the list of slots and the first snapshot: {n}");
+                assert!(n > 3, "refs, the list of slots and the first snapshot: {n}");
                 break;
             }
             Err(error) => assert_eq!(error.errno(), Errno::ENOMEM),

@@ -1,4 +1,4 @@
-//! One thread of the stress: registers, maps and gives back at random, and checks every address.
+//! One thread of the stress: registers, maps and releases at random, and checks every address.
 
 use std::sync::atomic::Ordering;
 
@@ -386,7 +386,7 @@ impl<'a> Actor<'a> {
         let reader = self.reader(op.a);
         let index = self.random.index(ENTRIES);
         let block = &self.arena.blocks[usize::from(op.a) / 8 % 2];
-        match block.take(&mut self.readers[reader], index) {
+        match block.hold_mapping(&mut self.readers[reader], index) {
             Ok(None) => {}
             Ok(Some((mapping, _))) => {
                 let (spot, _) = self.arena.host.spot_of(mapping.ua().raw()).expect("entries are of spots");

@@ -1,4 +1,4 @@
-//! What the threads of the stress share, and the places they meet at.
+//! Shared state of the stress threads, and the places they meet at.
 
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -10,16 +10,16 @@ use crate::layout::{ORDINARY, Spot};
 
 /// Entries of the block that all threads change.
 pub(super) const ENTRIES: usize = 512;
-/// When a run ends.
+/// The end of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Until {
-    /// After so many operations of each thread.
+    /// After this number of operations of each thread.
     Operations(u64),
     /// After so much time.
     Time(Duration),
 }
 
-/// What the threads share.
+/// The state that the threads share.
 pub(super) struct Arena {
     pub(super) host: Host,
     pub(super) space: AddressSpace,
@@ -45,7 +45,7 @@ pub(super) fn piece(spot: Spot) -> Piece {
 /// The spots that most operations are about, so that threads meet: the small ones.
 const HOT: std::ops::Range<usize> = 3..15;
 
-/// A spot for an operation: `word` says which.
+/// The spot of an operation, chosen by `word`.
 pub(super) fn spot_index(word: u16) -> usize {
     let word = usize::from(word);
     match word % 4 {

@@ -13,7 +13,7 @@ impl World {
         self.trace.push(format!("drop space {index}"));
         let space = &mut self.spaces[index];
         space.model.close();
-        // What nothing maps is unpinned at once.
+        // Unmapped regions are unpinned immediately.
         space.model.reap();
         drop(space.real.take());
         self.settle()?;

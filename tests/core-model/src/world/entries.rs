@@ -1,6 +1,6 @@
 //! Table entries, in blocks.
 
-use prereg::{Access, EntryBlock, MapError, PageShift, UserAddr};
+use prereg::{Access, EntryBlock, EntryBlockError, MapError, PageShift, UserAddr};
 
 use super::{Block, Checked, Entry, Reader, World, holder, nth};
 use crate::model;
@@ -39,7 +39,7 @@ impl World {
                 let entries = (0..ENTRIES).map(|_| None).collect();
                 self.blocks.push(Block { real, space, holder, entries });
             }
-            Err(error) => ensure!(shift < PageShift::K4, "no block: {error}"),
+            Err(error) => same!(error, EntryBlockError::PageTooSmall { shift }, "no block"),
         }
         Ok(())
     }
@@ -80,7 +80,9 @@ impl World {
         self.trace.push(format!("block {block}, translator {reader}: set {index} to {ua} {access:?}"));
         let want = if self.is_foreign(block, reader) {
             Err(MapError::Foreign)
-        } else if index >= ENTRIES || !ua.is_aligned(shift) {
+        } else if index >= ENTRIES {
+            Err(MapError::NoEntry { index, len: ENTRIES })
+        } else if !ua.is_aligned(shift) {
             Err(MapError::Misaligned { ua, shift })
         } else if ua.raw() >= UA_LIMIT {
             Err(MapError::Unregistered { ua, shift })
@@ -173,7 +175,7 @@ impl World {
         let foreign = self.is_foreign(block, reader);
         let Block { real, space, entries, .. } = &self.blocks[block];
         let shift = real.shift();
-        let got = real.take(&mut self.readers[reader].real, index);
+        let got = real.hold_mapping(&mut self.readers[reader].real, index);
         let entry = entries.get(index).and_then(Option::as_ref).map(|entry| (entry.ua, entry.access));
         let want = match entry {
             _ if foreign => Err(MapError::Foreign),
@@ -219,7 +221,7 @@ impl World {
         Ok(())
     }
 
-    /// How many translators of space `space` there are.
+    /// The number of translators of space `space`.
     pub(super) fn readers_of(&self, space: usize) -> u64 {
         self.readers.iter().filter(|Reader { space: other, .. }| *other == space).count() as u64
     }

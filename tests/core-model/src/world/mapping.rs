@@ -13,7 +13,7 @@ const fn errno(error: &MapError) -> i32 {
     match error {
         MapError::Unregistered { .. } | MapError::TooLarge { .. } => 14,
         MapError::Closing { .. } => 6,
-        MapError::Misaligned { .. } | MapError::Foreign => 22,
+        MapError::Misaligned { .. } | MapError::NoEntry { .. } | MapError::Foreign => 22,
         _ => 11,
     }
 }
@@ -45,7 +45,7 @@ impl World {
         Ok(())
     }
 
-    /// Compares an error of reader `reader` with the one the model says.
+    /// Compares an error of reader `reader` with the model's.
     pub(super) fn missed(&mut self, reader: usize, got: MapError, want: MapError) -> Checked {
         let space = self.readers[reader].space;
         let may = self.spaces[space].model.may_be(got, want);
@@ -65,7 +65,7 @@ impl World {
     ) -> Checked {
         let Reader { space, holder, .. } = self.readers[reader];
         let region = self.spaces[space].model.regions.get_mut(&id);
-        let Some(region) = region else { return Err("mapped a region that is gone".to_owned()) };
+        let Some(region) = region else { return Err("mapped a region that is released".to_owned()) };
         same!(mapping.hpa().raw(), region.truth.host(asked.0.raw()), "the address of {}", asked.0);
         same!((mapping.ua(), mapping.shift()), asked, "what was mapped");
         model::add(&mut region.mapped, holder);
@@ -86,7 +86,7 @@ impl World {
         self.map_at(reader, ua, shift, random.one_in(32))
     }
 
-    /// Maps one page; on another thread if `elsewhere` says so: a translator is one thread's at a time, and any thread's.
+    /// Maps one page; if `elsewhere`, on another thread: a translator may move between threads.
     pub(super) fn map_at(
         &mut self,
         reader: usize,
@@ -157,7 +157,7 @@ impl World {
         let bad = wants.iter().position(Result::is_err);
         let touched = match (got, bad) {
             (got, _) if mappings.len() < list.len() => {
-                let room = ListError::Room { pages: list.len(), places: mappings.len() };
+                let room = ListError::OutputTooSmall { pages: list.len(), capacity: mappings.len() };
                 same!(got, Err(room), "a list without room");
                 same!(room.errno().raw(), 22, "its error number");
                 0
@@ -225,7 +225,7 @@ impl World {
         columns
     }
 
-    /// A live mapping of one page, of a region that is registered if `registered` says so.
+    /// A live mapping of one page, of a registered region if `registered`.
     fn take_page(
         &mut self,
         random: &mut Random,
@@ -313,7 +313,7 @@ impl World {
     /// Compares the runs of a range, and of a part of it, with the truth.
     fn right_runs(&mut self, range: &RangeMapping, space: usize, id: u64, random: &mut Random) -> Checked {
         let region = self.spaces[space].model.regions.get(&id);
-        let Some(region) = region else { return Err("a range of a region that is gone".to_owned()) };
+        let Some(region) = region else { return Err("a range of a region that is released".to_owned()) };
         let granule = self.case.granule;
         let (ua, bytes) = (range.ua().raw(), range.bytes());
         let seen: Vec<_> = range.runs().map(|run| (run.host.raw(), run.bytes)).collect();

@@ -1,4 +1,4 @@
-//! Registrations: made, shared, given up.
+//! Registrations: created, shared, released.
 
 use std::sync::Arc;
 
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// What the model says of giving claim `claim` up: nothing in the way, or live mappings, or the space is gone.
+    /// The model's result of releasing claim `claim`: success, live mappings, or a dropped space.
     fn give_up(&mut self, claim: &Claim) -> Result<(), Option<u64>> {
         let model = &mut self.spaces[claim.space].model;
         model.reap();
@@ -342,7 +342,7 @@ impl World {
         Ok(())
     }
 
-    /// Whether the model says that a drain is done. Asking releases what is idle.
+    /// Whether a drain is done in the model. Asking releases idle regions.
     fn is_done(&mut self, index: usize) -> bool {
         let Drain { space, id, waiting, .. } = self.drains[index];
         if !waiting {
@@ -390,7 +390,7 @@ impl World {
         };
         match state {
             Some(state) => self.same_region(&state, region)?,
-            None => ensure!(region.is_releasable(), "{} is gone", region.range),
+            None => ensure!(region.is_releasable(), "{} is released", region.range),
         }
         if region.is_releasable() {
             return Ok(());

@@ -1,13 +1,13 @@
-//! What a space shows of itself, compared with the model.
+//! The state of a space, compared with the model.
 
-use prereg::{AddressKind, Held, HostAddr, RegionState, UserAddr};
+use prereg::{AddressKind, HolderTotal, HostAddr, RegionState, UserAddr};
 
 use super::{Checked, Unit, World};
 use crate::model::{ByHolder, Region, most_unreclaimed};
 use crate::op::Op;
 use crate::random::Random;
 
-fn same_holders(shown: &[Held], model: &ByHolder, what: &str) -> Checked {
+fn same_holders(shown: &[HolderTotal], model: &ByHolder, what: &str) -> Checked {
     let mut shown: Vec<_> = shown.iter().map(|held| (held.holder, held.count)).collect();
     shown.sort_unstable();
     let model: Vec<_> = model.iter().map(|(&holder, &count)| (holder, count)).collect();
@@ -25,7 +25,7 @@ impl World {
             "the range of a region"
         );
         same!(shown.used, region.used.values().sum::<u64>(), "registrations of {range}");
-        same!(shown.mapped, region.mappings() + 1, "mappings of {range}, and 1");
+        same!(shown.mapped, region.mappings(), "mappings of {range}");
         same!(shown.largest_page, region.largest, "the largest page of {range}");
         same!(shown.device, region.pin.is_none(), "whether {range} is a device's");
         same!(shown.draining, region.is_draining(), "whether {range} is draining");
@@ -104,7 +104,7 @@ impl World {
         for live in &self.lives {
             let space = &self.spaces[live.space];
             let region = space.model.regions.get(&live.id);
-            let Some(region) = region else { return Err("a mapped region is gone".to_owned()) };
+            let Some(region) = region else { return Err("a mapped region is released".to_owned()) };
             ensure!(
                 region.pin.is_none_or(|pin| space.host.is_pinned(pin)),
                 "{} is mapped, and not pinned",

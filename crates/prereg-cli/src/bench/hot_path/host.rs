@@ -72,7 +72,7 @@ unsafe impl Pin for InventedHost {
             }
         }
         // Relaxed: a number that nobody else has.
-        Ok(PinId(self.pins.fetch_add(1, Ordering::Relaxed)))
+        Ok(PinId::new(self.pins.fetch_add(1, Ordering::Relaxed)))
     }
 
     fn unpin(&self, _pin: PinId, _range: UserRange, _dirty: DirtyPages<'_>) {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use prereg::Gate;
+use prereg::RundownRef;
 
 use super::layout::{Address, PAGE, Shape};
 use super::ours::missed;
@@ -32,7 +32,7 @@ pub struct OneAtomic {
 #[derive(Debug)]
 struct Counted {
     first: u64,
-    gate: Gate,
+    rundown: RundownRef,
     pages: Pages,
 }
 
@@ -42,7 +42,7 @@ impl OneAtomic {
     pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Arc<Self> {
         let mut regions = Vec::new();
         each_region(shape, base, hosts, |first, pages| {
-            regions.push(Counted { first, gate: Gate::new(), pages });
+            regions.push(Counted { first, rundown: RundownRef::new(), pages });
         });
         Arc::new(Self {
             firsts: regions.iter().map(|region| region.first).collect(),
@@ -71,11 +71,11 @@ impl Counted {
 
     #[inline(always)]
     fn counted(&self, look: impl FnOnce(&Self) -> u64) -> u64 {
-        if self.gate.enter().is_err() {
+        if self.rundown.enter().is_err() {
             missed();
         }
         let seen = look(self);
-        if self.gate.leave().is_err() {
+        if self.rundown.leave().is_err() {
             missed();
         }
         seen

@@ -216,7 +216,7 @@ fn pins_that_are_not_held_are_counted_and_ignored() {
     let (_root, vfio) = on(&model);
     let range = range(0x7000_0000, 1 << 20);
     for pin in [0, 1, u64::MAX] {
-        vfio.unpin(PinId(pin), range, DirtyPages::none());
+        vfio.unpin(PinId::new(pin), range, DirtyPages::none());
     }
     assert_eq!((vfio.state().stray_unpins, vfio.state().unmap_calls), (3, 0));
     let pin = vfio.pin(range, &mut list(range).sink()).unwrap();

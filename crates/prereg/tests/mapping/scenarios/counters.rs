@@ -2,7 +2,7 @@
 
 use std::sync::mpsc::sync_channel;
 
-use prereg::{Errno, Gate, MapError, Refusal, Unbalanced};
+use prereg::{Errno, MapError, RefUnderflow, Refusal, RundownRef};
 
 use super::world::scenarios;
 
@@ -120,7 +120,7 @@ scenarios! {
     }
 
     fn scenario_10_inc_on_a_dead_region_is_enxio(w) {
-        // No handle can hold a dead region, so the region dies under a mapping: closed for good, not yet released.
+        // No handle keeps a released region, so the region is closed under a mapping: for good, and not yet released.
         let reg = w.reg_a();
         let mut t = w.space.translator();
         let held = t.map(w.at(0), w.shift()).unwrap();
@@ -139,19 +139,19 @@ scenarios! {
     }
 
     fn scenario_11_a_dec_too_many_is_reported_and_stays_at_one(w) {
-        // A mapping cannot be given back twice: it is moved. The count beneath refuses and reports.
-        let gate = Gate::new();
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert_eq!(gate.inside(), 0);
-        assert_eq!(gate.try_close(), Ok(()));
+        // A mapping cannot be released twice: it is moved. The counter beneath refuses and reports.
+        let rundown = RundownRef::new();
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert_eq!(rundown.count(), 0);
+        assert_eq!(rundown.try_close(), Ok(()));
         w.teardown();
     }
 
     fn scenario_12_a_dec_on_a_dead_region_is_refused(w) {
-        let gate = Gate::new();
-        gate.try_close().unwrap();
-        assert_eq!(gate.leave(), Err(Unbalanced));
-        assert!(gate.enter().is_err(), "a dead region must not come back to life");
+        let rundown = RundownRef::new();
+        rundown.try_close().unwrap();
+        assert_eq!(rundown.leave(), Err(RefUnderflow));
+        assert!(rundown.enter().is_err(), "a dead region must not come back to life");
         w.teardown();
     }
 
@@ -198,7 +198,7 @@ scenarios! {
                     }
                     (Err(error), Ok(())) => {
                         put_won += 1;
-                        // Met the closed door, or came so late that the lookup found nothing.
+                        // Met the closed ref, or came so late that the lookup found nothing.
                         assert!(
                             matches!(error, MapError::Closing { .. } | MapError::Unregistered { .. }),
                             "{error}"

@@ -158,7 +158,7 @@ scenarios! {
         for ua in [A, A + (2 << 20)] {
             assert_eq!(t.map(UserAddr::new(ua), PageShift::M2).unwrap_err().errno(), Errno::EFAULT);
         }
-        // Whoever lays memory out can still ask what a part would allow.
+        // Callers that lay memory out can still query parts.
         assert_eq!(reg.largest_page_in(UserAddr::new(A), 2 << 20), Some(PageShift::M2));
         assert_eq!(reg.largest_page_in(UserAddr::new(A + (2 << 20)), 2 << 20), Some(w.shift()));
         w.teardown();

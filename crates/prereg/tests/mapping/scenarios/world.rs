@@ -53,10 +53,10 @@ impl World {
         self.granule.shift()
     }
 
-    /// `used/mapped` of a registration's region.
+    /// The two counters of a registration's region as the kernel has them.
     pub(crate) fn counters(&self, registration: &Registration) -> (u64, u64) {
-        let RegionState { used, mapped, .. } = registration.state().unwrap();
-        (used, mapped)
+        let state: RegionState = registration.state().unwrap();
+        (state.used, state.kernel_mapped())
     }
 
     pub(crate) fn charged(&self) -> u64 {
