@@ -164,7 +164,7 @@ impl Backend {
     }
 
     fn io_uring(options: &prereg_options<'_>) -> Result<Self, Failure> {
-        let mut builder = IoUring::builder().fault_threads(options.fault_threads as usize);
+        let mut builder = IoUring::builder().prefault_threads(options.fault_threads as usize);
         match options.addresses {
             PREREG_ADDRESS_ANY => {}
             PREREG_ADDRESS_PHYSICAL => builder = builder.addresses(AddressKind::Physical),

@@ -14,46 +14,46 @@ const CAP_IPC_LOCK: u32 = 14;
 
 /// Where limit and privilege come from.
 #[derive(Clone, Copy, Debug)]
-enum Rule {
+enum LimitSource {
     /// Asked of the system at every charge, as the kernel does.
-    Asked { initial_namespace: bool },
+    Kernel { initial_namespace: bool },
     /// The limit is asked, the privilege was settled when the account was made.
-    Settled { privileged: bool },
+    KernelLimit { privileged: bool },
     /// Given by the owner of the account.
-    Given { limit: Option<u64> },
+    Fixed { limit: Option<u64> },
 }
 
 /// Pages charged to this process.
 #[derive(Debug)]
 pub struct MemlockAccount {
     granule: Granule,
-    rule: Rule,
+    source: LimitSource,
     charged: AtomicU64,
-    excess: AtomicU64,
+    unmatched_uncharges: AtomicU64,
 }
 
 impl MemlockAccount {
     /// An account under the limit and the privilege that this process has at each charge.
     #[must_use]
     pub fn new(granule: Granule) -> Self {
-        Self::with_rule(granule, Rule::Asked { initial_namespace: in_initial_user_namespace() })
+        Self::with_source(granule, LimitSource::Kernel { initial_namespace: in_initial_user_namespace() })
     }
 
     /// An account whose privilege is settled now, as io_uring settles it when a ring is made; the limit is still asked
     /// at each charge.
     #[must_use]
-    pub fn settled(granule: Granule) -> Self {
-        Self::with_rule(granule, Rule::Settled { privileged: may_pass_the_limit() })
+    pub fn with_current_privilege(granule: Granule) -> Self {
+        Self::with_source(granule, LimitSource::KernelLimit { privileged: bypasses_memlock() })
     }
 
     /// An account with its own limit in pages; `None` is no limit.
     #[must_use]
     pub fn with_limit(granule: Granule, limit: Option<u64>) -> Self {
-        Self::with_rule(granule, Rule::Given { limit })
+        Self::with_source(granule, LimitSource::Fixed { limit })
     }
 
-    const fn with_rule(granule: Granule, rule: Rule) -> Self {
-        Self { granule, rule, charged: AtomicU64::new(0), excess: AtomicU64::new(0) }
+    const fn with_source(granule: Granule, source: LimitSource) -> Self {
+        Self { granule, source, charged: AtomicU64::new(0), unmatched_uncharges: AtomicU64::new(0) }
     }
 
     /// Pages charged now.
@@ -65,18 +65,18 @@ impl MemlockAccount {
 
     /// Pages that were taken off without having been charged: zero unless a caller is defective.
     #[must_use]
-    pub fn excess(&self) -> u64 {
+    pub fn unmatched_uncharges(&self) -> u64 {
         // Relaxed: a number for reports.
-        self.excess.load(Ordering::Relaxed)
+        self.unmatched_uncharges.load(Ordering::Relaxed)
     }
 
     /// The limit in pages that the next charge meets; `None` when there is none or this process may pass it.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
-        let privileged = match self.rule {
-            Rule::Given { limit } => return limit,
-            Rule::Settled { privileged } => privileged,
-            Rule::Asked { initial_namespace } => initial_namespace && holds_ipc_lock(),
+        let privileged = match self.source {
+            LimitSource::Fixed { limit } => return limit,
+            LimitSource::KernelLimit { privileged } => privileged,
+            LimitSource::Kernel { initial_namespace } => initial_namespace && holds_ipc_lock(),
         };
         if privileged {
             return None;
@@ -105,7 +105,7 @@ impl Charge for MemlockAccount {
         });
         let (Ok(before) | Err(before)) = before;
         // Relaxed: a number for reports.
-        self.excess.fetch_add(pages.saturating_sub(before), Ordering::Relaxed);
+        self.unmatched_uncharges.fetch_add(pages.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
@@ -116,7 +116,7 @@ fn holds_ipc_lock() -> bool {
 /// Root of another user namespace holds the capability, but not where the kernel asks for it.
 pub(crate) fn in_initial_user_namespace() -> bool {
     match std::fs::read_to_string("/proc/self/uid_map") {
-        Ok(text) => maps_everybody(&text),
+        Ok(text) => is_identity_map(&text),
         // A kernel without user namespaces has no such file, and everybody is in the initial one.
         Err(error) => {
             error.kind() == std::io::ErrorKind::NotFound && std::path::Path::new("/proc/self/status").exists()
@@ -125,7 +125,7 @@ pub(crate) fn in_initial_user_namespace() -> bool {
 }
 
 /// Whether a `uid_map` is the one of the initial namespace: all users to themselves.
-fn maps_everybody(text: &str) -> bool {
+fn is_identity_map(text: &str) -> bool {
     let mut words = text.split_ascii_whitespace();
     words.next() == Some("0")
         && words.next() == Some("0")
@@ -134,7 +134,7 @@ fn maps_everybody(text: &str) -> bool {
 }
 
 /// Whether the kernel lets this thread pass RLIMIT_MEMLOCK.
-pub(crate) fn may_pass_the_limit() -> bool {
+pub(crate) fn bypasses_memlock() -> bool {
     holds_ipc_lock() && in_initial_user_namespace()
 }
 
@@ -170,14 +170,14 @@ mod tests {
         let account = MemlockAccount::with_limit(Granule::K4, Some(10));
         account.charge(3).unwrap();
         account.uncharge(5);
-        assert_eq!((account.charged(), account.excess()), (0, 2));
+        assert_eq!((account.charged(), account.unmatched_uncharges()), (0, 2));
     }
 
     #[test]
     fn only_the_map_of_the_initial_namespace_maps_everybody() {
-        assert!(maps_everybody("         0          0 4294967295\n"));
+        assert!(is_identity_map("         0          0 4294967295\n"));
         for text in ["", "0 0 1", "0 1000 4294967295", "0 1000 1\n1 1 5", "0 0 4294967295\n1 1 1"] {
-            assert!(!maps_everybody(text), "{text:?}");
+            assert!(!is_identity_map(text), "{text:?}");
         }
     }
 

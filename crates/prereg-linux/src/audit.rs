@@ -6,7 +6,7 @@
 
 use prereg::{HostAddr, UserAddr, UserRange};
 
-use crate::pagemap::{Backing, Pagemap, PagemapError};
+use crate::pagemap::{PageBacking, Pagemap, PagemapError};
 use crate::sys;
 
 /// A page that is no longer what was pinned.
@@ -66,10 +66,10 @@ pub fn audit_range(
 ) -> Result<Audit, PagemapError> {
     let mut audit = Audit::default();
     map.runs(range, |run| {
-        if run.backing == Backing::Absent {
+        if run.backing == PageBacking::Absent {
             let bytes = run.pages << map.granule().shift().get();
             let part = UserRange::new(run.ua, bytes, map.granule()).ok();
-            bring_in(run.ua.raw(), bytes, map.granule().bytes());
+            prefault(run.ua.raw(), bytes, map.granule().bytes());
             return match part {
                 Some(part) => map.runs(part, |run| audit.compare::<PagemapError>(map, run, &mut expected)),
                 None => Ok(()),
@@ -81,7 +81,7 @@ pub fn audit_range(
 }
 
 /// Brings in what is mapped of `[ua, ua + bytes)`: at once, or page by page around the holes.
-fn bring_in(ua: u64, bytes: u64, page: u64) {
+fn prefault(ua: u64, bytes: u64, page: u64) {
     if sys::populate_read(ua, bytes).is_ok() {
         return;
     }
@@ -95,7 +95,7 @@ impl Audit {
     fn compare<E>(
         &mut self,
         map: &Pagemap,
-        run: crate::pagemap::Run,
+        run: crate::pagemap::PageRun,
         expected: &mut impl FnMut(UserAddr) -> Option<HostAddr>,
     ) -> Result<(), E> {
         for page in 0..run.pages {
@@ -106,12 +106,12 @@ impl Audit {
                 continue;
             };
             let now = match run.backing {
-                Backing::Hidden => {
+                PageBacking::Hidden => {
                     self.unreadable += 1;
                     continue;
                 }
-                Backing::Frames(host) => host.checked_add(offset),
-                Backing::Absent => None,
+                PageBacking::Frames(host) => host.checked_add(offset),
+                PageBacking::Absent => None,
             };
             self.checked += 1;
             if now != Some(was) {
@@ -126,7 +126,7 @@ impl Audit {
 mod tests {
     use super::*;
     use crate::memory::GuestMemory;
-    use crate::pagemap::Run;
+    use crate::pagemap::PageRun;
     use prereg::Granule;
 
     #[test]
@@ -149,7 +149,8 @@ mod tests {
         let map = Pagemap::open().unwrap();
         let page = map.granule().bytes();
         let mut audit = Audit::default();
-        let run = Run { ua: UserAddr::new(0), pages: 4, backing: Backing::Frames(HostAddr::new(8 * page)) };
+        let run =
+            PageRun { ua: UserAddr::new(0), pages: 4, backing: PageBacking::Frames(HostAddr::new(8 * page)) };
         let right = |ua: UserAddr| HostAddr::new(ua.raw() + 8 * page);
         let third = UserAddr::new(2 * page);
         let mut expected = |ua| Some(if ua == third { HostAddr::new(0) } else { right(ua) });
@@ -159,7 +160,7 @@ mod tests {
             audit.changed,
             [ChangedPage { ua: third, was: HostAddr::new(0), now: Some(right(third)) }]
         );
-        let gone = Run { backing: Backing::Absent, pages: 1, ..run };
+        let gone = PageRun { backing: PageBacking::Absent, pages: 1, ..run };
         audit.compare::<PagemapError>(&map, gone, &mut |_| Some(HostAddr::new(page))).unwrap();
         assert_eq!(audit.changed[1].now, None);
         assert!(Granule::K4.bytes() <= page);

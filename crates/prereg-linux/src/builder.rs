@@ -43,7 +43,7 @@ impl IoUring {
 impl IoUringBuilder {
     /// Threads that bring memory in before it is pinned; 0 (the default) means as many as there are processors, up to 8,
     /// and 1 leaves it to the pin.
-    pub fn fault_threads(mut self, threads: usize) -> Self {
+    pub fn prefault_threads(mut self, threads: usize) -> Self {
         self.options.threads = threads;
         self
     }
@@ -72,7 +72,7 @@ impl IoUringBuilder {
     /// kernel is found to allow. More than it allows costs a failed attempt, no more.
     pub fn slot_limit(mut self, bytes: u64) -> Self {
         let page = sys::page_size();
-        self.options.slot_limit = Some((bytes / page * page).clamp(page, crate::limit::MOST));
+        self.options.slot_limit = Some((bytes / page * page).clamp(page, crate::buffer_limit::ASSUMED_MAX));
         self
     }
 

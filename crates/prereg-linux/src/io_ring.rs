@@ -1,6 +1,6 @@
 //! A ring that reads and writes one file, straight into the memory that an [`IoUring`] back end has pinned.
 //!
-//! The back end's slots are the fixed buffers of the ring, as copies that cost no pin and no charge (`clones` says how they
+//! The back end's slots are the fixed buffers of the ring, as copies that cost no pin and no charge (`buffer_clones` says how they
 //! are kept up to date, and how they vanish when a region goes). Where they cannot be had, the same transfers are done
 //! plain: the kernel then pins the pages for each of them; [`IoRing::fixed`] says why.
 //!
@@ -17,9 +17,9 @@
 )]
 
 mod buffer;
-mod entry;
-mod pieces;
-mod slots;
+mod segments;
+mod slab;
+mod sqe;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -33,16 +33,16 @@ use io_uring::types::{CancelBuilder, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{cqueue, opcode};
 use prereg::{AddressKind, Errno, Pin};
 
-use crate::clones::{CloneTable, Manner};
+use crate::buffer_clones::{CloneMode, CloneTable};
 use crate::error::BackendError;
 use crate::sys::{self, Buffer};
 use crate::uring::IoUring;
-use entry::{FILE, entry_of_list, entry_of_one};
-use slots::Slots;
+use slab::Slab;
+use sqe::{FILE, sqe_for_buffer, sqe_for_list};
 
 pub use buffer::AlignedBuffer;
-pub use entry::Transfer;
-pub use pieces::{IoPiece, Pieces};
+pub use segments::{IoSegment, IoSegments};
+pub use sqe::Transfer;
 
 /// Completions that the ring has room for, by entry; more are kept by the kernel.
 const COMPLETIONS: u32 = 4;
@@ -53,25 +53,25 @@ const KICK: u64 = u64::MAX;
 /// Reads and writes one file; `T` comes back with each completion.
 pub struct IoRing<T> {
     uring: io_uring::IoUring,
-    running: Slots<Running<T>>,
+    in_flight: Slab<InFlight<T>>,
     /// Completions that were taken from the kernel and not yet handed out, last first.
-    taken: Vec<cqueue::Entry>,
-    clones: Result<Clones, PlainReason>,
+    completions: Vec<cqueue::Entry>,
+    clones: Result<ClonedBuffers, PlainReason>,
     vectored: bool,
     kick: Kick,
     process: u32,
     file: Arc<File>,
 }
 
-struct Clones {
+struct ClonedBuffers {
     pins: Arc<IoUring>,
     table: Arc<CloneTable>,
 }
 
-struct Running<T> {
+struct InFlight<T> {
     token: T,
     memory: IoMemory,
-    way: Option<Way>,
+    io_path: Option<IoPath>,
     /// Read by the kernel when the transfer is submitted.
     _list: Box<[Buffer]>,
 }
@@ -80,7 +80,7 @@ struct Running<T> {
 struct Kick {
     event: Option<Arc<OwnedFd>>,
     armed: bool,
-    rang: bool,
+    signalled: bool,
 }
 
 /// Why transfers are done plain, not through fixed buffers.
@@ -89,7 +89,7 @@ struct Kick {
 pub enum PlainReason {
     /// Nobody offered registered memory.
     #[error("no back end that registers memory was given")]
-    NotAsked,
+    NoBackend,
     /// The back end's host addresses do not name slots.
     #[error(
         "the back end hands out physical addresses, which name no slot; make it with IoUringBuilder::addresses(SlotOffset)"
@@ -109,7 +109,7 @@ pub enum PlainReason {
 
 /// How a transfer reaches memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
+pub enum IoPath {
     /// Through a fixed buffer: nothing is pinned for it.
     Fixed,
     /// By user address: the kernel pins for this transfer alone, if it is direct.
@@ -137,7 +137,7 @@ pub struct Completed<T> {
     /// The bytes transferred (0 for what transfers none), or why not.
     pub result: Result<u32, Errno>,
     /// How memory was reached; `None` where there was none.
-    pub way: Option<Way>,
+    pub io_path: Option<IoPath>,
     /// The memory that was given along.
     pub memory: IoMemory,
 }
@@ -148,7 +148,7 @@ pub enum IoMemory {
     /// Nothing.
     None,
     /// Guest memory.
-    Guest(Pieces),
+    Guest(IoSegments),
     /// A buffer.
     Buffer(AlignedBuffer),
 }
@@ -176,11 +176,11 @@ impl<T> IoRing<T> {
         let vectored = uring.submitter().register_probe(&mut probe).is_ok()
             && probe.is_supported(opcode::ReadvFixed::CODE)
             && probe.is_supported(opcode::WritevFixed::CODE);
-        let clones = pins.map_or(Err(PlainReason::NotAsked), |pins| Clones::attach(&uring, pins));
+        let clones = pins.map_or(Err(PlainReason::NoBackend), |pins| ClonedBuffers::attach(&uring, pins));
         Ok(Self {
             uring,
-            running: Slots::default(),
-            taken: Vec::new(),
+            in_flight: Slab::default(),
+            completions: Vec::new(),
             clones,
             vectored,
             kick: Kick::default(),
@@ -206,12 +206,12 @@ impl<T> IoRing<T> {
     /// Slots that the ring has copies of, and slots that the back end has and the ring not.
     #[must_use]
     pub fn slots(&self) -> (u32, u64) {
-        self.clones.as_ref().map_or((0, 0), |clones| (clones.table.taken(), clones.table.missing()))
+        self.clones.as_ref().map_or((0, 0), |clones| (clones.table.used(), clones.table.missing()))
     }
 
     /// Entries that can be added before [`enter`](Self::enter).
     #[must_use]
-    pub fn room(&mut self) -> usize {
+    pub fn sq_space(&mut self) -> usize {
         let queue = self.uring.submission();
         queue.capacity() - queue.len()
     }
@@ -219,13 +219,13 @@ impl<T> IoRing<T> {
     /// Transfers in flight, submitted or not.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.running.len()
+        self.in_flight.len()
     }
 
     /// Adds a transfer from or to guest memory: through the fixed buffer, if the pieces name a slot that the ring has.
     ///
     /// # Errors
-    /// Pieces and token when there is no [`room`](Self::room), or the pieces are no transfer: no byte, or 4 GiB and more.
+    /// IoSegments and token when there is no [`sq_space`](Self::sq_space), or the pieces are no transfer: no byte, or 4 GiB and more.
     ///
     /// # Safety
     /// By its plain address each piece is mapped memory into which nobody holds a Rust reference, and stays so until the
@@ -233,39 +233,39 @@ impl<T> IoRing<T> {
     pub unsafe fn transfer(
         &mut self,
         transfer: Transfer,
-        pieces: Pieces,
+        segments: IoSegments,
         token: T,
-    ) -> Result<Way, (Pieces, T)> {
-        let Some(bytes) = u32::try_from(pieces.bytes()).ok().filter(|bytes| *bytes > 0) else {
-            return Err((pieces, token));
+    ) -> Result<IoPath, (IoSegments, T)> {
+        let Some(bytes) = u32::try_from(segments.bytes()).ok().filter(|bytes| *bytes > 0) else {
+            return Err((segments, token));
         };
-        if self.room() == 0 {
-            return Err((pieces, token));
+        if self.sq_space() == 0 {
+            return Err((segments, token));
         }
-        let slot = pieces.slot().and_then(|slot| self.clones.as_ref().ok()?.table.slot(slot.slot));
-        let slot = slot.filter(|_| pieces.as_slice().len() == 1 || self.vectored);
-        let way = if slot.is_some() { Way::Fixed } else { Way::Plain };
-        let at = |piece: &IoPiece| if slot.is_some() { piece.ua.raw() } else { piece.plain.raw() };
+        let slot = segments.slot().and_then(|slot| self.clones.as_ref().ok()?.table.slot(slot.slot));
+        let slot = slot.filter(|_| segments.as_slice().len() == 1 || self.vectored);
+        let io_path = if slot.is_some() { IoPath::Fixed } else { IoPath::Plain };
+        let at = |segment: &IoSegment| if slot.is_some() { segment.ua.raw() } else { segment.plain.raw() };
         let mut list = Box::default();
-        let entry = if let [piece] = pieces.as_slice() {
-            entry_of_one(transfer, slot, at(piece), bytes)
+        let entry = if let [segment] = segments.as_slice() {
+            sqe_for_buffer(transfer, slot, at(segment), bytes)
         } else {
-            list = pieces
+            list = segments
                 .as_slice()
                 .iter()
-                .map(|piece| Buffer { ua: at(piece), bytes: piece.bytes })
+                .map(|segment| Buffer { ua: at(segment), bytes: segment.bytes })
                 .collect::<Box<[_]>>();
-            entry_of_list(transfer, slot, &list)
+            sqe_for_list(transfer, slot, &list)
         };
-        let memory = IoMemory::Guest(pieces);
-        self.push(&entry, Running { token, memory, way: Some(way), _list: list });
-        Ok(way)
+        let memory = IoMemory::Guest(segments);
+        self.push(&entry, InFlight { token, memory, io_path: Some(io_path), _list: list });
+        Ok(io_path)
     }
 
     /// Adds a transfer from or to a buffer, from its byte `from` on. It comes back with the completion.
     ///
     /// # Errors
-    /// Buffer and token when there is no [`room`](Self::room), or nothing of the buffer is left behind `from`.
+    /// Buffer and token when there is no [`sq_space`](Self::sq_space), or nothing of the buffer is left behind `from`.
     pub fn transfer_buffer(
         &mut self,
         transfer: Transfer,
@@ -279,42 +279,45 @@ impl<T> IoRing<T> {
         }) else {
             return Err((buffer, token));
         };
-        if self.room() == 0 {
+        if self.sq_space() == 0 {
             return Err((buffer, token));
         }
-        let entry = entry_of_one(transfer, None, at.expose_provenance() as u64, bytes);
+        let entry = sqe_for_buffer(transfer, None, at.expose_provenance() as u64, bytes);
         let memory = IoMemory::Buffer(buffer);
-        self.push(&entry, Running { token, memory, way: Some(Way::Buffer), _list: Box::default() });
+        self.push(&entry, InFlight { token, memory, io_path: Some(IoPath::Buffer), _list: Box::default() });
         Ok(())
     }
 
     /// Adds an `fdatasync`.
     ///
     /// # Errors
-    /// The token when there is no [`room`](Self::room).
+    /// The token when there is no [`sq_space`](Self::sq_space).
     pub fn sync_data(&mut self, token: T) -> Result<(), T> {
-        self.push_bare(&opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), token)
+        self.push_without_memory(&opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), token)
     }
 
     /// Adds a `fallocate` with `mode`.
     ///
     /// # Errors
-    /// The token when there is no [`room`](Self::room).
+    /// The token when there is no [`sq_space`](Self::sq_space).
     pub fn allocate(&mut self, mode: i32, offset: u64, bytes: u64, token: T) -> Result<(), T> {
-        self.push_bare(&opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build(), token)
+        self.push_without_memory(
+            &opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build(),
+            token,
+        )
     }
 
-    fn push_bare(&mut self, entry: &Entry, token: T) -> Result<(), T> {
-        if self.room() == 0 {
+    fn push_without_memory(&mut self, entry: &Entry, token: T) -> Result<(), T> {
+        if self.sq_space() == 0 {
             return Err(token);
         }
-        self.push(entry, Running { token, memory: IoMemory::None, way: None, _list: Box::default() });
+        self.push(entry, InFlight { token, memory: IoMemory::None, io_path: None, _list: Box::default() });
         Ok(())
     }
 
     /// There is room: every caller has looked.
-    fn push(&mut self, entry: &Entry, running: Running<T>) {
-        let key = self.running.insert(running);
+    fn push(&mut self, entry: &Entry, in_flight: InFlight<T>) {
+        let key = self.in_flight.insert(in_flight);
         let entry = entry.clone().user_data(key as u64);
         // SAFETY: what the entry points to is in `running` (lists, buffers) or promised by the caller of `transfer`; both
         // stay until the completion is taken, or for ever.
@@ -322,19 +325,19 @@ impl<T> IoRing<T> {
         assert!(pushed.is_ok(), "there was room for the entry");
     }
 
-    /// Wakes [`enter`](Self::enter) when the eventfd `event` rings; [`rang`](Self::rang) tells.
-    pub fn listen(&mut self, event: Arc<OwnedFd>) {
+    /// Wakes [`enter`](Self::enter) when the eventfd `event` rings; [`take_kick`](Self::take_kick) tells.
+    pub fn set_kick(&mut self, event: Arc<OwnedFd>) {
         self.kick.event = Some(event);
     }
 
     /// Whether the eventfd rang; asking takes the ring.
-    pub fn rang(&mut self) -> bool {
-        let rang = std::mem::take(&mut self.kick.rang);
-        if let (true, Some(event)) = (rang, &self.kick.event) {
+    pub fn take_kick(&mut self) -> bool {
+        let signalled = std::mem::take(&mut self.kick.signalled);
+        if let (true, Some(event)) = (signalled, &self.kick.event) {
             // EAGAIN: somebody else took it; it rang all the same.
-            let _ = sys::take_event(event.as_raw_fd());
+            let _ = sys::drain_eventfd(event.as_raw_fd());
         }
-        rang
+        signalled
     }
 
     fn arm_kick(&mut self) {
@@ -351,11 +354,11 @@ impl<T> IoRing<T> {
     /// # Errors
     /// What the system gave; EINTR, time-outs and full completion queues are none.
     pub fn enter(&mut self, wait: IoWait) -> Result<(), Errno> {
-        if !self.taken.is_empty() || !self.uring.completion().is_empty() {
+        if !self.completions.is_empty() || !self.uring.completion().is_empty() {
             return self.submit(IoWait::No);
         }
         if wait != IoWait::No {
-            if self.room() == 0 {
+            if self.sq_space() == 0 {
                 self.submit(IoWait::No)?;
             }
             self.arm_kick();
@@ -388,23 +391,23 @@ impl<T> IoRing<T> {
     /// The next thing that is done. `None`: nothing more by now.
     pub fn next_completed(&mut self) -> Option<Completed<T>> {
         loop {
-            if self.taken.is_empty() {
-                self.taken.extend(self.uring.completion());
-                self.taken.reverse();
+            if self.completions.is_empty() {
+                self.completions.extend(self.uring.completion());
+                self.completions.reverse();
             }
-            let completion = self.taken.pop()?;
+            let completion = self.completions.pop()?;
             if completion.user_data() == KICK {
                 self.kick.armed = false;
-                self.kick.rang = true;
+                self.kick.signalled = true;
                 continue;
             }
-            let Some(running) = self.running.take(completion.user_data() as usize) else { continue };
+            let Some(in_flight) = self.in_flight.remove(completion.user_data() as usize) else { continue };
             let result = completion.result();
             return Some(Completed {
-                token: running.token,
+                token: in_flight.token,
                 result: u32::try_from(result).map_err(|_| Errno::from_raw(result.saturating_neg())),
-                way: running.way,
-                memory: running.memory,
+                io_path: in_flight.io_path,
+                memory: in_flight.memory,
             });
         }
     }
@@ -414,19 +417,19 @@ impl<T> Drop for IoRing<T> {
     fn drop(&mut self) {
         // Tokens run code of the caller when they are dropped, and that may panic; so none is dropped before the kernel is
         // done with all memory. Whatever unwinds before that leaks them all.
-        let running = ManuallyDrop::new(std::mem::take(&mut self.running));
+        let in_flight = ManuallyDrop::new(std::mem::take(&mut self.in_flight));
         // A child made by `fork` has neither the ring's memory nor a say in its table.
         if self.process != std::process::id() {
             return;
         }
-        let ended = self.end(running.len());
+        let ended = self.end(in_flight.len());
         // The kernel ends a ring some time after its last descriptor; what the ring holds is to be free now.
         let _ = self.uring.submitter().unregister_files();
         if let Ok(clones) = &self.clones {
             clones.pins.detach(&clones.table);
         }
         if ended.is_ok() {
-            drop(ManuallyDrop::into_inner(running));
+            drop(ManuallyDrop::into_inner(in_flight));
         }
     }
 }
@@ -434,16 +437,16 @@ impl<T> Drop for IoRing<T> {
 impl<T> IoRing<T> {
     /// Returns when each of the `running` transfers has ended. Those of a pipe or another file that may never have data are
     /// cancelled (Linux 6.0); transfers of disks and of files on them end by themselves, and what was begun is done.
-    fn end(&mut self, running: usize) -> Result<(), Errno> {
+    fn end(&mut self, in_flight: usize) -> Result<(), Errno> {
         self.kick.event = None;
         let kind = self.file.metadata().map(|file| file.file_type());
         let cancels = kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device());
         let ended = |completion: &cqueue::Entry| completion.user_data() != KICK;
         let mut ends = 0;
-        while ends < running {
-            ends += self.taken.drain(..).filter(&ended).count();
+        while ends < in_flight {
+            ends += self.completions.drain(..).filter(&ended).count();
             ends += self.uring.completion().filter(&ended).count();
-            if ends < running {
+            if ends < in_flight {
                 // First what was added and not submitted, which could not be cancelled yet.
                 self.submit(IoWait::No)?;
                 if cancels {
@@ -461,28 +464,28 @@ impl<T> IoRing<T> {
 impl<T> std::fmt::Debug for IoRing<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("IoRing")
-            .field("in_flight", &self.running.len())
+            .field("in_flight", &self.in_flight.len())
             .field("fixed", &self.fixed())
             .finish_non_exhaustive()
     }
 }
 
-impl Clones {
+impl ClonedBuffers {
     fn attach(uring: &io_uring::IoUring, pins: &Arc<IoUring>) -> Result<Self, PlainReason> {
-        let manner = manner_of(pins)?;
+        let mode = clone_mode_of(pins)?;
         let fd = sys::duplicate(uring.as_raw_fd())
             .map_err(|errno| PlainReason::NoCopies { during: "fcntl(F_DUPFD)", errno })?;
-        let table = Arc::new(CloneTable::new(fd, manner));
+        let table = Arc::new(CloneTable::new(fd, mode));
         pins.attach(&table);
         Ok(Self { pins: Arc::clone(pins), table })
     }
 }
 
-fn manner_of(pins: &IoUring) -> Result<Manner, PlainReason> {
+fn clone_mode_of(pins: &IoUring) -> Result<CloneMode, PlainReason> {
     if pins.address_kind() != AddressKind::SlotOffset {
         return Err(PlainReason::NoSlotAddresses);
     }
-    pins.copying().map_err(|(during, errno)| PlainReason::NoCopies { during, errno })
+    pins.clone_mode().map_err(|(during, errno)| PlainReason::NoCopies { during, errno })
 }
 
 impl IoUring {
@@ -490,7 +493,7 @@ impl IoUring {
     ///
     /// # Errors
     /// [`PlainReason`].
-    pub fn io_rings(&self) -> Result<(), PlainReason> {
-        manner_of(self).map(drop)
+    pub fn fixed_io_support(&self) -> Result<(), PlainReason> {
+        clone_mode_of(self).map(drop)
     }
 }

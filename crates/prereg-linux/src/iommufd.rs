@@ -22,20 +22,20 @@ use prereg::{
 use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
 use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::proc_status::KernelCount;
 use crate::vfio::device::VfioDevice;
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
-use crate::vfio::iova::{IovaSpace, Piece};
+use crate::vfio::iova::{IovaAllocator, IovaRange};
 use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP, Kernel};
 
-mod spaces;
+mod ioas;
 mod table;
 
-pub use spaces::IommufdLimits;
+pub use ioas::IommufdLimits;
 pub use table::{IommufdTable, IommufdTableError};
 
-use spaces::{Devices, Spaces};
+use ioas::{Devices, IoasPair};
 
 /// What devices reach of registered memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -43,9 +43,9 @@ use spaces::{Devices, Spaces};
 pub enum Placement {
     /// All of it, at the host addresses of its mappings.
     #[default]
-    Shared,
+    DeviceIoas,
     /// What a table maps, where the table says. Host addresses are those of the holding space: no device's.
-    Held,
+    StagingIoas,
 }
 
 /// Pins by mapping into an I/O address space of iommufd.
@@ -55,7 +55,7 @@ pub enum Placement {
 /// use prereg::{AddressSpace, PageShift};
 /// use prereg_linux::{GuestMemory, Iommufd, Placement};
 ///
-/// let iommufd = Arc::new(Iommufd::open("0000:00:04.0", Placement::Shared)?);
+/// let iommufd = Arc::new(Iommufd::open("0000:00:04.0", Placement::DeviceIoas)?);
 /// let space = AddressSpace::builder(Arc::clone(&iommufd)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
 /// let registration = space.register(&ram)?;                         // pinned now, not when a device comes
@@ -67,7 +67,7 @@ pub enum Placement {
 pub struct Iommufd {
     // Devices close before the descriptor that their mappings are made through.
     devices: Devices,
-    spaces: Arc<Spaces>,
+    ioas: Arc<IoasPair>,
     kernel: Arc<dyn Kernel>,
     placement: Placement,
     granule: Granule,
@@ -80,8 +80,8 @@ pub struct Iommufd {
 #[derive(Debug)]
 struct Books {
     limits: IommufdLimits,
-    space: IovaSpace,
-    pins: BTreeMap<u64, Vec<Piece>>,
+    space: IovaAllocator,
+    pins: BTreeMap<u64, Vec<IovaRange>>,
     next: u64,
 }
 
@@ -107,7 +107,7 @@ pub struct IommufdState {
     /// Devices attached.
     pub devices: u32,
     /// Whether memory stays pinned without any device: the kernel could make a page table for the holding space.
-    pub anchored: bool,
+    pub pins_without_device: bool,
     /// Releases of pins that were not held: a caller's defect, ignored.
     pub stray_unpins: u64,
     /// Bytes that the kernel would not unmap; their I/O addresses are never used again.
@@ -145,16 +145,16 @@ impl Iommufd {
             on: "this host".into(),
             errno: error.errno(),
         })?;
-        let spaces = Spaces::open(host)?;
+        let ioas = IoasPair::open(host)?;
         let devices = Devices::default();
-        let first = spaces.open_device(host, device)?;
-        spaces.anchor(first.id)?;
+        let first = ioas.open_device(host, device)?;
+        ioas.alloc_staging_hwpt(first.id)?;
         devices.push(first);
-        let limits = spaces.limits()?;
-        let space = IovaSpace::new(&limits.spans(), limits.alignment.max(granule.bytes()));
+        let limits = ioas.limits()?;
+        let space = IovaAllocator::new(&limits.raw_ranges(), limits.alignment.max(granule.bytes()));
         Ok(Self {
             devices,
-            spaces: Arc::new(spaces),
+            ioas: Arc::new(ioas),
             kernel: Arc::clone(&host.kernel),
             placement,
             granule,
@@ -179,18 +179,18 @@ impl Iommufd {
     /// # Errors
     /// [`VfioError`]; nothing changed.
     pub fn add_device(&self, device: &str) -> Result<Arc<VfioDevice>, VfioError> {
-        let attached = match self.devices.take_parted(device) {
-            Some(parted) => self.spaces.attach_again(parted)?,
-            None => self.spaces.open_device(self.spaces.host(), device)?,
+        let attached = match self.devices.take_detached(device) {
+            Some(detached) => self.ioas.reattach(detached)?,
+            None => self.ioas.open_device(self.ioas.host(), device)?,
         };
-        if !self.spaces.is_anchored() {
-            self.spaces.anchor(attached.id)?;
+        if !self.ioas.has_staging_hwpt() {
+            self.ioas.alloc_staging_hwpt(attached.id)?;
         }
         let shared = Arc::clone(&attached.device);
         self.devices.push(attached);
-        let limits = self.spaces.limits()?;
+        let limits = self.ioas.limits()?;
         let mut books = self.books();
-        books.space.restrict(&limits.spans());
+        books.space.restrict(&limits.raw_ranges());
         books.limits = limits;
         Ok(shared)
     }
@@ -198,21 +198,21 @@ impl Iommufd {
     /// Detaches a device. What is registered stays pinned, even after the last one.
     ///
     /// # Errors
-    /// [`VfioError::Holding`] (EBUSY) for the last one where this kernel pins nothing without a device.
+    /// [`VfioError::MemoryRegistered`] (EBUSY) for the last one where this kernel pins nothing without a device.
     pub fn remove_device(&self, device: &str) -> Result<(), VfioError> {
         // Relaxed: a caller who registers at the same time takes his chance either way.
         let bytes = self.counts.pinned.load(Ordering::Relaxed);
-        if bytes > 0 && !self.spaces.is_anchored() && self.devices.count() == 1 {
-            return Err(VfioError::Holding { what: format!("{device}, the last device,"), bytes });
+        if bytes > 0 && !self.ioas.has_staging_hwpt() && self.devices.count() == 1 {
+            return Err(VfioError::MemoryRegistered { what: format!("{device}, the last device,"), bytes });
         }
         self.devices.detach(device)
     }
 
-    /// A table that decides what devices reach. `None` unless the placement is [`Placement::Held`].
+    /// A table that decides what devices reach. `None` unless the placement is [`Placement::StagingIoas`].
     #[must_use]
     pub fn table(&self) -> Option<IommufdTable> {
-        (self.placement == Placement::Held)
-            .then(|| IommufdTable::new(Arc::clone(&self.spaces), self.limits()))
+        (self.placement == Placement::StagingIoas)
+            .then(|| IommufdTable::new(Arc::clone(&self.ioas), self.limits()))
     }
 
     /// Where memory can be mapped for the devices attached now.
@@ -237,7 +237,7 @@ impl Iommufd {
             map_calls: read(&self.counts.map_calls),
             copy_calls: read(&self.counts.copy_calls),
             devices: self.devices.count(),
-            anchored: self.spaces.is_anchored(),
+            pins_without_device: self.ioas.has_staging_hwpt(),
             stray_unpins: read(&self.counts.stray),
             stuck_bytes: read(&self.counts.stuck),
         }
@@ -248,13 +248,13 @@ impl Iommufd {
     }
 
     /// Maps one piece into the holding space, and for the devices if they reach all.
-    fn map(&self, ua: u64, piece: Piece) -> Result<(), (&'static str, Errno)> {
+    fn map(&self, ua: u64, piece: IovaRange) -> Result<(), (&'static str, Errno)> {
         add(&self.counts.map_calls, 1);
-        self.spaces.hold(ua, piece).map_err(|errno| (IOAS_MAP.name, errno))?;
-        if self.placement == Placement::Shared {
+        self.ioas.map_staging(ua, piece).map_err(|errno| (IOAS_MAP.name, errno))?;
+        if self.placement == Placement::DeviceIoas {
             add(&self.counts.copy_calls, 1);
-            if let Err(errno) = self.spaces.show(piece.iova, piece) {
-                if !self.spaces.let_go(piece) {
+            if let Err(errno) = self.ioas.copy_to_device(piece.iova, piece) {
+                if !self.ioas.unmap_staging(piece) {
                     add(&self.counts.stuck, piece.bytes);
                 }
                 return Err((IOAS_COPY.name, errno));
@@ -264,22 +264,23 @@ impl Iommufd {
     }
 
     /// Unmaps one piece; `false` when the kernel does not say that all of it went.
-    fn unmap(&self, piece: Piece) -> bool {
+    fn unmap(&self, piece: IovaRange) -> bool {
         // A device must not reach what is not held any more.
-        (self.placement == Placement::Held || self.spaces.hide(piece)) && self.spaces.let_go(piece)
+        (self.placement == Placement::StagingIoas || self.ioas.unmap_device(piece))
+            && self.ioas.unmap_staging(piece)
     }
 
-    fn release(&self, pieces: &[Piece], mapped: usize) {
+    fn release(&self, pieces: &[IovaRange], mapped: usize) {
         for (index, &piece) in pieces.iter().enumerate() {
             if index >= mapped || self.unmap(piece) {
-                self.books().space.put(piece);
+                self.books().space.free(piece);
             } else {
                 add(&self.counts.stuck, piece.bytes);
             }
         }
     }
 
-    fn fill(&self, range: UserRange, pieces: &[Piece]) -> Result<(), PinError> {
+    fn fill(&self, range: UserRange, pieces: &[IovaRange]) -> Result<(), PinError> {
         let mut ua = range.first().raw();
         for (done, &piece) in pieces.iter().enumerate() {
             if let Err((during, errno)) = self.map(ua, piece) {
@@ -302,7 +303,7 @@ impl Iommufd {
                 },
                 None => PinError::OutOfMemory,
             },
-            Errno::EFAULT => self.kernel.obstacle(part),
+            Errno::EFAULT => self.kernel.unpinnable_reason(part),
             Errno::EEXIST => PinError::Os { ua: part.first(), errno, during: OTHERS_MAP },
             Errno::EINVAL | Errno::EOVERFLOW => PinError::Os { ua: part.first(), errno, during: OUTSIDE },
             errno => PinError::Os { ua: part.first(), errno, during },
@@ -339,11 +340,13 @@ unsafe impl Pin for Iommufd {
         if self.process != std::process::id() {
             return Err(refuse(Errno::EPERM, CHILD));
         }
-        if !self.spaces.is_anchored() && (self.devices.count() == 0 || self.placement == Placement::Held) {
+        if !self.ioas.has_staging_hwpt()
+            && (self.devices.count() == 0 || self.placement == Placement::StagingIoas)
+        {
             return Err(refuse(Errno::EOPNOTSUPP, LAZY));
         }
-        self.kernel.bring_in(range)?;
-        let taken = self.books().space.take(range.first().raw(), range.bytes(), LARGE_PAGES);
+        self.kernel.prefault(range)?;
+        let taken = self.books().space.alloc(range.first().raw(), range.bytes(), LARGE_PAGES);
         let pieces = taken.ok_or_else(|| refuse(Errno::ENOSPC, NO_ROOM))?;
         self.fill(range, &pieces)?;
         for piece in &pieces {

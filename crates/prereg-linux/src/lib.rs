@@ -6,7 +6,7 @@
 //! - [`GuestMemory`] is memory that can be registered: anonymous, transparent or explicit huge pages, a memfd, or a
 //!   caller's own range.
 //! - [`LockedTables`] is memory for the core's own tables that is locked and never faults.
-//! - [`fault_in`](fault_in()) brings memory in with several threads; [`audit_range`] tells whether pinned pages still lie
+//! - [`prefault`](prefault()) brings memory in with several threads; [`audit_range`] tells whether pinned pages still lie
 //!   behind their addresses; [`HostReport`] tells what this host allows; [`measure`] has the bare system calls.
 //!
 //! ```
@@ -22,39 +22,39 @@
 //! ```
 //!
 //! Modules, lowest first: `sys` (system calls), `mapping` (one `mmap`) and `racing` (accesses to what others change); `pagemap`, `maps`, `status` (what
-//! `/proc` says); `account`, `barrier`, `memory`, `fault_in`, `audit`; `slots`, `ring`, `limit`, `frames`, `clones`; the back ends `uring` (with `options` below it and `builder`
+//! `/proc` says); `account`, `barrier`, `memory`, `prefault`, `audit`; `slots`, `ring`, `limit`, `frames`, `clones`; the back ends `uring` (with `options` below it and `builder`
 //! above), `mlock`, `fixed`, `vfio` and `iommufd` above it; `io_ring` (I/O on what `uring` pinned), `host` and `measure` on top. Unsafe code
-//! is in `sys`, `mapping`, `racing`, `io_ring`, `vfio`'s `sys` and `bar`, one corner of `memory` and one of `fault_in`.
+//! is in `sys`, `mapping`, `racing`, `io_ring`, `vfio`'s `sys` and `bar`, one corner of `memory` and one of `prefault`.
 #![cfg(target_os = "linux")]
 
 mod account;
+mod atomic_access;
 mod audit;
 mod barrier;
+mod buffer_clones;
+mod buffer_limit;
 mod builder;
-mod clones;
 mod error;
-mod fault_in;
 mod fixed;
+mod foreign_file;
 mod frames;
 mod host;
 mod io_ring;
+mod io_uring_state;
 mod iommufd;
-mod limit;
+mod locked_tables;
 mod mapping;
-mod maps;
-pub mod measure;
 mod memory;
 mod mlock;
 mod options;
 mod pagemap;
-mod racing;
-mod ring;
-mod ring_state;
-mod shared;
-mod slots;
-mod status;
+mod pin_ring;
+mod prefault;
+mod proc_maps;
+mod proc_status;
+mod slot_table;
 mod sys;
-mod tables;
+pub mod syscall_baseline;
 mod uring;
 mod vfio;
 
@@ -63,26 +63,26 @@ pub use audit::{Audit, ChangedPage, audit_range};
 pub use barrier::Membarrier;
 pub use builder::IoUringBuilder;
 pub use error::BackendError;
-pub use fault_in::{FaultIn, FaultInError, Progress, fault_in};
 pub use fixed::Fixed;
+pub use foreign_file::{
+    ChangeTime, DataExtents, FileIdentity, FileStat, PageResidency, SharedError, SharedFile, SharedMemory,
+};
 pub use frames::SlotAddress;
 pub use host::{BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};
 pub use io_ring::{
-    AlignedBuffer, Completed, IoMemory, IoPiece, IoRing, IoWait, Pieces, PlainReason, Transfer, Way,
+    AlignedBuffer, Completed, IoMemory, IoPath, IoRing, IoSegment, IoSegments, IoWait, PlainReason, Transfer,
 };
+pub use io_uring_state::IoUringState;
 pub use iommufd::{Iommufd, IommufdLimits, IommufdState, IommufdTable, IommufdTableError, Placement};
+pub use locked_tables::LockedTables;
 pub use memory::{GuestMemory, HugeSize, MemoryError, MemoryKind};
 pub use mlock::Mlock;
-pub use pagemap::{Backing, Pagemap, PagemapError, Run};
-pub use ring_state::RingState;
-pub use shared::{
-    FileFacts, FileIdentity, LastChange, Presence, Residency, SharedError, SharedFile, SharedMemory,
-};
-pub use status::KernelCount;
-pub use tables::LockedTables;
+pub use pagemap::{PageBacking, PageRun, Pagemap, PagemapError};
+pub use prefault::{Prefault, PrefaultError, Progress, prefault};
+pub use proc_status::KernelCount;
 pub use uring::IoUring;
 pub use vfio::{
-    Bar, ExchangeLog, GroupDevice, GroupLimits, GroupReport, Occupant, SpaprAnswers, SpaprLimits, SpaprState,
-    SpaprTable, SpaprTableError, Type1Limits, Type1State, VfioDevice, VfioError, VfioHost, VfioSpaprV2,
-    VfioType1, WindowPlace,
+    Bar, BoundDriver, GroupDevice, GroupLimits, GroupReport, IoctlTrace, RawSpaprContainer, SpaprLimits,
+    SpaprState, SpaprTable, SpaprTableError, Type1Limits, Type1State, VfioDevice, VfioError, VfioHost,
+    VfioSpaprV2, VfioType1, WindowPlace,
 };

@@ -31,7 +31,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 /// What `mmap` is asked for.
-pub(crate) struct Wanted {
+pub(crate) struct MapRequest {
     pub(crate) bytes: usize,
     /// Where the memory must begin: a power of two, at least a page.
     pub(crate) align: usize,
@@ -42,16 +42,16 @@ pub(crate) struct Wanted {
 
 impl Mapping {
     /// Maps what is wanted, somewhere.
-    pub(crate) fn new(wanted: Wanted) -> Result<Self, Errno> {
+    pub(crate) fn new(request: MapRequest) -> Result<Self, Errno> {
         let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
-        let slack = if wanted.align > page { wanted.align } else { 0 };
+        let slack = if request.align > page { request.align } else { 0 };
         // A file is mapped over the aligned part of a reservation, so that its offset 0 is what lies aligned.
-        let reserve_first = slack > 0 && wanted.file.is_some();
-        let whole_bytes = wanted.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
+        let reserve_first = slack > 0 && request.file.is_some();
+        let whole_bytes = request.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
         let (protection, flags, fd) = if reserve_first {
             (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
         } else {
-            (wanted.protection, wanted.flags, wanted.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+            (request.protection, request.flags, request.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
         };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), whole_bytes, protection, flags, fd, 0) };
@@ -59,16 +59,16 @@ impl Mapping {
             return Err(last_errno());
         }
         let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
-        let skip = if slack > 0 { at.addr().next_multiple_of(wanted.align) - at.addr() } else { 0 };
+        let skip = if slack > 0 { at.addr().next_multiple_of(request.align) - at.addr() } else { 0 };
         // SAFETY: `skip < slack`, so the address lies inside the mapping.
         let start = unsafe { whole.cast::<u8>().add(skip) };
-        let mapping = Self { whole, whole_bytes, start, bytes: wanted.bytes, file: wanted.file };
+        let mapping = Self { whole, whole_bytes, start, bytes: request.bytes, file: request.file };
         if reserve_first {
             let fd = mapping.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            let flags = wanted.flags | libc::MAP_FIXED;
+            let flags = request.flags | libc::MAP_FIXED;
             // SAFETY: replaces a part of the reservation made above, which nobody else knows yet.
             let at =
-                unsafe { libc::mmap(start.as_ptr().cast(), wanted.bytes, wanted.protection, flags, fd, 0) };
+                unsafe { libc::mmap(start.as_ptr().cast(), request.bytes, request.protection, flags, fd, 0) };
             if at == libc::MAP_FAILED {
                 return Err(last_errno());
             }
@@ -92,7 +92,7 @@ impl Mapping {
 
     /// Reserved addresses without memory; only the first page can be touched.
     pub(crate) fn reservation(bytes: usize) -> Result<Self, Errno> {
-        let reserved = Self::new(Wanted {
+        let reserved = Self::new(MapRequest {
             bytes,
             align: 1,
             protection: libc::PROT_NONE,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use prereg::{Errno, PageShift, UserAddr};
 
-use crate::mapping::{Mapping, Wanted};
+use crate::mapping::{MapRequest, Mapping};
 use crate::sys;
 
 /// The size of a huge page of hugetlb memory.
@@ -58,7 +58,7 @@ pub enum MemoryKind {
     /// A memfd of huge pages.
     Hugetlb(HugeSize),
     /// A caller's own range.
-    Foreign,
+    CallerOwned,
 }
 
 /// Why memory could not be made or reached.
@@ -150,14 +150,14 @@ impl MemoryError {
 /// ```
 #[derive(Clone)]
 pub struct GuestMemory {
-    place: Place,
+    backing: Backing,
     kind: MemoryKind,
 }
 
 #[derive(Clone)]
-enum Place {
-    Own(Arc<Mapping>),
-    Foreign { ua: u64, bytes: u64, owner: Option<Arc<dyn Any + Send + Sync>> },
+enum Backing {
+    Mapping(Arc<Mapping>),
+    CallerOwned { ua: u64, bytes: u64, owner: Option<Arc<dyn Any + Send + Sync>> },
 }
 
 impl GuestMemory {
@@ -178,21 +178,21 @@ impl GuestMemory {
     pub fn anonymous_thp(bytes: u64) -> Result<Self, MemoryError> {
         let memory = Self::private(bytes, PageShift::M2, MemoryKind::Transparent)?;
         // A kernel without transparent huge pages refuses the wish; the memory is as good as any.
-        let _ = sys::want_huge_pages(memory.ua().raw(), memory.bytes());
+        let _ = sys::madvise_hugepage(memory.ua().raw(), memory.bytes());
         Ok(memory)
     }
 
     fn private(bytes: u64, align: PageShift, kind: MemoryKind) -> Result<Self, MemoryError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let wanted = wanted(bytes, system_page(), align, flags, None)?;
+        let request = map_request(bytes, system_page(), align, flags, None)?;
         let mapping =
-            Mapping::new(wanted).map_err(|errno| MemoryError::Os { during: "mmap", errno, bytes })?;
-        sys::keep_from_children(mapping.ua(), mapping.bytes()).map_err(|errno| MemoryError::Os {
+            Mapping::new(request).map_err(|errno| MemoryError::Os { during: "mmap", errno, bytes })?;
+        sys::madvise_dontfork(mapping.ua(), mapping.bytes()).map_err(|errno| MemoryError::Os {
             during: "madvise(MADV_DONTFORK)",
             errno,
             bytes,
         })?;
-        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+        Ok(Self { backing: Backing::Mapping(Arc::new(mapping)), kind })
     }
 
     /// A memfd of system pages, mapped shared and sealed against shrinking, so that a page of it can never lie past its
@@ -227,7 +227,7 @@ impl GuestMemory {
     ) -> Result<Self, MemoryError> {
         const LONGEST_NAME: usize = 249;
         // Refuses bad sizes before anything is made.
-        wanted(bytes, page, page, 0, None)?;
+        map_request(bytes, page, page, 0, None)?;
         let bad_name = || MemoryError::Name { name: name.to_owned() };
         if name.len() > LONGEST_NAME {
             return Err(bad_name());
@@ -237,26 +237,26 @@ impl GuestMemory {
         let file = std::fs::File::from(sys::memfd(&name, flags).map_err(os("memfd_create"))?);
         file.set_len(bytes).map_err(|error| os("ftruncate")(sys::errno_of(&error)))?;
         sys::seal_against_shrinking(file.as_raw_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
-        let wanted = wanted(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
-        let mapping = Mapping::new(wanted).map_err(os("mmap"))?;
-        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+        let request = map_request(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
+        let mapping = Mapping::new(request).map_err(os("mmap"))?;
+        Ok(Self { backing: Backing::Mapping(Arc::new(mapping)), kind })
     }
 
     /// The length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        match &self.place {
-            Place::Own(mapping) => mapping.bytes(),
-            Place::Foreign { bytes, .. } => *bytes,
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.bytes(),
+            Backing::CallerOwned { bytes, .. } => *bytes,
         }
     }
 
     /// The first byte's address.
     #[must_use]
     pub fn ua(&self) -> UserAddr {
-        UserAddr::new(match &self.place {
-            Place::Own(mapping) => mapping.ua(),
-            Place::Foreign { ua, .. } => *ua,
+        UserAddr::new(match &self.backing {
+            Backing::Mapping(mapping) => mapping.ua(),
+            Backing::CallerOwned { ua, .. } => *ua,
         })
     }
 
@@ -269,9 +269,9 @@ impl GuestMemory {
     /// The descriptor behind a memfd, to share the memory with another process.
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match &self.place {
-            Place::Own(mapping) => mapping.file().map(AsFd::as_fd),
-            Place::Foreign { .. } => None,
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.file().map(AsFd::as_fd),
+            Backing::CallerOwned { .. } => None,
         }
     }
 
@@ -279,17 +279,17 @@ impl GuestMemory {
     /// may write the memory at any time, so make no reference from it.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        match &self.place {
-            Place::Own(mapping) => mapping.as_ptr(),
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.as_ptr(),
             // The creator of the value exposed the address: `from_raw` was given the pointer.
-            Place::Foreign { ua, .. } => {
+            Backing::CallerOwned { ua, .. } => {
                 std::ptr::with_exposed_provenance_mut(usize::try_from(*ua).unwrap_or(0))
             }
         }
     }
 
     /// The pointer to `len` bytes at `offset`, when they lie inside.
-    fn place_of(&self, offset: u64, len: usize) -> Result<*mut u8, MemoryError> {
+    fn pointer_to(&self, offset: u64, len: usize) -> Result<*mut u8, MemoryError> {
         let bytes = self.bytes();
         let error = MemoryError::OutOfBounds { offset, len: len as u64, bytes };
         if offset > bytes || len as u64 > bytes - offset {
@@ -300,22 +300,22 @@ impl GuestMemory {
     }
 
     /// The pointer to a number at `offset`, when it lies inside and is aligned.
-    fn place_of_number<N>(&self, offset: u64) -> Result<*mut N, MemoryError> {
-        let at = self.place_of(offset, size_of::<N>())?.cast::<N>();
+    fn number_at<N>(&self, offset: u64) -> Result<*mut N, MemoryError> {
+        let at = self.pointer_to(offset, size_of::<N>())?.cast::<N>();
         let error = MemoryError::Misaligned { offset, len: size_of::<N>() as u64 };
         if at.addr() % size_of::<N>() == 0 { Ok(at) } else { Err(error) }
     }
 }
 
 mod access {
-    //! The copies in and out: the one place where bytes of guest memory are touched.
+    //! The copies in and out: the one backing where bytes of guest memory are touched.
     #![expect(
         unsafe_code,
-        reason = "bounds were checked by `place_of`; the mapping lives as long as the memory"
+        reason = "bounds were checked by `pointer_to`; the mapping lives as long as the memory"
     )]
 
-    use super::{Arc, GuestMemory, Mapping, MemoryError, MemoryKind, Place};
-    use crate::racing;
+    use super::{Arc, Backing, GuestMemory, Mapping, MemoryError, MemoryKind};
+    use crate::atomic_access;
     use std::any::Any;
 
     impl GuestMemory {
@@ -325,9 +325,9 @@ mod access {
         /// # Errors
         /// [`MemoryError::OutOfBounds`]; then nothing is copied.
         pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MemoryError> {
-            let from = self.place_of(offset, into.len())?;
+            let from = self.pointer_to(offset, into.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped while `self` lives.
-            unsafe { racing::copy_out(from, into) };
+            unsafe { atomic_access::copy_out(from, into) };
             Ok(())
         }
 
@@ -336,9 +336,9 @@ mod access {
         /// # Errors
         /// [`MemoryError::OutOfBounds`]; then nothing is copied.
         pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), MemoryError> {
-            let to = self.place_of(offset, from.len())?;
+            let to = self.pointer_to(offset, from.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped writable while `self` lives.
-            unsafe { racing::copy_in(to, from) };
+            unsafe { atomic_access::copy_in(to, from) };
             Ok(())
         }
 
@@ -347,9 +347,9 @@ mod access {
         /// # Errors
         /// [`MemoryError::OutOfBounds`], [`MemoryError::Misaligned`].
         pub fn load_u32(&self, offset: u64) -> Result<u32, MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: aligned, and inside memory that stays mapped while `self` lives.
-            Ok(u32::from_le(unsafe { racing::load_u32(at) }))
+            Ok(u32::from_le(unsafe { atomic_access::load_u32(at) }))
         }
 
         /// Stores an aligned little-endian number at once; what was written before it is seen before.
@@ -357,9 +357,9 @@ mod access {
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `load_u32`, and writable.
-            unsafe { racing::store_u32(at, value.to_le()) };
+            unsafe { atomic_access::store_u32(at, value.to_le()) };
             Ok(())
         }
 
@@ -368,9 +368,9 @@ mod access {
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn load_u64(&self, offset: u64) -> Result<u64, MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `load_u32`.
-            Ok(u64::from_le(unsafe { racing::load_u64(at) }))
+            Ok(u64::from_le(unsafe { atomic_access::load_u64(at) }))
         }
 
         /// Stores an aligned little-endian number at once; what was written before it is seen before.
@@ -378,9 +378,9 @@ mod access {
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `store_u32`.
-            unsafe { racing::store_u64(at, value.to_le()) };
+            unsafe { atomic_access::store_u64(at, value.to_le()) };
             Ok(())
         }
 
@@ -400,7 +400,7 @@ mod access {
         /// [`audit_range`](crate::audit_range) finds that.
         #[must_use]
         pub unsafe fn from_raw(start: *mut u8, bytes: usize) -> Self {
-            Self::foreign(start, bytes, None)
+            Self::caller_owned(start, bytes, None)
         }
 
         /// As [`from_raw`](Self::from_raw), with something that keeps the memory mapped: it is dropped when the last page
@@ -409,13 +409,18 @@ mod access {
         /// # Safety
         /// The duties of [`from_raw`](Self::from_raw), while `owner` lives.
         #[must_use]
-        pub unsafe fn from_raw_kept(start: *mut u8, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
-            Self::foreign(start, bytes, Some(owner))
+        pub unsafe fn from_raw_with_owner(
+            start: *mut u8,
+            bytes: usize,
+            owner: Arc<dyn Any + Send + Sync>,
+        ) -> Self {
+            Self::caller_owned(start, bytes, Some(owner))
         }
 
-        fn foreign(start: *mut u8, bytes: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
-            let place = Place::Foreign { ua: start.expose_provenance() as u64, bytes: bytes as u64, owner };
-            Self { place, kind: MemoryKind::Foreign }
+        fn caller_owned(start: *mut u8, bytes: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+            let backing =
+                Backing::CallerOwned { ua: start.expose_provenance() as u64, bytes: bytes as u64, owner };
+            Self { backing, kind: MemoryKind::CallerOwned }
         }
     }
 
@@ -429,9 +434,9 @@ mod access {
             self.bytes()
         }
         fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-            match &self.place {
-                Place::Own(mapping) => Some(Arc::<Mapping>::clone(mapping)),
-                Place::Foreign { owner, .. } => owner.clone(),
+            match &self.backing {
+                Backing::Mapping(mapping) => Some(Arc::<Mapping>::clone(mapping)),
+                Backing::CallerOwned { owner, .. } => owner.clone(),
             }
         }
     }
@@ -451,15 +456,15 @@ fn system_page() -> PageShift {
     PageShift::new(sys::page_size().trailing_zeros()).unwrap_or(PageShift::K4)
 }
 
-fn wanted(
+fn map_request(
     bytes: u64,
     page: PageShift,
     align: PageShift,
     flags: libc::c_int,
     file: Option<std::os::fd::OwnedFd>,
-) -> Result<Wanted, MemoryError> {
+) -> Result<MapRequest, MemoryError> {
     let size = usize::try_from(bytes).ok().filter(|&size| size != 0 && bytes & page.mask() == 0);
-    Ok(Wanted {
+    Ok(MapRequest {
         bytes: size.ok_or(MemoryError::Size { bytes, page })?,
         align: 1 << align.get(),
         protection: libc::PROT_READ | libc::PROT_WRITE,

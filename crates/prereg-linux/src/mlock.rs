@@ -17,8 +17,8 @@ use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
 use crate::error::BackendError;
 use crate::frames;
-use crate::maps;
 use crate::pagemap::Pagemap;
+use crate::proc_maps;
 use crate::sys;
 
 /// Locks memory instead of pinning it.
@@ -57,7 +57,7 @@ impl Mlock {
     }
 
     fn refused(&self, range: UserRange, errno: Errno) -> PinError {
-        if let Some(found) = maps::obstacle(range) {
+        if let Some(found) = proc_maps::unpinnable_reason(range) {
             return PinError::Fault { ua: found.ua, why: found.why };
         }
         let shift = self.pagemap.granule().shift().get();
@@ -95,21 +95,22 @@ unsafe impl Pin for Mlock {
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let (ua, bytes) = (range.first().raw(), range.bytes());
         // `mlock` is content with read-only memory; a device is not.
-        if let Some(found) = maps::mapped_obstacle(range).filter(|found| !maps::only_a_disk_file(*found)) {
+        if let Some(found) = proc_maps::vma_reason(range).filter(|found| !proc_maps::only_a_disk_file(*found))
+        {
             return Err(PinError::Fault { ua: found.ua, why: found.why });
         }
-        if let Err(errno) = sys::lock(ua, bytes) {
+        if let Err(errno) = sys::mlock(ua, bytes) {
             // A failed call can leave a part locked.
-            let _ = sys::unlock(ua, bytes);
+            let _ = sys::munlock(ua, bytes);
             return Err(self.refused(range, errno));
         }
         let pushed = if self.frames {
-            frames::push(&self.pagemap, range, pages)
+            frames::push_frames(&self.pagemap, range, pages)
         } else {
             pages.push(HostAddr::new(ua), range.pages(self.granule())).map_err(PinError::from)
         };
         if let Err(error) = pushed {
-            let _ = sys::unlock(ua, bytes);
+            let _ = sys::munlock(ua, bytes);
             return Err(error);
         }
         // Relaxed: only has to be different each time.
@@ -118,7 +119,7 @@ unsafe impl Pin for Mlock {
 
     fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
         // Fails only for memory that is no longer mapped, which is no longer locked either.
-        let _ = sys::unlock(range.first().raw(), range.bytes());
+        let _ = sys::munlock(range.first().raw(), range.bytes());
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Pagemap {
 /// What lies behind a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Backing {
+pub enum PageBacking {
     /// Contiguous page frames; the address of the first.
     Frames(HostAddr),
     /// Pages are there, but this process may not learn where.
@@ -31,13 +31,13 @@ pub enum Backing {
 
 /// Pages that lie together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
+pub struct PageRun {
     /// The first page.
     pub ua: UserAddr,
     /// How many system pages.
     pub pages: u64,
     /// What is behind them.
-    pub backing: Backing,
+    pub backing: PageBacking,
 }
 
 /// Why the page map could not be read.
@@ -132,14 +132,14 @@ impl Pagemap {
     pub fn shows_frames(&self) -> Result<bool, PagemapError> {
         let here = 0u8;
         let ua = UserAddr::new((&raw const here).addr() as u64).align_down(self.granule.shift());
-        Ok(matches!(self.page(ua)?, Backing::Frames(_)))
+        Ok(matches!(self.page(ua)?, PageBacking::Frames(_)))
     }
 
     /// What lies behind the page that holds `ua`.
     ///
     /// # Errors
     /// [`PagemapError`].
-    pub fn page(&self, ua: UserAddr) -> Result<Backing, PagemapError> {
+    pub fn page(&self, ua: UserAddr) -> Result<PageBacking, PagemapError> {
         let mut entry = [0u64];
         self.read(ua, &mut entry)?;
         Ok(self.backing(entry[0]))
@@ -152,7 +152,7 @@ impl Pagemap {
     pub fn runs<E: From<PagemapError>>(
         &self,
         range: UserRange,
-        mut each: impl FnMut(Run) -> Result<(), E>,
+        mut each: impl FnMut(PageRun) -> Result<(), E>,
     ) -> Result<(), E> {
         let pages = range.pages(self.granule);
         let mut few = [0u64; FEW];
@@ -169,7 +169,7 @@ impl Pagemap {
         let mut open: Option<(u64, u64)> = None;
         let mut next_key = 0;
         let first = range.first().raw();
-        let run = |from: u64, to: u64, key: u64| Run {
+        let run = |from: u64, to: u64, key: u64| PageRun {
             ua: UserAddr::new(first + (from << shift)),
             pages: to - from,
             backing: self.backing(key),
@@ -215,11 +215,11 @@ impl Pagemap {
         Ok(present)
     }
 
-    fn backing(&self, entry: u64) -> Backing {
+    fn backing(&self, entry: u64) -> PageBacking {
         match key_of(entry) {
-            0 => Backing::Absent,
-            PRESENT => Backing::Hidden,
-            key => Backing::Frames(HostAddr::new((key & FRAME) << self.granule.shift().get())),
+            0 => PageBacking::Absent,
+            PRESENT => PageBacking::Hidden,
+            key => PageBacking::Frames(HostAddr::new((key & FRAME) << self.granule.shift().get())),
         }
     }
 
@@ -272,7 +272,7 @@ mod tests {
             Ok::<(), PagemapError>(())
         })
         .unwrap();
-        assert_eq!(runs, [(64, Backing::Absent)]);
+        assert_eq!(runs, [(64, PageBacking::Absent)]);
         memory.write(5 * page, &[1]).unwrap();
         runs.clear();
         map.runs(range_of(&memory), |run| {
@@ -281,7 +281,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(runs.iter().map(|run| run.0).collect::<Vec<_>>(), [5, 1, 58]);
-        assert_ne!(runs[1].1, Backing::Absent);
+        assert_ne!(runs[1].1, PageBacking::Absent);
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
             for index in [0, run.pages - 1] {
                 let ua = run.ua.checked_add(index * page).unwrap();
                 let expected = match run.backing {
-                    Backing::Frames(host) => Backing::Frames(host.checked_add(index * page).unwrap()),
+                    PageBacking::Frames(host) => PageBacking::Frames(host.checked_add(index * page).unwrap()),
                     other => other,
                 };
                 assert_eq!(map.page(ua).unwrap(), expected);

@@ -150,7 +150,7 @@ pub(crate) fn clone_buffers(
 }
 
 /// Empties all slots of `ring` and gives its table back.
-pub(crate) fn drop_buffers(ring: RawFd) -> Result<(), Errno> {
+pub(crate) fn unregister_buffers(ring: RawFd) -> Result<(), Errno> {
     let none = std::ptr::null::<libc::c_void>();
     // SAFETY: takes no argument.
     let result =
@@ -187,7 +187,7 @@ pub(crate) fn read_fixed(
 }
 
 /// Takes the count of an eventfd, if it is not zero: never waits, whatever the descriptor's flags.
-pub(crate) fn take_event(event: RawFd) -> Result<u64, Errno> {
+pub(crate) fn drain_eventfd(event: RawFd) -> Result<u64, Errno> {
     let mut count = 0u64;
     let into = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
     // SAFETY: one buffer of eight bytes that is ours; offset -1 is the stream's own place.
@@ -217,17 +217,17 @@ pub(crate) fn can_populate() -> bool {
 }
 
 /// Asks for transparent huge pages.
-pub(crate) fn want_huge_pages(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn madvise_hugepage(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_HUGEPAGE)
 }
 
 /// A child made by `fork` will not see the range.
-pub(crate) fn keep_from_children(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn madvise_dontfork(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_DONTFORK)
 }
 
 /// Whether the page at `ua` is in memory.
-pub(crate) fn resident(ua: u64, page: u64) -> Result<bool, Errno> {
+pub(crate) fn is_resident(ua: u64, page: u64) -> Result<bool, Errno> {
     let mut state = 0u8;
     let bytes = usize::try_from(page).map_err(|_| Errno::EINVAL)?;
     // SAFETY: one page is asked for, so one byte is written.
@@ -236,14 +236,14 @@ pub(crate) fn resident(ua: u64, page: u64) -> Result<bool, Errno> {
 }
 
 /// Locks a range into memory.
-pub(crate) fn lock(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn mlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
     // SAFETY: no memory of ours is read or written.
     check(unsafe { libc::mlock(ua as *const libc::c_void, bytes) })
 }
 
 /// Takes a lock off again.
-pub(crate) fn unlock(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn munlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
     // SAFETY: no memory of ours is read or written.
     check(unsafe { libc::munlock(ua as *const libc::c_void, bytes) })
@@ -311,7 +311,7 @@ pub(crate) fn effective_capabilities() -> Result<u64, Errno> {
 }
 
 /// The real and the effective user.
-pub(crate) fn users() -> (u32, u32) {
+pub(crate) fn uids() -> (u32, u32) {
     // SAFETY: takes nothing, cannot fail.
     let real = unsafe { libc::getuid() };
     // SAFETY: as above.
@@ -320,7 +320,7 @@ pub(crate) fn users() -> (u32, u32) {
 }
 
 /// The magic number of the file system that holds `path`.
-pub(crate) fn filesystem(path: &Path) -> Result<i64, Errno> {
+pub(crate) fn filesystem_magic(path: &Path) -> Result<i64, Errno> {
     use std::os::unix::ffi::OsStrExt;
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
     let mut state = std::mem::MaybeUninit::<libc::statfs64>::zeroed();

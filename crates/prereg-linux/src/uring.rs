@@ -24,17 +24,17 @@ use prereg::{
 
 use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
-use crate::clones::{self, Attached, CloneTable, Manner};
+use crate::buffer_clones::{self, AttachedRings, CloneMode, CloneTable};
+use crate::buffer_limit;
 use crate::error::BackendError;
-use crate::fault_in::{self, FaultIn, FaultInError, Old};
 use crate::frames;
-use crate::limit;
-use crate::maps;
+use crate::io_uring_state::IoUringState;
 use crate::options::Options;
 use crate::pagemap::{Pagemap, system_granule};
-use crate::ring::{Ring, Stopped};
-use crate::ring_state::RingState;
-use crate::slots::{Held, RINGS, SLOTS, SlotTable};
+use crate::pin_ring::{PartialFill, PinRing};
+use crate::prefault::{self, Fallback, Prefault, PrefaultError};
+use crate::proc_maps;
+use crate::slot_table::{RINGS, SLOTS, SlotRange, SlotTable};
 use crate::sys::Buffer;
 
 /// Pins with io_uring's registered buffers.
@@ -53,29 +53,29 @@ use crate::sys::Buffer;
 /// ```
 #[derive(Debug)]
 pub struct IoUring {
-    rings: RwLock<Vec<Arc<Slotted>>>,
+    rings: RwLock<Vec<Arc<BufferSlots>>>,
     pagemap: Option<Pagemap>,
     granule: Granule,
     kind: AddressKind,
     /// Bytes that one slot is given: what the kernel is believed to allow.
-    piece: AtomicU64,
+    slot_bytes: AtomicU64,
     account: MemlockAccount,
     options: Options,
     /// Pins end with the process that made them; a child of `fork` has neither the rings' memory nor a say.
     process: u32,
-    counts: Counts,
-    attached: Attached,
-    copying: OnceLock<Result<Manner, (&'static str, Errno)>>,
+    counters: PinCounters,
+    attached: AttachedRings,
+    clone_mode: OnceLock<Result<CloneMode, (&'static str, Errno)>>,
 }
 
 #[derive(Debug)]
-struct Slotted {
-    ring: Arc<Ring>,
+struct BufferSlots {
+    ring: Arc<PinRing>,
     table: Mutex<SlotTable>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
+struct PinCounters {
     pins: AtomicU64,
     unpins: AtomicU64,
     pinned: AtomicU64,
@@ -84,10 +84,10 @@ struct Counts {
 }
 
 /// Why the kernel's "no" is not the end.
-enum Verdict {
-    Again,
+enum Refusal {
+    Retry,
     Smaller(u64),
-    Refused(PinError),
+    Final(PinError),
 }
 
 impl IoUring {
@@ -110,11 +110,11 @@ impl IoUring {
             _ => AddressKind::SlotOffset,
         };
         // The kernel settles who may pass the limit when a ring is made.
-        let account = MemlockAccount::settled(granule);
-        let ring = Slotted::new(0).map_err(|(during, errno)| BackendError::of_ring(during, errno))?;
-        let piece = match options.slot_limit {
+        let account = MemlockAccount::with_current_privilege(granule);
+        let ring = BufferSlots::new(0).map_err(|(during, errno)| BackendError::of_ring(during, errno))?;
+        let slot_bytes = match options.slot_limit {
             Some(bytes) => bytes,
-            None => limit::probe(ring.ring.fd(), 0)
+            None => buffer_limit::probe(ring.ring.fd(), 0)
                 .map_err(|errno| BackendError::Os { during: "asking for the limit of a slot", errno })?,
         };
         Ok(Self {
@@ -122,13 +122,13 @@ impl IoUring {
             pagemap: pagemap.ok(),
             granule,
             kind,
-            piece: AtomicU64::new(piece),
+            slot_bytes: AtomicU64::new(slot_bytes),
             account,
             options,
             process: std::process::id(),
-            counts: Counts::default(),
-            attached: Attached::default(),
-            copying: OnceLock::new(),
+            counters: PinCounters::default(),
+            attached: AttachedRings::default(),
+            clone_mode: OnceLock::new(),
         })
     }
 
@@ -136,7 +136,7 @@ impl IoUring {
     #[must_use]
     pub fn slot_limit(&self) -> u64 {
         // Relaxed: a size to try, nothing is published by it.
-        self.piece.load(Ordering::Relaxed)
+        self.slot_bytes.load(Ordering::Relaxed)
     }
 
     /// What the host addresses are, in a sentence for people.
@@ -164,28 +164,28 @@ impl IoUring {
 
     /// What is in use now.
     #[must_use]
-    pub fn state(&self) -> RingState {
+    pub fn state(&self) -> IoUringState {
         let rings = self.rings();
         let free = rings.iter().map(|ring| ring.table().free()).sum();
         let count = rings.len() as u32;
         // Relaxed, all: numbers for reports.
-        RingState {
+        IoUringState {
             rings: count,
             slots_used: count * SLOTS - free,
             slots_free: free,
-            pin_calls: self.counts.pins.load(Ordering::Relaxed),
-            unpin_calls: self.counts.unpins.load(Ordering::Relaxed),
-            pinned_bytes: self.counts.pinned.load(Ordering::Relaxed),
+            pin_calls: self.counters.pins.load(Ordering::Relaxed),
+            unpin_calls: self.counters.unpins.load(Ordering::Relaxed),
+            pinned_bytes: self.counters.pinned.load(Ordering::Relaxed),
             overdue_seconds: rings.iter().map(|ring| ring.ring.overdue()).sum(),
-            stray_unpins: self.counts.stray.load(Ordering::Relaxed),
-            stuck_slots: self.counts.stuck.load(Ordering::Relaxed),
+            stray_unpins: self.counters.stray.load(Ordering::Relaxed),
+            stuck_slots: self.counters.stuck.load(Ordering::Relaxed),
             io_rings: self.attached.rings() as u32,
         }
     }
 
     /// Whether slots can be copied into I/O rings on this kernel; found out when it is first asked.
-    pub(crate) fn copying(&self) -> Result<Manner, (&'static str, Errno)> {
-        *self.copying.get_or_init(clones::probe)
+    pub(crate) fn clone_mode(&self) -> Result<CloneMode, (&'static str, Errno)> {
+        *self.clone_mode.get_or_init(buffer_clones::probe)
     }
 
     /// The I/O ring of `table` has the slots from now on.
@@ -198,18 +198,18 @@ impl IoUring {
         self.attached.detach(table);
     }
 
-    fn rings(&self) -> Vec<Arc<Slotted>> {
+    fn rings(&self) -> Vec<Arc<BufferSlots>> {
         self.rings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn ring(&self, index: u32) -> Option<Arc<Slotted>> {
+    fn ring(&self, index: u32) -> Option<Arc<BufferSlots>> {
         self.rings.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).cloned()
     }
 
     /// Takes `count` neighbouring slots, of a new ring if need be.
-    fn take(&self, count: u32, ua: UserAddr) -> Result<(Arc<Slotted>, Held), PinError> {
-        let find = |rings: &[Arc<Slotted>]| {
-            rings.iter().find_map(|ring| ring.table().take(count).map(|held| (Arc::clone(ring), held)))
+    fn alloc_slots(&self, count: u32, ua: UserAddr) -> Result<(Arc<BufferSlots>, SlotRange), PinError> {
+        let find = |rings: &[Arc<BufferSlots>]| {
+            rings.iter().find_map(|ring| ring.table().alloc(count).map(|slots| (Arc::clone(ring), slots)))
         };
         if count > SLOTS {
             return Err(PinError::NoSlot { need: count, free: SLOTS });
@@ -227,7 +227,7 @@ impl IoUring {
             let free = rings.iter().map(|ring| ring.table().free()).sum();
             return Err(PinError::NoSlot { need: count, free });
         }
-        let ring = Slotted::new(index).map_err(|(during, errno)| match errno {
+        let ring = BufferSlots::new(index).map_err(|(during, errno)| match errno {
             Errno::ENOMEM => self.limit_error(0),
             errno => PinError::Os { ua, errno, during },
         })?;
@@ -236,50 +236,52 @@ impl IoUring {
     }
 
     /// Empties the first `filled` slots of `held` and gives all of them back. `false` when they are not held (any more).
-    fn give_back(&self, slotted: &Slotted, held: Held, filled: u32) -> bool {
-        if !slotted.table().claim(held) {
+    fn release_slots(&self, ring: &BufferSlots, slots: SlotRange, filled: u32) -> bool {
+        if !ring.table().claim(slots) {
             return false;
         }
-        self.attached.emptying(held);
-        if filled > 0 && slotted.ring.clear(held.first, filled).is_err() {
+        self.attached.pin_removed(slots);
+        if filled > 0 && ring.ring.clear(slots.first, filled).is_err() {
             // Relaxed: a number for reports.
-            self.counts.stuck.fetch_add(u64::from(held.count), Ordering::Relaxed);
+            self.counters.stuck.fetch_add(u64::from(slots.count), Ordering::Relaxed);
         } else {
-            slotted.table().put(held);
+            ring.table().free_slots(slots);
         }
         true
     }
 
     /// Brings memory that is not there in, so that the pin finds it present: the kernel's lock on the ring is then held only for
     /// a walk, and pins of other threads go on. With several threads where that is worth it.
-    fn fault_in(&self, range: UserRange) -> Result<(), PinError> {
+    fn prefault(&self, range: UserRange) -> Result<(), PinError> {
         const WORTH_A_LOOK: u64 = 1 << 20;
         const WORTH_THREADS: u64 = 16 << 20;
-        let wanted = fault_in::threads(self.options.threads);
+        let wanted = prefault::threads(self.options.threads);
         let threads = if range.bytes() < WORTH_THREADS { 1 } else { wanted };
         let left_to_the_pin = wanted == 1 && self.options.progress.is_none();
         if range.bytes() < WORTH_A_LOOK || left_to_the_pin {
             return Ok(());
         }
-        if self.pagemap.as_ref().is_some_and(|map| frames::look_present(map, range)) {
+        if self.pagemap.as_ref().is_some_and(|map| frames::looks_resident(map, range)) {
             return Ok(());
         }
         // Said to be called for large memory only.
         let progress = self.options.progress.as_deref().filter(|_| range.bytes() >= WORTH_THREADS);
-        let how = FaultIn { threads, progress, cancel: self.options.cancel.as_deref() };
-        fault_in::populate(range.first().raw(), range.bytes(), how, Old::Leave).map_err(|error| match error {
-            FaultInError::Cancelled { .. } => {
-                PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "bringing it into memory" }
+        let how = Prefault { threads, progress, cancel: self.options.cancel.as_deref() };
+        prefault::populate(range.first().raw(), range.bytes(), how, Fallback::Skip).map_err(|error| {
+            match error {
+                PrefaultError::Cancelled { .. } => {
+                    PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "bringing it into memory" }
+                }
+                PrefaultError::Fault { errno: Errno::ENOMEM, .. } => PinError::OutOfMemory,
+                PrefaultError::Fault { ua, why, .. } => PinError::Fault { ua, why },
             }
-            FaultInError::Fault { errno: Errno::ENOMEM, .. } => PinError::OutOfMemory,
-            FaultInError::Fault { ua, why, .. } => PinError::Fault { ua, why },
         })
     }
 
     /// Over the limit for certain, before anything is tried.
     fn refuse_over_limit(&self, range: UserRange) -> Result<(), PinError> {
         // Relaxed: a first look; the kernel has the last word.
-        let used = self.counts.pinned.load(Ordering::Relaxed);
+        let used = self.counters.pinned.load(Ordering::Relaxed);
         match self.limit_bytes() {
             Some(limit) if used.saturating_add(range.bytes()) > limit => Err(self.limit_error(range.bytes())),
             _ => Ok(()),
@@ -293,69 +295,77 @@ impl IoUring {
     fn limit_error(&self, need: u64) -> PinError {
         match self.limit_bytes() {
             // Relaxed: a number for a message.
-            Some(limit) => PinError::Limit { need, used: self.counts.pinned.load(Ordering::Relaxed), limit },
+            Some(limit) => {
+                PinError::Limit { need, used: self.counters.pinned.load(Ordering::Relaxed), limit }
+            }
             None => PinError::OutOfMemory,
         }
     }
 
     /// What a refusal means: the piece that begins at `at` was refused with `errno`.
-    fn judge(&self, range: UserRange, piece: u64, stopped: Stopped, patience: &mut Patience) -> Verdict {
-        let offset = stopped.done as u64 * piece;
+    fn classify_refusal(
+        &self,
+        range: UserRange,
+        slot_bytes: u64,
+        stopped: PartialFill,
+        backoff: &mut Backoff,
+    ) -> Refusal {
+        let offset = stopped.done as u64 * slot_bytes;
         let at = UserAddr::new(range.first().raw() + offset);
-        let bytes = piece.min(range.bytes() - offset);
+        let bytes = slot_bytes.min(range.bytes() - offset);
         let Ok(refused) = UserRange::new(at, bytes, self.granule) else {
-            return Verdict::Refused(PinError::OutOfMemory);
+            return Refusal::Final(PinError::OutOfMemory);
         };
         match stopped.errno {
-            Errno::EINTR | Errno::EAGAIN if patience.wait() => Verdict::Again,
+            Errno::EINTR | Errno::EAGAIN if backoff.wait() => Refusal::Retry,
             // A process of the same user that was killed gives its charge back a little later than its pages.
             Errno::ENOMEM if self.limit_bytes().is_some() => {
-                if patience.wait() {
-                    Verdict::Again
+                if backoff.wait() {
+                    Refusal::Retry
                 } else {
-                    Verdict::Refused(self.limit_error(range.bytes()))
+                    Refusal::Final(self.limit_error(range.bytes()))
                 }
             }
             Errno::ENOMEM => {
-                limit::smaller(bytes).map_or(Verdict::Refused(PinError::OutOfMemory), Verdict::Smaller)
+                buffer_limit::smaller(bytes).map_or(Refusal::Final(PinError::OutOfMemory), Refusal::Smaller)
             }
             Errno::EFAULT | Errno::EINVAL | Errno::EOVERFLOW => {
-                let (obstacle, next) = match limit::smaller(bytes) {
-                    Some(next) => (maps::mapped_obstacle(refused), Some(next)),
-                    None => (maps::obstacle(refused), None),
+                let (reason, next) = match buffer_limit::smaller(bytes) {
+                    Some(next) => (proc_maps::vma_reason(refused), Some(next)),
+                    None => (proc_maps::unpinnable_reason(refused), None),
                 };
-                match (obstacle, next) {
-                    (Some(found), _) => Verdict::Refused(PinError::Fault { ua: found.ua, why: found.why }),
-                    (None, Some(next)) => Verdict::Smaller(next),
-                    (None, None) => Verdict::Refused(PinError::Fault { ua: at, why: maps::OTHER_KIND }),
+                match (reason, next) {
+                    (Some(found), _) => Refusal::Final(PinError::Fault { ua: found.ua, why: found.why }),
+                    (None, Some(next)) => Refusal::Smaller(next),
+                    (None, None) => Refusal::Final(PinError::Fault { ua: at, why: proc_maps::OTHER_KIND }),
                 }
             }
             errno => {
-                Verdict::Refused(PinError::Os { ua: at, errno, during: "io_uring_register(BUFFERS_UPDATE)" })
+                Refusal::Final(PinError::Os { ua: at, errno, during: "io_uring_register(BUFFERS_UPDATE)" })
             }
         }
     }
 
     /// Pins the range in pieces; answers where it is and how large the pieces were.
-    fn fill(&self, range: UserRange) -> Result<(Arc<Slotted>, Held, u64), PinError> {
-        let believed = self.slot_limit();
-        let mut piece = believed;
-        let mut patience = Patience::default();
+    fn fill(&self, range: UserRange) -> Result<(Arc<BufferSlots>, SlotRange, u64), PinError> {
+        let assumed = self.slot_limit();
+        let mut slot_bytes = assumed;
+        let mut backoff = Backoff::default();
         loop {
-            let count = u32::try_from(range.bytes().div_ceil(piece)).unwrap_or(u32::MAX);
-            let (slotted, held) = self.take(count, range.first())?;
-            let Err(stopped) = slotted.ring.fill(held.first, pieces(range, piece)) else {
-                if piece < believed {
+            let count = u32::try_from(range.bytes().div_ceil(slot_bytes)).unwrap_or(u32::MAX);
+            let (ring, slots) = self.alloc_slots(count, range.first())?;
+            let Err(stopped) = ring.ring.fill(slots.first, slot_buffers(range, slot_bytes)) else {
+                if slot_bytes < assumed {
                     // Relaxed: a size to try. Only a smaller piece that worked where a larger did not is believed.
-                    self.piece.fetch_min(piece, Ordering::Relaxed);
+                    self.slot_bytes.fetch_min(slot_bytes, Ordering::Relaxed);
                 }
-                return Ok((slotted, held, piece));
+                return Ok((ring, slots, slot_bytes));
             };
-            self.give_back(&slotted, held, stopped.done as u32);
-            match self.judge(range, piece, stopped, &mut patience) {
-                Verdict::Again => {}
-                Verdict::Smaller(next) => piece = next,
-                Verdict::Refused(error) => return Err(error),
+            self.release_slots(&ring, slots, stopped.done as u32);
+            match self.classify_refusal(range, slot_bytes, stopped, &mut backoff) {
+                Refusal::Retry => {}
+                Refusal::Smaller(next) => slot_bytes = next,
+                Refusal::Final(error) => return Err(error),
             }
         }
     }
@@ -363,16 +373,16 @@ impl IoUring {
     fn push_addresses(
         &self,
         range: UserRange,
-        held: Held,
-        piece: u64,
+        slots: SlotRange,
+        slot_bytes: u64,
         pages: &mut PageSink<'_>,
     ) -> Result<(), PinError> {
         if let (AddressKind::Physical, Some(map)) = (self.kind, &self.pagemap) {
-            return frames::push(map, range, pages);
+            return frames::push_frames(map, range, pages);
         }
-        for (slot, buffer) in pieces(range, piece).enumerate() {
+        for (slot, buffer) in slot_buffers(range, slot_bytes).enumerate() {
             pages.push(
-                frames::slot_host(held.global() + slot as u32),
+                frames::slot_host(slots.global() + slot as u32),
                 buffer.bytes >> self.granule.shift().get(),
             )?;
         }
@@ -409,17 +419,17 @@ unsafe impl Pin for IoUring {
             });
         }
         self.refuse_over_limit(range)?;
-        self.fault_in(range)?;
-        let (slotted, held, piece) = self.fill(range)?;
-        if let Err(error) = self.push_addresses(range, held, piece, pages) {
-            self.give_back(&slotted, held, held.count);
+        self.prefault(range)?;
+        let (ring, slots, slot_bytes) = self.fill(range)?;
+        if let Err(error) = self.push_addresses(range, slots, slot_bytes, pages) {
+            self.release_slots(&ring, slots, slots.count);
             return Err(error);
         }
-        self.attached.filled(&slotted.ring, held);
+        self.attached.pin_added(&ring.ring, slots);
         // Relaxed, both: numbers for reports and for a first look at the limit.
-        self.counts.pins.fetch_add(1, Ordering::Relaxed);
-        self.counts.pinned.fetch_add(range.bytes(), Ordering::Relaxed);
-        Ok(held.id())
+        self.counters.pins.fetch_add(1, Ordering::Relaxed);
+        self.counters.pinned.fetch_add(range.bytes(), Ordering::Relaxed);
+        Ok(slots.id())
     }
 
     /// The pages need no mark for `dirty`: they were pinned for writing, and the kernel keeps such pages as written.
@@ -427,16 +437,16 @@ unsafe impl Pin for IoUring {
         if self.process != std::process::id() {
             return;
         }
-        let held = Held::from_id(pin);
-        let known = self.ring(held.ring).is_some_and(|slotted| self.give_back(&slotted, held, held.count));
+        let slots = SlotRange::from_id(pin);
+        let known = self.ring(slots.ring).is_some_and(|ring| self.release_slots(&ring, slots, slots.count));
         if !known {
             // Relaxed: a number for reports.
-            self.counts.stray.fetch_add(1, Ordering::Relaxed);
+            self.counters.stray.fetch_add(1, Ordering::Relaxed);
             return;
         }
         // Relaxed, both: as in `pin`.
-        self.counts.unpins.fetch_add(1, Ordering::Relaxed);
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+        self.counters.unpins.fetch_add(1, Ordering::Relaxed);
+        self.counters.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
     }
 }
 
@@ -450,9 +460,9 @@ impl Charge for IoUring {
     }
 }
 
-impl Slotted {
+impl BufferSlots {
     fn new(index: u32) -> Result<Self, (&'static str, Errno)> {
-        Ok(Self { ring: Arc::new(Ring::new()?), table: Mutex::new(SlotTable::new(index)) })
+        Ok(Self { ring: Arc::new(PinRing::new()?), table: Mutex::new(SlotTable::new(index)) })
     }
 
     fn table(&self) -> MutexGuard<'_, SlotTable> {
@@ -461,26 +471,26 @@ impl Slotted {
 }
 
 /// The pieces of `range`, in order.
-fn pieces(range: UserRange, piece: u64) -> impl Iterator<Item = Buffer> {
+fn slot_buffers(range: UserRange, slot_bytes: u64) -> impl Iterator<Item = Buffer> {
     let (first, bytes) = (range.first().raw(), range.bytes());
-    (0..bytes.div_ceil(piece)).map(move |index| {
-        let offset = index * piece;
-        Buffer { ua: first + offset, bytes: piece.min(bytes - offset) }
+    (0..bytes.div_ceil(slot_bytes)).map(move |index| {
+        let offset = index * slot_bytes;
+        Buffer { ua: first + offset, bytes: slot_bytes.min(bytes - offset) }
     })
 }
 
 /// How long to bear with a refusal that may pass: seven waits, 635 ms together.
 #[derive(Default)]
-struct Patience {
+struct Backoff {
     waits: u32,
 }
 
-impl Patience {
+impl Backoff {
     /// Waits a little; `false` when it has been enough.
     fn wait(&mut self) -> bool {
-        const MOST: u32 = 7;
+        const ASSUMED_MAX: u32 = 7;
         const FIRST: Duration = Duration::from_millis(5);
-        if self.waits == MOST {
+        if self.waits == ASSUMED_MAX {
             return false;
         }
         std::thread::sleep(FIRST * (1 << self.waits));

@@ -12,35 +12,35 @@ pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod error;
 mod groups;
-#[cfg(test)]
-mod headers;
 pub(crate) mod host;
-mod info;
+mod ioctl_trace;
 pub(crate) mod iova;
 pub(crate) mod kernel;
-pub(crate) mod layout;
-mod log;
 #[cfg(test)]
-pub(crate) mod model;
-mod presence;
+pub(crate) mod kernel_model;
+mod prefault;
 #[cfg(test)]
-pub(crate) mod recorded;
+pub(crate) mod replay;
 mod spapr;
 mod sys;
 mod sysfs;
 mod type1;
+mod type1_limits;
+pub(crate) mod uapi;
+#[cfg(test)]
+mod uapi_headers;
 
 pub use bar::Bar;
 pub use device::VfioDevice;
-pub use error::{Occupant, VfioError};
+pub use error::{BoundDriver, VfioError};
 pub use groups::{GroupLimits, GroupReport};
 pub use host::VfioHost;
-pub use info::Type1Limits;
-pub use log::ExchangeLog;
+pub use ioctl_trace::IoctlTrace;
 pub use spapr::{
-    SpaprAnswers, SpaprLimits, SpaprState, SpaprTable, SpaprTableError, VfioSpaprV2, WindowPlace,
+    RawSpaprContainer, SpaprLimits, SpaprState, SpaprTable, SpaprTableError, VfioSpaprV2, WindowPlace,
 };
 pub use sysfs::GroupDevice;
 #[cfg(test)]
 pub(crate) use sysfs::tests::tree;
 pub use type1::{Type1State, VfioType1};
+pub use type1_limits::Type1Limits;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use prereg::{AddressKind, AddressSpace, Errno, HostAddr, Registration, UserAddr};
 use prereg_linux::{
-    AlignedBuffer, Completed, GuestMemory, IoMemory, IoPiece, IoRing, IoUring, IoWait, KernelCount, Pieces,
-    PlainReason, SlotAddress, Transfer, Way,
+    AlignedBuffer, Completed, GuestMemory, IoMemory, IoPath, IoRing, IoSegment, IoSegments, IoUring, IoWait,
+    KernelCount, PlainReason, SlotAddress, Transfer,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -47,7 +47,7 @@ fn host_with(builder: prereg_linux::IoUringBuilder) -> Option<Host> {
             return None;
         }
     };
-    if let Err(reason) = pins.io_rings() {
+    if let Err(reason) = pins.fixed_io_support() {
         eprintln!("skipped: {reason}");
         return None;
     }
@@ -72,20 +72,20 @@ fn slot_at(registration: &Registration, offset: u64) -> SlotAddress {
     found.unwrap()
 }
 
-fn pieces(registration: &Registration, parts: &[(u64, u64)]) -> Pieces {
+fn pieces(registration: &Registration, parts: &[(u64, u64)]) -> IoSegments {
     let mut pieces = None;
     for &(offset, bytes) in parts {
         let ua = UserAddr::new(registration.ua().raw() + offset);
-        let piece = IoPiece { ua, plain: ua, bytes };
+        let piece = IoSegment { ua, plain: ua, bytes };
         match &mut pieces {
-            None => pieces = Some(Pieces::new(Some(slot_at(registration, offset)), piece)),
+            None => pieces = Some(IoSegments::new(Some(slot_at(registration, offset)), piece)),
             Some(pieces) => assert!(pieces.push(piece)),
         }
     }
     pieces.unwrap()
 }
 
-fn transfer(ring: &mut IoRing<u64>, transfer: Transfer, pieces: Pieces, token: u64) -> Way {
+fn transfer(ring: &mut IoRing<u64>, transfer: Transfer, pieces: IoSegments, token: u64) -> IoPath {
     // SAFETY: the tests wait for the completion while their `GuestMemory` lives.
     unsafe { ring.transfer(transfer, pieces, token) }.unwrap()
 }
@@ -131,9 +131,9 @@ fn data_go_straight_between_file_and_registered_memory() {
     assert_eq!(pinned(), before, "a copy of a slot costs no pin");
     ram.write(5 * PAGE, b"from the guest").unwrap();
     let way = transfer(&mut ring, Transfer::Write(1024), pieces(&registration, &[(5 * PAGE, 512)]), 7);
-    assert_eq!(way, Way::Fixed);
+    assert_eq!(way, IoPath::Fixed);
     let completed = one(&mut ring);
-    assert_eq!((completed.token, completed.result, completed.way), (7, Ok(512), Some(Way::Fixed)));
+    assert_eq!((completed.token, completed.result, completed.io_path), (7, Ok(512), Some(IoPath::Fixed)));
     let mut back = [0; 14];
     host.file.read_exact_at(&mut back, 1024).unwrap();
     assert_eq!(&back, b"from the guest");
@@ -155,7 +155,7 @@ fn several_pieces_of_one_slot_are_one_transfer() {
     host.file.write_all_at(&[b"aaa".as_slice(), b"bb", b"cccc"].concat(), 0).unwrap();
     let parts = pieces(&registration, &[(3 * PAGE, 3), (10, 2), (PAGE, 4)]);
     let way = transfer(&mut ring, Transfer::Read(0), parts, 1);
-    assert_eq!(way, if ring.vectored() { Way::Fixed } else { Way::Plain });
+    assert_eq!(way, if ring.vectored() { IoPath::Fixed } else { IoPath::Plain });
     assert_eq!(one(&mut ring).result, Ok(9));
     for (at, expected) in [(3 * PAGE, &b"aaa"[..]), (10, b"bb"), (PAGE, b"cccc")] {
         let mut seen = vec![0; expected.len()];
@@ -175,14 +175,14 @@ fn regions_come_and_go_in_rings_that_are_there() {
     for ring in &mut rings {
         assert_eq!(ring.slots(), (1, 0));
         let way = transfer(ring, Transfer::Write(0), pieces(&registration, &[(0, PAGE)]), 0);
-        assert_eq!((way, one(ring).result), (Way::Fixed, Ok(PAGE as u32)));
+        assert_eq!((way, one(ring).result), (IoPath::Fixed, Ok(PAGE as u32)));
     }
     let stale = pieces(&registration, &[(0, PAGE)]);
     registration.unregister().unwrap();
     assert_eq!(pinned(), before, "no copy keeps the pages");
     for ring in &mut rings {
         assert_eq!(ring.slots(), (0, 0));
-        assert_eq!(transfer(ring, Transfer::Read(0), stale.clone(), 0), Way::Plain);
+        assert_eq!(transfer(ring, Transfer::Read(0), stale.clone(), 0), IoPath::Plain);
         assert_eq!(one(ring).result, Ok(PAGE as u32), "the memory is still mapped, so the plain way is open");
     }
 }
@@ -199,8 +199,8 @@ fn an_unregister_does_not_wait_for_rings_that_sleep_or_are_busy_elsewhere() {
     let sleeper = std::thread::spawn({
         let (mut ring, kick, awake) = (host.ring(), Arc::clone(&kick), Arc::clone(&awake));
         move || {
-            ring.listen(kick);
-            while !ring.rang() {
+            ring.set_kick(kick);
+            while !ring.take_kick() {
                 ring.enter(IoWait::One).unwrap();
                 assert!(ring.next_completed().is_none());
             }
@@ -227,7 +227,7 @@ fn a_thousand_regions_leave_no_slot_behind() {
     for round in 0..1000u64 {
         let registration = host.space.register(&ram).unwrap();
         let way = transfer(&mut ring, Transfer::Write(0), pieces(&registration, &[(0, 512)]), round);
-        assert_eq!((way, one(&mut ring).token), (Way::Fixed, round));
+        assert_eq!((way, one(&mut ring).token), (IoPath::Fixed, round));
         assert_eq!(ring.slots(), (1, 0));
         registration.unregister().unwrap();
     }
@@ -278,7 +278,7 @@ fn regions_of_many_slots_and_of_several_pin_rings_are_found() {
     // 16389 slots do not fit a table of 16384: the second region is missing, and reached the plain way.
     assert_eq!(ring.slots(), (5, SLOTS));
     let way = transfer(&mut ring, Transfer::Write(0), pieces(&many, &[(7 * PAGE, PAGE)]), 0);
-    assert_eq!((way, one(&mut ring).result), (Way::Plain, Ok(PAGE as u32)));
+    assert_eq!((way, one(&mut ring).result), (IoPath::Plain, Ok(PAGE as u32)));
     few.unregister().unwrap();
     assert_eq!(ring.slots(), (0, SLOTS));
     // A ring that comes now has room for it, from another pin ring than its own numbers say.
@@ -286,7 +286,7 @@ fn regions_of_many_slots_and_of_several_pin_rings_are_found() {
     assert_eq!(later.slots(), (SLOTS as u32, 0));
     large.write(7 * PAGE, b"seven").unwrap();
     let way = transfer(&mut later, Transfer::Write(0), pieces(&many, &[(7 * PAGE, 5)]), 0);
-    assert_eq!((way, one(&mut later).result), (Way::Fixed, Ok(5)));
+    assert_eq!((way, one(&mut later).result), (IoPath::Fixed, Ok(5)));
     let mut back = [0; 5];
     host.file.read_exact_at(&mut back, 0).unwrap();
     assert_eq!(&back, b"seven");
@@ -301,9 +301,9 @@ fn without_slots_the_same_transfers_go_the_plain_way_and_say_why() {
     let ram = GuestMemory::memfd("guest", PAGE).unwrap();
     let registration = host.space.register(&ram).unwrap();
     let mut ring: IoRing<u64> = IoRing::new(8, Arc::clone(&host.file), None).unwrap();
-    assert_eq!(ring.fixed(), Err(PlainReason::NotAsked));
+    assert_eq!(ring.fixed(), Err(PlainReason::NoBackend));
     let way = transfer(&mut ring, Transfer::WriteDurable(0), pieces(&registration, &[(0, 512)]), 0);
-    assert_eq!((way, one(&mut ring).result), (Way::Plain, Ok(512)));
+    assert_eq!((way, one(&mut ring).result), (IoPath::Plain, Ok(512)));
     drop(registration);
     if let Ok(physical) = IoUring::builder().addresses(AddressKind::Physical).build() {
         let ring: IoRing<u64> = IoRing::new(8, Arc::clone(&host.file), Some(&Arc::new(physical))).unwrap();
@@ -322,12 +322,12 @@ fn what_the_kernel_refuses_comes_back_with_everything_that_was_given() {
     let mut ring = host.ring();
     let slot = slot_at(&registration, 0);
     let beside = UserAddr::new(registration.ua().raw() + 2 * PAGE);
-    let wrong = Pieces::new(Some(slot), IoPiece { ua: beside, plain: beside, bytes: 512 });
-    assert_eq!(transfer(&mut ring, Transfer::Read(0), wrong.clone(), 3), Way::Fixed);
+    let wrong = IoSegments::new(Some(slot), IoSegment { ua: beside, plain: beside, bytes: 512 });
+    assert_eq!(transfer(&mut ring, Transfer::Read(0), wrong.clone(), 3), IoPath::Fixed);
     let completed = one(&mut ring);
     assert_eq!((completed.token, completed.result), (3, Err(Errno::EFAULT)), "an address outside its slot");
     assert!(matches!(completed.memory, IoMemory::Guest(pieces) if pieces == wrong));
-    let nothing = Pieces::new(None, IoPiece { ua: beside, plain: beside, bytes: 0 });
+    let nothing = IoSegments::new(None, IoSegment { ua: beside, plain: beside, bytes: 0 });
     // SAFETY: it is refused.
     let (_, token) = unsafe { ring.transfer(Transfer::Read(0), nothing, 4) }.unwrap_err();
     assert_eq!((token, ring.in_flight()), (4, 0));
@@ -356,7 +356,7 @@ fn a_full_ring_gives_back_what_it_cannot_take() {
     let _turn = turn();
     let Some(host) = host() else { return };
     let mut ring: IoRing<u64> = IoRing::new(2, Arc::clone(&host.file), None).unwrap();
-    assert_eq!(ring.room(), 2);
+    assert_eq!(ring.sq_space(), 2);
     ring.sync_data(1).unwrap();
     ring.sync_data(2).unwrap();
     assert_eq!(ring.sync_data(3), Err(3));
@@ -374,16 +374,16 @@ fn the_kick_wakes_and_is_taken_once() {
     let Some(host) = host() else { return };
     let mut ring = host.ring();
     let kick = eventfd();
-    ring.listen(Arc::clone(&kick));
+    ring.set_kick(Arc::clone(&kick));
     ring.enter(IoWait::For(Duration::from_millis(1))).unwrap();
-    assert!(ring.next_completed().is_none() && !ring.rang());
+    assert!(ring.next_completed().is_none() && !ring.take_kick());
     let mut bell = File::from(kick.try_clone().unwrap());
     bell.write_all(&3u64.to_ne_bytes()).unwrap();
     ring.enter(IoWait::One).unwrap();
     assert!(ring.next_completed().is_none());
-    assert!(ring.rang() && !ring.rang());
+    assert!(ring.take_kick() && !ring.take_kick());
     ring.enter(IoWait::For(Duration::from_millis(1))).unwrap();
-    assert!(ring.next_completed().is_none() && !ring.rang(), "the count was taken");
+    assert!(ring.next_completed().is_none() && !ring.take_kick(), "the count was taken");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use prereg::{
     PinId, UserAddr, UserRange,
 };
 
-use crate::memory::{Backing, MapSpec, ObjectId, Protection, Segment, UserSpace};
+use crate::memory::{MapSpec, ObjectId, ObjectRange, Protection, SimBacking, UserSpace};
 
 /// A pretended host. Clones are the same host.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct SimHost {
 #[derive(Debug)]
 struct State {
     space: UserSpace,
-    pins: BTreeMap<u64, Vec<Segment>>,
+    pins: BTreeMap<u64, Vec<ObjectRange>>,
     next_pin: u64,
     pin_calls: u64,
     charged: u64,
@@ -30,12 +30,12 @@ struct State {
     limit: Option<u64>,
     privileged: bool,
     /// Outside calls until the one that fails; 0: none does.
-    countdown: u64,
+    calls_until_failure: u64,
     failed: bool,
     /// Dirty pages of the last release, by user page address.
     written: Vec<UserAddr>,
     /// Pages taken off the account that were never on it.
-    excess: u64,
+    unmatched_uncharges: u64,
     /// Memory for page lists; `None`: as much as asked for.
     ram_bytes: Option<u64>,
 }
@@ -74,10 +74,10 @@ impl SimHost {
             locked: 0,
             limit: None,
             privileged: false,
-            countdown: 0,
+            calls_until_failure: 0,
             failed: false,
             written: Vec::new(),
-            excess: 0,
+            unmatched_uncharges: 0,
             ram_bytes: None,
         };
         Self { granule, state: Arc::new(Mutex::new(state)) }
@@ -148,7 +148,7 @@ impl SimHost {
     pub fn write_after_fork(&self, ua: u64, bytes: u64) {
         let mut state = self.state();
         for page in self.page(ua)..self.page(ua) + self.pages(bytes) {
-            let pinned = match state.space.segments(page, 1).as_deref() {
+            let pinned = match state.space.object_ranges(page, 1).as_deref() {
                 Ok([segment]) => state.pins_of(segment.object, segment.first) > 0,
                 _ => true,
             };
@@ -170,7 +170,7 @@ impl SimHost {
         }
         let mut state = self.state();
         let more = state.space.unlocked(first, pages);
-        state.admit(more).map_err(|_| Errno::ENOMEM)?;
+        state.check_limit(more).map_err(|_| Errno::ENOMEM)?;
         state.space.lock(first, pages, true);
         if state.space.gaps(first, pages).is_empty() { Ok(()) } else { Err(Errno::ENOMEM) }
     }
@@ -216,7 +216,7 @@ impl SimHost {
     /// Whether a program could write every byte of `[ua, ua + bytes)`.
     #[must_use]
     pub fn is_writable(&self, ua: u64, bytes: u64) -> bool {
-        bytes == 0 || self.state().space.segments(self.page(ua), self.pages(bytes)).is_ok()
+        bytes == 0 || self.state().space.object_ranges(self.page(ua), self.pages(bytes)).is_ok()
     }
 
     /// The host of a child process after a fork: the same memory, limit and privilege, nothing locked, pinned or charged.
@@ -238,7 +238,7 @@ impl SimHost {
     #[must_use]
     pub fn backs(&self, ua: u64) -> Option<HostAddr> {
         let state = self.state();
-        let segment = *state.space.segments(self.page(ua), 1).ok()?.first()?;
+        let segment = *state.space.object_ranges(self.page(ua), 1).ok()?.first()?;
         let frame = state.space.frame(segment.object, segment.first);
         let shift = self.granule.shift();
         Some(HostAddr::new((frame << shift.get()) | (ua & shift.mask())))
@@ -262,7 +262,7 @@ impl SimHost {
     /// ENOMEM over the limit.
     pub fn lock_pages(&self, pages: u64) -> Result<(), Errno> {
         let mut state = self.state();
-        state.admit(pages).map_err(|_| Errno::ENOMEM)?;
+        state.check_limit(pages).map_err(|_| Errno::ENOMEM)?;
         state.locked += pages;
         Ok(())
     }
@@ -282,7 +282,7 @@ impl SimHost {
     /// Makes the `n`-th outside call from now fail (1 is the next; 0: none).
     pub fn fail_nth(&self, n: u64) {
         let mut state = self.state();
-        state.countdown = n;
+        state.calls_until_failure = n;
         state.failed = false;
     }
 
@@ -304,7 +304,7 @@ impl SimHost {
     #[must_use]
     pub fn pin_count(&self, ua: u64) -> u64 {
         let state = self.state();
-        match state.space.segments(self.page(ua), 1).as_deref() {
+        match state.space.object_ranges(self.page(ua), 1).as_deref() {
             Ok([segment]) => state.pins_of(segment.object, segment.first),
             _ => 0,
         }
@@ -343,29 +343,29 @@ impl SimHost {
         let state = self.state();
         assert!(state.pins.is_empty(), "still pinned: {:?}", state.pins);
         assert_eq!(state.charged, 0, "still charged");
-        assert_eq!(state.excess, 0, "uncharged more than was charged");
+        assert_eq!(state.unmatched_uncharges, 0, "uncharged more than was charged");
     }
 }
 
 impl State {
     fn pins_of(&self, object: ObjectId, page: u64) -> u64 {
-        let holds = |segment: &&Segment| {
+        let holds = |segment: &&ObjectRange| {
             segment.object == object && (segment.first..segment.first + segment.pages).contains(&page)
         };
         self.pins.values().flatten().filter(holds).count() as u64
     }
 
     /// Whether this outside call is the one to fail.
-    fn fails(&mut self) -> bool {
-        if self.countdown == 0 {
+    fn next_call_fails(&mut self) -> bool {
+        if self.calls_until_failure == 0 {
             return false;
         }
-        self.countdown -= 1;
-        self.failed |= self.countdown == 0;
-        self.countdown == 0
+        self.calls_until_failure -= 1;
+        self.failed |= self.calls_until_failure == 0;
+        self.calls_until_failure == 0
     }
 
-    fn admit(&self, pages: u64) -> Result<(), ChargeError> {
+    fn check_limit(&self, pages: u64) -> Result<(), ChargeError> {
         let Some(limit) = self.limit.filter(|_| !self.privileged) else { return Ok(()) };
         let charged = self.charged + self.locked + self.space.locked_pages();
         if charged.checked_add(pages).is_none_or(|total| total > limit) {
@@ -392,16 +392,16 @@ unsafe impl Pin for SimHost {
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let mut state = self.state();
-        if state.fails() {
+        if state.next_call_fails() {
             return Err(PinError::Fault { ua: range.first(), why: "this call was asked to fail" });
         }
         let list = range.pages(self.granule).saturating_mul(8);
         if state.ram_bytes.is_some_and(|ram| list > ram) {
             return Err(PinError::OutOfMemory);
         }
-        let segments = state
+        let object_ranges = state
             .space
-            .segments(self.page(range.first().raw()), range.pages(self.granule))
+            .object_ranges(self.page(range.first().raw()), range.pages(self.granule))
             .map_err(|missing| PinError::Fault {
                 ua: UserAddr::new(missing.page << self.granule.shift().get()),
                 why: missing.why,
@@ -410,7 +410,7 @@ unsafe impl Pin for SimHost {
         if state.ram_bytes.is_some_and(|ram| list > ram / 8) {
             return Err(PinError::OutOfMemory);
         }
-        for &segment in &segments {
+        for &segment in &object_ranges {
             for (frame, count) in state.space.runs(segment) {
                 pages.push(HostAddr::new(frame << self.granule.shift().get()), count)?;
             }
@@ -418,7 +418,7 @@ unsafe impl Pin for SimHost {
         let pin = state.next_pin;
         state.next_pin += 1;
         state.pin_calls += 1;
-        state.pins.insert(pin, segments);
+        state.pins.insert(pin, object_ranges);
         Ok(PinId(pin))
     }
 
@@ -434,17 +434,17 @@ unsafe impl Pin for SimHost {
 impl Charge for SimHost {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
         let mut state = self.state();
-        if state.fails() {
+        if state.next_call_fails() {
             return Err(ChargeError::OverLimit { need: pages, charged: state.charged, limit: 0 });
         }
-        state.admit(pages)?;
+        state.check_limit(pages)?;
         state.charged = state.charged.saturating_add(pages);
         Ok(())
     }
 
     fn uncharge(&self, pages: u64) {
         let mut state = self.state();
-        state.excess += pages.saturating_sub(state.charged);
+        state.unmatched_uncharges += pages.saturating_sub(state.charged);
         state.charged = state.charged.saturating_sub(pages);
     }
 }
@@ -453,7 +453,7 @@ impl MapSpec {
     /// Huge pages of `shift`, readable and writable.
     #[must_use]
     pub fn huge(shift: prereg::PageShift) -> Self {
-        Self { backing: Backing::Huge(shift), ..Self::default() }
+        Self { backing: SimBacking::Huge(shift), ..Self::default() }
     }
 
     /// Base pages that allow what `protection` says.
@@ -465,6 +465,6 @@ impl MapSpec {
     /// Device memory, which cannot be pinned.
     #[must_use]
     pub fn unpinnable() -> Self {
-        Self { backing: Backing::Unpinnable, ..Self::default() }
+        Self { backing: SimBacking::Unpinnable, ..Self::default() }
     }
 }

@@ -10,4 +10,4 @@ mod host;
 mod memory;
 
 pub use host::{SimHost, SimMemory};
-pub use memory::{Backing, MapSpec, Protection};
+pub use memory::{MapSpec, Protection, SimBacking};

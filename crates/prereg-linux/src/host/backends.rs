@@ -6,7 +6,7 @@ use super::report::{BackendReport, HostReport, PagemapAccess};
 use super::vfio;
 use crate::mlock::Mlock;
 
-pub(super) fn judge(report: &HostReport) -> Vec<BackendReport> {
+pub(super) fn backend_reports(report: &HostReport) -> Vec<BackendReport> {
     let [type1, spapr] = vfio::containers(report);
     vec![io_uring(report), mlock(report), fixed(), type1, spapr, vfio::iommufd(report)]
 }
@@ -39,14 +39,14 @@ fn allowance_text(report: &HostReport) -> String {
 fn io_uring(report: &HostReport) -> BackendReport {
     let mut verdict = BackendReport {
         name: "io-uring",
-        usable: report.io_uring.tried.is_ok(),
+        usable: report.io_uring.probe.is_ok(),
         pins: true,
         addresses: report.io_uring.addresses,
         allowance: report.memlock.allowance(),
         why: String::new(),
         remedy: None,
     };
-    match &report.io_uring.tried {
+    match &report.io_uring.probe {
         Ok(slot) => {
             let addresses = match report.io_uring.addresses {
                 Some(AddressKind::Physical) => "physical addresses",
@@ -144,7 +144,7 @@ mod tests {
             pagemap: PagemapAccess::Hidden,
             io_uring: UringAccess {
                 disabled: None,
-                tried: Ok(1 << 30),
+                probe: Ok(1 << 30),
                 addresses: Some(AddressKind::SlotOffset),
             },
             iommu_groups: Vec::new(),
@@ -191,8 +191,8 @@ mod tests {
     fn a_forbidden_io_uring_names_the_switch() {
         for (disabled, says) in [(Some(2), "write 0"), (Some(1), "io_uring_group"), (Some(0), "seccomp")] {
             let mut report = user(None, None);
-            let tried = Err(BackendError::Forbidden);
-            report.io_uring = UringAccess { disabled, tried, addresses: None };
+            let probe = Err(BackendError::Forbidden);
+            report.io_uring = UringAccess { disabled, probe, addresses: None };
             let verdict = io_uring(&report);
             assert!(!verdict.usable);
             assert!(verdict.remedy.unwrap().contains(says), "{disabled:?}");

@@ -1,7 +1,7 @@
 //! The texts of `/sys`, read without asking the system.
 
 /// The choice in brackets: `always [madvise] never` is `madvise`.
-pub(super) fn chosen(text: &str) -> Option<String> {
+pub(super) fn selected(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     let (choice, _) = rest.split_once(']')?;
     (!choice.is_empty()).then(|| choice.to_owned())
@@ -19,10 +19,10 @@ mod tests {
 
     #[test]
     fn the_choice_is_what_stands_in_brackets() {
-        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
-        assert_eq!(chosen("[never]").as_deref(), Some("never"));
+        assert_eq!(selected("always [madvise] never\n").as_deref(), Some("madvise"));
+        assert_eq!(selected("[never]").as_deref(), Some("never"));
         for text in ["", "always", "[", "]", "[]", "][", "always [madvise"] {
-            assert_eq!(chosen(text), None, "{text:?}");
+            assert_eq!(selected(text), None, "{text:?}");
         }
     }
 

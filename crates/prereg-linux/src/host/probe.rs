@@ -7,7 +7,7 @@ use super::report::{Capabilities, HostReport, HugePool, Memlock, PagemapAccess, 
 use super::{backends, parse};
 use crate::account;
 use crate::pagemap::Pagemap;
-use crate::status::{KernelCount, kib_of};
+use crate::proc_status::{KernelCount, kib_of};
 use crate::sys;
 use crate::uring::IoUring;
 use crate::vfio::VfioHost;
@@ -17,7 +17,7 @@ impl HostReport {
     /// bound to VFIO and not in use for a moment.
     #[must_use]
     pub fn probe() -> Self {
-        let (uid, euid) = sys::users();
+        let (uid, euid) = sys::uids();
         let bits = sys::effective_capabilities().unwrap_or(0);
         let holds = |number: u32| bits >> number & 1 != 0;
         let (soft, hard) = sys::memlock_limit().unwrap_or((Some(0), Some(0)));
@@ -32,7 +32,7 @@ impl HostReport {
             memlock: Memlock {
                 soft,
                 hard,
-                privileged: account::may_pass_the_limit(),
+                privileged: account::bypasses_memlock(),
                 counted: KernelCount::now(),
             },
             page_bytes: sys::page_size(),
@@ -41,7 +41,7 @@ impl HostReport {
             huge_pools: huge_pools(Path::new("/sys/kernel/mm/hugepages")),
             transparent_huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
                 .ok()
-                .and_then(|text| parse::chosen(&text)),
+                .and_then(|text| parse::selected(&text)),
             compact_unevictable_allowed: number("/proc/sys/vm/compact_unevictable_allowed"),
             pagemap: pagemap_access(),
             io_uring: uring_access(),
@@ -53,7 +53,7 @@ impl HostReport {
             type1_mappings: vfio.type1_mappings(),
             backends: Vec::new(),
         };
-        report.backends = backends::judge(&report);
+        report.backends = backends::backend_reports(&report);
         report
     }
 }
@@ -108,7 +108,7 @@ fn uring_access() -> UringAccess {
     UringAccess {
         disabled: number("/proc/sys/kernel/io_uring_disabled"),
         addresses: made.as_ref().ok().map(prereg::Pin::address_kind),
-        tried: made.map(|uring| uring.slot_limit()),
+        probe: made.map(|uring| uring.slot_limit()),
     }
 }
 
@@ -127,7 +127,7 @@ mod tests {
             ["io-uring", "mlock", "fixed", "vfio-type1", "vfio-spapr-v2", "iommufd"]
         );
         let uring = report.backend("io-uring").unwrap();
-        assert_eq!(uring.usable, report.io_uring.tried.is_ok());
+        assert_eq!(uring.usable, report.io_uring.probe.is_ok());
         assert_eq!(report.memlock.privileged, report.capabilities.ipc_lock && report.initial_user_namespace);
         assert!(report.backends.iter().all(|backend| !backend.why.is_empty()));
         if report.pagemap == PagemapAccess::Frames && uring.usable {

@@ -3,7 +3,7 @@
 use prereg::{AddressKind, Errno};
 
 use crate::error::BackendError;
-use crate::status::KernelCount;
+use crate::proc_status::KernelCount;
 use crate::vfio::GroupReport;
 
 /// The capabilities in effect that matter here.
@@ -67,7 +67,7 @@ pub struct UringAccess {
     /// `/proc/sys/kernel/io_uring_disabled`: 0 allowed, 1 for privileged ones, 2 for nobody; `None` before Linux 6.6.
     pub disabled: Option<u64>,
     /// What came of trying, with the bytes that one slot may hold when it worked.
-    pub tried: Result<u64, BackendError>,
+    pub probe: Result<u64, BackendError>,
     /// What its host addresses are, when it worked.
     pub addresses: Option<AddressKind>,
 }

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Errno, Iova, MapError, RangeMapping, Translator, UserAddr};
 
-use super::spaces::{IommufdLimits, Spaces};
-use crate::vfio::iova::Piece;
-use crate::vfio::layout::{IOAS_READABLE, IOAS_WRITEABLE};
+use super::ioas::{IoasPair, IommufdLimits};
+use crate::vfio::iova::IovaRange;
+use crate::vfio::uapi::{IOAS_READABLE, IOAS_WRITEABLE};
 
 /// Why a range was not mapped or unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -77,7 +77,7 @@ impl IommufdTableError {
 struct Entry {
     bytes: u64,
     /// The parts of it, as the kernel knows them.
-    pieces: Vec<Piece>,
+    pieces: Vec<IovaRange>,
     mapping: RangeMapping,
 }
 
@@ -85,12 +85,12 @@ struct Entry {
 pub struct IommufdTable {
     entries: Mutex<BTreeMap<u64, Entry>>,
     limits: IommufdLimits,
-    spaces: Arc<Spaces>,
+    ioas: Arc<IoasPair>,
 }
 
 impl IommufdTable {
-    pub(super) fn new(spaces: Arc<Spaces>, limits: IommufdLimits) -> Self {
-        Self { entries: Mutex::default(), limits, spaces }
+    pub(super) fn new(ioas: Arc<IoasPair>, limits: IommufdLimits) -> Self {
+        Self { entries: Mutex::default(), limits, ioas }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
@@ -122,7 +122,7 @@ impl IommufdTable {
             return Err(IommufdTableError::Exists { iova, bytes });
         }
         let mapping = translator.map_range(ua, bytes)?;
-        match self.show(iova, &mapping, access) {
+        match self.copy_runs(iova, &mapping, access) {
             Ok(pieces) => {
                 entries.insert(iova.raw(), Entry { bytes, pieces, mapping });
                 Ok(())
@@ -136,17 +136,17 @@ impl IommufdTable {
     }
 
     /// Copies all parts, or none.
-    fn show(&self, iova: Iova, mapping: &RangeMapping, access: Access) -> Result<Vec<Piece>, Errno> {
+    fn copy_runs(&self, iova: Iova, mapping: &RangeMapping, access: Access) -> Result<Vec<IovaRange>, Errno> {
         let may =
             if access.reads() { IOAS_READABLE } else { 0 } | if access.writes() { IOAS_WRITEABLE } else { 0 };
         let mut pieces = Vec::new();
         let mut at = iova.raw();
         for run in mapping.runs() {
-            let piece = Piece { iova: at, bytes: run.bytes };
-            if let Err(errno) = self.spaces.show_for(run.host.raw(), piece, may) {
+            let piece = IovaRange { iova: at, bytes: run.bytes };
+            if let Err(errno) = self.ioas.copy_with_access(run.host.raw(), piece, may) {
                 // A part that stays would be a mapping nobody counts; the kernel has no reason to refuse an exact unmap.
                 for piece in pieces {
-                    self.spaces.hide(piece);
+                    self.ioas.unmap_device(piece);
                 }
                 return Err(errno);
             }
@@ -172,7 +172,7 @@ impl IommufdTable {
         let Some(mut entry) = found else {
             return Err(IommufdTableError::Absent { iova, bytes });
         };
-        entry.pieces.retain(|&piece| !self.spaces.hide(piece));
+        entry.pieces.retain(|&piece| !self.ioas.unmap_device(piece));
         if !entry.pieces.is_empty() {
             entries.insert(iova.raw(), entry);
             return Err(IommufdTableError::Kernel { during: "IOMMU_IOAS_UNMAP", iova, errno: Errno::EIO });
@@ -193,7 +193,7 @@ impl Drop for IommufdTable {
     fn drop(&mut self) {
         let entries = std::mem::take(self.entries.get_mut().unwrap_or_else(PoisonError::into_inner));
         for entry in entries.into_values() {
-            let stay = entry.pieces.iter().filter(|&&piece| !self.spaces.hide(piece)).count();
+            let stay = entry.pieces.iter().filter(|&&piece| !self.ioas.unmap_device(piece)).count();
             if stay > 0 {
                 // What a device may still reach must not be unregistered, by anybody.
                 std::mem::forget(entry.mapping);

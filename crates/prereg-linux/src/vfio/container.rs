@@ -14,26 +14,26 @@ use super::error::VfioError;
 use super::host::VfioHost;
 use super::kernel::{
     Argument, CHECK_EXTENSION, Descriptor, GET_API_VERSION, GROUP_GET_DEVICE_FD, GROUP_GET_STATUS,
-    GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER, SET_IOMMU, exchange,
+    GROUP_SET_CONTAINER, GROUP_UNSET_CONTAINER, SET_IOMMU, ioctl_struct,
 };
-use super::layout::{GROUP_HAS_CONTAINER, GROUP_VIABLE, GroupStatus, Layout};
+use super::uapi::{GROUP_HAS_CONTAINER, GROUP_VIABLE, GroupStatus, UapiStruct};
 
 /// What a container can be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Kind {
+pub(crate) struct IommuType {
     pub(crate) name: &'static str,
     /// Its number in `linux/vfio.h`.
     pub(crate) number: u64,
     remedy: &'static str,
 }
 
-pub(crate) const TYPE1_V2: Kind = Kind {
+pub(crate) const TYPE1_V2: IommuType = IommuType {
     name: "type1 IOMMU, version 2",
     number: 3,
     remedy: "load its driver (modprobe vfio_iommu_type1); POWER machines have vfio-spapr-v2 instead",
 };
 
-pub(crate) const SPAPR_TCE_V2: Kind = Kind {
+pub(crate) const SPAPR_TCE_V2: IommuType = IommuType {
     name: "SPAPR TCE IOMMU, version 2",
     number: 7,
     remedy: "load its driver (modprobe vfio_iommu_spapr_tce); it is for POWER machines that can make windows, others have \
@@ -57,27 +57,30 @@ const NODE: &str = "/dev/vfio/vfio";
 
 impl Container {
     /// A container of `kind` with the group of `device` in it.
-    pub(crate) fn open(host: &VfioHost, device: &str, kind: Kind) -> Result<Self, VfioError> {
+    pub(crate) fn open(host: &VfioHost, device: &str, iommu_type: IommuType) -> Result<Self, VfioError> {
         let group = host.sysfs.group_of(device)?;
         let descriptor = host.open(NODE)?;
         let os = |during| move |errno| VfioError::Os { during, on: NODE.to_owned(), errno };
-        let version = descriptor.ask(GET_API_VERSION, Argument::None).map_err(os(GET_API_VERSION.name))?;
+        let version = descriptor.ioctl(GET_API_VERSION, Argument::None).map_err(os(GET_API_VERSION.name))?;
         if version != 0 {
             return Err(VfioError::Version { found: version });
         }
         let offered = descriptor
-            .ask(CHECK_EXTENSION, Argument::Value(kind.number))
+            .ioctl(CHECK_EXTENSION, Argument::Value(iommu_type.number))
             .map_err(os(CHECK_EXTENSION.name))?;
-        let no_kind = |errno| VfioError::NoKind { kind: kind.name, errno, remedy: kind.remedy };
+        let no_type =
+            |errno| VfioError::NoIommuType { kind: iommu_type.name, errno, remedy: iommu_type.remedy };
         if offered == 0 {
-            return Err(no_kind(Errno::ENODEV));
+            return Err(no_type(Errno::ENODEV));
         }
         let container = Self { host: host.clone(), descriptor, groups: Mutex::new(Vec::new()) };
         container.join(group)?;
-        container.descriptor.ask(SET_IOMMU, Argument::Value(kind.number)).map_err(|errno| match errno {
-            Errno::EPERM => VfioError::UnsafeInterrupts { group },
-            errno => no_kind(errno),
-        })?;
+        container.descriptor.ioctl(SET_IOMMU, Argument::Value(iommu_type.number)).map_err(
+            |errno| match errno {
+                Errno::EPERM => VfioError::UnsafeInterrupts { group },
+                errno => no_type(errno),
+            },
+        )?;
         Ok(container)
     }
 
@@ -109,15 +112,18 @@ impl Container {
             move |errno| VfioError::Os { during, on, errno }
         };
         let mut status = GroupStatus { argsz: GroupStatus::BYTES as u32, flags: 0 };
-        exchange(&*descriptor, GROUP_GET_STATUS, &mut status).map_err(os(GROUP_GET_STATUS.name))?;
+        ioctl_struct(&*descriptor, GROUP_GET_STATUS, &mut status).map_err(os(GROUP_GET_STATUS.name))?;
         if status.flags & GROUP_VIABLE == 0 {
-            return Err(VfioError::NotViable { group: number, others: self.host.sysfs.occupants_of(number) });
+            return Err(VfioError::NotViable {
+                group: number,
+                others: self.host.sysfs.foreign_drivers_of(number),
+            });
         }
         if status.flags & GROUP_HAS_CONTAINER != 0 {
             return Err(VfioError::InContainer { group: number, errno: Errno::EBUSY });
         }
         let container = Argument::Descriptor(self.descriptor.number());
-        descriptor.ask(GROUP_SET_CONTAINER, container).map_err(|errno| match errno {
+        descriptor.ioctl(GROUP_SET_CONTAINER, container).map_err(|errno| match errno {
             Errno::EINVAL | Errno::EBUSY => VfioError::InContainer { group: number, errno },
             // The IOMMU driver of the container is asked too once it has one.
             Errno::EPERM => VfioError::UnsafeInterrupts { group: number },
@@ -134,14 +140,18 @@ impl Container {
         let Some(index) = groups.iter().position(|group| group.number == number) else { return Ok(()) };
         if groups.len() == 1 && held > 0 {
             let what = format!("IOMMU group {number}, the last one of its container,");
-            return Err(VfioError::Holding { what, bytes: held });
+            return Err(VfioError::MemoryRegistered { what, bytes: held });
         }
-        groups[index].descriptor.ask(GROUP_UNSET_CONTAINER, Argument::None).map_err(|errno| match errno {
-            Errno::EBUSY => VfioError::DeviceBusy { device: device.to_owned(), errno },
-            errno => {
-                VfioError::Os { during: GROUP_UNSET_CONTAINER.name, on: format!("/dev/vfio/{number}"), errno }
-            }
-        })?;
+        groups[index].descriptor.ioctl(GROUP_UNSET_CONTAINER, Argument::None).map_err(
+            |errno| match errno {
+                Errno::EBUSY => VfioError::DeviceBusy { device: device.to_owned(), errno },
+                errno => VfioError::Os {
+                    during: GROUP_UNSET_CONTAINER.name,
+                    on: format!("/dev/vfio/{number}"),
+                    errno,
+                },
+            },
+        )?;
         groups.swap_remove(index);
         Ok(())
     }
@@ -154,13 +164,12 @@ impl Container {
             return Err(VfioError::NoDevice { device: device.to_owned() });
         };
         let name = CString::new(device).map_err(|_| VfioError::NoDevice { device: device.to_owned() })?;
-        let descriptor = group
-            .descriptor
-            .ask_descriptor(GROUP_GET_DEVICE_FD, Argument::Text(&name))
-            .map_err(|errno| match errno {
+        let descriptor = group.descriptor.ioctl_fd(GROUP_GET_DEVICE_FD, Argument::Text(&name)).map_err(
+            |errno| match errno {
                 Errno::EBUSY => VfioError::DeviceBusy { device: device.to_owned(), errno },
                 errno => VfioError::Os { during: GROUP_GET_DEVICE_FD.name, on: device.to_owned(), errno },
-            })?;
+            },
+        )?;
         VfioDevice::new(device, descriptor)
     }
 

@@ -7,8 +7,10 @@ use prereg::Errno;
 
 use super::bar::Bar;
 use super::error::VfioError;
-use super::kernel::{Argument, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_RESET, Descriptor, exchange};
-use super::layout::{DEVICE_RESETS, DeviceInfo, Layout, REGION_MMAP, RegionInfo};
+use super::kernel::{
+    Argument, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_RESET, Descriptor, ioctl_struct,
+};
+use super::uapi::{DEVICE_RESETS, DeviceInfo, REGION_MMAP, RegionInfo, UapiStruct};
 
 /// `VFIO_PCI_CONFIG_REGION_INDEX`.
 const CONFIG: u32 = 7;
@@ -29,7 +31,7 @@ impl VfioDevice {
     /// Asks an open device what it is.
     pub(crate) fn new(name: &str, descriptor: Arc<dyn Descriptor>) -> Result<Self, VfioError> {
         let mut info = DeviceInfo { argsz: DeviceInfo::BYTES as u32, ..DeviceInfo::default() };
-        exchange(&*descriptor, DEVICE_GET_INFO, &mut info).map_err(|errno| VfioError::Os {
+        ioctl_struct(&*descriptor, DEVICE_GET_INFO, &mut info).map_err(|errno| VfioError::Os {
             during: DEVICE_GET_INFO.name,
             on: name.to_owned(),
             errno,
@@ -63,7 +65,7 @@ impl VfioDevice {
 
     fn region(&self, index: u32) -> Result<RegionInfo, VfioError> {
         let mut region = RegionInfo { argsz: RegionInfo::BYTES as u32, index, ..RegionInfo::default() };
-        exchange(&*self.descriptor, DEVICE_GET_REGION_INFO, &mut region)
+        ioctl_struct(&*self.descriptor, DEVICE_GET_REGION_INFO, &mut region)
             .map_err(self.error(DEVICE_GET_REGION_INFO.name))?;
         Ok(region)
     }
@@ -139,7 +141,7 @@ impl VfioDevice {
     /// # Errors
     /// [`VfioError::Os`].
     pub fn reset(&self) -> Result<(), VfioError> {
-        self.descriptor.ask(DEVICE_RESET, Argument::None).map(drop).map_err(self.error(DEVICE_RESET.name))
+        self.descriptor.ioctl(DEVICE_RESET, Argument::None).map(drop).map_err(self.error(DEVICE_RESET.name))
     }
 }
 

@@ -4,7 +4,7 @@ use prereg::Errno;
 
 /// Another device of a group, and the driver that holds it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Occupant {
+pub struct BoundDriver {
     /// Its place on the bus.
     pub device: String,
     /// Its driver.
@@ -84,13 +84,13 @@ pub enum VfioError {
     /// Other drivers hold devices of the group.
     #[error(
         "IOMMU group {group} is not viable: {}; all devices of a group go to a user together: bind them to vfio-pci or to no \
-         driver", occupants_text(.others)
+         driver", drivers_text(.others)
     )]
     NotViable {
         /// The group.
         group: u32,
         /// Its devices that other drivers hold.
-        others: Vec<Occupant>,
+        others: Vec<BoundDriver>,
     },
     /// The kernel speaks another version.
     #[error("this kernel's VFIO has version {found}, and only 0 is known here")]
@@ -100,7 +100,7 @@ pub enum VfioError {
     },
     /// The container cannot be of this kind.
     #[error("the container cannot be a {kind} ({errno}): {remedy}")]
-    NoKind {
+    NoIommuType {
         /// The kind asked for.
         kind: &'static str,
         /// The system's number.
@@ -131,7 +131,7 @@ pub enum VfioError {
         "{what} holds {bytes} bytes of registered memory (EBUSY), which the kernel would drop with it; unregister them, or \
          add another device first"
     )]
-    Holding {
+    MemoryRegistered {
         /// What was to be taken away.
         what: String,
         /// The bytes registered.
@@ -151,7 +151,7 @@ pub enum VfioError {
     #[error(
         "{during} answered something else than its documentation says; is this kernel newer than this program?"
     )]
-    Answer {
+    BadReply {
         /// The call.
         during: &'static str,
     },
@@ -176,7 +176,7 @@ fn unbind_text(device: &str, driver: Option<&str>) -> String {
         .map_or_else(String::new, |driver| format!("echo {device} > /sys/bus/pci/drivers/{driver}/unbind; "))
 }
 
-fn occupants_text(others: &[Occupant]) -> String {
+fn drivers_text(others: &[BoundDriver]) -> String {
     let held: Vec<_> =
         others.iter().map(|other| format!("{} is held by {}", other.device, other.driver)).collect();
     if held.is_empty() { "some device of it is held by another driver".to_owned() } else { held.join(", ") }
@@ -194,14 +194,14 @@ impl VfioError {
             Self::Missing { errno, .. }
             | Self::Denied { errno, .. }
             | Self::InContainer { errno, .. }
-            | Self::NoKind { errno, .. }
+            | Self::NoIommuType { errno, .. }
             | Self::DeviceBusy { errno, .. }
             | Self::Os { errno, .. } => *errno,
             Self::NoDevice { .. } | Self::NoGroup { .. } | Self::NotBound { .. } => Errno::ENODEV,
-            Self::GroupBusy { .. } | Self::Holding { .. } => Errno::EBUSY,
+            Self::GroupBusy { .. } | Self::MemoryRegistered { .. } => Errno::EBUSY,
             Self::NotViable { .. } | Self::UnsafeInterrupts { .. } => Errno::EPERM,
             Self::Version { .. } | Self::Window { .. } => Errno::EINVAL,
-            Self::Answer { .. } => Errno::EIO,
+            Self::BadReply { .. } => Errno::EIO,
         }
     }
 
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_group_that_is_not_viable_names_who_holds_it() {
-        let other = |device: &str| Occupant { device: device.to_owned(), driver: "e1000e".to_owned() };
+        let other = |device: &str| BoundDriver { device: device.to_owned(), driver: "e1000e".to_owned() };
         let error =
             VfioError::NotViable { group: 3, others: vec![other("0000:00:05.0"), other("0000:00:05.1")] };
         let text = error.to_string();

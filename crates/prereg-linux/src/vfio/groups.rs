@@ -5,9 +5,9 @@ use prereg::Iova;
 use super::container::{Container, TYPE1_V2};
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::info::Type1Limits;
 use super::spapr::SpaprLimits;
 use super::sysfs::GroupDevice;
+use super::type1_limits::Type1Limits;
 
 /// An IOMMU group, and whether it can be had.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -63,11 +63,11 @@ impl VfioHost {
         // Without a bound device the first one says what is missing.
         let device = bound.map_or(first, |device| device.device.clone());
         match Container::open(self, &device, TYPE1_V2) {
-            Ok(container) => Type1Limits::ask(container.descriptor()).map(GroupLimits::Type1),
-            Err(missing @ VfioError::NoKind { .. }) => match SpaprLimits::ask(self, &device) {
+            Ok(container) => Type1Limits::query(container.descriptor()).map(GroupLimits::Type1),
+            Err(missing @ VfioError::NoIommuType { .. }) => match SpaprLimits::query(self, &device) {
                 Ok(limits) => Ok(GroupLimits::Spapr(limits)),
                 // Most machines have neither driver loaded rather than POWER's.
-                Err(VfioError::NoKind { .. }) => Err(missing),
+                Err(VfioError::NoIommuType { .. }) => Err(missing),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
@@ -83,7 +83,7 @@ impl VfioHost {
 
 #[cfg(test)]
 mod tests {
-    use super::super::recorded::Recording;
+    use super::super::replay::Recording;
     use super::super::sysfs::tests::tree;
     use super::*;
 
@@ -101,6 +101,6 @@ mod tests {
         assert!(text.contains("0000:00:02.1 is held by e1000e"), "{text}");
         let text = groups[2].limits.as_ref().unwrap_err().to_string();
         assert!(text.contains("bound to no driver"), "{text}");
-        recording.assert_used_up();
+        recording.assert_exhausted();
     }
 }

@@ -12,14 +12,14 @@ const FLOOR: u64 = 1 << 20;
 
 /// A piece of I/O address space, and so of the memory that is mapped there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Piece {
+pub(crate) struct IovaRange {
     pub(crate) iova: u64,
     pub(crate) bytes: u64,
 }
 
 /// Free I/O addresses.
 #[derive(Clone, Debug)]
-pub(crate) struct IovaSpace {
+pub(crate) struct IovaAllocator {
     /// First and last byte of each allowed range, ascending.
     allowed: Vec<(u64, u64)>,
     /// First to last byte of each free span; no two of the same allowed range touch.
@@ -28,7 +28,7 @@ pub(crate) struct IovaSpace {
     page: u64,
 }
 
-impl IovaSpace {
+impl IovaAllocator {
     /// All of `allowed` (first and last byte of each range), in whole pages of `page` bytes.
     pub(crate) fn new(allowed: &[(u64, u64)], page: u64) -> Self {
         let mut allowed: Vec<_> = allowed.iter().filter_map(|&range| whole_pages(range, page)).collect();
@@ -55,7 +55,7 @@ impl IovaSpace {
 
     /// Takes room for `bytes` bytes of memory at `ua`: whole pages, not none. `sizes` has a bit for every page size of the
     /// IOMMU. `None`, and nothing is taken, when all ranges together have no room.
-    pub(crate) fn take(&mut self, ua: u64, bytes: u64, sizes: u64) -> Option<Vec<Piece>> {
+    pub(crate) fn alloc(&mut self, ua: u64, bytes: u64, sizes: u64) -> Option<Vec<IovaRange>> {
         if bytes == 0 || bytes & (self.page - 1) != 0 {
             return None;
         }
@@ -65,16 +65,16 @@ impl IovaSpace {
             .map(|shift| 1u64 << shift)
             .filter(|&size| (size & sizes != 0 && size <= bytes && size > self.page) || size == self.page);
         for size in useful {
-            if let Some(iova) = self.find(ua, bytes, size) {
-                self.carve(iova, bytes);
-                return Some(vec![Piece { iova, bytes }]);
+            if let Some(iova) = self.find_aligned(ua, bytes, size) {
+                self.remove_free(iova, bytes);
+                return Some(vec![IovaRange { iova, bytes }]);
             }
         }
-        self.take_split(bytes)
+        self.alloc_split(bytes)
     }
 
     /// The lowest free address with room for `bytes` that lies in pages of `size` bytes as `ua` does.
-    fn find(&self, ua: u64, bytes: u64, size: u64) -> Option<u64> {
+    fn find_aligned(&self, ua: u64, bytes: u64, size: u64) -> Option<u64> {
         let offset = ua & (size - 1) & !(self.page - 1);
         self.free.iter().find_map(|(&first, &last)| {
             let base = first & !(size - 1);
@@ -86,7 +86,7 @@ impl IovaSpace {
         })
     }
 
-    fn take_split(&mut self, bytes: u64) -> Option<Vec<Piece>> {
+    fn alloc_split(&mut self, bytes: u64) -> Option<Vec<IovaRange>> {
         if self.free_bytes() < bytes {
             return None;
         }
@@ -97,18 +97,18 @@ impl IovaSpace {
             if left == 0 {
                 break;
             }
-            let piece = Piece { iova: first, bytes: left.min(length.saturating_add(1)) };
+            let piece = IovaRange { iova: first, bytes: left.min(length.saturating_add(1)) };
             left -= piece.bytes;
             pieces.push(piece);
         }
         for piece in &pieces {
-            self.carve(piece.iova, piece.bytes);
+            self.remove_free(piece.iova, piece.bytes);
         }
         Some(pieces)
     }
 
     /// Takes a part of one free span.
-    fn carve(&mut self, iova: u64, bytes: u64) {
+    fn remove_free(&mut self, iova: u64, bytes: u64) {
         let Some((&first, &last)) = self.free.range(..=iova).next_back() else { return };
         let end = iova + (bytes - 1);
         self.free.remove(&first);
@@ -120,9 +120,9 @@ impl IovaSpace {
         }
     }
 
-    /// Gives a piece back that [`take`](Self::take) gave out.
-    pub(crate) fn put(&mut self, piece: Piece) {
-        let Piece { iova, bytes } = piece;
+    /// Gives a piece back that [`alloc`](Self::alloc) gave out.
+    pub(crate) fn free(&mut self, piece: IovaRange) {
+        let IovaRange { iova, bytes } = piece;
         let mut last = iova + (bytes - 1);
         let mut first = iova;
         let home = self.allowed.iter().find(|range| range.0 <= iova && iova <= range.1);
@@ -183,7 +183,7 @@ mod tests {
     const SIZES: u64 = 0x4020_1000;
     const INTEL: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
 
-    fn only(pieces: Option<Vec<Piece>>) -> Piece {
+    fn only(pieces: Option<Vec<IovaRange>>) -> IovaRange {
         let pieces = pieces.unwrap();
         assert_eq!(pieces.len(), 1, "{pieces:?}");
         pieces[0]
@@ -191,24 +191,24 @@ mod tests {
 
     #[test]
     fn a_gibibyte_is_one_piece_that_lies_in_large_pages_as_its_memory_does() {
-        let mut space = IovaSpace::new(&INTEL, PAGE);
-        let piece = only(space.take(0x7f12_3460_1000, G1, SIZES));
+        let mut space = IovaAllocator::new(&INTEL, PAGE);
+        let piece = only(space.alloc(0x7f12_3460_1000, G1, SIZES));
         assert_eq!((piece.iova & (G1 - 1), piece.bytes), (0x7f12_3460_1000 & (G1 - 1), G1));
-        let piece = only(space.take(0x7f12_3460_0000, 4 * M2, SIZES));
+        let piece = only(space.alloc(0x7f12_3460_0000, 4 * M2, SIZES));
         assert_eq!(piece.iova & (M2 - 1), 0);
-        let piece = only(space.take(0x7f12_3460_3000, PAGE, SIZES));
+        let piece = only(space.alloc(0x7f12_3460_3000, PAGE, SIZES));
         assert!(piece.iova >= FLOOR);
     }
 
     #[test]
     fn what_is_given_back_is_whole_again() {
-        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let mut space = IovaAllocator::new(&INTEL, PAGE);
         let all = space.free_bytes();
-        let pieces: Vec<_> = (0..100u64).map(|i| only(space.take(i << 21, (i + 1) * PAGE, SIZES))).collect();
+        let pieces: Vec<_> = (0..100u64).map(|i| only(space.alloc(i << 21, (i + 1) * PAGE, SIZES))).collect();
         for step in [3, 2, 1] {
             for (index, piece) in pieces.iter().enumerate() {
                 if (index + 1) % 3 == step % 3 {
-                    space.put(*piece);
+                    space.free(*piece);
                 }
             }
         }
@@ -218,33 +218,33 @@ mod tests {
 
     #[test]
     fn a_region_larger_than_every_range_is_split_into_few_pieces() {
-        let mut space = IovaSpace::new(&[(0x10_0000, 0x1f_ffff), (0x40_0000, 0x5f_ffff)], PAGE);
-        let pieces = space.take(0x7000_0000, 0x28_0000, SIZES).unwrap();
+        let mut space = IovaAllocator::new(&[(0x10_0000, 0x1f_ffff), (0x40_0000, 0x5f_ffff)], PAGE);
+        let pieces = space.alloc(0x7000_0000, 0x28_0000, SIZES).unwrap();
         assert_eq!(
             pieces,
-            [Piece { iova: 0x40_0000, bytes: 0x20_0000 }, Piece { iova: 0x10_0000, bytes: 0x8_0000 }]
+            [IovaRange { iova: 0x40_0000, bytes: 0x20_0000 }, IovaRange { iova: 0x10_0000, bytes: 0x8_0000 }]
         );
-        assert_eq!(space.take(0x7000_0000, 0x8_1000, SIZES), None);
+        assert_eq!(space.alloc(0x7000_0000, 0x8_1000, SIZES), None);
         assert_eq!(space.free_bytes(), 0x8_0000);
-        only(space.take(0x7000_0000, 0x8_0000, SIZES));
+        only(space.alloc(0x7000_0000, 0x8_0000, SIZES));
         assert_eq!(space.free_bytes(), 0);
     }
 
     #[test]
     fn pieces_never_cross_the_border_of_ranges_that_touch() {
-        let mut space = IovaSpace::new(&[(0x10_0000, 0x10_1fff), (0x10_2000, 0x10_3fff)], PAGE);
-        let pieces = space.take(0, 4 * PAGE, PAGE).unwrap();
+        let mut space = IovaAllocator::new(&[(0x10_0000, 0x10_1fff), (0x10_2000, 0x10_3fff)], PAGE);
+        let pieces = space.alloc(0, 4 * PAGE, PAGE).unwrap();
         assert_eq!(pieces.len(), 2);
         for piece in &pieces {
-            space.put(*piece);
+            space.free(*piece);
         }
         assert_eq!(space.free.len(), 2);
-        assert_eq!(space.take(0, 3 * PAGE, PAGE).unwrap().len(), 2);
+        assert_eq!(space.alloc(0, 3 * PAGE, PAGE).unwrap().len(), 2);
     }
 
     #[test]
     fn ranges_are_cut_to_whole_pages_above_the_floor_and_odd_ones_left_out() {
-        let space = IovaSpace::new(
+        let space = IovaAllocator::new(
             &[
                 (0, 0xfff),
                 (0x10_0800, 0x10_2fff),
@@ -255,27 +255,27 @@ mod tests {
             PAGE,
         );
         assert_eq!(space.allowed, [(0x10_1000, 0x10_2fff), (u64::MAX - 0x1fff, u64::MAX)]);
-        assert_eq!(IovaSpace::new(&[(0, u64::MAX)], PAGE).free_bytes(), u64::MAX - FLOOR + 1);
+        assert_eq!(IovaAllocator::new(&[(0, u64::MAX)], PAGE).free_bytes(), u64::MAX - FLOOR + 1);
     }
 
     #[test]
     fn bad_sizes_take_nothing() {
-        let mut space = IovaSpace::new(&INTEL, PAGE);
+        let mut space = IovaAllocator::new(&INTEL, PAGE);
         let all = space.free_bytes();
         for bytes in [0, 1, PAGE + 1, u64::MAX, u64::MAX - PAGE + 1] {
-            assert_eq!(space.take(0, bytes, SIZES), None, "{bytes:#x}");
+            assert_eq!(space.alloc(0, bytes, SIZES), None, "{bytes:#x}");
         }
         assert_eq!(space.free_bytes(), all);
     }
 
     #[test]
     fn a_smaller_world_keeps_only_what_it_allows() {
-        let mut space = IovaSpace::new(&INTEL, PAGE);
-        let piece = only(space.take(0, M2, SIZES));
+        let mut space = IovaAllocator::new(&INTEL, PAGE);
+        let piece = only(space.alloc(0, M2, SIZES));
         space.restrict(&[(0x4000_0000, 0x7fff_ffff)]);
         assert_eq!(space.free_bytes(), 0x4000_0000);
-        space.put(piece);
+        space.free(piece);
         assert_eq!(space.free_bytes(), 0x4000_0000);
-        assert_eq!(only(space.take(0, PAGE, SIZES)).iova, 0x4000_0000);
+        assert_eq!(only(space.alloc(0, PAGE, SIZES)).iova, 0x4000_0000);
     }
 }

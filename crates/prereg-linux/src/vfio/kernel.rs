@@ -12,7 +12,7 @@ use std::sync::Arc;
 use prereg::{Errno, PinError, UserRange};
 
 use super::bar::Bar;
-use super::layout::Layout;
+use super::uapi::UapiStruct;
 
 /// A request of `linux/vfio.h` or `linux/iommufd.h`: name and number.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -95,13 +95,13 @@ pub(crate) enum Argument<'a> {
     /// A number, by value.
     Value(u64),
     /// A struct, whose first word is the length of the slice.
-    Bytes(&'a mut [u8]),
+    Struct(&'a mut [u8]),
     /// The address of a descriptor's number.
     Descriptor(i32),
     /// A name.
     Text(&'a CStr),
     /// A struct that names a list by address at byte `at`; the kernel fills as many pairs of words as the struct says.
-    Listed { bytes: &'a mut [u8], at: usize, list: &'a mut [u64] },
+    StructWithList { bytes: &'a mut [u8], at: usize, list: &'a mut [u64] },
 }
 
 /// Opens nodes, and knows what of the process's memory can be pinned.
@@ -110,10 +110,10 @@ pub(crate) trait Kernel: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> Result<Arc<dyn Descriptor>, Errno>;
 
     /// Brings `range` into memory and refuses what VFIO would map without pinning.
-    fn bring_in(&self, range: UserRange) -> Result<(), PinError>;
+    fn prefault(&self, range: UserRange) -> Result<(), PinError>;
 
     /// The first page of `range` that cannot be pinned, as far as can be seen, after the kernel said EFAULT.
-    fn obstacle(&self, range: UserRange) -> PinError;
+    fn unpinnable_reason(&self, range: UserRange) -> PinError;
 }
 
 /// An open descriptor. Dropping the last reference closes it.
@@ -122,10 +122,10 @@ pub(crate) trait Descriptor: Send + Sync + fmt::Debug {
     fn number(&self) -> i32;
 
     /// One `ioctl(2)`: the result when it is not negative.
-    fn ask(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno>;
+    fn ioctl(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno>;
 
     /// A request that answers with a new descriptor.
-    fn ask_descriptor(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno>;
+    fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno>;
 
     /// Reads at an offset; short at the end.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno>;
@@ -138,7 +138,7 @@ pub(crate) trait Descriptor: Send + Sync + fmt::Debug {
 }
 
 /// Asks with a struct of fixed size and takes its answer.
-pub(crate) fn exchange<T: Layout>(
+pub(crate) fn ioctl_struct<T: UapiStruct>(
     descriptor: &dyn Descriptor,
     request: Request,
     value: &mut T,
@@ -146,7 +146,7 @@ pub(crate) fn exchange<T: Layout>(
     let mut buffer = [0; 64];
     let bytes = &mut buffer[..T::BYTES];
     value.write(bytes);
-    let result = descriptor.ask(request, Argument::Bytes(bytes));
+    let result = descriptor.ioctl(request, Argument::Struct(bytes));
     // A refusal answers in the struct too, now and then.
     *value = T::read(bytes);
     result

@@ -25,22 +25,22 @@ use super::container::{Container, SPAPR_TCE_V2};
 use super::device::VfioDevice;
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::kernel::{Kernel, SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, exchange};
-use super::layout::{Layout, RegisterMemory};
+use super::kernel::{Kernel, SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, ioctl_struct};
+use super::uapi::{RegisterMemory, UapiStruct};
 use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
 use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::proc_status::KernelCount;
 
-mod answers;
+mod raw_container;
 mod table;
 mod window;
 
-pub use answers::SpaprAnswers;
+pub use raw_container::RawSpaprContainer;
 pub use table::{SpaprTable, SpaprTableError};
 pub use window::{SpaprLimits, WindowPlace};
 
-use window::Windows;
+use window::WindowSet;
 
 /// Pins by registering with a VFIO SPAPR TCE v2 container.
 ///
@@ -60,7 +60,7 @@ use window::Windows;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct VfioSpaprV2 {
-    windows: Arc<Windows>,
+    windows: Arc<WindowSet>,
     kernel: Arc<dyn Kernel>,
     granule: Granule,
     process: u32,
@@ -98,9 +98,9 @@ pub struct SpaprState {
 }
 
 const CHILD: &str = "pinning in a child of the process that made the back end";
-const OTHERS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
+const OVERLAPS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
                       VFIO in another shape; unregister that, or share its shape)";
-const TWICE: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
+const REGISTERED: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
 
 impl VfioSpaprV2 {
     /// A container of its own with the IOMMU group of `device` (`0001:00:00.0`) in it.
@@ -123,7 +123,7 @@ impl VfioSpaprV2 {
         })?;
         let container = Container::open(host, device, SPAPR_TCE_V2)?;
         Ok(Self {
-            windows: Arc::new(Windows::new(container)?),
+            windows: Arc::new(WindowSet::new(container)?),
             kernel: Arc::clone(&host.kernel),
             granule,
             process: std::process::id(),
@@ -144,7 +144,7 @@ impl VfioSpaprV2 {
     /// # Errors
     /// [`VfioError::Window`] when it is taken, or was replaced.
     pub fn default_window(&self) -> Result<SpaprTable, VfioError> {
-        Ok(SpaprTable::new(Windows::take_default(&self.windows)?))
+        Ok(SpaprTable::new(WindowSet::open_default(&self.windows)?))
     }
 
     /// Makes a window of `bytes` bytes in pages of `page`, and its table. Where it begins is the kernel's to say.
@@ -157,7 +157,7 @@ impl VfioSpaprV2 {
         bytes: u64,
         place: WindowPlace,
     ) -> Result<SpaprTable, VfioError> {
-        Ok(SpaprTable::new(Windows::create(&self.windows, page, bytes, place)?))
+        Ok(SpaprTable::new(WindowSet::create(&self.windows, page, bytes, place)?))
     }
 
     /// Opens a device of a group of this container.
@@ -208,9 +208,9 @@ impl VfioSpaprV2 {
                 },
                 None => PinError::OutOfMemory,
             },
-            Errno::EFAULT => self.kernel.obstacle(range),
-            Errno::EINVAL => os(OTHERS),
-            Errno::EBUSY => os(TWICE),
+            Errno::EFAULT => self.kernel.unpinnable_reason(range),
+            Errno::EINVAL => os(OVERLAPS),
+            Errno::EBUSY => os(REGISTERED),
             _ => os(SPAPR_REGISTER_MEMORY.name),
         }
     }
@@ -221,7 +221,7 @@ fn add(count: &AtomicU64, by: u64) {
     count.fetch_add(by, Ordering::Relaxed);
 }
 
-fn wish(range: UserRange) -> RegisterMemory {
+fn register_argument(range: UserRange) -> RegisterMemory {
     RegisterMemory {
         argsz: RegisterMemory::BYTES as u32,
         flags: 0,
@@ -253,15 +253,19 @@ unsafe impl Pin for VfioSpaprV2 {
         if self.process != std::process::id() {
             return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
         }
-        self.kernel.bring_in(range)?;
+        self.kernel.prefault(range)?;
         // Before the kernel is asked, so that nothing can fail after it.
         pages.push(HostAddr::new(range.first().raw()), range.pages(self.granule))?;
         add(&self.counts.register_calls, 1);
-        let result = exchange(self.windows.container().descriptor(), SPAPR_REGISTER_MEMORY, &mut wish(range));
+        let result = ioctl_struct(
+            self.windows.container().descriptor(),
+            SPAPR_REGISTER_MEMORY,
+            &mut register_argument(range),
+        );
         match result {
             Ok(0) => {}
             // The count of pages that could be pinned; the kernel has let them go, and registered nothing.
-            Ok(_) => return Err(self.kernel.obstacle(range)),
+            Ok(_) => return Err(self.kernel.unpinnable_reason(range)),
             Err(errno) => return Err(self.judge(errno, range)),
         }
         add(&self.counts.pinned, range.bytes());
@@ -280,8 +284,11 @@ unsafe impl Pin for VfioSpaprV2 {
             return;
         }
         add(&self.counts.unregister_calls, 1);
-        let result =
-            exchange(self.windows.container().descriptor(), SPAPR_UNREGISTER_MEMORY, &mut wish(range));
+        let result = ioctl_struct(
+            self.windows.container().descriptor(),
+            SPAPR_UNREGISTER_MEMORY,
+            &mut register_argument(range),
+        );
         if result != Ok(0) {
             add(&self.counts.stuck, range.bytes());
         }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::error::{Occupant, VfioError};
+use super::error::{BoundDriver, VfioError};
 
 /// The tree, wherever it is mounted.
 #[derive(Clone, Debug)]
@@ -127,11 +127,11 @@ impl Sysfs {
     }
 
     /// Devices of the group that another driver holds.
-    pub(crate) fn occupants_of(&self, group: u32) -> Vec<Occupant> {
+    pub(crate) fn foreign_drivers_of(&self, group: u32) -> Vec<BoundDriver> {
         self.devices_of(group)
             .into_iter()
             .filter(|device| !device.is_harmless())
-            .map(|device| Occupant { driver: device.driver.unwrap_or_default(), device: device.device })
+            .map(|device| BoundDriver { driver: device.driver.unwrap_or_default(), device: device.device })
             .collect()
     }
 
@@ -218,10 +218,10 @@ pub(crate) mod tests {
         let (_root, sysfs) = tree();
         assert_eq!(sysfs.groups(), [1, 2, 4]);
         assert_eq!(sysfs.devices_of(1).len(), 2);
-        assert_eq!(sysfs.occupants_of(1), []);
-        assert_eq!(sysfs.occupants_of(4), []);
-        let held = Occupant { device: "0000:00:02.1".into(), driver: "e1000e".into() };
-        assert_eq!(sysfs.occupants_of(2), [held]);
+        assert_eq!(sysfs.foreign_drivers_of(1), []);
+        assert_eq!(sysfs.foreign_drivers_of(4), []);
+        let held = BoundDriver { device: "0000:00:02.1".into(), driver: "e1000e".into() };
+        assert_eq!(sysfs.foreign_drivers_of(2), [held]);
         assert_eq!(sysfs.node_of("0000:00:01.0").as_deref(), Some("vfio0"));
         assert_eq!(sysfs.node_of("0000:00:02.0"), None);
     }

@@ -19,15 +19,15 @@ use super::container::{Container, TYPE1_V2};
 use super::device::VfioDevice;
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::info::Type1Limits;
-use super::iova::{IovaSpace, Piece};
-use super::kernel::{Descriptor, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Kernel, exchange};
-use super::layout::{DMA_READ, DMA_WRITE, Layout, MapDma, UnmapDma};
-use super::sys::take_over;
+use super::iova::{IovaAllocator, IovaRange};
+use super::kernel::{Descriptor, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Kernel, ioctl_struct};
+use super::sys::wrap_fd;
+use super::type1_limits::Type1Limits;
+use super::uapi::{DMA_READ, DMA_WRITE, MapDma, UapiStruct, UnmapDma};
 use crate::account::MemlockAccount;
 use crate::barrier::Membarrier;
 use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::proc_status::KernelCount;
 
 /// Pins by mapping into a VFIO type1 container.
 ///
@@ -68,8 +68,8 @@ enum Hold {
 #[derive(Debug)]
 struct Books {
     limits: Type1Limits,
-    space: IovaSpace,
-    pins: BTreeMap<u64, Vec<Piece>>,
+    space: IovaAllocator,
+    pins: BTreeMap<u64, Vec<IovaRange>>,
     next: u64,
 }
 
@@ -137,7 +137,7 @@ impl VfioType1 {
     /// # Errors
     /// [`VfioError::Os`] when it is no such container.
     pub fn on_container(container: OwnedFd) -> Result<Self, VfioError> {
-        Self::with(Hold::Shared(take_over(container)), VfioHost::system().kernel)
+        Self::with(Hold::Shared(wrap_fd(container)), VfioHost::system().kernel)
     }
 
     fn with(container: Hold, kernel: Arc<dyn Kernel>) -> Result<Self, VfioError> {
@@ -146,9 +146,9 @@ impl VfioType1 {
             on: "this host".into(),
             errno: error.errno(),
         })?;
-        let limits = Type1Limits::ask(container.descriptor())?;
+        let limits = Type1Limits::query(container.descriptor())?;
         let unit = limits.smallest_page(granule.bytes()).max(granule.bytes());
-        let space = IovaSpace::new(&limits.spans(), unit);
+        let space = IovaAllocator::new(&limits.raw_ranges(), unit);
         Ok(Self {
             container,
             kernel,
@@ -176,9 +176,9 @@ impl VfioType1 {
     pub fn add_group_of(&self, device: &str) -> Result<(), VfioError> {
         let own = self.own()?;
         own.join_group_of(device)?;
-        let limits = Type1Limits::ask(own.descriptor())?;
+        let limits = Type1Limits::query(own.descriptor())?;
         let mut books = self.books();
-        books.space.restrict(&limits.spans());
+        books.space.restrict(&limits.raw_ranges());
         books.limits = limits;
         Ok(())
     }
@@ -186,7 +186,7 @@ impl VfioType1 {
     /// Lets the group of a device go, unless it is the last one and memory is registered.
     ///
     /// # Errors
-    /// [`VfioError::Holding`] (EBUSY), [`VfioError::DeviceBusy`] while its device is open.
+    /// [`VfioError::MemoryRegistered`] (EBUSY), [`VfioError::DeviceBusy`] while its device is open.
     pub fn remove_group_of(&self, device: &str) -> Result<(), VfioError> {
         // Relaxed: a caller who registers at the same time takes his chance either way.
         self.own()?.leave_group_of(device, self.counts.pinned.load(Ordering::Relaxed))
@@ -237,7 +237,7 @@ impl VfioType1 {
     }
 
     /// Maps one piece.
-    fn map(&self, ua: u64, piece: Piece) -> Result<(), Errno> {
+    fn map(&self, ua: u64, piece: IovaRange) -> Result<(), Errno> {
         let mut map = MapDma {
             argsz: MapDma::BYTES as u32,
             flags: DMA_READ | DMA_WRITE,
@@ -246,7 +246,7 @@ impl VfioType1 {
             size: piece.bytes,
         };
         add(&self.counts.map_calls, 1);
-        match exchange(self.container.descriptor(), IOMMU_MAP_DMA, &mut map)? {
+        match ioctl_struct(self.container.descriptor(), IOMMU_MAP_DMA, &mut map)? {
             0 => Ok(()),
             // No kernel answers that; if one did, it would say that less was mapped than asked.
             _ => Err(Errno::EFAULT),
@@ -254,19 +254,19 @@ impl VfioType1 {
     }
 
     /// Unmaps one piece; `false` when the kernel does not say that all of it went.
-    fn unmap(&self, piece: Piece) -> bool {
+    fn unmap(&self, piece: IovaRange) -> bool {
         let mut unmap =
             UnmapDma { argsz: UnmapDma::BYTES as u32, flags: 0, iova: piece.iova, size: piece.bytes };
         add(&self.counts.unmap_calls, 1);
-        let result = exchange(self.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap);
+        let result = ioctl_struct(self.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap);
         result == Ok(0) && unmap.size == piece.bytes
     }
 
     /// Unmaps what was mapped and gives its I/O addresses back, but for what the kernel would not unmap.
-    fn release(&self, pieces: &[Piece], mapped: usize) {
+    fn release(&self, pieces: &[IovaRange], mapped: usize) {
         for (index, &piece) in pieces.iter().enumerate() {
             if index >= mapped || self.unmap(piece) {
-                self.books().space.put(piece);
+                self.books().space.free(piece);
             } else {
                 add(&self.counts.stuck, piece.bytes);
             }
@@ -285,7 +285,7 @@ impl VfioType1 {
             },
             // The container's budget of mappings is used up; what the IOMMU driver says has no such number.
             Errno::ENOSPC => PinError::NoSlot { need: u32::try_from(left).unwrap_or(u32::MAX), free: 0 },
-            Errno::EFAULT => self.kernel.obstacle(part),
+            Errno::EFAULT => self.kernel.unpinnable_reason(part),
             errno => {
                 let during = match errno {
                     Errno::EEXIST => OTHERS_MAP,
@@ -302,7 +302,7 @@ impl VfioType1 {
     }
 
     /// Maps all pieces, or none.
-    fn fill(&self, range: UserRange, pieces: &[Piece]) -> Result<(), PinError> {
+    fn fill(&self, range: UserRange, pieces: &[IovaRange]) -> Result<(), PinError> {
         let mut ua = range.first().raw();
         for (done, &piece) in pieces.iter().enumerate() {
             if let Err(errno) = self.map(ua, piece) {
@@ -362,11 +362,11 @@ unsafe impl Pin for VfioType1 {
         if (range.first().raw() | range.bytes()) & (unit - 1) != 0 {
             return Err(PinError::Unsupported { ua: range.first(), why: COARSE });
         }
-        self.kernel.bring_in(range)?;
+        self.kernel.prefault(range)?;
         let pieces = {
             let mut books = self.books();
             let sizes = books.limits.page_sizes;
-            books.space.take(range.first().raw(), range.bytes(), sizes)
+            books.space.alloc(range.first().raw(), range.bytes(), sizes)
         };
         let no_room = PinError::Os { ua: range.first(), errno: Errno::ENOSPC, during: NO_ROOM };
         let pieces = pieces.ok_or(no_room)?;

@@ -99,7 +99,7 @@ fn no_charge() -> Outcome {
     for _ in 0..3 {
         let error = space.register(&area.memory()).unwrap_err();
         assert_eq!(error.errno(), Errno::EFAULT, "{error}");
-        assert_eq!((uring.account().charged(), uring.account().excess()), (0, 0));
+        assert_eq!((uring.account().charged(), uring.account().unmatched_uncharges()), (0, 0));
     }
     area.protect(5 * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE);
     space.register(&area.memory()).unwrap().unregister().unwrap();

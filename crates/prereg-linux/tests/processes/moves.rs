@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use prereg::{AddressSpace, HostAddr, Registration, UserAddr, UserRange};
-use prereg_linux::{Backing, GuestMemory, IoUring, Pagemap, audit_range};
+use prereg_linux::{GuestMemory, IoUring, PageBacking, Pagemap, audit_range};
 
 use crate::raw::{self, Area, Sleeper};
 use crate::{Outcome, Test, need_root};
@@ -24,7 +24,7 @@ const PAGE: usize = 4096;
 fn frames_of(map: &Pagemap, memory: &GuestMemory) -> Vec<Option<HostAddr>> {
     (0..memory.bytes() / PAGE as u64)
         .map(|page| match map.page(memory.ua().checked_add(page * PAGE as u64).unwrap()).unwrap() {
-            Backing::Frames(host) => Some(host),
+            PageBacking::Frames(host) => Some(host),
             _ => None,
         })
         .collect()

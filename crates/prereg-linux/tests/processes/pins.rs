@@ -9,8 +9,8 @@ use prereg::{
     UserRange,
 };
 use prereg_linux::{
-    Backing, FaultIn, GuestMemory, HugeSize, IoUring, KernelCount, MemoryError, Mlock, Pagemap, SlotAddress,
-    fault_in,
+    GuestMemory, HugeSize, IoUring, KernelCount, MemoryError, Mlock, PageBacking, Pagemap, Prefault,
+    SlotAddress, prefault,
 };
 
 use crate::raw::{self, Area};
@@ -81,7 +81,7 @@ fn counted() -> Outcome {
     assert_eq!(pinned(), with_ring + SIZE);
     second.unregister().unwrap();
     assert_eq!(pinned(), with_ring);
-    assert_eq!((uring.account().charged(), uring.account().excess()), (0, 0));
+    assert_eq!((uring.account().charged(), uring.account().unmatched_uncharges()), (0, 0));
     assert_empty(&uring);
     drop((space, uring));
     assert!(pinned() <= with_ring && before <= with_ring);
@@ -123,7 +123,7 @@ fn frames() -> Outcome {
         registration.visit_runs(|ua, host, bytes| {
             for offset in (0..bytes).step_by(4096) {
                 let ua = UserAddr::new(ua.raw() + offset);
-                assert_eq!(map.page(ua).unwrap(), Backing::Frames(host.checked_add(offset).unwrap()));
+                assert_eq!(map.page(ua).unwrap(), PageBacking::Frames(host.checked_add(offset).unwrap()));
                 seen += 4096;
             }
         });
@@ -349,7 +349,7 @@ fn progress() -> Outcome {
     let done = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&done);
     let uring = IoUring::builder()
-        .fault_threads(2)
+        .prefault_threads(2)
         .progress(move |done, total| {
             assert_eq!(total, 64 << 20);
             seen.fetch_max(done, Ordering::Relaxed);
@@ -361,7 +361,7 @@ fn progress() -> Outcome {
     assert_eq!(done.swap(0, Ordering::Relaxed), 64 << 20);
     unpin(&uring, held);
     // Present memory is left alone.
-    fault_in(&memory, FaultIn::default()).unwrap();
+    prefault(&memory, Prefault::default()).unwrap();
     let held = pin(&uring, &memory).unwrap();
     assert_eq!(done.load(Ordering::Relaxed), 0);
     unpin(&uring, held);
@@ -371,7 +371,7 @@ fn progress() -> Outcome {
 fn cancelled() -> Outcome {
     need_pins(64 << 20)?;
     let cancel = Arc::new(AtomicBool::new(true));
-    let uring = IoUring::builder().fault_threads(2).cancel(Arc::clone(&cancel)).build().unwrap();
+    let uring = IoUring::builder().prefault_threads(2).cancel(Arc::clone(&cancel)).build().unwrap();
     let empty = pinned();
     let memory = GuestMemory::anonymous(64 << 20).unwrap();
     let error = pin(&uring, &memory).unwrap_err();

@@ -86,7 +86,7 @@ struct Entry {
 struct Entries {
     live: BTreeMap<u64, Entry>,
     /// Mappings that the kernel may still have in entries that it would not empty: never given back.
-    doubtful: Vec<Mapping>,
+    unconfirmed: Vec<Mapping>,
 }
 
 /// The table of a window. Threads may change it at the same time, each with its own translator; one goes after the other.
@@ -166,10 +166,10 @@ impl SpaprTable {
             return Ok(());
         }
         let first = self.index(ioba, pages)?;
-        let taken = self.take(translator, ua, pages)?;
+        let taken = self.map_pages(translator, ua, pages)?;
         let mut entries = self.entries();
         if let Err(errno) = self.window.map(first, pages, ua.raw(), access) {
-            let lost = self.put_back(&mut entries, first, pages, taken);
+            let lost = self.restore(&mut entries, first, pages, taken);
             return Err(SpaprTableError::Kernel { during: "VFIO_IOMMU_MAP_DMA", ioba, errno, lost });
         }
         let mut old = Vec::new();
@@ -208,7 +208,7 @@ impl SpaprTable {
     }
 
     /// Counts `pages` mappings from `ua` on, or none.
-    fn take(
+    fn map_pages(
         &self,
         translator: &mut Translator,
         ua: UserAddr,
@@ -242,9 +242,9 @@ impl SpaprTable {
     /// After a refused map the kernel may have emptied entries, or written some: empties them all and maps what was there
     /// before again. Answers how many entries that were live are empty now.
     #[cold]
-    fn put_back(&self, entries: &mut Entries, first: u64, pages: u64, taken: Vec<Mapping>) -> u64 {
+    fn restore(&self, entries: &mut Entries, first: u64, pages: u64, taken: Vec<Mapping>) -> u64 {
         if self.window.unmap(first, pages).is_err() {
-            entries.doubtful.extend(taken);
+            entries.unconfirmed.extend(taken);
             return 0;
         }
         let page = self.shift().bytes();
@@ -334,7 +334,7 @@ impl Drop for SpaprTable {
         let (Some((&first, _)), Some((&last, _))) =
             (entries.live.first_key_value(), entries.live.last_key_value())
         else {
-            std::mem::take(&mut entries.doubtful).into_iter().for_each(std::mem::forget);
+            std::mem::take(&mut entries.unconfirmed).into_iter().for_each(std::mem::forget);
             return;
         };
         let live = std::mem::take(&mut entries.live).into_values();
@@ -344,7 +344,7 @@ impl Drop for SpaprTable {
             // What the kernel may still let a device reach must not be unregistered, by anybody.
             live.for_each(|entry| std::mem::forget(entry.mapping));
         }
-        std::mem::take(&mut entries.doubtful).into_iter().for_each(std::mem::forget);
+        std::mem::take(&mut entries.unconfirmed).into_iter().for_each(std::mem::forget);
     }
 }
 

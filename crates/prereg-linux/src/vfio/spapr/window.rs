@@ -10,9 +10,9 @@ use crate::vfio::container::{Container, SPAPR_TCE_V2};
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
 use crate::vfio::kernel::{
-    IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, exchange,
+    IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, ioctl_struct,
 };
-use crate::vfio::layout::{Layout, MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UnmapDma};
+use crate::vfio::uapi::{MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UapiStruct, UnmapDma};
 
 /// What windows a container can have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,7 @@ pub struct SpaprLimits {
     pub default_bytes: u64,
     /// A bit for every page size a window that is made can have; 0 where none can be made.
     pub page_sizes: u64,
-    /// Windows there can be, the default one included.
+    /// WindowSet there can be, the default one included.
     pub windows: u32,
     /// Levels of a table at most.
     pub levels: u32,
@@ -42,7 +42,7 @@ pub enum WindowPlace {
 
 /// The default window of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Default {
+enum DefaultWindow {
     Free,
     Taken,
     Removed,
@@ -50,12 +50,12 @@ enum Default {
 
 #[derive(Debug)]
 struct State {
-    default: Default,
+    default: DefaultWindow,
     made: u32,
 }
 
 /// A container's windows.
-pub(super) struct Windows {
+pub(super) struct WindowSet {
     container: Container,
     limits: SpaprLimits,
     state: Mutex<State>,
@@ -64,7 +64,7 @@ pub(super) struct Windows {
 
 /// One window, its owner's alone. Dropping it removes it if it was made.
 pub(super) struct Window {
-    windows: Arc<Windows>,
+    windows: Arc<WindowSet>,
     start: u64,
     bytes: u64,
     shift: PageShift,
@@ -77,10 +77,10 @@ const LEVEL_BYTES: u64 = 1 << 20;
 const ENTRY_BYTES: u64 = 8;
 const DEFAULT_PAGE: PageShift = PageShift::K4;
 
-impl Windows {
+impl WindowSet {
     pub(super) fn new(container: Container) -> Result<Self, VfioError> {
         let mut info = SpaprInfo { argsz: SpaprInfo::BYTES as u32, ..SpaprInfo::default() };
-        exchange(container.descriptor(), SPAPR_TCE_GET_INFO, &mut info)
+        ioctl_struct(container.descriptor(), SPAPR_TCE_GET_INFO, &mut info)
             .map_err(os(SPAPR_TCE_GET_INFO.name))?;
         let dynamic = info.flags & SPAPR_DDW != 0;
         let limits = SpaprLimits {
@@ -90,7 +90,7 @@ impl Windows {
             windows: if dynamic { info.windows } else { 1 },
             levels: if dynamic { info.levels } else { 1 },
         };
-        let state = Mutex::new(State { default: Default::Free, made: 0 });
+        let state = Mutex::new(State { default: DefaultWindow::Free, made: 0 });
         Ok(Self { container, limits, state, entry_calls: AtomicU64::new(0) })
     }
 
@@ -111,15 +111,15 @@ impl Windows {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn take_default(this: &Arc<Self>) -> Result<Window, VfioError> {
+    pub(super) fn open_default(this: &Arc<Self>) -> Result<Window, VfioError> {
         let (start, bytes) = (this.limits.default_start.raw(), this.limits.default_bytes);
         let refuse = |why| VfioError::Window { bytes, shift: DEFAULT_PAGE.get(), why };
         let mut state = this.state();
         match state.default {
-            Default::Free if bytes == 0 => return Err(refuse("the platform has no default window")),
-            Default::Free => state.default = Default::Taken,
-            Default::Taken => return Err(refuse("the default window has a table already")),
-            Default::Removed => return Err(refuse("the default window was replaced by another one")),
+            DefaultWindow::Free if bytes == 0 => return Err(refuse("the platform has no default window")),
+            DefaultWindow::Free => state.default = DefaultWindow::Taken,
+            DefaultWindow::Taken => return Err(refuse("the default window has a table already")),
+            DefaultWindow::Removed => return Err(refuse("the default window was replaced by another one")),
         }
         Ok(Window { windows: Arc::clone(this), start, bytes, shift: DEFAULT_PAGE, made: false })
     }
@@ -134,18 +134,18 @@ impl Windows {
         let levels = this.limits.check(shift, bytes).map_err(refuse)?;
         let mut state = this.state();
         match (place, state.default) {
-            (WindowPlace::InsteadOfDefault, Default::Taken) => {
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Taken) => {
                 return Err(refuse("the default window has a table; drop that first"));
             }
-            (WindowPlace::InsteadOfDefault, Default::Removed) | (WindowPlace::Beside, _) => {
-                let default = u32::from(state.default != Default::Removed);
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Removed) | (WindowPlace::Beside, _) => {
+                let default = u32::from(state.default != DefaultWindow::Removed);
                 if state.made + default >= this.limits.windows {
                     return Err(refuse("the container has all the windows it can have; drop a table first"));
                 }
             }
-            (WindowPlace::InsteadOfDefault, Default::Free) => {
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Free) => {
                 this.remove(this.limits.default_start.raw()).map_err(os(SPAPR_TCE_REMOVE.name))?;
-                state.default = Default::Removed;
+                state.default = DefaultWindow::Removed;
             }
         }
         match this.make(shift, bytes, levels) {
@@ -165,7 +165,7 @@ impl Windows {
             levels,
             ..TceCreate::default()
         };
-        success(exchange(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create))?;
+        success(ioctl_struct(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create))?;
         // A window that would wrap could not be checked against.
         if create.start_addr.checked_add(bytes - 1).is_none() {
             self.remove(create.start_addr)?;
@@ -176,7 +176,7 @@ impl Windows {
 
     fn remove(&self, start: u64) -> Result<(), Errno> {
         let mut remove = TceRemove { argsz: TceRemove::BYTES as u32, flags: 0, start_addr: start };
-        success(exchange(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove))
+        success(ioctl_struct(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove))
     }
 }
 
@@ -195,8 +195,8 @@ fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
 
 impl SpaprLimits {
     /// Asks a container over the group of `device`, opened for that.
-    pub(crate) fn ask(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
-        Ok(Windows::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
+    pub(crate) fn query(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
+        Ok(WindowSet::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
     }
 
     /// The levels that a table for such a window should have, or why the kernel would refuse it (and leak its charge).
@@ -253,7 +253,7 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(exchange(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map))
+        success(ioctl_struct(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map))
     }
 
     /// Empties `pages` entries from `index` on, which lie in the window: one call.
@@ -265,7 +265,7 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(exchange(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap))
+        success(ioctl_struct(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap))
     }
 
     fn count(&self) {
@@ -283,14 +283,14 @@ impl Drop for Window {
                 state.made -= 1;
             }
         } else {
-            state.default = Default::Free;
+            state.default = DefaultWindow::Free;
         }
     }
 }
 
-impl fmt::Debug for Windows {
+impl fmt::Debug for WindowSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Windows").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("WindowSet").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 

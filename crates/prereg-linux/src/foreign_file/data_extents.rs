@@ -1,0 +1,98 @@
+//! Which parts of a shared file have pages, as far as its file system says.
+//!
+//! tmpfs answers SEEK_DATA and SEEK_HOLE. They move the offset of the open file, which the descriptor's sender shares, so the
+//! file is opened once more by its name under /proc. Hugetlbfs does not know holes; it counts the file's pages instead,
+//! which tells a file that has all of them. Where neither can be asked the file counts as empty: what is registered later
+//! is asked for then.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use prereg::Errno;
+
+use super::error::SharedError;
+use super::syscalls;
+
+/// Which parts of a shared file have pages. Others may add and remove pages at any time.
+#[derive(Debug)]
+pub struct DataExtents {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Seek(File),
+    /// Every page is there.
+    Full,
+    Unknown,
+}
+
+impl DataExtents {
+    pub(super) fn of(fd: BorrowedFd<'_>, seeks: bool) -> Result<Self, SharedError> {
+        let source = if seeks {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+                .open(path)
+                .map_or(Source::Unknown, Source::Seek)
+        } else {
+            let state = syscalls::stat(fd).map_err(SharedError::os("statx"))?;
+            // Blocks are counted in 512 bytes on every file system.
+            if state.stx_blocks.saturating_mul(512) >= state.stx_size {
+                Source::Full
+            } else {
+                Source::Unknown
+            }
+        };
+        Ok(Self { source })
+    }
+
+    /// The first byte at `from` or behind it that has a page; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`SharedError::Os`].
+    pub fn next_data(&self, from: u64) -> Result<Option<u64>, SharedError> {
+        match &self.source {
+            Source::Full => Ok(Some(from)),
+            Source::Unknown => Ok(None),
+            Source::Seek(file) => found(syscalls::seek(file.as_fd(), from, libc::SEEK_DATA)),
+        }
+    }
+
+    /// Bytes of `[from, to)` that have pages, counted until there are `enough` of them.
+    ///
+    /// # Errors
+    /// [`SharedError::Os`].
+    pub fn bytes_within(&self, from: u64, to: u64, enough: u64) -> Result<u64, SharedError> {
+        let file = match &self.source {
+            Source::Full => return Ok(to - from),
+            Source::Unknown => return Ok(0),
+            Source::Seek(file) => file.as_fd(),
+        };
+        let (mut at, mut bytes) = (from, 0);
+        while at < to && bytes < enough {
+            let Some(data) = found(syscalls::seek(file, at, libc::SEEK_DATA))?.filter(|data| *data < to)
+            else {
+                break;
+            };
+            // A file has a hole at its end; one that was made shorter meanwhile ends before `data`.
+            let hole = found(syscalls::seek(file, data, libc::SEEK_HOLE))?.unwrap_or(data).min(to);
+            bytes += hole - data;
+            if hole <= at {
+                break;
+            }
+            at = hole;
+        }
+        Ok(bytes)
+    }
+}
+
+fn found(sought: Result<u64, Errno>) -> Result<Option<u64>, SharedError> {
+    match sought {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(SharedError::Os { during: "lseek(SEEK_DATA)", errno }),
+    }
+}
