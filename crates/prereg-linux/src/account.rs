@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prereg::{Charge, ChargeError, Granule};
+use prereg::{Charge, ChargeError, Granule, PinError};
 
 use crate::sys;
 
@@ -84,7 +84,36 @@ impl MemlockAccount {
         let (soft, _) = sys::memlock_limit().ok()?;
         soft.map(|bytes| bytes >> self.granule.shift().get())
     }
+
+    /// [`limit`](Self::limit) in bytes.
+    pub(crate) fn limit_bytes(&self) -> Option<u64> {
+        self.limit().map(|pages| pages << self.granule.shift().get())
+    }
+
+    /// The error for `need` bytes that the kernel refused with ENOMEM, `used` bytes being charged already.
+    pub(crate) fn refusal(&self, need: u64, used: impl FnOnce() -> u64) -> PinError {
+        match self.limit_bytes() {
+            Some(limit) => PinError::Limit { need, used: used(), limit },
+            None => PinError::OutOfMemory,
+        }
+    }
 }
+
+/// Implements [`Charge`] for a back end by its account.
+macro_rules! impl_charge {
+    ($backend:ty) => {
+        impl prereg::Charge for $backend {
+            fn charge(&self, pages: u64) -> Result<(), prereg::ChargeError> {
+                self.account().charge(pages)
+            }
+
+            fn uncharge(&self, pages: u64) {
+                self.account().uncharge(pages);
+            }
+        }
+    };
+}
+pub(crate) use impl_charge;
 
 impl Charge for MemlockAccount {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {

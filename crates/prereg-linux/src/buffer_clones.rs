@@ -22,11 +22,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use prereg::{Errno, PinId};
 
+use crate::counter::Counter;
 use crate::mapping::Mapping;
 use crate::pin_ring::PinRing;
 use crate::slot_table::{RINGS, SLOTS, SlotRange, SlotTable};
@@ -51,7 +52,7 @@ pub(crate) struct CloneTable {
     maps: Box<[OnceLock<SlotMap>]>,
     clones: Mutex<Clones>,
     /// Slots that are not here, for want of room or because the kernel refused.
-    missing: AtomicU64,
+    missing: Counter,
 }
 
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl CloneTable {
             mode,
             maps: (0..RINGS).map(|_| OnceLock::new()).collect(),
             clones: Mutex::new(Clones { table: SlotTable::new(0), by_pin: HashMap::new(), closed: false }),
-            missing: AtomicU64::new(0),
+            missing: Counter::default(),
         }
     }
 
@@ -92,8 +93,7 @@ impl CloneTable {
 
     /// Slots of the pin rings that are not here.
     pub(crate) fn missing(&self) -> u64 {
-        // Relaxed: a number for reports.
-        self.missing.load(Ordering::Relaxed)
+        self.missing.get()
     }
 
     /// Slots of the I/O ring that are taken.
@@ -133,8 +133,7 @@ impl CloneTable {
             None
         });
         if local.is_none() {
-            // Relaxed: a number for reports.
-            self.missing.fetch_add(u64::from(slots.count), Ordering::Relaxed);
+            self.missing.add(u64::from(slots.count));
         }
         clones.by_pin.insert(slots.id(), CloneEntry { source: Arc::clone(source), slots, local });
         if let (Some(local), true) = (local, self.mode.loses_tail) {
@@ -158,8 +157,7 @@ impl CloneTable {
             {
                 entry.local = None;
                 self.set_slots(slots, None);
-                // Relaxed: a number for reports.
-                self.missing.fetch_add(u64::from(slots.count), Ordering::Relaxed);
+                self.missing.add(u64::from(slots.count));
                 if clones.table.claim(other) {
                     clones.table.free_slots(other);
                 }
@@ -175,8 +173,7 @@ impl CloneTable {
         let Some(entry) = clones.by_pin.remove(&slots.id()) else { return };
         self.set_slots(slots, None);
         let Some(local) = entry.local else {
-            // Relaxed: a number for reports.
-            self.missing.fetch_sub(u64::from(slots.count), Ordering::Relaxed);
+            self.missing.sub(u64::from(slots.count));
             return;
         };
         let mut emptied = 0;

@@ -1,6 +1,6 @@
 //! Why a back end cannot be had on this host, by this user.
 
-use prereg::Errno;
+use prereg::{Errno, PinError, UserRange};
 
 use crate::pagemap::PagemapError;
 
@@ -50,6 +50,15 @@ pub enum BackendError {
          with it, or use (slot, offset) addresses"
     )]
     FramesHidden,
+}
+
+/// The error for a pin in a child of `fork`.
+pub(crate) const fn pinned_by_parent(range: UserRange) -> PinError {
+    PinError::Os {
+        ua: range.first(),
+        errno: Errno::EPERM,
+        during: "pinning in a child of the process that made the back end",
+    }
 }
 
 fn limit_text(limit: Option<u64>) -> String {

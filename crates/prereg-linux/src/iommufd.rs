@@ -9,25 +9,19 @@
 //! [`Placement`] says what devices reach: all that is registered, at I/O addresses that are the host addresses of this back
 //! end; or only what an [`IommufdTable`] maps for them, range by range.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
-    PinId, UserAddr, UserRange,
-};
+use prereg::{AddressKind, Errno, PageSink, PinError, PinId, UserRange};
 
 use crate::account::MemlockAccount;
-use crate::barrier::Membarrier;
-use crate::pagemap::system_granule;
-use crate::proc_status::KernelCount;
+use crate::counter::Counter;
 use crate::vfio::device::VfioDevice;
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
 use crate::vfio::iova::{IovaAllocator, IovaRange};
-use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP, Kernel};
+use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP};
+use crate::vfio::kernel_pins::{IovaBackend, IovaPins, KernelPin, PinState, impl_kernel_pin};
 
 mod ioas;
 mod table;
@@ -68,30 +62,11 @@ pub struct Iommufd {
     // Devices close before the descriptor that their mappings are made through.
     devices: Devices,
     ioas: Arc<IoasPair>,
-    kernel: Arc<dyn Kernel>,
     placement: Placement,
-    granule: Granule,
-    process: u32,
-    account: MemlockAccount,
-    books: Mutex<Books>,
-    counts: Counts,
-}
-
-#[derive(Debug)]
-struct Books {
-    limits: IommufdLimits,
-    space: IovaAllocator,
-    pins: BTreeMap<u64, Vec<IovaRange>>,
-    next: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    map_calls: AtomicU64,
-    copy_calls: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
+    state: PinState,
+    pins: IovaPins<IommufdLimits>,
+    map_calls: Counter,
+    copy_calls: Counter,
 }
 
 /// What an [`Iommufd`] has in use, as plain numbers.
@@ -114,12 +89,9 @@ pub struct IommufdState {
     pub stuck_bytes: u64,
 }
 
-const OTHERS_MAP: &str = "IOMMU_IOAS_MAP (the I/O addresses are taken, and not by this back end)";
-const NO_ROOM: &str =
-    "finding I/O addresses (the allowed ranges have no room for the region; unregister something)";
+const TAKEN: &str = "IOMMU_IOAS_MAP (the I/O addresses are taken, and not by this back end)";
 const OUTSIDE: &str =
     "IOMMU_IOAS_MAP (the IOMMU does not take these addresses; was a device added that takes less?)";
-const CHILD: &str = "pinning in a child of the process that made the back end";
 const LAZY: &str = "pinning (no device is attached and this kernel's iommufd makes no page table without one, so it would pin \
                     nothing; attach a device first)";
 
@@ -140,28 +112,23 @@ impl Iommufd {
     /// # Errors
     /// As `open`.
     pub fn open_on(host: &VfioHost, device: &str, placement: Placement) -> Result<Self, VfioError> {
-        let granule = system_granule().map_err(|error| VfioError::Os {
-            during: "asking for the system page",
-            on: "this host".into(),
-            errno: error.errno(),
-        })?;
+        let state = PinState::new(&host.kernel)?;
         let ioas = IoasPair::open(host)?;
         let devices = Devices::default();
         let first = ioas.open_device(host, device)?;
         ioas.alloc_staging_hwpt(first.id)?;
         devices.push(first);
         let limits = ioas.limits()?;
-        let space = IovaAllocator::new(&limits.raw_ranges(), limits.alignment.max(granule.bytes()));
+        let unit = limits.alignment.max(state.granule.bytes());
+        let allocator = IovaAllocator::new(&limits.raw_ranges(), unit);
         Ok(Self {
             devices,
             ioas: Arc::new(ioas),
-            kernel: Arc::clone(&host.kernel),
             placement,
-            granule,
-            process: std::process::id(),
-            account: MemlockAccount::new(granule),
-            books: Mutex::new(Books { limits, space, pins: BTreeMap::new(), next: 1 }),
-            counts: Counts::default(),
+            state,
+            pins: IovaPins::new(limits, allocator),
+            map_calls: Counter::default(),
+            copy_calls: Counter::default(),
         })
     }
 
@@ -189,9 +156,8 @@ impl Iommufd {
         let shared = Arc::clone(&attached.device);
         self.devices.push(attached);
         let limits = self.ioas.limits()?;
-        let mut books = self.books();
-        books.space.restrict(&limits.raw_ranges());
-        books.limits = limits;
+        let ranges = limits.raw_ranges();
+        self.pins.restrict(limits, &ranges);
         Ok(shared)
     }
 
@@ -201,7 +167,7 @@ impl Iommufd {
     /// [`VfioError::MemoryRegistered`] (EBUSY) for the last one where this kernel pins nothing without a device.
     pub fn remove_device(&self, device: &str) -> Result<(), VfioError> {
         // Relaxed: a caller who registers at the same time takes his chance either way.
-        let bytes = self.counts.pinned.load(Ordering::Relaxed);
+        let bytes = self.state.pinned.get();
         if bytes > 0 && !self.ioas.has_staging_hwpt() && self.devices.count() == 1 {
             return Err(VfioError::MemoryRegistered { what: format!("{device}, the last device,"), bytes });
         }
@@ -218,176 +184,101 @@ impl Iommufd {
     /// Where memory can be mapped for the devices attached now.
     #[must_use]
     pub fn limits(&self) -> IommufdLimits {
-        self.books().limits.clone()
+        self.pins.limits()
     }
 
     /// The account that charges go to.
     #[must_use]
     pub const fn account(&self) -> &MemlockAccount {
-        &self.account
+        &self.state.account
     }
 
     /// What is in use now.
     #[must_use]
     pub fn state(&self) -> IommufdState {
-        // Relaxed, all: numbers for reports.
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         IommufdState {
-            pinned_bytes: read(&self.counts.pinned),
-            map_calls: read(&self.counts.map_calls),
-            copy_calls: read(&self.counts.copy_calls),
+            pinned_bytes: self.state.pinned.get(),
+            map_calls: self.map_calls.get(),
+            copy_calls: self.copy_calls.get(),
             devices: self.devices.count(),
             pins_without_device: self.ioas.has_staging_hwpt(),
-            stray_unpins: read(&self.counts.stray),
-            stuck_bytes: read(&self.counts.stuck),
-        }
-    }
-
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Maps one piece into the holding space, and for the devices if they reach all.
-    fn map(&self, ua: u64, piece: IovaRange) -> Result<(), (&'static str, Errno)> {
-        add(&self.counts.map_calls, 1);
-        self.ioas.map_staging(ua, piece).map_err(|errno| (IOAS_MAP.name, errno))?;
-        if self.placement == Placement::DeviceIoas {
-            add(&self.counts.copy_calls, 1);
-            if let Err(errno) = self.ioas.copy_to_device(piece.iova, piece) {
-                if !self.ioas.unmap_staging(piece) {
-                    add(&self.counts.stuck, piece.bytes);
-                }
-                return Err((IOAS_COPY.name, errno));
-            }
-        }
-        Ok(())
-    }
-
-    /// Unmaps one piece; `false` when the kernel does not say that all of it went.
-    fn unmap(&self, piece: IovaRange) -> bool {
-        // A device must not reach what is not held any more.
-        (self.placement == Placement::StagingIoas || self.ioas.unmap_device(piece))
-            && self.ioas.unmap_staging(piece)
-    }
-
-    fn release(&self, pieces: &[IovaRange], mapped: usize) {
-        for (index, &piece) in pieces.iter().enumerate() {
-            if index >= mapped || self.unmap(piece) {
-                self.books().space.free(piece);
-            } else {
-                add(&self.counts.stuck, piece.bytes);
-            }
-        }
-    }
-
-    fn fill(&self, range: UserRange, pieces: &[IovaRange]) -> Result<(), PinError> {
-        let mut ua = range.first().raw();
-        for (done, &piece) in pieces.iter().enumerate() {
-            if let Err((during, errno)) = self.map(ua, piece) {
-                self.release(pieces, done);
-                let part = UserRange::new(UserAddr::new(ua), piece.bytes, self.granule).unwrap_or(range);
-                return Err(self.judge(during, errno, range, part));
-            }
-            ua = ua.wrapping_add(piece.bytes);
-        }
-        Ok(())
-    }
-
-    fn judge(&self, during: &'static str, errno: Errno, range: UserRange, part: UserRange) -> PinError {
-        match errno {
-            Errno::ENOMEM => match self.account.limit() {
-                Some(limit) => PinError::Limit {
-                    need: range.bytes(),
-                    used: KernelCount::now().map_or(0, |count| count.pinned),
-                    limit: limit << self.granule.shift().get(),
-                },
-                None => PinError::OutOfMemory,
-            },
-            Errno::EFAULT => self.kernel.unpinnable_reason(part),
-            Errno::EEXIST => PinError::Os { ua: part.first(), errno, during: OTHERS_MAP },
-            Errno::EINVAL | Errno::EOVERFLOW => PinError::Os { ua: part.first(), errno, during: OUTSIDE },
-            errno => PinError::Os { ua: part.first(), errno, during },
+            stray_unpins: self.state.stray.get(),
+            stuck_bytes: self.state.stuck.get(),
         }
     }
 }
 
-fn add(count: &AtomicU64, by: u64) {
-    // Relaxed: numbers for reports.
-    count.fetch_add(by, Ordering::Relaxed);
-}
+impl KernelPin for Iommufd {
+    const NAME: &'static str = "iommufd";
+    const ADDRESSES: AddressKind = AddressKind::Iova;
 
-// SAFETY: the kernel pins what is mapped into the IOAS, and the IOVAs are those it was mapped at.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for Iommufd {
-    fn name(&self) -> &'static str {
-        "iommufd"
+    fn pin_state(&self) -> &PinState {
+        &self.state
     }
 
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    fn address_kind(&self) -> AddressKind {
-        AddressKind::Iova
-    }
-
-    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
-        Membarrier::shared()
-    }
-
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        let refuse = |errno, during| PinError::Os { ua: range.first(), errno, during };
-        if self.process != std::process::id() {
-            return Err(refuse(Errno::EPERM, CHILD));
-        }
+    fn check(&self, range: UserRange) -> Result<(), PinError> {
         if !self.ioas.has_staging_hwpt()
             && (self.devices.count() == 0 || self.placement == Placement::StagingIoas)
         {
-            return Err(refuse(Errno::EOPNOTSUPP, LAZY));
+            return Err(PinError::Os { ua: range.first(), errno: Errno::EOPNOTSUPP, during: LAZY });
         }
-        self.kernel.prefault(range)?;
-        let taken = self.books().space.alloc(range.first().raw(), range.bytes(), LARGE_PAGES);
-        let pieces = taken.ok_or_else(|| refuse(Errno::ENOSPC, NO_ROOM))?;
-        self.fill(range, &pieces)?;
-        for piece in &pieces {
-            let pushed = pages.push(HostAddr::new(piece.iova), piece.bytes >> self.granule.shift().get());
-            if let Err(error) = pushed {
-                self.release(&pieces, pieces.len());
-                return Err(error.into());
+        Ok(())
+    }
+
+    fn pin_prefaulted(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        self.pins.pin(self, range, LARGE_PAGES, pages).map(|(pin, _)| pin)
+    }
+
+    fn release(&self, pin: PinId, _range: UserRange) -> bool {
+        self.pins.unpin(self, pin).is_some()
+    }
+}
+
+impl IovaBackend for Iommufd {
+    /// Maps into the staging IOAS and, unless a table decides that, copies the mapping to the device IOAS.
+    fn map(&self, ua: u64, iova: IovaRange) -> Result<(), (&'static str, Errno)> {
+        self.map_calls.add(1);
+        self.ioas.map_staging(ua, iova).map_err(|errno| refused(IOAS_MAP.name, errno))?;
+        if self.placement == Placement::DeviceIoas {
+            self.copy_calls.add(1);
+            if let Err(errno) = self.ioas.copy_to_device(iova.iova, iova) {
+                if !self.ioas.unmap_staging(iova) {
+                    self.state.stuck.add(iova.bytes);
+                }
+                return Err(refused(IOAS_COPY.name, errno));
             }
         }
-        add(&self.counts.pinned, range.bytes());
-        let mut books = self.books();
-        let id = books.next;
-        books.next += 1;
-        books.pins.insert(id, pieces);
-        Ok(PinId(id))
+        Ok(())
     }
 
-    /// The pages need no mark for `dirty`: what a device may write the kernel marks as written when it unpins it.
-    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        if self.process != std::process::id() {
-            return;
-        }
-        let Some(pieces) = self.books().pins.remove(&pin.0) else {
-            add(&self.counts.stray, 1);
-            return;
-        };
-        self.release(&pieces, pieces.len());
-        // Relaxed: a number for reports.
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+    fn unmap(&self, iova: IovaRange) -> bool {
+        // The device IOAS first: a device must not reach what is not pinned any more.
+        (self.placement == Placement::StagingIoas || self.ioas.unmap_device(iova))
+            && self.ioas.unmap_staging(iova)
+    }
+
+    fn map_refusal(
+        &self,
+        (during, errno): (&'static str, Errno),
+        range: UserRange,
+        part: UserRange,
+        _left: usize,
+    ) -> PinError {
+        self.state.refusal(errno, during, range, part, |counted| counted.pinned)
     }
 }
 
-impl Charge for Iommufd {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
+/// The call to name in an error, with the likely cause where the errno alone says it.
+const fn refused(during: &'static str, errno: Errno) -> (&'static str, Errno) {
+    match errno {
+        Errno::EEXIST => (TAKEN, errno),
+        Errno::EINVAL | Errno::EOVERFLOW => (OUTSIDE, errno),
+        errno => (during, errno),
     }
 }
+
+// The kernel pins what is mapped into the staging IOAS, and the pushed addresses are those it was mapped at.
+impl_kernel_pin!(Iommufd);
 
 impl fmt::Debug for Iommufd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

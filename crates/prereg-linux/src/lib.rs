@@ -34,6 +34,7 @@ mod barrier;
 mod buffer_clones;
 mod buffer_limit;
 mod builder;
+mod counter;
 mod error;
 mod fixed;
 mod foreign_file;

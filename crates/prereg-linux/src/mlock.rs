@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
-    PinId, UserRange,
+    AddressKind, Barrier, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError, PinId, UserRange,
 };
 
-use crate::account::MemlockAccount;
+use crate::account::{MemlockAccount, impl_charge};
 use crate::barrier::Membarrier;
 use crate::error::BackendError;
 use crate::frames;
 use crate::pagemap::Pagemap;
 use crate::proc_maps;
+use crate::proc_status::KernelCount;
 use crate::sys;
 
 /// Locks memory instead of pinning it.
@@ -58,18 +58,17 @@ impl Mlock {
 
     fn refused(&self, range: UserRange, errno: Errno) -> PinError {
         if let Some(found) = proc_maps::unpinnable_reason(range) {
-            return PinError::Fault { ua: found.ua, why: found.why };
+            return found.into();
         }
-        let shift = self.pagemap.granule().shift().get();
-        match (errno, self.account.limit()) {
-            (Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN, Some(limit)) => PinError::Limit {
-                need: range.bytes(),
-                used: crate::KernelCount::now().map_or(0, |count| count.locked),
-                limit: limit << shift,
-            },
-            (Errno::ENOMEM | Errno::EAGAIN, None) => PinError::OutOfMemory,
-            _ => PinError::Os { ua: range.first(), errno, during: "mlock" },
+        let over_limit = match errno {
+            Errno::ENOMEM | Errno::EAGAIN => true,
+            Errno::EPERM => self.account.limit().is_some(),
+            _ => false,
+        };
+        if !over_limit {
+            return PinError::Os { ua: range.first(), errno, during: "mlock" };
         }
+        self.account.refusal(range.bytes(), || KernelCount::now().map_or(0, |counted| counted.locked))
     }
 }
 
@@ -97,7 +96,7 @@ unsafe impl Pin for Mlock {
         // `mlock` is content with read-only memory; a device is not.
         if let Some(found) = proc_maps::vma_reason(range).filter(|found| !proc_maps::only_a_disk_file(*found))
         {
-            return Err(PinError::Fault { ua: found.ua, why: found.why });
+            return Err(found.into());
         }
         if let Err(errno) = sys::mlock(ua, bytes) {
             // A failed call can leave a part locked.
@@ -123,12 +122,4 @@ unsafe impl Pin for Mlock {
     }
 }
 
-impl Charge for Mlock {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+impl_charge!(Mlock);

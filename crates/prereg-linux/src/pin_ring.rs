@@ -11,12 +11,12 @@
 
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use io_uring::types::{SubmitArgs, Timespec};
 use prereg::Errno;
 
+use crate::counter::Counter;
 use crate::slot_table::SLOTS;
 use crate::sys::{self, Buffer};
 
@@ -34,7 +34,7 @@ pub(crate) struct PinRing {
     /// Held while the kernel pins into the table, and while it copies from it.
     filling: Mutex<()>,
     completions: Mutex<Completions>,
-    overdue: AtomicU64,
+    overdue: Counter,
 }
 
 struct Completions {
@@ -72,7 +72,7 @@ impl PinRing {
             fd: uring.as_raw_fd(),
             filling: Mutex::new(()),
             completions: Mutex::new(Completions { uring, unpinned: HashSet::new() }),
-            overdue: AtomicU64::new(0),
+            overdue: Counter::default(),
         })
     }
 
@@ -83,8 +83,7 @@ impl PinRing {
 
     /// Waits that took longer than they ever should have.
     pub(crate) fn overdue(&self) -> u64 {
-        // Relaxed: a number for reports.
-        self.overdue.load(Ordering::Relaxed)
+        self.overdue.get()
     }
 
     /// Puts `buffers` into the slots from `first` on: all, or as many as `Stopped` says.
@@ -191,8 +190,7 @@ impl PinRing {
                 Ok(_) => {}
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ETIME) => {
-                        // Relaxed: a number for reports.
-                        self.overdue.fetch_add(1, Ordering::Relaxed);
+                        self.overdue.add(1);
                     }
                     Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
                     _ => return Err(sys::errno_of(&error)),

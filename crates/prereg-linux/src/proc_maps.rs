@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use prereg::{UserAddr, UserRange};
+use prereg::{PinError, UserAddr, UserRange};
 
 use crate::sys;
 
@@ -54,6 +54,12 @@ fn parse_line(line: &str) -> Option<Vma> {
 pub(crate) struct UnpinnablePage {
     pub(crate) ua: UserAddr,
     pub(crate) why: &'static str,
+}
+
+impl From<UnpinnablePage> for PinError {
+    fn from(found: UnpinnablePage) -> Self {
+        Self::Fault { ua: found.ua, why: found.why }
+    }
 }
 
 const HOLE: &str = "nothing is mapped there; register only memory that is mapped from end to end";

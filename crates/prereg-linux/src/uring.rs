@@ -18,15 +18,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, PageSink, Pin, PinError, PinId,
-    UserAddr, UserRange,
+    AddressKind, Barrier, DirtyPages, Errno, Granule, PageSink, Pin, PinError, PinId, UserAddr, UserRange,
 };
 
-use crate::account::MemlockAccount;
+use crate::account::{MemlockAccount, impl_charge};
 use crate::barrier::Membarrier;
 use crate::buffer_clones::{self, AttachedRings, CloneMode, CloneTable};
 use crate::buffer_limit;
-use crate::error::BackendError;
+use crate::counter::Counter;
+use crate::error::{BackendError, pinned_by_parent};
 use crate::frames;
 use crate::io_uring_state::IoUringState;
 use crate::options::Options;
@@ -76,11 +76,11 @@ struct BufferSlots {
 
 #[derive(Debug, Default)]
 struct PinCounters {
-    pins: AtomicU64,
-    unpins: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
+    pins: Counter,
+    unpins: Counter,
+    pinned: Counter,
+    stray: Counter,
+    stuck: Counter,
 }
 
 /// Why the kernel's "no" is not the end.
@@ -168,17 +168,16 @@ impl IoUring {
         let rings = self.rings();
         let free = rings.iter().map(|ring| ring.table().free()).sum();
         let count = rings.len() as u32;
-        // Relaxed, all: numbers for reports.
         IoUringState {
             rings: count,
             slots_used: count * SLOTS - free,
             slots_free: free,
-            pin_calls: self.counters.pins.load(Ordering::Relaxed),
-            unpin_calls: self.counters.unpins.load(Ordering::Relaxed),
-            pinned_bytes: self.counters.pinned.load(Ordering::Relaxed),
+            pin_calls: self.counters.pins.get(),
+            unpin_calls: self.counters.unpins.get(),
+            pinned_bytes: self.counters.pinned.get(),
             overdue_seconds: rings.iter().map(|ring| ring.ring.overdue()).sum(),
-            stray_unpins: self.counters.stray.load(Ordering::Relaxed),
-            stuck_slots: self.counters.stuck.load(Ordering::Relaxed),
+            stray_unpins: self.counters.stray.get(),
+            stuck_slots: self.counters.stuck.get(),
             io_rings: self.attached.rings() as u32,
         }
     }
@@ -242,8 +241,7 @@ impl IoUring {
         }
         self.attached.pin_removed(slots);
         if filled > 0 && ring.ring.clear(slots.first, filled).is_err() {
-            // Relaxed: a number for reports.
-            self.counters.stuck.fetch_add(u64::from(slots.count), Ordering::Relaxed);
+            self.counters.stuck.add(u64::from(slots.count));
         } else {
             ring.table().free_slots(slots);
         }
@@ -280,26 +278,15 @@ impl IoUring {
 
     /// Over the limit for certain, before anything is tried.
     fn refuse_over_limit(&self, range: UserRange) -> Result<(), PinError> {
-        // Relaxed: a first look; the kernel has the last word.
-        let used = self.counters.pinned.load(Ordering::Relaxed);
-        match self.limit_bytes() {
+        let used = self.counters.pinned.get();
+        match self.account.limit_bytes() {
             Some(limit) if used.saturating_add(range.bytes()) > limit => Err(self.limit_error(range.bytes())),
             _ => Ok(()),
         }
     }
 
-    fn limit_bytes(&self) -> Option<u64> {
-        self.account.limit().map(|pages| pages << self.granule.shift().get())
-    }
-
     fn limit_error(&self, need: u64) -> PinError {
-        match self.limit_bytes() {
-            // Relaxed: a number for a message.
-            Some(limit) => {
-                PinError::Limit { need, used: self.counters.pinned.load(Ordering::Relaxed), limit }
-            }
-            None => PinError::OutOfMemory,
-        }
+        self.account.refusal(need, || self.counters.pinned.get())
     }
 
     /// What a refusal means: the piece that begins at `at` was refused with `errno`.
@@ -319,7 +306,7 @@ impl IoUring {
         match stopped.errno {
             Errno::EINTR | Errno::EAGAIN if backoff.wait() => Refusal::Retry,
             // A process of the same user that was killed gives its charge back a little later than its pages.
-            Errno::ENOMEM if self.limit_bytes().is_some() => {
+            Errno::ENOMEM if self.account.limit_bytes().is_some() => {
                 if backoff.wait() {
                     Refusal::Retry
                 } else {
@@ -335,7 +322,7 @@ impl IoUring {
                     None => (proc_maps::unpinnable_reason(refused), None),
                 };
                 match (reason, next) {
-                    (Some(found), _) => Refusal::Final(PinError::Fault { ua: found.ua, why: found.why }),
+                    (Some(found), _) => Refusal::Final(found.into()),
                     (None, Some(next)) => Refusal::Smaller(next),
                     (None, None) => Refusal::Final(PinError::Fault { ua: at, why: proc_maps::OTHER_KIND }),
                 }
@@ -412,11 +399,7 @@ unsafe impl Pin for IoUring {
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.process != std::process::id() {
-            return Err(PinError::Os {
-                ua: range.first(),
-                errno: Errno::EPERM,
-                during: "pinning in a child of the process that made the back end",
-            });
+            return Err(pinned_by_parent(range));
         }
         self.refuse_over_limit(range)?;
         self.prefault(range)?;
@@ -426,9 +409,8 @@ unsafe impl Pin for IoUring {
             return Err(error);
         }
         self.attached.pin_added(&ring.ring, slots);
-        // Relaxed, both: numbers for reports and for a first look at the limit.
-        self.counters.pins.fetch_add(1, Ordering::Relaxed);
-        self.counters.pinned.fetch_add(range.bytes(), Ordering::Relaxed);
+        self.counters.pins.add(1);
+        self.counters.pinned.add(range.bytes());
         Ok(slots.id())
     }
 
@@ -440,25 +422,15 @@ unsafe impl Pin for IoUring {
         let slots = SlotRange::from_id(pin);
         let known = self.ring(slots.ring).is_some_and(|ring| self.release_slots(&ring, slots, slots.count));
         if !known {
-            // Relaxed: a number for reports.
-            self.counters.stray.fetch_add(1, Ordering::Relaxed);
+            self.counters.stray.add(1);
             return;
         }
-        // Relaxed, both: as in `pin`.
-        self.counters.unpins.fetch_add(1, Ordering::Relaxed);
-        self.counters.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+        self.counters.unpins.add(1);
+        self.counters.pinned.sub(range.bytes());
     }
 }
 
-impl Charge for IoUring {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+impl_charge!(IoUring);
 
 impl BufferSlots {
     fn new(index: u32) -> Result<Self, (&'static str, Errno)> {

@@ -18,6 +18,7 @@ pub(crate) mod iova;
 pub(crate) mod kernel;
 #[cfg(test)]
 pub(crate) mod kernel_model;
+pub(crate) mod kernel_pins;
 mod prefault;
 #[cfg(test)]
 pub(crate) mod replay;

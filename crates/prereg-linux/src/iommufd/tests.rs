@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::memory::GuestMemory;
+use crate::pagemap::system_granule;
 use crate::vfio::kernel_model::KernelModel;
 use crate::vfio::replay::Recording;
 use crate::vfio::tree;
-use prereg::{Access, AddressSpace, Iova, PageList, PageShift};
+use prereg::{
+    Access, AddressSpace, DirtyPages, Granule, Iova, PageList, PageShift, Pin, UserAddr, UserRange,
+};
 
 const DEVICE: &str = "0000:00:01.0";
 const ALLOWED: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];

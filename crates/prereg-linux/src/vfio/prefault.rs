@@ -26,15 +26,14 @@ pub(super) fn prefault(range: UserRange) -> Result<(), PinError> {
         // A kernel that cannot populate (before 5.14) says EINVAL to everything; then the pin has the only word.
         Err(prereg::Errno::EINVAL) if sys::can_populate() => Err(refused(range)),
         Err(prereg::Errno::EINVAL) | Ok(()) => Ok(()),
-        Err(_) => proc_maps::unpinnable_reason(range)
-            .map_or(Ok(()), |found| Err(PinError::Fault { ua: found.ua, why: found.why })),
+        Err(_) => proc_maps::unpinnable_reason(range).map_or(Ok(()), |found| Err(found.into())),
     }
 }
 
 /// Why a range cannot be populated at all: no right to write, or a device's.
 fn refused(range: UserRange) -> PinError {
     if let Some(found) = proc_maps::vma_reason(range) {
-        return PinError::Fault { ua: found.ua, why: found.why };
+        return found.into();
     }
     PinError::Unsupported { ua: first_device_page(range).unwrap_or(range.first()), why: DEVICE }
 }
@@ -55,7 +54,7 @@ fn first_device_page(range: UserRange) -> Option<UserAddr> {
 /// What the kernel's EFAULT was about.
 pub(super) fn unpinnable_reason(range: UserRange) -> PinError {
     match proc_maps::unpinnable_reason(range) {
-        Some(found) => PinError::Fault { ua: found.ua, why: found.why },
+        Some(found) => found.into(),
         None => PinError::Fault { ua: range.first(), why: proc_maps::OTHER_KIND },
     }
 }

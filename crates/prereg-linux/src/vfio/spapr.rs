@@ -1,6 +1,6 @@
 //! The pin back end on a VFIO SPAPR TCE v2 container: the model of the whole library, in the kernel's own hands.
 //!
-//! Two layers. Memory is pinned and charged by `REGISTER_MEMORY`, once ([`VfioSpaprV2`] as [`Pin`]). A device reaches it
+//! Two layers. Memory is pinned and charged by `REGISTER_MEMORY`, once ([`VfioSpaprV2`] as [`Pin`](prereg::Pin)). A device reaches it
 //! through the entries of a window's table ([`SpaprTable`]), each one counted mapping here and one entry there. The kernel
 //! translates a user address to a host address by itself, so user addresses are the host addresses of this back end.
 //!
@@ -13,24 +13,19 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink,
-    Pin, PinError, PinId, UserRange,
-};
+use prereg::{AddressKind, Errno, HostAddr, PageShift, PageSink, PinError, PinId, UserRange};
 
 use super::container::{Container, SPAPR_TCE_V2};
 use super::device::VfioDevice;
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::kernel::{Kernel, SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, ioctl_struct};
+use super::kernel::{SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, ioctl_struct};
+use super::kernel_pins::{KernelPin, PinState, impl_kernel_pin};
 use super::uapi::{RegisterMemory, UapiStruct};
 use crate::account::MemlockAccount;
-use crate::barrier::Membarrier;
-use crate::pagemap::system_granule;
-use crate::proc_status::KernelCount;
+use crate::counter::Counter;
 
 mod raw_container;
 mod table;
@@ -61,22 +56,11 @@ use window::WindowSet;
 /// ```
 pub struct VfioSpaprV2 {
     windows: Arc<WindowSet>,
-    kernel: Arc<dyn Kernel>,
-    granule: Granule,
-    process: u32,
-    account: MemlockAccount,
-    /// First addresses of what is registered.
-    pins: Mutex<BTreeSet<u64>>,
-    counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    register_calls: AtomicU64,
-    unregister_calls: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
+    state: PinState,
+    /// First addresses of registered ranges.
+    registered: Mutex<BTreeSet<u64>>,
+    register_calls: Counter,
+    unregister_calls: Counter,
 }
 
 /// What a [`VfioSpaprV2`] has in use, as plain numbers.
@@ -97,7 +81,6 @@ pub struct SpaprState {
     pub stuck_bytes: u64,
 }
 
-const CHILD: &str = "pinning in a child of the process that made the back end";
 const OVERLAPS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
                       VFIO in another shape; unregister that, or share its shape)";
 const REGISTERED: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
@@ -116,20 +99,14 @@ impl VfioSpaprV2 {
     /// # Errors
     /// As `open`.
     pub fn open_on(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
-        let granule = system_granule().map_err(|error| VfioError::Os {
-            during: "asking for the system page",
-            on: "this host".into(),
-            errno: error.errno(),
-        })?;
+        let state = PinState::new(&host.kernel)?;
         let container = Container::open(host, device, SPAPR_TCE_V2)?;
         Ok(Self {
             windows: Arc::new(WindowSet::new(container)?),
-            kernel: Arc::clone(&host.kernel),
-            granule,
-            process: std::process::id(),
-            account: MemlockAccount::new(granule),
-            pins: Mutex::new(BTreeSet::new()),
-            counts: Counts::default(),
+            state,
+            registered: Mutex::new(BTreeSet::new()),
+            register_calls: Counter::default(),
+            unregister_calls: Counter::default(),
         })
     }
 
@@ -179,46 +156,25 @@ impl VfioSpaprV2 {
     /// The account that charges go to.
     #[must_use]
     pub const fn account(&self) -> &MemlockAccount {
-        &self.account
+        &self.state.account
     }
 
     /// What is in use now.
     #[must_use]
     pub fn state(&self) -> SpaprState {
-        // Relaxed, all: numbers for reports.
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         SpaprState {
-            pinned_bytes: read(&self.counts.pinned),
-            register_calls: read(&self.counts.register_calls),
-            unregister_calls: read(&self.counts.unregister_calls),
+            pinned_bytes: self.state.pinned.get(),
+            register_calls: self.register_calls.get(),
+            unregister_calls: self.unregister_calls.get(),
             entry_calls: self.windows.entry_calls(),
-            stray_unpins: read(&self.counts.stray),
-            stuck_bytes: read(&self.counts.stuck),
+            stray_unpins: self.state.stray.get(),
+            stuck_bytes: self.state.stuck.get(),
         }
     }
 
-    fn judge(&self, errno: Errno, range: UserRange) -> PinError {
-        let os = |during| PinError::Os { ua: range.first(), errno, during };
-        match errno {
-            Errno::ENOMEM => match self.account.limit() {
-                Some(limit) => PinError::Limit {
-                    need: range.bytes(),
-                    used: KernelCount::now().map_or(0, |count| count.locked),
-                    limit: limit << self.granule.shift().get(),
-                },
-                None => PinError::OutOfMemory,
-            },
-            Errno::EFAULT => self.kernel.unpinnable_reason(range),
-            Errno::EINVAL => os(OVERLAPS),
-            Errno::EBUSY => os(REGISTERED),
-            _ => os(SPAPR_REGISTER_MEMORY.name),
-        }
+    fn registered(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn add(count: &AtomicU64, by: u64) {
-    // Relaxed: numbers for reports.
-    count.fetch_add(by, Ordering::Relaxed);
 }
 
 fn register_argument(range: UserRange) -> RegisterMemory {
@@ -230,82 +186,53 @@ fn register_argument(range: UserRange) -> RegisterMemory {
     }
 }
 
-// SAFETY: the kernel pins registered memory, and takes user addresses for it.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for VfioSpaprV2 {
-    fn name(&self) -> &'static str {
-        "vfio-spapr-v2"
+impl KernelPin for VfioSpaprV2 {
+    const NAME: &'static str = "vfio-spapr-v2";
+    const ADDRESSES: AddressKind = AddressKind::User;
+
+    fn pin_state(&self) -> &PinState {
+        &self.state
     }
 
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    fn address_kind(&self) -> AddressKind {
-        AddressKind::User
-    }
-
-    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
-        Membarrier::shared()
-    }
-
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        if self.process != std::process::id() {
-            return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
-        }
-        self.kernel.prefault(range)?;
-        // Before the kernel is asked, so that nothing can fail after it.
-        pages.push(HostAddr::new(range.first().raw()), range.pages(self.granule))?;
-        add(&self.counts.register_calls, 1);
-        let result = ioctl_struct(
-            self.windows.container().descriptor(),
-            SPAPR_REGISTER_MEMORY,
-            &mut register_argument(range),
-        );
-        match result {
+    fn pin_prefaulted(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        // Before the ioctl, so that nothing can fail after it.
+        pages.push(HostAddr::new(range.first().raw()), range.pages(self.state.granule))?;
+        self.register_calls.add(1);
+        let mut argument = register_argument(range);
+        match ioctl_struct(self.windows.container().descriptor(), SPAPR_REGISTER_MEMORY, &mut argument) {
             Ok(0) => {}
-            // The count of pages that could be pinned; the kernel has let them go, and registered nothing.
-            Ok(_) => return Err(self.kernel.unpinnable_reason(range)),
-            Err(errno) => return Err(self.judge(errno, range)),
+            // The number of pages that could be pinned; the kernel has released them and registered nothing.
+            Ok(_) => return Err(self.state.kernel.unpinnable_reason(range)),
+            Err(errno) => {
+                let during = match errno {
+                    Errno::EINVAL => OVERLAPS,
+                    Errno::EBUSY => REGISTERED,
+                    _ => SPAPR_REGISTER_MEMORY.name,
+                };
+                return Err(self.state.refusal(errno, during, range, range, |counted| counted.locked));
+            }
         }
-        add(&self.counts.pinned, range.bytes());
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(range.first().raw());
+        self.registered().insert(range.first().raw());
         Ok(PinId(range.first().raw()))
     }
 
-    /// The pages need no mark for `dirty`: the kernel marks what its own tables let a device write.
-    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        if self.process != std::process::id() {
-            return;
+    fn release(&self, pin: PinId, range: UserRange) -> bool {
+        if pin.0 != range.first().raw() || !self.registered().remove(&pin.0) {
+            return false;
         }
-        let named = pin.0 == range.first().raw();
-        if !named || !self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(&pin.0) {
-            add(&self.counts.stray, 1);
-            return;
-        }
-        add(&self.counts.unregister_calls, 1);
-        let result = ioctl_struct(
-            self.windows.container().descriptor(),
-            SPAPR_UNREGISTER_MEMORY,
-            &mut register_argument(range),
-        );
+        self.unregister_calls.add(1);
+        let mut argument = register_argument(range);
+        let result =
+            ioctl_struct(self.windows.container().descriptor(), SPAPR_UNREGISTER_MEMORY, &mut argument);
         if result != Ok(0) {
-            add(&self.counts.stuck, range.bytes());
+            self.state.stuck.add(range.bytes());
         }
-        // Relaxed: a number for reports.
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+        true
     }
 }
 
-impl Charge for VfioSpaprV2 {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+// The kernel pins registered memory, and takes user addresses for it.
+impl_kernel_pin!(VfioSpaprV2);
 
 impl fmt::Debug for VfioSpaprV2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

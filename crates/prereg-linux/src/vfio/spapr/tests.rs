@@ -6,7 +6,8 @@ use super::super::replay::Recording;
 use super::super::sysfs::tests::tree;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{Access, AddressSpace, BusAddr, PageList, UserAddr};
+use crate::pagemap::system_granule;
+use prereg::{Access, AddressSpace, BusAddr, DirtyPages, Granule, PageList, Pin, UserAddr};
 
 const DEVICE: &str = "0000:00:01.0";
 

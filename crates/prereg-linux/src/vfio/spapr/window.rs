@@ -1,11 +1,11 @@
 //! The windows of a SPAPR container: which there can be, which there are, and what goes through them to the kernel.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, BusAddr, Errno, PageShift};
 
+use crate::counter::Counter;
 use crate::vfio::container::{Container, SPAPR_TCE_V2};
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
@@ -59,7 +59,7 @@ pub(super) struct WindowSet {
     container: Container,
     limits: SpaprLimits,
     state: Mutex<State>,
-    entry_calls: AtomicU64,
+    entry_calls: Counter,
 }
 
 /// One window, its owner's alone. Dropping it removes it if it was made.
@@ -91,7 +91,7 @@ impl WindowSet {
             levels: if dynamic { info.levels } else { 1 },
         };
         let state = Mutex::new(State { default: DefaultWindow::Free, made: 0 });
-        Ok(Self { container, limits, state, entry_calls: AtomicU64::new(0) })
+        Ok(Self { container, limits, state, entry_calls: Counter::default() })
     }
 
     pub(super) const fn container(&self) -> &Container {
@@ -103,8 +103,7 @@ impl WindowSet {
     }
 
     pub(super) fn entry_calls(&self) -> u64 {
-        // Relaxed: a number for reports.
-        self.entry_calls.load(Ordering::Relaxed)
+        self.entry_calls.get()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -269,8 +268,7 @@ impl Window {
     }
 
     fn count(&self) {
-        // Relaxed: a number for reports.
-        self.windows.entry_calls.fetch_add(1, Ordering::Relaxed);
+        self.windows.entry_calls.add(1);
     }
 }
 

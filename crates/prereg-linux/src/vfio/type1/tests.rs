@@ -5,7 +5,8 @@ use super::super::replay::Recording;
 use super::super::sysfs::tests::tree;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{AddressSpace, PageList, PageShift, RegisterError};
+use crate::pagemap::system_granule;
+use prereg::{AddressSpace, DirtyPages, Granule, PageList, PageShift, Pin, RegisterError, UserAddr};
 
 const DEVICE: &str = "0000:00:01.0";
 /// The ranges of an emulated Intel IOMMU.
