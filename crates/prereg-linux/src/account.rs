@@ -6,11 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{Charge, ChargeError, Granule, PinError};
+use rustix::thread::CapabilitySet;
 
 use crate::sys;
-
-/// The number of CAP_IPC_LOCK.
-const CAP_IPC_LOCK: u32 = 14;
 
 /// Where limit and privilege come from.
 #[derive(Clone, Copy, Debug)]
@@ -81,7 +79,7 @@ impl MemlockAccount {
         if privileged {
             return None;
         }
-        let (soft, _) = sys::memlock_limit().ok()?;
+        let (soft, _) = sys::memlock_limit();
         soft.map(|bytes| bytes >> self.granule.shift().get())
     }
 
@@ -139,7 +137,7 @@ impl Charge for MemlockAccount {
 }
 
 fn holds_ipc_lock() -> bool {
-    sys::effective_capabilities().is_ok_and(|bits| bits >> CAP_IPC_LOCK & 1 != 0)
+    sys::effective_capabilities().is_ok_and(|held| held.contains(CapabilitySet::IPC_LOCK))
 }
 
 /// Root of another user namespace holds the capability, but not where the kernel asks for it.

@@ -349,7 +349,7 @@ mod tests {
         }
 
         fn table(&self, loses_tail: bool) -> Arc<CloneTable> {
-            let ring = sys::duplicate(self.target.as_raw_fd()).unwrap();
+            let ring = sys::duplicate(&self.target).unwrap();
             Arc::new(CloneTable::new(ring, CloneMode { loses_tail }))
         }
 

@@ -82,9 +82,7 @@ impl BackendError {
         match errno {
             Errno::EPERM | Errno::EACCES => Self::Forbidden,
             Errno::ENOSYS | Errno::EINVAL => Self::TooOld { during, errno },
-            Errno::ENOMEM => {
-                Self::NoMemory { limit: crate::sys::memlock_limit().ok().and_then(|(soft, _)| soft) }
-            }
+            Errno::ENOMEM => Self::NoMemory { limit: crate::sys::memlock_limit().0 },
             errno => Self::Os { during, errno },
         }
     }

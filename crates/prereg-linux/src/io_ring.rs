@@ -23,7 +23,7 @@ mod sqe;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -335,7 +335,7 @@ impl<T> IoRing<T> {
         let signalled = std::mem::take(&mut self.kick.signalled);
         if let (true, Some(event)) = (signalled, &self.kick.event) {
             // EAGAIN: somebody else took it; it rang all the same.
-            let _ = sys::drain_eventfd(event.as_raw_fd());
+            let _ = sys::drain_eventfd(event.as_fd());
         }
         signalled
     }
@@ -473,7 +473,7 @@ impl<T> std::fmt::Debug for IoRing<T> {
 impl ClonedBuffers {
     fn attach(uring: &io_uring::IoUring, pins: &Arc<IoUring>) -> Result<Self, PlainReason> {
         let mode = clone_mode_of(pins)?;
-        let fd = sys::duplicate(uring.as_raw_fd())
+        let fd = sys::duplicate(uring)
             .map_err(|errno| PlainReason::NoCopies { during: "fcntl(F_DUPFD)", errno })?;
         let table = Arc::new(CloneTable::new(fd, mode));
         pins.attach(&table);

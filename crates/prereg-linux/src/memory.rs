@@ -7,10 +7,11 @@
 use std::any::Any;
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use prereg::{Errno, PageShift, UserAddr};
+use rustix::fs::MemfdFlags;
 
 use crate::mapping::{MapRequest, Mapping};
 use crate::sys;
@@ -201,7 +202,7 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Size`], [`MemoryError::Name`], [`MemoryError::Os`].
     pub fn memfd(name: &str, bytes: u64) -> Result<Self, MemoryError> {
-        Self::shared(name, bytes, system_page(), 0, MemoryKind::Memfd)
+        Self::shared(name, bytes, system_page(), MemfdFlags::empty(), MemoryKind::Memfd)
     }
 
     /// A memfd of huge pages, which must be in the pool already.
@@ -210,7 +211,12 @@ impl GuestMemory {
     /// [`MemoryError::Size`] (whole huge pages), [`MemoryError::Name`], [`MemoryError::NoHugePages`],
     /// [`MemoryError::Os`].
     pub fn memfd_hugetlb(name: &str, bytes: u64, size: HugeSize) -> Result<Self, MemoryError> {
-        let flags = libc::MFD_HUGETLB | size.shift().get() << libc::MFD_HUGE_SHIFT;
+        let page = match size {
+            HugeSize::M2 => MemfdFlags::HUGE_2MB,
+            HugeSize::M16 => MemfdFlags::HUGE_16MB,
+            HugeSize::G1 => MemfdFlags::HUGE_1GB,
+        };
+        let flags = MemfdFlags::HUGETLB | page;
         Self::shared(name, bytes, size.shift(), flags, MemoryKind::Hugetlb(size)).map_err(|error| match error
         {
             MemoryError::Os { errno, .. } => MemoryError::NoHugePages { bytes, page: size.shift(), errno },
@@ -222,7 +228,7 @@ impl GuestMemory {
         name: &str,
         bytes: u64,
         page: PageShift,
-        flags: libc::c_uint,
+        flags: MemfdFlags,
         kind: MemoryKind,
     ) -> Result<Self, MemoryError> {
         const LONGEST_NAME: usize = 249;
@@ -236,7 +242,7 @@ impl GuestMemory {
         let os = |during| move |errno| MemoryError::Os { during, errno, bytes };
         let file = std::fs::File::from(sys::memfd(&name, flags).map_err(os("memfd_create"))?);
         file.set_len(bytes).map_err(|error| os("ftruncate")(sys::errno_of(&error)))?;
-        sys::seal_against_shrinking(file.as_raw_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
+        sys::seal_against_shrinking(file.as_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
         let request = map_request(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
         let mapping = Mapping::new(request).map_err(os("mmap"))?;
         Ok(Self { backing: Backing::Mapping(Arc::new(mapping)), kind })

@@ -7,12 +7,17 @@
     reason = "system calls; every pointer handed over is made from a slice or a checked range"
 )]
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use prereg::Errno;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::ReadWriteFlags;
+use rustix::process::Resource;
+use rustix::thread::{CapabilitySet, MembarrierCommand};
 
 /// Memory for one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,24 +74,19 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(errno()) }
 }
 
-/// `MEMBARRIER_CMD_PRIVATE_EXPEDITED` and its registration, of `include/uapi/linux/membarrier.h`.
-const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
-
-fn membarrier_command(command: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: takes no pointer.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(errno()) }
+/// The prereg error for one of rustix's.
+pub(crate) fn errno_from(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// Registers the process for [`membarrier`].
 pub(crate) fn membarrier_register() -> Result<(), Errno> {
-    membarrier_command(REGISTER_PRIVATE_EXPEDITED)
+    rustix::thread::membarrier(MembarrierCommand::RegisterPrivateExpedited).map_err(errno_from)
 }
 
 /// A full fence on every running thread of the process.
 pub(crate) fn membarrier() -> Result<(), Errno> {
-    membarrier_command(PRIVATE_EXPEDITED)
+    rustix::thread::membarrier(MembarrierCommand::PrivateExpedited).map_err(errno_from)
 }
 
 /// The system page in bytes.
@@ -158,15 +158,11 @@ pub(crate) fn unregister_buffers(ring: RawFd) -> Result<(), Errno> {
     check(result as libc::c_int)
 }
 
-/// Another descriptor for the same file, closed when a program is executed.
-pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(errno());
-    }
-    // SAFETY: the descriptor was made above and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Duplicates the descriptor of a ring, close-on-exec.
+pub(crate) fn duplicate(ring: &io_uring::IoUring) -> Result<OwnedFd, Errno> {
+    // SAFETY: `ring` keeps its descriptor open through the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(errno_from)
 }
 
 /// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, alone, and answers what the kernel answered: a
@@ -186,13 +182,12 @@ pub(crate) fn read_fixed(
     ring.completion().next().map(|completion| completion.result()).ok_or(Errno::EIO)
 }
 
-/// Takes the count of an eventfd, if it is not zero: never waits, whatever the descriptor's flags.
-pub(crate) fn drain_eventfd(event: RawFd) -> Result<u64, Errno> {
-    let mut count = 0u64;
-    let into = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
-    // SAFETY: one buffer of eight bytes that is ours; offset -1 is the stream's own place.
-    let got = unsafe { libc::preadv2(event, &raw const into, 1, -1, libc::RWF_NOWAIT) };
-    if got < 0 { Err(errno()) } else { Ok(count) }
+/// Resets the count of an eventfd; EAGAIN when it is zero. Never blocks, not even on a blocking descriptor.
+pub(crate) fn drain_eventfd(event: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut count = [0; size_of::<u64>()];
+    let into = &mut [IoSliceMut::new(&mut count)];
+    // Offset -1: an eventfd has no position.
+    rustix::io::preadv2(event, into, u64::MAX, ReadWriteFlags::NOWAIT).map(drop).map_err(errno_from)
 }
 
 fn advise(ua: u64, bytes: u64, advice: libc::c_int) -> Result<(), Errno> {
@@ -258,76 +253,35 @@ pub(crate) fn read_words(file: &File, words: &mut [u64], offset: u64) -> Result<
     usize::try_from(got).map(|bytes| bytes / size_of::<u64>()).map_err(|_| errno())
 }
 
-/// A memfd; `flags` beside MFD_CLOEXEC and MFD_ALLOW_SEALING.
-pub(crate) fn memfd(name: &std::ffi::CStr, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
-    // SAFETY: the name ends in NUL and is only read.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-    if fd < 0 {
-        return Err(errno());
-    }
-    // SAFETY: the descriptor was made above and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// A memfd that can be sealed; `flags` are added to CLOEXEC and ALLOW_SEALING.
+pub(crate) fn memfd(name: &CStr, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags)
+        .map_err(errno_from)
 }
 
-/// The file can no longer be made shorter (a hole can still be punched).
-pub(crate) fn seal_against_shrinking(fd: RawFd) -> Result<(), Errno> {
-    // SAFETY: takes no pointer.
-    check(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })
+/// Seals a file against being made shorter. Holes can still be punched.
+pub(crate) fn seal_against_shrinking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK).map_err(errno_from)
 }
 
 /// RLIMIT_MEMLOCK: soft and hard limit in bytes, `None` for unlimited.
-pub(crate) fn memlock_limit() -> Result<(Option<u64>, Option<u64>), Errno> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is ours and is written once.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
-    let known = |bytes: libc::rlim_t| (bytes != libc::RLIM_INFINITY).then_some(bytes);
-    Ok((known(limit.rlim_cur), known(limit.rlim_max)))
+pub(crate) fn memlock_limit() -> (Option<u64>, Option<u64>) {
+    let limit = rustix::process::getrlimit(Resource::Memlock);
+    (limit.current, limit.maximum)
 }
 
-/// The effective capabilities of the calling thread, bit by number.
-pub(crate) fn effective_capabilities() -> Result<u64, Errno> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Sets {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    let mut sets = [Sets { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: version 3 writes two of `Sets`, which is what `sets` holds; both are ours.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
-    if result != 0 {
-        return Err(errno());
-    }
-    Ok(u64::from(sets[0].effective) | u64::from(sets[1].effective) << 32)
+/// The effective capabilities of the calling thread.
+pub(crate) fn effective_capabilities() -> Result<CapabilitySet, Errno> {
+    rustix::thread::capabilities(None).map(|sets| sets.effective).map_err(errno_from)
 }
 
 /// The real and the effective user.
 pub(crate) fn uids() -> (u32, u32) {
-    // SAFETY: takes nothing, cannot fail.
-    let real = unsafe { libc::getuid() };
-    // SAFETY: as above.
-    let effective = unsafe { libc::geteuid() };
-    (real, effective)
+    (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw())
 }
 
 /// The magic number of the file system that holds `path`.
 pub(crate) fn filesystem_magic(path: &Path) -> Result<i64, Errno> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let mut state = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
-    // SAFETY: the path ends in NUL; the kernel fills `state`.
-    check(unsafe { libc::statfs64(path.as_ptr(), state.as_mut_ptr()) })?;
-    // SAFETY: every field is an integer, all were zero and the call filled them.
-    let state = unsafe { state.assume_init() };
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
+    let state = rustix::fs::statfs(path).map_err(errno_from)?;
     Ok(state.f_type as i64)
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use prereg::Errno;
+use rustix::fs::SeekFrom;
 
 use super::error::SharedError;
 use super::syscalls;
@@ -57,7 +58,7 @@ impl DataExtents {
         match &self.source {
             Source::Full => Ok(Some(from)),
             Source::Unknown => Ok(None),
-            Source::Seek(file) => found(syscalls::seek(file.as_fd(), from, libc::SEEK_DATA)),
+            Source::Seek(file) => found(syscalls::seek(file.as_fd(), SeekFrom::Data(from))),
         }
     }
 
@@ -73,12 +74,12 @@ impl DataExtents {
         };
         let (mut at, mut bytes) = (from, 0);
         while at < to && bytes < enough {
-            let Some(data) = found(syscalls::seek(file, at, libc::SEEK_DATA))?.filter(|data| *data < to)
+            let Some(data) = found(syscalls::seek(file, SeekFrom::Data(at)))?.filter(|data| *data < to)
             else {
                 break;
             };
             // A file has a hole at its end; one that was made shorter meanwhile ends before `data`.
-            let hole = found(syscalls::seek(file, data, libc::SEEK_HOLE))?.unwrap_or(data).min(to);
+            let hole = found(syscalls::seek(file, SeekFrom::Hole(data)))?.unwrap_or(data).min(to);
             bytes += hole - data;
             if hole <= at {
                 break;

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use prereg::PageShift;
+use rustix::fs::{FileType, OFlags, SealFlags};
 
 use super::data_extents::DataExtents;
 use super::dual_mapping::{CopyMethod, DualMapping};
@@ -50,25 +51,25 @@ impl FileStat {
     /// [`SharedError::NotMemory`] for anything but a file, [`SharedError::Os`].
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, SharedError> {
         let state = syscalls::stat(fd).map_err(SharedError::os("statx"))?;
-        let what = match u32::from(state.stx_mode) & libc::S_IFMT {
-            libc::S_IFREG => None,
-            libc::S_IFDIR => Some("a directory"),
-            libc::S_IFSOCK => Some("a socket"),
-            libc::S_IFCHR | libc::S_IFBLK => Some("a device"),
-            libc::S_IFIFO => Some("a pipe"),
+        let what = match FileType::from_raw_mode(state.stx_mode.into()) {
+            FileType::RegularFile => None,
+            FileType::Directory => Some("a directory"),
+            FileType::Socket => Some("a socket"),
+            FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+            FileType::Fifo => Some("a pipe"),
             _ => Some("no file"),
         };
         if let Some(what) = what {
             return Err(SharedError::NotMemory { what });
         }
         let flags = syscalls::flags(fd).map_err(SharedError::os("fcntl(F_GETFL)"))?;
-        let mode = if flags & libc::O_PATH == 0 { flags & libc::O_ACCMODE } else { libc::O_WRONLY };
+        let mode = if flags.contains(OFlags::PATH) { OFlags::WRONLY } else { flags & OFlags::ACCMODE };
         Ok(Self {
             identity: FileIdentity { dev: (state.stx_dev_major, state.stx_dev_minor), ino: state.stx_ino },
             bytes: state.stx_size,
             changed: ChangeTime { at: (state.stx_ctime.tv_sec, state.stx_ctime.tv_nsec) },
-            readable: mode != libc::O_WRONLY,
-            writable: mode == libc::O_RDWR,
+            readable: mode != OFlags::WRONLY,
+            writable: mode == OFlags::RDWR,
         })
     }
 }
@@ -85,8 +86,8 @@ pub struct SharedFile {
 
 /// The number of tmpfs (`include/uapi/linux/magic.h`); what else can be sealed is on hugetlbfs.
 const TMPFS: i64 = 0x0102_1994;
-/// `F_SEAL_WRITE` and `F_SEAL_FUTURE_WRITE` of `include/uapi/linux/fcntl.h`.
-const AGAINST_WRITING: libc::c_int = 0x8 | 0x10;
+/// Either of them forbids writing.
+const AGAINST_WRITING: SealFlags = SealFlags::WRITE.union(SealFlags::FUTURE_WRITE);
 const OTHER_FILE: SharedError = SharedError::NotMemory {
     what: "a file of a disk, a network or another file system that is not in memory",
 };
@@ -114,14 +115,14 @@ impl SharedFile {
         }
         // First, because it asks nobody: only files of tmpfs and hugetlbfs have seals, be it none.
         let seals = syscalls::seals(fd.as_fd()).map_err(|_| OTHER_FILE)?;
-        if seals & AGAINST_WRITING != 0 {
+        if seals.intersects(AGAINST_WRITING) {
             return Err(SharedError::Sealed);
         }
         let (magic, page) = syscalls::file_system(fd.as_fd()).map_err(SharedError::os("fstatfs"))?;
         let page = if magic == TMPFS { crate::sys::page_size() } else { page };
         let shift = if page.is_power_of_two() { PageShift::new(page.trailing_zeros()) } else { None };
         // A seal is never taken off again.
-        let sealed = seals & libc::F_SEAL_SHRINK != 0;
+        let sealed = seals.contains(SealFlags::SHRINK);
         Ok(Self {
             fd: Arc::new(fd),
             identity: facts.identity,
@@ -134,7 +135,7 @@ impl SharedFile {
     /// Whether the file behind `fd` is not sealed against writing.
     #[must_use]
     pub fn may_be_written(fd: BorrowedFd<'_>) -> bool {
-        syscalls::seals(fd).is_ok_and(|seals| seals & AGAINST_WRITING == 0)
+        syscalls::seals(fd).is_ok_and(|seals| !seals.intersects(AGAINST_WRITING))
     }
 
     /// Which file it is.

@@ -7,81 +7,55 @@
 
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use prereg::Errno;
+use rustix::fs::{AtFlags, OFlags, SealFlags, SeekFrom, Statx, StatxFlags};
 
-use crate::sys::errno_of;
+use crate::sys::{errno_from, errno_of};
 
 fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// What `statx(2)` knows without asking the owner of the file system, who may be a client and take his time.
-pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<libc::statx, Errno> {
-    let mut state = MaybeUninit::<libc::statx>::zeroed();
-    let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-    let wanted =
-        libc::STATX_TYPE | libc::STATX_INO | libc::STATX_SIZE | libc::STATX_CTIME | libc::STATX_BLOCKS;
-    // SAFETY: the path is empty; the kernel fills `state`, which is ours.
-    if unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, wanted, state.as_mut_ptr()) } != 0 {
-        return Err(errno());
-    }
-    // SAFETY: every field is an integer, all were zero and the call filled them.
-    Ok(unsafe { state.assume_init() })
+/// `statx(2)` without asking the owner of the file system, who may be a client that never answers.
+pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let fields =
+        StatxFlags::TYPE | StatxFlags::INO | StatxFlags::SIZE | StatxFlags::CTIME | StatxFlags::BLOCKS;
+    rustix::fs::statx(fd, c"", flags, fields).map_err(errno_from)
 }
 
-/// The kind of file system that holds the file, and the size of its pages.
+/// The magic number of the file system that holds the file, and its block size.
 pub(super) fn file_system(fd: BorrowedFd<'_>) -> Result<(i64, u64), Errno> {
-    let mut state = MaybeUninit::<libc::statfs64>::zeroed();
-    // SAFETY: the kernel fills `state`, which is ours.
-    if unsafe { libc::fstatfs64(fd.as_raw_fd(), state.as_mut_ptr()) } != 0 {
-        return Err(errno());
-    }
-    // SAFETY: every field is an integer, all were zero and the call filled them.
-    let state = unsafe { state.assume_init() };
-    #[expect(clippy::unnecessary_cast, reason = "the types differ between architectures")]
+    let state = rustix::fs::fstatfs(fd).map_err(errno_from)?;
     Ok((state.f_type as i64, state.f_bsize as u64))
 }
 
 /// How the descriptor was opened: `O_ACCMODE`, `O_PATH` and the rest.
-pub(super) fn flags(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
-    // SAFETY: takes no pointer.
-    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
-    if flags < 0 { Err(errno()) } else { Ok(flags) }
+pub(super) fn flags(fd: BorrowedFd<'_>) -> Result<OFlags, Errno> {
+    rustix::fs::fcntl_getfl(fd).map_err(errno_from)
 }
 
-/// What the file is sealed against. EINVAL for what is on no file system in memory; answered without asking its owner.
-pub(super) fn seals(fd: BorrowedFd<'_>) -> Result<libc::c_int, Errno> {
-    // SAFETY: takes no pointer.
-    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
-    if seals < 0 { Err(errno()) } else { Ok(seals) }
+/// The file's seals; EINVAL unless it is on tmpfs or hugetlbfs. The kernel knows without asking the file's owner.
+pub(super) fn seals(fd: BorrowedFd<'_>) -> Result<SealFlags, Errno> {
+    rustix::fs::fcntl_get_seals(fd).map_err(errno_from)
 }
 
-/// `lseek(2)`: for SEEK_DATA and SEEK_HOLE. ENXIO where there is neither.
-pub(super) fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> Result<u64, Errno> {
-    let from = libc::off64_t::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: takes no pointer.
-    let at = unsafe { libc::lseek64(fd.as_raw_fd(), from, whence) };
-    u64::try_from(at).map_err(|_| errno())
+/// `lseek(2)` to the next data or hole; ENXIO where there is neither.
+pub(super) fn seek(fd: BorrowedFd<'_>, to: SeekFrom) -> Result<u64, Errno> {
+    rustix::fs::seek(fd, to).map_err(errno_from)
 }
 
-/// Reads from `offset` of the file on until `into` is full or the file ends; answers how much came.
+/// Reads from `offset` of the file on until `into` is full or the file ends; returns the bytes read.
 pub(super) fn read_file(fd: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> Result<usize, Errno> {
     let mut done = 0;
     while done < into.len() {
-        let at = libc::off64_t::try_from(offset + done as u64).map_err(|_| Errno::EOVERFLOW)?;
-        let rest = &mut into[done..];
-        // SAFETY: `rest` is ours for the call.
-        let got = unsafe { libc::pread64(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
-        match usize::try_from(got) {
+        match rustix::io::pread(fd, &mut into[done..], offset + done as u64) {
             Ok(0) => break,
-            Ok(got) => done += got,
-            Err(_) => match errno() {
-                Errno::EINTR => {}
-                errno => return Err(errno),
-            },
+            Ok(read) => done += read,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(errno_from(error)),
         }
     }
     Ok(done)

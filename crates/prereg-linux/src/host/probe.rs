@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::thread::CapabilitySet;
+
 use super::report::{Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};
 use super::{backends, parse};
 use crate::account;
@@ -18,9 +20,8 @@ impl HostReport {
     #[must_use]
     pub fn probe() -> Self {
         let (uid, euid) = sys::uids();
-        let bits = sys::effective_capabilities().unwrap_or(0);
-        let holds = |number: u32| bits >> number & 1 != 0;
-        let (soft, hard) = sys::memlock_limit().unwrap_or((Some(0), Some(0)));
+        let held = sys::effective_capabilities().unwrap_or(CapabilitySet::empty());
+        let (soft, hard) = sys::memlock_limit();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let vfio = VfioHost::system();
         let mut report = Self {
@@ -28,7 +29,11 @@ impl HostReport {
             uid,
             euid,
             initial_user_namespace: account::in_initial_user_namespace(),
-            capabilities: Capabilities { ipc_lock: holds(14), sys_admin: holds(21), sys_resource: holds(24) },
+            capabilities: Capabilities {
+                ipc_lock: held.contains(CapabilitySet::IPC_LOCK),
+                sys_admin: held.contains(CapabilitySet::SYS_ADMIN),
+                sys_resource: held.contains(CapabilitySet::SYS_RESOURCE),
+            },
             memlock: Memlock {
                 soft,
                 hard,
