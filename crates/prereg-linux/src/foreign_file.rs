@@ -18,16 +18,10 @@
 //! Who owns whom: a [`SharedMemory`] (and each part or clone) shares both mappings and the file; regions made from it hold
 //! them until the last page is unpinned. The [`SharedFile`] is needed only to map more.
 
-mod data_extents;
+pub(crate) mod data_extents;
 mod dual_mapping;
-mod error;
-mod file;
-mod memory;
-mod page_residency;
+pub(crate) mod error;
+pub(crate) mod file;
+pub(crate) mod memory;
+pub(crate) mod page_residency;
 mod syscalls;
-
-pub use data_extents::DataExtents;
-pub use error::SharedError;
-pub use file::{ChangeTime, FileIdentity, FileStat, SharedFile};
-pub use memory::SharedMemory;
-pub use page_residency::PageResidency;

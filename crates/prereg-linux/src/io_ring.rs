@@ -16,10 +16,10 @@
     reason = "hands addresses to the kernel: of buffers the ring owns, or on the caller's promise"
 )]
 
-mod buffer;
-mod segments;
+pub(crate) mod buffer;
+pub(crate) mod segments;
 mod slab;
-mod sqe;
+pub(crate) mod sqe;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -37,12 +37,10 @@ use crate::buffer_clones::{CloneMode, CloneTable};
 use crate::error::BackendError;
 use crate::sys::{self, Buffer};
 use crate::uring::IoUring;
+use buffer::AlignedBuffer;
+use segments::{IoSegment, IoSegments};
 use slab::Slab;
-use sqe::{FILE, sqe_for_buffer, sqe_for_list};
-
-pub use buffer::AlignedBuffer;
-pub use segments::{IoSegment, IoSegments};
-pub use sqe::Transfer;
+use sqe::{FILE, Transfer, sqe_for_buffer, sqe_for_list};
 
 /// Completions that the ring has room for, by entry; more are kept by the kernel.
 const COMPLETIONS: u32 = 4;

@@ -23,13 +23,11 @@ use crate::vfio::iova::{IovaAllocator, IovaRange};
 use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP};
 use crate::vfio::kernel_pins::{IovaBackend, IovaPins, KernelPin, PinState, impl_kernel_pin};
 
-mod ioas;
-mod table;
+pub(crate) mod ioas;
+pub(crate) mod table;
 
-pub use ioas::IommufdLimits;
-pub use table::{IommufdTable, IommufdTableError};
-
-use ioas::{Devices, IoasPair};
+use ioas::{Devices, IoasPair, IommufdLimits};
+use table::IommufdTable;
 
 /// What devices reach of registered memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

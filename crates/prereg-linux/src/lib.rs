@@ -7,7 +7,7 @@
 //!   caller's own range.
 //! - [`LockedTables`] is memory for the core's own tables that is locked and never faults.
 //! - [`prefault`](prefault()) brings memory in with several threads; [`audit_range`] tells whether pinned pages still lie
-//!   behind their addresses; [`HostReport`] tells what this host allows; [`measure`] has the bare system calls.
+//!   behind their addresses; [`HostReport`] tells what this host allows; [`syscall_baseline`] has the bare system calls.
 //!
 //! ```
 //! use prereg_linux::{GuestMemory, HostReport};
@@ -65,25 +65,40 @@ pub use barrier::Membarrier;
 pub use builder::IoUringBuilder;
 pub use error::BackendError;
 pub use fixed::Fixed;
-pub use foreign_file::{
-    ChangeTime, DataExtents, FileIdentity, FileStat, PageResidency, SharedError, SharedFile, SharedMemory,
-};
+pub use foreign_file::data_extents::DataExtents;
+pub use foreign_file::error::SharedError;
+pub use foreign_file::file::{ChangeTime, FileIdentity, FileStat, SharedFile};
+pub use foreign_file::memory::SharedMemory;
+pub use foreign_file::page_residency::PageResidency;
 pub use frames::SlotAddress;
-pub use host::{BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};
-pub use io_ring::{
-    AlignedBuffer, Completed, IoMemory, IoPath, IoRing, IoSegment, IoSegments, IoWait, PlainReason, Transfer,
+pub use host::report::{
+    BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess,
 };
+pub use io_ring::buffer::AlignedBuffer;
+pub use io_ring::segments::{IoSegment, IoSegments};
+pub use io_ring::sqe::Transfer;
+pub use io_ring::{Completed, IoMemory, IoPath, IoRing, IoWait, PlainReason};
 pub use io_uring_state::IoUringState;
-pub use iommufd::{Iommufd, IommufdLimits, IommufdState, IommufdTable, IommufdTableError, Placement};
+pub use iommufd::ioas::IommufdLimits;
+pub use iommufd::table::{IommufdTable, IommufdTableError};
+pub use iommufd::{Iommufd, IommufdState, Placement};
 pub use locked_tables::LockedTables;
 pub use memory::{GuestMemory, HugeSize, MemoryError, MemoryKind};
 pub use mlock::Mlock;
-pub use pagemap::{PageBacking, PageRun, Pagemap, PagemapError};
-pub use prefault::{Prefault, PrefaultError, Progress, prefault};
+pub use pagemap::{PageBacking, Pagemap, PagemapError};
+pub use prefault::{Prefault, PrefaultError, prefault};
 pub use proc_status::KernelCount;
 pub use uring::IoUring;
-pub use vfio::{
-    Bar, BoundDriver, GroupDevice, GroupLimits, GroupReport, IoctlTrace, RawSpaprContainer, SpaprLimits,
-    SpaprState, SpaprTable, SpaprTableError, Type1Limits, Type1State, VfioDevice, VfioError, VfioHost,
-    VfioSpaprV2, VfioType1, WindowPlace,
-};
+pub use vfio::bar::Bar;
+pub use vfio::device::VfioDevice;
+pub use vfio::error::{BoundDriver, VfioError};
+pub use vfio::groups::{GroupLimits, GroupReport};
+pub use vfio::host::VfioHost;
+pub use vfio::ioctl_trace::IoctlTrace;
+pub use vfio::spapr::raw_container::RawSpaprContainer;
+pub use vfio::spapr::table::{SpaprTable, SpaprTableError};
+pub use vfio::spapr::window::{SpaprLimits, WindowPlace};
+pub use vfio::spapr::{SpaprState, VfioSpaprV2};
+pub use vfio::sysfs::GroupDevice;
+pub use vfio::type1::{Type1State, VfioType1};
+pub use vfio::type1_limits::Type1Limits;

@@ -31,13 +31,13 @@ pub enum PageBacking {
 
 /// Pages that lie together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PageRun {
+pub(crate) struct PageRun {
     /// The first page.
-    pub ua: UserAddr,
+    pub(crate) ua: UserAddr,
     /// How many system pages.
-    pub pages: u64,
+    pub(crate) pages: u64,
     /// What is behind them.
-    pub backing: PageBacking,
+    pub(crate) backing: PageBacking,
 }
 
 /// Why the page map could not be read.
@@ -129,7 +129,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// [`PagemapError`].
-    pub fn shows_frames(&self) -> Result<bool, PagemapError> {
+    pub(crate) fn shows_frames(&self) -> Result<bool, PagemapError> {
         let here = 0u8;
         let ua = UserAddr::new((&raw const here).addr() as u64).align_down(self.granule.shift());
         Ok(matches!(self.page(ua)?, PageBacking::Frames(_)))
@@ -149,7 +149,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// [`PagemapError`] as `E`, or what `each` answered.
-    pub fn runs<E: From<PagemapError>>(
+    pub(crate) fn runs<E: From<PagemapError>>(
         &self,
         range: UserRange,
         mut each: impl FnMut(PageRun) -> Result<(), E>,

@@ -14,16 +14,13 @@ use crate::mapping;
 use crate::proc_maps;
 use crate::sys;
 
-/// Told how many bytes are in memory, out of how many; called from the threads that do the work.
-pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Send + Sync);
-
 /// How memory is to be faulted in.
 #[derive(Clone, Copy, Default)]
 pub struct Prefault<'a> {
     /// Threads to use; 0 means as many as there are processors, up to 8.
     pub threads: usize,
-    /// Told after each piece.
-    pub progress: Option<Progress<'a>>,
+    /// Called after each chunk with the bytes done and the bytes in all, from the threads that do the work.
+    pub progress: Option<&'a (dyn Fn(u64, u64) + Send + Sync)>,
     /// Looked at before each piece: `true` stops.
     pub cancel: Option<&'a AtomicBool>,
 }

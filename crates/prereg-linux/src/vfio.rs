@@ -7,13 +7,13 @@
 //! What goes wrong here: a kernel that says yes to what it did not do. No positive number is a success, no unmap is believed
 //! that does not name the whole size, and what the kernel is known to get wrong it is not asked (see `spapr`).
 
-mod bar;
+pub(crate) mod bar;
 pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod error;
-mod groups;
+pub(crate) mod groups;
 pub(crate) mod host;
-mod ioctl_trace;
+pub(crate) mod ioctl_trace;
 pub(crate) mod iova;
 pub(crate) mod kernel;
 #[cfg(test)]
@@ -22,26 +22,14 @@ pub(crate) mod kernel_pins;
 mod prefault;
 #[cfg(test)]
 pub(crate) mod replay;
-mod spapr;
+pub(crate) mod spapr;
 mod sys;
-mod sysfs;
-mod type1;
-mod type1_limits;
+pub(crate) mod sysfs;
+pub(crate) mod type1;
+pub(crate) mod type1_limits;
 pub(crate) mod uapi;
 #[cfg(test)]
 mod uapi_headers;
 
-pub use bar::Bar;
-pub use device::VfioDevice;
-pub use error::{BoundDriver, VfioError};
-pub use groups::{GroupLimits, GroupReport};
-pub use host::VfioHost;
-pub use ioctl_trace::IoctlTrace;
-pub use spapr::{
-    RawSpaprContainer, SpaprLimits, SpaprState, SpaprTable, SpaprTableError, VfioSpaprV2, WindowPlace,
-};
-pub use sysfs::GroupDevice;
 #[cfg(test)]
 pub(crate) use sysfs::tests::tree;
-pub use type1::{Type1State, VfioType1};
-pub use type1_limits::Type1Limits;

@@ -6,7 +6,5 @@
 mod backends;
 mod parse;
 mod probe;
-mod report;
+pub(crate) mod report;
 mod vfio;
-
-pub use report::{BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};

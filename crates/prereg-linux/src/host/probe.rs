@@ -12,7 +12,8 @@ use crate::pagemap::Pagemap;
 use crate::proc_status::{KernelCount, kib_of};
 use crate::sys;
 use crate::uring::IoUring;
-use crate::vfio::VfioHost;
+use crate::vfio::host::VfioHost;
+use crate::vfio::sysfs::names_in;
 
 impl HostReport {
     /// Looks at the host as it is for this process now. Makes a ring and throws it away, and opens each IOMMU group that is
@@ -71,11 +72,6 @@ fn word(path: &str) -> Option<String> {
 
 fn number(path: &str) -> Option<u64> {
     word(path)?.parse().ok()
-}
-
-fn names_in(path: &Path) -> Vec<String> {
-    let entries = fs::read_dir(path).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
 fn numbers_in(path: &Path) -> Vec<u32> {

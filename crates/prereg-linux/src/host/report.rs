@@ -4,7 +4,7 @@ use prereg::{AddressKind, Errno};
 
 use crate::error::BackendError;
 use crate::proc_status::KernelCount;
-use crate::vfio::GroupReport;
+use crate::vfio::groups::GroupReport;
 
 /// The capabilities in effect that matter here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

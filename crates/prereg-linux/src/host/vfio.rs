@@ -3,7 +3,8 @@
 use prereg::AddressKind;
 
 use super::report::{BackendReport, HostReport};
-use crate::vfio::{GroupLimits, GroupReport, Type1Limits};
+use crate::vfio::groups::{GroupLimits, GroupReport};
+use crate::vfio::type1_limits::Type1Limits;
 
 /// What nobody who asks for VFIO has done yet.
 const NOTHING_BOUND: &str = "switch the IOMMU on, load vfio-pci and bind a device to it: echo vfio-pci > \
@@ -122,7 +123,8 @@ fn refused(report: &HostReport) -> (String, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfio::{GroupDevice, VfioError};
+    use crate::vfio::error::VfioError;
+    use crate::vfio::sysfs::GroupDevice;
     use prereg::Iova;
 
     fn host(groups: Vec<GroupReport>, iommufd: bool) -> HostReport {

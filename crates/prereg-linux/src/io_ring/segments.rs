@@ -31,7 +31,7 @@ enum List {
 
 impl IoSegments {
     /// IoSegments a transfer may have: `IOV_MAX`.
-    pub const MAX: usize = 1024;
+    const MAX: usize = 1024;
 
     /// One segment; with a `slot` it lies in that slot.
     #[must_use]
@@ -39,7 +39,7 @@ impl IoSegments {
         Self { slot, list: List::One(segment) }
     }
 
-    /// Adds a segment behind, in the same slot. `false` when there are [`MAX`](Self::MAX) already.
+    /// Adds a segment behind, in the same slot. `false` when there are `IOV_MAX` already.
     #[must_use]
     pub fn push(&mut self, segment: IoSegment) -> bool {
         match &mut self.list {

@@ -12,7 +12,7 @@ use crate::vfio::host::VfioHost;
 use crate::vfio::iova::IovaRange;
 use crate::vfio::kernel::{
     Argument, DEVICE_ATTACH_IOMMUFD_PT, DEVICE_BIND_IOMMUFD, DEVICE_DETACH_IOMMUFD_PT, Descriptor,
-    HWPT_ALLOC, IOAS_ALLOC, IOAS_COPY, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP, ioctl_struct,
+    HWPT_ALLOC, IOAS_ALLOC, IOAS_COPY, IOAS_IOVA_RANGES, IOAS_MAP, IOAS_UNMAP, ioctl_struct, ioctl_zero,
 };
 use crate::vfio::uapi::{
     AttachPt, BindIommufd, DetachPt, HwptAlloc, IOAS_FIXED, IOAS_READABLE, IOAS_WRITEABLE, IoasAlloc,
@@ -198,7 +198,7 @@ impl IoasPair {
             iova: piece.iova,
             ..IoasMap::default()
         };
-        success(ioctl_struct(&*self.descriptor, IOAS_MAP, &mut map))
+        ioctl_zero(&*self.descriptor, IOAS_MAP, &mut map)
     }
 
     /// Copies from the holding space, at `from`, into the devices'.
@@ -217,7 +217,7 @@ impl IoasPair {
             dst_iova: to.iova,
             src_iova: from,
         };
-        success(ioctl_struct(&*self.descriptor, IOAS_COPY, &mut copy))
+        ioctl_zero(&*self.descriptor, IOAS_COPY, &mut copy)
     }
 
     /// Unmaps from the devices' space; `false` when the kernel does not say that all of it went.
@@ -235,15 +235,6 @@ impl IoasPair {
             IoasUnmap { size: IoasUnmap::BYTES as u32, ioas_id, iova: piece.iova, length: piece.bytes };
         let result = ioctl_struct(&*self.descriptor, IOAS_UNMAP, &mut unmap);
         result == Ok(0) && unmap.length == piece.bytes
-    }
-}
-
-/// Zero, and nothing else, is success.
-fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
-    match result {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Errno::EINVAL),
-        Err(errno) => Err(errno),
     }
 }
 

@@ -50,7 +50,7 @@ impl VfioDevice {
 
     /// Whether it can be reset.
     #[must_use]
-    pub const fn resets(&self) -> bool {
+    pub const fn can_reset(&self) -> bool {
         self.info.flags & DEVICE_RESETS != 0
     }
 
@@ -81,7 +81,7 @@ impl VfioDevice {
     ///
     /// # Errors
     /// [`VfioError::Os`]; past the end EINVAL.
-    pub fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
+    fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
         let mut bytes = [0; 2];
         let place = self.config_place(offset, 2)?;
         let read = self.descriptor.read_at(place, &mut bytes).map_err(self.error("pread"))?;
@@ -95,7 +95,7 @@ impl VfioDevice {
     ///
     /// # Errors
     /// [`VfioError::Os`]; past the end EINVAL.
-    pub fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
+    fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
         let place = self.config_place(offset, 2)?;
         let written = self.descriptor.write_at(place, &value.to_le_bytes()).map_err(self.error("pwrite"))?;
         if written == 2 { Ok(()) } else { Err(self.error("pwrite")(Errno::EIO)) }

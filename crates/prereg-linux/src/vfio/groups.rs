@@ -5,7 +5,7 @@ use prereg::Iova;
 use super::container::{Container, TYPE1_V2};
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::spapr::SpaprLimits;
+use super::spapr::window::SpaprLimits;
 use super::sysfs::GroupDevice;
 use super::type1_limits::Type1Limits;
 
@@ -76,7 +76,7 @@ impl VfioHost {
 
     /// Mappings that one type1 container may hold; `None` when its driver is not loaded.
     #[must_use]
-    pub fn type1_mappings(&self) -> Option<u64> {
+    pub(crate) fn type1_mappings(&self) -> Option<u64> {
         self.sysfs.type1_entry_limit()
     }
 }

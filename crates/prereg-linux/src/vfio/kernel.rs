@@ -152,6 +152,18 @@ pub(crate) fn ioctl_struct<T: UapiStruct>(
     result
 }
 
+/// [`ioctl_struct`] for requests whose only success is zero: a positive number is EINVAL.
+pub(crate) fn ioctl_zero<T: UapiStruct>(
+    descriptor: &dyn Descriptor,
+    request: Request,
+    value: &mut T,
+) -> Result<(), Errno> {
+    match ioctl_struct(descriptor, request, value)? {
+        0 => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -27,15 +27,12 @@ use super::uapi::{RegisterMemory, UapiStruct};
 use crate::account::MemlockAccount;
 use crate::counter::Counter;
 
-mod raw_container;
-mod table;
-mod window;
+pub(crate) mod raw_container;
+pub(crate) mod table;
+pub(crate) mod window;
 
-pub use raw_container::RawSpaprContainer;
-pub use table::{SpaprTable, SpaprTableError};
-pub use window::{SpaprLimits, WindowPlace};
-
-use window::WindowSet;
+use table::SpaprTable;
+use window::{SpaprLimits, WindowPlace, WindowSet};
 
 /// Pins by registering with a VFIO SPAPR TCE v2 container.
 ///

@@ -154,7 +154,8 @@ fn link_name(path: &Path) -> Option<String> {
     fs::read_link(path).ok()?.file_name()?.to_str().map(ToOwned::to_owned)
 }
 
-fn names_in(path: &Path) -> Vec<String> {
+/// Names of the entries of a folder; none when it cannot be read.
+pub(crate) fn names_in(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }

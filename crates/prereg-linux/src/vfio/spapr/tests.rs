@@ -4,6 +4,7 @@
 use super::super::kernel_model::{HIGH, KernelModel, WINDOW};
 use super::super::replay::Recording;
 use super::super::sysfs::tests::tree;
+use super::table::SpaprTableError;
 use super::*;
 use crate::memory::GuestMemory;
 use crate::pagemap::system_granule;

@@ -11,6 +11,7 @@ use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
 use crate::vfio::kernel::{
     IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, ioctl_struct,
+    ioctl_zero,
 };
 use crate::vfio::uapi::{MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UapiStruct, UnmapDma};
 
@@ -164,7 +165,7 @@ impl WindowSet {
             levels,
             ..TceCreate::default()
         };
-        success(ioctl_struct(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create))?;
+        ioctl_zero(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create)?;
         // A window that would wrap could not be checked against.
         if create.start_addr.checked_add(bytes - 1).is_none() {
             self.remove(create.start_addr)?;
@@ -175,21 +176,12 @@ impl WindowSet {
 
     fn remove(&self, start: u64) -> Result<(), Errno> {
         let mut remove = TceRemove { argsz: TceRemove::BYTES as u32, flags: 0, start_addr: start };
-        success(ioctl_struct(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove))
+        ioctl_zero(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove)
     }
 }
 
 fn os(during: &'static str) -> impl FnOnce(Errno) -> VfioError {
     move |errno| VfioError::Os { during, on: "the container".into(), errno }
-}
-
-/// Zero, and nothing else, is success.
-fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
-    match result {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Errno::EINVAL),
-        Err(errno) => Err(errno),
-    }
 }
 
 impl SpaprLimits {
@@ -252,7 +244,7 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(ioctl_struct(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map))
+        ioctl_zero(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map)
     }
 
     /// Empties `pages` entries from `index` on, which lie in the window: one call.
@@ -264,7 +256,7 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(ioctl_struct(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap))
+        ioctl_zero(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap)
     }
 
     fn count(&self) {

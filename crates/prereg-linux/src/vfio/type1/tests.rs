@@ -43,7 +43,7 @@ fn a_real_kernels_answers_make_a_region_of_one_call() {
     assert_eq!(vfio.limits().raw_ranges(), INTEL);
     assert_eq!(vfio.limits().mappings_left, Some(65_535));
     let device = vfio.device(DEVICE).unwrap();
-    assert!(!device.resets());
+    assert!(!device.can_reset());
 
     let small = range(0x7f69_6b14_2000, 4 << 20);
     let mut pages = list(small);
