@@ -1,7 +1,7 @@
-//! Charges against the limit on locked memory, with the rules of `RLIMIT_MEMLOCK`.
+//! An account of pinned pages under the rules of `RLIMIT_MEMLOCK`.
 //!
-//! The kernel charges what it pins by itself, but only when it pins, and its ENOMEM names neither limit nor need. This
-//! account is the gate before that: it knows what this process has registered, in pages, each once.
+//! The kernel charges pins itself, but only when it pins, and its ENOMEM names neither the limit nor what was needed.
+//! This account refuses earlier and says both. It counts registered pages, each once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,14 +10,14 @@ use rustix::thread::CapabilitySet;
 
 use crate::sys;
 
-/// Where limit and privilege come from.
+/// Source of the limit and of the privilege to exceed it.
 #[derive(Clone, Copy, Debug)]
 enum LimitSource {
-    /// Asked of the system at every charge, as the kernel does.
+    /// Both are read at every charge, as the kernel does.
     Kernel { initial_namespace: bool },
-    /// The limit is asked, the privilege was settled when the account was made.
+    /// The limit is read at every charge; the privilege was read when the account was made.
     KernelLimit { privileged: bool },
-    /// Given by the owner of the account.
+    /// A limit that the owner of the account set.
     Fixed { limit: Option<u64> },
 }
 
@@ -31,20 +31,19 @@ pub struct MemlockAccount {
 }
 
 impl MemlockAccount {
-    /// An account under the limit and the privilege that this process has at each charge.
+    /// An account that reads limit and privilege of this process at each charge.
     #[must_use]
     pub fn new(granule: Granule) -> Self {
         Self::with_source(granule, LimitSource::Kernel { initial_namespace: in_initial_user_namespace() })
     }
 
-    /// An account whose privilege is settled now, as io_uring settles it when a ring is made; the limit is still asked
-    /// at each charge.
+    /// An account that reads the privilege now, as io_uring does when a ring is made, and the limit at each charge.
     #[must_use]
     pub fn with_current_privilege(granule: Granule) -> Self {
         Self::with_source(granule, LimitSource::KernelLimit { privileged: bypasses_memlock() })
     }
 
-    /// An account with its own limit in pages; `None` is no limit.
+    /// An account with a limit of its own in pages; `None` is no limit.
     #[must_use]
     pub fn with_limit(granule: Granule, limit: Option<u64>) -> Self {
         Self::with_source(granule, LimitSource::Fixed { limit })
@@ -61,14 +60,14 @@ impl MemlockAccount {
         self.charged.load(Ordering::Relaxed)
     }
 
-    /// Pages that were taken off without having been charged: zero unless a caller is defective.
+    /// Pages that were uncharged without having been charged: zero unless a caller is defective.
     #[must_use]
     pub fn unmatched_uncharges(&self) -> u64 {
         // Relaxed: a number for reports.
         self.unmatched_uncharges.load(Ordering::Relaxed)
     }
 
-    /// The limit in pages that the next charge meets; `None` when there is none or this process may pass it.
+    /// The limit in pages at the next charge; `None` when there is none or this process may exceed it.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
         let privileged = match self.source {
@@ -88,7 +87,7 @@ impl MemlockAccount {
         self.limit().map(|pages| pages << self.granule.shift().get())
     }
 
-    /// The error for `need` bytes that the kernel refused with ENOMEM, `used` bytes being charged already.
+    /// The error for `need` bytes that the kernel refused with ENOMEM while `used` bytes were charged.
     pub(crate) fn refusal(&self, need: u64, used: impl FnOnce() -> u64) -> PinError {
         match self.limit_bytes() {
             Some(limit) => PinError::Limit { need, used: used(), limit },
@@ -97,7 +96,7 @@ impl MemlockAccount {
     }
 }
 
-/// Implements [`Charge`] for a back end by its account.
+/// Implements [`Charge`] for a back end through its account.
 macro_rules! impl_charge {
     ($backend:ty) => {
         impl prereg::Charge for $backend {
@@ -137,21 +136,21 @@ impl Charge for MemlockAccount {
 }
 
 fn holds_ipc_lock() -> bool {
-    sys::effective_capabilities().is_ok_and(|held| held.contains(CapabilitySet::IPC_LOCK))
+    sys::effective_capabilities().is_ok_and(|capabilities| capabilities.contains(CapabilitySet::IPC_LOCK))
 }
 
-/// Root of another user namespace holds the capability, but not where the kernel asks for it.
+/// Root of another user namespace has the capability, but the kernel does not accept it for RLIMIT_MEMLOCK.
 pub(crate) fn in_initial_user_namespace() -> bool {
     match std::fs::read_to_string("/proc/self/uid_map") {
         Ok(text) => is_identity_map(&text),
-        // A kernel without user namespaces has no such file, and everybody is in the initial one.
+        // A kernel without user namespaces has no such file; every process is in the initial one.
         Err(error) => {
             error.kind() == std::io::ErrorKind::NotFound && std::path::Path::new("/proc/self/status").exists()
         }
     }
 }
 
-/// Whether a `uid_map` is the one of the initial namespace: all users to themselves.
+/// Whether a `uid_map` is that of the initial namespace, which maps all users to themselves.
 fn is_identity_map(text: &str) -> bool {
     let mut words = text.split_ascii_whitespace();
     words.next() == Some("0")
@@ -160,7 +159,7 @@ fn is_identity_map(text: &str) -> bool {
         && words.next().is_none()
 }
 
-/// Whether the kernel lets this thread pass RLIMIT_MEMLOCK.
+/// Whether the kernel lets this thread exceed RLIMIT_MEMLOCK.
 pub(crate) fn bypasses_memlock() -> bool {
     holds_ipc_lock() && in_initial_user_namespace()
 }

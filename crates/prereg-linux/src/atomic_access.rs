@@ -1,16 +1,18 @@
 //! Loads, stores and copies of memory that a device, another process or another thread may change at the same time.
 //!
-//! To the memory model every access here is a sequence of relaxed atomic accesses of single bytes (with fences where order is
-//! promised), so no two of them are a data race, whatever their ranges and sizes. Volatile accesses would be data races, and so
-//! would atomics of different sizes that overlap: the words of one copy may begin elsewhere than those of another.
+//! For the memory model every access here is a sequence of relaxed atomic accesses of single bytes (with fences where
+//! ordering is promised), so no two of them are a data race, whatever their ranges and sizes. Volatile accesses would
+//! be data races, and so would overlapping atomics of different sizes: the words of two copies need not have the same
+//! alignment.
 //!
-//! The machine does more than the model is told: an aligned number of up to 8 bytes is one load or store, and so is every
-//! aligned word of a copy. No stable Rust operation says both, so on x86-64 and aarch64 the accesses are single instructions in
-//! assembly ([`Instructions`]). Other machines use atomics of the number's size ([`Atomics`]): LLVM gives races of different
-//! sizes a meaning, byte by byte, although Rust does not yet. Miri knows no assembly and runs the bytes themselves ([`Bytes`]).
-//! The copies are one code over all three, and the tests compare all three with copies of slices.
+//! The machine guarantees more: an aligned number of up to 8 bytes is one load or store, and so is every aligned word
+//! of a copy. No stable Rust operation expresses both. On x86-64 and aarch64 the accesses are therefore single
+//! instructions in assembly ([`Instructions`]). Other machines use atomics of the number's size ([`Atomics`]); LLVM
+//! defines races of different sizes byte by byte, although Rust does not yet. Miri does not support assembly and
+//! executes the byte accesses ([`Bytes`]). The copies are generic over all three, and the tests compare each with
+//! copies of slices.
 //!
-//! Bounds are not checked here: the owners of mappings do that, and call with what they have checked.
+//! Bounds are not checked here but by the owners of mappings.
 #![expect(unsafe_code, reason = "accesses to memory that is no Rust value; the callers vouch for its bounds")]
 
 use std::sync::atomic::{Ordering, fence};
@@ -23,13 +25,14 @@ type Native = Instructions;
 type Native = Atomics;
 
 const WORD: usize = size_of::<u64>();
-/// Words that a copy moves at once: enough of them that the loop around costs nothing.
+/// Words that a copy moves per iteration; more would not be faster.
 const LINE: usize = 4;
 
 /// Copies `into.len()` bytes out of memory that may change.
 ///
 /// # Safety
-/// `[from, from + into.len())` is mapped readable through the call, and overlaps no Rust value that is accessed otherwise.
+/// `[from, from + into.len())` is mapped readable through the call, and contains no Rust value that is accessed
+/// otherwise.
 pub(crate) unsafe fn copy_out(from: *const u8, into: &mut [u8]) {
     // SAFETY: the caller's promise.
     unsafe { copy_out_by::<Native>(from, into) }
@@ -38,28 +41,28 @@ pub(crate) unsafe fn copy_out(from: *const u8, into: &mut [u8]) {
 /// Copies `from` into memory that may change.
 ///
 /// # Safety
-/// `[to, to + from.len())` is mapped writable through the call, and overlaps no Rust value that is accessed otherwise.
+/// `[to, to + from.len())` is mapped writable through the call, and contains no Rust value that is accessed otherwise.
 pub(crate) unsafe fn copy_in(to: *mut u8, from: &[u8]) {
     // SAFETY: the caller's promise.
     unsafe { copy_in_by::<Native>(to, from) }
 }
 
-/// Loads a number; what its writer wrote before it is seen after.
+/// Loads a number with acquire ordering.
 ///
 /// # Safety
-/// `at` is aligned, and 4 bytes of it are as [`copy_out`] wants them.
+/// `at` is aligned, and its 4 bytes satisfy [`copy_out`].
 pub(crate) unsafe fn load_u32(at: *const u32) -> u32 {
     // SAFETY: the caller's promise.
     let value = unsafe { Native::load_u32(at) };
-    // Acquire: pairs with what orders the writer's stores before its store of this number.
+    // Acquire: pairs with the release ordering of the writer's store of this number.
     fence(Ordering::Acquire);
     value
 }
 
-/// Loads a number; what its writer wrote before it is seen after.
+/// Loads a number with acquire ordering.
 ///
 /// # Safety
-/// `at` is aligned, and 8 bytes of it are as [`copy_out`] wants them.
+/// `at` is aligned, and its 8 bytes satisfy [`copy_out`].
 pub(crate) unsafe fn load_u64(at: *const u64) -> u64 {
     // SAFETY: the caller's promise.
     let value = unsafe { Native::load_u64(at) };
@@ -68,21 +71,21 @@ pub(crate) unsafe fn load_u64(at: *const u64) -> u64 {
     value
 }
 
-/// Stores a number; who sees it sees what was written before it.
+/// Stores a number with release ordering.
 ///
 /// # Safety
-/// `at` is aligned, and 4 bytes of it are as [`copy_in`] wants them.
+/// `at` is aligned, and its 4 bytes satisfy [`copy_in`].
 pub(crate) unsafe fn store_u32(at: *mut u32, value: u32) {
-    // Release: pairs with what orders the reader's loads after its load of this number.
+    // Release: pairs with the acquire ordering of the reader's load of this number.
     fence(Ordering::Release);
     // SAFETY: the caller's promise.
     unsafe { Native::store_u32(at, value) }
 }
 
-/// Stores a number; who sees it sees what was written before it.
+/// Stores a number with release ordering.
 ///
 /// # Safety
-/// `at` is aligned, and 8 bytes of it are as [`copy_in`] wants them.
+/// `at` is aligned, and its 8 bytes satisfy [`copy_in`].
 pub(crate) unsafe fn store_u64(at: *mut u64, value: u64) {
     // Release: as in `store_u32`.
     fence(Ordering::Release);
@@ -90,11 +93,11 @@ pub(crate) unsafe fn store_u64(at: *mut u64, value: u64) {
     unsafe { Native::store_u64(at, value) }
 }
 
-/// Relaxed accesses to one number, or to the words of a line.
+/// Relaxed accesses to a number or to the words of a line.
 ///
 /// # Safety
-/// Of every function: `at` is aligned, and what stands there is mapped readable for a load and writable for a store, and
-/// overlaps no Rust value that is accessed otherwise.
+/// For every function: `at` is aligned, and the memory there is mapped readable for a load and writable for a store,
+/// and contains no Rust value that is accessed otherwise.
 trait Access {
     unsafe fn load_u8(at: *const u8) -> u8;
     unsafe fn load_u16(at: *const u16) -> u16;
@@ -108,20 +111,21 @@ trait Access {
     unsafe fn store_line(at: *mut u64, line: [u64; LINE]);
 }
 
-/// Copies by `A`: growing numbers until the memory that may change is aligned, lines and words, shrinking numbers.
+/// Copies by `A`: numbers of increasing size until `from` is aligned, then lines and words, then numbers of decreasing
+/// size.
 ///
 /// # Safety
 /// As [`copy_out`].
 #[inline(always)]
 unsafe fn copy_out_by<A: Access>(mut from: *const u8, mut into: &mut [u8]) {
-    // Copies one number, if so many bytes are left.
+    // Copies one number, if enough bytes are left.
     macro_rules! step {
         ($load:ident, $bytes:literal) => {{
             let enough = into.len() >= $bytes;
             if enough {
                 let (bytes, rest) = std::mem::take(&mut into).split_at_mut($bytes);
-                // SAFETY: of the bytes that the caller vouches for. Aligned: the first three steps see to it if there are
-                // bytes enough for them, and what is left if there are not is too short for the steps that would mind.
+                // SAFETY: inside the caller's range. Aligned: the first three steps align `from` if there are enough
+                // bytes for them, and if not, too few are left for a step that needs the alignment.
                 bytes.copy_from_slice(&unsafe { A::$load(from.cast()) }.to_ne_bytes());
                 (from, into) = (from.wrapping_add($bytes), rest);
             }
@@ -147,19 +151,19 @@ unsafe fn copy_out_by<A: Access>(mut from: *const u8, mut into: &mut [u8]) {
         step!(load_u32, 4);
         step!(load_u16, 2);
         if let [byte] = into {
-            // SAFETY: the last of the bytes that the caller vouches for.
+            // SAFETY: the last byte of the caller's range.
             *byte = unsafe { A::load_u8(from) };
         }
     }
 }
 
-/// Copies by `A`, as [`copy_out_by`] does.
+/// Copies by `A`, like [`copy_out_by`].
 ///
 /// # Safety
 /// As [`copy_in`].
 #[inline(always)]
 unsafe fn copy_in_by<A: Access>(mut to: *mut u8, mut from: &[u8]) {
-    // Copies one number, if so many bytes are left.
+    // Copies one number, if enough bytes are left.
     macro_rules! step {
         ($store:ident, $number:ty) => {{
             let next = from.split_first_chunk();
@@ -191,13 +195,13 @@ unsafe fn copy_in_by<A: Access>(mut to: *mut u8, mut from: &[u8]) {
         step!(store_u32, u32);
         step!(store_u16, u16);
         if let [byte] = from {
-            // SAFETY: the last of the bytes that the caller vouches for.
+            // SAFETY: the last byte of the caller's range.
             unsafe { A::store_u8(to, *byte) };
         }
     }
 }
 
-/// One instruction a number, and one or two a pair of words.
+/// One instruction per number, and one or two per pair of words.
 #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), not(miri)))]
 struct Instructions;
 
@@ -205,7 +209,7 @@ struct Instructions;
 const _: () = {
     use std::arch::asm;
 
-    /// A load and a store of one number through a register of the type `$register`.
+    /// A load and a store of a number through a register of type `$register`.
     macro_rules! number {
         ($number:ty, $register:ty, $load:ident: $load_by:literal, $store:ident: $store_by:literal) => {
             #[inline(always)]
@@ -230,7 +234,7 @@ const _: () = {
         };
     }
 
-    /// A load and a store of four words; the first output is written before `at` is read for the last time.
+    /// A load and a store of four words; the first output is written before the last read of `at`.
     macro_rules! line {
         (load: $($load_by:literal)+, store: $($store_by:literal)+) => {
             #[inline(always)]
@@ -284,11 +288,11 @@ const _: () = {
     }
 };
 
-/// An atomic of the number's own size.
+/// An atomic of the number's size.
 #[cfg(any(test, not(any(target_arch = "x86_64", target_arch = "aarch64", miri))))]
 struct Atomics;
 
-/// Implements the loads and stores of lines by those of words.
+/// Implements line accesses by word accesses.
 #[cfg(any(test, miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
 macro_rules! line_of_words {
     () => {
@@ -341,7 +345,7 @@ const _: () = {
     }
 };
 
-/// An atomic a byte: what the memory model is told of the others.
+/// An atomic per byte: the semantics of the other two for the memory model.
 #[cfg(any(test, miri))]
 struct Bytes;
 

@@ -1,24 +1,23 @@
-//! The slots of the pin back end as one I/O ring has them: copies that share the pin and the charge.
+//! Clones of a pin back end's buffer slots in the buffer tables of I/O rings. A clone shares the pin and the charge.
 //!
-//! Who keeps what up to date, and why nothing can be left behind:
-//! - The pin back end knows every I/O ring that is attached ([`AttachedRings`]). After it has pinned a region it copies the
-//!   region's slots into each of them, on the thread that registers, before anybody can know the address. The I/O
-//!   threads never copy anything and never wait for it.
-//! - A copy keeps the pages pinned. So before the back end empties its own slots it empties the copies, on the thread
-//!   that unregisters, with one system call a ring that only waits for the kernel's lock on that ring: as long as its
-//!   I/O thread takes to submit, not as long as an I/O takes. An I/O thread that sleeps, or that has died, holds up
-//!   nobody.
-//! - Nobody reads or writes through a slot that is being emptied: a region is released when its last mapping is gone, and
-//!   an I/O in flight is a mapping. If somebody did, the kernel would keep the pages until that I/O is done.
-//! - A ring that goes drops its copies first, in one call, then leaves the list.
+//! How the clones stay in step with the pins:
+//! - The back end knows every attached I/O ring ([`AttachedRings`]). After it pins a region, the registering thread
+//!   clones the region's slots into each ring before the region's addresses are known to any caller. I/O threads
+//!   neither clone nor wait.
+//! - A clone keeps the pages pinned. Before the back end empties its own slots, the unregistering thread empties the
+//!   clones, with one system call per ring. That call waits for the kernel's lock on the ring: for as long as the I/O
+//!   thread takes to submit, not as long as an I/O takes. An I/O thread that sleeps or has died delays nothing.
+//! - No I/O uses a slot that is being emptied: a region is released after its last mapping, and an I/O in flight is a
+//!   mapping. If one did, the kernel would keep the pages until that I/O completes.
+//! - A ring that detaches first drops all its clones in one call, then leaves the list.
 //!
-//! A slot of a pin ring lies anywhere in the I/O ring's table: one table has 16384 slots, the back end up to 512 tables.
-//! What found no room, or could not be copied, is simply not there: [`CloneTable::slot`] says so, and the I/O goes the plain
-//! way.
+//! A slot of a pin ring can be cloned to any slot of the I/O ring's table. That table has 16384 slots; the back end can
+//! have 512 such tables. A slot for which there was no room, or that the kernel refused to clone, is missing:
+//! [`CloneTable::slot`] returns `None`, and the I/O does not use a fixed buffer.
 //!
-//! From Linux 6.13 on kernels lost the entries behind a range that was copied into the middle of a table, until commit
-//! 525916ce4966 (6.19, and updates of 6.18). [`probe`] finds out, and then the entries behind are copied again; an I/O that
-//! falls between is refused with EFAULT, to be tried again by whoever submitted it.
+//! Kernels from Linux 6.13 to commit 525916ce4966 (6.19, backported to 6.18) drop the entries after a range that is
+//! cloned into the middle of a table. [`probe`] detects that, and then the entries after it are cloned again. An I/O in
+//! between fails with EFAULT, and its submitter retries it.
 
 use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -33,25 +32,25 @@ use crate::pin_ring::PinRing;
 use crate::slot_table::{RINGS, SLOTS, SlotRange, SlotTable};
 use crate::sys;
 
-/// Where the copies of one pin ring's slots lie: the I/O ring's slot plus one, zero where there is none.
+/// For each slot of one pin ring, the I/O ring's slot plus one; zero where there is no clone.
 type SlotMap = Box<[AtomicU16]>;
 
-/// What copying on this kernel is like.
+/// How this kernel clones slots.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct CloneMode {
-    /// Entries behind a copied range are lost.
+    /// Whether entries after a cloned range are dropped.
     pub(crate) loses_tail: bool,
 }
 
-/// The table of one I/O ring.
+/// The clones in one I/O ring.
 #[derive(Debug)]
 pub(crate) struct CloneTable {
-    /// The I/O ring, by a descriptor of our own.
+    /// A duplicate of the I/O ring's descriptor.
     ring: OwnedFd,
     mode: CloneMode,
     maps: Box<[OnceLock<SlotMap>]>,
     clones: Mutex<Clones>,
-    /// Slots that are not here, for want of room or because the kernel refused.
+    /// Slots without a clone, for lack of room or because the kernel refused.
     missing: Counter,
 }
 
@@ -59,7 +58,7 @@ pub(crate) struct CloneTable {
 struct Clones {
     table: SlotTable,
     by_pin: HashMap<PinId, CloneEntry>,
-    /// The ring is going: nothing is copied into it any more.
+    /// The ring is closing: nothing is cloned into it any more.
     closed: bool,
 }
 
@@ -67,7 +66,7 @@ struct Clones {
 struct CloneEntry {
     source: Arc<PinRing>,
     slots: SlotRange,
-    /// `None`: not here, only counted.
+    /// `None`: no clone, counted as missing.
     local: Option<SlotRange>,
 }
 
@@ -82,21 +81,21 @@ impl CloneTable {
         }
     }
 
-    /// The slot of the I/O ring that holds what slot `global` of the pin rings holds.
+    /// The slot of the I/O ring that is a clone of slot `global` of the pin rings.
     #[inline]
     pub(crate) fn slot(&self, global: u32) -> Option<u16> {
         let maps = self.maps.get((global / SLOTS) as usize)?.get()?;
-        // Acquire, with the store in `clone_pin`: who sees the place finds the copy in the table. A place that is seen too
-        // late costs a refusal by the kernel, nothing else: it compares addresses.
+        // Acquire: pairs with the Release store in `set_slots`, so a thread that sees the slot finds its clone in the
+        // kernel's table. A stale value costs at most a refusal by the kernel, which compares addresses.
         maps[(global % SLOTS) as usize].load(Ordering::Acquire).checked_sub(1)
     }
 
-    /// Slots of the pin rings that are not here.
+    /// Slots of the pin rings that have no clone here.
     pub(crate) fn missing(&self) -> u64 {
         self.missing.get()
     }
 
-    /// Slots of the I/O ring that are taken.
+    /// Slots of the I/O ring that are in use.
     pub(crate) fn used(&self) -> u32 {
         SLOTS - self.clones().table.free()
     }
@@ -111,12 +110,12 @@ impl CloneTable {
         for at in 0..slots.count {
             // A local slot is below 2^14.
             let place = local.map_or(0, |local| (local.first + at + 1) as u16);
-            // Release, with the load in `slot`.
+            // Release: pairs with the Acquire load in `slot`.
             maps[(slots.first + at) as usize].store(place, Ordering::Release);
         }
     }
 
-    /// Copies the slots of a pin that was just made. What cannot be copied is counted as missing.
+    /// Clones the slots of a new pin. Slots that cannot be cloned are counted as missing.
     fn clone_pin(&self, source: &Arc<PinRing>, slots: SlotRange) {
         let mut clones = self.clones();
         if clones.closed {
@@ -142,7 +141,7 @@ impl CloneTable {
         self.set_slots(slots, local);
     }
 
-    /// Copies everything behind `local` again, in order, each copy losing what is behind itself.
+    /// Clones everything after `local` again, in ascending order, because each clone drops what comes after it.
     fn reclone_after(&self, clones: &mut Clones, local: SlotRange) {
         let mut after: Vec<_> = clones
             .by_pin
@@ -165,7 +164,7 @@ impl CloneTable {
         }
     }
 
-    /// Drops the copies of a pin that is about to be released.
+    /// Empties the clones of a pin that is about to be released.
     fn drop_pin(&self, slots: SlotRange) {
         const NONE: [sys::Buffer; 64] = [sys::Buffer::NONE; 64];
         const NO_TAGS: [u64; 64] = [0; 64];
@@ -183,7 +182,7 @@ impl CloneTable {
             match sys::update_buffers(ring, local.first + emptied, &NONE[..batch], &NO_TAGS[..batch]) {
                 Ok(n) if n > 0 => emptied += n,
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
-                // It cannot be emptied, so it cannot be used again either; closing the ring empties it.
+                // A slot that cannot be emptied is not reused; closing the ring empties it.
                 _ => return,
             }
         }
@@ -192,21 +191,21 @@ impl CloneTable {
         }
     }
 
-    /// Drops all copies, for good.
+    /// Empties all clones and refuses new ones.
     fn close(&self) {
         let mut clones = self.clones();
         clones.closed = true;
         for entry in std::mem::take(&mut clones.by_pin).into_values() {
             self.set_slots(entry.slots, None);
         }
-        // ENXIO: there never was one. Anything else cannot happen, and the ring's own end does the same a little later.
+        // ENXIO: there was no clone. No other error is possible, and closing the ring has the same effect.
         let _ = sys::unregister_buffers(self.ring.as_raw_fd());
     }
 }
 
-/// The I/O rings that copy a back end's slots, and what there is to copy.
+/// The I/O rings that clone a back end's slots, and the pins to clone.
 ///
-/// The lock is held through the copying, so that a ring that comes and a region that goes see each other or not at all.
+/// The lock is held while cloning, so an attaching ring sees each pin either completely or not at all.
 #[derive(Debug, Default)]
 pub(crate) struct AttachedRings {
     inner: Mutex<Inner>,
@@ -223,7 +222,7 @@ impl AttachedRings {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A pin was made: every ring gets it.
+    /// Clones a new pin into every ring.
     pub(crate) fn pin_added(&self, source: &Arc<PinRing>, slots: SlotRange) {
         let mut inner = self.inner();
         for table in &inner.tables {
@@ -232,7 +231,7 @@ impl AttachedRings {
         inner.pins.insert(slots.id(), (Arc::clone(source), slots));
     }
 
-    /// A pin is about to be released: every ring drops it.
+    /// Empties the clones of a pin that is about to be released.
     pub(crate) fn pin_removed(&self, slots: SlotRange) {
         let mut inner = self.inner();
         if inner.pins.remove(&slots.id()).is_some() {
@@ -242,7 +241,7 @@ impl AttachedRings {
         }
     }
 
-    /// A ring came: it gets every pin there is.
+    /// Adds a ring and clones every pin into it.
     pub(crate) fn attach(&self, table: &Arc<CloneTable>) {
         let mut inner = self.inner();
         for (source, slots) in inner.pins.values() {
@@ -251,7 +250,7 @@ impl AttachedRings {
         inner.tables.push(Arc::clone(table));
     }
 
-    /// A ring goes: its copies are dropped when this returns.
+    /// Removes a ring. Its clones are empty when this returns.
     pub(crate) fn detach(&self, table: &Arc<CloneTable>) {
         let mut inner = self.inner();
         table.close();
@@ -263,10 +262,10 @@ impl AttachedRings {
     }
 }
 
-/// Finds out, with rings and a page of its own, whether and how slots can be copied here.
+/// Determines, with rings and a page of its own, whether and how this kernel clones slots.
 ///
 /// # Errors
-/// The call that failed, and with what.
+/// The failed call and its error.
 pub(crate) fn probe() -> Result<CloneMode, (&'static str, Errno)> {
     let source = PinRing::new()?;
     let page = Mapping::reservation(usize::try_from(sys::page_size()).unwrap_or(4096))
@@ -287,11 +286,11 @@ pub(crate) fn probe() -> Result<CloneMode, (&'static str, Errno)> {
     let zero =
         std::fs::File::open("/dev/zero").map_err(|error| ("opening /dev/zero", sys::errno_of(&error)))?;
     let during = "a read through a copied slot";
-    let answer = sys::read_fixed(&mut target, zero.as_raw_fd(), page.ua(), 1, 1);
-    // Ends the pin now; the rings' own end comes later. If either fails, that end does it.
+    let result = sys::read_fixed(&mut target, zero.as_raw_fd(), page.ua(), 1, 1);
+    // Ends the pin now instead of when the rings are destroyed. Should a call fail, destroying the rings does it.
     let _ = sys::unregister_buffers(target.as_raw_fd());
     let _ = source.clear(0, 1);
-    match answer.map_err(|errno| (during, errno))? {
+    match result.map_err(|errno| (during, errno))? {
         1 => Ok(CloneMode { loses_tail: false }),
         result if result == -libc::EFAULT => Ok(CloneMode { loses_tail: true }),
         result => Err((during, Errno::from_raw(result.saturating_neg()))),
@@ -304,7 +303,7 @@ mod tests {
     use crate::slot_table::SlotTable;
     use crate::sys::Buffer;
 
-    /// A pin ring with `count` pages in slots of their own, and the target ring, or the reason why not.
+    /// A pin ring, pages to pin and a target ring; `None`, with the reason printed, where slots cannot be cloned.
     struct Rings {
         source: Arc<PinRing>,
         pages: Mapping,
@@ -353,7 +352,7 @@ mod tests {
             Arc::new(CloneTable::new(ring, CloneMode { loses_tail }))
         }
 
-        /// Whether `table` says that the ring has `held`, and the kernel agrees.
+        /// Whether `table` has a clone of `slots` and the kernel accepts it.
         fn has(&mut self, table: &CloneTable, slots: SlotRange, index: u64) -> bool {
             let Some(slot) = table.slot(slots.global()) else { return false };
             let zero = std::fs::File::open("/dev/zero").unwrap();
@@ -375,7 +374,7 @@ mod tests {
             }
             attached.pin_removed(slots[1]);
             assert!(!rings.has(&table, slots[1], 1));
-            // Goes where the second was, in front of three others.
+            // Takes the slot of the second pin, before three others.
             attached.pin_added(&rings.source, slots[5]);
             assert_eq!(table.slot(slots[5].global()), Some(1));
             for index in [0, 2, 3, 4, 5] {
@@ -424,7 +423,7 @@ mod tests {
     fn a_refusal_to_copy_is_counted_as_missing_and_forgotten_with_its_pin() {
         let Some(mut rings) = Rings::new() else { return };
         let attached = AttachedRings::default();
-        // No ring at all: every copy into it fails.
+        // Not a ring: every clone into it fails.
         let table = Arc::new(CloneTable::new(
             std::fs::File::open("/dev/null").unwrap().into(),
             CloneMode { loses_tail: false },

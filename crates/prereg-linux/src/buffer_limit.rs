@@ -1,11 +1,11 @@
-//! How much memory one slot of a buffer table may hold: 1 GiB on today's kernels, more on newer ones.
+//! The most memory that one slot of a buffer table can hold: 1 GiB on older kernels, more on newer ones.
 //!
-//! Found out by asking, not by version. A kernel that allows more than 1 GiB starts to pin, and so brings the first page
-//! in before it meets the second, which has no access; one that does not refuses at once. Both say EFAULT, and whether
-//! the first page came in tells them apart. It costs one page.
+//! Probed instead of derived from the kernel's version. The probe offers 1 GiB and a page, of which only the first page
+//! is accessible. A kernel that allows more than 1 GiB starts to pin, faults the first page in and fails at the second;
+//! an older one refuses at once. Both return EFAULT, and whether the first page is resident tells them apart.
 //!
-//! How much more is not asked: the kernel would have to make a list of all the pages. The first region that is larger
-//! tries, and a refusal halves the piece until it fits.
+//! The exact limit is not probed, because the kernel would allocate a list of all the pages. The first larger region
+//! tries, and each refusal halves the size until it fits.
 
 use std::os::fd::RawFd;
 
@@ -14,14 +14,14 @@ use prereg::Errno;
 use crate::mapping::Mapping;
 use crate::sys::{self, Buffer};
 
-/// What every kernel with buffer tables allows.
+/// The size that every kernel with buffer tables accepts.
 pub(crate) const GUARANTEED: u64 = 1 << 30;
 
-/// What is believed of a kernel that allows more. Half of what a slot's part of an address can name, so that the end of
-/// one slot and the start of the next never look contiguous.
+/// The size assumed of a kernel that accepts more than [`GUARANTEED`]. Half of what the offset bits of a slot address
+/// can express, so that the end of one slot and the start of the next never look contiguous.
 pub(crate) const ASSUMED_MAX: u64 = 1 << 39;
 
-/// The bytes that one slot may be given, as far as can be known without pinning them.
+/// The bytes that one slot can hold, as far as can be determined without pinning them.
 pub(crate) fn probe(ring: RawFd, slot: u32) -> Result<u64, Errno> {
     let page = sys::page_size();
     let bytes = GUARANTEED + page;
@@ -29,7 +29,7 @@ pub(crate) fn probe(ring: RawFd, slot: u32) -> Result<u64, Errno> {
     let buffer = Buffer { ua: reserved.ua(), bytes };
     match sys::update_buffers(ring, slot, &[buffer], &[0]) {
         Err(_) => {}
-        // Cannot be: all but one page is without access. The slot is emptied again, and nothing is learnt.
+        // Unexpected, as only one page is accessible. Empties the slot and assumes the guaranteed size.
         Ok(_) => {
             sys::update_buffers(ring, slot, &[Buffer::NONE], &[0])?;
             return Ok(GUARANTEED);
@@ -38,7 +38,7 @@ pub(crate) fn probe(ring: RawFd, slot: u32) -> Result<u64, Errno> {
     Ok(if sys::is_resident(reserved.ua(), page)? { ASSUMED_MAX } else { GUARANTEED })
 }
 
-/// The next piece to try after one of `bytes` was refused for no reason that lies in the memory.
+/// The next size to try after `bytes` was refused for a reason other than the memory itself.
 pub(crate) const fn smaller(bytes: u64) -> Option<u64> {
     if bytes <= GUARANTEED {
         None

@@ -1,22 +1,21 @@
-//! The memory behind a descriptor that another process made and may change at any time.
+//! Memory behind a descriptor that another process created and may change at any time.
 //!
-//! [`FileStat`] is what can be told of any descriptor: which file it is, how long, what its holder may do with it. A
-//! [`SharedFile`] is one that turned out to be memory. [`SharedMemory`] is a stretch of it in this process, to be registered,
-//! and to be copied in and out of. [`PageResidency`] tells whether the pages that were pinned still are the file's,
-//! [`DataExtents`] which parts of the file have pages.
+//! [`FileStat`] describes a file descriptor. A [`SharedFile`] is a file that is memory. [`SharedMemory`] is a range of
+//! it mapped into this process, which can be registered and copied in and out of. [`PageResidency`] checks whether
+//! pinned pages still belong to the file, and [`DataExtents`] lists the parts of the file that have pages.
 //!
-//! Whoever holds the descriptor on the other side can make the file shorter, punch holes into it, or write what he wants.
-//! None of that may end this process, so:
-//! - only files of tmpfs and hugetlbfs are memory here. A page of another file system may come from its owner (FUSE), who
-//!   then decides how long a load takes;
-//! - memory that was sealed against shrinking (`F_SEAL_SHRINK`) is loaded and stored directly: a page of it that is not there
-//!   is made. All other memory is reached by system calls, which answer EFAULT where a load would be SIGBUS. Huge pages are
-//!   among the other, sealed or not: the page of a punched hole comes from a pool, and the pool may be empty;
-//! - every stretch is mapped twice, once to be registered and once to be copied. The processor never touches the first, so that
-//!   it shows what happened to the pages it was pinned by: see [`PageResidency`].
+//! The other process can truncate the file, punch holes into it, or write anything. None of that may end this process,
+//! so:
+//! - Only files of tmpfs and hugetlbfs are accepted. A page of another file system may be supplied by another process
+//!   (FUSE), which then decides how long a load takes.
+//! - Memory that is sealed against shrinking (`F_SEAL_SHRINK`) is accessed directly: a missing page of it is allocated
+//!   on access. All other memory is accessed by system calls, which return EFAULT where a load would raise SIGBUS. That
+//!   includes huge pages, sealed or not: a missing page comes from a pool, which may be empty.
+//! - Every range is mapped twice, once to be registered and once to be copied. The processor never accesses the first
+//!   mapping, so its page-table entries show what happened to the pinned pages: see [`PageResidency`].
 //!
-//! Who owns whom: a [`SharedMemory`] (and each part or clone) shares both mappings and the file; regions made from it hold
-//! them until the last page is unpinned. The [`SharedFile`] is needed only to map more.
+//! A [`SharedMemory`], its parts and its clones share both mappings and the file. Regions registered from it keep them
+//! until the last page is unpinned. The [`SharedFile`] is needed only to map more.
 
 pub(crate) mod data_extents;
 mod dual_mapping;

@@ -1,11 +1,11 @@
-//! The page frames of memory that was just pinned, pushed into the core's list.
+//! Host addresses of pinned memory: page frames from the page map, or (slot, offset) of a buffer table.
 
 use prereg::{Errno, HostAddr, PageSink, PinError, UserAddr, UserRange};
 
 use crate::pagemap::{PageBacking, Pagemap, PagemapError};
 use crate::sys;
 
-/// What a walk over the page map can end with.
+/// Error of a walk over the page map.
 enum WalkError {
     Map(PagemapError),
     Pin(PinError),
@@ -17,11 +17,11 @@ impl From<PagemapError> for WalkError {
     }
 }
 
-/// A pinned page can have lost its entry in the page table (reclaim tried it, say): looking brings it back. More tries
-/// than this mean that somebody keeps dropping it.
+/// A pinned page can lack its page-table entry, for example after reclaim tried it; reading brings it back. More
+/// retries than this mean that the entry is being removed repeatedly.
 const MAX_RETRIES: u32 = 3;
 
-/// Reads the frames of `range` into `pages`.
+/// Pushes the page frames of `range`.
 pub(crate) fn push_frames(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>) -> Result<(), PinError> {
     push_runs(map, range, pages, MAX_RETRIES).map_err(|error| match error {
         WalkError::Pin(error) => error,
@@ -43,7 +43,7 @@ fn push_runs(
             PageBacking::Hidden => Err(WalkError::Pin(PinError::Os {
                 ua: run.ua,
                 errno: Errno::EPERM,
-                during: "reading page frames (CAP_SYS_ADMIN is gone)",
+                during: "reading page frames (the process has lost CAP_SYS_ADMIN)",
             })),
             PageBacking::Absent => {
                 let bytes = run.pages << map.granule().shift().get();
@@ -62,7 +62,7 @@ fn push_runs(
     })
 }
 
-/// Whether most of `range` seems to be in memory already: a few pages all over it are.
+/// Whether most of `range` appears to be resident, judged by a sample of pages.
 pub(crate) fn looks_resident(map: &Pagemap, range: UserRange) -> bool {
     const SAMPLES: u64 = 64;
     let pages = range.pages(map.granule());
@@ -74,17 +74,17 @@ pub(crate) fn looks_resident(map: &Pagemap, range: UserRange) -> bool {
         .all(|page| map.page(at(page)).is_ok_and(|backing| backing != PageBacking::Absent))
 }
 
-/// The address of the first page of slot `slot`: see [`SlotAddress`].
+/// The host address of the first byte of a slot; see [`SlotAddress`].
 pub(crate) const fn slot_host(slot: u32) -> HostAddr {
     HostAddr::new((slot as u64 + 1) << SlotAddress::SHIFT)
 }
 
-/// A host address of the kind [`SlotOffset`](prereg::AddressKind::SlotOffset), taken apart.
+/// The parts of a host address of kind [`SlotOffset`](prereg::AddressKind::SlotOffset).
 ///
 /// The address is `(slot + 1) << 40 | offset`: contiguous within a slot and nowhere else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlotAddress {
-    /// The slot, counted over all rings of the back end: ring `slot / 16384`, its slot `slot % 16384`.
+    /// The slot, counted over all rings of the back end: slot `slot % 16384` of ring `slot / 16384`.
     pub slot: u32,
     /// Bytes from the start of the slot's memory.
     pub offset: u64,

@@ -1,27 +1,27 @@
-//! What the io_uring back end has in use, for reports.
+//! Counters of the io_uring back end, for reports.
 
-/// What an [`IoUring`](crate::IoUring) has in use, as plain numbers.
+/// Counters of an [`IoUring`](crate::IoUring).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct IoUringState {
     /// Rings made.
     pub rings: u32,
-    /// Slots taken over all rings.
+    /// Slots in use over all rings.
     pub slots_used: u32,
-    /// Slots free over all rings made; another ring is made when they run out.
+    /// Free slots over all rings; when they run out, another ring is made.
     pub slots_free: u32,
-    /// Pins that succeeded.
+    /// Successful pins.
     pub pin_calls: u64,
-    /// Pins that were released.
+    /// Released pins.
     pub unpin_calls: u64,
-    /// Bytes pinned now, each page once a region.
+    /// Bytes pinned now, each page once per region.
     pub pinned_bytes: u64,
-    /// Seconds that somebody waited longer for the kernel to let go than it ever should take.
+    /// Seconds for which unpins waited longer than expected for the kernel to release pages.
     pub overdue_seconds: u64,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Slots that the kernel would not empty; they are never used again.
+    /// Slots that the kernel did not empty; they are never used again.
     pub stuck_slots: u64,
-    /// I/O rings that have copies of the slots.
+    /// Attached I/O rings.
     pub io_rings: u32,
 }

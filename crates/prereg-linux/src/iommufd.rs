@@ -1,13 +1,14 @@
-//! The pin back end on iommufd: a holding address space that pins once, and the device's own that copies from it.
+//! The pin back end on iommufd: one I/O address space (IOAS) that pins memory, and one for devices that copies mappings
+//! from it.
 //!
-//! iommufd pins lazily: memory mapped into an I/O address space that no page table stands behind is not pinned at all, and
-//! attaching a device later may then fail. So the holding space gets a page table of its own, made for the device but
-//! attached to none: what is mapped there is pinned and charged at once, once, and reached by nobody. The space that devices
-//! are attached to takes its mappings from there by `IOMMU_IOAS_COPY`, which pins and charges nothing. So pins survive the
-//! last device that leaves, and every device more costs no pin.
+//! iommufd pins lazily: memory mapped into an IOAS without a hardware page table is not pinned, and attaching a device
+//! later may then fail. So the *staging* IOAS gets a hardware page table (HWPT) that is allocated for the device but
+//! not attached to it. Memory mapped there is pinned and charged at once, once, and unreachable for devices. Devices
+//! are attached to the *device* IOAS, which gets its mappings from the staging IOAS by `IOMMU_IOAS_COPY`, without a pin
+//! or a charge. Pins therefore survive the last device, and another device costs no pin.
 //!
-//! [`Placement`] says what devices reach: all that is registered, at I/O addresses that are the host addresses of this back
-//! end; or only what an [`IommufdTable`] maps for them, range by range.
+//! [`Placement`] selects what devices reach: all registered memory, at I/O addresses that are this back end's host
+//! addresses, or only what an [`IommufdTable`] maps for them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,14 +34,15 @@ use table::IommufdTable;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// All of it, at the host addresses of its mappings.
+    /// All of it, in the device IOAS, at the host addresses of its mappings.
     #[default]
     DeviceIoas,
-    /// What a table maps, where the table says. Host addresses are those of the holding space: no device's.
+    /// Only what an [`IommufdTable`] maps into the device IOAS. Host addresses are those of the staging IOAS, which no
+    /// device uses.
     StagingIoas,
 }
 
-/// Pins by mapping into an I/O address space of iommufd.
+/// Pins by mapping into an IOAS of iommufd.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -57,7 +59,7 @@ pub enum Placement {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Iommufd {
-    // Devices close before the descriptor that their mappings are made through.
+    // Devices are closed before the descriptor through which their mappings were made.
     devices: Devices,
     ioas: Arc<IoasPair>,
     placement: Placement,
@@ -67,33 +69,34 @@ pub struct Iommufd {
     copy_calls: Counter,
 }
 
-/// What an [`Iommufd`] has in use, as plain numbers.
+/// Counters of an [`Iommufd`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct IommufdState {
     /// Bytes pinned now.
     pub pinned_bytes: u64,
-    /// Times that the kernel was asked to map memory, which pins.
+    /// `IOMMU_IOAS_MAP` calls, which pin.
     pub map_calls: u64,
-    /// Times that the kernel was asked to copy a mapping, which does not.
+    /// `IOMMU_IOAS_COPY` calls, which do not pin.
     pub copy_calls: u64,
-    /// Devices attached.
+    /// Attached devices.
     pub devices: u32,
-    /// Whether memory stays pinned without any device: the kernel could make a page table for the holding space.
+    /// Whether memory stays pinned without a device, because the kernel could allocate a page table for the staging
+    /// IOAS.
     pub pins_without_device: bool,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Bytes that the kernel would not unmap; their I/O addresses are never used again.
+    /// Bytes that the kernel did not unmap; their I/O addresses are never used again.
     pub stuck_bytes: u64,
 }
 
 const TAKEN: &str = "IOMMU_IOAS_MAP (the I/O addresses are taken, and not by this back end)";
 const OUTSIDE: &str =
-    "IOMMU_IOAS_MAP (the IOMMU does not take these addresses; was a device added that takes less?)";
+    "IOMMU_IOAS_MAP (the IOMMU does not accept these addresses; was a device added that accepts fewer?)";
 const LAZY: &str = "pinning (no device is attached and this kernel's iommufd makes no page table without one, so it would pin \
                     nothing; attach a device first)";
 
-/// Page sizes that are worth lying well in: those of most IOMMUs.
+/// Page sizes to align I/O addresses to, if memory is large enough: those of most IOMMUs.
 const LARGE_PAGES: u64 = 1 << 21 | 1 << 30;
 
 impl Iommufd {
@@ -105,7 +108,7 @@ impl Iommufd {
         Self::open_on(&VfioHost::system(), device, placement)
     }
 
-    /// [`open`](Self::open) on a host of one's choice.
+    /// [`open`](Self::open) on another host than this machine's kernel.
     ///
     /// # Errors
     /// As `open`.
@@ -130,7 +133,7 @@ impl Iommufd {
         })
     }
 
-    /// An attached device.
+    /// Returns an attached device.
     ///
     /// # Errors
     /// [`VfioError::NoDevice`].
@@ -138,11 +141,11 @@ impl Iommufd {
         self.devices.find(device).ok_or_else(|| VfioError::NoDevice { device: device.to_owned() })
     }
 
-    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing. A device that was removed
-    /// and that somebody kept open is attached as it is.
+    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing. A device that was
+    /// removed and is still open is attached again.
     ///
     /// # Errors
-    /// [`VfioError`]; nothing changed.
+    /// [`VfioError`]; nothing changes.
     pub fn add_device(&self, device: &str) -> Result<Arc<VfioDevice>, VfioError> {
         let attached = match self.devices.take_detached(device) {
             Some(detached) => self.ioas.reattach(detached)?,
@@ -159,12 +162,12 @@ impl Iommufd {
         Ok(shared)
     }
 
-    /// Detaches a device. What is registered stays pinned, even after the last one.
+    /// Detaches a device. Registered memory stays pinned, even after the last device.
     ///
     /// # Errors
-    /// [`VfioError::MemoryRegistered`] (EBUSY) for the last one where this kernel pins nothing without a device.
+    /// [`VfioError::MemoryRegistered`] (EBUSY) for the last device if this kernel pins nothing without one.
     pub fn remove_device(&self, device: &str) -> Result<(), VfioError> {
-        // Relaxed: a caller who registers at the same time takes his chance either way.
+        // A registration at the same time may come before or after this check; the caller must order the two.
         let bytes = self.state.pinned.get();
         if bytes > 0 && !self.ioas.has_staging_hwpt() && self.devices.count() == 1 {
             return Err(VfioError::MemoryRegistered { what: format!("{device}, the last device,"), bytes });
@@ -172,14 +175,14 @@ impl Iommufd {
         self.devices.detach(device)
     }
 
-    /// A table that decides what devices reach. `None` unless the placement is [`Placement::StagingIoas`].
+    /// A table that decides what devices reach; `None` unless the placement is [`Placement::StagingIoas`].
     #[must_use]
     pub fn table(&self) -> Option<IommufdTable> {
         (self.placement == Placement::StagingIoas)
             .then(|| IommufdTable::new(Arc::clone(&self.ioas), self.limits()))
     }
 
-    /// Where memory can be mapped for the devices attached now.
+    /// Limits on mappings for the devices attached now.
     #[must_use]
     pub fn limits(&self) -> IommufdLimits {
         self.pins.limits()
@@ -191,7 +194,7 @@ impl Iommufd {
         &self.state.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> IommufdState {
         IommufdState {
@@ -233,7 +236,7 @@ impl KernelPin for Iommufd {
 }
 
 impl IovaBackend for Iommufd {
-    /// Maps into the staging IOAS and, unless a table decides that, copies the mapping to the device IOAS.
+    /// Maps into the staging IOAS and, for [`Placement::DeviceIoas`], copies the mapping to the device IOAS.
     fn map(&self, ua: u64, iova: IovaRange) -> Result<(), (&'static str, Errno)> {
         self.map_calls.add(1);
         self.ioas.map_staging(ua, iova).map_err(|errno| refused(IOAS_MAP.name, errno))?;
@@ -250,7 +253,7 @@ impl IovaBackend for Iommufd {
     }
 
     fn unmap(&self, iova: IovaRange) -> bool {
-        // The device IOAS first: a device must not reach what is not pinned any more.
+        // The device IOAS first, so that a device never reaches memory that is not pinned.
         (self.placement == Placement::StagingIoas || self.ioas.unmap_device(iova))
             && self.ioas.unmap_staging(iova)
     }
@@ -266,7 +269,7 @@ impl IovaBackend for Iommufd {
     }
 }
 
-/// The call to name in an error, with the likely cause where the errno alone says it.
+/// The call to name in an error, with the likely cause if the errno implies one.
 const fn refused(during: &'static str, errno: Errno) -> (&'static str, Errno) {
     match errno {
         Errno::EEXIST => (TAKEN, errno),

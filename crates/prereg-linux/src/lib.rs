@@ -1,13 +1,15 @@
 //! Pin back ends and guest memory on Linux, for [`prereg`].
 //!
-//! - [`IoUring`] really pins, for anybody within the locked-memory limit; [`Mlock`] only looks as if; [`Fixed`] is for
-//!   device memory. Each is handed to [`AddressSpace::builder`](prereg::AddressSpace::builder).
+//! - [`IoUring`] pins memory for any user within the locked-memory limit. [`Mlock`] locks memory, which is no pin; it
+//!   is for comparison. [`Fixed`] is for device memory. Each is handed to
+//!   [`AddressSpace::builder`](prereg::AddressSpace::builder).
 //! - [`VfioType1`], [`VfioSpaprV2`] and [`Iommufd`] pin through the kernel's VFIO, for devices behind an IOMMU.
-//! - [`GuestMemory`] is memory that can be registered: anonymous, transparent or explicit huge pages, a memfd, or a
-//!   caller's own range.
-//! - [`LockedTables`] is memory for the core's own tables that is locked and never faults.
-//! - [`prefault`](prefault()) brings memory in with several threads; [`audit_range`] tells whether pinned pages still lie
-//!   behind their addresses; [`HostReport`] tells what this host allows; [`syscall_baseline`] has the bare system calls.
+//! - [`GuestMemory`] is memory that can be registered: anonymous, with transparent or explicit huge pages, a memfd, or
+//!   a range that the caller mapped.
+//! - [`LockedTables`] is locked memory for the core's own tables, which never faults.
+//! - [`prefault`](prefault()) faults memory in with several threads; [`audit_range`] checks that pinned pages still
+//!   back their addresses; [`HostReport`] says what this host allows; [`syscall_baseline`] has the bare system calls of
+//!   a registration, for benchmarks.
 //!
 //! ```
 //! use prereg_linux::{GuestMemory, HostReport};
@@ -21,10 +23,12 @@
 //! # Ok::<(), prereg_linux::MemoryError>(())
 //! ```
 //!
-//! Modules, lowest first: `sys` (system calls), `mapping` (one `mmap`) and `racing` (accesses to what others change); `pagemap`, `maps`, `status` (what
-//! `/proc` says); `account`, `barrier`, `memory`, `prefault`, `audit`; `slots`, `ring`, `limit`, `frames`, `clones`; the back ends `uring` (with `options` below it and `builder`
-//! above), `mlock`, `fixed`, `vfio` and `iommufd` above it; `io_ring` (I/O on what `uring` pinned), `host` and `measure` on top. Unsafe code
-//! is in `sys`, `mapping`, `racing`, `io_ring`, `vfio`'s `sys` and `bar`, one corner of `memory` and one of `prefault`.
+//! Modules, lowest first: `sys` (system calls), `mapping` (owner of an `mmap`), `atomic_access` (accesses to memory
+//! that others change) and `counter`; `pagemap`, `proc_maps`, `proc_status`; `account`, `barrier`, `memory`,
+//! `prefault`, `audit`; `slot_table`, `pin_ring`, `buffer_limit`, `frames`, `buffer_clones`; the back ends `uring`
+//! (with `options` below it and `builder` above it), `mlock`, `fixed`, `vfio` and, above that, `iommufd`; `io_ring`
+//! (I/O on memory that `uring` pinned), `host` and `syscall_baseline` on top. `layers.toml` lists the files that may
+//! contain `unsafe`.
 #![cfg(target_os = "linux")]
 
 mod account;

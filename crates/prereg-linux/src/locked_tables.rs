@@ -1,15 +1,15 @@
-//! Memory for the tables that translators touch: locked, present, in huge pages where tables are large.
+//! Memory for the core's tables that never faults: locked and present, with huge pages for large tables.
 //!
-//! Small tables share *areas*, of 64 KiB at first and 2 MiB at most, each one mapping; a table of more than half a MiB has a
-//! mapping of its own. What is 2 MiB long or longer is aligned to that and asks for transparent huge pages before it is
-//! touched. Every mapping is locked with `mlock(2)`, which the kernel charges against RLIMIT_MEMLOCK; where it refuses, the
-//! memory is brought in all the same, and [`state`](prereg::TableMemory::state) says why it is not locked.
+//! Small tables share *areas* of 64 KiB to 2 MiB, each one mapping. A table of more than 512 KiB has a mapping of its
+//! own. A mapping of 2 MiB and more is aligned to 2 MiB and asks for transparent huge pages before it is touched. Every
+//! mapping is locked with `mlock(2)`, which the kernel charges to RLIMIT_MEMLOCK. If the kernel refuses, the memory is
+//! prefaulted instead, and [`state`](prereg::TableMemory::state) says why it is not locked.
 //!
-//! In an area a piece is of one of few sizes (powers of two, and the numbers half-way between). What is given back waits in a
-//! list for the next of its size; areas go with the last address space that uses them.
+//! Blocks in areas come in size classes: powers of two and the sizes half-way between. A released block goes to the
+//! free list of its class. Areas are unmapped with the last address space that uses them.
 //!
-//! `fork` makes the pages of both processes copy-on-write, locked or not: after it, the first write to each faults. Start
-//! children with `posix_spawn` or `vfork` while maps must not fault.
+//! `fork` makes the pages of both processes copy-on-write, locked or not, and the first write to each then faults.
+//! Start children with `posix_spawn` or `vfork` while maps must not fault.
 
 #![expect(unsafe_code, reason = "implements `TableMemory`, and clears memory that is handed out again")]
 
@@ -25,21 +25,20 @@ use prereg::{Errno, TableMemory, TableMemoryState};
 use crate::mapping::{self, MapRequest, Mapping};
 use crate::sys;
 
-/// The first area, and the least that is had from the system.
+/// The size of the first area.
 const MIN_AREA: usize = 64 << 10;
-/// A huge page; no area is larger.
+/// A huge page, and the largest area.
 const HUGE: usize = 2 << 20;
-/// Larger pieces have mappings of their own.
+/// The largest block of an area; larger tables have mappings of their own.
 const MAX_POOLED: usize = 512 << 10;
-/// The smallest piece: a power of two.
+/// The smallest block: a power of two.
 const MIN_POOLED: usize = 16;
-/// Sizes of pieces: two for each power of two from the smallest to the largest.
+/// Size classes: two for each power of two from the smallest block to the largest.
 const CLASSES: usize = 2 * (MAX_POOLED.trailing_zeros() - MIN_POOLED.trailing_zeros()) as usize + 1;
 
 /// Locked memory for tables.
 ///
-/// One of these serves any number of address spaces of a process:
-/// `AddressSpace::builder(host).tables(LockedTables::shared()).build()`.
+/// One value serves any number of address spaces: `AddressSpace::builder(host).tables(LockedTables::shared()).build()`.
 pub struct LockedTables {
     pool: Mutex<Pool>,
 }
@@ -47,18 +46,18 @@ pub struct LockedTables {
 #[derive(Default)]
 struct Pool {
     areas: Vec<LockedMapping>,
-    /// What is not handed out yet of the newest area.
+    /// Unused addresses of the newest area.
     rest: Range<usize>,
-    /// IoSegments given back, by class. Addresses inside areas.
+    /// Released blocks by class. Their addresses are inside areas.
     free: Vec<Vec<NonNull<u8>>>,
-    /// Blocks of one table each, by address.
+    /// Mappings of one table each, by address.
     dedicated: BTreeMap<usize, LockedMapping>,
-    /// Bytes handed out in pieces.
+    /// Bytes of blocks in use.
     pooled_bytes: u64,
     unlocked_because: Option<&'static str>,
 }
 
-/// One mapping, and what became of it. Numbers in bytes.
+/// A mapping and its state. Numbers are bytes.
 struct LockedMapping {
     mapping: Mapping,
     held: u64,
@@ -66,27 +65,28 @@ struct LockedMapping {
     huge: u64,
 }
 
-// SAFETY: the addresses in `free` are this value's own memory, which belongs to no thread.
+// SAFETY: the addresses in `free` point into memory that this value owns and that is bound to no thread.
 unsafe impl Send for Pool {}
 
-/// IoSegments are aligned to a cache line, smaller ones to their size: what is aligned to more has a block of its own.
+/// Blocks are aligned to a cache line, or to their size if that is smaller. A table with a larger alignment has a
+/// mapping of its own.
 const LINE: usize = 64;
 
-/// Whether a table of `layout` is a piece.
+/// Whether a table of `layout` fits a block of an area.
 const fn is_pooled(layout: Layout) -> bool {
     layout.size() <= MAX_POOLED && layout.align() <= LINE
 }
 
-/// The class of a piece: the smallest that has room and is aligned enough.
+/// The smallest class whose blocks are large enough and sufficiently aligned.
 fn class_of(layout: Layout) -> usize {
     let whole = layout.size().max(layout.align()).max(MIN_POOLED).next_power_of_two();
     let class = 2 * (whole.trailing_zeros() - MIN_POOLED.trailing_zeros()) as usize;
-    // The one between has three quarters of the room.
+    // The class between two powers of two has three quarters of the larger one.
     let fits = class > 0 && layout.size() <= size_of_class(class - 1).0;
     if fits && layout.align() <= size_of_class(class - 1).1 { class - 1 } else { class }
 }
 
-/// The size of a class, and what its pieces are aligned to.
+/// The size of a class's blocks, and their alignment.
 const fn size_of_class(class: usize) -> (usize, usize) {
     let whole = MIN_POOLED << class.div_ceil(2);
     let (size, align) = if class % 2 == 0 { (whole, whole) } else { (whole / 4 * 3, whole / 4) };
@@ -94,13 +94,13 @@ const fn size_of_class(class: usize) -> (usize, usize) {
 }
 
 impl LockedTables {
-    /// Nothing had yet.
+    /// No memory is mapped yet.
     #[must_use]
     pub fn new() -> Self {
         Self { pool: Mutex::new(Pool { free: vec![Vec::new(); CLASSES], ..Pool::default() }) }
     }
 
-    /// The same, as an address space takes it.
+    /// A value to hand to the builder of an address space.
     #[must_use]
     pub fn shared() -> Arc<dyn TableMemory> {
         Arc::new(Self::new())
@@ -124,7 +124,7 @@ impl fmt::Debug for LockedTables {
 }
 
 impl LockedMapping {
-    /// Memory of at least `bytes`, aligned to `align`; not present yet.
+    /// Maps at least `bytes`, aligned to `align`; not present yet.
     fn new(bytes: usize, align: usize) -> Option<Self> {
         let page = page();
         let request = MapRequest {
@@ -141,8 +141,8 @@ impl LockedMapping {
         self.mapping.as_ptr().addr()
     }
 
-    /// Brings `part`, whole pages, in: locked if the limit allows, and if not with the reason. `None` when there is no memory
-    /// for it.
+    /// Makes `part`, whole pages, present: locked if the limit allows it, else prefaulted, with the reason. `None` when
+    /// there is not enough memory.
     fn prefault(&mut self, part: Range<usize>) -> Option<Result<(), &'static str>> {
         let (ua, bytes) = (self.mapping.ua() + part.start as u64, part.len() as u64);
         if part.len() >= HUGE && sys::madvise_hugepage(ua, bytes).is_ok() {
@@ -152,7 +152,7 @@ impl LockedMapping {
         if locked.is_err() {
             match sys::populate_write(ua, bytes) {
                 Ok(()) => {}
-                // Kernels before 5.14 have no such advice.
+                // Kernels before 5.14 lack this advice.
                 Err(Errno::EINVAL) => {
                     let at = self.mapping.as_ptr().wrapping_add(part.start);
                     // SAFETY: inside the mapping, which is writable.
@@ -180,7 +180,7 @@ fn page() -> usize {
 }
 
 impl Pool {
-    /// All of a new block, brought in.
+    /// A new mapping, all of it present.
     fn mapping(&mut self, bytes: usize, align: usize) -> Option<LockedMapping> {
         let mut mapping = LockedMapping::new(bytes, align)?;
         let all = 0..mapping.mapping.bytes() as usize;
@@ -198,7 +198,7 @@ impl Pool {
     fn pooled(&mut self, class: usize) -> Option<NonNull<u8>> {
         let (size, align) = size_of_class(class);
         if let Some(at) = self.free.get_mut(class)?.pop() {
-            // SAFETY: a piece of this class that nobody uses.
+            // SAFETY: a free block of this class.
             unsafe { at.write_bytes(0, size) };
             return Some(at);
         }
@@ -208,15 +208,15 @@ impl Pool {
             at = self.rest.start;
         }
         self.rest.start = at + size;
-        // The area's own pointer, moved: it keeps the right to the whole area.
+        // Derived from the area's own pointer, which may access the whole area.
         let area = self.areas.last()?;
         NonNull::new(area.mapping.as_ptr().wrapping_add(at - area.at()))
     }
 
-    /// A new area for a piece of `size`; what is left of the old one is never handed out.
+    /// Maps a new area with room for a block of `size`; the rest of the old one stays unused.
     fn new_area(&mut self, size: usize) -> Option<()> {
-        let had: usize = self.areas.iter().map(|area| area.held as usize).sum();
-        let bytes = had.clamp(MIN_AREA, HUGE).max(size).next_power_of_two();
+        let blocks: usize = self.areas.iter().map(|area| area.held as usize).sum();
+        let bytes = blocks.clamp(MIN_AREA, HUGE).max(size).next_power_of_two();
         let area = self.mapping(bytes, LINE)?;
         self.rest = area.at()..area.at() + bytes;
         self.areas.push(area);
@@ -237,8 +237,8 @@ impl Pool {
     }
 }
 
-// SAFETY: a piece is in one list at most, and taken out of it when it is handed out; fresh pieces follow each other in an area
-// of zeros, used ones are cleared; and a mapping of its own is nobody else's.
+// SAFETY: a free block is in one list, and removed from it when it is handed out; new blocks of an area do not overlap
+// and are zero, reused ones are cleared; a dedicated mapping has one table.
 unsafe impl TableMemory for LockedTables {
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut pool = self.pool();
@@ -265,7 +265,7 @@ unsafe impl TableMemory for LockedTables {
     }
 
     unsafe fn commit(&self, at: NonNull<u8>, _layout: Layout, part: Range<usize>) -> bool {
-        // What lies before it in the same page came in with an earlier part.
+        // Earlier bytes of the first page became present with an earlier part.
         let part = part.start.next_multiple_of(page())..part.end.next_multiple_of(page());
         if part.is_empty() {
             return true;
@@ -279,7 +279,7 @@ unsafe impl TableMemory for LockedTables {
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
         let mut pool = self.pool();
-        // A mapping that goes takes its locks along.
+        // `munmap` removes locks too.
         if pool.dedicated.remove(&at.addr().get()).is_none() {
             let class = class_of(layout);
             pool.pooled_bytes -= size_of_class(class).0 as u64;
@@ -323,29 +323,30 @@ mod tests {
         let tables = LockedTables::new();
         let sizes = [16usize, 40, 4096, 100_000, 700_000, 3 << 20];
         for round in 0..3 {
-            let mut had = Vec::new();
+            let mut blocks = Vec::new();
             for (number, &size) in sizes.iter().cycle().take(60).enumerate() {
                 let layout = Layout::from_size_align(size, 32).unwrap_or(Layout::new::<u8>());
                 let Some(at) = tables.allocate(layout) else { panic!("no memory for {layout:?}") };
                 assert_eq!(at.addr().get() % 32, 0);
                 for offset in [0, size / 2, size - 1] {
-                    // SAFETY: inside what was handed out, to nobody else.
+                    // SAFETY: inside a block that was handed out once.
                     let byte = unsafe { at.add(offset) };
                     // SAFETY: as above.
                     assert_eq!(unsafe { byte.read() }, 0, "round {round}, {layout:?}");
                     // SAFETY: as above.
                     unsafe { byte.write(number as u8 | 1) };
                 }
-                had.push((at, layout));
+                blocks.push((at, layout));
             }
-            let mut spans: Vec<_> = had.iter().map(|(at, layout)| (at.addr().get(), layout.size())).collect();
+            let mut spans: Vec<_> =
+                blocks.iter().map(|(at, layout)| (at.addr().get(), layout.size())).collect();
             spans.sort_unstable();
             assert!(spans.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "two share memory");
             let state = tables.state();
             assert!(state.used <= state.held && state.locked <= state.held);
             assert_eq!(state.is_locked(), state.unlocked_because.is_none(), "{state:?}");
-            for (at, layout) in had {
-                // SAFETY: had above, released once.
+            for (at, layout) in blocks {
+                // SAFETY: allocated above, released once.
                 unsafe { tables.release(at, layout) };
             }
             assert_eq!(tables.state().used, 0);

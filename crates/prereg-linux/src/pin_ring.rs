@@ -1,13 +1,12 @@
-//! One io_uring instance, used for nothing but its table of registered buffers.
+//! An io_uring instance that is used only for its table of registered buffers.
 //!
-//! Putting memory into a slot pins it (`FOLL_LONGTERM`); emptying the slot lets go, and the tag given with the memory
-//! comes back as a completion when the pages are really unpinned. That completion is what [`PinRing::clear`] waits for.
+//! Filling a slot pins its memory (`FOLL_LONGTERM`). Emptying it releases the memory; when the pages are really
+//! unpinned, the tag given with the memory arrives as a completion, for which [`PinRing::clear`] waits.
 //!
-//! The kernel works on one table under one lock of its own, so calls on the same ring queue up there; ours are only held
-//! to look at completions, and around what would otherwise make an I/O ring wait: copying slots into another ring takes
-//! the kernel's locks of both, so a copy that met a pin in progress would stop the other ring's I/O until that pin is
-//! done. Filling and copying therefore queue up here. The ring's memory is kept from children (`MADV_DONTFORK`): a child's copy of the mappings would
-//! keep every pin alive after the owner is gone.
+//! The kernel serialises calls on one table by a lock of its own. Cloning slots takes the kernel's locks of both rings,
+//! so a clone that waited for a pin in progress would stop the I/O ring for that long; filling and cloning are
+//! therefore serialised here too. The other lock here only covers the completion queue. The ring's memory is not
+//! inherited by children (`MADV_DONTFORK`): a child's copy of the mappings would keep every pin after the parent exits.
 
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, RawFd};
@@ -20,18 +19,18 @@ use crate::counter::Counter;
 use crate::slot_table::SLOTS;
 use crate::sys::{self, Buffer};
 
-/// Slots changed by one call. As many completions fit the ring twice over.
+/// Slots changed by one call. The completion queue holds twice as many entries.
 pub(crate) const BATCH: usize = 64;
 
-/// Bytes that one call pins, unless one buffer alone is more: others who need the ring get a turn in between.
+/// Bytes pinned by one call, unless a single buffer is larger, so that other users of the ring are served in between.
 const MAX_CALL_BYTES: u64 = 1 << 30;
 
-/// After this long without the completion the wait is counted as overdue, and goes on.
+/// A wait longer than this is counted as overdue, and continues.
 const OVERDUE: Timespec = Timespec::new().sec(1);
 
 pub(crate) struct PinRing {
     fd: RawFd,
-    /// Held while the kernel pins into the table, and while it copies from it.
+    /// Held while the kernel pins into the table and while it clones from it.
     filling: Mutex<()>,
     completions: Mutex<Completions>,
     overdue: Counter,
@@ -39,16 +38,16 @@ pub(crate) struct PinRing {
 
 struct Completions {
     uring: io_uring::IoUring,
-    /// Slots that were seen to be unpinned and whose owner has not looked yet.
+    /// Slots whose completion was read by a waiter for other slots.
     unpinned: HashSet<u32>,
 }
 
-/// A batch that stopped.
+/// A batch that failed part-way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PartialFill {
     /// Buffers that are in their slots.
     pub(crate) done: usize,
-    /// Why the next one is not.
+    /// The error of the next buffer.
     pub(crate) errno: Errno,
 }
 
@@ -56,7 +55,7 @@ impl PinRing {
     /// A ring with an empty table.
     ///
     /// # Errors
-    /// The call that failed and what the system gave.
+    /// The failed call and its error.
     pub(crate) fn new() -> Result<Self, (&'static str, Errno)> {
         const ENTRIES: u32 = 8;
         let uring = io_uring::IoUring::builder()
@@ -76,17 +75,17 @@ impl PinRing {
         })
     }
 
-    /// The descriptor, closed when a program is executed (`O_CLOEXEC` is the kernel's own rule for rings).
+    /// The descriptor. The kernel makes ring descriptors close-on-exec.
     pub(crate) const fn fd(&self) -> RawFd {
         self.fd
     }
 
-    /// Waits that took longer than they ever should have.
+    /// Waits longer than [`OVERDUE`].
     pub(crate) fn overdue(&self) -> u64 {
         self.overdue.get()
     }
 
-    /// Puts `buffers` into the slots from `first` on: all, or as many as `Stopped` says.
+    /// Fills the slots from `first` on with `buffers`: with all, or with as many as [`PartialFill`] says.
     pub(crate) fn fill(&self, first: u32, buffers: impl Iterator<Item = Buffer>) -> Result<(), PartialFill> {
         let mut buffers = buffers.peekable();
         let mut done = 0;
@@ -113,7 +112,7 @@ impl PinRing {
                 let result = sys::update_buffers(self.fd, slot, &batch[filled..len], &tags[filled..len]);
                 drop(fill_lock);
                 match result {
-                    // A short count hides why it stopped; the next turn asks the one that failed, alone at the front.
+                    // A short count does not say why; the next call retries the failed buffer first and gets its error.
                     Ok(n) if n > 0 => filled += n as usize,
                     Ok(_) => return Err(PartialFill { done: done + filled, errno: Errno::EIO }),
                     Err(errno) => return Err(PartialFill { done: done + filled, errno }),
@@ -128,7 +127,7 @@ impl PinRing {
         self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies `count` slots from `first` on into the table of the ring `other`, from its slot `other_first` on.
+    /// Clones `count` slots from `first` on into the ring `other`, from its slot `other_first` on.
     pub(crate) fn clone_slots(
         &self,
         first: u32,
@@ -140,10 +139,10 @@ impl PinRing {
         sys::clone_buffers(other, other_first, self.fd, first, count)
     }
 
-    /// Empties `count` slots from `first` on, all of them filled, and returns when their pages are unpinned.
+    /// Empties `count` filled slots from `first` on, and returns when their pages are unpinned.
     ///
     /// # Errors
-    /// What the system gave; then some slots may still hold their pages, and none may be used again.
+    /// The system's errno. Some slots may then still hold their pages, and none may be used again.
     pub(crate) fn clear(&self, first: u32, count: u32) -> Result<(), Errno> {
         const NONE: [Buffer; BATCH] = [Buffer::NONE; BATCH];
         const NO_TAGS: [u64; BATCH] = [0; BATCH];
@@ -167,9 +166,9 @@ impl PinRing {
         Ok(())
     }
 
-    /// Waits until all of the slots were seen to be unpinned.
+    /// Waits for the completions of the slots.
     ///
-    /// Whoever waits collects everybody's completions, so it does not matter which thread holds the lock.
+    /// A waiter reads the completions of all threads, so it does not matter which one holds the lock.
     fn wait(&self, first: u32, count: u32) -> Result<(), Errno> {
         let mut completions = self.completions.lock().unwrap_or_else(PoisonError::into_inner);
         let Completions { uring, unpinned } = &mut *completions;
@@ -207,7 +206,7 @@ impl std::fmt::Debug for PinRing {
     }
 }
 
-/// Never zero: a zero tag asks for no completion.
+/// Not zero: a buffer with a zero tag has no completion.
 const fn tag_of(slot: u32) -> u64 {
     slot as u64 + 1
 }

@@ -1,8 +1,8 @@
-//! Bringing memory in with several threads before it is pinned.
+//! Faulting memory in with several threads before it is pinned.
 //!
-//! Registering memory that was never touched is what people wait for: every page is found, zeroed and mapped, one after
-//! the other, by the one thread that pins. Done beforehand by several threads the pin itself finds everything present.
-//! Contents never change: pages are populated, not written.
+//! Most of the time to register untouched memory is spent on faults: the pinning thread finds, zeroes and maps page
+//! after page. When several threads have prefaulted it, the pin finds every page present. Contents do not change: pages
+//! are populated, not written.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,14 +14,14 @@ use crate::mapping;
 use crate::proc_maps;
 use crate::sys;
 
-/// How memory is to be faulted in.
+/// Options of [`prefault`](prefault()).
 #[derive(Clone, Copy, Default)]
 pub struct Prefault<'a> {
-    /// Threads to use; 0 means as many as there are processors, up to 8.
+    /// Threads to use; 0 means one per processor, at most 8.
     pub threads: usize,
-    /// Called after each chunk with the bytes done and the bytes in all, from the threads that do the work.
+    /// Called after each chunk with the bytes done and the total, from the prefaulting threads.
     pub progress: Option<&'a (dyn Fn(u64, u64) + Send + Sync)>,
-    /// Looked at before each piece: `true` stops.
+    /// Checked before each chunk: `true` stops.
     pub cancel: Option<&'a AtomicBool>,
 }
 
@@ -35,32 +35,32 @@ impl fmt::Debug for Prefault<'_> {
     }
 }
 
-/// Why memory could not be faulted in. What came in before stays in.
+/// Memory could not be prefaulted completely. Pages that were faulted in stay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrefaultError {
-    /// Somebody set the cancel flag.
-    #[error("stopped after {done} of {total} bytes, as asked")]
+    /// The cancel flag was set.
+    #[error("cancelled after {done} of {total} bytes")]
     Cancelled {
-        /// Bytes that are in memory.
+        /// Bytes that were faulted in.
         done: u64,
-        /// Bytes asked for.
+        /// Total bytes.
         total: u64,
     },
-    /// A page cannot be brought in.
-    #[error("the page at {ua} cannot be brought into memory: {why}")]
+    /// A page cannot be faulted in.
+    #[error("the page at {ua} cannot be faulted in: {why}")]
     Fault {
         /// The page.
         ua: UserAddr,
-        /// What it is, and what to do.
+        /// The reason, and what to do.
         why: &'static str,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
 }
 
 impl PrefaultError {
-    /// EINTR when cancelled, else what the system gave.
+    /// EINTR when cancelled, else the system's errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -70,33 +70,33 @@ impl PrefaultError {
     }
 }
 
-/// A piece: long enough to make the system call cheap, short enough to be cancelled soon, and whole 2 MiB pages.
+/// Large enough to amortise the system call, small enough to cancel quickly, and a multiple of 2 MiB.
 const CHUNK: u64 = 8 << 20;
 
-/// Brings all of `memory` in, writable.
+/// Faults all of `memory` in, writable.
 ///
-/// Kernels before 5.14 cannot be asked for it; then every page is touched, which only [`Memory`]'s promise makes sound.
+/// Kernels before 5.14 have no call for it; there every page is touched, which the promise of [`Memory`] makes sound.
 ///
 /// # Errors
 /// [`PrefaultError`].
 pub fn prefault(memory: &(impl Memory + ?Sized), how: Prefault<'_>) -> Result<(), PrefaultError> {
-    // Held for the whole time, so that nobody unmaps what is being touched.
+    // Keeps the memory mapped throughout.
     let keep = memory.keep();
     let result = populate(memory.ua().raw(), memory.bytes(), how, Fallback::Touch);
     drop(keep);
     result
 }
 
-/// What to do on a kernel that cannot populate.
+/// What to do on a kernel without `MADV_POPULATE_WRITE`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fallback {
-    /// Touch every page: only for memory whose owner promised that it stays mapped.
+    /// Touch every page: only for memory whose owner promised to keep it mapped.
     Touch,
-    /// Nothing: the pin itself will do it.
+    /// Nothing: the pin itself faults the pages in.
     Skip,
 }
 
-/// The threads that `wanted` means on this machine.
+/// The number of threads for the option `wanted`.
 pub(crate) fn threads(wanted: usize) -> usize {
     const MOST: usize = 8;
     match wanted {
@@ -105,14 +105,14 @@ pub(crate) fn threads(wanted: usize) -> usize {
     }
 }
 
-/// Brings `[ua, ua + bytes)` in.
+/// Faults `[ua, ua + bytes)` in.
 pub(crate) fn populate(
     ua: u64,
     bytes: u64,
     how: Prefault<'_>,
     fallback: Fallback,
 ) -> Result<(), PrefaultError> {
-    // IoSegments begin on multiples of their size, so that no huge page is shared by two threads.
+    // Chunks start at multiples of their size, so that no two threads share a huge page.
     let first = ua / CHUNK;
     let end = ua.saturating_add(bytes);
     let chunks = usize::try_from(end.div_ceil(CHUNK) - first).unwrap_or(usize::MAX);
@@ -122,7 +122,7 @@ pub(crate) fn populate(
     let stop = AtomicBool::new(false);
     let fail = |error| {
         failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        // Relaxed here and below: flags and tallies; the memory itself is ordered by the kernel.
+        // Relaxed here and below: flags and counts; the kernel orders accesses to the memory itself.
         stop.store(true, Ordering::Relaxed);
     };
     let work = || {
@@ -150,7 +150,7 @@ pub(crate) fn populate(
     let threads = threads(how.threads).min(chunks);
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            // A thread that cannot be had is not missed: the others take its pieces.
+            // If a thread cannot be started, the others process its chunks.
             let _ = std::thread::Builder::new().name("prereg-fault-in".into()).spawn_scoped(scope, work);
         }
         work();
@@ -166,7 +166,7 @@ fn populate_chunk(ua: u64, bytes: u64, fallback: Fallback) -> Result<(), Prefaul
         match sys::populate_write(ua, bytes) {
             Ok(()) => return Ok(()),
             Err(Errno::EINTR | Errno::EAGAIN) => {}
-            // Said of memory without the right to write, of a device's, and by kernels that cannot populate at all.
+            // Returned for memory without write permission, for device memory, and by kernels without this advice.
             Err(Errno::EINVAL) => return populate_otherwise(ua, bytes, fallback),
             Err(errno) => return Err(diagnosed(ua, bytes, errno)),
         }
@@ -177,7 +177,7 @@ fn populate_otherwise(ua: u64, bytes: u64, fallback: Fallback) -> Result<(), Pre
     if let Some(error) = unpinnable_reason(ua, bytes, Errno::EFAULT) {
         return Err(error);
     }
-    // Memory of a device cannot be populated by any kernel, and must not be touched for it.
+    // Device memory cannot be populated by any kernel and must not be touched.
     if fallback == Fallback::Touch && !sys::can_populate() {
         touch_pages(ua, bytes);
     }
@@ -188,8 +188,8 @@ fn populate_otherwise(ua: u64, bytes: u64, fallback: Fallback) -> Result<(), Pre
 fn touch_pages(ua: u64, bytes: u64) {
     let size = |n: u64| usize::try_from(n).unwrap_or(0);
     let start = std::ptr::with_exposed_provenance_mut(size(ua));
-    // SAFETY: `Fallback::Touch` is only asked for memory that its owner keeps mapped, and the areas were just seen to be
-    // writable.
+    // SAFETY: `Fallback::Touch` is used only for memory that its owner keeps mapped, and the mappings were just checked
+    // to be writable.
     unsafe { mapping::touch(start, size(bytes), size(sys::page_size())) };
 }
 
@@ -203,7 +203,7 @@ fn unpinnable_reason(ua: u64, bytes: u64, errno: Errno) -> Option<PrefaultError>
 fn diagnosed(ua: u64, bytes: u64, errno: Errno) -> PrefaultError {
     unpinnable_reason(ua, bytes, errno).unwrap_or(PrefaultError::Fault {
         ua: UserAddr::new(ua),
-        why: "the system refused once and not when asked again; try again",
+        why: "the system refused it once, but not on a second attempt; try again",
         errno,
     })
 }

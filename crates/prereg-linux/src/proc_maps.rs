@@ -1,8 +1,7 @@
-//! `/proc/self/maps`, read to say why a page cannot be pinned.
+//! `/proc/self/maps`, read to explain why a page cannot be pinned.
 //!
-//! The kernel answers EFAULT for a hole, a read-only mapping, a file on a disk, a page past the end of its file and more.
-//! A person needs to know which, and for which address. Only ever read after a failure: nothing here decides whether a
-//! pin succeeds.
+//! The kernel returns EFAULT for a hole, a read-only mapping, a disk file, a page past the end of its file and more,
+//! without saying which or where. This is read only after a failure and never decides whether a pin succeeds.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use prereg::{PinError, UserAddr, UserRange};
 
 use crate::sys;
 
-/// One line of `maps`.
+/// A line of `maps`: one virtual memory area.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Vma {
     pub(crate) start: u64,
@@ -22,7 +21,7 @@ pub(crate) struct Vma {
     pub(crate) path: String,
 }
 
-/// The vmas of `text`, in order. A line that is not understood is left out.
+/// The areas in `text`, in order. Malformed lines are skipped.
 pub(crate) fn parse(text: &str) -> Vec<Vma> {
     text.lines().filter_map(parse_line).collect()
 }
@@ -49,7 +48,7 @@ fn parse_line(line: &str) -> Option<Vma> {
     (vma.start < vma.end).then_some(vma)
 }
 
-/// The page that stands in the way, and why.
+/// A page that cannot be pinned, and the reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct UnpinnablePage {
     pub(crate) ua: UserAddr,
@@ -66,18 +65,18 @@ const HOLE: &str = "nothing is mapped there; register only memory that is mapped
 const NO_ACCESS: &str = "it is mapped without any access (PROT_NONE); make it readable and writable first";
 const READ_ONLY: &str = "it is mapped read-only, and a device may write; map it with PROT_READ | PROT_WRITE";
 const KERNEL: &str = "it belongs to the kernel (vdso, vvar or vsyscall) and can never be pinned";
-const SECRET: &str = "it is memfd_secret memory, which the kernel pins for nobody";
+const SECRET: &str = "it is memfd_secret memory, which the kernel never pins";
 const DISK_FILE: &str =
     "it is a shared mapping of a file on a disk; use a memfd, anonymous memory or hugetlb";
 const PAST_THE_END: &str = "it lies past the end of its file, or the huge-page pool is empty; make the file longer, \
                             or raise /proc/sys/vm/nr_hugepages";
 const NO_MEMORY: &str =
     "its page could not be brought into memory (out of memory, or out of the cgroup's limit)";
-/// Said when nothing else was found.
+/// Used when no other reason was found.
 pub(crate) const OTHER_KIND: &str =
-    "the kernel does not pin memory of this kind (a device's mapping, for one)";
+    "the kernel does not pin memory of this kind (for example a device's mapping)";
 
-/// The first obstacle that the vmas alone show.
+/// The first page of `range` that cannot be pinned, judged by the areas alone.
 pub(crate) fn reason_in_vmas(
     vmas: &[Vma],
     range: UserRange,
@@ -104,13 +103,13 @@ pub(crate) fn reason_in_vmas(
     }
 }
 
-/// The first obstacle that `/proc/self/maps` shows now.
+/// The first page of `range` that cannot be pinned, judged by the current `/proc/self/maps`.
 pub(crate) fn vma_reason(range: UserRange) -> Option<UnpinnablePage> {
     let text = std::fs::read("/proc/self/maps").ok()?;
     reason_in_vmas(&parse(&String::from_utf8_lossy(&text)), range, on_disk)
 }
 
-/// The first obstacle in `range`, found by looking at the vmas and then by faulting pages in.
+/// The first page of `range` that cannot be pinned, found by the areas and then by faulting pages in.
 pub(crate) fn unpinnable_reason(range: UserRange) -> Option<UnpinnablePage> {
     let found = vma_reason(range);
     if found.is_some() {
@@ -121,12 +120,12 @@ pub(crate) fn unpinnable_reason(range: UserRange) -> Option<UnpinnablePage> {
     Some(UnpinnablePage { ua: UserAddr::new(ua), why })
 }
 
-/// Whether the obstacle stands in the way of a pin only, not of a lock.
+/// Whether the reason forbids pinning but not `mlock`.
 pub(crate) fn only_a_disk_file(found: UnpinnablePage) -> bool {
     found.why == DISK_FILE
 }
 
-/// The first page that cannot be faulted in, by halving; `None` when all can (or the kernel is too old to say).
+/// The first page that cannot be faulted in, by bisection; `None` when all can, or the kernel cannot populate.
 pub(crate) fn first_unpopulated(ua: u64, bytes: u64) -> Option<(u64, prereg::Errno)> {
     let page = sys::page_size();
     let mut errno = match sys::populate_write(ua, bytes) {
@@ -145,7 +144,7 @@ pub(crate) fn first_unpopulated(ua: u64, bytes: u64) -> Option<(u64, prereg::Err
     Some((ua + good * page, errno))
 }
 
-/// Whether a shared mapping's file needs its file system's say on every write, which is what the kernel refuses for.
+/// Whether a shared mapping's file is on a file system that must be notified of writes, which the kernel does not pin.
 fn on_disk(vma: &Vma) -> bool {
     const TMPFS: i64 = 0x0102_1994;
     const HUGETLBFS: i64 = 0x9584_58f6;

@@ -1,17 +1,17 @@
-//! `/proc/self/status`: what the kernel counts against this process as locked and as pinned.
+//! `/proc/self/status`: locked and pinned memory as the kernel counts it.
 
 /// Locked and pinned memory of this process as the kernel counts it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct KernelCount {
     /// Locked with `mlock`, in bytes (`VmLck`).
     pub locked: u64,
-    /// Pinned through io_uring and the like, in bytes (`VmPin`); pages in two slots count twice, a huge page counts once
-    /// a ring and always whole.
+    /// Pinned through io_uring and similar, in bytes (`VmPin`). A page in two slots counts twice; a huge page counts
+    /// once per ring and in full.
     pub pinned: u64,
 }
 
 impl KernelCount {
-    /// The counts of this process now; `None` when `/proc` is not there.
+    /// The current counts; `None` without `/proc`.
     #[must_use]
     pub fn now() -> Option<Self> {
         let text = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -1,17 +1,17 @@
-//! Which slots of one ring's buffer table are used, and by which pin.
+//! Allocation of the slots of one ring's buffer table.
 //!
-//! Plain data without a lock or a system call. A pin takes neighbouring slots, so that three numbers name it: the first
-//! slot, how many, and a generation that makes the name of a pin that is gone different from that of the next one.
+//! Plain data without locks or system calls. A pin takes adjacent slots. Its name has three parts: the first slot, the
+//! count, and a generation that distinguishes it from later pins of the same slots.
 
 use prereg::PinId;
 
-/// Slots of one table: the kernel allows no more.
+/// Slots of one table, the kernel's limit.
 pub(crate) const SLOTS: u32 = 1 << 14;
 
-/// Rings of one back end at most: slot numbers of all of them fit 24 bits and leave the last one free.
+/// Most rings of one back end: slot numbers over all rings fit 24 bits and leave the last number unused.
 pub(crate) const RINGS: u32 = 512;
 
-/// Neighbouring slots that one pin holds.
+/// Adjacent slots of one pin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SlotRange {
     pub(crate) ring: u32,
@@ -23,13 +23,13 @@ pub(crate) struct SlotRange {
 const GENERATIONS: u32 = (1 << 24) - 1;
 
 impl SlotRange {
-    /// One number for all of it: 24 bits slot, 15 bits count, 24 bits generation.
+    /// The pin's name: 24 bits of slot, 15 of count, 24 of generation.
     pub(crate) fn id(self) -> PinId {
         let slot = u64::from(self.global());
         PinId(slot | u64::from(self.count) << 24 | u64::from(self.generation) << 39)
     }
 
-    /// What `id` says; whether it is true is the table's to check.
+    /// The parts of `id`, unchecked; the table knows whether there is such a pin.
     pub(crate) fn from_id(id: PinId) -> Self {
         let slot = (id.0 & 0xff_ffff) as u32;
         Self {
@@ -40,21 +40,21 @@ impl SlotRange {
         }
     }
 
-    /// The number of the first slot over all rings.
+    /// The number of the first slot, counted over all rings.
     pub(crate) const fn global(self) -> u32 {
         self.ring * SLOTS + self.first
     }
 }
 
-/// The table of one ring.
+/// The slots of one ring.
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     ring: u32,
-    /// A bit a slot: used.
+    /// One bit per slot.
     used: Box<[u64]>,
-    /// The generation of the pin that a slot begins, or began last.
+    /// The generation of the pin that starts at a slot, or of the last one that did.
     generations: Box<[u32]>,
-    /// How many slots that pin has; 0 where none begins.
+    /// The slot count of the pin that starts at a slot; 0 where none does.
     counts: Box<[u16]>,
     free: u32,
     /// The word of `used` where the last search ended.
@@ -77,7 +77,7 @@ impl SlotTable {
         self.free
     }
 
-    /// Takes `count` neighbouring slots, or none.
+    /// Allocates `count` adjacent slots.
     pub(crate) fn alloc(&mut self, count: u32) -> Option<SlotRange> {
         if count == 0 || count > self.free {
             return None;
@@ -90,7 +90,7 @@ impl SlotTable {
         let generation = &mut self.generations[first as usize];
         *generation = *generation % GENERATIONS + 1;
         let generation = *generation;
-        // A count never passes the table: 2^14.
+        // A count is at most 2^14, the size of the table.
         self.counts[first as usize] = count as u16;
         Some(SlotRange { ring: self.ring, first, count, generation })
     }
@@ -113,7 +113,7 @@ impl SlotTable {
         None
     }
 
-    /// Whether `held` names a pin that this table gave out and has not got back.
+    /// Whether `slots` names a pin that is allocated and not claimed.
     fn contains(&self, slots: SlotRange) -> bool {
         let first = slots.first as usize;
         slots.ring == self.ring
@@ -122,8 +122,8 @@ impl SlotTable {
             && self.generations[first] == slots.generation
     }
 
-    /// Makes `held` the caller's to release, once: a second claim finds nothing. The slots stay used until
-    /// [`free_slots`](Self::free_slots). `false` when it names nothing that is held.
+    /// Claims a pin for release: only the first claim returns `true`. The slots stay in use until
+    /// [`free_slots`](Self::free_slots). `false` when there is no such pin.
     pub(crate) fn claim(&mut self, slots: SlotRange) -> bool {
         let known = self.contains(slots);
         if known {
@@ -132,7 +132,7 @@ impl SlotTable {
         known
     }
 
-    /// Takes back the slots of a claimed pin.
+    /// Frees the slots of a claimed pin.
     pub(crate) fn free_slots(&mut self, slots: SlotRange) {
         for slot in slots.first..slots.first + slots.count {
             self.used[slot as usize / 64] &= !(1 << (slot % 64));

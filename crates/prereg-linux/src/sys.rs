@@ -1,7 +1,7 @@
-//! The system calls that `std` has no safe name for; every other module is built on these.
+//! System calls that `std` and `rustix` have no safe function for, and short names for those of `rustix`.
 //!
-//! Each function takes plain numbers and slices and answers a value or an [`Errno`]. What can take memory away from its
-//! owner (`munmap`, `MADV_DONTNEED`) is not here: mappings are owned and dropped in `mapping`.
+//! Functions take numbers and slices, and return a value or an [`Errno`]. Calls that can take memory away from its
+//! owner (`munmap`, `MADV_DONTNEED`) are not here: mappings are owned and dropped in `mapping`.
 #![expect(
     unsafe_code,
     reason = "system calls; every pointer handed over is made from a slice or a checked range"
@@ -19,7 +19,7 @@ use rustix::io::ReadWriteFlags;
 use rustix::process::Resource;
 use rustix::thread::{CapabilitySet, MembarrierCommand};
 
-/// Memory for one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
+/// Memory of one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Buffer {
@@ -28,7 +28,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// What empties a slot.
+    /// Empties a slot.
     pub(crate) const NONE: Self = Self { ua: 0, bytes: 0 };
 }
 
@@ -65,7 +65,7 @@ fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// The number behind `error`; EIO for the few that `std` makes up itself.
+/// The errno of `error`; EIO for errors that `std` makes up itself.
 pub(crate) fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -74,7 +74,7 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(errno()) }
 }
 
-/// The prereg error for one of rustix's.
+/// The errno of an error of `rustix`.
 pub(crate) fn errno_from(error: rustix::io::Errno) -> Errno {
     Errno::from_raw(error.raw_os_error())
 }
@@ -89,15 +89,15 @@ pub(crate) fn membarrier() -> Result<(), Errno> {
     rustix::thread::membarrier(MembarrierCommand::PrivateExpedited).map_err(errno_from)
 }
 
-/// The system page in bytes.
+/// The system page size in bytes.
 pub(crate) fn page_size() -> u64 {
     // SAFETY: takes no pointer.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(4096)
 }
 
-/// Puts `buffers` into the slots from `first` on and answers how many were done: fewer than asked when a later one
-/// failed, and then not why. A tag that is not zero comes back as a completion when its buffer is really dropped.
+/// Puts `buffers` into the slots from `first` on. Returns how many succeeded: fewer than requested when a later one
+/// failed, without its error. A non-zero tag arrives as a completion when its buffer is released.
 pub(crate) fn update_buffers(
     ring: RawFd,
     first: u32,
@@ -126,8 +126,8 @@ pub(crate) fn update_buffers(
     if done < 0 { Err(errno()) } else { u32::try_from(done).map_err(|_| Errno::EIO) }
 }
 
-/// Makes `count` slots of `ring` from `first` on hold what those of `source` from `source_first` on hold, without a pin
-/// or a charge of their own. What they held before is dropped.
+/// Clones `count` slots of `source` from `source_first` on into those of `ring` from `first` on, without a pin or a
+/// charge of their own. The old contents are dropped.
 pub(crate) fn clone_buffers(
     ring: RawFd,
     first: u32,
@@ -149,7 +149,7 @@ pub(crate) fn clone_buffers(
     } as libc::c_int)
 }
 
-/// Empties all slots of `ring` and gives its table back.
+/// Empties all slots of `ring` and frees its table.
 pub(crate) fn unregister_buffers(ring: RawFd) -> Result<(), Errno> {
     let none = std::ptr::null::<libc::c_void>();
     // SAFETY: takes no argument.
@@ -165,8 +165,8 @@ pub(crate) fn duplicate(ring: &io_uring::IoUring) -> Result<OwnedFd, Errno> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(errno_from)
 }
 
-/// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, alone, and answers what the kernel answered: a
-/// count, or an error number below zero.
+/// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, as the ring's only operation. Returns the
+/// completion's result: a count, or a negative errno.
 pub(crate) fn read_fixed(
     ring: &mut io_uring::IoUring,
     file: RawFd,
@@ -176,7 +176,7 @@ pub(crate) fn read_fixed(
 ) -> Result<i32, Errno> {
     let entry =
         io_uring::opcode::ReadFixed::new(io_uring::types::Fd(file), ua as *mut u8, bytes, slot).build();
-    // SAFETY: the kernel writes to pages that the slot holds and to nothing else, whatever the address says.
+    // SAFETY: whatever the address, the kernel writes only to pages that the slot holds.
     unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::EBUSY)?;
     ring.submit_and_wait(1).map_err(|error| errno_of(&error))?;
     ring.completion().next().map(|completion| completion.result()).ok_or(Errno::EIO)
@@ -192,21 +192,21 @@ pub(crate) fn drain_eventfd(event: BorrowedFd<'_>) -> Result<(), Errno> {
 
 fn advise(ua: u64, bytes: u64, advice: libc::c_int) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: only advice that leaves the contents alone comes here (see the callers below).
+    // SAFETY: the callers below pass only advice that keeps the contents.
     check(unsafe { libc::madvise(ua as *mut libc::c_void, bytes, advice) })
 }
 
-/// Faults in every page of the range, writable. Contents stay.
+/// Faults in every page of the range, writable. Keeps the contents.
 pub(crate) fn populate_write(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_POPULATE_WRITE)
 }
 
-/// Faults in every page of the range, readable. Contents stay.
+/// Faults in every page of the range, readable. Keeps the contents.
 pub(crate) fn populate_read(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_POPULATE_READ)
 }
 
-/// Whether this kernel knows how to populate (Linux 5.14). An unknown advice is refused before the empty range is seen.
+/// Whether this kernel has the populate advice (Linux 5.14). Older ones refuse it even for an empty range.
 pub(crate) fn can_populate() -> bool {
     populate_write(0, 0).is_ok()
 }
@@ -216,16 +216,16 @@ pub(crate) fn madvise_hugepage(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_HUGEPAGE)
 }
 
-/// A child made by `fork` will not see the range.
+/// Excludes the range from children of `fork`.
 pub(crate) fn madvise_dontfork(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_DONTFORK)
 }
 
-/// Whether the page at `ua` is in memory.
+/// Whether the page at `ua` is resident.
 pub(crate) fn is_resident(ua: u64, page: u64) -> Result<bool, Errno> {
     let mut state = 0u8;
     let bytes = usize::try_from(page).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: one page is asked for, so one byte is written.
+    // SAFETY: `mincore` of one page writes one byte.
     check(unsafe { libc::mincore(ua as *mut libc::c_void, bytes, &raw mut state) })?;
     Ok(state & 1 != 0)
 }
@@ -233,21 +233,21 @@ pub(crate) fn is_resident(ua: u64, page: u64) -> Result<bool, Errno> {
 /// Locks a range into memory.
 pub(crate) fn mlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: no memory of ours is read or written.
+    // SAFETY: no memory of this process is read or written.
     check(unsafe { libc::mlock(ua as *const libc::c_void, bytes) })
 }
 
-/// Takes a lock off again.
+/// Unlocks a range.
 pub(crate) fn munlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: no memory of ours is read or written.
+    // SAFETY: no memory of this process is read or written.
     check(unsafe { libc::munlock(ua as *const libc::c_void, bytes) })
 }
 
-/// Fills `words` from `file` at `offset` bytes; answers how many words came.
+/// Fills `words` from `file` at byte `offset`; returns how many words were read.
 pub(crate) fn read_words(file: &File, words: &mut [u64], offset: u64) -> Result<usize, Errno> {
     let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: the buffer is ours for the call and every bit pattern is a `u64`.
+    // SAFETY: the buffer is exclusive for the call, and every bit pattern is a `u64`.
     let got =
         unsafe { libc::pread64(file.as_raw_fd(), words.as_mut_ptr().cast(), size_of_val(words), offset) };
     usize::try_from(got).map(|bytes| bytes / size_of::<u64>()).map_err(|_| errno())

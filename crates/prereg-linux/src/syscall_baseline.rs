@@ -1,7 +1,7 @@
-//! The system calls under a registration, alone, to measure a registration against.
+//! The bare system calls of a registration, as a baseline for benchmarks.
 //!
-//! No clock here: whoever measures brings one. [`RawPin::pin`] is one call of the kernel a GiB and nothing else;
-//! [`read_page_map`] is the bulk read and looks at next to nothing of what came.
+//! [`RawPin::pin`] makes one system call per GiB and does nothing else. [`read_page_map`] does the bulk reads and
+//! ignores almost all of the data. The caller measures the time.
 
 use std::os::fd::RawFd;
 
@@ -12,13 +12,13 @@ use crate::pagemap::{Pagemap, PagemapError};
 use crate::pin_ring::PinRing;
 use crate::sys::{self, Buffer};
 
-/// A ring used with bare calls.
+/// A ring used by bare calls.
 #[derive(Debug)]
 pub struct RawPin {
     ring: PinRing,
 }
 
-/// What one slot is given: what every kernel allows.
+/// Bytes per slot: what every kernel accepts.
 const SLOT_BYTES: u64 = 1 << 30;
 
 impl RawPin {
@@ -31,10 +31,10 @@ impl RawPin {
         Ok(Self { ring })
     }
 
-    /// Puts `range` into the slots from 0 on, one call each, without a tag.
+    /// Puts `range` into the slots from 0 on, with one call per slot and without tags.
     ///
     /// # Errors
-    /// What the kernel answered; then nothing stays pinned.
+    /// The kernel's errno; nothing stays pinned.
     pub fn pin(&self, range: UserRange) -> Result<(), Errno> {
         let fd: RawFd = self.ring.fd();
         for (slot, offset) in (0..range.bytes()).step_by(1 << 30).enumerate() {
@@ -48,21 +48,21 @@ impl RawPin {
         Ok(())
     }
 
-    /// Empties the slots that `range` took.
+    /// Empties the slots of `range`.
     pub fn unpin(&self, range: UserRange) {
         self.empty(usize::try_from(range.bytes().div_ceil(SLOT_BYTES)).unwrap_or(0));
     }
 
     fn empty(&self, slots: usize) {
         for slot in 0..slots {
-            // An empty slot is emptied with success, and a filled one cannot refuse.
+            // Emptying a slot cannot fail.
             let _ = sys::update_buffers(self.ring.fd(), slot as u32, &[Buffer::NONE], &[0]);
         }
     }
 }
 
-/// Reads the page map over `range` in bulk, as a registration does; answers how many of the entries it looked at (the
-/// last of each bulk) were in memory.
+/// Reads the page map of `range` in bulk, as a registration does. Returns how many of the entries it looked at (the
+/// last of each bulk) were present.
 ///
 /// # Errors
 /// [`PagemapError`].

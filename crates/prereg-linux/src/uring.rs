@@ -1,17 +1,16 @@
 //! The pin back end on io_uring: memory in a slot of a buffer table is pinned until the slot is emptied.
 //!
-//! This is `FOLL_LONGTERM` pinning for anybody within RLIMIT_MEMLOCK, without a driver: pages survive compaction, swap,
-//! `fork` and the merging of equal pages. One region takes one slot a piece (see `limit`), all of them neighbours in one
-//! ring; a back end makes another ring when none has room, up to 512.
+//! These are `FOLL_LONGTERM` pins for any user within RLIMIT_MEMLOCK, without a driver: pages survive compaction, swap,
+//! `fork` and the merging of equal pages. A region takes one slot, or several adjacent ones of one ring if it is larger
+//! than a slot can hold (see `buffer_limit`). When no ring has enough free slots, another one is made, up to 512.
 //!
-//! Order matters: pages are pinned, then their frames are read, because the pin itself may move a page. A pin that fails
-//! half way gives everything back before it returns; `unpin` returns when the kernel has said that the pages are free.
-//! I/O rings ([`IoRing`](crate::IoRing)) use the slots through copies, which come and go with the pins: `clones` has the
-//! rules.
+//! Pages are pinned first and their frames read afterwards, because pinning may move a page. A pin that fails part-way
+//! is undone before it returns. `unpin` returns when the kernel has confirmed that the pages are released. I/O rings
+//! ([`IoRing`](crate::IoRing)) use clones of the slots; see `buffer_clones`.
 //!
-//! No lock of ours is held while the kernel faults pages in or pins them, except that threads which release on one ring
-//! share the wait for its completions. (The kernel pins on one ring one call after the other; that is why memory is
-//! faulted in beforehand.)
+//! While the kernel faults pages in or pins them no lock of this back end is held, except that threads which release on
+//! one ring share the wait for its completions. (The kernel pins on one ring one call at a time, which is why memory is
+//! prefaulted.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -57,11 +56,11 @@ pub struct IoUring {
     pagemap: Option<Pagemap>,
     granule: Granule,
     kind: AddressKind,
-    /// Bytes that one slot is given: what the kernel is believed to allow.
+    /// Bytes per slot: the limit that the kernel is assumed to have.
     slot_bytes: AtomicU64,
     account: MemlockAccount,
     options: Options,
-    /// Pins end with the process that made them; a child of `fork` has neither the rings' memory nor a say.
+    /// The process that made the back end: a child of `fork` has neither the rings' memory nor the pins.
     process: u32,
     counters: PinCounters,
     attached: AttachedRings,
@@ -83,7 +82,7 @@ struct PinCounters {
     stuck: Counter,
 }
 
-/// Why the kernel's "no" is not the end.
+/// How to react to a refused pin.
 enum Refusal {
     Retry,
     Smaller(u64),
@@ -91,7 +90,7 @@ enum Refusal {
 }
 
 impl IoUring {
-    /// What [`IoUringBuilder`](crate::IoUringBuilder) makes.
+    /// The constructor behind [`IoUringBuilder`](crate::IoUringBuilder).
     pub(crate) fn with_options(options: Options) -> Result<Self, BackendError> {
         let granule = system_granule()?;
         let pagemap = Pagemap::open();
@@ -109,13 +108,13 @@ impl IoUring {
             }
             _ => AddressKind::SlotOffset,
         };
-        // The kernel settles who may pass the limit when a ring is made.
+        // The kernel reads the privilege when a ring is made.
         let account = MemlockAccount::with_current_privilege(granule);
         let ring = BufferSlots::new(0).map_err(|(during, errno)| BackendError::of_ring(during, errno))?;
         let slot_bytes = match options.slot_limit {
             Some(bytes) => bytes,
             None => buffer_limit::probe(ring.ring.fd(), 0)
-                .map_err(|errno| BackendError::Os { during: "asking for the limit of a slot", errno })?,
+                .map_err(|errno| BackendError::Os { during: "probing the limit of a slot", errno })?,
         };
         Ok(Self {
             rings: RwLock::new(vec![Arc::new(ring)]),
@@ -132,14 +131,14 @@ impl IoUring {
         })
     }
 
-    /// The bytes that one slot is given: 1 GiB, or more where the kernel allows it. Larger regions take several slots.
+    /// The most bytes per slot: 1 GiB, or more where the kernel allows it. Larger regions take several slots.
     #[must_use]
     pub fn slot_limit(&self) -> u64 {
-        // Relaxed: a size to try, nothing is published by it.
+        // Relaxed: a size to try; it orders no other memory.
         self.slot_bytes.load(Ordering::Relaxed)
     }
 
-    /// What the host addresses are, in a sentence for people.
+    /// A sentence that says what the host addresses are.
     #[must_use]
     pub fn address_note(&self) -> &'static str {
         match self.kind {
@@ -147,7 +146,7 @@ impl IoUring {
                 "host addresses are physical, read from /proc/self/pagemap after the pin"
             }
             _ if self.options.addresses.is_some() => {
-                "host addresses are (slot, offset) of io_uring's fixed buffers, as asked"
+                "host addresses are (slot, offset) of io_uring's fixed buffers, as requested"
             }
             _ => {
                 "host addresses are (slot, offset) of io_uring's fixed buffers: physical ones are hidden from this user \
@@ -162,7 +161,7 @@ impl IoUring {
         &self.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> IoUringState {
         let rings = self.rings();
@@ -182,17 +181,17 @@ impl IoUring {
         }
     }
 
-    /// Whether slots can be copied into I/O rings on this kernel; found out when it is first asked.
+    /// How slots can be cloned into I/O rings on this kernel; determined at the first call.
     pub(crate) fn clone_mode(&self) -> Result<CloneMode, (&'static str, Errno)> {
         *self.clone_mode.get_or_init(buffer_clones::probe)
     }
 
-    /// The I/O ring of `table` has the slots from now on.
+    /// Keeps the slots cloned in the I/O ring of `table` from now on.
     pub(crate) fn attach(&self, table: &Arc<CloneTable>) {
         self.attached.attach(table);
     }
 
-    /// The I/O ring of `table` goes.
+    /// Removes the I/O ring of `table`.
     pub(crate) fn detach(&self, table: &Arc<CloneTable>) {
         self.attached.detach(table);
     }
@@ -205,7 +204,7 @@ impl IoUring {
         self.rings.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).cloned()
     }
 
-    /// Takes `count` neighbouring slots, of a new ring if need be.
+    /// Allocates `count` adjacent slots, in a new ring if necessary.
     fn alloc_slots(&self, count: u32, ua: UserAddr) -> Result<(Arc<BufferSlots>, SlotRange), PinError> {
         let find = |rings: &[Arc<BufferSlots>]| {
             rings.iter().find_map(|ring| ring.table().alloc(count).map(|slots| (Arc::clone(ring), slots)))
@@ -217,7 +216,7 @@ impl IoUring {
             return Ok(found);
         }
         let mut rings = self.rings.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have made one meanwhile.
+        // Another thread may have made a ring in the meantime.
         if let Some(found) = find(&rings) {
             return Ok(found);
         }
@@ -234,7 +233,7 @@ impl IoUring {
         find(&rings).ok_or(PinError::NoSlot { need: count, free: 0 })
     }
 
-    /// Empties the first `filled` slots of `held` and gives all of them back. `false` when they are not held (any more).
+    /// Empties the first `filled` of `slots` and frees all of them. `false` when they are not allocated.
     fn release_slots(&self, ring: &BufferSlots, slots: SlotRange, filled: u32) -> bool {
         if !ring.table().claim(slots) {
             return false;
@@ -248,8 +247,8 @@ impl IoUring {
         true
     }
 
-    /// Brings memory that is not there in, so that the pin finds it present: the kernel's lock on the ring is then held only for
-    /// a walk, and pins of other threads go on. With several threads where that is worth it.
+    /// Faults in memory that is not resident, with several threads if it is large, so that the pin finds it present.
+    /// The kernel's lock on the ring is then held only for a page-table walk, and pins of other threads proceed.
     fn prefault(&self, range: UserRange) -> Result<(), PinError> {
         const WORTH_A_LOOK: u64 = 1 << 20;
         const WORTH_THREADS: u64 = 16 << 20;
@@ -262,13 +261,13 @@ impl IoUring {
         if self.pagemap.as_ref().is_some_and(|map| frames::looks_resident(map, range)) {
             return Ok(());
         }
-        // Said to be called for large memory only.
+        // Documented to be called for large memory only.
         let progress = self.options.progress.as_deref().filter(|_| range.bytes() >= WORTH_THREADS);
         let how = Prefault { threads, progress, cancel: self.options.cancel.as_deref() };
         prefault::populate(range.first().raw(), range.bytes(), how, Fallback::Skip).map_err(|error| {
             match error {
                 PrefaultError::Cancelled { .. } => {
-                    PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "bringing it into memory" }
+                    PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "prefaulting it" }
                 }
                 PrefaultError::Fault { errno: Errno::ENOMEM, .. } => PinError::OutOfMemory,
                 PrefaultError::Fault { ua, why, .. } => PinError::Fault { ua, why },
@@ -276,7 +275,7 @@ impl IoUring {
         })
     }
 
-    /// Over the limit for certain, before anything is tried.
+    /// Refuses early what certainly exceeds the limit.
     fn refuse_over_limit(&self, range: UserRange) -> Result<(), PinError> {
         let used = self.counters.pinned.get();
         match self.account.limit_bytes() {
@@ -289,7 +288,7 @@ impl IoUring {
         self.account.refusal(need, || self.counters.pinned.get())
     }
 
-    /// What a refusal means: the piece that begins at `at` was refused with `errno`.
+    /// Classifies the failure of a pin after `stopped.done` slots.
     fn classify_refusal(
         &self,
         range: UserRange,
@@ -305,7 +304,7 @@ impl IoUring {
         };
         match stopped.errno {
             Errno::EINTR | Errno::EAGAIN if backoff.wait() => Refusal::Retry,
-            // A process of the same user that was killed gives its charge back a little later than its pages.
+            // The charge of a killed process of this user is released a little later than its pages.
             Errno::ENOMEM if self.account.limit_bytes().is_some() => {
                 if backoff.wait() {
                     Refusal::Retry
@@ -333,7 +332,7 @@ impl IoUring {
         }
     }
 
-    /// Pins the range in pieces; answers where it is and how large the pieces were.
+    /// Pins the range. Returns its ring, its slots and the bytes per slot.
     fn fill(&self, range: UserRange) -> Result<(Arc<BufferSlots>, SlotRange, u64), PinError> {
         let assumed = self.slot_limit();
         let mut slot_bytes = assumed;
@@ -343,7 +342,8 @@ impl IoUring {
             let (ring, slots) = self.alloc_slots(count, range.first())?;
             let Err(stopped) = ring.ring.fill(slots.first, slot_buffers(range, slot_bytes)) else {
                 if slot_bytes < assumed {
-                    // Relaxed: a size to try. Only a smaller piece that worked where a larger did not is believed.
+                    // Relaxed: a size to try. It is lowered only after a smaller size succeeded where a larger one
+                    // failed.
                     self.slot_bytes.fetch_min(slot_bytes, Ordering::Relaxed);
                 }
                 return Ok((ring, slots, slot_bytes));
@@ -377,8 +377,7 @@ impl IoUring {
     }
 }
 
-// SAFETY: registered buffers are pinned for long until their slots are cleared, and page frame numbers are read after
-// the pin.
+// SAFETY: the kernel pins registered buffers until their slots are emptied, and page frames are read after the pin.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
 unsafe impl Pin for IoUring {
     fn name(&self) -> &'static str {
@@ -414,7 +413,7 @@ unsafe impl Pin for IoUring {
         Ok(slots.id())
     }
 
-    /// The pages need no mark for `dirty`: they were pinned for writing, and the kernel keeps such pages as written.
+    /// Pages need no mark for `dirty`: they are pinned for writing, and the kernel treats such pages as written.
     fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
         if self.process != std::process::id() {
             return;
@@ -442,7 +441,7 @@ impl BufferSlots {
     }
 }
 
-/// The pieces of `range`, in order.
+/// The slots' buffers of `range`, in order.
 fn slot_buffers(range: UserRange, slot_bytes: u64) -> impl Iterator<Item = Buffer> {
     let (first, bytes) = (range.first().raw(), range.bytes());
     (0..bytes.div_ceil(slot_bytes)).map(move |index| {
@@ -451,14 +450,14 @@ fn slot_buffers(range: UserRange, slot_bytes: u64) -> impl Iterator<Item = Buffe
     })
 }
 
-/// How long to bear with a refusal that may pass: seven waits, 635 ms together.
+/// Delays between retries of a refusal that may be temporary: seven, 635 ms in total.
 #[derive(Default)]
 struct Backoff {
     waits: u32,
 }
 
 impl Backoff {
-    /// Waits a little; `false` when it has been enough.
+    /// Waits; `false` when all retries are used up.
     fn wait(&mut self) -> bool {
         const ASSUMED_MAX: u32 = 7;
         const FIRST: Duration = Duration::from_millis(5);

@@ -1,6 +1,7 @@
-//! I/O rings on memory that the pin back end registered: straight into it, without a pin of their own, and gone with it.
+//! I/O rings on memory that the pin back end registered: direct transfers without a pin of their own, which end with
+//! the region.
 //!
-//! What the kernel counts as pinned belongs to the whole process, so the tests take turns.
+//! The kernel counts pinned memory per process, so the tests run one at a time.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(unsafe_code, reason = "promises the ring that the tests keep their memory mapped")]
@@ -34,7 +35,7 @@ struct Host {
     file: Arc<File>,
 }
 
-/// `None`, with the reason printed, where no ring can be made or nothing can be copied from ring to ring.
+/// `None`, with the reason printed, where no ring can be made or slots cannot be cloned.
 fn host() -> Option<Host> {
     host_with(IoUring::builder().addresses(AddressKind::SlotOffset))
 }
@@ -103,7 +104,7 @@ fn pinned() -> u64 {
     KernelCount::now().unwrap().pinned
 }
 
-/// The end of another ring comes a little after its last descriptor.
+/// The kernel destroys a ring a little after its last descriptor is closed.
 fn pinned_settles_at(expected: u64) -> bool {
     (0..400).any(|_| {
         std::thread::sleep(Duration::from_millis(5));
@@ -115,7 +116,7 @@ fn eventfd() -> Arc<OwnedFd> {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
     assert!(fd >= 0);
-    // SAFETY: made above, and nobody else's.
+    // SAFETY: made above, without another owner.
     Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -212,7 +213,7 @@ fn an_unregister_does_not_wait_for_rings_that_sleep_or_are_busy_elsewhere() {
     }
     registration.unregister().unwrap();
     assert_eq!(pinned(), before);
-    assert!(!awake.load(Ordering::SeqCst), "nobody had to wake it");
+    assert!(!awake.load(Ordering::SeqCst), "the unregister did not wake it");
     File::from(kick.try_clone().unwrap()).write_all(&1u64.to_ne_bytes()).unwrap();
     sleeper.join().unwrap();
 }
@@ -275,13 +276,13 @@ fn regions_of_many_slots_and_of_several_pin_rings_are_found() {
     };
     assert_eq!(host.pins.state().rings, 2);
     assert_eq!(slot_at(&many, 0).slot, SLOTS as u32);
-    // 16389 slots do not fit a table of 16384: the second region is missing, and reached the plain way.
+    // 16389 slots do not fit a table of 16384: the second region is missing and reached by plain transfers.
     assert_eq!(ring.slots(), (5, SLOTS));
     let way = transfer(&mut ring, Transfer::Write(0), pieces(&many, &[(7 * PAGE, PAGE)]), 0);
     assert_eq!((way, one(&mut ring).result), (IoPath::Plain, Ok(PAGE as u32)));
     few.unregister().unwrap();
     assert_eq!(ring.slots(), (0, SLOTS));
-    // A ring that comes now has room for it, from another pin ring than its own numbers say.
+    // A ring that attaches now has room for it, in slots with other numbers than the pin ring's.
     let mut later = host.ring();
     assert_eq!(later.slots(), (SLOTS as u32, 0));
     large.write(7 * PAGE, b"seven").unwrap();
@@ -328,7 +329,7 @@ fn what_the_kernel_refuses_comes_back_with_everything_that_was_given() {
     assert_eq!((completed.token, completed.result), (3, Err(Errno::EFAULT)), "an address outside its slot");
     assert!(matches!(completed.memory, IoMemory::Guest(pieces) if pieces == wrong));
     let nothing = IoSegments::new(None, IoSegment { ua: beside, plain: beside, bytes: 0 });
-    // SAFETY: it is refused.
+    // SAFETY: the transfer is refused.
     let (_, token) = unsafe { ring.transfer(Transfer::Read(0), nothing, 4) }.unwrap_err();
     assert_eq!((token, ring.in_flight()), (4, 0));
 }
@@ -408,7 +409,7 @@ fn dropping_a_ring_waits_for_what_it_began() {
     assert!(pinned_settles_at(before));
 }
 
-/// Panics when it is dropped, if it is told to.
+/// Panics on drop if the flag is set.
 struct Bomb(bool);
 
 impl Drop for Bomb {
@@ -417,7 +418,7 @@ impl Drop for Bomb {
     }
 }
 
-/// A read that has nothing to read yet, and a token that panics: the kernel must be done with the buffer before it is freed.
+/// A read without data yet, and a token that panics: the kernel must be done with the buffer before it is freed.
 #[test]
 fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     const BYTES: usize = 1 << 14;
@@ -426,7 +427,7 @@ fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     let (mut reader, mut writer) = UnixStream::pair().unwrap();
     let file = Arc::new(File::from(OwnedFd::from(reader.try_clone().unwrap())));
     let mut ring: IoRing<Bomb> = IoRing::new(4, file, Some(&host.pins)).unwrap();
-    // A socket has no `fallocate`: done at once, so its token is the first to be dropped.
+    // A socket has no `fallocate`: it completes at once, so its token is dropped first.
     ring.allocate(0, 0, PAGE, Bomb(true)).map_err(drop).unwrap();
     let buffer = AlignedBuffer::zeroed(BYTES).unwrap();
     ring.transfer_buffer(Transfer::Read(0), buffer, 0, Bomb(false)).map_err(drop).unwrap();
@@ -434,7 +435,7 @@ fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ring)));
     assert!(panicked.is_err(), "the token's panic comes out");
 
-    // Memory as the buffer was, as likely as not the very same.
+    // Allocations of the buffer's size, likely to reuse its memory.
     let mine: Vec<_> = (0..64).map(|_| AlignedBuffer::zeroed(BYTES).unwrap()).collect();
     writer.write_all(&[0xee; 512]).unwrap();
     reader.set_nonblocking(true).unwrap();

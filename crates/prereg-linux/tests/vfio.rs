@@ -1,4 +1,4 @@
-//! The VFIO and iommufd back ends on this machine, whatever it has: what is refused says why, and what to do.
+//! The VFIO and iommufd back ends on this machine: every refusal names its reason and remedy.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;

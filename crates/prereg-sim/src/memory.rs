@@ -1,43 +1,43 @@
-//! The pretended user address space: which pages are mapped where, and which host page backs each.
+//! The simulated user address space: the mappings, and the host page behind each page.
 //!
-//! A mapping shows part of an object; two mappings of one object are aliases. Host page numbers follow from a formula, so
-//! that 2^28 pages cost no more than one: base pages are never neighbours on the host, huge pages are contiguous inside and
-//! never touch each other.
+//! A mapping maps part of an object; two mappings of one object are aliases. Host page numbers are computed, so 2^28
+//! pages cost as much as one. Base pages are never adjacent on the host; huge pages are contiguous inside and never
+//! adjacent to each other.
 
 use std::collections::BTreeMap;
 
 use prereg::{Granule, PageShift};
 
-/// What backs a piece of pretended memory.
+/// Backing of simulated memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SimBacking {
-    /// Base pages, none beside another on the host.
+    /// Base pages, never adjacent on the host.
     Base,
     /// Huge pages: contiguous and aligned blocks of `2^shift` bytes.
     Huge(PageShift),
-    /// Something that cannot be pinned (page-frame mappings, device memory).
+    /// Memory that cannot be pinned (page-frame mappings, device memory).
     Unpinnable,
-    /// Nothing: a mapping beyond the end of its file.
+    /// No pages: a mapping beyond the end of its file.
     Missing,
 }
 
-/// What the pretended page tables allow.
+/// Protection of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Protection {
     /// Readable and writable.
     ReadWrite,
     /// Readable only: pinning for write fails.
     ReadOnly,
-    /// Nothing.
+    /// No access.
     None,
 }
 
-/// How to map pretended memory.
+/// Properties of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapSpec {
-    /// What backs it.
+    /// The backing.
     pub backing: SimBacking,
-    /// What is allowed.
+    /// The protection.
     pub protection: Protection,
 }
 
@@ -47,7 +47,7 @@ impl Default for MapSpec {
     }
 }
 
-/// Pages of some origin; mappings show them, pins hold them.
+/// An object: pages that mappings map and pins pin.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct ObjectId(u64);
 
@@ -57,7 +57,7 @@ struct Object {
     backing: SimBacking,
 }
 
-/// A mapped stretch: page numbers `first..=last` of user memory show `object` from `offset` on.
+/// A mapping: user pages up to `last` map `object` from page `offset` on.
 #[derive(Clone, Copy, Debug)]
 struct Vma {
     last: u64,
@@ -68,7 +68,7 @@ struct Vma {
     locked: bool,
 }
 
-/// A stretch of one object.
+/// Pages of an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ObjectRange {
     pub(crate) object: ObjectId,
@@ -76,14 +76,14 @@ pub(crate) struct ObjectRange {
     pub(crate) pages: u64,
 }
 
-/// Why a page is not there to be pinned.
+/// A page that cannot be pinned, and the reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct UnpinnablePage {
     pub(crate) page: u64,
     pub(crate) why: &'static str,
 }
 
-/// The pretended address space, in page numbers.
+/// The simulated address space, in page numbers.
 #[derive(Clone, Debug)]
 pub(crate) struct UserSpace {
     granule: Granule,
@@ -91,13 +91,13 @@ pub(crate) struct UserSpace {
     objects: BTreeMap<ObjectId, Object>,
     next_object: u64,
     next_frame: u64,
-    /// Pages of vmas that are locked.
+    /// Pages of locked mappings.
     locked_pages: u64,
 }
 
 impl UserSpace {
     pub(crate) fn new(granule: Granule) -> Self {
-        // Host page 0 stays unused, so that no pinned page has address 0.
+        // Frame 0 stays unused, so that no pinned page has address 0.
         Self {
             granule,
             vmas: BTreeMap::new(),
@@ -108,7 +108,7 @@ impl UserSpace {
         }
     }
 
-    /// Maps a new object at `first..first + pages`; what was mapped there is gone.
+    /// Maps a new object at `first..first + pages`, replacing existing mappings.
     pub(crate) fn map(&mut self, first: u64, pages: u64, spec: MapSpec) -> ObjectId {
         let object = ObjectId(self.next_object);
         self.next_object += 1;
@@ -128,7 +128,7 @@ impl UserSpace {
         self.vmas.insert(first, Vma { last: first + pages - 1, object, offset, protection, locked: false });
     }
 
-    /// Maps at `first` what is mapped at `source`.
+    /// Maps the pages at `source` at `first` too.
     pub(crate) fn alias(&mut self, first: u64, source: u64, pages: u64) {
         if let Some(vma) = self.vma(source) {
             let (start, vma) = vma;
@@ -136,7 +136,7 @@ impl UserSpace {
         }
     }
 
-    /// Unmaps `first..first + pages`, cutting vmas where need be.
+    /// Unmaps `first..first + pages`, splitting mappings if necessary.
     pub(crate) fn unmap(&mut self, first: u64, pages: u64) {
         for (start, vma) in self.cut(first, pages) {
             debug_assert!(start >= first && vma.last < first + pages);
@@ -146,7 +146,7 @@ impl UserSpace {
         }
     }
 
-    /// Pages of vmas that are locked.
+    /// Pages of locked mappings.
     pub(crate) fn locked_pages(&self) -> u64 {
         self.locked_pages
     }
@@ -171,7 +171,7 @@ impl UserSpace {
         self.vma(page).or_else(|| self.vmas.range(page..).next().map(|(&start, vma)| (start, *vma)))
     }
 
-    /// Locks or unlocks what is mapped in `first..first + pages`.
+    /// Locks or unlocks the mapped pages of `first..first + pages`.
     pub(crate) fn lock(&mut self, first: u64, pages: u64, locked: bool) {
         for (start, vma) in self.cut(first, pages) {
             let length = vma.last - start + 1;
@@ -184,7 +184,7 @@ impl UserSpace {
         }
     }
 
-    /// What a child process has after a fork: the same mappings, none of them locked.
+    /// The address space of a child after a fork: the same mappings, unlocked.
     pub(crate) fn fork(&self) -> Self {
         let mut child = self.clone();
         for vma in child.vmas.values_mut() {
@@ -194,14 +194,14 @@ impl UserSpace {
         child
     }
 
-    /// Changes what is allowed at `first..first + pages`.
+    /// Changes the protection of `first..first + pages`.
     pub(crate) fn protect(&mut self, first: u64, pages: u64, protection: Protection) {
         for (start, vma) in self.cut(first, pages) {
             self.vmas.insert(start, Vma { protection, ..vma });
         }
     }
 
-    /// Takes out everything mapped in `first..first + pages` and returns it, cut to fit.
+    /// Removes and returns the mappings in `first..first + pages`, splitting those that reach outside.
     fn cut(&mut self, first: u64, pages: u64) -> Vec<(u64, Vma)> {
         let last = first + (pages - 1);
         let hit: Vec<u64> = self
@@ -231,7 +231,7 @@ impl UserSpace {
         (vma.last >= page).then_some((start, *vma))
     }
 
-    /// The stretches that back `first..first + pages` for writing.
+    /// The objects' pages behind `first..first + pages`, for writing.
     pub(crate) fn object_ranges(&self, first: u64, pages: u64) -> Result<Vec<ObjectRange>, UnpinnablePage> {
         let mut found = Vec::new();
         let mut page = first;
@@ -264,7 +264,7 @@ impl UserSpace {
         Ok(found)
     }
 
-    /// The stretches of `first..first + pages` where nothing is mapped: first page and length.
+    /// Unmapped parts of `first..first + pages`: first page and length.
     pub(crate) fn gaps(&self, first: u64, pages: u64) -> Vec<(u64, u64)> {
         let end = first + pages;
         let mut gaps = Vec::new();
@@ -293,7 +293,7 @@ impl UserSpace {
         }
     }
 
-    /// Contiguous stretches of `segment` on the host: first frame and length, in order.
+    /// Contiguous runs of `segment` on the host: first frame and length, in order.
     pub(crate) fn runs(&self, segment: ObjectRange) -> impl Iterator<Item = (u64, u64)> + '_ {
         let block = match self.objects[&segment.object].backing {
             SimBacking::Huge(shift) => self.pages_per(shift),

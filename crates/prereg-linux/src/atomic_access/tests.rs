@@ -49,7 +49,7 @@ impl Drop for Raced {
     }
 }
 
-/// Every length around a step of the copies.
+/// Lengths around the steps of the copies.
 fn lengths() -> impl Iterator<Item = usize> {
     (0..100).filter(|len| !cfg!(miri) || matches!(len, 0..=9 | 17 | 31 | 33 | 41 | 65))
 }
@@ -80,15 +80,14 @@ fn every_alignment<A: Access>() {
 #[test]
 fn copies_are_those_of_slices_at_every_alignment_and_touch_nothing_else() {
     every_alignment::<Native>();
-    // Native accesses are bytes under miri, which breaks on an atomic that overlaps a part of what an atomic of another size
-    // has written before.
+    // Native accesses are bytes under miri, which rejects an atomic that partially overlaps one of another size.
     if !cfg!(miri) {
         every_alignment::<Bytes>();
         every_alignment::<Atomics>();
     }
 }
 
-/// Two threads copy in and two copy out, by ranges that overlap at all alignments.
+/// Two threads copy in and two copy out, with overlapping ranges of all alignments.
 #[test]
 fn threads_may_copy_the_same_bytes_at_the_same_time() {
     const ROUNDS: usize = if cfg!(miri) { 3 } else { 2000 };
@@ -116,7 +115,7 @@ fn threads_may_copy_the_same_bytes_at_the_same_time() {
     });
 }
 
-/// Numbers of every size over bytes that another thread copies.
+/// Numbers of several sizes over bytes that another thread copies.
 #[test]
 fn numbers_and_copies_may_meet() {
     const ROUNDS: usize = if cfg!(miri) { 3 } else { 2000 };
@@ -184,13 +183,13 @@ fn aligned_words_of_a_copy_are_old_or_new() {
     whole_words::<Atomics>();
 }
 
-/// A thread that loads the number also sees what was copied before it was stored.
+/// A thread that loads the number also sees the bytes that were copied before it was stored.
 #[test]
 fn a_stored_number_publishes_what_was_copied_before() {
     const ROUNDS: u64 = if cfg!(miri) { 2 } else { 20_000 };
     let memory = Raced::new(8);
     let flag = || memory.at(0, 8).cast::<u64>();
-    // Judged at the end: a panic in between would leave the other thread waiting.
+    // Checked at the end: a panic in between would leave the other thread waiting.
     let mut stale = 0;
     std::thread::scope(|scope| {
         scope.spawn(|| {

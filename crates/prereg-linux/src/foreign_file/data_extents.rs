@@ -1,9 +1,9 @@
-//! Which parts of a shared file have pages, as far as its file system says.
+//! The parts of a shared file that have pages, as reported by its file system.
 //!
-//! tmpfs answers SEEK_DATA and SEEK_HOLE. They move the offset of the open file, which the descriptor's sender shares, so the
-//! file is opened once more by its name under /proc. Hugetlbfs does not know holes; it counts the file's pages instead,
-//! which tells a file that has all of them. Where neither can be asked the file counts as empty: what is registered later
-//! is asked for then.
+//! tmpfs supports SEEK_DATA and SEEK_HOLE. They move the file offset, which is shared with the sender of the
+//! descriptor, so the file is opened again through /proc. hugetlbfs reports no holes but counts pages, which identifies
+//! a file that has all of them. If neither works the file counts as empty, and pages are allocated when memory is
+//! registered.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -15,7 +15,7 @@ use rustix::fs::SeekFrom;
 use super::error::SharedError;
 use super::syscalls;
 
-/// Which parts of a shared file have pages. Others may add and remove pages at any time.
+/// The parts of a shared file that have pages. Other processes may add and remove pages at any time.
 #[derive(Debug)]
 pub struct DataExtents {
     source: Source,
@@ -24,7 +24,7 @@ pub struct DataExtents {
 #[derive(Debug)]
 enum Source {
     Seek(File),
-    /// Every page is there.
+    /// Every page is present.
     Full,
     Unknown,
 }
@@ -40,7 +40,7 @@ impl DataExtents {
                 .map_or(Source::Unknown, Source::Seek)
         } else {
             let state = syscalls::stat(fd).map_err(SharedError::os("statx"))?;
-            // Blocks are counted in 512 bytes on every file system.
+            // Block counts are in units of 512 bytes on every file system.
             if state.stx_blocks.saturating_mul(512) >= state.stx_size {
                 Source::Full
             } else {
@@ -50,7 +50,7 @@ impl DataExtents {
         Ok(Self { source })
     }
 
-    /// The first byte at `from` or behind it that has a page; `None` when there is none.
+    /// The first byte from `from` on that has a page; `None` when there is none.
     ///
     /// # Errors
     /// [`SharedError::Os`].
@@ -62,7 +62,7 @@ impl DataExtents {
         }
     }
 
-    /// Bytes of `[from, to)` that have pages, counted until there are `enough` of them.
+    /// Bytes of `[from, to)` that have pages, counted until there are `enough`.
     ///
     /// # Errors
     /// [`SharedError::Os`].
@@ -78,7 +78,7 @@ impl DataExtents {
             else {
                 break;
             };
-            // A file has a hole at its end; one that was made shorter meanwhile ends before `data`.
+            // A file ends in a hole; one that was truncated in the meantime ends before `data`.
             let hole = found(syscalls::seek(file, SeekFrom::Hole(data)))?.unwrap_or(data).min(to);
             bytes += hole - data;
             if hole <= at {

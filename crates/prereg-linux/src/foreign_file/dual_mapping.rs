@@ -1,4 +1,4 @@
-//! Two mappings of one stretch of a file, and the copies in and out of the second.
+//! Two mappings of a file range: one to register, one to copy in and out of.
 #![expect(unsafe_code, reason = "accesses within mappings whose bounds were checked")]
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,21 +12,21 @@ use super::syscalls;
 use crate::atomic_access;
 use crate::mapping::Mapping;
 
-/// How memory is copied.
+/// Methods of copying.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CopyMethod {
-    /// Loads and stores: nothing that its other owners do makes them fault.
+    /// Loads and stores, for memory whose other owners cannot make them fault.
     Processor,
-    /// System calls, which fail instead.
+    /// System calls, which return an error instead of faulting.
     System,
 }
 
-/// One stretch of a file, mapped twice.
+/// A file range, mapped twice.
 #[derive(Debug)]
 pub(super) struct DualMapping {
-    /// What is registered. Never touched.
+    /// For registration. The processor never accesses it.
     registered: Mapping,
-    /// What is loaded from and stored to.
+    /// For copies.
     copied: Mapping,
     file: Arc<OwnedFd>,
     offset: u64,
@@ -55,7 +55,7 @@ impl DualMapping {
         self.copied.ua()
     }
 
-    /// Where in the file it begins.
+    /// The start of the range in the file.
     pub(super) fn file_offset(&self) -> u64 {
         self.offset
     }
@@ -64,8 +64,7 @@ impl DualMapping {
         self.copy_method
     }
 
-    /// The address of `len` bytes at `offset` in the mapping for copies, when they lie inside and begin at a multiple of
-    /// `align`.
+    /// The address of `len` bytes at `offset` in the mapping for copies, if they lie inside and are aligned to `align`.
     fn place(&self, offset: u64, len: usize, align: u64) -> Result<*mut u8, SharedError> {
         let bytes = self.copied.bytes();
         let len = len as u64;
@@ -79,8 +78,8 @@ impl DualMapping {
         let from = self.place(offset, into.len(), 1)?;
         match self.copy_method {
             CopyMethod::Processor => {
-                // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
-                // before it.
+                // SAFETY: the whole length lies inside a mapping that exists while `self` does, of a file that cannot
+                // shrink.
                 unsafe { atomic_access::copy_out(from, into) };
                 Ok(())
             }
@@ -88,7 +87,7 @@ impl DualMapping {
         }
     }
 
-    /// By the file: half the price of a copy out of a mapping by the kernel, and the same pages.
+    /// Reads through the file: half the cost of a copy from the mapping by the kernel, and the same pages.
     fn read_file(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
         match syscalls::read_file(self.file.as_fd(), into, self.offset + offset) {
             Ok(got) if got == into.len() => Ok(()),
@@ -101,8 +100,8 @@ impl DualMapping {
         let to = self.place(offset, from.len(), 1)?;
         match self.copy_method {
             CopyMethod::Processor => {
-                // SAFETY: the whole length lies inside a mapping that stays while `self` lives, of a file that cannot end
-                // before it.
+                // SAFETY: the whole length lies inside a mapping that exists while `self` does, of a file that cannot
+                // shrink.
                 unsafe { atomic_access::copy_in(to, from) };
                 Ok(())
             }
@@ -110,7 +109,7 @@ impl DualMapping {
         }
     }
 
-    /// By the mapping: a file that was made shorter would grow again if it were written to.
+    /// Writes through the mapping: writing to a truncated file would extend it again.
     fn write_mapped(to: *mut u8, from: &[u8]) -> Result<(), SharedError> {
         syscalls::write_self(to.addr() as u64, from).map_err(|errno| match errno {
             Errno::EFAULT => SharedError::Gone,
@@ -122,16 +121,16 @@ impl DualMapping {
         let at = self.place(offset, 4, 4)?;
         match self.copy_method {
             CopyMethod::Processor => {
-                // SAFETY: aligned, inside a mapping that stays while `self` lives and overlaps no Rust value.
+                // SAFETY: aligned, inside a mapping that exists while `self` does and contains no Rust value.
                 Ok(u32::from_le(unsafe { atomic_access::load_u32(at.cast()) }))
             }
             CopyMethod::System => self.load_u32_copied(offset, at.addr() as u64),
         }
     }
 
-    /// A copy by the kernel may take the bytes one by one; so it is compared with what one load gives.
+    /// The kernel may copy byte by byte, so the copy is compared with a single load by the kernel.
     fn load_u32_copied(&self, offset: u64, at: u64) -> Result<u32, SharedError> {
-        /// Whoever changes the word all the time gets a mixture.
+        /// After so many attempts a word that keeps changing may be read torn.
         const TRIES: u32 = 64;
         let mut bytes = [0; 4];
         for _ in 0..TRIES {

@@ -1,36 +1,36 @@
-//! Why a descriptor is no memory, or its memory cannot be reached.
+//! Errors of memory behind foreign descriptors.
 
 use prereg::{Errno, PageShift};
 
-/// Why a descriptor is no memory, or its memory cannot be reached.
+/// A descriptor is not memory, or its memory cannot be accessed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SharedError {
-    /// It is a socket, a directory, a device, a file on a disk. ENODEV.
+    /// A socket, a directory, a device, a file on a disk. ENODEV.
     #[error(
         "the descriptor is {what}, not memory that can be pinned; hand over a memfd or a file of tmpfs or hugetlbfs"
     )]
     NotMemory {
-        /// What it is.
+        /// The kind of file.
         what: &'static str,
     },
-    /// The descriptor does not allow what was asked for. EACCES.
+    /// The descriptor is not open for the required access. EACCES.
     #[error("the descriptor is not open for {wanted}; open the file for reading and writing")]
     Mode {
-        /// What it should be open for.
+        /// The required access.
         wanted: &'static str,
     },
     /// The file is sealed against writing, and pinned pages can be written. EPERM.
     #[error(
-        "the memory is sealed against writing, so no device may have it; leave out F_SEAL_WRITE and F_SEAL_FUTURE_WRITE"
+        "the memory is sealed against writing, so no device may use it; omit F_SEAL_WRITE and F_SEAL_FUTURE_WRITE"
     )]
     Sealed,
     /// The file ends before the range. EINVAL.
     #[error("{bytes:#x} bytes at offset {offset:#x} reach past the {length:#x} bytes of the file")]
     Short {
-        /// The offset asked for.
+        /// The offset requested.
         offset: u64,
-        /// The length asked for.
+        /// The length requested.
         bytes: u64,
         /// The file's length.
         length: u64,
@@ -38,40 +38,40 @@ pub enum SharedError {
     /// The range is empty or not made of whole pages. EINVAL.
     #[error("{bytes:#x} bytes at offset {offset:#x} of the file are not whole {page} pages")]
     Misaligned {
-        /// The offset asked for.
+        /// The offset requested.
         offset: u64,
-        /// The length asked for.
+        /// The length requested.
         bytes: u64,
-        /// The page the file is made of.
+        /// The page size of the file.
         page: PageShift,
     },
-    /// A copy reaches outside of the memory, or an address is not aligned. EINVAL.
+    /// The access reaches outside of the memory or is not aligned. EINVAL.
     #[error(
         "{len} bytes at offset {offset:#x} are not inside the {bytes:#x} bytes of the memory, or not aligned"
     )]
     OutOfBounds {
-        /// Where the copy was to begin.
+        /// Its offset.
         offset: u64,
         /// Its length.
         len: u64,
-        /// The memory's length.
+        /// The length of the memory.
         bytes: u64,
     },
-    /// The file was made shorter, or there is no page to be had for it. EFAULT.
-    #[error("the memory is gone: its file was made shorter, or has no page to be had there")]
+    /// The file was truncated, or no page is available for it. EFAULT.
+    #[error("the memory is gone: its file was truncated, or has no page available there")]
     Gone,
     /// A system call failed.
     #[error("{during} failed with {errno}")]
     Os {
         /// The call.
         during: &'static str,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
 }
 
 impl SharedError {
-    /// ENODEV, EACCES, EPERM, EINVAL or EFAULT as said at each kind, else what the system gave.
+    /// ENODEV, EACCES, EPERM, EINVAL or EFAULT as documented at each kind, else the system's errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {

@@ -1,4 +1,4 @@
-//! A descriptor that turned out to be memory.
+//! Files that are memory, and what is known of a descriptor before that.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -12,43 +12,43 @@ use super::error::SharedError;
 use super::memory::SharedMemory;
 use super::syscalls;
 
-/// Which file a descriptor leads to, however many descriptors lead there. True as long as somebody has it open.
+/// Identity of a file, equal for all descriptors of it. Valid while the file is open.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct FileIdentity {
-    /// The device number of its file system, major and minor.
+    /// Device number of the file system, major and minor.
     pub dev: (u32, u32),
-    /// Its number there.
+    /// Inode number.
     pub ino: u64,
 }
 
-/// When a file was changed last, as its file system says: punching a hole and making a file shorter or longer move it on tmpfs,
-/// and so does the first write to a page. Hugetlbfs does not tell.
+/// A file's ctime. On tmpfs it changes when a hole is punched, when the file is resized, and at the first write to a
+/// page. On hugetlbfs it does not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChangeTime {
     /// Seconds and nanoseconds since 1970.
     pub at: (i64, u32),
 }
 
-/// What can be told of a descriptor that is a file: cheap, two system calls.
+/// Status of a file descriptor. Takes two system calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileStat {
-    /// Which file.
+    /// The file.
     pub identity: FileIdentity,
-    /// Its length now.
+    /// The current length.
     pub bytes: u64,
-    /// When it was changed last.
+    /// The time of the last change.
     pub changed: ChangeTime,
     /// Whether the descriptor is open for reading.
     pub readable: bool,
-    /// Whether it is open for reading and writing.
+    /// Whether the descriptor is open for reading and writing.
     pub writable: bool,
 }
 
 impl FileStat {
-    /// Asks the system about `fd`.
+    /// Reads the status of `fd`.
     ///
     /// # Errors
-    /// [`SharedError::NotMemory`] for anything but a file, [`SharedError::Os`].
+    /// [`SharedError::NotMemory`] unless it is a regular file, [`SharedError::Os`].
     pub fn of(fd: BorrowedFd<'_>) -> Result<Self, SharedError> {
         let state = syscalls::stat(fd).map_err(SharedError::os("statx"))?;
         let what = match FileType::from_raw_mode(state.stx_mode.into()) {
@@ -74,7 +74,7 @@ impl FileStat {
     }
 }
 
-/// A file that is memory: on tmpfs (a memfd is) or hugetlbfs, open for reading and writing. Its descriptor stays open.
+/// A file of tmpfs (such as a memfd) or hugetlbfs, open for reading and writing. Its descriptor stays open.
 #[derive(Debug)]
 pub struct SharedFile {
     fd: Arc<OwnedFd>,
@@ -84,36 +84,34 @@ pub struct SharedFile {
     tracks_changes: bool,
 }
 
-/// The number of tmpfs (`include/uapi/linux/magic.h`); what else can be sealed is on hugetlbfs.
+/// `TMPFS_MAGIC`. Any other file that can be sealed is on hugetlbfs.
 const TMPFS: i64 = 0x0102_1994;
-/// Either of them forbids writing.
+/// Each of them forbids writing.
 const AGAINST_WRITING: SealFlags = SealFlags::WRITE.union(SealFlags::FUTURE_WRITE);
 const OTHER_FILE: SharedError = SharedError::NotMemory {
     what: "a file of a disk, a network or another file system that is not in memory",
 };
 
 impl SharedFile {
-    /// Takes `fd` without looking at its [`FileStat`] first.
+    /// Uses `fd`, reading its [`FileStat`] first.
     ///
     /// # Errors
     /// As [`FileStat::of`] and [`SharedFile::new`].
     pub fn of(fd: OwnedFd) -> Result<Self, SharedError> {
-        let facts = FileStat::of(fd.as_fd())?;
-        Self::new(fd, &facts)
+        let stat = FileStat::of(fd.as_fd())?;
+        Self::new(fd, &stat)
     }
 
-    /// Takes `fd`, whose [`FileStat`] are `facts`.
+    /// Uses `fd`, whose [`FileStat`] is `stat`.
     ///
     /// # Errors
     /// [`SharedError::Mode`], [`SharedError::NotMemory`], [`SharedError::Sealed`], [`SharedError::Os`]; the descriptor is
     /// closed then.
-    pub fn new(fd: OwnedFd, facts: &FileStat) -> Result<Self, SharedError> {
-        if !facts.writable {
-            return Err(SharedError::Mode {
-                wanted: "reading and writing, which memory must be to be pinned",
-            });
+    pub fn new(fd: OwnedFd, stat: &FileStat) -> Result<Self, SharedError> {
+        if !stat.writable {
+            return Err(SharedError::Mode { wanted: "reading and writing, which pinning requires" });
         }
-        // First, because it asks nobody: only files of tmpfs and hugetlbfs have seals, be it none.
+        // First, because it needs no file system operation: only files of tmpfs and hugetlbfs have seals.
         let seals = syscalls::seals(fd.as_fd()).map_err(|_| OTHER_FILE)?;
         if seals.intersects(AGAINST_WRITING) {
             return Err(SharedError::Sealed);
@@ -121,11 +119,11 @@ impl SharedFile {
         let (magic, page) = syscalls::file_system(fd.as_fd()).map_err(SharedError::os("fstatfs"))?;
         let page = if magic == TMPFS { crate::sys::page_size() } else { page };
         let shift = if page.is_power_of_two() { PageShift::new(page.trailing_zeros()) } else { None };
-        // A seal is never taken off again.
+        // A seal cannot be removed.
         let sealed = seals.contains(SealFlags::SHRINK);
         Ok(Self {
             fd: Arc::new(fd),
-            identity: facts.identity,
+            identity: stat.identity,
             page: shift.ok_or(OTHER_FILE)?,
             copy_method: if sealed && magic == TMPFS { CopyMethod::Processor } else { CopyMethod::System },
             tracks_changes: magic == TMPFS,
@@ -138,31 +136,31 @@ impl SharedFile {
         syscalls::seals(fd).is_ok_and(|seals| !seals.intersects(AGAINST_WRITING))
     }
 
-    /// Which file it is.
+    /// The file's identity.
     #[must_use]
     pub fn identity(&self) -> FileIdentity {
         self.identity
     }
 
-    /// The pages it is made of.
+    /// The file's page size.
     #[must_use]
     pub fn page(&self) -> PageShift {
         self.page
     }
 
-    /// Whether [`ChangeTime`] of this file moves when pages are taken out of it.
+    /// Whether [`ChangeTime`] changes when pages are removed from this file.
     #[must_use]
     pub fn tracks_changes(&self) -> bool {
         self.tracks_changes
     }
 
-    /// Whether its memory is loaded and stored directly.
+    /// Whether its memory is accessed by loads and stores.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.copy_method == CopyMethod::Processor
     }
 
-    /// Its length now.
+    /// The current length.
     ///
     /// # Errors
     /// [`SharedError::Os`].
@@ -170,7 +168,7 @@ impl SharedFile {
         syscalls::stat(self.fd.as_fd()).map(|state| state.stx_size).map_err(SharedError::os("statx"))
     }
 
-    /// Which parts of it have pages.
+    /// The parts of the file that have pages.
     ///
     /// # Errors
     /// [`SharedError::Os`].
@@ -178,7 +176,7 @@ impl SharedFile {
         DataExtents::of(self.fd.as_fd(), self.tracks_changes)
     }
 
-    /// Maps `bytes` bytes from `offset` on, at addresses of their own.
+    /// Maps `bytes` bytes from `offset` on.
     ///
     /// # Errors
     /// [`SharedError::Misaligned`], [`SharedError::Short`], [`SharedError::Os`].

@@ -1,4 +1,4 @@
-//! A stretch of a shared file in this process.
+//! A range of a shared file, mapped into this process.
 
 use std::any::Any;
 use std::fmt;
@@ -9,12 +9,12 @@ use prereg::{Memory, UserAddr};
 use super::dual_mapping::{CopyMethod, DualMapping};
 use super::error::SharedError;
 
-/// A stretch of a shared file: memory that can be registered, and copied in and out of whatever its other owners do to it.
-/// Clones and parts share the mappings.
+/// A mapped range of a shared file. It can be registered, and copied in and out of whatever its other owners do. Clones
+/// and parts share the mappings.
 #[derive(Clone)]
 pub struct SharedMemory {
     mapping: Arc<DualMapping>,
-    /// Where in the mapping.
+    /// Offset in the mapping.
     first: u64,
     bytes: u64,
 }
@@ -24,13 +24,13 @@ impl SharedMemory {
         Self { mapping, first: 0, bytes }
     }
 
-    /// The first byte of what is to be registered. Nobody is to load, store or copy there: see [`copy_ua`](Self::copy_ua).
+    /// The first byte at its registered address. Must not be loaded, stored or copied: use [`copy_ua`](Self::copy_ua).
     #[must_use]
     pub fn ua(&self) -> UserAddr {
         UserAddr::new(self.mapping.ua() + self.first)
     }
 
-    /// The first byte of the same memory for system calls that copy, which answer EFAULT where it is gone.
+    /// The first byte at its address for copies by system calls, which return EFAULT where the memory is gone.
     #[must_use]
     pub fn copy_ua(&self) -> UserAddr {
         UserAddr::new(self.mapping.copy_ua() + self.first)
@@ -42,26 +42,26 @@ impl SharedMemory {
         self.bytes
     }
 
-    /// Where in its file it begins.
+    /// The start of the range in the file.
     #[must_use]
     pub fn file_offset(&self) -> u64 {
         self.mapping.file_offset() + self.first
     }
 
-    /// Whether it is loaded and stored directly.
+    /// Whether it is accessed by loads and stores.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.mapping.copy_method() == CopyMethod::Processor
     }
 
-    /// `bytes` bytes of it from `offset` on; `None` when they are not inside, or none.
+    /// The `bytes` bytes from `offset` on; `None` when they are not inside, or empty.
     #[must_use]
     pub fn part(&self, offset: u64, bytes: u64) -> Option<Self> {
         let inside = bytes > 0 && offset <= self.bytes && bytes <= self.bytes - offset;
         inside.then(|| Self { mapping: Arc::clone(&self.mapping), first: self.first + offset, bytes })
     }
 
-    /// Where in the mapping `len` bytes at `offset` are.
+    /// The offset in the mapping of `len` bytes at `offset`.
     fn place(&self, offset: u64, len: u64) -> Result<u64, SharedError> {
         if offset > self.bytes || len > self.bytes - offset {
             return Err(SharedError::OutOfBounds { offset, len, bytes: self.bytes });
@@ -69,23 +69,23 @@ impl SharedMemory {
         Ok(self.first + offset)
     }
 
-    /// Copies bytes from `offset` on into `into`. Others may write them at the same time.
+    /// Copies bytes from `offset` on to `into`. Other processes may write them at the same time.
     ///
     /// # Errors
-    /// [`SharedError::OutOfBounds`]; [`SharedError::Gone`], and then `into` is not to be used; [`SharedError::Os`].
+    /// [`SharedError::OutOfBounds`]; [`SharedError::Gone`], and then `into` must not be used; [`SharedError::Os`].
     pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
         self.mapping.read(self.place(offset, into.len() as u64)?, into)
     }
 
-    /// Copies `from` to `offset` and on.
+    /// Copies `from` to `offset`.
     ///
     /// # Errors
-    /// [`SharedError::OutOfBounds`]; [`SharedError::Gone`], and then a part may be written; [`SharedError::Os`].
+    /// [`SharedError::OutOfBounds`]; [`SharedError::Gone`], and then a part may have been written; [`SharedError::Os`].
     pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), SharedError> {
         self.mapping.write(self.place(offset, from.len() as u64)?, from)
     }
 
-    /// Loads an aligned little-endian number at once; what its writer wrote before it is seen after.
+    /// Loads an aligned little-endian number atomically, with acquire ordering.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -93,9 +93,9 @@ impl SharedMemory {
         self.mapping.load_u32(self.place(offset, 4)?)
     }
 
-    /// Stores an aligned little-endian number; what was written before it is seen before. At once where
-    /// [`is_direct`](Self::is_direct); elsewhere it is the kernel's copy of four bytes, whose order nobody promises:
-    /// [`store_u64`](Self::store_u64) is the better choice for a flag beside its data.
+    /// Stores an aligned little-endian number with release ordering. Atomic if [`is_direct`](Self::is_direct);
+    /// otherwise the kernel copies four bytes, in no promised order, and [`store_u64`](Self::store_u64) is better for a
+    /// flag.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -103,8 +103,8 @@ impl SharedMemory {
         self.mapping.store_u32(self.place(offset, 4)?, value)
     }
 
-    /// Loads an aligned little-endian number; what its writer wrote before it is seen after. At once where
-    /// [`is_direct`](Self::is_direct), elsewhere by the kernel's copy of eight bytes, which is one load on 64-bit machines.
+    /// Loads an aligned little-endian number with acquire ordering. Atomic if [`is_direct`](Self::is_direct), else as
+    /// the kernel copies eight bytes: in one load on 64-bit machines.
     ///
     /// # Errors
     /// As [`read`](Self::read).
@@ -112,8 +112,7 @@ impl SharedMemory {
         self.mapping.load_u64(self.place(offset, 8)?)
     }
 
-    /// Stores an aligned little-endian number; what was written before it is seen before. At once as
-    /// [`load_u64`](Self::load_u64) is.
+    /// Stores an aligned little-endian number with release ordering. Atomic as [`load_u64`](Self::load_u64) is.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -122,9 +121,9 @@ impl SharedMemory {
     }
 }
 
-// SAFETY: both mappings stay until the last owner of the mapping goes, and `keep` hands one out; nothing here unmaps or replaces
-// what is registered before, and nobody is given a reference into it. That the file's other owners take pages out of it does
-// not change the pages that are pinned; whoever maps such memory again finds out by `PageResidency`.
+// SAFETY: both mappings exist until the last owner of the `DualMapping` is dropped, and `keep` returns one. Nothing
+// here unmaps or replaces registered memory earlier or makes a reference into it. When other owners of the file remove
+// pages from it, the pinned pages stay; code that maps such memory again detects that by `PageResidency`.
 #[expect(unsafe_code, reason = "the promise about the memory is the implementer's")]
 unsafe impl Memory for SharedMemory {
     fn ua(&self) -> UserAddr {

@@ -1,27 +1,27 @@
-//! Whether the pages that were pinned still are the file's.
+//! Detection of pinned pages that no longer belong to their file.
 //!
-//! A file's owner may take pages out of it (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`, `ftruncate`) while they are pinned: memory
-//! that a guest gives back goes that way. The pin then holds pages that belong to no file any more; when the same range of the
-//! file is used again it gets new ones, and a device that goes on with the old addresses writes into nothing. Nobody tells us.
-//! So whoever is about to use pinned memory of a file again asks here first.
+//! Other owners of a file may remove pages from it while they are pinned (`FALLOC_FL_PUNCH_HOLE`, `MADV_REMOVE`,
+//! `ftruncate`), for example when a guest balloons memory away. The pin then holds pages that belong to no file. When
+//! that range of the file is used again it gets new pages, and a device that uses the old addresses writes to the wrong
+//! ones. No error or event reports this, so it is checked before pinned memory of a file is used again.
 //!
-//! What tells them apart. Taking a page out of a file first takes it out of the page tables of everybody who maps it
-//! (`unmap_mapping_range` in `mm/memory.c`), and an entry that is gone comes back in one way only: by a touch through that
-//! mapping, of a processor or of the kernel on its behalf. The mapping that memory is registered by is touched by nothing but
-//! the pin itself, which leaves every entry present: copies go through a mapping of their own ([`SharedMemory`] has two), and
-//! fixed-buffer I/O goes to the pinned pages without any mapping. So an entry that is present was present all the time since
-//! the pin, and shows the pinned page; one that is not, does not prove anything any more.
+//! What is checked is the page table. Before the kernel removes a page from a file, it removes it from the page tables
+//! of every process that maps it (`unmap_mapping_range` in `mm/memory.c`), and the entry returns only by an access
+//! through that mapping. The registered mapping is accessed by nothing but the pin, which leaves every entry present:
+//! copies use the other mapping of [`SharedMemory`], and fixed-buffer I/O uses the pinned pages without any mapping. So
+//! a present entry has been present since the pin, and maps the pinned page. An absent entry proves nothing.
 //!
-//! What does not tell them apart: that the file has a page there now (`mincore`, `SEEK_HOLE`, the count of blocks) says nothing
-//! about which one; the time of the last change moves with every first write to a page too, and on hugetlbfs not at all. (It
-//! can spare the question, though, on tmpfs: where it has not moved, no page was taken out.)
+//! Other sources do not work: whether the file has a page now (`mincore`, `SEEK_HOLE`, the block count) says nothing
+//! about which page; the ctime changes with the first write to a page too, and never on hugetlbfs. (On tmpfs an
+//! unchanged ctime makes the check unnecessary: no page was removed.)
 //!
-//! When it errs, it errs by "gone": the kernel takes entries of pages away that it would like to write to swap, before it finds
-//! them pinned, and all entries of a transparent huge page of which a part is punched. Such memory is registered once more, at
-//! the price of a second pin. An entry that says the page is being moved (compaction tries, and gives up) counts as present.
+//! A false positive is possible, a false negative is not: the kernel removes entries of pages that it tries to swap
+//! out, before it finds them pinned, and all entries of a transparent huge page of which a part is punched. Such memory
+//! is registered again, at the cost of a second pin. An entry of a page under migration counts as present, because
+//! migration of a pinned page fails.
 //!
-//! The page map shows that to everybody, privileged or not. One question is one `pread`, 0.6 µs for up to 64 pages; for more,
-//! PAGEMAP_SCAN (Linux 6.7) looks for gaps at 3 ns a page.
+//! The page map shows this to unprivileged users too. A check is one `pread`, 0.6 µs for up to 64 pages; larger ranges
+//! use PAGEMAP_SCAN (Linux 6.7), at 3 ns per page.
 
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,20 +33,20 @@ use super::memory::SharedMemory;
 use super::syscalls::{self, PageRegion};
 use crate::sys;
 
-/// Asks whether pinned pages still are the file's. One for a process is enough.
+/// Checks whether pinned pages still belong to their file. One instance per process is enough.
 #[derive(Debug)]
 pub struct PageResidency {
     pagemap: File,
     page: u64,
-    /// The kernel has PAGEMAP_SCAN, as far as is known.
+    /// Whether the kernel has PAGEMAP_SCAN, as far as is known.
     scans: AtomicBool,
 }
 
-/// Bits of an entry of the page map: the page is there; the entry names a page elsewhere, here one that is being moved.
+/// Bits of a page-map entry: the page is present; the page is swapped out or, here, under migration.
 const PRESENT: u64 = 1 << 63;
 const MIGRATING: u64 = 1 << 62;
 
-/// Up to this many pages are looked at one by one.
+/// Up to this many pages are read entry by entry.
 const SINGLE_READS: usize = 64;
 
 impl PageResidency {
@@ -63,9 +63,9 @@ impl PageResidency {
         Ok(Self { pagemap, page: sys::page_size(), scans: AtomicBool::new(true) })
     }
 
-    /// The shortest stretch, in bytes from the start of `memory`, that has every page of the `bytes` bytes from `offset` on
-    /// that is not the file's any more: first byte and length. `None` when all are. Meant for memory that is pinned; what
-    /// never was is not there either.
+    /// The smallest range that covers every page of the `bytes` bytes from `offset` on that no longer belongs to the
+    /// file, as offset from the start of `memory` and length. `None` when all do. For pinned memory only: a page that
+    /// was never present counts as lost.
     ///
     /// # Errors
     /// [`SharedError::OutOfBounds`], [`SharedError::Os`].
@@ -81,7 +81,7 @@ impl PageResidency {
         let base = memory.ua().raw();
         let first = part.ua().raw() & !mask;
         let end = ((part.ua().raw() + (bytes - 1)) | mask) + 1;
-        // Relaxed: at worst the kernel is asked once more.
+        // Relaxed: a stale value costs one more system call.
         let found = if end - first <= SINGLE_READS as u64 * self.page || !self.scans.load(Ordering::Relaxed) {
             self.read(first, end)
         } else {
@@ -95,14 +95,14 @@ impl PageResidency {
             }
         };
         let found = found.map_err(SharedError::os("reading /proc/self/pagemap"))?;
-        // Whole pages, but never before the start or past the end of the memory.
+        // Whole pages, clipped to the memory.
         Ok(found.map(|(from, to)| {
             let from = from.max(base);
             (from - base, to.min(base + memory.bytes()) - from)
         }))
     }
 
-    /// By single entries.
+    /// Reads single entries.
     fn read(&self, first: u64, end: u64) -> Result<Option<(u64, u64)>, Errno> {
         let mut entries = [0u64; SINGLE_READS];
         let mut hull = None;
@@ -129,7 +129,7 @@ impl PageResidency {
         Ok(hull)
     }
 
-    /// By asking for gaps.
+    /// Uses PAGEMAP_SCAN.
     fn scan(&self, first: u64, end: u64) -> Result<Option<(u64, u64)>, Errno> {
         let mut found = [PageRegion::default(); 16];
         let mut hull = None;

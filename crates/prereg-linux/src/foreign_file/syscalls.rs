@@ -1,8 +1,8 @@
-//! The system calls on memory of others: what can be told of a descriptor, copies that fail instead of faulting, the page
+//! System calls on foreign memory: status of a descriptor, copies that return an error instead of faulting, the page
 //! map.
 //!
-//! Addresses that come here as plain numbers are only read or written by the kernel, which answers EFAULT for those that lead
-//! nowhere. Writing is the callers' to answer for: they pass no address but inside mappings that hold nothing of Rust's.
+//! Addresses given as numbers are accessed by the kernel only, which returns EFAULT for unmapped ones. The callers pass
+//! no address to write to but inside mappings without Rust values.
 #![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice or a local")]
 
 use std::fs::File;
@@ -18,7 +18,7 @@ fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// `statx(2)` without asking the owner of the file system, who may be a client that never answers.
+/// `statx(2)` without a request to the owner of the file system, which may never reply.
 pub(super) fn stat(fd: BorrowedFd<'_>) -> Result<Statx, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let fields =
@@ -61,7 +61,7 @@ pub(super) fn read_file(fd: BorrowedFd<'_>, into: &mut [u8], offset: u64) -> Res
     Ok(done)
 }
 
-/// Copies `from` to `ua` in this process; EFAULT where a store would fault, and then a part may be written.
+/// Copies `from` to `ua` in this process. EFAULT where a store would fault; a part may have been written.
 pub(super) fn write_self(ua: u64, from: &[u8]) -> Result<(), Errno> {
     let mut done = 0;
     while done < from.len() {
@@ -69,7 +69,7 @@ pub(super) fn write_self(ua: u64, from: &[u8]) -> Result<(), Errno> {
         let local = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
         let remote = libc::iovec { iov_base: (ua + done as u64) as *mut libc::c_void, iov_len: rest.len() };
         let me = std::process::id() as libc::pid_t;
-        // SAFETY: `rest` is only read; see the head of this file for what is written.
+        // SAFETY: `rest` is only read; see the module documentation for the bytes written.
         let put = unsafe { libc::process_vm_writev(me, &raw const local, 1, &raw const remote, 1, 0) };
         match usize::try_from(put) {
             Ok(0) => return Err(Errno::EFAULT),
@@ -80,11 +80,11 @@ pub(super) fn write_self(ua: u64, from: &[u8]) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether the aligned 32 bits at `ua` are `value`, loaded at once; EFAULT where a load would fault. (Asks a futex there to
-/// pass no waiter on, on the condition that it holds `value`.)
+/// Whether the aligned 32 bits at `ua` equal `value`, by a single load; EFAULT where a load would fault. (Requests a
+/// futex requeue of zero waiters, which the kernel makes conditional on the value.)
 pub(super) fn holds_value(ua: u64, value: u32) -> Result<bool, Errno> {
     let elsewhere = 0u32;
-    // SAFETY: no waiter is woken or moved, and no memory of ours is written.
+    // SAFETY: no waiter is woken or moved, and no memory is written.
     let result = unsafe {
         libc::syscall(
             libc::SYS_futex,
@@ -136,8 +136,8 @@ const PAGE_IS_SWAPPED: u64 = 1 << 4;
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::c_ulong = 3 << 30 | (size_of::<PageScan>() as libc::c_ulong) << 16 | 0x66 << 8 | 16;
 
-/// Stretches of `[start, end)` whose pages are neither present nor on their way to another place; answers how many were put
-/// into `found`, and how far the search came. ENOTTY before Linux 6.7.
+/// Finds ranges of `[start, end)` whose pages are neither present nor under migration. Returns how many were stored in
+/// `found`, and where the scan stopped. ENOTTY before Linux 6.7.
 pub(super) fn absent_pages(
     pagemap: &File,
     start: u64,
@@ -158,7 +158,7 @@ pub(super) fn absent_pages(
         category_anyof_mask: 0,
         return_mask: PAGE_IS_PRESENT,
     };
-    // SAFETY: `scan` and `found`, whose length it names, are ours for the call.
+    // SAFETY: `scan` and `found`, whose length it contains, are valid for the call.
     let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
     usize::try_from(count).map(|count| (count, scan.walk_end)).map_err(|_| errno())
 }

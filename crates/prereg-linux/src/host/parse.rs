@@ -1,4 +1,4 @@
-//! The texts of `/sys`, read without asking the system.
+//! Parsing of `/sys` files and names.
 
 /// The choice in brackets: `always [madvise] never` is `madvise`.
 pub(super) fn selected(text: &str) -> Option<String> {
@@ -7,7 +7,7 @@ pub(super) fn selected(text: &str) -> Option<String> {
     (!choice.is_empty()).then(|| choice.to_owned())
 }
 
-/// The page of a pool's folder in bytes: `hugepages-2048kB` is 2 MiB.
+/// The page size of a pool by its folder's name: `hugepages-2048kB` is 2 MiB.
 pub(super) fn huge_page(folder: &str) -> Option<u64> {
     let kib: u64 = folder.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     kib.checked_mul(1024).filter(|bytes| bytes.is_power_of_two())

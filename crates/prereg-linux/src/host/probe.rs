@@ -1,4 +1,4 @@
-//! Asks the system for every fact of the report.
+//! Queries the system for the facts of the report.
 
 use std::fs;
 use std::path::Path;
@@ -16,12 +16,12 @@ use crate::vfio::host::VfioHost;
 use crate::vfio::sysfs::names_in;
 
 impl HostReport {
-    /// Looks at the host as it is for this process now. Makes a ring and throws it away, and opens each IOMMU group that is
-    /// bound to VFIO and not in use for a moment.
+    /// Examines the host as it is for this process. Creates and drops a ring, and briefly opens each IOMMU group that
+    /// is bound to VFIO and not in use.
     #[must_use]
     pub fn probe() -> Self {
         let (uid, euid) = sys::uids();
-        let held = sys::effective_capabilities().unwrap_or(CapabilitySet::empty());
+        let capabilities = sys::effective_capabilities().unwrap_or(CapabilitySet::empty());
         let (soft, hard) = sys::memlock_limit();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let vfio = VfioHost::system();
@@ -31,9 +31,9 @@ impl HostReport {
             euid,
             initial_user_namespace: account::in_initial_user_namespace(),
             capabilities: Capabilities {
-                ipc_lock: held.contains(CapabilitySet::IPC_LOCK),
-                sys_admin: held.contains(CapabilitySet::SYS_ADMIN),
-                sys_resource: held.contains(CapabilitySet::SYS_RESOURCE),
+                ipc_lock: capabilities.contains(CapabilitySet::IPC_LOCK),
+                sys_admin: capabilities.contains(CapabilitySet::SYS_ADMIN),
+                sys_resource: capabilities.contains(CapabilitySet::SYS_RESOURCE),
             },
             memlock: Memlock {
                 soft,

@@ -1,28 +1,28 @@
-//! Guest memory for one transfer.
+//! Scatter-gather lists of guest memory.
 
 use prereg::UserAddr;
 
 use crate::frames::SlotAddress;
 
-/// A segment of guest memory. It may be mapped twice: where it is registered, and where whoever copies shall look.
+/// A contiguous part of guest memory. It may be mapped twice: where it is registered and where system calls copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoSegment {
-    /// The first byte, by the address that the memory was registered with: fixed buffers are addressed so.
+    /// The first byte at its registered address, for fixed buffers.
     pub ua: UserAddr,
-    /// The first byte, by the address for plain system calls. Often the same.
+    /// The first byte at its address for plain system calls; often equal to `ua`.
     pub plain: UserAddr,
     /// The length.
     pub bytes: u64,
 }
 
-/// Guest memory for one transfer: segments in order, and the slot that all of them lie in, if there is one.
+/// Guest memory of one transfer: its segments in order, and the slot that contains all of them, if there is one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IoSegments {
     slot: Option<SlotAddress>,
     list: List,
 }
 
-/// One segment is the usual case and needs no list.
+/// Avoids an allocation for the usual case of one segment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum List {
     One(IoSegment),
@@ -30,16 +30,16 @@ enum List {
 }
 
 impl IoSegments {
-    /// IoSegments a transfer may have: `IOV_MAX`.
+    /// `IOV_MAX`.
     const MAX: usize = 1024;
 
-    /// One segment; with a `slot` it lies in that slot.
+    /// One segment; `slot` is the slot that contains it.
     #[must_use]
     pub const fn new(slot: Option<SlotAddress>, segment: IoSegment) -> Self {
         Self { slot, list: List::One(segment) }
     }
 
-    /// Adds a segment behind, in the same slot. `false` when there are `IOV_MAX` already.
+    /// Appends a segment of the same slot. `false` when there are `IOV_MAX` already.
     #[must_use]
     pub fn push(&mut self, segment: IoSegment) -> bool {
         match &mut self.list {
@@ -56,7 +56,7 @@ impl IoSegments {
         self.slot
     }
 
-    /// Forgets the slot: the transfer goes the plain way.
+    /// Makes the transfer a plain one.
     pub fn clear_slot(&mut self) {
         self.slot = None;
     }
@@ -70,13 +70,13 @@ impl IoSegments {
         }
     }
 
-    /// Bytes of all of them.
+    /// Total bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.as_slice().iter().fold(0, |sum, segment| sum.saturating_add(segment.bytes))
     }
 
-    /// Leaves off the first `bytes`, which are done: fewer than there are.
+    /// Removes the first `bytes` bytes, which have been transferred: fewer than the total.
     pub fn advance(&mut self, bytes: u64) {
         let mut left = bytes;
         let rest: Vec<_> = self

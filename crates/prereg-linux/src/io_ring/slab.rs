@@ -1,6 +1,6 @@
-//! Things by small numbers.
+//! A slab: values by small keys that are reused.
 
-/// Things by small numbers, which are used again.
+/// Values by small keys.
 pub(super) struct Slab<V> {
     entries: Vec<Option<V>>,
     free: Vec<usize>,

@@ -1,4 +1,4 @@
-//! The entries of transfers, as the kernel reads them.
+//! Submission queue entries of transfers.
 
 use io_uring::opcode;
 use io_uring::squeue::Entry;
@@ -6,21 +6,21 @@ use io_uring::types::Fixed;
 
 use crate::sys::Buffer;
 
-/// The file, in the ring's own table of files.
+/// The file, as registered with the ring.
 pub(super) const FILE: Fixed = Fixed(0);
 
-/// Which way data go, and where in the file.
+/// Direction and file offset of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transfer {
-    /// From the file at this offset.
+    /// Reads from this offset.
     Read(u64),
-    /// Into the file at this offset.
+    /// Writes at this offset.
     Write(u64),
-    /// As `Write`, and done means durable (`RWF_DSYNC`).
+    /// Like `Write`, and durable when completed (`RWF_DSYNC`).
     WriteDurable(u64),
 }
 
-/// From or to `bytes` at `ua`; with `slot` through that fixed buffer.
+/// An entry for `bytes` bytes at `ua`, through fixed buffer `slot` if there is one.
 pub(super) fn sqe_for_buffer(transfer: Transfer, slot: Option<u16>, ua: u64, bytes: u32) -> Entry {
     let at = ua as *mut u8;
     match (transfer, slot) {
@@ -40,7 +40,7 @@ pub(super) fn sqe_for_buffer(transfer: Transfer, slot: Option<u16>, ua: u64, byt
     }
 }
 
-/// From or to a list of pieces, which the kernel reads when the entry is submitted.
+/// An entry for a list of segments, which the kernel reads at submission.
 pub(super) fn sqe_for_list(transfer: Transfer, slot: Option<u16>, list: &[Buffer]) -> Entry {
     let (at, len) = (list.as_ptr().cast::<libc::iovec>(), list.len() as u32);
     match (transfer, slot) {

@@ -1,4 +1,4 @@
-//! The two I/O address spaces and the devices, as requests: every number here is the kernel's name for an object of its own.
+//! The staging IOAS, the device IOAS and the attached devices. Numbers here are the kernel's object IDs.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,16 +20,16 @@ use crate::vfio::uapi::{
 };
 
 const NODE: &str = "/dev/iommu";
-/// What devices may do with what is mapped for them.
+/// Access of devices to memory that is mapped for them.
 const BOTH: u32 = IOAS_READABLE | IOAS_WRITEABLE;
 
-/// Where memory can be mapped for the devices attached now.
+/// Limits on mappings for the devices attached now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct IommufdLimits {
     /// Allowed I/O addresses, first and last byte of each range.
     pub ranges: Vec<(Iova, Iova)>,
-    /// What I/O addresses and lengths must be multiples of, in bytes.
+    /// Required alignment of I/O addresses and lengths, in bytes.
     pub alignment: u64,
 }
 
@@ -39,7 +39,7 @@ impl IommufdLimits {
     }
 }
 
-/// An open iommufd with the holding space and the devices' space.
+/// An open iommufd with its two I/O address spaces.
 pub(super) struct IoasPair {
     host: VfioHost,
     descriptor: Arc<dyn Descriptor>,
@@ -48,10 +48,10 @@ pub(super) struct IoasPair {
     staging_hwpt: AtomicBool,
 }
 
-/// A device attached to the devices' space.
+/// A device attached to the device IOAS.
 pub(super) struct Attached {
     pub(super) device: Arc<VfioDevice>,
-    /// The kernel's number for it.
+    /// The kernel's device ID.
     pub(super) id: u32,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Attached {
 #[derive(Default)]
 pub(super) struct Devices {
     list: Mutex<Vec<Attached>>,
-    /// Devices that were detached, with the kernel's numbers for them, as long as somebody keeps them open.
+    /// Detached devices and their IDs, while they stay open.
     detached: Mutex<Vec<(Weak<VfioDevice>, u32)>>,
 }
 
@@ -84,13 +84,13 @@ impl IoasPair {
         &self.host
     }
 
-    /// Whether the holding space has a page table, and so pins.
+    /// Whether the staging IOAS has a page table, without which it does not pin.
     pub(super) fn has_staging_hwpt(&self) -> bool {
         // Relaxed: set once, before anything is mapped.
         self.staging_hwpt.load(Ordering::Relaxed)
     }
 
-    /// Opens a device by its own node, binds it and attaches it to the devices' space.
+    /// Opens a device by its own node, binds it and attaches it to the device IOAS.
     pub(super) fn open_device(&self, host: &VfioHost, device: &str) -> Result<Attached, VfioError> {
         host.sysfs.group_of(device)?;
         let node = host.sysfs.node_of(device).ok_or_else(|| VfioError::Missing {
@@ -113,7 +113,7 @@ impl IoasPair {
         Ok(Attached { device: Arc::new(device), id: bind.out_devid })
     }
 
-    /// Attaches a bound device to the devices' space.
+    /// Attaches a bound device to the device IOAS.
     fn attach(&self, descriptor: &dyn Descriptor, device: &str) -> Result<(), VfioError> {
         let mut attach =
             AttachPt { argsz: AttachPt::BYTES as u32, pt_id: self.device, ..AttachPt::default() };
@@ -122,13 +122,14 @@ impl IoasPair {
             .map_err(os(DEVICE_ATTACH_IOMMUFD_PT.name, device))
     }
 
-    /// Attaches a device again that was detached and that somebody kept open.
+    /// Attaches a detached device that is still open.
     pub(super) fn reattach(&self, detached: Attached) -> Result<Attached, VfioError> {
         self.attach(&**detached.device.descriptor(), detached.device.name())?;
         Ok(detached)
     }
 
-    /// Gives the holding space a page table of the kind that device `id` uses. A kernel that cannot is no error.
+    /// Allocates a page table for the staging IOAS, of the kind that device `id` uses. It is not an error if the kernel
+    /// cannot.
     pub(super) fn alloc_staging_hwpt(&self, id: u32) -> Result<(), VfioError> {
         let mut alloc = HwptAlloc {
             size: HwptAlloc::BYTES as u32,
@@ -147,7 +148,7 @@ impl IoasPair {
         }
     }
 
-    /// Where the devices' space can be mapped.
+    /// Limits of the device IOAS.
     pub(super) fn limits(&self) -> Result<IommufdLimits, VfioError> {
         const MOST: u32 = 4096;
         let mut room = 32u32;
@@ -161,25 +162,25 @@ impl IoasPair {
             };
             let mut bytes = [0; IoasIovaRanges::BYTES];
             ask.write(&mut bytes);
-            let asked = self.descriptor.ioctl(
+            let result = self.descriptor.ioctl(
                 IOAS_IOVA_RANGES,
                 Argument::StructWithList { bytes: &mut bytes, at: 16, list: &mut list },
             );
-            let answer = IoasIovaRanges::read(&bytes);
-            match asked {
-                Ok(_) if answer.num_iovas <= room => {
-                    list.truncate(answer.num_iovas as usize * 2);
+            let reply = IoasIovaRanges::read(&bytes);
+            match result {
+                Ok(_) if reply.num_iovas <= room => {
+                    list.truncate(reply.num_iovas as usize * 2);
                     let ranges = list.chunks_exact(2).filter(|pair| pair[0] <= pair[1]);
                     let ranges = ranges.map(|pair| (Iova::new(pair[0]), Iova::new(pair[1]))).collect();
-                    let alignment = answer.out_iova_alignment.max(1);
+                    let alignment = reply.out_iova_alignment.max(1);
                     if !alignment.is_power_of_two() {
                         return Err(VfioError::BadReply { during: IOAS_IOVA_RANGES.name });
                     }
                     return Ok(IommufdLimits { ranges, alignment });
                 }
-                // EMSGSIZE: the number is how many there are.
-                Ok(_) | Err(_) if answer.num_iovas > room && answer.num_iovas <= MOST => {
-                    room = answer.num_iovas;
+                // EMSGSIZE: `num_iovas` is the required room.
+                Ok(_) | Err(_) if reply.num_iovas > room && reply.num_iovas <= MOST => {
+                    room = reply.num_iovas;
                 }
                 Ok(_) => return Err(VfioError::BadReply { during: IOAS_IOVA_RANGES.name }),
                 Err(errno) => return Err(os(IOAS_IOVA_RANGES.name, NODE)(errno)),
@@ -187,7 +188,7 @@ impl IoasPair {
         }
     }
 
-    /// Maps memory into the holding space.
+    /// Maps memory into the staging IOAS.
     pub(super) fn map_staging(&self, ua: u64, piece: IovaRange) -> Result<(), Errno> {
         let mut map = IoasMap {
             size: IoasMap::BYTES as u32,
@@ -201,12 +202,12 @@ impl IoasPair {
         ioctl_zero(&*self.descriptor, IOAS_MAP, &mut map)
     }
 
-    /// Copies from the holding space, at `from`, into the devices'.
+    /// Copies the mapping at `from` in the staging IOAS to the device IOAS.
     pub(super) fn copy_to_device(&self, from: u64, to: IovaRange) -> Result<(), Errno> {
         self.copy_with_access(from, to, BOTH)
     }
 
-    /// The same with what devices may do: `IOAS_READABLE`, `IOAS_WRITEABLE`.
+    /// [`copy_to_device`](Self::copy_to_device) with the access of devices: `IOAS_READABLE`, `IOAS_WRITEABLE`.
     pub(super) fn copy_with_access(&self, from: u64, to: IovaRange, may: u32) -> Result<(), Errno> {
         let mut copy = IoasCopy {
             size: IoasCopy::BYTES as u32,
@@ -220,12 +221,12 @@ impl IoasPair {
         ioctl_zero(&*self.descriptor, IOAS_COPY, &mut copy)
     }
 
-    /// Unmaps from the devices' space; `false` when the kernel does not say that all of it went.
+    /// Unmaps from the device IOAS; `false` unless the kernel confirms the whole length.
     pub(super) fn unmap_device(&self, piece: IovaRange) -> bool {
         self.unmap(self.device, piece)
     }
 
-    /// Unmaps from the holding space.
+    /// Unmaps from the staging IOAS; `false` unless the kernel confirms the whole length.
     pub(super) fn unmap_staging(&self, piece: IovaRange) -> bool {
         self.unmap(self.staging, piece)
     }
@@ -260,7 +261,7 @@ impl Devices {
         self.list().iter().find(|one| one.device.name() == device).map(|one| Arc::clone(&one.device))
     }
 
-    /// Takes a device off the devices' space. Whoever holds it may keep it open, without memory to reach.
+    /// Detaches a device from the device IOAS. The caller's handles keep it open, without access to memory.
     pub(super) fn detach(&self, device: &str) -> Result<(), VfioError> {
         let mut list = self.list();
         let Some(index) = list.iter().position(|one| one.device.name() == device) else {
@@ -274,7 +275,7 @@ impl Devices {
         Ok(())
     }
 
-    /// A detached device that somebody kept open.
+    /// Removes and returns a detached device that is still open.
     pub(super) fn take_detached(&self, device: &str) -> Option<Attached> {
         let mut kept = self.detached.lock().unwrap_or_else(PoisonError::into_inner);
         let (index, device) = kept.iter().enumerate().find_map(|(index, (detached, _))| {

@@ -1,4 +1,4 @@
-//! The iommufd back end on a real kernel's recorded answers, and on a model that refuses the nth request.
+//! The iommufd back end on a recording of a real kernel and on the kernel model with injected failures.
 
 use super::*;
 use crate::memory::GuestMemory;
@@ -12,7 +12,7 @@ use prereg::{
 
 const DEVICE: &str = "0000:00:01.0";
 const ALLOWED: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, 0xffff_ffff_ffff)];
-/// The model's numbers for the holding space and the devices'.
+/// The model's IOAS IDs.
 const STAGING: u32 = 1;
 const DEVICE_IOAS: u32 = 2;
 
@@ -31,7 +31,7 @@ fn on(model: &KernelModel, placement: Placement) -> (tempfile::TempDir, Arc<Iomm
 
 fn mapped(model: &KernelModel, space: u32) -> Vec<(u64, u64)> {
     let state = model.state();
-    state.spaces[&space].iter().map(|(&iova, &(bytes, _))| (iova, bytes)).collect()
+    state.ioases[&space].iter().map(|(&iova, &(bytes, _))| (iova, bytes)).collect()
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn a_real_kernels_answers_pin_once_and_show_the_device() {
     let iommufd = Iommufd::open_on(&host, DEVICE, Placement::DeviceIoas).unwrap();
     assert!(iommufd.state().pins_without_device);
     assert_eq!(iommufd.limits().alignment, 4096);
-    // The address that the recording's process had.
+    // The user address in the recording.
     let map = text.lines().find(|line| line.contains("IOMMU_IOAS_MAP ")).unwrap();
     let word = |at: usize| {
         let digits = map.split(' ').nth(2).unwrap();
@@ -112,7 +112,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
     let space = AddressSpace::builder(Arc::clone(&iommufd)).build().unwrap();
     let memory = memory(10);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::EEXIST, Errno::EINVAL, Errno::EPERM] {
-        // Three pieces, each mapped and copied.
+        // Three I/O ranges, each mapped and copied.
         for nth in 1..=6 {
             model.fail_nth(nth, errno);
             let error = space.register(&memory).unwrap_err();
@@ -168,9 +168,9 @@ fn a_kernel_that_cannot_anchor_is_never_trusted_without_a_device() {
     assert_eq!(error.errno(), Errno::EOPNOTSUPP);
     assert!(error.to_string().contains("attach a device first"), "{error}");
     drop((space, iommufd));
-    let (_root, held) = on(&model, Placement::StagingIoas);
+    let (_root, staging) = on(&model, Placement::StagingIoas);
     assert_eq!(
-        AddressSpace::builder(held).build().unwrap().register(&memory).unwrap_err().errno(),
+        AddressSpace::builder(staging).build().unwrap().register(&memory).unwrap_err().errno(),
         Errno::EOPNOTSUPP
     );
 }
@@ -191,7 +191,7 @@ fn a_table_shows_devices_what_is_held_and_nothing_else() {
     let calls = model.state().calls;
     table.map(&mut translator, at(0), second, 4 * size, Access::ReadWrite).unwrap();
     assert_eq!(model.state().calls, calls + 1, "one call, no pin");
-    assert_eq!(model.state().spaces[&DEVICE_IOAS][&at(0).raw()], (4 * size, second.raw()));
+    assert_eq!(model.state().ioases[&DEVICE_IOAS][&at(0).raw()], (4 * size, second.raw()));
     table.map(&mut translator, at(4), ua, size, Access::Read).unwrap();
 
     let calls = model.state().calls;

@@ -1,7 +1,7 @@
-//! A container and the groups in it: how a process comes to a device behind an IOMMU.
+//! VFIO containers and their groups.
 //!
-//! The kernel drops all mappings of a container when its last group leaves, so groups belong to the container here, not to
-//! devices: a device may be opened and closed while the container keeps its group, and what is mapped stays mapped.
+//! The kernel drops all mappings of a container when its last group leaves. So the container owns its groups here, and
+//! devices do not: a device may be opened and closed while the group and the mappings stay.
 
 use std::ffi::CString;
 use std::fmt;
@@ -18,11 +18,11 @@ use super::kernel::{
 };
 use super::uapi::{GROUP_HAS_CONTAINER, GROUP_VIABLE, GroupStatus, UapiStruct};
 
-/// What a container can be.
+/// An IOMMU type of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct IommuType {
     pub(crate) name: &'static str,
-    /// Its number in `linux/vfio.h`.
+    /// The constant of `linux/vfio.h`.
     pub(crate) number: u64,
     remedy: &'static str,
 }
@@ -56,7 +56,7 @@ pub(crate) struct Container {
 const NODE: &str = "/dev/vfio/vfio";
 
 impl Container {
-    /// A container of `kind` with the group of `device` in it.
+    /// A container of the given type with the group of `device` in it.
     pub(crate) fn open(host: &VfioHost, device: &str, iommu_type: IommuType) -> Result<Self, VfioError> {
         let group = host.sysfs.group_of(device)?;
         let descriptor = host.open(NODE)?;
@@ -92,7 +92,7 @@ impl Container {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the group of `device` in, if it is not in yet.
+    /// Adds the group of `device`, if it is not a member.
     pub(crate) fn join_group_of(&self, device: &str) -> Result<(), VfioError> {
         let group = self.host.sysfs.group_of(device)?;
         if self.groups().iter().any(|known| known.number == group) {
@@ -125,7 +125,7 @@ impl Container {
         let container = Argument::Descriptor(self.descriptor.number());
         descriptor.ioctl(GROUP_SET_CONTAINER, container).map_err(|errno| match errno {
             Errno::EINVAL | Errno::EBUSY => VfioError::InContainer { group: number, errno },
-            // The IOMMU driver of the container is asked too once it has one.
+            // Once the container has an IOMMU driver, that driver can refuse too.
             Errno::EPERM => VfioError::UnsafeInterrupts { group: number },
             errno => os(GROUP_SET_CONTAINER.name)(errno),
         })?;
@@ -133,14 +133,14 @@ impl Container {
         Ok(())
     }
 
-    /// Lets the group of `device` go. `held` is how many bytes are registered: the last group is kept while any are.
-    pub(crate) fn leave_group_of(&self, device: &str, held: u64) -> Result<(), VfioError> {
+    /// Removes the group of `device`. The last group stays while bytes are `registered`.
+    pub(crate) fn leave_group_of(&self, device: &str, registered: u64) -> Result<(), VfioError> {
         let number = self.host.sysfs.group_of(device)?;
         let mut groups = self.groups();
         let Some(index) = groups.iter().position(|group| group.number == number) else { return Ok(()) };
-        if groups.len() == 1 && held > 0 {
+        if groups.len() == 1 && registered > 0 {
             let what = format!("IOMMU group {number}, the last one of its container,");
-            return Err(VfioError::MemoryRegistered { what, bytes: held });
+            return Err(VfioError::MemoryRegistered { what, bytes: registered });
         }
         groups[index].descriptor.ioctl(GROUP_UNSET_CONTAINER, Argument::None).map_err(
             |errno| match errno {
@@ -156,7 +156,7 @@ impl Container {
         Ok(())
     }
 
-    /// Opens a device of a group in here.
+    /// Opens a device of a member group.
     pub(crate) fn device(&self, device: &str) -> Result<VfioDevice, VfioError> {
         let number = self.host.sysfs.group_of(device)?;
         let groups = self.groups();
@@ -173,7 +173,7 @@ impl Container {
         VfioDevice::new(device, descriptor)
     }
 
-    /// Numbers of the groups in here.
+    /// The numbers of the member groups.
     pub(crate) fn group_numbers(&self) -> Vec<u32> {
         self.groups().iter().map(|group| group.number).collect()
     }

@@ -1,4 +1,4 @@
-//! The host whose VFIO is asked: its kernel and its `/sys`.
+//! The host that VFIO is used on: its kernel and its sysfs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::kernel::{Descriptor, Kernel};
 use super::sys::SystemKernel;
 use super::sysfs::Sysfs;
 
-/// The host whose VFIO is asked.
+/// The kernel and the sysfs that VFIO is used on.
 #[derive(Clone, Debug)]
 pub struct VfioHost {
     pub(crate) kernel: Arc<dyn Kernel>,
@@ -23,7 +23,7 @@ impl VfioHost {
         Self { kernel: Arc::new(SystemKernel), sysfs: Sysfs::at("/sys") }
     }
 
-    /// The same host, with every exchange written down in `log`.
+    /// Records every system call in `log`.
     #[must_use]
     pub fn traced(self, log: &IoctlTrace) -> Self {
         Self { kernel: Arc::new(TracingKernel::new(self.kernel, log.clone())), sysfs: self.sysfs }

@@ -1,6 +1,6 @@
-//! Every exchange with the kernel, one line each: what was asked, of whom, the bytes before and after, the answer.
+//! A trace of the VFIO system calls: one line per call, with its arguments and its result.
 //!
-//! For people who look for the reason of a refusal, and for the recordings that the tests of this folder replay:
+//! For debugging refusals, and for the recordings that the tests of this folder replay:
 //!
 //! ```text
 //! open /dev/vfio/vfio => ok
@@ -18,14 +18,14 @@ use prereg::{Errno, PinError, UserRange};
 use super::bar::Bar;
 use super::kernel::{Argument, DEVICE_BIND_IOMMUFD, Descriptor, Kernel, Request};
 
-/// Lines about exchanges with the kernel. Cloning shares them.
+/// A trace of system calls. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct IoctlTrace {
     lines: Arc<Mutex<Vec<String>>>,
 }
 
 impl IoctlTrace {
-    /// An empty log.
+    /// An empty trace.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -37,7 +37,7 @@ impl IoctlTrace {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many requests were asked so far, by `ioctl(2)`.
+    /// The number of `ioctl(2)` calls so far.
     #[must_use]
     pub fn requests(&self) -> usize {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,7 +49,7 @@ impl IoctlTrace {
     }
 }
 
-/// A kernel that is listened to.
+/// A kernel whose calls are recorded.
 #[derive(Debug)]
 pub(crate) struct TracingKernel {
     kernel: Arc<dyn Kernel>,
@@ -93,7 +93,7 @@ impl Kernel for TracingKernel {
     }
 }
 
-/// Bytes as pairs of digits.
+/// Bytes in hexadecimal.
 fn digits(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
@@ -103,7 +103,7 @@ fn digits(bytes: &[u8]) -> String {
     text
 }
 
-/// A struct as it is written down: the number of a descriptor in it is nobody's business.
+/// A struct in hexadecimal, without the descriptor number in it.
 pub(crate) fn shown(request: Request, bytes: &[u8]) -> String {
     let mut bytes = bytes.to_vec();
     if request == DEVICE_BIND_IOMMUFD {
@@ -115,21 +115,21 @@ pub(crate) fn shown(request: Request, bytes: &[u8]) -> String {
 }
 
 impl TracingDescriptor {
-    fn line(&self, request: Request, asked: &str, answer: String) {
-        let space = if asked.is_empty() { "" } else { " " };
-        self.log.push(format!("{} {}{space}{asked} => {answer}", self.name, request.name));
+    fn record(&self, request: Request, argument: &str, result: String) {
+        let space = if argument.is_empty() { "" } else { " " };
+        self.log.push(format!("{} {}{space}{argument} => {result}", self.name, request.name));
     }
 }
 
-fn answer_text(result: Result<i32, Errno>) -> String {
+fn result_text(result: Result<i32, Errno>) -> String {
     match result {
         Ok(value) => value.to_string(),
         Err(errno) => errno.to_string(),
     }
 }
 
-/// What is asked with, before the call.
-fn asked_text(request: Request, argument: &Argument<'_>) -> String {
+/// The argument, before the call.
+fn argument_text(request: Request, argument: &Argument<'_>) -> String {
     match argument {
         Argument::None => String::new(),
         Argument::Value(value) => format!("{value:#x}"),
@@ -145,15 +145,15 @@ impl Descriptor for TracingDescriptor {
     }
 
     fn ioctl(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno> {
-        let mut asked = asked_text(request, &argument);
+        let mut text = argument_text(request, &argument);
         let result = match argument {
             Argument::Struct(bytes) => {
                 let result = self.inner.ioctl(request, Argument::Struct(&mut *bytes));
-                asked = format!("{asked} -> {}", shown(request, bytes));
+                text = format!("{text} -> {}", shown(request, bytes));
                 result
             }
             Argument::StructWithList { bytes, at, list } => {
-                // Where the list lies is nobody's business.
+                // The address of the list is not recorded.
                 let result = self
                     .inner
                     .ioctl(request, Argument::StructWithList { bytes: &mut *bytes, at, list: &mut *list });
@@ -161,22 +161,22 @@ impl Descriptor for TracingDescriptor {
                     word.fill(0);
                 }
                 let listed: Vec<u8> = list.iter().flat_map(|word| word.to_ne_bytes()).collect();
-                asked = format!("{asked} -> {}+{}", digits(bytes), digits(&listed));
+                text = format!("{text} -> {}+{}", digits(bytes), digits(&listed));
                 result
             }
             other => self.inner.ioctl(request, other),
         };
-        self.line(request, &asked, answer_text(result));
+        self.record(request, &text, result_text(result));
         result
     }
 
     fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno> {
-        let asked = asked_text(request, &argument);
+        let text = argument_text(request, &argument);
         let result = self.inner.ioctl_fd(request, argument);
-        let answer = result.as_ref().map_or_else(ToString::to_string, |_| "descriptor".to_owned());
-        self.line(request, &asked, answer);
+        let result_text = result.as_ref().map_or_else(ToString::to_string, |_| "descriptor".to_owned());
+        self.record(request, &text, result_text);
         let inner = result?;
-        Ok(Arc::new(TracingDescriptor { name: format!("device({asked})"), inner, log: self.log.clone() }))
+        Ok(Arc::new(TracingDescriptor { name: format!("device({text})"), inner, log: self.log.clone() }))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {

@@ -1,16 +1,16 @@
-//! Which I/O addresses of a container are free: the allowed ranges, less what is mapped.
+//! Allocation of I/O addresses from the ranges that a container allows.
 //!
-//! Plain data without a system call. A region gets one contiguous piece if any range has room for it, at an address that
-//! lies in the IOMMU's large pages as the memory lies in its own (so that they can be used), lowest first. Only when no
-//! range has room is it split, into as few pieces as the free ranges allow. A piece never crosses the border of two allowed
-//! ranges, even if they touch: the kernel takes no mapping that does.
+//! Plain data without system calls. A region gets one contiguous range if there is room, at the lowest address with the
+//! same offset in the IOMMU's large pages as the memory has in its own, so that they can be used. Otherwise it is split
+//! into as few ranges as possible. A range never crosses from one allowed range into another, even an adjacent one,
+//! because the kernel refuses such mappings.
 
 use std::collections::BTreeMap;
 
-/// Nothing is given out below: an address near zero is what a device makes of a pointer that was never set.
+/// No lower address is allocated: addresses near zero are typical of uninitialised pointers in a device.
 const FLOOR: u64 = 1 << 20;
 
-/// A piece of I/O address space, and so of the memory that is mapped there.
+/// A range of I/O addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct IovaRange {
     pub(crate) iova: u64,
@@ -22,44 +22,44 @@ pub(crate) struct IovaRange {
 pub(crate) struct IovaAllocator {
     /// First and last byte of each allowed range, ascending.
     allowed: Vec<(u64, u64)>,
-    /// First to last byte of each free span; no two of the same allowed range touch.
+    /// First to last byte of each free range; ranges within one allowed range never touch.
     free: BTreeMap<u64, u64>,
-    /// The smallest unit that is given out: a power of two.
+    /// The allocation unit: a power of two.
     page: u64,
 }
 
 impl IovaAllocator {
-    /// All of `allowed` (first and last byte of each range), in whole pages of `page` bytes.
+    /// The allowed ranges (first and last byte), cut to whole pages of `page` bytes.
     pub(crate) fn new(allowed: &[(u64, u64)], page: u64) -> Self {
         let mut allowed: Vec<_> = allowed.iter().filter_map(|&range| whole_pages(range, page)).collect();
         allowed.sort_unstable();
-        // Two that overlap would be given out twice; no kernel says that, so the second one is not believed.
+        // Overlapping ranges would be allocated twice. No kernel reports any; the second is ignored.
         let mut end = None;
         allowed.retain(|&(first, last)| {
-            let apart = end.is_none_or(|end| first > end);
-            if apart {
+            let disjoint = end.is_none_or(|end| first > end);
+            if disjoint {
                 end = Some(last);
             }
-            apart
+            disjoint
         });
         let free = allowed.iter().copied().collect();
         Self { allowed, free, page }
     }
 
-    /// Bytes that are free; saturating, for a range may be all there is.
+    /// Free bytes, saturating.
     pub(crate) fn free_bytes(&self) -> u64 {
         self.free
             .iter()
             .fold(0u64, |sum, (&first, &last)| sum.saturating_add((last - first).saturating_add(1)))
     }
 
-    /// Takes room for `bytes` bytes of memory at `ua`: whole pages, not none. `sizes` has a bit for every page size of the
-    /// IOMMU. `None`, and nothing is taken, when all ranges together have no room.
+    /// Allocates `bytes` bytes for the memory at `ua`: whole pages, not zero. `sizes` has a bit for every page size of
+    /// the IOMMU. `None` when the free ranges together have no room.
     pub(crate) fn alloc(&mut self, ua: u64, bytes: u64, sizes: u64) -> Option<Vec<IovaRange>> {
         if bytes == 0 || bytes & (self.page - 1) != 0 {
             return None;
         }
-        // From the largest IOMMU page that fits into the region to the unit.
+        // From the largest IOMMU page that fits into the region down to the allocation unit.
         let useful = (0..64)
             .rev()
             .map(|shift| 1u64 << shift)
@@ -73,7 +73,7 @@ impl IovaAllocator {
         self.alloc_split(bytes)
     }
 
-    /// The lowest free address with room for `bytes` that lies in pages of `size` bytes as `ua` does.
+    /// The lowest free address with room for `bytes` that has the offset of `ua` in pages of `size` bytes.
     fn find_aligned(&self, ua: u64, bytes: u64, size: u64) -> Option<u64> {
         let offset = ua & (size - 1) & !(self.page - 1);
         self.free.iter().find_map(|(&first, &last)| {
@@ -107,7 +107,7 @@ impl IovaAllocator {
         Some(pieces)
     }
 
-    /// Takes a part of one free span.
+    /// Removes a part of one free range.
     fn remove_free(&mut self, iova: u64, bytes: u64) {
         let Some((&first, &last)) = self.free.range(..=iova).next_back() else { return };
         let end = iova + (bytes - 1);
@@ -120,14 +120,14 @@ impl IovaAllocator {
         }
     }
 
-    /// Gives a piece back that [`alloc`](Self::alloc) gave out.
+    /// Frees a range that [`alloc`](Self::alloc) returned.
     pub(crate) fn free(&mut self, piece: IovaRange) {
         let IovaRange { iova, bytes } = piece;
         let mut last = iova + (bytes - 1);
         let mut first = iova;
-        let home = self.allowed.iter().find(|range| range.0 <= iova && iova <= range.1);
-        // What is not allowed any more (a device with less joined) is not given out again.
-        let Some(&(lowest, highest)) = home else { return };
+        let range = self.allowed.iter().find(|range| range.0 <= iova && iova <= range.1);
+        // Addresses that are not allowed any more, because a device with a narrower range was added, are not reused.
+        let Some(&(lowest, highest)) = range else { return };
         if last > highest {
             last = highest;
         }
@@ -144,7 +144,7 @@ impl IovaAllocator {
         self.free.insert(first, last);
     }
 
-    /// Keeps of the free space what `allowed` still allows, and remembers that.
+    /// Replaces the allowed ranges and drops free addresses outside of them.
     pub(crate) fn restrict(&mut self, allowed: &[(u64, u64)]) {
         let new = Self::new(allowed, self.page);
         let mut free = BTreeMap::new();
@@ -164,7 +164,7 @@ impl IovaAllocator {
 /// The whole pages of a range, above the floor.
 fn whole_pages((first, last): (u64, u64), page: u64) -> Option<(u64, u64)> {
     let first = first.max(FLOOR).checked_add(page - 1)? & !(page - 1);
-    // One past the last byte; a range that goes to the top is whole already.
+    // The end is exclusive here; a range up to the top of the address space is whole already.
     let last = match last.checked_add(1) {
         Some(end) => (end & !(page - 1)).checked_sub(1)?,
         None => last,

@@ -1,5 +1,5 @@
-//! A model of the kernel's side, for tests: it remembers what is open, attached, mapped and registered, answers as
-//! `linux/vfio.h`, `linux/iommufd.h` and real kernels do, and refuses the nth request when told to.
+//! A model of the kernel for tests. It records what is open, attached, mapped and registered, replies as
+//! `linux/vfio.h`, `linux/iommufd.h` and real kernels do, and can fail the nth request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,20 +11,20 @@ use super::bar::Bar;
 use super::host::VfioHost;
 use super::kernel::{self, Argument, Descriptor, Kernel, Request};
 use super::sysfs::tests::tree;
-use super::type1_limits::tests::{answer, ranges};
+use super::type1_limits::tests::{ranges, reply};
 use super::uapi::{
     GROUP_VIABLE, GroupStatus, HwptAlloc, IoasAlloc, IoasCopy, IoasIovaRanges, IoasMap, IoasUnmap, MapDma,
     RegisterMemory, SpaprInfo, TceCreate, TceRemove, UapiStruct, UnmapDma, u32_at,
 };
 
-/// What the model holds.
+/// State of the model.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// Requests and opens so far.
     pub(crate) calls: u64,
-    /// Which of them is refused, and how.
+    /// The number of the call to fail, and its error.
     pub(crate) refuse: Option<(u64, Errno)>,
-    /// Requests of this name answer a positive number instead of doing anything.
+    /// Requests of this name return a positive number and do nothing.
     pub(crate) fake_success: Option<&'static str>,
     /// Open descriptors.
     pub(crate) open: u32,
@@ -32,30 +32,30 @@ pub(crate) struct State {
     pub(crate) mapped: BTreeMap<u64, u64>,
     /// Registered ranges.
     pub(crate) registered: BTreeSet<(u64, u64)>,
-    /// Entries of SPAPR windows by bus address, and the user addresses they name.
+    /// Entries of SPAPR windows: user address by bus address.
     pub(crate) entries: BTreeMap<u64, u64>,
-    /// Made windows: start and length.
+    /// Created windows: start and length.
     pub(crate) windows: BTreeMap<u64, u64>,
     default_window: bool,
-    /// I/O address spaces of iommufd by number: first address, and length with the user address behind.
-    pub(crate) spaces: BTreeMap<u32, BTreeMap<u64, (u64, u64)>>,
-    /// IoasPair with a page table of their own.
+    /// IOASes of iommufd by ID: length and user address by first I/O address.
+    pub(crate) ioases: BTreeMap<u32, BTreeMap<u64, (u64, u64)>>,
+    /// IOASes with a page table.
     pub(crate) with_hwpt: BTreeSet<u32>,
     pub(crate) attached: u32,
-    /// Whether this kernel makes page tables without attaching.
+    /// Whether this kernel cannot allocate page tables without attaching a device.
     pub(crate) no_hwpt_alloc: bool,
-    /// Most type1 mappings.
+    /// The most type1 mappings.
     pub(crate) budget: usize,
-    /// Pages of a type1 container's IOMMU.
+    /// Page sizes of a type1 container's IOMMU.
     pub(crate) page_sizes: u64,
     numbers: i32,
 }
 
-/// The model.
+/// The kernel model.
 #[derive(Clone, Debug)]
 pub(crate) struct KernelModel {
     state: Arc<Mutex<State>>,
-    /// What a type1 container, and a space of iommufd, can map; nothing makes every container one of SPAPR.
+    /// Allowed ranges of type1 containers and IOASes; if empty, containers are of type SPAPR.
     allowed: Arc<Vec<(u64, u64)>>,
 }
 
@@ -85,19 +85,19 @@ impl KernelModel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A host with this kernel and the tree of the tests. The folder must outlive the host.
+    /// A host with this kernel and the sysfs tree of the tests. The folder must outlive the host.
     pub(crate) fn host(&self) -> (tempfile::TempDir, VfioHost) {
         let (root, sysfs) = tree();
         (root, VfioHost { kernel: Arc::new(self.clone()), sysfs })
     }
 
-    /// Refuses the `nth` call from now on.
+    /// Fails the `nth` call from now on.
     pub(crate) fn fail_nth(&self, nth: u64, errno: Errno) {
         let mut state = self.state();
         state.refuse = Some((state.calls + nth, errno));
     }
 
-    /// Refuses nothing any more; whether something was refused.
+    /// Stops injecting failures; returns whether one was injected.
     pub(crate) fn refused(&self) -> bool {
         let mut state = self.state();
         let calls = state.calls;
@@ -135,7 +135,7 @@ impl Kernel for KernelModel {
     }
 }
 
-/// Whether `[first, first + bytes)` meets a mapping.
+/// Whether `[first, first + bytes)` intersects a mapping.
 fn meets<T: Copy>(mapped: &BTreeMap<u64, T>, first: u64, bytes: u64, length: impl Fn(T) -> u64) -> bool {
     let below = mapped.range(..first + bytes).next_back();
     below.is_some_and(|(&start, &value)| start + length(value) > first)
@@ -164,7 +164,7 @@ impl State {
         Ok(0)
     }
 
-    /// As today's kernel: it looks at nothing but the first page, and at no registration's end.
+    /// As in current kernels, registrations are checked page by page and their ends are not.
     fn map_entries(&mut self, map: MapDma) -> Result<i32, Errno> {
         let known = |ua: u64| self.registered.iter().any(|&(first, bytes)| first <= ua && ua < first + bytes);
         for page in 0..map.size / 4096 {
@@ -179,7 +179,7 @@ impl State {
         Ok(0)
     }
 
-    fn answer(&mut self, model: &KernelModel, request: Request, bytes: &mut [u8]) -> Result<i32, Errno> {
+    fn reply(&mut self, model: &KernelModel, request: Request, bytes: &mut [u8]) -> Result<i32, Errno> {
         fn with<T: UapiStruct>(
             bytes: &mut [u8],
             change: impl FnOnce(&mut T) -> Result<i32, Errno>,
@@ -196,7 +196,7 @@ impl State {
             }),
             "VFIO_IOMMU_GET_INFO" => {
                 let left = 65_535u32.to_ne_bytes().to_vec();
-                let full = answer(3, self.page_sizes, &[(1, ranges(&model.allowed)), (3, left)]);
+                let full = reply(3, self.page_sizes, &[(1, ranges(&model.allowed)), (3, left)]);
                 let fits = full.len().min(bytes.len());
                 bytes[..fits].copy_from_slice(&full[..fits]);
                 Ok(0)
@@ -226,7 +226,7 @@ impl State {
                 let fresh = self.registered.insert((memory.vaddr, memory.size));
                 if fresh { Ok(0) } else { Err(Errno::EBUSY) }
             }),
-            // Today's kernel says 0 to memory that is mapped still.
+            // Current kernels return 0 for memory that is still mapped.
             "VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY" => with(bytes, |memory: &mut RegisterMemory| {
                 let known = self.registered.remove(&(memory.vaddr, memory.size));
                 if known { Ok(0) } else { Err(Errno::ENOENT) }
@@ -256,8 +256,8 @@ impl State {
                 Ok(0)
             }
             "IOMMU_IOAS_ALLOC" => with(bytes, |alloc: &mut IoasAlloc| {
-                alloc.out_ioas_id = self.spaces.len() as u32 + 1;
-                self.spaces.insert(alloc.out_ioas_id, BTreeMap::new());
+                alloc.out_ioas_id = self.ioases.len() as u32 + 1;
+                self.ioases.insert(alloc.out_ioas_id, BTreeMap::new());
                 Ok(0)
             }),
             "IOMMU_HWPT_ALLOC" => with(bytes, |alloc: &mut HwptAlloc| {
@@ -268,7 +268,7 @@ impl State {
                 Ok(0)
             }),
             "IOMMU_IOAS_MAP" => with(bytes, |map: &mut IoasMap| {
-                let space = self.spaces.get_mut(&map.ioas_id).ok_or(Errno::ENOENT)?;
+                let space = self.ioases.get_mut(&map.ioas_id).ok_or(Errno::ENOENT)?;
                 if meets(space, map.iova, map.length, |(bytes, _)| bytes) {
                     return Err(Errno::EEXIST);
                 }
@@ -276,14 +276,14 @@ impl State {
                 Ok(0)
             }),
             "IOMMU_IOAS_COPY" => with(bytes, |copy: &mut IoasCopy| {
-                let source = self.spaces.get(&copy.src_ioas_id).ok_or(Errno::ENOENT)?;
+                let source = self.ioases.get(&copy.src_ioas_id).ok_or(Errno::ENOENT)?;
                 let (&first, &(length, ua)) =
                     source.range(..=copy.src_iova).next_back().ok_or(Errno::ENOENT)?;
                 if copy.src_iova + copy.length > first + length {
                     return Err(Errno::ENOENT);
                 }
                 let ua = ua + (copy.src_iova - first);
-                let target = self.spaces.get_mut(&copy.dst_ioas_id).ok_or(Errno::ENOENT)?;
+                let target = self.ioases.get_mut(&copy.dst_ioas_id).ok_or(Errno::ENOENT)?;
                 if meets(target, copy.dst_iova, copy.length, |(bytes, _)| bytes) {
                     return Err(Errno::EEXIST);
                 }
@@ -291,7 +291,7 @@ impl State {
                 Ok(0)
             }),
             "IOMMU_IOAS_UNMAP" => with(bytes, |unmap: &mut IoasUnmap| {
-                let space = self.spaces.get_mut(&unmap.ioas_id).ok_or(Errno::ENOENT)?;
+                let space = self.ioases.get_mut(&unmap.ioas_id).ok_or(Errno::ENOENT)?;
                 let exact = space.get(&unmap.iova).is_some_and(|&(bytes, _)| bytes == unmap.length);
                 if !exact {
                     return Err(Errno::ENOENT);
@@ -317,7 +317,7 @@ impl Descriptor for ModelDescriptor {
         match argument {
             Argument::Struct(bytes) => {
                 assert_eq!(u32_at(bytes, 0), Some(bytes.len() as u32), "{request:?}");
-                state.answer(&self.model, request, bytes)
+                state.reply(&self.model, request, bytes)
             }
             Argument::StructWithList { bytes, list, .. } => {
                 let mut ask = IoasIovaRanges::read(bytes);
@@ -361,7 +361,7 @@ impl Drop for ModelDescriptor {
     fn drop(&mut self) {
         let mut state = self.model.state();
         state.open -= 1;
-        // What goes with its last descriptor.
+        // State that is released with the last descriptor.
         match self.name.as_str() {
             "/dev/vfio/vfio" => {
                 state.mapped.clear();
@@ -371,7 +371,7 @@ impl Drop for ModelDescriptor {
                 state.default_window = true;
             }
             "/dev/iommu" => {
-                state.spaces.clear();
+                state.ioases.clear();
                 state.with_hwpt.clear();
             }
             _ => {}

@@ -1,7 +1,7 @@
-//! Memory before VFIO pins it: brought in by several threads, and looked at for what VFIO would map without a pin.
+//! Prefaulting of memory that VFIO is about to pin, and refusal of memory that it would map without pinning.
 //!
-//! A type1 container maps the registers of a device as it maps memory, without pinning anything: they can be taken away
-//! under the mapping. That is no registered memory, so it is refused here, by what `madvise(MADV_POPULATE_WRITE)` says.
+//! A type1 container maps device registers like memory, but without a pin, so they can be removed while mapped. Such
+//! memory is refused here, as `madvise(MADV_POPULATE_WRITE)` does not accept it.
 
 use prereg::{PinError, UserAddr, UserRange};
 
@@ -12,25 +12,25 @@ use crate::sys;
 const DEVICE: &str = "it is a device's own memory, which is not pinned but can be taken away; register it as device memory \
                       (AddressSpace::register_device)";
 
-/// Less is brought in by the pin itself as fast.
+/// Smaller memory is faulted in as fast by the pin itself.
 const WORTH_THREADS: u64 = 16 << 20;
 
-/// Brings `range` in.
+/// Faults `range` in.
 pub(super) fn prefault(range: UserRange) -> Result<(), PinError> {
     let (ua, bytes) = (range.first().raw(), range.bytes());
     if bytes >= WORTH_THREADS {
-        // What cannot come in is found again below.
+        // A page that fails here fails again below.
         let _ = prefault::populate(ua, bytes, Prefault::default(), Fallback::Skip);
     }
     match sys::populate_write(ua, bytes) {
-        // A kernel that cannot populate (before 5.14) says EINVAL to everything; then the pin has the only word.
+        // A kernel that cannot populate (before 5.14) always returns EINVAL; then only the pin can fail.
         Err(prereg::Errno::EINVAL) if sys::can_populate() => Err(refused(range)),
         Err(prereg::Errno::EINVAL) | Ok(()) => Ok(()),
         Err(_) => proc_maps::unpinnable_reason(range).map_or(Ok(()), |found| Err(found.into())),
     }
 }
 
-/// Why a range cannot be populated at all: no right to write, or a device's.
+/// The error for a range that cannot be populated: it is read-only or device memory.
 fn refused(range: UserRange) -> PinError {
     if let Some(found) = proc_maps::vma_reason(range) {
         return found.into();
@@ -51,7 +51,7 @@ fn first_device_page(range: UserRange) -> Option<UserAddr> {
         .map(UserAddr::new)
 }
 
-/// What the kernel's EFAULT was about.
+/// The error for the kernel's EFAULT.
 pub(super) fn unpinnable_reason(range: UserRange) -> PinError {
     match proc_maps::unpinnable_reason(range) {
         Some(found) => found.into(),

@@ -1,6 +1,7 @@
-//! A kernel that answers what was recorded of a real one, in the order in which it was asked, and nothing else.
+//! A kernel that replays a recording: it returns recorded results to the recorded requests, in their order.
 //!
-//! A recording is the text of an [`IoctlTrace`](super::IoctlTrace). Lines that begin with `#` say where it comes from.
+//! A recording is the text of an [`IoctlTrace`](super::ioctl_trace::IoctlTrace). Lines that begin with `#` name its
+//! origin.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use super::bar::Bar;
 use super::ioctl_trace::shown;
 use super::kernel::{Argument, Descriptor, Kernel, Request};
 
-/// A recording, and how far it was replayed.
+/// A recording and the position of its replay.
 #[derive(Clone, Debug)]
 pub(crate) struct Recording {
     state: Arc<Mutex<State>>,
@@ -35,7 +36,7 @@ struct ReplayDescriptor {
 #[derive(Debug)]
 struct ReplayKernel(Recording);
 
-/// The number of a name.
+/// The errno with a name.
 fn errno_of(name: &str) -> Errno {
     (1..200).map(Errno::from_raw).find(|errno| errno.to_string() == name).unwrap_or_else(|| panic!("{name}?"))
 }
@@ -62,16 +63,16 @@ impl Recording {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next line's answer, when the line begins with `asked`.
-    fn next(&self, asked: &str) -> (String, String) {
+    /// Takes the next line, which must be of `request`; returns the changed bytes and the result.
+    fn next(&self, request: &str) -> (String, String) {
         let mut state = self.state();
         let line = state.lines.get(state.next).cloned();
-        let line = line.unwrap_or_else(|| panic!("the recording ends before: {asked}"));
+        let line = line.unwrap_or_else(|| panic!("the recording ends before: {request}"));
         state.next += 1;
-        let (before, answer) = line.rsplit_once(" => ").unwrap();
+        let (before, result) = line.rsplit_once(" => ").unwrap();
         let (said, changed) = before.split_once(" -> ").unwrap_or((before, ""));
-        assert_eq!(said, asked, "line {} of the recording", state.next);
-        (changed.to_owned(), answer.to_owned())
+        assert_eq!(said, request, "line {} of the recording", state.next);
+        (changed.to_owned(), result.to_owned())
     }
 
     fn opened(&self, name: &str) -> Arc<dyn Descriptor> {
@@ -81,10 +82,10 @@ impl Recording {
         Arc::new(ReplayDescriptor { recording: self.clone(), name: name.to_owned(), number: state.numbers })
     }
 
-    /// Everything was asked, and everything that was opened is closed.
+    /// Asserts that the recording is used up and every descriptor is closed.
     pub(crate) fn assert_exhausted(&self) {
         let state = self.state();
-        assert_eq!(state.lines.get(state.next), None, "not asked");
+        assert_eq!(state.lines.get(state.next), None, "requests of the recording that were not made");
         assert_eq!(state.open, 0, "descriptors are open still");
     }
 }
@@ -92,8 +93,8 @@ impl Recording {
 impl Kernel for ReplayKernel {
     fn open(&self, path: &Path) -> Result<Arc<dyn Descriptor>, Errno> {
         let name = path.display().to_string();
-        let (_, answer) = self.0.next(&format!("open {name}"));
-        if answer == "ok" { Ok(self.0.opened(&name)) } else { Err(errno_of(&answer)) }
+        let (_, result) = self.0.next(&format!("open {name}"));
+        if result == "ok" { Ok(self.0.opened(&name)) } else { Err(errno_of(&result)) }
     }
 
     fn prefault(&self, _range: UserRange) -> Result<(), PinError> {
@@ -112,37 +113,37 @@ impl Descriptor for ReplayDescriptor {
 
     fn ioctl(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno> {
         let head = format!("{} {}", self.name, request.name);
-        let answer = match argument {
+        let result = match argument {
             Argument::None => self.recording.next(&head).1,
             Argument::Value(value) => self.recording.next(&format!("{head} {value:#x}")).1,
             Argument::Descriptor(_) => self.recording.next(&format!("{head} descriptor")).1,
             Argument::Text(text) => self.recording.next(&format!("{head} {}", text.to_string_lossy())).1,
             Argument::Struct(bytes) => {
-                let (changed, answer) = self.recording.next(&format!("{head} {}", shown(request, bytes)));
+                let (changed, result) = self.recording.next(&format!("{head} {}", shown(request, bytes)));
                 bytes.copy_from_slice(&bytes_of(&changed));
-                answer
+                result
             }
             Argument::StructWithList { bytes, at, list } => {
-                let (changed, answer) = self.recording.next(&format!("{head} {}", shown(request, bytes)));
+                let (changed, result) = self.recording.next(&format!("{head} {}", shown(request, bytes)));
                 let (changed, listed) = changed.split_once('+').unwrap();
                 bytes.copy_from_slice(&bytes_of(changed));
                 assert_eq!(at, 16);
                 for (word, bytes) in list.iter_mut().zip(bytes_of(listed).chunks_exact(8)) {
                     *word = u64::from_ne_bytes(bytes.try_into().unwrap());
                 }
-                answer
+                result
             }
         };
-        answer.parse().map_err(|_| errno_of(&answer))
+        result.parse().map_err(|_| errno_of(&result))
     }
 
     fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno> {
-        let Argument::Text(text) = argument else { panic!("{request:?} is asked with a name") };
+        let Argument::Text(text) = argument else { panic!("{request:?} takes a name") };
         let text = text.to_string_lossy();
-        let (_, answer) = self.recording.next(&format!("{} {} {text}", self.name, request.name));
-        match answer.as_str() {
+        let (_, result) = self.recording.next(&format!("{} {} {text}", self.name, request.name));
+        match result.as_str() {
             "descriptor" => Ok(self.recording.opened(&format!("device({text})"))),
-            answer => Err(errno_of(answer)),
+            result => Err(errno_of(result)),
         }
     }
 

@@ -1,15 +1,16 @@
-//! The pin back end on a VFIO SPAPR TCE v2 container: the model of the whole library, in the kernel's own hands.
+//! The pin back end on a VFIO SPAPR TCE v2 container, the kernel's own pre-registration.
 //!
-//! Two layers. Memory is pinned and charged by `REGISTER_MEMORY`, once ([`VfioSpaprV2`] as [`Pin`](prereg::Pin)). A device reaches it
-//! through the entries of a window's table ([`SpaprTable`]), each one counted mapping here and one entry there. The kernel
-//! translates a user address to a host address by itself, so user addresses are the host addresses of this back end.
+//! `REGISTER_MEMORY` pins and charges memory, once ([`VfioSpaprV2`] as [`Pin`](prereg::Pin)). A device reaches it
+//! through the entries of a window's table ([`SpaprTable`]), each of which is one counted mapping here and one TCE in
+//! the kernel. The kernel translates user addresses itself, so they are the host addresses of this back end.
 //!
-//! Today's kernel breaks the contract in places (Linux 6.12 and 7.2 were asked), so it is never asked what it would get wrong:
-//! - it answers 0 to an unregister of mapped memory and forgets region, pin and charge: our own count says EBUSY before;
-//! - it answers a positive number to a registration of which only a part could be pinned, and to misaligned maps: no
-//!   positive number is a success here;
-//! - it does not look at the end of a mapped range, and crashes: ranges are checked against the window before;
-//! - a failing window leaks its charge: arguments are checked before.
+//! Current kernels (6.12 and 7.2 were tested) violate the contract in places, so these cases never reach the kernel:
+//! - The kernel returns 0 for an unregister of mapped memory and forgets region, pin and charge. Mappings counted here
+//!   yield EBUSY first.
+//! - It returns a positive number for a registration that was pinned only in part, and for misaligned maps. A positive
+//!   number is a failure here.
+//! - It does not check the end of a mapped range, and crashes. Ranges are checked against the window first.
+//! - It leaks the charge of a window that it refuses. Arguments are checked first.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -48,7 +49,7 @@ use window::{SpaprLimits, WindowPlace, WindowSet};
 /// let table = vfio.default_window()?;
 /// let mut translator = space.translator();
 /// table.put(&mut translator, BusAddr::new(0x1000), registration.ua(), Access::ReadWrite)?; // one MAP_DMA
-/// assert_eq!(registration.unregister().unwrap_err().mapped(), 1);    // ours; the kernel would say 0
+/// assert_eq!(registration.unregister().unwrap_err().mapped(), 1);    // the kernel itself would return 0
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct VfioSpaprV2 {
@@ -60,30 +61,30 @@ pub struct VfioSpaprV2 {
     unregister_calls: Counter,
 }
 
-/// What a [`VfioSpaprV2`] has in use, as plain numbers.
+/// Counters of a [`VfioSpaprV2`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct SpaprState {
     /// Bytes registered with the kernel now.
     pub pinned_bytes: u64,
-    /// Times that the kernel was asked to register.
+    /// `VFIO_IOMMU_SPAPR_REGISTER_MEMORY` calls.
     pub register_calls: u64,
-    /// Times that the kernel was asked to unregister.
+    /// `VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY` calls.
     pub unregister_calls: u64,
-    /// Times that the kernel was asked to map or unmap entries, by all tables.
+    /// `VFIO_IOMMU_MAP_DMA` and `VFIO_IOMMU_UNMAP_DMA` calls of all tables.
     pub entry_calls: u64,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Bytes that the kernel would not unregister.
+    /// Bytes that the kernel did not unregister.
     pub stuck_bytes: u64,
 }
 
-const OVERLAPS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
-                      VFIO in another shape; unregister that, or share its shape)";
+const OVERLAPS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that other code of this process registered with \
+                      VFIO as a different range; unregister that, or register the same range)";
 const REGISTERED: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
 
 impl VfioSpaprV2 {
-    /// A container of its own with the IOMMU group of `device` (`0001:00:00.0`) in it.
+    /// Opens a container with the IOMMU group of `device` (`0001:00:00.0`) in it.
     ///
     /// # Errors
     /// [`VfioError`]; nothing stays open.
@@ -91,7 +92,7 @@ impl VfioSpaprV2 {
         Self::open_on(&VfioHost::system(), device)
     }
 
-    /// [`open`](Self::open) on a host of one's choice.
+    /// [`open`](Self::open) on another host than this machine's kernel.
     ///
     /// # Errors
     /// As `open`.
@@ -107,24 +108,24 @@ impl VfioSpaprV2 {
         })
     }
 
-    /// What windows the container can have.
+    /// Limits on the container's windows.
     #[must_use]
     pub fn limits(&self) -> SpaprLimits {
         self.windows.limits()
     }
 
-    /// The table of the default 32-bit window. One at a time.
+    /// The table of the default 32-bit window. Only one can exist at a time.
     ///
     /// # Errors
-    /// [`VfioError::Window`] when it is taken, or was replaced.
+    /// [`VfioError::Window`] when it exists already, or the window was replaced.
     pub fn default_window(&self) -> Result<SpaprTable, VfioError> {
         Ok(SpaprTable::new(WindowSet::open_default(&self.windows)?))
     }
 
-    /// Makes a window of `bytes` bytes in pages of `page`, and its table. Where it begins is the kernel's to say.
+    /// Creates a window of `bytes` bytes in pages of `page`, and its table. The kernel chooses the bus address.
     ///
     /// # Errors
-    /// [`VfioError::Window`] for what cannot be, found before the kernel is asked; [`VfioError::Os`].
+    /// [`VfioError::Window`] for an invalid window, without a system call; [`VfioError::Os`].
     pub fn create_window(
         &self,
         page: PageShift,
@@ -142,10 +143,10 @@ impl VfioSpaprV2 {
         self.windows.container().device(device)
     }
 
-    /// Takes the group of another device into the container.
+    /// Adds the group of another device to the container.
     ///
     /// # Errors
-    /// [`VfioError`]; the container is as it was.
+    /// [`VfioError`]; the container is unchanged.
     pub fn add_group_of(&self, device: &str) -> Result<(), VfioError> {
         self.windows.container().join_group_of(device)
     }
@@ -156,7 +157,7 @@ impl VfioSpaprV2 {
         &self.state.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> SpaprState {
         SpaprState {

@@ -1,4 +1,4 @@
-//! The kernel itself behind the port: `open`, `ioctl`, `pread`, `pwrite`.
+//! The port on this machine's kernel: `open`, `ioctl`, `pread`, `pwrite`.
 #![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice")]
 
 use std::fs::File;
@@ -15,7 +15,7 @@ use super::prefault;
 use super::uapi::u32_at;
 use crate::sys::errno_of;
 
-/// The kernel of this machine.
+/// This machine's kernel.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SystemKernel;
 
@@ -38,7 +38,7 @@ impl Kernel for SystemKernel {
     }
 }
 
-/// Takes over a descriptor that a caller hands in.
+/// Uses a descriptor that the caller opened.
 pub(crate) fn wrap_fd(descriptor: OwnedFd) -> Arc<dyn Descriptor> {
     Arc::new(FileDescriptor(File::from(descriptor)))
 }
@@ -46,9 +46,9 @@ pub(crate) fn wrap_fd(descriptor: OwnedFd) -> Arc<dyn Descriptor> {
 /// One `ioctl(2)` with a number or an address.
 fn call(descriptor: RawFd, request: Request, argument: u64) -> Result<i32, Errno> {
     let number = request.raw();
-    // SAFETY: `ask` makes every address from a slice that lives through the call and is as long as the kernel was told in
-    // its first word (or is only read). The memory that a struct names by address is never written by the call, but for the
-    // list of `Argument::StructWithList`, whose length the struct says.
+    // SAFETY: `ioctl` makes every address from a slice that lives through the call and is as long as its first word
+    // says (or is only read). The kernel does not write memory that a struct names by address, except the list of
+    // `Argument::StructWithList`, whose length is in the struct.
     let result = unsafe { libc::ioctl(descriptor, number as _, argument as libc::c_ulong) };
     if result < 0 { Err(errno_of(&std::io::Error::last_os_error())) } else { Ok(result) }
 }
@@ -71,7 +71,7 @@ impl Descriptor for FileDescriptor {
             Argument::Descriptor(number) => call(fd, request, (&raw const number).expose_provenance() as u64),
             Argument::Text(text) => call(fd, request, text.as_ptr().expose_provenance() as u64),
             Argument::StructWithList { bytes, at, list } if says_its_length(bytes) => {
-                // The struct's third word is how many pairs the list has room for.
+                // The struct's third word is the room of the list in pairs.
                 let pairs = u32_at(bytes, 8).ok_or(Errno::EINVAL)? as usize;
                 let word = bytes.get_mut(at..at + 8).ok_or(Errno::EINVAL)?;
                 if pairs * 2 > list.len() {
@@ -86,7 +86,7 @@ impl Descriptor for FileDescriptor {
 
     fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno> {
         let number = self.ioctl(request, argument)?;
-        // SAFETY: the kernel has just made it for this request, and nobody else knows it.
+        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
         let file = unsafe { File::from_raw_fd(number) };
         Ok(Arc::new(FileDescriptor(file)))
     }

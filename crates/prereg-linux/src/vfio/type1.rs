@@ -244,7 +244,7 @@ impl IovaBackend for VfioType1 {
         self.map_calls.add(1);
         match ioctl_struct(self.container.descriptor(), IOMMU_MAP_DMA, &mut map) {
             Ok(0) => Ok(()),
-            // No known kernel returns a positive number; it could only mean that less was mapped than asked.
+            // No known kernel returns a positive number; it could only mean that less was mapped than requested.
             Ok(_) => Err((IOMMU_MAP_DMA.name, Errno::EFAULT)),
             Err(errno @ Errno::EEXIST) => Err((TAKEN, errno)),
             Err(errno @ (Errno::EINVAL | Errno::EOVERFLOW)) => Err((OUTSIDE, errno)),

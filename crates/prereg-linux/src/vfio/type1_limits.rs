@@ -1,4 +1,4 @@
-//! What a type1 container says about itself: the answer of `VFIO_IOMMU_GET_INFO` with its chain of capabilities.
+//! Limits of a type1 container: the reply of `VFIO_IOMMU_GET_INFO` and its capability chain.
 
 use prereg::{Errno, Iova};
 
@@ -6,35 +6,35 @@ use super::error::VfioError;
 use super::kernel::{Argument, Descriptor, IOMMU_GET_INFO};
 use super::uapi::{u16_at, u32_at, u64_at};
 
-/// What a type1 container can map, and where.
+/// Limits on the mappings of a type1 container.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Type1Limits {
-    /// Allowed I/O addresses, first and last byte of each range, as the kernel lists them.
+    /// Allowed I/O addresses, first and last byte of each range.
     pub ranges: Vec<(Iova, Iova)>,
     /// A bit for every page size of the IOMMU.
     pub page_sizes: u64,
-    /// Mappings that can still be made; `None` when the kernel does not say (before 5.10). A fresh container has 65,535
-    /// unless the module was told otherwise.
+    /// Mappings that can still be made; `None` when the kernel does not report it (before 5.10). A new container has
+    /// 65,535 by default.
     pub mappings_left: Option<u32>,
 }
 
-/// Where a kernel that does not list ranges (before 5.4) surely maps: 39 bits, without the window of the interrupts.
+/// Ranges assumed for a kernel that does not list them (before 5.4): 39 bits, without the interrupt window.
 const OLD_KERNELS: [(u64, u64); 2] = [(0, 0xfedf_ffff), (0xfef0_0000, (1 << 39) - 1)];
 
 const FLAG_PAGE_SIZES: u32 = 1;
 const FLAG_CAPABILITIES: u32 = 2;
 const CAPABILITY_RANGES: u16 = 1;
 const CAPABILITY_LEFT: u16 = 3;
-/// Most bytes that a kernel's answer is believed to need.
+/// The largest reply that is accepted, in bytes.
 const MOST: usize = 1 << 16;
 
 impl Type1Limits {
-    /// Asks a container.
+    /// Queries a container.
     pub(crate) fn query(container: &dyn Descriptor) -> Result<Self, VfioError> {
         let mut bytes = vec![0; 256];
         loop {
-            // At most 2^16: the loop ends before.
+            // At most 2^16, see `MOST`.
             let argsz = bytes.len() as u32;
             bytes.fill(0);
             bytes[..4].copy_from_slice(&argsz.to_ne_bytes());
@@ -44,7 +44,7 @@ impl Type1Limits {
                 on: "the container".into(),
                 errno,
             })?;
-            // The kernel says in the same word how long the whole answer is.
+            // The kernel returns the length of the whole reply in the first word.
             let needed = u32_at(&bytes, 0).unwrap_or(0) as usize;
             if needed <= bytes.len() {
                 return Self::parse(&bytes).ok_or(VfioError::BadReply { during });
@@ -56,7 +56,7 @@ impl Type1Limits {
         }
     }
 
-    /// Reads an answer; `None` when it contradicts itself.
+    /// Parses a reply; `None` when it is inconsistent.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let flags = u32_at(bytes, 4)?;
         let page_sizes = if flags & FLAG_PAGE_SIZES == 0 { 0 } else { u64_at(bytes, 8)? };
@@ -69,7 +69,7 @@ impl Type1Limits {
                 CAPABILITY_LEFT => limits.mappings_left = Some(u32_at(bytes, at + 8)?),
                 _ => {}
             }
-            // A chain goes forward, or it would never end.
+            // Offsets must ascend, or the chain might never end.
             if next != 0 && next <= at {
                 return None;
             }
@@ -81,12 +81,12 @@ impl Type1Limits {
         Some(limits)
     }
 
-    /// The ranges as numbers.
+    /// [`ranges`](Self::ranges) as numbers.
     pub(crate) fn raw_ranges(&self) -> Vec<(u64, u64)> {
         self.ranges.iter().map(|(first, last)| (first.raw(), last.raw())).collect()
     }
 
-    /// The smallest page of the IOMMU in bytes; the system's when the kernel names none.
+    /// The smallest page size of the IOMMU; the system's when the kernel reports none.
     pub(crate) fn smallest_page(&self, system: u64) -> u64 {
         if self.page_sizes == 0 { system } else { 1 << self.page_sizes.trailing_zeros() }
     }
@@ -94,7 +94,7 @@ impl Type1Limits {
 
 fn parse_ranges(bytes: &[u8], at: usize) -> Option<Vec<(Iova, Iova)>> {
     let count = u32_at(bytes, at + 8)? as usize;
-    // Every range takes 16 bytes of the answer, so a lie about the count ends at its end.
+    // Each range takes 16 bytes, so a wrong count fails at the end of the reply.
     (0..count)
         .map(|index| {
             let place = at + 16 + index.checked_mul(16)?;
@@ -108,8 +108,8 @@ fn parse_ranges(bytes: &[u8], at: usize) -> Option<Vec<(Iova, Iova)>> {
 pub(crate) mod tests {
     use super::*;
 
-    /// An answer with the given capabilities: identifier and body each.
-    pub(crate) fn answer(flags: u32, page_sizes: u64, capabilities: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    /// A reply with the given capabilities: ID and body of each.
+    pub(crate) fn reply(flags: u32, page_sizes: u64, capabilities: &[(u16, Vec<u8>)]) -> Vec<u8> {
         let mut bytes = vec![0; 24];
         bytes[4..8].copy_from_slice(&flags.to_ne_bytes());
         bytes[8..16].copy_from_slice(&page_sizes.to_ne_bytes());
@@ -127,7 +127,7 @@ pub(crate) mod tests {
         bytes
     }
 
-    /// The body of a list of ranges.
+    /// The body of the capability that lists ranges.
     pub(crate) fn ranges(list: &[(u64, u64)]) -> Vec<u8> {
         let mut body = (list.len() as u32).to_ne_bytes().to_vec();
         body.extend([0; 4]);
@@ -142,7 +142,7 @@ pub(crate) mod tests {
     fn ranges_page_sizes_and_room_are_read_and_unknown_capabilities_skipped() {
         let list = [(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)];
         let left = 65_535u32.to_ne_bytes().to_vec();
-        let bytes = answer(3, 0x4020_1000, &[(2, vec![7; 24]), (1, ranges(&list)), (3, left)]);
+        let bytes = reply(3, 0x4020_1000, &[(2, vec![7; 24]), (1, ranges(&list)), (3, left)]);
         let limits = Type1Limits::parse(&bytes).unwrap();
         assert_eq!(limits.raw_ranges(), list);
         assert_eq!((limits.page_sizes, limits.mappings_left), (0x4020_1000, Some(65_535)));
@@ -151,16 +151,16 @@ pub(crate) mod tests {
 
     #[test]
     fn an_old_kernel_is_given_what_every_iommu_maps() {
-        let limits = Type1Limits::parse(&answer(1, 0x1000, &[])).unwrap();
+        let limits = Type1Limits::parse(&reply(1, 0x1000, &[])).unwrap();
         assert_eq!(limits.raw_ranges(), OLD_KERNELS);
         assert_eq!(limits.mappings_left, None);
-        let limits = Type1Limits::parse(&answer(0, 0x1000, &[])).unwrap();
+        let limits = Type1Limits::parse(&reply(0, 0x1000, &[])).unwrap();
         assert_eq!(limits.smallest_page(65_536), 65_536);
     }
 
     #[test]
     fn answers_that_contradict_themselves_are_not_believed() {
-        let good = answer(3, 0x1000, &[(1, ranges(&[(0, 9)])), (3, vec![1, 0, 0, 0])]);
+        let good = reply(3, 0x1000, &[(1, ranges(&[(0, 9)])), (3, vec![1, 0, 0, 0])]);
         assert!(Type1Limits::parse(&good).is_some());
         for length in 0..good.len() {
             assert_eq!(Type1Limits::parse(&good[..length]), None, "cut at {length}");
@@ -170,11 +170,11 @@ pub(crate) mod tests {
             bytes[at..at + 4].copy_from_slice(&value.to_ne_bytes());
             Type1Limits::parse(&bytes)
         };
-        // A chain that turns back, one that leaves the answer, more ranges than there are, a range that ends before it starts.
+        // A chain that loops, one that leaves the reply, a count that is too large, a range that ends before it starts.
         assert_eq!(change(28, 24), None);
         assert_eq!(change(28, u32::MAX), None);
         assert_eq!(change(32, u32::MAX), None);
         assert_eq!(change(16, u32::MAX - 1), None);
-        assert_eq!(Type1Limits::parse(&answer(3, 0x1000, &[(1, ranges(&[(9, 0)]))])), None);
+        assert_eq!(Type1Limits::parse(&reply(3, 0x1000, &[(1, ranges(&[(9, 0)]))])), None);
     }
 }

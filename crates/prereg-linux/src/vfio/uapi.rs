@@ -1,10 +1,10 @@
-//! The structs of `linux/vfio.h` and `linux/iommufd.h`, as bytes.
+//! Structs of `linux/vfio.h` and `linux/iommufd.h`, as bytes in native byte order.
 //!
-//! Every struct here has all its padding named, so its bytes are its fields. Numbers are in the machine's own order.
+//! All padding is a named field, so the bytes of a struct are those of its fields.
 
 use std::mem::offset_of;
 
-/// A struct whose bytes are its fields.
+/// A struct of the kernel's user API that can be converted to and from bytes.
 pub(crate) trait UapiStruct: Copy {
     /// Its length.
     const BYTES: usize;
@@ -14,17 +14,17 @@ pub(crate) trait UapiStruct: Copy {
     fn read(from: &[u8]) -> Self;
 }
 
-/// The `u32` at byte `at`, if it is there.
+/// The `u32` at byte `at`, if it is inside.
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
-/// The `u16` at byte `at`, if it is there.
+/// The `u16` at byte `at`, if it is inside.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
 }
 
-/// The `u64` at byte `at`, if it is there.
+/// The `u64` at byte `at`, if it is inside.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_ne_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
@@ -64,7 +64,7 @@ macro_rules! structs {
             }
         )*
 
-        /// Name in C, length, and the offset of every field: what a C compiler is asked to confirm.
+        /// Name in C, length, and the offset of every field, to be checked by a C compiler.
         #[cfg(test)]
         pub(crate) const ALL: &[(&str, usize, &[(&str, usize)])] =
             &[$(($c, $bytes, &[$((stringify!($field), offset_of!($name, $field))),*])),*];

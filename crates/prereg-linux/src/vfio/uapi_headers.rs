@@ -1,11 +1,11 @@
-//! Structs and request numbers beside the kernel's own headers, as a C compiler of this machine sees them.
+//! Compares structs and request numbers with the kernel's headers through a C compiler.
 
 use std::fmt::Write;
 use std::process::Command;
 
 use super::{kernel, uapi};
 
-/// What a header that is older than us may lack.
+/// The preprocessor condition for structs that older headers lack.
 fn guard(name: &str) -> &'static str {
     match name {
         "vfio_device_bind_iommufd" => "defined(VFIO_DEVICE_BIND_IOMMUFD)",
@@ -16,7 +16,7 @@ fn guard(name: &str) -> &'static str {
     }
 }
 
-/// Names in C where ours differ: parts of a struct inside, and padding, which has no offset of interest.
+/// The field's name in C; `None` for padding.
 fn field(name: &str, ours: &str) -> Option<String> {
     match (name, ours) {
         (_, "pad" | "resv1" | "resv2" | "reserved") => None,
@@ -26,7 +26,7 @@ fn field(name: &str, ours: &str) -> Option<String> {
     }
 }
 
-/// A program that prints what the headers say, one fact a line.
+/// A C program that prints one fact of the headers per line.
 fn source() -> String {
     let mut text = String::from(
         "#include <stdio.h>\n#include <stddef.h>\n#include <linux/vfio.h>\n#if __has_include(<linux/iommufd.h>)\n\
@@ -70,7 +70,7 @@ fn structs_and_numbers_are_those_of_the_kernels_headers() {
             ["size", name, bytes] => {
                 let bytes: usize = bytes.parse().unwrap();
                 let (_, ours, fields) = uapi::ALL.iter().find(|known| known.0 == name).unwrap();
-                // A later header may have named the padding at the end, or added fields behind ours.
+                // A later header may name the padding at the end, or append fields.
                 let padded = fields.last().is_some_and(|&(last, at)| last == "pad" && at == bytes);
                 assert!(*ours <= bytes || padded, "{name} has {bytes} bytes, and {ours} here");
             }

@@ -1,4 +1,4 @@
-//! Copies in and out, whatever the others do.
+//! Copies in and out while other owners change the file.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use prereg_linux::{SharedError, SharedMemory};
 use crate::syscalls::punch;
 use crate::{PAGE, has_small_pages, sealed, shared, unsealed};
 
-/// Memory that is copied directly and memory that is not.
+/// Memory that is copied by loads and stores, and memory that is copied by system calls.
 fn both(pages: u64) -> Vec<SharedMemory> {
     let mut all = Vec::new();
     let (_, fd) = sealed(pages);
@@ -114,7 +114,7 @@ fn a_number_is_loaded_at_once_however_it_is_copied() {
         return;
     }
     let Some(file) = unsealed(1) else { return };
-    // The same memory by loads and stores: what a guest does.
+    // Access to the same memory by another owner.
     let Ok(guest) = vm_like(&file) else { return };
     let memory = shared(&file).map(0, PAGE).unwrap();
     let stop = AtomicBool::new(false);
@@ -134,7 +134,7 @@ fn a_number_is_loaded_at_once_however_it_is_copied() {
     });
 }
 
-/// Stores to the eight bytes at 64 as another owner of the file does: by write(2), which copies eight bytes at once.
+/// Stores to the eight bytes at 64 as another owner does: by write(2), which copies eight bytes at once.
 fn vm_like(file: &std::fs::File) -> std::io::Result<impl Fn(u64) + Sync + '_> {
     use std::os::unix::fs::FileExt;
     file.write_all_at(&[0; 8], 64)?;

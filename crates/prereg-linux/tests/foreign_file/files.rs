@@ -1,4 +1,4 @@
-//! What a descriptor is.
+//! Status of descriptors.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
@@ -110,7 +110,7 @@ fn huge_pages_are_mapped_whole_and_never_touched_directly() {
     assert_eq!((file.page(), file.is_direct(), file.tracks_changes()), (PageShift::M2, false, false));
     assert!(file.map(0, PAGE).is_err() && file.map(PAGE, 2 << 20).is_err());
     let Ok(half) = file.map(2 << 20, 2 << 20) else {
-        eprintln!("skipped: no huge page to be had");
+        eprintln!("skipped: no huge page available");
         return;
     };
     half.write(5, b"large").unwrap();
@@ -140,7 +140,7 @@ fn parts_of_a_file_that_have_pages_are_found_without_moving_its_offset() {
     let within =
         |from, to, enough| residency.bytes_within(from * PAGE, to * PAGE, enough * PAGE).unwrap() / PAGE;
     assert_eq!([within(0, 64, 64), within(9, 64, 64), within(0, 8, 64), within(10, 64, 64)], [2, 1, 0, 0]);
-    assert_eq!(within(0, 64, 1), 2, "the first stretch is enough");
+    assert_eq!(within(0, 64, 1), 2, "the first extent is enough");
     file.set_len(0).unwrap();
     assert_eq!((residency.next_data(0).unwrap(), within(0, 64, 64)), (None, 0));
     let mut rest = Vec::new();

@@ -1,4 +1,4 @@
-//! The memory behind descriptors that others may change at any time.
+//! Memory behind descriptors that other processes may change at any time.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod copies;
@@ -13,7 +13,7 @@ use prereg_linux::{FileStat, GuestMemory, SharedFile};
 
 const PAGE: u64 = 0x1000;
 
-/// Whether this system's pages are those the tests are written for.
+/// Whether this system has the page size that the tests are written for.
 fn has_small_pages() -> bool {
     let bytes = prereg_linux::Pagemap::open().map_or(PAGE, |map| map.granule().bytes());
     if bytes != PAGE {
@@ -39,7 +39,7 @@ fn sealed(pages: u64) -> (GuestMemory, OwnedFd) {
     (memory, fd)
 }
 
-/// A file of tmpfs that anybody may truncate. `None`, with the reason told, where there is no tmpfs.
+/// A file of tmpfs that is not sealed. `None`, with the reason printed, where there is no tmpfs.
 fn unsealed(pages: u64) -> Option<File> {
     match tempfile::tempfile_in("/dev/shm") {
         Ok(file) => {

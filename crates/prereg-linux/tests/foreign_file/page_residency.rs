@@ -1,4 +1,4 @@
-//! Whether pinned pages still are the file's.
+//! Detection of pinned pages that no longer belong to their file.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -8,7 +8,7 @@ use prereg_linux::{IoUring, PageResidency, SharedMemory};
 use crate::syscalls::punch;
 use crate::{PAGE, has_small_pages, sealed, shared, unsealed};
 
-/// Pinned memory. `None`, with the reason told, where nothing can be pinned.
+/// Pinned memory. `None`, with the reason printed, where nothing can be pinned.
 fn pinned(fd: BorrowedFd<'_>, pages: u64) -> Option<(SharedMemory, AddressSpace, Registration)> {
     if !has_small_pages() {
         return None;
@@ -35,7 +35,7 @@ fn a_hole_is_found_and_stays_found_when_it_is_filled_again() {
         assert_eq!(gone(0, 150), Some((100 * PAGE, 3 * PAGE)));
         assert_eq!(gone(101, 1), Some((101 * PAGE, PAGE)));
         assert_eq!((gone(0, 100), gone(103, 97), gone(103, 20)), (None, None, None));
-        // The guest fills it, and we copy in and out: that brings new pages in, and hides nothing.
+        // The guest and this process access the range, which faults new pages in and must not hide the hole.
         guest.write(100 * PAGE, &[1; 3 * PAGE as usize]).unwrap();
         memory.write(200 * PAGE, &[1]).unwrap();
         memory.read(101 * PAGE, &mut [0; 8]).unwrap();

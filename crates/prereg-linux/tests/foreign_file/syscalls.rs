@@ -1,18 +1,18 @@
-//! What only system calls can do to a file.
+//! Changes to files that need system calls.
 #![expect(unsafe_code, reason = "fallocate and seals have no safe names in std")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Takes the pages of `[offset, offset + bytes)` out of the file; its length stays.
+/// Removes the pages of `[offset, offset + bytes)` from the file; its length stays.
 pub(crate) fn punch(fd: BorrowedFd<'_>, offset: u64, bytes: u64) {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     let (offset, bytes) = (libc::off_t::try_from(offset).unwrap(), libc::off_t::try_from(bytes).unwrap());
-    // SAFETY: takes no pointer; what it takes away is file memory that no Rust value lives in.
+    // SAFETY: takes no pointer; the removed file memory contains no Rust value.
     let result = unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset, bytes) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// Seals the file against mappings that can be written. `false` before Linux 5.1.
+/// Seals the file against new writable mappings. `false` before Linux 5.1.
 pub(crate) fn seal_against_writing(fd: BorrowedFd<'_>) -> bool {
     const F_SEAL_FUTURE_WRITE: libc::c_int = 0x10;
     // SAFETY: takes no pointer.

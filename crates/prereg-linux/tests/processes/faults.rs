@@ -1,4 +1,4 @@
-//! Memory that cannot be pinned: refused with its address and the reason, and nothing stays pinned.
+//! Memory that cannot be pinned is refused with its address and the reason, and nothing stays pinned.
 
 use std::os::fd::AsFd;
 
@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PAGE: usize = 4096;
 
-/// Pins `area` with pieces of `piece` pages and expects a fault at page `page` for a reason that says `says`.
+/// Pins `area` with slots of `piece` pages and expects a fault at page `page` for a reason that contains `says`.
 fn expect_fault(area: &Area, piece: usize, page: usize, says: &str) {
     let uring = IoUring::builder().slot_limit((piece * PAGE) as u64).build().unwrap();
     let empty = pinned();

@@ -1,4 +1,4 @@
-//! Pinning and releasing, with the kernel's own count as the witness.
+//! Pinning and releasing, checked by the kernel's own counters.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(crate) fn range_of(memory: &GuestMemory, pin: &impl Pin) -> UserRange {
     UserRange::new(memory.ua(), memory.bytes(), pin.granule()).unwrap()
 }
 
-/// Pins without a core: the range, and what the back end said.
+/// Pins without the core: the range, and the result of the back end.
 pub(crate) fn pin(backend: &impl Pin, memory: &GuestMemory) -> Result<(UserRange, PinId), PinError> {
     let range = range_of(memory, backend);
     let mut pages = PageList::new(range, backend.granule());
@@ -159,7 +159,7 @@ fn kinds() -> Outcome {
     Ok(())
 }
 
-/// Pages here are pinned many times over, so that gigabytes cost megabytes.
+/// Pages are pinned many times over, so that gigabytes take megabytes.
 const FILE: usize = 64 << 20;
 
 fn several_slots() -> Outcome {
@@ -192,7 +192,7 @@ fn wrong_belief() -> Outcome {
     assert_eq!(uring.slot_limit(), 1 << 30);
     assert_eq!(uring.state().slots_used, 2);
     unpin(&uring, held);
-    // A hole is no reason to believe less.
+    // A hole does not lower the assumed limit.
     let uring = IoUring::builder().slot_limit(8 << 30).build().unwrap();
     area.unmap(4096, 4096);
     let error = pin(&uring, &area.memory()).unwrap_err();
@@ -360,7 +360,7 @@ fn progress() -> Outcome {
     let held = pin(&uring, &memory).unwrap();
     assert_eq!(done.swap(0, Ordering::Relaxed), 64 << 20);
     unpin(&uring, held);
-    // Present memory is left alone.
+    // Resident memory is not prefaulted again.
     prefault(&memory, Prefault::default()).unwrap();
     let held = pin(&uring, &memory).unwrap();
     assert_eq!(done.load(Ordering::Relaxed), 0);
@@ -389,7 +389,7 @@ fn mlock() -> Outcome {
     let before = locked();
     let space = AddressSpace::builder(Mlock::new().unwrap()).build().unwrap();
     assert!(Mlock::WARNING.contains("not a pin"));
-    // Whatever this user may see of the page map: locked pages move.
+    // Whatever this user may see in the page map: locked pages move.
     assert_eq!(space.address_kind(), AddressKind::Invented);
     let memory = GuestMemory::anonymous(SIZE).unwrap();
     let registration = space.register(&memory).unwrap();

@@ -1,4 +1,4 @@
-//! The kernel's own answers, with none of the back end's care: to hold them beside ours.
+//! Unchecked access to a SPAPR container, to compare the kernel's results with the back end's.
 
 use std::fmt;
 
@@ -14,16 +14,16 @@ use crate::vfio::kernel::{
 };
 use crate::vfio::uapi::{MapDma, RegisterMemory, UapiStruct, UnmapDma};
 
-/// A SPAPR TCE v2 container that is asked without care: what it answers is what the kernel answers.
+/// A SPAPR TCE v2 container without the back end's checks: results are the kernel's.
 ///
-/// Asked to unregister mapped memory, kernels of today forget the region for good: its pages stay pinned and charged until
-/// the process ends, and some of it stays after that. Use small memory.
+/// When mapped memory is unregistered, current kernels forget the region: its pages stay pinned and charged until the
+/// process ends, and some of them beyond that. Use small memory.
 pub struct RawSpaprContainer {
     windows: WindowSet,
 }
 
 impl RawSpaprContainer {
-    /// A container with the group of `device` in it, which nobody else may have open.
+    /// A container with the group of `device` in it, which must not be open elsewhere.
     ///
     /// # Errors
     /// [`VfioError`].
@@ -38,7 +38,7 @@ impl RawSpaprContainer {
     /// Registers all of `memory`.
     ///
     /// # Errors
-    /// The kernel's; a positive number is no error to it.
+    /// The kernel's errno. A positive result is not an error for the kernel.
     pub fn register(&self, memory: &GuestMemory) -> Result<i32, Errno> {
         self.ioctl(SPAPR_REGISTER_MEMORY, shape(memory))
     }
@@ -46,7 +46,7 @@ impl RawSpaprContainer {
     /// Unregisters all of `memory`.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's errno.
     pub fn unregister(&self, memory: &GuestMemory) -> Result<i32, Errno> {
         self.ioctl(SPAPR_UNREGISTER_MEMORY, shape(memory))
     }
@@ -54,8 +54,8 @@ impl RawSpaprContainer {
     /// Maps the first `bytes` of `memory` at `ioba`.
     ///
     /// # Errors
-    /// The kernel's. ERANGE, and it is not asked, for what does not lie in the default window or in the memory: the kernel
-    /// does not look at the end of the range and would write past its table.
+    /// The kernel's errno. ERANGE, without a system call, for a range outside of the default window or of the memory:
+    /// the kernel does not check the end of the range and would write past its table.
     pub fn map(&self, memory: &GuestMemory, ioba: BusAddr, bytes: u64, access: Access) -> Result<i32, Errno> {
         if bytes > memory.bytes() {
             return Err(Errno::ERANGE);
@@ -81,7 +81,7 @@ impl RawSpaprContainer {
         self.ioctl(IOMMU_UNMAP_DMA, unmap)
     }
 
-    /// The last page of the window is left out, so that a misaligned range ends inside too.
+    /// The last page of the window is excluded, so that a misaligned range ends inside too.
     fn in_window(&self, ioba: BusAddr, bytes: u64) -> Result<(), Errno> {
         let limits = self.windows.limits();
         let end = ioba.raw().checked_add(bytes);

@@ -1,5 +1,5 @@
-//! The SPAPR back end on a real kernel's recorded answers, and on a model that refuses the nth request and, as real kernels
-//! do, says yes to what it should refuse.
+//! The SPAPR back end on a recording of a real kernel and on the kernel model, with injected failures and false
+//! successes.
 
 use super::super::kernel_model::{HIGH, KernelModel, WINDOW};
 use super::super::replay::Recording;
@@ -12,7 +12,7 @@ use prereg::{Access, AddressSpace, BusAddr, DirtyPages, Granule, PageList, Pin, 
 
 const DEVICE: &str = "0000:00:01.0";
 
-/// The entries of the tables here.
+/// Page size of the tables' entries.
 const PAGE: u64 = 4096;
 
 fn memory(bytes: u64) -> GuestMemory {
@@ -29,7 +29,7 @@ fn at(index: u64) -> BusAddr {
     BusAddr::new(0x10_0000 + index * PAGE)
 }
 
-/// User addresses that the kernel's entries name, from `at(0)` on.
+/// User addresses in the kernel's entries from `at(0)` on.
 fn entries(model: &KernelModel, count: u64) -> Vec<Option<u64>> {
     (0..count).map(|index| model.state().entries.get(&at(index).raw()).copied()).collect()
 }
@@ -85,7 +85,7 @@ fn a_refused_or_partial_registration_leaves_nothing_pinned_or_charged() {
         let error = space.register(&memory).unwrap_err();
         assert_eq!(error.errno(), errno, "{error}");
     }
-    // What a kernel answers that could pin only the first pages.
+    // The result of a kernel that could pin only the first pages.
     model.state().fake_success = Some("VFIO_IOMMU_SPAPR_REGISTER_MEMORY");
     assert_eq!(space.register(&memory).unwrap_err().errno(), Errno::EFAULT);
     model.state().fake_success = None;
@@ -107,7 +107,7 @@ fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
     let calls = model.state().calls;
     let busy = registration.unregister().unwrap_err();
     assert_eq!((busy.errno(), busy.mapped()), (Errno::EBUSY, 1));
-    assert_eq!(model.state().calls, calls, "the kernel is not asked");
+    assert_eq!(model.state().calls, calls, "no system call");
     assert!(table.clear(&mut translator, at(0)).unwrap());
     busy.into_inner().unregister().unwrap();
     assert!(model.state().registered.is_empty());
@@ -125,26 +125,26 @@ fn every_change_of_a_table_is_one_call_at_most() {
     let ua = |index: u64| UserAddr::new(registration.ua().raw() + index * PAGE);
     let calls = || model.state().calls;
     let mut before = calls();
-    let mut asked = || {
-        let asked = calls() - before;
+    let mut new_calls = || {
+        let new_calls = calls() - before;
         before = calls();
-        asked
+        new_calls
     };
     table.put(&mut translator, at(3), ua(0), Access::Read).unwrap();
-    assert_eq!(asked(), 1);
+    assert_eq!(new_calls(), 1);
     table.put_run(&mut translator, at(0), ua(0), 512, Access::ReadWrite).unwrap();
-    assert_eq!((asked(), table.live()), (1, 512));
+    assert_eq!((new_calls(), table.live()), (1, 512));
     let scattered = [ua(9), ua(8), ua(7), ua(20), ua(21)];
     table.put_list(&mut translator, at(0), &scattered, Access::ReadWrite).unwrap();
-    assert_eq!(asked(), 4, "one for each run of pages that follow each other");
+    assert_eq!(new_calls(), 4, "one for each run of pages that follow each other");
     assert_eq!(entries(&model, 6)[..5], scattered.map(|ua| Some(ua.raw())));
     assert_eq!(entries(&model, 6)[5], Some(ua(5).raw()));
     assert_eq!(table.entry(at(3)), Some((ua(20), Access::ReadWrite)));
     assert_eq!(table.stuff(&mut translator, at(0), 600).unwrap(), 512);
-    assert_eq!(asked(), 1);
+    assert_eq!(new_calls(), 1);
     assert_eq!(table.stuff(&mut translator, at(0), 600).unwrap(), 0);
     table.put_run(&mut translator, at(0), ua(0), 0, Access::Read).unwrap();
-    assert_eq!(asked(), 0, "nothing to do is not asked for");
+    assert_eq!(new_calls(), 0, "nothing to do takes no system call");
     assert!(model.state().entries.is_empty());
     registration.unregister().unwrap();
 }
@@ -206,7 +206,7 @@ fn a_refused_map_puts_back_what_was_there() {
     model.state().fake_success = Some("VFIO_IOMMU_MAP_DMA");
     let error = table.put(&mut translator, at(7), new.ua(), Access::ReadWrite).unwrap_err();
     model.state().fake_success = None;
-    // The model would not map the old one again either: the entry is empty, and counted no more.
+    // The model also refuses to restore the old mapping: the entry is empty and not counted.
     assert!(matches!(error, SpaprTableError::Kernel { errno: Errno::EINVAL, lost: 1, .. }), "{error}");
     assert_eq!((table.entry(at(7)), entries(&model, 8)[7]), (None, None));
 

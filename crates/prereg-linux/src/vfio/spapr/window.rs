@@ -1,4 +1,4 @@
-//! The windows of a SPAPR container: which there can be, which there are, and what goes through them to the kernel.
+//! The windows of a SPAPR container: limits, creation and removal, and the system calls on their entries.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,33 +15,33 @@ use crate::vfio::kernel::{
 };
 use crate::vfio::uapi::{MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UapiStruct, UnmapDma};
 
-/// What windows a container can have.
+/// Limits on the windows of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SpaprLimits {
-    /// Where the default window begins.
+    /// The start of the default window.
     pub default_start: BusAddr,
     /// Bytes of the default window, in pages of 4 KiB.
     pub default_bytes: u64,
-    /// A bit for every page size a window that is made can have; 0 where none can be made.
+    /// A bit for every page size of a created window; 0 where none can be created.
     pub page_sizes: u64,
-    /// WindowSet there can be, the default one included.
+    /// The most windows, including the default one.
     pub windows: u32,
-    /// Levels of a table at most.
+    /// The most levels of a table.
     pub levels: u32,
 }
 
-/// Where a window that is made goes.
+/// The place of a created window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WindowPlace {
-    /// Beside the default window, at a high bus address.
+    /// In addition to the default window, at a high bus address.
     Beside,
-    /// In the place of the default window, which is given up: at its bus address, for devices that reach no higher.
+    /// At the bus address of the default window, which is removed: for devices that cannot reach higher addresses.
     InsteadOfDefault,
 }
 
-/// The default window of a container.
+/// State of the default window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum DefaultWindow {
     Free,
@@ -63,7 +63,7 @@ pub(super) struct WindowSet {
     entry_calls: Counter,
 }
 
-/// One window, its owner's alone. Dropping it removes it if it was made.
+/// A window with one owner. Dropping it removes it if it was created.
 pub(super) struct Window {
     windows: Arc<WindowSet>,
     start: u64,
@@ -72,9 +72,9 @@ pub(super) struct Window {
     made: bool,
 }
 
-/// Bytes of one level of a table: small enough that the kernel finds them in one piece.
+/// The largest level of a table: small enough to be physically contiguous.
 const LEVEL_BYTES: u64 = 1 << 20;
-/// An entry of a table.
+/// Size of a table entry.
 const ENTRY_BYTES: u64 = 8;
 const DEFAULT_PAGE: PageShift = PageShift::K4;
 
@@ -166,7 +166,7 @@ impl WindowSet {
             ..TceCreate::default()
         };
         ioctl_zero(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create)?;
-        // A window that would wrap could not be checked against.
+        // A window that wraps is unusable, as ranges could not be checked against it.
         if create.start_addr.checked_add(bytes - 1).is_none() {
             self.remove(create.start_addr)?;
             return Err(Errno::EOVERFLOW);
@@ -185,12 +185,12 @@ fn os(during: &'static str) -> impl FnOnce(Errno) -> VfioError {
 }
 
 impl SpaprLimits {
-    /// Asks a container over the group of `device`, opened for that.
+    /// Opens a container over the group of `device` to query its limits.
     pub(crate) fn query(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
         Ok(WindowSet::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
     }
 
-    /// The levels that a table for such a window should have, or why the kernel would refuse it (and leak its charge).
+    /// The number of levels for a table, or the reason why the kernel would refuse the window (and leak its charge).
     fn check(&self, shift: PageShift, bytes: u64) -> Result<u32, &'static str> {
         if self.page_sizes == 0 {
             return Err("the platform makes no windows");
@@ -225,7 +225,7 @@ impl Window {
         self.shift
     }
 
-    /// The index of the entry at `ioba`, when that and `pages - 1` more lie in the window.
+    /// The index of the entry at `ioba`, if it and the `pages - 1` entries after it are in the window.
     pub(super) fn index(&self, ioba: BusAddr, pages: u64) -> Option<u64> {
         let offset = ioba.raw().checked_sub(self.start)?;
         let index = offset >> self.shift.get();
@@ -234,7 +234,7 @@ impl Window {
         inside.then_some(index)
     }
 
-    /// Maps `pages` pages at `ua` from entry `index` on, which with them lies in the window: one call.
+    /// Maps `pages` pages at `ua` from entry `index` on: one system call. The entries must be in the window.
     pub(super) fn map(&self, index: u64, pages: u64, ua: u64, access: Access) -> Result<(), Errno> {
         self.count();
         let mut map = MapDma {
@@ -247,7 +247,7 @@ impl Window {
         ioctl_zero(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map)
     }
 
-    /// Empties `pages` entries from `index` on, which lie in the window: one call.
+    /// Empties `pages` entries from `index` on: one system call. The entries must be in the window.
     pub(super) fn unmap(&self, index: u64, pages: u64) -> Result<(), Errno> {
         self.count();
         let mut unmap = UnmapDma {
@@ -268,7 +268,7 @@ impl Drop for Window {
     fn drop(&mut self) {
         let mut state = self.windows.state();
         if self.made {
-            // A window that stays takes its place until the container goes.
+            // A window that cannot be removed occupies its place until the container is closed.
             if self.windows.remove(self.start).is_ok() {
                 state.made -= 1;
             }

@@ -1,4 +1,4 @@
-//! The type1 back end on a real kernel's recorded answers, and on a model that refuses the nth request.
+//! The type1 back end on a recording of a real kernel and on the kernel model with injected failures.
 
 use super::super::kernel_model::KernelModel;
 use super::super::replay::Recording;
@@ -82,7 +82,7 @@ fn every_failed_call_of_opening_leaves_nothing_open() {
 
 #[test]
 fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
-    // Ranges so small that a region takes three pieces.
+    // Ranges so small that a region is split over three.
     let page = system_granule().unwrap().bytes();
     let base = 64 << 20;
     let allowed: Vec<_> = (0..3).map(|i| (base * (i + 1), base * (i + 1) + 4 * page - 1)).collect();
@@ -147,7 +147,7 @@ fn an_unmap_that_went_short_is_not_believed() {
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     let iova = *model.state().mapped.first_key_value().unwrap().0;
-    // Somebody else's doing: the mapping is gone before we unmap it, so the kernel unmaps zero bytes and says 0.
+    // The mapping was removed behind the back end, so the kernel unmaps zero bytes and returns 0.
     model.state().mapped.clear();
     registration.unregister().unwrap();
     assert_eq!(vfio.state().stuck_bytes, memory.bytes());
