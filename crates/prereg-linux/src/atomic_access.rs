@@ -7,9 +7,9 @@
 //!
 //! The machine guarantees more: an aligned number of up to 8 bytes is one load or store, and so is every aligned word
 //! of a copy. No stable Rust operation expresses both. On x86-64 and aarch64 the accesses are therefore single
-//! instructions in assembly ([`Instructions`]). Other machines use atomics of the number's size ([`Atomics`]); LLVM
+//! instructions in assembly (`Instructions`). Other machines use atomics of the number's size (`Atomics`); LLVM
 //! defines races of different sizes byte by byte, although Rust does not yet. Miri does not support assembly and
-//! executes the byte accesses ([`Bytes`]). The copies are generic over all three, and the tests compare each with
+//! executes the byte accesses (`Bytes`). The copies are generic over all three, and the tests compare each with
 //! copies of slices.
 //!
 //! Bounds are not checked here but by the owners of mappings.
