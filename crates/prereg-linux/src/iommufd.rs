@@ -17,6 +17,7 @@ use prereg::{AddressKind, Errno, PageSink, PinError, PinId, UserRange};
 
 use crate::account::MemlockAccount;
 use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 use crate::vfio::device::VfioDevice;
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
@@ -212,6 +213,7 @@ impl Iommufd {
 impl KernelPin for Iommufd {
     const NAME: &'static str = "iommufd";
     const ADDRESSES: AddressKind = AddressKind::Iova;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.pinned;
 
     fn pin_state(&self) -> &PinState {
         &self.state
@@ -256,16 +258,6 @@ impl IovaBackend for Iommufd {
         // The device IOAS first, so that a device never reaches memory that is not pinned.
         (self.placement == Placement::StagingIoas || self.ioas.unmap_device(iova))
             && self.ioas.unmap_staging(iova)
-    }
-
-    fn map_refusal(
-        &self,
-        (during, errno): (&'static str, Errno),
-        range: UserRange,
-        part: UserRange,
-        _left: usize,
-    ) -> PinError {
-        self.state.refusal(errno, during, range, part, |counted| counted.pinned)
     }
 }
 

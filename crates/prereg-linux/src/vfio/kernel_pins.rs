@@ -53,31 +53,28 @@ impl PinState {
             process: std::process::id(),
         })
     }
-
-    /// The error for `errno` from mapping `part` of `range`. `counted` selects the counter that this kind of pin is
-    /// charged to.
-    pub(crate) fn refusal(
-        &self,
-        errno: Errno,
-        during: &'static str,
-        range: UserRange,
-        part: UserRange,
-        counted: fn(KernelCount) -> u64,
-    ) -> PinError {
-        match errno {
-            Errno::ENOMEM => self.account.refusal(range.bytes(), || KernelCount::now().map_or(0, counted)),
-            Errno::EFAULT => self.kernel.unpinnable_reason(part),
-            errno => PinError::Os { ua: part.first(), errno, during },
-        }
-    }
 }
 
-/// What differs between the back ends.
+/// The parts of a back end that are its own.
 pub(crate) trait KernelPin {
     const NAME: &'static str;
     const ADDRESSES: AddressKind;
+    /// The kernel's counter that these pins are charged to.
+    const COUNTER: fn(KernelCount) -> u64;
 
     fn pin_state(&self) -> &PinState;
+
+    /// The error for a refusal of `part` of `range` with `errno`.
+    fn refusal(&self, during: &'static str, errno: Errno, range: UserRange, part: UserRange) -> PinError {
+        let state = self.pin_state();
+        match errno {
+            Errno::ENOMEM => {
+                state.account.refusal(range.bytes(), || KernelCount::now().map_or(0, Self::COUNTER))
+            }
+            Errno::EFAULT => state.kernel.unpinnable_reason(part),
+            errno => PinError::Os { ua: part.first(), errno, during },
+        }
+    }
 
     /// Refuses a range before any of it is prefaulted.
     fn check(&self, _range: UserRange) -> Result<(), PinError> {
@@ -172,15 +169,6 @@ pub(crate) trait IovaBackend: KernelPin {
 
     /// Unmaps; `false` unless the kernel confirms that all of it was unmapped.
     fn unmap(&self, iova: IovaRange) -> bool;
-
-    /// The error for a refused [`map`](Self::map) of `part`, with `left` I/O ranges of `range` still to be mapped.
-    fn map_refusal(
-        &self,
-        refused: (&'static str, Errno),
-        range: UserRange,
-        part: UserRange,
-        left: usize,
-    ) -> PinError;
 }
 
 const NO_IOVA: &str =
@@ -267,11 +255,16 @@ impl<L: Clone> IovaPins<L> {
     ) -> Result<(), PinError> {
         let mut ua = range.first().raw();
         for (done, &iova) in iovas.iter().enumerate() {
-            if let Err(refused) = backend.map(ua, iova) {
+            if let Err((during, errno)) = backend.map(ua, iova) {
                 self.unmap(backend, iovas, done);
+                // The container's budget of mappings is used up (`dma_entry_limit`).
+                if errno == Errno::ENOSPC {
+                    let need = u32::try_from(iovas.len() - done).unwrap_or(u32::MAX);
+                    return Err(PinError::NoSlot { need, free: 0 });
+                }
                 let granule = backend.pin_state().granule;
                 let part = UserRange::new(UserAddr::new(ua), iova.bytes, granule).unwrap_or(range);
-                return Err(backend.map_refusal(refused, range, part, iovas.len() - done));
+                return Err(backend.refusal(during, errno, range, part));
             }
             ua = ua.wrapping_add(iova.bytes);
         }

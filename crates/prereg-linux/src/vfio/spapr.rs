@@ -27,6 +27,7 @@ use super::kernel_pins::{KernelPin, PinState, impl_kernel_pin};
 use super::uapi::{RegisterMemory, UapiStruct};
 use crate::account::MemlockAccount;
 use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 
 pub(crate) mod raw_container;
 pub(crate) mod table;
@@ -187,6 +188,7 @@ fn register_argument(range: UserRange) -> RegisterMemory {
 impl KernelPin for VfioSpaprV2 {
     const NAME: &'static str = "vfio-spapr-v2";
     const ADDRESSES: AddressKind = AddressKind::User;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.locked;
 
     fn pin_state(&self) -> &PinState {
         &self.state
@@ -207,7 +209,7 @@ impl KernelPin for VfioSpaprV2 {
                     Errno::EBUSY => REGISTERED,
                     _ => SPAPR_REGISTER_MEMORY.name,
                 };
-                return Err(self.state.refusal(errno, during, range, range, |counted| counted.locked));
+                return Err(self.refusal(during, errno, range, range));
             }
         }
         self.registered().insert(range.first().raw());

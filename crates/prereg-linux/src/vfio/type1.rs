@@ -21,6 +21,7 @@ use super::type1_limits::Type1Limits;
 use super::uapi::{DMA_READ, DMA_WRITE, MapDma, UapiStruct, UnmapDma};
 use crate::account::MemlockAccount;
 use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 
 /// Pins by mapping into a VFIO type1 container.
 ///
@@ -206,6 +207,7 @@ impl ContainerHandle {
 impl KernelPin for VfioType1 {
     const NAME: &'static str = "vfio-type1";
     const ADDRESSES: AddressKind = AddressKind::Iova;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.locked;
 
     fn pin_state(&self) -> &PinState {
         &self.state
@@ -258,20 +260,6 @@ impl IovaBackend for VfioType1 {
         self.unmap_calls.add(1);
         let result = ioctl_struct(self.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap);
         result == Ok(0) && unmap.size == iova.bytes
-    }
-
-    fn map_refusal(
-        &self,
-        (during, errno): (&'static str, Errno),
-        range: UserRange,
-        part: UserRange,
-        left: usize,
-    ) -> PinError {
-        // The container's budget of mappings is used up (`dma_entry_limit`).
-        if errno == Errno::ENOSPC {
-            return PinError::NoSlot { need: u32::try_from(left).unwrap_or(u32::MAX), free: 0 };
-        }
-        self.state.refusal(errno, during, range, part, |counted| counted.locked)
     }
 }
 
