@@ -149,7 +149,7 @@ impl Backend {
     }
 
     fn io_uring(options: &prereg_options) -> Result<Self, Failure> {
-        let mut builder = IoUring::builder().fault_threads(options.fault_threads as usize);
+        let mut builder = IoUring::builder().prefault_threads(options.fault_threads as usize);
         match options.addresses {
             PREREG_ADDRESS_ANY => {}
             PREREG_ADDRESS_PHYSICAL => builder = builder.addresses(AddressKind::Physical),
@@ -202,8 +202,8 @@ impl Backend {
 
     fn iommufd(options: &prereg_options) -> Result<Self, Failure> {
         let (placement, note) = match options.placement {
-            PREREG_PLACEMENT_SHARED => (Placement::Shared, "addresses on the bus of the devices"),
-            PREREG_PLACEMENT_HELD => (Placement::Held, "addresses of the holding space, no device's"),
+            PREREG_PLACEMENT_SHARED => (Placement::DeviceIoas, "addresses on the bus of the devices"),
+            PREREG_PLACEMENT_HELD => (Placement::StagingIoas, "addresses of the holding space, no device's"),
             _ => {
                 return Err(choice("placement of prereg_options", options.placement, "PREREG_PLACEMENT_..."));
             }

@@ -13,8 +13,8 @@ use prereg::{
 };
 
 use prereg_linux::{
-    FaultIn, FaultInError, GuestMemory, IoUring, KernelCount, Membarrier, MemlockAccount, Mlock, Pagemap,
-    fault_in,
+    GuestMemory, IoUring, KernelCount, Membarrier, MemlockAccount, Mlock, Pagemap, Prefault, PrefaultError,
+    prefault,
 };
 use prereg_sim::SimHost;
 
@@ -190,7 +190,7 @@ impl Refusal {
 /// In words: what stands against it, and what would allow it.
 pub fn may_lock(bytes: u64) -> Result<(), String> {
     let granule = Pagemap::open().map_or(Granule::K4, |map| map.granule());
-    let limit = MemlockAccount::settled(granule).limit();
+    let limit = MemlockAccount::with_current_privilege(granule).limit();
     if let Some(limit) = limit.map(|pages| pages << granule.shift().get()) {
         if bytes > limit {
             return Err(format!(
@@ -222,14 +222,14 @@ fn touch(memory: &GuestMemory, interrupt: &Interrupt, progress: Progress) -> Res
     let stage = progress.stage("touching guest memory", memory.bytes());
     let report = |done: u64, total: u64| stage.at_of(done, total);
     let flag = interrupt.flag();
-    let how = FaultIn {
+    let how = Prefault {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         progress: Some(&report),
         cancel: Some(&flag),
     };
-    match fault_in(memory, how) {
+    match prefault(memory, how) {
         Ok(()) => Ok(()),
-        Err(FaultInError::Cancelled { .. }) => Err(Refusal::Interrupted(Interrupted)),
+        Err(PrefaultError::Cancelled { .. }) => Err(Refusal::Interrupted(Interrupted)),
         Err(error) => Err(Refusal::not(error)),
     }
 }

@@ -1,59 +1,56 @@
-//! Charges against the limit on locked memory, with the rules of `RLIMIT_MEMLOCK`.
+//! An account of pinned pages under the rules of `RLIMIT_MEMLOCK`.
 //!
-//! The kernel charges what it pins by itself, but only when it pins, and its ENOMEM names neither limit nor need. This
-//! account is the gate before that: it knows what this process has registered, in pages, each once.
+//! The kernel charges pins itself, but only when it pins, and its ENOMEM names neither the limit nor what was needed.
+//! This account refuses earlier and says both. It counts registered pages, each once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use prereg::{Charge, ChargeError, Granule};
+use prereg::{Charge, ChargeError, Granule, PinError};
+use rustix::thread::CapabilitySet;
 
 use crate::sys;
 
-/// The number of CAP_IPC_LOCK.
-const CAP_IPC_LOCK: u32 = 14;
-
-/// Where limit and privilege come from.
+/// Source of the limit and of the privilege to exceed it.
 #[derive(Clone, Copy, Debug)]
-enum Rule {
-    /// Asked of the system at every charge, as the kernel does.
-    Asked { initial_namespace: bool },
-    /// The limit is asked, the privilege was settled when the account was made.
-    Settled { privileged: bool },
-    /// Given by the owner of the account.
-    Given { limit: Option<u64> },
+enum LimitSource {
+    /// Both are read at every charge, as the kernel does.
+    Kernel { initial_namespace: bool },
+    /// The limit is read at every charge; the privilege was read when the account was made.
+    KernelLimit { privileged: bool },
+    /// A limit that the owner of the account set.
+    Fixed { limit: Option<u64> },
 }
 
 /// Pages charged to this process.
 #[derive(Debug)]
 pub struct MemlockAccount {
     granule: Granule,
-    rule: Rule,
+    source: LimitSource,
     charged: AtomicU64,
-    excess: AtomicU64,
+    unmatched_uncharges: AtomicU64,
 }
 
 impl MemlockAccount {
-    /// An account under the limit and the privilege that this process has at each charge.
+    /// An account that reads limit and privilege of this process at each charge.
     #[must_use]
     pub fn new(granule: Granule) -> Self {
-        Self::with_rule(granule, Rule::Asked { initial_namespace: in_initial_user_namespace() })
+        Self::with_source(granule, LimitSource::Kernel { initial_namespace: in_initial_user_namespace() })
     }
 
-    /// An account whose privilege is settled now, as io_uring settles it when a ring is made; the limit is still asked
-    /// at each charge.
+    /// An account that reads the privilege now, as io_uring does when a ring is made, and the limit at each charge.
     #[must_use]
-    pub fn settled(granule: Granule) -> Self {
-        Self::with_rule(granule, Rule::Settled { privileged: may_pass_the_limit() })
+    pub fn with_current_privilege(granule: Granule) -> Self {
+        Self::with_source(granule, LimitSource::KernelLimit { privileged: bypasses_memlock() })
     }
 
-    /// An account with its own limit in pages; `None` is no limit.
+    /// An account with a limit of its own in pages; `None` is no limit.
     #[must_use]
     pub fn with_limit(granule: Granule, limit: Option<u64>) -> Self {
-        Self::with_rule(granule, Rule::Given { limit })
+        Self::with_source(granule, LimitSource::Fixed { limit })
     }
 
-    const fn with_rule(granule: Granule, rule: Rule) -> Self {
-        Self { granule, rule, charged: AtomicU64::new(0), excess: AtomicU64::new(0) }
+    const fn with_source(granule: Granule, source: LimitSource) -> Self {
+        Self { granule, source, charged: AtomicU64::new(0), unmatched_uncharges: AtomicU64::new(0) }
     }
 
     /// Pages charged now.
@@ -63,28 +60,57 @@ impl MemlockAccount {
         self.charged.load(Ordering::Relaxed)
     }
 
-    /// Pages that were taken off without having been charged: zero unless a caller is defective.
+    /// Pages that were uncharged without having been charged: zero unless a caller is defective.
     #[must_use]
-    pub fn excess(&self) -> u64 {
+    pub fn unmatched_uncharges(&self) -> u64 {
         // Relaxed: a number for reports.
-        self.excess.load(Ordering::Relaxed)
+        self.unmatched_uncharges.load(Ordering::Relaxed)
     }
 
-    /// The limit in pages that the next charge meets; `None` when there is none or this process may pass it.
+    /// The limit in pages at the next charge; `None` when there is none or this process may exceed it.
     #[must_use]
     pub fn limit(&self) -> Option<u64> {
-        let privileged = match self.rule {
-            Rule::Given { limit } => return limit,
-            Rule::Settled { privileged } => privileged,
-            Rule::Asked { initial_namespace } => initial_namespace && holds_ipc_lock(),
+        let privileged = match self.source {
+            LimitSource::Fixed { limit } => return limit,
+            LimitSource::KernelLimit { privileged } => privileged,
+            LimitSource::Kernel { initial_namespace } => initial_namespace && holds_ipc_lock(),
         };
         if privileged {
             return None;
         }
-        let (soft, _) = sys::memlock_limit().ok()?;
+        let (soft, _) = sys::memlock_limit();
         soft.map(|bytes| bytes >> self.granule.shift().get())
     }
+
+    /// [`limit`](Self::limit) in bytes.
+    pub(crate) fn limit_bytes(&self) -> Option<u64> {
+        self.limit().map(|pages| pages << self.granule.shift().get())
+    }
+
+    /// The error for `need` bytes that the kernel refused with ENOMEM while `used` bytes were charged.
+    pub(crate) fn refusal(&self, need: u64, used: impl FnOnce() -> u64) -> PinError {
+        match self.limit_bytes() {
+            Some(limit) => PinError::Limit { need, used: used(), limit },
+            None => PinError::OutOfMemory,
+        }
+    }
 }
+
+/// Implements [`Charge`] for a back end through its account.
+macro_rules! impl_charge {
+    ($backend:ty) => {
+        impl prereg::Charge for $backend {
+            fn charge(&self, pages: u64) -> Result<(), prereg::ChargeError> {
+                self.account().charge(pages)
+            }
+
+            fn uncharge(&self, pages: u64) {
+                self.account().uncharge(pages);
+            }
+        }
+    };
+}
+pub(crate) use impl_charge;
 
 impl Charge for MemlockAccount {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
@@ -105,27 +131,27 @@ impl Charge for MemlockAccount {
         });
         let (Ok(before) | Err(before)) = before;
         // Relaxed: a number for reports.
-        self.excess.fetch_add(pages.saturating_sub(before), Ordering::Relaxed);
+        self.unmatched_uncharges.fetch_add(pages.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
 fn holds_ipc_lock() -> bool {
-    sys::effective_capabilities().is_ok_and(|bits| bits >> CAP_IPC_LOCK & 1 != 0)
+    sys::effective_capabilities().is_ok_and(|capabilities| capabilities.contains(CapabilitySet::IPC_LOCK))
 }
 
-/// Root of another user namespace holds the capability, but not where the kernel asks for it.
+/// Root of another user namespace has the capability, but the kernel does not accept it for RLIMIT_MEMLOCK.
 pub(crate) fn in_initial_user_namespace() -> bool {
     match std::fs::read_to_string("/proc/self/uid_map") {
-        Ok(text) => maps_everybody(&text),
-        // A kernel without user namespaces has no such file, and everybody is in the initial one.
+        Ok(text) => is_identity_map(&text),
+        // A kernel without user namespaces has no such file; every process is in the initial one.
         Err(error) => {
             error.kind() == std::io::ErrorKind::NotFound && std::path::Path::new("/proc/self/status").exists()
         }
     }
 }
 
-/// Whether a `uid_map` is the one of the initial namespace: all users to themselves.
-fn maps_everybody(text: &str) -> bool {
+/// Whether a `uid_map` is that of the initial namespace, which maps all users to themselves.
+fn is_identity_map(text: &str) -> bool {
     let mut words = text.split_ascii_whitespace();
     words.next() == Some("0")
         && words.next() == Some("0")
@@ -133,8 +159,8 @@ fn maps_everybody(text: &str) -> bool {
         && words.next().is_none()
 }
 
-/// Whether the kernel lets this thread pass RLIMIT_MEMLOCK.
-pub(crate) fn may_pass_the_limit() -> bool {
+/// Whether the kernel lets this thread exceed RLIMIT_MEMLOCK.
+pub(crate) fn bypasses_memlock() -> bool {
     holds_ipc_lock() && in_initial_user_namespace()
 }
 
@@ -170,14 +196,14 @@ mod tests {
         let account = MemlockAccount::with_limit(Granule::K4, Some(10));
         account.charge(3).unwrap();
         account.uncharge(5);
-        assert_eq!((account.charged(), account.excess()), (0, 2));
+        assert_eq!((account.charged(), account.unmatched_uncharges()), (0, 2));
     }
 
     #[test]
     fn only_the_map_of_the_initial_namespace_maps_everybody() {
-        assert!(maps_everybody("         0          0 4294967295\n"));
+        assert!(is_identity_map("         0          0 4294967295\n"));
         for text in ["", "0 0 1", "0 1000 4294967295", "0 1000 1\n1 1 5", "0 0 4294967295\n1 1 1"] {
-            assert!(!maps_everybody(text), "{text:?}");
+            assert!(!is_identity_map(text), "{text:?}");
         }
     }
 

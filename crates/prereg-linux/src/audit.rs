@@ -1,50 +1,51 @@
-//! Do the pinned pages still lie behind the addresses they were registered under?
+//! Audit of pinned pages: whether they still back the addresses that they were registered under.
 //!
-//! A pin keeps the page, not what is mapped where. A hole punched into a file, `MADV_DONTNEED`, a new mapping over the
-//! old one: the process then sees a new page and the device keeps using the old one, and no error is ever raised. An
-//! audit reads the page map again and names every page of which that is true.
+//! A pin keeps the page, not its mapping. After a hole punched into a file, `MADV_DONTNEED` or a new mapping over the
+//! old one, the process sees a new page while the device keeps using the old one, and no error is raised. An audit
+//! reads the page map again and names every page that changed.
 
 use prereg::{HostAddr, UserAddr, UserRange};
 
-use crate::pagemap::{Backing, Pagemap, PagemapError};
+use crate::pagemap::{PageBacking, Pagemap, PagemapError};
 use crate::sys;
 
-/// A page that is no longer what was pinned.
+/// A page whose mapping changed after it was pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ChangedPage {
-    /// The page.
+    /// Its user address.
     pub ua: UserAddr,
-    /// Where the device goes.
+    /// The pinned page, which the device uses.
     pub was: HostAddr,
-    /// Where the process goes; `None` when nothing is mapped there any more.
+    /// The page that the process sees now; `None` when nothing is mapped there.
     pub now: Option<HostAddr>,
 }
 
-/// What an audit found.
+/// Result of an audit.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Audit {
     /// Pages compared.
     pub checked: u64,
     /// Pages that differ, in order.
     pub changed: Vec<ChangedPage>,
-    /// Pages whose frame this process may not see, so that nothing can be said of them.
+    /// Pages whose frame this process is not allowed to see.
     pub unreadable: u64,
-    /// Pages that were not expected anywhere (the caller knew no address).
+    /// Pages that were not compared, because the caller knew no address for them.
     pub skipped: u64,
 }
 
 impl Audit {
-    /// Whether every page that was to be compared could be, and was found where it was expected.
+    /// Whether every page to be compared could be compared and had not changed.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.changed.is_empty() && self.unreadable == 0
     }
 }
 
-/// Compares every page of `range` with the host address that `expected` has for its first byte (`None`: do not compare).
+/// Compares every page of `range` with the host address that `expected` returns for its first byte (`None`: do not
+/// compare).
 ///
-/// A page that is mapped but not in the page table at the moment is brought in by reading it, as any access would.
-/// Meant for physical addresses ([`AddressKind::Physical`](prereg::AddressKind::Physical)).
+/// A page that is mapped but not present in the page table is faulted in for reading. Meant for physical addresses
+/// ([`AddressKind::Physical`](prereg::AddressKind::Physical)).
 ///
 /// ```
 /// use prereg::{HostAddr, Memory, UserRange};
@@ -66,10 +67,10 @@ pub fn audit_range(
 ) -> Result<Audit, PagemapError> {
     let mut audit = Audit::default();
     map.runs(range, |run| {
-        if run.backing == Backing::Absent {
+        if run.backing == PageBacking::Absent {
             let bytes = run.pages << map.granule().shift().get();
             let part = UserRange::new(run.ua, bytes, map.granule()).ok();
-            bring_in(run.ua.raw(), bytes, map.granule().bytes());
+            prefault(run.ua.raw(), bytes, map.granule().bytes());
             return match part {
                 Some(part) => map.runs(part, |run| audit.compare::<PagemapError>(map, run, &mut expected)),
                 None => Ok(()),
@@ -80,13 +81,13 @@ pub fn audit_range(
     Ok(audit)
 }
 
-/// Brings in what is mapped of `[ua, ua + bytes)`: at once, or page by page around the holes.
-fn bring_in(ua: u64, bytes: u64, page: u64) {
+/// Faults in the mapped pages of `[ua, ua + bytes)`: in one call, or page by page if there are holes.
+fn prefault(ua: u64, bytes: u64, page: u64) {
     if sys::populate_read(ua, bytes).is_ok() {
         return;
     }
     for offset in (0..bytes).step_by(usize::try_from(page).unwrap_or(usize::MAX)) {
-        // What is not mapped stays absent, and is reported so.
+        // An unmapped page stays absent and is reported as such.
         let _ = sys::populate_read(ua + offset, page);
     }
 }
@@ -95,7 +96,7 @@ impl Audit {
     fn compare<E>(
         &mut self,
         map: &Pagemap,
-        run: crate::pagemap::Run,
+        run: crate::pagemap::PageRun,
         expected: &mut impl FnMut(UserAddr) -> Option<HostAddr>,
     ) -> Result<(), E> {
         for page in 0..run.pages {
@@ -106,12 +107,12 @@ impl Audit {
                 continue;
             };
             let now = match run.backing {
-                Backing::Hidden => {
+                PageBacking::Hidden => {
                     self.unreadable += 1;
                     continue;
                 }
-                Backing::Frames(host) => host.checked_add(offset),
-                Backing::Absent => None,
+                PageBacking::Frames(host) => host.checked_add(offset),
+                PageBacking::Absent => None,
             };
             self.checked += 1;
             if now != Some(was) {
@@ -126,7 +127,7 @@ impl Audit {
 mod tests {
     use super::*;
     use crate::memory::GuestMemory;
-    use crate::pagemap::Run;
+    use crate::pagemap::PageRun;
     use prereg::Granule;
 
     #[test]
@@ -149,7 +150,8 @@ mod tests {
         let map = Pagemap::open().unwrap();
         let page = map.granule().bytes();
         let mut audit = Audit::default();
-        let run = Run { ua: UserAddr::new(0), pages: 4, backing: Backing::Frames(HostAddr::new(8 * page)) };
+        let run =
+            PageRun { ua: UserAddr::new(0), pages: 4, backing: PageBacking::Frames(HostAddr::new(8 * page)) };
         let right = |ua: UserAddr| HostAddr::new(ua.raw() + 8 * page);
         let third = UserAddr::new(2 * page);
         let mut expected = |ua| Some(if ua == third { HostAddr::new(0) } else { right(ua) });
@@ -159,7 +161,7 @@ mod tests {
             audit.changed,
             [ChangedPage { ua: third, was: HostAddr::new(0), now: Some(right(third)) }]
         );
-        let gone = Run { backing: Backing::Absent, pages: 1, ..run };
+        let gone = PageRun { backing: PageBacking::Absent, pages: 1, ..run };
         audit.compare::<PagemapError>(&map, gone, &mut |_| Some(HostAddr::new(page))).unwrap();
         assert_eq!(audit.changed[1].now, None);
         assert!(Granule::K4.bytes() <= page);

@@ -1,4 +1,4 @@
-//! The options of the io_uring back end.
+//! Builder of the io_uring back end.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::options::Options;
 use crate::sys;
 use crate::uring::IoUring;
 
-/// Options of an [`IoUring`], each with a default that suits most.
+/// Options of an [`IoUring`]. All have defaults.
 #[derive(Clone, Default)]
 #[must_use]
 pub struct IoUringBuilder {
@@ -25,7 +25,7 @@ impl fmt::Debug for IoUringBuilder {
 }
 
 impl IoUring {
-    /// A back end with one ring. Host addresses are physical when this process may see them, else (slot, offset):
+    /// A back end with default options. Host addresses are physical if this process may see them, else (slot, offset);
     /// [`address_note`](Self::address_note) says which and why.
     ///
     /// # Errors
@@ -34,49 +34,49 @@ impl IoUring {
         Self::builder().build()
     }
 
-    /// A back end with options.
+    /// A back end with other options.
     pub fn builder() -> IoUringBuilder {
         IoUringBuilder::default()
     }
 }
 
 impl IoUringBuilder {
-    /// Threads that bring memory in before it is pinned; 0 (the default) means as many as there are processors, up to 8,
-    /// and 1 leaves it to the pin.
-    pub fn fault_threads(mut self, threads: usize) -> Self {
+    /// Threads that prefault memory before it is pinned. 0 (the default) means one per processor, at most 8; 1 leaves
+    /// faulting to the pin itself.
+    pub fn prefault_threads(mut self, threads: usize) -> Self {
         self.options.threads = threads;
         self
     }
 
-    /// Called with bytes done and bytes in all while memory is brought in, from the threads that do it. Memory that is
-    /// there already, or less than 16 MiB, is pinned without a call.
+    /// Called with bytes done and total bytes while memory is prefaulted, from the prefaulting threads. Not called for
+    /// memory that is resident already or smaller than 16 MiB.
     pub fn progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.options.progress = Some(Arc::new(progress));
         self
     }
 
-    /// Once this is `true`, bringing memory in stops and the pin fails with EINTR, nothing pinned.
+    /// When this becomes `true`, prefaulting stops and the pin fails with EINTR, with nothing pinned.
     pub fn cancel(mut self, cancel: Arc<AtomicBool>) -> Self {
         self.options.cancel = Some(cancel);
         self
     }
 
-    /// Insists on a kind of host address: [`AddressKind::Physical`] fails where they are hidden,
-    /// anything else means [`AddressKind::SlotOffset`].
+    /// Requires a kind of host address. [`AddressKind::Physical`] fails where physical addresses are hidden; any other
+    /// kind means [`AddressKind::SlotOffset`].
     pub fn addresses(mut self, kind: AddressKind) -> Self {
         self.options.addresses = Some(kind);
         self
     }
 
-    /// Gives one slot at most `bytes` (rounded down to whole pages, at least one, at most 512 GiB) instead of what the
-    /// kernel is found to allow. More than it allows costs a failed attempt, no more.
+    /// Limits a slot to `bytes` (rounded down to whole pages, at least one page, at most 512 GiB) instead of the probed
+    /// limit. If the kernel allows less, a pin costs one more attempt.
     pub fn slot_limit(mut self, bytes: u64) -> Self {
         let page = sys::page_size();
-        self.options.slot_limit = Some((bytes / page * page).clamp(page, crate::limit::MOST));
+        self.options.slot_limit = Some((bytes / page * page).clamp(page, crate::buffer_limit::ASSUMED_MAX));
         self
     }
 
-    /// Makes the back end.
+    /// Initialises the back end.
     ///
     /// # Errors
     /// [`BackendError`].

@@ -1,10 +1,10 @@
-//! Why a back end cannot be had on this host, by this user.
+//! Errors from initialising a back end.
 
-use prereg::Errno;
+use prereg::{Errno, PinError, UserRange};
 
 use crate::pagemap::PagemapError;
 
-/// Why a back end could not be made. Nothing is left behind.
+/// A back end could not be initialised. Nothing is left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
@@ -24,7 +24,7 @@ pub enum BackendError {
         /// The system's number.
         errno: Errno,
     },
-    /// A ring is charged to RLIMIT_MEMLOCK too, and does not fit.
+    /// A ring does not fit: it is charged to RLIMIT_MEMLOCK too.
     #[error(
         "no memory for an io_uring instance under the locked-memory limit ({}); raise RLIMIT_MEMLOCK (ulimit -l) or grant \
          CAP_IPC_LOCK", limit_text(*.limit)
@@ -33,7 +33,7 @@ pub enum BackendError {
         /// The soft limit in bytes; `None` when unlimited.
         limit: Option<u64>,
     },
-    /// Something else failed.
+    /// Another system call failed.
     #[error("{during} failed with {errno}")]
     Os {
         /// The call that failed.
@@ -41,10 +41,10 @@ pub enum BackendError {
         /// The system's number.
         errno: Errno,
     },
-    /// The page map is needed and cannot be read.
+    /// The page map cannot be read.
     #[error(transparent)]
     Pagemap(#[from] PagemapError),
-    /// Physical addresses were asked for and are hidden from this user.
+    /// Physical addresses were required and are hidden from this user.
     #[error(
         "physical addresses are hidden from this user: /proc/self/pagemap shows page frames only with CAP_SYS_ADMIN; run \
          with it, or use (slot, offset) addresses"
@@ -52,12 +52,21 @@ pub enum BackendError {
     FramesHidden,
 }
 
+/// The error for a pin in a child of `fork`.
+pub(crate) const fn pinned_by_parent(range: UserRange) -> PinError {
+    PinError::Os {
+        ua: range.first(),
+        errno: Errno::EPERM,
+        during: "pinning in a child of the process that made the back end",
+    }
+}
+
 fn limit_text(limit: Option<u64>) -> String {
     limit.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes >> 10))
 }
 
 impl BackendError {
-    /// EPERM, ENOMEM, or what the system gave.
+    /// EPERM, ENOMEM, or the system's errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -68,14 +77,12 @@ impl BackendError {
         }
     }
 
-    /// What `errno` of a ring's making means.
+    /// The error for `errno` from making a ring.
     pub(crate) fn of_ring(during: &'static str, errno: Errno) -> Self {
         match errno {
             Errno::EPERM | Errno::EACCES => Self::Forbidden,
             Errno::ENOSYS | Errno::EINVAL => Self::TooOld { during, errno },
-            Errno::ENOMEM => {
-                Self::NoMemory { limit: crate::sys::memlock_limit().ok().and_then(|(soft, _)| soft) }
-            }
+            Errno::ENOMEM => Self::NoMemory { limit: crate::sys::memlock_limit().0 },
             errno => Self::Os { during, errno },
         }
     }

@@ -1,7 +1,7 @@
-//! Device memory: addresses are a base and an offset, and there is nothing to pin.
+//! The pin back end for device memory: a host address is a base and an offset, and nothing is pinned.
 //!
-//! As the kernel's `mm_iommu_newdev` does for memory on a device (docs/specification.md 1.4): the pages are not system memory,
-//! never move and are charged to nobody.
+//! As with the kernel's `mm_iommu_newdev` (docs/specification.md 1.4), the pages are not system memory, never move and
+//! are not charged.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use prereg::{
 
 use crate::barrier::Membarrier;
 
-/// A window of user addresses behind which device memory lies in one piece.
+/// A window of user addresses that maps contiguous device memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fixed {
     window: UserRange,
@@ -21,8 +21,8 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// The byte at the start of `window` lies at `host`. `None` when `host` is not a page's start or the last byte would
-    /// lie past 2^64.
+    /// A window whose first byte has the host address `host`. `None` when `host` is not page-aligned or the window
+    /// would pass 2^64.
     #[must_use]
     pub fn new(window: UserRange, host: HostAddr, granule: Granule) -> Option<Self> {
         host.checked_add(window.bytes() - 1)?;
@@ -30,7 +30,7 @@ impl Fixed {
     }
 }
 
-// SAFETY: the addresses are of kind `Device`: what lies there is the caller's word.
+// SAFETY: the addresses are of kind `Device`, for which the caller is responsible.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
 unsafe impl Pin for Fixed {
     fn name(&self) -> &'static str {

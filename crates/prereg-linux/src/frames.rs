@@ -1,64 +1,69 @@
-//! The page frames of memory that was just pinned, pushed into the core's list.
+//! Host addresses of pinned memory: page frames from the page map, or (slot, offset) of a buffer table.
 
 use prereg::{Errno, HostAddr, PageSink, PinError, UserAddr, UserRange};
 
-use crate::pagemap::{Backing, Pagemap, PagemapError};
+use crate::pagemap::{PageBacking, Pagemap, PagemapError};
 use crate::sys;
 
-/// What a walk over the page map can end with.
-enum Ended {
+/// Error of a walk over the page map.
+enum WalkError {
     Map(PagemapError),
     Pin(PinError),
 }
 
-impl From<PagemapError> for Ended {
+impl From<PagemapError> for WalkError {
     fn from(error: PagemapError) -> Self {
         Self::Map(error)
     }
 }
 
-/// A pinned page can have lost its entry in the page table (reclaim tried it, say): looking brings it back. More tries
-/// than this mean that somebody keeps dropping it.
-const LOOKS: u32 = 3;
+/// A pinned page can lack its page-table entry, for example after reclaim tried it; reading brings it back. More
+/// retries than this mean that the entry is being removed repeatedly.
+const MAX_RETRIES: u32 = 3;
 
-/// Reads the frames of `range` into `pages`.
-pub(crate) fn push(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>) -> Result<(), PinError> {
-    push_part(map, range, pages, LOOKS).map_err(|ended| match ended {
-        Ended::Pin(error) => error,
-        Ended::Map(error) => {
+/// Pushes the page frames of `range`.
+pub(crate) fn push_frames(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>) -> Result<(), PinError> {
+    push_runs(map, range, pages, MAX_RETRIES).map_err(|error| match error {
+        WalkError::Pin(error) => error,
+        WalkError::Map(error) => {
             PinError::Os { ua: range.first(), errno: error.errno(), during: "reading /proc/self/pagemap" }
         }
     })
 }
 
-fn push_part(map: &Pagemap, range: UserRange, pages: &mut PageSink<'_>, looks: u32) -> Result<(), Ended> {
+fn push_runs(
+    map: &Pagemap,
+    range: UserRange,
+    pages: &mut PageSink<'_>,
+    retries: u32,
+) -> Result<(), WalkError> {
     map.runs(range, |run| {
         match run.backing {
-            Backing::Frames(host) => pages.push(host, run.pages).map_err(|error| Ended::Pin(error.into())),
-            Backing::Hidden => Err(Ended::Pin(PinError::Os {
+            PageBacking::Frames(host) => pages.push(host, run.pages).map_err(|error| WalkError::Pin(error.into())),
+            PageBacking::Hidden => Err(WalkError::Pin(PinError::Os {
                 ua: run.ua,
                 errno: Errno::EPERM,
-                during: "reading page frames (CAP_SYS_ADMIN is gone)",
+                during: "reading page frames (the process has lost CAP_SYS_ADMIN)",
             })),
-            Backing::Absent => {
+            PageBacking::Absent => {
                 let bytes = run.pages << map.granule().shift().get();
-                let dropped = Ended::Pin(PinError::Fault {
+                let dropped = WalkError::Pin(PinError::Fault {
                     ua: run.ua,
                     why: "it was unmapped or dropped while it was being pinned; keep the memory as it is until it is \
                           unregistered",
                 });
                 let Ok(part) = UserRange::new(run.ua, bytes, map.granule()) else { return Err(dropped) };
-                if looks == 0 || sys::populate_read(run.ua.raw(), bytes).is_err() {
+                if retries == 0 || sys::populate_read(run.ua.raw(), bytes).is_err() {
                     return Err(dropped);
                 }
-                push_part(map, part, pages, looks - 1)
+                push_runs(map, part, pages, retries - 1)
             }
         }
     })
 }
 
-/// Whether most of `range` seems to be in memory already: a few pages all over it are.
-pub(crate) fn look_present(map: &Pagemap, range: UserRange) -> bool {
+/// Whether most of `range` appears to be resident, judged by a sample of pages.
+pub(crate) fn looks_resident(map: &Pagemap, range: UserRange) -> bool {
     const SAMPLES: u64 = 64;
     let pages = range.pages(map.granule());
     let step = (pages / SAMPLES).max(1);
@@ -66,20 +71,20 @@ pub(crate) fn look_present(map: &Pagemap, range: UserRange) -> bool {
     (0..pages)
         .step_by(usize::try_from(step).unwrap_or(usize::MAX))
         .chain([pages - 1])
-        .all(|page| map.page(at(page)).is_ok_and(|backing| backing != Backing::Absent))
+        .all(|page| map.page(at(page)).is_ok_and(|backing| backing != PageBacking::Absent))
 }
 
-/// The address of the first page of slot `slot`: see [`SlotAddress`].
+/// The host address of the first byte of a slot; see [`SlotAddress`].
 pub(crate) const fn slot_host(slot: u32) -> HostAddr {
     HostAddr::new((slot as u64 + 1) << SlotAddress::SHIFT)
 }
 
-/// A host address of the kind [`SlotOffset`](prereg::AddressKind::SlotOffset), taken apart.
+/// The parts of a host address of kind [`SlotOffset`](prereg::AddressKind::SlotOffset).
 ///
 /// The address is `(slot + 1) << 40 | offset`: contiguous within a slot and nowhere else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct SlotAddress {
-    /// The slot, counted over all rings of the back end: ring `slot / 16384`, its slot `slot % 16384`.
+    /// The slot, counted over all rings of the back end: slot `slot % 16384` of ring `slot / 16384`.
     pub slot: u32,
     /// Bytes from the start of the slot's memory.
     pub offset: u64,

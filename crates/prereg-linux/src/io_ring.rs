@@ -1,29 +1,29 @@
-//! A ring that reads and writes one file, straight into the memory that an [`IoUring`] back end has pinned.
+//! A ring that reads and writes one file, directly to and from memory that an [`IoUring`] back end pinned.
 //!
-//! The back end's slots are the fixed buffers of the ring, as copies that cost no pin and no charge (`clones` says how they
-//! are kept up to date, and how they vanish when a region goes). Where they cannot be had, the same transfers are done
-//! plain: the kernel then pins the pages for each of them; [`IoRing::fixed`] says why.
+//! The ring's fixed buffers are clones of the back end's slots, which cost neither a pin nor a charge; `buffer_clones`
+//! keeps them in step with the pins. Where that is not possible the ring uses plain transfers, for each of which the
+//! kernel pins the pages; [`IoRing::fixed`] returns the reason.
 //!
-//! A ring belongs to one thread at a time. It owns its file, the buffers it was given and, for every transfer in flight, a
-//! token of the caller's that comes back with the completion: what keeps guest memory mapped belongs into the token.
-//! Dropping the ring waits for what the kernel has begun (on a pipe or a socket it cancels that), and only then drops tokens and
-//! buffers. If the kernel refuses to tell, or anything unwinds in between, they are leaked on purpose: memory that may still be
-//! written is better lost than reused.
+//! A ring belongs to one thread at a time. It owns its file, the buffers of its transfers and, for every transfer in
+//! flight, the caller's token, which the completion returns. Whatever keeps guest memory mapped belongs in the token.
+//! Dropping the ring waits for the transfers that the kernel has begun (those of a pipe or socket are cancelled) and
+//! only then drops tokens and buffers. If the kernel fails to report completions, or a panic unwinds in between, they
+//! are leaked on purpose: memory that may still be written must not be reused.
 //!
-//! Calls from other threads change the buffer table, so the ring is not made for a single issuer.
+//! Other threads change the buffer table, so the ring does not use `IORING_SETUP_SINGLE_ISSUER`.
 #![expect(
     unsafe_code,
     reason = "hands addresses to the kernel: of buffers the ring owns, or on the caller's promise"
 )]
 
-mod buffer;
-mod entry;
-mod pieces;
-mod slots;
+pub(crate) mod buffer;
+pub(crate) mod segments;
+mod slab;
+pub(crate) mod sqe;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,46 +33,44 @@ use io_uring::types::{CancelBuilder, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{cqueue, opcode};
 use prereg::{AddressKind, Errno, Pin};
 
-use crate::clones::{CloneTable, Manner};
+use crate::buffer_clones::{CloneMode, CloneTable};
 use crate::error::BackendError;
 use crate::sys::{self, Buffer};
 use crate::uring::IoUring;
-use entry::{FILE, entry_of_list, entry_of_one};
-use slots::Slots;
+use buffer::AlignedBuffer;
+use segments::{IoSegment, IoSegments};
+use slab::Slab;
+use sqe::{FILE, Transfer, sqe_for_buffer, sqe_for_list};
 
-pub use buffer::AlignedBuffer;
-pub use entry::Transfer;
-pub use pieces::{IoPiece, Pieces};
-
-/// Completions that the ring has room for, by entry; more are kept by the kernel.
+/// Completion queue entries per submission queue entry; the kernel buffers any overflow.
 const COMPLETIONS: u32 = 4;
 
-/// The user data of the poll on the kick.
+/// The user data of the poll on the kick eventfd.
 const KICK: u64 = u64::MAX;
 
-/// Reads and writes one file; `T` comes back with each completion.
+/// An I/O ring for one file. `T` is the caller's token of a transfer.
 pub struct IoRing<T> {
     uring: io_uring::IoUring,
-    running: Slots<Running<T>>,
-    /// Completions that were taken from the kernel and not yet handed out, last first.
-    taken: Vec<cqueue::Entry>,
-    clones: Result<Clones, PlainReason>,
+    in_flight: Slab<InFlight<T>>,
+    /// Completions taken from the kernel's queue and not yet returned, last first.
+    completions: Vec<cqueue::Entry>,
+    clones: Result<ClonedBuffers, PlainReason>,
     vectored: bool,
     kick: Kick,
     process: u32,
     file: Arc<File>,
 }
 
-struct Clones {
+struct ClonedBuffers {
     pins: Arc<IoUring>,
     table: Arc<CloneTable>,
 }
 
-struct Running<T> {
+struct InFlight<T> {
     token: T,
     memory: IoMemory,
-    way: Option<Way>,
-    /// Read by the kernel when the transfer is submitted.
+    io_path: Option<IoPath>,
+    /// Read by the kernel at submission.
     _list: Box<[Buffer]>,
 }
 
@@ -80,82 +78,82 @@ struct Running<T> {
 struct Kick {
     event: Option<Arc<OwnedFd>>,
     armed: bool,
-    rang: bool,
+    signalled: bool,
 }
 
-/// Why transfers are done plain, not through fixed buffers.
+/// Reasons for plain transfers instead of fixed buffers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlainReason {
-    /// Nobody offered registered memory.
+    /// No back end was given.
     #[error("no back end that registers memory was given")]
-    NotAsked,
+    NoBackend,
     /// The back end's host addresses do not name slots.
     #[error(
         "the back end hands out physical addresses, which name no slot; make it with IoUringBuilder::addresses(SlotOffset)"
     )]
     NoSlotAddresses,
-    /// The kernel does not copy buffer tables.
+    /// The kernel cannot clone buffer tables.
     #[error(
-        "this kernel cannot copy single fixed buffers from ring to ring ({errno} from {during}); Linux 6.13 or newer is needed"
+        "this kernel cannot clone single fixed buffers from ring to ring ({errno} from {during}); Linux 6.13 or newer is needed"
     )]
     NoCopies {
         /// The call that failed.
         during: &'static str,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
 }
 
-/// How a transfer reaches memory.
+/// The path by which a transfer reaches memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Way {
-    /// Through a fixed buffer: nothing is pinned for it.
+pub enum IoPath {
+    /// A fixed buffer: no pin per transfer.
     Fixed,
-    /// By user address: the kernel pins for this transfer alone, if it is direct.
+    /// A user address: the kernel pins the pages for each direct transfer.
     Plain,
-    /// Into a buffer of the process's own.
+    /// A buffer of this process.
     Buffer,
 }
 
-/// How long [`IoRing::enter`] may wait for a completion.
+/// How long [`IoRing::enter`] waits for a completion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoWait {
-    /// Not at all.
+    /// Do not wait.
     No,
-    /// Until there is one.
+    /// Wait for one completion.
     One,
-    /// Until there is one, but at most this long.
+    /// Wait for one completion, but at most this long.
     For(Duration),
 }
 
-/// Something that is done.
+/// A completed transfer.
 #[derive(Debug)]
 pub struct Completed<T> {
-    /// What the caller gave along.
+    /// The caller's token.
     pub token: T,
-    /// The bytes transferred (0 for what transfers none), or why not.
+    /// Bytes transferred (0 for operations without data), or the error.
     pub result: Result<u32, Errno>,
-    /// How memory was reached; `None` where there was none.
-    pub way: Option<Way>,
-    /// The memory that was given along.
+    /// The path to memory; `None` for operations without memory.
+    pub io_path: Option<IoPath>,
+    /// The transfer's memory.
     pub memory: IoMemory,
 }
 
-/// What a transfer reads or writes besides the file.
+/// Memory of a transfer.
 #[derive(Debug)]
 pub enum IoMemory {
-    /// Nothing.
+    /// None.
     None,
     /// Guest memory.
-    Guest(Pieces),
+    Guest(IoSegments),
     /// A buffer.
     Buffer(AlignedBuffer),
 }
 
 impl<T> IoRing<T> {
-    /// A ring for `file` that takes `entries` (a power of two) at once. With `pins`, memory that this back end pins is
-    /// reached through fixed buffers, if that can be had: ask [`fixed`](Self::fixed).
+    /// A ring for `file` with `entries` submission queue entries (a power of two). With `pins`, memory that this back
+    /// end pins is reached through fixed buffers, if [`fixed`](Self::fixed) returns `Ok`.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -176,11 +174,11 @@ impl<T> IoRing<T> {
         let vectored = uring.submitter().register_probe(&mut probe).is_ok()
             && probe.is_supported(opcode::ReadvFixed::CODE)
             && probe.is_supported(opcode::WritevFixed::CODE);
-        let clones = pins.map_or(Err(PlainReason::NotAsked), |pins| Clones::attach(&uring, pins));
+        let clones = pins.map_or(Err(PlainReason::NoBackend), |pins| ClonedBuffers::attach(&uring, pins));
         Ok(Self {
             uring,
-            running: Slots::default(),
-            taken: Vec::new(),
+            in_flight: Slab::default(),
+            completions: Vec::new(),
             clones,
             vectored,
             kick: Kick::default(),
@@ -189,7 +187,7 @@ impl<T> IoRing<T> {
         })
     }
 
-    /// Whether fixed buffers are used, and if not, why.
+    /// Whether fixed buffers are used, or the reason why not.
     ///
     /// # Errors
     /// [`PlainReason`].
@@ -197,21 +195,21 @@ impl<T> IoRing<T> {
         self.clones.as_ref().map(drop).map_err(|reason| *reason)
     }
 
-    /// Whether several pieces of one slot can be one transfer (Linux 6.15).
+    /// Whether several segments of one slot can be one transfer (Linux 6.15).
     #[must_use]
     pub const fn vectored(&self) -> bool {
         self.vectored
     }
 
-    /// Slots that the ring has copies of, and slots that the back end has and the ring not.
+    /// Slots that are cloned into the ring, and slots of the back end that are not.
     #[must_use]
     pub fn slots(&self) -> (u32, u64) {
-        self.clones.as_ref().map_or((0, 0), |clones| (clones.table.taken(), clones.table.missing()))
+        self.clones.as_ref().map_or((0, 0), |clones| (clones.table.used(), clones.table.missing()))
     }
 
-    /// Entries that can be added before [`enter`](Self::enter).
+    /// Free submission queue entries.
     #[must_use]
-    pub fn room(&mut self) -> usize {
+    pub fn sq_space(&mut self) -> usize {
         let queue = self.uring.submission();
         queue.capacity() - queue.len()
     }
@@ -219,53 +217,55 @@ impl<T> IoRing<T> {
     /// Transfers in flight, submitted or not.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.running.len()
+        self.in_flight.len()
     }
 
-    /// Adds a transfer from or to guest memory: through the fixed buffer, if the pieces name a slot that the ring has.
+    /// Adds a transfer to or from guest memory; through a fixed buffer if the segments are in a slot that is cloned
+    /// into the ring.
     ///
     /// # Errors
-    /// Pieces and token when there is no [`room`](Self::room), or the pieces are no transfer: no byte, or 4 GiB and more.
+    /// Segments and token when there is no [`sq_space`](Self::sq_space), or the segments have no byte or 4 GiB and
+    /// more.
     ///
     /// # Safety
-    /// By its plain address each piece is mapped memory into which nobody holds a Rust reference, and stays so until the
-    /// token has come back. (The kernel itself keeps what it reaches through a fixed buffer.)
+    /// At its plain address each segment is mapped memory without any Rust reference into it, until the token has been
+    /// returned. (Memory behind a fixed buffer is kept by the kernel.)
     pub unsafe fn transfer(
         &mut self,
         transfer: Transfer,
-        pieces: Pieces,
+        segments: IoSegments,
         token: T,
-    ) -> Result<Way, (Pieces, T)> {
-        let Some(bytes) = u32::try_from(pieces.bytes()).ok().filter(|bytes| *bytes > 0) else {
-            return Err((pieces, token));
+    ) -> Result<IoPath, (IoSegments, T)> {
+        let Some(bytes) = u32::try_from(segments.bytes()).ok().filter(|bytes| *bytes > 0) else {
+            return Err((segments, token));
         };
-        if self.room() == 0 {
-            return Err((pieces, token));
+        if self.sq_space() == 0 {
+            return Err((segments, token));
         }
-        let slot = pieces.slot().and_then(|slot| self.clones.as_ref().ok()?.table.slot(slot.slot));
-        let slot = slot.filter(|_| pieces.as_slice().len() == 1 || self.vectored);
-        let way = if slot.is_some() { Way::Fixed } else { Way::Plain };
-        let at = |piece: &IoPiece| if slot.is_some() { piece.ua.raw() } else { piece.plain.raw() };
+        let slot = segments.slot().and_then(|slot| self.clones.as_ref().ok()?.table.slot(slot.slot));
+        let slot = slot.filter(|_| segments.as_slice().len() == 1 || self.vectored);
+        let io_path = if slot.is_some() { IoPath::Fixed } else { IoPath::Plain };
+        let at = |segment: &IoSegment| if slot.is_some() { segment.ua.raw() } else { segment.plain.raw() };
         let mut list = Box::default();
-        let entry = if let [piece] = pieces.as_slice() {
-            entry_of_one(transfer, slot, at(piece), bytes)
+        let entry = if let [segment] = segments.as_slice() {
+            sqe_for_buffer(transfer, slot, at(segment), bytes)
         } else {
-            list = pieces
+            list = segments
                 .as_slice()
                 .iter()
-                .map(|piece| Buffer { ua: at(piece), bytes: piece.bytes })
+                .map(|segment| Buffer { ua: at(segment), bytes: segment.bytes })
                 .collect::<Box<[_]>>();
-            entry_of_list(transfer, slot, &list)
+            sqe_for_list(transfer, slot, &list)
         };
-        let memory = IoMemory::Guest(pieces);
-        self.push(&entry, Running { token, memory, way: Some(way), _list: list });
-        Ok(way)
+        let memory = IoMemory::Guest(segments);
+        self.push(&entry, InFlight { token, memory, io_path: Some(io_path), _list: list });
+        Ok(io_path)
     }
 
-    /// Adds a transfer from or to a buffer, from its byte `from` on. It comes back with the completion.
+    /// Adds a transfer to or from a buffer, starting at its byte `from`. The completion returns the buffer.
     ///
     /// # Errors
-    /// Buffer and token when there is no [`room`](Self::room), or nothing of the buffer is left behind `from`.
+    /// Buffer and token when there is no [`sq_space`](Self::sq_space), or the buffer has no byte at `from`.
     pub fn transfer_buffer(
         &mut self,
         transfer: Transfer,
@@ -279,83 +279,86 @@ impl<T> IoRing<T> {
         }) else {
             return Err((buffer, token));
         };
-        if self.room() == 0 {
+        if self.sq_space() == 0 {
             return Err((buffer, token));
         }
-        let entry = entry_of_one(transfer, None, at.expose_provenance() as u64, bytes);
+        let entry = sqe_for_buffer(transfer, None, at.expose_provenance() as u64, bytes);
         let memory = IoMemory::Buffer(buffer);
-        self.push(&entry, Running { token, memory, way: Some(Way::Buffer), _list: Box::default() });
+        self.push(&entry, InFlight { token, memory, io_path: Some(IoPath::Buffer), _list: Box::default() });
         Ok(())
     }
 
     /// Adds an `fdatasync`.
     ///
     /// # Errors
-    /// The token when there is no [`room`](Self::room).
+    /// The token when there is no [`sq_space`](Self::sq_space).
     pub fn sync_data(&mut self, token: T) -> Result<(), T> {
-        self.push_bare(&opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), token)
+        self.push_without_memory(&opcode::Fsync::new(FILE).flags(FsyncFlags::DATASYNC).build(), token)
     }
 
     /// Adds a `fallocate` with `mode`.
     ///
     /// # Errors
-    /// The token when there is no [`room`](Self::room).
+    /// The token when there is no [`sq_space`](Self::sq_space).
     pub fn allocate(&mut self, mode: i32, offset: u64, bytes: u64, token: T) -> Result<(), T> {
-        self.push_bare(&opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build(), token)
+        self.push_without_memory(
+            &opcode::Fallocate::new(FILE, bytes).offset(offset).mode(mode).build(),
+            token,
+        )
     }
 
-    fn push_bare(&mut self, entry: &Entry, token: T) -> Result<(), T> {
-        if self.room() == 0 {
+    fn push_without_memory(&mut self, entry: &Entry, token: T) -> Result<(), T> {
+        if self.sq_space() == 0 {
             return Err(token);
         }
-        self.push(entry, Running { token, memory: IoMemory::None, way: None, _list: Box::default() });
+        self.push(entry, InFlight { token, memory: IoMemory::None, io_path: None, _list: Box::default() });
         Ok(())
     }
 
-    /// There is room: every caller has looked.
-    fn push(&mut self, entry: &Entry, running: Running<T>) {
-        let key = self.running.insert(running);
+    /// Callers have checked `sq_space`.
+    fn push(&mut self, entry: &Entry, in_flight: InFlight<T>) {
+        let key = self.in_flight.insert(in_flight);
         let entry = entry.clone().user_data(key as u64);
-        // SAFETY: what the entry points to is in `running` (lists, buffers) or promised by the caller of `transfer`; both
-        // stay until the completion is taken, or for ever.
+        // SAFETY: what the entry points to is owned by `in_flight` (lists, buffers) or promised by the caller of
+        // `transfer`; either stays until the completion is taken, or is leaked.
         let pushed = unsafe { self.uring.submission().push(&entry) };
         assert!(pushed.is_ok(), "there was room for the entry");
     }
 
-    /// Wakes [`enter`](Self::enter) when the eventfd `event` rings; [`rang`](Self::rang) tells.
-    pub fn listen(&mut self, event: Arc<OwnedFd>) {
+    /// Makes the eventfd `event` wake [`enter`](Self::enter); see [`take_kick`](Self::take_kick).
+    pub fn set_kick(&mut self, event: Arc<OwnedFd>) {
         self.kick.event = Some(event);
     }
 
-    /// Whether the eventfd rang; asking takes the ring.
-    pub fn rang(&mut self) -> bool {
-        let rang = std::mem::take(&mut self.kick.rang);
-        if let (true, Some(event)) = (rang, &self.kick.event) {
-            // EAGAIN: somebody else took it; it rang all the same.
-            let _ = sys::take_event(event.as_raw_fd());
+    /// Whether the kick was signalled since the last call. Resets the eventfd.
+    pub fn take_kick(&mut self) -> bool {
+        let signalled = std::mem::take(&mut self.kick.signalled);
+        if let (true, Some(event)) = (signalled, &self.kick.event) {
+            // EAGAIN: another reader reset it; it was signalled all the same.
+            let _ = sys::drain_eventfd(event.as_fd());
         }
-        rang
+        signalled
     }
 
     fn arm_kick(&mut self) {
         let Some(event) = self.kick.event.as_ref().filter(|_| !self.kick.armed) else { return };
         let fd = io_uring::types::Fd(event.as_raw_fd());
         let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build().user_data(KICK);
-        // SAFETY: a poll points to nothing; the descriptor lives in `self.kick` and the kernel keeps its file.
+        // SAFETY: a poll entry points to no memory; the descriptor lives in `self.kick` and the kernel keeps its file.
         self.kick.armed = unsafe { self.uring.submission().push(&entry) }.is_ok();
     }
 
-    /// Submits what was added and waits as `wait` says, for a completion or for the eventfd. Makes no system call when
-    /// there is nothing to submit and nothing to wait for.
+    /// Submits new entries and waits as `wait` says, for a completion or the kick. Makes no system call if there is
+    /// nothing to submit or to wait for.
     ///
     /// # Errors
-    /// What the system gave; EINTR, time-outs and full completion queues are none.
+    /// The system's errno. EINTR, time-outs and a full completion queue are not errors.
     pub fn enter(&mut self, wait: IoWait) -> Result<(), Errno> {
-        if !self.taken.is_empty() || !self.uring.completion().is_empty() {
+        if !self.completions.is_empty() || !self.uring.completion().is_empty() {
             return self.submit(IoWait::No);
         }
         if wait != IoWait::No {
-            if self.room() == 0 {
+            if self.sq_space() == 0 {
                 self.submit(IoWait::No)?;
             }
             self.arm_kick();
@@ -385,26 +388,26 @@ impl<T> IoRing<T> {
         }
     }
 
-    /// The next thing that is done. `None`: nothing more by now.
+    /// The next completed transfer; `None` when there is none yet.
     pub fn next_completed(&mut self) -> Option<Completed<T>> {
         loop {
-            if self.taken.is_empty() {
-                self.taken.extend(self.uring.completion());
-                self.taken.reverse();
+            if self.completions.is_empty() {
+                self.completions.extend(self.uring.completion());
+                self.completions.reverse();
             }
-            let completion = self.taken.pop()?;
+            let completion = self.completions.pop()?;
             if completion.user_data() == KICK {
                 self.kick.armed = false;
-                self.kick.rang = true;
+                self.kick.signalled = true;
                 continue;
             }
-            let Some(running) = self.running.take(completion.user_data() as usize) else { continue };
+            let Some(in_flight) = self.in_flight.remove(completion.user_data() as usize) else { continue };
             let result = completion.result();
             return Some(Completed {
-                token: running.token,
+                token: in_flight.token,
                 result: u32::try_from(result).map_err(|_| Errno::from_raw(result.saturating_neg())),
-                way: running.way,
-                memory: running.memory,
+                io_path: in_flight.io_path,
+                memory: in_flight.memory,
             });
         }
     }
@@ -412,42 +415,43 @@ impl<T> IoRing<T> {
 
 impl<T> Drop for IoRing<T> {
     fn drop(&mut self) {
-        // Tokens run code of the caller when they are dropped, and that may panic; so none is dropped before the kernel is
-        // done with all memory. Whatever unwinds before that leaks them all.
-        let running = ManuallyDrop::new(std::mem::take(&mut self.running));
-        // A child made by `fork` has neither the ring's memory nor a say in its table.
+        // Dropping a token runs code of the caller, which may panic. So none is dropped before the kernel has finished
+        // with all memory, and a panic before that leaks them all.
+        let in_flight = ManuallyDrop::new(std::mem::take(&mut self.in_flight));
+        // A child of `fork` shares neither the ring's memory nor its buffer table.
         if self.process != std::process::id() {
             return;
         }
-        let ended = self.end(running.len());
-        // The kernel ends a ring some time after its last descriptor; what the ring holds is to be free now.
+        let ended = self.end(in_flight.len());
+        // The kernel destroys a ring some time after its last descriptor is closed; release the file and the clones
+        // now.
         let _ = self.uring.submitter().unregister_files();
         if let Ok(clones) = &self.clones {
             clones.pins.detach(&clones.table);
         }
         if ended.is_ok() {
-            drop(ManuallyDrop::into_inner(running));
+            drop(ManuallyDrop::into_inner(in_flight));
         }
     }
 }
 
 impl<T> IoRing<T> {
-    /// Returns when each of the `running` transfers has ended. Those of a pipe or another file that may never have data are
-    /// cancelled (Linux 6.0); transfers of disks and of files on them end by themselves, and what was begun is done.
-    fn end(&mut self, running: usize) -> Result<(), Errno> {
+    /// Returns when all transfers in flight have completed. On a pipe or another file that may never become ready they
+    /// are cancelled (Linux 6.0); transfers of disks and regular files complete by themselves.
+    fn end(&mut self, in_flight: usize) -> Result<(), Errno> {
         self.kick.event = None;
         let kind = self.file.metadata().map(|file| file.file_type());
         let cancels = kind.is_ok_and(|kind| !kind.is_file() && !kind.is_block_device());
         let ended = |completion: &cqueue::Entry| completion.user_data() != KICK;
         let mut ends = 0;
-        while ends < running {
-            ends += self.taken.drain(..).filter(&ended).count();
+        while ends < in_flight {
+            ends += self.completions.drain(..).filter(&ended).count();
             ends += self.uring.completion().filter(&ended).count();
-            if ends < running {
-                // First what was added and not submitted, which could not be cancelled yet.
+            if ends < in_flight {
+                // Entries that are not submitted cannot be cancelled yet.
                 self.submit(IoWait::No)?;
                 if cancels {
-                    // Without waiting here. A kernel that cannot cancel leaves only to wait until there are data.
+                    // Does not wait. On a kernel that cannot cancel, the loop waits until the file becomes ready.
                     let now = Timespec::new();
                     let _ = self.uring.submitter().register_sync_cancel(Some(now), CancelBuilder::any());
                 }
@@ -461,36 +465,36 @@ impl<T> IoRing<T> {
 impl<T> std::fmt::Debug for IoRing<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("IoRing")
-            .field("in_flight", &self.running.len())
+            .field("in_flight", &self.in_flight.len())
             .field("fixed", &self.fixed())
             .finish_non_exhaustive()
     }
 }
 
-impl Clones {
+impl ClonedBuffers {
     fn attach(uring: &io_uring::IoUring, pins: &Arc<IoUring>) -> Result<Self, PlainReason> {
-        let manner = manner_of(pins)?;
-        let fd = sys::duplicate(uring.as_raw_fd())
+        let mode = clone_mode_of(pins)?;
+        let fd = sys::duplicate(uring)
             .map_err(|errno| PlainReason::NoCopies { during: "fcntl(F_DUPFD)", errno })?;
-        let table = Arc::new(CloneTable::new(fd, manner));
+        let table = Arc::new(CloneTable::new(fd, mode));
         pins.attach(&table);
         Ok(Self { pins: Arc::clone(pins), table })
     }
 }
 
-fn manner_of(pins: &IoUring) -> Result<Manner, PlainReason> {
+fn clone_mode_of(pins: &IoUring) -> Result<CloneMode, PlainReason> {
     if pins.address_kind() != AddressKind::SlotOffset {
         return Err(PlainReason::NoSlotAddresses);
     }
-    pins.copying().map_err(|(during, errno)| PlainReason::NoCopies { during, errno })
+    pins.clone_mode().map_err(|(during, errno)| PlainReason::NoCopies { during, errno })
 }
 
 impl IoUring {
-    /// Whether I/O rings can use the memory that this back end pins as fixed buffers, and if not, why.
+    /// Whether I/O rings can use this back end's memory as fixed buffers, or the reason why not.
     ///
     /// # Errors
     /// [`PlainReason`].
-    pub fn io_rings(&self) -> Result<(), PlainReason> {
-        manner_of(self).map(drop)
+    pub fn fixed_io_support(&self) -> Result<(), PlainReason> {
+        clone_mode_of(self).map(drop)
     }
 }

@@ -1,61 +1,56 @@
-//! The pin back end on iommufd: a holding address space that pins once, and the device's own that copies from it.
+//! The pin back end on iommufd: one I/O address space (IOAS) that pins memory, and one for devices that copies mappings
+//! from it.
 //!
-//! iommufd pins lazily: memory mapped into an I/O address space that no page table stands behind is not pinned at all, and
-//! attaching a device later may then fail. So the holding space gets a page table of its own, made for the device but
-//! attached to none: what is mapped there is pinned and charged at once, once, and reached by nobody. The space that devices
-//! are attached to takes its mappings from there by `IOMMU_IOAS_COPY`, which pins and charges nothing. So pins survive the
-//! last device that leaves, and every device more costs no pin.
+//! iommufd pins lazily: memory mapped into an IOAS without a hardware page table is not pinned, and attaching a device
+//! later may then fail. So the *staging* IOAS gets a hardware page table (HWPT) that is allocated for the device but
+//! not attached to it. Memory mapped there is pinned and charged at once, once, and unreachable for devices. Devices
+//! are attached to the *device* IOAS, which gets its mappings from the staging IOAS by `IOMMU_IOAS_COPY`, without a pin
+//! or a charge. Pins therefore survive the last device, and another device costs no pin.
 //!
-//! [`Placement`] says what devices reach: all that is registered, at I/O addresses that are the host addresses of this back
-//! end; or only what an [`IommufdTable`] maps for them, range by range.
+//! [`Placement`] selects what devices reach: all registered memory, at I/O addresses that are this back end's host
+//! addresses, or only what an [`IommufdTable`] maps for them.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
-    PinId, UserAddr, UserRange,
-};
+use prereg::{AddressKind, Errno, PageSink, PinError, PinId, UserRange};
 
 use crate::account::MemlockAccount;
-use crate::barrier::Membarrier;
-use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 use crate::vfio::device::VfioDevice;
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
-use crate::vfio::iova::{IovaSpace, Piece};
-use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP, Kernel};
+use crate::vfio::iova::{IovaAllocator, IovaRange};
+use crate::vfio::kernel::{IOAS_COPY, IOAS_MAP};
+use crate::vfio::kernel_pins::{IovaBackend, IovaPins, KernelPin, PinState, impl_kernel_pin};
 
-mod spaces;
-mod table;
+pub(crate) mod ioas;
+pub(crate) mod table;
 
-pub use spaces::IommufdLimits;
-pub use table::{IommufdTable, IommufdTableError};
-
-use spaces::{Devices, Spaces};
+use ioas::{Devices, IoasPair, IommufdLimits};
+use table::IommufdTable;
 
 /// What devices reach of registered memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Placement {
-    /// All of it, at the host addresses of its mappings.
+    /// All of it, in the device IOAS, at the host addresses of its mappings.
     #[default]
-    Shared,
-    /// What a table maps, where the table says. Host addresses are those of the holding space: no device's.
-    Held,
+    DeviceIoas,
+    /// Only what an [`IommufdTable`] maps into the device IOAS. Host addresses are those of the staging IOAS, which no
+    /// device uses.
+    StagingIoas,
 }
 
-/// Pins by mapping into an I/O address space of iommufd.
+/// Pins by mapping into an IOAS of iommufd.
 ///
 /// ```no_run
 /// use std::sync::Arc;
 /// use prereg::{AddressSpace, PageShift};
 /// use prereg_linux::{GuestMemory, Iommufd, Placement};
 ///
-/// let iommufd = Arc::new(Iommufd::open("0000:00:04.0", Placement::Shared)?);
+/// let iommufd = Arc::new(Iommufd::open("0000:00:04.0", Placement::DeviceIoas)?);
 /// let space = AddressSpace::builder(Arc::clone(&iommufd)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
 /// let registration = space.register(&ram)?;                         // pinned now, not when a device comes
@@ -65,65 +60,44 @@ pub enum Placement {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Iommufd {
-    // Devices close before the descriptor that their mappings are made through.
+    // Devices are closed before the descriptor through which their mappings were made.
     devices: Devices,
-    spaces: Arc<Spaces>,
-    kernel: Arc<dyn Kernel>,
+    ioas: Arc<IoasPair>,
     placement: Placement,
-    granule: Granule,
-    process: u32,
-    account: MemlockAccount,
-    books: Mutex<Books>,
-    counts: Counts,
+    state: PinState,
+    pins: IovaPins<IommufdLimits>,
+    map_calls: Counter,
+    copy_calls: Counter,
 }
 
-#[derive(Debug)]
-struct Books {
-    limits: IommufdLimits,
-    space: IovaSpace,
-    pins: BTreeMap<u64, Vec<Piece>>,
-    next: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    map_calls: AtomicU64,
-    copy_calls: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
-}
-
-/// What an [`Iommufd`] has in use, as plain numbers.
+/// Counters of an [`Iommufd`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct IommufdState {
     /// Bytes pinned now.
     pub pinned_bytes: u64,
-    /// Times that the kernel was asked to map memory, which pins.
+    /// `IOMMU_IOAS_MAP` calls, which pin.
     pub map_calls: u64,
-    /// Times that the kernel was asked to copy a mapping, which does not.
+    /// `IOMMU_IOAS_COPY` calls, which do not pin.
     pub copy_calls: u64,
-    /// Devices attached.
+    /// Attached devices.
     pub devices: u32,
-    /// Whether memory stays pinned without any device: the kernel could make a page table for the holding space.
-    pub anchored: bool,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Whether memory stays pinned without a device, because the kernel could allocate a page table for the staging
+    /// IOAS.
+    pub pins_without_device: bool,
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Bytes that the kernel would not unmap; their I/O addresses are never used again.
+    /// Bytes that the kernel did not unmap; their I/O addresses are never used again.
     pub stuck_bytes: u64,
 }
 
-const OTHERS_MAP: &str = "IOMMU_IOAS_MAP (the I/O addresses are taken, and not by this back end)";
-const NO_ROOM: &str =
-    "finding I/O addresses (the allowed ranges have no room for the region; unregister something)";
+const TAKEN: &str = "IOMMU_IOAS_MAP (the I/O addresses are taken, and not by this back end)";
 const OUTSIDE: &str =
-    "IOMMU_IOAS_MAP (the IOMMU does not take these addresses; was a device added that takes less?)";
-const CHILD: &str = "pinning in a child of the process that made the back end";
+    "IOMMU_IOAS_MAP (the IOMMU does not accept these addresses; was a device added that accepts fewer?)";
 const LAZY: &str = "pinning (no device is attached and this kernel's iommufd makes no page table without one, so it would pin \
                     nothing; attach a device first)";
 
-/// Page sizes that are worth lying well in: those of most IOMMUs.
+/// Page sizes to align I/O addresses to, if memory is large enough: those of most IOMMUs.
 const LARGE_PAGES: u64 = 1 << 21 | 1 << 30;
 
 impl Iommufd {
@@ -135,37 +109,32 @@ impl Iommufd {
         Self::open_on(&VfioHost::system(), device, placement)
     }
 
-    /// [`open`](Self::open) on a host of one's choice.
+    /// [`open`](Self::open) on another host than this machine's kernel.
     ///
     /// # Errors
     /// As `open`.
     pub fn open_on(host: &VfioHost, device: &str, placement: Placement) -> Result<Self, VfioError> {
-        let granule = system_granule().map_err(|error| VfioError::Os {
-            during: "asking for the system page",
-            on: "this host".into(),
-            errno: error.errno(),
-        })?;
-        let spaces = Spaces::open(host)?;
+        let state = PinState::new(&host.kernel)?;
+        let ioas = IoasPair::open(host)?;
         let devices = Devices::default();
-        let first = spaces.open_device(host, device)?;
-        spaces.anchor(first.id)?;
+        let first = ioas.open_device(host, device)?;
+        ioas.alloc_staging_hwpt(first.id)?;
         devices.push(first);
-        let limits = spaces.limits()?;
-        let space = IovaSpace::new(&limits.spans(), limits.alignment.max(granule.bytes()));
+        let limits = ioas.limits()?;
+        let unit = limits.alignment.max(state.granule.bytes());
+        let allocator = IovaAllocator::new(&limits.raw_ranges(), unit);
         Ok(Self {
             devices,
-            spaces: Arc::new(spaces),
-            kernel: Arc::clone(&host.kernel),
+            ioas: Arc::new(ioas),
             placement,
-            granule,
-            process: std::process::id(),
-            account: MemlockAccount::new(granule),
-            books: Mutex::new(Books { limits, space, pins: BTreeMap::new(), next: 1 }),
-            counts: Counts::default(),
+            state,
+            pins: IovaPins::new(limits, allocator),
+            map_calls: Counter::default(),
+            copy_calls: Counter::default(),
         })
     }
 
-    /// An attached device.
+    /// Returns an attached device.
     ///
     /// # Errors
     /// [`VfioError::NoDevice`].
@@ -173,218 +142,136 @@ impl Iommufd {
         self.devices.find(device).ok_or_else(|| VfioError::NoDevice { device: device.to_owned() })
     }
 
-    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing. A device that was removed
-    /// and that somebody kept open is attached as it is.
+    /// Attaches another device, which reaches what the first one reaches. Pins and charges nothing. A device that was
+    /// removed and is still open is attached again.
     ///
     /// # Errors
-    /// [`VfioError`]; nothing changed.
+    /// [`VfioError`]; nothing changes.
     pub fn add_device(&self, device: &str) -> Result<Arc<VfioDevice>, VfioError> {
-        let attached = match self.devices.take_parted(device) {
-            Some(parted) => self.spaces.attach_again(parted)?,
-            None => self.spaces.open_device(self.spaces.host(), device)?,
+        let attached = match self.devices.take_detached(device) {
+            Some(detached) => self.ioas.reattach(detached)?,
+            None => self.ioas.open_device(self.ioas.host(), device)?,
         };
-        if !self.spaces.is_anchored() {
-            self.spaces.anchor(attached.id)?;
+        if !self.ioas.has_staging_hwpt() {
+            self.ioas.alloc_staging_hwpt(attached.id)?;
         }
         let shared = Arc::clone(&attached.device);
         self.devices.push(attached);
-        let limits = self.spaces.limits()?;
-        let mut books = self.books();
-        books.space.restrict(&limits.spans());
-        books.limits = limits;
+        let limits = self.ioas.limits()?;
+        let ranges = limits.raw_ranges();
+        self.pins.restrict(limits, &ranges);
         Ok(shared)
     }
 
-    /// Detaches a device. What is registered stays pinned, even after the last one.
+    /// Detaches a device. Registered memory stays pinned, even after the last device.
     ///
     /// # Errors
-    /// [`VfioError::Holding`] (EBUSY) for the last one where this kernel pins nothing without a device.
+    /// [`VfioError::MemoryRegistered`] (EBUSY) for the last device if this kernel pins nothing without one.
     pub fn remove_device(&self, device: &str) -> Result<(), VfioError> {
-        // Relaxed: a caller who registers at the same time takes his chance either way.
-        let bytes = self.counts.pinned.load(Ordering::Relaxed);
-        if bytes > 0 && !self.spaces.is_anchored() && self.devices.count() == 1 {
-            return Err(VfioError::Holding { what: format!("{device}, the last device,"), bytes });
+        // A registration at the same time may come before or after this check; the caller must order the two.
+        let bytes = self.state.pinned.get();
+        if bytes > 0 && !self.ioas.has_staging_hwpt() && self.devices.count() == 1 {
+            return Err(VfioError::MemoryRegistered { what: format!("{device}, the last device,"), bytes });
         }
         self.devices.detach(device)
     }
 
-    /// A table that decides what devices reach. `None` unless the placement is [`Placement::Held`].
+    /// A table that decides what devices reach; `None` unless the placement is [`Placement::StagingIoas`].
     #[must_use]
     pub fn table(&self) -> Option<IommufdTable> {
-        (self.placement == Placement::Held)
-            .then(|| IommufdTable::new(Arc::clone(&self.spaces), self.limits()))
+        (self.placement == Placement::StagingIoas)
+            .then(|| IommufdTable::new(Arc::clone(&self.ioas), self.limits()))
     }
 
-    /// Where memory can be mapped for the devices attached now.
+    /// Limits on mappings for the devices attached now.
     #[must_use]
     pub fn limits(&self) -> IommufdLimits {
-        self.books().limits.clone()
+        self.pins.limits()
     }
 
     /// The account that charges go to.
     #[must_use]
     pub const fn account(&self) -> &MemlockAccount {
-        &self.account
+        &self.state.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> IommufdState {
-        // Relaxed, all: numbers for reports.
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         IommufdState {
-            pinned_bytes: read(&self.counts.pinned),
-            map_calls: read(&self.counts.map_calls),
-            copy_calls: read(&self.counts.copy_calls),
+            pinned_bytes: self.state.pinned.get(),
+            map_calls: self.map_calls.get(),
+            copy_calls: self.copy_calls.get(),
             devices: self.devices.count(),
-            anchored: self.spaces.is_anchored(),
-            stray_unpins: read(&self.counts.stray),
-            stuck_bytes: read(&self.counts.stuck),
+            pins_without_device: self.ioas.has_staging_hwpt(),
+            stray_unpins: self.state.stray.get(),
+            stuck_bytes: self.state.stuck.get(),
         }
     }
+}
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+impl KernelPin for Iommufd {
+    const NAME: &'static str = "iommufd";
+    const ADDRESSES: AddressKind = AddressKind::Iova;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.pinned;
+
+    fn pin_state(&self) -> &PinState {
+        &self.state
     }
 
-    /// Maps one piece into the holding space, and for the devices if they reach all.
-    fn map(&self, ua: u64, piece: Piece) -> Result<(), (&'static str, Errno)> {
-        add(&self.counts.map_calls, 1);
-        self.spaces.hold(ua, piece).map_err(|errno| (IOAS_MAP.name, errno))?;
-        if self.placement == Placement::Shared {
-            add(&self.counts.copy_calls, 1);
-            if let Err(errno) = self.spaces.show(piece.iova, piece) {
-                if !self.spaces.let_go(piece) {
-                    add(&self.counts.stuck, piece.bytes);
+    fn check(&self, range: UserRange) -> Result<(), PinError> {
+        if !self.ioas.has_staging_hwpt()
+            && (self.devices.count() == 0 || self.placement == Placement::StagingIoas)
+        {
+            return Err(PinError::Os { ua: range.first(), errno: Errno::EOPNOTSUPP, during: LAZY });
+        }
+        Ok(())
+    }
+
+    fn pin_prefaulted(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        self.pins.pin(self, range, LARGE_PAGES, pages).map(|(pin, _)| pin)
+    }
+
+    fn release(&self, pin: PinId, _range: UserRange) -> bool {
+        self.pins.unpin(self, pin).is_some()
+    }
+}
+
+impl IovaBackend for Iommufd {
+    /// Maps into the staging IOAS and, for [`Placement::DeviceIoas`], copies the mapping to the device IOAS.
+    fn map(&self, ua: u64, iova: IovaRange) -> Result<(), (&'static str, Errno)> {
+        self.map_calls.add(1);
+        self.ioas.map_staging(ua, iova).map_err(|errno| refused(IOAS_MAP.name, errno))?;
+        if self.placement == Placement::DeviceIoas {
+            self.copy_calls.add(1);
+            if let Err(errno) = self.ioas.copy_to_device(iova.iova, iova) {
+                if !self.ioas.unmap_staging(iova) {
+                    self.state.stuck.add(iova.bytes);
                 }
-                return Err((IOAS_COPY.name, errno));
+                return Err(refused(IOAS_COPY.name, errno));
             }
         }
         Ok(())
     }
 
-    /// Unmaps one piece; `false` when the kernel does not say that all of it went.
-    fn unmap(&self, piece: Piece) -> bool {
-        // A device must not reach what is not held any more.
-        (self.placement == Placement::Held || self.spaces.hide(piece)) && self.spaces.let_go(piece)
-    }
-
-    fn release(&self, pieces: &[Piece], mapped: usize) {
-        for (index, &piece) in pieces.iter().enumerate() {
-            if index >= mapped || self.unmap(piece) {
-                self.books().space.put(piece);
-            } else {
-                add(&self.counts.stuck, piece.bytes);
-            }
-        }
-    }
-
-    fn fill(&self, range: UserRange, pieces: &[Piece]) -> Result<(), PinError> {
-        let mut ua = range.first().raw();
-        for (done, &piece) in pieces.iter().enumerate() {
-            if let Err((during, errno)) = self.map(ua, piece) {
-                self.release(pieces, done);
-                let part = UserRange::new(UserAddr::new(ua), piece.bytes, self.granule).unwrap_or(range);
-                return Err(self.judge(during, errno, range, part));
-            }
-            ua = ua.wrapping_add(piece.bytes);
-        }
-        Ok(())
-    }
-
-    fn judge(&self, during: &'static str, errno: Errno, range: UserRange, part: UserRange) -> PinError {
-        match errno {
-            Errno::ENOMEM => match self.account.limit() {
-                Some(limit) => PinError::Limit {
-                    need: range.bytes(),
-                    used: KernelCount::now().map_or(0, |count| count.pinned),
-                    limit: limit << self.granule.shift().get(),
-                },
-                None => PinError::OutOfMemory,
-            },
-            Errno::EFAULT => self.kernel.obstacle(part),
-            Errno::EEXIST => PinError::Os { ua: part.first(), errno, during: OTHERS_MAP },
-            Errno::EINVAL | Errno::EOVERFLOW => PinError::Os { ua: part.first(), errno, during: OUTSIDE },
-            errno => PinError::Os { ua: part.first(), errno, during },
-        }
+    fn unmap(&self, iova: IovaRange) -> bool {
+        // The device IOAS first, so that a device never reaches memory that is not pinned.
+        (self.placement == Placement::StagingIoas || self.ioas.unmap_device(iova))
+            && self.ioas.unmap_staging(iova)
     }
 }
 
-fn add(count: &AtomicU64, by: u64) {
-    // Relaxed: numbers for reports.
-    count.fetch_add(by, Ordering::Relaxed);
-}
-
-// SAFETY: the kernel pins what is mapped into the IOAS, and the IOVAs are those it was mapped at.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for Iommufd {
-    fn name(&self) -> &'static str {
-        "iommufd"
-    }
-
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    fn address_kind(&self) -> AddressKind {
-        AddressKind::Iova
-    }
-
-    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
-        Membarrier::shared()
-    }
-
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        let refuse = |errno, during| PinError::Os { ua: range.first(), errno, during };
-        if self.process != std::process::id() {
-            return Err(refuse(Errno::EPERM, CHILD));
-        }
-        if !self.spaces.is_anchored() && (self.devices.count() == 0 || self.placement == Placement::Held) {
-            return Err(refuse(Errno::EOPNOTSUPP, LAZY));
-        }
-        self.kernel.bring_in(range)?;
-        let taken = self.books().space.take(range.first().raw(), range.bytes(), LARGE_PAGES);
-        let pieces = taken.ok_or_else(|| refuse(Errno::ENOSPC, NO_ROOM))?;
-        self.fill(range, &pieces)?;
-        for piece in &pieces {
-            let pushed = pages.push(HostAddr::new(piece.iova), piece.bytes >> self.granule.shift().get());
-            if let Err(error) = pushed {
-                self.release(&pieces, pieces.len());
-                return Err(error.into());
-            }
-        }
-        add(&self.counts.pinned, range.bytes());
-        let mut books = self.books();
-        let id = books.next;
-        books.next += 1;
-        books.pins.insert(id, pieces);
-        Ok(PinId::new(id))
-    }
-
-    /// The pages need no mark for `dirty`: what a device may write the kernel marks as written when it unpins it.
-    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        if self.process != std::process::id() {
-            return;
-        }
-        let Some(pieces) = self.books().pins.remove(&pin.raw()) else {
-            add(&self.counts.stray, 1);
-            return;
-        };
-        self.release(&pieces, pieces.len());
-        // Relaxed: a number for reports.
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+/// The call to name in an error, with the likely cause if the errno implies one.
+const fn refused(during: &'static str, errno: Errno) -> (&'static str, Errno) {
+    match errno {
+        Errno::EEXIST => (TAKEN, errno),
+        Errno::EINVAL | Errno::EOVERFLOW => (OUTSIDE, errno),
+        errno => (during, errno),
     }
 }
 
-impl Charge for Iommufd {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+// The kernel pins what is mapped into the staging IOAS, and the pushed addresses are those it was mapped at.
+impl_kernel_pin!(Iommufd);
 
 impl fmt::Debug for Iommufd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,13 +1,15 @@
 //! Pin back ends and guest memory on Linux, for [`prereg`].
 //!
-//! - [`IoUring`] really pins, for anybody within the locked-memory limit; [`Mlock`] only looks as if; [`Fixed`] is for
-//!   device memory. Each is handed to [`AddressSpace::builder`](prereg::AddressSpace::builder).
+//! - [`IoUring`] pins memory for any user within the locked-memory limit. [`Mlock`] locks memory, which is no pin; it
+//!   is for comparison. [`Fixed`] is for device memory. Each is handed to
+//!   [`AddressSpace::builder`](prereg::AddressSpace::builder).
 //! - [`VfioType1`], [`VfioSpaprV2`] and [`Iommufd`] pin through the kernel's VFIO, for devices behind an IOMMU.
-//! - [`GuestMemory`] is memory that can be registered: anonymous, transparent or explicit huge pages, a memfd, or a
-//!   caller's own range.
-//! - [`LockedTables`] is memory for the core's own tables that is locked and never faults.
-//! - [`fault_in`](fault_in()) brings memory in with several threads; [`audit_range`] tells whether pinned pages still lie
-//!   behind their addresses; [`HostReport`] tells what this host allows; [`measure`] has the bare system calls.
+//! - [`GuestMemory`] is memory that can be registered: anonymous, with transparent or explicit huge pages, a memfd, or
+//!   a range that the caller mapped.
+//! - [`LockedTables`] is locked memory for the core's own tables, which never faults.
+//! - [`prefault`](prefault()) faults memory in with several threads; [`audit_range`] checks that pinned pages still
+//!   back their addresses; [`HostReport`] says what this host allows; [`syscall_baseline`] has the bare system calls of
+//!   a registration, for benchmarks.
 //!
 //! ```
 //! use prereg_linux::{GuestMemory, HostReport};
@@ -21,40 +23,43 @@
 //! # Ok::<(), prereg_linux::MemoryError>(())
 //! ```
 //!
-//! Modules, lowest first: `sys` (system calls), `mapping` (one `mmap`) and `racing` (accesses to what others change); `pagemap`, `maps`, `status` (what
-//! `/proc` says); `account`, `barrier`, `memory`, `fault_in`, `audit`; `slots`, `ring`, `limit`, `frames`, `clones`; the back ends `uring` (with `options` below it and `builder`
-//! above), `mlock`, `fixed`, `vfio` and `iommufd` above it; `io_ring` (I/O on what `uring` pinned), `host` and `measure` on top. Unsafe code
-//! is in `sys`, `mapping`, `racing`, `io_ring`, `vfio`'s `sys` and `bar`, one corner of `memory` and one of `fault_in`.
+//! Modules, lowest first: `sys` (system calls), `mapping` (owner of an `mmap`), `atomic_access` (accesses to memory
+//! that others change) and `counter`; `pagemap`, `proc_maps`, `proc_status`; `account`, `barrier`, `memory`,
+//! `prefault`, `audit`; `slot_table`, `pin_ring`, `buffer_limit`, `frames`, `buffer_clones`; the back ends `uring`
+//! (with `options` below it and `builder` above it), `mlock`, `fixed`, `vfio` and, above that, `iommufd`; `io_ring`
+//! (I/O on memory that `uring` pinned), `host` and `syscall_baseline` on top. `layers.toml` lists the files that may
+//! contain `unsafe`.
 #![cfg(target_os = "linux")]
 
 mod account;
+mod atomic_access;
 mod audit;
 mod barrier;
+mod buffer_clones;
+mod buffer_limit;
 mod builder;
-mod clones;
+mod counter;
 mod error;
-mod fault_in;
 mod fixed;
+mod foreign_file;
 mod frames;
 mod host;
 mod io_ring;
+mod io_uring_state;
 mod iommufd;
-mod limit;
+mod locked_tables;
 mod mapping;
-mod maps;
-pub mod measure;
 mod memory;
 mod mlock;
 mod options;
 mod pagemap;
-mod racing;
-mod ring;
-mod ring_state;
-mod shared;
-mod slots;
-mod status;
+mod pin_ring;
+mod prefault;
+mod proc_maps;
+mod proc_status;
+mod slot_table;
 mod sys;
-mod tables;
+pub mod syscall_baseline;
 mod uring;
 mod vfio;
 
@@ -63,26 +68,41 @@ pub use audit::{Audit, ChangedPage, audit_range};
 pub use barrier::Membarrier;
 pub use builder::IoUringBuilder;
 pub use error::BackendError;
-pub use fault_in::{FaultIn, FaultInError, Progress, fault_in};
 pub use fixed::Fixed;
+pub use foreign_file::data_extents::DataExtents;
+pub use foreign_file::error::SharedError;
+pub use foreign_file::file::{ChangeTime, FileIdentity, FileStat, SharedFile};
+pub use foreign_file::memory::SharedMemory;
+pub use foreign_file::page_residency::PageResidency;
 pub use frames::SlotAddress;
-pub use host::{BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};
-pub use io_ring::{
-    AlignedBuffer, Completed, IoMemory, IoPiece, IoRing, IoWait, Pieces, PlainReason, Transfer, Way,
+pub use host::report::{
+    BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess,
 };
-pub use iommufd::{Iommufd, IommufdLimits, IommufdState, IommufdTable, IommufdTableError, Placement};
+pub use io_ring::buffer::AlignedBuffer;
+pub use io_ring::segments::{IoSegment, IoSegments};
+pub use io_ring::sqe::Transfer;
+pub use io_ring::{Completed, IoMemory, IoPath, IoRing, IoWait, PlainReason};
+pub use io_uring_state::IoUringState;
+pub use iommufd::ioas::IommufdLimits;
+pub use iommufd::table::{IommufdTable, IommufdTableError};
+pub use iommufd::{Iommufd, IommufdState, Placement};
+pub use locked_tables::LockedTables;
 pub use memory::{GuestMemory, HugeSize, MemoryError, MemoryKind};
 pub use mlock::Mlock;
-pub use pagemap::{Backing, Pagemap, PagemapError, Run};
-pub use ring_state::RingState;
-pub use shared::{
-    FileFacts, FileIdentity, LastChange, Presence, Residency, SharedError, SharedFile, SharedMemory,
-};
-pub use status::KernelCount;
-pub use tables::LockedTables;
+pub use pagemap::{PageBacking, Pagemap, PagemapError};
+pub use prefault::{Prefault, PrefaultError, prefault};
+pub use proc_status::KernelCount;
 pub use uring::IoUring;
-pub use vfio::{
-    Bar, ExchangeLog, GroupDevice, GroupLimits, GroupReport, Occupant, SpaprAnswers, SpaprLimits, SpaprState,
-    SpaprTable, SpaprTableError, Type1Limits, Type1State, VfioDevice, VfioError, VfioHost, VfioSpaprV2,
-    VfioType1, WindowPlace,
-};
+pub use vfio::bar::Bar;
+pub use vfio::device::VfioDevice;
+pub use vfio::error::{BoundDriver, VfioError};
+pub use vfio::groups::{GroupLimits, GroupReport};
+pub use vfio::host::VfioHost;
+pub use vfio::ioctl_trace::IoctlTrace;
+pub use vfio::spapr::raw_container::RawSpaprContainer;
+pub use vfio::spapr::table::{SpaprTable, SpaprTableError};
+pub use vfio::spapr::window::{SpaprLimits, WindowPlace};
+pub use vfio::spapr::{SpaprState, VfioSpaprV2};
+pub use vfio::sysfs::GroupDevice;
+pub use vfio::type1::{Type1State, VfioType1};
+pub use vfio::type1_limits::Type1Limits;

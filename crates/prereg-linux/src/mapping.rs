@@ -1,7 +1,7 @@
-//! One `mmap` and its owner: unmapped when the last owner lets go, never before.
+//! Owner of an `mmap`: unmapped when the last owner is dropped.
 //!
-//! Nothing here hands out a reference into the memory: a device, the kernel or another process may write it at any time.
-//! It is accessed by `racing`.
+//! No reference into the memory is handed out, because a device, the kernel or another process may write it at any
+//! time. It is accessed through `atomic_access`.
 #![expect(unsafe_code, reason = "mmap and munmap, and a touch of pages whose bounds were checked")]
 
 use std::ffi::c_void;
@@ -14,26 +14,26 @@ use prereg::Errno;
 /// A mapping that this process made.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    /// What was mapped, to be unmapped.
+    /// The address to unmap.
     whole: NonNull<c_void>,
     whole_bytes: usize,
-    /// What is used of it: aligned inside `whole`.
+    /// The first usable byte: aligned, inside `whole`.
     start: NonNull<u8>,
     bytes: usize,
-    /// Keeps the descriptor at hand for sharing; the mapping itself does not need it.
+    /// For sharing the memory; the mapping itself does not need the descriptor.
     file: Option<OwnedFd>,
 }
 
 // SAFETY: a mapping belongs to the process, not to a thread; unmapping and copying work from any thread.
 unsafe impl Send for Mapping {}
-// SAFETY: `&Mapping` only gives its numbers away; what is done with them is atomic, the kernel's, or
-// an access to a device's registers.
+// SAFETY: `&Mapping` only exposes addresses and lengths; accesses through them are atomic, done by the kernel, or to a
+// device's registers.
 unsafe impl Sync for Mapping {}
 
-/// What `mmap` is asked for.
-pub(crate) struct Wanted {
+/// Arguments of `mmap`.
+pub(crate) struct MapRequest {
     pub(crate) bytes: usize,
-    /// Where the memory must begin: a power of two, at least a page.
+    /// Alignment of the first byte: a power of two.
     pub(crate) align: usize,
     pub(crate) protection: libc::c_int,
     pub(crate) flags: libc::c_int,
@@ -41,17 +41,17 @@ pub(crate) struct Wanted {
 }
 
 impl Mapping {
-    /// Maps what is wanted, somewhere.
-    pub(crate) fn new(wanted: Wanted) -> Result<Self, Errno> {
+    /// Maps at an address of the kernel's choice.
+    pub(crate) fn new(request: MapRequest) -> Result<Self, Errno> {
         let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
-        let slack = if wanted.align > page { wanted.align } else { 0 };
-        // A file is mapped over the aligned part of a reservation, so that its offset 0 is what lies aligned.
-        let reserve_first = slack > 0 && wanted.file.is_some();
-        let whole_bytes = wanted.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
+        let slack = if request.align > page { request.align } else { 0 };
+        // A file is mapped over the aligned part of a reservation, so that its offset 0 is aligned.
+        let reserve_first = slack > 0 && request.file.is_some();
+        let whole_bytes = request.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
         let (protection, flags, fd) = if reserve_first {
             (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
         } else {
-            (wanted.protection, wanted.flags, wanted.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+            (request.protection, request.flags, request.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
         };
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), whole_bytes, protection, flags, fd, 0) };
@@ -59,16 +59,16 @@ impl Mapping {
             return Err(last_errno());
         }
         let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
-        let skip = if slack > 0 { at.addr().next_multiple_of(wanted.align) - at.addr() } else { 0 };
+        let skip = if slack > 0 { at.addr().next_multiple_of(request.align) - at.addr() } else { 0 };
         // SAFETY: `skip < slack`, so the address lies inside the mapping.
         let start = unsafe { whole.cast::<u8>().add(skip) };
-        let mapping = Self { whole, whole_bytes, start, bytes: wanted.bytes, file: wanted.file };
+        let mapping = Self { whole, whole_bytes, start, bytes: request.bytes, file: request.file };
         if reserve_first {
             let fd = mapping.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            let flags = wanted.flags | libc::MAP_FIXED;
-            // SAFETY: replaces a part of the reservation made above, which nobody else knows yet.
+            let flags = request.flags | libc::MAP_FIXED;
+            // SAFETY: replaces a part of the reservation made above, which no other code has seen.
             let at =
-                unsafe { libc::mmap(start.as_ptr().cast(), wanted.bytes, wanted.protection, flags, fd, 0) };
+                unsafe { libc::mmap(start.as_ptr().cast(), request.bytes, request.protection, flags, fd, 0) };
             if at == libc::MAP_FAILED {
                 return Err(last_errno());
             }
@@ -76,7 +76,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Maps `bytes` bytes of a file or device from `offset` on, shared, readable and writable, somewhere.
+    /// Maps `bytes` bytes of a file or device from `offset` on: shared, readable and writable.
     pub(crate) fn of_file(file: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Self, Errno> {
         let bytes = usize::try_from(bytes).ok().filter(|&bytes| bytes != 0).ok_or(Errno::EINVAL)?;
         let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
@@ -90,9 +90,9 @@ impl Mapping {
         Ok(Self { whole, whole_bytes: bytes, start: whole.cast(), bytes, file: None })
     }
 
-    /// Reserved addresses without memory; only the first page can be touched.
+    /// Reserves addresses without memory; only the first page is accessible.
     pub(crate) fn reservation(bytes: usize) -> Result<Self, Errno> {
-        let reserved = Self::new(Wanted {
+        let reserved = Self::new(MapRequest {
             bytes,
             align: 1,
             protection: libc::PROT_NONE,
@@ -100,7 +100,7 @@ impl Mapping {
             file: None,
         })?;
         let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
-        // SAFETY: the first page of a mapping that is ours and that nobody has looked into yet.
+        // SAFETY: the first page of a mapping that no other code has seen.
         let result =
             unsafe { libc::mprotect(reserved.whole.as_ptr(), page, libc::PROT_READ | libc::PROT_WRITE) };
         if result == 0 { Ok(reserved) } else { Err(last_errno()) }
@@ -125,8 +125,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; the last owner is going, so nobody can reach it any more. The result cannot
-        // matter: both numbers came from a successful `mmap`.
+        // SAFETY: the range that `new` mapped; this is the last owner. `munmap` cannot fail for a range that `mmap`
+        // returned.
         unsafe { libc::munmap(self.whole.as_ptr(), self.whole_bytes) };
     }
 }
@@ -135,7 +135,7 @@ fn last_errno() -> Errno {
     crate::sys::errno_of(&std::io::Error::last_os_error())
 }
 
-/// Touches every page from `at` on without changing it: a write fault each.
+/// Causes a write fault on every page from `at` on without changing it.
 ///
 /// # Safety
 /// `[at, at + bytes)` is mapped writable through the call; `page` is the system page.
@@ -145,8 +145,8 @@ pub(crate) unsafe fn touch(at: *mut u8, bytes: usize, page: usize) {
         let byte = unsafe { at.add(offset) }.cast::<AtomicU8>();
         // SAFETY: mapped writable; an atomic byte needs no alignment and stays valid for this statement.
         let byte = unsafe { &*byte };
-        // Relaxed, all: only the page fault counts; nothing is published by it. An exchange with itself is a write that no
-        // compiler leaves out (an `or` with zero it may turn into a read). If it fails, somebody else has just written.
+        // Relaxed, all: only the page faults matter. An exchange of a value with itself is a write that no compiler
+        // removes (an `or` with zero might become a read). If it fails, another thread has just written.
         let value = byte.load(Ordering::Relaxed);
         let _ = byte.compare_exchange(value, value, Ordering::Relaxed, Ordering::Relaxed);
     }

@@ -1,18 +1,19 @@
-//! Memory that can be registered: made here, or a caller's own.
+//! Memory that can be registered: mapped here, or by the caller.
 //!
-//! A [`GuestMemory`] owns its mapping through an `Arc`, and every region made from it holds the same `Arc`: the memory
-//! stays mapped until the last page is unpinned, even when the `GuestMemory` itself is gone. Nobody gets a reference into
-//! it; it is read and written by copies that are atomic, word by word.
+//! A [`GuestMemory`] owns its mapping through an `Arc`, and every region registered from it holds the same `Arc`: the
+//! memory stays mapped until the last page is unpinned, even after the `GuestMemory` was dropped. No reference into it
+//! is handed out; it is read and written by copies that are atomic word by word.
 
 use std::any::Any;
 use std::ffi::CString;
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use prereg::{Errno, PageShift, UserAddr};
+use rustix::fs::MemfdFlags;
 
-use crate::mapping::{Mapping, Wanted};
+use crate::mapping::{MapRequest, Mapping};
 use crate::sys;
 
 /// The size of a huge page of hugetlb memory.
@@ -28,7 +29,7 @@ pub enum HugeSize {
 }
 
 impl HugeSize {
-    /// As a page shift.
+    /// The page shift.
     #[must_use]
     pub const fn shift(self) -> PageShift {
         match self {
@@ -38,37 +39,37 @@ impl HugeSize {
         }
     }
 
-    /// In bytes.
+    /// The size in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         self.shift().bytes()
     }
 }
 
-/// What memory is made of.
+/// Kinds of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum MemoryKind {
     /// Private anonymous pages.
     Anonymous,
-    /// Private anonymous memory that asked for transparent huge pages, aligned to 2 MiB.
+    /// Private anonymous memory with advice for transparent huge pages, aligned to 2 MiB.
     Transparent,
     /// A memfd of system pages.
     Memfd,
     /// A memfd of huge pages.
     Hugetlb(HugeSize),
-    /// A caller's own range.
-    Foreign,
+    /// A range that the caller mapped.
+    CallerOwned,
 }
 
-/// Why memory could not be made or reached.
+/// Memory could not be made or accessed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// The size is zero, or no multiple of the page it is to be made of.
+    /// The size is zero or not a multiple of the page size.
     #[error("{bytes} bytes cannot be made of whole {page} pages; round the size up")]
     Size {
-        /// Bytes asked for.
+        /// The size requested.
         bytes: u64,
         /// The page.
         page: PageShift,
@@ -79,17 +80,17 @@ pub enum MemoryError {
         /// The name.
         name: String,
     },
-    /// No huge pages for it.
+    /// The huge-page pool has too few free pages.
     #[error(
         "no {bytes} bytes of {page} pages in the huge-page pool ({errno}); reserve them: \
          /sys/kernel/mm/hugepages/hugepages-*kB/nr_hugepages"
     )]
     NoHugePages {
-        /// Bytes asked for.
+        /// The size requested.
         bytes: u64,
         /// The huge page.
         page: PageShift,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
     /// A system call failed.
@@ -97,33 +98,33 @@ pub enum MemoryError {
     Os {
         /// The call.
         during: &'static str,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
-        /// Bytes asked for.
+        /// The size requested.
         bytes: u64,
     },
-    /// A number is not aligned.
+    /// A number is not naturally aligned.
     #[error("{len} bytes at offset {offset:#x} are no aligned number; load or store at a multiple of {len}")]
     Misaligned {
-        /// Where the number was to be.
+        /// Its offset.
         offset: u64,
         /// Its length.
         len: u64,
     },
-    /// A copy reaches outside.
+    /// The access reaches outside of the memory.
     #[error("{len} bytes at offset {offset:#x} reach outside the {bytes:#x} bytes of the memory")]
     OutOfBounds {
-        /// Where the copy was to begin.
+        /// Its offset.
         offset: u64,
         /// Its length.
         len: u64,
-        /// The memory's length.
+        /// The length of the memory.
         bytes: u64,
     },
 }
 
 impl MemoryError {
-    /// EINVAL for bad sizes, names and offsets, ENOMEM without huge pages, else what the system gave.
+    /// EINVAL for bad sizes, names and offsets, ENOMEM without huge pages, else the system's errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -136,7 +137,7 @@ impl MemoryError {
     }
 }
 
-/// Memory for a guest, a server or a test. Cloning shares it.
+/// Memory of a guest, a server or a test. Clones share it.
 ///
 /// ```
 /// use prereg_linux::GuestMemory;
@@ -150,19 +151,19 @@ impl MemoryError {
 /// ```
 #[derive(Clone)]
 pub struct GuestMemory {
-    place: Place,
+    backing: Backing,
     kind: MemoryKind,
 }
 
 #[derive(Clone)]
-enum Place {
-    Own(Arc<Mapping>),
-    Foreign { ua: u64, bytes: u64, owner: Option<Arc<dyn Any + Send + Sync>> },
+enum Backing {
+    Mapping(Arc<Mapping>),
+    CallerOwned { ua: u64, bytes: u64, owner: Option<Arc<dyn Any + Send + Sync>> },
 }
 
 impl GuestMemory {
-    /// Private anonymous memory of system pages. Children made by `fork` do not see it: they would otherwise get a copy
-    /// of every pinned page at the moment of the `fork`.
+    /// Private anonymous memory of system pages. Children of `fork` do not inherit it; otherwise `fork` would copy
+    /// every pinned page.
     ///
     /// # Errors
     /// [`MemoryError::Size`], [`MemoryError::Os`].
@@ -170,47 +171,52 @@ impl GuestMemory {
         Self::private(bytes, system_page(), MemoryKind::Anonymous)
     }
 
-    /// Anonymous memory, aligned to 2 MiB, that asks for transparent huge pages. Whether it gets them is the system's to
-    /// say (`/sys/kernel/mm/transparent_hugepage/enabled`); otherwise it is made of system pages.
+    /// Anonymous memory, aligned to 2 MiB, that asks for transparent huge pages. The kernel decides whether it gets
+    /// them (`/sys/kernel/mm/transparent_hugepage/enabled`); otherwise it consists of system pages.
     ///
     /// # Errors
     /// [`MemoryError::Size`] (whole system pages), [`MemoryError::Os`].
     pub fn anonymous_thp(bytes: u64) -> Result<Self, MemoryError> {
         let memory = Self::private(bytes, PageShift::M2, MemoryKind::Transparent)?;
-        // A kernel without transparent huge pages refuses the wish; the memory is as good as any.
-        let _ = sys::want_huge_pages(memory.ua().raw(), memory.bytes());
+        // A kernel without transparent huge pages refuses the advice; the memory is usable all the same.
+        let _ = sys::madvise_hugepage(memory.ua().raw(), memory.bytes());
         Ok(memory)
     }
 
     fn private(bytes: u64, align: PageShift, kind: MemoryKind) -> Result<Self, MemoryError> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let wanted = wanted(bytes, system_page(), align, flags, None)?;
+        let request = map_request(bytes, system_page(), align, flags, None)?;
         let mapping =
-            Mapping::new(wanted).map_err(|errno| MemoryError::Os { during: "mmap", errno, bytes })?;
-        sys::keep_from_children(mapping.ua(), mapping.bytes()).map_err(|errno| MemoryError::Os {
+            Mapping::new(request).map_err(|errno| MemoryError::Os { during: "mmap", errno, bytes })?;
+        sys::madvise_dontfork(mapping.ua(), mapping.bytes()).map_err(|errno| MemoryError::Os {
             during: "madvise(MADV_DONTFORK)",
             errno,
             bytes,
         })?;
-        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+        Ok(Self { backing: Backing::Mapping(Arc::new(mapping)), kind })
     }
 
-    /// A memfd of system pages, mapped shared and sealed against shrinking, so that a page of it can never lie past its
-    /// end. (A hole can still be punched into it by whoever holds the descriptor: [`audit_range`](crate::audit_range) tells.)
+    /// A memfd of system pages, mapped shared and sealed against shrinking, so that no page of it can lie past its end.
+    /// (A process with the descriptor can still punch a hole into it: see [`audit_range`](crate::audit_range).)
     ///
     /// # Errors
     /// [`MemoryError::Size`], [`MemoryError::Name`], [`MemoryError::Os`].
     pub fn memfd(name: &str, bytes: u64) -> Result<Self, MemoryError> {
-        Self::shared(name, bytes, system_page(), 0, MemoryKind::Memfd)
+        Self::shared(name, bytes, system_page(), MemfdFlags::empty(), MemoryKind::Memfd)
     }
 
-    /// A memfd of huge pages, which must be in the pool already.
+    /// A memfd of huge pages, which must be in the pool.
     ///
     /// # Errors
     /// [`MemoryError::Size`] (whole huge pages), [`MemoryError::Name`], [`MemoryError::NoHugePages`],
     /// [`MemoryError::Os`].
     pub fn memfd_hugetlb(name: &str, bytes: u64, size: HugeSize) -> Result<Self, MemoryError> {
-        let flags = libc::MFD_HUGETLB | size.shift().get() << libc::MFD_HUGE_SHIFT;
+        let page = match size {
+            HugeSize::M2 => MemfdFlags::HUGE_2MB,
+            HugeSize::M16 => MemfdFlags::HUGE_16MB,
+            HugeSize::G1 => MemfdFlags::HUGE_1GB,
+        };
+        let flags = MemfdFlags::HUGETLB | page;
         Self::shared(name, bytes, size.shift(), flags, MemoryKind::Hugetlb(size)).map_err(|error| match error
         {
             MemoryError::Os { errno, .. } => MemoryError::NoHugePages { bytes, page: size.shift(), errno },
@@ -222,12 +228,12 @@ impl GuestMemory {
         name: &str,
         bytes: u64,
         page: PageShift,
-        flags: libc::c_uint,
+        flags: MemfdFlags,
         kind: MemoryKind,
     ) -> Result<Self, MemoryError> {
         const LONGEST_NAME: usize = 249;
         // Refuses bad sizes before anything is made.
-        wanted(bytes, page, page, 0, None)?;
+        map_request(bytes, page, page, 0, None)?;
         let bad_name = || MemoryError::Name { name: name.to_owned() };
         if name.len() > LONGEST_NAME {
             return Err(bad_name());
@@ -236,31 +242,31 @@ impl GuestMemory {
         let os = |during| move |errno| MemoryError::Os { during, errno, bytes };
         let file = std::fs::File::from(sys::memfd(&name, flags).map_err(os("memfd_create"))?);
         file.set_len(bytes).map_err(|error| os("ftruncate")(sys::errno_of(&error)))?;
-        sys::seal_against_shrinking(file.as_raw_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
-        let wanted = wanted(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
-        let mapping = Mapping::new(wanted).map_err(os("mmap"))?;
-        Ok(Self { place: Place::Own(Arc::new(mapping)), kind })
+        sys::seal_against_shrinking(file.as_fd()).map_err(os("fcntl(F_ADD_SEALS)"))?;
+        let request = map_request(bytes, page, page, libc::MAP_SHARED, Some(file.into()))?;
+        let mapping = Mapping::new(request).map_err(os("mmap"))?;
+        Ok(Self { backing: Backing::Mapping(Arc::new(mapping)), kind })
     }
 
     /// The length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        match &self.place {
-            Place::Own(mapping) => mapping.bytes(),
-            Place::Foreign { bytes, .. } => *bytes,
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.bytes(),
+            Backing::CallerOwned { bytes, .. } => *bytes,
         }
     }
 
-    /// The first byte's address.
+    /// The address of the first byte.
     #[must_use]
     pub fn ua(&self) -> UserAddr {
-        UserAddr::new(match &self.place {
-            Place::Own(mapping) => mapping.ua(),
-            Place::Foreign { ua, .. } => *ua,
+        UserAddr::new(match &self.backing {
+            Backing::Mapping(mapping) => mapping.ua(),
+            Backing::CallerOwned { ua, .. } => *ua,
         })
     }
 
-    /// What it is made of.
+    /// The kind of memory.
     #[must_use]
     pub const fn kind(&self) -> MemoryKind {
         self.kind
@@ -269,27 +275,27 @@ impl GuestMemory {
     /// The descriptor behind a memfd, to share the memory with another process.
     #[must_use]
     pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        match &self.place {
-            Place::Own(mapping) => mapping.file().map(AsFd::as_fd),
-            Place::Foreign { .. } => None,
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.file().map(AsFd::as_fd),
+            Backing::CallerOwned { .. } => None,
         }
     }
 
-    /// The first byte. Valid while this value, a clone of it or a region made from it lives; devices and other processes
-    /// may write the memory at any time, so make no reference from it.
+    /// The first byte. Valid while this value, a clone of it or a region made from it exists. Devices and other
+    /// processes may write the memory at any time, so make no reference from it.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
-        match &self.place {
-            Place::Own(mapping) => mapping.as_ptr(),
-            // The creator of the value exposed the address: `from_raw` was given the pointer.
-            Place::Foreign { ua, .. } => {
+        match &self.backing {
+            Backing::Mapping(mapping) => mapping.as_ptr(),
+            // The address was exposed by `caller_owned`.
+            Backing::CallerOwned { ua, .. } => {
                 std::ptr::with_exposed_provenance_mut(usize::try_from(*ua).unwrap_or(0))
             }
         }
     }
 
-    /// The pointer to `len` bytes at `offset`, when they lie inside.
-    fn place_of(&self, offset: u64, len: usize) -> Result<*mut u8, MemoryError> {
+    /// The pointer to `len` bytes at `offset`, if they lie inside.
+    fn pointer_to(&self, offset: u64, len: usize) -> Result<*mut u8, MemoryError> {
         let bytes = self.bytes();
         let error = MemoryError::OutOfBounds { offset, len: len as u64, bytes };
         if offset > bytes || len as u64 > bytes - offset {
@@ -299,128 +305,134 @@ impl GuestMemory {
         Ok(self.as_ptr().wrapping_add(offset))
     }
 
-    /// The pointer to a number at `offset`, when it lies inside and is aligned.
-    fn place_of_number<N>(&self, offset: u64) -> Result<*mut N, MemoryError> {
-        let at = self.place_of(offset, size_of::<N>())?.cast::<N>();
+    /// The pointer to a number at `offset`, if it lies inside and is aligned.
+    fn number_at<N>(&self, offset: u64) -> Result<*mut N, MemoryError> {
+        let at = self.pointer_to(offset, size_of::<N>())?.cast::<N>();
         let error = MemoryError::Misaligned { offset, len: size_of::<N>() as u64 };
         if at.addr() % size_of::<N>() == 0 { Ok(at) } else { Err(error) }
     }
 }
 
 mod access {
-    //! The copies in and out: the one place where bytes of guest memory are touched.
+    //! Copies in and out: the only code that accesses guest memory.
     #![expect(
         unsafe_code,
-        reason = "bounds were checked by `place_of`; the mapping lives as long as the memory"
+        reason = "bounds were checked by `pointer_to`; the mapping lives as long as the memory"
     )]
 
-    use super::{Arc, GuestMemory, Mapping, MemoryError, MemoryKind, Place};
-    use crate::racing;
+    use super::{Arc, Backing, GuestMemory, Mapping, MemoryError, MemoryKind};
+    use crate::atomic_access;
     use std::any::Any;
 
     impl GuestMemory {
-        /// Copies bytes from `offset` on into `into`. Devices, other threads and other processes may write them at the same
-        /// time: every aligned 8 bytes are then either old or new, the whole may be a mixture. Nothing is ordered by it.
+        /// Copies bytes from `offset` on to `into`. Devices, other threads and other processes may write them at the
+        /// same time: each aligned 8 bytes are then either old or new, the whole may be a mixture. The copy orders
+        /// nothing.
         ///
         /// # Errors
         /// [`MemoryError::OutOfBounds`]; then nothing is copied.
         pub fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MemoryError> {
-            let from = self.place_of(offset, into.len())?;
+            let from = self.pointer_to(offset, into.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped while `self` lives.
-            unsafe { racing::copy_out(from, into) };
+            unsafe { atomic_access::copy_out(from, into) };
             Ok(())
         }
 
-        /// Copies `from` to `offset` and on, as [`read`](Self::read) copies back.
+        /// Copies `from` to `offset`, with the guarantees of [`read`](Self::read).
         ///
         /// # Errors
         /// [`MemoryError::OutOfBounds`]; then nothing is copied.
         pub fn write(&self, offset: u64, from: &[u8]) -> Result<(), MemoryError> {
-            let to = self.place_of(offset, from.len())?;
+            let to = self.pointer_to(offset, from.len())?;
             // SAFETY: the whole length lies inside memory that stays mapped writable while `self` lives.
-            unsafe { racing::copy_in(to, from) };
+            unsafe { atomic_access::copy_in(to, from) };
             Ok(())
         }
 
-        /// Loads an aligned little-endian number at once; what its writer wrote before it is seen after.
+        /// Loads an aligned little-endian number atomically, with acquire ordering.
         ///
         /// # Errors
         /// [`MemoryError::OutOfBounds`], [`MemoryError::Misaligned`].
         pub fn load_u32(&self, offset: u64) -> Result<u32, MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: aligned, and inside memory that stays mapped while `self` lives.
-            Ok(u32::from_le(unsafe { racing::load_u32(at) }))
+            Ok(u32::from_le(unsafe { atomic_access::load_u32(at) }))
         }
 
-        /// Stores an aligned little-endian number at once; what was written before it is seen before.
+        /// Stores an aligned little-endian number atomically, with release ordering.
         ///
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn store_u32(&self, offset: u64, value: u32) -> Result<(), MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `load_u32`, and writable.
-            unsafe { racing::store_u32(at, value.to_le()) };
+            unsafe { atomic_access::store_u32(at, value.to_le()) };
             Ok(())
         }
 
-        /// Loads an aligned little-endian number at once; what its writer wrote before it is seen after.
+        /// Loads an aligned little-endian number atomically, with acquire ordering.
         ///
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn load_u64(&self, offset: u64) -> Result<u64, MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `load_u32`.
-            Ok(u64::from_le(unsafe { racing::load_u64(at) }))
+            Ok(u64::from_le(unsafe { atomic_access::load_u64(at) }))
         }
 
-        /// Stores an aligned little-endian number at once; what was written before it is seen before.
+        /// Stores an aligned little-endian number atomically, with release ordering.
         ///
         /// # Errors
         /// As [`load_u32`](Self::load_u32).
         pub fn store_u64(&self, offset: u64, value: u64) -> Result<(), MemoryError> {
-            let at = self.place_of_number(offset)?;
+            let at = self.number_at(offset)?;
             // SAFETY: as in `store_u32`.
-            unsafe { racing::store_u64(at, value.to_le()) };
+            unsafe { atomic_access::store_u64(at, value.to_le()) };
             Ok(())
         }
 
-        /// Takes `bytes` bytes at `start` that the caller mapped and will keep.
+        /// Uses `bytes` bytes at `start`, which the caller mapped and keeps mapped.
         ///
         /// # Safety
-        /// For as long as this value, a clone of it or a region registered from it lives:
-        /// 1. `[start, start + bytes)` stays mapped, readable and writable;
-        /// 2. it stays the same memory: no `munmap`, `mmap` over it, `mremap`, `MADV_DONTNEED`, `MADV_REMOVE`, hole
-        ///    punched into its file or file made shorter;
-        /// 3. nobody holds a Rust reference into it, or uses it as a stack or a heap that Rust values live in;
-        /// 4. whatever lies in it may change at any time, so it is only read and written by atomic accesses of single bytes,
-        ///    by assembly, by system calls or by other processes: no volatile access, and no atomic of another size, while
+        /// While this value, a clone of it or a region registered from it exists:
+        /// 1. `[start, start + bytes)` stays mapped, readable and writable.
+        /// 2. It stays the same memory: no `munmap`, `mmap` over it, `mremap`, `MADV_DONTNEED`, `MADV_REMOVE`, hole
+        ///    punched into its file, or truncation of its file.
+        /// 3. There is no Rust reference into it, and no Rust value lives in it, be it on a stack or a heap.
+        /// 4. Its contents may change at any time, so it is accessed only by atomic accesses of single bytes, by
+        ///    assembly, by system calls or by other processes: no volatile access, and no atomic of another size, while
         ///    a copy by [`read`](Self::read) or [`write`](Self::write) may run.
         ///
-        /// Duty 2 broken does not harm the process by itself, but the device keeps using the old pages:
-        /// [`audit_range`](crate::audit_range) finds that.
+        /// A breach of 2 is not undefined behaviour, but the device keeps using the old pages;
+        /// [`audit_range`](crate::audit_range) detects that.
         #[must_use]
         pub unsafe fn from_raw(start: *mut u8, bytes: usize) -> Self {
-            Self::foreign(start, bytes, None)
+            Self::caller_owned(start, bytes, None)
         }
 
-        /// As [`from_raw`](Self::from_raw), with something that keeps the memory mapped: it is dropped when the last page
-        /// is unpinned and the last clone is gone.
+        /// Like [`from_raw`](Self::from_raw), with an owner that keeps the memory mapped. It is dropped after the last
+        /// page is unpinned and the last clone is dropped.
         ///
         /// # Safety
-        /// The duties of [`from_raw`](Self::from_raw), while `owner` lives.
+        /// That of [`from_raw`](Self::from_raw), while `owner` exists.
         #[must_use]
-        pub unsafe fn from_raw_kept(start: *mut u8, bytes: usize, owner: Arc<dyn Any + Send + Sync>) -> Self {
-            Self::foreign(start, bytes, Some(owner))
+        pub unsafe fn from_raw_with_owner(
+            start: *mut u8,
+            bytes: usize,
+            owner: Arc<dyn Any + Send + Sync>,
+        ) -> Self {
+            Self::caller_owned(start, bytes, Some(owner))
         }
 
-        fn foreign(start: *mut u8, bytes: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
-            let place = Place::Foreign { ua: start.expose_provenance() as u64, bytes: bytes as u64, owner };
-            Self { place, kind: MemoryKind::Foreign }
+        fn caller_owned(start: *mut u8, bytes: usize, owner: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+            let backing =
+                Backing::CallerOwned { ua: start.expose_provenance() as u64, bytes: bytes as u64, owner };
+            Self { backing, kind: MemoryKind::CallerOwned }
         }
     }
 
-    // SAFETY: an own mapping stays until its last `Arc` goes, and `keep` hands one out; nothing here unmaps, drops or
-    // replaces pages before. The maker of foreign memory promised the same in `from_raw`.
+    // SAFETY: a mapping made here stays until its last `Arc` is dropped, and `keep` returns one; nothing here unmaps,
+    // drops or replaces pages earlier. For other memory the caller of `from_raw` promised that.
     unsafe impl prereg::Memory for GuestMemory {
         fn ua(&self) -> prereg::UserAddr {
             self.ua()
@@ -429,9 +441,9 @@ mod access {
             self.bytes()
         }
         fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>> {
-            match &self.place {
-                Place::Own(mapping) => Some(Arc::<Mapping>::clone(mapping)),
-                Place::Foreign { owner, .. } => owner.clone(),
+            match &self.backing {
+                Backing::Mapping(mapping) => Some(Arc::<Mapping>::clone(mapping)),
+                Backing::CallerOwned { owner, .. } => owner.clone(),
             }
         }
     }
@@ -451,15 +463,15 @@ fn system_page() -> PageShift {
     PageShift::new(sys::page_size().trailing_zeros()).unwrap_or(PageShift::K4)
 }
 
-fn wanted(
+fn map_request(
     bytes: u64,
     page: PageShift,
     align: PageShift,
     flags: libc::c_int,
     file: Option<std::os::fd::OwnedFd>,
-) -> Result<Wanted, MemoryError> {
+) -> Result<MapRequest, MemoryError> {
     let size = usize::try_from(bytes).ok().filter(|&size| size != 0 && bytes & page.mask() == 0);
-    Ok(Wanted {
+    Ok(MapRequest {
         bytes: size.ok_or(MemoryError::Size { bytes, page })?,
         align: 1 << align.get(),
         protection: libc::PROT_READ | libc::PROT_WRITE,

@@ -1,45 +1,45 @@
-//! `mlock` and the page map: looks like a pin and is none.
+//! The pin back end on `mlock`, which is not a pin.
 //!
-//! Locked memory stays in memory, but not where it is: compaction, `fork` with a write, the merging of equal pages and
-//! huge-page collapse all move locked pages, and nobody is told. A device that was given the address then reads and
-//! writes somebody else's page. This back end is here to be compared with a real pin and for programs whose "device" is
-//! themselves. Nothing ever chooses it by itself.
+//! Locked memory stays resident, but its pages move: compaction, a write after `fork`, the merging of equal pages and
+//! huge-page collapse give it other frames without notice. A device that was given the old address then accesses a page
+//! that belongs to something else. This back end is for comparison with real pins, and for programs whose "device" is
+//! the program itself. It is never chosen by default.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
-    PinId, UserRange,
+    AddressKind, Barrier, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError, PinId, UserRange,
 };
 
-use crate::account::MemlockAccount;
+use crate::account::{MemlockAccount, impl_charge};
 use crate::barrier::Membarrier;
 use crate::error::BackendError;
 use crate::frames;
-use crate::maps;
 use crate::pagemap::Pagemap;
+use crate::proc_maps;
+use crate::proc_status::KernelCount;
 use crate::sys;
 
 /// Locks memory instead of pinning it.
 ///
-/// Locks do not nest: two address spaces that lock the same page lose both locks with the first release.
+/// Locks do not nest: if two address spaces lock the same page, the first release unlocks it.
 #[derive(Debug)]
 pub struct Mlock {
     pagemap: Pagemap,
-    /// The page map shows this process where its pages are.
+    /// Whether the page map shows page frames to this process.
     frames: bool,
     account: MemlockAccount,
     next: AtomicU64,
 }
 
 impl Mlock {
-    /// What everybody who meets this back end should read.
+    /// A warning to show wherever this back end is offered.
     pub const WARNING: &'static str = "mlock is not a pin: locked pages still move (compaction, fork, KSM, huge-page \
-                                       collapse), and a device would not be told; for comparison only";
+                                       collapse), and a device would not be notified; for comparison only";
 
-    /// A back end for this process. Its addresses are for reports only ([`AddressKind::Invented`]): where each page was when
-    /// it was locked or, without CAP_SYS_ADMIN, its own user address.
+    /// A back end for this process. Its addresses are for reports only ([`AddressKind::Invented`]): the frame of each
+    /// page when it was locked or, without CAP_SYS_ADMIN, its user address.
     ///
     /// # Errors
     /// [`BackendError::Pagemap`].
@@ -57,19 +57,18 @@ impl Mlock {
     }
 
     fn refused(&self, range: UserRange, errno: Errno) -> PinError {
-        if let Some(found) = maps::obstacle(range) {
-            return PinError::Fault { ua: found.ua, why: found.why };
+        if let Some(found) = proc_maps::unpinnable_reason(range) {
+            return found.into();
         }
-        let shift = self.pagemap.granule().shift().get();
-        match (errno, self.account.limit()) {
-            (Errno::ENOMEM | Errno::EPERM | Errno::EAGAIN, Some(limit)) => PinError::Limit {
-                need: range.bytes(),
-                used: crate::KernelCount::now().map_or(0, |count| count.locked),
-                limit: limit << shift,
-            },
-            (Errno::ENOMEM | Errno::EAGAIN, None) => PinError::OutOfMemory,
-            _ => PinError::Os { ua: range.first(), errno, during: "mlock" },
+        let over_limit = match errno {
+            Errno::ENOMEM | Errno::EAGAIN => true,
+            Errno::EPERM => self.account.limit().is_some(),
+            _ => false,
+        };
+        if !over_limit {
+            return PinError::Os { ua: range.first(), errno, during: "mlock" };
         }
+        self.account.refusal(range.bytes(), || KernelCount::now().map_or(0, |counted| counted.locked))
     }
 }
 
@@ -94,40 +93,33 @@ unsafe impl Pin for Mlock {
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let (ua, bytes) = (range.first().raw(), range.bytes());
-        // `mlock` is content with read-only memory; a device is not.
-        if let Some(found) = maps::mapped_obstacle(range).filter(|found| !maps::only_a_disk_file(*found)) {
-            return Err(PinError::Fault { ua: found.ua, why: found.why });
+        // `mlock` accepts read-only memory; a device does not.
+        if let Some(found) = proc_maps::vma_reason(range).filter(|found| !proc_maps::only_a_disk_file(*found))
+        {
+            return Err(found.into());
         }
-        if let Err(errno) = sys::lock(ua, bytes) {
+        if let Err(errno) = sys::mlock(ua, bytes) {
             // A failed call can leave a part locked.
-            let _ = sys::unlock(ua, bytes);
+            let _ = sys::munlock(ua, bytes);
             return Err(self.refused(range, errno));
         }
         let pushed = if self.frames {
-            frames::push(&self.pagemap, range, pages)
+            frames::push_frames(&self.pagemap, range, pages)
         } else {
             pages.push(HostAddr::new(ua), range.pages(self.granule())).map_err(PinError::from)
         };
         if let Err(error) = pushed {
-            let _ = sys::unlock(ua, bytes);
+            let _ = sys::munlock(ua, bytes);
             return Err(error);
         }
-        // Relaxed: only has to be different each time.
+        // Relaxed: must only be unique.
         Ok(PinId::new(self.next.fetch_add(1, Ordering::Relaxed)))
     }
 
     fn unpin(&self, _pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        // Fails only for memory that is no longer mapped, which is no longer locked either.
-        let _ = sys::unlock(range.first().raw(), range.bytes());
+        // Fails only for unmapped memory, which is not locked any more.
+        let _ = sys::munlock(range.first().raw(), range.bytes());
     }
 }
 
-impl Charge for Mlock {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+impl_charge!(Mlock);

@@ -1,4 +1,4 @@
-//! What a caller of the io_uring back end may choose, as plain data.
+//! Options of the io_uring back end.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ pub(crate) struct Options {
     pub(crate) threads: usize,
     pub(crate) progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
     pub(crate) cancel: Option<Arc<AtomicBool>>,
-    /// `None`: physical where it can be.
+    /// `None`: physical where possible.
     pub(crate) addresses: Option<AddressKind>,
     pub(crate) slot_limit: Option<u64>,
 }

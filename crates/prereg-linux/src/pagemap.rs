@@ -1,8 +1,8 @@
-//! `/proc/self/pagemap`: which page frame lies behind each page of this process.
+//! `/proc/self/pagemap`: the page frame of each page of this process.
 //!
-//! Read in bulk into one reused buffer and handed on as runs. Three things can be told of a page: its frame, that it is
-//! there but hidden (the file was opened without CAP_SYS_ADMIN), or that nothing is there. The kernel judges by whoever
-//! opened the file, so an open [`Pagemap`] keeps working after privileges are dropped.
+//! Read in bulk into one reused buffer and reported as runs. A page has a visible frame, is present with a hidden frame
+//! (the file was opened without CAP_SYS_ADMIN), or is absent. The kernel checks the privilege when the file is opened,
+//! so an open [`Pagemap`] keeps working after privileges are dropped.
 
 use std::fs::File;
 
@@ -10,37 +10,37 @@ use prereg::{Errno, Granule, HostAddr, PageShift, UserAddr, UserRange};
 
 use crate::sys;
 
-/// An open page map of this process.
+/// The page map of this process.
 #[derive(Debug)]
 pub struct Pagemap {
     file: File,
     granule: Granule,
 }
 
-/// What lies behind a run of pages.
+/// Backing of a run of pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Backing {
-    /// Contiguous page frames; the address of the first.
+pub enum PageBacking {
+    /// Contiguous page frames, by the address of the first.
     Frames(HostAddr),
-    /// Pages are there, but this process may not learn where.
+    /// The pages are present, but their frames are hidden from this process.
     Hidden,
-    /// Nothing is there: never touched, swapped out, dropped or unmapped.
+    /// The pages are absent: never touched, swapped out, dropped or unmapped.
     Absent,
 }
 
-/// Pages that lie together.
+/// Contiguous pages with contiguous backing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
+pub(crate) struct PageRun {
     /// The first page.
-    pub ua: UserAddr,
-    /// How many system pages.
-    pub pages: u64,
-    /// What is behind them.
-    pub backing: Backing,
+    pub(crate) ua: UserAddr,
+    /// Length in system pages.
+    pub(crate) pages: u64,
+    /// Their backing.
+    pub(crate) backing: PageBacking,
 }
 
-/// Why the page map could not be read.
+/// The page map could not be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PagemapError {
@@ -50,15 +50,15 @@ pub enum PagemapError {
          that /proc is mounted"
     )]
     Open {
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
     /// A read failed.
     #[error("reading /proc/self/pagemap at {ua} failed with {errno}")]
     Read {
-        /// The first page that was asked for.
+        /// The first page of the read.
         ua: UserAddr,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
     /// The file ended early.
@@ -67,16 +67,16 @@ pub enum PagemapError {
         /// The first page without an entry.
         ua: UserAddr,
     },
-    /// The system page is of a size that nothing here is made for.
+    /// The system page size is not supported.
     #[error("a system page of {bytes} bytes is not supported (4 KiB to 16 MiB, a power of two)")]
     PageSize {
-        /// Its size.
+        /// The size.
         bytes: u64,
     },
 }
 
 impl PagemapError {
-    /// What the system gave; EFAULT for a range outside the address space.
+    /// The system's errno; EFAULT for a range outside the address space.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -97,18 +97,18 @@ pub(crate) fn system_granule() -> Result<Granule, PagemapError> {
     shift.and_then(PageShift::new).and_then(Granule::new).ok_or(PagemapError::PageSize { bytes })
 }
 
-/// Bit 63 of an entry: the page is in memory.
+/// Bit 63 of an entry: the page is present.
 const PRESENT: u64 = 1 << 63;
 /// Bits 0 to 54: the frame, when present.
 const FRAME: u64 = (1 << 55) - 1;
 
-/// Entries read by one call: 64 KiB of them, which stay in the second-level cache until they are looked at.
+/// Entries read by one call: 64 KiB, which stay in the second-level cache.
 const CHUNK: usize = 8192;
-/// Up to this many entries are read onto the stack.
+/// Up to this many entries are read into a stack buffer.
 const FEW: usize = 64;
 
 impl Pagemap {
-    /// Opens the page map of this process, with the privilege it has now.
+    /// Opens the page map of this process with its current privilege.
     ///
     /// # Errors
     /// [`PagemapError::Open`], [`PagemapError::PageSize`].
@@ -125,34 +125,34 @@ impl Pagemap {
         self.granule
     }
 
-    /// Whether frames are shown, tried on a page that is certainly there: this thread's stack.
+    /// Whether page frames are visible, tested on a page that is present: this thread's stack.
     ///
     /// # Errors
     /// [`PagemapError`].
-    pub fn shows_frames(&self) -> Result<bool, PagemapError> {
+    pub(crate) fn shows_frames(&self) -> Result<bool, PagemapError> {
         let here = 0u8;
         let ua = UserAddr::new((&raw const here).addr() as u64).align_down(self.granule.shift());
-        Ok(matches!(self.page(ua)?, Backing::Frames(_)))
+        Ok(matches!(self.page(ua)?, PageBacking::Frames(_)))
     }
 
-    /// What lies behind the page that holds `ua`.
+    /// The backing of the page that contains `ua`.
     ///
     /// # Errors
     /// [`PagemapError`].
-    pub fn page(&self, ua: UserAddr) -> Result<Backing, PagemapError> {
+    pub fn page(&self, ua: UserAddr) -> Result<PageBacking, PagemapError> {
         let mut entry = [0u64];
         self.read(ua, &mut entry)?;
         Ok(self.backing(entry[0]))
     }
 
-    /// Calls `each` with every run of `range`, in order, until it fails. Runs are as long as they can be.
+    /// Calls `each` with every run of `range`, in order, until it fails. Runs are maximal.
     ///
     /// # Errors
-    /// [`PagemapError`] as `E`, or what `each` answered.
-    pub fn runs<E: From<PagemapError>>(
+    /// [`PagemapError`] as `E`, or the error that `each` returned.
+    pub(crate) fn runs<E: From<PagemapError>>(
         &self,
         range: UserRange,
-        mut each: impl FnMut(Run) -> Result<(), E>,
+        mut each: impl FnMut(PageRun) -> Result<(), E>,
     ) -> Result<(), E> {
         let pages = range.pages(self.granule);
         let mut few = [0u64; FEW];
@@ -165,11 +165,11 @@ impl Pagemap {
         };
         let shift = self.granule.shift().get();
         let mut done = 0;
-        // The key of a run: what an entry must be to continue it.
+        // The start of the open run and its key: the entry that would continue it.
         let mut open: Option<(u64, u64)> = None;
         let mut next_key = 0;
         let first = range.first().raw();
-        let run = |from: u64, to: u64, key: u64| Run {
+        let run = |from: u64, to: u64, key: u64| PageRun {
             ua: UserAddr::new(first + (from << shift)),
             pages: to - from,
             backing: self.backing(key),
@@ -199,8 +199,8 @@ impl Pagemap {
         Ok(())
     }
 
-    /// Reads every entry of `range` into a buffer and looks at none but the last of each chunk: the bare cost of the
-    /// page map. Answers how many were in memory among those.
+    /// Reads every entry of `range` but looks only at the last of each chunk: the bare cost of the page map. Returns
+    /// how many of those were present.
     pub(crate) fn entries(&self, range: UserRange) -> Result<u64, PagemapError> {
         let pages = range.pages(self.granule);
         let mut buffer = vec![0u64; CHUNK.min(usize::try_from(pages).unwrap_or(CHUNK))];
@@ -215,15 +215,15 @@ impl Pagemap {
         Ok(present)
     }
 
-    fn backing(&self, entry: u64) -> Backing {
+    fn backing(&self, entry: u64) -> PageBacking {
         match key_of(entry) {
-            0 => Backing::Absent,
-            PRESENT => Backing::Hidden,
-            key => Backing::Frames(HostAddr::new((key & FRAME) << self.granule.shift().get())),
+            0 => PageBacking::Absent,
+            PRESENT => PageBacking::Hidden,
+            key => PageBacking::Frames(HostAddr::new((key & FRAME) << self.granule.shift().get())),
         }
     }
 
-    /// Fills `entries` from the page of `ua` on, in as few reads as the kernel allows.
+    /// Fills `entries` from the page of `ua` on.
     fn read(&self, ua: UserAddr, entries: &mut [u64]) -> Result<(), PagemapError> {
         let index = ua.raw() >> self.granule.shift().get();
         let mut filled = 0;
@@ -241,13 +241,13 @@ impl Pagemap {
     }
 }
 
-/// An entry without the bits that do not matter: zero when absent, `PRESENT` alone when hidden. (A frame number of zero
-/// belongs to the firmware on every machine with a page map.)
+/// The bits of an entry that matter: zero when absent, only `PRESENT` when the frame is hidden. (On machines with a
+/// page map, frame zero belongs to the firmware.)
 const fn key_of(entry: u64) -> u64 {
     if entry & PRESENT == 0 { 0 } else { entry & (PRESENT | FRAME) }
 }
 
-/// The key that continues a run of `key`.
+/// The key of the next page of a run.
 const fn following(key: u64) -> u64 {
     if key & FRAME == 0 { key } else { key + 1 }
 }
@@ -272,7 +272,7 @@ mod tests {
             Ok::<(), PagemapError>(())
         })
         .unwrap();
-        assert_eq!(runs, [(64, Backing::Absent)]);
+        assert_eq!(runs, [(64, PageBacking::Absent)]);
         memory.write(5 * page, &[1]).unwrap();
         runs.clear();
         map.runs(range_of(&memory), |run| {
@@ -281,7 +281,7 @@ mod tests {
         })
         .unwrap();
         assert_eq!(runs.iter().map(|run| run.0).collect::<Vec<_>>(), [5, 1, 58]);
-        assert_ne!(runs[1].1, Backing::Absent);
+        assert_ne!(runs[1].1, PageBacking::Absent);
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
             for index in [0, run.pages - 1] {
                 let ua = run.ua.checked_add(index * page).unwrap();
                 let expected = match run.backing {
-                    Backing::Frames(host) => Backing::Frames(host.checked_add(index * page).unwrap()),
+                    PageBacking::Frames(host) => PageBacking::Frames(host.checked_add(index * page).unwrap()),
                     other => other,
                 };
                 assert_eq!(map.page(ua).unwrap(), expected);

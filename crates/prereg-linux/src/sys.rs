@@ -1,20 +1,25 @@
-//! The system calls that `std` has no safe name for; every other module is built on these.
+//! System calls that `std` and `rustix` have no safe function for, and short names for those of `rustix`.
 //!
-//! Each function takes plain numbers and slices and answers a value or an [`Errno`]. What can take memory away from its
-//! owner (`munmap`, `MADV_DONTNEED`) is not here: mappings are owned and dropped in `mapping`.
+//! Functions take numbers and slices, and return a value or an [`Errno`]. Calls that can take memory away from its
+//! owner (`munmap`, `MADV_DONTNEED`) are not here: mappings are owned and dropped in `mapping`.
 #![expect(
     unsafe_code,
     reason = "system calls; every pointer handed over is made from a slice or a checked range"
 )]
 
+use std::ffi::CStr;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use prereg::Errno;
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::ReadWriteFlags;
+use rustix::process::Resource;
+use rustix::thread::{CapabilitySet, MembarrierCommand};
 
-/// Memory for one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
+/// Memory of one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Buffer {
@@ -23,7 +28,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// What empties a slot.
+    /// Empties a slot.
     pub(crate) const NONE: Self = Self { ua: 0, bytes: 0 };
 }
 
@@ -60,7 +65,7 @@ fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// The number behind `error`; EIO for the few that `std` makes up itself.
+/// The errno of `error`; EIO for errors that `std` makes up itself.
 pub(crate) fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -69,35 +74,30 @@ fn check(result: libc::c_int) -> Result<(), Errno> {
     if result == 0 { Ok(()) } else { Err(errno()) }
 }
 
-/// `MEMBARRIER_CMD_PRIVATE_EXPEDITED` and its registration, of `include/uapi/linux/membarrier.h`.
-const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
-const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
-
-fn membarrier_command(command: libc::c_int) -> Result<(), Errno> {
-    // SAFETY: takes no pointer.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(errno()) }
+/// The errno of an error of `rustix`.
+pub(crate) fn errno_from(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
 }
 
 /// Registers the process for [`membarrier`].
 pub(crate) fn membarrier_register() -> Result<(), Errno> {
-    membarrier_command(REGISTER_PRIVATE_EXPEDITED)
+    rustix::thread::membarrier(MembarrierCommand::RegisterPrivateExpedited).map_err(errno_from)
 }
 
 /// A full fence on every running thread of the process.
 pub(crate) fn membarrier() -> Result<(), Errno> {
-    membarrier_command(PRIVATE_EXPEDITED)
+    rustix::thread::membarrier(MembarrierCommand::PrivateExpedited).map_err(errno_from)
 }
 
-/// The system page in bytes.
+/// The system page size in bytes.
 pub(crate) fn page_size() -> u64 {
     // SAFETY: takes no pointer.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).unwrap_or(4096)
 }
 
-/// Puts `buffers` into the slots from `first` on and answers how many were done: fewer than asked when a later one
-/// failed, and then not why. A tag that is not zero comes back as a completion when its buffer is really dropped.
+/// Puts `buffers` into the slots from `first` on. Returns how many succeeded: fewer than requested when a later one
+/// failed, without its error. A non-zero tag arrives as a completion when its buffer is released.
 pub(crate) fn update_buffers(
     ring: RawFd,
     first: u32,
@@ -126,8 +126,8 @@ pub(crate) fn update_buffers(
     if done < 0 { Err(errno()) } else { u32::try_from(done).map_err(|_| Errno::EIO) }
 }
 
-/// Makes `count` slots of `ring` from `first` on hold what those of `source` from `source_first` on hold, without a pin
-/// or a charge of their own. What they held before is dropped.
+/// Clones `count` slots of `source` from `source_first` on into those of `ring` from `first` on, without a pin or a
+/// charge of their own. The old contents are dropped.
 pub(crate) fn clone_buffers(
     ring: RawFd,
     first: u32,
@@ -149,8 +149,8 @@ pub(crate) fn clone_buffers(
     } as libc::c_int)
 }
 
-/// Empties all slots of `ring` and gives its table back.
-pub(crate) fn drop_buffers(ring: RawFd) -> Result<(), Errno> {
+/// Empties all slots of `ring` and frees its table.
+pub(crate) fn unregister_buffers(ring: RawFd) -> Result<(), Errno> {
     let none = std::ptr::null::<libc::c_void>();
     // SAFETY: takes no argument.
     let result =
@@ -158,19 +158,15 @@ pub(crate) fn drop_buffers(ring: RawFd) -> Result<(), Errno> {
     check(result as libc::c_int)
 }
 
-/// Another descriptor for the same file, closed when a program is executed.
-pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes no pointer.
-    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(errno());
-    }
-    // SAFETY: the descriptor was made above and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Duplicates the descriptor of a ring, close-on-exec.
+pub(crate) fn duplicate(ring: &io_uring::IoUring) -> Result<OwnedFd, Errno> {
+    // SAFETY: `ring` keeps its descriptor open through the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+    rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(errno_from)
 }
 
-/// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, alone, and answers what the kernel answered: a
-/// count, or an error number below zero.
+/// Reads `bytes` bytes of `file` to `ua` through slot `slot` of `ring`, as the ring's only operation. Returns the
+/// completion's result: a count, or a negative errno.
 pub(crate) fn read_fixed(
     ring: &mut io_uring::IoUring,
     file: RawFd,
@@ -180,154 +176,112 @@ pub(crate) fn read_fixed(
 ) -> Result<i32, Errno> {
     let entry =
         io_uring::opcode::ReadFixed::new(io_uring::types::Fd(file), ua as *mut u8, bytes, slot).build();
-    // SAFETY: the kernel writes to pages that the slot holds and to nothing else, whatever the address says.
+    // SAFETY: whatever the address, the kernel writes only to pages that the slot holds.
     unsafe { ring.submission().push(&entry) }.map_err(|_| Errno::EBUSY)?;
     ring.submit_and_wait(1).map_err(|error| errno_of(&error))?;
     ring.completion().next().map(|completion| completion.result()).ok_or(Errno::EIO)
 }
 
-/// Takes the count of an eventfd, if it is not zero: never waits, whatever the descriptor's flags.
-pub(crate) fn take_event(event: RawFd) -> Result<u64, Errno> {
-    let mut count = 0u64;
-    let into = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: size_of::<u64>() };
-    // SAFETY: one buffer of eight bytes that is ours; offset -1 is the stream's own place.
-    let got = unsafe { libc::preadv2(event, &raw const into, 1, -1, libc::RWF_NOWAIT) };
-    if got < 0 { Err(errno()) } else { Ok(count) }
+/// Resets the count of an eventfd; EAGAIN when it is zero. Never blocks, not even on a blocking descriptor.
+pub(crate) fn drain_eventfd(event: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut count = [0; size_of::<u64>()];
+    let into = &mut [IoSliceMut::new(&mut count)];
+    // Offset -1: an eventfd has no position.
+    rustix::io::preadv2(event, into, u64::MAX, ReadWriteFlags::NOWAIT).map(drop).map_err(errno_from)
 }
 
 fn advise(ua: u64, bytes: u64, advice: libc::c_int) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: only advice that leaves the contents alone comes here (see the callers below).
+    // SAFETY: the callers below pass only advice that keeps the contents.
     check(unsafe { libc::madvise(ua as *mut libc::c_void, bytes, advice) })
 }
 
-/// Faults in every page of the range, writable. Contents stay.
+/// Faults in every page of the range, writable. Keeps the contents.
 pub(crate) fn populate_write(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_POPULATE_WRITE)
 }
 
-/// Faults in every page of the range, readable. Contents stay.
+/// Faults in every page of the range, readable. Keeps the contents.
 pub(crate) fn populate_read(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_POPULATE_READ)
 }
 
-/// Whether this kernel knows how to populate (Linux 5.14). An unknown advice is refused before the empty range is seen.
+/// Whether this kernel has the populate advice (Linux 5.14). Older ones refuse it even for an empty range.
 pub(crate) fn can_populate() -> bool {
     populate_write(0, 0).is_ok()
 }
 
 /// Asks for transparent huge pages.
-pub(crate) fn want_huge_pages(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn madvise_hugepage(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_HUGEPAGE)
 }
 
-/// A child made by `fork` will not see the range.
-pub(crate) fn keep_from_children(ua: u64, bytes: u64) -> Result<(), Errno> {
+/// Excludes the range from children of `fork`.
+pub(crate) fn madvise_dontfork(ua: u64, bytes: u64) -> Result<(), Errno> {
     advise(ua, bytes, libc::MADV_DONTFORK)
 }
 
-/// Whether the page at `ua` is in memory.
-pub(crate) fn resident(ua: u64, page: u64) -> Result<bool, Errno> {
+/// Whether the page at `ua` is resident.
+pub(crate) fn is_resident(ua: u64, page: u64) -> Result<bool, Errno> {
     let mut state = 0u8;
     let bytes = usize::try_from(page).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: one page is asked for, so one byte is written.
+    // SAFETY: `mincore` of one page writes one byte.
     check(unsafe { libc::mincore(ua as *mut libc::c_void, bytes, &raw mut state) })?;
     Ok(state & 1 != 0)
 }
 
 /// Locks a range into memory.
-pub(crate) fn lock(ua: u64, bytes: u64) -> Result<(), Errno> {
+pub(crate) fn mlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: no memory of ours is read or written.
+    // SAFETY: no memory of this process is read or written.
     check(unsafe { libc::mlock(ua as *const libc::c_void, bytes) })
 }
 
-/// Takes a lock off again.
-pub(crate) fn unlock(ua: u64, bytes: u64) -> Result<(), Errno> {
+/// Unlocks a range.
+pub(crate) fn munlock(ua: u64, bytes: u64) -> Result<(), Errno> {
     let bytes = usize::try_from(bytes).map_err(|_| Errno::EINVAL)?;
-    // SAFETY: no memory of ours is read or written.
+    // SAFETY: no memory of this process is read or written.
     check(unsafe { libc::munlock(ua as *const libc::c_void, bytes) })
 }
 
-/// Fills `words` from `file` at `offset` bytes; answers how many words came.
+/// Fills `words` from `file` at byte `offset`; returns how many words were read.
 pub(crate) fn read_words(file: &File, words: &mut [u64], offset: u64) -> Result<usize, Errno> {
     let offset = libc::off64_t::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: the buffer is ours for the call and every bit pattern is a `u64`.
+    // SAFETY: the buffer is exclusive for the call, and every bit pattern is a `u64`.
     let got =
         unsafe { libc::pread64(file.as_raw_fd(), words.as_mut_ptr().cast(), size_of_val(words), offset) };
     usize::try_from(got).map(|bytes| bytes / size_of::<u64>()).map_err(|_| errno())
 }
 
-/// A memfd; `flags` beside MFD_CLOEXEC and MFD_ALLOW_SEALING.
-pub(crate) fn memfd(name: &std::ffi::CStr, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | flags;
-    // SAFETY: the name ends in NUL and is only read.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-    if fd < 0 {
-        return Err(errno());
-    }
-    // SAFETY: the descriptor was made above and has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// A memfd that can be sealed; `flags` are added to CLOEXEC and ALLOW_SEALING.
+pub(crate) fn memfd(name: &CStr, flags: MemfdFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | flags)
+        .map_err(errno_from)
 }
 
-/// The file can no longer be made shorter (a hole can still be punched).
-pub(crate) fn seal_against_shrinking(fd: RawFd) -> Result<(), Errno> {
-    // SAFETY: takes no pointer.
-    check(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })
+/// Seals a file against being made shorter. Holes can still be punched.
+pub(crate) fn seal_against_shrinking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    rustix::fs::fcntl_add_seals(fd, SealFlags::SHRINK).map_err(errno_from)
 }
 
 /// RLIMIT_MEMLOCK: soft and hard limit in bytes, `None` for unlimited.
-pub(crate) fn memlock_limit() -> Result<(Option<u64>, Option<u64>), Errno> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is ours and is written once.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
-    let known = |bytes: libc::rlim_t| (bytes != libc::RLIM_INFINITY).then_some(bytes);
-    Ok((known(limit.rlim_cur), known(limit.rlim_max)))
+pub(crate) fn memlock_limit() -> (Option<u64>, Option<u64>) {
+    let limit = rustix::process::getrlimit(Resource::Memlock);
+    (limit.current, limit.maximum)
 }
 
-/// The effective capabilities of the calling thread, bit by number.
-pub(crate) fn effective_capabilities() -> Result<u64, Errno> {
-    #[repr(C)]
-    struct Header {
-        version: u32,
-        pid: i32,
-    }
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Sets {
-        effective: u32,
-        permitted: u32,
-        inheritable: u32,
-    }
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = Header { version: VERSION_3, pid: 0 };
-    let mut sets = [Sets { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: version 3 writes two of `Sets`, which is what `sets` holds; both are ours.
-    let result = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, sets.as_mut_ptr()) };
-    if result != 0 {
-        return Err(errno());
-    }
-    Ok(u64::from(sets[0].effective) | u64::from(sets[1].effective) << 32)
+/// The effective capabilities of the calling thread.
+pub(crate) fn effective_capabilities() -> Result<CapabilitySet, Errno> {
+    rustix::thread::capabilities(None).map(|sets| sets.effective).map_err(errno_from)
 }
 
 /// The real and the effective user.
-pub(crate) fn users() -> (u32, u32) {
-    // SAFETY: takes nothing, cannot fail.
-    let real = unsafe { libc::getuid() };
-    // SAFETY: as above.
-    let effective = unsafe { libc::geteuid() };
-    (real, effective)
+pub(crate) fn uids() -> (u32, u32) {
+    (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw())
 }
 
 /// The magic number of the file system that holds `path`.
-pub(crate) fn filesystem(path: &Path) -> Result<i64, Errno> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)?;
-    let mut state = std::mem::MaybeUninit::<libc::statfs64>::zeroed();
-    // SAFETY: the path ends in NUL; the kernel fills `state`.
-    check(unsafe { libc::statfs64(path.as_ptr(), state.as_mut_ptr()) })?;
-    // SAFETY: every field is an integer, all were zero and the call filled them.
-    let state = unsafe { state.assume_init() };
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
+pub(crate) fn filesystem_magic(path: &Path) -> Result<i64, Errno> {
+    let state = rustix::fs::statfs(path).map_err(errno_from)?;
     Ok(state.f_type as i64)
 }

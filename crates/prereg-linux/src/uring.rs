@@ -1,40 +1,39 @@
 //! The pin back end on io_uring: memory in a slot of a buffer table is pinned until the slot is emptied.
 //!
-//! This is `FOLL_LONGTERM` pinning for anybody within RLIMIT_MEMLOCK, without a driver: pages survive compaction, swap,
-//! `fork` and the merging of equal pages. One region takes one slot a piece (see `limit`), all of them neighbours in one
-//! ring; a back end makes another ring when none has room, up to 512.
+//! These are `FOLL_LONGTERM` pins for any user within RLIMIT_MEMLOCK, without a driver: pages survive compaction, swap,
+//! `fork` and the merging of equal pages. A region takes one slot, or several adjacent ones of one ring if it is larger
+//! than a slot can hold (see `buffer_limit`). When no ring has enough free slots, another one is made, up to 512.
 //!
-//! Order matters: pages are pinned, then their frames are read, because the pin itself may move a page. A pin that fails
-//! half way gives everything back before it returns; `unpin` returns when the kernel has said that the pages are free.
-//! I/O rings ([`IoRing`](crate::IoRing)) use the slots through copies, which come and go with the pins: `clones` has the
-//! rules.
+//! Pages are pinned first and their frames read afterwards, because pinning may move a page. A pin that fails part-way
+//! is undone before it returns. `unpin` returns when the kernel has confirmed that the pages are released. I/O rings
+//! ([`IoRing`](crate::IoRing)) use clones of the slots; see `buffer_clones`.
 //!
-//! No lock of ours is held while the kernel faults pages in or pins them, except that threads which release on one ring
-//! share the wait for its completions. (The kernel pins on one ring one call after the other; that is why memory is
-//! faulted in beforehand.)
+//! While the kernel faults pages in or pins them no lock of this back end is held, except that threads which release on
+//! one ring share the wait for its completions. (The kernel pins on one ring one call at a time, which is why memory is
+//! prefaulted.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, PageSink, Pin, PinError, PinId,
-    UserAddr, UserRange,
+    AddressKind, Barrier, DirtyPages, Errno, Granule, PageSink, Pin, PinError, PinId, UserAddr, UserRange,
 };
 
-use crate::account::MemlockAccount;
+use crate::account::{MemlockAccount, impl_charge};
 use crate::barrier::Membarrier;
-use crate::clones::{self, Attached, CloneTable, Manner};
-use crate::error::BackendError;
-use crate::fault_in::{self, FaultIn, FaultInError, Old};
+use crate::buffer_clones::{self, AttachedRings, CloneMode, CloneTable};
+use crate::buffer_limit;
+use crate::counter::Counter;
+use crate::error::{BackendError, pinned_by_parent};
 use crate::frames;
-use crate::limit;
-use crate::maps;
+use crate::io_uring_state::IoUringState;
 use crate::options::Options;
 use crate::pagemap::{Pagemap, system_granule};
-use crate::ring::{Ring, Stopped};
-use crate::ring_state::RingState;
-use crate::slots::{Held, RINGS, SLOTS, SlotTable};
+use crate::pin_ring::{PartialFill, PinRing};
+use crate::prefault::{self, Fallback, Prefault, PrefaultError};
+use crate::proc_maps;
+use crate::slot_table::{RINGS, SLOTS, SlotRange, SlotTable};
 use crate::sys::Buffer;
 
 /// Pins with io_uring's registered buffers.
@@ -53,45 +52,45 @@ use crate::sys::Buffer;
 /// ```
 #[derive(Debug)]
 pub struct IoUring {
-    rings: RwLock<Vec<Arc<Slotted>>>,
+    rings: RwLock<Vec<Arc<BufferSlots>>>,
     pagemap: Option<Pagemap>,
     granule: Granule,
     kind: AddressKind,
-    /// Bytes that one slot is given: what the kernel is believed to allow.
-    piece: AtomicU64,
+    /// Bytes per slot: the limit that the kernel is assumed to have.
+    slot_bytes: AtomicU64,
     account: MemlockAccount,
     options: Options,
-    /// Pins end with the process that made them; a child of `fork` has neither the rings' memory nor a say.
+    /// The process that made the back end: a child of `fork` has neither the rings' memory nor the pins.
     process: u32,
-    counts: Counts,
-    attached: Attached,
-    copying: OnceLock<Result<Manner, (&'static str, Errno)>>,
+    counters: PinCounters,
+    attached: AttachedRings,
+    clone_mode: OnceLock<Result<CloneMode, (&'static str, Errno)>>,
 }
 
 #[derive(Debug)]
-struct Slotted {
-    ring: Arc<Ring>,
+struct BufferSlots {
+    ring: Arc<PinRing>,
     table: Mutex<SlotTable>,
 }
 
 #[derive(Debug, Default)]
-struct Counts {
-    pins: AtomicU64,
-    unpins: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
+struct PinCounters {
+    pins: Counter,
+    unpins: Counter,
+    pinned: Counter,
+    stray: Counter,
+    stuck: Counter,
 }
 
-/// Why the kernel's "no" is not the end.
-enum Verdict {
-    Again,
+/// How to react to a refused pin.
+enum Refusal {
+    Retry,
     Smaller(u64),
-    Refused(PinError),
+    Final(PinError),
 }
 
 impl IoUring {
-    /// What [`IoUringBuilder`](crate::IoUringBuilder) makes.
+    /// The constructor behind [`IoUringBuilder`](crate::IoUringBuilder).
     pub(crate) fn with_options(options: Options) -> Result<Self, BackendError> {
         let granule = system_granule()?;
         let pagemap = Pagemap::open();
@@ -109,37 +108,37 @@ impl IoUring {
             }
             _ => AddressKind::SlotOffset,
         };
-        // The kernel settles who may pass the limit when a ring is made.
-        let account = MemlockAccount::settled(granule);
-        let ring = Slotted::new(0).map_err(|(during, errno)| BackendError::of_ring(during, errno))?;
-        let piece = match options.slot_limit {
+        // The kernel reads the privilege when a ring is made.
+        let account = MemlockAccount::with_current_privilege(granule);
+        let ring = BufferSlots::new(0).map_err(|(during, errno)| BackendError::of_ring(during, errno))?;
+        let slot_bytes = match options.slot_limit {
             Some(bytes) => bytes,
-            None => limit::probe(ring.ring.fd(), 0)
-                .map_err(|errno| BackendError::Os { during: "asking for the limit of a slot", errno })?,
+            None => buffer_limit::probe(ring.ring.fd(), 0)
+                .map_err(|errno| BackendError::Os { during: "probing the limit of a slot", errno })?,
         };
         Ok(Self {
             rings: RwLock::new(vec![Arc::new(ring)]),
             pagemap: pagemap.ok(),
             granule,
             kind,
-            piece: AtomicU64::new(piece),
+            slot_bytes: AtomicU64::new(slot_bytes),
             account,
             options,
             process: std::process::id(),
-            counts: Counts::default(),
-            attached: Attached::default(),
-            copying: OnceLock::new(),
+            counters: PinCounters::default(),
+            attached: AttachedRings::default(),
+            clone_mode: OnceLock::new(),
         })
     }
 
-    /// The bytes that one slot is given: 1 GiB, or more where the kernel allows it. Larger regions take several slots.
+    /// The most bytes per slot: 1 GiB, or more where the kernel allows it. Larger regions take several slots.
     #[must_use]
     pub fn slot_limit(&self) -> u64 {
-        // Relaxed: a size to try, nothing is published by it.
-        self.piece.load(Ordering::Relaxed)
+        // Relaxed: a size to try; it orders no other memory.
+        self.slot_bytes.load(Ordering::Relaxed)
     }
 
-    /// What the host addresses are, in a sentence for people.
+    /// A sentence that says what the host addresses are.
     #[must_use]
     pub fn address_note(&self) -> &'static str {
         match self.kind {
@@ -147,7 +146,7 @@ impl IoUring {
                 "host addresses are physical, read from /proc/self/pagemap after the pin"
             }
             _ if self.options.addresses.is_some() => {
-                "host addresses are (slot, offset) of io_uring's fixed buffers, as asked"
+                "host addresses are (slot, offset) of io_uring's fixed buffers, as requested"
             }
             _ => {
                 "host addresses are (slot, offset) of io_uring's fixed buffers: physical ones are hidden from this user \
@@ -162,54 +161,53 @@ impl IoUring {
         &self.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
-    pub fn state(&self) -> RingState {
+    pub fn state(&self) -> IoUringState {
         let rings = self.rings();
         let free = rings.iter().map(|ring| ring.table().free()).sum();
         let count = rings.len() as u32;
-        // Relaxed, all: numbers for reports.
-        RingState {
+        IoUringState {
             rings: count,
             slots_used: count * SLOTS - free,
             slots_free: free,
-            pin_calls: self.counts.pins.load(Ordering::Relaxed),
-            unpin_calls: self.counts.unpins.load(Ordering::Relaxed),
-            pinned_bytes: self.counts.pinned.load(Ordering::Relaxed),
+            pin_calls: self.counters.pins.get(),
+            unpin_calls: self.counters.unpins.get(),
+            pinned_bytes: self.counters.pinned.get(),
             overdue_seconds: rings.iter().map(|ring| ring.ring.overdue()).sum(),
-            stray_unpins: self.counts.stray.load(Ordering::Relaxed),
-            stuck_slots: self.counts.stuck.load(Ordering::Relaxed),
+            stray_unpins: self.counters.stray.get(),
+            stuck_slots: self.counters.stuck.get(),
             io_rings: self.attached.rings() as u32,
         }
     }
 
-    /// Whether slots can be copied into I/O rings on this kernel; found out when it is first asked.
-    pub(crate) fn copying(&self) -> Result<Manner, (&'static str, Errno)> {
-        *self.copying.get_or_init(clones::probe)
+    /// How slots can be cloned into I/O rings on this kernel; determined at the first call.
+    pub(crate) fn clone_mode(&self) -> Result<CloneMode, (&'static str, Errno)> {
+        *self.clone_mode.get_or_init(buffer_clones::probe)
     }
 
-    /// The I/O ring of `table` has the slots from now on.
+    /// Keeps the slots cloned in the I/O ring of `table` from now on.
     pub(crate) fn attach(&self, table: &Arc<CloneTable>) {
         self.attached.attach(table);
     }
 
-    /// The I/O ring of `table` goes.
+    /// Removes the I/O ring of `table`.
     pub(crate) fn detach(&self, table: &Arc<CloneTable>) {
         self.attached.detach(table);
     }
 
-    fn rings(&self) -> Vec<Arc<Slotted>> {
+    fn rings(&self) -> Vec<Arc<BufferSlots>> {
         self.rings.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn ring(&self, index: u32) -> Option<Arc<Slotted>> {
+    fn ring(&self, index: u32) -> Option<Arc<BufferSlots>> {
         self.rings.read().unwrap_or_else(PoisonError::into_inner).get(index as usize).cloned()
     }
 
-    /// Takes `count` neighbouring slots, of a new ring if need be.
-    fn take(&self, count: u32, ua: UserAddr) -> Result<(Arc<Slotted>, Held), PinError> {
-        let find = |rings: &[Arc<Slotted>]| {
-            rings.iter().find_map(|ring| ring.table().take(count).map(|held| (Arc::clone(ring), held)))
+    /// Allocates `count` adjacent slots, in a new ring if necessary.
+    fn alloc_slots(&self, count: u32, ua: UserAddr) -> Result<(Arc<BufferSlots>, SlotRange), PinError> {
+        let find = |rings: &[Arc<BufferSlots>]| {
+            rings.iter().find_map(|ring| ring.table().alloc(count).map(|slots| (Arc::clone(ring), slots)))
         };
         if count > SLOTS {
             return Err(PinError::NoSlot { need: count, free: SLOTS });
@@ -218,7 +216,7 @@ impl IoUring {
             return Ok(found);
         }
         let mut rings = self.rings.write().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have made one meanwhile.
+        // Another thread may have made a ring in the meantime.
         if let Some(found) = find(&rings) {
             return Ok(found);
         }
@@ -227,7 +225,7 @@ impl IoUring {
             let free = rings.iter().map(|ring| ring.table().free()).sum();
             return Err(PinError::NoSlot { need: count, free });
         }
-        let ring = Slotted::new(index).map_err(|(during, errno)| match errno {
+        let ring = BufferSlots::new(index).map_err(|(during, errno)| match errno {
             Errno::ENOMEM => self.limit_error(0),
             errno => PinError::Os { ua, errno, during },
         })?;
@@ -235,127 +233,126 @@ impl IoUring {
         find(&rings).ok_or(PinError::NoSlot { need: count, free: 0 })
     }
 
-    /// Empties the first `filled` slots of `held` and gives all of them back. `false` when they are not held (any more).
-    fn give_back(&self, slotted: &Slotted, held: Held, filled: u32) -> bool {
-        if !slotted.table().claim(held) {
+    /// Empties the first `filled` of `slots` and frees all of them. `false` when they are not allocated.
+    fn release_slots(&self, ring: &BufferSlots, slots: SlotRange, filled: u32) -> bool {
+        if !ring.table().claim(slots) {
             return false;
         }
-        self.attached.emptying(held);
-        if filled > 0 && slotted.ring.clear(held.first, filled).is_err() {
-            // Relaxed: a number for reports.
-            self.counts.stuck.fetch_add(u64::from(held.count), Ordering::Relaxed);
+        self.attached.pin_removed(slots);
+        if filled > 0 && ring.ring.clear(slots.first, filled).is_err() {
+            self.counters.stuck.add(u64::from(slots.count));
         } else {
-            slotted.table().put(held);
+            ring.table().free_slots(slots);
         }
         true
     }
 
-    /// Brings memory that is not there in, so that the pin finds it present: the kernel's lock on the ring is then held only for
-    /// a walk, and pins of other threads go on. With several threads where that is worth it.
-    fn fault_in(&self, range: UserRange) -> Result<(), PinError> {
+    /// Faults in memory that is not resident, with several threads if it is large, so that the pin finds it present.
+    /// The kernel's lock on the ring is then held only for a page-table walk, and pins of other threads proceed.
+    fn prefault(&self, range: UserRange) -> Result<(), PinError> {
         const WORTH_A_LOOK: u64 = 1 << 20;
         const WORTH_THREADS: u64 = 16 << 20;
-        let wanted = fault_in::threads(self.options.threads);
+        let wanted = prefault::threads(self.options.threads);
         let threads = if range.bytes() < WORTH_THREADS { 1 } else { wanted };
         let left_to_the_pin = wanted == 1 && self.options.progress.is_none();
         if range.bytes() < WORTH_A_LOOK || left_to_the_pin {
             return Ok(());
         }
-        if self.pagemap.as_ref().is_some_and(|map| frames::look_present(map, range)) {
+        if self.pagemap.as_ref().is_some_and(|map| frames::looks_resident(map, range)) {
             return Ok(());
         }
-        // Said to be called for large memory only.
+        // Documented to be called for large memory only.
         let progress = self.options.progress.as_deref().filter(|_| range.bytes() >= WORTH_THREADS);
-        let how = FaultIn { threads, progress, cancel: self.options.cancel.as_deref() };
-        fault_in::populate(range.first().raw(), range.bytes(), how, Old::Leave).map_err(|error| match error {
-            FaultInError::Cancelled { .. } => {
-                PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "bringing it into memory" }
+        let how = Prefault { threads, progress, cancel: self.options.cancel.as_deref() };
+        prefault::populate(range.first().raw(), range.bytes(), how, Fallback::Skip).map_err(|error| {
+            match error {
+                PrefaultError::Cancelled { .. } => {
+                    PinError::Os { ua: range.first(), errno: Errno::EINTR, during: "prefaulting it" }
+                }
+                PrefaultError::Fault { errno: Errno::ENOMEM, .. } => PinError::OutOfMemory,
+                PrefaultError::Fault { ua, why, .. } => PinError::Fault { ua, why },
             }
-            FaultInError::Fault { errno: Errno::ENOMEM, .. } => PinError::OutOfMemory,
-            FaultInError::Fault { ua, why, .. } => PinError::Fault { ua, why },
         })
     }
 
-    /// Over the limit for certain, before anything is tried.
+    /// Refuses early what certainly exceeds the limit.
     fn refuse_over_limit(&self, range: UserRange) -> Result<(), PinError> {
-        // Relaxed: a first look; the kernel has the last word.
-        let used = self.counts.pinned.load(Ordering::Relaxed);
-        match self.limit_bytes() {
+        let used = self.counters.pinned.get();
+        match self.account.limit_bytes() {
             Some(limit) if used.saturating_add(range.bytes()) > limit => Err(self.limit_error(range.bytes())),
             _ => Ok(()),
         }
     }
 
-    fn limit_bytes(&self) -> Option<u64> {
-        self.account.limit().map(|pages| pages << self.granule.shift().get())
-    }
-
     fn limit_error(&self, need: u64) -> PinError {
-        match self.limit_bytes() {
-            // Relaxed: a number for a message.
-            Some(limit) => PinError::Limit { need, used: self.counts.pinned.load(Ordering::Relaxed), limit },
-            None => PinError::OutOfMemory,
-        }
+        self.account.refusal(need, || self.counters.pinned.get())
     }
 
-    /// What a refusal means: the piece that begins at `at` was refused with `errno`.
-    fn judge(&self, range: UserRange, piece: u64, stopped: Stopped, patience: &mut Patience) -> Verdict {
-        let offset = stopped.done as u64 * piece;
+    /// Classifies the failure of a pin after `stopped.done` slots.
+    fn classify_refusal(
+        &self,
+        range: UserRange,
+        slot_bytes: u64,
+        stopped: PartialFill,
+        backoff: &mut Backoff,
+    ) -> Refusal {
+        let offset = stopped.done as u64 * slot_bytes;
         let at = UserAddr::new(range.first().raw() + offset);
-        let bytes = piece.min(range.bytes() - offset);
+        let bytes = slot_bytes.min(range.bytes() - offset);
         let Ok(refused) = UserRange::new(at, bytes, self.granule) else {
-            return Verdict::Refused(PinError::OutOfMemory);
+            return Refusal::Final(PinError::OutOfMemory);
         };
         match stopped.errno {
-            Errno::EINTR | Errno::EAGAIN if patience.wait() => Verdict::Again,
-            // A process of the same user that was killed gives its charge back a little later than its pages.
-            Errno::ENOMEM if self.limit_bytes().is_some() => {
-                if patience.wait() {
-                    Verdict::Again
+            Errno::EINTR | Errno::EAGAIN if backoff.wait() => Refusal::Retry,
+            // The charge of a killed process of this user is released a little later than its pages.
+            Errno::ENOMEM if self.account.limit_bytes().is_some() => {
+                if backoff.wait() {
+                    Refusal::Retry
                 } else {
-                    Verdict::Refused(self.limit_error(range.bytes()))
+                    Refusal::Final(self.limit_error(range.bytes()))
                 }
             }
             Errno::ENOMEM => {
-                limit::smaller(bytes).map_or(Verdict::Refused(PinError::OutOfMemory), Verdict::Smaller)
+                buffer_limit::smaller(bytes).map_or(Refusal::Final(PinError::OutOfMemory), Refusal::Smaller)
             }
             Errno::EFAULT | Errno::EINVAL | Errno::EOVERFLOW => {
-                let (obstacle, next) = match limit::smaller(bytes) {
-                    Some(next) => (maps::mapped_obstacle(refused), Some(next)),
-                    None => (maps::obstacle(refused), None),
+                let (reason, next) = match buffer_limit::smaller(bytes) {
+                    Some(next) => (proc_maps::vma_reason(refused), Some(next)),
+                    None => (proc_maps::unpinnable_reason(refused), None),
                 };
-                match (obstacle, next) {
-                    (Some(found), _) => Verdict::Refused(PinError::Fault { ua: found.ua, why: found.why }),
-                    (None, Some(next)) => Verdict::Smaller(next),
-                    (None, None) => Verdict::Refused(PinError::Fault { ua: at, why: maps::OTHER_KIND }),
+                match (reason, next) {
+                    (Some(found), _) => Refusal::Final(found.into()),
+                    (None, Some(next)) => Refusal::Smaller(next),
+                    (None, None) => Refusal::Final(PinError::Fault { ua: at, why: proc_maps::OTHER_KIND }),
                 }
             }
             errno => {
-                Verdict::Refused(PinError::Os { ua: at, errno, during: "io_uring_register(BUFFERS_UPDATE)" })
+                Refusal::Final(PinError::Os { ua: at, errno, during: "io_uring_register(BUFFERS_UPDATE)" })
             }
         }
     }
 
-    /// Pins the range in pieces; answers where it is and how large the pieces were.
-    fn fill(&self, range: UserRange) -> Result<(Arc<Slotted>, Held, u64), PinError> {
-        let believed = self.slot_limit();
-        let mut piece = believed;
-        let mut patience = Patience::default();
+    /// Pins the range. Returns its ring, its slots and the bytes per slot.
+    fn fill(&self, range: UserRange) -> Result<(Arc<BufferSlots>, SlotRange, u64), PinError> {
+        let assumed = self.slot_limit();
+        let mut slot_bytes = assumed;
+        let mut backoff = Backoff::default();
         loop {
-            let count = u32::try_from(range.bytes().div_ceil(piece)).unwrap_or(u32::MAX);
-            let (slotted, held) = self.take(count, range.first())?;
-            let Err(stopped) = slotted.ring.fill(held.first, pieces(range, piece)) else {
-                if piece < believed {
-                    // Relaxed: a size to try. Only a smaller piece that worked where a larger did not is believed.
-                    self.piece.fetch_min(piece, Ordering::Relaxed);
+            let count = u32::try_from(range.bytes().div_ceil(slot_bytes)).unwrap_or(u32::MAX);
+            let (ring, slots) = self.alloc_slots(count, range.first())?;
+            let Err(stopped) = ring.ring.fill(slots.first, slot_buffers(range, slot_bytes)) else {
+                if slot_bytes < assumed {
+                    // Relaxed: a size to try. It is lowered only after a smaller size succeeded where a larger one
+                    // failed.
+                    self.slot_bytes.fetch_min(slot_bytes, Ordering::Relaxed);
                 }
-                return Ok((slotted, held, piece));
+                return Ok((ring, slots, slot_bytes));
             };
-            self.give_back(&slotted, held, stopped.done as u32);
-            match self.judge(range, piece, stopped, &mut patience) {
-                Verdict::Again => {}
-                Verdict::Smaller(next) => piece = next,
-                Verdict::Refused(error) => return Err(error),
+            self.release_slots(&ring, slots, stopped.done as u32);
+            match self.classify_refusal(range, slot_bytes, stopped, &mut backoff) {
+                Refusal::Retry => {}
+                Refusal::Smaller(next) => slot_bytes = next,
+                Refusal::Final(error) => return Err(error),
             }
         }
     }
@@ -363,16 +360,16 @@ impl IoUring {
     fn push_addresses(
         &self,
         range: UserRange,
-        held: Held,
-        piece: u64,
+        slots: SlotRange,
+        slot_bytes: u64,
         pages: &mut PageSink<'_>,
     ) -> Result<(), PinError> {
         if let (AddressKind::Physical, Some(map)) = (self.kind, &self.pagemap) {
-            return frames::push(map, range, pages);
+            return frames::push_frames(map, range, pages);
         }
-        for (slot, buffer) in pieces(range, piece).enumerate() {
+        for (slot, buffer) in slot_buffers(range, slot_bytes).enumerate() {
             pages.push(
-                frames::slot_host(held.global() + slot as u32),
+                frames::slot_host(slots.global() + slot as u32),
                 buffer.bytes >> self.granule.shift().get(),
             )?;
         }
@@ -380,8 +377,7 @@ impl IoUring {
     }
 }
 
-// SAFETY: registered buffers are pinned for long until their slots are cleared, and page frame numbers are read after
-// the pin.
+// SAFETY: the kernel pins registered buffers until their slots are emptied, and page frames are read after the pin.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
 unsafe impl Pin for IoUring {
     fn name(&self) -> &'static str {
@@ -402,57 +398,42 @@ unsafe impl Pin for IoUring {
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         if self.process != std::process::id() {
-            return Err(PinError::Os {
-                ua: range.first(),
-                errno: Errno::EPERM,
-                during: "pinning in a child of the process that made the back end",
-            });
+            return Err(pinned_by_parent(range));
         }
         self.refuse_over_limit(range)?;
-        self.fault_in(range)?;
-        let (slotted, held, piece) = self.fill(range)?;
-        if let Err(error) = self.push_addresses(range, held, piece, pages) {
-            self.give_back(&slotted, held, held.count);
+        self.prefault(range)?;
+        let (ring, slots, slot_bytes) = self.fill(range)?;
+        if let Err(error) = self.push_addresses(range, slots, slot_bytes, pages) {
+            self.release_slots(&ring, slots, slots.count);
             return Err(error);
         }
-        self.attached.filled(&slotted.ring, held);
-        // Relaxed, both: numbers for reports and for a first look at the limit.
-        self.counts.pins.fetch_add(1, Ordering::Relaxed);
-        self.counts.pinned.fetch_add(range.bytes(), Ordering::Relaxed);
-        Ok(held.id())
+        self.attached.pin_added(&ring.ring, slots);
+        self.counters.pins.add(1);
+        self.counters.pinned.add(range.bytes());
+        Ok(slots.id())
     }
 
-    /// The pages need no mark for `dirty`: they were pinned for writing, and the kernel keeps such pages as written.
+    /// Pages need no mark for `dirty`: they are pinned for writing, and the kernel treats such pages as written.
     fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
         if self.process != std::process::id() {
             return;
         }
-        let held = Held::from_id(pin);
-        let known = self.ring(held.ring).is_some_and(|slotted| self.give_back(&slotted, held, held.count));
+        let slots = SlotRange::from_id(pin);
+        let known = self.ring(slots.ring).is_some_and(|ring| self.release_slots(&ring, slots, slots.count));
         if !known {
-            // Relaxed: a number for reports.
-            self.counts.stray.fetch_add(1, Ordering::Relaxed);
+            self.counters.stray.add(1);
             return;
         }
-        // Relaxed, both: as in `pin`.
-        self.counts.unpins.fetch_add(1, Ordering::Relaxed);
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+        self.counters.unpins.add(1);
+        self.counters.pinned.sub(range.bytes());
     }
 }
 
-impl Charge for IoUring {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
+impl_charge!(IoUring);
 
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
-
-impl Slotted {
+impl BufferSlots {
     fn new(index: u32) -> Result<Self, (&'static str, Errno)> {
-        Ok(Self { ring: Arc::new(Ring::new()?), table: Mutex::new(SlotTable::new(index)) })
+        Ok(Self { ring: Arc::new(PinRing::new()?), table: Mutex::new(SlotTable::new(index)) })
     }
 
     fn table(&self) -> MutexGuard<'_, SlotTable> {
@@ -460,27 +441,27 @@ impl Slotted {
     }
 }
 
-/// The pieces of `range`, in order.
-fn pieces(range: UserRange, piece: u64) -> impl Iterator<Item = Buffer> {
+/// The slots' buffers of `range`, in order.
+fn slot_buffers(range: UserRange, slot_bytes: u64) -> impl Iterator<Item = Buffer> {
     let (first, bytes) = (range.first().raw(), range.bytes());
-    (0..bytes.div_ceil(piece)).map(move |index| {
-        let offset = index * piece;
-        Buffer { ua: first + offset, bytes: piece.min(bytes - offset) }
+    (0..bytes.div_ceil(slot_bytes)).map(move |index| {
+        let offset = index * slot_bytes;
+        Buffer { ua: first + offset, bytes: slot_bytes.min(bytes - offset) }
     })
 }
 
-/// How long to bear with a refusal that may pass: seven waits, 635 ms together.
+/// Delays between retries of a refusal that may be temporary: seven, 635 ms in total.
 #[derive(Default)]
-struct Patience {
+struct Backoff {
     waits: u32,
 }
 
-impl Patience {
-    /// Waits a little; `false` when it has been enough.
+impl Backoff {
+    /// Waits; `false` when all retries are used up.
     fn wait(&mut self) -> bool {
-        const MOST: u32 = 7;
+        const ASSUMED_MAX: u32 = 7;
         const FIRST: Duration = Duration::from_millis(5);
-        if self.waits == MOST {
+        if self.waits == ASSUMED_MAX {
             return false;
         }
         std::thread::sleep(FIRST * (1 << self.waits));

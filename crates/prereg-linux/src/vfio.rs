@@ -1,46 +1,38 @@
-//! The kernel's VFIO as a pin back end: type1 containers ([`VfioType1`]) and SPAPR TCE v2 containers ([`VfioSpaprV2`]).
+//! Pin back ends on the kernel's VFIO: type1 containers ([`VfioType1`](type1::VfioType1)) and SPAPR TCE v2 containers
+//! ([`VfioSpaprV2`](spapr::VfioSpaprV2)).
 //!
-//! Who builds on whom, lowest first: `bar` (mapped registers), `layout` (structs as bytes), `kernel` (the port: requests,
-//! descriptors), `error`; `sysfs`, `presence`, `sys` (the port on this machine), `log` (the port, listened to), `host`; `device`,
-//! `container`, `iova`, `info`; the back ends `type1` and `spapr`; `groups`, for reports. Unsafe code is in `sys` and `bar`.
+//! Modules, lowest first: `bar` (mapped registers), `uapi` (structs as bytes), `kernel` (the port), `error`; `sysfs`,
+//! `prefault`, `sys` (the port on this machine), `ioctl_trace` (the port, recorded), `host`; `device`, `container`,
+//! `iova`, `type1_limits`; `kernel_pins` (shared by the back ends); the back ends `type1` and `spapr`; `groups`
+//! (reports).
 //!
-//! What goes wrong here: a kernel that says yes to what it did not do. No positive number is a success, no unmap is believed
-//! that does not name the whole size, and what the kernel is known to get wrong it is not asked (see `spapr`).
+//! Kernels report success for requests that they did not carry out. So a positive return value is a failure, an unmap
+//! counts only if the kernel confirms the whole size, and requests that current kernels mishandle are not made (see
+//! `spapr`).
 
-mod bar;
+pub(crate) mod bar;
 pub(crate) mod container;
 pub(crate) mod device;
 pub(crate) mod error;
-mod groups;
-#[cfg(test)]
-mod headers;
+pub(crate) mod groups;
 pub(crate) mod host;
-mod info;
+pub(crate) mod ioctl_trace;
 pub(crate) mod iova;
 pub(crate) mod kernel;
-pub(crate) mod layout;
-mod log;
 #[cfg(test)]
-pub(crate) mod model;
-mod presence;
+pub(crate) mod kernel_model;
+pub(crate) mod kernel_pins;
+mod prefault;
 #[cfg(test)]
-pub(crate) mod recorded;
-mod spapr;
+pub(crate) mod replay;
+pub(crate) mod spapr;
 mod sys;
-mod sysfs;
-mod type1;
+pub(crate) mod sysfs;
+pub(crate) mod type1;
+pub(crate) mod type1_limits;
+pub(crate) mod uapi;
+#[cfg(test)]
+mod uapi_headers;
 
-pub use bar::Bar;
-pub use device::VfioDevice;
-pub use error::{Occupant, VfioError};
-pub use groups::{GroupLimits, GroupReport};
-pub use host::VfioHost;
-pub use info::Type1Limits;
-pub use log::ExchangeLog;
-pub use spapr::{
-    SpaprAnswers, SpaprLimits, SpaprState, SpaprTable, SpaprTableError, VfioSpaprV2, WindowPlace,
-};
-pub use sysfs::GroupDevice;
 #[cfg(test)]
 pub(crate) use sysfs::tests::tree;
-pub use type1::{Type1State, VfioType1};

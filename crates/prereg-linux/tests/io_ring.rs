@@ -1,6 +1,7 @@
-//! I/O rings on memory that the pin back end registered: straight into it, without a pin of their own, and gone with it.
+//! I/O rings on memory that the pin back end registered: direct transfers without a pin of their own, which end with
+//! the region.
 //!
-//! What the kernel counts as pinned belongs to the whole process, so the tests take turns.
+//! The kernel counts pinned memory per process, so the tests run one at a time.
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(unsafe_code, reason = "promises the ring that the tests keep their memory mapped")]
@@ -16,8 +17,8 @@ use std::time::Duration;
 
 use prereg::{AddressKind, AddressSpace, Errno, HostAddr, Registration, UserAddr};
 use prereg_linux::{
-    AlignedBuffer, Completed, GuestMemory, IoMemory, IoPiece, IoRing, IoUring, IoWait, KernelCount, Pieces,
-    PlainReason, SlotAddress, Transfer, Way,
+    AlignedBuffer, Completed, GuestMemory, IoMemory, IoPath, IoRing, IoSegment, IoSegments, IoUring, IoWait,
+    KernelCount, PlainReason, SlotAddress, Transfer,
 };
 
 static TURN: Mutex<()> = Mutex::new(());
@@ -34,7 +35,7 @@ struct Host {
     file: Arc<File>,
 }
 
-/// `None`, with the reason printed, where no ring can be made or nothing can be copied from ring to ring.
+/// `None`, with the reason printed, where no ring can be made or slots cannot be cloned.
 fn host() -> Option<Host> {
     host_with(IoUring::builder().addresses(AddressKind::SlotOffset))
 }
@@ -47,7 +48,7 @@ fn host_with(builder: prereg_linux::IoUringBuilder) -> Option<Host> {
             return None;
         }
     };
-    if let Err(reason) = pins.io_rings() {
+    if let Err(reason) = pins.fixed_io_support() {
         eprintln!("skipped: {reason}");
         return None;
     }
@@ -72,20 +73,20 @@ fn slot_at(registration: &Registration, offset: u64) -> SlotAddress {
     found.unwrap()
 }
 
-fn pieces(registration: &Registration, parts: &[(u64, u64)]) -> Pieces {
+fn pieces(registration: &Registration, parts: &[(u64, u64)]) -> IoSegments {
     let mut pieces = None;
     for &(offset, bytes) in parts {
         let ua = UserAddr::new(registration.ua().raw() + offset);
-        let piece = IoPiece { ua, plain: ua, bytes };
+        let piece = IoSegment { ua, plain: ua, bytes };
         match &mut pieces {
-            None => pieces = Some(Pieces::new(Some(slot_at(registration, offset)), piece)),
+            None => pieces = Some(IoSegments::new(Some(slot_at(registration, offset)), piece)),
             Some(pieces) => assert!(pieces.push(piece)),
         }
     }
     pieces.unwrap()
 }
 
-fn transfer(ring: &mut IoRing<u64>, transfer: Transfer, pieces: Pieces, token: u64) -> Way {
+fn transfer(ring: &mut IoRing<u64>, transfer: Transfer, pieces: IoSegments, token: u64) -> IoPath {
     // SAFETY: the tests wait for the completion while their `GuestMemory` lives.
     unsafe { ring.transfer(transfer, pieces, token) }.unwrap()
 }
@@ -103,7 +104,7 @@ fn pinned() -> u64 {
     KernelCount::now().unwrap().pinned
 }
 
-/// The end of another ring comes a little after its last descriptor.
+/// The kernel destroys a ring a little after its last descriptor is closed.
 fn pinned_settles_at(expected: u64) -> bool {
     (0..400).any(|_| {
         std::thread::sleep(Duration::from_millis(5));
@@ -115,7 +116,7 @@ fn eventfd() -> Arc<OwnedFd> {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
     assert!(fd >= 0);
-    // SAFETY: made above, and nobody else's.
+    // SAFETY: made above, without another owner.
     Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -131,9 +132,9 @@ fn data_go_straight_between_file_and_registered_memory() {
     assert_eq!(pinned(), before, "a copy of a slot costs no pin");
     ram.write(5 * PAGE, b"from the guest").unwrap();
     let way = transfer(&mut ring, Transfer::Write(1024), pieces(&registration, &[(5 * PAGE, 512)]), 7);
-    assert_eq!(way, Way::Fixed);
+    assert_eq!(way, IoPath::Fixed);
     let completed = one(&mut ring);
-    assert_eq!((completed.token, completed.result, completed.way), (7, Ok(512), Some(Way::Fixed)));
+    assert_eq!((completed.token, completed.result, completed.io_path), (7, Ok(512), Some(IoPath::Fixed)));
     let mut back = [0; 14];
     host.file.read_exact_at(&mut back, 1024).unwrap();
     assert_eq!(&back, b"from the guest");
@@ -155,7 +156,7 @@ fn several_pieces_of_one_slot_are_one_transfer() {
     host.file.write_all_at(&[b"aaa".as_slice(), b"bb", b"cccc"].concat(), 0).unwrap();
     let parts = pieces(&registration, &[(3 * PAGE, 3), (10, 2), (PAGE, 4)]);
     let way = transfer(&mut ring, Transfer::Read(0), parts, 1);
-    assert_eq!(way, if ring.vectored() { Way::Fixed } else { Way::Plain });
+    assert_eq!(way, if ring.vectored() { IoPath::Fixed } else { IoPath::Plain });
     assert_eq!(one(&mut ring).result, Ok(9));
     for (at, expected) in [(3 * PAGE, &b"aaa"[..]), (10, b"bb"), (PAGE, b"cccc")] {
         let mut seen = vec![0; expected.len()];
@@ -175,14 +176,14 @@ fn regions_come_and_go_in_rings_that_are_there() {
     for ring in &mut rings {
         assert_eq!(ring.slots(), (1, 0));
         let way = transfer(ring, Transfer::Write(0), pieces(&registration, &[(0, PAGE)]), 0);
-        assert_eq!((way, one(ring).result), (Way::Fixed, Ok(PAGE as u32)));
+        assert_eq!((way, one(ring).result), (IoPath::Fixed, Ok(PAGE as u32)));
     }
     let stale = pieces(&registration, &[(0, PAGE)]);
     registration.unregister().unwrap();
     assert_eq!(pinned(), before, "no copy keeps the pages");
     for ring in &mut rings {
         assert_eq!(ring.slots(), (0, 0));
-        assert_eq!(transfer(ring, Transfer::Read(0), stale.clone(), 0), Way::Plain);
+        assert_eq!(transfer(ring, Transfer::Read(0), stale.clone(), 0), IoPath::Plain);
         assert_eq!(one(ring).result, Ok(PAGE as u32), "the memory is still mapped, so the plain way is open");
     }
 }
@@ -199,8 +200,8 @@ fn an_unregister_does_not_wait_for_rings_that_sleep_or_are_busy_elsewhere() {
     let sleeper = std::thread::spawn({
         let (mut ring, kick, awake) = (host.ring(), Arc::clone(&kick), Arc::clone(&awake));
         move || {
-            ring.listen(kick);
-            while !ring.rang() {
+            ring.set_kick(kick);
+            while !ring.take_kick() {
                 ring.enter(IoWait::One).unwrap();
                 assert!(ring.next_completed().is_none());
             }
@@ -212,7 +213,7 @@ fn an_unregister_does_not_wait_for_rings_that_sleep_or_are_busy_elsewhere() {
     }
     registration.unregister().unwrap();
     assert_eq!(pinned(), before);
-    assert!(!awake.load(Ordering::SeqCst), "nobody had to wake it");
+    assert!(!awake.load(Ordering::SeqCst), "the unregister did not wake it");
     File::from(kick.try_clone().unwrap()).write_all(&1u64.to_ne_bytes()).unwrap();
     sleeper.join().unwrap();
 }
@@ -227,7 +228,7 @@ fn a_thousand_regions_leave_no_slot_behind() {
     for round in 0..1000u64 {
         let registration = host.space.register(&ram).unwrap();
         let way = transfer(&mut ring, Transfer::Write(0), pieces(&registration, &[(0, 512)]), round);
-        assert_eq!((way, one(&mut ring).token), (Way::Fixed, round));
+        assert_eq!((way, one(&mut ring).token), (IoPath::Fixed, round));
         assert_eq!(ring.slots(), (1, 0));
         registration.unregister().unwrap();
     }
@@ -275,18 +276,18 @@ fn regions_of_many_slots_and_of_several_pin_rings_are_found() {
     };
     assert_eq!(host.pins.state().rings, 2);
     assert_eq!(slot_at(&many, 0).slot, SLOTS as u32);
-    // 16389 slots do not fit a table of 16384: the second region is missing, and reached the plain way.
+    // 16389 slots do not fit a table of 16384: the second region is missing and reached by plain transfers.
     assert_eq!(ring.slots(), (5, SLOTS));
     let way = transfer(&mut ring, Transfer::Write(0), pieces(&many, &[(7 * PAGE, PAGE)]), 0);
-    assert_eq!((way, one(&mut ring).result), (Way::Plain, Ok(PAGE as u32)));
+    assert_eq!((way, one(&mut ring).result), (IoPath::Plain, Ok(PAGE as u32)));
     few.unregister().unwrap();
     assert_eq!(ring.slots(), (0, SLOTS));
-    // A ring that comes now has room for it, from another pin ring than its own numbers say.
+    // A ring that attaches now has room for it, in slots with other numbers than the pin ring's.
     let mut later = host.ring();
     assert_eq!(later.slots(), (SLOTS as u32, 0));
     large.write(7 * PAGE, b"seven").unwrap();
     let way = transfer(&mut later, Transfer::Write(0), pieces(&many, &[(7 * PAGE, 5)]), 0);
-    assert_eq!((way, one(&mut later).result), (Way::Fixed, Ok(5)));
+    assert_eq!((way, one(&mut later).result), (IoPath::Fixed, Ok(5)));
     let mut back = [0; 5];
     host.file.read_exact_at(&mut back, 0).unwrap();
     assert_eq!(&back, b"seven");
@@ -301,9 +302,9 @@ fn without_slots_the_same_transfers_go_the_plain_way_and_say_why() {
     let ram = GuestMemory::memfd("guest", PAGE).unwrap();
     let registration = host.space.register(&ram).unwrap();
     let mut ring: IoRing<u64> = IoRing::new(8, Arc::clone(&host.file), None).unwrap();
-    assert_eq!(ring.fixed(), Err(PlainReason::NotAsked));
+    assert_eq!(ring.fixed(), Err(PlainReason::NoBackend));
     let way = transfer(&mut ring, Transfer::WriteDurable(0), pieces(&registration, &[(0, 512)]), 0);
-    assert_eq!((way, one(&mut ring).result), (Way::Plain, Ok(512)));
+    assert_eq!((way, one(&mut ring).result), (IoPath::Plain, Ok(512)));
     drop(registration);
     if let Ok(physical) = IoUring::builder().addresses(AddressKind::Physical).build() {
         let ring: IoRing<u64> = IoRing::new(8, Arc::clone(&host.file), Some(&Arc::new(physical))).unwrap();
@@ -322,13 +323,13 @@ fn what_the_kernel_refuses_comes_back_with_everything_that_was_given() {
     let mut ring = host.ring();
     let slot = slot_at(&registration, 0);
     let beside = UserAddr::new(registration.ua().raw() + 2 * PAGE);
-    let wrong = Pieces::new(Some(slot), IoPiece { ua: beside, plain: beside, bytes: 512 });
-    assert_eq!(transfer(&mut ring, Transfer::Read(0), wrong.clone(), 3), Way::Fixed);
+    let wrong = IoSegments::new(Some(slot), IoSegment { ua: beside, plain: beside, bytes: 512 });
+    assert_eq!(transfer(&mut ring, Transfer::Read(0), wrong.clone(), 3), IoPath::Fixed);
     let completed = one(&mut ring);
     assert_eq!((completed.token, completed.result), (3, Err(Errno::EFAULT)), "an address outside its slot");
     assert!(matches!(completed.memory, IoMemory::Guest(pieces) if pieces == wrong));
-    let nothing = Pieces::new(None, IoPiece { ua: beside, plain: beside, bytes: 0 });
-    // SAFETY: it is refused.
+    let nothing = IoSegments::new(None, IoSegment { ua: beside, plain: beside, bytes: 0 });
+    // SAFETY: the transfer is refused.
     let (_, token) = unsafe { ring.transfer(Transfer::Read(0), nothing, 4) }.unwrap_err();
     assert_eq!((token, ring.in_flight()), (4, 0));
 }
@@ -356,7 +357,7 @@ fn a_full_ring_gives_back_what_it_cannot_take() {
     let _turn = turn();
     let Some(host) = host() else { return };
     let mut ring: IoRing<u64> = IoRing::new(2, Arc::clone(&host.file), None).unwrap();
-    assert_eq!(ring.room(), 2);
+    assert_eq!(ring.sq_space(), 2);
     ring.sync_data(1).unwrap();
     ring.sync_data(2).unwrap();
     assert_eq!(ring.sync_data(3), Err(3));
@@ -374,16 +375,16 @@ fn the_kick_wakes_and_is_taken_once() {
     let Some(host) = host() else { return };
     let mut ring = host.ring();
     let kick = eventfd();
-    ring.listen(Arc::clone(&kick));
+    ring.set_kick(Arc::clone(&kick));
     ring.enter(IoWait::For(Duration::from_millis(1))).unwrap();
-    assert!(ring.next_completed().is_none() && !ring.rang());
+    assert!(ring.next_completed().is_none() && !ring.take_kick());
     let mut bell = File::from(kick.try_clone().unwrap());
     bell.write_all(&3u64.to_ne_bytes()).unwrap();
     ring.enter(IoWait::One).unwrap();
     assert!(ring.next_completed().is_none());
-    assert!(ring.rang() && !ring.rang());
+    assert!(ring.take_kick() && !ring.take_kick());
     ring.enter(IoWait::For(Duration::from_millis(1))).unwrap();
-    assert!(ring.next_completed().is_none() && !ring.rang(), "the count was taken");
+    assert!(ring.next_completed().is_none() && !ring.take_kick(), "the count was taken");
 }
 
 #[test]
@@ -408,7 +409,7 @@ fn dropping_a_ring_waits_for_what_it_began() {
     assert!(pinned_settles_at(before));
 }
 
-/// Panics when it is dropped, if it is told to.
+/// Panics on drop if the flag is set.
 struct Bomb(bool);
 
 impl Drop for Bomb {
@@ -417,7 +418,7 @@ impl Drop for Bomb {
     }
 }
 
-/// A read that has nothing to read yet, and a token that panics: the kernel must be done with the buffer before it is freed.
+/// A read without data yet, and a token that panics: the kernel must be done with the buffer before it is freed.
 #[test]
 fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     const BYTES: usize = 1 << 14;
@@ -426,7 +427,7 @@ fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     let (mut reader, mut writer) = UnixStream::pair().unwrap();
     let file = Arc::new(File::from(OwnedFd::from(reader.try_clone().unwrap())));
     let mut ring: IoRing<Bomb> = IoRing::new(4, file, Some(&host.pins)).unwrap();
-    // A socket has no `fallocate`: done at once, so its token is the first to be dropped.
+    // A socket has no `fallocate`: it completes at once, so its token is dropped first.
     ring.allocate(0, 0, PAGE, Bomb(true)).map_err(drop).unwrap();
     let buffer = AlignedBuffer::zeroed(BYTES).unwrap();
     ring.transfer_buffer(Transfer::Read(0), buffer, 0, Bomb(false)).map_err(drop).unwrap();
@@ -434,7 +435,7 @@ fn a_token_that_panics_frees_no_buffer_that_the_kernel_may_still_write() {
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(ring)));
     assert!(panicked.is_err(), "the token's panic comes out");
 
-    // Memory as the buffer was, as likely as not the very same.
+    // Allocations of the buffer's size, likely to reuse its memory.
     let mine: Vec<_> = (0..64).map(|_| AlignedBuffer::zeroed(BYTES).unwrap()).collect();
     writer.write_all(&[0xee; 512]).unwrap();
     reader.set_nonblocking(true).unwrap();

@@ -1,8 +1,9 @@
-//! The counted hot path with the real fence: readers pass none of their own, the last unregister interrupts them all.
+//! The counted hot path with the real fence: readers execute none of their own, the last unregister interrupts them
+//! all.
 //!
-//! The models prove the protocol with fences on both sides; that `membarrier` is as good as one on the readers' side is the
-//! kernel's promise, and this test tries it. The back end notes what is pinned in plain flags without any ordering, so that
-//! nothing but the protocol keeps a reader from seeing a page unpinned under its mapping.
+//! The models prove the protocol with fences on both sides. That `membarrier` replaces the readers' fence is the
+//! kernel's promise, which this test exercises. The back end records pins in plain flags without any ordering, so that
+//! only the protocol keeps a reader from seeing a page unpinned under its mapping.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ const PAGES: u64 = 16;
 const BASE: u64 = 0x7000_0000_0000;
 const K4: PageShift = PageShift::K4;
 
-/// Pins nothing; notes which region is pinned.
+/// Pins nothing and records which region is pinned.
 #[derive(Clone, Default)]
 struct Notes {
     pinned: Arc<[AtomicBool; REGIONS as usize]>,
@@ -65,7 +66,7 @@ impl Charge for Notes {
 /// Addresses without memory.
 struct Range(u64);
 
-// SAFETY: nothing lies there, and the back end above touches nothing.
+// SAFETY: there is no memory at the addresses, and the back end above accesses none.
 #[expect(unsafe_code, reason = "the promise is kept by there being no memory")]
 unsafe impl Memory for Range {
     fn ua(&self) -> UserAddr {
@@ -121,7 +122,7 @@ fn nothing_is_unpinned_under_a_mapping() {
         }
         for round in 0..rounds {
             let mut left = space.register(&Range(round % REGIONS)).ok();
-            // Another one stays, so that readers always have something to find.
+            // Another region stays, so that readers always find one.
             let other = space.register(&Range((round + 3) % REGIONS)).ok();
             while let Some(registration) = left.take() {
                 match registration.unregister() {

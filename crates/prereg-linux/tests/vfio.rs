@@ -1,12 +1,10 @@
-//! The VFIO and iommufd back ends on this machine, whatever it has: what is refused says why, and what to do.
+//! The VFIO and iommufd back ends on this machine: every refusal names its reason and remedy.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fs;
 
 use prereg::Errno;
-use prereg_linux::{
-    ExchangeLog, HostReport, Iommufd, Placement, VfioError, VfioHost, VfioSpaprV2, VfioType1,
-};
+use prereg_linux::{HostReport, IoctlTrace, Iommufd, Placement, VfioError, VfioHost, VfioSpaprV2, VfioType1};
 
 /// Every way of opening a device.
 fn refusals(device: &str) -> Vec<VfioError> {
@@ -14,7 +12,7 @@ fn refusals(device: &str) -> Vec<VfioError> {
     vec![
         VfioType1::open_on(&host, device).map(drop).unwrap_err(),
         VfioSpaprV2::open_on(&host, device).map(drop).unwrap_err(),
-        Iommufd::open_on(&host, device, Placement::Shared).map(drop).unwrap_err(),
+        Iommufd::open_on(&host, device, Placement::DeviceIoas).map(drop).unwrap_err(),
     ]
 }
 
@@ -56,8 +54,8 @@ fn a_container_is_no_container_when_it_is_another_file() {
 
 #[test]
 fn the_report_says_of_every_group_what_it_is_good_for() {
-    let log = ExchangeLog::new();
-    let groups = VfioHost::system().logged(&log).groups();
+    let log = IoctlTrace::new();
+    let groups = VfioHost::system().traced(&log).groups();
     let report = HostReport::probe();
     assert_eq!(report.iommu_groups, groups.iter().map(|group| group.number).collect::<Vec<_>>());
     for group in groups {

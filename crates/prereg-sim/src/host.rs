@@ -1,4 +1,4 @@
-//! The pretended host: pins and charges what `memory` says is there.
+//! A simulated host: pins and charges memory of the simulated address space.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -9,9 +9,9 @@ use prereg::{
     PinId, UserAddr, UserRange,
 };
 
-use crate::memory::{Backing, MapSpec, ObjectId, Protection, Segment, UserSpace};
+use crate::memory::{MapSpec, ObjectId, ObjectRange, Protection, SimBacking, UserSpace};
 
-/// A pretended host. Clones are the same host.
+/// A simulated host. Clones share it.
 #[derive(Clone, Debug)]
 pub struct SimHost {
     granule: Granule,
@@ -21,33 +21,33 @@ pub struct SimHost {
 #[derive(Debug)]
 struct State {
     space: UserSpace,
-    pins: BTreeMap<u64, Vec<Segment>>,
+    pins: BTreeMap<u64, Vec<ObjectRange>>,
     next_pin: u64,
     pin_calls: u64,
     charged: u64,
-    /// Pages locked by other means: they share the limit.
+    /// Pages locked by other means, which count against the limit too.
     locked: u64,
     limit: Option<u64>,
     privileged: bool,
-    /// Outside calls until the one that fails; 0: none does.
-    countdown: u64,
+    /// Calls of the ports until the one that fails; 0: none fails.
+    calls_until_failure: u64,
     failed: bool,
-    /// Dirty pages of the last release, by user page address.
+    /// Dirty pages of the last unpin, by user address.
     written: Vec<UserAddr>,
-    /// Pages taken off the account that were never on it.
-    excess: u64,
-    /// Memory for page lists; `None`: as much as asked for.
+    /// Pages that were uncharged without having been charged.
+    unmatched_uncharges: u64,
+    /// Limit on page lists; `None` is unlimited.
     ram_bytes: Option<u64>,
 }
 
-/// A piece of pretended user memory.
+/// A range of simulated user memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SimMemory {
     ua: UserAddr,
     bytes: u64,
 }
 
-// SAFETY: there is no memory behind the addresses, so nobody can hold a reference into it.
+// SAFETY: there is no memory at the addresses, so there is no reference into it.
 #[expect(unsafe_code, reason = "the promise of the trait is kept by there being no memory")]
 unsafe impl Memory for SimMemory {
     fn ua(&self) -> UserAddr {
@@ -74,10 +74,10 @@ impl SimHost {
             locked: 0,
             limit: None,
             privileged: false,
-            countdown: 0,
+            calls_until_failure: 0,
             failed: false,
             written: Vec::new(),
-            excess: 0,
+            unmatched_uncharges: 0,
             ram_bytes: None,
         };
         Self { granule, state: Arc::new(Mutex::new(state)) }
@@ -97,13 +97,13 @@ impl SimHost {
 
     // ---- memory ---------------------------------------------------------------------------------------------------
 
-    /// Names `[ua, ua + bytes)` without mapping anything: what a caller may ask for, right or wrong.
+    /// A range without anything mapped for it: a valid or invalid request.
     #[must_use]
     pub fn range(&self, ua: u64, bytes: u64) -> SimMemory {
         SimMemory { ua: UserAddr::new(ua), bytes }
     }
 
-    /// Ordinary memory at `[ua, ua + bytes)`: base pages, readable and writable. What is mapped there already stays.
+    /// Maps ordinary memory in `[ua, ua + bytes)`: base pages, readable and writable. Existing mappings stay.
     pub fn memory(&self, ua: u64, bytes: u64) -> SimMemory {
         let (first, pages) = (self.page(ua), self.pages(bytes));
         let mut state = self.state();
@@ -114,7 +114,7 @@ impl SimHost {
         self.range(ua, bytes)
     }
 
-    /// Maps new memory at `[ua, ua + bytes)` in place of what was there.
+    /// Maps new memory at `[ua, ua + bytes)`, replacing existing mappings.
     pub fn map(&self, ua: u64, bytes: u64, spec: MapSpec) -> SimMemory {
         let (first, pages) = (self.page(ua), self.pages(bytes));
         if pages > 0 {
@@ -123,7 +123,7 @@ impl SimHost {
         self.range(ua, bytes)
     }
 
-    /// Maps at `ua` the very pages that are mapped at `source`.
+    /// Maps the pages that are mapped at `source` at `ua` too.
     pub fn map_alias(&self, ua: u64, source: u64, bytes: u64) -> SimMemory {
         self.state().space.alias(self.page(ua), self.page(source), self.pages(bytes));
         self.range(ua, bytes)
@@ -136,19 +136,19 @@ impl SimHost {
         }
     }
 
-    /// Changes what is allowed at `[ua, ua + bytes)`.
+    /// Changes the protection of `[ua, ua + bytes)`.
     pub fn protect(&self, ua: u64, bytes: u64, protection: Protection) {
         if bytes > 0 {
             self.state().space.protect(self.page(ua), self.pages(bytes), protection);
         }
     }
 
-    /// The owner forked and then wrote to `[ua, ua + bytes)`: pages that are not pinned are copied for him, pinned ones
-    /// are his (the child has the copy).
+    /// Simulates a fork after which the parent writes to `[ua, ua + bytes)`: the parent gets copies of unpinned pages
+    /// and keeps pinned ones (the child got the copy).
     pub fn write_after_fork(&self, ua: u64, bytes: u64) {
         let mut state = self.state();
         for page in self.page(ua)..self.page(ua) + self.pages(bytes) {
-            let pinned = match state.space.segments(page, 1).as_deref() {
+            let pinned = match state.space.object_ranges(page, 1).as_deref() {
                 Ok([segment]) => state.pins_of(segment.object, segment.first) > 0,
                 _ => true,
             };
@@ -158,10 +158,10 @@ impl SimHost {
         }
     }
 
-    /// Locks `[ua, ua + bytes)` in memory as `mlock` does, once a page however often it is called; unmapping unlocks.
+    /// Locks `[ua, ua + bytes)` as `mlock` does: locks do not nest, and unmapping unlocks.
     ///
     /// # Errors
-    /// ENOMEM over the limit, or where nothing is mapped in a part of the range (the rest is locked).
+    /// ENOMEM over the limit, or if a part of the range is unmapped (the rest is locked).
     pub fn mlock(&self, ua: u64, bytes: u64) -> Result<(), Errno> {
         let (first, pages) =
             (self.page(ua), self.pages((ua & self.granule.shift().mask()).saturating_add(bytes)));
@@ -170,15 +170,15 @@ impl SimHost {
         }
         let mut state = self.state();
         let more = state.space.unlocked(first, pages);
-        state.admit(more).map_err(|_| Errno::ENOMEM)?;
+        state.check_limit(more).map_err(|_| Errno::ENOMEM)?;
         state.space.lock(first, pages, true);
         if state.space.gaps(first, pages).is_empty() { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    /// Takes such locks off.
+    /// Unlocks `[ua, ua + bytes)` as `munlock` does.
     ///
     /// # Errors
-    /// ENOMEM where nothing is mapped in a part of the range (the rest is unlocked).
+    /// ENOMEM if a part of the range is unmapped (the rest is unlocked).
     pub fn munlock(&self, ua: u64, bytes: u64) -> Result<(), Errno> {
         let (first, pages) =
             (self.page(ua), self.pages((ua & self.granule.shift().mask()).saturating_add(bytes)));
@@ -190,13 +190,13 @@ impl SimHost {
         if state.space.gaps(first, pages).is_empty() { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
-    /// Whether something is mapped at every byte of `[ua, ua + bytes)`.
+    /// Whether every byte of `[ua, ua + bytes)` is mapped.
     #[must_use]
     pub fn is_mapped(&self, ua: u64, bytes: u64) -> bool {
         bytes == 0 || self.state().space.gaps(self.page(ua), self.pages(bytes)).is_empty()
     }
 
-    /// Whether anything is mapped in `[ua, ua + bytes)`.
+    /// Whether any byte of `[ua, ua + bytes)` is mapped.
     #[must_use]
     pub fn is_any_mapped(&self, ua: u64, bytes: u64) -> bool {
         let pages = self.pages(bytes);
@@ -213,13 +213,14 @@ impl SimHost {
         state.space.unlocked(first, pages) != pages - gaps
     }
 
-    /// Whether a program could write every byte of `[ua, ua + bytes)`.
+    /// Whether every byte of `[ua, ua + bytes)` is writable.
     #[must_use]
     pub fn is_writable(&self, ua: u64, bytes: u64) -> bool {
-        bytes == 0 || self.state().space.segments(self.page(ua), self.pages(bytes)).is_ok()
+        bytes == 0 || self.state().space.object_ranges(self.page(ua), self.pages(bytes)).is_ok()
     }
 
-    /// The host of a child process after a fork: the same memory, limit and privilege, nothing locked, pinned or charged.
+    /// The host of a child process after a fork: the same memory, limit and privilege, with nothing locked, pinned or
+    /// charged.
     #[must_use]
     pub fn fork(&self) -> Self {
         let child = Self::new(self.granule);
@@ -234,11 +235,11 @@ impl SimHost {
         child
     }
 
-    /// The host address that backs the byte at `ua` now, if anything does.
+    /// The host address of the byte at `ua`, if it is backed.
     #[must_use]
     pub fn backs(&self, ua: u64) -> Option<HostAddr> {
         let state = self.state();
-        let segment = *state.space.segments(self.page(ua), 1).ok()?.first()?;
+        let segment = *state.space.object_ranges(self.page(ua), 1).ok()?.first()?;
         let frame = state.space.frame(segment.object, segment.first);
         let shift = self.granule.shift();
         Some(HostAddr::new((frame << shift.get()) | (ua & shift.mask())))
@@ -251,42 +252,42 @@ impl SimHost {
         self.state().limit = pages.into();
     }
 
-    /// Gives or takes the privilege to pass the limit. What is charged meanwhile counts all the same.
+    /// Grants or revokes the privilege to exceed the limit. Pages charged meanwhile count as usual.
     pub fn privileged(&self, privileged: bool) {
         self.state().privileged = privileged;
     }
 
-    /// Locks `pages` by other means (mlock); they share the limit.
+    /// Locks `pages` by other means (mlock), which count against the limit too.
     ///
     /// # Errors
     /// ENOMEM over the limit.
     pub fn lock_pages(&self, pages: u64) -> Result<(), Errno> {
         let mut state = self.state();
-        state.admit(pages).map_err(|_| Errno::ENOMEM)?;
+        state.check_limit(pages).map_err(|_| Errno::ENOMEM)?;
         state.locked += pages;
         Ok(())
     }
 
-    /// Takes such a lock off.
+    /// Unlocks such pages.
     pub fn unlock_pages(&self, pages: u64) {
         let mut state = self.state();
         state.locked = state.locked.saturating_sub(pages);
     }
 
-    /// Says how much memory the machine has; a pin whose page list (8 bytes a page) is larger is refused, and where every
-    /// page is mapped already one of an eighth of that. `None`: no bound.
+    /// Sets the memory of the machine. A pin is refused if its page list (8 bytes per page) is larger, or, when every
+    /// page is mapped, larger than an eighth. `None`: no bound.
     pub fn ram_bytes(&self, bytes: impl Into<Option<u64>>) {
         self.state().ram_bytes = bytes.into();
     }
 
-    /// Makes the `n`-th outside call from now fail (1 is the next; 0: none).
+    /// Makes the `n`-th call of the ports from now fail (1 is the next; 0: none).
     pub fn fail_nth(&self, n: u64) {
         let mut state = self.state();
-        state.countdown = n;
+        state.calls_until_failure = n;
         state.failed = false;
     }
 
-    /// Whether the call that `fail_nth` asked for came and failed.
+    /// Whether the call selected by `fail_nth` has failed.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.state().failed
@@ -294,23 +295,23 @@ impl SimHost {
 
     // ---- what is left ---------------------------------------------------------------------------------------------
 
-    /// Pages pinned, counting each pin.
+    /// Pinned pages, counted once per pin.
     #[must_use]
     pub fn pinned_pages(&self) -> u64 {
         self.state().pins.values().flatten().map(|segment| segment.pages).sum()
     }
 
-    /// How often the page mapped at `ua` is pinned.
+    /// How many times the page at `ua` is pinned.
     #[must_use]
     pub fn pin_count(&self, ua: u64) -> u64 {
         let state = self.state();
-        match state.space.segments(self.page(ua), 1).as_deref() {
+        match state.space.object_ranges(self.page(ua), 1).as_deref() {
             Ok([segment]) => state.pins_of(segment.object, segment.first),
             _ => 0,
         }
     }
 
-    /// Successful `pin` calls since the beginning.
+    /// Successful `pin` calls so far.
     #[must_use]
     pub fn pin_calls(&self) -> u64 {
         self.state().pin_calls
@@ -329,43 +330,43 @@ impl SimHost {
         state.locked + state.space.locked_pages()
     }
 
-    /// The pages that the last release named dirty.
+    /// The pages that the last unpin marked dirty.
     #[must_use]
     pub fn written_pages(&self) -> Vec<UserAddr> {
         self.state().written.clone()
     }
 
-    /// Panics unless everything that was pinned and charged was given back, exactly once.
+    /// Asserts that everything pinned and charged was released exactly once.
     ///
     /// # Panics
-    /// With what was left.
+    /// If not, with what is left.
     pub fn assert_clean(&self) {
         let state = self.state();
         assert!(state.pins.is_empty(), "still pinned: {:?}", state.pins);
         assert_eq!(state.charged, 0, "still charged");
-        assert_eq!(state.excess, 0, "uncharged more than was charged");
+        assert_eq!(state.unmatched_uncharges, 0, "uncharged more than was charged");
     }
 }
 
 impl State {
     fn pins_of(&self, object: ObjectId, page: u64) -> u64 {
-        let holds = |segment: &&Segment| {
+        let holds = |segment: &&ObjectRange| {
             segment.object == object && (segment.first..segment.first + segment.pages).contains(&page)
         };
         self.pins.values().flatten().filter(holds).count() as u64
     }
 
-    /// Whether this outside call is the one to fail.
-    fn fails(&mut self) -> bool {
-        if self.countdown == 0 {
+    /// Whether this call of a port is the one to fail.
+    fn next_call_fails(&mut self) -> bool {
+        if self.calls_until_failure == 0 {
             return false;
         }
-        self.countdown -= 1;
-        self.failed |= self.countdown == 0;
-        self.countdown == 0
+        self.calls_until_failure -= 1;
+        self.failed |= self.calls_until_failure == 0;
+        self.calls_until_failure == 0
     }
 
-    fn admit(&self, pages: u64) -> Result<(), ChargeError> {
+    fn check_limit(&self, pages: u64) -> Result<(), ChargeError> {
         let Some(limit) = self.limit.filter(|_| !self.privileged) else { return Ok(()) };
         let charged = self.charged + self.locked + self.space.locked_pages();
         if charged.checked_add(pages).is_none_or(|total| total > limit) {
@@ -392,25 +393,25 @@ unsafe impl Pin for SimHost {
 
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
         let mut state = self.state();
-        if state.fails() {
-            return Err(PinError::Fault { ua: range.first(), why: "this call was asked to fail" });
+        if state.next_call_fails() {
+            return Err(PinError::Fault { ua: range.first(), why: "this call was set to fail" });
         }
         let list = range.pages(self.granule).saturating_mul(8);
         if state.ram_bytes.is_some_and(|ram| list > ram) {
             return Err(PinError::OutOfMemory);
         }
-        let segments = state
+        let object_ranges = state
             .space
-            .segments(self.page(range.first().raw()), range.pages(self.granule))
+            .object_ranges(self.page(range.first().raw()), range.pages(self.granule))
             .map_err(|missing| PinError::Fault {
                 ua: UserAddr::new(missing.page << self.granule.shift().get()),
                 why: missing.why,
             })?;
-        // All of it is there, so our own list of it is real memory, which foreign scenarios must not use up.
+        // Every page is mapped, so a real list of this size would be built here; scenarios must not exhaust memory.
         if state.ram_bytes.is_some_and(|ram| list > ram / 8) {
             return Err(PinError::OutOfMemory);
         }
-        for &segment in &segments {
+        for &segment in &object_ranges {
             for (frame, count) in state.space.runs(segment) {
                 pages.push(HostAddr::new(frame << self.granule.shift().get()), count)?;
             }
@@ -418,7 +419,7 @@ unsafe impl Pin for SimHost {
         let pin = state.next_pin;
         state.next_pin += 1;
         state.pin_calls += 1;
-        state.pins.insert(pin, segments);
+        state.pins.insert(pin, object_ranges);
         Ok(PinId::new(pin))
     }
 
@@ -434,17 +435,17 @@ unsafe impl Pin for SimHost {
 impl Charge for SimHost {
     fn charge(&self, pages: u64) -> Result<(), ChargeError> {
         let mut state = self.state();
-        if state.fails() {
+        if state.next_call_fails() {
             return Err(ChargeError::OverLimit { need: pages, charged: state.charged, limit: 0 });
         }
-        state.admit(pages)?;
+        state.check_limit(pages)?;
         state.charged = state.charged.saturating_add(pages);
         Ok(())
     }
 
     fn uncharge(&self, pages: u64) {
         let mut state = self.state();
-        state.excess += pages.saturating_sub(state.charged);
+        state.unmatched_uncharges += pages.saturating_sub(state.charged);
         state.charged = state.charged.saturating_sub(pages);
     }
 }
@@ -453,10 +454,10 @@ impl MapSpec {
     /// Huge pages of `shift`, readable and writable.
     #[must_use]
     pub fn huge(shift: prereg::PageShift) -> Self {
-        Self { backing: Backing::Huge(shift), ..Self::default() }
+        Self { backing: SimBacking::Huge(shift), ..Self::default() }
     }
 
-    /// Base pages that allow what `protection` says.
+    /// Base pages with the given protection.
     #[must_use]
     pub fn protected(protection: Protection) -> Self {
         Self { protection, ..Self::default() }
@@ -465,6 +466,6 @@ impl MapSpec {
     /// Device memory, which cannot be pinned.
     #[must_use]
     pub fn unpinnable() -> Self {
-        Self { backing: Backing::Unpinnable, ..Self::default() }
+        Self { backing: SimBacking::Unpinnable, ..Self::default() }
     }
 }

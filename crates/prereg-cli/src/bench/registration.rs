@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prereg::{AddressSpace, UserRange};
-use prereg_linux::measure::{RawPin, read_page_map};
-use prereg_linux::{FaultIn, FaultInError, GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, fault_in};
+use prereg_linux::syscall_baseline::{RawPin, read_page_map};
+use prereg_linux::{GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, Prefault, PrefaultError, prefault};
 use serde::Serialize;
 
 use super::spread::{Spread, median_ratio};
@@ -191,9 +191,9 @@ fn make(
     };
     if touched {
         let flag = interrupt.flag();
-        match fault_in(&memory, FaultIn { threads: 0, progress: None, cancel: Some(&flag) }) {
+        match prefault(&memory, Prefault { threads: 0, progress: None, cancel: Some(&flag) }) {
             Ok(()) => {}
-            Err(FaultInError::Cancelled { .. }) => return Err(Interrupted.into()),
+            Err(PrefaultError::Cancelled { .. }) => return Err(Interrupted.into()),
             Err(error) => return Ok(Err(error.to_string())),
         }
     }
@@ -234,7 +234,7 @@ struct Bench {
 
 impl Bench {
     fn new(threads: usize) -> Result<Self, Failure> {
-        let ring = IoUring::builder().fault_threads(threads).build();
+        let ring = IoUring::builder().prefault_threads(threads).build();
         let ring = Arc::new(ring.map_err(|error| Failure::host("pinning through io_uring", error))?);
         Ok(Self { space: AddressSpace::builder(ring).build()? })
     }

@@ -99,7 +99,7 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
     }
     fact(
         "io_uring",
-        match (&io_uring.tried, io_uring.disabled) {
+        match (&io_uring.probe, io_uring.disabled) {
             (Ok(slot), _) => format!("works, {} a slot", Bytes(*slot)),
             (Err(error), Some(disabled)) => format!("{error} (io_uring_disabled = {disabled})"),
             (Err(error), None) => error.to_string(),
@@ -384,10 +384,10 @@ impl<'a> From<&'a HostReport> for Json<'a> {
             compact_unevictable_allowed: report.compact_unevictable_allowed,
             pagemap: pagemap(report.pagemap).0,
             io_uring: JsonUring {
-                usable: io_uring.tried.is_ok(),
+                usable: io_uring.probe.is_ok(),
                 disabled: io_uring.disabled,
-                slot_bytes: io_uring.tried.as_ref().ok().copied(),
-                error: io_uring.tried.as_ref().err().map(ToString::to_string),
+                slot_bytes: io_uring.probe.as_ref().ok().copied(),
+                error: io_uring.probe.as_ref().err().map(ToString::to_string),
             },
             iommu_groups: &report.iommu_groups,
             vfio: report.vfio,

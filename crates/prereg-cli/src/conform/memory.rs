@@ -1,7 +1,7 @@
 //! Operations on a process' memory, limits and privileges: `mem`, `munmap`, `mlock`, `rlimit_memlock` and their like.
 
 use prereg::{Errno, PageShift};
-use prereg_sim::{Backing, MapSpec, Protection};
+use prereg_sim::{MapSpec, Protection, SimBacking};
 
 use super::call::{Call, Fate};
 use super::expression::Kind;
@@ -104,14 +104,14 @@ fn try_map(call: &mut Call<'_>, at: u64, asked: u64) -> Result<Option<u32>, Errn
     let lazy = call.flag("lazy") || device.is_some() || protection != Protection::ReadWrite;
     let mut backing = match huge {
         Some(_) if !call.process.shared.take_huge(bytes / unit) => return Err(Errno::ENOMEM),
-        Some(shift) => PageShift::new(shift).map_or(Backing::Base, Backing::Huge),
-        None => Backing::Base,
+        Some(shift) => PageShift::new(shift).map_or(SimBacking::Base, SimBacking::Huge),
+        None => SimBacking::Base,
     };
     let mut present = bytes;
     if let Some(device) = device {
         match device.as_deref() {
             Some(OpenFile::Device(_)) if shared && offset == 0 && bytes <= DEVICE_BYTES => {
-                backing = Backing::Unpinnable;
+                backing = SimBacking::Unpinnable;
             }
             Some(OpenFile::Device(_)) => return Err(Errno::EINVAL),
             Some(_) => return Err(Errno::ENODEV),
@@ -127,7 +127,7 @@ fn try_map(call: &mut Call<'_>, at: u64, asked: u64) -> Result<Option<u32>, Errn
     }
     let host = &call.process.host;
     host.map(at, present, MapSpec { backing, protection });
-    host.map(at + present, bytes - present, MapSpec { backing: Backing::Missing, protection });
+    host.map(at + present, bytes - present, MapSpec { backing: SimBacking::Missing, protection });
     Ok((!lazy && present < bytes).then_some(SIGBUS))
 }
 

@@ -7,7 +7,7 @@
 use clap::ValueEnum;
 use prereg::{AddressKind, AddressSpace, Holder, HostAddr, PageShift, Translator, UserAddr};
 use prereg_iommu::{HwTable, TceTable};
-use prereg_linux::{Backing, Pagemap};
+use prereg_linux::{PageBacking, Pagemap};
 
 use super::machine::Machine;
 use crate::failure::Failure;
@@ -153,7 +153,7 @@ fn misplaced(map: &Pagemap, host: HostAddr, wanted: Option<UserAddr>, pages: u64
     let wrong = |page: u64| {
         let offset = page << system.get();
         let frame = wanted.and_then(|ua| map.page(ua.checked_add(offset)?).ok());
-        let expected = host.align_down(system).checked_add(offset).map(Backing::Frames);
+        let expected = host.align_down(system).checked_add(offset).map(PageBacking::Frames);
         frame.is_none() || frame != expected
     };
     (0..pages).filter(|&page| wrong(page)).count() as u64

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prereg::{Access, AddressSpace, BusAddr, Errno, Registration};
-use prereg_linux::{GuestMemory, HostReport, SpaprAnswers, SpaprTable, VfioHost, VfioSpaprV2};
+use prereg_linux::{GuestMemory, HostReport, RawSpaprContainer, SpaprTable, VfioHost, VfioSpaprV2};
 
 use super::report::{Bad, Report, Row, Said, failed};
 
@@ -26,7 +26,7 @@ fn sequences(device: &str, rows: &mut Vec<Row>) -> Said {
     let ours = ours(device).map_err(Bad::Failed)?;
     let memory =
         GuestMemory::memfd("answers", HostReport::probe().page_bytes).map_err(|error| words(&error))?;
-    let kernel = SpaprAnswers::open(&VfioHost::system(), device).map_err(|error| words(&error))?;
+    let kernel = RawSpaprContainer::open(&VfioHost::system(), device).map_err(|error| words(&error))?;
     let kernels = kernels(&kernel, &memory);
     rows.extend(CALLS.iter().zip(kernels).zip(&ours).map(|((call, kernel), ours)| Row {
         call: (*call).to_owned(),
@@ -61,7 +61,7 @@ fn number(result: Result<i32, Errno>) -> Answer {
     }
 }
 
-fn kernels(kernel: &SpaprAnswers, memory: &GuestMemory) -> [Answer; 8] {
+fn kernels(kernel: &RawSpaprContainer, memory: &GuestMemory) -> [Answer; 8] {
     let page = 4096;
     [
         number(kernel.register(memory)),

@@ -14,7 +14,7 @@ const AT: u64 = 0x80_0000;
 /// Holds, shows, hides, and looks each time whether the device gets there.
 pub(super) fn run(device: &str) -> Said {
     let words = |error: &dyn std::fmt::Display| Bad::Failed(error.to_string());
-    let iommufd = Arc::new(Iommufd::open(device, Placement::Held).map_err(|error| words(&error))?);
+    let iommufd = Arc::new(Iommufd::open(device, Placement::StagingIoas).map_err(|error| words(&error))?);
     let space = AddressSpace::builder(Arc::clone(&iommufd)).build().map_err(|error| words(&error))?;
     let Some(table) = iommufd.table() else { return failed("memory is held, but there is no table") };
     let opened = iommufd.device(device).map_err(|error| words(&error))?;

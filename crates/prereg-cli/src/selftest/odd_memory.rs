@@ -39,7 +39,7 @@ fn map(bytes: usize, protection: libc::c_int, file: Option<&File>) -> io::Result
     let mapped = Arc::new(Mapped { start: start.expose_provenance(), bytes });
     // SAFETY: the mapping lives as long as `mapped`, nobody else knows it, and nothing here reads or writes it. That it
     // cannot be written is what it is made for: it is only ever offered to be refused.
-    Ok(unsafe { GuestMemory::from_raw_kept(start.cast(), bytes, mapped) })
+    Ok(unsafe { GuestMemory::from_raw_with_owner(start.cast(), bytes, mapped) })
 }
 
 const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
@@ -75,5 +75,5 @@ pub(super) fn of_device(device: &Arc<Edu>) -> GuestMemory {
     let bytes = usize::try_from(registers.bytes()).unwrap_or(0);
     // SAFETY: the mapping lives as long as the device, which the memory keeps. It is only ever offered to be refused:
     // nothing reads or writes it through this value.
-    unsafe { GuestMemory::from_raw_kept(registers.as_ptr(), bytes, Arc::<Edu>::clone(device)) }
+    unsafe { GuestMemory::from_raw_with_owner(registers.as_ptr(), bytes, Arc::<Edu>::clone(device)) }
 }

@@ -94,7 +94,7 @@ fn second_opener(rig: &Rig, device: Option<&str>) -> Said {
     let refused = match &rig.backend {
         Backend::Type1(_) => VfioType1::open_on(&host, device).err(),
         Backend::Spapr(_) => VfioSpaprV2::open_on(&host, device).err(),
-        Backend::Iommufd(_) => Iommufd::open_on(&host, device, Placement::Shared).err(),
+        Backend::Iommufd(_) => Iommufd::open_on(&host, device, Placement::DeviceIoas).err(),
         Backend::IoUring(_) => return skipped("this back end has no device"),
     };
     match refused {

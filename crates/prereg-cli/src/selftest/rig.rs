@@ -8,7 +8,7 @@ use prereg::{
     RangeMapping, Translator, UserAddr,
 };
 use prereg_linux::{
-    ExchangeLog, HostReport, IoUring, Iommufd, MemlockAccount, Placement, SpaprTable, VfioDevice, VfioHost,
+    HostReport, IoUring, IoctlTrace, Iommufd, MemlockAccount, Placement, SpaprTable, VfioDevice, VfioHost,
     VfioSpaprV2, VfioType1, WindowPlace,
 };
 
@@ -55,7 +55,7 @@ pub(super) struct Rig {
     pub(super) space: AddressSpace,
     pub(super) device: Option<Arc<VfioDevice>>,
     pub(super) backend: Backend,
-    pub(super) log: ExchangeLog,
+    pub(super) log: IoctlTrace,
 }
 
 /// Memory that the device can reach.
@@ -73,8 +73,8 @@ const IN_WINDOW: u64 = 1 << 20;
 impl Rig {
     /// Opens the back end.
     pub(super) fn open(choice: BackendChoice, device: Option<&str>) -> Result<Self, String> {
-        let log = ExchangeLog::new();
-        let host = VfioHost::system().logged(&log);
+        let log = IoctlTrace::new();
+        let host = VfioHost::system().traced(&log);
         let words = |error: prereg_linux::VfioError| error.to_string();
         let name = || device.ok_or("it needs a device: --device 0000:00:04.0");
         let (backend, opened) = match choice {
@@ -89,7 +89,8 @@ impl Rig {
                 (Backend::Spapr(vfio), Some(Arc::new(opened)))
             }
             BackendChoice::Iommufd => {
-                let iommufd = Arc::new(Iommufd::open_on(&host, name()?, Placement::Shared).map_err(words)?);
+                let iommufd =
+                    Arc::new(Iommufd::open_on(&host, name()?, Placement::DeviceIoas).map_err(words)?);
                 let opened = iommufd.device(name()?).map_err(words)?;
                 (Backend::Iommufd(iommufd), Some(opened))
             }
@@ -151,7 +152,7 @@ impl Rig {
     }
 
     /// Gives up everything: table, address space, device, back end. What stays is the log.
-    pub(super) fn close(self) -> ExchangeLog {
+    pub(super) fn close(self) -> IoctlTrace {
         self.log
     }
 }
@@ -263,7 +264,7 @@ impl Backend {
             }
             Self::Iommufd(pins) => {
                 let limits = pins.limits();
-                let anchored = if pins.state().anchored {
+                let anchored = if pins.state().pins_without_device {
                     "memory is held without a device"
                 } else {
                     "memory is held while a device is attached"

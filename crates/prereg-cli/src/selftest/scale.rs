@@ -138,7 +138,7 @@ pub(super) fn outlives_device(rig: &Rig, device: Option<&str>) -> Said {
     let registration = rig.space.register(&memory).map_err(|error| words(&error))?;
     let before = KernelCount::now();
     let text = match &rig.backend {
-        Backend::Iommufd(iommufd) if iommufd.state().anchored => {
+        Backend::Iommufd(iommufd) if iommufd.state().pins_without_device => {
             iommufd.remove_device(device).map_err(|error| words(&error))?;
             if KernelCount::now() != before {
                 return failed("the pins went with the device");

@@ -1,4 +1,4 @@
-//! The verdict on each back end: usable or not, why, and what would change it.
+//! Reports on the back ends: usable or not, the reason, and the remedy.
 
 use prereg::AddressKind;
 
@@ -6,7 +6,7 @@ use super::report::{BackendReport, HostReport, PagemapAccess};
 use super::vfio;
 use crate::mlock::Mlock;
 
-pub(super) fn judge(report: &HostReport) -> Vec<BackendReport> {
+pub(super) fn backend_reports(report: &HostReport) -> Vec<BackendReport> {
     let [type1, spapr] = vfio::containers(report);
     vec![io_uring(report), mlock(report), fixed(), type1, spapr, vfio::iommufd(report)]
 }
@@ -15,7 +15,7 @@ fn kib(bytes: u64) -> String {
     format!("{} KiB", bytes >> 10)
 }
 
-/// How to raise the limit that a user has.
+/// How to raise the limit on locked memory.
 fn raise(report: &HostReport) -> Option<String> {
     let soft = report.memlock.allowance()?;
     let hard = match report.memlock.hard {
@@ -37,36 +37,36 @@ fn allowance_text(report: &HostReport) -> String {
 }
 
 fn io_uring(report: &HostReport) -> BackendReport {
-    let mut verdict = BackendReport {
+    let mut backend = BackendReport {
         name: "io-uring",
-        usable: report.io_uring.tried.is_ok(),
+        usable: report.io_uring.probe.is_ok(),
         pins: true,
         addresses: report.io_uring.addresses,
         allowance: report.memlock.allowance(),
         why: String::new(),
         remedy: None,
     };
-    match &report.io_uring.tried {
+    match &report.io_uring.probe {
         Ok(slot) => {
             let addresses = match report.io_uring.addresses {
                 Some(AddressKind::Physical) => "physical addresses",
                 _ => "(slot, offset) addresses, for physical ones are hidden from this user",
             };
-            verdict.why = format!(
+            backend.why = format!(
                 "pins {}, {} a slot, {addresses}",
                 allowance_text(report),
                 if *slot > 1 << 30 { "more than 1 GiB" } else { "1 GiB" },
             );
             let frames = (report.pagemap != PagemapAccess::Frames)
                 .then(|| "for physical addresses grant CAP_SYS_ADMIN".to_owned());
-            verdict.remedy = match (raise(report), frames) {
+            backend.remedy = match (raise(report), frames) {
                 (Some(limit), Some(frames)) => Some(format!("{limit}; {frames}")),
                 (limit, frames) => limit.or(frames),
             };
         }
         Err(error) => {
-            verdict.why = error.to_string();
-            verdict.remedy = Some(match report.io_uring.disabled {
+            backend.why = error.to_string();
+            backend.remedy = Some(match report.io_uring.disabled {
                 Some(2) => "write 0 to /proc/sys/kernel/io_uring_disabled (as root)".to_owned(),
                 Some(1) => "write 0 to /proc/sys/kernel/io_uring_disabled (as root), or add the user to the group of \
                             /proc/sys/kernel/io_uring_group"
@@ -77,7 +77,7 @@ fn io_uring(report: &HostReport) -> BackendReport {
             });
         }
     }
-    verdict
+    backend
 }
 
 fn mlock(report: &HostReport) -> BackendReport {
@@ -144,7 +144,7 @@ mod tests {
             pagemap: PagemapAccess::Hidden,
             io_uring: UringAccess {
                 disabled: None,
-                tried: Ok(1 << 30),
+                probe: Ok(1 << 30),
                 addresses: Some(AddressKind::SlotOffset),
             },
             iommu_groups: Vec::new(),
@@ -160,15 +160,15 @@ mod tests {
     #[test]
     fn an_ordinary_user_is_told_the_limit_and_how_to_raise_it() {
         let report = user(Some(8 << 20), Some(8 << 20));
-        let verdict = io_uring(&report);
-        assert!(verdict.usable && verdict.pins);
-        assert_eq!(verdict.allowance, Some(8 << 20));
+        let backend = io_uring(&report);
+        assert!(backend.usable && backend.pins);
+        assert_eq!(backend.allowance, Some(8 << 20));
         assert!(
-            verdict.why.contains("8192 KiB") && verdict.why.contains("(slot, offset)"),
+            backend.why.contains("8192 KiB") && backend.why.contains("(slot, offset)"),
             "{}",
-            verdict.why
+            backend.why
         );
-        let remedy = verdict.remedy.unwrap();
+        let remedy = backend.remedy.unwrap();
         assert!(remedy.contains("limits.conf") && remedy.contains("CAP_SYS_ADMIN"), "{remedy}");
         let remedy = io_uring(&user(Some(8 << 20), Some(64 << 20))).remedy.unwrap();
         assert!(remedy.contains("65536 KiB by `ulimit -l`"), "{remedy}");
@@ -182,20 +182,20 @@ mod tests {
         report.memlock.privileged = true;
         report.pagemap = PagemapAccess::Frames;
         report.io_uring.addresses = Some(AddressKind::Physical);
-        let verdict = io_uring(&report);
-        assert_eq!((verdict.allowance, verdict.remedy), (None, None));
-        assert!(verdict.why.contains("CAP_IPC_LOCK"), "{}", verdict.why);
+        let backend = io_uring(&report);
+        assert_eq!((backend.allowance, backend.remedy), (None, None));
+        assert!(backend.why.contains("CAP_IPC_LOCK"), "{}", backend.why);
     }
 
     #[test]
     fn a_forbidden_io_uring_names_the_switch() {
         for (disabled, says) in [(Some(2), "write 0"), (Some(1), "io_uring_group"), (Some(0), "seccomp")] {
             let mut report = user(None, None);
-            let tried = Err(BackendError::Forbidden);
-            report.io_uring = UringAccess { disabled, tried, addresses: None };
-            let verdict = io_uring(&report);
-            assert!(!verdict.usable);
-            assert!(verdict.remedy.unwrap().contains(says), "{disabled:?}");
+            let probe = Err(BackendError::Forbidden);
+            report.io_uring = UringAccess { disabled, probe, addresses: None };
+            let backend = io_uring(&report);
+            assert!(!backend.usable);
+            assert!(backend.remedy.unwrap().contains(says), "{disabled:?}");
         }
     }
 
@@ -206,10 +206,10 @@ mod tests {
             [(Some(1), "moves locked pages"), (Some(0), "leaves locked pages alone"), (None, "moves")]
         {
             report.compact_unevictable_allowed = setting;
-            let verdict = mlock(&report);
-            assert!(verdict.usable && !verdict.pins);
-            assert_eq!(verdict.addresses, Some(AddressKind::Invented));
-            assert!(verdict.why.contains("not a pin") && verdict.why.contains(says), "{}", verdict.why);
+            let backend = mlock(&report);
+            assert!(backend.usable && !backend.pins);
+            assert_eq!(backend.addresses, Some(AddressKind::Invented));
+            assert!(backend.why.contains("not a pin") && backend.why.contains(says), "{}", backend.why);
         }
         report.pagemap = PagemapAccess::Denied(Errno::EACCES);
         assert!(!mlock(&report).usable);

@@ -1,12 +1,11 @@
-//! What this host, this user and these limits allow: the facts behind `prereg doctor`, as plain data.
+//! Capabilities of this host and user: the facts of `prereg doctor`, as plain data.
 //!
-//! Every fact that cannot be had is `None` or an empty list, never an error: a report about a strange host is the one
-//! that is needed most. `probe` asks the system, `parse` reads texts, `backends` and `vfio` judge, `report` is what comes out.
+//! A fact that cannot be determined is `None` or an empty list, not an error, so that unusual hosts are reported too.
+//! `probe` queries the system, `parse` parses files, `backends` and `vfio` assess the back ends, `report` has the
+//! result.
 
 mod backends;
 mod parse;
 mod probe;
-mod report;
+pub(crate) mod report;
 mod vfio;
-
-pub use report::{BackendReport, Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};

@@ -1,13 +1,13 @@
-//! The texts of `/sys`, read without asking the system.
+//! Parsing of `/sys` files and names.
 
 /// The choice in brackets: `always [madvise] never` is `madvise`.
-pub(super) fn chosen(text: &str) -> Option<String> {
+pub(super) fn selected(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('[')?;
     let (choice, _) = rest.split_once(']')?;
     (!choice.is_empty()).then(|| choice.to_owned())
 }
 
-/// The page of a pool's folder in bytes: `hugepages-2048kB` is 2 MiB.
+/// The page size of a pool by its folder's name: `hugepages-2048kB` is 2 MiB.
 pub(super) fn huge_page(folder: &str) -> Option<u64> {
     let kib: u64 = folder.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
     kib.checked_mul(1024).filter(|bytes| bytes.is_power_of_two())
@@ -19,10 +19,10 @@ mod tests {
 
     #[test]
     fn the_choice_is_what_stands_in_brackets() {
-        assert_eq!(chosen("always [madvise] never\n").as_deref(), Some("madvise"));
-        assert_eq!(chosen("[never]").as_deref(), Some("never"));
+        assert_eq!(selected("always [madvise] never\n").as_deref(), Some("madvise"));
+        assert_eq!(selected("[never]").as_deref(), Some("never"));
         for text in ["", "always", "[", "]", "[]", "][", "always [madvise"] {
-            assert_eq!(chosen(text), None, "{text:?}");
+            assert_eq!(selected(text), None, "{text:?}");
         }
     }
 

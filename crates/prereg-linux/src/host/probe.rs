@@ -1,26 +1,28 @@
-//! Asks the system for every fact of the report.
+//! Queries the system for the facts of the report.
 
 use std::fs;
 use std::path::Path;
+
+use rustix::thread::CapabilitySet;
 
 use super::report::{Capabilities, HostReport, HugePool, Memlock, PagemapAccess, UringAccess};
 use super::{backends, parse};
 use crate::account;
 use crate::pagemap::Pagemap;
-use crate::status::{KernelCount, kib_of};
+use crate::proc_status::{KernelCount, kib_of};
 use crate::sys;
 use crate::uring::IoUring;
-use crate::vfio::VfioHost;
+use crate::vfio::host::VfioHost;
+use crate::vfio::sysfs::names_in;
 
 impl HostReport {
-    /// Looks at the host as it is for this process now. Makes a ring and throws it away, and opens each IOMMU group that is
-    /// bound to VFIO and not in use for a moment.
+    /// Examines the host as it is for this process. Creates and drops a ring, and briefly opens each IOMMU group that
+    /// is bound to VFIO and not in use.
     #[must_use]
     pub fn probe() -> Self {
-        let (uid, euid) = sys::users();
-        let bits = sys::effective_capabilities().unwrap_or(0);
-        let holds = |number: u32| bits >> number & 1 != 0;
-        let (soft, hard) = sys::memlock_limit().unwrap_or((Some(0), Some(0)));
+        let (uid, euid) = sys::uids();
+        let capabilities = sys::effective_capabilities().unwrap_or(CapabilitySet::empty());
+        let (soft, hard) = sys::memlock_limit();
         let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let vfio = VfioHost::system();
         let mut report = Self {
@@ -28,11 +30,15 @@ impl HostReport {
             uid,
             euid,
             initial_user_namespace: account::in_initial_user_namespace(),
-            capabilities: Capabilities { ipc_lock: holds(14), sys_admin: holds(21), sys_resource: holds(24) },
+            capabilities: Capabilities {
+                ipc_lock: capabilities.contains(CapabilitySet::IPC_LOCK),
+                sys_admin: capabilities.contains(CapabilitySet::SYS_ADMIN),
+                sys_resource: capabilities.contains(CapabilitySet::SYS_RESOURCE),
+            },
             memlock: Memlock {
                 soft,
                 hard,
-                privileged: account::may_pass_the_limit(),
+                privileged: account::bypasses_memlock(),
                 counted: KernelCount::now(),
             },
             page_bytes: sys::page_size(),
@@ -41,7 +47,7 @@ impl HostReport {
             huge_pools: huge_pools(Path::new("/sys/kernel/mm/hugepages")),
             transparent_huge_pages: fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
                 .ok()
-                .and_then(|text| parse::chosen(&text)),
+                .and_then(|text| parse::selected(&text)),
             compact_unevictable_allowed: number("/proc/sys/vm/compact_unevictable_allowed"),
             pagemap: pagemap_access(),
             io_uring: uring_access(),
@@ -53,7 +59,7 @@ impl HostReport {
             type1_mappings: vfio.type1_mappings(),
             backends: Vec::new(),
         };
-        report.backends = backends::judge(&report);
+        report.backends = backends::backend_reports(&report);
         report
     }
 }
@@ -66,11 +72,6 @@ fn word(path: &str) -> Option<String> {
 
 fn number(path: &str) -> Option<u64> {
     word(path)?.parse().ok()
-}
-
-fn names_in(path: &Path) -> Vec<String> {
-    let entries = fs::read_dir(path).into_iter().flatten();
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
 
 fn numbers_in(path: &Path) -> Vec<u32> {
@@ -108,7 +109,7 @@ fn uring_access() -> UringAccess {
     UringAccess {
         disabled: number("/proc/sys/kernel/io_uring_disabled"),
         addresses: made.as_ref().ok().map(prereg::Pin::address_kind),
-        tried: made.map(|uring| uring.slot_limit()),
+        probe: made.map(|uring| uring.slot_limit()),
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
             ["io-uring", "mlock", "fixed", "vfio-type1", "vfio-spapr-v2", "iommufd"]
         );
         let uring = report.backend("io-uring").unwrap();
-        assert_eq!(uring.usable, report.io_uring.tried.is_ok());
+        assert_eq!(uring.usable, report.io_uring.probe.is_ok());
         assert_eq!(report.memlock.privileged, report.capabilities.ipc_lock && report.initial_user_namespace);
         assert!(report.backends.iter().all(|backend| !backend.why.is_empty()));
         if report.pagemap == PagemapAccess::Frames && uring.usable {

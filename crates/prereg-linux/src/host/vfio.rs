@@ -1,18 +1,19 @@
-//! The verdict on the back ends that need a device behind an IOMMU.
+//! Reports on the back ends that need a device behind an IOMMU.
 
 use prereg::AddressKind;
 
 use super::report::{BackendReport, HostReport};
-use crate::vfio::{GroupLimits, GroupReport, Type1Limits};
+use crate::vfio::groups::{GroupLimits, GroupReport};
+use crate::vfio::type1_limits::Type1Limits;
 
-/// What nobody who asks for VFIO has done yet.
+/// The remedy when no device is bound to VFIO.
 const NOTHING_BOUND: &str = "switch the IOMMU on, load vfio-pci and bind a device to it: echo vfio-pci > \
                              /sys/bus/pci/devices/DEVICE/driver_override; echo DEVICE > /sys/bus/pci/drivers_probe";
 
 /// Type1 and SPAPR containers.
 pub(super) fn containers(report: &HostReport) -> [BackendReport; 2] {
-    let mut type1 = verdict(report, "vfio-type1", AddressKind::Iova);
-    let mut spapr = verdict(report, "vfio-spapr-v2", AddressKind::User);
+    let mut type1 = unusable(report, "vfio-type1", AddressKind::Iova);
+    let mut spapr = unusable(report, "vfio-spapr-v2", AddressKind::User);
     for group in &report.groups {
         match &group.limits {
             Ok(GroupLimits::Type1(limits)) => {
@@ -34,12 +35,12 @@ pub(super) fn containers(report: &HostReport) -> [BackendReport; 2] {
         }
     }
     let found = type1.usable || spapr.usable;
-    for verdict in [&mut type1, &mut spapr] {
-        if verdict.usable {
+    for backend in [&mut type1, &mut spapr] {
+        if backend.usable {
             continue;
         }
-        verdict.addresses = None;
-        (verdict.why, verdict.remedy) = if found {
+        backend.addresses = None;
+        (backend.why, backend.remedy) = if found {
             ("this machine's IOMMU is of the other kind".to_owned(), None)
         } else {
             refused(report)
@@ -48,9 +49,9 @@ pub(super) fn containers(report: &HostReport) -> [BackendReport; 2] {
     [type1, spapr]
 }
 
-/// iommufd.
+/// The iommufd back end.
 pub(super) fn iommufd(report: &HostReport) -> BackendReport {
-    let mut verdict = verdict(report, "iommufd", AddressKind::Iova);
+    let mut backend = unusable(report, "iommufd", AddressKind::Iova);
     let nodes: Vec<_> = report
         .groups
         .iter()
@@ -58,26 +59,26 @@ pub(super) fn iommufd(report: &HostReport) -> BackendReport {
         .filter(|device| device.is_bound_to_vfio() && device.node.is_some())
         .map(|device| device.device.as_str())
         .collect();
-    verdict.usable = report.iommufd && !nodes.is_empty();
-    if verdict.usable {
-        verdict.why = format!("/dev/iommu is there; devices with nodes of their own: {}", nodes.join(", "));
-        return verdict;
+    backend.usable = report.iommufd && !nodes.is_empty();
+    if backend.usable {
+        backend.why = format!("/dev/iommu is there; devices with nodes of their own: {}", nodes.join(", "));
+        return backend;
     }
-    verdict.addresses = None;
+    backend.addresses = None;
     if report.iommufd {
-        (verdict.why, verdict.remedy) = refused(report);
+        (backend.why, backend.remedy) = refused(report);
         if report.groups.iter().any(|group| group.devices.iter().any(|device| device.is_bound_to_vfio())) {
-            verdict.why = "devices are bound to VFIO, but have no nodes of their own".to_owned();
-            verdict.remedy = Some("use a kernel with CONFIG_VFIO_DEVICE_CDEV (6.6 or newer)".to_owned());
+            backend.why = "devices are bound to VFIO, but have no nodes of their own".to_owned();
+            backend.remedy = Some("use a kernel with CONFIG_VFIO_DEVICE_CDEV (6.6 or newer)".to_owned());
         }
     } else {
-        verdict.why = "there is no /dev/iommu".to_owned();
-        verdict.remedy = Some("modprobe iommufd, or use a kernel with CONFIG_IOMMUFD".to_owned());
+        backend.why = "there is no /dev/iommu".to_owned();
+        backend.remedy = Some("modprobe iommufd, or use a kernel with CONFIG_IOMMUFD".to_owned());
     }
-    verdict
+    backend
 }
 
-fn verdict(report: &HostReport, name: &'static str, addresses: AddressKind) -> BackendReport {
+fn unusable(report: &HostReport, name: &'static str, addresses: AddressKind) -> BackendReport {
     BackendReport {
         name,
         usable: false,
@@ -107,11 +108,12 @@ fn type1_text(report: &HostReport, group: &GroupReport, limits: &Type1Limits) ->
     )
 }
 
-/// Why no group can be had, and what would change it: the group that is nearest to it has the word.
+/// The reason why no group can be used, and the remedy. A group that is bound to VFIO comes closest, so its error is
+/// preferred.
 fn refused(report: &HostReport) -> (String, Option<String>) {
     let bound = |group: &&GroupReport| group.devices.iter().any(|device| device.is_bound_to_vfio());
     match report.groups.iter().find(bound).map(|group| (group.number, &group.limits)) {
-        Some((number, Err(error))) => (format!("group {number} cannot be had: {error}"), None),
+        Some((number, Err(error))) => (format!("group {number} cannot be used: {error}"), None),
         _ if report.groups.is_empty() => {
             ("there are no IOMMU groups".to_owned(), Some(NOTHING_BOUND.to_owned()))
         }
@@ -122,7 +124,8 @@ fn refused(report: &HostReport) -> (String, Option<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vfio::{GroupDevice, VfioError};
+    use crate::vfio::error::VfioError;
+    use crate::vfio::sysfs::GroupDevice;
     use prereg::Iova;
 
     fn host(groups: Vec<GroupReport>, iommufd: bool) -> HostReport {
@@ -172,10 +175,10 @@ mod tests {
     fn iommufd_needs_its_node_and_a_node_of_a_device() {
         let bound = |node| group(Some("vfio-pci"), node, Ok(type1()));
         assert!(iommufd(&host(vec![bound(Some("vfio0"))], true)).usable);
-        let verdict = iommufd(&host(vec![bound(None)], true));
-        assert!(!verdict.usable && verdict.remedy.unwrap().contains("CDEV"));
-        let verdict = iommufd(&host(vec![bound(Some("vfio0"))], false));
-        assert!(!verdict.usable && verdict.remedy.unwrap().contains("IOMMUFD"));
+        let backend = iommufd(&host(vec![bound(None)], true));
+        assert!(!backend.usable && backend.remedy.unwrap().contains("CDEV"));
+        let backend = iommufd(&host(vec![bound(Some("vfio0"))], false));
+        assert!(!backend.usable && backend.remedy.unwrap().contains("IOMMUFD"));
         assert!(!iommufd(&host(Vec::new(), true)).usable);
     }
 }

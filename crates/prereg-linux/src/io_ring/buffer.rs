@@ -1,12 +1,12 @@
-//! A buffer that begins where direct I/O wants it to.
+//! Buffers aligned for direct I/O.
 
 use prereg::Errno;
 
-/// Where a buffer begins: a multiple of this, which suits every device with blocks of up to 4 KiB.
+/// Suits devices with blocks of up to 4 KiB.
 const ALIGN: usize = 4096;
 
-/// Zeroed memory that begins on a multiple of 4096, owned by this process alone: data that cannot go straight into guest
-/// memory pass through it.
+/// Zeroed memory of this process, aligned to 4096 bytes: a bounce buffer for data that cannot go directly to or from
+/// guest memory.
 pub struct AlignedBuffer {
     memory: Vec<u8>,
     skip: usize,
@@ -14,7 +14,7 @@ pub struct AlignedBuffer {
 }
 
 impl AlignedBuffer {
-    /// `bytes` zeros.
+    /// A buffer of `bytes` zeros.
     ///
     /// # Errors
     /// ENOMEM.
@@ -27,13 +27,13 @@ impl AlignedBuffer {
         Ok(Self { skip: address.next_multiple_of(ALIGN) - address, memory, bytes })
     }
 
-    /// Its bytes.
+    /// The contents.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         &self.memory[self.skip..self.skip + self.bytes]
     }
 
-    /// Its bytes, to be changed.
+    /// The contents, mutable.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.memory[self.skip..self.skip + self.bytes]
     }

@@ -1,6 +1,7 @@
-//! What devices reach of held memory, range by range: every mapping counted here, and a copy in the devices' space.
+//! Mappings of registered memory for devices: each is a counted mapping of a region and a copy in the device IOAS.
 //!
-//! The count comes before the copy and goes after it, so whatever a device reaches is counted at every moment.
+//! A mapping is counted before it is copied, and released after the copy was removed, so everything that a device
+//! reaches is counted.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,15 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Errno, Iova, MapError, RangeMapping, Translator, UserAddr};
 
-use super::spaces::{IommufdLimits, Spaces};
-use crate::vfio::iova::Piece;
-use crate::vfio::layout::{IOAS_READABLE, IOAS_WRITEABLE};
+use super::ioas::{IoasPair, IommufdLimits};
+use crate::vfio::iova::IovaRange;
+use crate::vfio::uapi::{IOAS_READABLE, IOAS_WRITEABLE};
 
-/// Why a range was not mapped or unmapped.
+/// A range was not mapped or unmapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IommufdTableError {
-    /// Not a range that can be mapped. EINVAL.
+    /// The range is invalid. EINVAL.
     #[error(
         "{bytes:#x} bytes at {iova} cannot be mapped: an I/O range is not empty, does not wrap, and is made of whole \
          {alignment:#x} byte units"
@@ -26,26 +27,26 @@ pub enum IommufdTableError {
         iova: Iova,
         /// Its length.
         bytes: u64,
-        /// The unit.
+        /// The required alignment.
         alignment: u64,
     },
-    /// Something is mapped there. EEXIST.
-    #[error("{bytes:#x} bytes at {iova} meet a mapping that is there; unmap that first")]
+    /// The range intersects a mapping. EEXIST.
+    #[error("{bytes:#x} bytes at {iova} intersect an existing mapping; unmap it first")]
     Exists {
         /// The first byte.
         iova: Iova,
         /// Its length.
         bytes: u64,
     },
-    /// No mapping is just this range. ENOENT.
-    #[error("no mapping is {bytes:#x} bytes at {iova}; unmap what was mapped, whole")]
+    /// There is no mapping of exactly this range. ENOENT.
+    #[error("no mapping is exactly {bytes:#x} bytes at {iova}; unmap whole mappings")]
     Absent {
         /// The first byte.
         iova: Iova,
         /// Its length.
         bytes: u64,
     },
-    /// The memory cannot be mapped. The mapping's errno.
+    /// The memory cannot be mapped. The errno of [`MapError`].
     #[error(transparent)]
     Map(#[from] MapError),
     /// The kernel refused. Its errno.
@@ -55,13 +56,13 @@ pub enum IommufdTableError {
         during: &'static str,
         /// The first byte.
         iova: Iova,
-        /// The kernel's number.
+        /// The kernel's errno.
         errno: Errno,
     },
 }
 
 impl IommufdTableError {
-    /// EINVAL, EEXIST, ENOENT, the mapping's or the kernel's, as said at each kind.
+    /// EINVAL, EEXIST, ENOENT, the mapping's or the kernel's, as documented at each kind.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -76,29 +77,29 @@ impl IommufdTableError {
 
 struct Entry {
     bytes: u64,
-    /// The parts of it, as the kernel knows them.
-    pieces: Vec<Piece>,
+    /// The ranges copied to the device IOAS.
+    pieces: Vec<IovaRange>,
     mapping: RangeMapping,
 }
 
-/// What devices reach of held memory. Dropping it unmaps all.
+/// Mappings of registered memory for devices. Dropping it unmaps all.
 pub struct IommufdTable {
     entries: Mutex<BTreeMap<u64, Entry>>,
     limits: IommufdLimits,
-    spaces: Arc<Spaces>,
+    ioas: Arc<IoasPair>,
 }
 
 impl IommufdTable {
-    pub(super) fn new(spaces: Arc<Spaces>, limits: IommufdLimits) -> Self {
-        Self { entries: Mutex::default(), limits, spaces }
+    pub(super) fn new(ioas: Arc<IoasPair>, limits: IommufdLimits) -> Self {
+        Self { entries: Mutex::default(), limits, ioas }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets devices reach `bytes` bytes from `ua` on at `iova`: one call to the kernel where the region is one piece. The
-    /// memory was pinned when it was registered; nothing is pinned or charged here.
+    /// Maps `bytes` bytes from `ua` on at `iova` for devices, with one system call per contiguous run of host
+    /// addresses. Pins and charges nothing.
     ///
     /// # Errors
     /// [`IommufdTableError`]; nothing is mapped.
@@ -122,7 +123,7 @@ impl IommufdTable {
             return Err(IommufdTableError::Exists { iova, bytes });
         }
         let mapping = translator.map_range(ua, bytes)?;
-        match self.show(iova, &mapping, access) {
+        match self.copy_runs(iova, &mapping, access) {
             Ok(pieces) => {
                 entries.insert(iova.raw(), Entry { bytes, pieces, mapping });
                 Ok(())
@@ -135,18 +136,19 @@ impl IommufdTable {
         }
     }
 
-    /// Copies all parts, or none.
-    fn show(&self, iova: Iova, mapping: &RangeMapping, access: Access) -> Result<Vec<Piece>, Errno> {
+    /// Copies every run, or none.
+    fn copy_runs(&self, iova: Iova, mapping: &RangeMapping, access: Access) -> Result<Vec<IovaRange>, Errno> {
         let may =
             if access.reads() { IOAS_READABLE } else { 0 } | if access.writes() { IOAS_WRITEABLE } else { 0 };
         let mut pieces = Vec::new();
         let mut at = iova.raw();
         for run in mapping.runs() {
-            let piece = Piece { iova: at, bytes: run.bytes };
-            if let Err(errno) = self.spaces.show_for(run.host.raw(), piece, may) {
-                // A part that stays would be a mapping nobody counts; the kernel has no reason to refuse an exact unmap.
+            let piece = IovaRange { iova: at, bytes: run.bytes };
+            if let Err(errno) = self.ioas.copy_with_access(run.host.raw(), piece, may) {
+                // The kernel has no reason to refuse an exact unmap; if it did, the copy would stay without being
+                // counted.
                 for piece in pieces {
-                    self.spaces.hide(piece);
+                    self.ioas.unmap_device(piece);
                 }
                 return Err(errno);
             }
@@ -156,10 +158,10 @@ impl IommufdTable {
         Ok(pieces)
     }
 
-    /// Takes back what [`map`](Self::map) mapped at `iova`, whole.
+    /// Unmaps the whole range that [`map`](Self::map) mapped at `iova`.
     ///
     /// # Errors
-    /// [`IommufdTableError::Absent`], or [`IommufdTableError::Kernel`] and it stays counted.
+    /// [`IommufdTableError::Absent`]; [`IommufdTableError::Kernel`], and then the mapping stays counted.
     pub fn unmap(
         &self,
         translator: &mut Translator,
@@ -172,7 +174,7 @@ impl IommufdTable {
         let Some(mut entry) = found else {
             return Err(IommufdTableError::Absent { iova, bytes });
         };
-        entry.pieces.retain(|&piece| !self.spaces.hide(piece));
+        entry.pieces.retain(|&piece| !self.ioas.unmap_device(piece));
         if !entry.pieces.is_empty() {
             entries.insert(iova.raw(), entry);
             return Err(IommufdTableError::Kernel { during: "IOMMU_IOAS_UNMAP", iova, errno: Errno::EIO });
@@ -182,7 +184,7 @@ impl IommufdTable {
         Ok(())
     }
 
-    /// How many ranges are mapped.
+    /// The number of mapped ranges.
     #[must_use]
     pub fn live(&self) -> u64 {
         self.entries().len() as u64
@@ -193,9 +195,9 @@ impl Drop for IommufdTable {
     fn drop(&mut self) {
         let entries = std::mem::take(self.entries.get_mut().unwrap_or_else(PoisonError::into_inner));
         for entry in entries.into_values() {
-            let stay = entry.pieces.iter().filter(|&&piece| !self.spaces.hide(piece)).count();
+            let stay = entry.pieces.iter().filter(|&&piece| !self.ioas.unmap_device(piece)).count();
             if stay > 0 {
-                // What a device may still reach must not be unregistered, by anybody.
+                // A device may still reach the memory, so its mapping is leaked and it can never be unregistered.
                 std::mem::forget(entry.mapping);
             }
         }

@@ -76,7 +76,7 @@ fn the_memory_outlives_its_handle_through_what_it_keeps() {
     drop(memory);
     let mapped = |ua: u64| {
         let text = std::fs::read_to_string("/proc/self/maps").unwrap();
-        crate::maps::parse(&text)
+        crate::proc_maps::parse(&text)
             .iter()
             .any(|area| area.start <= ua && ua < area.end && area.path.contains("kept"))
     };

@@ -1,7 +1,7 @@
-//! Device registers, mapped. Every access is volatile, of one size, and checked against the region's end.
+//! Mapped device registers. Every access is volatile, of one size, and checked against the end of the region.
 //!
-//! Volatile and not atomic: registers are no memory of Rust's, an access to one is an effect of its own, and the compiler may
-//! merge atomic accesses.
+//! Volatile and not atomic, because an access to a register has side effects, and the compiler may merge atomic
+//! accesses.
 #![expect(unsafe_code, reason = "reads and writes registers of a device")]
 
 use std::os::fd::BorrowedFd;
@@ -12,14 +12,14 @@ use crate::mapping::Mapping;
 
 /// A mapped region of device registers. Dropping it unmaps.
 ///
-/// Registers are read and written in the machine's own byte order, each in one access.
+/// Registers are accessed in native byte order, each in one access.
 #[derive(Debug)]
 pub struct Bar {
     mapping: Mapping,
 }
 
 impl Bar {
-    /// Maps `bytes` of `descriptor` from `offset` on.
+    /// Maps `bytes` bytes of `descriptor` from `offset` on.
     pub(super) fn map(descriptor: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Self, Errno> {
         Mapping::of_file(descriptor, offset, bytes).map(|mapping| Self { mapping })
     }
@@ -30,13 +30,13 @@ impl Bar {
         self.mapping.bytes()
     }
 
-    /// The first register. Valid while this lives; the device may change what stands there at any time.
+    /// The first register. Valid while this value exists; the device may change registers at any time.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.mapping.as_ptr()
     }
 
-    /// Where an aligned register of `size` bytes at `offset` stands.
+    /// The address of an aligned register at `offset`.
     fn register<R>(&self, offset: u64) -> Option<*mut R> {
         let size = size_of::<R>() as u64;
         if offset.checked_add(size)? > self.bytes() || offset % size != 0 {
@@ -45,7 +45,7 @@ impl Bar {
         Some(self.as_ptr().wrapping_add(usize::try_from(offset).ok()?).cast())
     }
 
-    /// Reads a register of 4 bytes; `None` when it is not aligned or lies outside.
+    /// Reads a register of 4 bytes; `None` when it is misaligned or outside.
     #[must_use]
     pub fn read_u32(&self, offset: u64) -> Option<u32> {
         let register = self.register::<u32>(offset)?;
@@ -53,7 +53,7 @@ impl Bar {
         Some(unsafe { register.read_volatile() })
     }
 
-    /// Reads a register of 8 bytes; `None` when it is not aligned or lies outside.
+    /// Reads a register of 8 bytes; `None` when it is misaligned or outside.
     #[must_use]
     pub fn read_u64(&self, offset: u64) -> Option<u64> {
         let register = self.register::<u64>(offset)?;
@@ -61,7 +61,7 @@ impl Bar {
         Some(unsafe { register.read_volatile() })
     }
 
-    /// Writes a register of 4 bytes; `None` when it is not aligned or lies outside.
+    /// Writes a register of 4 bytes; `None` when it is misaligned or outside.
     pub fn write_u32(&self, offset: u64, value: u32) -> Option<()> {
         let register = self.register::<u32>(offset)?;
         // SAFETY: as in `read_u32`.
@@ -69,7 +69,7 @@ impl Bar {
         Some(())
     }
 
-    /// Writes a register of 8 bytes; `None` when it is not aligned or lies outside.
+    /// Writes a register of 8 bytes; `None` when it is misaligned or outside.
     pub fn write_u64(&self, offset: u64, value: u64) -> Option<()> {
         let register = self.register::<u64>(offset)?;
         // SAFETY: as in `read_u32`.

@@ -1,4 +1,4 @@
-//! A device that VFIO handed over: its configuration space, its registers, its reset.
+//! A device opened through VFIO: configuration space, registers, reset.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,8 +7,10 @@ use prereg::Errno;
 
 use super::bar::Bar;
 use super::error::VfioError;
-use super::kernel::{Argument, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_RESET, Descriptor, exchange};
-use super::layout::{DEVICE_RESETS, DeviceInfo, Layout, REGION_MMAP, RegionInfo};
+use super::kernel::{
+    Argument, DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_RESET, Descriptor, ioctl_struct,
+};
+use super::uapi::{DEVICE_RESETS, DeviceInfo, REGION_MMAP, RegionInfo, UapiStruct};
 
 /// `VFIO_PCI_CONFIG_REGION_INDEX`.
 const CONFIG: u32 = 7;
@@ -17,7 +19,7 @@ const COMMAND: u64 = 4;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_MASTER: u16 = 1 << 2;
 
-/// A PCI device in the hands of this process. Dropping it closes it: the kernel resets it if it can.
+/// An open PCI device. Dropping it closes it, and the kernel resets it if it can.
 pub struct VfioDevice {
     name: String,
     descriptor: Arc<dyn Descriptor>,
@@ -26,10 +28,10 @@ pub struct VfioDevice {
 }
 
 impl VfioDevice {
-    /// Asks an open device what it is.
+    /// Reads the description of an open device.
     pub(crate) fn new(name: &str, descriptor: Arc<dyn Descriptor>) -> Result<Self, VfioError> {
         let mut info = DeviceInfo { argsz: DeviceInfo::BYTES as u32, ..DeviceInfo::default() };
-        exchange(&*descriptor, DEVICE_GET_INFO, &mut info).map_err(|errno| VfioError::Os {
+        ioctl_struct(&*descriptor, DEVICE_GET_INFO, &mut info).map_err(|errno| VfioError::Os {
             during: DEVICE_GET_INFO.name,
             on: name.to_owned(),
             errno,
@@ -40,15 +42,15 @@ impl VfioDevice {
         Ok(device)
     }
 
-    /// Its place on the bus.
+    /// The PCI address.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it can be reset.
+    /// Whether the kernel can reset it.
     #[must_use]
-    pub const fn resets(&self) -> bool {
+    pub const fn can_reset(&self) -> bool {
         self.info.flags & DEVICE_RESETS != 0
     }
 
@@ -63,23 +65,20 @@ impl VfioDevice {
 
     fn region(&self, index: u32) -> Result<RegionInfo, VfioError> {
         let mut region = RegionInfo { argsz: RegionInfo::BYTES as u32, index, ..RegionInfo::default() };
-        exchange(&*self.descriptor, DEVICE_GET_REGION_INFO, &mut region)
+        ioctl_struct(&*self.descriptor, DEVICE_GET_REGION_INFO, &mut region)
             .map_err(self.error(DEVICE_GET_REGION_INFO.name))?;
         Ok(region)
     }
 
-    /// Where `bytes` at `offset` of the configuration space lie in the descriptor.
+    /// The file offset of `bytes` bytes at `offset` of the configuration space.
     fn config_place(&self, offset: u64, bytes: u64) -> Result<u64, VfioError> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.config.size);
         let place = self.config.offset.checked_add(offset).filter(|_| inside);
         place.ok_or_else(|| self.error("looking past the configuration space")(Errno::EINVAL))
     }
 
-    /// Reads a word of the configuration space.
-    ///
-    /// # Errors
-    /// [`VfioError::Os`]; past the end EINVAL.
-    pub fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
+    /// Reads a word of the configuration space; EINVAL past its end.
+    fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
         let mut bytes = [0; 2];
         let place = self.config_place(offset, 2)?;
         let read = self.descriptor.read_at(place, &mut bytes).map_err(self.error("pread"))?;
@@ -89,17 +88,14 @@ impl VfioDevice {
         Ok(u16::from_le_bytes(bytes))
     }
 
-    /// Writes a word of the configuration space.
-    ///
-    /// # Errors
-    /// [`VfioError::Os`]; past the end EINVAL.
-    pub fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
+    /// Writes a word of the configuration space; EINVAL past its end.
+    fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
         let place = self.config_place(offset, 2)?;
         let written = self.descriptor.write_at(place, &value.to_le_bytes()).map_err(self.error("pwrite"))?;
         if written == 2 { Ok(()) } else { Err(self.error("pwrite")(Errno::EIO)) }
     }
 
-    /// Vendor and device number.
+    /// Vendor and device ID.
     ///
     /// # Errors
     /// [`VfioError::Os`].
@@ -107,7 +103,7 @@ impl VfioDevice {
         Ok((self.config_u16(0)?, self.config_u16(2)?))
     }
 
-    /// Lets the device answer at its registers and do DMA, or no DMA.
+    /// Enables the device's registers, and enables or disables its DMA.
     ///
     /// # Errors
     /// [`VfioError::Os`].
@@ -117,7 +113,7 @@ impl VfioDevice {
         self.set_config_u16(COMMAND, command)
     }
 
-    /// Maps the registers of base address register `index`, 0 to 5.
+    /// Maps base address register `index`, 0 to 5.
     ///
     /// # Errors
     /// [`VfioError::Os`]; EOPNOTSUPP when the region cannot be mapped.
@@ -139,7 +135,7 @@ impl VfioDevice {
     /// # Errors
     /// [`VfioError::Os`].
     pub fn reset(&self) -> Result<(), VfioError> {
-        self.descriptor.ask(DEVICE_RESET, Argument::None).map(drop).map_err(self.error(DEVICE_RESET.name))
+        self.descriptor.ioctl(DEVICE_RESET, Argument::None).map(drop).map_err(self.error(DEVICE_RESET.name))
     }
 }
 

@@ -1,50 +1,50 @@
-//! Why VFIO cannot be had, and what to do about it.
+//! Errors of the VFIO and iommufd back ends, each with its remedy.
 
 use prereg::Errno;
 
-/// Another device of a group, and the driver that holds it.
+/// A device of a group, and the driver bound to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Occupant {
-    /// Its place on the bus.
+pub struct BoundDriver {
+    /// Its PCI address.
     pub device: String,
     /// Its driver.
     pub driver: String,
 }
 
-/// Why a VFIO or iommufd back end, or one of its parts, could not be had. Nothing is left open, attached or mapped.
+/// A VFIO or iommufd back end, or a part of one, could not be used. Nothing is left open, attached or mapped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VfioError {
-    /// The node is not there.
+    /// A device node is missing.
     #[error("{path} is not there ({errno}): {remedy}")]
     Missing {
         /// The node.
         path: String,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
-        /// What would bring it.
+        /// The remedy.
         remedy: &'static str,
     },
-    /// The node is not for this user.
+    /// The user may not open the node.
     #[error(
         "{path} may not be opened by this user ({errno}): run as root, or give the node to the user (chown, or a udev rule) \
-         and raise his locked-memory limit"
+         and raise the user's locked-memory limit"
     )]
     Denied {
         /// The node.
         path: String,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
-    /// No such device.
+    /// There is no such device.
     #[error(
         "there is no PCI device {device}: write it as /sys/bus/pci/devices names it, for example 0000:00:04.0"
     )]
     NoDevice {
-        /// The name asked for.
+        /// The requested name.
         device: String,
     },
-    /// The device is behind no IOMMU.
+    /// The device is in no IOMMU group.
     #[error(
         "{device} is in no IOMMU group: the machine has no IOMMU before it, or it is switched off (firmware setup, and \
          intel_iommu=on or amd_iommu=on on the kernel's command line)"
@@ -53,7 +53,7 @@ pub enum VfioError {
         /// The device.
         device: String,
     },
-    /// The device belongs to another driver.
+    /// The device is bound to another driver.
     #[error(
         "{device} is bound to {}, not to a VFIO driver: echo vfio-pci > /sys/bus/pci/devices/{device}/driver_override; {}echo \
          {device} > /sys/bus/pci/drivers_probe", driver_text(.driver.as_deref()), unbind_text(device, .driver.as_deref())
@@ -61,10 +61,10 @@ pub enum VfioError {
     NotBound {
         /// The device.
         device: String,
-        /// Its driver, if it has one.
+        /// Its driver, if any.
         driver: Option<String>,
     },
-    /// Another opener has the group.
+    /// The group is open already.
     #[error(
         "IOMMU group {group} is open already, in another process or in this one (EBUSY): a group has one opener; stop the \
          other one, or share its back end"
@@ -73,39 +73,39 @@ pub enum VfioError {
         /// The group.
         group: u32,
     },
-    /// The group belongs to another container.
+    /// The group is in another container.
     #[error("IOMMU group {group} is in another container already ({errno}); close that one first")]
     InContainer {
         /// The group.
         group: u32,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
-    /// Other drivers hold devices of the group.
+    /// Other drivers are bound to devices of the group.
     #[error(
-        "IOMMU group {group} is not viable: {}; all devices of a group go to a user together: bind them to vfio-pci or to no \
-         driver", occupants_text(.others)
+        "IOMMU group {group} is not viable: {}; the devices of a group can only be assigned together: bind them to vfio-pci or to no \
+         driver", drivers_text(.others)
     )]
     NotViable {
         /// The group.
         group: u32,
-        /// Its devices that other drivers hold.
-        others: Vec<Occupant>,
+        /// Devices of the group with other drivers.
+        others: Vec<BoundDriver>,
     },
-    /// The kernel speaks another version.
-    #[error("this kernel's VFIO has version {found}, and only 0 is known here")]
+    /// The VFIO version is unknown.
+    #[error("this kernel's VFIO has version {found}; only version 0 is supported")]
     Version {
-        /// What it says.
+        /// The kernel's version.
         found: i32,
     },
-    /// The container cannot be of this kind.
+    /// The container does not support this IOMMU type.
     #[error("the container cannot be a {kind} ({errno}): {remedy}")]
-    NoKind {
-        /// The kind asked for.
+    NoIommuType {
+        /// The requested type.
         kind: &'static str,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
-        /// What would change it.
+        /// The remedy.
         remedy: &'static str,
     },
     /// Interrupts are not isolated.
@@ -118,51 +118,49 @@ pub enum VfioError {
         /// The group.
         group: u32,
     },
-    /// Somebody else has the device.
+    /// The device is in use.
     #[error("{device} is in use already ({errno}): stop the process that has it open")]
     DeviceBusy {
         /// The device.
         device: String,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
-    /// What is to go still holds registered memory.
+    /// Registered memory would lose its mappings.
     #[error(
         "{what} holds {bytes} bytes of registered memory (EBUSY), which the kernel would drop with it; unregister them, or \
          add another device first"
     )]
-    Holding {
-        /// What was to be taken away.
+    MemoryRegistered {
+        /// The group or device to be removed.
         what: String,
-        /// The bytes registered.
+        /// Registered bytes.
         bytes: u64,
     },
-    /// A window that cannot be.
-    #[error("a window of {bytes} bytes of 2^{shift} byte pages cannot be made: {why}")]
+    /// The window cannot be created.
+    #[error("a window of {bytes} bytes of 2^{shift} byte pages cannot be created: {why}")]
     Window {
         /// Its size.
         bytes: u64,
-        /// Its page.
+        /// Its page shift.
         shift: u32,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
-    /// The kernel's answer makes no sense.
-    #[error(
-        "{during} answered something else than its documentation says; is this kernel newer than this program?"
-    )]
-    Answer {
+    /// A kernel reply is inconsistent.
+    #[error("{during} returned an inconsistent reply; this kernel may be newer than this program")]
+    BadReply {
         /// The call.
         during: &'static str,
     },
-    /// Something else failed.
+    /// Another system call failed.
     #[error("{during} on {on} failed with {errno}")]
     Os {
         /// The call.
         during: &'static str,
-        /// What it was asked of.
+        /// The object of the call.
         on: String,
-        /// The system's number.
+        /// The system's errno.
         errno: Errno,
     },
 }
@@ -176,7 +174,7 @@ fn unbind_text(device: &str, driver: Option<&str>) -> String {
         .map_or_else(String::new, |driver| format!("echo {device} > /sys/bus/pci/drivers/{driver}/unbind; "))
 }
 
-fn occupants_text(others: &[Occupant]) -> String {
+fn drivers_text(others: &[BoundDriver]) -> String {
     let held: Vec<_> =
         others.iter().map(|other| format!("{} is held by {}", other.device, other.driver)).collect();
     if held.is_empty() { "some device of it is held by another driver".to_owned() } else { held.join(", ") }
@@ -187,25 +185,25 @@ const IOMMUFD: &str =
     "load it (modprobe iommufd), or use a kernel with CONFIG_IOMMUFD (most distributions' have none)";
 
 impl VfioError {
-    /// What the system said, or what it would have said.
+    /// The system's errno, or the one that the kernel would return.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Missing { errno, .. }
             | Self::Denied { errno, .. }
             | Self::InContainer { errno, .. }
-            | Self::NoKind { errno, .. }
+            | Self::NoIommuType { errno, .. }
             | Self::DeviceBusy { errno, .. }
             | Self::Os { errno, .. } => *errno,
             Self::NoDevice { .. } | Self::NoGroup { .. } | Self::NotBound { .. } => Errno::ENODEV,
-            Self::GroupBusy { .. } | Self::Holding { .. } => Errno::EBUSY,
+            Self::GroupBusy { .. } | Self::MemoryRegistered { .. } => Errno::EBUSY,
             Self::NotViable { .. } | Self::UnsafeInterrupts { .. } => Errno::EPERM,
             Self::Version { .. } | Self::Window { .. } => Errno::EINVAL,
-            Self::Answer { .. } => Errno::EIO,
+            Self::BadReply { .. } => Errno::EIO,
         }
     }
 
-    /// What a node's refusal to be opened means.
+    /// The error for a failed open of a node.
     pub(crate) fn of_open(path: &str, errno: Errno) -> Self {
         let path = path.to_owned();
         match errno {
@@ -255,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_group_that_is_not_viable_names_who_holds_it() {
-        let other = |device: &str| Occupant { device: device.to_owned(), driver: "e1000e".to_owned() };
+        let other = |device: &str| BoundDriver { device: device.to_owned(), driver: "e1000e".to_owned() };
         let error =
             VfioError::NotViable { group: 3, others: vec![other("0000:00:05.0"), other("0000:00:05.1")] };
         let text = error.to_string();

@@ -1,31 +1,31 @@
-//! What the IOMMU groups of this host are good for: who holds their devices, and what a container over them can map.
+//! Reports on the IOMMU groups of this host.
 
 use prereg::Iova;
 
 use super::container::{Container, TYPE1_V2};
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::info::Type1Limits;
-use super::spapr::SpaprLimits;
+use super::spapr::window::SpaprLimits;
 use super::sysfs::GroupDevice;
+use super::type1_limits::Type1Limits;
 
-/// An IOMMU group, and whether it can be had.
+/// An IOMMU group, and what a container over it can map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct GroupReport {
     /// Its number.
     pub number: u32,
-    /// What kind of domain the kernel gives it (`DMA`, `DMA-FQ`, `identity`), if it says.
+    /// The type of its default domain (`DMA`, `DMA-FQ`, `identity`), if known.
     pub kind: Option<String>,
-    /// Its devices. All of a group go to a user together.
+    /// Its devices. They can only be assigned together.
     pub devices: Vec<GroupDevice>,
-    /// I/O addresses that cannot be mapped for it: first and last byte, and why.
+    /// Reserved I/O addresses: first and last byte, and the kind.
     pub reserved: Vec<(Iova, Iova, String)>,
-    /// What a container over it can map, for a group that was free to be asked; or why the group cannot be had.
+    /// Limits of a container over the group, or the reason why none can be opened.
     pub limits: Result<GroupLimits, VfioError>,
 }
 
-/// What a container over a group can map.
+/// Limits of a container.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum GroupLimits {
@@ -36,8 +36,8 @@ pub enum GroupLimits {
 }
 
 impl VfioHost {
-    /// Every IOMMU group of this host, by number. A group that is bound to VFIO and not in use is opened for a moment, to
-    /// ask what can be mapped; the others are only looked at.
+    /// Every IOMMU group of this host, by number. A group that is bound to VFIO and not in use is opened briefly to
+    /// query its limits; other groups are not opened.
     #[must_use]
     pub fn groups(&self) -> Vec<GroupReport> {
         let report = |number| {
@@ -56,34 +56,35 @@ impl VfioHost {
         self.sysfs.groups().into_iter().map(report).collect()
     }
 
-    /// What a container over the group of these devices can map.
+    /// Limits of a container over the group of these devices.
     fn try_container(&self, devices: &[GroupDevice]) -> Result<GroupLimits, VfioError> {
         let first = devices.first().map(|device| device.device.clone()).unwrap_or_default();
         let bound = devices.iter().find(|device| device.is_bound_to_vfio());
-        // Without a bound device the first one says what is missing.
+        // Without a device bound to VFIO, the first one yields the error that says what is missing.
         let device = bound.map_or(first, |device| device.device.clone());
         match Container::open(self, &device, TYPE1_V2) {
-            Ok(container) => Type1Limits::ask(container.descriptor()).map(GroupLimits::Type1),
-            Err(missing @ VfioError::NoKind { .. }) => match SpaprLimits::ask(self, &device) {
+            Ok(container) => Type1Limits::query(container.descriptor()).map(GroupLimits::Type1),
+            Err(missing @ VfioError::NoIommuType { .. }) => match SpaprLimits::query(self, &device) {
                 Ok(limits) => Ok(GroupLimits::Spapr(limits)),
-                // Most machines have neither driver loaded rather than POWER's.
-                Err(VfioError::NoKind { .. }) => Err(missing),
+                // Most machines lack both drivers and are not POWER machines, so the first error is the more useful
+                // one.
+                Err(VfioError::NoIommuType { .. }) => Err(missing),
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),
         }
     }
 
-    /// Mappings that one type1 container may hold; `None` when its driver is not loaded.
+    /// The most mappings of one type1 container; `None` when its driver is not loaded.
     #[must_use]
-    pub fn type1_mappings(&self) -> Option<u64> {
+    pub(crate) fn type1_mappings(&self) -> Option<u64> {
         self.sysfs.type1_entry_limit()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::recorded::Recording;
+    use super::super::replay::Recording;
     use super::super::sysfs::tests::tree;
     use super::*;
 
@@ -101,6 +102,6 @@ mod tests {
         assert!(text.contains("0000:00:02.1 is held by e1000e"), "{text}");
         let text = groups[2].limits.as_ref().unwrap_err().to_string();
         assert!(text.contains("bound to no driver"), "{text}");
-        recording.assert_used_up();
+        recording.assert_exhausted();
     }
 }

@@ -1,15 +1,15 @@
-//! The host whose VFIO is asked: its kernel and its `/sys`.
+//! The host that VFIO is used on: its kernel and its sysfs.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::error::VfioError;
+use super::ioctl_trace::{IoctlTrace, TracingKernel};
 use super::kernel::{Descriptor, Kernel};
-use super::log::{ExchangeLog, Logged};
-use super::sys::System;
+use super::sys::SystemKernel;
 use super::sysfs::Sysfs;
 
-/// The host whose VFIO is asked.
+/// The kernel and the sysfs that VFIO is used on.
 #[derive(Clone, Debug)]
 pub struct VfioHost {
     pub(crate) kernel: Arc<dyn Kernel>,
@@ -20,13 +20,13 @@ impl VfioHost {
     /// This machine.
     #[must_use]
     pub fn system() -> Self {
-        Self { kernel: Arc::new(System), sysfs: Sysfs::at("/sys") }
+        Self { kernel: Arc::new(SystemKernel), sysfs: Sysfs::at("/sys") }
     }
 
-    /// The same host, with every exchange written down in `log`.
+    /// Records every system call in `log`.
     #[must_use]
-    pub fn logged(self, log: &ExchangeLog) -> Self {
-        Self { kernel: Arc::new(Logged::new(self.kernel, log.clone())), sysfs: self.sysfs }
+    pub fn traced(self, log: &IoctlTrace) -> Self {
+        Self { kernel: Arc::new(TracingKernel::new(self.kernel, log.clone())), sysfs: self.sysfs }
     }
 
     /// Opens a node.

@@ -1,8 +1,8 @@
-//! The port to the kernel: open a node, ask a descriptor, and the numbers of what can be asked.
+//! The port to the kernel: opening nodes, `ioctl(2)` on descriptors, and the request numbers.
 //!
-//! Everything of this folder that decides stands above these two traits, so its tests run on recorded exchanges, on any
-//! machine. A request is asked with the bytes of its struct, whose first word says how long it is; the answer is the
-//! call's result and the same bytes, changed.
+//! The back ends use only these two traits, so their tests run on recordings and on a model, on any machine. A request
+//! is made with the bytes of its struct, whose first word is its length; the results are the call's return value and
+//! the changed bytes.
 
 use std::ffi::CStr;
 use std::fmt;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use prereg::{Errno, PinError, UserRange};
 
 use super::bar::Bar;
-use super::layout::Layout;
+use super::uapi::UapiStruct;
 
 /// A request of `linux/vfio.h` or `linux/iommufd.h`: name and number.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Request {
         Self { name, number }
     }
 
-    /// The number as `ioctl(2)` takes it: type `';'`, no size, and what this machine marks "no direction" with.
+    /// The number for `ioctl(2)`: type `';'`, size zero, and this architecture's code for "no direction".
     pub(crate) const fn raw(self) -> u32 {
         const NO_DIRECTION: u32 = if cfg!(any(
             target_arch = "powerpc",
@@ -87,47 +87,47 @@ requests! {
     HWPT_ALLOC = 0x89 "IOMMU_HWPT_ALLOC";
 }
 
-/// What a request is asked with.
+/// The argument of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Argument<'a> {
     /// Nothing.
     None,
-    /// A number, by value.
+    /// A number.
     Value(u64),
-    /// A struct, whose first word is the length of the slice.
-    Bytes(&'a mut [u8]),
-    /// The address of a descriptor's number.
+    /// A struct. Its first word is the length of the slice.
+    Struct(&'a mut [u8]),
+    /// The address of a descriptor number.
     Descriptor(i32),
     /// A name.
     Text(&'a CStr),
-    /// A struct that names a list by address at byte `at`; the kernel fills as many pairs of words as the struct says.
-    Listed { bytes: &'a mut [u8], at: usize, list: &'a mut [u64] },
+    /// A struct with the address of a list at byte `at`. The kernel fills as many pairs of words as the struct says.
+    StructWithList { bytes: &'a mut [u8], at: usize, list: &'a mut [u64] },
 }
 
-/// Opens nodes, and knows what of the process's memory can be pinned.
+/// Opens nodes, and prepares the process's memory for pins.
 pub(crate) trait Kernel: Send + Sync + fmt::Debug {
     /// Opens a node for reading and writing.
     fn open(&self, path: &Path) -> Result<Arc<dyn Descriptor>, Errno>;
 
-    /// Brings `range` into memory and refuses what VFIO would map without pinning.
-    fn bring_in(&self, range: UserRange) -> Result<(), PinError>;
+    /// Faults `range` in, and refuses memory that VFIO would map without pinning.
+    fn prefault(&self, range: UserRange) -> Result<(), PinError>;
 
-    /// The first page of `range` that cannot be pinned, as far as can be seen, after the kernel said EFAULT.
-    fn obstacle(&self, range: UserRange) -> PinError;
+    /// The error for the first page of `range` that cannot be pinned, after the kernel returned EFAULT.
+    fn unpinnable_reason(&self, range: UserRange) -> PinError;
 }
 
 /// An open descriptor. Dropping the last reference closes it.
 pub(crate) trait Descriptor: Send + Sync + fmt::Debug {
-    /// Its number.
+    /// The descriptor number.
     fn number(&self) -> i32;
 
-    /// One `ioctl(2)`: the result when it is not negative.
-    fn ask(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno>;
+    /// Calls `ioctl(2)` and returns a result that is not negative.
+    fn ioctl(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno>;
 
-    /// A request that answers with a new descriptor.
-    fn ask_descriptor(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno>;
+    /// Calls `ioctl(2)` for a request that returns a new descriptor.
+    fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno>;
 
-    /// Reads at an offset; short at the end.
+    /// Reads at an offset; the count is short at the end.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno>;
 
     /// Writes at an offset.
@@ -137,8 +137,8 @@ pub(crate) trait Descriptor: Send + Sync + fmt::Debug {
     fn map(&self, offset: u64, bytes: u64) -> Result<Bar, Errno>;
 }
 
-/// Asks with a struct of fixed size and takes its answer.
-pub(crate) fn exchange<T: Layout>(
+/// Makes a request with a struct and stores the kernel's changes to it.
+pub(crate) fn ioctl_struct<T: UapiStruct>(
     descriptor: &dyn Descriptor,
     request: Request,
     value: &mut T,
@@ -146,10 +146,22 @@ pub(crate) fn exchange<T: Layout>(
     let mut buffer = [0; 64];
     let bytes = &mut buffer[..T::BYTES];
     value.write(bytes);
-    let result = descriptor.ask(request, Argument::Bytes(bytes));
-    // A refusal answers in the struct too, now and then.
+    let result = descriptor.ioctl(request, Argument::Struct(bytes));
+    // The kernel may change the struct even when it refuses.
     *value = T::read(bytes);
     result
+}
+
+/// [`ioctl_struct`] for requests whose only success is zero: a positive number is EINVAL.
+pub(crate) fn ioctl_zero<T: UapiStruct>(
+    descriptor: &dyn Descriptor,
+    request: Request,
+    value: &mut T,
+) -> Result<(), Errno> {
+    match ioctl_struct(descriptor, request, value)? {
+        0 => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 #[cfg(test)]

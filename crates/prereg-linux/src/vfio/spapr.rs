@@ -1,46 +1,40 @@
-//! The pin back end on a VFIO SPAPR TCE v2 container: the model of the whole library, in the kernel's own hands.
+//! The pin back end on a VFIO SPAPR TCE v2 container, the kernel's own pre-registration.
 //!
-//! Two layers. Memory is pinned and charged by `REGISTER_MEMORY`, once ([`VfioSpaprV2`] as [`Pin`]). A device reaches it
-//! through the entries of a window's table ([`SpaprTable`]), each one counted mapping here and one entry there. The kernel
-//! translates a user address to a host address by itself, so user addresses are the host addresses of this back end.
+//! `REGISTER_MEMORY` pins and charges memory, once ([`VfioSpaprV2`] as [`Pin`](prereg::Pin)). A device reaches it
+//! through the entries of a window's table ([`SpaprTable`]), each of which is one counted mapping here and one TCE in
+//! the kernel. The kernel translates user addresses itself, so they are the host addresses of this back end.
 //!
-//! Today's kernel breaks the contract in places (Linux 6.12 and 7.2 were asked), so it is never asked what it would get wrong:
-//! - it answers 0 to an unregister of mapped memory and forgets region, pin and charge: our own count says EBUSY before;
-//! - it answers a positive number to a registration of which only a part could be pinned, and to misaligned maps: no
-//!   positive number is a success here;
-//! - it does not look at the end of a mapped range, and crashes: ranges are checked against the window before;
-//! - a failing window leaks its charge: arguments are checked before.
+//! Current kernels (6.12 and 7.2 were tested) violate the contract in places, so these cases never reach the kernel:
+//! - The kernel returns 0 for an unregister of mapped memory and forgets region, pin and charge. Mappings counted here
+//!   yield EBUSY first.
+//! - It returns a positive number for a registration that was pinned only in part, and for misaligned maps. A positive
+//!   number is a failure here.
+//! - It does not check the end of a mapped range, and crashes. Ranges are checked against the window first.
+//! - It leaks the charge of a window that it refuses. Arguments are checked first.
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageShift, PageSink,
-    Pin, PinError, PinId, UserRange,
-};
+use prereg::{AddressKind, Errno, HostAddr, PageShift, PageSink, PinError, PinId, UserRange};
 
 use super::container::{Container, SPAPR_TCE_V2};
 use super::device::VfioDevice;
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::kernel::{Kernel, SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, exchange};
-use super::layout::{Layout, RegisterMemory};
+use super::kernel::{SPAPR_REGISTER_MEMORY, SPAPR_UNREGISTER_MEMORY, ioctl_struct};
+use super::kernel_pins::{KernelPin, PinState, impl_kernel_pin};
+use super::uapi::{RegisterMemory, UapiStruct};
 use crate::account::MemlockAccount;
-use crate::barrier::Membarrier;
-use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 
-mod answers;
-mod table;
-mod window;
+pub(crate) mod raw_container;
+pub(crate) mod table;
+pub(crate) mod window;
 
-pub use answers::SpaprAnswers;
-pub use table::{SpaprTable, SpaprTableError};
-pub use window::{SpaprLimits, WindowPlace};
-
-use window::Windows;
+use table::SpaprTable;
+use window::{SpaprLimits, WindowPlace, WindowSet};
 
 /// Pins by registering with a VFIO SPAPR TCE v2 container.
 ///
@@ -56,54 +50,42 @@ use window::Windows;
 /// let table = vfio.default_window()?;
 /// let mut translator = space.translator();
 /// table.put(&mut translator, BusAddr::new(0x1000), registration.ua(), Access::ReadWrite)?; // one MAP_DMA
-/// assert_eq!(registration.unregister().unwrap_err().mapped(), 1);    // ours; the kernel would say 0
+/// assert_eq!(registration.unregister().unwrap_err().mapped(), 1);    // the kernel itself would return 0
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct VfioSpaprV2 {
-    windows: Arc<Windows>,
-    kernel: Arc<dyn Kernel>,
-    granule: Granule,
-    process: u32,
-    account: MemlockAccount,
-    /// First addresses of what is registered.
-    pins: Mutex<BTreeSet<u64>>,
-    counts: Counts,
+    windows: Arc<WindowSet>,
+    state: PinState,
+    /// First addresses of registered ranges.
+    registered: Mutex<BTreeSet<u64>>,
+    register_calls: Counter,
+    unregister_calls: Counter,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    register_calls: AtomicU64,
-    unregister_calls: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
-}
-
-/// What a [`VfioSpaprV2`] has in use, as plain numbers.
+/// Counters of a [`VfioSpaprV2`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct SpaprState {
     /// Bytes registered with the kernel now.
     pub pinned_bytes: u64,
-    /// Times that the kernel was asked to register.
+    /// `VFIO_IOMMU_SPAPR_REGISTER_MEMORY` calls.
     pub register_calls: u64,
-    /// Times that the kernel was asked to unregister.
+    /// `VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY` calls.
     pub unregister_calls: u64,
-    /// Times that the kernel was asked to map or unmap entries, by all tables.
+    /// `VFIO_IOMMU_MAP_DMA` and `VFIO_IOMMU_UNMAP_DMA` calls of all tables.
     pub entry_calls: u64,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Bytes that the kernel would not unregister.
+    /// Bytes that the kernel did not unregister.
     pub stuck_bytes: u64,
 }
 
-const CHILD: &str = "pinning in a child of the process that made the back end";
-const OTHERS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that somebody else of this process registered with \
-                      VFIO in another shape; unregister that, or share its shape)";
-const TWICE: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
+const OVERLAPS: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (it overlaps memory that other code of this process registered with \
+                      VFIO as a different range; unregister that, or register the same range)";
+const REGISTERED: &str = "VFIO_IOMMU_SPAPR_REGISTER_MEMORY (the container has it already; give this back end a container of its own)";
 
 impl VfioSpaprV2 {
-    /// A container of its own with the IOMMU group of `device` (`0001:00:00.0`) in it.
+    /// Opens a container with the IOMMU group of `device` (`0001:00:00.0`) in it.
     ///
     /// # Errors
     /// [`VfioError`]; nothing stays open.
@@ -111,53 +93,47 @@ impl VfioSpaprV2 {
         Self::open_on(&VfioHost::system(), device)
     }
 
-    /// [`open`](Self::open) on a host of one's choice.
+    /// [`open`](Self::open) on another host than this machine's kernel.
     ///
     /// # Errors
     /// As `open`.
     pub fn open_on(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
-        let granule = system_granule().map_err(|error| VfioError::Os {
-            during: "asking for the system page",
-            on: "this host".into(),
-            errno: error.errno(),
-        })?;
+        let state = PinState::new(&host.kernel)?;
         let container = Container::open(host, device, SPAPR_TCE_V2)?;
         Ok(Self {
-            windows: Arc::new(Windows::new(container)?),
-            kernel: Arc::clone(&host.kernel),
-            granule,
-            process: std::process::id(),
-            account: MemlockAccount::new(granule),
-            pins: Mutex::new(BTreeSet::new()),
-            counts: Counts::default(),
+            windows: Arc::new(WindowSet::new(container)?),
+            state,
+            registered: Mutex::new(BTreeSet::new()),
+            register_calls: Counter::default(),
+            unregister_calls: Counter::default(),
         })
     }
 
-    /// What windows the container can have.
+    /// Limits on the container's windows.
     #[must_use]
     pub fn limits(&self) -> SpaprLimits {
         self.windows.limits()
     }
 
-    /// The table of the default 32-bit window. One at a time.
+    /// The table of the default 32-bit window. Only one can exist at a time.
     ///
     /// # Errors
-    /// [`VfioError::Window`] when it is taken, or was replaced.
+    /// [`VfioError::Window`] when it exists already, or the window was replaced.
     pub fn default_window(&self) -> Result<SpaprTable, VfioError> {
-        Ok(SpaprTable::new(Windows::take_default(&self.windows)?))
+        Ok(SpaprTable::new(WindowSet::open_default(&self.windows)?))
     }
 
-    /// Makes a window of `bytes` bytes in pages of `page`, and its table. Where it begins is the kernel's to say.
+    /// Creates a window of `bytes` bytes in pages of `page`, and its table. The kernel chooses the bus address.
     ///
     /// # Errors
-    /// [`VfioError::Window`] for what cannot be, found before the kernel is asked; [`VfioError::Os`].
+    /// [`VfioError::Window`] for an invalid window, without a system call; [`VfioError::Os`].
     pub fn create_window(
         &self,
         page: PageShift,
         bytes: u64,
         place: WindowPlace,
     ) -> Result<SpaprTable, VfioError> {
-        Ok(SpaprTable::new(Windows::create(&self.windows, page, bytes, place)?))
+        Ok(SpaprTable::new(WindowSet::create(&self.windows, page, bytes, place)?))
     }
 
     /// Opens a device of a group of this container.
@@ -168,10 +144,10 @@ impl VfioSpaprV2 {
         self.windows.container().device(device)
     }
 
-    /// Takes the group of another device into the container.
+    /// Adds the group of another device to the container.
     ///
     /// # Errors
-    /// [`VfioError`]; the container is as it was.
+    /// [`VfioError`]; the container is unchanged.
     pub fn add_group_of(&self, device: &str) -> Result<(), VfioError> {
         self.windows.container().join_group_of(device)
     }
@@ -179,49 +155,28 @@ impl VfioSpaprV2 {
     /// The account that charges go to.
     #[must_use]
     pub const fn account(&self) -> &MemlockAccount {
-        &self.account
+        &self.state.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> SpaprState {
-        // Relaxed, all: numbers for reports.
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         SpaprState {
-            pinned_bytes: read(&self.counts.pinned),
-            register_calls: read(&self.counts.register_calls),
-            unregister_calls: read(&self.counts.unregister_calls),
+            pinned_bytes: self.state.pinned.get(),
+            register_calls: self.register_calls.get(),
+            unregister_calls: self.unregister_calls.get(),
             entry_calls: self.windows.entry_calls(),
-            stray_unpins: read(&self.counts.stray),
-            stuck_bytes: read(&self.counts.stuck),
+            stray_unpins: self.state.stray.get(),
+            stuck_bytes: self.state.stuck.get(),
         }
     }
 
-    fn judge(&self, errno: Errno, range: UserRange) -> PinError {
-        let os = |during| PinError::Os { ua: range.first(), errno, during };
-        match errno {
-            Errno::ENOMEM => match self.account.limit() {
-                Some(limit) => PinError::Limit {
-                    need: range.bytes(),
-                    used: KernelCount::now().map_or(0, |count| count.locked),
-                    limit: limit << self.granule.shift().get(),
-                },
-                None => PinError::OutOfMemory,
-            },
-            Errno::EFAULT => self.kernel.obstacle(range),
-            Errno::EINVAL => os(OTHERS),
-            Errno::EBUSY => os(TWICE),
-            _ => os(SPAPR_REGISTER_MEMORY.name),
-        }
+    fn registered(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.registered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn add(count: &AtomicU64, by: u64) {
-    // Relaxed: numbers for reports.
-    count.fetch_add(by, Ordering::Relaxed);
-}
-
-fn wish(range: UserRange) -> RegisterMemory {
+fn register_argument(range: UserRange) -> RegisterMemory {
     RegisterMemory {
         argsz: RegisterMemory::BYTES as u32,
         flags: 0,
@@ -230,75 +185,54 @@ fn wish(range: UserRange) -> RegisterMemory {
     }
 }
 
-// SAFETY: the kernel pins registered memory, and takes user addresses for it.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for VfioSpaprV2 {
-    fn name(&self) -> &'static str {
-        "vfio-spapr-v2"
+impl KernelPin for VfioSpaprV2 {
+    const NAME: &'static str = "vfio-spapr-v2";
+    const ADDRESSES: AddressKind = AddressKind::User;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.locked;
+
+    fn pin_state(&self) -> &PinState {
+        &self.state
     }
 
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    fn address_kind(&self) -> AddressKind {
-        AddressKind::User
-    }
-
-    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
-        Membarrier::shared()
-    }
-
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        if self.process != std::process::id() {
-            return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
-        }
-        self.kernel.bring_in(range)?;
-        // Before the kernel is asked, so that nothing can fail after it.
-        pages.push(HostAddr::new(range.first().raw()), range.pages(self.granule))?;
-        add(&self.counts.register_calls, 1);
-        let result = exchange(self.windows.container().descriptor(), SPAPR_REGISTER_MEMORY, &mut wish(range));
-        match result {
+    fn pin_prefaulted(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        // Before the ioctl, so that nothing can fail after it.
+        pages.push(HostAddr::new(range.first().raw()), range.pages(self.state.granule))?;
+        self.register_calls.add(1);
+        let mut argument = register_argument(range);
+        match ioctl_struct(self.windows.container().descriptor(), SPAPR_REGISTER_MEMORY, &mut argument) {
             Ok(0) => {}
-            // The count of pages that could be pinned; the kernel has let them go, and registered nothing.
-            Ok(_) => return Err(self.kernel.obstacle(range)),
-            Err(errno) => return Err(self.judge(errno, range)),
+            // The number of pages that could be pinned; the kernel has released them and registered nothing.
+            Ok(_) => return Err(self.state.kernel.unpinnable_reason(range)),
+            Err(errno) => {
+                let during = match errno {
+                    Errno::EINVAL => OVERLAPS,
+                    Errno::EBUSY => REGISTERED,
+                    _ => SPAPR_REGISTER_MEMORY.name,
+                };
+                return Err(self.refusal(during, errno, range, range));
+            }
         }
-        add(&self.counts.pinned, range.bytes());
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner).insert(range.first().raw());
+        self.registered().insert(range.first().raw());
         Ok(PinId::new(range.first().raw()))
     }
 
-    /// The pages need no mark for `dirty`: the kernel marks what its own tables let a device write.
-    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        if self.process != std::process::id() {
-            return;
+    fn release(&self, pin: PinId, range: UserRange) -> bool {
+        if pin.raw() != range.first().raw() || !self.registered().remove(&pin.raw()) {
+            return false;
         }
-        let named = pin.raw() == range.first().raw();
-        if !named || !self.pins.lock().unwrap_or_else(PoisonError::into_inner).remove(&pin.raw()) {
-            add(&self.counts.stray, 1);
-            return;
-        }
-        add(&self.counts.unregister_calls, 1);
+        self.unregister_calls.add(1);
+        let mut argument = register_argument(range);
         let result =
-            exchange(self.windows.container().descriptor(), SPAPR_UNREGISTER_MEMORY, &mut wish(range));
+            ioctl_struct(self.windows.container().descriptor(), SPAPR_UNREGISTER_MEMORY, &mut argument);
         if result != Ok(0) {
-            add(&self.counts.stuck, range.bytes());
+            self.state.stuck.add(range.bytes());
         }
-        // Relaxed: a number for reports.
-        self.counts.pinned.fetch_sub(range.bytes(), Ordering::Relaxed);
+        true
     }
 }
 
-impl Charge for VfioSpaprV2 {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+// The kernel pins registered memory, and takes user addresses for it.
+impl_kernel_pin!(VfioSpaprV2);
 
 impl fmt::Debug for VfioSpaprV2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,4 +1,4 @@
-//! The kernel itself behind the port: `open`, `ioctl`, `pread`, `pwrite`.
+//! The port on this machine's kernel: `open`, `ioctl`, `pread`, `pwrite`.
 #![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice")]
 
 use std::fs::File;
@@ -11,67 +11,67 @@ use prereg::{Errno, PinError, UserRange};
 
 use super::bar::Bar;
 use super::kernel::{Argument, Descriptor, Kernel, Request};
-use super::layout::u32_at;
-use super::presence;
+use super::prefault;
+use super::uapi::u32_at;
 use crate::sys::errno_of;
 
-/// The kernel of this machine.
+/// This machine's kernel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct System;
+pub(crate) struct SystemKernel;
 
 /// An open file.
 #[derive(Debug)]
-struct Open(File);
+struct FileDescriptor(File);
 
-impl Kernel for System {
+impl Kernel for SystemKernel {
     fn open(&self, path: &Path) -> Result<Arc<dyn Descriptor>, Errno> {
         let file = File::options().read(true).write(true).open(path).map_err(|error| errno_of(&error))?;
-        Ok(Arc::new(Open(file)))
+        Ok(Arc::new(FileDescriptor(file)))
     }
 
-    fn bring_in(&self, range: UserRange) -> Result<(), PinError> {
-        presence::bring_in(range)
+    fn prefault(&self, range: UserRange) -> Result<(), PinError> {
+        prefault::prefault(range)
     }
 
-    fn obstacle(&self, range: UserRange) -> PinError {
-        presence::obstacle(range)
+    fn unpinnable_reason(&self, range: UserRange) -> PinError {
+        prefault::unpinnable_reason(range)
     }
 }
 
-/// Takes over a descriptor that a caller hands in.
-pub(crate) fn take_over(descriptor: OwnedFd) -> Arc<dyn Descriptor> {
-    Arc::new(Open(File::from(descriptor)))
+/// Uses a descriptor that the caller opened.
+pub(crate) fn wrap_fd(descriptor: OwnedFd) -> Arc<dyn Descriptor> {
+    Arc::new(FileDescriptor(File::from(descriptor)))
 }
 
 /// One `ioctl(2)` with a number or an address.
 fn call(descriptor: RawFd, request: Request, argument: u64) -> Result<i32, Errno> {
     let number = request.raw();
-    // SAFETY: `ask` makes every address from a slice that lives through the call and is as long as the kernel was told in
-    // its first word (or is only read). The memory that a struct names by address is never written by the call, but for the
-    // list of `Argument::Listed`, whose length the struct says.
+    // SAFETY: `ioctl` makes every address from a slice that lives through the call and is as long as its first word
+    // says (or is only read). The kernel does not write memory that a struct names by address, except the list of
+    // `Argument::StructWithList`, whose length is in the struct.
     let result = unsafe { libc::ioctl(descriptor, number as _, argument as libc::c_ulong) };
     if result < 0 { Err(errno_of(&std::io::Error::last_os_error())) } else { Ok(result) }
 }
 
-impl Descriptor for Open {
+impl Descriptor for FileDescriptor {
     fn number(&self) -> i32 {
         self.0.as_raw_fd()
     }
 
-    fn ask(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno> {
+    fn ioctl(&self, request: Request, argument: Argument<'_>) -> Result<i32, Errno> {
         let fd = self.0.as_raw_fd();
         let says_its_length =
             |bytes: &[u8]| u32_at(bytes, 0).is_some_and(|said| said as usize == bytes.len());
         match argument {
             Argument::None => call(fd, request, 0),
             Argument::Value(value) => call(fd, request, value),
-            Argument::Bytes(bytes) if says_its_length(bytes) => {
+            Argument::Struct(bytes) if says_its_length(bytes) => {
                 call(fd, request, bytes.as_mut_ptr().expose_provenance() as u64)
             }
             Argument::Descriptor(number) => call(fd, request, (&raw const number).expose_provenance() as u64),
             Argument::Text(text) => call(fd, request, text.as_ptr().expose_provenance() as u64),
-            Argument::Listed { bytes, at, list } if says_its_length(bytes) => {
-                // The struct's third word is how many pairs the list has room for.
+            Argument::StructWithList { bytes, at, list } if says_its_length(bytes) => {
+                // The struct's third word is the room of the list in pairs.
                 let pairs = u32_at(bytes, 8).ok_or(Errno::EINVAL)? as usize;
                 let word = bytes.get_mut(at..at + 8).ok_or(Errno::EINVAL)?;
                 if pairs * 2 > list.len() {
@@ -80,15 +80,15 @@ impl Descriptor for Open {
                 word.copy_from_slice(&(list.as_mut_ptr().expose_provenance() as u64).to_ne_bytes());
                 call(fd, request, bytes.as_mut_ptr().expose_provenance() as u64)
             }
-            Argument::Bytes(_) | Argument::Listed { .. } => Err(Errno::EINVAL),
+            Argument::Struct(_) | Argument::StructWithList { .. } => Err(Errno::EINVAL),
         }
     }
 
-    fn ask_descriptor(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno> {
-        let number = self.ask(request, argument)?;
-        // SAFETY: the kernel has just made it for this request, and nobody else knows it.
+    fn ioctl_fd(&self, request: Request, argument: Argument<'_>) -> Result<Arc<dyn Descriptor>, Errno> {
+        let number = self.ioctl(request, argument)?;
+        // SAFETY: the kernel has just returned this descriptor, which has no other owner.
         let file = unsafe { File::from_raw_fd(number) };
-        Ok(Arc::new(Open(file)))
+        Ok(Arc::new(FileDescriptor(file)))
     }
 
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<usize, Errno> {
@@ -111,31 +111,31 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_no_container_says_enotty() {
-        let open = System.open(Path::new("/dev/null")).unwrap();
+        let open = SystemKernel.open(Path::new("/dev/null")).unwrap();
         assert!(open.number() >= 0);
-        assert_eq!(open.ask(GET_API_VERSION, Argument::None), Err(Errno::ENOTTY));
-        assert_eq!(open.ask(CHECK_EXTENSION, Argument::Value(3)), Err(Errno::ENOTTY));
+        assert_eq!(open.ioctl(GET_API_VERSION, Argument::None), Err(Errno::ENOTTY));
+        assert_eq!(open.ioctl(CHECK_EXTENSION, Argument::Value(3)), Err(Errno::ENOTTY));
         let mut bytes = [0; 8];
         bytes[..4].copy_from_slice(&8u32.to_ne_bytes());
-        assert_eq!(open.ask(IOMMU_MAP_DMA, Argument::Bytes(&mut bytes)), Err(Errno::ENOTTY));
-        assert_eq!(open.ask_descriptor(GET_API_VERSION, Argument::Text(c"x")).unwrap_err(), Errno::ENOTTY);
-        assert_eq!(System.open(Path::new("/dev/no-such-node")).unwrap_err(), Errno::ENOENT);
+        assert_eq!(open.ioctl(IOMMU_MAP_DMA, Argument::Struct(&mut bytes)), Err(Errno::ENOTTY));
+        assert_eq!(open.ioctl_fd(GET_API_VERSION, Argument::Text(c"x")).unwrap_err(), Errno::ENOTTY);
+        assert_eq!(SystemKernel.open(Path::new("/dev/no-such-node")).unwrap_err(), Errno::ENOENT);
     }
 
     #[test]
     fn a_struct_that_lies_about_its_length_is_not_asked() {
-        let open = System.open(Path::new("/dev/null")).unwrap();
+        let open = SystemKernel.open(Path::new("/dev/null")).unwrap();
         let mut bytes = [0; 8];
         bytes[..4].copy_from_slice(&9u32.to_ne_bytes());
-        assert_eq!(open.ask(IOMMU_MAP_DMA, Argument::Bytes(&mut bytes)), Err(Errno::EINVAL));
-        assert_eq!(open.ask(IOMMU_MAP_DMA, Argument::Bytes(&mut [1, 0])), Err(Errno::EINVAL));
+        assert_eq!(open.ioctl(IOMMU_MAP_DMA, Argument::Struct(&mut bytes)), Err(Errno::EINVAL));
+        assert_eq!(open.ioctl(IOMMU_MAP_DMA, Argument::Struct(&mut [1, 0])), Err(Errno::EINVAL));
         let mut bytes = [0; 32];
         bytes[..4].copy_from_slice(&32u32.to_ne_bytes());
         bytes[8..12].copy_from_slice(&2u32.to_ne_bytes());
         for (room, errno) in [(3, Errno::EINVAL), (4, Errno::ENOTTY)] {
             let mut list = vec![0; room];
-            let argument = Argument::Listed { bytes: &mut bytes, at: 16, list: &mut list };
-            assert_eq!(open.ask(IOAS_IOVA_RANGES, argument), Err(errno));
+            let argument = Argument::StructWithList { bytes: &mut bytes, at: 16, list: &mut list };
+            assert_eq!(open.ioctl(IOAS_IOVA_RANGES, argument), Err(errno));
         }
     }
 }

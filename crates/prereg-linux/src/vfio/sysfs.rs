@@ -1,11 +1,11 @@
-//! What `/sys` says of devices, drivers and IOMMU groups. Only reads; every fact that is not there is `None` or empty.
+//! Devices, drivers and IOMMU groups in `/sys`. Read-only; missing facts are `None` or empty.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::error::{Occupant, VfioError};
+use super::error::{BoundDriver, VfioError};
 
-/// The tree, wherever it is mounted.
+/// A sysfs tree.
 #[derive(Clone, Debug)]
 pub(crate) struct Sysfs {
     root: PathBuf,
@@ -15,11 +15,11 @@ pub(crate) struct Sysfs {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct GroupDevice {
-    /// Its place on the bus: `0000:00:04.0`.
+    /// Its PCI address: `0000:00:04.0`.
     pub device: String,
-    /// Its driver, if it has one.
+    /// Its driver, if any.
     pub driver: Option<String>,
-    /// Its node below `/dev/vfio/devices`, if this kernel gives it one: what iommufd needs.
+    /// Its node below `/dev/vfio/devices`, if any; iommufd needs one.
     pub node: Option<String>,
 }
 
@@ -30,22 +30,22 @@ impl GroupDevice {
         Self { device: device.to_owned(), driver: own(driver), node: own(node) }
     }
 
-    /// Whether a VFIO driver has it.
+    /// Whether a VFIO driver is bound to it.
     #[must_use]
     pub fn is_bound_to_vfio(&self) -> bool {
         self.driver.as_deref().is_some_and(is_vfio)
     }
 
-    /// Whether the kernel lets the group go to a user with this driver at the device.
+    /// Whether the kernel considers the group viable with this driver.
     fn is_harmless(&self) -> bool {
-        // VFIO's own drivers, stubs, and bridges, whose driver does no DMA of its own.
+        // VFIO drivers, stubs, and bridges whose driver does no DMA.
         self.driver
             .as_deref()
             .is_none_or(|driver| is_vfio(driver) || ["pci-stub", "pcieport", "shpchp"].contains(&driver))
     }
 }
 
-/// Whether a driver hands its devices to VFIO.
+/// Whether it is a VFIO driver.
 fn is_vfio(driver: &str) -> bool {
     driver == "vfio-pci" || driver.ends_with("-vfio-pci") || driver.ends_with("_vfio_pci")
 }
@@ -79,7 +79,7 @@ impl Sysfs {
         link_name(&self.device(device).join("driver"))
     }
 
-    /// The name of a device's node under `/dev/vfio/devices`.
+    /// The name of a device's node below `/dev/vfio/devices`.
     pub(crate) fn node_of(&self, device: &str) -> Option<String> {
         let mut names = names_in(&self.device(device).join("vfio-dev"));
         names.sort_unstable();
@@ -114,28 +114,28 @@ impl Sysfs {
             .collect()
     }
 
-    /// What kind of domain the kernel gives the group (`DMA`, `DMA-FQ`, `identity`).
+    /// The type of the group's default domain (`DMA`, `DMA-FQ`, `identity`).
     pub(crate) fn kind_of(&self, group: u32) -> Option<String> {
         let text = fs::read_to_string(self.group(group).join("type")).ok()?;
         Some(text.trim().to_owned()).filter(|kind| !kind.is_empty())
     }
 
-    /// Ranges of I/O addresses that cannot be mapped for the group, first and last byte, and why.
+    /// Reserved I/O addresses of the group: first and last byte, and the kind.
     pub(crate) fn reserved_of(&self, group: u32) -> Vec<(u64, u64, String)> {
         let text = fs::read_to_string(self.group(group).join("reserved_regions")).unwrap_or_default();
         text.lines().filter_map(parse_reserved).collect()
     }
 
-    /// Devices of the group that another driver holds.
-    pub(crate) fn occupants_of(&self, group: u32) -> Vec<Occupant> {
+    /// Devices of the group that another driver is bound to.
+    pub(crate) fn foreign_drivers_of(&self, group: u32) -> Vec<BoundDriver> {
         self.devices_of(group)
             .into_iter()
             .filter(|device| !device.is_harmless())
-            .map(|device| Occupant { driver: device.driver.unwrap_or_default(), device: device.device })
+            .map(|device| BoundDriver { driver: device.driver.unwrap_or_default(), device: device.device })
             .collect()
     }
 
-    /// Mappings that one type1 container may hold (`dma_entry_limit` of its module).
+    /// The most mappings of one type1 container (`dma_entry_limit` of its module).
     pub(crate) fn type1_entry_limit(&self) -> Option<u64> {
         let path = self.root.join("module/vfio_iommu_type1/parameters/dma_entry_limit");
         fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -154,7 +154,8 @@ fn link_name(path: &Path) -> Option<String> {
     fs::read_link(path).ok()?.file_name()?.to_str().map(ToOwned::to_owned)
 }
 
-fn names_in(path: &Path) -> Vec<String> {
+/// Names of the entries of a folder; none when it cannot be read.
+pub(crate) fn names_in(path: &Path) -> Vec<String> {
     let entries = fs::read_dir(path).into_iter().flatten();
     entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
 }
@@ -165,7 +166,7 @@ pub(crate) mod tests {
     use prereg::Errno;
     use std::os::unix::fs::symlink;
 
-    /// A tree with two groups: 1 with a device on vfio-pci and a bridge, 2 with one that `e1000e` holds beside.
+    /// A tree with two groups: 1 has a device on vfio-pci and a bridge, 2 also has a device on `e1000e`.
     pub(crate) fn tree() -> (tempfile::TempDir, Sysfs) {
         let root = tempfile::tempdir().unwrap();
         for driver in ["vfio-pci", "e1000e", "pcieport"] {
@@ -218,10 +219,10 @@ pub(crate) mod tests {
         let (_root, sysfs) = tree();
         assert_eq!(sysfs.groups(), [1, 2, 4]);
         assert_eq!(sysfs.devices_of(1).len(), 2);
-        assert_eq!(sysfs.occupants_of(1), []);
-        assert_eq!(sysfs.occupants_of(4), []);
-        let held = Occupant { device: "0000:00:02.1".into(), driver: "e1000e".into() };
-        assert_eq!(sysfs.occupants_of(2), [held]);
+        assert_eq!(sysfs.foreign_drivers_of(1), []);
+        assert_eq!(sysfs.foreign_drivers_of(4), []);
+        let held = BoundDriver { device: "0000:00:02.1".into(), driver: "e1000e".into() };
+        assert_eq!(sysfs.foreign_drivers_of(2), [held]);
         assert_eq!(sysfs.node_of("0000:00:01.0").as_deref(), Some("vfio0"));
         assert_eq!(sysfs.node_of("0000:00:02.0"), None);
     }

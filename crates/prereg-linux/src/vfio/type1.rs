@@ -1,33 +1,27 @@
-//! The pin back end on a VFIO type1 container: a region is mapped once, at I/O addresses chosen here, and pinned by that.
+//! The pin back end on a VFIO type1 container: registering a region maps it at I/O addresses chosen here, which pins it.
 //!
-//! A region takes one `VFIO_IOMMU_MAP_DMA`, or one for each contiguous allowed range when no range has room for it all;
-//! never one a page or one a huge page. From then on its host addresses are I/O addresses, and mapping is a lookup and a
-//! count without any system call. An unmap is believed only if the kernel says that all of it went.
+//! A region takes one `VFIO_IOMMU_MAP_DMA`, or one for each allowed range it is split over when no range has room for all of
+//! it; never one per page. Its host addresses are I/O addresses, so mapping is a lookup and a count without a system call.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use prereg::{
-    AddressKind, Barrier, Charge, ChargeError, DirtyPages, Errno, Granule, HostAddr, PageSink, Pin, PinError,
-    PinId, UserAddr, UserRange,
-};
+use prereg::{AddressKind, Errno, PageSink, PinError, PinId, UserRange};
 
 use super::container::{Container, TYPE1_V2};
 use super::device::VfioDevice;
 use super::error::VfioError;
 use super::host::VfioHost;
-use super::info::Type1Limits;
-use super::iova::{IovaSpace, Piece};
-use super::kernel::{Descriptor, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Kernel, exchange};
-use super::layout::{DMA_READ, DMA_WRITE, Layout, MapDma, UnmapDma};
-use super::sys::take_over;
+use super::iova::{IovaAllocator, IovaRange};
+use super::kernel::{Descriptor, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, Kernel, ioctl_struct};
+use super::kernel_pins::{IovaBackend, IovaPins, KernelPin, PinState, impl_kernel_pin};
+use super::sys::wrap_fd;
+use super::type1_limits::Type1Limits;
+use super::uapi::{DMA_READ, DMA_WRITE, MapDma, UapiStruct, UnmapDma};
 use crate::account::MemlockAccount;
-use crate::barrier::Membarrier;
-use crate::pagemap::system_granule;
-use crate::status::KernelCount;
+use crate::counter::Counter;
+use crate::proc_status::KernelCount;
 
 /// Pins by mapping into a VFIO type1 container.
 ///
@@ -39,82 +33,59 @@ use crate::status::KernelCount;
 /// let vfio = Arc::new(VfioType1::open("0000:00:04.0")?);
 /// let space = AddressSpace::builder(Arc::clone(&vfio)).build()?;
 /// let ram = GuestMemory::memfd("guest", 1 << 30)?;
-/// let registration = space.register(&ram)?;           // one ioctl; pinned
+/// let registration = space.register(&ram)?;           // one ioctl, which pins
 /// let device = vfio.device("0000:00:04.0")?;
 /// let mut translator = space.translator();
-/// let mapping = translator.map(registration.ua(), PageShift::K4)?;  // none
-/// println!("{} finds it at {}", device.name(), mapping.hpa());
+/// let mapping = translator.map(registration.ua(), PageShift::K4)?;  // no system call
+/// println!("{} reaches it at {}", device.name(), mapping.hpa());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct VfioType1 {
-    container: Hold,
-    kernel: Arc<dyn Kernel>,
-    granule: Granule,
-    /// Pins end with the process that made them: a child of `fork` has its own memory, and no say.
-    process: u32,
-    account: MemlockAccount,
-    books: Mutex<Books>,
-    counts: Counts,
+    container: ContainerHandle,
+    state: PinState,
+    pins: IovaPins<Type1Limits>,
+    mappings: Counter,
+    map_calls: Counter,
+    unmap_calls: Counter,
 }
 
-/// How the container is held.
+/// The container, and who manages its groups.
 #[derive(Debug)]
-enum Hold {
-    Own(Container),
-    /// Somebody else's, who minds its groups and devices.
-    Shared(Arc<dyn Descriptor>),
+enum ContainerHandle {
+    Owned(Container),
+    /// The caller opened it and manages its groups and devices.
+    Caller(Arc<dyn Descriptor>),
 }
 
-#[derive(Debug)]
-struct Books {
-    limits: Type1Limits,
-    space: IovaSpace,
-    pins: BTreeMap<u64, Vec<Piece>>,
-    next: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    map_calls: AtomicU64,
-    unmap_calls: AtomicU64,
-    mappings: AtomicU64,
-    pinned: AtomicU64,
-    stray: AtomicU64,
-    stuck: AtomicU64,
-}
-
-/// What a [`VfioType1`] has in use, as plain numbers.
+/// Counters of a [`VfioType1`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Type1State {
-    /// Mappings in the container: one a region, or one a piece where a region was split.
+    /// Mappings in the container: one per region, more for a region that was split.
     pub mappings: u64,
     /// Bytes pinned now.
     pub pinned_bytes: u64,
-    /// Times that the kernel was asked to map.
+    /// `VFIO_IOMMU_MAP_DMA` calls.
     pub map_calls: u64,
-    /// Times that the kernel was asked to unmap.
+    /// `VFIO_IOMMU_UNMAP_DMA` calls.
     pub unmap_calls: u64,
-    /// I/O addresses free, in bytes.
+    /// Free I/O addresses, in bytes.
     pub free_bytes: u64,
-    /// Releases of pins that were not held: a caller's defect, ignored.
+    /// Unpins of unknown pins, which are ignored: a defect of the caller.
     pub stray_unpins: u64,
-    /// Bytes that the kernel would not unmap; their I/O addresses are never used again.
+    /// Bytes that the kernel did not unmap; their I/O addresses are never used again.
     pub stuck_bytes: u64,
 }
 
-const OTHERS_MAP: &str = "VFIO_IOMMU_MAP_DMA (somebody else maps in the same container at addresses that were taken for free; \
-                          give this back end a container of its own)";
-const NO_ROOM: &str =
-    "finding I/O addresses (the container's ranges have no room for the region; unregister something)";
+const TAKEN: &str = "VFIO_IOMMU_MAP_DMA (something else in this process maps into the same container, at I/O addresses that \
+                     were free here; give this back end a container of its own)";
 const OUTSIDE: &str =
-    "VFIO_IOMMU_MAP_DMA (the IOMMU does not take these addresses; was a device added that takes less?)";
+    "VFIO_IOMMU_MAP_DMA (the IOMMU does not accept these addresses; was a device added that accepts fewer?)";
 const COARSE: &str =
     "the IOMMU's smallest page is larger than the system's; align the region's start and length to that";
-const CHILD: &str = "pinning in a child of the process that made the back end";
 
 impl VfioType1 {
-    /// A container of its own with the IOMMU group of `device` (`0000:00:04.0`) in it.
+    /// Opens a container with the IOMMU group of `device` (`0000:00:04.0`) in it.
     ///
     /// # Errors
     /// [`VfioError`]; nothing stays open.
@@ -122,295 +93,178 @@ impl VfioType1 {
         Self::open_on(&VfioHost::system(), device)
     }
 
-    /// [`open`](Self::open) on a host of one's choice.
+    /// [`open`](Self::open) on another host than this machine's kernel.
     ///
     /// # Errors
     /// As `open`.
     pub fn open_on(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
         let container = Container::open(host, device, TYPE1_V2)?;
-        Self::with(Hold::Own(container), Arc::clone(&host.kernel))
+        Self::with(ContainerHandle::Owned(container), &host.kernel)
     }
 
-    /// On a container that its caller opened, gave a group to and set to type1 version 2. Its caller keeps a group in it:
+    /// Uses a container that the caller opened, added a group to and set to type1 version 2. The caller keeps a group in it:
     /// the kernel drops all mappings with the last one.
     ///
     /// # Errors
     /// [`VfioError::Os`] when it is no such container.
     pub fn on_container(container: OwnedFd) -> Result<Self, VfioError> {
-        Self::with(Hold::Shared(take_over(container)), VfioHost::system().kernel)
+        Self::with(ContainerHandle::Caller(wrap_fd(container)), &VfioHost::system().kernel)
     }
 
-    fn with(container: Hold, kernel: Arc<dyn Kernel>) -> Result<Self, VfioError> {
-        let granule = system_granule().map_err(|error| VfioError::Os {
-            during: "asking for the system page",
-            on: "this host".into(),
-            errno: error.errno(),
-        })?;
-        let limits = Type1Limits::ask(container.descriptor())?;
-        let unit = limits.smallest_page(granule.bytes()).max(granule.bytes());
-        let space = IovaSpace::new(&limits.spans(), unit);
+    fn with(container: ContainerHandle, kernel: &Arc<dyn Kernel>) -> Result<Self, VfioError> {
+        let state = PinState::new(kernel)?;
+        let limits = Type1Limits::query(container.descriptor())?;
+        let page = state.granule.bytes();
+        let allocator = IovaAllocator::new(&limits.raw_ranges(), limits.smallest_page(page).max(page));
         Ok(Self {
             container,
-            kernel,
-            granule,
-            process: std::process::id(),
-            account: MemlockAccount::new(granule),
-            books: Mutex::new(Books { limits, space, pins: BTreeMap::new(), next: 1 }),
-            counts: Counts::default(),
+            state,
+            pins: IovaPins::new(limits, allocator),
+            mappings: Counter::default(),
+            map_calls: Counter::default(),
+            unmap_calls: Counter::default(),
         })
     }
 
-    /// Opens a device of a group of this container. `None` on a container that is somebody else's.
+    /// Opens a device of a group of this container.
     ///
     /// # Errors
-    /// [`VfioError`].
+    /// [`VfioError`]; EOPNOTSUPP on a caller's container.
     pub fn device(&self, device: &str) -> Result<VfioDevice, VfioError> {
-        self.own()?.device(device)
+        self.owned()?.device(device)
     }
 
-    /// Takes the group of another device into the container. What is registered is then mapped for its devices too, and
-    /// pinned no second time.
+    /// Adds the group of another device to the container. The kernel maps registered memory for its devices too, without a
+    /// second pin.
     ///
     /// # Errors
-    /// [`VfioError`]; the container is as it was.
+    /// [`VfioError`]; the container is unchanged.
     pub fn add_group_of(&self, device: &str) -> Result<(), VfioError> {
-        let own = self.own()?;
-        own.join_group_of(device)?;
-        let limits = Type1Limits::ask(own.descriptor())?;
-        let mut books = self.books();
-        books.space.restrict(&limits.spans());
-        books.limits = limits;
+        let container = self.owned()?;
+        container.join_group_of(device)?;
+        let limits = Type1Limits::query(container.descriptor())?;
+        let ranges = limits.raw_ranges();
+        self.pins.restrict(limits, &ranges);
         Ok(())
     }
 
-    /// Lets the group of a device go, unless it is the last one and memory is registered.
+    /// Removes the group of a device, unless it is the last one and memory is registered.
     ///
     /// # Errors
-    /// [`VfioError::Holding`] (EBUSY), [`VfioError::DeviceBusy`] while its device is open.
+    /// [`VfioError::MemoryRegistered`] (EBUSY), [`VfioError::DeviceBusy`] while its device is open.
     pub fn remove_group_of(&self, device: &str) -> Result<(), VfioError> {
-        // Relaxed: a caller who registers at the same time takes his chance either way.
-        self.own()?.leave_group_of(device, self.counts.pinned.load(Ordering::Relaxed))
+        // A registration at the same time may come before or after this check; the caller must order the two.
+        self.owned()?.leave_group_of(device, self.state.pinned.get())
     }
 
-    fn own(&self) -> Result<&Container, VfioError> {
+    fn owned(&self) -> Result<&Container, VfioError> {
         match &self.container {
-            Hold::Own(container) => Ok(container),
-            Hold::Shared(_) => Err(VfioError::Os {
+            ContainerHandle::Owned(container) => Ok(container),
+            ContainerHandle::Caller(_) => Err(VfioError::Os {
                 during: "looking for a group",
-                on: "a container that somebody else opened".into(),
+                on: "a container that the caller opened".into(),
                 errno: Errno::EOPNOTSUPP,
             }),
         }
     }
 
-    /// What the container can map, and where, as the kernel said last.
+    /// Limits on mappings, as the kernel reported them when the last group was added.
     #[must_use]
     pub fn limits(&self) -> Type1Limits {
-        self.books().limits.clone()
+        self.pins.limits()
     }
 
     /// The account that charges go to.
     #[must_use]
     pub const fn account(&self) -> &MemlockAccount {
-        &self.account
+        &self.state.account
     }
 
-    /// What is in use now.
+    /// A snapshot of the counters.
     #[must_use]
     pub fn state(&self) -> Type1State {
-        let free_bytes = self.books().space.free_bytes();
-        // Relaxed, all: numbers for reports.
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Type1State {
-            mappings: read(&self.counts.mappings),
-            pinned_bytes: read(&self.counts.pinned),
-            map_calls: read(&self.counts.map_calls),
-            unmap_calls: read(&self.counts.unmap_calls),
-            free_bytes,
-            stray_unpins: read(&self.counts.stray),
-            stuck_bytes: read(&self.counts.stuck),
+            mappings: self.mappings.get(),
+            pinned_bytes: self.state.pinned.get(),
+            map_calls: self.map_calls.get(),
+            unmap_calls: self.unmap_calls.get(),
+            free_bytes: self.pins.free_bytes(),
+            stray_unpins: self.state.stray.get(),
+            stuck_bytes: self.state.stuck.get(),
         }
     }
+}
 
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+impl ContainerHandle {
+    fn descriptor(&self) -> &dyn Descriptor {
+        match self {
+            Self::Owned(container) => container.descriptor(),
+            Self::Caller(descriptor) => &**descriptor,
+        }
+    }
+}
+
+impl KernelPin for VfioType1 {
+    const NAME: &'static str = "vfio-type1";
+    const ADDRESSES: AddressKind = AddressKind::Iova;
+    const COUNTER: fn(KernelCount) -> u64 = |counted| counted.locked;
+
+    fn pin_state(&self) -> &PinState {
+        &self.state
     }
 
-    /// Maps one piece.
-    fn map(&self, ua: u64, piece: Piece) -> Result<(), Errno> {
+    fn check(&self, range: UserRange) -> Result<(), PinError> {
+        let unit = self.pins.limits().smallest_page(self.state.granule.bytes());
+        if (range.first().raw() | range.bytes()) & (unit - 1) != 0 {
+            return Err(PinError::Unsupported { ua: range.first(), why: COARSE });
+        }
+        Ok(())
+    }
+
+    fn pin_prefaulted(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
+        let (pin, mappings) = self.pins.pin(self, range, self.pins.limits().page_sizes, pages)?;
+        self.mappings.add(mappings as u64);
+        Ok(pin)
+    }
+
+    fn release(&self, pin: PinId, _range: UserRange) -> bool {
+        let mappings = self.pins.unpin(self, pin);
+        self.mappings.sub(mappings.unwrap_or(0) as u64);
+        mappings.is_some()
+    }
+}
+
+impl IovaBackend for VfioType1 {
+    fn map(&self, ua: u64, iova: IovaRange) -> Result<(), (&'static str, Errno)> {
         let mut map = MapDma {
             argsz: MapDma::BYTES as u32,
             flags: DMA_READ | DMA_WRITE,
             vaddr: ua,
-            iova: piece.iova,
-            size: piece.bytes,
+            iova: iova.iova,
+            size: iova.bytes,
         };
-        add(&self.counts.map_calls, 1);
-        match exchange(self.container.descriptor(), IOMMU_MAP_DMA, &mut map)? {
-            0 => Ok(()),
-            // No kernel answers that; if one did, it would say that less was mapped than asked.
-            _ => Err(Errno::EFAULT),
+        self.map_calls.add(1);
+        match ioctl_struct(self.container.descriptor(), IOMMU_MAP_DMA, &mut map) {
+            Ok(0) => Ok(()),
+            // No known kernel returns a positive number; it could only mean that less was mapped than requested.
+            Ok(_) => Err((IOMMU_MAP_DMA.name, Errno::EFAULT)),
+            Err(errno @ Errno::EEXIST) => Err((TAKEN, errno)),
+            Err(errno @ (Errno::EINVAL | Errno::EOVERFLOW)) => Err((OUTSIDE, errno)),
+            Err(errno) => Err((IOMMU_MAP_DMA.name, errno)),
         }
     }
 
-    /// Unmaps one piece; `false` when the kernel does not say that all of it went.
-    fn unmap(&self, piece: Piece) -> bool {
+    fn unmap(&self, iova: IovaRange) -> bool {
         let mut unmap =
-            UnmapDma { argsz: UnmapDma::BYTES as u32, flags: 0, iova: piece.iova, size: piece.bytes };
-        add(&self.counts.unmap_calls, 1);
-        let result = exchange(self.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap);
-        result == Ok(0) && unmap.size == piece.bytes
-    }
-
-    /// Unmaps what was mapped and gives its I/O addresses back, but for what the kernel would not unmap.
-    fn release(&self, pieces: &[Piece], mapped: usize) {
-        for (index, &piece) in pieces.iter().enumerate() {
-            if index >= mapped || self.unmap(piece) {
-                self.books().space.put(piece);
-            } else {
-                add(&self.counts.stuck, piece.bytes);
-            }
-        }
-    }
-
-    /// What a refusal of the piece at `part` means.
-    fn judge(&self, errno: Errno, range: UserRange, part: UserRange, left: usize) -> PinError {
-        match errno {
-            Errno::ENOMEM => match self.limit_bytes() {
-                Some(limit) => {
-                    let used = KernelCount::now().map_or(0, |count| count.locked);
-                    PinError::Limit { need: range.bytes(), used, limit }
-                }
-                None => PinError::OutOfMemory,
-            },
-            // The container's budget of mappings is used up; what the IOMMU driver says has no such number.
-            Errno::ENOSPC => PinError::NoSlot { need: u32::try_from(left).unwrap_or(u32::MAX), free: 0 },
-            Errno::EFAULT => self.kernel.obstacle(part),
-            errno => {
-                let during = match errno {
-                    Errno::EEXIST => OTHERS_MAP,
-                    Errno::EINVAL | Errno::EOVERFLOW => OUTSIDE,
-                    _ => IOMMU_MAP_DMA.name,
-                };
-                PinError::Os { ua: part.first(), errno, during }
-            }
-        }
-    }
-
-    fn limit_bytes(&self) -> Option<u64> {
-        self.account.limit().map(|pages| pages << self.granule.shift().get())
-    }
-
-    /// Maps all pieces, or none.
-    fn fill(&self, range: UserRange, pieces: &[Piece]) -> Result<(), PinError> {
-        let mut ua = range.first().raw();
-        for (done, &piece) in pieces.iter().enumerate() {
-            if let Err(errno) = self.map(ua, piece) {
-                self.release(pieces, done);
-                let part = UserRange::new(UserAddr::new(ua), piece.bytes, self.granule).unwrap_or(range);
-                return Err(self.judge(errno, range, part, pieces.len() - done));
-            }
-            ua = ua.wrapping_add(piece.bytes);
-        }
-        Ok(())
+            UnmapDma { argsz: UnmapDma::BYTES as u32, flags: 0, iova: iova.iova, size: iova.bytes };
+        self.unmap_calls.add(1);
+        let result = ioctl_struct(self.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap);
+        result == Ok(0) && unmap.size == iova.bytes
     }
 }
 
-impl Hold {
-    fn descriptor(&self) -> &dyn Descriptor {
-        match self {
-            Self::Own(container) => container.descriptor(),
-            Self::Shared(descriptor) => &**descriptor,
-        }
-    }
-}
-
-fn add(count: &AtomicU64, by: u64) {
-    // Relaxed: numbers for reports.
-    count.fetch_add(by, Ordering::Relaxed);
-}
-
-fn subtract(count: &AtomicU64, by: u64) {
-    // Relaxed: as in `add`.
-    count.fetch_sub(by, Ordering::Relaxed);
-}
-
-// SAFETY: the kernel pins what is mapped, and the IOVAs are those it was mapped at.
-#[expect(unsafe_code, reason = "what the addresses are is a promise")]
-unsafe impl Pin for VfioType1 {
-    fn name(&self) -> &'static str {
-        "vfio-type1"
-    }
-
-    fn granule(&self) -> Granule {
-        self.granule
-    }
-
-    fn address_kind(&self) -> AddressKind {
-        AddressKind::Iova
-    }
-
-    fn barrier(&self) -> Option<Arc<dyn Barrier>> {
-        Membarrier::shared()
-    }
-
-    fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        if self.process != std::process::id() {
-            return Err(PinError::Os { ua: range.first(), errno: Errno::EPERM, during: CHILD });
-        }
-        let unit = self.books().limits.smallest_page(self.granule.bytes());
-        if (range.first().raw() | range.bytes()) & (unit - 1) != 0 {
-            return Err(PinError::Unsupported { ua: range.first(), why: COARSE });
-        }
-        self.kernel.bring_in(range)?;
-        let pieces = {
-            let mut books = self.books();
-            let sizes = books.limits.page_sizes;
-            books.space.take(range.first().raw(), range.bytes(), sizes)
-        };
-        let no_room = PinError::Os { ua: range.first(), errno: Errno::ENOSPC, during: NO_ROOM };
-        let pieces = pieces.ok_or(no_room)?;
-        self.fill(range, &pieces)?;
-        for piece in &pieces {
-            let pushed = pages.push(HostAddr::new(piece.iova), piece.bytes >> self.granule.shift().get());
-            if let Err(error) = pushed {
-                self.release(&pieces, pieces.len());
-                return Err(error.into());
-            }
-        }
-        add(&self.counts.mappings, pieces.len() as u64);
-        add(&self.counts.pinned, range.bytes());
-        let mut books = self.books();
-        let id = books.next;
-        books.next += 1;
-        books.pins.insert(id, pieces);
-        Ok(PinId::new(id))
-    }
-
-    /// The pages need no mark for `dirty`: what a device may write the kernel marks as written when it unpins it.
-    fn unpin(&self, pin: PinId, range: UserRange, _dirty: DirtyPages<'_>) {
-        if self.process != std::process::id() {
-            return;
-        }
-        let Some(pieces) = self.books().pins.remove(&pin.raw()) else {
-            add(&self.counts.stray, 1);
-            return;
-        };
-        self.release(&pieces, pieces.len());
-        subtract(&self.counts.mappings, pieces.len() as u64);
-        subtract(&self.counts.pinned, range.bytes());
-    }
-}
-
-impl Charge for VfioType1 {
-    fn charge(&self, pages: u64) -> Result<(), ChargeError> {
-        self.account.charge(pages)
-    }
-
-    fn uncharge(&self, pages: u64) {
-        self.account.uncharge(pages);
-    }
-}
+// The kernel pins what is mapped into the container, and the pushed addresses are those it was mapped at.
+impl_kernel_pin!(VfioType1);
 
 impl fmt::Debug for VfioType1 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

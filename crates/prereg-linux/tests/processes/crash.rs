@@ -1,4 +1,4 @@
-//! Nothing stays pinned after a process is gone, however it went.
+//! Nothing stays pinned after a process has ended, however it ended.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -17,7 +17,7 @@ const SIZE: usize = 64 << 20;
 
 fn killed() -> Outcome {
     need_pins(SIZE as u64)?;
-    // The parent never maps the file, so what keeps it from being sealed is the victim's mapping and pins alone.
+    // The parent does not map the file, so only the victim's mapping and pins prevent sealing it.
     let file = raw::memfd(SIZE as u64);
     let mut victim = Command::new(std::env::current_exe().unwrap())
         .env(ROLE, "victim")
@@ -32,7 +32,7 @@ fn killed() -> Outcome {
     assert_eq!(raw::seal_writes(file.as_fd()).unwrap_err().raw_os_error(), Some(libc::EBUSY));
     victim.kill().unwrap();
     victim.wait().unwrap();
-    // The kernel lets go a little after the process is gone; for ever would be the failure.
+    // The kernel releases pins a little after the process has ended.
     let mut tries = 0;
     while let Err(error) = raw::seal_writes(file.as_fd()) {
         assert_eq!(error.raw_os_error(), Some(libc::EBUSY));
@@ -46,7 +46,7 @@ fn killed() -> Outcome {
     Ok(())
 }
 
-/// Registers the memory behind its standard input, starts a program that will outlive it, says so and waits.
+/// Registers the memory behind its standard input, starts a program that outlives it, reports that and waits.
 #[expect(clippy::zombie_processes, reason = "it has to outlive this process; the parent kills it")]
 pub(crate) fn victim() -> ExitCode {
     let input = std::io::stdin();

@@ -1,4 +1,4 @@
-//! Memory that cannot be pinned: refused with its address and the reason, and nothing stays pinned.
+//! Memory that cannot be pinned is refused with its address and the reason, and nothing stays pinned.
 
 use std::os::fd::AsFd;
 
@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[Test] = &[
 
 const PAGE: usize = 4096;
 
-/// Pins `area` with pieces of `piece` pages and expects a fault at page `page` for a reason that says `says`.
+/// Pins `area` with slots of `piece` pages and expects a fault at page `page` for a reason that contains `says`.
 fn expect_fault(area: &Area, piece: usize, page: usize, says: &str) {
     let uring = IoUring::builder().slot_limit((piece * PAGE) as u64).build().unwrap();
     let empty = pinned();
@@ -99,7 +99,7 @@ fn no_charge() -> Outcome {
     for _ in 0..3 {
         let error = space.register(&area.memory()).unwrap_err();
         assert_eq!(error.errno(), Errno::EFAULT, "{error}");
-        assert_eq!((uring.account().charged(), uring.account().excess()), (0, 0));
+        assert_eq!((uring.account().charged(), uring.account().unmatched_uncharges()), (0, 0));
     }
     area.protect(5 * PAGE, PAGE, libc::PROT_READ | libc::PROT_WRITE);
     space.register(&area.memory()).unwrap().unregister().unwrap();

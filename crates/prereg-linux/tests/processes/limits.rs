@@ -1,4 +1,4 @@
-//! What an ordinary user meets: the limit on locked memory, and hidden page frames.
+//! Limits of an ordinary user: locked memory, and hidden page frames.
 
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -63,7 +63,7 @@ fn no_capability() -> Outcome {
     }
 }
 
-/// The limit is met first by the account, then by the kernel; both say what was asked and what is allowed.
+/// The account refuses before the kernel does; both errors name the request and the limit.
 fn meet_the_limit(uring: &std::sync::Arc<IoUring>) {
     let empty = pinned();
     let space = AddressSpace::builder(std::sync::Arc::clone(uring)).build().unwrap();
@@ -81,7 +81,7 @@ fn meet_the_limit(uring: &std::sync::Arc<IoUring>) {
     assert_eq!(error, PinError::Limit { need: 16 << 20, used: 4 << 20, limit: LIMIT });
     registration.unregister().unwrap();
     assert_eq!((pinned(), uring.account().charged()), (empty, 0));
-    // Exactly the limit: our account allows it, but the ring's own memory counts with the kernel.
+    // Exactly the limit: the account allows it, but the kernel also charges the ring's own memory.
     let exact = GuestMemory::anonymous(LIMIT).unwrap();
     match space.register(&exact) {
         Ok(registration) => registration.unregister().unwrap(),

@@ -1,8 +1,8 @@
-//! Real pins, seen from outside: what the kernel counts, what compaction and `fork` do, what is left after a kill.
+//! Real pins observed from outside: the kernel's counters, compaction, `fork`, and processes that are killed.
 //!
-//! These tests need the process for themselves (VmPin belongs to all of it, and only a process with one thread may fork
-//! freely), so they run one after the other without the usual harness. A test that needs another user or a limit runs
-//! this program again in a role. What this host does not allow is skipped with its reason.
+//! These tests need the process for themselves (VmPin counts per process, and only a process with one thread may fork
+//! freely), so they run one at a time without the usual harness. A test that needs another user or a limit runs this
+//! program again in a role. A test that this host does not allow is skipped with the reason.
 #![expect(
     clippy::unwrap_used,
     reason = "a failed unwrap is a failed test; without the harness this is no test to clippy"
@@ -18,11 +18,11 @@ mod moves;
 mod pins;
 mod raw;
 
-/// A name and what to run; `Err` is the reason for skipping it.
+/// Name and function of a test; `Err` is the reason for skipping it.
 type Test = (&'static str, fn() -> Outcome);
 type Outcome = Result<(), String>;
 
-/// The environment variable that turns the program into one of its helpers.
+/// The environment variable that selects the role of a helper process.
 const ROLE: &str = "PREREG_TEST_ROLE";
 
 fn main() -> ExitCode {
@@ -85,7 +85,7 @@ fn need_pins(bytes: u64) -> Outcome {
     if !verdict.usable {
         return Err(verdict.why.clone());
     }
-    // A ring's own memory counts too.
+    // The kernel charges the ring's own memory too.
     let slack = 1 << 20;
     match verdict.allowance {
         Some(allowance) if allowance < bytes + slack => {

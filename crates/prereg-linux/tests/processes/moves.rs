@@ -1,10 +1,10 @@
-//! Pages that move, and pages that must not: compaction, `fork`, and what `audit` finds.
+//! Pages that move and pages that must not: compaction, `fork`, and the results of an audit.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use prereg::{AddressSpace, HostAddr, Registration, UserAddr, UserRange};
-use prereg_linux::{Backing, GuestMemory, IoUring, Pagemap, audit_range};
+use prereg_linux::{GuestMemory, IoUring, PageBacking, Pagemap, audit_range};
 
 use crate::raw::{self, Area, Sleeper};
 use crate::{Outcome, Test, need_root};
@@ -24,7 +24,7 @@ const PAGE: usize = 4096;
 fn frames_of(map: &Pagemap, memory: &GuestMemory) -> Vec<Option<HostAddr>> {
     (0..memory.bytes() / PAGE as u64)
         .map(|page| match map.page(memory.ua().checked_add(page * PAGE as u64).unwrap()).unwrap() {
-            Backing::Frames(host) => Some(host),
+            PageBacking::Frames(host) => Some(host),
             _ => None,
         })
         .collect()
@@ -38,16 +38,17 @@ fn compaction() -> Outcome {
     need_root()?;
     let compact = "/proc/sys/vm/compact_memory";
     if !std::path::Path::new(compact).exists() {
-        return Err("this kernel cannot be asked to compact".to_owned());
+        return Err("this kernel has no way to request compaction".to_owned());
     }
     let map = Pagemap::open().unwrap();
     let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();
-    // Where fresh pages lie is luck, and those at the end of memory have nowhere to go: so several rounds, each with new
-    // memory, until compaction has moved enough of what is not pinned.
+    // Whether pages move depends on where they lie. So there are several rounds with new memory, until compaction has
+    // moved enough unpinned pages.
     let mut kept = Vec::new();
     let mut moved_without = 0;
     for _ in 0..8 {
-        // Pages of three mappings in turn, one of which is dropped: free pages everywhere to compact into.
+        // Pages of three mappings alternate, and one mapping is dropped, which leaves free pages everywhere to compact
+        // into.
         let (pinned, control, filler) =
             (Area::anonymous(64 << 20), Area::anonymous(64 << 20), Area::anonymous(64 << 20));
         for offset in (0..64 << 20).step_by(PAGE) {
@@ -108,7 +109,7 @@ fn expected_of(registration: &Registration) -> HashMap<u64, HostAddr> {
     expected
 }
 
-/// The pages that an audit finds changed, as offsets in pages, and whether each is mapped at all.
+/// The pages that an audit finds changed, as page offsets, and whether each is still mapped.
 fn audit_of(
     map: &Pagemap,
     registration: &Registration,
@@ -128,7 +129,7 @@ fn audit_of(
         .collect()
 }
 
-/// Registers `memory`, audits it clean, does something to it and answers what the audit finds then.
+/// Registers `memory`, audits it clean, applies `change` and returns the result of another audit.
 fn changed_by(memory: &GuestMemory, change: impl FnOnce()) -> Vec<(u64, bool)> {
     let map = Pagemap::open().unwrap();
     let space = AddressSpace::builder(IoUring::new().unwrap()).build().unwrap();

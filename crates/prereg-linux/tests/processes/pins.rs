@@ -1,4 +1,4 @@
-//! Pinning and releasing, with the kernel's own count as the witness.
+//! Pinning and releasing, checked by the kernel's own counters.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use prereg::{
     UserRange,
 };
 use prereg_linux::{
-    Backing, FaultIn, GuestMemory, HugeSize, IoUring, KernelCount, MemoryError, Mlock, Pagemap, SlotAddress,
-    fault_in,
+    GuestMemory, HugeSize, IoUring, KernelCount, MemoryError, Mlock, PageBacking, Pagemap, Prefault,
+    SlotAddress, prefault,
 };
 
 use crate::raw::{self, Area};
@@ -43,7 +43,7 @@ pub(crate) fn range_of(memory: &GuestMemory, pin: &impl Pin) -> UserRange {
     UserRange::new(memory.ua(), memory.bytes(), pin.granule()).unwrap()
 }
 
-/// Pins without a core: the range, and what the back end said.
+/// Pins without the core: the range, and the result of the back end.
 pub(crate) fn pin(backend: &impl Pin, memory: &GuestMemory) -> Result<(UserRange, PinId), PinError> {
     let range = range_of(memory, backend);
     let mut pages = PageList::new(range, backend.granule());
@@ -81,7 +81,7 @@ fn counted() -> Outcome {
     assert_eq!(pinned(), with_ring + SIZE);
     second.unregister().unwrap();
     assert_eq!(pinned(), with_ring);
-    assert_eq!((uring.account().charged(), uring.account().excess()), (0, 0));
+    assert_eq!((uring.account().charged(), uring.account().unmatched_uncharges()), (0, 0));
     assert_empty(&uring);
     drop((space, uring));
     assert!(pinned() <= with_ring && before <= with_ring);
@@ -123,7 +123,7 @@ fn frames() -> Outcome {
         registration.visit_runs(|ua, host, bytes| {
             for offset in (0..bytes).step_by(4096) {
                 let ua = UserAddr::new(ua.raw() + offset);
-                assert_eq!(map.page(ua).unwrap(), Backing::Frames(host.checked_add(offset).unwrap()));
+                assert_eq!(map.page(ua).unwrap(), PageBacking::Frames(host.checked_add(offset).unwrap()));
                 seen += 4096;
             }
         });
@@ -159,7 +159,7 @@ fn kinds() -> Outcome {
     Ok(())
 }
 
-/// Pages here are pinned many times over, so that gigabytes cost megabytes.
+/// Pages are pinned many times over, so that gigabytes take megabytes.
 const FILE: usize = 64 << 20;
 
 fn several_slots() -> Outcome {
@@ -192,7 +192,7 @@ fn wrong_belief() -> Outcome {
     assert_eq!(uring.slot_limit(), 1 << 30);
     assert_eq!(uring.state().slots_used, 2);
     unpin(&uring, held);
-    // A hole is no reason to believe less.
+    // A hole does not lower the assumed limit.
     let uring = IoUring::builder().slot_limit(8 << 30).build().unwrap();
     area.unmap(4096, 4096);
     let error = pin(&uring, &area.memory()).unwrap_err();
@@ -349,7 +349,7 @@ fn progress() -> Outcome {
     let done = Arc::new(AtomicU64::new(0));
     let seen = Arc::clone(&done);
     let uring = IoUring::builder()
-        .fault_threads(2)
+        .prefault_threads(2)
         .progress(move |done, total| {
             assert_eq!(total, 64 << 20);
             seen.fetch_max(done, Ordering::Relaxed);
@@ -360,8 +360,8 @@ fn progress() -> Outcome {
     let held = pin(&uring, &memory).unwrap();
     assert_eq!(done.swap(0, Ordering::Relaxed), 64 << 20);
     unpin(&uring, held);
-    // Present memory is left alone.
-    fault_in(&memory, FaultIn::default()).unwrap();
+    // Resident memory is not prefaulted again.
+    prefault(&memory, Prefault::default()).unwrap();
     let held = pin(&uring, &memory).unwrap();
     assert_eq!(done.load(Ordering::Relaxed), 0);
     unpin(&uring, held);
@@ -371,7 +371,7 @@ fn progress() -> Outcome {
 fn cancelled() -> Outcome {
     need_pins(64 << 20)?;
     let cancel = Arc::new(AtomicBool::new(true));
-    let uring = IoUring::builder().fault_threads(2).cancel(Arc::clone(&cancel)).build().unwrap();
+    let uring = IoUring::builder().prefault_threads(2).cancel(Arc::clone(&cancel)).build().unwrap();
     let empty = pinned();
     let memory = GuestMemory::anonymous(64 << 20).unwrap();
     let error = pin(&uring, &memory).unwrap_err();
@@ -389,7 +389,7 @@ fn mlock() -> Outcome {
     let before = locked();
     let space = AddressSpace::builder(Mlock::new().unwrap()).build().unwrap();
     assert!(Mlock::WARNING.contains("not a pin"));
-    // Whatever this user may see of the page map: locked pages move.
+    // Whatever this user may see in the page map: locked pages move.
     assert_eq!(space.address_kind(), AddressKind::Invented);
     let memory = GuestMemory::anonymous(SIZE).unwrap();
     let registration = space.register(&memory).unwrap();

@@ -1,4 +1,4 @@
-//! The system calls that hurt: what the tests do to memory and processes behind the library's back.
+//! System calls that change memory and processes behind the library's back.
 #![expect(unsafe_code, reason = "tests break promises on purpose, with raw calls")]
 
 use std::io;
@@ -39,7 +39,7 @@ impl Area {
         Self { start, bytes }
     }
 
-    /// The same file, `times` over, in one piece: large to the eye, small in memory.
+    /// A file mapped `times` over, contiguously: a large range with little memory.
     pub(crate) fn repeated(fd: BorrowedFd<'_>, file_bytes: usize, times: usize, more: usize) -> Self {
         let bytes = file_bytes * times + more;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -52,9 +52,9 @@ impl Area {
         area
     }
 
-    /// As memory that can be registered. The area must outlive every region made of it.
+    /// As memory that can be registered. The area must outlive every region registered from it.
     pub(crate) fn memory(&self) -> GuestMemory {
-        // SAFETY: mapped while the area lives, and the tests break the other duties on purpose.
+        // SAFETY: mapped while the area exists; the tests break the other duties on purpose.
         unsafe { GuestMemory::from_raw(self.start, self.bytes) }
     }
 
@@ -95,7 +95,7 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
-        // SAFETY: the whole area; parts may be gone already, which is no error.
+        // SAFETY: the whole area; unmapping parts twice is no error.
         unsafe { libc::munmap(self.start.cast(), self.bytes) };
     }
 }
@@ -106,7 +106,7 @@ pub(crate) fn memfd(bytes: u64) -> OwnedFd {
     let fd =
         unsafe { libc::memfd_create(c"prereg-test".as_ptr(), libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC) };
     assert!(fd >= 0, "memfd_create: {}", io::Error::last_os_error());
-    // SAFETY: made above, owned by nobody else.
+    // SAFETY: made above, without another owner.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: takes no pointer.
     checked(unsafe { libc::ftruncate(fd.as_raw_fd(), bytes as i64) }).unwrap();
@@ -119,7 +119,7 @@ pub(crate) fn seal_writes(fd: BorrowedFd<'_>) -> io::Result<()> {
     checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) })
 }
 
-/// Takes pages out of a file.
+/// Punches a hole into a file.
 pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset: i64, bytes: i64) {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: takes no pointer.

@@ -74,7 +74,7 @@ impl FileDisk {
     /// # Errors
     /// The reason.
     pub fn fixed(&self) -> Result<(), PlainReason> {
-        self.shared.pins.as_ref().map_or(Err(PlainReason::NotAsked), |pins| pins.io_rings())
+        self.shared.pins.as_ref().map_or(Err(PlainReason::NoBackend), |pins| pins.fixed_io_support())
     }
 }
 

@@ -74,7 +74,7 @@ fn reasons_are_told() {
     let path = image(&folder, 1 << 20);
     let cached = FileDisk::open(&path, with(Direct::Off, None)).unwrap();
     assert!(cached.direct().is_err());
-    assert_eq!(cached.fixed(), Err(PlainReason::NotAsked));
+    assert_eq!(cached.fixed(), Err(PlainReason::NoBackend));
     drop(cached);
     match FileDisk::open(&path, with(Direct::On, None)) {
         Ok(disk) => assert_eq!(disk.direct(), Ok(())),
@@ -83,7 +83,7 @@ fn reasons_are_told() {
     if let Some(guest) = Guest::new() {
         let buffers = Some(Arc::clone(&guest.pins));
         let disk = FileDisk::open(&path, DiskOptions { buffers, ..DiskOptions::default() }).unwrap();
-        assert_eq!(disk.fixed(), guest.pins.io_rings());
+        assert_eq!(disk.fixed(), guest.pins.fixed_io_support());
     }
 }
 

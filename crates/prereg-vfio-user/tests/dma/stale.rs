@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use prereg::Access;
-use prereg_linux::{Backing, GuestMemory, HugeSize, Pagemap};
+use prereg_linux::{GuestMemory, HugeSize, PageBacking, Pagemap};
 use prereg_vfio_user::server::{DmaError, MemoryPolicy};
 
 use crate::hole::punch;
@@ -65,7 +65,7 @@ fn a_sealed_file_can_get_holes_and_is_read_all_the_same() {
 /// Whether the device's address of the page at `at` is that of the client's page. `None` where this user may not know.
 fn is_the_clients(client: &Client, at: u64, page_of_client: prereg::UserAddr) -> Option<bool> {
     let map = Pagemap::open().unwrap();
-    let Backing::Frames(frame) = map.page(page_of_client).unwrap() else { return None };
+    let PageBacking::Frames(frame) = map.page(page_of_client).unwrap() else { return None };
     Some(client.hold(at, 1).pieces().next().unwrap().host == frame)
 }
 

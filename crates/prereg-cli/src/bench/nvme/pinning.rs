@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prereg::{AddressKind, AddressSpace, Registration, Translator};
-use prereg_linux::{GuestMemory, IoPiece, IoRing, IoUring, IoWait, Pieces, SlotAddress, Transfer};
+use prereg_linux::{GuestMemory, IoRing, IoSegment, IoSegments, IoUring, IoWait, SlotAddress, Transfer};
 
 use super::driver::Direction;
 use super::server::cpu_time_of;
@@ -117,7 +117,7 @@ impl PerIo {
             .map_err(|error| Failure::host(what, error))?;
         let at = mapping.runs().next().and_then(|run| SlotAddress::of(run.host));
         self.translator.unmap_range(mapping);
-        let piece = IoPiece { ua: registration.ua(), plain: registration.ua(), bytes: shape.bytes };
+        let piece = IoSegment { ua: registration.ua(), plain: registration.ua(), bytes: shape.bytes };
         let transfer = match shape.direction {
             Direction::Read => Transfer::Read(offset),
             Direction::Write => Transfer::Write(offset),
@@ -125,7 +125,7 @@ impl PerIo {
         // SAFETY: the buffer is mapped as long as `self` lives, nobody has a reference into it, and the ring is dropped
         // before it.
         let begun =
-            unsafe { self.ring.transfer(transfer, Pieces::new(at, piece), Held { slot, registration }) };
+            unsafe { self.ring.transfer(transfer, IoSegments::new(at, piece), Held { slot, registration }) };
         begun.map(drop).map_err(|_| Failure::host("an I/O", "the ring is full"))
     }
 }

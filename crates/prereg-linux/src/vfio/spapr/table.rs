@@ -1,8 +1,8 @@
-//! The table of a window: every entry a counted mapping here and a TCE in the kernel, changed together.
+//! The table of a window. Each entry is a counted mapping here and a TCE in the kernel, which are changed together.
 //!
-//! A new mapping is counted before the kernel is asked and an old one given back after, so whatever an entry of the kernel
-//! names is counted here at every moment. One call to the kernel for one call here; finding and translating addresses takes
-//! none. A refusal puts back what was there before.
+//! A new mapping is counted before the system call and an old one released after it, so every address in the kernel's
+//! table is counted. A change takes one system call; lookups and translations take none. When the kernel refuses a
+//! change, the old entries are restored.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,11 +12,11 @@ use prereg::{Access, BusAddr, Errno, MapError, Mapping, PageShift, Translator, U
 
 use super::window::Window;
 
-/// Why entries were not changed.
+/// Entries were not changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpaprTableError {
-    /// Not whole entries of the window. EINVAL.
+    /// The entries are not inside the window, or misaligned. EINVAL.
     #[error(
         "{pages} entries from {ioba} do not lie in the window of {bytes:#x} bytes at {start:#x}, or not at the start of its \
          {shift} pages"
@@ -24,25 +24,25 @@ pub enum SpaprTableError {
     Outside {
         /// The first entry.
         ioba: BusAddr,
-        /// How many.
+        /// The number of entries.
         pages: u64,
-        /// Where the window begins.
+        /// The start of the window.
         start: u64,
-        /// Its length.
+        /// The length of the window.
         bytes: u64,
-        /// Its page.
+        /// The page size of the window.
         shift: PageShift,
     },
-    /// The memory cannot be mapped. The mapping's errno.
+    /// The memory cannot be mapped. The errno of [`MapError`].
     #[error(transparent)]
     Map(#[from] MapError),
-    /// No memory for our own books. ENOMEM.
+    /// No memory for the list of entries. ENOMEM.
     #[error("no memory for {pages} entries")]
     OutOfMemory {
-        /// How many entries.
+        /// The number of entries.
         pages: u64,
     },
-    /// The kernel refused. Its errno; EINVAL where it answered a positive number.
+    /// The kernel refused. Its errno, or EINVAL where it returned a positive number.
     #[error(
         "the kernel refused {during} at {ioba} with {errno}{}: a window's pages must not be larger than the pages of the \
          memory (system pages, or those of hugetlb)", lost_text(*.lost)
@@ -52,9 +52,9 @@ pub enum SpaprTableError {
         during: &'static str,
         /// The first entry.
         ioba: BusAddr,
-        /// The kernel's number.
+        /// The kernel's errno.
         errno: Errno,
-        /// Entries that were live before, and that the kernel would not put back: they are empty now.
+        /// Entries that were live and could not be restored: they are empty now.
         lost: u64,
     },
 }
@@ -64,7 +64,7 @@ fn lost_text(lost: u64) -> String {
 }
 
 impl SpaprTableError {
-    /// EINVAL, ENOMEM, the mapping's or the kernel's, as said at each kind.
+    /// EINVAL, ENOMEM, the mapping's or the kernel's, as documented at each kind.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -85,13 +85,13 @@ struct Entry {
 #[derive(Default)]
 struct Entries {
     live: BTreeMap<u64, Entry>,
-    /// Mappings that the kernel may still have in entries that it would not empty: never given back.
-    doubtful: Vec<Mapping>,
+    /// Mappings of entries that the kernel did not empty: never released.
+    unconfirmed: Vec<Mapping>,
 }
 
-/// The table of a window. Threads may change it at the same time, each with its own translator; one goes after the other.
+/// The table of a window. Threads may change it concurrently, each with its own translator; changes are serialised.
 ///
-/// Dropping it empties its entries, and removes the window if it was made for it.
+/// Dropping it empties its entries, and removes the window if it was created for the table.
 pub struct SpaprTable {
     entries: Mutex<Entries>,
     window: Window,
@@ -114,7 +114,7 @@ impl SpaprTable {
         self.window.bytes()
     }
 
-    /// The page of its entries.
+    /// The page size of its entries.
     #[must_use]
     pub const fn shift(&self) -> PageShift {
         self.window.shift()
@@ -134,11 +134,11 @@ impl SpaprTable {
         })
     }
 
-    /// Maps the page at `ua` into the entry at `ioba`, as `H_PUT_TCE` does: one call to the kernel. What was there before is
-    /// given back.
+    /// Maps the page at `ua` into the entry at `ioba`, like `H_PUT_TCE`: one system call. The old mapping of the entry
+    /// is released.
     ///
     /// # Errors
-    /// [`SpaprTableError`]; the entry is as it was.
+    /// [`SpaprTableError`]; the entry is unchanged.
     pub fn put(
         &self,
         translator: &mut Translator,
@@ -149,11 +149,11 @@ impl SpaprTable {
         self.put_run(translator, ioba, ua, 1, access)
     }
 
-    /// Maps `pages` consecutive pages from `ua` on into the entries from `ioba` on: one call to the kernel, or none for no
+    /// Maps `pages` consecutive pages from `ua` on into the entries from `ioba` on: one system call, or none for zero
     /// pages.
     ///
     /// # Errors
-    /// [`SpaprTableError`]; the entries are as they were, but for those that [`SpaprTableError::Kernel`] counts as lost.
+    /// [`SpaprTableError`]; the entries are unchanged, except those that [`SpaprTableError::Kernel`] counts as lost.
     pub fn put_run(
         &self,
         translator: &mut Translator,
@@ -166,10 +166,10 @@ impl SpaprTable {
             return Ok(());
         }
         let first = self.index(ioba, pages)?;
-        let taken = self.take(translator, ua, pages)?;
+        let taken = self.map_pages(translator, ua, pages)?;
         let mut entries = self.entries();
         if let Err(errno) = self.window.map(first, pages, ua.raw(), access) {
-            let lost = self.put_back(&mut entries, first, pages, taken);
+            let lost = self.restore(&mut entries, first, pages, taken);
             return Err(SpaprTableError::Kernel { during: "VFIO_IOMMU_MAP_DMA", ioba, errno, lost });
         }
         let mut old = Vec::new();
@@ -183,11 +183,12 @@ impl SpaprTable {
         Ok(())
     }
 
-    /// Maps pages of memory, wherever each lies, into consecutive entries from `ioba` on, as `H_PUT_TCE_INDIRECT` does: one call
-    /// to the kernel for each run of pages that follow each other.
+    /// Maps arbitrary pages into consecutive entries from `ioba` on, like `H_PUT_TCE_INDIRECT`: one system call for
+    /// each run of consecutive pages.
     ///
     /// # Errors
-    /// [`SpaprTableError`], as [`put_run`](Self::put_run) of the run that was refused; the runs before it are mapped.
+    /// [`SpaprTableError`] of the run that was refused, as in [`put_run`](Self::put_run); the runs before it stay
+    /// mapped.
     pub fn put_list(
         &self,
         translator: &mut Translator,
@@ -201,14 +202,14 @@ impl SpaprTable {
         for run in pages.chunk_by(|one, next| one.checked_add(size) == Some(*next)) {
             let Some(&first) = run.first() else { continue };
             self.put_run(translator, at, first, run.len() as u64, access)?;
-            // Inside the window, which does not wrap; past its last entry the sum is not used.
+            // Inside the window, which does not wrap; after the last entry the sum is not used.
             at = BusAddr::new(at.raw().wrapping_add(run.len() as u64 * size));
         }
         Ok(())
     }
 
-    /// Counts `pages` mappings from `ua` on, or none.
-    fn take(
+    /// Counts mappings of `pages` pages from `ua` on, or of none.
+    fn map_pages(
         &self,
         translator: &mut Translator,
         ua: UserAddr,
@@ -239,12 +240,12 @@ impl SpaprTable {
         Ok(taken)
     }
 
-    /// After a refused map the kernel may have emptied entries, or written some: empties them all and maps what was there
-    /// before again. Answers how many entries that were live are empty now.
+    /// A refused map may have emptied or written some entries. Empties all of them and maps the old ones again; returns
+    /// how many live entries are lost.
     #[cold]
-    fn put_back(&self, entries: &mut Entries, first: u64, pages: u64, taken: Vec<Mapping>) -> u64 {
+    fn restore(&self, entries: &mut Entries, first: u64, pages: u64, taken: Vec<Mapping>) -> u64 {
         if self.window.unmap(first, pages).is_err() {
-            entries.doubtful.extend(taken);
+            entries.unconfirmed.extend(taken);
             return 0;
         }
         let page = self.shift().bytes();
@@ -261,7 +262,7 @@ impl SpaprTable {
             let Some(&(index, ua, access)) = run.first() else { continue };
             if self.window.map(index, run.len() as u64, ua, access).is_err() {
                 for (index, ..) in run {
-                    // The kernel's entry is empty, or was never written again; either way it names nothing of ours.
+                    // The kernel's entry is empty, so nothing names the mapping any more.
                     lost += u64::from(entries.live.remove(index).is_some());
                 }
             }
@@ -269,11 +270,11 @@ impl SpaprTable {
         lost
     }
 
-    /// Empties `pages` entries from `ioba` on, as `H_STUFF_TCE` with a zero does: one call to the kernel, or none if all are
-    /// empty. Answers how many were live.
+    /// Empties `pages` entries from `ioba` on, like `H_STUFF_TCE` with zero: one system call, or none if all are empty.
+    /// Returns how many were live.
     ///
     /// # Errors
-    /// [`SpaprTableError`]; the entries are still counted then.
+    /// [`SpaprTableError`]; the entries stay counted.
     pub fn stuff(
         &self,
         translator: &mut Translator,
@@ -305,7 +306,7 @@ impl SpaprTable {
         Ok(count)
     }
 
-    /// Empties the entry at `ioba`. Answers whether it was live.
+    /// Empties the entry at `ioba`. Returns whether it was live.
     ///
     /// # Errors
     /// As [`stuff`](Self::stuff).
@@ -313,7 +314,7 @@ impl SpaprTable {
         Ok(self.stuff(translator, ioba, 1)? == 1)
     }
 
-    /// What the entry at `ioba` maps, and what a device may do there.
+    /// The page that the entry at `ioba` maps, and the device's access to it.
     #[must_use]
     pub fn entry(&self, ioba: BusAddr) -> Option<(UserAddr, Access)> {
         let index = self.window.index(ioba, 1)?;
@@ -321,7 +322,7 @@ impl SpaprTable {
         entries.live.get(&index).map(|entry| (entry.mapping.ua(), entry.access))
     }
 
-    /// How many entries are live.
+    /// The number of live entries.
     #[must_use]
     pub fn live(&self) -> u64 {
         self.entries().live.len() as u64
@@ -334,17 +335,17 @@ impl Drop for SpaprTable {
         let (Some((&first, _)), Some((&last, _))) =
             (entries.live.first_key_value(), entries.live.last_key_value())
         else {
-            std::mem::take(&mut entries.doubtful).into_iter().for_each(std::mem::forget);
+            std::mem::take(&mut entries.unconfirmed).into_iter().for_each(std::mem::forget);
             return;
         };
         let live = std::mem::take(&mut entries.live).into_values();
         if self.window.unmap(first, last - first + 1).is_ok() {
             drop(live);
         } else {
-            // What the kernel may still let a device reach must not be unregistered, by anybody.
+            // A device may still reach the memory, so its mappings are leaked and it can never be unregistered.
             live.for_each(|entry| std::mem::forget(entry.mapping));
         }
-        std::mem::take(&mut entries.doubtful).into_iter().for_each(std::mem::forget);
+        std::mem::take(&mut entries.unconfirmed).into_iter().for_each(std::mem::forget);
     }
 }
 

@@ -1,16 +1,18 @@
-//! The SPAPR back end on a real kernel's recorded answers, and on a model that refuses the nth request and, as real kernels
-//! do, says yes to what it should refuse.
+//! The SPAPR back end on a recording of a real kernel and on the kernel model, with injected failures and false
+//! successes.
 
-use super::super::model::{HIGH, Model, WINDOW};
-use super::super::recorded::Recording;
+use super::super::kernel_model::{HIGH, KernelModel, WINDOW};
+use super::super::replay::Recording;
 use super::super::sysfs::tests::tree;
+use super::table::SpaprTableError;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{Access, AddressSpace, BusAddr, PageList, UserAddr};
+use crate::pagemap::system_granule;
+use prereg::{Access, AddressSpace, BusAddr, DirtyPages, Granule, PageList, Pin, UserAddr};
 
 const DEVICE: &str = "0000:00:01.0";
 
-/// The entries of the tables here.
+/// Page size of the tables' entries.
 const PAGE: u64 = 4096;
 
 fn memory(bytes: u64) -> GuestMemory {
@@ -18,7 +20,7 @@ fn memory(bytes: u64) -> GuestMemory {
     GuestMemory::anonymous(bytes.next_multiple_of(granule)).unwrap()
 }
 
-fn on(model: &Model) -> (tempfile::TempDir, Arc<VfioSpaprV2>) {
+fn on(model: &KernelModel) -> (tempfile::TempDir, Arc<VfioSpaprV2>) {
     let (root, host) = model.host();
     (root, Arc::new(VfioSpaprV2::open_on(&host, DEVICE).unwrap()))
 }
@@ -27,8 +29,8 @@ fn at(index: u64) -> BusAddr {
     BusAddr::new(0x10_0000 + index * PAGE)
 }
 
-/// User addresses that the kernel's entries name, from `at(0)` on.
-fn entries(model: &Model, count: u64) -> Vec<Option<u64>> {
+/// User addresses in the kernel's entries from `at(0)` on.
+fn entries(model: &KernelModel, count: u64) -> Vec<Option<u64>> {
     (0..count).map(|index| model.state().entries.get(&at(index).raw()).copied()).collect()
 }
 
@@ -53,15 +55,15 @@ fn a_real_kernels_answers_make_registrations_and_entries() {
     vfio.unpin(pin, small, DirtyPages::none());
     assert_eq!((vfio.state().pinned_bytes, vfio.state().stuck_bytes), (0, 0));
     drop((device, vfio));
-    recording.assert_used_up();
+    recording.assert_exhausted();
 }
 
 #[test]
 fn every_failed_call_of_opening_leaves_nothing_open() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     for nth in 1.. {
         let (_root, host) = model.host();
-        model.refuse_nth(nth, Errno::EIO);
+        model.fail_nth(nth, Errno::EIO);
         let opened = VfioSpaprV2::open_on(&host, DEVICE).and_then(|vfio| vfio.device(DEVICE).map(drop));
         assert_eq!(opened.is_err(), model.refused(), "call {nth}");
         assert_eq!(model.state().open, 0, "call {nth}");
@@ -74,19 +76,19 @@ fn every_failed_call_of_opening_leaves_nothing_open() {
 
 #[test]
 fn a_refused_or_partial_registration_leaves_nothing_pinned_or_charged() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::EINVAL, Errno::EBUSY, Errno::EPERM] {
-        model.refuse_nth(1, errno);
+        model.fail_nth(1, errno);
         let error = space.register(&memory).unwrap_err();
         assert_eq!(error.errno(), errno, "{error}");
     }
-    // What a kernel answers that could pin only the first pages.
-    model.state().pretends = Some("VFIO_IOMMU_SPAPR_REGISTER_MEMORY");
+    // The result of a kernel that could pin only the first pages.
+    model.state().fake_success = Some("VFIO_IOMMU_SPAPR_REGISTER_MEMORY");
     assert_eq!(space.register(&memory).unwrap_err().errno(), Errno::EFAULT);
-    model.state().pretends = None;
+    model.state().fake_success = None;
     assert!(model.state().registered.is_empty());
     assert_eq!((vfio.account().charged(), vfio.state().pinned_bytes), (0, 0));
     space.register(&memory).unwrap().unregister().unwrap();
@@ -94,7 +96,7 @@ fn a_refused_or_partial_registration_leaves_nothing_pinned_or_charged() {
 
 #[test]
 fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
@@ -105,7 +107,7 @@ fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
     let calls = model.state().calls;
     let busy = registration.unregister().unwrap_err();
     assert_eq!((busy.errno(), busy.mapped()), (Errno::EBUSY, 1));
-    assert_eq!(model.state().calls, calls, "the kernel is not asked");
+    assert_eq!(model.state().calls, calls, "no system call");
     assert!(table.clear(&mut translator, at(0)).unwrap());
     busy.into_inner().unregister().unwrap();
     assert!(model.state().registered.is_empty());
@@ -113,7 +115,7 @@ fn mapped_memory_is_busy_although_the_kernel_would_let_it_go() {
 
 #[test]
 fn every_change_of_a_table_is_one_call_at_most() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(600 * PAGE);
@@ -123,33 +125,33 @@ fn every_change_of_a_table_is_one_call_at_most() {
     let ua = |index: u64| UserAddr::new(registration.ua().raw() + index * PAGE);
     let calls = || model.state().calls;
     let mut before = calls();
-    let mut asked = || {
-        let asked = calls() - before;
+    let mut new_calls = || {
+        let new_calls = calls() - before;
         before = calls();
-        asked
+        new_calls
     };
     table.put(&mut translator, at(3), ua(0), Access::Read).unwrap();
-    assert_eq!(asked(), 1);
+    assert_eq!(new_calls(), 1);
     table.put_run(&mut translator, at(0), ua(0), 512, Access::ReadWrite).unwrap();
-    assert_eq!((asked(), table.live()), (1, 512));
+    assert_eq!((new_calls(), table.live()), (1, 512));
     let scattered = [ua(9), ua(8), ua(7), ua(20), ua(21)];
     table.put_list(&mut translator, at(0), &scattered, Access::ReadWrite).unwrap();
-    assert_eq!(asked(), 4, "one for each run of pages that follow each other");
+    assert_eq!(new_calls(), 4, "one for each run of pages that follow each other");
     assert_eq!(entries(&model, 6)[..5], scattered.map(|ua| Some(ua.raw())));
     assert_eq!(entries(&model, 6)[5], Some(ua(5).raw()));
     assert_eq!(table.entry(at(3)), Some((ua(20), Access::ReadWrite)));
     assert_eq!(table.stuff(&mut translator, at(0), 600).unwrap(), 512);
-    assert_eq!(asked(), 1);
+    assert_eq!(new_calls(), 1);
     assert_eq!(table.stuff(&mut translator, at(0), 600).unwrap(), 0);
     table.put_run(&mut translator, at(0), ua(0), 0, Access::Read).unwrap();
-    assert_eq!(asked(), 0, "nothing to do is not asked for");
+    assert_eq!(new_calls(), 0, "nothing to do takes no system call");
     assert!(model.state().entries.is_empty());
     registration.unregister().unwrap();
 }
 
 #[test]
 fn what_lies_outside_is_refused_before_the_kernel_sees_it() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
@@ -185,7 +187,7 @@ fn what_lies_outside_is_refused_before_the_kernel_sees_it() {
 
 #[test]
 fn a_refused_map_puts_back_what_was_there() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let (old, new) = (memory(16 * PAGE), memory(16 * PAGE));
@@ -196,15 +198,15 @@ fn a_refused_map_puts_back_what_was_there() {
     table.put(&mut translator, at(7), old.ua(), Access::Read).unwrap();
     let before = entries(&model, 10);
 
-    model.refuse_nth(1, Errno::ENOMEM);
+    model.fail_nth(1, Errno::ENOMEM);
     let error = table.put_run(&mut translator, at(0), new.ua(), 10, Access::ReadWrite).unwrap_err();
     assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
     assert!(matches!(error, SpaprTableError::Kernel { lost: 0, .. }));
     assert_eq!(entries(&model, 10), before);
-    model.state().pretends = Some("VFIO_IOMMU_MAP_DMA");
+    model.state().fake_success = Some("VFIO_IOMMU_MAP_DMA");
     let error = table.put(&mut translator, at(7), new.ua(), Access::ReadWrite).unwrap_err();
-    model.state().pretends = None;
-    // The model would not map the old one again either: the entry is empty, and counted no more.
+    model.state().fake_success = None;
+    // The model also refuses to restore the old mapping: the entry is empty and not counted.
     assert!(matches!(error, SpaprTableError::Kernel { errno: Errno::EINVAL, lost: 1, .. }), "{error}");
     assert_eq!((table.entry(at(7)), entries(&model, 8)[7]), (None, None));
 
@@ -218,7 +220,7 @@ fn a_refused_map_puts_back_what_was_there() {
 
 #[test]
 fn entries_that_the_kernel_would_not_empty_stay_counted() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(16 * PAGE);
@@ -226,11 +228,11 @@ fn entries_that_the_kernel_would_not_empty_stay_counted() {
     let table = vfio.default_window().unwrap();
     let mut translator = space.translator();
     table.put_run(&mut translator, at(0), registration.ua(), 3, Access::Read).unwrap();
-    model.refuse_nth(1, Errno::EIO);
+    model.fail_nth(1, Errno::EIO);
     assert_eq!(table.stuff(&mut translator, at(1), 1).unwrap_err().errno(), Errno::EIO);
     let busy = registration.unregister().unwrap_err();
     assert_eq!((busy.mapped(), table.live()), (3, 3));
-    model.refuse_nth(1, Errno::EIO);
+    model.fail_nth(1, Errno::EIO);
     drop(table);
     let busy = busy.into_inner().unregister().unwrap_err();
     assert_eq!(busy.mapped(), 3, "what a device may still reach is never unregistered");
@@ -239,7 +241,7 @@ fn entries_that_the_kernel_would_not_empty_stay_counted() {
 
 #[test]
 fn windows_come_and_go_and_are_never_asked_for_in_vain() {
-    let model = Model::new(&[]);
+    let model = KernelModel::new(&[]);
     let (_root, vfio) = on(&model);
     let default = vfio.default_window().unwrap();
     let error = vfio.default_window().unwrap_err();
@@ -262,7 +264,7 @@ fn windows_come_and_go_and_are_never_asked_for_in_vain() {
     assert_eq!(low.start().raw(), 0);
     assert!(vfio.default_window().is_err());
     drop(low);
-    model.refuse_nth(1, Errno::ENOMEM);
+    model.fail_nth(1, Errno::ENOMEM);
     let error = vfio.create_window(PageShift::K4, 1 << 28, WindowPlace::Beside).unwrap_err();
     assert_eq!(error.errno(), Errno::ENOMEM);
     vfio.create_window(PageShift::K4, 1 << 28, WindowPlace::Beside).unwrap();

@@ -1,48 +1,49 @@
-//! The windows of a SPAPR container: which there can be, which there are, and what goes through them to the kernel.
+//! The windows of a SPAPR container: limits, creation and removal, and the system calls on their entries.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, BusAddr, Errno, PageShift};
 
+use crate::counter::Counter;
 use crate::vfio::container::{Container, SPAPR_TCE_V2};
 use crate::vfio::error::VfioError;
 use crate::vfio::host::VfioHost;
 use crate::vfio::kernel::{
-    IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, exchange,
+    IOMMU_MAP_DMA, IOMMU_UNMAP_DMA, SPAPR_TCE_CREATE, SPAPR_TCE_GET_INFO, SPAPR_TCE_REMOVE, ioctl_struct,
+    ioctl_zero,
 };
-use crate::vfio::layout::{Layout, MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UnmapDma};
+use crate::vfio::uapi::{MapDma, SPAPR_DDW, SpaprInfo, TceCreate, TceRemove, UapiStruct, UnmapDma};
 
-/// What windows a container can have.
+/// Limits on the windows of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SpaprLimits {
-    /// Where the default window begins.
+    /// The start of the default window.
     pub default_start: BusAddr,
     /// Bytes of the default window, in pages of 4 KiB.
     pub default_bytes: u64,
-    /// A bit for every page size a window that is made can have; 0 where none can be made.
+    /// A bit for every page size of a created window; 0 where none can be created.
     pub page_sizes: u64,
-    /// Windows there can be, the default one included.
+    /// The most windows, including the default one.
     pub windows: u32,
-    /// Levels of a table at most.
+    /// The most levels of a table.
     pub levels: u32,
 }
 
-/// Where a window that is made goes.
+/// The place of a created window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WindowPlace {
-    /// Beside the default window, at a high bus address.
+    /// In addition to the default window, at a high bus address.
     Beside,
-    /// In the place of the default window, which is given up: at its bus address, for devices that reach no higher.
+    /// At the bus address of the default window, which is removed: for devices that cannot reach higher addresses.
     InsteadOfDefault,
 }
 
-/// The default window of a container.
+/// State of the default window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Default {
+enum DefaultWindow {
     Free,
     Taken,
     Removed,
@@ -50,37 +51,37 @@ enum Default {
 
 #[derive(Debug)]
 struct State {
-    default: Default,
+    default: DefaultWindow,
     made: u32,
 }
 
 /// A container's windows.
-pub(super) struct Windows {
+pub(super) struct WindowSet {
     container: Container,
     limits: SpaprLimits,
     state: Mutex<State>,
-    entry_calls: AtomicU64,
+    entry_calls: Counter,
 }
 
-/// One window, its owner's alone. Dropping it removes it if it was made.
+/// A window with one owner. Dropping it removes it if it was created.
 pub(super) struct Window {
-    windows: Arc<Windows>,
+    windows: Arc<WindowSet>,
     start: u64,
     bytes: u64,
     shift: PageShift,
     made: bool,
 }
 
-/// Bytes of one level of a table: small enough that the kernel finds them in one piece.
+/// The largest level of a table: small enough to be physically contiguous.
 const LEVEL_BYTES: u64 = 1 << 20;
-/// An entry of a table.
+/// Size of a table entry.
 const ENTRY_BYTES: u64 = 8;
 const DEFAULT_PAGE: PageShift = PageShift::K4;
 
-impl Windows {
+impl WindowSet {
     pub(super) fn new(container: Container) -> Result<Self, VfioError> {
         let mut info = SpaprInfo { argsz: SpaprInfo::BYTES as u32, ..SpaprInfo::default() };
-        exchange(container.descriptor(), SPAPR_TCE_GET_INFO, &mut info)
+        ioctl_struct(container.descriptor(), SPAPR_TCE_GET_INFO, &mut info)
             .map_err(os(SPAPR_TCE_GET_INFO.name))?;
         let dynamic = info.flags & SPAPR_DDW != 0;
         let limits = SpaprLimits {
@@ -90,8 +91,8 @@ impl Windows {
             windows: if dynamic { info.windows } else { 1 },
             levels: if dynamic { info.levels } else { 1 },
         };
-        let state = Mutex::new(State { default: Default::Free, made: 0 });
-        Ok(Self { container, limits, state, entry_calls: AtomicU64::new(0) })
+        let state = Mutex::new(State { default: DefaultWindow::Free, made: 0 });
+        Ok(Self { container, limits, state, entry_calls: Counter::default() })
     }
 
     pub(super) const fn container(&self) -> &Container {
@@ -103,23 +104,22 @@ impl Windows {
     }
 
     pub(super) fn entry_calls(&self) -> u64 {
-        // Relaxed: a number for reports.
-        self.entry_calls.load(Ordering::Relaxed)
+        self.entry_calls.get()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn take_default(this: &Arc<Self>) -> Result<Window, VfioError> {
+    pub(super) fn open_default(this: &Arc<Self>) -> Result<Window, VfioError> {
         let (start, bytes) = (this.limits.default_start.raw(), this.limits.default_bytes);
         let refuse = |why| VfioError::Window { bytes, shift: DEFAULT_PAGE.get(), why };
         let mut state = this.state();
         match state.default {
-            Default::Free if bytes == 0 => return Err(refuse("the platform has no default window")),
-            Default::Free => state.default = Default::Taken,
-            Default::Taken => return Err(refuse("the default window has a table already")),
-            Default::Removed => return Err(refuse("the default window was replaced by another one")),
+            DefaultWindow::Free if bytes == 0 => return Err(refuse("the platform has no default window")),
+            DefaultWindow::Free => state.default = DefaultWindow::Taken,
+            DefaultWindow::Taken => return Err(refuse("the default window has a table already")),
+            DefaultWindow::Removed => return Err(refuse("the default window was replaced by another one")),
         }
         Ok(Window { windows: Arc::clone(this), start, bytes, shift: DEFAULT_PAGE, made: false })
     }
@@ -134,18 +134,18 @@ impl Windows {
         let levels = this.limits.check(shift, bytes).map_err(refuse)?;
         let mut state = this.state();
         match (place, state.default) {
-            (WindowPlace::InsteadOfDefault, Default::Taken) => {
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Taken) => {
                 return Err(refuse("the default window has a table; drop that first"));
             }
-            (WindowPlace::InsteadOfDefault, Default::Removed) | (WindowPlace::Beside, _) => {
-                let default = u32::from(state.default != Default::Removed);
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Removed) | (WindowPlace::Beside, _) => {
+                let default = u32::from(state.default != DefaultWindow::Removed);
                 if state.made + default >= this.limits.windows {
                     return Err(refuse("the container has all the windows it can have; drop a table first"));
                 }
             }
-            (WindowPlace::InsteadOfDefault, Default::Free) => {
+            (WindowPlace::InsteadOfDefault, DefaultWindow::Free) => {
                 this.remove(this.limits.default_start.raw()).map_err(os(SPAPR_TCE_REMOVE.name))?;
-                state.default = Default::Removed;
+                state.default = DefaultWindow::Removed;
             }
         }
         match this.make(shift, bytes, levels) {
@@ -165,8 +165,8 @@ impl Windows {
             levels,
             ..TceCreate::default()
         };
-        success(exchange(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create))?;
-        // A window that would wrap could not be checked against.
+        ioctl_zero(self.container.descriptor(), SPAPR_TCE_CREATE, &mut create)?;
+        // A window that wraps is unusable, as ranges could not be checked against it.
         if create.start_addr.checked_add(bytes - 1).is_none() {
             self.remove(create.start_addr)?;
             return Err(Errno::EOVERFLOW);
@@ -176,7 +176,7 @@ impl Windows {
 
     fn remove(&self, start: u64) -> Result<(), Errno> {
         let mut remove = TceRemove { argsz: TceRemove::BYTES as u32, flags: 0, start_addr: start };
-        success(exchange(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove))
+        ioctl_zero(self.container.descriptor(), SPAPR_TCE_REMOVE, &mut remove)
     }
 }
 
@@ -184,22 +184,13 @@ fn os(during: &'static str) -> impl FnOnce(Errno) -> VfioError {
     move |errno| VfioError::Os { during, on: "the container".into(), errno }
 }
 
-/// Zero, and nothing else, is success.
-fn success(result: Result<i32, Errno>) -> Result<(), Errno> {
-    match result {
-        Ok(0) => Ok(()),
-        Ok(_) => Err(Errno::EINVAL),
-        Err(errno) => Err(errno),
-    }
-}
-
 impl SpaprLimits {
-    /// Asks a container over the group of `device`, opened for that.
-    pub(crate) fn ask(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
-        Ok(Windows::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
+    /// Opens a container over the group of `device` to query its limits.
+    pub(crate) fn query(host: &VfioHost, device: &str) -> Result<Self, VfioError> {
+        Ok(WindowSet::new(Container::open(host, device, SPAPR_TCE_V2)?)?.limits())
     }
 
-    /// The levels that a table for such a window should have, or why the kernel would refuse it (and leak its charge).
+    /// The number of levels for a table, or the reason why the kernel would refuse the window (and leak its charge).
     fn check(&self, shift: PageShift, bytes: u64) -> Result<u32, &'static str> {
         if self.page_sizes == 0 {
             return Err("the platform makes no windows");
@@ -234,7 +225,7 @@ impl Window {
         self.shift
     }
 
-    /// The index of the entry at `ioba`, when that and `pages - 1` more lie in the window.
+    /// The index of the entry at `ioba`, if it and the `pages - 1` entries after it are in the window.
     pub(super) fn index(&self, ioba: BusAddr, pages: u64) -> Option<u64> {
         let offset = ioba.raw().checked_sub(self.start)?;
         let index = offset >> self.shift.get();
@@ -243,7 +234,7 @@ impl Window {
         inside.then_some(index)
     }
 
-    /// Maps `pages` pages at `ua` from entry `index` on, which with them lies in the window: one call.
+    /// Maps `pages` pages at `ua` from entry `index` on: one system call. The entries must be in the window.
     pub(super) fn map(&self, index: u64, pages: u64, ua: u64, access: Access) -> Result<(), Errno> {
         self.count();
         let mut map = MapDma {
@@ -253,10 +244,10 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(exchange(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map))
+        ioctl_zero(self.windows.container.descriptor(), IOMMU_MAP_DMA, &mut map)
     }
 
-    /// Empties `pages` entries from `index` on, which lie in the window: one call.
+    /// Empties `pages` entries from `index` on: one system call. The entries must be in the window.
     pub(super) fn unmap(&self, index: u64, pages: u64) -> Result<(), Errno> {
         self.count();
         let mut unmap = UnmapDma {
@@ -265,12 +256,11 @@ impl Window {
             iova: self.start + (index << self.shift.get()),
             size: pages << self.shift.get(),
         };
-        success(exchange(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap))
+        ioctl_zero(self.windows.container.descriptor(), IOMMU_UNMAP_DMA, &mut unmap)
     }
 
     fn count(&self) {
-        // Relaxed: a number for reports.
-        self.windows.entry_calls.fetch_add(1, Ordering::Relaxed);
+        self.windows.entry_calls.add(1);
     }
 }
 
@@ -278,19 +268,19 @@ impl Drop for Window {
     fn drop(&mut self) {
         let mut state = self.windows.state();
         if self.made {
-            // A window that stays takes its place until the container goes.
+            // A window that cannot be removed occupies its place until the container is closed.
             if self.windows.remove(self.start).is_ok() {
                 state.made -= 1;
             }
         } else {
-            state.default = Default::Free;
+            state.default = DefaultWindow::Free;
         }
     }
 }
 
-impl fmt::Debug for Windows {
+impl fmt::Debug for WindowSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Windows").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("WindowSet").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 

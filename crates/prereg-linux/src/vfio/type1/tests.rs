@@ -1,11 +1,12 @@
-//! The type1 back end on a real kernel's recorded answers, and on a model that refuses the nth request.
+//! The type1 back end on a recording of a real kernel and on the kernel model with injected failures.
 
-use super::super::model::Model;
-use super::super::recorded::Recording;
+use super::super::kernel_model::KernelModel;
+use super::super::replay::Recording;
 use super::super::sysfs::tests::tree;
 use super::*;
 use crate::memory::GuestMemory;
-use prereg::{AddressSpace, PageList, PageShift, RegisterError};
+use crate::pagemap::system_granule;
+use prereg::{AddressSpace, DirtyPages, Granule, PageList, PageShift, Pin, RegisterError, UserAddr};
 
 const DEVICE: &str = "0000:00:01.0";
 /// The ranges of an emulated Intel IOMMU.
@@ -24,7 +25,7 @@ fn memory(pages: u64) -> GuestMemory {
     GuestMemory::anonymous(pages * system_granule().unwrap().bytes()).unwrap()
 }
 
-fn on(model: &Model) -> (tempfile::TempDir, Arc<VfioType1>) {
+fn on(model: &KernelModel) -> (tempfile::TempDir, Arc<VfioType1>) {
     let (root, host) = model.host();
     (root, Arc::new(VfioType1::open_on(&host, DEVICE).unwrap()))
 }
@@ -39,10 +40,10 @@ fn a_real_kernels_answers_make_a_region_of_one_call() {
     let recording = Recording::parse(include_str!("../recordings/type1-intel.txt"));
     let host = VfioHost { kernel: recording.kernel(), sysfs };
     let vfio = VfioType1::open_on(&host, DEVICE).unwrap();
-    assert_eq!(vfio.limits().spans(), INTEL);
+    assert_eq!(vfio.limits().raw_ranges(), INTEL);
     assert_eq!(vfio.limits().mappings_left, Some(65_535));
     let device = vfio.device(DEVICE).unwrap();
-    assert!(!device.resets());
+    assert!(!device.can_reset());
 
     let small = range(0x7f69_6b14_2000, 4 << 20);
     let mut pages = list(small);
@@ -60,15 +61,15 @@ fn a_real_kernels_answers_make_a_region_of_one_call() {
     assert_eq!(error.errno(), Errno::ENOMEM, "{error}");
     assert_eq!((vfio.state().mappings, vfio.state().pinned_bytes, vfio.state().stuck_bytes), (0, 0, 0));
     drop((device, vfio));
-    recording.assert_used_up();
+    recording.assert_exhausted();
 }
 
 #[test]
 fn every_failed_call_of_opening_leaves_nothing_open() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     for nth in 1.. {
         let (_root, host) = model.host();
-        model.refuse_nth(nth, Errno::EIO);
+        model.fail_nth(nth, Errno::EIO);
         let opened = VfioType1::open_on(&host, DEVICE).and_then(|vfio| vfio.device(DEVICE).map(drop));
         assert_eq!(opened.is_err(), model.refused(), "call {nth}");
         assert_eq!(model.state().open, 0, "call {nth}");
@@ -81,17 +82,17 @@ fn every_failed_call_of_opening_leaves_nothing_open() {
 
 #[test]
 fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
-    // Ranges so small that a region takes three pieces.
+    // Ranges so small that a region is split over three.
     let page = system_granule().unwrap().bytes();
     let base = 64 << 20;
     let allowed: Vec<_> = (0..3).map(|i| (base * (i + 1), base * (i + 1) + 4 * page - 1)).collect();
-    let model = Model::new(&allowed);
+    let model = KernelModel::new(&allowed);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(10);
     for errno in [Errno::EFAULT, Errno::ENOMEM, Errno::ENOSPC, Errno::EEXIST, Errno::EPERM, Errno::EINVAL] {
         for nth in 1..=3 {
-            model.refuse_nth(nth, errno);
+            model.fail_nth(nth, errno);
             let error = space.register(&memory).unwrap_err();
             assert!(model.refused());
             assert_eq!(error.errno(), errno, "call {nth}: {error}");
@@ -114,7 +115,7 @@ fn every_failed_call_of_registering_leaves_nothing_mapped_or_charged() {
 
 #[test]
 fn a_million_maps_ask_the_kernel_nothing() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(256);
@@ -140,13 +141,13 @@ fn a_million_maps_ask_the_kernel_nothing() {
 
 #[test]
 fn an_unmap_that_went_short_is_not_believed() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(4);
     let registration = space.register(&memory).unwrap();
     let iova = *model.state().mapped.first_key_value().unwrap().0;
-    // Somebody else's doing: the mapping is gone before we unmap it, so the kernel unmaps zero bytes and says 0.
+    // The mapping was removed behind the back end, so the kernel unmaps zero bytes and returns 0.
     model.state().mapped.clear();
     registration.unregister().unwrap();
     assert_eq!(vfio.state().stuck_bytes, memory.bytes());
@@ -161,10 +162,10 @@ fn an_unmap_that_went_short_is_not_believed() {
 
 #[test]
 fn a_positive_answer_is_no_success() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
-    model.state().pretends = Some("VFIO_IOMMU_MAP_DMA");
+    model.state().fake_success = Some("VFIO_IOMMU_MAP_DMA");
     let error = space.register(&memory(1)).unwrap_err();
     assert_eq!(error.errno(), Errno::EFAULT);
     assert_eq!(vfio.state().mappings, 0);
@@ -173,7 +174,7 @@ fn a_positive_answer_is_no_success() {
 #[test]
 fn the_budget_of_mappings_and_the_room_for_addresses_run_out_with_a_word() {
     let page = system_granule().unwrap().bytes();
-    let model = Model::new(&[(64 << 20, (64 << 20) + 8 * page - 1)]);
+    let model = KernelModel::new(&[(64 << 20, (64 << 20) + 8 * page - 1)]);
     model.state().budget = 2;
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
@@ -194,7 +195,7 @@ fn the_budget_of_mappings_and_the_room_for_addresses_run_out_with_a_word() {
 
 #[test]
 fn the_last_group_stays_while_memory_is_registered() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     let (_root, vfio) = on(&model);
     let space = AddressSpace::builder(Arc::clone(&vfio)).build().unwrap();
     let memory = memory(4);
@@ -212,7 +213,7 @@ fn the_last_group_stays_while_memory_is_registered() {
 
 #[test]
 fn pins_that_are_not_held_are_counted_and_ignored() {
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     let (_root, vfio) = on(&model);
     let range = range(0x7000_0000, 1 << 20);
     for pin in [0, 1, u64::MAX] {
@@ -236,9 +237,9 @@ fn refusals_of_the_container_name_their_remedy() {
         (7, Errno::EPERM, "allow_unsafe_interrupts"),
         (7, Errno::ENODEV, "modprobe vfio_iommu_type1"),
     ] {
-        let model = Model::new(&INTEL);
+        let model = KernelModel::new(&INTEL);
         let (_root, host) = model.host();
-        model.refuse_nth(request, errno);
+        model.fail_nth(request, errno);
         let error = VfioType1::open_on(&host, DEVICE).unwrap_err();
         assert_eq!(error.errno(), errno, "{error}");
         assert!(error.to_string().contains(says), "{error}");
@@ -249,7 +250,7 @@ fn refusals_of_the_container_name_their_remedy() {
 #[test]
 fn an_iommu_with_larger_pages_than_the_system_is_told_apart_from_a_full_one() {
     let page = system_granule().unwrap().bytes();
-    let model = Model::new(&INTEL);
+    let model = KernelModel::new(&INTEL);
     model.state().page_sizes = page << 4;
     let (_root, vfio) = on(&model);
     let odd = range(0x7000_0000 + page, 16 * page);

@@ -1,6 +1,6 @@
 //! Decides how the data of a request reach guest memory. Looks and answers, moves nothing.
 
-use prereg_linux::{IoPiece, Pieces, SlotAddress};
+use prereg_linux::{IoSegment, IoSegments, SlotAddress};
 use prereg_vfio_user::server::DmaPiece;
 
 use crate::disk::system::Alignment;
@@ -10,7 +10,7 @@ use crate::disk::{DiskFault, Segment};
 #[derive(Debug)]
 pub(super) enum Plan {
     /// Straight: transfers, each with its offset in the request.
-    Straight(Vec<(u64, Pieces)>),
+    Straight(Vec<(u64, IoSegments)>),
     /// Through a buffer of ours.
     Copied {
         /// Some of the memory is the client's alone: copying can take as long as the client likes.
@@ -63,7 +63,7 @@ pub(super) fn plan(data: &[Segment], means: Means) -> Result<Plan, DiskFault> {
 }
 
 struct Transfers {
-    list: Vec<(u64, Pieces)>,
+    list: Vec<(u64, IoSegments)>,
     /// Where in the request the next piece begins.
     at: u64,
     means: Means,
@@ -73,7 +73,7 @@ impl Transfers {
     /// Adds `bytes` of `piece` from `skip` on. `false`: direct I/O would refuse it.
     fn add(&mut self, piece: DmaPiece, skip: u64, bytes: u64) -> bool {
         let moved = |at: prereg::UserAddr| prereg::UserAddr::new(at.raw().wrapping_add(skip));
-        let part = IoPiece { ua: moved(piece.ua), plain: moved(piece.copy), bytes };
+        let part = IoSegment { ua: moved(piece.ua), plain: moved(piece.copy), bytes };
         if let Some(demand) = self.means.direct {
             let memory = part.ua.raw() | part.plain.raw();
             if memory % demand.memory != 0 || bytes % demand.offset != 0 {
@@ -86,7 +86,7 @@ impl Transfers {
             number(last.slot()) == number(slot) && (slot.is_none() || self.means.vectored) && last.push(part)
         });
         if !joined {
-            self.list.push((self.at, Pieces::new(slot, part)));
+            self.list.push((self.at, IoSegments::new(slot, part)));
         }
         self.at += bytes;
         true

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prereg::Errno;
-use prereg_linux::{AlignedBuffer, Completed, IoMemory, IoRing, IoWait, Transfer, Way};
+use prereg_linux::{AlignedBuffer, Completed, IoMemory, IoPath, IoRing, IoWait, Transfer};
 
 use super::carrier::{self, Carried, Carrier, Copy, Job};
 use super::part::{Data, Part, Work, fault_of, gone, moved, offset_of};
@@ -56,7 +56,7 @@ impl FileQueue {
         let storage = &shared.storage;
         let ring = IoRing::new(ENTRIES, Arc::clone(&storage.file), shared.pins.as_ref());
         let mut ring = ring.map_err(|error| DiskError::Ring { during: "making it", errno: error.errno() })?;
-        ring.listen(Arc::clone(&kick));
+        ring.set_kick(Arc::clone(&kick));
         let means = Means { direct: storage.direct, slots: ring.fixed().is_ok(), vectored: ring.vectored() };
         Ok(Self {
             shared: Arc::clone(shared),
@@ -243,9 +243,9 @@ impl FileQueue {
     /// Moves pending parts into the ring, as many as it takes.
     fn start(&mut self) -> Result<(), DiskError> {
         while let Some((part, memory)) = self.pending.pop_front() {
-            if self.ring.room() == 0 {
+            if self.ring.sq_space() == 0 {
                 self.ring.enter(IoWait::No).map_err(broke)?;
-                if self.ring.room() == 0 {
+                if self.ring.sq_space() == 0 {
                     self.pending.push_front((part, memory));
                     return Ok(());
                 }
@@ -279,17 +279,17 @@ impl FileQueue {
     }
 
     fn completed(&mut self, completed: Completed<Part>) {
-        let Completed { token: mut part, result, way, memory } = completed;
+        let Completed { token: mut part, result, io_path, memory } = completed;
         match result {
-            Ok(bytes) => self.moved(part, memory, u64::from(bytes), way),
+            Ok(bytes) => self.moved(part, memory, u64::from(bytes), io_path),
             Err(Errno::EAGAIN | Errno::EINTR) if part.tries < TRIES => {
                 part.tries += 1;
                 self.again(part, memory);
             }
             // The table of fixed buffers was changing, or memory has gone: the plain way tells which.
-            Err(Errno::EFAULT) if way == Some(Way::Fixed) => match memory {
+            Err(Errno::EFAULT) if io_path == Some(IoPath::Fixed) => match memory {
                 IoMemory::Guest(mut pieces) => {
-                    pieces.go_plain();
+                    pieces.clear_slot();
                     self.again(part, IoMemory::Guest(pieces));
                 }
                 _ => self.part_done(part.key, Err(DiskFault::Io(Errno::EFAULT))),
@@ -304,9 +304,9 @@ impl FileQueue {
     }
 
     /// The kernel did a part, or some of it.
-    fn moved(&mut self, mut part: Part, memory: IoMemory, bytes: u64, way: Option<Way>) {
-        if let Some(way) = way {
-            self.shared.count(Event::Transfer(way));
+    fn moved(&mut self, mut part: Part, memory: IoMemory, bytes: u64, io_path: Option<IoPath>) {
+        if let Some(io_path) = io_path {
+            self.shared.count(Event::Transfer(io_path));
         }
         let (work, memory) = match (part.work, memory) {
             (Work::Straight(transfer), IoMemory::Guest(mut pieces)) => {
@@ -472,7 +472,7 @@ impl DiskQueue for FileQueue {
             };
             self.ring.enter(wait).map_err(broke)?;
             self.collect()?;
-            if over || !self.finished.is_empty() || self.ring.rang() {
+            if over || !self.finished.is_empty() || self.ring.take_kick() {
                 break;
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 use prereg::Errno;
-use prereg_linux::{IoUring, Way};
+use prereg_linux::{IoPath, IoUring};
 
 use super::storage::Storage;
 use crate::disk::{DiskCounters, DiskFault, Operation, system};
@@ -51,7 +51,7 @@ pub(super) enum Event {
     Discards(u64),
     Compare,
     Fault,
-    Transfer(Way),
+    Transfer(IoPath),
     Continued,
     Retried,
     Sync,
@@ -145,9 +145,9 @@ impl Shared {
             Event::Discards(ranges) => add(&counts.discards, ranges),
             Event::Compare => add(&counts.compares, 1),
             Event::Fault => add(&counts.faults, 1),
-            Event::Transfer(Way::Fixed) => add(&counts.fixed, 1),
-            Event::Transfer(Way::Plain) => add(&counts.plain, 1),
-            Event::Transfer(Way::Buffer) => add(&counts.bounced, 1),
+            Event::Transfer(IoPath::Fixed) => add(&counts.fixed, 1),
+            Event::Transfer(IoPath::Plain) => add(&counts.plain, 1),
+            Event::Transfer(IoPath::Buffer) => add(&counts.bounced, 1),
             Event::Continued => add(&counts.continued, 1),
             Event::Retried => add(&counts.retried, 1),
             Event::Sync => add(&counts.syncs, 1),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Errno, Holder};
-use prereg_linux::{FileFacts, FileIdentity, SharedError};
+use prereg_linux::{FileIdentity, FileStat, SharedError};
 
 use super::error::MapMemoryError;
 use super::file::{File, Order, Promise};
@@ -37,13 +37,13 @@ pub(super) enum Named {
     /// Memory that can be registered.
     File(NamedFile),
     /// Memory that cannot be pinned, or not without the right to write it. It is reached through the client.
-    Unpinnable(FileFacts),
+    Unpinnable(FileStat),
 }
 
 /// A file a client named, for a DMA_MAP.
 pub(super) struct NamedFile {
     pub(super) file: Arc<File>,
-    pub(super) facts: FileFacts,
+    pub(super) facts: FileStat,
     /// It was not named before, so a DMA_MAP that fails takes that back.
     pub(super) is_new: bool,
 }
@@ -74,7 +74,7 @@ impl Client {
 
     /// The file behind `fd`, which the client names from here on. The descriptor is closed unless it is the first for its file.
     pub(super) fn name(&self, fd: OwnedFd, access: Access) -> Result<Named, MapMemoryError> {
-        let facts = FileFacts::of(fd.as_fd())?;
+        let facts = FileStat::of(fd.as_fd())?;
         if !facts.readable {
             return Err(SharedError::Mode { wanted: "reading" }.into());
         }

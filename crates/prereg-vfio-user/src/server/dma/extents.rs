@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use prereg::Registration;
 use prereg_iommu::iova::LocalPiece;
-use prereg_linux::{FileFacts, LastChange, SharedMemory};
+use prereg_linux::{ChangeTime, FileStat, SharedMemory};
 
 use super::cover::{Cover, Shown};
 use super::error::MapMemoryError;
@@ -40,7 +40,7 @@ pub(super) struct Extents {
     promised: Promises,
     next: u64,
     /// The file's last change when every page that shows was found to be the file's.
-    proven: Option<LastChange>,
+    proven: Option<ChangeTime>,
     /// Questions asked since.
     asked: u64,
     /// No client names the file any more.
@@ -423,7 +423,7 @@ impl Extents {
         &mut self,
         first: u64,
         end: u64,
-        facts: &FileFacts,
+        facts: &FileStat,
         registrar: &Registrar,
     ) -> Result<bool, MapMemoryError> {
         // First: the proof is about what shows.
@@ -484,7 +484,7 @@ impl Extents {
     }
 }
 
-fn is_settled(change: LastChange) -> bool {
+fn is_settled(change: ChangeTime) -> bool {
     let (seconds, nanoseconds) = change.at;
     let Ok(seconds) = u64::try_from(seconds) else { return false };
     let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);

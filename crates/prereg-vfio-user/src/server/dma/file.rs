@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use prereg::{Errno, Holder, Registration};
 use prereg_iommu::iova::LocalPiece;
-use prereg_linux::{FileFacts, FileIdentity, Residency, SharedError, SharedFile};
+use prereg_linux::{DataExtents, FileIdentity, FileStat, SharedError, SharedFile};
 
 use super::error::MapMemoryError;
 use super::extents::{Extents, Missing, Reserved};
@@ -53,9 +53,9 @@ pub(super) struct Order {
 
 impl File {
     /// Takes a descriptor that turned out to be memory.
-    pub(super) fn new(fd: OwnedFd, facts: &FileFacts) -> Result<Self, SharedError> {
+    pub(super) fn new(fd: OwnedFd, facts: &FileStat) -> Result<Self, SharedError> {
         let shared = SharedFile::new(fd, facts)?;
-        let extents = Mutex::new(Extents::new(shared.page().bytes(), shared.tells_changes()));
+        let extents = Mutex::new(Extents::new(shared.page().bytes(), shared.tracks_changes()));
         Ok(Self { shared, extents, settled: Condvar::new() })
     }
 
@@ -64,8 +64,8 @@ impl File {
     }
 
     /// Which parts of it have pages.
-    pub(super) fn residency(&self) -> Result<Residency, SharedError> {
-        self.shared.residency()
+    pub(super) fn residency(&self) -> Result<DataExtents, SharedError> {
+        self.shared.data_extents()
     }
 
     /// The end of its last whole page, at `length` bytes.
@@ -291,7 +291,7 @@ impl Extending<'_> {
         &mut self,
         first: u64,
         end: u64,
-        facts: &FileFacts,
+        facts: &FileStat,
         registrar: &Registrar,
     ) -> Result<Vec<Registration>, MapMemoryError> {
         if self.extents.freshen(first, end, facts, registrar)? {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{AddressKind, AddressSpace};
-use prereg_linux::{Presence, SharedError, SharedMemory};
+use prereg_linux::{PageResidency, SharedError, SharedMemory};
 
 use super::notes::Notes;
 use super::policy::MemoryPolicy;
@@ -21,7 +21,7 @@ pub(super) struct Registrar {
 /// Whether pins still hold.
 #[derive(Debug)]
 enum Asked {
-    Of(Presence),
+    Of(PageResidency),
     /// It cannot be known: there is no page map.
     Nobody,
     /// Nothing is pinned by this back end, so nothing can stop to hold.
@@ -67,7 +67,7 @@ impl Registrar {
     pub(super) fn new(space: AddressSpace, policy: MemoryPolicy) -> Self {
         let presence = match space.address_kind() {
             AddressKind::Invented | AddressKind::Device => Asked::Nothing,
-            _ => Presence::open().map_or(Asked::Nobody, Asked::Of),
+            _ => PageResidency::open().map_or(Asked::Nobody, Asked::Of),
         };
         Self { space, policy, presence, counts: Counts::default(), notes: Notes::default() }
     }
@@ -81,7 +81,7 @@ impl Registrar {
         bytes: u64,
     ) -> Result<Option<(u64, u64)>, SharedError> {
         match &self.presence {
-            Asked::Of(presence) => presence.gone(memory, offset, bytes),
+            Asked::Of(presence) => presence.lost_range(memory, offset, bytes),
             Asked::Nobody => Ok(Some((offset, bytes))),
             Asked::Nothing => Ok(None),
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{Access, Holder, Iova, OutOfMemory, PageShift};
 use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap, IovaMapError, Unmapping};
-use prereg_linux::{FileFacts, SharedError};
+use prereg_linux::{FileStat, SharedError};
 
 use super::client::{Client, Named, NamedFile};
 use super::error::MapMemoryError;
@@ -117,7 +117,7 @@ impl DmaSpace {
     }
 
     /// Where a range of a file ends, if it begins at a page and lies in the file.
-    fn end_of(&self, offset: u64, bytes: u64, facts: &FileFacts) -> Result<u64, MapMemoryError> {
+    fn end_of(&self, offset: u64, bytes: u64, facts: &FileStat) -> Result<u64, MapMemoryError> {
         let page = self.bus.map.limits().page.mask() | (self.client.store().space().granule().bytes() - 1);
         if offset & page != 0 {
             return Err(MapMemoryError::Offset { offset });

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use prereg::{Access, AddressSpace, Registration};
 use prereg_iommu::iova::IovaMap;
-use prereg_linux::{FileFacts, FileIdentity, SharedError, SharedFile};
+use prereg_linux::{FileIdentity, FileStat, SharedError, SharedFile};
 
 use super::background::{Background, Job};
 use super::error::MapMemoryError;
@@ -210,7 +210,7 @@ impl MemoryStore {
     pub(super) fn name(
         &self,
         fd: OwnedFd,
-        facts: &FileFacts,
+        facts: &FileStat,
         access: Access,
     ) -> Result<Arc<File>, MapMemoryError> {
         let mut files = self.files();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use prereg_iommu::iova::{LocalPiece, Supply, SupplyError};
-use prereg_linux::{FileFacts, Residency, SharedError};
+use prereg_linux::{DataExtents, FileStat, SharedError};
 
 use super::background::Job;
 use super::client::Client;
@@ -25,7 +25,7 @@ pub(super) struct FileSupply {
     pub(super) client: Arc<Client>,
     pub(super) file: Arc<File>,
     /// The file as it was when it was mapped.
-    pub(super) facts: FileFacts,
+    pub(super) facts: FileStat,
     /// Where the mapping begins in it.
     pub(super) offset: u64,
     /// All of the mapping's pieces are charged. `None`: each is when it is registered.
@@ -74,8 +74,8 @@ impl PinJob {
     /// The next piece at `at` or behind it of which at least half has pages; an empty one when a piece was looked at that has
     /// fewer. `None` when nothing has pages any more.
     fn next_piece(file: &File, at: u64, end: u64, piece: u64) -> Result<Option<(u64, u64)>, SharedError> {
-        let residency: Residency = file.residency()?;
-        let Some(data) = residency.next(at)?.filter(|data| *data < end) else { return Ok(None) };
+        let residency: DataExtents = file.residency()?;
+        let Some(data) = residency.next_data(at)?.filter(|data| *data < end) else { return Ok(None) };
         let from = data - data % piece;
         let to = from.saturating_add(piece).min(end);
         let half = (to - from) / 2;

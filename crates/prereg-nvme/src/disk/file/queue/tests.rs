@@ -85,9 +85,9 @@ impl Fixture {
     }
 
     /// What the ring would say of the next part: it is not asked.
-    fn answer(&mut self, result: Result<u32, Errno>, way: Option<Way>) -> (Option<u32>, IoMemory) {
+    fn answer(&mut self, result: Result<u32, Errno>, io_path: Option<IoPath>) -> (Option<u32>, IoMemory) {
         let (token, memory) = self.queue.pending.pop_front().unwrap();
-        self.queue.completed(Completed { token, result, way, memory });
+        self.queue.completed(Completed { token, result, io_path, memory });
         let next = self.queue.pending.pop_front();
         let tries = next.as_ref().map(|(part, _)| u32::from(part.tries));
         if let Some((part, memory)) = next {
@@ -132,7 +132,7 @@ fn a_short_write_goes_on_where_it_stopped_in_file_and_memory() {
     fixture.submit(Operation::Write { offset: 65536, fua: false }, data);
     // A piece and a bit; the bit is done again if it is no whole block.
     let said = 4096 + 512 + 100;
-    fixture.answer(Ok(said), Some(Way::Fixed));
+    fixture.answer(Ok(said), Some(IoPath::Fixed));
     assert_eq!(fixture.finish(), Ok(()));
     let kept = if fixture.disk.direct().is_ok() { 4096 + 512 } else { said as usize };
     let expected = [vec![0xdd; kept], vec![0x22; 8192 - kept]].concat();
@@ -146,7 +146,7 @@ fn a_short_read_goes_on_where_it_stopped_also_through_a_buffer() {
     let Some(mut fixture) = Fixture::new() else { return };
     let data = vec![fixture.segment(4096, 8192)];
     fixture.submit(Operation::Read { offset: 0 }, data);
-    fixture.answer(Ok(4096), Some(Way::Fixed));
+    fixture.answer(Ok(4096), Some(IoPath::Fixed));
     assert_eq!(fixture.finish(), Ok(()));
     assert!(fixture.in_guest(4096, 8192) == [[0x99; 4096], [0xdd; 4096]].concat());
     if fixture.disk.direct().is_err() {
@@ -154,7 +154,7 @@ fn a_short_read_goes_on_where_it_stopped_also_through_a_buffer() {
     }
     let data = vec![fixture.segment(32771, 8192)];
     fixture.submit(Operation::Read { offset: 0 }, data);
-    fixture.answer(Ok(4096), Some(Way::Buffer));
+    fixture.answer(Ok(4096), Some(IoPath::Buffer));
     assert_eq!(fixture.finish(), Ok(()));
     assert!(fixture.in_guest(32771, 8192) == [[0; 4096], [0xdd; 4096]].concat());
     assert_eq!(fixture.disk.counters().continued, 2);
@@ -166,7 +166,7 @@ fn a_transfer_of_nothing_is_the_end_of_the_file() {
     for operation in [Operation::Read { offset: 0 }, Operation::Write { offset: 0, fua: true }] {
         let data = vec![fixture.segment(0, 8192)];
         fixture.submit(operation, data);
-        fixture.answer(Ok(0), Some(Way::Plain));
+        fixture.answer(Ok(0), Some(IoPath::Plain));
         assert_eq!(fixture.finish(), Err(DiskFault::Io(Errno::EIO)));
     }
 }
@@ -180,7 +180,7 @@ fn zeros_are_written_where_nothing_else_makes_them() {
     // Neither holes nor ranges are known here.
     fixture.answer(Err(Errno::EOPNOTSUPP), None);
     fixture.answer(Err(Errno::EOPNOTSUPP), None);
-    fixture.answer(Ok(8192), Some(Way::Buffer));
+    fixture.answer(Ok(8192), Some(IoPath::Buffer));
     assert_eq!(fixture.finish(), Ok(()));
     assert!(fixture.on_disk(0, 4096 + 8192).iter().all(|byte| *byte == 0xdd));
     assert!(fixture.on_disk(4096 + 8192, (bytes - 8192) as usize).iter().all(|byte| *byte == 0));
@@ -196,9 +196,9 @@ fn not_now_is_asked_again_but_not_for_ever() {
     let data = vec![fixture.segment(0, 512)];
     fixture.submit(Operation::Write { offset: 0, fua: false }, data);
     for (tries, errno) in (1..).zip([Errno::EAGAIN, Errno::EINTR].repeat(50)) {
-        assert_eq!(fixture.answer(Err(errno), Some(Way::Fixed)).0, Some(tries));
+        assert_eq!(fixture.answer(Err(errno), Some(IoPath::Fixed)).0, Some(tries));
     }
-    fixture.answer(Err(Errno::EAGAIN), Some(Way::Fixed));
+    fixture.answer(Err(Errno::EAGAIN), Some(IoPath::Fixed));
     assert_eq!(fixture.finish(), Err(DiskFault::Io(Errno::EAGAIN)));
     assert_eq!(fixture.disk.counters().retried, 100);
 }
@@ -208,14 +208,14 @@ fn a_refused_fixed_buffer_is_tried_the_plain_way() {
     let Some(mut fixture) = Fixture::new() else { return };
     let data = vec![fixture.segment(0, 512)];
     fixture.submit(Operation::Write { offset: 512, fua: false }, data);
-    let (_, memory) = fixture.answer(Err(Errno::EFAULT), Some(Way::Fixed));
+    let (_, memory) = fixture.answer(Err(Errno::EFAULT), Some(IoPath::Fixed));
     assert!(matches!(memory, IoMemory::Guest(pieces) if pieces.slot().is_none()));
     assert_eq!(fixture.finish(), Ok(()));
     assert_eq!(fixture.on_disk(512, 512), [0x99; 512]);
     assert_eq!((fixture.disk.counters().plain, fixture.disk.counters().fixed), (1, 0));
     let data = vec![fixture.segment(0, 512)];
     fixture.submit(Operation::Write { offset: 512, fua: false }, data);
-    fixture.answer(Err(Errno::EFAULT), Some(Way::Plain));
+    fixture.answer(Err(Errno::EFAULT), Some(IoPath::Plain));
     assert_eq!(
         fixture.finish(),
         Err(DiskFault::Io(Errno::EFAULT)),
@@ -235,7 +235,7 @@ fn refusals_are_told_as_what_they_are() {
     ] {
         let data = vec![fixture.segment(0, 512)];
         fixture.submit(Operation::Write { offset: 0, fua: false }, data);
-        fixture.answer(Err(Errno::from_raw(errno)), Some(Way::Fixed));
+        fixture.answer(Err(Errno::from_raw(errno)), Some(IoPath::Fixed));
         assert_eq!(fixture.finish(), Err(fault));
     }
     fixture.submit(Operation::Discard { ranges: vec![(0, 512)] }, Vec::new());
