@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Outcome;
-use crate::bench::hot_path::measure::Row;
-use crate::bench::hot_path::plan::Plan;
-use crate::bench::hot_path::plot::plot;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::quantity::Bytes;
+use prereg_benches::hot_path::measure::Row;
+use prereg_benches::hot_path::plan::Plan;
+use prereg_benches::hot_path::plot::plot;
 
 const MORE: &str = "\
 All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
@@ -54,7 +54,10 @@ pub fn run(
     progress: Progress,
 ) -> Result<Outcome, Failure> {
     let plan = if args.quick { Plan::quick(args.real) } else { Plan::full(args.real) };
-    let rows = plan.measure(interrupt, progress)?;
+    let rows = {
+        let stage = progress.stage("measuring the hot path", 0);
+        plan.measure(&interrupt.flag(), &|done, length| stage.at_of(done, length))?
+    };
     if let Some(file) = &args.plot {
         let written = std::fs::write(file, plot(&rows));
         written.map_err(|error| Failure::host(format!("writing {}", file.display()), error))?;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Outcome;
-use crate::bench::nvme::{Plan, Results};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::quantity::{Bytes, Count, parse_bytes};
 use crate::serve::config::Doorbells;
+use prereg_benches::nvme::{Plan, Results};
 
 const MORE: &str = "\
 A driver in this process drives the queues of servers in processes of their own, over shared memory; the disks are files,
@@ -55,14 +55,16 @@ pub struct NvmeBenchArgs {
 /// # Errors
 /// [`Failure::Host`], [`Failure::Interrupted`].
 pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+    let program = std::env::current_exe().map_err(|error| Failure::host("starting the server", error))?;
     let plan = Plan {
         folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
         disk: args.size.next_multiple_of(1 << 20).max(1 << 20),
         repetitions: args.reps,
         batch: args.batch,
-        doorbells: args.doorbells,
+        mapped_doorbells: args.doorbells == Doorbells::Mmap,
+        program,
     };
-    let results = plan.measure(interrupt)?;
+    let results = plan.measure(&interrupt.flag())?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &results)?;
         writeln!(out)?;

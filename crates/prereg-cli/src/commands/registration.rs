@@ -8,13 +8,13 @@ use prereg::PageShift;
 use serde::Serialize;
 
 use super::Outcome;
-use crate::bench::registration::{Kind, Plan, Row, measure};
-use crate::bench::spread::Spread;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::pins;
 use crate::progress::Progress;
 use crate::quantity::{Bytes, parse_bytes};
+use prereg_benches::registration::{Kind, Plan, Row, measure};
+use prereg_benches::stats::Spread;
 
 const MORE: &str = "\
 All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in
@@ -72,7 +72,7 @@ pub fn run(
     let mut memories = Vec::new();
     for kind in Kind::ALL {
         let stage = progress.stage(kind.name(), u64::from(args.reps) * 2);
-        memories.push(measure(kind, plan, interrupt, &stage)?);
+        memories.push(measure(kind, plan, &interrupt.flag(), &|done| stage.at(done))?);
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let results = Results { bytes: args.size, repetitions: args.reps, processors, memories };

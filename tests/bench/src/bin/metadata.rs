@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use prereg_benches::metadata::{Tables, bytes_per_page};
-use prereg_benches::promise::CountingAllocator;
-use prereg_cli::bench::hot_path::layout::Layout;
+use prereg_benches::guarantees::metadata::{Tables, bytes_per_page};
+use prereg_benches::guarantees::no_fault::CountingAllocator;
+use prereg_benches::hot_path::layout::Layout;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();

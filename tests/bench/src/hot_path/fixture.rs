@@ -9,16 +9,16 @@ use prereg::{
 use prereg_linux::{GuestMemory, IoUring, LockedTables, Membarrier};
 use prereg_sim::SimHost;
 
+use super::baselines::{KernelList, LockedMap, OneAtomic};
+use super::candidate::{Nothing, Passes};
 use super::host::InventedHost;
 use super::layout::{Addresses, Layout, PAGE, Shape};
-use super::limit::{Array4, Array8, Limit};
-use super::others::{KernelList, LockedMap, OneAtomic};
-use super::ours::{Ours, OursInLists};
 use super::part::Part;
-use super::subject::{Nothing, Passes};
+use super::prereg::{Ours, OursInLists};
+use super::roofline::{Array4, Array8, Limit};
 #[cfg(feature = "peers")]
 use super::vm_memory::{FindRegion, LockedIotlb};
-use crate::failure::Failure;
+use crate::error::BenchError;
 
 /// User address of the first region, where nothing is really pinned.
 pub const BASE: u64 = 0x7f00_0000_0000;
@@ -49,17 +49,17 @@ fn register_all(
     shape: Shape,
     base: u64,
     register: impl Fn(&AddressSpace, u64) -> Result<Registration, RegisterError>,
-) -> Result<Vec<Registration>, Failure> {
+) -> Result<Vec<Registration>, BenchError> {
     let all = (0..shape.regions).map(|region| register(space, base + shape.region_offset(region)));
-    all.collect::<Result<_, _>>().map_err(|error| Failure::host(format!("registering {shape}"), error))
+    all.collect::<Result<_, _>>().map_err(|error| BenchError::failed(format!("registering {shape}"), error))
 }
 
 impl Bed {
     /// Registers invented memory.
     ///
     /// # Errors
-    /// [`Failure::Host`].
-    pub fn invented(shape: Shape, barrier: Option<Arc<dyn Barrier>>) -> Result<Self, Failure> {
+    /// [`BenchError::Failed`].
+    pub fn invented(shape: Shape, barrier: Option<Arc<dyn Barrier>>) -> Result<Self, BenchError> {
         let pages = SimHost::new(Granule::K4);
         let register =
             |space: &AddressSpace, at: u64| space.register(&pages.memory(at, shape.region_bytes()));
@@ -74,15 +74,15 @@ impl Bed {
     /// Registers real memory: system pages for a scattered shape, transparent huge pages for a contiguous one.
     ///
     /// # Errors
-    /// [`Failure::Host`] when this user cannot pin so much.
-    pub fn real(shape: Shape) -> Result<Self, Failure> {
+    /// [`BenchError::Failed`] when this user cannot pin so much.
+    pub fn real(shape: Shape) -> Result<Self, BenchError> {
         let what = || format!("pinning {shape}");
         let memory = match shape.layout {
             Layout::Scattered => GuestMemory::anonymous(shape.span()),
             Layout::Contiguous => GuestMemory::anonymous_thp(shape.span()),
         };
-        let memory = memory.map_err(|error| Failure::host(what(), error))?;
-        let host = IoUring::new().map_err(|error| Failure::host(what(), error))?;
+        let memory = memory.map_err(|error| BenchError::failed(what(), error))?;
+        let host = IoUring::new().map_err(|error| BenchError::failed(what(), error))?;
         Self::new(shape, memory.ua().raw(), host, |space, at| {
             let part = Part::new(&memory, at, shape.region_bytes());
             // Regions and gaps fill the memory just so.
@@ -95,7 +95,7 @@ impl Bed {
         base: u64,
         host: impl Pin + Charge + 'static,
         register: impl Fn(&AddressSpace, u64) -> Result<Registration, RegisterError>,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, BenchError> {
         let space = AddressSpace::builder(host).tables(LockedTables::shared()).build()?;
         let registrations = register_all(&space, shape, base, register)?;
         let mut hosts = Vec::new();

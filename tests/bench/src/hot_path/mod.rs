@@ -1,19 +1,19 @@
 //! What a counted translation costs, next to the machine's limit and to others, all in one run.
 //!
-//! A [`bed::Bed`] is registered memory of one [`layout::Shape`]; [`subject::Subject`]s find addresses in it, in one loop for
+//! A [`fixture::Bed`] is registered memory of one [`layout::Shape`]; [`candidate::Subject`]s find addresses in it, in one loop for
 //! all; [`measure`] takes their times in turns, [`plan`] says for which shapes, [`plot`] draws them.
 
-pub mod bed;
+pub mod baselines;
+pub mod candidate;
 mod clock;
+pub mod fixture;
 pub mod host;
 pub mod layout;
-pub mod limit;
 pub mod measure;
-pub mod others;
-pub mod ours;
 mod part;
 pub mod plan;
 pub mod plot;
-pub mod subject;
+pub mod prereg;
+pub mod roofline;
 #[cfg(feature = "peers")]
 mod vm_memory;

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::hot_path::host::InventedHost;
+use crate::hot_path::layout::{Layout, PAGE};
 use prereg::{AddressSpace, Granule, HeapTables, Registration, TableMemory};
-use prereg_cli::bench::hot_path::host::InventedHost;
-use prereg_cli::bench::hot_path::layout::{Layout, PAGE};
 use prereg_linux::LockedTables;
 use prereg_sim::SimHost;
 
-use crate::promise::CountingAllocator;
+use crate::guarantees::no_fault::CountingAllocator;
 
 /// User address of the memory, aligned to more than is registered.
 const BASE: u64 = 0x7f00_0000_0000;

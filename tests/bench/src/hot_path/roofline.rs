@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
 use prereg::TableMemory;
 
+use super::candidate::Subject;
 use super::layout::{Address, PAGE, Shape};
-use super::subject::Subject;
 
 const LEAF_SHIFT: u32 = 21;
 const LEAF_PAGES: usize = 512;
@@ -122,7 +122,7 @@ impl Limit {
     fn find(&self, ua: u64) -> (u64, u64) {
         let offset = ua.wrapping_sub(self.base);
         if offset >= self.span {
-            super::ours::missed();
+            super::prereg::missed();
         }
         // SAFETY: below the span, which the table covers.
         let leaf = unsafe { self.top.get_unchecked((offset >> LEAF_SHIFT) as usize) };
@@ -131,7 +131,7 @@ impl Limit {
         // SAFETY: a leaf has 512 pages and lives as long as the table.
         let frame = unsafe { *leaf.wrapping_add((offset / PAGE) as usize % LEAF_PAGES) };
         if frame == 0 {
-            super::ours::missed();
+            super::prereg::missed();
         }
         ((u64::from(frame) * PAGE) | (ua % PAGE), offset)
     }

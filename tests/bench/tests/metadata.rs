@@ -1,8 +1,8 @@
 //! Memory for each page stays below the goals at every size, by the allocator's own count.
 
-use prereg_benches::metadata::{Tables, bytes_per_page};
-use prereg_benches::promise::CountingAllocator;
-use prereg_cli::bench::hot_path::layout::Layout;
+use prereg_benches::guarantees::metadata::{Tables, bytes_per_page};
+use prereg_benches::guarantees::no_fault::CountingAllocator;
+use prereg_benches::hot_path::layout::Layout;
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();

@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use prereg::{Mapping, PageShift, Translator, UserAddr};
 
+use super::candidate::{Case, Passes, Subject, next};
 use super::layout::{Address, Addresses, Pattern};
-use super::subject::{Case, Passes, Subject, next};
 
 /// One thread's translator.
 #[derive(Debug)]

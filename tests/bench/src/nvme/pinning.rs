@@ -16,7 +16,7 @@ use prereg_linux::{GuestMemory, IoPiece, IoRing, IoUring, IoWait, Pieces, SlotAd
 use super::driver::Direction;
 use super::server::cpu_time_of;
 use super::shape::{Batch, Shape};
-use crate::failure::Failure;
+use crate::error::BenchError;
 
 /// A disk, a ring, and memory that is pinned for each I/O.
 #[derive(Debug)]
@@ -39,22 +39,23 @@ impl PerIo {
     /// Opens `disk`, direct where that can be had.
     ///
     /// # Errors
-    /// [`Failure::Host`].
-    pub fn open(disk: &Path) -> Result<Self, Failure> {
+    /// [`BenchError::Failed`].
+    pub fn open(disk: &Path) -> Result<Self, BenchError> {
         let open = |flags| OpenOptions::new().read(true).write(true).custom_flags(flags).open(disk);
         let (file, direct): (File, bool) = match open(libc::O_DIRECT) {
             Ok(file) => (file, true),
-            Err(_) => {
-                (open(0).map_err(|error| Failure::host(format!("opening {}", disk.display()), error))?, false)
-            }
+            Err(_) => (
+                open(0).map_err(|error| BenchError::failed(format!("opening {}", disk.display()), error))?,
+                false,
+            ),
         };
         let pins = IoUring::builder()
             .addresses(AddressKind::SlotOffset)
             .build()
-            .map_err(|error| Failure::host("making the pin back end", error))?;
+            .map_err(|error| BenchError::failed("making the pin back end", error))?;
         let pins = Arc::new(pins);
         let ring = IoRing::new(64, Arc::new(file), Some(&pins))
-            .map_err(|error| Failure::host("making the I/O ring", error))?;
+            .map_err(|error| BenchError::failed("making the I/O ring", error))?;
         let space = AddressSpace::builder(pins).build()?;
         let translator = space.translator();
         Ok(Self { ring, space, translator, buffers: Vec::new(), direct })
@@ -69,8 +70,8 @@ impl PerIo {
     /// One I/O for each of `places`.
     ///
     /// # Errors
-    /// [`Failure::Host`].
-    pub fn batch(&mut self, shape: &Shape, places: &[u64]) -> Result<Batch, Failure> {
+    /// [`BenchError::Failed`].
+    pub fn batch(&mut self, shape: &Shape, places: &[u64]) -> Result<Batch, BenchError> {
         self.make_buffers(shape)?;
         let cpu = cpu_time_of(std::process::id())?;
         let start = Instant::now();
@@ -82,14 +83,19 @@ impl PerIo {
                 let Some(place) = waiting.next() else { break };
                 self.begin(shape, slot, place * shape.bytes)?;
             }
-            self.ring.enter(IoWait::One).map_err(|errno| Failure::host("io_uring_enter", errno))?;
+            self.ring.enter(IoWait::One).map_err(|errno| BenchError::failed("io_uring_enter", errno))?;
             while let Some(completed) = self.ring.next_completed() {
-                let bytes = completed.result.map_err(|errno| Failure::host("a transfer", errno))?;
+                let bytes = completed.result.map_err(|errno| BenchError::failed("a transfer", errno))?;
                 if u64::from(bytes) != shape.bytes {
-                    return Err(Failure::host("a transfer", format!("{bytes} bytes of {}", shape.bytes)));
+                    return Err(BenchError::failed(
+                        "a transfer",
+                        format!("{bytes} bytes of {}", shape.bytes),
+                    ));
                 }
                 let Held { slot, registration } = completed.token;
-                registration.unregister().map_err(|error| Failure::host("unregistering a buffer", error))?;
+                registration
+                    .unregister()
+                    .map_err(|error| BenchError::failed("unregistering a buffer", error))?;
                 free.push(slot);
                 left -= 1;
             }
@@ -98,23 +104,23 @@ impl PerIo {
     }
 
     /// As many as can be under way, of the size that is asked for.
-    fn make_buffers(&mut self, shape: &Shape) -> Result<(), Failure> {
+    fn make_buffers(&mut self, shape: &Shape) -> Result<(), BenchError> {
         self.buffers = (0..shape.depth)
             .map(|_| GuestMemory::anonymous(shape.bytes))
             .collect::<Result<_, _>>()
-            .map_err(|error| Failure::host("making the buffers", error))?;
+            .map_err(|error| BenchError::failed("making the buffers", error))?;
         Ok(())
     }
 
-    fn begin(&mut self, shape: &Shape, slot: u32, offset: u64) -> Result<(), Failure> {
+    fn begin(&mut self, shape: &Shape, slot: u32, offset: u64) -> Result<(), BenchError> {
         let what = "pinning a buffer";
         let buffer =
-            self.buffers.get(slot as usize).ok_or_else(|| Failure::host(what, "too many at a time"))?;
-        let registration = self.space.register(buffer).map_err(|error| Failure::host(what, error))?;
+            self.buffers.get(slot as usize).ok_or_else(|| BenchError::failed(what, "too many at a time"))?;
+        let registration = self.space.register(buffer).map_err(|error| BenchError::failed(what, error))?;
         let mapping = self
             .translator
             .map_range(registration.ua(), shape.bytes)
-            .map_err(|error| Failure::host(what, error))?;
+            .map_err(|error| BenchError::failed(what, error))?;
         let at = mapping.runs().next().and_then(|run| SlotAddress::of(run.host));
         self.translator.unmap_range(mapping);
         let piece = IoPiece { ua: registration.ua(), plain: registration.ua(), bytes: shape.bytes };
@@ -126,6 +132,6 @@ impl PerIo {
         // before it.
         let begun =
             unsafe { self.ring.transfer(transfer, Pieces::new(at, piece), Held { slot, registration }) };
-        begun.map(drop).map_err(|_| Failure::host("an I/O", "the ring is full"))
+        begun.map(drop).map_err(|_| BenchError::failed("an I/O", "the ring is full"))
     }
 }

@@ -11,7 +11,7 @@ use prereg_linux::{GuestMemory, MemoryError, SharedFile, SharedMemory};
 use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::Layout;
 
-use crate::failure::Failure;
+use crate::error::BenchError;
 
 const PAGE: u64 = 4096;
 /// Entries of each queue: a page of commands.
@@ -104,13 +104,14 @@ impl Driver {
     /// Connects to the controller at `socket` and brings it up, with room for the data of `slots` commands at a time.
     ///
     /// # Errors
-    /// [`Failure::Host`] with what it answered.
-    pub fn start(socket: &Path, slots: u32) -> Result<Self, Failure> {
+    /// [`BenchError::Failed`] with what it answered.
+    pub fn start(socket: &Path, slots: u32) -> Result<Self, BenchError> {
         let bytes = place::DATA + MOST_BYTES * u64::from(slots.clamp(1, MOST_DEPTH));
         let mut client = Client::connect(socket).map_err(wrong("connecting to the server"))?;
         let memory = GuestMemory::memfd("bench", bytes).map_err(wrong("making the shared memory"))?;
-        let descriptor =
-            memory.descriptor().ok_or_else(|| Failure::host("making the shared memory", "no descriptor"))?;
+        let descriptor = memory
+            .descriptor()
+            .ok_or_else(|| BenchError::failed("making the shared memory", "no descriptor"))?;
         client
             .dma_map(Iova::new(0), bytes, Access::ReadWrite, Some((descriptor, 0)))
             .map_err(wrong("DMA_MAP of the shared memory"))?;
@@ -137,17 +138,17 @@ impl Driver {
         self.doorbells.is_some()
     }
 
-    fn register(&mut self, offset: u64) -> Result<u32, Failure> {
+    fn register(&mut self, offset: u64) -> Result<u32, BenchError> {
         let mut bytes = [0; 4];
         self.client.region_read(Layout::BAR0, offset, &mut bytes).map_err(wrong("reading a register"))?;
         Ok(u32::from_le_bytes(bytes))
     }
 
-    fn set(&mut self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    fn set(&mut self, offset: u64, bytes: &[u8]) -> Result<(), BenchError> {
         self.client.region_write(Layout::BAR0, offset, bytes).map_err(wrong("writing a register"))
     }
 
-    fn enable(&mut self) -> Result<(), Failure> {
+    fn enable(&mut self) -> Result<(), BenchError> {
         // Memory and bus master, as every driver's first step.
         let command = 6u16.to_le_bytes();
         self.client.region_write(Layout::CONFIG, 4, &command).map_err(wrong("enabling bus mastering"))?;
@@ -163,13 +164,16 @@ impl Driver {
                 1 => return Ok(()),
                 0 if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
                 status => {
-                    return Err(Failure::host("enabling the controller", format!("CSTS is {status:#x}")));
+                    return Err(BenchError::failed(
+                        "enabling the controller",
+                        format!("CSTS is {status:#x}"),
+                    ));
                 }
             }
         }
     }
 
-    fn make_queue(&mut self) -> Result<(), Failure> {
+    fn make_queue(&mut self) -> Result<(), BenchError> {
         let one_queue = [7, 0];
         self.command(opcode::SET_FEATURES, 0, 0, one_queue)?;
         let size = 1 | (ENTRIES - 1) << 16;
@@ -177,7 +181,7 @@ impl Driver {
         self.command(opcode::CREATE_COMMANDS, 0, place::COMMANDS, [size, 1 | 1 << 16])
     }
 
-    fn identify(&mut self) -> Result<(), Failure> {
+    fn identify(&mut self) -> Result<(), BenchError> {
         self.command(opcode::IDENTIFY, 1, place::IDENTITY, [0, 0])?;
         let word = |offset: u64| self.memory.load_u32(place::IDENTITY + offset).unwrap_or(0);
         self.blocks = u64::from(word(0)) | u64::from(word(4)) << 32;
@@ -188,7 +192,7 @@ impl Driver {
     }
 
     /// An admin command, to its end.
-    fn command(&mut self, opcode: u8, nsid: u32, data: u64, words: [u32; 2]) -> Result<(), Failure> {
+    fn command(&mut self, opcode: u8, nsid: u32, data: u64, words: [u32; 2]) -> Result<(), BenchError> {
         let at = self.admin.commands + u64::from(self.admin.tail) * 64;
         let entry =
             [u32::from(opcode) | self.admin.tail << 16, nsid, 0, 0, 0, 0, low(data), high(data), 0, 0];
@@ -202,14 +206,17 @@ impl Driver {
                 self.ring_completions(true)?;
                 return match status {
                     0 => Ok(()),
-                    status => Err(Failure::host(
+                    status => Err(BenchError::failed(
                         format!("admin command {opcode:#x}"),
                         format!("status {status:#x}"),
                     )),
                 };
             }
             if Instant::now() > until {
-                return Err(Failure::host(format!("admin command {opcode:#x}"), "no completion within 10 s"));
+                return Err(BenchError::failed(
+                    format!("admin command {opcode:#x}"),
+                    "no completion within 10 s",
+                ));
             }
             std::thread::yield_now();
         }
@@ -225,7 +232,7 @@ impl Driver {
         slot: u32,
         block: u64,
         bytes: u64,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), BenchError> {
         let data = place::DATA + u64::from(slot) * MOST_BYTES;
         let list = place::LISTS + u64::from(slot) * PAGE;
         let pages = bytes.div_ceil(PAGE);
@@ -257,7 +264,7 @@ impl Driver {
     ///
     /// # Errors
     /// When there is no such slot.
-    pub fn put_data(&self, slot: u32, offset: u64, value: u32) -> Result<(), Failure> {
+    pub fn put_data(&self, slot: u32, offset: u64, value: u32) -> Result<(), BenchError> {
         let at = place::DATA + u64::from(slot) * MOST_BYTES + offset;
         self.memory.store_u32(at, value).map_err(outside)
     }
@@ -272,7 +279,7 @@ impl Driver {
     ///
     /// # Errors
     /// When the server is gone.
-    pub fn ring(&mut self) -> Result<(), Failure> {
+    pub fn ring(&mut self) -> Result<(), BenchError> {
         self.ring_commands(false)
     }
 
@@ -280,11 +287,11 @@ impl Driver {
     ///
     /// # Errors
     /// When a command failed, or the server is gone.
-    pub fn take(&mut self, mut done: impl FnMut(u32)) -> Result<u32, Failure> {
+    pub fn take(&mut self, mut done: impl FnMut(u32)) -> Result<u32, BenchError> {
         let mut taken = 0;
         while let Some((slot, status)) = self.next_completion(false) {
             if status != 0 {
-                return Err(Failure::host("an I/O command", format!("status {status:#x}")));
+                return Err(BenchError::failed("an I/O command", format!("status {status:#x}")));
             }
             done(slot);
             taken += 1;
@@ -295,7 +302,7 @@ impl Driver {
         Ok(taken)
     }
 
-    fn put(&self, at: u64, words: &[u32]) -> Result<(), Failure> {
+    fn put(&self, at: u64, words: &[u32]) -> Result<(), BenchError> {
         let mut offsets = (at..).step_by(4).zip(words);
         offsets.try_for_each(|(offset, word)| self.memory.store_u32(offset, *word)).map_err(outside)
     }
@@ -312,17 +319,17 @@ impl Driver {
         Some((last & 0xffff, last >> 17))
     }
 
-    fn ring_commands(&mut self, admin: bool) -> Result<(), Failure> {
+    fn ring_commands(&mut self, admin: bool) -> Result<(), BenchError> {
         let queue = if admin { &self.admin } else { &self.io };
         self.doorbell(queue.number * 2, queue.tail)
     }
 
-    fn ring_completions(&mut self, admin: bool) -> Result<(), Failure> {
+    fn ring_completions(&mut self, admin: bool) -> Result<(), BenchError> {
         let queue = if admin { &self.admin } else { &self.io };
         self.doorbell(queue.number * 2 + 1, queue.head)
     }
 
-    fn doorbell(&mut self, index: u64, value: u32) -> Result<(), Failure> {
+    fn doorbell(&mut self, index: u64, value: u32) -> Result<(), BenchError> {
         let offset = index * self.stride;
         if let Some(page) = &self.doorbells {
             return page.store_u32(offset, value).map_err(wrong("ringing a doorbell"));
@@ -334,7 +341,7 @@ impl Driver {
 }
 
 /// The page of the doorbells, if the server lets it be mapped.
-fn doorbell_page(client: &mut Client) -> Result<Option<SharedMemory>, Failure> {
+fn doorbell_page(client: &mut Client) -> Result<Option<SharedMemory>, BenchError> {
     let (info, descriptor) = client.region_info(Layout::BAR0).map_err(wrong("asking for BAR 0"))?;
     let Some(descriptor) = descriptor else { return Ok(None) };
     let offset = info.offset + register::DOORBELLS;
@@ -342,12 +349,12 @@ fn doorbell_page(client: &mut Client) -> Result<Option<SharedMemory>, Failure> {
     page.map(Some).map_err(wrong("mapping the doorbells"))
 }
 
-fn outside(error: MemoryError) -> Failure {
-    Failure::host("putting it into the shared memory", error)
+fn outside(error: MemoryError) -> BenchError {
+    BenchError::failed("putting it into the shared memory", error)
 }
 
-fn wrong<E: ToString>(what: &'static str) -> impl FnOnce(E) -> Failure {
-    move |error| Failure::host(what, error)
+fn wrong<E: ToString>(what: &'static str) -> impl FnOnce(E) -> BenchError {
+    move |error| BenchError::failed(what, error)
 }
 
 const fn low(value: u64) -> u32 {

@@ -4,8 +4,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::failure::Failure;
-use crate::serve::config::{Buffers, Doorbells};
+use crate::error::BenchError;
+
+/// The server's `--buffers` option.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Buffers {
+    /// Registered buffers: the kernel pins nothing per I/O.
+    Fixed,
+    /// Plain addresses: the kernel pins the pages of each I/O.
+    Plain,
+}
 
 /// A `prereg serve` that ends with this.
 #[derive(Debug)]
@@ -19,15 +27,15 @@ impl ServerProcess {
     /// Serves `disk` at a socket in `folder`.
     ///
     /// # Errors
-    /// [`Failure::Host`] when it does not come up within 10 seconds.
+    /// [`BenchError::Failed`] when it does not come up within 10 seconds.
     pub fn start(
+        program: &Path,
         folder: &Path,
         disk: &Path,
         buffers: Buffers,
-        doorbells: Doorbells,
-    ) -> Result<Self, Failure> {
+        mapped_doorbells: bool,
+    ) -> Result<Self, BenchError> {
         let what = "starting the server";
-        let program = std::env::current_exe().map_err(|error| Failure::host(what, error))?;
         let name = match buffers {
             Buffers::Fixed => "fixed",
             Buffers::Plain => "plain",
@@ -36,22 +44,25 @@ impl ServerProcess {
         let mut command = Command::new(program);
         command
             .args(["serve", "nvme", "--quiet", "--threads", "1", "--buffers", name])
-            .args(["--doorbells", if doorbells == Doorbells::Mmap { "mmap" } else { "socket" }])
+            .args(["--doorbells", if mapped_doorbells { "mmap" } else { "socket" }])
             .args(["--control", "none", "--socket"])
             .arg(&socket)
             .arg("--disk")
             .arg(disk)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        let child = command.spawn().map_err(|error| Failure::host(what, error))?;
+        let child = command.spawn().map_err(|error| BenchError::failed(what, error))?;
         let mut server = Self { child, socket };
         let until = Instant::now() + Duration::from_secs(10);
         while !server.socket.exists() {
             if let Ok(Some(status)) = server.child.try_wait() {
-                return Err(Failure::host(what, format!("it ended with {status}; its own words are above")));
+                return Err(BenchError::failed(
+                    what,
+                    format!("it ended with {status}; its own words are above"),
+                ));
             }
             if Instant::now() > until {
-                return Err(Failure::host(what, "it has no socket after 10 s"));
+                return Err(BenchError::failed(what, "it has no socket after 10 s"));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -62,7 +73,7 @@ impl ServerProcess {
     ///
     /// # Errors
     /// As [`cpu_time_of`].
-    pub fn cpu_time(&self) -> Result<Duration, Failure> {
+    pub fn cpu_time(&self) -> Result<Duration, BenchError> {
         cpu_time_of(self.child.id())
     }
 }
@@ -70,10 +81,10 @@ impl ServerProcess {
 /// Processor time that all threads of a process have used that live now.
 ///
 /// # Errors
-/// [`Failure::Host`] where the kernel does not say (CONFIG_SCHED_INFO), or the process is gone.
-pub fn cpu_time_of(process: u32) -> Result<Duration, Failure> {
+/// [`BenchError::Failed`] where the kernel does not say (CONFIG_SCHED_INFO), or the process is gone.
+pub fn cpu_time_of(process: u32) -> Result<Duration, BenchError> {
     let tasks = PathBuf::from(format!("/proc/{process}/task"));
-    let wrong = |error: std::io::Error| Failure::host("reading a server's processor time", error);
+    let wrong = |error: std::io::Error| BenchError::failed("reading a server's processor time", error);
     let mut sum = Duration::ZERO;
     for task in std::fs::read_dir(tasks).map_err(wrong)? {
         let statistics = std::fs::read_to_string(task.map_err(wrong)?.path().join("schedstat"));

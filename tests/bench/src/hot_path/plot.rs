@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use super::layout::{Layout, Pattern};
+use super::candidate::Case;
+use super::layout::{Layout, Pattern, binary_size};
 use super::measure::{Beside, Row};
-use super::subject::Case;
-use crate::quantity::Bytes;
 
 /// A line of a panel: who, on which layout, in which colour, dashed or not.
 struct Line {
@@ -68,7 +67,7 @@ pub fn plot(rows: &[Row]) -> String {
                 low,
                 high,
             };
-            panel.frame(&mut svg, &format!("{}, {} addresses", Bytes(size), pattern.name()));
+            panel.frame(&mut svg, &format!("{}, {} addresses", binary_size(size), pattern.name()));
             for line in &LINES {
                 let mine = |row: &&&Row| {
                     row.size == size
@@ -193,7 +192,7 @@ impl Panel<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::hot_path::layout::Shape;
+    use crate::hot_path::layout::Shape;
 
     fn row(subject: &'static str, regions: u64, ns: f64) -> Row {
         let shape = Shape { size: 64 << 20, regions, layout: Layout::Scattered };

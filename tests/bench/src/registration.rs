@@ -5,6 +5,7 @@
 //! anew for each measurement.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use prereg::{AddressSpace, UserRange};
@@ -12,10 +13,8 @@ use prereg_linux::measure::{RawPin, read_page_map};
 use prereg_linux::{FaultIn, FaultInError, GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, fault_in};
 use serde::Serialize;
 
-use super::spread::{Spread, median_ratio};
-use crate::failure::Failure;
-use crate::interrupt::{Interrupt, Interrupted};
-use crate::progress::Stage;
+use crate::error::{BenchError, Interrupted, check};
+use crate::stats::{Spread, median_ratio};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -120,18 +119,23 @@ impl Row {
 /// Measures one kind of memory.
 ///
 /// # Errors
-/// [`Failure::Host`] when memory cannot be pinned; memory that cannot be had is a skipped row. [`Failure::Interrupted`].
-pub fn measure(kind: Kind, plan: Plan, interrupt: &Interrupt, stage: &Stage) -> Result<Row, Failure> {
+/// [`BenchError::Failed`] when memory cannot be pinned; memory that cannot be had is a skipped row. [`BenchError::Interrupted`].
+pub fn measure(
+    kind: Kind,
+    plan: Plan,
+    cancel: &AtomicBool,
+    progress: &dyn Fn(u64),
+) -> Result<Row, BenchError> {
     let mut row = Row::blank(kind);
     // A pool that is too small shows when the memory is made or when it is touched.
-    let present = match make(kind, plan.bytes, true, interrupt)? {
+    let present = match make(kind, plan.bytes, true, cancel)? {
         Ok(memory) => memory,
         Err(reason) => {
             row.skipped = Some(reason);
             return Ok(row);
         }
     };
-    let host = |error: &dyn std::fmt::Display| Failure::host("measuring registration", error);
+    let host = |error: &dyn std::fmt::Display| BenchError::failed("measuring registration", error);
     let bare = RawPin::new().map_err(|error| host(&error))?;
     let map = Pagemap::open().map_err(|error| host(&error))?;
     let one = Bench::new(1)?;
@@ -141,8 +145,8 @@ pub fn measure(kind: Kind, plan: Plan, interrupt: &Interrupt, stage: &Stage) -> 
 
     let mut times = Times::default();
     for rep in 0..plan.reps {
-        interrupt.check()?;
-        stage.at(u64::from(rep));
+        check(cancel)?;
+        progress(u64::from(rep));
         for turn in 0..2 {
             if (rep + turn) % 2 == 0 {
                 times.raw(&bare, &map, range)?;
@@ -154,10 +158,10 @@ pub fn measure(kind: Kind, plan: Plan, interrupt: &Interrupt, stage: &Stage) -> 
     drop(present);
     let mut unmeasured = Vec::new();
     for rep in 0..plan.reps {
-        stage.at(u64::from(plan.reps + rep));
+        progress(u64::from(plan.reps + rep));
         for turn in 0..2 {
-            interrupt.check()?;
-            let Ok(absent) = make(kind, plan.bytes, false, interrupt)? else { continue };
+            check(cancel)?;
+            let Ok(absent) = make(kind, plan.bytes, false, cancel)? else { continue };
             if (rep + turn) % 2 == 0 {
                 one.once(&absent, &mut times.one_thread, &mut unmeasured)?;
             } else {
@@ -183,15 +187,14 @@ fn make(
     kind: Kind,
     bytes: u64,
     touched: bool,
-    interrupt: &Interrupt,
-) -> Result<Result<GuestMemory, String>, Failure> {
+    cancel: &AtomicBool,
+) -> Result<Result<GuestMemory, String>, BenchError> {
     let memory = match kind.memory(bytes) {
         Ok(memory) => memory,
         Err(error) => return Ok(Err(error.to_string())),
     };
     if touched {
-        let flag = interrupt.flag();
-        match fault_in(&memory, FaultIn { threads: 0, progress: None, cancel: Some(&flag) }) {
+        match fault_in(&memory, FaultIn { threads: 0, progress: None, cancel: Some(cancel) }) {
             Ok(()) => {}
             Err(FaultInError::Cancelled { .. }) => return Err(Interrupted.into()),
             Err(error) => return Ok(Err(error.to_string())),
@@ -213,9 +216,9 @@ struct Times {
 
 impl Times {
     /// One turn of the raw calls.
-    fn raw(&mut self, raw: &RawPin, map: &Pagemap, range: UserRange) -> Result<(), Failure> {
+    fn raw(&mut self, raw: &RawPin, map: &Pagemap, range: UserRange) -> Result<(), BenchError> {
         let start = Instant::now();
-        raw.pin(range).map_err(|errno| Failure::host("pinning with the raw call", errno))?;
+        raw.pin(range).map_err(|errno| BenchError::failed("pinning with the raw call", errno))?;
         self.raw_pin.push(start.elapsed());
         let start = Instant::now();
         let read = read_page_map(map, range);
@@ -223,7 +226,7 @@ impl Times {
         let start = Instant::now();
         raw.unpin(range);
         self.raw_unpin.push(start.elapsed());
-        read.map(drop).map_err(|error| Failure::host("reading pagemap", error))
+        read.map(drop).map_err(|error| BenchError::failed("reading pagemap", error))
     }
 }
 
@@ -233,9 +236,9 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(threads: usize) -> Result<Self, Failure> {
+    fn new(threads: usize) -> Result<Self, BenchError> {
         let ring = IoUring::builder().fault_threads(threads).build();
-        let ring = Arc::new(ring.map_err(|error| Failure::host("pinning through io_uring", error))?);
+        let ring = Arc::new(ring.map_err(|error| BenchError::failed("pinning through io_uring", error))?);
         Ok(Self { space: AddressSpace::builder(ring).build()? })
     }
 
@@ -245,14 +248,14 @@ impl Bench {
         memory: &GuestMemory,
         register: &mut Vec<Duration>,
         unregister: &mut Vec<Duration>,
-    ) -> Result<u64, Failure> {
+    ) -> Result<u64, BenchError> {
         let start = Instant::now();
         let registration =
-            self.space.register(memory).map_err(|error| Failure::host("registering memory", error))?;
+            self.space.register(memory).map_err(|error| BenchError::failed("registering memory", error))?;
         register.push(start.elapsed());
         let largest = registration.largest_page().bytes();
         let start = Instant::now();
-        registration.unregister().map_err(|error| Failure::host("unregistering memory", error))?;
+        registration.unregister().map_err(|error| BenchError::failed("unregistering memory", error))?;
         unregister.push(start.elapsed());
         Ok(largest)
     }

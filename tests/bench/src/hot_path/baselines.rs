@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use prereg::Gate;
 
+use super::candidate::Subject;
 use super::layout::{Address, PAGE, Shape};
-use super::ours::missed;
-use super::subject::Subject;
+use super::prereg::missed;
 
 /// The host addresses of one region's pages.
 type Pages = Box<[u64]>;

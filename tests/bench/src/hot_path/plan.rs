@@ -1,14 +1,13 @@
 //! Which cells are measured, and in which order.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::bed::Bed;
+use super::candidate::Case;
+use super::fixture::Bed;
 use super::layout::{Layout, Pattern, Shape};
 use super::measure::{Beside, Cell, Effort, Row, in_turns, registration, with_company};
-use super::subject::Case;
-use crate::failure::Failure;
-use crate::interrupt::Interrupt;
-use crate::progress::Progress;
+use crate::error::BenchError;
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -77,33 +76,32 @@ impl Plan {
     /// Measures all of it.
     ///
     /// # Errors
-    /// [`Failure::Host`] when this user cannot pin so much, [`Failure::Interrupted`].
-    pub fn measure(&self, interrupt: &Interrupt, progress: Progress) -> Result<Vec<Row>, Failure> {
+    /// [`BenchError::Failed`] when this user cannot pin so much, [`BenchError::Interrupted`].
+    pub fn measure(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Vec<Row>, BenchError> {
         let barrier = Bed::barrier();
         let shapes = self.shapes();
-        let stage = progress.stage("measuring the hot path", shapes.len() as u64);
         let mut rows = Vec::new();
         for (done, &shape) in shapes.iter().enumerate() {
-            stage.at(done as u64);
+            progress(done as u64, shapes.len() as u64);
             let bed = if self.real { Bed::real(shape)? } else { Bed::invented(shape, barrier.clone())? };
             if !self.real {
                 // Before there is a translator.
-                rows.extend(registration(&bed, Beside::Nobody, self.effort, interrupt)?);
+                rows.extend(registration(&bed, Beside::Nobody, self.effort, cancel)?);
             }
             let mut everyone = bed.everyone();
             for (case, pattern) in self.cases() {
                 let cell = Cell { shape, case, pattern, beside: Beside::Nobody };
-                rows.extend(in_turns(&bed, cell, &mut everyone, self.effort, interrupt)?);
+                rows.extend(in_turns(&bed, cell, &mut everyone, self.effort, cancel)?);
             }
             drop(everyone);
             if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-                rows.extend(self.with_company(&bed, interrupt)?);
+                rows.extend(self.with_company(&bed, cancel)?);
             }
         }
         Ok(rows)
     }
 
-    fn with_company(&self, bed: &Bed, interrupt: &Interrupt) -> Result<Vec<Row>, Failure> {
+    fn with_company(&self, bed: &Bed, cancel: &AtomicBool) -> Result<Vec<Row>, BenchError> {
         let mut rows = Vec::new();
         let patterns = if self.every_pattern { &Pattern::ALL[..2] } else { &[Pattern::Random] };
         for beside in [Beside::Reader, Beside::Writer] {
@@ -112,11 +110,11 @@ impl Plan {
             }
             for &pattern in patterns {
                 let cell = Cell { shape: bed.shape, case: Case::MapUnmap, pattern, beside };
-                rows.extend(with_company(bed, cell, self.effort, interrupt)?);
+                rows.extend(with_company(bed, cell, self.effort, cancel)?);
             }
         }
         if !self.real {
-            rows.extend(registration(bed, Beside::Reader, self.effort, interrupt)?);
+            rows.extend(registration(bed, Beside::Reader, self.effort, cancel)?);
         }
         Ok(rows)
     }

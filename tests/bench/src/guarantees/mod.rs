@@ -1,8 +1,8 @@
 //! Measurements that are no tests: instruction counts, and the promise to signal handlers.
 
+pub mod memcg_pressure;
 pub mod metadata;
-pub mod promise;
-pub mod squeeze;
+pub mod no_fault;
 
 use std::sync::atomic::{Ordering, fence};
 

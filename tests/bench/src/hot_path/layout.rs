@@ -6,8 +6,6 @@
 
 use serde::Serialize;
 
-use crate::quantity::Bytes;
-
 /// The system page of every subject.
 pub const PAGE: u64 = 4096;
 /// A range asked for at once, unless regions are smaller.
@@ -117,7 +115,7 @@ impl Shape {
 
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} in {} regions, {}", Bytes(self.size), self.regions, self.layout.name())
+        write!(f, "{} in {} regions, {}", binary_size(self.size), self.regions, self.layout.name())
     }
 }
 
@@ -155,6 +153,13 @@ impl Addresses {
     pub const fn range(self, number: u64) -> Address {
         self.page(number & self.range_mask)
     }
+}
+
+/// A power of two as a size: `64 MiB`, `4 GiB`.
+pub(super) fn binary_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let unit = bytes.max(1).ilog2() / 10;
+    format!("{} {}", bytes >> (unit * 10), UNITS[unit as usize])
 }
 
 #[cfg(test)]

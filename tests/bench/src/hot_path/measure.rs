@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::bed::{Bed, Boxed};
+use super::candidate::Case;
 use super::clock::thread_time;
+use super::fixture::{Bed, Boxed};
 use super::layout::{Layout, PAGE, Pattern, Shape};
-use super::subject::Case;
-use crate::bench::spread::{Spread, median_ratio};
-use crate::interrupt::{Interrupt, Interrupted};
+use crate::error::{Interrupted, check};
+use crate::stats::{Spread, median_ratio};
 
 /// How often and how long.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,7 @@ pub fn in_turns(
     cell: Cell,
     subjects: &mut [(&'static str, Boxed)],
     effort: Effort,
-    interrupt: &Interrupt,
+    cancel: &AtomicBool,
 ) -> Result<Vec<Row>, Interrupted> {
     let (addresses, range) = (bed.addresses(), cell.shape.range_bytes());
     let mut all: Vec<Timed<'_>> = subjects
@@ -133,7 +133,7 @@ pub fn in_turns(
         .collect();
     for _ in 0..effort.reps {
         for timed in &mut all {
-            interrupt.check()?;
+            check(cancel)?;
             // The first pass brings in what the second one finds warm.
             timed.subject.pass(cell.case, cell.pattern, addresses, range, timed.operations);
             let start = thread_time();
@@ -184,21 +184,21 @@ pub fn with_company(
     bed: &Bed,
     cell: Cell,
     effort: Effort,
-    interrupt: &Interrupt,
+    cancel: &AtomicBool,
 ) -> Result<Vec<Row>, Interrupted> {
     let mut rows = Vec::new();
     match cell.beside {
-        Beside::Nobody => rows = in_turns(bed, cell, &mut bed.contenders(), effort, interrupt)?,
+        Beside::Nobody => rows = in_turns(bed, cell, &mut bed.contenders(), effort, cancel)?,
         Beside::Reader => {
             // Each against its like, so not in turns with the others.
             for (mine, yours) in bed.contenders().into_iter().zip(bed.contenders()) {
                 let company = Company::reader(bed, cell, yours.1);
-                rows.extend(company.during(|| in_turns(bed, cell, &mut [mine], effort, interrupt))?);
+                rows.extend(company.during(|| in_turns(bed, cell, &mut [mine], effort, cancel))?);
             }
         }
         Beside::Writer => {
             let company = Company::writer(bed, WRITES);
-            rows = company.during(|| in_turns(bed, cell, &mut bed.contenders(), effort, interrupt))?;
+            rows = company.during(|| in_turns(bed, cell, &mut bed.contenders(), effort, cancel))?;
         }
     }
     let limit = rows.iter().find(|row| row.subject == "limit").map(|row| row.ns);
@@ -278,7 +278,7 @@ pub fn registration(
     bed: &Bed,
     beside: Beside,
     effort: Effort,
-    interrupt: &Interrupt,
+    cancel: &AtomicBool,
 ) -> Result<Option<Row>, Interrupted> {
     let cell = Cell { shape: bed.shape, case: Case::Register, pattern: Pattern::Random, beside };
     let measure = || {
@@ -295,7 +295,7 @@ pub fn registration(
         };
         let mut times = Vec::new();
         for _ in 0..effort.reps {
-            interrupt.check()?;
+            check(cancel)?;
             pairs(operations / 8);
             let start = thread_time();
             pairs(operations);

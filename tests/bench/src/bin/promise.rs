@@ -9,11 +9,11 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use prereg::{AddressSpace, Granule, PageShift, UserAddr};
-use prereg_benches::promise::{
+use prereg_benches::guarantees::memcg_pressure::{Group, Pressure, enter, gobble};
+use prereg_benches::guarantees::no_fault::{
     CountingAllocator, Tally, Target, forbid_system_calls, handled, lock_program, map_and_unmap,
     map_in_handler,
 };
-use prereg_benches::squeeze::{Group, Pressure, enter, gobble};
 use prereg_linux::{LockedTables, Membarrier};
 use prereg_sim::SimHost;
 

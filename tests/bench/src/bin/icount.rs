@@ -8,12 +8,12 @@ use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use prereg::{AddressSpace, Granule, HeapTables};
-use prereg_benches::SoleThread;
-use prereg_cli::bench::hot_path::host::InventedHost;
-use prereg_cli::bench::hot_path::layout::{Layout, Pattern, Shape};
-use prereg_cli::bench::hot_path::limit::Limit;
-use prereg_cli::bench::hot_path::ours::{Ours, OursInLists};
-use prereg_cli::bench::hot_path::subject::{Case, Nothing, Passes};
+use prereg_benches::guarantees::SoleThread;
+use prereg_benches::hot_path::candidate::{Case, Nothing, Passes};
+use prereg_benches::hot_path::host::InventedHost;
+use prereg_benches::hot_path::layout::{Layout, Pattern, Shape};
+use prereg_benches::hot_path::prereg::{Ours, OursInLists};
+use prereg_benches::hot_path::roofline::Limit;
 use prereg_sim::SimHost;
 
 /// User address of the first region.

@@ -11,18 +11,17 @@ pub mod server;
 pub mod shape;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use self::driver::{Direction, Driver};
 use self::pinning::PerIo;
-use self::server::ServerProcess;
+use self::server::{Buffers, ServerProcess};
 use self::shape::{Batch, Shape};
-use super::spread::{Spread, median_ratio};
-use crate::failure::Failure;
-use crate::interrupt::Interrupt;
-use crate::serve::config::{Buffers, Doorbells};
+use crate::error::{BenchError, check};
+use crate::stats::{Spread, median_ratio};
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -35,8 +34,10 @@ pub struct Plan {
     pub repetitions: u32,
     /// I/Os of 4 KiB in a batch; those of 128 KiB are a quarter of it.
     pub batch: u32,
-    /// How doorbells are rung.
-    pub doorbells: Doorbells,
+    /// Whether doorbells are rung through a shared page instead of messages.
+    pub mapped_doorbells: bool,
+    /// The program `prereg`, started as the servers.
+    pub program: PathBuf,
 }
 
 /// One line of the result.
@@ -94,13 +95,13 @@ struct Served {
 }
 
 impl Served {
-    fn start(folder: &Path, disk: &Path, buffers: Buffers, doorbells: Doorbells) -> Result<Self, Failure> {
-        let server = ServerProcess::start(folder, disk, buffers, doorbells)?;
+    fn start(plan: &Plan, folder: &Path, disk: &Path, buffers: Buffers) -> Result<Self, BenchError> {
+        let server = ServerProcess::start(&plan.program, folder, disk, buffers, plan.mapped_doorbells)?;
         let driver = Driver::start(&server.socket, driver::MOST_DEPTH)?;
         Ok(Self { server, driver })
     }
 
-    fn batch(&mut self, shape: &Shape, blocks: &[u64]) -> Result<Batch, Failure> {
+    fn batch(&mut self, shape: &Shape, blocks: &[u64]) -> Result<Batch, BenchError> {
         let driver = &mut self.driver;
         let cpu = self.server.cpu_time()?;
         let start = Instant::now();
@@ -125,7 +126,7 @@ impl Served {
             while driver.take(|slot| free.push(slot)).and_then(|taken| {
                 left -= taken as usize;
                 if start.elapsed() > patience {
-                    return Err(Failure::host("an I/O command", "no completion within 60 s"));
+                    return Err(BenchError::failed("an I/O command", "no completion within 60 s"));
                 }
                 Ok(taken == 0)
             })? {
@@ -144,19 +145,19 @@ impl Plan {
     /// Makes the disks, runs everything, removes the disks.
     ///
     /// # Errors
-    /// [`Failure::Host`], [`Failure::Interrupted`].
-    pub fn measure(&self, interrupt: &Interrupt) -> Result<Results, Failure> {
+    /// [`BenchError::Failed`], [`BenchError::Interrupted`].
+    pub fn measure(&self, cancel: &AtomicBool) -> Result<Results, BenchError> {
         let folder = Folder::make(&self.folder)?;
         let disks: Vec<PathBuf> = SUBJECTS.iter().map(|name| folder.0.join(format!("{name}.img"))).collect();
         for disk in &disks {
             fill(disk, self.disk)
-                .map_err(|error| Failure::host(format!("making {}", disk.display()), error))?;
+                .map_err(|error| BenchError::failed(format!("making {}", disk.display()), error))?;
         }
         let [fixed_disk, plain_disk, own_disk] = &disks[..] else {
-            return Err(Failure::host("making the disks", "one is missing"));
+            return Err(BenchError::failed("making the disks", "one is missing"));
         };
-        let mut fixed = Served::start(&folder.0, fixed_disk, Buffers::Fixed, self.doorbells)?;
-        let mut plain = Served::start(&folder.0, plain_disk, Buffers::Plain, self.doorbells)?;
+        let mut fixed = Served::start(self, &folder.0, fixed_disk, Buffers::Fixed)?;
+        let mut plain = Served::start(self, &folder.0, plain_disk, Buffers::Plain)?;
         let mut pinning = PerIo::open(own_disk)?;
         let mut rows = Vec::new();
         for (direction, bytes, depth) in SHAPES {
@@ -165,7 +166,7 @@ impl Plan {
             let mut batches: [Vec<Batch>; 3] = [Vec::new(), Vec::new(), Vec::new()];
             // The first round warms up and is not counted.
             for round in 0..=self.repetitions {
-                interrupt.check()?;
+                check(cancel)?;
                 let blocks = random_places(u64::from(round), count, self.disk / bytes);
                 let three = [
                     fixed.batch(&shape, &blocks)?,
@@ -214,10 +215,10 @@ impl Plan {
 struct Folder(PathBuf);
 
 impl Folder {
-    fn make(within: &Path) -> Result<Self, Failure> {
+    fn make(within: &Path) -> Result<Self, BenchError> {
         let folder = within.join(format!("prereg-bench-{}", std::process::id()));
         std::fs::create_dir(&folder)
-            .map_err(|error| Failure::host(format!("making {}", folder.display()), error))?;
+            .map_err(|error| BenchError::failed(format!("making {}", folder.display()), error))?;
         Ok(Self(folder))
     }
 }

@@ -9,9 +9,9 @@ use vm_memory::{
     Permissions,
 };
 
+use super::candidate::Subject;
 use super::layout::{Address, PAGE, Shape};
-use super::ours::missed;
-use super::subject::Subject;
+use super::prereg::missed;
 
 /// `find_region`, in guest memory of the same shape that nobody ever touches.
 pub(super) struct FindRegion(GuestMemoryMmap<()>);
