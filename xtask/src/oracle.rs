@@ -72,7 +72,7 @@ fn ask_again(root: &Path, options: &Options) -> Result<bool, Trouble> {
     let stock = Stock::fetch(&cache)?;
     println!("oracle: kernels {}", stock.version());
     let source = root.join("conformance/oracle");
-    let program = guest::build(&source.join("guest"), &cache, &stock)?;
+    let program = guest::build(&root.join("tests/oracle-guest"), &cache, &stock)?;
     let recorded = cache.folder("recorded")?;
     let (mut passed, mut failed) = (0_usize, 0_usize);
     for set in &sets {

@@ -2,7 +2,6 @@
 //!
 //! - [`cli`]: the command line and where it leads; [`commands`]: one file a command;
 //! - [`trace`]: reading hypercall traces; [`replay`]: replaying them over registered memory;
-//! - [`conform`]: the kernel's scenarios over our containers, and the judge of the answers;
 //! - [`selftest`]: every promise kept once, on a real device;
 //! - [`pins`]: choosing how memory is pinned;
 //! - [`serve`]: devices for guests, and what is to be seen of them;
@@ -13,7 +12,6 @@
 
 pub mod cli;
 pub mod commands;
-pub mod conform;
 pub mod failure;
 pub mod interrupt;
 pub mod pins;

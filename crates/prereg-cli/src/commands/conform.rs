@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use prereg::Granule;
+use prereg_conformance::compare::{Answers, Difference, Judge, Verdict};
+use prereg_conformance::deviations::Deviations;
+use prereg_conformance::machine::Machine;
+use prereg_conformance::run::run as perform;
+use prereg_scenario::script::Script;
 
 use crate::commands::Outcome;
-use crate::conform::deviations::Deviations;
-use crate::conform::judge::{Answers, Difference, Judge, Verdict};
-use crate::conform::machine::Machine;
-use crate::conform::run::run as perform;
-use crate::conform::scenario::ScenarioFile;
 use crate::failure::Failure;
 
 /// Run the kernel's conformance scenarios over our containers
@@ -33,7 +33,7 @@ pub struct ConformArgs {
     granule: GranuleArg,
     /// The machine [default: the one that a file's first comment names, or powernv9]
     #[arg(long, value_enum)]
-    machine: Option<Machine>,
+    machine: Option<MachineArg>,
     /// Deviations other than those built in
     #[arg(long, value_name = "FILE.toml")]
     deviations: Option<PathBuf>,
@@ -50,6 +50,28 @@ enum GranuleArg {
     /// 64 KiB
     #[value(name = "64k")]
     K64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MachineArg {
+    /// Bare-metal POWER9: four groups, no huge pages for user memory
+    #[value(name = "powernv9")]
+    PowerNv9,
+    /// Bare-metal POWER8: three groups, 16 MiB huge pages
+    #[value(name = "powernv8")]
+    PowerNv8,
+    /// A guest of a POWER hypervisor: three groups, 2 MiB huge pages
+    Pseries,
+}
+
+impl From<MachineArg> for Machine {
+    fn from(machine: MachineArg) -> Self {
+        match machine {
+            MachineArg::PowerNv9 => Self::PowerNv9,
+            MachineArg::PowerNv8 => Self::PowerNv8,
+            MachineArg::Pseries => Self::Pseries,
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -77,11 +99,11 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
     };
     let mut outcome = Outcome::Clean;
     for path in &args.scenarios {
-        let file = ScenarioFile::parse(&read(path)?);
-        let machine = args.machine.unwrap_or(file.machine);
-        for scenario in &file.scenarios {
+        let script = Script::parse(&read(path)?);
+        let machine = args.machine.map_or_else(|| Machine::of_script(&script), Machine::from);
+        for scenario in &script.scenarios {
             let transcript = perform(scenario, machine, granule)?;
-            if let Some(left) = &transcript.left {
+            if let Some(left) = &transcript.leak {
                 outcome = Outcome::Wrong;
                 if !args.json {
                     writeln!(out, "{}: left behind at the end of {}: {left}", path.display(), scenario.name)?;

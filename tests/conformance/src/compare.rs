@@ -1,0 +1,178 @@
+//! Sorting every line of a run: equal to the kernel's, explained by a rule, after a state-changing deviation, or not
+//! explained at all.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::Serialize;
+
+use super::deviations::{Deviations, Locked, Recorded};
+use super::transcript::{Line, Transcript};
+
+/// Recorded answers, by the name of the scenario. A name that occurs twice is answered in order.
+#[derive(Clone, Debug, Default)]
+pub struct Answers(BTreeMap<String, VecDeque<Vec<String>>>);
+
+impl Answers {
+    /// Reads a stored transcript.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut answers = Self::default();
+        for block in prereg_scenario::transcript::parse(text) {
+            answers.0.entry(block.name).or_default().push_back(block.lines);
+        }
+        answers
+    }
+
+    fn take(&mut self, name: &str) -> Option<Vec<String>> {
+        self.0.get_mut(name.trim_end())?.pop_front()
+    }
+
+    /// The number of recorded scenarios that were not taken.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.0.values().map(VecDeque::len).sum()
+    }
+}
+
+/// What became of a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The kernel's answer.
+    Equal,
+    /// Another, by this rule.
+    Explained(String),
+    /// Another, where kernel and we are in different states since a rule that taints.
+    AfterDeviation,
+    /// Another, for no reason that is written down.
+    Unexplained,
+}
+
+/// A line that is not the kernel's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its number in the scenario file.
+    pub number: usize,
+    /// Ours; `None` where only the kernel has a line.
+    pub ours: Option<String>,
+    /// The kernel's; `None` where only we have one.
+    pub kernel: Option<String>,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+/// The sums.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Scenarios.
+    pub scenarios: u64,
+    /// Lines compared.
+    pub lines: u64,
+    /// Lines that are the kernel's.
+    pub equal: u64,
+    /// Lines that differ by a rule, by its name.
+    pub explained: BTreeMap<String, u64>,
+    /// Lines that differ after a rule that taints.
+    pub after_deviation: u64,
+    /// Lines that differ for no reason that is written down.
+    pub unexplained: u64,
+}
+
+impl Totals {
+    fn count(&mut self, verdict: &Verdict) {
+        self.lines += 1;
+        match verdict {
+            Verdict::Equal => self.equal += 1,
+            Verdict::Explained(rule) => *self.explained.entry(rule.clone()).or_default() += 1,
+            Verdict::AfterDeviation => self.after_deviation += 1,
+            Verdict::Unexplained => self.unexplained += 1,
+        }
+    }
+}
+
+/// How far kernel and we have come apart within a scenario.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Apart {
+    /// The kernel has locked so many KiB more, and nothing else differs.
+    Locked(i128),
+    /// The states differ.
+    State,
+}
+
+/// Compares runs with recorded answers.
+#[derive(Debug)]
+pub struct Judge<'a> {
+    deviations: &'a Deviations,
+    answers: Answers,
+    /// The sums so far.
+    pub totals: Totals,
+}
+
+impl<'a> Judge<'a> {
+    /// A judge with these rules and answers.
+    #[must_use]
+    pub fn new(deviations: &'a Deviations, answers: Answers) -> Self {
+        Self { deviations, answers, totals: Totals::default() }
+    }
+
+    /// Scenarios that were recorded and not run.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.answers.unused()
+    }
+
+    /// Sorts the lines of one scenario; returns those that are not the kernel's.
+    pub fn judge(&mut self, ours: &Transcript) -> Vec<Difference> {
+        self.totals.scenarios += 1;
+        let recorded = self.answers.take(&ours.name).unwrap_or_default();
+        let mut differences = Vec::new();
+        let mut apart = Apart::Locked(0);
+        for index in 0..recorded.len().max(ours.lines.len()) {
+            let kernel = recorded.get(index);
+            let line = ours.lines.get(index);
+            let verdict = match (line, kernel) {
+                (Some((_, line)), Some(kernel)) => self.sort(line, kernel, &mut apart),
+                _ => Verdict::Unexplained,
+            };
+            self.totals.count(&verdict);
+            if verdict != Verdict::Equal {
+                let number = line.or(ours.lines.last()).map_or(0, |(number, _)| *number);
+                let ours = line.map(|(_, line)| line.to_string());
+                differences.push(Difference { number, ours, kernel: kernel.cloned(), verdict });
+            }
+        }
+        differences
+    }
+
+    fn sort(&self, line: &Line, kernel: &str, apart: &mut Apart) -> Verdict {
+        let Line::Op { text, answer, locked_kib } = line else {
+            return if line.to_string() == kernel { Verdict::Equal } else { Verdict::Unexplained };
+        };
+        let Some((their_text, their_answer)) = kernel.split_once(" => ") else { return Verdict::Unexplained };
+        if text != their_text {
+            return Verdict::Unexplained;
+        }
+        let theirs = Recorded::parse(their_answer);
+        let Some(their_kib) = theirs.locked_kib else { return Verdict::Unexplained };
+        let more = i128::from(their_kib) - i128::from(*locked_kib);
+        if theirs.agrees(answer) && more == 0 {
+            return Verdict::Equal;
+        }
+        let known = match *apart {
+            Apart::Locked(known) => known,
+            Apart::State => 0,
+        };
+        if *apart != Apart::State && theirs.agrees(answer) && more == known {
+            return Verdict::AfterDeviation;
+        }
+        let op = text.split(' ').next().unwrap_or("");
+        if let Some(rule) = self.deviations.explain(op, &theirs, answer, more - known) {
+            match (rule.taints, rule.lck) {
+                (true, Locked::Leaked) if *apart != Apart::State => *apart = Apart::Locked(more),
+                (true, _) => *apart = Apart::State,
+                (false, _) => {}
+            }
+            return Verdict::Explained(rule.id.clone());
+        }
+        if *apart == Apart::State { Verdict::AfterDeviation } else { Verdict::Unexplained }
+    }
+}
