@@ -17,13 +17,10 @@ mod graph;
 mod modules;
 mod mutants;
 mod no_std;
-mod oracle;
 mod packages;
 mod policy;
 mod sources;
-mod suites;
 mod token;
-mod vm;
 
 const USAGE: &str = "\
 usage: cargo xtask RULE...
@@ -58,8 +55,8 @@ enum Trouble {
 fn main() -> ExitCode {
     let rules: Vec<String> = std::env::args().skip(1).collect();
     let command: Option<fn(&Path, &[String]) -> ExitCode> = match rules.first().map(String::as_str) {
-        Some("oracle") => Some(oracle::command),
-        Some("vm") => Some(suites::command),
+        Some("oracle") => Some(prereg_vm::oracle::command),
+        Some("vm") => Some(prereg_vm::suites::command),
         Some("mutants") => Some(mutants::command),
         _ => None,
     };

@@ -34,7 +34,7 @@ use self::process::seconds_until;
 use self::report::{Count, Verdict};
 use self::tree::Trees;
 use crate::sources;
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
 /// What a mutant costs one job, in seconds, on a machine that does something else too: a build and the tests.
 const SECONDS_A_MUTANT: u64 = 10;

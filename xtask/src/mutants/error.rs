@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use super::report::Verdict;
-use crate::vm;
 
 /// Why mutants could not be tried.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +34,7 @@ pub(crate) enum Error {
     #[error("a thread of this program panicked")]
     Panicked,
     #[error(transparent)]
-    Cache(#[from] vm::Trouble),
+    Cache(#[from] prereg_vm::error::Error),
 }
 
 impl Error {

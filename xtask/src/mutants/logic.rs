@@ -19,7 +19,7 @@ use super::policy::{Excluded, Policy, Scope};
 use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::Trees;
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
 /// Of one `cargo test`, at the least, in seconds: a machine that is busy must not make a mutant look like an endless loop.
 const TEST_TIMEOUT: &str = "60";

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use super::error::Error;
 use super::process;
-use crate::vm::cache::{Cache, write_changed};
+use prereg_vm::cache::{Cache, write_changed};
 
 /// Build results in a copy; not touched when the copy is brought up to date.
 pub(crate) const TARGET: &str = "target";

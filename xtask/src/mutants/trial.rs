@@ -20,7 +20,7 @@ use super::policy::{MiriTest, Policy};
 use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::{TARGET, Trees};
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
 /// Seconds that a build may take. It counts for nothing; a build without end would stop the run.
 const BUILD_LIMIT: u64 = 900;

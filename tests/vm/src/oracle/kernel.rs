@@ -1,0 +1,165 @@
+//! The kernels that are asked, their headers, and the tools to build for them and to run them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::granule::Granule;
+use crate::cache::Cache;
+use crate::debian::apt::{self, Apt, Source};
+use crate::error::Error;
+use crate::tool::Tools;
+
+/// The architecture of the kernels.
+const GUEST: &str = "ppc64el";
+
+/// What the machine itself must be able to run: the emulator, a compiler for the guest, and kbuild's `make`.
+const TOOLS: [&str; 4] = ["qemu-system-ppc", "gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross", "make"];
+
+/// Kernels, headers and tools, unpacked in the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct DistroKernel {
+    kernels: PathBuf,
+    version: String,
+    tools: Tools,
+}
+
+/// The suite whose kernel is asked on a machine of the release `codename`.
+///
+/// VFIO of the 6.1 kernel in bookworm cannot be used on powernv; its backports have 6.12.
+fn kernel_suite(codename: &str) -> String {
+    if codename == "bookworm" { format!("{codename}-backports") } else { codename.to_owned() }
+}
+
+impl DistroKernel {
+    /// Fetches whatever the cache does not have.
+    pub(crate) fn fetch(cache: &Cache) -> Result<Self, Error> {
+        let host = apt::architecture()?;
+        // Complete but for the libc: the cache may outlive what is installed beside, or come to another machine.
+        let (tools, _) = cache.filled("programs", |folder| {
+            println!("oracle: fetches {}", TOOLS.join(", "));
+            let sources = Source::of_machine()?;
+            let apt = Apt::new(&folder.join("apt"), &host, &sources)?;
+            for package in apt.fetch_with_needs(&TOOLS)? {
+                if !apt::is_libc(&package) {
+                    apt::unpack(&package, folder)?;
+                }
+            }
+            Ok(host.clone())
+        })?;
+        let (kernels, version) = cache.filled("kernels", |folder| fetch_kernels(folder, &host))?;
+        Ok(Self { kernels, version, tools: Tools::at(&tools, &apt::triplet(&host)) })
+    }
+
+    /// Debian's version of the kernels, as in the names of their packages.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(crate) fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
+    /// What `uname -r` says in the kernel with such pages.
+    fn release(&self, granule: Granule) -> String {
+        format!("{}-{}", self.version, granule.flavour())
+    }
+
+    /// The kernel itself, as the emulator loads it.
+    pub(crate) fn image(&self, granule: Granule) -> Result<PathBuf, Error> {
+        let name = format!("vmlinux-{}", self.release(granule));
+        self.existing(&[format!("boot/{name}")], &name)
+    }
+
+    /// Where kbuild finds the headers of this kernel.
+    pub(crate) fn headers(&self, granule: Granule) -> Result<PathBuf, Error> {
+        let name = format!("usr/src/linux-headers-{}", self.release(granule));
+        self.existing(std::slice::from_ref(&name), &name)
+    }
+
+    /// The folder that the headers expect to be the root of the file system.
+    pub(crate) fn root(&self) -> &Path {
+        &self.kernels
+    }
+
+    /// The modules of VFIO, packed as Debian packs them.
+    pub(crate) fn modules(&self, granule: Granule) -> Result<Vec<PathBuf>, Error> {
+        let name = format!("lib/modules/{}/kernel/drivers/vfio", self.release(granule));
+        let folder = self.existing(&[name.clone(), format!("usr/{name}")], &name)?;
+        let mut modules = Vec::new();
+        for folder in [folder.join("pci"), folder] {
+            let entries = fs::read_dir(&folder).map_err(Error::file(&folder))?;
+            modules.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()));
+        }
+        modules.sort();
+        Ok(modules)
+    }
+
+    /// All modules that were unpacked of this kernel, in folders.
+    pub(crate) fn module_folder(&self, granule: Granule) -> Result<PathBuf, Error> {
+        let name = format!("lib/modules/{}/kernel", self.release(granule));
+        self.existing(&[name.clone(), format!("usr/{name}")], &name)
+    }
+
+    fn existing(&self, paths: &[String], what: &str) -> Result<PathBuf, Error> {
+        let found = paths.iter().map(|path| self.kernels.join(path)).find(|path| path.exists());
+        found.ok_or_else(|| Error::Missing {
+            place: self.kernels.clone(),
+            what: what.to_owned(),
+            remedy: "--fresh fetches it anew",
+        })
+    }
+}
+
+/// Fetches both kernels and what a module needs to be built for them; returns their version.
+fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
+    let sources = Source::of_machine()?;
+    let release = &sources[0];
+    let suite = kernel_suite(&release.suite);
+    println!("oracle: fetches the {GUEST} kernels of {suite}");
+    let source = [release.with_suite(&suite)];
+    let guest = Apt::new(&folder.join("apt-guest"), GUEST, &source)?;
+    // The package without a version depends on the newest with one; headers and kbuild must be of the same.
+    let name = format!("linux-image-{}", Granule::Small.flavour());
+    let depends = guest.depends(&name)?;
+    let version = depends.iter().find_map(|name| {
+        Some(
+            name.strip_prefix("linux-image-")?
+                .strip_suffix(Granule::Small.flavour())?
+                .strip_suffix('-')?
+                .to_owned(),
+        )
+    });
+    let version = version.ok_or(Error::NoPackage { name, suite })?;
+
+    let mut wanted = vec![format!("linux-headers-{version}-common")];
+    for granule in Granule::ALL {
+        wanted.push(format!("linux-image-{version}-{}", granule.flavour()));
+        wanted.push(format!("linux-headers-{version}-{}", granule.flavour()));
+    }
+    for package in guest.fetch(&wanted)? {
+        let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("linux-image-") {
+            // Only these are of use; all drivers of both kernels would be several hundred megabytes.
+            apt::unpack_some(&package, folder, &["./boot/vmlinu*", "*/kernel/drivers/vfio/*"])?;
+        } else {
+            apt::unpack(&package, folder)?;
+        }
+    }
+    // kbuild's own programs run here, not in the guest.
+    let kbuild = Apt::new(&folder.join("apt-host"), host, &source)?;
+    for package in kbuild.fetch(&[format!("linux-kbuild-{version}")])? {
+        apt::unpack(&package, folder)?;
+    }
+    Ok(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bookworm_takes_its_kernel_from_backports() {
+        assert_eq!(kernel_suite("bookworm"), "bookworm-backports");
+        assert_eq!(kernel_suite("trixie"), "trixie");
+    }
+}

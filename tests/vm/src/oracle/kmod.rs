@@ -1,0 +1,71 @@
+//! Building the module that lets the guest program call the kernel's region functions directly.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::granule::Granule;
+use super::kernel::DistroKernel;
+use crate::cache::{Cache, write_changed};
+use crate::error::Error;
+use crate::tool::run;
+
+const MODULE: &str = "mm_iommu_door.ko";
+
+/// Builds the module in `source` for the kernel with such pages and returns it.
+///
+/// # Errors
+/// [`Error::Failed`] with the words of `make`.
+pub(crate) fn build(
+    source: &Path,
+    cache: &Cache,
+    stock: &DistroKernel,
+    granule: Granule,
+) -> Result<PathBuf, Error> {
+    let folder = cache.folder(&format!("door-{}", granule.name()))?;
+    // kbuild writes beside the source.
+    for entry in fs::read_dir(source).map_err(Error::file(source))?.flatten() {
+        let path = entry.path();
+        let text = fs::read(&path).map_err(Error::file(&path))?;
+        write_changed(&folder.join(entry.file_name()), &text)?;
+    }
+    let headers = stock.headers(granule)?;
+    point_to(&headers.join("Makefile"), stock.root())?;
+    let mut make = stock.tools().command("make");
+    make.arg("-s").arg("-C").arg(&headers).arg(format!("M={}", folder.display()));
+    // Type information would need a program that the headers do not bring.
+    make.args([
+        "ARCH=powerpc",
+        "CROSS_COMPILE=powerpc64le-linux-gnu-",
+        "CONFIG_DEBUG_INFO_BTF_MODULES=",
+        "modules",
+    ]);
+    // A `make` around this one would hand down its flags.
+    run(make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL"))?;
+    Ok(folder.join(MODULE))
+}
+
+/// Makes the headers' makefile, which expects to be installed, include the other where it was unpacked.
+fn point_to(makefile: &Path, root: &Path) -> Result<(), Error> {
+    let text = fs::read_to_string(makefile).map_err(Error::file(makefile))?;
+    write_changed(makefile, redirected(&text, root).as_bytes())
+}
+
+fn redirected(text: &str, root: &Path) -> String {
+    let line = |line: &str| match line.strip_prefix("include /usr/") {
+        Some(rest) => format!("include {}/usr/{rest}\n", root.display()),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_installed_path_is_redirected_once() {
+        let once = redirected("include /usr/src/headers/Makefile\nall:\n", Path::new("/cache"));
+        assert_eq!(once, "include /cache/usr/src/headers/Makefile\nall:\n");
+        assert_eq!(redirected(&once, Path::new("/cache")), once);
+    }
+}

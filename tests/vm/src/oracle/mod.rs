@@ -1,0 +1,168 @@
+//! `cargo xtask oracle`: asks real kernels the questions of the conformance scenarios again, and compares.
+//!
+//! The stored answers in `conformance/answers` are what real kernels said; this records them anew, from Debian kernels
+//! with 4 KiB and 64 KiB pages under an emulator, and shows every line that has become another. `options` is the command
+//! line; `set` finds scenarios with stored answers; `kernel` fetches kernels, headers and tools; `guest` builds the
+//! program that asks and `door` the module that lets it; `machine` is what the emulator is told; `transcript` is what
+//! comes back, and how it differs. Nothing of the machine changes: all is kept in the user's cache.
+
+mod comparison;
+pub(crate) mod granule;
+mod guest;
+pub(crate) mod kernel;
+mod kmod;
+mod machine;
+mod options;
+mod scenario_set;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use self::comparison::{Comparison, Transcript};
+use self::kernel::DistroKernel;
+use self::options::Options;
+use self::scenario_set::ScenarioSet;
+use crate::cache::Cache;
+use crate::error::Error;
+use crate::machine::cpio::Archive;
+use crate::machine::run::Run;
+
+/// Differing lines that are printed of one set; the rest is in the recorded file.
+const SHOWN: usize = 60;
+
+/// The longest that a set may take. Most take less than half a minute on an idle machine.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// The line that the guest program prints last.
+const END_MARK: &str = "# end of the transcript";
+
+/// Runs the command; `words` are those behind `oracle`.
+pub fn command(root: &Path, words: &[String]) -> ExitCode {
+    let options = match Options::parse(words) {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{}", options::USAGE);
+            return ExitCode::SUCCESS;
+        }
+        Err(what) => {
+            eprint!("xtask oracle: {what}\n{}", options::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    match ask_again(root, &options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(trouble) => {
+            eprintln!("xtask oracle: {trouble}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Records and compares every chosen set; true when all scenarios are answered as stored.
+fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
+    let sets = scenario_set::find(root, options)?;
+    let cache = Cache::open("oracle")?;
+    if options.fresh {
+        println!("oracle: begins with an empty cache");
+        cache.clear()?;
+    }
+    let stock = DistroKernel::fetch(&cache)?;
+    println!("oracle: kernels {}", stock.version());
+    let source = root.join("conformance/oracle");
+    let program = guest::build(&root.join("tests/oracle-guest"), &cache, &stock)?;
+    let recorded = cache.folder("recorded")?;
+    let (mut passed, mut failed) = (0_usize, 0_usize);
+    for set in &sets {
+        let door = kmod::build(&source.join("module"), &cache, &stock, set.granule)?;
+        let image = initramfs(set, &stock, &program, &door)?;
+        let (transcript, took) = match record(set, &cache, &stock, &image) {
+            Ok(recorded) => recorded,
+            // The other sets may still say something; this one has failed as a whole.
+            Err(trouble) => {
+                println!("{set}: NOT recorded: {trouble}");
+                failed += 1;
+                continue;
+            }
+        };
+        let file = recorded.join(format!("{set}.txt"));
+        fs::write(&file, transcript.text()).map_err(Error::file(&file))?;
+        for trouble in &transcript.troubles {
+            println!("    {trouble}");
+        }
+        let Some(answers) = &set.answers else {
+            println!(
+                "{set}: {} scenarios, nothing stored to compare with: {}",
+                transcript.len(),
+                file.display()
+            );
+            continue;
+        };
+        let stored = fs::read_to_string(answers).map_err(Error::file(answers))?;
+        let comparison = Comparison::of(&Transcript::of_stored(&stored), &transcript);
+        let verdict = if comparison.failed == 0 { "as stored" } else { "NOT as stored" };
+        println!(
+            "{set}: {verdict}: {} scenarios equal, {} not, {:.0} s",
+            comparison.passed,
+            comparison.failed,
+            took.as_secs_f64()
+        );
+        if comparison.failed > 0 {
+            show(&comparison, answers, &file);
+        }
+        passed += comparison.passed;
+        failed += comparison.failed;
+    }
+    println!("{passed} passed, {failed} failed");
+    Ok(failed == 0)
+}
+
+fn show(comparison: &Comparison, answers: &Path, recorded: &Path) {
+    println!("--- {}\n+++ {}", answers.display(), recorded.display());
+    for line in comparison.lines.iter().take(SHOWN) {
+        println!("{line}");
+    }
+    if let Some(more) = comparison.lines.len().checked_sub(SHOWN + 1) {
+        println!("... {} lines more", more + 1);
+    }
+}
+
+/// The guest's whole file system: the program, the modules, the questions.
+fn initramfs(set: &ScenarioSet, stock: &DistroKernel, program: &Path, door: &Path) -> Result<Vec<u8>, Error> {
+    let read = |path: &PathBuf| fs::read(path).map_err(Error::file(path));
+    let mut archive = Archive::new();
+    archive.folder("dev");
+    archive.folder("modules");
+    for module in stock.modules(set.granule)? {
+        let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.file(&format!("modules/{name}"), &read(&module)?);
+    }
+    archive.file("modules/mm_iommu_door.ko", &read(&door.to_owned())?);
+    archive.file("scenarios", &read(&set.scenarios)?);
+    archive.file("init", &read(&program.to_owned())?);
+    Ok(archive.finish())
+}
+
+/// Boots the machine of `set` and listens.
+fn record(
+    set: &ScenarioSet,
+    cache: &Cache,
+    stock: &DistroKernel,
+    image: &[u8],
+) -> Result<(Transcript, Duration), Error> {
+    let folder = cache.folder("runs")?;
+    let initramfs = folder.join(format!("{set}.cpio"));
+    fs::write(&initramfs, image).map_err(Error::file(&initramfs))?;
+    let run = Run {
+        program: "qemu-system-ppc64",
+        arguments: set.machine.arguments(&stock.image(set.granule)?, &initramfs),
+        end_mark: END_MARK,
+        limit: LIMIT,
+        console: folder.join(format!("{set}.console")),
+    };
+    let finished = run.go(stock.tools())?;
+    fs::remove_file(&initramfs).map_err(Error::file(&initramfs))?;
+    Ok((Transcript::of_console(&finished.lines), finished.took))
+}

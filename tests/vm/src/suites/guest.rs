@@ -1,0 +1,362 @@
+//! A guest: what it is made of, how it is booted, and what it says.
+//!
+//! Every guest runs `conformance/vm/init` from an initramfs, which sets up the machine and runs the script of its case. A line
+//! of the console with `@@ WORD ...` is meant for us; the last is `@@ end CODE`. In between a script may stop and wait
+//! for a line from us.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::artifacts::Parts;
+use super::case::{Failure, Stage};
+use crate::debian::modules::Driver;
+use crate::error::Error;
+use crate::machine::console::Machine;
+use crate::machine::cpio::Archive;
+use crate::machine::qmp::Qmp;
+use crate::oracle::granule::Granule;
+
+/// What introduces a line for us.
+const MARK: &str = "@@ ";
+
+/// The longest from power-on to the case's script. Under emulation it is 3 to 7 seconds of a processor, which a guest of low
+/// priority on a busy machine gets in minutes.
+pub(crate) const BOOT: Duration = Duration::from_secs(600);
+
+/// How long QEMU may take to answer or to end.
+const MONITOR: Duration = Duration::from_secs(60);
+
+/// A kind of machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Board {
+    /// q35, with Debian's kernel.
+    Pc,
+    /// q35, with a kernel that was built for it.
+    PcWithKernel(PathBuf),
+    /// powernv9, with Debian's kernel of such pages.
+    Powernv(Granule),
+}
+
+/// Where a PC's memory comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ram {
+    /// A memfd, whose descriptor a vfio-user server gets.
+    Shared,
+    /// Two memory nodes of half the size, each a memfd of its own. The first processor is in the first.
+    TwoNodes,
+    /// A memfd on hugetlbfs.
+    Huge,
+    /// The emulator's own, which a server reaches only by messages.
+    Private,
+}
+
+impl Ram {
+    /// As the emulator takes `mib` MiB of it.
+    fn words(self, mib: u64) -> String {
+        let memfd =
+            |name: &str, mib: u64| format!("-object memory-backend-memfd,id={name},size={mib}M,share=on");
+        match self {
+            Self::Shared => format!("-machine memory-backend=ram {}", memfd("ram", mib)),
+            Self::TwoNodes => {
+                let nodes = ["node0", "node1"];
+                let objects = nodes.map(|name| format!("{} -numa node,memdev={name}", memfd(name, mib / 2)));
+                objects.join(" ")
+            }
+            Self::Huge => {
+                format!("-machine memory-backend=ram {},hugetlb=on,hugetlbsize=2M", memfd("ram", mib))
+            }
+            Self::Private => {
+                format!("-machine memory-backend=ram -object memory-backend-ram,id=ram,size={mib}M,share=off")
+            }
+        }
+    }
+}
+
+/// The MiB of a size as `-m` takes it.
+fn mib(memory: &str) -> Result<u64, Failure> {
+    let size = memory.split(',').next().unwrap_or(memory);
+    let parsed = match size.split_at_checked(size.len().saturating_sub(1)) {
+        Some((number, "G")) => number.parse::<u64>().ok().and_then(|gib| gib.checked_mul(1024)),
+        Some((number, "M")) => number.parse().ok(),
+        _ => None,
+    };
+    parsed.ok_or_else(|| Failure::judged(format!("{size} is no size in MiB or GiB, such as 512M")))
+}
+
+/// What starts a PC's kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Start {
+    /// The emulator, with the initramfs of the case.
+    Emulator,
+    /// Firmware and a bootloader, from a disk of the case.
+    Disk,
+}
+
+/// A guest to be booted.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    pub(crate) board: Board,
+    pub(crate) start: Start,
+    pub(crate) ram: Ram,
+    /// As `-m` takes it.
+    pub(crate) memory: &'static str,
+    pub(crate) cpus: u32,
+    pub(crate) drivers: Vec<&'static str>,
+    /// More words for the emulator.
+    pub(crate) words: Vec<String>,
+    /// More words for the kernel.
+    pub(crate) kernel_words: Vec<String>,
+    /// More files, by their place in the guest.
+    pub(crate) files: Vec<(String, PathBuf)>,
+    /// The script of the case, of `conformance/vm/cases`.
+    pub(crate) script: &'static str,
+    /// Whether the machine may start again.
+    pub(crate) reboots: bool,
+}
+
+impl Guest {
+    /// A small guest that runs `script`.
+    pub(crate) fn new(board: Board, script: &'static str) -> Self {
+        Self {
+            memory: if matches!(board, Board::Powernv(_)) { "2G" } else { "512M" },
+            board,
+            start: Start::Emulator,
+            ram: Ram::Shared,
+            cpus: 1,
+            drivers: Vec::new(),
+            words: Vec::new(),
+            kernel_words: Vec::new(),
+            files: Vec::new(),
+            script,
+            reboots: false,
+        }
+    }
+
+    /// Adds a device, written as QEMU's JSON.
+    pub(crate) fn device(&mut self, device: &serde_json::Value) {
+        self.words.extend(["-device".to_owned(), device.to_string()]);
+    }
+
+    /// Adds words for the emulator, separated by spaces.
+    pub(crate) fn say(&mut self, words: &str) {
+        self.words.extend(words.split_whitespace().map(str::to_owned));
+    }
+
+    /// Adds words for the kernel, separated by spaces.
+    pub(crate) fn tell(&mut self, words: &str) {
+        self.kernel_words.extend(words.split_whitespace().map(str::to_owned));
+    }
+
+    /// Boots it and waits until its script begins; `name` tells it from other guests of the case.
+    pub(crate) fn boot(&self, stage: &Stage<'_>, name: &str) -> Result<Booted, Failure> {
+        let image = stage.file(&format!("{name}.cpio"));
+        if self.start == Start::Emulator {
+            fs::write(&image, self.initramfs(stage.parts)?).map_err(Error::file(&image))?;
+        }
+        let monitor = stage.socket(&format!("{name}.qmp"));
+        let console = stage.file(&format!("{name}.console"));
+        let mut command = match &self.board {
+            Board::Pc | Board::PcWithKernel(_) => stage.parts.emulator("qemu-system-x86_64")?,
+            Board::Powernv(_) => stage.parts.emulator("qemu-system-ppc64")?,
+        };
+        command.args(self.arguments(stage.parts, &image, &monitor)?);
+        let machine = Machine::start(command, &console)?;
+        let mut booted = Booted { machine, monitor: None, powers_off: self.is_pc() };
+        booted.mark("begin", BOOT)?;
+        booted.monitor = Some(Qmp::connect(&monitor, MONITOR)?);
+        if !self.reboots && self.start == Start::Emulator {
+            // Nobody reads it again, and each has several megabytes.
+            fs::remove_file(&image).map_err(Error::file(&image))?;
+        }
+        Ok(booted)
+    }
+
+    fn is_pc(&self) -> bool {
+        !matches!(self.board, Board::Powernv(_))
+    }
+
+    /// The emulator's arguments.
+    fn arguments(&self, parts: &Parts, image: &Path, monitor: &Path) -> Result<Vec<String>, Failure> {
+        let mut words: Vec<String> = Vec::new();
+        let mut say = |text: &str| words.extend(text.split(' ').map(str::to_owned));
+        if self.is_pc() {
+            say("-nodefaults -no-user-config -machine q35 -cpu qemu64,+rdrand");
+            say(&self.ram.words(mib(self.memory)?));
+            say(if self.cpus > 1 { "-accel tcg,thread=multi" } else { "-accel tcg,thread=single" });
+        } else {
+            // `-nodefaults` would take the host bridges away.
+            say("-machine powernv9 -accel tcg,thread=single -net none");
+        }
+        say(&format!("-smp {} -m {} -display none -serial stdio -monitor none", self.cpus, self.memory));
+        if !self.reboots {
+            say("-no-reboot");
+        }
+        words.extend(self.words.iter().cloned());
+        let kernel = match &self.board {
+            Board::Pc => parts.pc_kernel().to_owned(),
+            Board::PcWithKernel(kernel) => kernel.clone(),
+            Board::Powernv(granule) => parts.power()?.kernel(*granule)?,
+        };
+        words.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", monitor.display())]);
+        if self.start == Start::Disk {
+            return Ok(words);
+        }
+        words.extend(["-kernel".to_owned(), kernel.display().to_string()]);
+        words.extend(["-initrd".to_owned(), image.display().to_string()]);
+        words.extend(["-append".to_owned(), self.kernel_line()]);
+        Ok(words)
+    }
+
+    /// The words for the kernel.
+    pub(crate) fn kernel_line(&self) -> String {
+        // The timer's check asks for ticks in time, which a busy machine cannot give an emulated one.
+        let console = if self.is_pc() { "no_timer_check console=ttyS0" } else { "console=hvc0" };
+        let mut line =
+            format!("{console} quiet loglevel=4 panic=-1 oops=panic rdinit=/init case={}", self.script);
+        for word in &self.kernel_words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        line
+    }
+
+    /// The guest's whole file system.
+    pub(crate) fn initramfs(&self, parts: &Parts) -> Result<Vec<u8>, Failure> {
+        let read = |path: &Path| fs::read(path).map_err(Error::file(path));
+        let mut archive = Archive::new();
+        let data = parts.data();
+        archive.file("init", &read(&data.join("init"))?);
+        archive.file("words", &read(&data.join("words"))?);
+        // Some scripts go on with another one.
+        let cases = data.join("cases");
+        for entry in fs::read_dir(&cases).map_err(Error::file(&cases))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            archive.file_with_folders(&format!("cases/{name}"), &read(&entry.path())?);
+        }
+        let (busybox, drivers): (PathBuf, Vec<Driver>) = match &self.board {
+            Board::Pc => (parts.busybox()?, parts.pc_drivers(&self.drivers)?),
+            // It has everything built in.
+            Board::PcWithKernel(_) => (parts.busybox()?, Vec::new()),
+            Board::Powernv(granule) => {
+                let power = parts.power()?;
+                (power.busybox().to_owned(), parts.power_drivers(*granule, &self.drivers)?)
+            }
+        };
+        archive.file_with_folders("bin/busybox", &read(&busybox)?);
+        for (number, driver) in drivers.iter().enumerate() {
+            archive.file_with_folders(&format!("modules/{number:02}-{}.ko", driver.name), &driver.bytes);
+        }
+        for (place, source) in &self.files {
+            archive.file_with_folders(place, &read(source)?);
+        }
+        Ok(archive.finish())
+    }
+}
+
+/// A guest whose script runs.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    pub(crate) machine: Machine,
+    monitor: Option<Qmp<std::os::unix::net::UnixStream>>,
+    powers_off: bool,
+}
+
+impl Booted {
+    /// Waits for the mark `word` and returns what stands behind it.
+    ///
+    /// # Errors
+    /// [`Failure::Judged`] when the script ends before.
+    pub(crate) fn mark(&mut self, word: &str, limit: Duration) -> Result<String, Failure> {
+        let found = self.machine.wait(limit, &format!("mark `{word}`"), |line| {
+            let (found, rest) = parse_mark(line)?;
+            (found == word || found == "end").then(|| (found.to_owned(), rest.to_owned()))
+        })?;
+        match found {
+            (found, rest) if found == word => Ok(rest),
+            (_, code) => Err(Failure::Judged(format!(
+                "the guest's script ended with {code} before its mark `{word}`{}",
+                self.reason()
+            ))),
+        }
+    }
+
+    /// Tells the waiting script to go on, with a word for it.
+    pub(crate) fn answer(&mut self, word: &str) -> Result<(), Failure> {
+        Ok(self.machine.type_line(word)?)
+    }
+
+    /// QEMU's monitor.
+    ///
+    /// # Errors
+    /// [`Error::Monitor`] before the guest has booted.
+    pub(crate) fn monitor(&mut self) -> Result<&mut Qmp<std::os::unix::net::UnixStream>, Failure> {
+        self.monitor.as_mut().ok_or_else(|| Failure::judged("the guest has not booted"))
+    }
+
+    /// Waits for the script's end with success, and for the machine to be off.
+    pub(crate) fn finish(&mut self, limit: Duration) -> Result<(), Failure> {
+        let code = self.mark("end", limit)?;
+        if code != "0" {
+            return Err(Failure::Judged(format!("the guest's script ended with {code}{}", self.reason())));
+        }
+        if self.powers_off {
+            self.machine.end(MONITOR)?;
+        } else {
+            // powernv takes longer to power off than to boot.
+            self.machine.kill();
+        }
+        Ok(())
+    }
+
+    /// Why the script says it failed.
+    fn reason(&self) -> String {
+        let said = self.machine.seen().iter().rev().filter_map(|line| parse_mark(line));
+        let reason = said.clone().find(|(word, _)| *word == "failed").map(|(_, rest)| rest);
+        reason.map(|rest| format!(": {rest}")).unwrap_or_default()
+    }
+
+    /// What stands behind each mark `word` so far.
+    pub(crate) fn marks<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> {
+        let lines = self.machine.seen().iter().filter_map(|line| parse_mark(line));
+        lines.filter(move |(found, _)| *found == word).map(|(_, rest)| rest)
+    }
+}
+
+/// The word and the rest of a line for us. Firmware and kernel may have begun the line.
+fn parse_mark(line: &str) -> Option<(&str, &str)> {
+    let (_, said) = line.split_once(MARK)?;
+    let said = said.trim();
+    Some(said.split_once(' ').unwrap_or((said, "")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_the_emulator_reads_them() {
+        assert_eq!(mib("512M").ok(), Some(512));
+        assert_eq!(mib("384M,slots=2,maxmem=4G").ok(), Some(384));
+        assert_eq!(mib("7G").ok(), Some(7 << 10));
+        for wrong in ["", "G", "7", "7k", "-1M"] {
+            assert!(mib(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn two_nodes_share_the_memory() {
+        let words = Ram::TwoNodes.words(512);
+        assert_eq!(words.matches("size=256M").count(), 2);
+        assert_eq!(words.matches("-numa node").count(), 2);
+    }
+
+    #[test]
+    fn marks_are_found_wherever_a_line_has_them() {
+        assert_eq!(parse_mark("@@ end 0"), Some(("end", "0")));
+        assert_eq!(parse_mark("[  1.2] nvme: hello@@ hash abc def \r"), Some(("hash", "abc def")));
+        assert_eq!(parse_mark("@@ ready"), Some(("ready", "")));
+        assert_eq!(parse_mark("@@"), None);
+        assert_eq!(parse_mark("plain"), None);
+    }
+}

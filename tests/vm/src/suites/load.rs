@@ -1,0 +1,70 @@
+//! A busy machine: processes that do nothing but want a processor, for as long as a case keeps them.
+//!
+//! They are as nice as the emulators, so that the scheduler treats both alike. Each looks whether this process is still there,
+//! so that none outlives a run that was killed.
+
+use std::process::{Child, Command, Stdio};
+
+use super::case::Failure;
+use crate::tool::unstarted;
+
+/// Counts, and looks now and then for the process that it is told.
+const BUSY: &str = "while kill -0 \"$0\"; do n=0; while [ $n -lt 100000 ]; do n=$((n + 1)); done; done";
+
+/// Busy processes; they are gone when this is.
+#[derive(Debug)]
+pub(crate) struct Load {
+    processes: Vec<Child>,
+}
+
+impl Load {
+    /// Starts `count` of them.
+    pub(crate) fn of(count: usize) -> Result<Self, Failure> {
+        let mut load = Self { processes: Vec::new() };
+        for _ in 0..count {
+            let mut command = Command::new("nice");
+            command.args(["-n", "5", "sh", "-c", BUSY, &std::process::id().to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            load.processes.push(command.spawn().map_err(|error| unstarted(&command, error))?);
+        }
+        Ok(load)
+    }
+
+    /// That all of them were there to the end.
+    pub(crate) fn end(mut self) -> Result<(), Failure> {
+        for process in &mut self.processes {
+            if let Ok(Some(status)) = process.try_wait() {
+                return Err(Failure::judged(format!("a process of the load ended early: {status}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            // One that ended by itself needs neither.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_that_lasts_ends_with_its_owner_and_one_that_does_not_is_noticed() {
+        let load = Load::of(2).expect("there is a shell");
+        let processes: Vec<u32> = load.processes.iter().map(Child::id).collect();
+        load.end().expect("both are busy");
+        for process in processes {
+            assert!(!std::path::Path::new("/proc").join(process.to_string()).exists(), "{process} is left");
+        }
+        let mut load = Load::of(1).expect("there is a shell");
+        load.processes[0].kill().and_then(|()| load.processes[0].wait()).expect("it can be ended");
+        assert!(load.end().is_err());
+    }
+}
