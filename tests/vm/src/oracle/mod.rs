@@ -13,6 +13,7 @@ pub(crate) mod kernel;
 mod kmod;
 mod machine;
 mod options;
+mod recording;
 mod scenario_set;
 
 use std::fs;
@@ -20,9 +21,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use self::comparison::{Comparison, Transcript};
+use prereg_scenario::transcript;
+
+use self::comparison::Comparison;
 use self::kernel::DistroKernel;
 use self::options::Options;
+use self::recording::Recording;
 use self::scenario_set::ScenarioSet;
 use crate::cache::Cache;
 use crate::error::Error;
@@ -78,7 +82,7 @@ fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
     for set in &sets {
         let door = kmod::build(&source.join("module"), &cache, &stock, set.granule)?;
         let image = initramfs(set, &stock, &program, &door)?;
-        let (transcript, took) = match record(set, &cache, &stock, &image) {
+        let (recording, took) = match record(set, &cache, &stock, &image) {
             Ok(recorded) => recorded,
             // The other sets may still say something; this one has failed as a whole.
             Err(trouble) => {
@@ -88,20 +92,20 @@ fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
             }
         };
         let file = recorded.join(format!("{set}.txt"));
-        fs::write(&file, transcript.text()).map_err(Error::file(&file))?;
-        for trouble in &transcript.troubles {
-            println!("    {trouble}");
+        fs::write(&file, transcript::text(&recording.blocks)).map_err(Error::file(&file))?;
+        for fault in &recording.faults {
+            println!("    {fault}");
         }
         let Some(answers) = &set.answers else {
             println!(
                 "{set}: {} scenarios, nothing stored to compare with: {}",
-                transcript.len(),
+                recording.blocks.len(),
                 file.display()
             );
             continue;
         };
         let stored = fs::read_to_string(answers).map_err(Error::file(answers))?;
-        let comparison = Comparison::of(&Transcript::of_stored(&stored), &transcript);
+        let comparison = Comparison::of(&transcript::parse(&stored), &recording.blocks);
         let verdict = if comparison.failed == 0 { "as stored" } else { "NOT as stored" };
         println!(
             "{set}: {verdict}: {} scenarios equal, {} not, {:.0} s",
@@ -151,7 +155,7 @@ fn record(
     cache: &Cache,
     stock: &DistroKernel,
     image: &[u8],
-) -> Result<(Transcript, Duration), Error> {
+) -> Result<(Recording, Duration), Error> {
     let folder = cache.folder("runs")?;
     let initramfs = folder.join(format!("{set}.cpio"));
     fs::write(&initramfs, image).map_err(Error::file(&initramfs))?;
@@ -164,5 +168,5 @@ fn record(
     };
     let finished = run.go(stock.tools())?;
     fs::remove_file(&initramfs).map_err(Error::file(&initramfs))?;
-    Ok((Transcript::of_console(&finished.lines), finished.took))
+    Ok((Recording::of_console(&finished.lines), finished.took))
 }
