@@ -75,7 +75,7 @@ fn run(root: &Path, options: &Options) -> Result<bool, Error> {
     let policy = Policy::parse(&fs::read_to_string(&file).map_err(Error::file(&file))?)?;
     let cache = Cache::open("mutants")?;
     let trees = Trees::open(&cache, root, options.jobs)?;
-    let (all, mut findings) = Mutants::list(&trees.folders[0], &policy)?;
+    let (all, mut diagnostics) = Mutants::list(&trees.folders[0], &policy)?;
     let names: BTreeSet<MutantName> = all.names().cloned().collect();
     let mut chosen = all.only(options);
     let mut deadline = None;
@@ -103,13 +103,13 @@ fn run(root: &Path, options: &Options) -> Result<bool, Error> {
     let between = Instant::now();
     let logic = logic::run(&cache, &trees, &policy, &chosen.logic, deadline)?;
     let end = Instant::now();
-    findings.extend(report::findings(
+    diagnostics.extend(report::diagnostics(
         Some(&names),
         &[orders.clone(), logic.clone()].concat(),
         &policy.accepted,
     ));
-    for finding in &findings {
-        eprintln!("error: {finding}");
+    for diagnostic in &diagnostics {
+        eprintln!("error: {diagnostic}");
     }
     for (what, results, took) in
         [("memory orderings", &orders, between - begin), ("cargo-mutants", &logic, end - between)]
@@ -120,9 +120,9 @@ fn run(root: &Path, options: &Options) -> Result<bool, Error> {
     if options.record {
         record(root, &policy, &logic, &orders)?;
     }
-    let verdict = if findings.is_empty() { "ok" } else { "FAILED" };
-    println!("mutants result: {verdict}, {} findings", findings.len());
-    Ok(findings.is_empty())
+    let verdict = if diagnostics.is_empty() { "ok" } else { "FAILED" };
+    println!("mutants result: {verdict}, {} diagnostics", diagnostics.len());
+    Ok(diagnostics.is_empty())
 }
 
 /// Mutants of both kinds.
@@ -163,10 +163,10 @@ impl Mutants {
         }
         let (logic, idle) = logic::list(tree, policy, None)?;
         let unexplained = policy.excluded.iter().filter(|class| class.reason.trim().is_empty());
-        let findings = unexplained.map(|class| format!("excluded without a reason: {}", class.text));
-        let findings = findings
+        let diagnostics = unexplained.map(|class| format!("excluded without a reason: {}", class.text));
+        let diagnostics = diagnostics
             .chain(idle.iter().map(|class| format!("excluded, but there is no such mutant: {}", class.text)));
-        Ok((Self { logic, orders }, findings.collect()))
+        Ok((Self { logic, orders }, diagnostics.collect()))
     }
 
     fn names(&self) -> impl Iterator<Item = &MutantName> {

@@ -14,7 +14,7 @@ use prereg_linux::{FaultIn, FaultInError, GuestMemory, HugeSize, IoUring, Memory
 use serde::Serialize;
 
 use crate::error::{BenchError, Interrupted, check};
-use crate::stats::{Spread, median_ratio};
+use crate::stats::{Summary, median_ratio};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -78,21 +78,21 @@ pub struct Row {
     /// The largest page the registration could be mapped with, in bytes.
     pub largest_page: u64,
     /// Register memory that is present.
-    pub register: Option<Spread>,
+    pub register: Option<Summary>,
     /// The raw pin call alone.
-    pub raw_pin: Option<Spread>,
+    pub raw_pin: Option<Summary>,
     /// One bulk read of pagemap alone.
-    pub raw_pagemap: Option<Spread>,
+    pub raw_pagemap: Option<Summary>,
     /// `register` over `raw_pin` plus `raw_pagemap`: the middle of the repetitions' own ratios.
     pub ratio: Option<f64>,
     /// Unregister.
-    pub unregister: Option<Spread>,
+    pub unregister: Option<Summary>,
     /// The raw unpin call alone.
-    pub raw_unpin: Option<Spread>,
+    pub raw_unpin: Option<Summary>,
     /// Register memory that nobody touched yet, faulted in by one thread.
-    pub absent_one_thread: Option<Spread>,
+    pub absent_one_thread: Option<Summary>,
     /// The same by two threads.
-    pub absent_two_threads: Option<Spread>,
+    pub absent_two_threads: Option<Summary>,
     /// How many times faster two threads are: the middle of the repetitions' own ratios.
     pub threads_speedup: Option<f64>,
 }
@@ -169,13 +169,13 @@ pub fn measure(
             }
         }
     }
-    row.register = Spread::of(&times.register, pages);
-    row.unregister = Spread::of(&times.unregister, pages);
-    row.raw_pin = Spread::of(&times.raw_pin, pages);
-    row.raw_pagemap = Spread::of(&times.raw_pagemap, pages);
-    row.raw_unpin = Spread::of(&times.raw_unpin, pages);
-    row.absent_one_thread = Spread::of(&times.one_thread, pages);
-    row.absent_two_threads = Spread::of(&times.two_threads, pages);
+    row.register = Summary::of(&times.register, pages);
+    row.unregister = Summary::of(&times.unregister, pages);
+    row.raw_pin = Summary::of(&times.raw_pin, pages);
+    row.raw_pagemap = Summary::of(&times.raw_pagemap, pages);
+    row.raw_unpin = Summary::of(&times.raw_unpin, pages);
+    row.absent_one_thread = Summary::of(&times.one_thread, pages);
+    row.absent_two_threads = Summary::of(&times.two_threads, pages);
     let raw: Vec<_> = times.raw_pin.iter().zip(&times.raw_pagemap).map(|(pin, read)| *pin + *read).collect();
     row.ratio = median_ratio(&times.register, &raw);
     row.threads_speedup = median_ratio(&times.one_thread, &times.two_threads);

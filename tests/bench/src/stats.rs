@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// Nanoseconds for each page: the middle of several measurements, and how far they lie apart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Summary {
     /// The one in the middle.
     pub median: f64,
     /// The fastest.
@@ -16,7 +16,7 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Spread {
+impl Summary {
     /// Of `times`, each for `pages` pages; `None` without any.
     #[must_use]
     pub fn of(times: &[Duration], pages: u64) -> Option<Self> {
@@ -24,7 +24,7 @@ impl Spread {
             times.iter().map(|took| took.as_nanos() as f64 / pages.max(1) as f64).collect();
         each.sort_by(f64::total_cmp);
         let (min, max) = (*each.first()?, *each.last()?);
-        let median = middle(&each)?;
+        let median = median(&each)?;
         Some(Self { median, min, max })
     }
 }
@@ -37,16 +37,16 @@ pub fn median_ratio(these: &[Duration], those: &[Duration]) -> Option<f64> {
     let pairs = these.iter().zip(those).filter(|(_, those)| !those.is_zero());
     let mut ratios: Vec<f64> = pairs.map(|(this, that)| this.as_secs_f64() / that.as_secs_f64()).collect();
     ratios.sort_by(f64::total_cmp);
-    middle(&ratios)
+    median(&ratios)
 }
 
 /// The middle of sorted numbers.
-fn middle(sorted: &[f64]) -> Option<f64> {
+fn median(sorted: &[f64]) -> Option<f64> {
     let upper = *sorted.get(sorted.len() / 2)?;
     if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted[sorted.len() / 2 - 1] + upper) / 2.0) }
 }
 
-impl fmt::Display for Spread {
+impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { median, min, max } = self;
         f.pad(&format!("{median:.1} ({min:.1}..{max:.1})"))
@@ -57,14 +57,14 @@ impl fmt::Display for Spread {
 mod tests {
     use super::*;
 
-    fn spread(ns: &[u64], pages: u64) -> Option<Spread> {
-        Spread::of(&ns.iter().map(|&ns| Duration::from_nanos(ns)).collect::<Vec<_>>(), pages)
+    fn spread(ns: &[u64], pages: u64) -> Option<Summary> {
+        Summary::of(&ns.iter().map(|&ns| Duration::from_nanos(ns)).collect::<Vec<_>>(), pages)
     }
 
     #[test]
     fn the_middle_and_the_ends_are_for_each_page() {
-        assert_eq!(spread(&[30, 10, 20], 10), Some(Spread { median: 2.0, min: 1.0, max: 3.0 }));
-        assert_eq!(spread(&[40, 10, 20, 30], 1), Some(Spread { median: 25.0, min: 10.0, max: 40.0 }));
+        assert_eq!(spread(&[30, 10, 20], 10), Some(Summary { median: 2.0, min: 1.0, max: 3.0 }));
+        assert_eq!(spread(&[40, 10, 20, 30], 1), Some(Summary { median: 25.0, min: 10.0, max: 40.0 }));
         assert_eq!(spread(&[], 1), None);
     }
 

@@ -89,9 +89,9 @@ impl Totals {
     }
 }
 
-/// How far kernel and we have come apart within a scenario.
+/// How far kernel and we have come divergence within a scenario.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Apart {
+enum Divergence {
     /// The kernel has locked so many KiB more, and nothing else differs.
     Locked(i128),
     /// The states differ.
@@ -100,14 +100,14 @@ enum Apart {
 
 /// Compares runs with recorded answers.
 #[derive(Debug)]
-pub struct Judge<'a> {
+pub struct Comparator<'a> {
     deviations: &'a Deviations,
     answers: Answers,
     /// The sums so far.
     pub totals: Totals,
 }
 
-impl<'a> Judge<'a> {
+impl<'a> Comparator<'a> {
     /// A judge with these rules and answers.
     #[must_use]
     pub fn new(deviations: &'a Deviations, answers: Answers) -> Self {
@@ -121,16 +121,16 @@ impl<'a> Judge<'a> {
     }
 
     /// Sorts the lines of one scenario; returns those that are not the kernel's.
-    pub fn judge(&mut self, ours: &Transcript) -> Vec<Difference> {
+    pub fn compare(&mut self, ours: &Transcript) -> Vec<Difference> {
         self.totals.scenarios += 1;
         let recorded = self.answers.take(&ours.name).unwrap_or_default();
         let mut differences = Vec::new();
-        let mut apart = Apart::Locked(0);
+        let mut divergence = Divergence::Locked(0);
         for index in 0..recorded.len().max(ours.lines.len()) {
             let kernel = recorded.get(index);
             let line = ours.lines.get(index);
             let verdict = match (line, kernel) {
-                (Some((_, line)), Some(kernel)) => self.sort(line, kernel, &mut apart),
+                (Some((_, line)), Some(kernel)) => self.classify(line, kernel, &mut divergence),
                 _ => Verdict::Unexplained,
             };
             self.totals.count(&verdict);
@@ -143,7 +143,7 @@ impl<'a> Judge<'a> {
         differences
     }
 
-    fn sort(&self, line: &Line, kernel: &str, apart: &mut Apart) -> Verdict {
+    fn classify(&self, line: &Line, kernel: &str, divergence: &mut Divergence) -> Verdict {
         let Line::Op { text, answer, locked_kib } = line else {
             return if line.to_string() == kernel { Verdict::Equal } else { Verdict::Unexplained };
         };
@@ -157,22 +157,22 @@ impl<'a> Judge<'a> {
         if theirs.agrees(answer) && more == 0 {
             return Verdict::Equal;
         }
-        let known = match *apart {
-            Apart::Locked(known) => known,
-            Apart::State => 0,
+        let known = match *divergence {
+            Divergence::Locked(known) => known,
+            Divergence::State => 0,
         };
-        if *apart != Apart::State && theirs.agrees(answer) && more == known {
+        if *divergence != Divergence::State && theirs.agrees(answer) && more == known {
             return Verdict::AfterDeviation;
         }
         let op = text.split(' ').next().unwrap_or("");
         if let Some(rule) = self.deviations.explain(op, &theirs, answer, more - known) {
             match (rule.taints, rule.lck) {
-                (true, Locked::Leaked) if *apart != Apart::State => *apart = Apart::Locked(more),
-                (true, _) => *apart = Apart::State,
+                (true, Locked::Leaked) if *divergence != Divergence::State => *divergence = Divergence::Locked(more),
+                (true, _) => *divergence = Divergence::State,
                 (false, _) => {}
             }
             return Verdict::Explained(rule.id.clone());
         }
-        if *apart == Apart::State { Verdict::AfterDeviation } else { Verdict::Unexplained }
+        if *divergence == Divergence::State { Verdict::AfterDeviation } else { Verdict::Unexplained }
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use prereg::Granule;
-use prereg_conformance::compare::{Answers, Judge, Totals, Verdict};
+use prereg_conformance::compare::{Answers, Comparator, Totals, Verdict};
 use prereg_conformance::deviations::Deviations;
 use prereg_conformance::machine::Machine;
 use prereg_conformance::run::run;
@@ -30,16 +30,16 @@ fn judge(set: &str, granule: Granule) -> Totals {
     let deviations = Deviations::parse(Deviations::BUILT_IN).expect("the rules built in");
     let suffix = if granule == Granule::K4 { "4k" } else { "64k" };
     let answers = Answers::parse(&read(&format!("answers/{set}-{suffix}.txt")));
-    let mut judge = Judge::new(&deviations, answers);
+    let mut comparator = Comparator::new(&deviations, answers);
     for transcript in transcripts(&read(&format!("scenarios/{set}.scn")), granule) {
         assert_eq!(transcript.leak, None, "{}", transcript.name);
-        for difference in judge.judge(&transcript) {
+        for difference in comparator.compare(&transcript) {
             assert_ne!(difference.verdict, Verdict::Unexplained, "{}: {difference:#?}", transcript.name);
         }
     }
-    assert_eq!(judge.unused(), 0, "every recorded scenario is run");
-    println!("{set} {suffix}: {:?}", judge.totals);
-    judge.totals
+    assert_eq!(comparator.unused(), 0, "every recorded scenario is run");
+    println!("{set} {suffix}: {:?}", comparator.totals);
+    comparator.totals
 }
 
 #[test]
@@ -129,14 +129,14 @@ fn a_wrong_answer_is_unexplained() {
         let text = format!(
             "== x\nv2 c0 0 => ok lck=0\nmem A 4P => ok lck=0 at=0x200000000\nregister c0 A 4P => {answer}\n"
         );
-        let mut judge = Judge::new(&deviations, Answers::parse(&text));
-        let differences = judge.judge(&transcripts(scenario, Granule::K4)[0]);
+        let mut comparator = Comparator::new(&deviations, Answers::parse(&text));
+        let differences = comparator.compare(&transcripts(scenario, Granule::K4)[0]);
         let verdict = differences.first().map_or(Verdict::Equal, |difference| difference.verdict.clone());
         assert_eq!(verdict, expected, "{answer}");
     }
-    let mut judge = Judge::new(&deviations, Answers::default());
-    judge.judge(&transcripts(scenario, Granule::K4)[0]);
-    assert_eq!(judge.totals.unexplained, 3, "a scenario nobody recorded is not explained");
+    let mut comparator = Comparator::new(&deviations, Answers::default());
+    comparator.compare(&transcripts(scenario, Granule::K4)[0]);
+    assert_eq!(comparator.totals.unexplained, 3, "a scenario nobody recorded is not explained");
 }
 
 #[test]
@@ -148,9 +148,9 @@ fn only_the_leak_is_forgiven_after_a_leak() {
                 create c0 16 0x8000000000000000 1 => -EINVAL lck=1000\n";
     for (locked, unexplained) in [(1000, 0), (1004, 1)] {
         let text = format!("{head}status => ok lck={locked} pin=0\n");
-        let mut judge = Judge::new(&deviations, Answers::parse(&text));
-        judge.judge(&transcripts(scenario, Granule::K4)[0]);
-        assert_eq!(judge.totals.unexplained, unexplained, "{:?}", judge.totals);
+        let mut comparator = Comparator::new(&deviations, Answers::parse(&text));
+        comparator.compare(&transcripts(scenario, Granule::K4)[0]);
+        assert_eq!(comparator.totals.unexplained, unexplained, "{:?}", comparator.totals);
     }
 }
 

@@ -14,7 +14,7 @@ const MODULES: [&str; 8] = [
     "vfio_iommu_spapr_tce",
     "vfio-pci-core",
     "vfio-pci",
-    "mm_iommu_door",
+    "mm_iommu_test",
 ];
 
 /// Huge pages that every pool of up to 64 MiB pages is asked for.

@@ -1,16 +1,16 @@
-//! The `m.` operations: the kernel's region functions, called through the door that the module `mm_iommu_door` makes.
+//! The `m.` operations: the kernel's region functions, called through the door that the module `mm_iommu_test` makes.
 
 use prereg_scenario::names::Malformed;
 use prereg_scenario::script::{self, Line};
 use prereg_scenario::transcript::{Answer, Errno};
 
 use crate::process::{Process, word};
-use crate::sys::{self, Door};
+use crate::sys::{self, RegionCall};
 
-const DOOR: &str = "/dev/mm_iommu_door";
+const DEVICE: &str = "/dev/mm_iommu_test";
 
 /// `DOOR_ASK`: type `d`, number 1, both directions, the size of the struct.
-const ASK: u64 = (6 << 29) | ((size_of::<Door>() as u64) << 16) | ((b'd' as u64) << 8) | 1;
+const CALL_REQUEST: u64 = (6 << 29) | ((size_of::<RegionCall>() as u64) << 16) | ((b'd' as u64) << 8) | 1;
 
 /// What the module finds when there is no region.
 const NONE: i32 = -1;
@@ -56,12 +56,12 @@ pub(crate) fn perform(process: &mut Process<'_>, line: &Line) -> Result<Answer, 
     let mut asked = question(process, line, call)?;
     let fd = match process.region_calls {
         Some(fd) => fd,
-        None => match sys::open(DOOR) {
+        None => match sys::open(DEVICE) {
             Ok(fd) => *process.region_calls.insert(fd),
             Err(errno) => return Ok(unasked(errno)),
         },
     };
-    match sys::ioctl_on(fd, ASK, &mut asked) {
+    match sys::ioctl_on(fd, CALL_REQUEST, &mut asked) {
         Ok(_) => Ok(answer(process, line, call, &asked)),
         Err(errno) => Ok(unasked(errno)),
     }
@@ -72,29 +72,29 @@ fn unasked(errno: Errno) -> Answer {
     Answer::from(errno).with("ioctl-failed")
 }
 
-fn question(process: &Process<'_>, line: &Line, call: Call) -> Result<Door, Malformed> {
+fn question(process: &Process<'_>, line: &Line, call: Call) -> Result<RegionCall, Malformed> {
     let number = |index| process.sum(line, index);
     let slot = |place| -> Result<i32, Malformed> {
         i32::try_from(number(place)?).map_err(|_| Malformed(format!("no slot {}", line.words[place])))
     };
-    let empty = Door { call: call as u32, slot: NONE, ..Door::default() };
+    let empty = RegionCall { call: call as u32, slot: NONE, ..RegionCall::default() };
     Ok(match call {
-        Call::New => Door { slot: slot(1)?, user: number(2)?, amount: number(3)?, ..empty },
+        Call::New => RegionCall { slot: slot(1)?, user: number(2)?, amount: number(3)?, ..empty },
         Call::NewDevice => {
-            Door { slot: slot(1)?, user: number(2)?, amount: number(3)?, host: number(4)?, ..empty }
+            RegionCall { slot: slot(1)?, user: number(2)?, amount: number(3)?, host: number(4)?, ..empty }
         }
-        Call::Get | Call::Lookup => Door { user: number(1)?, amount: number(2)?, ..empty },
-        Call::Put | Call::MappedInc | Call::MappedDec => Door { slot: slot(1)?, ..empty },
+        Call::Get | Call::Lookup => RegionCall { user: number(1)?, amount: number(2)?, ..empty },
+        Call::Put | Call::MappedInc | Call::MappedDec => RegionCall { slot: slot(1)?, ..empty },
         Call::Translate => {
             word(line, 3)?;
-            Door { slot: slot(1)?, user: number(2)?, amount: number(3)?, ..empty }
+            RegionCall { slot: slot(1)?, user: number(2)?, amount: number(3)?, ..empty }
         }
-        Call::IsDevice => Door { host: number(1)?, amount: number(2)?, ..empty },
+        Call::IsDevice => RegionCall { host: number(1)?, amount: number(2)?, ..empty },
         Call::Any => empty,
     })
 }
 
-fn answer(process: &Process<'_>, line: &Line, call: Call, said: &Door) -> Answer {
+fn answer(process: &Process<'_>, line: &Line, call: Call, said: &RegionCall) -> Answer {
     match call {
         Call::Get | Call::Lookup => Answer::done().with(match said.slot {
             NONE => "slot=none".to_owned(),

@@ -131,7 +131,7 @@ arguments! {
     DmaMap { argsz: u32, flags: u32, vaddr: u64, iova: u64, size: u64, }
     DmaUnmap { argsz: u32, flags: u32, iova: u64, size: u64, }
     /// `struct door` of the module.
-    Door { call: u32, slot: i32, user: u64, amount: u64, host: u64, result: i64, }
+    RegionCall { call: u32, slot: i32, user: u64, amount: u64, host: u64, result: i64, }
 }
 impl Argument for i32 {}
 

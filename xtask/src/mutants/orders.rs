@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::name::{MutantName, number};
 use super::policy::{Exchange, Orders};
-use crate::facts::Facts;
-use crate::token::{Kind, Token, tokens};
+use crate::lexer::{Kind, Token, tokens};
+use crate::source::SourceFacts;
 
 /// One change of a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,7 +43,7 @@ impl OrderMutant {
 pub(crate) fn mutants(file: &str, source: &str, orders: &Orders) -> Result<Vec<OrderMutant>, String> {
     let tokens = tokens(source);
     let functions = functions(&tokens);
-    let test_lines = Facts::of(source).test_lines;
+    let test_lines = SourceFacts::of(source).test_lines;
     let in_test = |line: usize| test_lines.iter().any(|&(first, last)| (first..=last).contains(&line));
     let code = Code { file, source, tokens: &tokens, functions: &functions };
     let mut found = Vec::new();

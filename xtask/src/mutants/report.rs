@@ -35,39 +35,39 @@ impl fmt::Display for Verdict {
 }
 
 /// What contradicts the list of accepted mutants. `all` is every mutant there is, or `None` when only a part was listed.
-pub(crate) fn findings(
+pub(crate) fn diagnostics(
     all: Option<&BTreeSet<MutantName>>,
     results: &[(MutantName, Verdict)],
     accepted: &[Accepted],
 ) -> Vec<String> {
-    let mut findings = Vec::new();
+    let mut diagnostics = Vec::new();
     let mut listed = BTreeSet::new();
     for entry in accepted {
         if entry.reason.trim().is_empty() {
-            findings.push(format!("accepted without a reason: {}", entry.name));
+            diagnostics.push(format!("accepted without a reason: {}", entry.name));
         }
         if !listed.insert(&entry.name) {
-            findings.push(format!("accepted twice: {}", entry.name));
+            diagnostics.push(format!("accepted twice: {}", entry.name));
         }
         if all.is_some_and(|all| !all.contains(&entry.name)) {
-            findings.push(format!("accepted, but there is no such mutant; strike it: {}", entry.name));
+            diagnostics.push(format!("accepted, but there is no such mutant; strike it: {}", entry.name));
         }
     }
     for (name, verdict) in results {
         match (verdict, listed.contains(name)) {
-            (Verdict::Survived, false) => findings.push(format!(
+            (Verdict::Survived, false) => diagnostics.push(format!(
                 "survived: {name}\n  Write a test that fails with it, or enter it with a reason:\n{}",
                 name.entry()
             )),
             (Verdict::Killed(_) | Verdict::TimedOut | Verdict::Unviable, true) => {
-                findings.push(format!(
+                diagnostics.push(format!(
                     "accepted, but it does not survive any more ({verdict}); strike it: {name}"
                 ));
             }
             _ => {}
         }
     }
-    findings
+    diagnostics
 }
 
 /// How many mutants ended how.
@@ -182,8 +182,8 @@ mod tests {
             (name("b"), Verdict::Killed("tests".to_owned())),
             (name("c"), Verdict::Untested),
         ];
-        assert!(findings(Some(&all), &results, &[accepted("a", "no effect")]).is_empty());
-        assert!(findings(Some(&all), &results, &[accepted("a", "x"), accepted("c", "x")]).is_empty());
+        assert!(diagnostics(Some(&all), &results, &[accepted("a", "no effect")]).is_empty());
+        assert!(diagnostics(Some(&all), &results, &[accepted("a", "x"), accepted("c", "x")]).is_empty());
         for (list, says) in [
             (vec![], "survived"),
             (vec![accepted("a", " ")], "without a reason"),
@@ -191,11 +191,11 @@ mod tests {
             (vec![accepted("a", "x"), accepted("b", "x")], "does not survive any more"),
             (vec![accepted("a", "x"), accepted("gone", "x")], "no such mutant"),
         ] {
-            let found = findings(Some(&all), &results, &list);
+            let found = diagnostics(Some(&all), &results, &list);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].contains(says), "{}", found[0]);
         }
-        assert!(findings(None, &results, &[accepted("a", "x"), accepted("gone", "x")]).is_empty());
+        assert!(diagnostics(None, &results, &[accepted("a", "x"), accepted("gone", "x")]).is_empty());
     }
 
     #[test]

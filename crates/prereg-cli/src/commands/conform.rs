@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use prereg::Granule;
-use prereg_conformance::compare::{Answers, Difference, Judge, Verdict};
+use prereg_conformance::compare::{Answers, Difference, Comparator, Verdict};
 use prereg_conformance::deviations::Deviations;
 use prereg_conformance::machine::Machine;
 use prereg_conformance::run::run as perform;
@@ -92,7 +92,7 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
             .map_err(|error| Failure::host("reading the deviations built in", error))?,
     };
     let answers = args.answers.as_deref().map(read).transpose()?;
-    let mut judge = answers.map(|text| Judge::new(&deviations, Answers::parse(&text)));
+    let mut comparator = answers.map(|text| Comparator::new(&deviations, Answers::parse(&text)));
     let granule = match args.granule {
         GranuleArg::K4 => Granule::K4,
         GranuleArg::K64 => Granule::K64,
@@ -109,10 +109,10 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
                     writeln!(out, "{}: left behind at the end of {}: {left}", path.display(), scenario.name)?;
                 }
             }
-            match &mut judge {
+            match &mut comparator {
                 None => write!(out, "{transcript}")?,
-                Some(judge) => {
-                    let differences = judge.judge(&transcript);
+                Some(comparator) => {
+                    let differences = comparator.compare(&transcript);
                     if !args.json {
                         show(out, path, &scenario.name, &differences)?;
                     }
@@ -120,14 +120,14 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
             }
         }
     }
-    let Some(judge) = judge else { return Ok(outcome) };
-    let totals = &judge.totals;
+    let Some(comparator) = comparator else { return Ok(outcome) };
+    let totals = &comparator.totals;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, totals)?;
         writeln!(out)?;
     } else {
-        if judge.unused() > 0 {
-            writeln!(out, "{} recorded scenarios were not run", judge.unused())?;
+        if comparator.unused() > 0 {
+            writeln!(out, "{} recorded scenarios were not run", comparator.unused())?;
         }
         writeln!(out, "scenarios        {:7}", totals.scenarios)?;
         writeln!(out, "lines            {:7}", totals.lines)?;

@@ -16,7 +16,7 @@ use prereg_benches::hot_path::plot::plot;
 
 const MORE: &str = "\
 All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
-the median of 9 repetitions, and the fastest and slowest in brackets. The subjects take turns, each after a pass that warms
+the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms
 its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; the ratio is over it.
 'prereg' answers 'translate' with yes or no: it gives no address away without counting it.
 
@@ -75,7 +75,7 @@ pub fn run(
 fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
     let mut block = None;
     for row in rows {
-        let key = (row.case, row.pattern, row.size, row.regions, row.layout, row.beside);
+        let key = (row.case, row.pattern, row.size, row.regions, row.layout, row.load);
         if block != Some(key) {
             block = Some(key);
             write!(
@@ -90,12 +90,12 @@ fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
             writeln!(
                 out,
                 "{}",
-                if row.threads > 1 { format!(", beside a {}", row.beside.name()) } else { String::new() }
+                if row.threads > 1 { format!(", beside a {}", row.load.name()) } else { String::new() }
             )?;
         }
         let ratio = row.ratio_to_limit.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
         let spread = format!("({:.1}..{:.1})", row.low, row.high);
-        writeln!(out, "  {:<16} {:>9.1} ns {:<20} {:>8}", row.subject, row.ns, spread, ratio)?;
+        writeln!(out, "  {:<16} {:>9.1} ns {:<20} {:>8}", row.candidate, row.ns, spread, ratio)?;
     }
     Ok(())
 }

@@ -92,7 +92,7 @@ fn print(results: &Results, out: &mut impl Write) -> Result<(), Failure> {
         writeln!(
             out,
             "  {:<11} {:>9} IOPS  {:>7.1} us CPU {:<18} {:>5.2}x",
-            row.subject,
+            row.candidate,
             Count(row.iops as u64).to_string(),
             row.cpu_us,
             format!("({:.1}..{:.1})", row.cpu_us_low, row.cpu_us_high),

@@ -14,7 +14,7 @@ use crate::pins;
 use crate::progress::Progress;
 use crate::quantity::{Bytes, parse_bytes};
 use prereg_benches::registration::{Kind, Plan, Row, measure};
-use prereg_benches::stats::Spread;
+use prereg_benches::stats::Summary;
 
 const MORE: &str = "\
 All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in
@@ -86,7 +86,7 @@ pub fn run(
 }
 
 /// A spread, or a dash.
-struct Cell(Option<Spread>);
+struct Cell(Option<Summary>);
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

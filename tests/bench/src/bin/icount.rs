@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use prereg::{AddressSpace, Granule, HeapTables};
 use prereg_benches::guarantees::SoleThread;
-use prereg_benches::hot_path::candidate::{Case, Nothing, Passes};
+use prereg_benches::hot_path::candidate::{Case, Nothing, Workload};
 use prereg_benches::hot_path::host::InventedHost;
 use prereg_benches::hot_path::layout::{Layout, Pattern, Shape};
-use prereg_benches::hot_path::prereg::{Ours, OursInLists};
-use prereg_benches::hot_path::roofline::Limit;
+use prereg_benches::hot_path::prereg::{Prereg, PreregLists};
+use prereg_benches::hot_path::roofline::Roofline;
 use prereg_sim::SimHost;
 
 /// User address of the first region.
@@ -25,7 +25,7 @@ const LENGTHS: [u64; 2] = [20_000, 120_000];
 
 /// One thing counted.
 struct Count {
-    subject: &'static str,
+    candidate: &'static str,
     case: Case,
     pattern: Pattern,
     layout: Layout,
@@ -35,17 +35,17 @@ struct Count {
 }
 
 const fn ours(case: Case, pattern: Pattern, layout: Layout, regions: u64, goal: f64) -> Count {
-    Count { subject: "prereg", case, pattern, layout, regions, goal: Some(goal) }
+    Count { candidate: "prereg", case, pattern, layout, regions, goal: Some(goal) }
 }
 
 const fn limit(case: Case, pattern: Pattern, layout: Layout, regions: u64) -> Count {
-    Count { subject: "limit", case, pattern, layout, regions, goal: None }
+    Count { candidate: "limit", case, pattern, layout, regions, goal: None }
 }
 
 /// The same by lists of 512 pages, as one H_PUT_TCE_INDIRECT carries: at once, or page by page.
-const fn list(subject: &'static str, regions: u64, goal: Option<f64>) -> Count {
+const fn list(candidate: &'static str, regions: u64, goal: Option<f64>) -> Count {
     let (pattern, layout) = (Pattern::Random, Layout::Scattered);
-    Count { subject, case: Case::MapUnmap, pattern, layout, regions, goal }
+    Count { candidate, case: Case::MapUnmap, pattern, layout, regions, goal }
 }
 
 const COUNTS: [Count; 16] = [
@@ -70,10 +70,10 @@ const COUNTS: [Count; 16] = [
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--child", index, subject, length] => child(index, subject, length, SIZE),
+        ["--child", index, candidate, length] => child(index, candidate, length, SIZE),
         // For a look by hand at other sizes: `valgrind --tool=callgrind --cache-sim=yes icount --child 2 prereg 100000 4096`.
-        ["--child", index, subject, length, mib] => {
-            child(index, subject, length, mib.parse::<u64>().map_or(SIZE, |mib| mib << 20))
+        ["--child", index, candidate, length, mib] => {
+            child(index, candidate, length, mib.parse::<u64>().map_or(SIZE, |mib| mib << 20))
         }
         [] => parent(false),
         ["--check"] => parent(true),
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 /// Does what is counted.
-fn child(index: &str, subject: &str, length: &str, size: u64) -> ExitCode {
+fn child(index: &str, candidate: &str, length: &str, size: u64) -> ExitCode {
     let (Ok(index), Ok(length)) = (index.parse::<usize>(), length.parse::<u64>()) else {
         return ExitCode::from(2);
     };
@@ -119,15 +119,15 @@ fn child(index: &str, subject: &str, length: &str, size: u64) -> ExitCode {
             }
         }
     }
-    let mut subject: Box<dyn Passes> = match subject {
-        "prereg" => Box::new(Ours(space.translator())),
+    let mut candidate: Box<dyn Workload> = match candidate {
+        "prereg" => Box::new(Prereg(space.translator())),
         "prereg-list" | "prereg-each" => {
-            Box::new(OursInLists::new(space.translator(), subject == "prereg-list"))
+            Box::new(PreregLists::new(space.translator(), candidate == "prereg-list"))
         }
-        "limit" => Box::new(Limit::new(shape, BASE, &hosts, Arc::new(HeapTables::new()))),
+        "limit" => Box::new(Roofline::new(shape, BASE, &hosts, Arc::new(HeapTables::new()))),
         _ => Box::new(Nothing),
     };
-    subject.pass(count.case, count.pattern, shape.addresses(BASE), shape.range_bytes(), length);
+    candidate.pass(count.case, count.pattern, shape.addresses(BASE), shape.range_bytes(), length);
     ExitCode::SUCCESS
 }
 
@@ -139,7 +139,7 @@ fn parent(check: bool) -> ExitCode {
     );
     let mut missed = false;
     for (index, count) in COUNTS.iter().enumerate() {
-        let (whole, empty) = match (per_operation(index, count.subject), per_operation(index, "loop")) {
+        let (whole, empty) = match (per_operation(index, count.candidate), per_operation(index, "loop")) {
             (Ok(whole), Ok(empty)) => (whole, empty),
             (Err(why), _) | (_, Err(why)) => {
                 eprintln!("icount: {why}");
@@ -151,7 +151,7 @@ fn parent(check: bool) -> ExitCode {
         missed |= over;
         println!(
             "{:<11} {:<10} {:<11} {:<11} {:>7} {:>13.1} {:>6}{}",
-            count.subject,
+            count.candidate,
             count.case.name(),
             count.pattern.name(),
             count.layout.name(),
@@ -165,19 +165,19 @@ fn parent(check: bool) -> ExitCode {
 }
 
 /// Instructions of one operation, the loop around it included.
-fn per_operation(index: usize, subject: &str) -> Result<f64, String> {
+fn per_operation(index: usize, candidate: &str) -> Result<f64, String> {
     let [short, long] = LENGTHS;
-    let (few, many) = (instructions(index, subject, short)?, instructions(index, subject, long)?);
+    let (few, many) = (instructions(index, candidate, short)?, instructions(index, candidate, long)?);
     Ok((many as f64 - few as f64) / (long - short) as f64)
 }
 
 /// Instructions of a whole run.
-fn instructions(index: usize, subject: &str, length: u64) -> Result<u64, String> {
+fn instructions(index: usize, candidate: &str, length: u64) -> Result<u64, String> {
     let program = std::env::current_exe().map_err(|error| format!("this program's own path: {error}"))?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(program)
-        .args(["--child", &index.to_string(), subject, &length.to_string()])
+        .args(["--child", &index.to_string(), candidate, &length.to_string()])
         .output()
         .map_err(|error| format!("valgrind cannot be run ({error}); install it"))?;
     let said = String::from_utf8_lossy(&output.stderr);

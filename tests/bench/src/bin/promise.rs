@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use prereg::{AddressSpace, Granule, PageShift, UserAddr};
-use prereg_benches::guarantees::memcg_pressure::{Group, Pressure, enter, gobble};
+use prereg_benches::guarantees::memcg_pressure::{MemoryCgroup, Pressure, enter, read_repeatedly};
 use prereg_benches::guarantees::no_fault::{
-    CountingAllocator, Tally, Target, forbid_system_calls, handled, lock_program, map_and_unmap,
+    CountingAllocator, ThreadCounters, Target, forbid_system_calls, handled, lock_program, map_and_unmap,
     map_in_handler,
 };
 use prereg_linux::{LockedTables, Membarrier};
@@ -32,16 +32,16 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => keep(100_000_000),
-        ["--squeezed"] => squeezed("100000000"),
-        ["--squeezed", count] => squeezed(count),
+        ["--squeezed"] => under_pressure("100000000"),
+        ["--squeezed", count] => under_pressure(count),
         ["--in", group, count] => {
-            enter(Path::new(group)).map_err(|error| error.to_string()).and_then(|()| keep_counted(count))
+            enter(Path::new(group)).map_err(|error| error.to_string()).and_then(|()| run_counted(count))
         }
-        ["--gobble", group] => enter(Path::new(group))
-            .and_then(|()| gobble(&std::env::temp_dir(), GREED))
+        ["--read_repeatedly", group] => enter(Path::new(group))
+            .and_then(|()| read_repeatedly(&std::env::temp_dir(), GREED))
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| error.to_string()),
-        [count] => keep_counted(count),
+        [count] => run_counted(count),
         _ => Err("usage: promise [--squeezed] [COUNT]".to_owned()),
     };
     done.unwrap_or_else(|why| {
@@ -50,13 +50,13 @@ fn main() -> ExitCode {
     })
 }
 
-fn keep_counted(count: &str) -> Result<ExitCode, String> {
+fn run_counted(count: &str) -> Result<ExitCode, String> {
     keep(count.parse().map_err(|error| format!("a number of maps, please ({error})"))?)
 }
 
 /// The promise, in a group with a neighbour.
-fn squeezed(count: &str) -> Result<ExitCode, String> {
-    let group = match Group::new(&format!("prereg-promise-{}", std::process::id()), ROOM) {
+fn under_pressure(count: &str) -> Result<ExitCode, String> {
+    let group = match MemoryCgroup::new(&format!("prereg-promise-{}", std::process::id()), ROOM) {
         Ok(group) => group,
         Err(why) => {
             println!("skipped: {why}");
@@ -70,7 +70,7 @@ fn squeezed(count: &str) -> Result<ExitCode, String> {
         command
     };
     // Its end is the end of the neighbour.
-    let mut neighbour = start("--gobble").stdin(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let mut neighbour = start("--read_repeatedly").stdin(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let mut outcome = ExitCode::FAILURE;
     // A neighbour that had no processor time meanwhile took no memory either.
     for _ in 0..ATTEMPTS {
@@ -100,7 +100,7 @@ fn squeezed(count: &str) -> Result<ExitCode, String> {
 
 /// Runs the worker, prints what it says, and answers whether it kept the promise, and what the kernel had counted when it
 /// began and when it was done.
-fn beside(group: &Group, worker: &mut Command) -> Result<(bool, Pressure, Pressure), String> {
+fn beside(group: &MemoryCgroup, worker: &mut Command) -> Result<(bool, Pressure, Pressure), String> {
     let mut worker = worker.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let mut before = group.pressure();
     for line in worker.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
@@ -144,7 +144,7 @@ fn keep(count: u64) -> Result<ExitCode, String> {
     every_millisecond();
     let filtered = forbid_system_calls();
 
-    let before = Tally::now(&ALLOCATOR);
+    let before = ThreadCounters::now(&ALLOCATOR);
     let mut refused = map_and_unmap(&mut translator, target, count);
     let mut looped = count;
     // Until the handler has had its share.
@@ -152,7 +152,7 @@ fn keep(count: u64) -> Result<ExitCode, String> {
         refused += map_and_unmap(&mut translator, target, each);
         looped += each;
     }
-    let after = Tally::now(&ALLOCATOR);
+    let after = ThreadCounters::now(&ALLOCATOR);
 
     let (in_handler, refused_there) = handled();
     let faults = after.minor_faults - before.minor_faults + after.major_faults - before.major_faults;

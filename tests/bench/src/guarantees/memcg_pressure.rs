@@ -1,7 +1,7 @@
 //! A memory cgroup that is too small, and a neighbour in it that never has enough: what a promise must hold under.
 //!
-//! A [`Group`] is a cgroup of version 1 or 2 below the caller's own, with a limit. Who is in it competes for its memory:
-//! the [`gobble`] loop reads a file larger than the limit over and over, so that the kernel reclaims without end. Nothing here
+//! A [`MemoryCgroup`] is a cgroup of version 1 or 2 below the caller's own, with a limit. Who is in it competes for its memory:
+//! the [`read_repeatedly`] loop reads a file larger than the limit over and over, so that the kernel reclaims without end. Nothing here
 //! takes memory from processes outside of the group.
 
 use std::fmt;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// A cgroup with a limit on memory. Removed when dropped; it must be empty by then.
 #[derive(Debug)]
-pub struct Group {
+pub struct MemoryCgroup {
     folder: PathBuf,
     unified: bool,
 }
@@ -31,7 +31,7 @@ pub struct Pressure {
     pub unevictable: u64,
 }
 
-impl Group {
+impl MemoryCgroup {
     /// A group with `limit` bytes below the caller's own memory cgroup.
     ///
     /// # Errors
@@ -76,7 +76,7 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for MemoryCgroup {
     fn drop(&mut self) {
         // A group that is not empty stays, and its name says whose it is.
         let _ = fs::remove_dir(&self.folder);
@@ -107,8 +107,8 @@ pub fn enter(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// As the file system says.
-pub fn gobble(folder: &Path, bytes: u64) -> io::Result<()> {
-    let path = folder.join(format!("prereg-gobble-{}", std::process::id()));
+pub fn read_repeatedly(folder: &Path, bytes: u64) -> io::Result<()> {
+    let path = folder.join(format!("prereg-read_repeatedly-{}", std::process::id()));
     let mut file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     // Has no name any more: gone with this process.
     fs::remove_file(&path)?;

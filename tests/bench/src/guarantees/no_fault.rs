@@ -84,7 +84,7 @@ unsafe impl GlobalAlloc for CountingAllocator {
 
 /// What a thread did so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tally {
+pub struct ThreadCounters {
     /// Page faults that needed no disk.
     pub minor_faults: i64,
     /// Page faults that did.
@@ -93,7 +93,7 @@ pub struct Tally {
     pub allocations: u64,
 }
 
-impl Tally {
+impl ThreadCounters {
     /// Of the calling thread. A system call.
     #[must_use]
     pub fn now(allocator: &CountingAllocator) -> Self {

@@ -7,9 +7,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use prereg::Gate;
 
-use super::candidate::Subject;
+use super::candidate::Candidate;
 use super::layout::{Address, PAGE, Shape};
-use super::prereg::missed;
+use super::prereg::not_found;
 
 /// The host addresses of one region's pages.
 type Pages = Box<[u64]>;
@@ -55,7 +55,7 @@ impl OneAtomic {
         let after = self.firsts.partition_point(|&first| first <= ua);
         match after.checked_sub(1).and_then(|index| self.regions.get(index)) {
             Some(region) => region,
-            None => missed(),
+            None => not_found(),
         }
     }
 }
@@ -65,24 +65,24 @@ impl Counted {
     fn host(&self, ua: u64) -> u64 {
         match self.pages.get(((ua - self.first) / PAGE) as usize) {
             Some(page) => page | (ua % PAGE),
-            None => missed(),
+            None => not_found(),
         }
     }
 
     #[inline(always)]
     fn counted(&self, look: impl FnOnce(&Self) -> u64) -> u64 {
         if self.gate.enter().is_err() {
-            missed();
+            not_found();
         }
         let seen = look(self);
         if self.gate.leave().is_err() {
-            missed();
+            not_found();
         }
         seen
     }
 }
 
-impl Subject for Arc<OneAtomic> {
+impl Candidate for Arc<OneAtomic> {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.find(address.ua).host(address.ua)
@@ -139,7 +139,7 @@ impl KernelList {
             }
             node = here.next.as_deref();
         }
-        missed()
+        not_found()
     }
 }
 
@@ -170,7 +170,7 @@ impl Node {
                 Err(other) => now = other,
             }
         }
-        missed()
+        not_found()
     }
 
     /// Takes one off unless that is the first.
@@ -186,7 +186,7 @@ impl Node {
     }
 }
 
-impl Subject for Arc<KernelList> {
+impl Candidate for Arc<KernelList> {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.find(address.ua).host(address.ua)
@@ -231,12 +231,12 @@ impl LockedMap {
         let regions = self.regions.read().unwrap_or_else(PoisonError::into_inner);
         match regions.range(..=ua).next_back() {
             Some((first, (pages, count))) => look(*first, pages, count),
-            None => missed(),
+            None => not_found(),
         }
     }
 }
 
-impl Subject for Arc<LockedMap> {
+impl Candidate for Arc<LockedMap> {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.with(address.ua, |first, pages, _| pages[((address.ua - first) / PAGE) as usize])

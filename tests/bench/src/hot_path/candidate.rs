@@ -1,4 +1,4 @@
-//! What is measured, and the loop around it. All subjects run in the same loop, compiled into it.
+//! What is measured, and the loop around it. All candidates run in the same loop, compiled into it.
 
 use std::hint::black_box;
 
@@ -10,7 +10,7 @@ use super::layout::{Address, Addresses, PAGE, Pattern};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
-    /// Find the region (subjects that count) or the address (those that cannot).
+    /// Find the region (candidates that count) or the address (those that cannot).
     Translate,
     /// Find the address, count the use, end it.
     MapUnmap,
@@ -37,7 +37,7 @@ impl Case {
 /// address can depend on it.
 ///
 /// Addresses asked for are always registered: a subject that does not find one panics.
-pub trait Subject {
+pub trait Candidate {
     /// Finds.
     fn translate(&mut self, address: Address) -> u64;
     /// Finds, counts, and counts back.
@@ -46,8 +46,8 @@ pub trait Subject {
     fn range(&mut self, address: Address, bytes: u64) -> u64;
 }
 
-/// A subject in its loop.
-pub trait Passes {
+/// A candidate in its loop.
+pub trait Workload {
     /// Whether it can do `case` in this order at all.
     fn does(&self, case: Case, pattern: Pattern) -> bool {
         let _ = (case, pattern);
@@ -58,7 +58,7 @@ pub trait Passes {
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64);
 }
 
-impl<S: Subject> Passes for S {
+impl<S: Candidate> Workload for S {
     // One closure for each loop: one that two loops shared would be called, not compiled in.
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64) {
         match (case, pattern) {
@@ -135,7 +135,7 @@ fn sequential(count: u64, mut step: impl FnMut(u64) -> u64) {
 #[derive(Debug)]
 pub struct Nothing;
 
-impl Subject for Nothing {
+impl Candidate for Nothing {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         black_box(address.ua)

@@ -1,4 +1,4 @@
-//! One shape, registered, and the subjects that look addresses up in it.
+//! One shape, registered, and the candidates that look addresses up in it.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use prereg_linux::{GuestMemory, IoUring, LockedTables, Membarrier};
 use prereg_sim::SimHost;
 
 use super::baselines::{KernelList, LockedMap, OneAtomic};
-use super::candidate::{Nothing, Passes};
+use super::candidate::{Nothing, Workload};
 use super::host::InventedHost;
 use super::layout::{Addresses, Layout, PAGE, Shape};
 use super::part::Part;
-use super::prereg::{Ours, OursInLists};
-use super::roofline::{Array4, Array8, Limit};
+use super::prereg::{Prereg, PreregLists};
+use super::roofline::{Array4, Array8, Roofline};
 #[cfg(feature = "peers")]
 use super::vm_memory::{FindRegion, LockedIotlb};
 use crate::error::BenchError;
@@ -24,11 +24,11 @@ use crate::error::BenchError;
 pub const BASE: u64 = 0x7f00_0000_0000;
 
 /// A subject on its way to a thread.
-pub type Boxed = Box<dyn Passes + Send>;
+pub type BoxedCandidate = Box<dyn Workload + Send>;
 
 /// Regions of one shape in an address space of their own.
 #[derive(Debug)]
-pub struct Bed {
+pub struct Fixture {
     /// What is registered.
     pub shape: Shape,
     /// Where.
@@ -54,7 +54,7 @@ fn register_all(
     all.collect::<Result<_, _>>().map_err(|error| BenchError::failed(format!("registering {shape}"), error))
 }
 
-impl Bed {
+impl Fixture {
     /// Registers invented memory.
     ///
     /// # Errors
@@ -64,11 +64,11 @@ impl Bed {
         let register =
             |space: &AddressSpace, at: u64| space.register(&pages.memory(at, shape.region_bytes()));
         let host = InventedHost::new(shape.layout, barrier.clone());
-        let mut bed = Self::new(shape, BASE, host, register)?;
+        let mut fixture = Self::new(shape, BASE, host, register)?;
         let on_heap = AddressSpace::builder(InventedHost::new(shape.layout, barrier)).build()?;
-        bed.registrations.extend(register_all(&on_heap, shape, BASE, register)?);
-        bed.on_heap = Some(on_heap);
-        Ok(bed)
+        fixture.registrations.extend(register_all(&on_heap, shape, BASE, register)?);
+        fixture.on_heap = Some(on_heap);
+        Ok(fixture)
     }
 
     /// Registers real memory: system pages for a scattered shape, transparent huge pages for a contiguous one.
@@ -129,18 +129,18 @@ impl Bed {
 
     /// A translator of its own.
     #[must_use]
-    pub fn ours(&self) -> Boxed {
-        Box::new(Ours(self.space.translator()))
+    pub fn ours(&self) -> BoxedCandidate {
+        Box::new(Prereg(self.space.translator()))
     }
 
     /// The limit, with tables of its own on the heap.
     #[must_use]
-    pub fn limit(&self) -> Boxed {
+    pub fn limit(&self) -> BoxedCandidate {
         self.limit_in(Arc::new(HeapTables::new()))
     }
 
-    fn limit_in(&self, memory: Arc<dyn TableMemory>) -> Boxed {
-        Box::new(Limit::new(self.shape, self.base, &self.hosts, memory))
+    fn limit_in(&self, memory: Arc<dyn TableMemory>) -> BoxedCandidate {
+        Box::new(Roofline::new(self.shape, self.base, &self.hosts, memory))
     }
 
     /// What the tables take.
@@ -151,26 +151,26 @@ impl Bed {
 
     /// Shared by all who ask.
     #[must_use]
-    pub fn one_atomic(&self) -> Boxed {
+    pub fn one_atomic(&self) -> BoxedCandidate {
         Box::new(self.one_atomic.clone())
     }
 
-    /// The subjects whose costs do not follow from another one's: those that a second thread is measured with.
+    /// The candidates whose costs do not follow from another one's: those that a second thread is measured with.
     #[must_use]
-    pub fn contenders(&self) -> Vec<(&'static str, Boxed)> {
+    pub fn contenders(&self) -> Vec<(&'static str, BoxedCandidate)> {
         vec![("limit", self.limit()), ("prereg", self.ours()), ("one-atomic", self.one_atomic())]
     }
 
-    /// All subjects; the limit first.
+    /// All candidates; the limit first.
     #[must_use]
-    pub fn everyone(&self) -> Vec<(&'static str, Boxed)> {
+    pub fn all(&self) -> Vec<(&'static str, BoxedCandidate)> {
         let mut all = self.contenders();
         let narrow = self.hosts.iter().map(|host| (host / PAGE) as u32).collect();
         if let Some(on_heap) = &self.on_heap {
-            all.push(("prereg-heap", Box::new(Ours(on_heap.translator()))));
+            all.push(("prereg-heap", Box::new(Prereg(on_heap.translator()))));
         }
         for (name, at_once) in [("prereg-list", true), ("prereg-each", false)] {
-            all.push((name, Box::new(OursInLists::new(self.space.translator(), at_once))));
+            all.push((name, Box::new(PreregLists::new(self.space.translator(), at_once))));
         }
         all.push(("limit-huge", self.limit_in(LockedTables::shared())));
         all.push(("loop", Box::new(Nothing)));
@@ -180,11 +180,11 @@ impl Bed {
         all.push(("btreemap-rwlock", Box::new(LockedMap::new(self.shape, self.base, &self.hosts))));
         #[cfg(feature = "peers")]
         {
-            if let Some(subject) = FindRegion::new(self.shape, self.base) {
-                all.push(("vm-memory", Box::new(subject)));
+            if let Some(candidate) = FindRegion::new(self.shape, self.base) {
+                all.push(("vm-memory", Box::new(candidate)));
             }
-            if let Some(subject) = LockedIotlb::new(self.shape, self.base) {
-                all.push(("vm-memory-iotlb", Box::new(subject)));
+            if let Some(candidate) = LockedIotlb::new(self.shape, self.base) {
+                all.push(("vm-memory-iotlb", Box::new(candidate)));
             }
         }
         all

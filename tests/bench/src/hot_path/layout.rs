@@ -6,7 +6,7 @@
 
 use serde::Serialize;
 
-/// The system page of every subject.
+/// The system page of every candidate.
 pub const PAGE: u64 = 4096;
 /// A range asked for at once, unless regions are smaller.
 pub const RANGE: u64 = 128 << 10;

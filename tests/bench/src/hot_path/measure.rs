@@ -8,47 +8,48 @@ use serde::Serialize;
 
 use super::candidate::Case;
 use super::clock::thread_time;
-use super::fixture::{Bed, Boxed};
+use super::fixture::{Fixture, BoxedCandidate};
 use super::layout::{Layout, PAGE, Pattern, Shape};
 use crate::error::{Interrupted, check};
-use crate::stats::{Spread, median_ratio};
+use crate::stats::{Summary, median_ratio};
 
 /// How often and how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     /// Repetitions.
     pub reps: u32,
-    /// Operations of one pass, for subjects that are not slow.
+    /// Operations of one pass, for candidates that are not slow.
     pub operations: u64,
     /// What a pass of a slow subject may take; it gets fewer operations.
-    pub patience: Duration,
+    pub time_limit: Duration,
 }
 
 /// Who works on the other processor meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Beside {
+pub enum BackgroundLoad {
     /// Nobody.
-    Nobody,
+    #[serde(rename = "nobody")]
+    None,
     /// Another thread that does the same.
     Reader,
     /// A thread that registers and unregisters another region in a loop.
     Writer,
 }
 
-impl Beside {
+impl BackgroundLoad {
     /// Its name in the table.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Nobody => "nobody",
+            Self::None => "nobody",
             Self::Reader => "reader",
             Self::Writer => "writer",
         }
     }
 }
 
-/// One subject in one case. Nanoseconds of the thread's processor time for one operation, the loop around it included.
+/// One candidate in one case. Nanoseconds of the thread's processor time for one operation, the loop around it included.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// What was done.
@@ -64,9 +65,11 @@ pub struct Row {
     /// Threads at work.
     pub threads: u32,
     /// What the second one does.
-    pub beside: Beside,
+    #[serde(rename = "beside")]
+    pub load: BackgroundLoad,
     /// Who did it.
-    pub subject: &'static str,
+    #[serde(rename = "subject")]
+    pub candidate: &'static str,
     /// The middle of the repetitions.
     pub ns: f64,
     /// The fastest.
@@ -87,7 +90,7 @@ pub struct Cell {
     /// In which order pages are asked for.
     pub pattern: Pattern,
     /// Who works on the other processor.
-    pub beside: Beside,
+    pub load: BackgroundLoad,
 }
 
 /// A subject is slow when a pass with all operations would take so many times what a pass of a slow one may.
@@ -96,48 +99,48 @@ const SLOW: u64 = 4;
 /// A subject with its times so far.
 struct Timed<'a> {
     name: &'static str,
-    subject: &'a mut Boxed,
+    candidate: &'a mut BoxedCandidate,
     operations: u64,
     times: Vec<Duration>,
 }
 
-/// Measures `subjects` in turns; the one named `limit` is what the others are held against.
+/// Measures `candidates` in turns; the one named `limit` is what the others are held against.
 ///
 /// # Errors
 /// [`Interrupted`].
-pub fn in_turns(
-    bed: &Bed,
+pub fn interleaved(
+    fixture: &Fixture,
     cell: Cell,
-    subjects: &mut [(&'static str, Boxed)],
+    candidates: &mut [(&'static str, BoxedCandidate)],
     effort: Effort,
     cancel: &AtomicBool,
 ) -> Result<Vec<Row>, Interrupted> {
-    let (addresses, range) = (bed.addresses(), cell.shape.range_bytes());
-    let mut all: Vec<Timed<'_>> = subjects
+    let (addresses, range) = (fixture.addresses(), cell.shape.range_bytes());
+    let mut all: Vec<Timed<'_>> = candidates
         .iter_mut()
-        .filter(|(_, subject)| subject.does(cell.case, cell.pattern))
-        .map(|(name, subject)| {
+        .filter(|(_, candidate)| candidate.does(cell.case, cell.pattern))
+        .map(|(name, candidate)| {
             const PROBE: u64 = 16;
-            subject.pass(cell.case, cell.pattern, addresses, range, PROBE);
+            candidate.pass(cell.case, cell.pattern, addresses, range, PROBE);
             let start = thread_time();
-            subject.pass(cell.case, cell.pattern, addresses, range, PROBE);
+            candidate.pass(cell.case, cell.pattern, addresses, range, PROBE);
             let each = (thread_time() - start).as_nanos() as u64 / PROBE + 1;
             // A range is many pages.
             let wanted = if cell.case == Case::Range { effort.operations / 16 } else { effort.operations };
             // Who does fewer operations touches less memory, so only those do that are slow for other reasons.
-            let patience = effort.patience.as_nanos() as u64;
+            let time_limit = effort.time_limit.as_nanos() as u64;
             let operations =
-                if each * wanted > SLOW * patience { (patience / each).max(PROBE) } else { wanted };
-            Timed { name, subject, operations, times: Vec::new() }
+                if each * wanted > SLOW * time_limit { (time_limit / each).max(PROBE) } else { wanted };
+            Timed { name, candidate, operations, times: Vec::new() }
         })
         .collect();
     for _ in 0..effort.reps {
         for timed in &mut all {
             check(cancel)?;
             // The first pass brings in what the second one finds warm.
-            timed.subject.pass(cell.case, cell.pattern, addresses, range, timed.operations);
+            timed.candidate.pass(cell.case, cell.pattern, addresses, range, timed.operations);
             let start = thread_time();
-            timed.subject.pass(cell.case, cell.pattern, addresses, range, timed.operations);
+            timed.candidate.pass(cell.case, cell.pattern, addresses, range, timed.operations);
             timed.times.push(per_operation(thread_time() - start, timed.operations));
         }
     }
@@ -153,21 +156,21 @@ fn per_operation(took: Duration, operations: u64) -> Duration {
 /// `times` are of a million operations each.
 pub(super) fn row(
     cell: Cell,
-    subject: &'static str,
+    candidate: &'static str,
     times: &[Duration],
     limit: Option<&[Duration]>,
 ) -> Option<Row> {
-    let Spread { median, min, max } = Spread::of(times, 1_000_000)?;
-    let Cell { shape, case, pattern, beside } = cell;
+    let Summary { median, min, max } = Summary::of(times, 1_000_000)?;
+    let Cell { shape, case, pattern, load } = cell;
     Some(Row {
         case,
         pattern,
         size: shape.size,
         regions: shape.regions,
         layout: shape.layout,
-        threads: if beside == Beside::Nobody { 1 } else { 2 },
-        beside,
-        subject,
+        threads: if load == BackgroundLoad::None { 1 } else { 2 },
+        load,
+        candidate,
         ns: median,
         low: min,
         high: max,
@@ -175,33 +178,33 @@ pub(super) fn row(
     })
 }
 
-/// The same with company on the other processor: `limit`, `prereg` and `one-atomic`, each beside its own like, or beside a
+/// The same with load on the other processor: `limit`, `prereg` and `one-atomic`, each load its own like, or load a
 /// writer.
 ///
 /// # Errors
 /// [`Interrupted`].
-pub fn with_company(
-    bed: &Bed,
+pub fn under_load(
+    fixture: &Fixture,
     cell: Cell,
     effort: Effort,
     cancel: &AtomicBool,
 ) -> Result<Vec<Row>, Interrupted> {
     let mut rows = Vec::new();
-    match cell.beside {
-        Beside::Nobody => rows = in_turns(bed, cell, &mut bed.contenders(), effort, cancel)?,
-        Beside::Reader => {
+    match cell.load {
+        BackgroundLoad::None => rows = interleaved(fixture, cell, &mut fixture.contenders(), effort, cancel)?,
+        BackgroundLoad::Reader => {
             // Each against its like, so not in turns with the others.
-            for (mine, yours) in bed.contenders().into_iter().zip(bed.contenders()) {
-                let company = Company::reader(bed, cell, yours.1);
-                rows.extend(company.during(|| in_turns(bed, cell, &mut [mine], effort, cancel))?);
+            for (mine, yours) in fixture.contenders().into_iter().zip(fixture.contenders()) {
+                let thread = LoadThread::reader(fixture, cell, yours.1);
+                rows.extend(thread.during(|| interleaved(fixture, cell, &mut [mine], effort, cancel))?);
             }
         }
-        Beside::Writer => {
-            let company = Company::writer(bed, WRITES);
-            rows = company.during(|| in_turns(bed, cell, &mut bed.contenders(), effort, cancel))?;
+        BackgroundLoad::Writer => {
+            let thread = LoadThread::writer(fixture, WRITES);
+            rows = thread.during(|| interleaved(fixture, cell, &mut fixture.contenders(), effort, cancel))?;
         }
     }
-    let limit = rows.iter().find(|row| row.subject == "limit").map(|row| row.ns);
+    let limit = rows.iter().find(|row| row.candidate == "limit").map(|row| row.ns);
     for row in &mut rows {
         row.ratio_to_limit = row.ratio_to_limit.or_else(|| limit.map(|limit| row.ns / limit));
     }
@@ -212,35 +215,35 @@ pub fn with_company(
 const WRITES: u64 = 10_000;
 
 /// What the other processor is kept busy with.
-struct Company<'a> {
+struct LoadThread<'a> {
     stop: Arc<AtomicBool>,
     work: Box<dyn FnOnce() + Send + 'a>,
 }
 
-impl<'a> Company<'a> {
+impl<'a> LoadThread<'a> {
     /// Does what `cell` says, over and over.
-    fn reader(bed: &'a Bed, cell: Cell, mut subject: Boxed) -> Self {
+    fn reader(fixture: &'a Fixture, cell: Cell, mut candidate: BoxedCandidate) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
         let work = Box::new(move || {
             // Relaxed: a flag that orders nothing.
             while !ended.load(Ordering::Relaxed) {
-                subject.pass(cell.case, cell.pattern, bed.addresses(), cell.shape.range_bytes(), 10_000);
+                candidate.pass(cell.case, cell.pattern, fixture.addresses(), cell.shape.range_bytes(), 10_000);
             }
         });
         Self { stop, work }
     }
 
     /// Registers and unregisters a page behind all others, so often in a second.
-    fn writer(bed: &'a Bed, rate: u64) -> Self {
+    fn writer(fixture: &'a Fixture, rate: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
         let work = Box::new(move || {
-            let page = bed.one_more(1);
+            let page = fixture.one_more(1);
             let pace = Duration::from_nanos(1_000_000_000 / rate);
             let mut due = Instant::now();
             while !ended.load(Ordering::Relaxed) {
-                if let Ok(registration) = bed.space().register(&page) {
+                if let Ok(registration) = fixture.space().register(&page) {
                     // Nobody maps it, so nothing refuses.
                     let _ = registration.unregister();
                 }
@@ -275,19 +278,19 @@ impl<'a> Company<'a> {
 /// # Errors
 /// [`Interrupted`].
 pub fn registration(
-    bed: &Bed,
-    beside: Beside,
+    fixture: &Fixture,
+    load: BackgroundLoad,
     effort: Effort,
     cancel: &AtomicBool,
 ) -> Result<Option<Row>, Interrupted> {
-    let cell = Cell { shape: bed.shape, case: Case::Register, pattern: Pattern::Random, beside };
+    let cell = Cell { shape: fixture.shape, case: Case::Register, pattern: Pattern::Random, load };
     let measure = || {
-        let page = bed.one_more(1);
+        let page = fixture.one_more(1);
         let operations = (effort.operations / 256).max(64);
         let refused = AtomicU64::new(0);
         let pairs = |count: u64| {
             for _ in 0..count {
-                match bed.space().register(&page).map(prereg::Registration::unregister) {
+                match fixture.space().register(&page).map(prereg::Registration::unregister) {
                     Ok(Ok(())) => {}
                     _ => _ = refused.fetch_add(1, Ordering::Relaxed),
                 }
@@ -304,11 +307,11 @@ pub fn registration(
         assert_eq!(refused.into_inner(), 0, "a page of {PAGE} bytes that nobody maps was refused");
         Ok(row(cell, "prereg", &times, None))
     };
-    match beside {
-        Beside::Nobody | Beside::Writer => measure(),
-        Beside::Reader => {
+    match load {
+        BackgroundLoad::None | BackgroundLoad::Writer => measure(),
+        BackgroundLoad::Reader => {
             let mapping = Cell { case: Case::MapUnmap, ..cell };
-            Company::reader(bed, mapping, bed.ours()).during(measure)
+            LoadThread::reader(fixture, mapping, fixture.ours()).during(measure)
         }
     }
 }

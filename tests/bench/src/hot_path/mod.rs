@@ -1,6 +1,6 @@
 //! What a counted translation costs, next to the machine's limit and to others, all in one run.
 //!
-//! A [`fixture::Bed`] is registered memory of one [`layout::Shape`]; [`candidate::Subject`]s find addresses in it, in one loop for
+//! A [`fixture::Fixture`] is registered memory of one [`layout::Shape`]; [`candidate::Candidate`]s find addresses in it, in one loop for
 //! all; [`measure`] takes their times in turns, [`plan`] says for which shapes, [`plot`] draws them.
 
 pub mod baselines;

@@ -4,9 +4,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::candidate::Case;
-use super::fixture::Bed;
+use super::fixture::Fixture;
 use super::layout::{Layout, Pattern, Shape};
-use super::measure::{Beside, Cell, Effort, Row, in_turns, registration, with_company};
+use super::measure::{BackgroundLoad, Cell, Effort, Row, interleaved, registration, under_load};
 use crate::error::BenchError;
 
 /// What to measure.
@@ -34,7 +34,7 @@ impl Plan {
             sizes: vec![64 << 20, 1 << 30, 4 << 30],
             regions: vec![1, 8, 64, 512, 4096],
             layouts: vec![Layout::Scattered, Layout::Contiguous],
-            effort: Effort { reps: 9, operations: 1 << 17, patience: Duration::from_millis(5) },
+            effort: Effort { reps: 9, operations: 1 << 17, time_limit: Duration::from_millis(5) },
             every_pattern: true,
             real,
         }
@@ -46,7 +46,7 @@ impl Plan {
         Self {
             sizes: vec![64 << 20, 1 << 30],
             regions: vec![1, 64, 4096],
-            effort: Effort { reps: 9, operations: 1 << 16, patience: Duration::from_millis(1) },
+            effort: Effort { reps: 9, operations: 1 << 16, time_limit: Duration::from_millis(1) },
             every_pattern: false,
             ..Self::full(real)
         }
@@ -78,43 +78,43 @@ impl Plan {
     /// # Errors
     /// [`BenchError::Failed`] when this user cannot pin so much, [`BenchError::Interrupted`].
     pub fn measure(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Vec<Row>, BenchError> {
-        let barrier = Bed::barrier();
+        let barrier = Fixture::barrier();
         let shapes = self.shapes();
         let mut rows = Vec::new();
         for (done, &shape) in shapes.iter().enumerate() {
             progress(done as u64, shapes.len() as u64);
-            let bed = if self.real { Bed::real(shape)? } else { Bed::invented(shape, barrier.clone())? };
+            let fixture = if self.real { Fixture::real(shape)? } else { Fixture::invented(shape, barrier.clone())? };
             if !self.real {
                 // Before there is a translator.
-                rows.extend(registration(&bed, Beside::Nobody, self.effort, cancel)?);
+                rows.extend(registration(&fixture, BackgroundLoad::None, self.effort, cancel)?);
             }
-            let mut everyone = bed.everyone();
+            let mut all = fixture.all();
             for (case, pattern) in self.cases() {
-                let cell = Cell { shape, case, pattern, beside: Beside::Nobody };
-                rows.extend(in_turns(&bed, cell, &mut everyone, self.effort, cancel)?);
+                let cell = Cell { shape, case, pattern, load: BackgroundLoad::None };
+                rows.extend(interleaved(&fixture, cell, &mut all, self.effort, cancel)?);
             }
-            drop(everyone);
+            drop(all);
             if std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
-                rows.extend(self.with_company(&bed, cancel)?);
+                rows.extend(self.under_load(&fixture, cancel)?);
             }
         }
         Ok(rows)
     }
 
-    fn with_company(&self, bed: &Bed, cancel: &AtomicBool) -> Result<Vec<Row>, BenchError> {
+    fn under_load(&self, fixture: &Fixture, cancel: &AtomicBool) -> Result<Vec<Row>, BenchError> {
         let mut rows = Vec::new();
         let patterns = if self.every_pattern { &Pattern::ALL[..2] } else { &[Pattern::Random] };
-        for beside in [Beside::Reader, Beside::Writer] {
-            if beside == Beside::Writer && self.real {
+        for load in [BackgroundLoad::Reader, BackgroundLoad::Writer] {
+            if load == BackgroundLoad::Writer && self.real {
                 continue;
             }
             for &pattern in patterns {
-                let cell = Cell { shape: bed.shape, case: Case::MapUnmap, pattern, beside };
-                rows.extend(with_company(bed, cell, self.effort, cancel)?);
+                let cell = Cell { shape: fixture.shape, case: Case::MapUnmap, pattern, load };
+                rows.extend(under_load(fixture, cell, self.effort, cancel)?);
             }
         }
         if !self.real {
-            rows.extend(registration(bed, Beside::Reader, self.effort, cancel)?);
+            rows.extend(registration(fixture, BackgroundLoad::Reader, self.effort, cancel)?);
         }
         Ok(rows)
     }

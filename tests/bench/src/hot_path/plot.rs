@@ -4,19 +4,19 @@ use std::fmt::Write;
 
 use super::candidate::Case;
 use super::layout::{Layout, Pattern, binary_size};
-use super::measure::{Beside, Row};
+use super::measure::{BackgroundLoad, Row};
 
 /// A line of a panel: who, on which layout, in which colour, dashed or not.
 struct Line {
-    subject: &'static str,
+    candidate: &'static str,
     layout: Layout,
     colour: &'static str,
     dashed: bool,
     label: &'static str,
 }
 
-const fn line(subject: &'static str, layout: Layout, colour: &'static str, label: &'static str) -> Line {
-    Line { subject, layout, colour, dashed: matches!(layout, Layout::Contiguous), label }
+const fn line(candidate: &'static str, layout: Layout, colour: &'static str, label: &'static str) -> Line {
+    Line { candidate, layout, colour, dashed: matches!(layout, Layout::Contiguous), label }
 }
 
 const LINES: [Line; 9] = [
@@ -40,7 +40,7 @@ const LEGEND_LINE: f64 = 20.0;
 #[must_use]
 pub fn plot(rows: &[Row]) -> String {
     let rows: Vec<&Row> =
-        rows.iter().filter(|row| row.case == Case::MapUnmap && row.beside == Beside::Nobody).collect();
+        rows.iter().filter(|row| row.case == Case::MapUnmap && row.load == BackgroundLoad::None).collect();
     let sizes = distinct(rows.iter().map(|row| row.size));
     let regions = distinct(rows.iter().map(|row| row.regions));
     let (low, high) = decades(&rows);
@@ -72,7 +72,7 @@ pub fn plot(rows: &[Row]) -> String {
                 let mine = |row: &&&Row| {
                     row.size == size
                         && row.pattern == pattern
-                        && row.subject == line.subject
+                        && row.candidate == line.candidate
                         && row.layout == line.layout
                 };
                 panel.curve(&mut svg, line, rows.iter().filter(mine).map(|row| (row.regions, row.ns)));
@@ -194,7 +194,7 @@ mod tests {
     use super::*;
     use crate::hot_path::layout::Shape;
 
-    fn row(subject: &'static str, regions: u64, ns: f64) -> Row {
+    fn row(candidate: &'static str, regions: u64, ns: f64) -> Row {
         let shape = Shape { size: 64 << 20, regions, layout: Layout::Scattered };
         Row {
             case: Case::MapUnmap,
@@ -203,8 +203,8 @@ mod tests {
             regions,
             layout: shape.layout,
             threads: 1,
-            beside: Beside::Nobody,
-            subject,
+            load: BackgroundLoad::None,
+            candidate,
             ns,
             low: ns,
             high: ns,

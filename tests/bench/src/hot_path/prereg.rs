@@ -4,26 +4,26 @@ use std::hint::black_box;
 
 use prereg::{Mapping, PageShift, Translator, UserAddr};
 
-use super::candidate::{Case, Passes, Subject, next};
+use super::candidate::{Case, Workload, Candidate, next};
 use super::layout::{Address, Addresses, Pattern};
 
 /// One thread's translator.
 #[derive(Debug)]
-pub struct Ours(pub Translator);
+pub struct Prereg(pub Translator);
 
-impl Subject for Ours {
+impl Candidate for Prereg {
     /// `check`: no address leaves without being counted.
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         match self.0.check(UserAddr::new(address.ua), PageShift::K4) {
             Ok(()) => 1,
-            Err(_) => missed(),
+            Err(_) => not_found(),
         }
     }
 
     #[inline(always)]
     fn map_unmap(&mut self, address: Address) -> u64 {
-        let Ok(mapping) = self.0.map(UserAddr::new(address.ua), PageShift::K4) else { missed() };
+        let Ok(mapping) = self.0.map(UserAddr::new(address.ua), PageShift::K4) else { not_found() };
         let host = mapping.hpa().raw();
         self.0.unmap(mapping);
         host
@@ -31,7 +31,7 @@ impl Subject for Ours {
 
     #[inline(always)]
     fn range(&mut self, address: Address, bytes: u64) -> u64 {
-        let Ok(mapping) = self.0.map_range(UserAddr::new(address.ua), bytes) else { missed() };
+        let Ok(mapping) = self.0.map_range(UserAddr::new(address.ua), bytes) else { not_found() };
         let sum = mapping.runs().fold(0, |sum: u64, run| sum.wrapping_add(run.host.raw()));
         self.0.unmap_range(mapping);
         sum >> 1
@@ -44,14 +44,14 @@ const LIST: usize = 512;
 /// One thread's translator that holds a list of mappings at a time, as whoever fills a table or starts an I/O does: asked for
 /// the whole list at once, or page by page.
 #[derive(Debug)]
-pub struct OursInLists {
+pub struct PreregLists {
     translator: Translator,
     at_once: bool,
     pages: Vec<UserAddr>,
     mappings: Vec<Option<Mapping>>,
 }
 
-impl OursInLists {
+impl PreregLists {
     /// With room for one list, mapped at once or page by page.
     #[must_use]
     pub fn new(translator: Translator, at_once: bool) -> Self {
@@ -67,11 +67,11 @@ impl OursInLists {
     fn once(&mut self) -> u64 {
         if self.at_once {
             if self.translator.map_list(&self.pages, PageShift::K4, &mut self.mappings).is_err() {
-                missed();
+                not_found();
             }
         } else {
             for (&page, place) in self.pages.iter().zip(&mut self.mappings) {
-                let Ok(mapping) = self.translator.map(page, PageShift::K4) else { missed() };
+                let Ok(mapping) = self.translator.map(page, PageShift::K4) else { not_found() };
                 *place = Some(mapping);
             }
         }
@@ -90,7 +90,7 @@ impl OursInLists {
     }
 }
 
-impl Passes for OursInLists {
+impl Workload for PreregLists {
     /// A page that depends on the one before is in no list.
     fn does(&self, case: Case, pattern: Pattern) -> bool {
         case == Case::MapUnmap && pattern != Pattern::Dependent
@@ -116,6 +116,6 @@ impl Passes for OursInLists {
 /// A subject did not find what is registered: a defect of the benchmark.
 #[cold]
 #[inline(never)]
-pub fn missed() -> ! {
+pub fn not_found() -> ! {
     panic!("a registered page was not found")
 }

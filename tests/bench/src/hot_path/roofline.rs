@@ -1,6 +1,6 @@
 //! The limit: what the machine can do when safety costs nothing.
 //!
-//! [`Limit`] is a flat table of 2 MiB pieces, each a leaf of 4-byte page numbers, with a plain counter for each region, found
+//! [`Roofline`] is a flat table of 2 MiB pieces, each a leaf of 4-byte page numbers, with a plain counter for each region, found
 //! by a shift because all regions have one size. It knows no gate: nothing could ever be unregistered. [`Array8`] and
 //! [`Array4`] are one load.
 //!
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicI64, AtomicPtr, Ordering};
 
 use prereg::TableMemory;
 
-use super::candidate::Subject;
+use super::candidate::Candidate;
 use super::layout::{Address, PAGE, Shape};
 
 const LEAF_SHIFT: u32 = 21;
@@ -71,7 +71,7 @@ impl fmt::Debug for Leaves {
 
 /// The flat radix with plain counters.
 #[derive(Debug)]
-pub struct Limit {
+pub struct Roofline {
     base: u64,
     span: u64,
     /// Each the beginning of a leaf in `_leaves`; atomic only so that a thread may be given the table.
@@ -82,7 +82,7 @@ pub struct Limit {
     count_shift: u32,
 }
 
-impl Limit {
+impl Roofline {
     /// `hosts` are the host addresses of the pages of `shape`, gaps left out. The leaves are in `memory`: the limit has the
     /// heap's, and a variant of it the locked huge pages that prereg has.
     ///
@@ -122,7 +122,7 @@ impl Limit {
     fn find(&self, ua: u64) -> (u64, u64) {
         let offset = ua.wrapping_sub(self.base);
         if offset >= self.span {
-            super::prereg::missed();
+            super::prereg::not_found();
         }
         // SAFETY: below the span, which the table covers.
         let leaf = unsafe { self.top.get_unchecked((offset >> LEAF_SHIFT) as usize) };
@@ -131,7 +131,7 @@ impl Limit {
         // SAFETY: a leaf has 512 pages and lives as long as the table.
         let frame = unsafe { *leaf.wrapping_add((offset / PAGE) as usize % LEAF_PAGES) };
         if frame == 0 {
-            super::prereg::missed();
+            super::prereg::not_found();
         }
         ((u64::from(frame) * PAGE) | (ua % PAGE), offset)
     }
@@ -143,7 +143,7 @@ impl Limit {
     }
 }
 
-impl Subject for Limit {
+impl Candidate for Roofline {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.find(address.ua).0
@@ -184,7 +184,7 @@ pub struct Array4(pub Box<[u32]>);
 /// An array that is all a subject is.
 macro_rules! array {
     ($name:ident, $load:expr) => {
-        impl Subject for $name {
+        impl Candidate for $name {
             #[inline(always)]
             fn translate(&mut self, address: Address) -> u64 {
                 debug_assert!((address.page as usize) < self.0.len());

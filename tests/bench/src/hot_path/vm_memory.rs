@@ -9,9 +9,9 @@ use vm_memory::{
     Permissions,
 };
 
-use super::candidate::Subject;
+use super::candidate::Candidate;
 use super::layout::{Address, PAGE, Shape};
-use super::prereg::missed;
+use super::prereg::not_found;
 
 /// `find_region`, in guest memory of the same shape that nobody ever touches.
 pub(super) struct FindRegion(GuestMemoryMmap<()>);
@@ -44,12 +44,12 @@ impl FindRegion {
     fn find(&self, ua: u64) -> u64 {
         match self.0.find_region(GuestAddress(ua)) {
             Some(region) => region.start_addr().0 + region.len(),
-            None => missed(),
+            None => not_found(),
         }
     }
 }
 
-impl Subject for FindRegion {
+impl Candidate for FindRegion {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.find(address.ua)
@@ -89,12 +89,12 @@ impl LockedIotlb {
         let table = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match Iotlb::lookup(&*table, GuestAddress(ua), bytes as usize, Permissions::Read) {
             Ok(runs) => runs.fold(0u64, |sum, run| sum.wrapping_add(run.base.0)) >> 1,
-            Err(_) => missed(),
+            Err(_) => not_found(),
         }
     }
 }
 
-impl Subject for Arc<LockedIotlb> {
+impl Candidate for Arc<LockedIotlb> {
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         self.find(address.ua, PAGE)

@@ -1,7 +1,7 @@
 //! What one I/O of the NVMe controller costs, next to plain I/O: our own driver in this process, the server in another,
 //! memory shared between them.
 //!
-//! The subjects take turns: each repetition runs a batch of I/Os against each of them once. A batch is a number of random,
+//! The candidates take turns: each repetition runs a batch of I/Os against each of them once. A batch is a number of random,
 //! aligned I/Os with so many under way at a time. The server's processor time is what the kernel counts for all its
 //! threads, the work of the kernel for their I/O included where it runs in their context.
 
@@ -21,7 +21,7 @@ use self::pinning::PerIo;
 use self::server::{Buffers, ServerProcess};
 use self::shape::{Batch, Shape};
 use crate::error::{BenchError, check};
-use crate::stats::{Spread, median_ratio};
+use crate::stats::{Summary, median_ratio};
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -50,7 +50,8 @@ pub struct Row {
     /// I/Os under way at a time.
     pub depth: u32,
     /// `fixed`, `plain`, `pin-per-io`.
-    pub subject: &'static str,
+    #[serde(rename = "subject")]
+    pub candidate: &'static str,
     /// I/Os in a second, in the middle of the repetitions.
     pub iops: f64,
     /// Microseconds of the server's processor time for an I/O: in the middle, least, most.
@@ -108,7 +109,7 @@ impl Served {
         let mut free: Vec<u32> = (0..shape.depth).collect();
         let mut waiting = blocks.iter();
         let mut left = blocks.len();
-        let patience = Duration::from_secs(60);
+        let time_limit = Duration::from_secs(60);
         while left > 0 {
             let mut put = false;
             while let Some(slot) = free.pop() {
@@ -125,7 +126,7 @@ impl Served {
             }
             while driver.take(|slot| free.push(slot)).and_then(|taken| {
                 left -= taken as usize;
-                if start.elapsed() > patience {
+                if start.elapsed() > time_limit {
                     return Err(BenchError::failed("an I/O command", "no completion within 60 s"));
                 }
                 Ok(taken == 0)
@@ -179,12 +180,12 @@ impl Plan {
             }
             let cpu = |batches: &[Batch]| batches.iter().map(|batch| batch.cpu).collect::<Vec<_>>();
             let plain_cpu = cpu(&batches[1]);
-            for (subject, batches) in SUBJECTS.into_iter().zip(&batches) {
+            for (candidate, batches) in SUBJECTS.into_iter().zip(&batches) {
                 let cpu = cpu(batches);
                 let walls: Vec<Duration> = batches.iter().map(|batch| batch.wall).collect();
                 let (Some(each), Some(wall), Some(ratio)) = (
-                    Spread::of(&cpu, u64::from(count)),
-                    Spread::of(&walls, u64::from(count)),
+                    Summary::of(&cpu, u64::from(count)),
+                    Summary::of(&walls, u64::from(count)),
                     median_ratio(&cpu, &plain_cpu),
                 ) else {
                     continue;
@@ -193,7 +194,7 @@ impl Plan {
                     operation: if direction == Direction::Read { "read" } else { "write" },
                     bytes,
                     depth,
-                    subject,
+                    candidate,
                     iops: 1e9 / wall.median,
                     cpu_us: each.median / 1e3,
                     cpu_us_low: each.min / 1e3,

@@ -110,7 +110,7 @@ impl Apt {
     }
 
     /// Fetches `names` and whatever they need, from the last of the suites where it has them.
-    pub(crate) fn fetch_with_needs(&self, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn fetch_with_dependencies(&self, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
         let order = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
         let mut command = self.command("apt-get");
         command.args(order).args(names);

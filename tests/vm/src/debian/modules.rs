@@ -43,7 +43,7 @@ impl Drivers {
     }
 
     /// The modules `names` and what they need, in the order of loading; xz comes from `root`.
-    pub(crate) fn with_needs(&self, root: &Sysroot, names: &[&str]) -> Result<Vec<Driver>, Error> {
+    pub(crate) fn with_dependencies(&self, root: &Sysroot, names: &[&str]) -> Result<Vec<Driver>, Error> {
         let mut loaded = Vec::new();
         let mut visited = BTreeSet::new();
         for name in names {
@@ -64,7 +64,7 @@ impl Drivers {
             return Ok(());
         }
         let bytes = read(root, path)?;
-        for need in needs(&bytes) {
+        for need in dependencies(&bytes) {
             self.visit(root, &need, visited, loaded)?;
         }
         loaded.push(Driver { name: name.to_owned(), bytes });
@@ -92,7 +92,7 @@ fn read(root: &Sysroot, path: &Path) -> Result<Vec<u8>, Error> {
 }
 
 /// The names behind `depends=` in a module's facts, which end in zeros.
-fn needs(module: &[u8]) -> Vec<String> {
+fn dependencies(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let at = module.windows(KEY.len()).position(|window| window == KEY);
     let list = at.and_then(|at| module[at + KEY.len()..].split(|byte| *byte == 0).next()).unwrap_or_default();
@@ -107,11 +107,11 @@ mod tests {
     #[test]
     fn needs_are_read_from_the_facts() {
         assert_eq!(
-            needs(b"ELF..\0license=GPL\0depends=nvme-core,crc16\0name=nvme\0"),
+            dependencies(b"ELF..\0license=GPL\0depends=nvme-core,crc16\0name=nvme\0"),
             ["nvme_core", "crc16"]
         );
-        assert!(needs(b"\0depends=\0").is_empty());
-        assert!(needs(b"no facts").is_empty());
+        assert!(dependencies(b"\0depends=\0").is_empty());
+        assert!(dependencies(b"no facts").is_empty());
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
         fs::write(folder.path().join("usr/lib/x86_64-linux-gnu/ld-x"), "").expect("a writable folder");
         let root = Sysroot::at(folder.path(), "amd64").expect("it has a loader");
         let drivers = Drivers::below(folder.path()).expect("readable");
-        let loaded = drivers.with_needs(&root, &["a", "built-in", "d"]).expect("readable");
+        let loaded = drivers.with_dependencies(&root, &["a", "built-in", "d"]).expect("readable");
         let names: Vec<&str> = loaded.iter().map(|driver| driver.name.as_str()).collect();
         assert_eq!(names, ["d", "b_c", "a"]);
     }

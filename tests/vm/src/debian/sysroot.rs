@@ -24,7 +24,7 @@ pub(crate) struct Sysroot {
 
 /// A file of the folder and where a program expects it.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Needed {
+pub(crate) struct Dependency {
     pub(crate) source: PathBuf,
     /// Relative to the root of the file system.
     pub(crate) place: String,
@@ -86,18 +86,18 @@ impl Sysroot {
     }
 
     /// The program at `path`, the loader it names and the libraries it needs, to be put into a guest.
-    pub(crate) fn program_with_needs(&self, path: &str) -> Result<Vec<Needed>, Error> {
+    pub(crate) fn program_with_dependencies(&self, path: &str) -> Result<Vec<Dependency>, Error> {
         let program = self.file(path)?;
         let mut list = Command::new(&self.loader);
         list.arg("--library-path").arg(&self.libraries).arg("--list").arg(&program);
-        let mut needed = vec![Needed { source: program, place: path.to_owned() }];
+        let mut needed = vec![Dependency { source: program, place: path.to_owned() }];
         needed.extend(self.listed(&run(&mut list)?));
         Ok(needed)
     }
 
     /// The files that the loader lists, one a line: `NAME => FILE (ADDRESS)`, the loader itself by its name in the
     /// program. Libraries go to the folder that every loader looks in.
-    fn listed(&self, text: &str) -> Vec<Needed> {
+    fn listed(&self, text: &str) -> Vec<Dependency> {
         let file = |line: &str| {
             let (name, rest) = line.trim().split_once(" => ")?;
             let source = PathBuf::from(rest.rsplit_once(" (")?.0);
@@ -107,7 +107,7 @@ impl Sysroot {
                 format!("lib/{name}")
             };
             // What has no file, such as the kernel's own, is in every guest.
-            source.starts_with(&self.folder).then_some(Needed { source, place })
+            source.starts_with(&self.folder).then_some(Dependency { source, place })
         };
         text.lines().filter_map(file).collect()
     }

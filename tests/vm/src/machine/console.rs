@@ -19,7 +19,7 @@ use crate::tool::unstarted;
 const GIVEN_UP: &str = "Kernel panic - not syncing";
 
 /// How often the end of a process is looked for.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A running emulator with its console.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Machine {
             if let Ok(Some(status)) = self.child.try_wait() {
                 return Ok(status);
             }
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
         Err(Error::Timeout {
             what: "its end".to_owned(),
@@ -195,13 +195,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let never = |_: &str| None::<()>;
         let mut silent = machine("exec sleep 60", folder.path());
-        let trouble = silent.wait(Duration::from_millis(50), "a word", never).expect_err("nothing is said");
-        assert!(matches!(trouble, Error::Timeout { .. }), "{trouble}");
+        let error = silent.wait(Duration::from_millis(50), "a word", never).expect_err("nothing is said");
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
         let mut early = machine("echo why >&2; exit 1", folder.path());
-        let trouble = early.wait(SOON, "a word", never).expect_err("it ends");
-        assert!(matches!(&trouble, Error::Ended { output, .. } if output == "why"), "{trouble}");
+        let error = early.wait(SOON, "a word", never).expect_err("it ends");
+        assert!(matches!(&error, Error::Ended { output, .. } if output == "why"), "{error}");
         let mut panic = machine("echo 'Kernel panic - not syncing: x'; exec sleep 60", folder.path());
-        let trouble = panic.wait(SOON, "a word", never).expect_err("it gave up");
-        assert!(matches!(trouble, Error::Panicked { .. }), "{trouble}");
+        let error = panic.wait(SOON, "a word", never).expect_err("it gave up");
+        assert!(matches!(error, Error::Panicked { .. }), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 
 /// How often a socket that is not there yet is looked for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A connection past its greeting.
 #[derive(Debug)]
@@ -29,11 +29,11 @@ impl Qmp<UnixStream> {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,
                 Err(error) if begin.elapsed() > limit => return Err(Error::file(path)(error)),
-                Err(_) => thread::sleep(LOOK),
+                Err(_) => thread::sleep(POLL_INTERVAL),
             }
         };
         // A read that takes longer has failed; there is nothing that an answer would wait for.
-        let set = stream.set_read_timeout(Some(limit.max(LOOK)));
+        let set = stream.set_read_timeout(Some(limit.max(POLL_INTERVAL)));
         set.and_then(|()| stream.try_clone())
             .map_err(Error::file(path))
             .and_then(|copy| Self::over(stream, copy))
@@ -83,7 +83,7 @@ impl<S: std::io::Read + Write> Qmp<S> {
                 return Ok(self.events.remove(at));
             }
             let message =
-                self.message().map_err(|trouble| Error::Monitor(format!("waiting for {name}: {trouble}")))?;
+                self.message().map_err(|error| Error::Monitor(format!("waiting for {name}: {error}")))?;
             self.events.push(message);
         }
     }
@@ -153,8 +153,8 @@ mod tests {
     fn refusals_and_nonsense_are_errors() {
         let refused =
             format!("{GREETING}{{\"error\":{{\"class\":\"GenericError\",\"desc\":\"no such\"}}}}\n");
-        let trouble = qmp(&refused).expect("a greeting").execute("x", json!({})).expect_err("refused");
-        assert_eq!(trouble.to_string(), "QEMU's monitor: x: no such");
+        let error = qmp(&refused).expect("a greeting").execute("x", json!({})).expect_err("refused");
+        assert_eq!(error.to_string(), "QEMU's monitor: x: no such");
         for nonsense in ["", "hello\n", "{}\n"] {
             assert!(qmp(nonsense).is_err(), "{nonsense:?}");
         }

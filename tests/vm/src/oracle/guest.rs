@@ -15,9 +15,9 @@ const TARGET: &str = "powerpc64le-unknown-linux-gnu";
 ///
 /// # Errors
 /// [`Error::Failed`] with the compiler's words, also when the nightly toolchain or its rust-src is missing.
-pub(crate) fn build(source: &Path, cache: &Cache, stock: &DistroKernel) -> Result<PathBuf, Error> {
+pub(crate) fn build(source: &Path, cache: &Cache, kernel: &DistroKernel) -> Result<PathBuf, Error> {
     let folder = cache.folder("guest")?;
-    let mut cargo = stock.tools().command("cargo");
+    let mut cargo = kernel.tools().command("cargo");
     cargo.args(["+nightly", "build", "--release", "--locked", "--quiet"]);
     cargo.args(["-Z", "build-std=std,panic_abort", "--target", TARGET]);
     cargo.arg("--manifest-path").arg(source.join("Cargo.toml")).arg("--target-dir").arg(&folder);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::granule::Granule;
+use super::page_size::PageSize;
 use crate::cache::Cache;
 use crate::debian::apt::{self, Apt, Source};
 use crate::error::Error;
@@ -39,7 +39,7 @@ impl DistroKernel {
             println!("oracle: fetches {}", TOOLS.join(", "));
             let sources = Source::of_machine()?;
             let apt = Apt::new(&folder.join("apt"), &host, &sources)?;
-            for package in apt.fetch_with_needs(&TOOLS)? {
+            for package in apt.fetch_with_dependencies(&TOOLS)? {
                 if !apt::is_libc(&package) {
                     apt::unpack(&package, folder)?;
                 }
@@ -60,19 +60,19 @@ impl DistroKernel {
     }
 
     /// What `uname -r` says in the kernel with such pages.
-    fn release(&self, granule: Granule) -> String {
-        format!("{}-{}", self.version, granule.flavour())
+    fn release(&self, page_size: PageSize) -> String {
+        format!("{}-{}", self.version, page_size.flavour())
     }
 
     /// The kernel itself, as the emulator loads it.
-    pub(crate) fn image(&self, granule: Granule) -> Result<PathBuf, Error> {
-        let name = format!("vmlinux-{}", self.release(granule));
+    pub(crate) fn image(&self, page_size: PageSize) -> Result<PathBuf, Error> {
+        let name = format!("vmlinux-{}", self.release(page_size));
         self.existing(&[format!("boot/{name}")], &name)
     }
 
     /// Where kbuild finds the headers of this kernel.
-    pub(crate) fn headers(&self, granule: Granule) -> Result<PathBuf, Error> {
-        let name = format!("usr/src/linux-headers-{}", self.release(granule));
+    pub(crate) fn headers(&self, page_size: PageSize) -> Result<PathBuf, Error> {
+        let name = format!("usr/src/linux-headers-{}", self.release(page_size));
         self.existing(std::slice::from_ref(&name), &name)
     }
 
@@ -82,8 +82,8 @@ impl DistroKernel {
     }
 
     /// The modules of VFIO, packed as Debian packs them.
-    pub(crate) fn modules(&self, granule: Granule) -> Result<Vec<PathBuf>, Error> {
-        let name = format!("lib/modules/{}/kernel/drivers/vfio", self.release(granule));
+    pub(crate) fn modules(&self, page_size: PageSize) -> Result<Vec<PathBuf>, Error> {
+        let name = format!("lib/modules/{}/kernel/drivers/vfio", self.release(page_size));
         let folder = self.existing(&[name.clone(), format!("usr/{name}")], &name)?;
         let mut modules = Vec::new();
         for folder in [folder.join("pci"), folder] {
@@ -95,8 +95,8 @@ impl DistroKernel {
     }
 
     /// All modules that were unpacked of this kernel, in folders.
-    pub(crate) fn module_folder(&self, granule: Granule) -> Result<PathBuf, Error> {
-        let name = format!("lib/modules/{}/kernel", self.release(granule));
+    pub(crate) fn module_folder(&self, page_size: PageSize) -> Result<PathBuf, Error> {
+        let name = format!("lib/modules/{}/kernel", self.release(page_size));
         self.existing(&[name.clone(), format!("usr/{name}")], &name)
     }
 
@@ -119,12 +119,12 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
     let source = [release.with_suite(&suite)];
     let guest = Apt::new(&folder.join("apt-guest"), GUEST, &source)?;
     // The package without a version depends on the newest with one; headers and kbuild must be of the same.
-    let name = format!("linux-image-{}", Granule::Small.flavour());
+    let name = format!("linux-image-{}", PageSize::Small.flavour());
     let depends = guest.depends(&name)?;
     let version = depends.iter().find_map(|name| {
         Some(
             name.strip_prefix("linux-image-")?
-                .strip_suffix(Granule::Small.flavour())?
+                .strip_suffix(PageSize::Small.flavour())?
                 .strip_suffix('-')?
                 .to_owned(),
         )
@@ -132,9 +132,9 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
     let version = version.ok_or(Error::NoPackage { name, suite })?;
 
     let mut wanted = vec![format!("linux-headers-{version}-common")];
-    for granule in Granule::ALL {
-        wanted.push(format!("linux-image-{version}-{}", granule.flavour()));
-        wanted.push(format!("linux-headers-{version}-{}", granule.flavour()));
+    for page_size in PageSize::ALL {
+        wanted.push(format!("linux-image-{version}-{}", page_size.flavour()));
+        wanted.push(format!("linux-headers-{version}-{}", page_size.flavour()));
     }
     for package in guest.fetch(&wanted)? {
         let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();

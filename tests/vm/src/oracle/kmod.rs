@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::granule::Granule;
 use super::kernel::DistroKernel;
+use super::page_size::PageSize;
 use crate::cache::{Cache, write_changed};
 use crate::error::Error;
 use crate::tool::run;
 
-const MODULE: &str = "mm_iommu_door.ko";
+const MODULE: &str = "mm_iommu_test.ko";
 
 /// Builds the module in `source` for the kernel with such pages and returns it.
 ///
@@ -18,19 +18,19 @@ const MODULE: &str = "mm_iommu_door.ko";
 pub(crate) fn build(
     source: &Path,
     cache: &Cache,
-    stock: &DistroKernel,
-    granule: Granule,
+    kernel: &DistroKernel,
+    page_size: PageSize,
 ) -> Result<PathBuf, Error> {
-    let folder = cache.folder(&format!("door-{}", granule.name()))?;
+    let folder = cache.folder(&format!("door-{}", page_size.name()))?;
     // kbuild writes beside the source.
     for entry in fs::read_dir(source).map_err(Error::file(source))?.flatten() {
         let path = entry.path();
         let text = fs::read(&path).map_err(Error::file(&path))?;
         write_changed(&folder.join(entry.file_name()), &text)?;
     }
-    let headers = stock.headers(granule)?;
-    point_to(&headers.join("Makefile"), stock.root())?;
-    let mut make = stock.tools().command("make");
+    let headers = kernel.headers(page_size)?;
+    point_to(&headers.join("Makefile"), kernel.root())?;
+    let mut make = kernel.tools().command("make");
     make.arg("-s").arg("-C").arg(&headers).arg(format!("M={}", folder.display()));
     // Type information would need a program that the headers do not bring.
     make.args([

@@ -7,12 +7,12 @@
 //! comes back, and how it differs. Nothing of the machine changes: all is kept in the user's cache.
 
 mod comparison;
-pub(crate) mod granule;
 mod guest;
 pub(crate) mod kernel;
 mod kmod;
 mod machine;
 mod options;
+pub(crate) mod page_size;
 mod recording;
 mod scenario_set;
 
@@ -58,8 +58,8 @@ pub fn command(root: &Path, words: &[String]) -> ExitCode {
     match ask_again(root, &options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(trouble) => {
-            eprintln!("xtask oracle: {trouble}");
+        Err(error) => {
+            eprintln!("xtask oracle: {error}");
             ExitCode::from(2)
         }
     }
@@ -73,20 +73,20 @@ fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
         println!("oracle: begins with an empty cache");
         cache.clear()?;
     }
-    let stock = DistroKernel::fetch(&cache)?;
-    println!("oracle: kernels {}", stock.version());
+    let kernel = DistroKernel::fetch(&cache)?;
+    println!("oracle: kernels {}", kernel.version());
     let source = root.join("conformance/oracle");
-    let program = guest::build(&root.join("tests/oracle-guest"), &cache, &stock)?;
+    let program = guest::build(&root.join("tests/oracle-guest"), &cache, &kernel)?;
     let recorded = cache.folder("recorded")?;
     let (mut passed, mut failed) = (0_usize, 0_usize);
     for set in &sets {
-        let door = kmod::build(&source.join("module"), &cache, &stock, set.granule)?;
-        let image = initramfs(set, &stock, &program, &door)?;
-        let (recording, took) = match record(set, &cache, &stock, &image) {
+        let door = kmod::build(&source.join("module"), &cache, &kernel, set.page_size)?;
+        let image = initramfs(set, &kernel, &program, &door)?;
+        let (recording, took) = match record(set, &cache, &kernel, &image) {
             Ok(recorded) => recorded,
             // The other sets may still say something; this one has failed as a whole.
-            Err(trouble) => {
-                println!("{set}: NOT recorded: {trouble}");
+            Err(error) => {
+                println!("{set}: NOT recorded: {error}");
                 failed += 1;
                 continue;
             }
@@ -134,16 +134,21 @@ fn show(comparison: &Comparison, answers: &Path, recorded: &Path) {
 }
 
 /// The guest's whole file system: the program, the modules, the questions.
-fn initramfs(set: &ScenarioSet, stock: &DistroKernel, program: &Path, door: &Path) -> Result<Vec<u8>, Error> {
+fn initramfs(
+    set: &ScenarioSet,
+    kernel: &DistroKernel,
+    program: &Path,
+    door: &Path,
+) -> Result<Vec<u8>, Error> {
     let read = |path: &PathBuf| fs::read(path).map_err(Error::file(path));
     let mut archive = Archive::new();
     archive.folder("dev");
     archive.folder("modules");
-    for module in stock.modules(set.granule)? {
+    for module in kernel.modules(set.page_size)? {
         let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
         archive.file(&format!("modules/{name}"), &read(&module)?);
     }
-    archive.file("modules/mm_iommu_door.ko", &read(&door.to_owned())?);
+    archive.file("modules/mm_iommu_test.ko", &read(&door.to_owned())?);
     archive.file("scenarios", &read(&set.scenarios)?);
     archive.file("init", &read(&program.to_owned())?);
     Ok(archive.finish())
@@ -153,7 +158,7 @@ fn initramfs(set: &ScenarioSet, stock: &DistroKernel, program: &Path, door: &Pat
 fn record(
     set: &ScenarioSet,
     cache: &Cache,
-    stock: &DistroKernel,
+    kernel: &DistroKernel,
     image: &[u8],
 ) -> Result<(Recording, Duration), Error> {
     let folder = cache.folder("runs")?;
@@ -161,12 +166,12 @@ fn record(
     fs::write(&initramfs, image).map_err(Error::file(&initramfs))?;
     let run = Run {
         program: "qemu-system-ppc64",
-        arguments: set.machine.arguments(&stock.image(set.granule)?, &initramfs),
+        arguments: set.machine.arguments(&kernel.image(set.page_size)?, &initramfs),
         end_mark: END_MARK,
         limit: LIMIT,
         console: folder.join(format!("{set}.console")),
     };
-    let finished = run.go(stock.tools())?;
+    let finished = run.go(kernel.tools())?;
     fs::remove_file(&initramfs).map_err(Error::file(&initramfs))?;
     Ok((Recording::of_console(&finished.lines), finished.took))
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::granule::Granule;
+use super::page_size::PageSize;
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask oracle [--granule 4k|64k|both] [--set NAME]... [--scenarios DIR] [--answers DIR] [--fresh]
@@ -20,7 +20,7 @@ Boots real kernels in an emulator, asks them the conformance scenarios and compa
 /// What is to be asked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Options {
-    pub(crate) granules: Vec<Granule>,
+    pub(crate) page_sizes: Vec<PageSize>,
     /// Empty: every set with stored answers.
     pub(crate) sets: Vec<String>,
     pub(crate) scenarios: Option<PathBuf>,
@@ -35,7 +35,7 @@ impl Options {
     /// What is wrong with the words.
     pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
         let mut options = Self {
-            granules: Granule::ALL.to_vec(),
+            page_sizes: PageSize::ALL.to_vec(),
             sets: Vec::new(),
             scenarios: None,
             answers: None,
@@ -47,11 +47,11 @@ impl Options {
             match word.as_str() {
                 "--granule" => {
                     let name = value()?;
-                    options.granules = match name.as_str() {
-                        "both" => Granule::ALL.to_vec(),
+                    options.page_sizes = match name.as_str() {
+                        "both" => PageSize::ALL.to_vec(),
                         _ => vec![
-                            Granule::parse(name)
-                                .ok_or_else(|| format!("granule {name} is none of 4k, 64k and both"))?,
+                            PageSize::parse(name)
+                                .ok_or_else(|| format!("page_size {name} is none of 4k, 64k and both"))?,
                         ],
                     };
                 }
@@ -84,14 +84,14 @@ mod tests {
     #[test]
     fn without_words_both_granules_and_every_stored_set_are_asked() {
         let options = parse("").expect("no words are right").expect("no help is asked for");
-        assert_eq!(options.granules, Granule::ALL);
+        assert_eq!(options.page_sizes, PageSize::ALL);
         assert!(options.sets.is_empty() && !options.fresh);
     }
 
     #[test]
     fn words_choose_and_wrong_words_are_refused() {
         let options = parse("--granule 64k --set vfio --set regions").expect("right").expect("no help");
-        assert_eq!(options.granules, [Granule::Large]);
+        assert_eq!(options.page_sizes, [PageSize::Large]);
         assert_eq!(options.sets, ["vfio", "regions"]);
         assert_eq!(parse("--help"), Ok(None));
         for wrong in ["--granule", "--granule 16k", "--set", "--set ../vfio", "vfio", "--answers"] {

@@ -5,7 +5,7 @@
 use prereg_scenario::transcript::{Block, push_line};
 
 /// The notes that report a fault of the guest program or of a scenario.
-const TROUBLE: &str = "# trouble";
+const FAULT: &str = "# trouble";
 
 /// A recorded transcript.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -22,7 +22,7 @@ impl Recording {
         for line in without_firmware(lines) {
             if let Some(answer) = line.strip_prefix("> ") {
                 push_line(&mut recording.blocks, answer);
-            } else if line.starts_with(TROUBLE) {
+            } else if line.starts_with(FAULT) {
                 recording.faults.push(line[2..].to_owned());
             }
         }

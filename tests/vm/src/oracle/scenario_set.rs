@@ -4,16 +4,16 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::granule::Granule;
 use super::machine::Machine;
 use super::options::Options;
+use super::page_size::PageSize;
 use crate::error::Error;
 
 /// Scenarios, and the answers to them if some are stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ScenarioSet {
     name: String,
-    pub(crate) granule: Granule,
+    pub(crate) page_size: PageSize,
     pub(crate) machine: Machine,
     pub(crate) scenarios: PathBuf,
     pub(crate) answers: Option<PathBuf>,
@@ -21,11 +21,11 @@ pub(crate) struct ScenarioSet {
 
 impl fmt::Display for ScenarioSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.name, self.granule.name())
+        write!(f, "{}-{}", self.name, self.page_size.name())
     }
 }
 
-/// The sets that `options` choose, by name and granule.
+/// The sets that `options` choose, by name and page_size.
 ///
 /// # Errors
 /// [`Error::File`] for a folder that cannot be read, [`Error::Missing`] when nothing is left to ask.
@@ -41,12 +41,12 @@ pub(crate) fn find(root: &Path, options: &Options) -> Result<Vec<ScenarioSet>, E
     }
     let mut sets = Vec::new();
     for name in names {
-        for granule in &options.granules {
+        for page_size in &options.page_sizes {
             let set = ScenarioSet {
-                granule: *granule,
+                page_size: *page_size,
                 machine: Machine::of_set(&name),
                 scenarios: scenarios.join(format!("{name}.scn")),
-                answers: Some(answers.join(format!("{name}-{}.txt", granule.name())))
+                answers: Some(answers.join(format!("{name}-{}.txt", page_size.name())))
                     .filter(|path| path.exists()),
                 name: name.clone(),
             };

@@ -13,10 +13,10 @@ use crate::cache::Cache;
 use crate::debian::apt::{self, Apt, Source};
 use crate::debian::image;
 use crate::debian::modules::{Driver, Drivers};
-use crate::debian::sysroot::{Needed, Sysroot};
+use crate::debian::sysroot::{Dependency, Sysroot};
 use crate::error::Error;
-use crate::oracle::granule::Granule;
 use crate::oracle::kernel::DistroKernel;
+use crate::oracle::page_size::PageSize;
 
 /// The emulators, what guests and disks are made with, and what unpacks kernels.
 const PACKAGES: [&str; 8] = [
@@ -64,7 +64,7 @@ fn suites(codename: &str) -> Vec<String> {
 
 /// Everything that is there, or can be built when it is needed.
 #[derive(Debug)]
-pub(crate) struct Parts {
+pub(crate) struct Artifacts {
     cache: Cache,
     checkout: PathBuf,
     root: Sysroot,
@@ -78,7 +78,7 @@ pub(crate) struct Parts {
 #[derive(Debug, Default)]
 struct Built {
     prereg: OnceCell<PathBuf>,
-    hand: OnceCell<PathBuf>,
+    guest_tool: OnceCell<PathBuf>,
     power_prereg: OnceCell<PathBuf>,
     power_tests: OnceCell<Vec<PathBuf>>,
 }
@@ -104,11 +104,11 @@ struct Kernel {
 /// The POWER kernels, and what runs on them.
 #[derive(Clone, Debug)]
 pub(crate) struct Power {
-    stock: DistroKernel,
+    kernel: DistroKernel,
     busybox: PathBuf,
 }
 
-impl Parts {
+impl Artifacts {
     /// Fetches whatever the cache does not have.
     pub(crate) fn fetch(cache: &Cache, checkout: &Path) -> Result<Self, Error> {
         let host = apt::architecture()?;
@@ -142,7 +142,7 @@ impl Parts {
             let said = crate::tool::run(qemu.arg("--version"))?;
             Ok(said.lines().next().unwrap_or_default().to_owned())
         });
-        let version = version.unwrap_or_else(|trouble| trouble.to_string());
+        let version = version.unwrap_or_else(|error| error.to_string());
         format!("{version}, Linux {} for PCs", self.pc.release)
     }
 
@@ -189,7 +189,7 @@ impl Parts {
 
     /// Modules of the PC's kernel in the order of loading.
     pub(crate) fn pc_drivers(&self, names: &[&str]) -> Result<Vec<Driver>, Error> {
-        Drivers::below(&self.pc.modules)?.with_needs(&self.root, names)
+        Drivers::below(&self.pc.modules)?.with_dependencies(&self.root, names)
     }
 
     pub(crate) fn busybox(&self) -> Result<PathBuf, Error> {
@@ -198,8 +198,8 @@ impl Parts {
 
     /// The program at `path` of the unpacked packages with all it needs, as files for a guest.
     pub(crate) fn guest_program(&self, path: &str) -> Result<Vec<(String, PathBuf)>, Error> {
-        let needed = self.root.program_with_needs(path)?;
-        Ok(needed.into_iter().map(|Needed { source, place }| (place, source)).collect())
+        let needed = self.root.program_with_dependencies(path)?;
+        Ok(needed.into_iter().map(|Dependency { source, place }| (place, source)).collect())
     }
 
     /// The kernels of POWER, fetched when they are first asked for.
@@ -207,7 +207,7 @@ impl Parts {
         if let Some(power) = self.power.get() {
             return Ok(power);
         }
-        let stock = DistroKernel::fetch(&Cache::open("oracle")?)?;
+        let kernel = DistroKernel::fetch(&Cache::open("oracle")?)?;
         let (folder, _) = self.cache.filled("power", |folder| {
             // The release itself has it, without backports.
             let sources = sources()?.into_iter().take(1).collect::<Vec<_>>();
@@ -219,12 +219,12 @@ impl Parts {
             remove(&folder.join("apt"))?;
             Ok(String::new())
         })?;
-        Ok(self.power.get_or_init(|| Power { stock, busybox: folder.join("usr/bin/busybox") }))
+        Ok(self.power.get_or_init(|| Power { kernel, busybox: folder.join("usr/bin/busybox") }))
     }
 
     /// Modules of a POWER kernel in the order of loading.
-    pub(crate) fn power_drivers(&self, granule: Granule, names: &[&str]) -> Result<Vec<Driver>, Error> {
-        Drivers::below(&self.power()?.stock.module_folder(granule)?)?.with_needs(&self.root, names)
+    pub(crate) fn power_drivers(&self, page_size: PageSize, names: &[&str]) -> Result<Vec<Driver>, Error> {
+        Drivers::below(&self.power()?.kernel.module_folder(page_size)?)?.with_dependencies(&self.root, names)
     }
 
     /// The program `prereg`, static, for PC guests and for this machine.
@@ -236,10 +236,10 @@ impl Parts {
     }
 
     /// The program that does in a PC guest what no script can, static.
-    pub(crate) fn hand(&self) -> Result<PathBuf, Error> {
-        once(&self.built.hand, || {
-            let target = Target::pc(&self.checkout, self.cache.folder("target-hand")?);
-            program::build(&target, &self.data().join("hand/Cargo.toml"), None, "hand")
+    pub(crate) fn guest_tool(&self) -> Result<PathBuf, Error> {
+        once(&self.built.guest_tool, || {
+            let target = Target::pc(&self.checkout, self.cache.folder("target-guest-tool")?);
+            program::build(&target, &self.data().join("guest-tool/Cargo.toml"), None, "guest-tool")
         })
     }
 
@@ -259,14 +259,14 @@ impl Parts {
     }
 
     fn power_target(&self) -> Result<Target, Error> {
-        let tools = self.power()?.stock.tools().clone();
+        let tools = self.power()?.kernel.tools().clone();
         Ok(Target::power(&self.checkout, self.cache.folder("target-power")?, tools))
     }
 }
 
 impl Power {
-    pub(crate) fn kernel(&self, granule: Granule) -> Result<PathBuf, Error> {
-        self.stock.image(granule)
+    pub(crate) fn kernel(&self, page_size: PageSize) -> Result<PathBuf, Error> {
+        self.kernel.image(page_size)
     }
 
     pub(crate) fn busybox(&self) -> &Path {
@@ -337,7 +337,7 @@ fn fetch_root(cache: &Cache, name: &str, packages: &[&str]) -> Result<Sysroot, E
         let sources = sources()?;
         println!("vm: fetches {} of {}", packages.join(", "), suite_names(&sources));
         let apt = Apt::new(&folder.join("apt"), PC, &sources)?;
-        for package in apt.fetch_with_needs(packages)? {
+        for package in apt.fetch_with_dependencies(packages)? {
             apt::unpack(&package, folder)?;
         }
         remove(&folder.join("apt"))?;

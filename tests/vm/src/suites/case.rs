@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::artifacts::Parts;
+use super::artifacts::Artifacts;
 use crate::error::Error;
 
 /// Cases that belong together.
@@ -15,7 +15,7 @@ pub(crate) enum Suite {
     Strangers,
     /// DistroKernel kernels' VFIO under `prereg selftest`.
     Vfio,
-    /// The same over iommufd, which no stock kernel has.
+    /// The same over iommufd, which no kernel kernel has.
     Iommufd,
 }
 
@@ -38,7 +38,7 @@ pub(crate) enum Failure {
     #[error("{0}")]
     Machine(#[from] Error),
     #[error("{0}")]
-    Judged(String),
+    Check(String),
     /// This machine lacks what the case needs, and cannot get it; nothing was shown.
     #[error("{0}")]
     Skipped(String),
@@ -46,8 +46,8 @@ pub(crate) enum Failure {
 
 impl Failure {
     /// A case that came to its end and found something wrong.
-    pub(crate) fn judged(what: impl Into<String>) -> Self {
-        Self::Judged(what.into())
+    pub(crate) fn check(what: impl Into<String>) -> Self {
+        Self::Check(what.into())
     }
 }
 
@@ -56,7 +56,7 @@ pub(crate) type Verdict = Result<String, Failure>;
 
 /// What a case needs beside emulators and the PC's kernel. All is there before the first case begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Needs {
+pub(crate) enum Requirement {
     /// `prereg` for PCs.
     Program,
     /// The same and the program that drives disks.
@@ -71,24 +71,26 @@ pub(crate) enum Needs {
     Iommufd,
 }
 
-impl Needs {
+impl Requirement {
     /// What cannot be had from this workspace.
-    pub(crate) fn fetch(self, parts: &Parts) -> Result<(), Error> {
+    pub(crate) fn fetch(self, artifacts: &Artifacts) -> Result<(), Error> {
         match self {
             Self::Program | Self::Disk => Ok(()),
-            Self::Strangers => parts.strangers().map(|_| ()),
-            Self::Power | Self::PowerTests => parts.power().map(|_| ()),
-            Self::Iommufd => parts.iommufd_kernel().map(|_| ()),
+            Self::Strangers => artifacts.strangers().map(|_| ()),
+            Self::Power | Self::PowerTests => artifacts.power().map(|_| ()),
+            Self::Iommufd => artifacts.iommufd_kernel().map(|_| ()),
         }
     }
 
     /// What is built from it.
-    pub(crate) fn build(self, parts: &Parts) -> Result<(), Error> {
+    pub(crate) fn build(self, artifacts: &Artifacts) -> Result<(), Error> {
         match self {
-            Self::Disk | Self::Strangers => parts.prereg().and_then(|_| parts.hand()).map(|_| ()),
-            Self::Program | Self::Iommufd => parts.prereg().map(|_| ()),
-            Self::Power => parts.power_prereg().map(|_| ()),
-            Self::PowerTests => parts.power_tests().map(|_| ()),
+            Self::Disk | Self::Strangers => {
+                artifacts.prereg().and_then(|_| artifacts.guest_tool()).map(|_| ())
+            }
+            Self::Program | Self::Iommufd => artifacts.prereg().map(|_| ()),
+            Self::Power => artifacts.power_prereg().map(|_| ()),
+            Self::PowerTests => artifacts.power_tests().map(|_| ()),
         }
     }
 }
@@ -97,17 +99,17 @@ impl Needs {
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) suite: Suite,
-    pub(crate) needs: Needs,
+    pub(crate) requires: Requirement,
     pub(crate) name: &'static str,
     /// What is shown, in half a line.
     pub(crate) shows: &'static str,
     pub(crate) run: fn(&Stage<'_>) -> Verdict,
 }
 
-/// What a case works with: the parts, and a folder of its own.
+/// What a case works with: the artifacts, and a folder of its own.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
-    pub(crate) parts: &'a Parts,
+    pub(crate) artifacts: &'a Artifacts,
     /// Consoles, disks and logs; kept when the case fails.
     pub(crate) folder: PathBuf,
     /// Sockets: a folder with a short name, as their addresses must be short.
@@ -116,13 +118,13 @@ pub(crate) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     /// Makes both folders empty.
-    pub(crate) fn set(parts: &'a Parts, folder: &Path, sockets: &Path) -> Result<Self, Error> {
+    pub(crate) fn set(artifacts: &'a Artifacts, folder: &Path, sockets: &Path) -> Result<Self, Error> {
         for folder in [folder, sockets] {
             // What an earlier run left.
             let _ = fs::remove_dir_all(folder);
             fs::create_dir_all(folder).map_err(Error::file(folder))?;
         }
-        Ok(Self { parts, folder: folder.to_owned(), sockets: sockets.to_owned() })
+        Ok(Self { artifacts, folder: folder.to_owned(), sockets: sockets.to_owned() })
     }
 
     /// The file `name` of this case.
@@ -138,5 +140,5 @@ impl<'a> Stage<'a> {
 
 /// `Ok` when `held`, otherwise the failure `what` says.
 pub(crate) fn ensure(held: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
-    if held { Ok(()) } else { Err(Failure::Judged(what())) }
+    if held { Ok(()) } else { Err(Failure::Check(what())) }
 }

@@ -8,14 +8,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::artifacts::Parts;
+use super::artifacts::Artifacts;
 use super::case::{Failure, Stage};
 use crate::debian::modules::Driver;
 use crate::error::Error;
 use crate::machine::console::Machine;
 use crate::machine::cpio::Archive;
 use crate::machine::qmp::Qmp;
-use crate::oracle::granule::Granule;
+use crate::oracle::page_size::PageSize;
 
 /// What introduces a line for us.
 const MARK: &str = "@@ ";
@@ -35,7 +35,7 @@ pub(crate) enum Board {
     /// q35, with a kernel that was built for it.
     PcWithKernel(PathBuf),
     /// powernv9, with Debian's kernel of such pages.
-    Powernv(Granule),
+    Powernv(PageSize),
 }
 
 /// Where a PC's memory comes from.
@@ -81,7 +81,7 @@ fn mib(memory: &str) -> Result<u64, Failure> {
         Some((number, "M")) => number.parse().ok(),
         _ => None,
     };
-    parsed.ok_or_else(|| Failure::judged(format!("{size} is no size in MiB or GiB, such as 512M")))
+    parsed.ok_or_else(|| Failure::check(format!("{size} is no size in MiB or GiB, such as 512M")))
 }
 
 /// What starts a PC's kernel.
@@ -139,12 +139,12 @@ impl Guest {
     }
 
     /// Adds words for the emulator, separated by spaces.
-    pub(crate) fn say(&mut self, words: &str) {
+    pub(crate) fn qemu_args(&mut self, words: &str) {
         self.words.extend(words.split_whitespace().map(str::to_owned));
     }
 
     /// Adds words for the kernel, separated by spaces.
-    pub(crate) fn tell(&mut self, words: &str) {
+    pub(crate) fn kernel_args(&mut self, words: &str) {
         self.kernel_words.extend(words.split_whitespace().map(str::to_owned));
     }
 
@@ -152,15 +152,15 @@ impl Guest {
     pub(crate) fn boot(&self, stage: &Stage<'_>, name: &str) -> Result<Booted, Failure> {
         let image = stage.file(&format!("{name}.cpio"));
         if self.start == Start::Emulator {
-            fs::write(&image, self.initramfs(stage.parts)?).map_err(Error::file(&image))?;
+            fs::write(&image, self.initramfs(stage.artifacts)?).map_err(Error::file(&image))?;
         }
         let monitor = stage.socket(&format!("{name}.qmp"));
         let console = stage.file(&format!("{name}.console"));
         let mut command = match &self.board {
-            Board::Pc | Board::PcWithKernel(_) => stage.parts.emulator("qemu-system-x86_64")?,
-            Board::Powernv(_) => stage.parts.emulator("qemu-system-ppc64")?,
+            Board::Pc | Board::PcWithKernel(_) => stage.artifacts.emulator("qemu-system-x86_64")?,
+            Board::Powernv(_) => stage.artifacts.emulator("qemu-system-ppc64")?,
         };
-        command.args(self.arguments(stage.parts, &image, &monitor)?);
+        command.args(self.arguments(stage.artifacts, &image, &monitor)?);
         let machine = Machine::start(command, &console)?;
         let mut booted = Booted { machine, monitor: None, powers_off: self.is_pc() };
         booted.mark("begin", BOOT)?;
@@ -177,7 +177,7 @@ impl Guest {
     }
 
     /// The emulator's arguments.
-    fn arguments(&self, parts: &Parts, image: &Path, monitor: &Path) -> Result<Vec<String>, Failure> {
+    fn arguments(&self, artifacts: &Artifacts, image: &Path, monitor: &Path) -> Result<Vec<String>, Failure> {
         let mut words: Vec<String> = Vec::new();
         let mut say = |text: &str| words.extend(text.split(' ').map(str::to_owned));
         if self.is_pc() {
@@ -194,9 +194,9 @@ impl Guest {
         }
         words.extend(self.words.iter().cloned());
         let kernel = match &self.board {
-            Board::Pc => parts.pc_kernel().to_owned(),
+            Board::Pc => artifacts.pc_kernel().to_owned(),
             Board::PcWithKernel(kernel) => kernel.clone(),
-            Board::Powernv(granule) => parts.power()?.kernel(*granule)?,
+            Board::Powernv(page_size) => artifacts.power()?.kernel(*page_size)?,
         };
         words.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", monitor.display())]);
         if self.start == Start::Disk {
@@ -222,12 +222,12 @@ impl Guest {
     }
 
     /// The guest's whole file system.
-    pub(crate) fn initramfs(&self, parts: &Parts) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn initramfs(&self, artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
         let read = |path: &Path| fs::read(path).map_err(Error::file(path));
         let mut archive = Archive::new();
-        let data = parts.data();
+        let data = artifacts.data();
         archive.file("init", &read(&data.join("init"))?);
-        archive.file("words", &read(&data.join("words"))?);
+        archive.file("lib.sh", &read(&data.join("lib.sh"))?);
         // Some scripts go on with another one.
         let cases = data.join("cases");
         for entry in fs::read_dir(&cases).map_err(Error::file(&cases))?.flatten() {
@@ -235,12 +235,12 @@ impl Guest {
             archive.file_with_folders(&format!("cases/{name}"), &read(&entry.path())?);
         }
         let (busybox, drivers): (PathBuf, Vec<Driver>) = match &self.board {
-            Board::Pc => (parts.busybox()?, parts.pc_drivers(&self.drivers)?),
+            Board::Pc => (artifacts.busybox()?, artifacts.pc_drivers(&self.drivers)?),
             // It has everything built in.
-            Board::PcWithKernel(_) => (parts.busybox()?, Vec::new()),
-            Board::Powernv(granule) => {
-                let power = parts.power()?;
-                (power.busybox().to_owned(), parts.power_drivers(*granule, &self.drivers)?)
+            Board::PcWithKernel(_) => (artifacts.busybox()?, Vec::new()),
+            Board::Powernv(page_size) => {
+                let power = artifacts.power()?;
+                (power.busybox().to_owned(), artifacts.power_drivers(*page_size, &self.drivers)?)
             }
         };
         archive.file_with_folders("bin/busybox", &read(&busybox)?);
@@ -266,7 +266,7 @@ impl Booted {
     /// Waits for the mark `word` and returns what stands behind it.
     ///
     /// # Errors
-    /// [`Failure::Judged`] when the script ends before.
+    /// [`Failure::Check`] when the script ends before.
     pub(crate) fn mark(&mut self, word: &str, limit: Duration) -> Result<String, Failure> {
         let found = self.machine.wait(limit, &format!("mark `{word}`"), |line| {
             let (found, rest) = parse_mark(line)?;
@@ -274,7 +274,7 @@ impl Booted {
         })?;
         match found {
             (found, rest) if found == word => Ok(rest),
-            (_, code) => Err(Failure::Judged(format!(
+            (_, code) => Err(Failure::Check(format!(
                 "the guest's script ended with {code} before its mark `{word}`{}",
                 self.reason()
             ))),
@@ -282,7 +282,7 @@ impl Booted {
     }
 
     /// Tells the waiting script to go on, with a word for it.
-    pub(crate) fn answer(&mut self, word: &str) -> Result<(), Failure> {
+    pub(crate) fn reply(&mut self, word: &str) -> Result<(), Failure> {
         Ok(self.machine.type_line(word)?)
     }
 
@@ -291,14 +291,14 @@ impl Booted {
     /// # Errors
     /// [`Error::Monitor`] before the guest has booted.
     pub(crate) fn monitor(&mut self) -> Result<&mut Qmp<std::os::unix::net::UnixStream>, Failure> {
-        self.monitor.as_mut().ok_or_else(|| Failure::judged("the guest has not booted"))
+        self.monitor.as_mut().ok_or_else(|| Failure::check("the guest has not booted"))
     }
 
     /// Waits for the script's end with success, and for the machine to be off.
     pub(crate) fn finish(&mut self, limit: Duration) -> Result<(), Failure> {
         let code = self.mark("end", limit)?;
         if code != "0" {
-            return Err(Failure::Judged(format!("the guest's script ended with {code}{}", self.reason())));
+            return Err(Failure::Check(format!("the guest's script ended with {code}{}", self.reason())));
         }
         if self.powers_off {
             self.machine.end(MONITOR)?;

@@ -53,7 +53,7 @@ impl HugePages {
     fn number(&self, name: &str) -> Result<u64, Failure> {
         let path = self.pool.join(name);
         let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-        text.trim().parse().map_err(|error| Failure::judged(format!("{}: {error}", path.display())))
+        text.trim().parse().map_err(|error| Failure::check(format!("{}: {error}", path.display())))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A kernel with iommufd, which no stock kernel has: built once from Debian's source package, kept in the cache.
+//! A kernel with iommufd, which no kernel kernel has: built once from Debian's source package, kept in the cache.
 //!
 //! It is the smallest configuration there is with `conformance/vm/iommufd.config` on top, without modules. Tools that this
 //! machine may lack come along in packages. Another configuration or another version is another kernel.
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::artifacts::{Parts, remove, sources};
+use super::artifacts::{Artifacts, remove, sources};
 use crate::debian::apt::{self, Apt, Source};
 use crate::error::Error;
 use crate::tool::{Tools, run};
@@ -18,7 +18,7 @@ const TOOLS: [&str; 6] = ["bc", "bison", "flex", "libelf-dev", "m4", "make"];
 /// The package without a version, which depends on the newest with one.
 const SOURCE: &str = "linux-source";
 
-impl Parts {
+impl Artifacts {
     /// The kernel, built when it is first asked for: 20 minutes of two processors.
     pub(crate) fn iommufd_kernel(&self) -> Result<PathBuf, Error> {
         let path = self.data().join("iommufd.config");
@@ -60,7 +60,7 @@ fn build(folder: &Path, wanted: &str) -> Result<String, Error> {
 
     let root = folder.join("tools");
     let apt = Apt::new(&root.join("apt"), &host, &Source::of_machine()?)?;
-    for package in apt.fetch_with_needs(&TOOLS)? {
+    for package in apt.fetch_with_dependencies(&TOOLS)? {
         if !apt::is_libc(&package) {
             apt::unpack(&package, &root)?;
         }

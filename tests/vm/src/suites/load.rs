@@ -34,7 +34,7 @@ impl Load {
     pub(crate) fn end(mut self) -> Result<(), Failure> {
         for process in &mut self.processes {
             if let Ok(Some(status)) = process.try_wait() {
-                return Err(Failure::judged(format!("a process of the load ended early: {status}")));
+                return Err(Failure::check(format!("a process of the load ended early: {status}")));
             }
         }
         Ok(())

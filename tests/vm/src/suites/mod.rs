@@ -1,6 +1,6 @@
 //! `cargo xtask vm`: what this workspace builds, used by real kernels in emulated machines.
 //!
-//! `options` is the command line; `parts` are emulators, kernels and programs, `program` builds the latter; `guest` is a
+//! `options` is the command line; `artifacts` are emulators, kernels and programs, `program` builds the latter; `guest` is a
 //! machine of them and what it says; `case` is one thing shown; `nvme`, `strangers` and `vfio` are the cases, `server` is `prereg serve`
 //! as some of them run it, `kernel` is built for others; `load` and `huge_pages` are what a case makes of the machine it runs
 //! on. This file chooses, runs one after the other, and reports.
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use self::artifacts::Parts;
+use self::artifacts::Artifacts;
 use self::case::{Case, Failure, Stage};
 use self::options::Options;
 use crate::cache::Cache;
@@ -61,8 +61,8 @@ pub fn command(root: &Path, words: &[String]) -> ExitCode {
     match run(root, &options, &cases) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
-        Err(trouble) => {
-            eprintln!("xtask vm: the parts could not be had: {trouble}");
+        Err(error) => {
+            eprintln!("xtask vm: the artifacts could not be had: {error}");
             ExitCode::from(2)
         }
     }
@@ -87,15 +87,15 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
         cache.clear()?;
     }
     let begin = Instant::now();
-    let parts = Parts::fetch(&cache, root)?;
-    println!("vm: {}", parts.description());
+    let artifacts = Artifacts::fetch(&cache, root)?;
+    println!("vm: {}", artifacts.description());
     for case in cases {
-        case.needs.fetch(&parts)?;
+        case.requires.fetch(&artifacts)?;
     }
     let building = Instant::now();
-    if let Err(trouble) = cases.iter().try_for_each(|case| case.needs.build(&parts)) {
-        // Not for want of parts: this workspace is broken.
-        println!("vm result: FAILED. The programs for the guests could not be built: {trouble}");
+    if let Err(error) = cases.iter().try_for_each(|case| case.requires.build(&artifacts)) {
+        // Not for want of artifacts: this workspace is broken.
+        println!("vm result: FAILED. The programs for the guests could not be built: {error}");
         return Ok(cases.len());
     }
     println!("vm: built the programs for the guests in {:.1} s", building.elapsed().as_secs_f64());
@@ -107,7 +107,7 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
     let (mut failed, mut skipped) = (Vec::new(), 0);
     for case in cases {
         let folder = runs.join(number.to_string()).join(case.name);
-        let stage = Stage::set(&parts, &folder, &sockets)?;
+        let stage = Stage::set(&artifacts, &folder, &sockets)?;
         let started = Instant::now();
         let verdict = (case.run)(&stage);
         let seconds = started.elapsed().as_secs_f64();

@@ -14,10 +14,10 @@ use crate::error::Error;
 use crate::tool::{run, unstarted};
 
 /// How long a server may take to listen, and to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How often it is asked when something is waited for.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// One controller.
 #[derive(Clone, Debug)]
@@ -94,7 +94,7 @@ impl Server {
     pub(crate) fn printed_device(&self) -> Result<Value, Failure> {
         let said = fs::read_to_string(&self.log).map_err(Error::file(&self.log))?;
         let device = said.lines().find_map(printed);
-        device.ok_or_else(|| Failure::Judged(format!("prereg serve prints no -device for QEMU:\n{said}")))
+        device.ok_or_else(|| Failure::Check(format!("prereg serve prints no -device for QEMU:\n{said}")))
     }
 
     fn spawn(
@@ -103,7 +103,7 @@ impl Server {
         control: PathBuf,
         words: impl FnOnce(&mut Command),
     ) -> Result<Self, Failure> {
-        let program = stage.parts.prereg()?;
+        let program = stage.artifacts.prereg()?;
         let log = stage.file("server.log");
         let file = File::create(&log).map_err(Error::file(&log))?;
         let errors = file.try_clone().map_err(Error::file(&log))?;
@@ -121,15 +121,15 @@ impl Server {
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 let said = fs::read_to_string(&self.log).unwrap_or_default();
-                return Err(Failure::Judged(format!("prereg serve ended ({status}):\n{}", said.trim_end())));
+                return Err(Failure::Check(format!("prereg serve ended ({status}):\n{}", said.trim_end())));
             }
             if self.sockets.iter().chain([&self.control]).all(|socket| socket.exists()) {
                 return Ok(());
             }
-            ensure(begin.elapsed() < PATIENCE, || {
-                format!("prereg serve does not listen after {} s", PATIENCE.as_secs())
+            ensure(begin.elapsed() < TIMEOUT, || {
+                format!("prereg serve does not listen after {} s", TIMEOUT.as_secs())
             })?;
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -138,7 +138,7 @@ impl Server {
         let mut command = Command::new(&self.program);
         let text = run(command.args(["status", "--json", "--control"]).arg(&self.control))?;
         serde_json::from_str(&text)
-            .map_err(|error| Failure::Judged(format!("prereg status: {error} in {text}")))
+            .map_err(|error| Failure::Check(format!("prereg status: {error} in {text}")))
     }
 
     /// Asks until `wanted`, at most for `limit`; how long it took.
@@ -156,7 +156,7 @@ impl Server {
                 return Ok(begin.elapsed());
             }
             ensure(asked < limit, || format!("after {:.1} s not {what}: {status}", asked.as_secs_f64()))?;
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -166,7 +166,7 @@ impl Server {
         let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmPin:"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-        number.ok_or_else(|| Failure::Judged(format!("{} has no VmPin", path.display())))
+        number.ok_or_else(|| Failure::Check(format!("{} has no VmPin", path.display())))
     }
 
     /// Kills it as `kill -9` does.
@@ -184,10 +184,10 @@ impl Server {
             if let Ok(Some(status)) = self.child.try_wait() {
                 break status;
             }
-            ensure(begin.elapsed() < PATIENCE, || {
-                format!("prereg serve does not stop in {} s after SIGTERM", PATIENCE.as_secs())
+            ensure(begin.elapsed() < TIMEOUT, || {
+                format!("prereg serve does not stop in {} s after SIGTERM", TIMEOUT.as_secs())
             })?;
-            thread::sleep(LOOK);
+            thread::sleep(POLL_INTERVAL);
         };
         ensure(status.success(), || format!("prereg serve ended with {status} after SIGTERM"))?;
         let left = self.sockets.iter().chain([&self.control]).find(|socket| socket.exists());
@@ -210,7 +210,7 @@ fn printed(line: &str) -> Option<Value> {
 /// The number at `path` of a status, as `/memory/registrations`.
 pub(crate) fn number(status: &Value, path: &str) -> Result<u64, Failure> {
     let found = status.pointer(path).and_then(Value::as_u64);
-    found.ok_or_else(|| Failure::Judged(format!("prereg status has no {path}: {status}")))
+    found.ok_or_else(|| Failure::Check(format!("prereg status has no {path}: {status}")))
 }
 
 #[cfg(test)]

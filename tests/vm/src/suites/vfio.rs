@@ -1,4 +1,4 @@
-//! VFIO of stock kernels: `prereg selftest` makes a device do DMA to memory that was registered once.
+//! VFIO of kernel kernels: `prereg selftest` makes a device do DMA to memory that was registered once.
 //!
 //! The device is QEMU's `edu`, which copies between its own buffer and the bus as it is told. On a PC it stands behind
 //! each of the IOMMUs that QEMU has; on POWER behind powernv's, with 4 KiB and with 64 KiB pages. For iommufd the kernel is
@@ -6,67 +6,67 @@
 
 use std::time::Duration;
 
-use super::case::{Case, Needs, Stage, Suite, Verdict};
+use super::case::{Case, Requirement, Stage, Suite, Verdict};
 use super::guest::{Board, Booted, Guest};
-use crate::oracle::granule::Granule;
+use crate::oracle::page_size::PageSize;
 
 pub(crate) const CASES: &[Case] = &[
     Case {
         suite: Suite::Vfio,
-        needs: Needs::Program,
+        requires: Requirement::Program,
         name: "vfio-intel",
         shows: "type1 behind intel-iommu, as root and as an ordinary user",
         run: |stage| pc(stage, "-device intel-iommu,intremap=on", "intel_iommu=on backend=vfio-type1"),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::Program,
+        requires: Requirement::Program,
         name: "vfio-amd",
         shows: "type1 behind amd-iommu",
         run: |stage| pc(stage, "-device amd-iommu,dma-remap=on", "unsafe_interrupts backend=vfio-type1"),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::Program,
+        requires: Requirement::Program,
         name: "vfio-virtio",
         shows: "type1 behind virtio-iommu",
         run: |stage| pc(stage, "-device virtio-iommu-pci", "unsafe_interrupts backend=vfio-type1"),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::Power,
+        requires: Requirement::Power,
         name: "vfio-spapr-4k",
         shows: "SPAPR TCE v2 on a kernel with 4 KiB pages",
-        run: |stage| power(stage, Granule::Small),
+        run: |stage| power(stage, PageSize::Small),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::Power,
+        requires: Requirement::Power,
         name: "vfio-spapr-64k",
         shows: "SPAPR TCE v2 on a kernel with 64 KiB pages",
-        run: |stage| power(stage, Granule::Large),
+        run: |stage| power(stage, PageSize::Large),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::PowerTests,
+        requires: Requirement::PowerTests,
         name: "core-power-4k",
         shows: "the core's tests on a kernel of POWER with 4 KiB pages",
-        run: |stage| core(stage, Granule::Small),
+        run: |stage| core(stage, PageSize::Small),
     },
     Case {
         suite: Suite::Vfio,
-        needs: Needs::PowerTests,
+        requires: Requirement::PowerTests,
         name: "core-power-64k",
         shows: "the core's tests on a kernel of POWER with 64 KiB pages",
-        run: |stage| core(stage, Granule::Large),
+        run: |stage| core(stage, PageSize::Large),
     },
     Case {
         suite: Suite::Iommufd,
-        needs: Needs::Iommufd,
+        requires: Requirement::Iommufd,
         name: "iommufd-intel",
         shows: "iommufd behind intel-iommu, as root and as an ordinary user",
         run: |stage| {
-            let kernel = stage.parts.iommufd_kernel()?;
+            let kernel = stage.artifacts.iommufd_kernel()?;
             let line = "intel_iommu=on backend=iommufd";
             on(stage, Board::PcWithKernel(kernel), "-device intel-iommu,intremap=on", line)
         },
@@ -86,29 +86,29 @@ fn pc(stage: &Stage<'_>, iommu: &str, line: &str) -> Verdict {
 fn on(stage: &Stage<'_>, board: Board, iommu: &str, line: &str) -> Verdict {
     let mut guest = Guest::new(board, "vfio");
     guest.drivers = vec!["virtio_iommu", "vfio_pci", "vfio_iommu_type1"];
-    guest.say(iommu);
-    guest.say("-device edu,id=edu");
-    guest.tell(line);
-    guest.files.push(("bin/prereg".to_owned(), stage.parts.prereg()?));
+    guest.qemu_args(iommu);
+    guest.qemu_args("-device edu,id=edu");
+    guest.kernel_args(line);
+    guest.files.push(("bin/prereg".to_owned(), stage.artifacts.prereg()?));
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     Ok(seen(&booted))
 }
 
-fn power(stage: &Stage<'_>, granule: Granule) -> Verdict {
-    let mut guest = Guest::new(Board::Powernv(granule), "vfio");
+fn power(stage: &Stage<'_>, page_size: PageSize) -> Verdict {
+    let mut guest = Guest::new(Board::Powernv(page_size), "vfio");
     guest.drivers = vec!["vfio_spapr_eeh", "vfio_iommu_spapr_tce", "vfio_pci"];
-    guest.say("-device edu,bus=pcie.0");
-    guest.tell("backend=vfio-spapr-v2");
-    guest.files.push(("bin/prereg".to_owned(), stage.parts.power_prereg()?));
+    guest.qemu_args("-device edu,bus=pcie.0");
+    guest.kernel_args("backend=vfio-spapr-v2");
+    guest.files.push(("bin/prereg".to_owned(), stage.artifacts.power_prereg()?));
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     Ok(seen(&booted))
 }
 
-fn core(stage: &Stage<'_>, granule: Granule) -> Verdict {
-    let mut guest = Guest::new(Board::Powernv(granule), "tests");
-    for program in stage.parts.power_tests()? {
+fn core(stage: &Stage<'_>, page_size: PageSize) -> Verdict {
+    let mut guest = Guest::new(Board::Powernv(page_size), "tests");
+    for program in stage.artifacts.power_tests()? {
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
         guest.files.push((format!("tests/{name}"), program));
     }

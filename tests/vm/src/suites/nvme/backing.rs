@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::Ram;
 use super::super::huge_pages::HugePages;
 use super::super::load::Load;
 use super::super::server::number;
 use super::data::data;
-use super::disk::{Kept, compare, device, guest, serve};
+use super::disk::{PinnedMemory, compare, device, guest, serve};
 use crate::error::Error;
 
 pub(super) const CASES: &[Case] = &[
@@ -18,7 +18,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+    Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
 /// Busy processes beside the guest.
@@ -54,11 +54,11 @@ fn two_nodes(stage: &Stage<'_>) -> Verdict {
     let mut guest = guest(stage, "nodes")?;
     guest.ram = Ram::TwoNodes;
     // More than either node has.
-    guest.tell("fill=300 fresh=no");
+    guest.kernel_args("fill=300 fresh=no");
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
-    Kept::of_files(&status, 2)?;
+    PinnedMemory::of_files(&status, 2)?;
     server.stop()?;
     Ok(booted.marks("seen").collect::<Vec<_>>().join("; "))
 }
@@ -71,7 +71,7 @@ fn hugetlb(stage: &Stage<'_>) -> Verdict {
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
-    let kept = Kept::of_files(&status, 1)?;
+    let kept = PinnedMemory::of_files(&status, 1)?;
     server.stop()?;
     drop(booted);
     drop(pages);

@@ -4,10 +4,10 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::{Booted, Guest, Ram};
 use super::super::server::{Controller, Server, Setup, number};
-use super::disk::{DISK, Kept, LIMIT, compare, compare_with, device, disk, guest, serve, sum};
+use super::disk::{DISK, LIMIT, PinnedMemory, compare, compare_with, device, disk, guest, serve, sum};
 use crate::error::Error;
 
 pub(super) const CASES: &[Case] = &[
@@ -31,13 +31,13 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+    Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
 /// The guest's IOMMU: every map of the guest's kernel becomes one for the server.
 pub(super) fn behind_iommu(guest: &mut Guest) {
-    guest.say("-device intel-iommu,intremap=on,caching-mode=on");
-    guest.tell("intel_iommu=on iommu.strict=1");
+    guest.qemu_args("-device intel-iommu,intremap=on,caching-mode=on");
+    guest.kernel_args("intel_iommu=on iommu.strict=1");
 }
 
 /// Runs the script `data` to its end; what the server says just before.
@@ -49,7 +49,7 @@ pub(super) fn data(
     let mut booted = guest.boot(stage, "guest")?;
     booted.mark("look", LIMIT)?;
     let status = server.status()?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     Ok((booted, status))
 }
@@ -69,11 +69,11 @@ fn interrupts(stage: &Stage<'_>, kind: &str, cpus: u32) -> Verdict {
     let (server, disk) = serve(stage, &format!("interrupts = [\"{kind}\"]"))?;
     let mut guest = guest(stage, "data")?;
     guest.cpus = cpus;
-    guest.tell(&format!("interrupts={kind}"));
+    guest.kernel_args(&format!("interrupts={kind}"));
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
-    Kept::of_files(&status, 1)?;
+    PinnedMemory::of_files(&status, 1)?;
     server.stop()?;
     Ok(booted.marks("seen").collect::<Vec<_>>().join("; "))
 }
@@ -102,7 +102,7 @@ fn private(stage: &Stage<'_>) -> Verdict {
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
-    let kept = Kept::of_files(&status, 0)?;
+    let kept = PinnedMemory::of_files(&status, 0)?;
     ensure(kept.pins == 0, || format!("{} pins of memory that has no descriptor", kept.pins))?;
     server.stop()?;
     Ok("nothing was pinned".to_owned())
@@ -115,7 +115,7 @@ fn iommu(stage: &Stage<'_>) -> Verdict {
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
     compare(stage, &disk, &booted)?;
-    let kept = Kept::of_files(&status, 1)?;
+    let kept = PinnedMemory::of_files(&status, 1)?;
     let maps = number(&status, "/clients/0/maps_total")?;
     ensure(maps >= 2000, || format!("only {maps} maps: the guest's IOMMU did not translate"))?;
     ensure(kept.pins == kept.pieces, || {
@@ -135,7 +135,7 @@ fn two(stage: &Stage<'_>) -> Verdict {
     }
     let server = Server::start(stage, &setup)?;
     let mut guest = guest(stage, "data")?;
-    guest.tell("disks=2");
+    guest.kernel_args("disks=2");
     for name in names {
         guest.device(&device(stage, name));
     }
@@ -143,12 +143,12 @@ fn two(stage: &Stage<'_>) -> Verdict {
     // Which disk becomes the guest's first is chance: each sum is one of the two, and they differ.
     let sums: Vec<&str> = booted.marks("random").collect();
     let [first, second] = sums[..] else {
-        return Err(Failure::Judged(format!("{} sums of random bytes instead of two", sums.len())));
+        return Err(Failure::Check(format!("{} sums of random bytes instead of two", sums.len())));
     };
     let turned = compare_with(stage, &disks[0], first).is_err();
     compare_with(stage, &disks[usize::from(turned)], first)?;
     compare_with(stage, &disks[usize::from(!turned)], second)?;
-    let kept = Kept::of_files(&status, 1)?;
+    let kept = PinnedMemory::of_files(&status, 1)?;
     let clients = status["clients"].as_array().map_or(0, Vec::len);
     ensure(clients == 2, || format!("{clients} clients instead of two: {status}"))?;
     server.stop()?;
@@ -170,10 +170,10 @@ fn namespaces(stage: &Stage<'_>) -> Verdict {
     let mut booted = guest.boot(stage, "guest")?;
     booted.mark("look", LIMIT)?;
     let full = allocated(&second)?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.mark("look", LIMIT)?;
     let empty = allocated(&second)?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     server.stop()?;
     ensure(sum(&first, 0, DISK >> 20)? == before, || "the disk that may only be read changed".to_owned())?;
@@ -191,13 +191,13 @@ fn statuses(stage: &Stage<'_>) -> Verdict {
     let file = std::fs::File::create(&peer).map_err(Error::file(&peer))?;
     file.set_len(DISK).map_err(Error::file(&peer))?;
     let mut guest = guest(stage, "statuses")?;
-    guest.say(&format!("-drive file={},if=none,id=peer,format=raw", peer.display()));
-    guest.say("-device nvme,drive=peer,serial=peer");
+    guest.qemu_args(&format!("-drive file={},if=none,id=peer,format=raw", peer.display()));
+    guest.qemu_args("-device nvme,drive=peer,serial=peer");
     guest.device(&device(stage, "nvme"));
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     server.stop()?;
-    let path = stage.parts.data().join("nvme-statuses");
+    let path = stage.artifacts.data().join("nvme-statuses");
     let recorded = std::fs::read_to_string(&path).map_err(Error::file(&path))?;
     let recorded: Vec<(&str, &str)> = recorded
         .lines()
@@ -233,7 +233,7 @@ fn nested(stage: &Stage<'_>) -> Verdict {
     behind_iommu(&mut guest);
     guest.device(&device(stage, "nvme"));
     let (booted, status) = data(stage, &server, &guest)?;
-    let kept = Kept::of_files(&status, 1)?;
+    let kept = PinnedMemory::of_files(&status, 1)?;
     let maps = number(&status, "/clients/0/maps_total")?;
     server.stop()?;
     let seen = booted.marks("seen").collect::<Vec<_>>().join("; ");

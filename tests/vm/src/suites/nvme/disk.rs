@@ -37,8 +37,8 @@ pub(crate) fn disk(stage: &Stage<'_>, name: &str) -> Result<PathBuf, Failure> {
     let path = stage.file(name);
     let file = File::create(&path).map_err(Error::file(&path))?;
     file.set_len(DISK).map_err(Error::file(&path))?;
-    let mut hand = Command::new(stage.parts.hand()?);
-    run(hand.arg("fill").arg(&path).args([&(BEFORE.0 / 256).to_string(), "128", &BEFORE.1.to_string()]))?;
+    let mut tool = Command::new(stage.artifacts.guest_tool()?);
+    run(tool.arg("fill").arg(&path).args([&(BEFORE.0 / 256).to_string(), "128", &BEFORE.1.to_string()]))?;
     Ok(path)
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn serve(stage: &Stage<'_>, lines: &str) -> Result<(Server, PathBuf),
 pub(crate) fn guest(stage: &Stage<'_>, script: &'static str) -> Result<Guest, Failure> {
     let mut guest = Guest::new(Board::Pc, script);
     guest.drivers = DRIVERS.to_vec();
-    guest.files.push(("bin/hand".to_owned(), stage.parts.hand()?));
+    guest.files.push(("bin/guest-tool".to_owned(), stage.artifacts.guest_tool()?));
     Ok(guest)
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn device(stage: &Stage<'_>, name: &str) -> Value {
 
 /// What the server keeps of its guests' memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Kept {
+pub(crate) struct PinnedMemory {
     /// Files, whatever the number of clients and maps.
     pub(crate) files: u64,
     /// Pieces of them that are pinned.
@@ -74,14 +74,14 @@ pub(crate) struct Kept {
     pub(crate) pins: u64,
 }
 
-impl Kept {
+impl PinnedMemory {
     /// What `status` says.
     ///
     /// # Errors
-    /// [`Failure::Judged`] when a piece is registered more than once.
+    /// [`Failure::Check`] when a piece is registered more than once.
     pub(crate) fn of(status: &Value) -> Result<Self, Failure> {
         let files = status.pointer("/memory/files").and_then(Value::as_array);
-        let files = files.ok_or_else(|| Failure::judged(format!("prereg status has no files: {status}")))?;
+        let files = files.ok_or_else(|| Failure::check(format!("prereg status has no files: {status}")))?;
         let pieces = files.iter().map(|file| number(file, "/extents")).sum::<Result<u64, Failure>>()?;
         let registrations = number(status, "/memory/registrations")?;
         ensure(registrations == pieces, || format!("{registrations} registrations of {pieces} pieces"))?;
@@ -103,8 +103,8 @@ pub(crate) fn compare(stage: &Stage<'_>, disk: &Path, booted: &Booted) -> Result
 
 /// The same with the sum of the random bytes.
 pub(crate) fn compare_with(stage: &Stage<'_>, disk: &Path, guests: &str) -> Result<(), Failure> {
-    let mut hand = Command::new(stage.parts.hand()?);
-    run(hand.arg("verify").arg(disk).args([AFTER.0.to_string(), AFTER.1.to_string()]))?;
+    let mut tool = Command::new(stage.artifacts.guest_tool()?);
+    run(tool.arg("verify").arg(disk).args([AFTER.0.to_string(), AFTER.1.to_string()]))?;
     let ours = sum(disk, RANDOM.0, RANDOM.1)?;
     ensure(guests == ours, || {
         format!("the random bytes in the disk's file ({ours}) are not the guest's ({guests})")

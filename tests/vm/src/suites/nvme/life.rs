@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::case::{Case, Needs, Stage, Suite, Verdict, ensure};
-use super::disk::{Kept, LIMIT, compare, device, guest, serve};
+use super::super::case::{Case, Requirement, Stage, Suite, Verdict, ensure};
+use super::disk::{LIMIT, PinnedMemory, compare, device, guest, serve};
 use crate::tool::run;
 
 pub(super) const CASES: &[Case] = &[
@@ -22,7 +22,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+    Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
 /// How soon nothing may be left of a client that is gone.
@@ -37,7 +37,7 @@ fn ext4(stage: &Stage<'_>) -> Verdict {
     guest.drivers.push("ext4");
     guest.reboots = true;
     for program in ["usr/sbin/mke2fs", "usr/sbin/e2fsck"] {
-        guest.files.extend(stage.parts.guest_program(program)?);
+        guest.files.extend(stage.artifacts.guest_program(program)?);
     }
     // Both need the same libraries, and a file is in an archive once.
     guest.files.sort();
@@ -45,15 +45,15 @@ fn ext4(stage: &Stage<'_>) -> Verdict {
     guest.device(&device(stage, "nvme"));
     let mut booted = guest.boot(stage, "guest")?;
     booted.mark("which", LIMIT)?;
-    booted.answer("first")?;
+    booted.reply("first")?;
     booted.mark("begin", LIMIT)?;
     booted.mark("which", LIMIT)?;
-    booted.answer("second")?;
+    booted.reply("second")?;
     booted.finish(LIMIT)?;
-    run(stage.parts.root().command("usr/sbin/e2fsck")?.arg("-fn").arg(&disk))?;
+    run(stage.artifacts.root().command("usr/sbin/e2fsck")?.arg("-fn").arg(&disk))?;
     // The same file seen by the guest and in the image.
     let copy = stage.file("copy");
-    let mut debugfs = stage.parts.root().command("usr/sbin/debugfs")?;
+    let mut debugfs = stage.artifacts.root().command("usr/sbin/debugfs")?;
     run(debugfs.arg("-R").arg(format!("dump /second/file7 {}", copy.display())).arg(&disk))?;
     let ours = run(Command::new("sha256sum").arg(&copy))?;
     let guests = booted.marks("file7").last().unwrap_or_default();
@@ -72,19 +72,19 @@ fn reset(stage: &Stage<'_>) -> Verdict {
     let mut booted = guest.boot(stage, "guest")?;
     for _ in 0..2 {
         booted.mark("which", LIMIT)?;
-        booted.answer("load")?;
+        booted.reply("load")?;
         booted.mark("flushed", LIMIT)?;
         booted.monitor()?.execute("system_reset", json!({}))?;
         booted.mark("begin", LIMIT)?;
     }
     booted.mark("which", LIMIT)?;
-    booted.answer("data")?;
+    booted.reply("data")?;
     booted.mark("look", LIMIT)?;
     let status = server.status()?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     compare(stage, &disk, &booted)?;
-    Kept::of_files(&status, 1)?;
+    PinnedMemory::of_files(&status, 1)?;
     server.stop()?;
     Ok("2 resets under load, then all data right".to_owned())
 }
@@ -93,7 +93,7 @@ fn unplug(stage: &Stage<'_>) -> Verdict {
     // Not MSI-X: QEMU 11.1 aborts when it unplugs any vfio-user device that has it, over its own region of pending bits.
     let (server, disk) = serve(stage, "interrupts = [\"msi\", \"intx\"]")?;
     let mut guest = guest(stage, "unplug")?;
-    guest.say("-device pcie-root-port,id=slot1,chassis=1,slot=1");
+    guest.qemu_args("-device pcie-root-port,id=slot1,chassis=1,slot=1");
     let mut plugged = device(stage, "nvme");
     plugged["bus"] = json!("slot1");
     guest.device(&plugged);
@@ -105,12 +105,12 @@ fn unplug(stage: &Stage<'_>) -> Verdict {
     let took = server.becomes(SECOND, "without client and pins", |status| {
         status["clients"].as_array().is_some_and(Vec::is_empty) && status["memory"]["registrations"] == 0
     })?;
-    booted.answer("gone")?;
+    booted.reply("gone")?;
     booted.mark("plug", LIMIT)?;
     booted.monitor()?.execute("device_add", plugged)?;
-    booted.answer("there")?;
+    booted.reply("there")?;
     booted.mark("look", LIMIT)?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     compare(stage, &disk, &booted)?;
     server.stop()?;
@@ -137,11 +137,11 @@ fn kill_guest(stage: &Stage<'_>) -> Verdict {
     ensure(after == before, || format!("{after} KiB are pinned after the guest, {before} before"))?;
 
     let mut next = super::disk::guest(stage, "data")?;
-    next.tell("fresh=no");
+    next.kernel_args("fresh=no");
     next.device(&device(stage, "nvme"));
     let mut booted = next.boot(stage, "second")?;
     booted.mark("look", LIMIT)?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     compare(stage, &disk, &booted)?;
     server.stop()?;
@@ -162,7 +162,7 @@ fn kill_server(stage: &Stage<'_>) -> Verdict {
     let _ = booted.machine.wait(SECOND * 2, "nothing", |_| None::<()>);
     let last = booted.marks("flushed").filter_map(|count| count.parse::<u64>().ok()).max().unwrap_or(0);
     booted.machine.kill();
-    let mut hand = Command::new(stage.parts.hand()?);
-    run(hand.arg("verify").arg(&disk).args([&last.to_string(), NUMBERED]))?;
+    let mut tool = Command::new(stage.artifacts.guest_tool()?);
+    run(tool.arg("verify").arg(&disk).args([&last.to_string(), NUMBERED]))?;
     Ok(format!("{last} numbered blocks were flushed and are there"))
 }

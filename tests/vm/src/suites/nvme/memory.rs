@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::{Booted, Guest};
 use super::super::server::{Server, number};
-use super::disk::{Kept, LIMIT, device, guest, serve};
+use super::disk::{LIMIT, PinnedMemory, device, guest, serve};
 
 pub(super) const CASES: &[Case] = &[
     case("nvme-dimm", "a DIMM is plugged, used for I/O, unplugged, and plugged again", dimm),
@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Nvme, needs: Needs::Disk, name, shows, run }
+    Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
 /// Bytes that come and go.
@@ -33,8 +33,8 @@ fn small(stage: &Stage<'_>) -> Result<Guest, Failure> {
     let mut guest = guest(stage, "memory")?;
     guest.memory = "384M,slots=2,maxmem=4G";
     // What is to go again must not hold what cannot move.
-    guest.tell("memhp_default_state=online_movable");
-    guest.tell(USED);
+    guest.kernel_args("memhp_default_state=online_movable");
+    guest.kernel_args(USED);
     guest.device(&device(stage, "nvme"));
     Ok(guest)
 }
@@ -42,7 +42,7 @@ fn small(stage: &Stage<'_>) -> Result<Guest, Failure> {
 /// Lets the guest's script do its I/O with the memory it has now.
 fn fill(booted: &mut Booted, word: &str) -> Result<(), Failure> {
     booted.mark("ready", LIMIT)?;
-    booted.answer(word)?;
+    booted.reply(word)?;
     booted.mark("filled", LIMIT).map(|_| ())
 }
 
@@ -57,7 +57,7 @@ fn dimm(stage: &Stage<'_>) -> Verdict {
         )?;
         monitor.execute("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }))?;
         fill(&mut booted, "more")?;
-        Kept::of_files(&server.status()?, 2)?;
+        PinnedMemory::of_files(&server.status()?, 2)?;
         booted.mark("ready", LIMIT)?;
         let monitor = booted.monitor()?;
         monitor.execute("device_del", json!({ "id": "dimm" }))?;
@@ -66,11 +66,11 @@ fn dimm(stage: &Stage<'_>) -> Verdict {
             status["memory"]["files"].as_array().is_some_and(|files| files.len() == 1)
         })?;
         monitor.execute("object-del", json!({ "id": "more" }))?;
-        booted.answer("less")?;
+        booted.reply("less")?;
         booted.mark("filled", LIMIT)?;
     }
     booted.mark("ready", LIMIT)?;
-    booted.answer("end")?;
+    booted.reply("end")?;
     booted.finish(LIMIT)?;
     server.stop()?;
     Ok("2 rounds; its pin came and went with it".to_owned())
@@ -89,15 +89,15 @@ fn grow_and_shrink(stage: &Stage<'_>, more: impl FnOnce(&mut Guest)) -> Verdict 
     let mut guest = small(stage)?;
     guest.drivers.push("virtio_mem");
     more(&mut guest);
-    guest.say(&format!("-object memory-backend-memfd,id=more,size={MORE},share=on,reserve=off"));
-    guest.say("-device virtio-mem-pci,id=vm,memdev=more,requested-size=0,block-size=2M");
+    guest.qemu_args(&format!("-object memory-backend-memfd,id=more,size={MORE},share=on,reserve=off"));
+    guest.qemu_args("-device virtio-mem-pci,id=vm,memdev=more,requested-size=0,block-size=2M");
     let mut booted = guest.boot(stage, "guest")?;
     for _ in 0..2 {
         resize(&mut booted, MORE)?;
         fill(&mut booted, "more")?;
         booted.mark("ready", LIMIT)?;
         resize(&mut booted, 0)?;
-        booted.answer("less")?;
+        booted.reply("less")?;
         booted.mark("filled", LIMIT)?;
     }
     // Half of it came and went under the other half.
@@ -107,7 +107,7 @@ fn grow_and_shrink(stage: &Stage<'_>, more: impl FnOnce(&mut Guest)) -> Verdict 
     fill(&mut booted, "more")?;
     let said = memory(&server)?;
     booted.mark("ready", LIMIT)?;
-    booted.answer("end")?;
+    booted.reply("end")?;
     booted.finish(LIMIT)?;
     server.stop()?;
     Ok(said)

@@ -65,7 +65,7 @@ impl BootDisk {
         let known = &disk.known;
         File::create(known).map_err(Error::file(known))?;
         let words = [KNOWN.to_string(), "128".to_owned(), SEED.to_string()];
-        run(Command::new(stage.parts.hand()?).arg("fill").arg(known).args(words))?;
+        run(Command::new(stage.artifacts.guest_tool()?).arg("fill").arg(known).args(words))?;
         disk.put(DATA.0 << 20, &fs::read(known).map_err(Error::file(known))?)?;
         Ok(disk)
     }
@@ -103,7 +103,7 @@ impl BootDisk {
         options: &[&str],
         rest: &[&str],
     ) -> Result<(), Failure> {
-        let mut command = stage.parts.strangers()?.command("usr/bin/mtools")?;
+        let mut command = stage.artifacts.strangers()?.command("usr/bin/mtools")?;
         command.args(["-c", program, "-i", &format!("{}@@{}M", self.file.display(), FAT.0)]);
         run(command.args(options).args(rest))?;
         Ok(())
@@ -111,7 +111,7 @@ impl BootDisk {
 
     /// Makes it start syslinux, whose own installer puts it on the FAT file system.
     pub(super) fn syslinux(&self, stage: &Stage<'_>) -> Result<(), Failure> {
-        let root = stage.parts.strangers()?;
+        let root = stage.artifacts.strangers()?;
         let loader = root.file("usr/lib/syslinux/mbr/mbr.bin")?;
         self.put(0, &fs::read(&loader).map_err(Error::file(&loader))?)?;
         // The installer starts mtools by name.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::{Guest, Ram, Start};
 use super::super::nvme::disk::{self, AFTER, LIMIT, device};
 use super::super::server::{Controller, Server, Setup};
@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Strangers, needs: Needs::Strangers, name, shows, run }
+    Case { suite: Suite::Strangers, requires: Requirement::Strangers, name, shows, run }
 }
 
 /// What GRUB needs to find a file of a FAT partition and to start Linux from it.
@@ -35,9 +35,9 @@ fn from_disk(stage: &Stage<'_>, fat: Kind) -> Result<(Guest, BootDisk), Failure>
     guest.device(&device(stage, "nvme"));
     let disk = BootDisk::make(stage, "disk", fat)?;
     let image = stage.file("initrd");
-    std::fs::write(&image, guest.initramfs(stage.parts)?).map_err(Error::file(&image))?;
+    std::fs::write(&image, guest.initramfs(stage.artifacts)?).map_err(Error::file(&image))?;
     disk.copy(stage, &image, "/initrd")?;
-    disk.copy(stage, stage.parts.pc_packed_kernel(), "/vmlinuz")?;
+    disk.copy(stage, stage.artifacts.pc_packed_kernel(), "/vmlinuz")?;
     Ok((guest, disk))
 }
 
@@ -49,7 +49,7 @@ fn started(stage: &Stage<'_>, guest: &Guest, disk: &BootDisk, loader: &str) -> V
     ensure(said, || format!("the kernel came, and nothing said {loader} before"))?;
     booted.finish(LIMIT)?;
     server.stop()?;
-    for (name, path) in [("vmlinuz", stage.parts.pc_packed_kernel()), ("initrd", &stage.file("initrd"))] {
+    for (name, path) in [("vmlinuz", stage.artifacts.pc_packed_kernel()), ("initrd", &stage.file("initrd"))] {
         let ours = run(Command::new("sha256sum").arg(path))?;
         let guests = booted.marks("sum").filter_map(|mark| mark.split_once(' '));
         let guests = guests.filter(|(file, _)| *file == name).map(|(_, sum)| sum).next().unwrap_or_default();
@@ -72,7 +72,7 @@ fn known(stage: &Stage<'_>, disk: &BootDisk, mib: u64, count: u64, seed: u64) ->
     let mut copy = Command::new("dd");
     copy.arg(format!("if={}", disk.file.display())).arg(format!("of={}", part.display()));
     run(copy.args(["bs=1M", "status=none", &format!("skip={mib}"), &format!("count={}", count / 256)]))?;
-    run(Command::new(stage.parts.hand()?)
+    run(Command::new(stage.artifacts.guest_tool()?)
         .arg("verify")
         .arg(&part)
         .args([count.to_string(), seed.to_string()]))?;
@@ -81,7 +81,7 @@ fn known(stage: &Stage<'_>, disk: &BootDisk, mib: u64, count: u64, seed: u64) ->
 
 fn ovmf(stage: &Stage<'_>) -> Verdict {
     let (mut guest, disk) = from_disk(stage, Kind::EfiSystem)?;
-    let root = stage.parts.strangers()?;
+    let root = stage.artifacts.strangers()?;
     let config = stage.file("grub.cfg");
     let lines = format!(
         "serial --unit=0 --speed=115200\nterminal_output serial\nsearch.file /vmlinuz root\necho @@ grub\n\
@@ -99,8 +99,8 @@ fn ovmf(stage: &Stage<'_>) -> Verdict {
     let variables = stage.file("variables");
     copy(&root.file("usr/share/OVMF/OVMF_VARS_4M.fd")?, &variables)?;
     let code = root.file("usr/share/OVMF/OVMF_CODE_4M.fd")?;
-    guest.say(&format!("-drive if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()));
-    guest.say(&format!("-drive if=pflash,format=raw,unit=1,file={}", variables.display()));
+    guest.qemu_args(&format!("-drive if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()));
+    guest.qemu_args(&format!("-drive if=pflash,format=raw,unit=1,file={}", variables.display()));
     started(stage, &guest, &disk, "@@ grub")
 }
 
@@ -134,7 +134,7 @@ fn u_boot(stage: &Stage<'_>) -> Verdict {
     let disk = BootDisk::make(stage, "disk", Kind::EfiSystem)?;
     disk.copy(stage, &disk.known, "/known")?;
     let server = serve(stage, &disk)?;
-    let mut command = stage.parts.arm_emulator()?;
+    let mut command = stage.artifacts.arm_emulator()?;
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
     command.args([
         "-monitor",
@@ -147,7 +147,7 @@ fn u_boot(stage: &Stage<'_>) -> Verdict {
         "512M",
     ]);
     command.args(["-object", "memory-backend-memfd,id=ram,size=512M,share=on"]);
-    command.arg("-bios").arg(stage.parts.strangers()?.file("usr/lib/u-boot/qemu_arm64/u-boot.bin")?);
+    command.arg("-bios").arg(stage.artifacts.strangers()?.file("usr/lib/u-boot/qemu_arm64/u-boot.bin")?);
     command.args(["-device", &device(stage, "nvme").to_string()]);
     let mut console = Console(Machine::start(command, &stage.file("guest.console"))?);
     console.prompt()?;

@@ -1,6 +1,6 @@
 //! Debian's programs for disks and file systems, in a guest whose whole file system is in memory.
 
-use super::super::case::{Case, Failure, Needs, Stage, Suite, Verdict, ensure};
+use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::{BOOT, Booted, Guest};
 use super::super::nvme::disk::{self, LIMIT, compare, device, serve};
 use crate::error::Error;
@@ -33,7 +33,7 @@ pub(super) const CASES: &[Case] = &[
 ];
 
 const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Verdict) -> Case {
-    Case { suite: Suite::Strangers, needs: Needs::Strangers, name, shows, run }
+    Case { suite: Suite::Strangers, requires: Requirement::Strangers, name, shows, run }
 }
 
 /// A guest with a disk and with `programs` of the strangers' packages.
@@ -41,7 +41,7 @@ fn guest(stage: &Stage<'_>, script: &'static str, programs: &[&str]) -> Result<G
     let mut guest = disk::guest(stage, script)?;
     guest.memory = "1G";
     for program in programs {
-        for needed in stage.parts.strangers()?.program_with_needs(program)? {
+        for needed in stage.artifacts.strangers()?.program_with_dependencies(program)? {
             guest.files.push((needed.place, needed.source));
         }
     }
@@ -61,7 +61,7 @@ fn nvme_cli(stage: &Stage<'_>) -> Verdict {
     let (server, _) = serve(stage, "")?;
     let mut guest = guest(stage, "nvme-cli", &["usr/sbin/nvme"])?;
     // Some of its commands read the controller's registers themselves, which Debian's kernel refuses otherwise.
-    guest.tell("iomem=relaxed");
+    guest.kernel_args("iomem=relaxed");
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     server.stop()?;
@@ -82,7 +82,7 @@ fn file_system(stage: &Stage<'_>, kind: &'static str, programs: &[&str]) -> Verd
     let (server, _) = serve(stage, "")?;
     let mut guest = guest(stage, "filesystem", programs)?;
     guest.drivers.push(kind);
-    guest.tell(&format!("fs={kind}"));
+    guest.kernel_args(&format!("fs={kind}"));
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     server.stop()?;
@@ -97,22 +97,22 @@ fn kexec(stage: &Stage<'_>) -> Verdict {
     let mut guest = guest(stage, "kexec", &["usr/sbin/kexec"])?;
     guest.cpus = 2;
     let next = stage.file("next.cpio");
-    std::fs::write(&next, guest.initramfs(stage.parts)?).map_err(Error::file(&next))?;
+    std::fs::write(&next, guest.initramfs(stage.artifacts)?).map_err(Error::file(&next))?;
     guest.files.push(("kexec/initrd".to_owned(), next));
-    guest.files.push(("kexec/vmlinuz".to_owned(), stage.parts.pc_packed_kernel().to_owned()));
+    guest.files.push(("kexec/vmlinuz".to_owned(), stage.artifacts.pc_packed_kernel().to_owned()));
     let mut booted = guest.boot(stage, "guest")?;
     booted.mark("loaded", LIMIT)?;
     for _ in 0..FLUSHES {
         booted.mark("flushed", LIMIT)?;
     }
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.mark("begin", BOOT)?;
     let flushed = booted.marks("flushed").filter_map(|count| count.parse::<u64>().ok()).max().unwrap_or(0);
     ensure(flushed > 0, || "nothing was flushed before the other kernel came".to_owned())?;
     booted.mark("count", LIMIT)?;
-    booted.answer(&flushed.to_string())?;
+    booted.reply(&flushed.to_string())?;
     booted.mark("look", LIMIT)?;
-    booted.answer("go")?;
+    booted.reply("go")?;
     booted.finish(LIMIT)?;
     compare(stage, &disk, &booted)?;
     server.stop()?;

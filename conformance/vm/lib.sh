@@ -1,14 +1,14 @@
 # What scripts of cases say and hear. `@@` begins a line that is meant for the test outside.
-say() { echo "@@ $*"; }
+emit() { echo "@@ $*"; }
 
 # The test failed; why.
 fail() {
-    say "failed $*"
+    emit "failed $*"
     exit 1
 }
 
 # Waits until the test outside types a line, after saying what for, and prints it.
-hear() {
+expect() {
     echo "@@ $*" >/dev/console
     local line
     read -r line </dev/console
@@ -16,7 +16,7 @@ hear() {
 }
 
 # The value of a word KEY=VALUE that the kernel was given.
-told() {
+cmdline() {
     local word
     for word in $(cat /proc/cmdline); do
         case $word in "$1="*) echo "${word#*=}" && return ;; esac
@@ -25,7 +25,7 @@ told() {
 }
 
 # Waits at most SECONDS until a command succeeds.
-until_true() {
+retry() {
     local left=$(($1 * 10))
     shift
     until "$@" >/dev/null 2>&1; do
@@ -44,7 +44,7 @@ devices() {
 }
 
 # Gives the device at an address to vfio-pci, and prints its group.
-to_vfio() {
+bind_vfio() {
     local device=/sys/bus/pci/devices/$1
     [ ! -e "$device/driver" ] || echo "$1" >"$device/driver/unbind"
     echo vfio-pci >"$device/driver_override"
@@ -65,4 +65,4 @@ namespace() {
 }
 
 # Whether MIB are available, and a little more.
-enough() { [ "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)" -gt $((($1 + 16) * 1024)) ]; }
+memory_available() { [ "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)" -gt $((($1 + 16) * 1024)) ]; }

@@ -5,6 +5,7 @@
 //! a device and gives it memory; `nvme` drives it. Lines that begin with `@@` are for the test outside the guest.
 
 mod disk;
+mod error;
 mod nvme;
 mod passthrough;
 mod pattern;
@@ -14,16 +15,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: hand fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
-       hand blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
-       hand verify FILE COUNT SEED      the first COUNT numbered blocks are there
-       hand errors CONTROLLER           prints how many entries the error log of an NVMe controller ever had
-       hand statuses CONTROLLER DISK    sends commands, many of them wrong, and prints the status of each
-       hand nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
+usage: guest-tool fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
+       guest-tool blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
+       guest-tool verify FILE COUNT SEED      the first COUNT numbered blocks are there
+       guest-tool errors CONTROLLER           prints how many entries the error log of an NVMe controller ever had
+       guest-tool statuses CONTROLLER DISK    sends commands, many of them wrong, and prints the status of each
+       guest-tool nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
 ";
-
-/// Why nothing came of it, in words.
-type Failure = String;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -53,8 +51,8 @@ fn main() -> ExitCode {
             println!("{said}");
             ExitCode::SUCCESS
         }
-        Err(failure) => {
-            eprintln!("hand: {failure}");
+        Err(error) => {
+            eprintln!("guest-tool: {error}");
             ExitCode::FAILURE
         }
     }

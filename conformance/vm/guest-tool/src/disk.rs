@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::Failure;
+use crate::error::Error;
 use crate::pattern::{BLOCK, difference, write};
 
 /// Where the load beside the numbered blocks goes, and how far.
@@ -17,7 +17,7 @@ const LOAD_CHUNK: usize = 128 << 10;
 /// What a read buffer contains before.
 const OLD: u8 = 0xee;
 
-fn open(path: &Path) -> Result<File, Failure> {
+fn open(path: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_DIRECT);
     options.open(path).map_err(|error| format!("{}: {error}", path.display()))
@@ -46,7 +46,7 @@ impl Aligned {
 
 /// Writes `mib` MiB of numbered blocks from as much memory, in pieces of `chunk` bytes, reads them back into the same
 /// memory, and compares.
-pub(crate) fn fill(path: &Path, mib: u64, chunk: usize, seed: u64) -> Result<String, Failure> {
+pub(crate) fn fill(path: &Path, mib: u64, chunk: usize, seed: u64) -> Result<String, Error> {
     let file = open(path)?;
     let bytes = usize::try_from(mib << 20).map_err(|error| error.to_string())?;
     if chunk == 0 || chunk % BLOCK != 0 {
@@ -77,7 +77,7 @@ pub(crate) fn fill(path: &Path, mib: u64, chunk: usize, seed: u64) -> Result<Str
 
 /// Writes numbered blocks and flushes them, a few at a time, and says after each flush how many are safe; another thread
 /// writes elsewhere without a pause. Ends only by an error.
-pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Failure> {
+pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Error> {
     let file = Arc::new(open(path)?);
     let loaded = Arc::clone(&file);
     std::thread::spawn(move || {
@@ -111,7 +111,7 @@ pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Failure> {
 }
 
 /// Compares the first `count` numbered blocks of `path`.
-pub(crate) fn verify(path: &Path, count: u64, seed: u64) -> Result<String, Failure> {
+pub(crate) fn verify(path: &Path, count: u64, seed: u64) -> Result<String, Error> {
     let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let mut block = [0; BLOCK];
     for number in 0..count {
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn verify_finds_a_block_that_is_missing() {
-        let path = std::env::temp_dir().join(format!("hand-{}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("guest-tool-{}", std::process::id()));
         let mut bytes = vec![0; 3 * BLOCK];
         for (number, block) in (0..).zip(bytes.chunks_exact_mut(BLOCK)).take(2) {
             write(block, 5, number);

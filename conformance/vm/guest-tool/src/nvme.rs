@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::Failure;
+use crate::error::Error;
 use crate::pattern::{BLOCK, difference, write};
 use crate::vfio::{Device, Memory};
 
@@ -34,7 +34,7 @@ const ANSWER: usize = 4 * PAGE;
 const BUFFER: usize = 5 * PAGE;
 
 /// How long a controller may take for anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The seed of what is written.
 const SEED: u64 = 0x6e65_7374;
@@ -64,7 +64,7 @@ struct Controller {
 }
 
 /// Drives the controller at the PCI address `name` with as many blocks as `maps`.
-pub(crate) fn drive(name: &str, maps: u64) -> Result<String, Failure> {
+pub(crate) fn drive(name: &str, maps: u64) -> Result<String, Error> {
     let controller = Controller { device: Device::open(name)?, memory: Memory::new(6 * PAGE)? };
     controller.device.map(&controller.memory, 0, BUFFER, QUEUES)?;
     let mut admin = controller.enable()?;
@@ -105,7 +105,7 @@ const READ: u8 = 2;
 
 impl Controller {
     /// Resets the controller and gives it its admin queue.
-    fn enable(&self) -> Result<Queue, Failure> {
+    fn enable(&self) -> Result<Queue, Error> {
         self.device.write32(CC, 0)?;
         self.wait_ready(false)?;
         let size = u32::from(ENTRIES - 1);
@@ -117,9 +117,9 @@ impl Controller {
         Ok(Queue { rings: ADMIN, tail: 0, head: 0, phase: 1 })
     }
 
-    fn wait_ready(&self, ready: bool) -> Result<(), Failure> {
+    fn wait_ready(&self, ready: bool) -> Result<(), Error> {
         let begin = Instant::now();
-        while begin.elapsed() < PATIENCE {
+        while begin.elapsed() < TIMEOUT {
             let status = self.device.read32(CSTS)?;
             if status & 2 != 0 {
                 return Err(format!("the controller failed: CSTS {status:#x}"));
@@ -133,7 +133,7 @@ impl Controller {
     }
 
     /// The controller's model.
-    fn identify(&self, admin: &mut Queue) -> Result<String, Failure> {
+    fn identify(&self, admin: &mut Queue) -> Result<String, Error> {
         self.execute(admin, command(6, 0, QUEUES + ANSWER as u64, &[1]))?;
         let mut model = [0; 40];
         self.memory.read(ANSWER + 24, &mut model)?;
@@ -141,7 +141,7 @@ impl Controller {
     }
 
     /// Creates a completion queue that is polled and a submission queue for it.
-    fn create_queues(&self, admin: &mut Queue) -> Result<Queue, Failure> {
+    fn create_queues(&self, admin: &mut Queue) -> Result<Queue, Error> {
         let name = u32::from(ENTRIES - 1) << 16 | u32::from(IO.id);
         self.execute(admin, command(5, 0, QUEUES + IO.completions as u64, &[name, 1]))?;
         let for_completions = u32::from(IO.id) << 16;
@@ -150,7 +150,7 @@ impl Controller {
     }
 
     /// Writes or reads the block `number` with the page at `iova`.
-    fn transfer(&self, io: &mut Queue, opcode: u8, number: u64, iova: u64) -> Result<(), Failure> {
+    fn transfer(&self, io: &mut Queue, opcode: u8, number: u64, iova: u64) -> Result<(), Error> {
         // In logical blocks of 512 bytes.
         let first = number * (BLOCK as u64 / 512);
         let low = u32::try_from(first & 0xffff_ffff).unwrap_or(0);
@@ -159,7 +159,7 @@ impl Controller {
     }
 
     /// Submits a command and waits for its completion.
-    fn execute(&self, queue: &mut Queue, entry: [u8; 64]) -> Result<(), Failure> {
+    fn execute(&self, queue: &mut Queue, entry: [u8; 64]) -> Result<(), Error> {
         self.memory.write(queue.rings.submissions + usize::from(queue.tail) * 64, &entry)?;
         queue.tail = (queue.tail + 1) % ENTRIES;
         let doorbell = DOORBELLS + u64::from(queue.rings.id) * 8;
@@ -173,7 +173,7 @@ impl Controller {
             if status & 1 == queue.phase {
                 break status >> 1;
             }
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > TIMEOUT {
                 return Err(format!("command {:#x} was not completed", entry[0]));
             }
         };

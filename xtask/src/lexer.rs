@@ -43,9 +43,16 @@ impl Token<'_> {
     }
 }
 
+/// The comments of `source` in order: the line on which each begins, and its text.
+pub(crate) fn comments(source: &str) -> Vec<(usize, &str)> {
+    let mut cursor = Cursor { source, at: 0, line: 1, comments: Vec::new() };
+    while cursor.next_token().is_some() {}
+    cursor.comments
+}
+
 /// The tokens of `source` in order.
 pub(crate) fn tokens(source: &str) -> Vec<Token<'_>> {
-    let mut cursor = Cursor { source, at: 0, line: 1 };
+    let mut cursor = Cursor { source, at: 0, line: 1, comments: Vec::new() };
     let mut found = Vec::new();
     if source.starts_with("#!") && !source.starts_with("#![") {
         cursor.skip_line();
@@ -60,6 +67,8 @@ struct Cursor<'a> {
     source: &'a str,
     at: usize,
     line: usize,
+    /// The comments that were skipped.
+    comments: Vec<(usize, &'a str)>,
 }
 
 impl<'a> Cursor<'a> {
@@ -115,10 +124,14 @@ impl<'a> Cursor<'a> {
             let c = self.peek(0)?;
             if c.is_whitespace() {
                 self.bump();
-            } else if self.rest().starts_with("//") {
-                self.skip_line();
-            } else if self.rest().starts_with("/*") {
-                self.skip_block_comment();
+            } else if self.rest().starts_with("//") || self.rest().starts_with("/*") {
+                let (start, line) = (self.at, self.line);
+                if self.rest().starts_with("//") {
+                    self.skip_line()
+                } else {
+                    self.skip_block_comment()
+                }
+                self.comments.push((line, &self.source[start..self.at]));
             } else {
                 break;
             }
@@ -243,6 +256,11 @@ mod tests {
     #[test]
     fn comments_vanish_and_block_comments_nest() {
         assert_eq!(texts("a // use crate::b\n/* x /* y */ unsafe */ c"), ["a", "c"]);
+    }
+
+    #[test]
+    fn comments_are_kept_with_their_lines() {
+        assert_eq!(comments("a // b\n/* c\n*/ \"// d\" // e"), [(1, "// b"), (2, "/* c\n*/"), (3, "// e")]);
     }
 
     #[test]

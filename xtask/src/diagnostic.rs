@@ -1,16 +1,16 @@
-//! One broken rule: where, and what to do.
+//! A violation of a rule: its place, and how to mend it.
 
 use std::fmt;
 use std::path::Path;
 
-/// What a check has to say about one place.
+/// A violation of a rule.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Finding {
+pub(crate) struct Diagnostic {
     place: String,
     text: String,
 }
 
-impl Finding {
+impl Diagnostic {
     pub(crate) fn at(file: &Path, line: usize, text: impl Into<String>) -> Self {
         Self { place: format!("{}:{line}", file.display()), text: text.into() }
     }
@@ -24,7 +24,7 @@ impl Finding {
     }
 }
 
-impl fmt::Display for Finding {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.text)
     }

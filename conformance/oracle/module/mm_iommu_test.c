@@ -21,7 +21,7 @@
 
 #include <asm/mmu_context.h>
 
-#include "mm_iommu_door.h"
+#include "mm_iommu_test.h"
 
 #define SLOTS 64
 
@@ -44,14 +44,14 @@ static s32 find(struct session *s, struct mm_iommu_table_group_mem_t *region)
 	s32 i;
 
 	if (!region)
-		return DOOR_SLOT_NONE;
+		return SLOT_NONE;
 	for (i = 0; i < SLOTS; i++)
 		if (s->slots[i].region == region)
 			return i;
-	return DOOR_SLOT_UNKNOWN;
+	return SLOT_UNKNOWN;
 }
 
-static void remember(struct session *s, s32 want, struct mm_iommu_table_group_mem_t *region)
+static void set_slot(struct session *s, s32 want, struct mm_iommu_table_group_mem_t *region)
 {
 	s32 stale = find(s, region);
 
@@ -62,7 +62,7 @@ static void remember(struct session *s, s32 want, struct mm_iommu_table_group_me
 	s->slots[want].references = 1;
 }
 
-static void ask_is_device(struct mm_struct *mm, struct door *d)
+static void call_is_device(struct mm_struct *mm, struct mm_iommu_call *d)
 {
 	unsigned long bytes = 0;
 	int depth = rcu_preempt_depth();
@@ -77,7 +77,7 @@ static void ask_is_device(struct mm_struct *mm, struct door *d)
 		rcu_read_unlock();
 }
 
-static long ask(struct session *s, struct door *d)
+static long call_function(struct session *s, struct mm_iommu_call *d)
 {
 	struct mm_iommu_table_group_mem_t *region = NULL;
 	struct mm_struct *mm = current->mm;
@@ -88,85 +88,85 @@ static long ask(struct session *s, struct door *d)
 		slot = &s->slots[d->slot];
 
 	switch (d->call) {
-	case DOOR_NEW:
-	case DOOR_NEW_DEVICE:
+	case CALL_NEW:
+	case CALL_NEW_DEVICE:
 		if (!slot)
 			return -EBADF;
 		break;
-	case DOOR_PUT:
-	case DOOR_TRANSLATE:
-	case DOOR_MAPPED_INC:
-	case DOOR_MAPPED_DEC:
+	case CALL_PUT:
+	case CALL_TRANSLATE:
+	case CALL_MAPPED_INC:
+	case CALL_MAPPED_DEC:
 		if (!slot || !slot->region)
 			return -EBADF;
 		break;
 	}
 
 	switch (d->call) {
-	case DOOR_NEW:
+	case CALL_NEW:
 		d->result = mm_iommu_new(mm, d->user, d->amount, &region);
 		if (!d->result)
-			remember(s, d->slot, region);
+			set_slot(s, d->slot, region);
 		return 0;
-	case DOOR_NEW_DEVICE:
+	case CALL_NEW_DEVICE:
 		d->result = mm_iommu_newdev(mm, d->user, d->amount, d->host, &region);
 		if (!d->result)
-			remember(s, d->slot, region);
+			set_slot(s, d->slot, region);
 		return 0;
-	case DOOR_GET:
+	case CALL_GET:
 		d->slot = find(s, mm_iommu_get(mm, d->user, d->amount));
 		if (d->slot >= 0)
 			s->slots[d->slot].references++;
 		return 0;
-	case DOOR_PUT:
+	case CALL_PUT:
 		d->result = mm_iommu_put(mm, slot->region);
 		if (!d->result && !--slot->references)
 			slot->region = NULL;
 		return 0;
-	case DOOR_LOOKUP:
+	case CALL_LOOKUP:
 		d->slot = find(s, mm_iommu_lookup(mm, d->user, d->amount));
 		return 0;
-	case DOOR_TRANSLATE:
+	case CALL_TRANSLATE:
 		d->result = mm_iommu_ua_to_hpa(slot->region, d->user, d->amount, &host);
 		d->host = host;
 		return 0;
-	case DOOR_IS_DEVICE:
-		ask_is_device(mm, d);
+	case CALL_IS_DEVICE:
+		call_is_device(mm, d);
 		return 0;
-	case DOOR_MAPPED_INC:
+	case CALL_MAPPED_INC:
 		d->result = mm_iommu_mapped_inc(slot->region);
 		return 0;
-	case DOOR_MAPPED_DEC:
+	case CALL_MAPPED_DEC:
 		mm_iommu_mapped_dec(slot->region);
 		return 0;
-	case DOOR_ANY:
+	case CALL_ANY:
 		d->result = mm_iommu_preregistered(mm);
 		return 0;
 	}
 	return -EINVAL;
 }
 
-static long door_ioctl(struct file *file, unsigned int command, unsigned long argument)
+static long test_ioctl(struct file *file, unsigned int command, unsigned long argument)
 {
 	struct session *s = file->private_data;
 	void __user *at = (void __user *)argument;
-	struct door d;
+	struct mm_iommu_call d;
 	long ret;
 
-	if (command != DOOR_ASK)
+	if (command != MM_IOMMU_CALL)
 		return -ENOTTY;
 	if (copy_from_user(&d, at, sizeof(d)))
 		return -EFAULT;
 	d.result = 0;
 	mutex_lock(&s->lock);
-	ret = ask(s, &d);
+	ret = call_function(s, &d);
 	mutex_unlock(&s->lock);
 	if (!ret && copy_to_user(at, &d, sizeof(d)))
 		return -EFAULT;
 	return ret;
 }
 
-static int door_open(struct inode *inode, struct file *file)
+static int test_open(struct inode *inode, struct file *file)
 {
 	struct session *s = kzalloc(sizeof(*s), GFP_KERNEL);
 
@@ -179,7 +179,7 @@ static int door_open(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static int door_release(struct inode *inode, struct file *file)
+static int test_release(struct inode *inode, struct file *file)
 {
 	struct session *s = file->private_data;
 	unsigned int i, n;
@@ -200,20 +200,20 @@ static int door_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-static const struct file_operations door_operations = {
+static const struct file_operations test_operations = {
 	.owner = THIS_MODULE,
-	.open = door_open,
-	.release = door_release,
-	.unlocked_ioctl = door_ioctl,
+	.open = test_open,
+	.release = test_release,
+	.unlocked_ioctl = test_ioctl,
 };
 
-static struct miscdevice door_device = {
+static struct miscdevice test_device = {
 	.minor = MISC_DYNAMIC_MINOR,
-	.name = "mm_iommu_door",
-	.fops = &door_operations,
+	.name = "mm_iommu_test",
+	.fops = &test_operations,
 	.mode = 0666,
 };
-module_misc_device(door_device);
+module_misc_device(test_device);
 
 MODULE_AUTHOR("The prereg authors");
 MODULE_DESCRIPTION("Calls mm_iommu_*() for the conformance scenarios");

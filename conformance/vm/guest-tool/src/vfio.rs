@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
-use crate::Failure;
+use crate::error::Error;
 
 const SET_IOMMU: libc::c_ulong = 0x3b66;
 const GROUP_SET_CONTAINER: libc::c_ulong = 0x3b68;
@@ -92,7 +92,7 @@ fn size_of<T>() -> u32 {
 
 impl Device {
     /// Opens the device at the PCI address `name`, which vfio-pci has, and lets it reach the bus.
-    pub(crate) fn open(name: &str) -> Result<Self, Failure> {
+    pub(crate) fn open(name: &str) -> Result<Self, Error> {
         let link = format!("/sys/bus/pci/devices/{name}/iommu_group");
         let group = read_link(&link).map_err(|error| format!("{link}: {error}"))?;
         let group = format!("/dev/vfio/{}", group.file_name().unwrap_or_default().to_string_lossy());
@@ -123,7 +123,7 @@ impl Device {
     }
 
     /// The register of 32 bits at `offset` of BAR 0.
-    pub(crate) fn read32(&self, offset: u64) -> Result<u32, Failure> {
+    pub(crate) fn read32(&self, offset: u64) -> Result<u32, Error> {
         let mut bytes = [0; 4];
         self.device
             .read_exact_at(&mut bytes, self.bar + offset)
@@ -132,19 +132,19 @@ impl Device {
     }
 
     /// Writes the register of 32 bits at `offset` of BAR 0.
-    pub(crate) fn write32(&self, offset: u64, value: u32) -> Result<(), Failure> {
+    pub(crate) fn write32(&self, offset: u64, value: u32) -> Result<(), Error> {
         let written = self.device.write_all_at(&value.to_le_bytes(), self.bar + offset);
         written.map_err(|error| format!("register {offset:#x}: {error}"))
     }
 
     /// Writes the register of 64 bits at `offset` of BAR 0, its lower half first.
-    pub(crate) fn write64(&self, offset: u64, value: u64) -> Result<(), Failure> {
+    pub(crate) fn write64(&self, offset: u64, value: u64) -> Result<(), Error> {
         self.write32(offset, u32::try_from(value & 0xffff_ffff).unwrap_or(0))?;
         self.write32(offset + 4, u32::try_from(value >> 32).unwrap_or(0))
     }
 
     /// Lets the device reach `bytes` of `memory` from `offset` on, at `iova`.
-    pub(crate) fn map(&self, memory: &Memory, offset: usize, bytes: usize, iova: u64) -> Result<(), Failure> {
+    pub(crate) fn map(&self, memory: &Memory, offset: usize, bytes: usize, iova: u64) -> Result<(), Error> {
         let vaddr = memory.at(offset, bytes)?.addr().get() as u64;
         let mut map = Map { argsz: size_of::<Map>(), flags: 3, vaddr, iova, size: bytes as u64 };
         // SAFETY: it takes this structure; the memory lives as long as the caller's borrow and is pinned beyond.
@@ -154,7 +154,7 @@ impl Device {
     }
 
     /// Takes `bytes` at `iova` from the device.
-    pub(crate) fn unmap(&self, iova: u64, bytes: usize) -> Result<(), Failure> {
+    pub(crate) fn unmap(&self, iova: u64, bytes: usize) -> Result<(), Error> {
         let mut unmap = Unmap { argsz: size_of::<Unmap>(), flags: 0, iova, size: bytes as u64 };
         // SAFETY: it takes and fills this structure.
         unsafe { ioctl(&self.container, IOMMU_UNMAP_DMA, address(&mut unmap)) }
@@ -168,7 +168,7 @@ impl Device {
 }
 
 /// Where the region `index` begins in the device's file.
-fn region(device: &File, index: u32) -> Result<u64, Failure> {
+fn region(device: &File, index: u32) -> Result<u64, Error> {
     let mut info = RegionInfo { argsz: size_of::<RegionInfo>(), index, ..RegionInfo::default() };
     // SAFETY: it takes and fills this structure.
     unsafe { ioctl(device, DEVICE_GET_REGION_INFO, address(&mut info)) }
@@ -185,7 +185,7 @@ pub(crate) struct Memory {
 
 impl Memory {
     /// `bytes` of zeros, page-aligned.
-    pub(crate) fn new(bytes: usize) -> Result<Self, Failure> {
+    pub(crate) fn new(bytes: usize) -> Result<Self, Error> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         // SAFETY: new memory at an address of the kernel's choice.
@@ -196,7 +196,7 @@ impl Memory {
         }
     }
 
-    fn at(&self, offset: usize, bytes: usize) -> Result<NonNull<u8>, Failure> {
+    fn at(&self, offset: usize, bytes: usize) -> Result<NonNull<u8>, Error> {
         if offset.checked_add(bytes).is_none_or(|end| end > self.bytes) {
             return Err(format!("{bytes} bytes at {offset} are beyond the memory"));
         }
@@ -205,7 +205,7 @@ impl Memory {
     }
 
     /// Copies bytes out.
-    pub(crate) fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Failure> {
+    pub(crate) fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), Error> {
         let begin = self.at(offset, into.len())?;
         for (index, byte) in into.iter_mut().enumerate() {
             // SAFETY: inside, by the check above.
@@ -217,7 +217,7 @@ impl Memory {
     }
 
     /// Copies bytes in.
-    pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn write(&self, offset: usize, from: &[u8]) -> Result<(), Error> {
         let begin = self.at(offset, from.len())?;
         for (index, byte) in from.iter().enumerate() {
             // SAFETY: inside, by the check above.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::token::{Kind, Token, tokens};
+use crate::lexer::{Kind, Token, tokens};
 
 /// A `mod name;`, or an inline `mod name { }`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,7 +41,7 @@ pub(crate) struct Import {
 
 /// The facts of a file.
 #[derive(Default, Debug)]
-pub(crate) struct Facts {
+pub(crate) struct SourceFacts {
     /// A `#![cfg(test)]` file.
     pub(crate) test_only: bool,
     pub(crate) mods: Vec<ModDecl>,
@@ -60,7 +60,7 @@ pub(crate) struct Facts {
     pub(crate) unexplained_ignores: Vec<usize>,
 }
 
-impl Facts {
+impl SourceFacts {
     pub(crate) fn of(source: &str) -> Self {
         let tokens = tokens(source);
         let mut facts = Self {
@@ -98,7 +98,7 @@ struct Reader<'a> {
     depth: usize,
     /// Inline modules we are in, with the brace depth inside each.
     scopes: Vec<(String, usize)>,
-    facts: &'a mut Facts,
+    facts: &'a mut SourceFacts,
 }
 
 impl<'a> Reader<'a> {
@@ -303,7 +303,7 @@ impl<'a> Reader<'a> {
 
     /// One branch of a `use` tree; stands on `,`, `}` or `;` afterwards.
     fn use_tree(&mut self, mut path: Vec<String>, within: &[String], line: usize, public: bool) {
-        let leaf = |facts: &mut Facts, segments: Vec<String>, name: Option<String>| {
+        let leaf = |facts: &mut SourceFacts, segments: Vec<String>, name: Option<String>| {
             let import = Some(Import { name, public });
             facts.uses.push(PathUse { within: within.to_vec(), segments, line, import });
         };

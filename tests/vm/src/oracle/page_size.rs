@@ -2,18 +2,18 @@
 
 /// The page size of a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) enum Granule {
+pub(crate) enum PageSize {
     /// 4 KiB.
     Small,
     /// 64 KiB.
     Large,
 }
 
-impl Granule {
+impl PageSize {
     pub(crate) const ALL: [Self; 2] = [Self::Small, Self::Large];
 
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|granule| granule.name() == name)
+        Self::ALL.into_iter().find(|page_size| page_size.name() == name)
     }
 
     pub(crate) fn name(self) -> &'static str {

@@ -1,31 +1,31 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What travels through /dev/mm_iommu_door; the guest program has the same struct in Rust.
+ * What travels through /dev/mm_iommu_test; the guest program has the same struct in Rust.
  */
-#ifndef MM_IOMMU_DOOR_H
-#define MM_IOMMU_DOOR_H
+#ifndef MM_IOMMU_TEST_H
+#define MM_IOMMU_TEST_H
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-enum door_call {
-	DOOR_NEW = 1,
-	DOOR_NEW_DEVICE,
-	DOOR_GET,
-	DOOR_PUT,
-	DOOR_LOOKUP,
-	DOOR_TRANSLATE,
-	DOOR_IS_DEVICE,
-	DOOR_MAPPED_INC,
-	DOOR_MAPPED_DEC,
-	DOOR_ANY,
+enum mm_iommu_call_number {
+	CALL_NEW = 1,
+	CALL_NEW_DEVICE,
+	CALL_GET,
+	CALL_PUT,
+	CALL_LOOKUP,
+	CALL_TRANSLATE,
+	CALL_IS_DEVICE,
+	CALL_MAPPED_INC,
+	CALL_MAPPED_DEC,
+	CALL_ANY,
 };
 
 /* No region, and a region that no slot remembers. */
-#define DOOR_SLOT_NONE		(-1)
-#define DOOR_SLOT_UNKNOWN	(-2)
+#define SLOT_NONE		(-1)
+#define SLOT_UNKNOWN	(-2)
 
-struct door {
+struct mm_iommu_call {
 	__u32 call;
 	__s32 slot;	/* in: which one; out: which one was found */
 	__u64 user;	/* user address */
@@ -34,6 +34,6 @@ struct door {
 	__s64 result;	/* what the function returned */
 };
 
-#define DOOR_ASK _IOWR('d', 1, struct door)
+#define MM_IOMMU_CALL _IOWR('d', 1, struct mm_iommu_call)
 
 #endif

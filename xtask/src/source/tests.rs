@@ -1,14 +1,14 @@
-//! Facts from small sources.
+//! SourceFacts from small sources.
 
 use super::*;
 
 fn paths(source: &str) -> Vec<String> {
-    Facts::of(source).uses.iter().map(|u| u.segments.join("::")).collect()
+    SourceFacts::of(source).uses.iter().map(|u| u.segments.join("::")).collect()
 }
 
 #[test]
 fn use_trees_unfold_into_leaves_with_the_names_they_bind() {
-    let facts = Facts::of("pub(crate) use crate::{a::{self, B as C}, d::*, e::f::{g, H}};");
+    let facts = SourceFacts::of("pub(crate) use crate::{a::{self, B as C}, d::*, e::f::{g, H}};");
     let leaves: Vec<(String, Option<String>)> =
         facts.uses.iter().map(|u| (u.segments.join("::"), u.import.clone().unwrap().name)).collect();
     let name = |text: &str| Some(text.to_owned());
@@ -40,7 +40,7 @@ fn visibility_paths_and_precise_captures_are_no_imports() {
 fn test_only_items_leave_no_facts_but_lines() {
     let source = "use crate::a::A;\n#[cfg(test)]\nmod tests {\n use crate::b::B;\n}\n#[cfg(all(test, not(loom)))]\nmod more;\n\
                   #[cfg(any(test, loom))]\nuse crate::c::C;\n";
-    let facts = Facts::of(source);
+    let facts = SourceFacts::of(source);
     assert_eq!(paths(source), ["crate::a::A", "crate::c::C"]);
     assert_eq!(facts.test_lines, [(2, 5), (6, 7)]);
     assert!(facts.mods.iter().all(|m| m.test_only));
@@ -65,7 +65,7 @@ fn a_test_only_statement_field_or_function_ends_where_it_ends() {
 #[test]
 fn inline_modules_scope_their_paths_and_end() {
     let facts =
-        Facts::of("mod a { pub(crate) mod b { use super::C; } fn f() { if x { } } } use crate::d::D;");
+        SourceFacts::of("mod a { pub(crate) mod b { use super::C; } fn f() { if x { } } } use crate::d::D;");
     let within: Vec<String> = facts.uses.iter().map(|u| u.within.join("::")).collect();
     assert_eq!(within, ["a::b", ""]);
     assert_eq!(facts.mods.len(), 2);
@@ -73,7 +73,7 @@ fn inline_modules_scope_their_paths_and_end() {
 
 #[test]
 fn items_are_those_of_modules_not_of_bodies() {
-    let facts = Facts::of(
+    let facts = SourceFacts::of(
         "pub struct A; const fn b() { struct C; } static mut D: u8 = 0; macro_rules! e { () => {} } mod m { enum F {} }",
     );
     let names: Vec<&str> = facts.items.iter().map(|(_, name)| name.as_str()).collect();
@@ -82,7 +82,7 @@ fn items_are_those_of_modules_not_of_bodies() {
 
 #[test]
 fn unsafe_counts_code_only() {
-    let facts = Facts::of(
+    let facts = SourceFacts::of(
         "// unsafe\nconst A: &str = \"unsafe\";\n#![deny(unsafe_code)]\nunsafe fn f() { unsafe { g() } }",
     );
     assert_eq!(facts.unsafe_lines, [4, 4]);
@@ -90,14 +90,17 @@ fn unsafe_counts_code_only() {
 
 #[test]
 fn an_ignored_test_wants_a_reason() {
-    assert_eq!(Facts::of("#[test]\n#[ignore]\nfn a() {}").unexplained_ignores, [2]);
-    assert!(Facts::of("#[test]\n#[ignore = \"needs a group\"]\nfn a() {}").unexplained_ignores.is_empty());
+    assert_eq!(SourceFacts::of("#[test]\n#[ignore]\nfn a() {}").unexplained_ignores, [2]);
+    assert!(
+        SourceFacts::of("#[test]\n#[ignore = \"needs a group\"]\nfn a() {}").unexplained_ignores.is_empty()
+    );
 }
 
 #[test]
 fn path_attributes_and_exported_macros_are_kept() {
-    let facts =
-        Facts::of("#[path = \"x/y.rs\"] mod z; #[macro_export] macro_rules! m { () => { $crate::a::B } }");
+    let facts = SourceFacts::of(
+        "#[path = \"x/y.rs\"] mod z; #[macro_export] macro_rules! m { () => { $crate::a::B } }",
+    );
     assert_eq!(facts.mods[0].path.as_deref(), Some("x/y.rs"));
     assert!(facts.exported_macros.contains("m"));
     assert_eq!(facts.uses[0].segments, ["crate", "a", "B"]);
@@ -117,6 +120,6 @@ fn broken_source_ends() {
         "pub(",
         "#[",
     ] {
-        let _ = Facts::of(source);
+        let _ = SourceFacts::of(source);
     }
 }

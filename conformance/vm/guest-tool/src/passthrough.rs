@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use crate::Failure;
+use crate::error::Error;
 
 /// `NVME_IOCTL_ADMIN_CMD`: `_IOWR('N', 0x41, struct nvme_passthru_cmd)`.
 const ADMIN: libc::c_ulong = 0xc048_4e41;
@@ -61,7 +61,7 @@ fn send(file: &File, queue: libc::c_ulong, command: Command, data: &mut [u8; BUF
     u32::try_from(status).map_err(|_| io::Error::last_os_error())
 }
 
-fn open(path: &Path) -> Result<File, Failure> {
+fn open(path: &Path) -> Result<File, Error> {
     File::open(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
@@ -69,7 +69,7 @@ fn open(path: &Path) -> Result<File, Failure> {
 ///
 /// # Errors
 /// When the controller cannot be asked.
-pub(crate) fn errors(path: &Path) -> Result<u64, Failure> {
+pub(crate) fn errors(path: &Path) -> Result<u64, Error> {
     let controller = open(path)?;
     let mut log = [0; BUFFER];
     let smart = Command(0x02, EVERY, [0x02 | 127 << 16, 0, 0, 0, 0, 0], 512);
@@ -87,7 +87,7 @@ pub(crate) fn errors(path: &Path) -> Result<u64, Failure> {
 ///
 /// # Errors
 /// When one of them cannot be opened.
-pub(crate) fn statuses(controller: &Path, namespace: &Path) -> Result<String, Failure> {
+pub(crate) fn statuses(controller: &Path, namespace: &Path) -> Result<String, Error> {
     let (admin, io) = (open(controller)?, open(namespace)?);
     let mut lines = Vec::new();
     let mut say = |name: String, file: &File, queue, command, fill: u8| {
