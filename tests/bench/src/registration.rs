@@ -1,8 +1,7 @@
-//! What registering memory costs, next to the system calls it is made of.
+//! Cost of registering memory, next to the system calls it consists of.
 //!
-//! In every repetition the raw calls and our registration take turns on the same memory, the raw calls first in one and
-//! second in the next, so that neither is always the one that finds the caches warm. Memory that is not there yet is made
-//! anew for each measurement.
+//! In every repetition the raw calls and prereg alternate on the same memory, in alternating order, so that neither always
+//! finds the caches warm. Memory without pages is allocated anew for each measurement.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -16,7 +15,7 @@ use serde::Serialize;
 use crate::error::{BenchError, Interrupted, check};
 use crate::stats::{Summary, median_ratio};
 
-/// What to measure.
+/// A plan.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// Bytes of each memory: whole 2 MiB.
@@ -25,7 +24,7 @@ pub struct Plan {
     pub reps: u32,
 }
 
-/// Threads that bring absent memory in, next to one.
+/// Threads that fault pages in, compared with one.
 const THREADS: usize = 2;
 
 /// A kind of memory.
@@ -43,7 +42,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Memfd, Self::Anonymous, Self::Thp, Self::Hugetlb];
 
     /// Its name in the table.
@@ -67,15 +66,15 @@ impl Kind {
     }
 }
 
-/// One kind of memory, measured. Nanoseconds for each system page.
+/// The measurements of one kind of memory, in nanoseconds per system page.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What was registered.
+    /// The kind of memory.
     pub memory: Kind,
-    /// Why it was not measured; nothing else is set then.
+    /// The reason for not measuring it; then no other field is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
-    /// The largest page the registration could be mapped with, in bytes.
+    /// The largest page that the registration can be mapped with, in bytes.
     pub largest_page: u64,
     /// Register memory that is present.
     pub register: Option<Summary>,
@@ -83,17 +82,17 @@ pub struct Row {
     pub raw_pin: Option<Summary>,
     /// One bulk read of pagemap alone.
     pub raw_pagemap: Option<Summary>,
-    /// `register` over `raw_pin` plus `raw_pagemap`: the middle of the repetitions' own ratios.
+    /// `register` relative to `raw_pin` plus `raw_pagemap`: the median of the repetitions' ratios.
     pub ratio: Option<f64>,
     /// Unregister.
     pub unregister: Option<Summary>,
     /// The raw unpin call alone.
     pub raw_unpin: Option<Summary>,
-    /// Register memory that nobody touched yet, faulted in by one thread.
+    /// Register memory without pages, faulted in by one thread.
     pub absent_one_thread: Option<Summary>,
-    /// The same by two threads.
+    /// Register memory without pages, faulted in by two threads.
     pub absent_two_threads: Option<Summary>,
-    /// How many times faster two threads are: the middle of the repetitions' own ratios.
+    /// Speed of two threads relative to one: the median of the repetitions' ratios.
     pub threads_speedup: Option<f64>,
 }
 
@@ -116,10 +115,11 @@ impl Row {
     }
 }
 
-/// Measures one kind of memory.
+/// Measures one kind of memory. `progress` gets the number of finished repetitions.
 ///
 /// # Errors
-/// [`BenchError::Failed`] when memory cannot be pinned; memory that cannot be had is a skipped row. [`BenchError::Interrupted`].
+/// [`BenchError::Failed`] if memory cannot be pinned, [`BenchError::Interrupted`]. Memory that cannot be allocated is a skipped
+/// row.
 pub fn measure(
     kind: Kind,
     plan: Plan,
@@ -127,7 +127,7 @@ pub fn measure(
     progress: &dyn Fn(u64),
 ) -> Result<Row, BenchError> {
     let mut row = Row::blank(kind);
-    // A pool that is too small shows when the memory is made or when it is touched.
+    // A pool that is too small shows when the memory is mapped or touched.
     let present = match make(kind, plan.bytes, true, cancel)? {
         Ok(memory) => memory,
         Err(reason) => {
@@ -182,7 +182,7 @@ pub fn measure(
     Ok(row)
 }
 
-/// Memory of `kind`, touched or not; the inner error says why this host has none.
+/// Memory of `kind`, touched or not; the inner error is the reason for this host having none.
 fn make(
     kind: Kind,
     bytes: u64,
@@ -215,7 +215,7 @@ struct Times {
 }
 
 impl Times {
-    /// One turn of the raw calls.
+    /// Measures the raw calls once.
     fn raw(&mut self, raw: &RawPin, map: &Pagemap, range: UserRange) -> Result<(), BenchError> {
         let start = Instant::now();
         raw.pin(range).map_err(|errno| BenchError::failed("pinning with the raw call", errno))?;
@@ -230,7 +230,7 @@ impl Times {
     }
 }
 
-/// An address space whose pins fault absent memory in with so many threads.
+/// An address space whose pins fault missing pages in with several threads.
 struct Bench {
     space: AddressSpace,
 }
@@ -242,7 +242,7 @@ impl Bench {
         Ok(Self { space: AddressSpace::builder(ring).build()? })
     }
 
-    /// Registers and unregisters once; returns the largest page it could be mapped with.
+    /// Registers and unregisters once; returns the largest page that the registration can be mapped with.
     fn once(
         &self,
         memory: &GuestMemory,

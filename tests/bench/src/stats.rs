@@ -1,23 +1,23 @@
-//! Several measurements of one thing.
+//! Statistics of repeated measurements.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Nanoseconds for each page: the middle of several measurements, and how far they lie apart.
+/// Nanoseconds per page: median, minimum and maximum of several measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// The one in the middle.
+    /// The median.
     pub median: f64,
-    /// The fastest.
+    /// The minimum.
     pub min: f64,
-    /// The slowest.
+    /// The maximum.
     pub max: f64,
 }
 
 impl Summary {
-    /// Of `times`, each for `pages` pages; `None` without any.
+    /// Summarises `times`, each for `pages` pages; `None` if there are none.
     #[must_use]
     pub fn of(times: &[Duration], pages: u64) -> Option<Self> {
         let mut each: Vec<f64> =
@@ -29,9 +29,9 @@ impl Summary {
     }
 }
 
-/// The middle of how many times longer each of `these` took than its neighbour in time among `those`; `None` without any.
+/// The median of the pairwise ratios of `these` to `those`; `None` if there are none.
 ///
-/// Pairs, because a machine that is busy for a while slows both of a pair down.
+/// Pairs are neighbours in time, because temporary load on the machine slows both down.
 #[must_use]
 pub fn median_ratio(these: &[Duration], those: &[Duration]) -> Option<f64> {
     let pairs = these.iter().zip(those).filter(|(_, those)| !those.is_zero());
@@ -40,7 +40,7 @@ pub fn median_ratio(these: &[Duration], those: &[Duration]) -> Option<f64> {
     median(&ratios)
 }
 
-/// The middle of sorted numbers.
+/// The median of sorted numbers.
 fn median(sorted: &[f64]) -> Option<f64> {
     let upper = *sorted.get(sorted.len() / 2)?;
     if sorted.len() % 2 == 1 { Some(upper) } else { Some((sorted[sorted.len() / 2 - 1] + upper) / 2.0) }
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_ratio_is_the_middle_of_its_pairs() {
         let ns = |ns: &[u64]| ns.iter().map(|&ns| Duration::from_nanos(ns)).collect::<Vec<_>>();
-        // The machine was ten times slower during the second pair; the ratio does not see it.
+        // The machine was ten times slower during the second pair, which the ratio does not show.
         assert_eq!(median_ratio(&ns(&[20, 200, 30]), &ns(&[10, 100, 10])), Some(2.0));
         assert_eq!(median_ratio(&ns(&[20]), &ns(&[0])), None);
         assert_eq!(median_ratio(&[], &[]), None);

@@ -1,4 +1,4 @@
-//! Memory for each page stays below the goals at every size, by the allocator's own count.
+//! Memory per page stays below the goals at every size.
 
 use prereg_benches::guarantees::metadata::{Tables, bytes_per_page};
 use prereg_benches::guarantees::no_fault::CountingAllocator;

@@ -1,4 +1,4 @@
-//! The promise of real mode in the plain test run: a million maps and unmaps, or as many as `PREREG_PROMISE_MAPS` says.
+//! The no-fault guarantee in the ordinary test run: a million maps and unmaps, or `PREREG_PROMISE_MAPS` of them.
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking")]
 

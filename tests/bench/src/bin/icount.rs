@@ -1,8 +1,8 @@
-//! Instructions per operation, counted by callgrind: the gate that noise cannot move.
+//! Instructions per operation, counted by callgrind: a measure that other load on the machine cannot change.
 //!
-//! Without arguments this program runs itself under valgrind, once for each operation and length, and prints what one
-//! operation costs: two lengths subtracted, and the loop's own instructions taken off. `--check` makes it fail when an
-//! operation costs more than its goal. With `--child` it is what is counted.
+//! Without arguments this program runs itself under valgrind, twice for each operation with two run lengths, and prints the
+//! cost of one operation: the difference of the two runs without the loop's own instructions. `--check` makes it fail when an
+//! operation costs more than its goal. `--child` runs the counted loop.
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
@@ -23,14 +23,14 @@ const SIZE: u64 = 64 << 20;
 /// Operations of the short and the long run.
 const LENGTHS: [u64; 2] = [20_000, 120_000];
 
-/// One thing counted.
+/// A counted operation.
 struct Count {
     candidate: &'static str,
     case: Case,
     pattern: Pattern,
     layout: Layout,
     regions: u64,
-    /// At most so many instructions.
+    /// Upper limit of instructions.
     goal: Option<f64>,
 }
 
@@ -42,7 +42,7 @@ const fn limit(case: Case, pattern: Pattern, layout: Layout, regions: u64) -> Co
     Count { candidate: "limit", case, pattern, layout, regions, goal: None }
 }
 
-/// The same by lists of 512 pages, as one H_PUT_TCE_INDIRECT carries: at once, or page by page.
+/// An operation on lists of 512 pages, as one H_PUT_TCE_INDIRECT carries: mapped at once, or page by page.
 const fn list(candidate: &'static str, regions: u64, goal: Option<f64>) -> Count {
     let (pattern, layout) = (Pattern::Random, Layout::Scattered);
     Count { candidate, case: Case::MapUnmap, pattern, layout, regions, goal }
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--child", index, candidate, length] => child(index, candidate, length, SIZE),
-        // For a look by hand at other sizes: `valgrind --tool=callgrind --cache-sim=yes icount --child 2 prereg 100000 4096`.
+        // For other sizes by hand: `valgrind --tool=callgrind --cache-sim=yes icount --child 2 prereg 100000 4096`.
         ["--child", index, candidate, length, mib] => {
             child(index, candidate, length, mib.parse::<u64>().map_or(SIZE, |mib| mib << 20))
         }
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does what is counted.
+/// Runs the counted loop.
 fn child(index: &str, candidate: &str, length: &str, size: u64) -> ExitCode {
     let (Ok(index), Ok(length)) = (index.parse::<usize>(), length.parse::<u64>()) else {
         return ExitCode::from(2);
@@ -164,7 +164,7 @@ fn parent(check: bool) -> ExitCode {
     if check && missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Instructions of one operation, the loop around it included.
+/// Instructions of one operation, including the loop.
 fn per_operation(index: usize, candidate: &str) -> Result<f64, String> {
     let [short, long] = LENGTHS;
     let (few, many) = (instructions(index, candidate, short)?, instructions(index, candidate, long)?);

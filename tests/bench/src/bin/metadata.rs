@@ -1,4 +1,4 @@
-//! Prints what describing a page costs in memory, for sizes and layouts, against the goals.
+//! Prints the memory that describes a page, by size and layout, next to the goals.
 
 use std::process::ExitCode;
 

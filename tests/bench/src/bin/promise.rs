@@ -1,8 +1,8 @@
-//! Shows the promise of real mode: `promise [COUNT]` maps and unmaps COUNT pages (default 10^8) in a plain loop and as many in
-//! a signal handler that interrupts it, and prints page faults, allocations and system calls. Fails if there is one.
+//! Demonstrates the no-fault guarantee of mapping: `promise [COUNT]` maps and unmaps COUNT pages (default 10^8) in a loop and
+//! as many in a signal handler that interrupts it, and prints page faults, allocations and system calls. Fails if there is one.
 //!
-//! `promise --squeezed [COUNT]` does the same in a memory cgroup that is far too small for a neighbour in it, and prints what
-//! the kernel took away meanwhile. Skipped, with the reason, where no such cgroup can be made.
+//! `promise --squeezed [COUNT]` does this in a memory cgroup whose limit another process in it exceeds all the time, and prints
+//! how many pages the kernel reclaimed. Skipped, with the reason, if such a cgroup cannot be made.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use prereg::{AddressSpace, Granule, PageShift, UserAddr};
 use prereg_benches::guarantees::memcg_pressure::{MemoryCgroup, Pressure, enter, read_repeatedly};
 use prereg_benches::guarantees::no_fault::{
-    CountingAllocator, ThreadCounters, Target, forbid_system_calls, handled, lock_program, map_and_unmap,
+    CountingAllocator, Target, ThreadCounters, forbid_system_calls, handled, lock_program, map_and_unmap,
     map_in_handler,
 };
 use prereg_linux::{LockedTables, Membarrier};
@@ -20,12 +20,12 @@ use prereg_sim::SimHost;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator::new();
 
-/// Pages of the registered memory: more than a cache holds the addresses of.
+/// Pages of the registered memory: more addresses than a cache holds.
 const PAGES: u64 = 1 << 18;
-/// Bytes of the group that is too small, and of the file that its neighbour reads.
+/// Bytes of the cgroup's limit, and of the file that the other process reads.
 const ROOM: u64 = 32 << 20;
 const GREED: u64 = 512 << 20;
-/// Runs beside the neighbour until one meets it at work.
+/// Runs until the other process reclaims memory during one.
 const ATTEMPTS: u32 = 10;
 
 fn main() -> ExitCode {
@@ -54,7 +54,7 @@ fn run_counted(count: &str) -> Result<ExitCode, String> {
     keep(count.parse().map_err(|error| format!("a number of maps, please ({error})"))?)
 }
 
-/// The promise, in a group with a neighbour.
+/// Runs in a memory cgroup with a process that exceeds its limit.
 fn under_pressure(count: &str) -> Result<ExitCode, String> {
     let group = match MemoryCgroup::new(&format!("prereg-promise-{}", std::process::id()), ROOM) {
         Ok(group) => group,
@@ -69,10 +69,11 @@ fn under_pressure(count: &str) -> Result<ExitCode, String> {
         command.arg(option).arg(group.folder());
         command
     };
-    // Its end is the end of the neighbour.
-    let mut neighbour = start("--read_repeatedly").stdin(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    // The process ends when its standard input is closed.
+    let mut neighbour =
+        start("--read_repeatedly").stdin(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let mut outcome = ExitCode::FAILURE;
-    // A neighbour that had no processor time meanwhile took no memory either.
+    // If the other process got no processor time, nothing was reclaimed.
     for _ in 0..ATTEMPTS {
         let (kept, before, after) = beside(&group, start("--in").arg(count))?;
         println!(
@@ -98,14 +99,14 @@ fn under_pressure(count: &str) -> Result<ExitCode, String> {
     Ok(outcome)
 }
 
-/// Runs the worker, prints what it says, and answers whether it kept the promise, and what the kernel had counted when it
-/// began and when it was done.
+/// Runs the worker and prints its output. Returns whether it succeeded, and the cgroup's counters when mapping began and after
+/// it.
 fn beside(group: &MemoryCgroup, worker: &mut Command) -> Result<(bool, Pressure, Pressure), String> {
     let mut worker = worker.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
     let mut before = group.pressure();
     for line in worker.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
         let line = line.map_err(|error| error.to_string())?;
-        // Said when all is in place and the mapping begins.
+        // Printed when mapping begins.
         if line.starts_with("tables:") {
             before = group.pressure();
         }
@@ -131,7 +132,7 @@ fn keep(count: u64) -> Result<ExitCode, String> {
     let registration = space.register(&memory).map_err(|error| error.to_string())?;
     let target = Target { first: registration.ua(), pages: PAGES };
     let mut translator = space.translator();
-    // So that it interrupts a hundred times.
+    // The handler runs a hundred times.
     let each = (count / 100).max(1);
     map_in_handler(libc::SIGVTALRM, space.translator(), target, each);
     let program = match lock_program() {
@@ -147,7 +148,7 @@ fn keep(count: u64) -> Result<ExitCode, String> {
     let before = ThreadCounters::now(&ALLOCATOR);
     let mut refused = map_and_unmap(&mut translator, target, count);
     let mut looped = count;
-    // Until the handler has had its share.
+    // Until the handler has done its part.
     while handled().0 < count {
         refused += map_and_unmap(&mut translator, target, each);
         looped += each;
@@ -186,7 +187,7 @@ fn every_millisecond() {
 /// Ends the program with the one call that the filter lets through.
 fn exit_at_once(code: i32) -> ! {
     use std::io::Write;
-    // A line that was not written is not worth a second try.
+    // An error of the output changes nothing.
     let _ = std::io::stdout().flush();
     #[expect(unsafe_code, reason = "the destructors would make system calls")]
     // SAFETY: ends the program.

@@ -1,8 +1,8 @@
-//! A memory cgroup that is too small, and a neighbour in it that never has enough: what a promise must hold under.
+//! A memory cgroup under reclaim, in which guarantees must hold.
 //!
-//! A [`MemoryCgroup`] is a cgroup of version 1 or 2 below the caller's own, with a limit. Who is in it competes for its memory:
-//! the [`read_repeatedly`] loop reads a file larger than the limit over and over, so that the kernel reclaims without end. Nothing here
-//! takes memory from processes outside of the group.
+//! A [`MemoryCgroup`] is a cgroup of version 1 or 2 below the caller's own, with a limit. [`read_repeatedly`] reads a file
+//! larger than the limit in a loop, so that the kernel reclaims memory of the cgroup all the time. Processes outside of the
+//! cgroup are not affected.
 
 use std::fmt;
 use std::fs;
@@ -16,26 +16,26 @@ pub struct MemoryCgroup {
     unified: bool,
 }
 
-/// What the kernel counted in a group: what is not said by its version of cgroups is `None`.
+/// Counters of a cgroup; `None` if its version of cgroups has no such counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
-    /// How often a charge met the limit and pages had to go first.
+    /// Charges that reached the limit and had to reclaim first.
     pub at_limit: u64,
-    /// Pages that left the group.
+    /// Pages reclaimed.
     pub taken: u64,
-    /// Pages looked at for that.
+    /// Pages scanned for reclaim.
     pub scanned: Option<u64>,
-    /// Pages of files that were taken and read again.
+    /// File pages that were reclaimed and read again.
     pub refaults: u64,
-    /// Bytes that are locked or otherwise not to be taken.
+    /// Bytes that cannot be reclaimed, such as locked ones.
     pub unevictable: u64,
 }
 
 impl MemoryCgroup {
-    /// A group with `limit` bytes below the caller's own memory cgroup.
+    /// A cgroup with `limit` bytes below the caller's own memory cgroup.
     ///
     /// # Errors
-    /// Why there can be none: a sentence to print.
+    /// The reason, as a sentence, why it cannot be made.
     pub fn new(name: &str, limit: u64) -> Result<Self, String> {
         let mine = fs::read_to_string("/proc/self/cgroup").map_err(|error| format!("no cgroups: {error}"))?;
         let (parent, unified) = memory_cgroup(&mine, &mounts()?).ok_or("no memory cgroup is mounted")?;
@@ -50,13 +50,13 @@ impl MemoryCgroup {
         Ok(group)
     }
 
-    /// Where it is, for [`enter`].
+    /// Its folder, for [`enter`].
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What the kernel counted so far.
+    /// The current counters.
     #[must_use]
     pub fn pressure(&self) -> Pressure {
         let read = |file: &str| fs::read_to_string(self.folder.join(file)).unwrap_or_default();
@@ -78,7 +78,7 @@ impl MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // A group that is not empty stays, and its name says whose it is.
+        // A cgroup that is not empty stays; its name has this process's number.
         let _ = fs::remove_dir(&self.folder);
     }
 }
@@ -94,23 +94,23 @@ impl fmt::Display for Pressure {
     }
 }
 
-/// Moves the calling process into the group at `folder`.
+/// Moves the calling process into the cgroup at `folder`.
 ///
 /// # Errors
-/// As the kernel says.
+/// The error of the write.
 pub fn enter(folder: &Path) -> io::Result<()> {
     fs::write(folder.join("cgroup.procs"), std::process::id().to_string())
 }
 
-/// Reads a sparse file of `bytes` bytes in `folder` over and over: each page of it is charged, and can be taken again. Ends
-/// when its standard input does.
+/// Reads a sparse file of `bytes` bytes in `folder` repeatedly: each page of it is charged and can be reclaimed. Returns when
+/// standard input ends.
 ///
 /// # Errors
-/// As the file system says.
+/// An error of the file system.
 pub fn read_repeatedly(folder: &Path, bytes: u64) -> io::Result<()> {
     let path = folder.join(format!("prereg-read_repeatedly-{}", std::process::id()));
     let mut file = fs::OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-    // Has no name any more: gone with this process.
+    // Without a name it vanishes with this process.
     fs::remove_file(&path)?;
     file.set_len(bytes)?;
     file.write_all(b"x")?;
@@ -127,7 +127,7 @@ fn mounts() -> Result<String, String> {
     fs::read_to_string("/proc/self/mounts").map_err(|error| format!("no list of mounts: {error}"))
 }
 
-/// The folder of the memory cgroup that `mine` (`/proc/self/cgroup`) names, and whether it is of version 2.
+/// The folder of the memory cgroup in `mine` (the text of `/proc/self/cgroup`), and whether it is of version 2.
 fn memory_cgroup(mine: &str, mounts: &str) -> Option<(PathBuf, bool)> {
     let path_of = |wanted: fn(&str, &str) -> bool| {
         mine.lines().find_map(|line| {

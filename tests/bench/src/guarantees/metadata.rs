@@ -1,4 +1,4 @@
-//! What describing a page costs in memory: by the allocator's own count and that of the memory for tables.
+//! Memory that describes a page, as counted by the allocator and by the memory for tables.
 
 use std::sync::Arc;
 
@@ -13,20 +13,19 @@ use crate::guarantees::no_fault::CountingAllocator;
 /// User address of the memory, aligned to more than is registered.
 const BASE: u64 = 0x7f00_0000_0000;
 
-/// Where tables are.
+/// The memory for tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tables {
-    /// With the global allocator, which counts them.
+    /// The global allocator, which counts allocations.
     Heap,
-    /// In locked memory, which counts itself.
+    /// Locked memory, which counts itself.
     Locked,
 }
 
-/// Bytes for each page of `bytes` bytes of memory in one region, with a translator that finds it; and what the address space
-/// and the translator take before that, whatever they describe.
+/// Bytes per page of a region of `bytes` bytes with a translator; and the bytes of the address space and the translator alone.
 ///
 /// # Panics
-/// When nothing can be registered.
+/// If registering fails.
 #[must_use]
 pub fn bytes_per_page(
     allocator: &CountingAllocator,
@@ -50,7 +49,7 @@ pub fn bytes_per_page(
         space.register(&pages.memory(at, bytes)).unwrap_or_else(|error| panic!("{error}"))
     };
     let translator = space.translator();
-    // What the first region of all brings along is not this one's.
+    // The first region of an address space allocates more than the following ones.
     let first = register(BASE - (1 << 40), PAGE);
     let before = taken();
     let registration = register(BASE, bytes);

@@ -1,4 +1,4 @@
-//! Measurements that are no tests: instruction counts, and the promise to signal handlers.
+//! Guarantees shown by counting: instructions, memory per page, and faults, allocations and system calls while mapping.
 
 pub mod memcg_pressure;
 pub mod metadata;
@@ -8,14 +8,14 @@ use std::sync::atomic::{Ordering, fence};
 
 use prereg::Barrier;
 
-/// The fence of a process with one thread, for tools that do not know `membarrier(2)`.
+/// A fence for a process with one thread, for tools without `membarrier(2)`.
 #[derive(Debug)]
 pub struct SoleThread {
     made: (),
 }
 
 impl SoleThread {
-    /// Makes one.
+    /// Makes the fence.
     ///
     /// # Panics
     /// In a process with more than one thread.
@@ -27,7 +27,7 @@ impl SoleThread {
     }
 }
 
-// SAFETY: every running thread of the process is the caller, who passes the fence. The program that uses it starts no thread.
+// SAFETY: the only thread of the process is the caller, which passes the fence. The program that uses it starts no thread.
 #[expect(unsafe_code, reason = "the promise of the trait is kept by there being one thread")]
 unsafe impl Barrier for SoleThread {
     fn all_threads(&self) {

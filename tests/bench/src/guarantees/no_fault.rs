@@ -1,8 +1,8 @@
-//! The promise of real mode, counted: maps and unmaps, in a signal handler too, without a page fault, an allocation or a
-//! system call.
+//! The no-fault guarantee: mapping and unmapping, in a signal handler too, cause no page fault, no allocation and no system
+//! call.
 //!
-//! Faults are counted by the kernel (`getrusage`), allocations by the program's allocator, and a system call would be the
-//! program's last: a filter ends it at the first one that is not needed to tell the result.
+//! The kernel counts faults (`getrusage`), the program's allocator counts allocations, and a seccomp filter kills the process
+//! at the first system call that is not needed to report the result.
 
 #![expect(unsafe_code, reason = "an allocator, a signal handler and a thread that may make no system call")]
 
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{PageShift, Translator, UserAddr};
 
-/// Counts what it allocates.
+/// An allocator that counts.
 #[derive(Debug)]
 pub struct CountingAllocator {
     calls: AtomicU64,
@@ -21,7 +21,7 @@ pub struct CountingAllocator {
 }
 
 impl CountingAllocator {
-    /// One that has counted nothing.
+    /// An allocator with counters at zero.
     #[must_use]
     pub const fn new() -> Self {
         Self { calls: AtomicU64::new(0), bytes: AtomicU64::new(0) }
@@ -30,7 +30,7 @@ impl CountingAllocator {
     /// Allocations, changes of size and releases so far.
     #[must_use]
     pub fn calls(&self) -> u64 {
-        // Relaxed: read by the thread whose calls are asked for.
+        // Relaxed: the caller wants the calls of its own thread.
         self.calls.load(Ordering::Relaxed)
     }
 
@@ -42,9 +42,9 @@ impl CountingAllocator {
     }
 
     fn count(&self, more: usize, less: usize) {
-        // Relaxed: numbers.
+        // Relaxed: counters that order no other memory.
         self.calls.fetch_add(1, Ordering::Relaxed);
-        // Relaxed: as above. Wraps when there is less, as it should.
+        // Relaxed: as above. Wraps on a decrease, as intended.
         self.bytes.fetch_add((more as u64).wrapping_sub(less as u64), Ordering::Relaxed);
     }
 }
@@ -82,19 +82,19 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 }
 
-/// What a thread did so far.
+/// Counters of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ThreadCounters {
-    /// Page faults that needed no disk.
+    /// Page faults without I/O.
     pub minor_faults: i64,
-    /// Page faults that did.
+    /// Page faults with I/O.
     pub major_faults: i64,
-    /// Calls of the allocator, by any thread.
+    /// Calls of the allocator by all threads.
     pub allocations: u64,
 }
 
 impl ThreadCounters {
-    /// Of the calling thread. A system call.
+    /// Reads the counters of the calling thread by a system call.
     #[must_use]
     pub fn now(allocator: &CountingAllocator) -> Self {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
@@ -107,16 +107,16 @@ impl ThreadCounters {
     }
 }
 
-/// What is mapped: `pages` pages from `first` on, all registered.
+/// The registered pages to map.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
     /// The first page.
     pub first: UserAddr,
-    /// How many pages, a power of two.
+    /// Number of pages, a power of two.
     pub pages: u64,
 }
 
-/// Maps and unmaps `count` pages in an order that caches do not like; answers how many were refused.
+/// Maps and unmaps `count` pages in a random order; returns how many were refused.
 pub fn map_and_unmap(translator: &mut Translator, target: Target, count: u64) -> u64 {
     let (mut state, mut refused) = (1u64, 0);
     for _ in 0..count {
@@ -134,7 +134,7 @@ pub fn map_and_unmap(translator: &mut Translator, target: Target, count: u64) ->
     refused
 }
 
-/// Work for a signal handler: a translator of its own.
+/// The work of the signal handler, with its own translator.
 struct Handler {
     work: UnsafeCell<Option<(Translator, Target, u64)>>,
     done: AtomicU64,
@@ -145,7 +145,7 @@ struct Handler {
 // blocked while its own handler runs.
 unsafe impl Sync for Handler {}
 
-/// A handler has no other way to find its work.
+/// A static, because a signal handler takes no argument.
 static HANDLER: Handler =
     Handler { work: UnsafeCell::new(None), done: AtomicU64::new(0), refused: AtomicU64::new(0) };
 
@@ -154,13 +154,13 @@ extern "C" fn on_signal(_signal: libc::c_int) {
     let work = unsafe { &mut *HANDLER.work.get() };
     if let Some((translator, target, count)) = work {
         let refused = map_and_unmap(translator, *target, *count);
-        // Relaxed: the interrupted thread reads them.
+        // Relaxed: the reader is the interrupted thread.
         HANDLER.refused.fetch_add(refused, Ordering::Relaxed);
         HANDLER.done.fetch_add(*count, Ordering::Relaxed);
     }
 }
 
-/// Makes `signal` map and unmap `count` pages each time it comes. At most once in a process.
+/// Makes `signal` map and unmap `count` pages each time it arrives. At most once in a process.
 pub fn map_in_handler(signal: libc::c_int, translator: Translator, target: Target, count: u64) {
     // SAFETY: the handler is not installed yet.
     let work = unsafe { &mut *HANDLER.work.get() };
@@ -172,18 +172,18 @@ pub fn map_in_handler(signal: libc::c_int, translator: Translator, target: Targe
     assert_ne!(before, libc::SIG_ERR, "the signal cannot be handled");
 }
 
-/// Maps and unmaps that the handler has done, and those that were refused.
+/// Pages that the handler mapped and unmapped, and those that were refused.
 #[must_use]
 pub fn handled() -> (u64, u64) {
     // Relaxed: see `on_signal`.
     (HANDLER.done.load(Ordering::Relaxed), HANDLER.refused.load(Ordering::Relaxed))
 }
 
-/// Locks what a program keeps besides the heap: its text and data, its libraries, and the calling thread's stack. Without it
-/// the kernel may take a page of code away, which is the program's to prevent and no library's. Answers the bytes locked.
+/// Locks the program's text and data, its libraries and the calling thread's stack, and returns the number of bytes. Without it
+/// the kernel may reclaim a page of code, which a library cannot prevent.
 ///
 /// # Errors
-/// As `mlock` says, or if the program's mappings cannot be read.
+/// The error of `mlock`, or of reading the program's mappings.
 pub fn lock_program() -> std::io::Result<u64> {
     let mut locked = 0;
     let mut follows = None;
@@ -200,7 +200,7 @@ pub fn lock_program() -> std::io::Result<u64> {
             follows = Some(end);
             // SAFETY: locks pages, and changes nothing in them.
             let answer = unsafe { libc::mlock(std::ptr::without_provenance(start), end - start) };
-            // A mapping without any access cannot be brought in, nor touched.
+            // A mapping without access rights has no pages to lock.
             if answer != 0 && !line.contains("---p") {
                 return Err(std::io::Error::last_os_error());
             }
@@ -210,10 +210,10 @@ pub fn lock_program() -> std::io::Result<u64> {
     Ok(locked)
 }
 
-/// From here on the kernel ends the process if the calling thread makes any system call but `write`, `exit_group`,
-/// `rt_sigreturn` (how a handler ends) or `getrusage`. `false` where the kernel has no such filter.
+/// Installs a filter: the kernel kills the process if the calling thread makes a system call other than `write`, `exit_group`,
+/// `rt_sigreturn` (the end of a handler) or `getrusage`. Returns `false` if the kernel has no such filter.
 pub fn forbid_system_calls() -> bool {
-    // Load the call's number; allow four of them; else kill the process.
+    // Load the call's number; allow four of them; otherwise kill the process.
     const ALLOWED: [libc::c_long; 4] =
         [libc::SYS_write, libc::SYS_exit_group, libc::SYS_rt_sigreturn, libc::SYS_getrusage];
     let statement = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
@@ -227,7 +227,7 @@ pub fn forbid_system_calls() -> bool {
     let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: takes no memory of ours.
     let no_new = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-    // The filter must outlive the call, and giving it back may be a system call.
+    // The filter must outlive the call, and freeing it may be a system call.
     std::mem::forget(program);
     // SAFETY: the program is valid for as long as the call lasts.
     no_new == 0

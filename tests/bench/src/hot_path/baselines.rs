@@ -1,5 +1,5 @@
-//! What others do: how the kernel, virtual machine monitors and everyday code find and count pinned memory. Models of our
-//! own; only the algorithm is theirs.
+//! Baselines: models of how Linux, virtual machine monitors and ordinary code find and count pinned memory. Only the algorithms
+//! are theirs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -22,7 +22,7 @@ fn each_region(shape: Shape, base: u64, hosts: &[u64], mut with: impl FnMut(u64,
     }
 }
 
-/// One shared atomic a region behind a search: what prereg would be without counts of its own for each thread.
+/// A sorted array with one shared atomic per region: prereg without per-thread counts.
 #[derive(Debug)]
 pub struct OneAtomic {
     firsts: Box<[u64]>,
@@ -37,7 +37,7 @@ struct Counted {
 }
 
 impl OneAtomic {
-    /// Shared by all threads.
+    /// Makes the structure; all threads share it.
     #[must_use]
     pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Arc<Self> {
         let mut regions = Vec::new();
@@ -102,8 +102,8 @@ impl Candidate for Arc<OneAtomic> {
     }
 }
 
-/// A linked list of regions, each with one atomic: how Linux on POWER does it. Every use walks the list twice, once to count
-/// up and once to count down.
+/// A linked list of regions, each with one atomic, as in Linux on POWER. Each use searches the list twice: to count up and to
+/// count down.
 #[derive(Debug)]
 pub struct KernelList {
     head: Option<Box<Node>>,
@@ -114,12 +114,12 @@ struct Node {
     next: Option<Box<Node>>,
     first: u64,
     pages: Pages,
-    /// Starts at 1.
+    /// 1 without mappings.
     mapped: AtomicI64,
 }
 
 impl KernelList {
-    /// In the order of registration.
+    /// Makes the list in the order of registration.
     #[must_use]
     pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Arc<Self> {
         let mut nodes = Vec::new();
@@ -144,7 +144,7 @@ impl KernelList {
 }
 
 impl Drop for KernelList {
-    /// Node by node: the drop of a box that drops the next one would use a stack frame each.
+    /// Drops node by node: the drop of nested boxes would need a stack frame each.
     fn drop(&mut self) {
         let mut node = self.head.take();
         while let Some(mut here) = node {
@@ -159,10 +159,10 @@ impl Node {
         (self.pages[((ua - self.first) / PAGE) as usize] & !1) | (ua % PAGE)
     }
 
-    /// Adds one unless it is 0.
+    /// Increments unless it is 0.
     #[inline(always)]
     fn up(&self) {
-        // Relaxed and AcqRel as the kernel's atomics order.
+        // Relaxed and AcqRel, the orderings of the kernel's atomics.
         let mut now = self.mapped.load(Ordering::Relaxed);
         while now > 0 {
             match self.mapped.compare_exchange_weak(now, now + 1, Ordering::AcqRel, Ordering::Relaxed) {
@@ -173,7 +173,7 @@ impl Node {
         not_found()
     }
 
-    /// Takes one off unless that is the first.
+    /// Decrements unless it is 1.
     #[inline(always)]
     fn down(&self) {
         let mut now = self.mapped.load(Ordering::Relaxed);
@@ -209,14 +209,14 @@ impl Candidate for Arc<KernelList> {
     }
 }
 
-/// An ordered map under a lock: what one writes without thinking.
+/// An ordered map under a lock, the obvious implementation.
 #[derive(Debug)]
 pub struct LockedMap {
     regions: RwLock<BTreeMap<u64, (Pages, AtomicI64)>>,
 }
 
 impl LockedMap {
-    /// Shared by all threads.
+    /// Makes the structure; all threads share it.
     #[must_use]
     pub fn new(shape: Shape, base: u64, hosts: &[u64]) -> Arc<Self> {
         let mut regions = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! What is measured, and the loop around it. All candidates run in the same loop, compiled into it.
+//! Candidates, and the loop that all of them run in, compiled into each.
 
 use std::hint::black_box;
 
@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use super::layout::{Address, Addresses, PAGE, Pattern};
 
-/// What is done with an address.
+/// The measured operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Case {
-    /// Find the region (candidates that count) or the address (those that cannot).
+    /// Find the region (candidates that count) or the address (those that do not).
     Translate,
-    /// Find the address, count the use, end it.
+    /// Find the address, count the use, end the use.
     MapUnmap,
-    /// The same for 128 KiB at once, every contiguous piece of it looked at.
+    /// Map and unmap 128 KiB at once, and visit every contiguous piece.
     Range,
     /// Register and unregister one more small region, without pinning.
     Register,
@@ -33,33 +33,33 @@ impl Case {
     }
 }
 
-/// Something that finds addresses. Every method answers with a number that depends on what it found, so that the next
+/// An algorithm that finds addresses. Each method returns a number that depends on the address it found, so that the next
 /// address can depend on it.
 ///
-/// Addresses asked for are always registered: a subject that does not find one panics.
+/// All requested addresses are registered: a candidate that does not find one panics.
 pub trait Candidate {
-    /// Finds.
+    /// Finds an address.
     fn translate(&mut self, address: Address) -> u64;
-    /// Finds, counts, and counts back.
+    /// Finds an address, counts its use and ends it.
     fn map_unmap(&mut self, address: Address) -> u64;
-    /// Finds all pages of a range, counted as one use, and counts back.
+    /// Finds all pages of a range, counts their use as one and ends it.
     fn range(&mut self, address: Address, bytes: u64) -> u64;
 }
 
 /// A candidate in its loop.
 pub trait Workload {
-    /// Whether it can do `case` in this order at all.
+    /// Whether it supports `case` with this pattern.
     fn does(&self, case: Case, pattern: Pattern) -> bool {
         let _ = (case, pattern);
         true
     }
 
-    /// Does `case` with `count` addresses. The same arguments ask for the same addresses.
+    /// Runs `case` on `count` addresses. Equal arguments request equal addresses.
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64);
 }
 
 impl<S: Candidate> Workload for S {
-    // One closure for each loop: one that two loops shared would be called, not compiled in.
+    // One closure per loop: the compiler does not inline one that two loops share.
     fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, range: u64, count: u64) {
         match (case, pattern) {
             (Case::Translate, Pattern::Random) => {
@@ -90,13 +90,13 @@ impl<S: Candidate> Workload for S {
                 let pages = range / PAGE;
                 sequential(count, |n| self.range(addresses.range(n * pages), range));
             }
-            // Measured elsewhere: it is not a thing of addresses.
+            // Measured by `registration`: it uses no addresses.
             (Case::Register, _) => {}
         }
     }
 }
 
-/// Knuth's 64-bit generator; its upper bits are good enough to miss caches with.
+/// Knuth's 64-bit generator; its upper bits are random enough to miss caches.
 #[inline(always)]
 pub(super) const fn next(state: u64) -> u64 {
     state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407)
@@ -116,7 +116,7 @@ fn random(count: u64, mut step: impl FnMut(u64) -> u64) {
 fn dependent(count: u64, mut step: impl FnMut(u64) -> u64) {
     let (mut state, zero) = (1, black_box(0));
     for _ in 0..count {
-        // The compiler does not know that nothing is left of the answer.
+        // The compiler does not know that the result is masked out.
         state = next(state ^ (step(state >> 33) & zero));
     }
     black_box(state);
@@ -131,7 +131,7 @@ fn sequential(count: u64, mut step: impl FnMut(u64) -> u64) {
     black_box(sum);
 }
 
-/// The loop alone.
+/// The empty loop.
 #[derive(Debug)]
 pub struct Nothing;
 

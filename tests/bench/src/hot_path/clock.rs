@@ -1,11 +1,11 @@
-//! The calling thread's own processor time: what others do on a shared machine is not in it.
+//! The processor time of the calling thread, which other load on the machine does not increase.
 
 use std::time::Duration;
 
-/// Processor time of the calling thread since its beginning.
+/// Processor time of the calling thread since its start.
 ///
 /// # Panics
-/// Where the kernel has no such clock; Linux has had it since 2.6.12.
+/// If the kernel has no such clock; Linux has had it since 2.6.12.
 #[must_use]
 pub(super) fn thread_time() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

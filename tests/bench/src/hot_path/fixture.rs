@@ -1,4 +1,4 @@
-//! One shape, registered, and the candidates that look addresses up in it.
+//! The registered memory of one shape, and the candidates that look up addresses in it.
 
 use std::sync::Arc;
 
@@ -20,21 +20,21 @@ use super::roofline::{Array4, Array8, Roofline};
 use super::vm_memory::{FindRegion, LockedIotlb};
 use crate::error::BenchError;
 
-/// User address of the first region, where nothing is really pinned.
+/// User address of the first region, if no real memory is pinned.
 pub const BASE: u64 = 0x7f00_0000_0000;
 
-/// A subject on its way to a thread.
+/// A candidate that can be sent to a thread.
 pub type BoxedCandidate = Box<dyn Workload + Send>;
 
-/// Regions of one shape in an address space of their own.
+/// The regions of one shape in an address space.
 #[derive(Debug)]
 pub struct Fixture {
-    /// What is registered.
+    /// The shape.
     pub shape: Shape,
-    /// Where.
+    /// User address of the first region.
     pub base: u64,
     space: AddressSpace,
-    /// The same memory with tables on the heap; nothing where memory is really pinned.
+    /// A second address space with tables on the heap; none if real memory is pinned.
     on_heap: Option<AddressSpace>,
     /// The host address of every page, gaps left out.
     hosts: Vec<u64>,
@@ -55,7 +55,7 @@ fn register_all(
 }
 
 impl Fixture {
-    /// Registers invented memory.
+    /// Registers memory with invented addresses.
     ///
     /// # Errors
     /// [`BenchError::Failed`].
@@ -74,7 +74,7 @@ impl Fixture {
     /// Registers real memory: system pages for a scattered shape, transparent huge pages for a contiguous one.
     ///
     /// # Errors
-    /// [`BenchError::Failed`] when this user cannot pin so much.
+    /// [`BenchError::Failed`] if this user may not pin that much.
     pub fn real(shape: Shape) -> Result<Self, BenchError> {
         let what = || format!("pinning {shape}");
         let memory = match shape.layout {
@@ -85,7 +85,7 @@ impl Fixture {
         let host = IoUring::new().map_err(|error| BenchError::failed(what(), error))?;
         Self::new(shape, memory.ua().raw(), host, |space, at| {
             let part = Part::new(&memory, at, shape.region_bytes());
-            // Regions and gaps fill the memory just so.
+            // Regions and gaps fill the memory exactly.
             space.register(&part.unwrap_or_else(|| unreachable!("a region of {shape} outside of its memory")))
         })
     }
@@ -109,31 +109,31 @@ impl Fixture {
         Ok(Self { shape, base, space, on_heap: None, hosts, pages, registrations, one_atomic })
     }
 
-    /// The addresses asked for.
+    /// The addresses of the pages.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         self.shape.addresses(self.base)
     }
 
-    /// The address space itself.
+    /// The address space.
     #[must_use]
     pub fn space(&self) -> &AddressSpace {
         &self.space
     }
 
-    /// Memory of `pages` pages behind all regions and gaps, for one more region.
+    /// Memory of `pages` pages behind all regions and gaps, for another region.
     #[must_use]
     pub fn one_more(&self, pages: u64) -> prereg_sim::SimMemory {
         self.pages.memory(self.base + self.shape.span(), pages * PAGE)
     }
 
-    /// A translator of its own.
+    /// A new translator.
     #[must_use]
     pub fn ours(&self) -> BoxedCandidate {
         Box::new(Prereg(self.space.translator()))
     }
 
-    /// The limit, with tables of its own on the heap.
+    /// The roofline, with its own tables on the heap.
     #[must_use]
     pub fn limit(&self) -> BoxedCandidate {
         self.limit_in(Arc::new(HeapTables::new()))
@@ -143,25 +143,25 @@ impl Fixture {
         Box::new(Roofline::new(self.shape, self.base, &self.hosts, memory))
     }
 
-    /// What the tables take.
+    /// Memory of the tables.
     #[must_use]
     pub fn tables(&self) -> TableMemoryState {
         self.space.snapshot().tables
     }
 
-    /// Shared by all who ask.
+    /// The sorted array, which all callers share.
     #[must_use]
     pub fn one_atomic(&self) -> BoxedCandidate {
         Box::new(self.one_atomic.clone())
     }
 
-    /// The candidates whose costs do not follow from another one's: those that a second thread is measured with.
+    /// The candidates that are also measured with a second thread; the costs of the others follow from these.
     #[must_use]
     pub fn contenders(&self) -> Vec<(&'static str, BoxedCandidate)> {
         vec![("limit", self.limit()), ("prereg", self.ours()), ("one-atomic", self.one_atomic())]
     }
 
-    /// All candidates; the limit first.
+    /// All candidates, the roofline first.
     #[must_use]
     pub fn all(&self) -> Vec<(&'static str, BoxedCandidate)> {
         let mut all = self.contenders();
@@ -190,7 +190,7 @@ impl Fixture {
         all
     }
 
-    /// The fence that the bench's address spaces are made with.
+    /// The fence of the benchmark's address spaces.
     #[must_use]
     pub fn barrier() -> Option<Arc<dyn Barrier>> {
         Membarrier::shared()

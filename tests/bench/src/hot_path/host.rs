@@ -1,4 +1,4 @@
-//! A back end that invents addresses in no time: what is measured is the core and nothing else.
+//! A pin back end that invents addresses immediately, so that only the core is measured.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use prereg::{
 
 use super::layout::{Layout, PAGE};
 
-/// Invents host addresses, scattered or contiguous. Charges nothing.
+/// Invents host addresses, scattered or contiguous, and charges nothing.
 pub struct InventedHost {
     layout: Layout,
     barrier: Option<Arc<dyn Barrier>>,
@@ -18,7 +18,7 @@ pub struct InventedHost {
 }
 
 impl InventedHost {
-    /// A host whose pages lie as `layout` says, with the fence `barrier`.
+    /// A host with pages as in `layout`, and the fence `barrier`.
     #[must_use]
     pub fn new(layout: Layout, barrier: Option<Arc<dyn Barrier>>) -> Self {
         Self { layout, barrier, pins: AtomicU64::new(0) }
@@ -71,7 +71,7 @@ unsafe impl Pin for InventedHost {
                 }
             }
         }
-        // Relaxed: a number that nobody else has.
+        // Relaxed: only uniqueness matters.
         Ok(PinId(self.pins.fetch_add(1, Ordering::Relaxed)))
     }
 

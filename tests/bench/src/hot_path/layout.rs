@@ -1,23 +1,23 @@
-//! What is registered and which addresses are asked for.
+//! The registered memory, and the addresses to look up.
 //!
-//! A [`Shape`] is a total size cut into equal regions, each followed by a gap of its own size, so that an address that is a
-//! little wrong is found in no region. Sizes and region counts are powers of two: an address then costs a few instructions,
-//! and the loop around a subject stays small beside it.
+//! A [`Shape`] is a total size cut into equal regions, each followed by a gap of its size, so that a slightly wrong address is
+//! in no region. Sizes and numbers of regions are powers of two: computing an address takes a few instructions, little next to
+//! a candidate.
 
 use serde::Serialize;
 
-/// The system page of every candidate.
+/// The system page of all candidates.
 pub const PAGE: u64 = 4096;
-/// A range asked for at once, unless regions are smaller.
+/// Bytes of a range, unless regions are smaller.
 pub const RANGE: u64 = 128 << 10;
 
-/// How pages lie on the host.
+/// The arrangement of pages on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// No page beside its neighbour.
+    /// No page is next to its neighbour.
     Scattered,
-    /// Each region in one piece.
+    /// Each region is contiguous.
     Contiguous,
 }
 
@@ -32,20 +32,20 @@ impl Layout {
     }
 }
 
-/// In which order pages are asked for.
+/// The order of page addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pattern {
-    /// Any page, known ahead: what one costs when many overlap.
+    /// Random and known in advance: operations overlap (throughput).
     Random,
-    /// Any page, known when the last answer is: what one takes from beginning to end.
+    /// Random and dependent on the previous result (latency).
     Dependent,
-    /// One after the other.
+    /// Ascending.
     Sequential,
 }
 
 impl Pattern {
-    /// All of them.
+    /// All patterns.
     pub const ALL: [Self; 3] = [Self::Random, Self::Dependent, Self::Sequential];
 
     /// Its name in the table.
@@ -59,14 +59,14 @@ impl Pattern {
     }
 }
 
-/// What is registered.
+/// A set of regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Bytes of all regions, a power of two.
     pub size: u64,
-    /// Regions, a power of two.
+    /// Number of regions, a power of two.
     pub regions: u64,
-    /// Where they lie on the host.
+    /// Their arrangement on the host.
     pub layout: Layout,
 }
 
@@ -83,25 +83,25 @@ impl Shape {
         self.size / PAGE
     }
 
-    /// Bytes from the first region's beginning past the last one's gap.
+    /// Bytes from the beginning of the first region to the end of the last gap.
     #[must_use]
     pub const fn span(self) -> u64 {
         self.size * 2
     }
 
-    /// Bytes of a range asked for at once.
+    /// Bytes of a range.
     #[must_use]
     pub const fn range_bytes(self) -> u64 {
         if self.region_bytes() < RANGE { self.region_bytes() } else { RANGE }
     }
 
-    /// Where region `index` begins, counted from the first one.
+    /// Offset of region `index` from the first one.
     #[must_use]
     pub const fn region_offset(self, index: u64) -> u64 {
         index * self.region_bytes() * 2
     }
 
-    /// The addresses of these regions, when the first one begins at `base`.
+    /// The addresses of the pages if the first region begins at `base`.
     #[must_use]
     pub const fn addresses(self, base: u64) -> Addresses {
         Addresses {
@@ -128,7 +128,7 @@ pub struct Addresses {
     range_mask: u64,
 }
 
-/// One page asked for: its address, and its number with gaps left out, which is all that an array needs.
+/// A page: its address, and its number with gaps left out, which is an array's index.
 #[derive(Clone, Copy, Debug)]
 pub struct Address {
     /// User address.
@@ -143,7 +143,7 @@ impl Addresses {
     #[must_use]
     pub const fn page(self, number: u64) -> Address {
         let page = number & self.mask;
-        // Each region before this one brings a gap of its own size.
+        // Each region before this one is followed by a gap of its size.
         Address { ua: self.base + ((page + (page & self.region_mask)) * PAGE), page }
     }
 

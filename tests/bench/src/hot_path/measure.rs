@@ -1,4 +1,4 @@
-//! Subjects in turns: every repetition measures each of them once, so that a machine that is slow for a while is slow for all.
+//! Interleaved measurements: every repetition measures each candidate once, so that temporary load slows all of them down.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,30 +8,30 @@ use serde::Serialize;
 
 use super::candidate::Case;
 use super::clock::thread_time;
-use super::fixture::{Fixture, BoxedCandidate};
+use super::fixture::{BoxedCandidate, Fixture};
 use super::layout::{Layout, PAGE, Pattern, Shape};
 use crate::error::{Interrupted, check};
 use crate::stats::{Summary, median_ratio};
 
-/// How often and how long.
+/// Repetitions and duration.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     /// Repetitions.
     pub reps: u32,
     /// Operations of one pass, for candidates that are not slow.
     pub operations: u64,
-    /// What a pass of a slow subject may take; it gets fewer operations.
+    /// Time limit of a pass of a slow candidate, which gets fewer operations.
     pub time_limit: Duration,
 }
 
-/// Who works on the other processor meanwhile.
+/// The work of a second thread during the measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackgroundLoad {
-    /// Nobody.
+    /// No second thread.
     #[serde(rename = "nobody")]
     None,
-    /// Another thread that does the same.
+    /// A thread that runs the measured operation.
     Reader,
     /// A thread that registers and unregisters another region in a loop.
     Writer,
@@ -49,54 +49,54 @@ impl BackgroundLoad {
     }
 }
 
-/// One candidate in one case. Nanoseconds of the thread's processor time for one operation, the loop around it included.
+/// One candidate in one case, in nanoseconds of the thread's processor time per operation, including the loop.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// What was done.
+    /// The operation.
     pub case: Case,
-    /// In which order pages were asked for.
+    /// The order of page addresses.
     pub pattern: Pattern,
     /// Bytes of all regions.
     pub size: u64,
-    /// How many there are.
+    /// Number of regions.
     pub regions: u64,
-    /// How they lie on the host.
+    /// Their arrangement on the host.
     pub layout: Layout,
-    /// Threads at work.
+    /// Number of threads.
     pub threads: u32,
-    /// What the second one does.
+    /// The work of the second thread.
     #[serde(rename = "beside")]
     pub load: BackgroundLoad,
-    /// Who did it.
+    /// The candidate's name.
     #[serde(rename = "subject")]
     pub candidate: &'static str,
-    /// The middle of the repetitions.
+    /// The median of the repetitions.
     pub ns: f64,
-    /// The fastest.
+    /// The minimum.
     pub low: f64,
-    /// The slowest.
+    /// The maximum.
     pub high: f64,
-    /// Over the limit's: the middle of the repetitions' own ratios.
+    /// Time relative to the roofline: the median of the repetitions' ratios.
     pub ratio_to_limit: Option<f64>,
 }
 
-/// One line of a measurement: a case of a shape.
+/// A cell of the result: a case on a shape.
 #[derive(Clone, Copy, Debug)]
 pub struct Cell {
-    /// What is registered.
+    /// The registered memory.
     pub shape: Shape,
-    /// What is done.
+    /// The operation.
     pub case: Case,
     /// In which order pages are asked for.
     pub pattern: Pattern,
-    /// Who works on the other processor.
+    /// The work of the second thread.
     pub load: BackgroundLoad,
 }
 
-/// A subject is slow when a pass with all operations would take so many times what a pass of a slow one may.
+/// A candidate is slow when a full pass would take more than this multiple of the time limit.
 const SLOW: u64 = 4;
 
-/// A subject with its times so far.
+/// A candidate and its times.
 struct Timed<'a> {
     name: &'static str,
     candidate: &'a mut BoxedCandidate,
@@ -104,7 +104,7 @@ struct Timed<'a> {
     times: Vec<Duration>,
 }
 
-/// Measures `candidates` in turns; the one named `limit` is what the others are held against.
+/// Measures `candidates` interleaved; the one named `limit` is the roofline of the ratios.
 ///
 /// # Errors
 /// [`Interrupted`].
@@ -127,7 +127,7 @@ pub fn interleaved(
             let each = (thread_time() - start).as_nanos() as u64 / PROBE + 1;
             // A range is many pages.
             let wanted = if cell.case == Case::Range { effort.operations / 16 } else { effort.operations };
-            // Who does fewer operations touches less memory, so only those do that are slow for other reasons.
+            // Fewer operations touch less memory, so only candidates that are slow for other reasons get fewer.
             let time_limit = effort.time_limit.as_nanos() as u64;
             let operations =
                 if each * wanted > SLOW * time_limit { (time_limit / each).max(PROBE) } else { wanted };
@@ -137,7 +137,7 @@ pub fn interleaved(
     for _ in 0..effort.reps {
         for timed in &mut all {
             check(cancel)?;
-            // The first pass brings in what the second one finds warm.
+            // The first pass warms the caches.
             timed.candidate.pass(cell.case, cell.pattern, addresses, range, timed.operations);
             let start = thread_time();
             timed.candidate.pass(cell.case, cell.pattern, addresses, range, timed.operations);
@@ -148,12 +148,12 @@ pub fn interleaved(
     Ok(all.iter().filter_map(|timed| row(cell, timed.name, &timed.times, limit.as_deref())).collect())
 }
 
-/// A million operations' time, which keeps the digits that one operation's would lose.
+/// The time of a million operations, which keeps the digits that the time of one would lose.
 fn per_operation(took: Duration, operations: u64) -> Duration {
     Duration::from_nanos((took.as_nanos() as f64 / operations.max(1) as f64 * 1e6) as u64)
 }
 
-/// `times` are of a million operations each.
+/// `times` are for a million operations each.
 pub(super) fn row(
     cell: Cell,
     candidate: &'static str,
@@ -178,8 +178,7 @@ pub(super) fn row(
     })
 }
 
-/// The same with load on the other processor: `limit`, `prereg` and `one-atomic`, each load its own like, or load a
-/// writer.
+/// Measures with a second thread: `limit`, `prereg` and `one-atomic`, each with another thread of its kind, or with a writer.
 ///
 /// # Errors
 /// [`Interrupted`].
@@ -193,7 +192,7 @@ pub fn under_load(
     match cell.load {
         BackgroundLoad::None => rows = interleaved(fixture, cell, &mut fixture.contenders(), effort, cancel)?,
         BackgroundLoad::Reader => {
-            // Each against its like, so not in turns with the others.
+            // The second thread runs the same candidate, so candidates cannot be interleaved.
             for (mine, yours) in fixture.contenders().into_iter().zip(fixture.contenders()) {
                 let thread = LoadThread::reader(fixture, cell, yours.1);
                 rows.extend(thread.during(|| interleaved(fixture, cell, &mut [mine], effort, cancel))?);
@@ -211,30 +210,36 @@ pub fn under_load(
     Ok(rows)
 }
 
-/// Successful unregisters a second of the writer.
+/// Unregisters per second of the writer.
 const WRITES: u64 = 10_000;
 
-/// What the other processor is kept busy with.
+/// The work of the second thread.
 struct LoadThread<'a> {
     stop: Arc<AtomicBool>,
     work: Box<dyn FnOnce() + Send + 'a>,
 }
 
 impl<'a> LoadThread<'a> {
-    /// Does what `cell` says, over and over.
+    /// Runs the operation of `cell` in a loop.
     fn reader(fixture: &'a Fixture, cell: Cell, mut candidate: BoxedCandidate) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
         let work = Box::new(move || {
-            // Relaxed: a flag that orders nothing.
+            // Relaxed: a flag that orders no other memory.
             while !ended.load(Ordering::Relaxed) {
-                candidate.pass(cell.case, cell.pattern, fixture.addresses(), cell.shape.range_bytes(), 10_000);
+                candidate.pass(
+                    cell.case,
+                    cell.pattern,
+                    fixture.addresses(),
+                    cell.shape.range_bytes(),
+                    10_000,
+                );
             }
         });
         Self { stop, work }
     }
 
-    /// Registers and unregisters a page behind all others, so often in a second.
+    /// Registers and unregisters a page behind all regions, `rate` times per second.
     fn writer(fixture: &'a Fixture, rate: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = stop.clone();
@@ -244,7 +249,7 @@ impl<'a> LoadThread<'a> {
             let mut due = Instant::now();
             while !ended.load(Ordering::Relaxed) {
                 if let Ok(registration) = fixture.space().register(&page) {
-                    // Nobody maps it, so nothing refuses.
+                    // There are no mappings, so it is not refused.
                     let _ = registration.unregister();
                 }
                 due = (due + pace).max(Instant::now());
@@ -256,14 +261,14 @@ impl<'a> LoadThread<'a> {
         Self { stop, work }
     }
 
-    /// Runs `measure` while the other thread works.
+    /// Runs `measure` while the second thread works.
     fn during<R>(self, measure: impl FnOnce() -> R) -> R {
         let Self { stop, work } = self;
         std::thread::scope(|scope| {
             let other = scope.spawn(work);
             let measured = measure();
             stop.store(true, Ordering::Relaxed);
-            // A panic in there is a panic here.
+            // A panic of the second thread is passed on.
             if let Err(panic) = other.join() {
                 std::panic::resume_unwind(panic);
             }
@@ -272,8 +277,8 @@ impl<'a> LoadThread<'a> {
     }
 }
 
-/// Registers and unregisters one more page behind all regions, without pinning anything: with nobody to tell, or with a
-/// translator at work on the other processor.
+/// Registers and unregisters another page behind all regions without pinning: without a translator, or with one at work on
+/// another processor.
 ///
 /// # Errors
 /// [`Interrupted`].

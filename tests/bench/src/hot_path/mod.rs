@@ -1,7 +1,7 @@
-//! What a counted translation costs, next to the machine's limit and to others, all in one run.
+//! Time of a counted translation, next to baselines and to the roofline, in one run.
 //!
-//! A [`fixture::Fixture`] is registered memory of one [`layout::Shape`]; [`candidate::Candidate`]s find addresses in it, in one loop for
-//! all; [`measure`] takes their times in turns, [`plan`] says for which shapes, [`plot`] draws them.
+//! A [`fixture::Fixture`] is registered memory of one [`layout::Shape`]; [`candidate::Candidate`]s look up addresses in it in a
+//! common loop; [`measure`] times them in turns, [`plan`] chooses the shapes, [`plot`] draws the times.
 
 pub mod baselines;
 pub mod candidate;

@@ -1,4 +1,4 @@
-//! A part of real memory, registered by itself.
+//! A part of real memory, registered as a region.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// `None` when they do not all lie inside.
+    /// `None` if the part is not inside the memory.
     #[must_use]
     pub(super) fn new(memory: &'a GuestMemory, at: u64, bytes: u64) -> Option<Self> {
         let offset = at.checked_sub(memory.ua().raw())?;
@@ -23,7 +23,7 @@ impl<'a> Part<'a> {
     }
 }
 
-// SAFETY: the part lies inside the memory, as `new` checked, and the memory itself makes the promise for all of it.
+// SAFETY: `new` checked that the part lies inside the memory, whose own implementation promises this for all of it.
 #[expect(unsafe_code, reason = "the promise of the trait is the whole memory's")]
 unsafe impl Memory for Part<'_> {
     fn ua(&self) -> UserAddr {

@@ -1,4 +1,4 @@
-//! Which cells are measured, and in which order.
+//! The measured cells and their order.
 
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -9,25 +9,25 @@ use super::layout::{Layout, Pattern, Shape};
 use super::measure::{BackgroundLoad, Cell, Effort, Row, interleaved, registration, under_load};
 use crate::error::BenchError;
 
-/// What to measure.
+/// A plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// Total sizes.
     pub sizes: Vec<u64>,
     /// Numbers of regions.
     pub regions: Vec<u64>,
-    /// How they lie on the host.
+    /// Arrangements on the host.
     pub layouts: Vec<Layout>,
-    /// How often and how long.
+    /// Repetitions and duration.
     pub effort: Effort,
-    /// Every pattern of every case, or only those that say most.
+    /// All patterns of each case, or only the most telling ones.
     pub every_pattern: bool,
-    /// Whether memory is really pinned.
+    /// Whether real memory is pinned.
     pub real: bool,
 }
 
 impl Plan {
-    /// Everything: minutes.
+    /// The full plan; takes minutes.
     #[must_use]
     pub fn full(real: bool) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Plan {
         }
     }
 
-    /// What can be done in half a minute.
+    /// The short plan; takes half a minute.
     #[must_use]
     pub fn quick(real: bool) -> Self {
         Self {
@@ -62,7 +62,7 @@ impl Plan {
         shapes
     }
 
-    /// Case and pattern, as they are measured on every shape.
+    /// The cases and patterns that are measured on each shape.
     fn cases(&self) -> Vec<(Case, Pattern)> {
         let mut cases: Vec<_> = Pattern::ALL.iter().map(|&pattern| (Case::MapUnmap, pattern)).collect();
         let patterns = if self.every_pattern { &Pattern::ALL[..] } else { &[Pattern::Random] };
@@ -73,19 +73,20 @@ impl Plan {
         cases
     }
 
-    /// Measures all of it.
+    /// Measures all cells. `progress` gets the number of shapes that are done and their total.
     ///
     /// # Errors
-    /// [`BenchError::Failed`] when this user cannot pin so much, [`BenchError::Interrupted`].
+    /// [`BenchError::Failed`] if this user may not pin that much, [`BenchError::Interrupted`].
     pub fn measure(&self, cancel: &AtomicBool, progress: &dyn Fn(u64, u64)) -> Result<Vec<Row>, BenchError> {
         let barrier = Fixture::barrier();
         let shapes = self.shapes();
         let mut rows = Vec::new();
         for (done, &shape) in shapes.iter().enumerate() {
             progress(done as u64, shapes.len() as u64);
-            let fixture = if self.real { Fixture::real(shape)? } else { Fixture::invented(shape, barrier.clone())? };
+            let fixture =
+                if self.real { Fixture::real(shape)? } else { Fixture::invented(shape, barrier.clone())? };
             if !self.real {
-                // Before there is a translator.
+                // Before the first translator exists.
                 rows.extend(registration(&fixture, BackgroundLoad::None, self.effort, cancel)?);
             }
             let mut all = fixture.all();

@@ -1,4 +1,4 @@
-//! The picture: for each size a row, for each pattern a panel; what map and unmap cost against the number of regions.
+//! A plot of map and unmap time against the number of regions: one row per size, one panel per pattern.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::candidate::Case;
 use super::layout::{Layout, Pattern, binary_size};
 use super::measure::{BackgroundLoad, Row};
 
-/// A line of a panel: who, on which layout, in which colour, dashed or not.
+/// A curve of a panel.
 struct Line {
     candidate: &'static str,
     layout: Layout,
@@ -109,14 +109,14 @@ fn distinct(values: impl Iterator<Item = u64>) -> Vec<u64> {
     values
 }
 
-/// The powers of ten around all times.
+/// The powers of ten that enclose all times.
 fn decades(rows: &[&Row]) -> (f64, f64) {
     let low = rows.iter().map(|row| row.ns).fold(1.0, f64::min).max(0.01);
     let high = rows.iter().map(|row| row.ns).fold(10.0, f64::max);
     (low.log10().floor(), high.log10().ceil())
 }
 
-/// One system of axes.
+/// A coordinate system.
 struct Panel<'a> {
     left: f64,
     top: f64,

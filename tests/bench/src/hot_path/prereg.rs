@@ -1,18 +1,18 @@
-//! prereg itself: a translator, page by page and in lists.
+//! prereg: a translator, page by page and in lists.
 
 use std::hint::black_box;
 
 use prereg::{Mapping, PageShift, Translator, UserAddr};
 
-use super::candidate::{Case, Workload, Candidate, next};
+use super::candidate::{Candidate, Case, Workload, next};
 use super::layout::{Address, Addresses, Pattern};
 
-/// One thread's translator.
+/// A thread's translator.
 #[derive(Debug)]
 pub struct Prereg(pub Translator);
 
 impl Candidate for Prereg {
-    /// `check`: no address leaves without being counted.
+    /// `check`: returns no address, as nothing is counted.
     #[inline(always)]
     fn translate(&mut self, address: Address) -> u64 {
         match self.0.check(UserAddr::new(address.ua), PageShift::K4) {
@@ -38,11 +38,10 @@ impl Candidate for Prereg {
     }
 }
 
-/// Pages of a list: what one H_PUT_TCE_INDIRECT carries.
+/// Pages of a list, as in H_PUT_TCE_INDIRECT.
 const LIST: usize = 512;
 
-/// One thread's translator that holds a list of mappings at a time, as whoever fills a table or starts an I/O does: asked for
-/// the whole list at once, or page by page.
+/// A translator with a list of mappings, as when a table is filled or an I/O starts: mapped at once, or page by page.
 #[derive(Debug)]
 pub struct PreregLists {
     translator: Translator,
@@ -52,7 +51,7 @@ pub struct PreregLists {
 }
 
 impl PreregLists {
-    /// With room for one list, mapped at once or page by page.
+    /// Room for one list, mapped at once or page by page.
     #[must_use]
     pub fn new(translator: Translator, at_once: bool) -> Self {
         Self {
@@ -63,7 +62,7 @@ impl PreregLists {
         }
     }
 
-    /// Maps the pages at hand, looks at each address, and unmaps them.
+    /// Maps the collected pages, reads each address, and unmaps them.
     fn once(&mut self) -> u64 {
         if self.at_once {
             if self.translator.map_list(&self.pages, PageShift::K4, &mut self.mappings).is_err() {
@@ -91,7 +90,7 @@ impl PreregLists {
 }
 
 impl Workload for PreregLists {
-    /// A page that depends on the one before is in no list.
+    /// A page that depends on the previous result cannot be in the same list.
     fn does(&self, case: Case, pattern: Pattern) -> bool {
         case == Case::MapUnmap && pattern != Pattern::Dependent
     }
@@ -113,7 +112,7 @@ impl Workload for PreregLists {
     }
 }
 
-/// A subject did not find what is registered: a defect of the benchmark.
+/// A candidate did not find registered memory: a defect of the benchmark.
 #[cold]
 #[inline(never)]
 pub fn not_found() -> ! {

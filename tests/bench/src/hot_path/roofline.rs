@@ -1,10 +1,9 @@
-//! The limit: what the machine can do when safety costs nothing.
+//! The roofline: the speed of the machine without any safety.
 //!
-//! [`Roofline`] is a flat table of 2 MiB pieces, each a leaf of 4-byte page numbers, with a plain counter for each region, found
-//! by a shift because all regions have one size. It knows no gate: nothing could ever be unregistered. [`Array8`] and
-//! [`Array4`] are one load.
+//! [`Roofline`] is a two-level table: leaves of 4-byte page numbers for 2 MiB each, and a plain counter per region, found by a
+//! shift because all regions have one size. Nothing could ever be unregistered. [`Array8`] and [`Array4`] are a single load.
 //!
-//! Indexing is unchecked, or bounds checks would make the limit look slower than it is.
+//! Indexing is unchecked, because bounds checks would slow the roofline down.
 
 #![expect(unsafe_code, reason = "the limit has no bounds checks")]
 
@@ -24,7 +23,7 @@ const LEAF_PAGES: usize = 512;
 
 /// Page numbers in table memory.
 struct Leaves {
-    /// Atomic only so that a thread may be given the table.
+    /// Atomic only to make the table `Send`.
     at: AtomicPtr<u32>,
     pages: usize,
     memory: Arc<dyn TableMemory>,
@@ -69,31 +68,31 @@ impl fmt::Debug for Leaves {
     }
 }
 
-/// The flat radix with plain counters.
+/// The two-level table with plain counters.
 #[derive(Debug)]
 pub struct Roofline {
     base: u64,
     span: u64,
-    /// Each the beginning of a leaf in `_leaves`; atomic only so that a thread may be given the table.
+    /// The beginnings of leaves in `_leaves`; atomic only to make the table `Send`.
     top: Box<[AtomicPtr<u32>]>,
-    /// Page numbers of all leaves; 0 in gaps. What `top` points into.
+    /// Page numbers of all leaves; 0 in gaps. `top` points into them.
     _leaves: Leaves,
     counts: Box<[AtomicI64]>,
     count_shift: u32,
 }
 
 impl Roofline {
-    /// `hosts` are the host addresses of the pages of `shape`, gaps left out. The leaves are in `memory`: the limit has the
-    /// heap's, and a variant of it the locked huge pages that prereg has.
+    /// `hosts` are the host addresses of the pages of `shape`, gaps left out. The leaves are in `memory`: the heap, or locked
+    /// huge pages like prereg's tables.
     ///
     /// # Panics
-    /// Without memory.
+    /// If there is no memory.
     #[must_use]
     pub fn new(shape: Shape, base: u64, hosts: &[u64], memory: Arc<dyn TableMemory>) -> Self {
         let pieces = (shape.span() >> LEAF_SHIFT) as usize;
         let addresses = shape.addresses(base);
         let in_use = |piece: u64| {
-            // A piece in a gap gets the leaf of zeros.
+            // Entries of gaps point to the leaf of zeros.
             let first = piece << LEAF_SHIFT;
             let stride = shape.region_bytes() * 2;
             first % stride < shape.region_bytes() || stride <= 1 << LEAF_SHIFT
@@ -153,7 +152,7 @@ impl Candidate for Roofline {
     fn map_unmap(&mut self, address: Address) -> u64 {
         let (host, offset) = self.find(address.ua);
         let count = self.count(offset);
-        // Relaxed, load and store: a plain counter that the compiler may not leave out.
+        // Relaxed, load and store: a plain counter that the compiler may not remove.
         count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         count.store(count.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
         host
@@ -173,15 +172,15 @@ impl Candidate for Roofline {
     }
 }
 
-/// One load of 8 bytes a page.
+/// A load of 8 bytes per page.
 #[derive(Debug)]
 pub struct Array8(pub Box<[u64]>);
 
-/// One load of 4 bytes a page.
+/// A load of 4 bytes per page.
 #[derive(Debug)]
 pub struct Array4(pub Box<[u32]>);
 
-/// An array that is all a subject is.
+/// A candidate that is an array.
 macro_rules! array {
     ($name:ident, $load:expr) => {
         impl Candidate for $name {

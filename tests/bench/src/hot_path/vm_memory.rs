@@ -1,5 +1,4 @@
-//! The crate `vm-memory` of rust-vmm, which most virtual machine monitors in Rust use: `find_region`, and its I/O address
-//! translation under the lock it is used with.
+//! The crate `vm-memory` of rust-vmm, which many virtual machine monitors use: `find_region`, and its IOTLB under a lock.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -13,7 +12,7 @@ use super::candidate::Candidate;
 use super::layout::{Address, PAGE, Shape};
 use super::prereg::not_found;
 
-/// `find_region`, in guest memory of the same shape that nobody ever touches.
+/// `find_region` in guest memory of the shape, which is never touched.
 pub(super) struct FindRegion(GuestMemoryMmap<()>);
 
 impl std::fmt::Debug for FindRegion {
@@ -23,7 +22,7 @@ impl std::fmt::Debug for FindRegion {
 }
 
 impl FindRegion {
-    /// `None` when the host does not map so much.
+    /// `None` if the host refuses to map that much.
     #[must_use]
     pub(super) fn new(shape: Shape, base: u64) -> Option<Self> {
         let mut regions = Vec::new();
@@ -55,7 +54,7 @@ impl Candidate for FindRegion {
         self.find(address.ua)
     }
 
-    /// It counts nothing.
+    /// Counts nothing.
     #[inline(always)]
     fn map_unmap(&mut self, address: Address) -> u64 {
         self.find(address.ua)
@@ -67,12 +66,12 @@ impl Candidate for FindRegion {
     }
 }
 
-/// `Iotlb` under its `RwLock`, one entry a region.
+/// `Iotlb` in a `RwLock`, one entry per region.
 #[derive(Debug)]
 pub(super) struct LockedIotlb(RwLock<Iotlb>);
 
 impl LockedIotlb {
-    /// `None` when an entry is refused.
+    /// `None` if an entry is refused.
     #[must_use]
     pub(super) fn new(shape: Shape, base: u64) -> Option<Arc<Self>> {
         let mut table = Iotlb::new();
@@ -100,7 +99,7 @@ impl Candidate for Arc<LockedIotlb> {
         self.find(address.ua, PAGE)
     }
 
-    /// It counts nothing.
+    /// Counts nothing.
     #[inline(always)]
     fn map_unmap(&mut self, address: Address) -> u64 {
         self.find(address.ua, PAGE)

@@ -1,7 +1,7 @@
-//! A small NVMe driver over a vfio-user connection: one admin queue, one I/O queue, nothing waits for interrupts.
+//! A small NVMe driver over a vfio-user connection: one admin queue, one I/O queue, completions are polled.
 //!
-//! Queues and data lie in memory that the server has mapped too; commands, completions and data never go through the
-//! socket, only doorbells do (or not even those, when the server offers its doorbell page).
+//! Queues and data are in memory shared with the server. Only doorbells go through the socket, or through the server's doorbell
+//! page.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,21 +14,21 @@ use prereg_vfio_user::server::Layout;
 use crate::error::BenchError;
 
 const PAGE: u64 = 4096;
-/// Entries of each queue: a page of commands.
+/// Entries of each queue: one page of commands.
 const ENTRIES: u32 = 64;
-/// Commands that may be under way: a queue is never quite full.
+/// Commands that may be in flight: a queue is never quite full.
 pub const MOST_DEPTH: u32 = ENTRIES - 1;
 
-/// Where things lie in the shared memory.
+/// Offsets in the shared memory.
 mod place {
     pub(super) const ADMIN_COMMANDS: u64 = 0;
     pub(super) const ADMIN_COMPLETIONS: u64 = 0x1000;
     pub(super) const COMMANDS: u64 = 0x2000;
     pub(super) const COMPLETIONS: u64 = 0x3000;
     pub(super) const IDENTITY: u64 = 0x4000;
-    /// A page a command.
+    /// A page per command.
     pub(super) const LISTS: u64 = 0x10_0000;
-    /// Data, a slot a command.
+    /// Data, a slot per command.
     pub(super) const DATA: u64 = 0x20_0000;
 }
 
@@ -57,7 +57,7 @@ mod opcode {
     pub(super) const READ: u8 = 0x02;
 }
 
-/// What a command does with its data.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
     /// From the disk.
@@ -66,7 +66,7 @@ pub enum Direction {
     Write,
 }
 
-/// One queue pair as its driver sees it.
+/// The driver's side of a queue pair.
 #[derive(Debug)]
 struct Queue {
     number: u64,
@@ -74,7 +74,7 @@ struct Queue {
     completions: u64,
     tail: u32,
     head: u32,
-    /// The phase that a new completion has.
+    /// The phase bit of a new completion.
     phase: bool,
 }
 
@@ -84,11 +84,11 @@ impl Queue {
     }
 }
 
-/// A controller that is enabled, and its first I/O queue.
+/// An enabled controller and its first I/O queue.
 #[derive(Debug)]
 pub struct Driver {
     client: Client,
-    /// Keeps the memory.
+    /// The shared memory.
     memory: GuestMemory,
     doorbells: Option<SharedMemory>,
     stride: u64,
@@ -101,10 +101,10 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Connects to the controller at `socket` and brings it up, with room for the data of `slots` commands at a time.
+    /// Connects to the controller at `socket` and enables it, with room for the data of `slots` commands in flight.
     ///
     /// # Errors
-    /// [`BenchError::Failed`] with what it answered.
+    /// [`BenchError::Failed`] with the server's error.
     pub fn start(socket: &Path, slots: u32) -> Result<Self, BenchError> {
         let bytes = place::DATA + MOST_BYTES * u64::from(slots.clamp(1, MOST_DEPTH));
         let mut client = Client::connect(socket).map_err(wrong("connecting to the server"))?;
@@ -132,7 +132,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// Whether doorbells go through memory.
+    /// Whether doorbells are written in memory.
     #[must_use]
     pub fn has_doorbell_page(&self) -> bool {
         self.doorbells.is_some()
@@ -149,7 +149,7 @@ impl Driver {
     }
 
     fn enable(&mut self) -> Result<(), BenchError> {
-        // Memory and bus master, as every driver's first step.
+        // Memory space and bus mastering.
         let command = 6u16.to_le_bytes();
         self.client.region_write(Layout::CONFIG, 4, &command).map_err(wrong("enabling bus mastering"))?;
         let strides = self.register(register::CAP + 4)? & 0xf;
@@ -191,7 +191,7 @@ impl Driver {
         Ok(())
     }
 
-    /// An admin command, to its end.
+    /// Executes an admin command.
     fn command(&mut self, opcode: u8, nsid: u32, data: u64, words: [u32; 2]) -> Result<(), BenchError> {
         let at = self.admin.commands + u64::from(self.admin.tail) * 64;
         let entry =
@@ -222,10 +222,11 @@ impl Driver {
         }
     }
 
-    /// Puts a command for `bytes` at block `block` into the queue, with the data in slot `slot`; rings nothing.
+    /// Writes a command for `bytes` at block `block` into the queue, with the data in slot `slot`, without ringing the
+    /// doorbell.
     ///
     /// # Errors
-    /// When there is no such slot.
+    /// If there is no such slot.
     pub fn put_command(
         &mut self,
         direction: Direction,
@@ -260,10 +261,10 @@ impl Driver {
         Ok(())
     }
 
-    /// Puts a number into the data of a slot, `offset` bytes (a multiple of 4) from its beginning.
+    /// Writes a number into the data of a slot, at byte `offset` (a multiple of 4).
     ///
     /// # Errors
-    /// When there is no such slot.
+    /// If there is no such slot.
     pub fn put_data(&self, slot: u32, offset: u64, value: u32) -> Result<(), BenchError> {
         let at = place::DATA + u64::from(slot) * MOST_BYTES + offset;
         self.memory.store_u32(at, value).map_err(outside)
@@ -275,18 +276,18 @@ impl Driver {
         self.memory.load_u32(place::DATA + u64::from(slot) * MOST_BYTES + offset).unwrap_or(0)
     }
 
-    /// Tells the controller of the commands that were put.
+    /// Rings the doorbell for the commands in the queue.
     ///
     /// # Errors
-    /// When the server is gone.
+    /// If the server is gone.
     pub fn ring(&mut self) -> Result<(), BenchError> {
         self.ring_commands(false)
     }
 
-    /// Takes completions as long as there are, and tells the controller.
+    /// Consumes all completions and rings their doorbell.
     ///
     /// # Errors
-    /// When a command failed, or the server is gone.
+    /// If a command failed, or the server is gone.
     pub fn take(&mut self, mut done: impl FnMut(u32)) -> Result<u32, BenchError> {
         let mut taken = 0;
         while let Some((slot, status)) = self.next_completion(false) {
@@ -340,7 +341,7 @@ impl Driver {
     }
 }
 
-/// The page of the doorbells, if the server lets it be mapped.
+/// The doorbell page, if the server allows mapping it.
 fn doorbell_page(client: &mut Client) -> Result<Option<SharedMemory>, BenchError> {
     let (info, descriptor) = client.region_info(Layout::BAR0).map_err(wrong("asking for BAR 0"))?;
     let Some(descriptor) = descriptor else { return Ok(None) };

@@ -1,9 +1,9 @@
-//! What one I/O of the NVMe controller costs, next to plain I/O: our own driver in this process, the server in another,
-//! memory shared between them.
+//! Cost of one I/O of the NVMe controller, next to plain I/O: the driver in this process, the server in another one, with
+//! shared memory.
 //!
-//! The candidates take turns: each repetition runs a batch of I/Os against each of them once. A batch is a number of random,
-//! aligned I/Os with so many under way at a time. The server's processor time is what the kernel counts for all its
-//! threads, the work of the kernel for their I/O included where it runs in their context.
+//! The candidates take turns: each repetition runs one batch against each of them. A batch is a number of random aligned I/Os
+//! with a fixed queue depth. The server's processor time is that of all its threads, including the kernel's work in their
+//! context.
 
 pub mod driver;
 pub mod pinning;
@@ -23,10 +23,10 @@ use self::shape::{Batch, Shape};
 use crate::error::{BenchError, check};
 use crate::stats::{Summary, median_ratio};
 
-/// What is to be measured.
+/// A plan.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where the disks are made.
+    /// The folder of the disks.
     pub folder: PathBuf,
     /// Bytes of each disk.
     pub disk: u64,
@@ -36,44 +36,44 @@ pub struct Plan {
     pub batch: u32,
     /// Whether doorbells are rung through a shared page instead of messages.
     pub mapped_doorbells: bool,
-    /// The program `prereg`, started as the servers.
+    /// The program `prereg`, which runs as the servers.
     pub program: PathBuf,
 }
 
-/// One line of the result.
+/// A row of the result.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// `read` or `write`.
     pub operation: &'static str,
     /// Bytes of each I/O.
     pub bytes: u64,
-    /// I/Os under way at a time.
+    /// Queue depth.
     pub depth: u32,
     /// `fixed`, `plain`, `pin-per-io`.
     #[serde(rename = "subject")]
     pub candidate: &'static str,
-    /// I/Os in a second, in the middle of the repetitions.
+    /// I/Os per second, the median of the repetitions.
     pub iops: f64,
-    /// Microseconds of the server's processor time for an I/O: in the middle, least, most.
+    /// Microseconds of the server's processor time per I/O: the median.
     pub cpu_us: f64,
-    /// The least.
+    /// The minimum.
     pub cpu_us_low: f64,
-    /// The most.
+    /// The maximum.
     pub cpu_us_high: f64,
-    /// Processor time over plain I/O's, the middle of the repetitions' own ratios.
+    /// Processor time relative to plain I/O, the median of the repetitions' ratios.
     pub ratio_to_plain: f64,
 }
 
-/// Everything measured.
+/// The results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Results {
-    /// The file system's answer to O_DIRECT.
+    /// Whether the file system allows O_DIRECT.
     pub direct: bool,
-    /// Doorbells through memory.
+    /// Whether doorbells are written in memory.
     pub doorbell_page: bool,
     /// Repetitions.
     pub repetitions: u32,
-    /// The lines.
+    /// The rows.
     pub rows: Vec<Row>,
 }
 
@@ -89,7 +89,7 @@ const SHAPES: [(Direction, u64, u32); 8] = [
     (Direction::Write, 128 << 10, 32),
 ];
 
-/// A server and the driver that is connected to it.
+/// A server and the driver connected to it.
 struct Served {
     server: ServerProcess,
     driver: Driver,
@@ -143,7 +143,7 @@ impl Served {
 }
 
 impl Plan {
-    /// Makes the disks, runs everything, removes the disks.
+    /// Makes the disks, measures all shapes, removes the disks.
     ///
     /// # Errors
     /// [`BenchError::Failed`], [`BenchError::Interrupted`].
@@ -165,7 +165,7 @@ impl Plan {
             let shape = Shape { direction, bytes, depth };
             let count = if bytes > 4 << 10 { self.batch / 4 } else { self.batch };
             let mut batches: [Vec<Batch>; 3] = [Vec::new(), Vec::new(), Vec::new()];
-            // The first round warms up and is not counted.
+            // The first round is a warm-up.
             for round in 0..=self.repetitions {
                 check(cancel)?;
                 let blocks = random_places(u64::from(round), count, self.disk / bytes);
@@ -212,7 +212,7 @@ impl Plan {
     }
 }
 
-/// A folder that goes with its contents.
+/// A folder that is removed with its contents.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -226,12 +226,12 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // What is left is named like us and in the folder that the user chose.
+        // The folder's name says to which program leftovers belong.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Really written: holes would be read without the disk.
+/// Writes every block: holes would be read without the disk.
 fn fill(path: &Path, bytes: u64) -> std::io::Result<()> {
     use std::io::Write;
     let mut file = std::fs::File::create(path)?;
@@ -242,7 +242,8 @@ fn fill(path: &Path, bytes: u64) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// `count` places below `places`, the same for the same seed (a linear congruential generator: Knuth's MMIX constants).
+/// `count` random block numbers below `places`, determined by `seed` (a linear congruential generator with Knuth's MMIX
+/// constants).
 fn random_places(seed: u64, count: u32, places: u64) -> Vec<u64> {
     let mut state = seed;
     (0..count)

@@ -1,7 +1,7 @@
-//! The other way to do device I/O: memory is pinned when an I/O begins and unpinned when it ends.
+//! Pinning per I/O: memory is pinned when an I/O starts and unpinned when it completes.
 //!
-//! Done in this process, without queues, messages or a client: what is counted is registering, the transfer and
-//! unregistering alone, so it is the least that a server of this kind would need.
+//! Runs in this process, without queues, messages or a client: the cost is that of registering, the transfer and unregistering,
+//! the minimum for a server of this kind.
 #![expect(unsafe_code, reason = "an I/O ring is given guest memory on its owner's promise")]
 
 use std::fs::{File, OpenOptions};
@@ -28,7 +28,7 @@ pub struct PerIo {
     direct: bool,
 }
 
-/// What an I/O holds until it is done.
+/// State of an I/O in flight.
 #[derive(Debug)]
 struct Held {
     slot: u32,
@@ -36,7 +36,7 @@ struct Held {
 }
 
 impl PerIo {
-    /// Opens `disk`, direct where that can be had.
+    /// Opens `disk`, with O_DIRECT if the file system allows it.
     ///
     /// # Errors
     /// [`BenchError::Failed`].
@@ -61,13 +61,13 @@ impl PerIo {
         Ok(Self { ring, space, translator, buffers: Vec::new(), direct })
     }
 
-    /// Whether the file is read and written past the page cache.
+    /// Whether the file bypasses the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.direct
     }
 
-    /// One I/O for each of `places`.
+    /// One I/O per element of `places`.
     ///
     /// # Errors
     /// [`BenchError::Failed`].
@@ -103,7 +103,7 @@ impl PerIo {
         Ok(Batch { wall: start.elapsed(), cpu: cpu_time_of(std::process::id())?.saturating_sub(cpu) })
     }
 
-    /// As many as can be under way, of the size that is asked for.
+    /// Allocates a buffer per I/O in flight.
     fn make_buffers(&mut self, shape: &Shape) -> Result<(), BenchError> {
         self.buffers = (0..shape.depth)
             .map(|_| GuestMemory::anonymous(shape.bytes))
@@ -128,7 +128,7 @@ impl PerIo {
             Direction::Read => Transfer::Read(offset),
             Direction::Write => Transfer::Write(offset),
         };
-        // SAFETY: the buffer is mapped as long as `self` lives, nobody has a reference into it, and the ring is dropped
+        // SAFETY: the buffer stays mapped as long as `self` lives, there are no references into it, and the ring is dropped
         // before it.
         let begun =
             unsafe { self.ring.transfer(transfer, Pieces::new(at, piece), Held { slot, registration }) };

@@ -1,4 +1,4 @@
-//! The server under measurement: this program in a process of its own, and what the kernel says that it used.
+//! The measured server: `prereg serve` in its own process, and the processor time that it used.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,7 +15,7 @@ pub enum Buffers {
     Plain,
 }
 
-/// A `prereg serve` that ends with this.
+/// A running `prereg serve`, killed when dropped.
 #[derive(Debug)]
 pub struct ServerProcess {
     child: Child,
@@ -24,10 +24,10 @@ pub struct ServerProcess {
 }
 
 impl ServerProcess {
-    /// Serves `disk` at a socket in `folder`.
+    /// Starts `program` as a server of `disk` at a socket in `folder`.
     ///
     /// # Errors
-    /// [`BenchError::Failed`] when it does not come up within 10 seconds.
+    /// [`BenchError::Failed`] if it does not listen within 10 seconds.
     pub fn start(
         program: &Path,
         folder: &Path,
@@ -69,7 +69,7 @@ impl ServerProcess {
         Ok(server)
     }
 
-    /// Processor time that all its threads have used.
+    /// Processor time of all its threads.
     ///
     /// # Errors
     /// As [`cpu_time_of`].
@@ -78,17 +78,17 @@ impl ServerProcess {
     }
 }
 
-/// Processor time that all threads of a process have used that live now.
+/// Processor time of all live threads of a process.
 ///
 /// # Errors
-/// [`BenchError::Failed`] where the kernel does not say (CONFIG_SCHED_INFO), or the process is gone.
+/// [`BenchError::Failed`] if the kernel does not count it (CONFIG_SCHED_INFO), or the process is gone.
 pub fn cpu_time_of(process: u32) -> Result<Duration, BenchError> {
     let tasks = PathBuf::from(format!("/proc/{process}/task"));
     let wrong = |error: std::io::Error| BenchError::failed("reading a server's processor time", error);
     let mut sum = Duration::ZERO;
     for task in std::fs::read_dir(tasks).map_err(wrong)? {
         let statistics = std::fs::read_to_string(task.map_err(wrong)?.path().join("schedstat"));
-        // A thread that ended meanwhile; those that matter live as long as their client.
+        // The thread ended meanwhile; the measured ones live as long as their client.
         let Ok(statistics) = statistics else { continue };
         let nanoseconds = statistics.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0);
         sum += Duration::from_nanos(nanoseconds);
@@ -98,7 +98,7 @@ pub fn cpu_time_of(process: u32) -> Result<Duration, BenchError> {
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
-        // Gone already if it failed; what it said is printed.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,21 +1,21 @@
-//! A batch of I/Os: what each is like, and what all of them took.
+//! A batch of I/Os: its shape and its duration.
 
 use std::time::Duration;
 
 use super::driver::Direction;
 
-/// What every I/O of a batch is like.
+/// The shape of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// To or from the disk.
     pub direction: Direction,
-    /// How long.
+    /// Bytes of each I/O.
     pub bytes: u64,
-    /// How many at a time.
+    /// Queue depth.
     pub depth: u32,
 }
 
-/// What a batch took.
+/// The duration of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Batch {
     /// From the first command to the last completion.
