@@ -1,13 +1,13 @@
-//! The folder outside the checkout that keeps what was fetched and built.
+//! The cache folder of downloads and builds, outside of the checkout.
 //!
-//! A part of it that takes several steps is finished when its stamp is written; an interrupted one is begun anew.
+//! A part that takes several steps is complete when its stamp is written; an interrupted one starts again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// The stamp of a finished part.
+/// The stamp of a complete part.
 const STAMP: &str = ".complete";
 
 /// A folder below `$XDG_CACHE_HOME/prereg`.
@@ -20,7 +20,7 @@ impl Cache {
     /// The folder `name` of this user's cache.
     ///
     /// # Errors
-    /// [`Error::NoCache`] without a home, [`Error::File`] when the folder cannot be made.
+    /// [`Error::NoCache`] without a home, [`Error::File`] if the folder cannot be made.
     pub fn open(name: &str) -> Result<Self, Error> {
         let set = |key| std::env::var_os(key).filter(|value| !value.is_empty()).map(PathBuf::from);
         let base = set("XDG_CACHE_HOME").filter(|path| path.is_absolute());
@@ -30,22 +30,22 @@ impl Cache {
         Ok(Self { root })
     }
 
-    /// Throws away everything in it.
+    /// Removes everything in it.
     pub fn clear(&self) -> Result<(), Error> {
         remove(&self.root)?;
         fs::create_dir_all(&self.root).map_err(Error::file(&self.root))
     }
 
-    /// The folder `name`, made if need be.
+    /// The folder `name`; made if it does not exist.
     pub fn folder(&self, name: &str) -> Result<PathBuf, Error> {
         let folder = self.root.join(name);
         fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
         Ok(folder)
     }
 
-    /// The folder `name` filled by `fill` if it is not finished yet, and what its stamp says.
+    /// The folder `name`, filled by `fill` unless it is complete, and the text of its stamp.
     ///
-    /// `fill` gets the empty folder and returns what is to stand in the stamp.
+    /// `fill` gets the empty folder and returns the text of the stamp.
     pub fn filled(
         &self,
         name: &str,
@@ -71,7 +71,7 @@ fn remove(folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// Writes `text` to `path` unless it is there already, so that build programs see no change where there is none.
+/// Writes `text` to `path` unless the file has this text, so that build programs see no change.
 pub fn write_changed(path: &Path, text: &[u8]) -> Result<(), Error> {
     if fs::read(path).is_ok_and(|old| old == text) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Running other programs: their output on success, everything that explains it on failure.
+//! Running other programs: returns their output, or an error that explains the failure.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -8,10 +8,10 @@ use std::thread;
 
 use crate::error::Error;
 
-/// Lines of a failed program's output that are shown.
+/// Lines of a failed program's output in the error.
 const SHOWN: usize = 40;
 
-/// Runs `command` to its end and returns what it printed.
+/// Runs `command` and returns its output.
 ///
 /// # Errors
 /// [`Error::Start`], or [`Error::Failed`] with the end of its output.
@@ -24,16 +24,16 @@ pub(crate) fn run(command: &mut Command) -> Result<String, Error> {
     Err(failed(command, &output, &all))
 }
 
-/// Runs `command` with `input` and returns what comes out, as it is.
+/// Runs `command` with `input` and returns its output as bytes.
 ///
 /// # Errors
-/// [`Error::Start`], or [`Error::Failed`] with what it said beside.
+/// [`Error::Start`], or [`Error::Failed`] with its error output.
 pub(crate) fn run_into(command: &mut Command, input: &[u8]) -> Result<Vec<u8>, Error> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(|source| unstarted(command, source))?;
     let pipe = child.stdin.take();
     let output = thread::scope(|scope| {
-        // One who does not read it all says why at his end.
+        // A program that does not read all of its input reports the reason itself.
         scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(input)));
         child.wait_with_output().map_err(|source| unstarted(command, source))
     })?;
@@ -63,7 +63,7 @@ fn spelled(command: &Command) -> String {
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-/// Programs that were unpacked into a folder instead of installed, in front of the machine's own.
+/// Unpacked programs that take precedence over installed ones.
 #[derive(Clone, Debug)]
 pub(crate) struct Tools {
     root: PathBuf,
@@ -71,7 +71,7 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    /// Programs below `root`, whose libraries are in the folders of `triplet`, Debian's name of the machine's kind.
+    /// Programs below `root`, with libraries in the folders of `triplet`, Debian's name of the architecture.
     pub(crate) fn at(root: &Path, triplet: &str) -> Self {
         Self { root: root.to_owned(), libraries: Path::new("usr/lib").join(triplet) }
     }
@@ -79,7 +79,7 @@ impl Tools {
     /// A command that finds these programs and their libraries first.
     pub(crate) fn command(&self, program: &str) -> Command {
         let unpacked = self.root.join("usr/bin").join(program);
-        // By its full name where there is one: the search path of a command is not used to find the command itself.
+        // By its full path: the search path of a command is not used to find the command itself.
         let mut command =
             Command::new(if unpacked.exists() { unpacked.as_os_str() } else { OsStr::new(program) });
         command.env("PATH", before("PATH", &[self.root.join("usr/bin")]));
@@ -90,7 +90,7 @@ impl Tools {
         command
     }
 
-    /// The file `name` below the folder of shared data, if it was unpacked here.
+    /// The file `name` of the shared data, if it was unpacked here.
     pub(crate) fn shared(&self, name: &str) -> Option<PathBuf> {
         Some(self.root.join("usr/share").join(name)).filter(|path| path.exists())
     }
@@ -100,6 +100,6 @@ impl Tools {
 fn before(key: &str, folders: &[PathBuf]) -> OsString {
     let old = std::env::var_os(key).unwrap_or_default();
     let rest = std::env::split_paths(&old).filter(|path| !path.as_os_str().is_empty());
-    // A folder with a colon in its name cannot stand in a search path; the rest is still of use.
+    // A folder with a colon in its name cannot be in a search path; the others still can.
     std::env::join_paths(folders.iter().cloned().chain(rest)).unwrap_or(old)
 }

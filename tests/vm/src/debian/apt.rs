@@ -1,8 +1,7 @@
-//! Packages from the machine's own mirror, for any Debian architecture and suite, without touching the machine.
+//! Packages of any Debian architecture and suite from the machine's mirror, without changing the machine.
 //!
-//! apt itself does the work, with a folder of ours for lists and archives, so signatures and sums are checked as always,
-//! no architecture is added to the machine, nothing is installed, and no privilege is needed. The mirror is whatever the
-//! machine's apt is set up with.
+//! apt fetches them with its own folder for lists and archives: signatures and checksums are checked as usual, no architecture
+//! is added, nothing is installed, and no privilege is needed. The mirror is the one that the machine's apt is configured with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use crate::cache;
 use crate::error::Error;
 use crate::tool::{self, run};
 
-/// Debian's keys; without the file apt's own trusted keys count.
+/// Debian's keys; without the file, apt uses its own trusted keys.
 const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// One suite of an archive.
@@ -24,10 +23,10 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// Debian's suites that this machine's apt is set up with, its release first.
+    /// The Debian suites that this machine's apt is configured with, its release first.
     ///
     /// # Errors
-    /// [`Error::NoMirror`] when there is none.
+    /// [`Error::NoMirror`] if there is none.
     pub(crate) fn of_machine() -> Result<Vec<Self>, Error> {
         let sources = Self::parse(&run(Command::new("apt-get").args(["update", "--print-uris"]))?);
         if sources.is_empty() { Err(Error::NoMirror) } else { Ok(sources) }
@@ -53,7 +52,7 @@ impl Source {
     }
 }
 
-/// apt with lists and archives of its own.
+/// apt with its own lists and archives.
 #[derive(Clone, Debug)]
 pub(crate) struct Apt {
     folder: PathBuf,
@@ -62,13 +61,13 @@ pub(crate) struct Apt {
 }
 
 impl Apt {
-    /// Sets up `folder` for packages of `architecture` from `sources` and fetches the lists.
+    /// Configures `folder` for packages of `architecture` from `sources` and fetches the lists.
     pub(crate) fn new(folder: &Path, architecture: &str, sources: &[Source]) -> Result<Self, Error> {
         for part in ["lists/partial", "archives/partial"] {
             let part = folder.join(part);
             fs::create_dir_all(&part).map_err(Error::file(&part))?;
         }
-        // To apt nothing is installed: what this machine has may be of another kind, or gone tomorrow.
+        // apt sees no installed packages: those of this machine may have another architecture or be removed later.
         let status = folder.join("status");
         cache::write_changed(&status, b"")?;
         let list = folder.join("sources.list");
@@ -90,7 +89,7 @@ impl Apt {
         command
     }
 
-    /// The packages that `name` depends on, as its newest version writes them.
+    /// The dependencies of the newest version of `name`.
     pub(crate) fn depends(&self, name: &str) -> Result<Vec<String>, Error> {
         let shown = run(self.command("apt-cache").args(["show", "--no-all-versions", name]));
         let line =
@@ -101,7 +100,7 @@ impl Apt {
         Ok(line.split(',').filter_map(|word| Some(word.split_whitespace().next()?.to_owned())).collect())
     }
 
-    /// Fetches exactly the packages `names`.
+    /// Fetches the packages `names` without dependencies.
     pub(crate) fn fetch(&self, names: &[String]) -> Result<Vec<PathBuf>, Error> {
         let folder = self.folder.join("fetched");
         fs::create_dir_all(&folder).map_err(Error::file(&folder))?;
@@ -109,12 +108,12 @@ impl Apt {
         packages(&folder)
     }
 
-    /// Fetches `names` and whatever they need, from the last of the suites where it has them.
+    /// Fetches `names` with dependencies, from the last suite that has them.
     pub(crate) fn fetch_with_dependencies(&self, names: &[&str]) -> Result<Vec<PathBuf>, Error> {
         let order = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
         let mut command = self.command("apt-get");
         command.args(order).args(names);
-        // Backports give what is not asked for by its suite only when nobody else has it.
+        // apt takes a package from backports only if asked for that suite, or if no other suite has it.
         if let Some(suite) = self.suites.last().filter(|suite| suite.ends_with("-backports")) {
             command.args(["-t", suite]);
         }
@@ -133,7 +132,7 @@ fn packages(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(packages)
 }
 
-/// apt's settings for a folder of its own. Read last, so they win over the machine's; its proxies stay in force.
+/// apt's configuration for its own folder. Read last, so it overrides the machine's; the machine's proxies stay in effect.
 fn configuration(folder: &Path, list: &Path, status: &Path, architecture: &str) -> String {
     let at = folder.display();
     let (list, status) = (list.display(), status.display());
@@ -156,9 +155,9 @@ fn configuration(folder: &Path, list: &Path, status: &Path, architecture: &str) 
          #clear DPkg::Post-Invoke;\n\
          Acquire::Languages \"none\";\n\
          Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
-         // The user that apt becomes to fetch cannot see into a home.\n\
+         // The user that apt switches to cannot read home directories.\n\
          APT::Sandbox::User \"\";\n\
-         // Nothing of the machine changes, so its locks are not ours to take.\n\
+         // Nothing of the machine changes, so its locks are not needed.\n\
          Debug::NoLocking \"true\";\n"
     )
 }
@@ -168,7 +167,7 @@ pub(crate) fn unpack(package: &Path, folder: &Path) -> Result<(), Error> {
     run(Command::new("dpkg-deb").arg("--extract").arg(package).arg(folder)).map(|_| ())
 }
 
-/// Unpacks the files of `package` that match tar's `patterns`, each of which must match something.
+/// Unpacks the files of `package` that match tar's `patterns`, each of which must match a file.
 pub(crate) fn unpack_some(package: &Path, folder: &Path, patterns: &[&str]) -> Result<(), Error> {
     let mut source = Command::new("dpkg-deb");
     source
@@ -194,13 +193,13 @@ pub(crate) fn unpack_some(package: &Path, folder: &Path, patterns: &[&str]) -> R
     })
 }
 
-/// Whether `package` is the C library: it belongs to its loader, and a program that the machine's own loader starts must
-/// have the machine's own.
+/// Whether `package` is the C library. It belongs to its loader, and a program that the machine's loader starts needs the
+/// machine's C library.
 pub(crate) fn is_libc(package: &Path) -> bool {
     package.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libc6_"))
 }
 
-/// The name of `architecture` in the paths of libraries.
+/// The name of `architecture` in library paths.
 pub(crate) fn triplet(architecture: &str) -> String {
     match architecture {
         "amd64" => "x86_64-linux-gnu".to_owned(),

@@ -1,8 +1,8 @@
-//! Taking the kernel proper out of a bzImage, as the x86 boot protocol describes it.
+//! Unpacks the kernel in a bzImage, as the x86 boot protocol defines it.
 //!
-//! An emulated processor needs a second to unpack its own kernel; QEMU starts the ELF file inside directly. The head of a
-//! bzImage (offset 0x1f1 on) says how many sectors of setup precede the rest and where in it the packed payload lies; the
-//! payload is an ordinary zstd or xz stream with the unpacked size in four bytes behind it.
+//! An emulated processor needs a second to unpack its kernel; QEMU starts the ELF file directly. The header of a bzImage (from
+//! offset 0x1f1) has the number of setup sectors and the place of the compressed payload: a zstd, xz or gzip stream, followed
+//! by the unpacked size in four bytes.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::sysroot::Sysroot;
 use crate::error::Error;
 use crate::tool::run_into;
 
-/// A packing that Debian's kernels have.
+/// A compression of Debian's kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Packing {
     Zstd,
@@ -19,7 +19,7 @@ enum Packing {
     Gzip,
 }
 
-/// The packed part of a bzImage.
+/// The compressed part of a bzImage.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Payload<'a> {
     packing: Packing,
@@ -29,7 +29,7 @@ struct Payload<'a> {
 /// Unpacks the kernel in `image` to `elf`, with programs of `root`.
 ///
 /// # Errors
-/// [`Error::Format`] when `image` is no bzImage that is packed in a known way.
+/// [`Error::Format`] if `image` is no bzImage with a known compression.
 pub(crate) fn unpack(root: &Sysroot, image: &Path, elf: &Path) -> Result<(), Error> {
     let bytes = fs::read(image).map_err(Error::file(image))?;
     let payload = Payload::of(&bytes).map_err(|why| Error::Format {
@@ -58,7 +58,7 @@ impl<'a> Payload<'a> {
         }
         let short = "it is shorter than its header says";
         let sectors = match image.get(0x1f1) {
-            // As the protocol has it, from times when the field did not exist.
+            // As the protocol requires: old images have 0 in this field.
             Some(0) => 4,
             Some(sectors) => usize::from(*sectors),
             None => return Err(short),
@@ -81,7 +81,7 @@ impl<'a> Payload<'a> {
 mod tests {
     use super::*;
 
-    /// One sector of setup, the header in its place, and a payload 16 bytes into the rest.
+    /// A setup sector, the header in its place, and a payload 16 bytes into the rest.
     fn image(payload: &[u8]) -> Vec<u8> {
         let mut image = vec![0; 2 * 512 + 16];
         image[0x1f1] = 1;

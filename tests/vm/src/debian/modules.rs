@@ -1,7 +1,7 @@
-//! Modules of a kernel: found by name, unpacked, with those they need first.
+//! Kernel modules: finds them by name, unpacks them and orders them by their dependencies.
 //!
-//! A module says in its own section of facts which others it needs, as `depends=a,b`. What no file is found for is built
-//! into the kernel or does not exist; the guest notices when it loads the rest.
+//! A module lists its dependencies in its information section, as `depends=a,b`. A module without a file is built into the
+//! kernel or does not exist; then the guest fails to load those that depend on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ pub(crate) struct Drivers {
     files: BTreeMap<String, PathBuf>,
 }
 
-/// A module as the kernel loads it.
+/// A module that the kernel can load.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Driver {
     pub(crate) name: String,
@@ -42,7 +42,7 @@ impl Drivers {
         Ok(Self { files })
     }
 
-    /// The modules `names` and what they need, in the order of loading; xz comes from `root`.
+    /// The modules `names` and their dependencies in load order; `root` has xz.
     pub(crate) fn with_dependencies(&self, root: &Sysroot, names: &[&str]) -> Result<Vec<Driver>, Error> {
         let mut loaded = Vec::new();
         let mut visited = BTreeSet::new();
@@ -72,7 +72,7 @@ impl Drivers {
     }
 }
 
-/// A file name has `-` or `_` as its author liked; the kernel takes them for the same.
+/// File names have `-` or `_`, which the kernel treats alike.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -91,7 +91,7 @@ fn read(root: &Sysroot, path: &Path) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// The names behind `depends=` in a module's facts, which end in zeros.
+/// The names behind `depends=` in the information section, whose entries end in zeros.
 fn dependencies(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let at = module.windows(KEY.len()).position(|window| window == KEY);
@@ -127,7 +127,7 @@ mod tests {
         ] {
             fs::write(path, text).expect("a writable folder");
         }
-        // Nothing here is packed, so no program of it is started.
+        // No module here is compressed, so no program is started.
         fs::create_dir_all(folder.path().join("usr/lib/x86_64-linux-gnu")).expect("a writable folder");
         fs::write(folder.path().join("usr/lib/x86_64-linux-gnu/ld-x"), "").expect("a writable folder");
         let root = Sysroot::at(folder.path(), "amd64").expect("it has a loader");

@@ -1,8 +1,8 @@
 //! Programs of another Debian release than the machine's, started without installing them.
 //!
-//! Their packages are unpacked into a folder together with all that they need, libc included, and each program is started
-//! by the loader that came along. So nothing of the machine's own libraries is used, no environment is changed for
-//! the program's children, and no privilege is needed as for chroot.
+//! Their packages are unpacked into a folder with all dependencies, libc included, and the loader among them starts each
+//! program. The machine's libraries are not used, the environment of child processes is not changed, and no privilege is
+//! needed, unlike chroot.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,16 +13,16 @@ use super::apt::triplet;
 use crate::error::Error;
 use crate::tool::run;
 
-/// Unpacked packages with their own loader.
+/// Unpacked packages with their loader.
 #[derive(Clone, Debug)]
 pub(crate) struct Sysroot {
     folder: PathBuf,
-    /// The folders of libraries, as the loader takes them.
+    /// The library folders, in the loader's format.
     libraries: OsString,
     loader: PathBuf,
 }
 
-/// A file of the folder and where a program expects it.
+/// A file of the folder, and the path where programs expect it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Dependency {
     pub(crate) source: PathBuf,
@@ -31,7 +31,7 @@ pub(crate) struct Dependency {
 }
 
 impl Sysroot {
-    /// What was unpacked into `folder`, for Debian's `architecture`.
+    /// The packages unpacked into `folder`, of Debian's `architecture`.
     ///
     /// # Errors
     /// [`Error::Missing`] without a loader.
@@ -46,7 +46,7 @@ impl Sysroot {
             what: "loader ld-*".to_owned(),
             remedy: "--fresh fetches it anew",
         })?;
-        // Some packages keep libraries in a folder of their own, which they name by its place on an installed machine.
+        // Some packages have libraries in their own folder, which their programs name by its installed path.
         let own = paths.into_iter().filter(|path| path.is_dir() && has_libraries(path));
         let folders = std::iter::once(libraries.clone()).chain(own);
         let libraries = std::env::join_paths(folders).map_err(|_| Error::Format {
@@ -69,7 +69,7 @@ impl Sysroot {
         })
     }
 
-    /// A command that starts the program at `path`, such as `usr/bin/xz`, with whatever stands `before` it.
+    /// A command that starts the program at `path`, such as `usr/bin/xz`, with the words `before` in front.
     pub(crate) fn command_after(&self, before: &[&str], path: &str) -> Result<Command, Error> {
         let program = self.file(path)?;
         let mut words: Vec<&std::ffi::OsStr> = before.iter().map(std::ffi::OsStr::new).collect();
@@ -85,7 +85,7 @@ impl Sysroot {
         self.command_after(&[], path)
     }
 
-    /// The program at `path`, the loader it names and the libraries it needs, to be put into a guest.
+    /// The program at `path`, its loader and its libraries, as files for a guest.
     pub(crate) fn program_with_dependencies(&self, path: &str) -> Result<Vec<Dependency>, Error> {
         let program = self.file(path)?;
         let mut list = Command::new(&self.loader);
@@ -95,8 +95,8 @@ impl Sysroot {
         Ok(needed)
     }
 
-    /// The files that the loader lists, one a line: `NAME => FILE (ADDRESS)`, the loader itself by its name in the
-    /// program. Libraries go to the folder that every loader looks in.
+    /// Parses the loader's list: a line is `NAME => FILE (ADDRESS)`; the loader has the name that the program gives it.
+    /// Libraries go to the folder that every loader searches.
     fn listed(&self, text: &str) -> Vec<Dependency> {
         let file = |line: &str| {
             let (name, rest) = line.trim().split_once(" => ")?;
@@ -106,7 +106,7 @@ impl Sysroot {
             } else {
                 format!("lib/{name}")
             };
-            // What has no file, such as the kernel's own, is in every guest.
+            // An entry without a file, such as the kernel's vDSO, is in every guest.
             source.starts_with(&self.folder).then_some(Dependency { source, place })
         };
         text.lines().filter_map(file).collect()
@@ -117,7 +117,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Whether there are versioned libraries in `folder`; modules of a program have no version.
+/// Whether `folder` has versioned libraries; plugins of a program have no version.
 fn has_libraries(folder: &Path) -> bool {
     fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| name(&entry.path()).contains(".so."))
 }

@@ -1,8 +1,7 @@
-//! A running machine: its console is read by a thread, written to a file as it comes, and can be answered.
+//! A running emulator with its console, which a thread reads and writes to a file.
 //!
-//! A `Machine` is an emulator started niced; it is gone when this is. Whoever waits for a line of the console says how
-//! long; what comes instead of the line (silence, the emulator's end, a kernel that gave up) is an error that names the
-//! file with the whole console.
+//! A `Machine` is started niced and killed when dropped. Waiting for a console line has a time limit. If the line does not come
+//! (timeout, end of the emulator, kernel panic), the error names the file with the whole console.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -15,10 +14,10 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::tool::unstarted;
 
-/// What a kernel says when it cannot go on.
+/// A kernel panic.
 const GIVEN_UP: &str = "Kernel panic - not syncing";
 
-/// How often the end of a process is looked for.
+/// Poll interval for the end of a process.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A running emulator with its console.
@@ -33,7 +32,7 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Starts `command`, an emulator whose console is its standard input and output, and keeps all it says in `console`.
+    /// Starts `command`, an emulator with its console on standard input and output, and logs to `console`.
     pub(crate) fn start(mut command: Command, console: &Path) -> Result<Self, Error> {
         let log = File::create(console).map_err(Error::file(console))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -49,7 +48,7 @@ impl Machine {
         })
     }
 
-    /// The lines that were read so far.
+    /// The lines read so far.
     pub(crate) fn seen(&self) -> &[String] {
         &self.seen
     }
@@ -57,7 +56,7 @@ impl Machine {
     /// Types a line at the console.
     ///
     /// # Errors
-    /// [`Error::Ended`] when nobody reads any more.
+    /// [`Error::Ended`] if the emulator has ended.
     pub(crate) fn type_line(&mut self, line: &str) -> Result<(), Error> {
         let typed = self.input.as_mut().map(|input| input.write_all(format!("{line}\n").as_bytes()));
         match typed {
@@ -66,11 +65,10 @@ impl Machine {
         }
     }
 
-    /// Reads the console until `wanted` makes something of a line, at most for `limit`.
+    /// Reads the console until `wanted` returns a value for a line, at most for `limit`.
     ///
     /// # Errors
-    /// [`Error::Timeout`] after that time, [`Error::Ended`] when the emulator is gone, [`Error::Panicked`] when the
-    /// kernel is.
+    /// [`Error::Timeout`] after that time, [`Error::Ended`] if the emulator ended, [`Error::Panicked`] if the kernel panicked.
     pub(crate) fn wait<T>(
         &mut self,
         limit: Duration,
@@ -98,12 +96,12 @@ impl Machine {
         Err(Error::Timeout { what: what.to_owned(), seconds: limit.as_secs(), console: self.console.clone() })
     }
 
-    /// Waits for the emulator to end by itself.
+    /// Waits for the end of the emulator.
     ///
     /// # Errors
-    /// [`Error::Timeout`] when it does not.
+    /// [`Error::Timeout`].
     pub(crate) fn end(&mut self, limit: Duration) -> Result<ExitStatus, Error> {
-        // One that waits for input would never end.
+        // An emulator that waits for input would never end.
         drop(self.input.take());
         let begin = Instant::now();
         while begin.elapsed() < limit {
@@ -121,7 +119,7 @@ impl Machine {
 
     /// Kills the emulator as `kill -9` does.
     pub(crate) fn kill(&mut self) {
-        // It may have ended by itself; then there is nothing to stop.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -142,17 +140,17 @@ impl Drop for Machine {
     }
 }
 
-/// The lines of a stream, read by a thread of its own until the stream ends, and kept in `log`.
+/// The lines of a stream, read by a thread until the stream ends, and written to `log`.
 fn reader(stream: Option<impl Read + Send + 'static>, mut log: File) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     if let Some(stream) = stream {
         thread::spawn(move || {
             let mut stream = BufReader::new(stream);
             let mut line = Vec::new();
-            // A console may print anything; what is no UTF-8 is replaced.
+            // A console may print anything; invalid UTF-8 is replaced.
             while stream.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
                 let text = String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned();
-                // A full disk must not stop the machine: what is waited for comes through the channel.
+                // A full disk must not stop the machine: the caller gets the lines through the channel.
                 let _ = writeln!(log, "{text}");
                 if sender.send(text).is_err() {
                     return;

@@ -1,7 +1,7 @@
-//! Writing an initramfs: a cpio archive of the kind "newc", as the kernel's documentation of initramfs buffers has it.
+//! Writes an initramfs: a cpio archive of the kind "newc", as in the kernel's documentation of initramfs buffers.
 //!
-//! Each entry is a head of 110 characters, its name and its bytes, each filled up to a multiple of four. Everything
-//! belongs to root and has no time, so the same contents give the same archive.
+//! An entry is a header of 110 characters, the name and the contents, each padded to a multiple of four. All entries belong to
+//! root and have time 0, so equal contents give equal archives.
 
 use std::collections::BTreeSet;
 
@@ -21,12 +21,12 @@ impl Archive {
         Self::default()
     }
 
-    /// A folder; the one it is in must have been written before.
+    /// A folder; its parent must have been written before.
     pub(crate) fn folder(&mut self, path: &str) {
         self.entry(path, FOLDER, 2, &[]);
     }
 
-    /// A file that root may read, write and run.
+    /// A file that root may read, write and execute.
     ///
     /// # Panics
     /// From 4 GiB: the format has 32 bits for the size.
@@ -34,7 +34,7 @@ impl Archive {
         self.entry(path, FILE, 1, contents);
     }
 
-    /// As `file`, with the folders it is in, where they were not written before by this call.
+    /// A file, preceded by those of its folders that this function has not yet written.
     ///
     /// # Panics
     /// As `file`.
@@ -59,7 +59,7 @@ impl Archive {
         let length = u32::try_from(name.len() + 1).expect("a path is short");
         let number = self.entries;
         self.entries += 1;
-        // inode, mode, owner, group, links, time, size, device (2), special device (2), length of the name, sum
+        // inode, mode, owner, group, links, time, size, device (2), special device (2), length of the name, checksum
         let fields = [number, mode, 0, 0, links, 0, size, 0, 0, 0, 0, length, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
@@ -89,7 +89,7 @@ mod tests {
         let bytes = archive.finish();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(&bytes[..6], b"070701");
-        // 110 bytes of head and "dev\0" make 114, filled up to 116.
+        // 110 bytes of header and "dev\0" make 114, padded to 116.
         assert_eq!(&bytes[110..116], b"dev\0\0\0");
         let file = &bytes[116..];
         assert_eq!(&file[..6], b"070701");

@@ -1,4 +1,5 @@
-//! QEMU's machine protocol: one JSON object a line over a Unix socket, commands answered in order, events in between.
+//! QEMU's machine protocol: one JSON object per line over a Unix socket; commands are answered in order, with events in
+//! between.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -10,10 +11,10 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
-/// How often a socket that is not there yet is looked for.
+/// Poll interval for a socket that does not exist yet.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A connection past its greeting.
+/// A connection after the greeting.
 #[derive(Debug)]
 pub(crate) struct Qmp<S> {
     input: BufReader<S>,
@@ -22,7 +23,7 @@ pub(crate) struct Qmp<S> {
 }
 
 impl Qmp<UnixStream> {
-    /// Connects to the socket at `path` as soon as QEMU has made it, at most for `limit`.
+    /// Connects to the socket at `path` once QEMU has made it, at most for `limit`.
     pub(crate) fn connect(path: &Path, limit: Duration) -> Result<Self, Error> {
         let begin = Instant::now();
         let stream = loop {
@@ -32,7 +33,7 @@ impl Qmp<UnixStream> {
                 Err(_) => thread::sleep(POLL_INTERVAL),
             }
         };
-        // A read that takes longer has failed; there is nothing that an answer would wait for.
+        // A read that takes longer has failed.
         let set = stream.set_read_timeout(Some(limit.max(POLL_INTERVAL)));
         set.and_then(|()| stream.try_clone())
             .map_err(Error::file(path))
@@ -41,7 +42,7 @@ impl Qmp<UnixStream> {
 }
 
 impl<S: std::io::Read + Write> Qmp<S> {
-    /// Over the two directions of a connection: reads the greeting and asks for no capability.
+    /// Uses both directions of a connection: reads the greeting and enables no capability.
     fn over(input: S, output: S) -> Result<Self, Error> {
         let mut qmp = Self { input: BufReader::new(input), output, events: Vec::new() };
         if qmp.message()?.get("QMP").is_none() {
@@ -72,10 +73,10 @@ impl<S: std::io::Read + Write> Qmp<S> {
         }
     }
 
-    /// Waits for the event `name` that `wanted` takes; earlier ones count too.
+    /// Waits for the event `name` that `wanted` accepts; earlier ones count.
     ///
     /// # Errors
-    /// [`Error::Monitor`] when the connection says nothing for its time limit.
+    /// [`Error::Monitor`] if nothing is received within the time limit.
     pub(crate) fn event(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value, Error> {
         loop {
             let fits = |event: &Value| event.get("event").is_some_and(|event| event == name) && wanted(event);
@@ -103,7 +104,7 @@ impl<S: std::io::Read + Write> Qmp<S> {
 mod tests {
     use super::*;
 
-    /// What QEMU says whatever it is told, and what it was told.
+    /// Scripted output of QEMU, and the input it received.
     #[derive(Debug)]
     struct Script {
         says: std::io::Cursor<Vec<u8>>,

@@ -1,7 +1,7 @@
-//! One run of QEMU: started niced, read until its console says the end mark, then stopped.
+//! A run of QEMU until its console shows an end mark.
 //!
-//! Powering off takes an emulated machine longer than most of the tests, so it is killed instead, by its own handle. A
-//! run that ends in any other way than by its end mark is an error with its console kept.
+//! Powering off takes an emulated machine longer than most tests, so it is killed after the mark. Any other end is an error,
+//! and its console is kept.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -10,20 +10,20 @@ use super::console::Machine;
 use crate::error::Error;
 use crate::tool::Tools;
 
-/// What to run and for how long.
+/// The command and its time limit.
 #[derive(Clone, Debug)]
 pub(crate) struct Run {
     /// The emulator, such as `qemu-system-ppc64`.
     pub(crate) program: &'static str,
     pub(crate) arguments: Vec<String>,
-    /// A line of the console after which the machine is not needed any more.
+    /// The console line after which the machine is killed.
     pub(crate) end_mark: &'static str,
     pub(crate) limit: Duration,
-    /// Where the console is kept.
+    /// The file for the console's output.
     pub(crate) console: PathBuf,
 }
 
-/// What a finished run printed.
+/// The output of a finished run.
 #[derive(Clone, Debug)]
 pub(crate) struct Finished {
     /// The lines of the console up to the end mark.
@@ -32,10 +32,10 @@ pub(crate) struct Finished {
 }
 
 impl Run {
-    /// Runs the machine to its end mark.
+    /// Runs the machine until its end mark.
     ///
     /// # Errors
-    /// [`Error::Timeout`] and [`Error::Ended`] when it never says the mark.
+    /// [`Error::Timeout`] and [`Error::Ended`] if the mark does not come.
     pub(crate) fn go(&self, tools: &Tools) -> Result<Finished, Error> {
         let begin = Instant::now();
         let mut command = tools.command("nice");

@@ -1,6 +1,5 @@
-//! Building the program that asks: static, for the guest's processor, with a std made for it on the spot.
-//!
-//! No ready std exists for that target with this toolchain, so a nightly one builds it from its own source.
+//! Builds the guest program: static, for the guest's architecture, with a std built from source by a nightly toolchain, because
+//! there is no prebuilt std for static ppc64le programs.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,7 @@ const TARGET: &str = "powerpc64le-unknown-linux-gnu";
 /// Builds the crate in `source` and returns the program.
 ///
 /// # Errors
-/// [`Error::Failed`] with the compiler's words, also when the nightly toolchain or its rust-src is missing.
+/// [`Error::Failed`] with the compiler's output, also if the nightly toolchain or its rust-src is missing.
 pub(crate) fn build(source: &Path, cache: &Cache, kernel: &DistroKernel) -> Result<PathBuf, Error> {
     let folder = cache.folder("guest")?;
     let mut cargo = kernel.tools().command("cargo");
@@ -23,13 +22,13 @@ pub(crate) fn build(source: &Path, cache: &Cache, kernel: &DistroKernel) -> Resu
     cargo.arg("--manifest-path").arg(source.join("Cargo.toml")).arg("--target-dir").arg(&folder);
     cargo.env("CARGO_TARGET_POWERPC64LE_UNKNOWN_LINUX_GNU_LINKER", "powerpc64le-linux-gnu-gcc");
     cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-    // What the cargo that runs this program has set is about another toolchain and another target.
+    // Variables set by the cargo that runs this program concern another toolchain and target.
     for key in
         ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTC_WRAPPER", "RUSTDOCFLAGS", "CARGO_ENCODED_RUSTFLAGS"]
     {
         cargo.env_remove(key);
     }
-    // From the crate's folder, so that no configuration of the main workspace counts.
+    // From the crate's folder, so that the configuration of the main workspace does not apply.
     run(cargo.current_dir(source))?;
     let program = folder.join(TARGET).join("release/oracle-guest");
     if program.exists() {

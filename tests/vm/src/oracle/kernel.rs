@@ -1,4 +1,4 @@
-//! The kernels that are asked, their headers, and the tools to build for them and to run them.
+//! Debian's POWER kernels, their headers, and the tools to build for them and to run them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::tool::Tools;
 /// The architecture of the kernels.
 const GUEST: &str = "ppc64el";
 
-/// What the machine itself must be able to run: the emulator, a compiler for the guest, and kbuild's `make`.
+/// Tools for this machine: the emulator, a cross compiler, and kbuild's `make`.
 const TOOLS: [&str; 4] = ["qemu-system-ppc", "gcc-powerpc64le-linux-gnu", "libc6-dev-ppc64el-cross", "make"];
 
 /// Kernels, headers and tools, unpacked in the cache.
@@ -23,18 +23,18 @@ pub(crate) struct DistroKernel {
     tools: Tools,
 }
 
-/// The suite whose kernel is asked on a machine of the release `codename`.
+/// The suite with the kernel to use on a machine with the release `codename`.
 ///
-/// VFIO of the 6.1 kernel in bookworm cannot be used on powernv; its backports have 6.12.
+/// VFIO of the 6.1 kernel in bookworm does not work on powernv; its backports have 6.12.
 fn kernel_suite(codename: &str) -> String {
     if codename == "bookworm" { format!("{codename}-backports") } else { codename.to_owned() }
 }
 
 impl DistroKernel {
-    /// Fetches whatever the cache does not have.
+    /// Fetches the parts that the cache does not have.
     pub(crate) fn fetch(cache: &Cache) -> Result<Self, Error> {
         let host = apt::architecture()?;
-        // Complete but for the libc: the cache may outlive what is installed beside, or come to another machine.
+        // With all dependencies except libc: the cache may outlive installed packages, or move to another machine.
         let (tools, _) = cache.filled("programs", |folder| {
             println!("oracle: fetches {}", TOOLS.join(", "));
             let sources = Source::of_machine()?;
@@ -50,7 +50,7 @@ impl DistroKernel {
         Ok(Self { kernels, version, tools: Tools::at(&tools, &apt::triplet(&host)) })
     }
 
-    /// Debian's version of the kernels, as in the names of their packages.
+    /// Debian's version of the kernels, as in their package names.
     pub(crate) fn version(&self) -> &str {
         &self.version
     }
@@ -59,18 +59,18 @@ impl DistroKernel {
         &self.tools
     }
 
-    /// What `uname -r` says in the kernel with such pages.
+    /// The output of `uname -r` on the kernel with such pages.
     fn release(&self, page_size: PageSize) -> String {
         format!("{}-{}", self.version, page_size.flavour())
     }
 
-    /// The kernel itself, as the emulator loads it.
+    /// The kernel image for the emulator.
     pub(crate) fn image(&self, page_size: PageSize) -> Result<PathBuf, Error> {
         let name = format!("vmlinux-{}", self.release(page_size));
         self.existing(&[format!("boot/{name}")], &name)
     }
 
-    /// Where kbuild finds the headers of this kernel.
+    /// The headers of this kernel, for kbuild.
     pub(crate) fn headers(&self, page_size: PageSize) -> Result<PathBuf, Error> {
         let name = format!("usr/src/linux-headers-{}", self.release(page_size));
         self.existing(std::slice::from_ref(&name), &name)
@@ -81,7 +81,7 @@ impl DistroKernel {
         &self.kernels
     }
 
-    /// The modules of VFIO, packed as Debian packs them.
+    /// The modules of VFIO, compressed.
     pub(crate) fn modules(&self, page_size: PageSize) -> Result<Vec<PathBuf>, Error> {
         let name = format!("lib/modules/{}/kernel/drivers/vfio", self.release(page_size));
         let folder = self.existing(&[name.clone(), format!("usr/{name}")], &name)?;
@@ -94,7 +94,7 @@ impl DistroKernel {
         Ok(modules)
     }
 
-    /// All modules that were unpacked of this kernel, in folders.
+    /// The folder of all unpacked modules of this kernel.
     pub(crate) fn module_folder(&self, page_size: PageSize) -> Result<PathBuf, Error> {
         let name = format!("lib/modules/{}/kernel", self.release(page_size));
         self.existing(&[name.clone(), format!("usr/{name}")], &name)
@@ -110,7 +110,7 @@ impl DistroKernel {
     }
 }
 
-/// Fetches both kernels and what a module needs to be built for them; returns their version.
+/// Fetches both kernels and the packages for building a module; returns their version.
 fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
     let sources = Source::of_machine()?;
     let release = &sources[0];
@@ -118,7 +118,7 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
     println!("oracle: fetches the {GUEST} kernels of {suite}");
     let source = [release.with_suite(&suite)];
     let guest = Apt::new(&folder.join("apt-guest"), GUEST, &source)?;
-    // The package without a version depends on the newest with one; headers and kbuild must be of the same.
+    // The package without a version depends on the newest version; headers and kbuild must have the same one.
     let name = format!("linux-image-{}", PageSize::Small.flavour());
     let depends = guest.depends(&name)?;
     let version = depends.iter().find_map(|name| {
@@ -139,13 +139,13 @@ fn fetch_kernels(folder: &Path, host: &str) -> Result<String, Error> {
     for package in guest.fetch(&wanted)? {
         let name = package.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with("linux-image-") {
-            // Only these are of use; all drivers of both kernels would be several hundred megabytes.
+            // All drivers of both kernels would be several hundred megabytes.
             apt::unpack_some(&package, folder, &["./boot/vmlinu*", "*/kernel/drivers/vfio/*"])?;
         } else {
             apt::unpack(&package, folder)?;
         }
     }
-    // kbuild's own programs run here, not in the guest.
+    // kbuild's programs run on this machine, not in the guest.
     let kbuild = Apt::new(&folder.join("apt-host"), host, &source)?;
     for package in kbuild.fetch(&[format!("linux-kbuild-{version}")])? {
         apt::unpack(&package, folder)?;

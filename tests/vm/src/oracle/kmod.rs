@@ -1,4 +1,4 @@
-//! Building the module that lets the guest program call the kernel's region functions directly.
+//! Builds the module by which the guest program calls the kernel's region functions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use crate::tool::run;
 
 const MODULE: &str = "mm_iommu_test.ko";
 
-/// Builds the module in `source` for the kernel with such pages and returns it.
+/// Builds the module in `source` for the kernel with such pages.
 ///
 /// # Errors
-/// [`Error::Failed`] with the words of `make`.
+/// [`Error::Failed`] with the output of `make`.
 pub(crate) fn build(
     source: &Path,
     cache: &Cache,
@@ -22,7 +22,7 @@ pub(crate) fn build(
     page_size: PageSize,
 ) -> Result<PathBuf, Error> {
     let folder = cache.folder(&format!("door-{}", page_size.name()))?;
-    // kbuild writes beside the source.
+    // kbuild writes next to the source.
     for entry in fs::read_dir(source).map_err(Error::file(source))?.flatten() {
         let path = entry.path();
         let text = fs::read(&path).map_err(Error::file(&path))?;
@@ -32,19 +32,19 @@ pub(crate) fn build(
     point_to(&headers.join("Makefile"), kernel.root())?;
     let mut make = kernel.tools().command("make");
     make.arg("-s").arg("-C").arg(&headers).arg(format!("M={}", folder.display()));
-    // Type information would need a program that the headers do not bring.
+    // Type information would need a program that is not among the headers.
     make.args([
         "ARCH=powerpc",
         "CROSS_COMPILE=powerpc64le-linux-gnu-",
         "CONFIG_DEBUG_INFO_BTF_MODULES=",
         "modules",
     ]);
-    // A `make` around this one would hand down its flags.
+    // An outer `make` would pass its flags.
     run(make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL"))?;
     Ok(folder.join(MODULE))
 }
 
-/// Makes the headers' makefile, which expects to be installed, include the other where it was unpacked.
+/// Changes the makefile of the headers, which includes another one by its installed path, to include the unpacked one.
 fn point_to(makefile: &Path, root: &Path) -> Result<(), Error> {
     let text = fs::read_to_string(makefile).map_err(Error::file(makefile))?;
     write_changed(makefile, redirected(&text, root).as_bytes())

@@ -1,8 +1,8 @@
-//! What the emulator is told.
+//! The emulated machines.
 //!
-//! The questions need an IOMMU of the SPAPR kind with devices in groups of their own: powernv, one e1000e on each of its
-//! host bridges. powernv has no huge pages under emulation; where 2 MiB pages are asked for it is pseries, with the
-//! small built-in firmware and a CPU whose kernel runs with the radix MMU, which has them.
+//! The scenarios need a SPAPR IOMMU with devices in separate groups: powernv with an e1000e on each host bridge. powernv has no
+//! huge pages under emulation; for 2 MiB pages it is pseries with the small built-in firmware and a CPU whose kernel uses the
+//! radix MMU.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(crate) enum Machine {
 }
 
 impl Machine {
-    /// The machine that a set needs, which shows in its name.
+    /// The machine for a scenario set, by the set's name.
     pub(crate) fn of_set(name: &str) -> Self {
         if name.starts_with("huge2m") {
             Self::Pseries
@@ -26,12 +26,12 @@ impl Machine {
         }
     }
 
-    /// Host bridges that get a device, and so the groups of the scenarios.
+    /// Host bridges with a device: the groups of the scenarios.
     fn bridges(self) -> std::ops::Range<u32> {
         match self {
             Self::Powernv8 => 0..3,
             Self::Powernv9 => 0..4,
-            // Bridge 0 is built in and stays empty.
+            // Bridge 0 is built in and has no device.
             Self::Pseries => 1..4,
         }
     }
@@ -43,7 +43,7 @@ impl Machine {
         match self {
             Self::Powernv8 => say("-M powernv8"),
             Self::Powernv9 => say("-M powernv9"),
-            // Software emulation offers none of the mitigations that the machine would announce.
+            // The emulator has none of the mitigations that the machine would announce.
             Self::Pseries => {
                 say("-M pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off");
                 say("-cpu power10 -vga none -nodefaults");
@@ -52,7 +52,7 @@ impl Machine {
         say("-accel tcg,thread=single -smp 1 -m 2G -display none -serial stdio -monitor none");
         say("-net none -no-reboot");
         for bridge in self.bridges() {
-            // Without `romfile=` the card asks for a boot ROM that is in none of the packages.
+            // Without `romfile=` the card needs a boot ROM that no package has.
             match self {
                 Self::Powernv8 | Self::Powernv9 => say(&format!("-device e1000e,bus=pcie.{bridge},romfile=")),
                 Self::Pseries => {

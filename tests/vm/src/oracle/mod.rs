@@ -1,10 +1,11 @@
-//! `cargo xtask oracle`: asks real kernels the questions of the conformance scenarios again, and compares.
+//! `cargo xtask oracle`: real kernels answer the conformance scenarios again, and the answers are compared with the stored
+//! ones.
 //!
-//! The stored answers in `conformance/answers` are what real kernels said; this records them anew, from Debian kernels
-//! with 4 KiB and 64 KiB pages under an emulator, and shows every line that has become another. `options` is the command
-//! line; `set` finds scenarios with stored answers; `kernel` fetches kernels, headers and tools; `guest` builds the
-//! program that asks and `door` the module that lets it; `machine` is what the emulator is told; `transcript` is what
-//! comes back, and how it differs. Nothing of the machine changes: all is kept in the user's cache.
+//! The answers in `conformance/answers` come from real kernels. This records them anew from Debian kernels with 4 KiB and 64
+//! KiB pages under an emulator and shows every changed line. `options` parses the command line; `scenario_set` finds scenarios
+//! with stored answers; `kernel` fetches kernels, headers and tools; `guest` builds the guest program and `kmod` its kernel
+//! module; `machine` configures the emulator; `recording` reads the console; `comparison` shows the differences. Nothing
+//! outside of the user's cache changes.
 
 mod comparison;
 mod guest;
@@ -33,16 +34,16 @@ use crate::error::Error;
 use crate::machine::cpio::Archive;
 use crate::machine::run::Run;
 
-/// Differing lines that are printed of one set; the rest is in the recorded file.
+/// Differing lines printed per set; the recorded file has all.
 const SHOWN: usize = 60;
 
-/// The longest that a set may take. Most take less than half a minute on an idle machine.
+/// Time limit of a set. Most take less than half a minute on an idle machine.
 const LIMIT: Duration = Duration::from_secs(900);
 
-/// The line that the guest program prints last.
+/// The last line of the guest program.
 const END_MARK: &str = "# end of the transcript";
 
-/// Runs the command; `words` are those behind `oracle`.
+/// Runs the command; `words` follow `oracle` on the command line.
 pub fn command(root: &Path, words: &[String]) -> ExitCode {
     let options = match Options::parse(words) {
         Ok(Some(options)) => options,
@@ -65,7 +66,7 @@ pub fn command(root: &Path, words: &[String]) -> ExitCode {
     }
 }
 
-/// Records and compares every chosen set; true when all scenarios are answered as stored.
+/// Records and compares the chosen sets; true if all answers are as stored.
 fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
     let sets = scenario_set::find(root, options)?;
     let cache = Cache::open("oracle")?;
@@ -84,7 +85,7 @@ fn ask_again(root: &Path, options: &Options) -> Result<bool, Error> {
         let image = initramfs(set, &kernel, &program, &door)?;
         let (recording, took) = match record(set, &cache, &kernel, &image) {
             Ok(recorded) => recorded,
-            // The other sets may still say something; this one has failed as a whole.
+            // This set has failed as a whole; the others are still compared.
             Err(error) => {
                 println!("{set}: NOT recorded: {error}");
                 failed += 1;
@@ -133,7 +134,7 @@ fn show(comparison: &Comparison, answers: &Path, recorded: &Path) {
     }
 }
 
-/// The guest's whole file system: the program, the modules, the questions.
+/// The guest's file system: the guest program, the modules, the scenarios.
 fn initramfs(
     set: &ScenarioSet,
     kernel: &DistroKernel,
@@ -154,7 +155,7 @@ fn initramfs(
     Ok(archive.finish())
 }
 
-/// Boots the machine of `set` and listens.
+/// Boots the machine of `set` and records its answers.
 fn record(
     set: &ScenarioSet,
     cache: &Cache,

@@ -1,4 +1,4 @@
-//! The words behind `cargo xtask oracle`.
+//! The command line of `cargo xtask oracle`.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ Boots real kernels in an emulator, asks them the conformance scenarios and compa
   --fresh      begins with an empty cache: fetches and builds everything again
 ";
 
-/// What is to be asked.
+/// The parsed command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Options {
     pub(crate) page_sizes: Vec<PageSize>,
@@ -29,10 +29,10 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The options, or `None` when the words ask for help.
+    /// The options, or `None` if the words ask for help.
     ///
     /// # Errors
-    /// What is wrong with the words.
+    /// The reason why the words are wrong.
     pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
         let mut options = Self {
             page_sizes: PageSize::ALL.to_vec(),

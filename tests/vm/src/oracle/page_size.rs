@@ -1,4 +1,4 @@
-//! Kernels differ in the size of their pages, and so do their answers.
+//! Page sizes of kernels, which change their answers.
 
 /// The page size of a kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -1,4 +1,4 @@
-//! A set: one file of scenarios, asked of one kernel on one machine.
+//! A scenario set: one file of scenarios for one kernel on one machine.
 
 use std::fmt;
 use std::fs;
@@ -9,7 +9,7 @@ use super::options::Options;
 use super::page_size::PageSize;
 use crate::error::Error;
 
-/// Scenarios, and the answers to them if some are stored.
+/// Scenarios, and their stored answers if there are any.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ScenarioSet {
     name: String,
@@ -25,10 +25,10 @@ impl fmt::Display for ScenarioSet {
     }
 }
 
-/// The sets that `options` choose, by name and page_size.
+/// The sets that `options` choose, by name and page size.
 ///
 /// # Errors
-/// [`Error::File`] for a folder that cannot be read, [`Error::Missing`] when nothing is left to ask.
+/// [`Error::File`] for a folder that cannot be read, [`Error::Missing`] if no set is left.
 pub(crate) fn find(root: &Path, options: &Options) -> Result<Vec<ScenarioSet>, Error> {
     let scenarios = options.scenarios.clone().unwrap_or_else(|| root.join("conformance/scenarios"));
     let answers = options.answers.clone().unwrap_or_else(|| root.join("conformance/answers"));
@@ -57,7 +57,7 @@ pub(crate) fn find(root: &Path, options: &Options) -> Result<Vec<ScenarioSet>, E
                     remedy: "name one that is there",
                 });
             }
-            // A set that was not asked for by name is worth a boot only if there is something to compare.
+            // A set without stored answers is recorded only by name.
             if set.answers.is_some() || !options.sets.is_empty() {
                 sets.push(set);
             }

@@ -1,7 +1,7 @@
-//! What the machines are made of: emulators, kernels, guest programs. Fetched or built once, kept in the cache.
+//! Artifacts for the machines: emulators, kernels and guest programs, fetched or built once and kept in the cache.
 //!
-//! The emulators and a few programs for disks come from a Debian release whose QEMU is a vfio-user client, whatever this
-//! machine runs; the PC's kernel from the same. The POWER kernels are the ones of `cargo xtask oracle`.
+//! The emulators and some programs come from a Debian release whose QEMU is a vfio-user client, whatever release this machine
+//! runs; so does the PC kernel. The POWER kernels are those of `cargo xtask oracle`.
 
 use std::cell::OnceCell;
 use std::fs;
@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::oracle::kernel::DistroKernel;
 use crate::oracle::page_size::PageSize;
 
-/// The emulators, what guests and disks are made with, and what unpacks kernels.
+/// The emulators, programs for guests and disks, and programs that unpack kernels.
 const PACKAGES: [&str; 8] = [
     "qemu-system-x86",
     "qemu-system-ppc",
@@ -30,7 +30,7 @@ const PACKAGES: [&str; 8] = [
     "zstd",
 ];
 
-/// Packages of the suite `strangers`: tools for disks, firmware, bootloaders, and what puts those on a disk.
+/// Packages of the suite `strangers`: disk tools, firmware, bootloaders, and tools that put those on a disk.
 const STRANGERS: [&str; 14] = [
     "btrfs-progs",
     "f2fs-tools",
@@ -48,13 +48,13 @@ const STRANGERS: [&str; 14] = [
     "xfsprogs",
 ];
 
-/// The architecture of the PC guests. Programs for them are built by the machine's own compiler.
+/// The architecture of PC guests. This machine's compiler builds programs for them.
 const PC: &str = "amd64";
 
-/// The architecture of the POWER guests.
+/// The architecture of POWER guests.
 const POWER: &str = "ppc64el";
 
-/// Suites with a QEMU that is a vfio-user client, which begins with 10.1, on a machine of the release `codename`.
+/// Suites with a QEMU that is a vfio-user client (10.1 and later), on a machine with the release `codename`.
 fn suites(codename: &str) -> Vec<String> {
     match codename {
         "bookworm" | "trixie" => vec!["trixie".to_owned(), "trixie-backports".to_owned()],
@@ -62,7 +62,7 @@ fn suites(codename: &str) -> Vec<String> {
     }
 }
 
-/// Everything that is there, or can be built when it is needed.
+/// The artifacts that exist or can be built on demand.
 #[derive(Debug)]
 pub(crate) struct Artifacts {
     cache: Cache,
@@ -74,7 +74,7 @@ pub(crate) struct Artifacts {
     built: Built,
 }
 
-/// The programs of this workspace: built once a run, so that every case of it uses the same.
+/// The programs of this workspace, built once per run, so that all cases use the same ones.
 #[derive(Debug, Default)]
 struct Built {
     prereg: OnceCell<PathBuf>,
@@ -83,7 +83,7 @@ struct Built {
     power_tests: OnceCell<Vec<PathBuf>>,
 }
 
-/// What `cell` has, made now if it has nothing.
+/// The value of `cell`, made now if it is empty.
 fn once<T: Clone>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
     match cell.get() {
         Some(made) => Ok(made.clone()),
@@ -95,13 +95,13 @@ fn once<T: Clone>(cell: &OnceCell<T>, make: impl FnOnce() -> Result<T, Error>) -
 #[derive(Clone, Debug)]
 struct Kernel {
     image: PathBuf,
-    /// The same as bootloaders take it.
+    /// The kernel image for bootloaders.
     packed: PathBuf,
     modules: PathBuf,
     release: String,
 }
 
-/// The POWER kernels, and what runs on them.
+/// The POWER kernels, and the programs for them.
 #[derive(Clone, Debug)]
 pub(crate) struct Power {
     kernel: DistroKernel,
@@ -109,7 +109,7 @@ pub(crate) struct Power {
 }
 
 impl Artifacts {
-    /// Fetches whatever the cache does not have.
+    /// Fetches the artifacts that the cache does not have.
     pub(crate) fn fetch(cache: &Cache, checkout: &Path) -> Result<Self, Error> {
         let host = apt::architecture()?;
         if host != PC {
@@ -136,7 +136,7 @@ impl Artifacts {
         })
     }
 
-    /// What is there, for the first line of a run.
+    /// The versions, for the first line of a run.
     pub(crate) fn description(&self) -> String {
         let version = self.emulator("qemu-system-x86_64").and_then(|mut qemu| {
             let said = crate::tool::run(qemu.arg("--version"))?;
@@ -159,17 +159,17 @@ impl Artifacts {
         &self.root
     }
 
-    /// A command for an emulator that leaves the processors to others.
+    /// A command for a niced emulator.
     pub(crate) fn emulator(&self, program: &str) -> Result<Command, Error> {
         emulator_of(&self.root, program, &["usr/share/qemu", "usr/share/seabios"])
     }
 
-    /// The same for 64-bit ARM.
+    /// A command for the emulator of 64-bit ARM.
     pub(crate) fn arm_emulator(&self) -> Result<Command, Error> {
         emulator_of(self.strangers()?, "qemu-system-aarch64", &["usr/share/qemu"])
     }
 
-    /// The packages of the suite `strangers`, fetched when they are first asked for.
+    /// The packages of the suite `strangers`, fetched on first use.
     pub(crate) fn strangers(&self) -> Result<&Sysroot, Error> {
         if let Some(root) = self.strangers.get() {
             return Ok(root);
@@ -178,7 +178,7 @@ impl Artifacts {
         Ok(self.strangers.get_or_init(|| root))
     }
 
-    /// The PC's kernel as bootloaders take it.
+    /// The PC kernel image for bootloaders.
     pub(crate) fn pc_packed_kernel(&self) -> &Path {
         &self.pc.packed
     }
@@ -187,7 +187,7 @@ impl Artifacts {
         &self.pc.image
     }
 
-    /// Modules of the PC's kernel in the order of loading.
+    /// Modules of the PC kernel in load order.
     pub(crate) fn pc_drivers(&self, names: &[&str]) -> Result<Vec<Driver>, Error> {
         Drivers::below(&self.pc.modules)?.with_dependencies(&self.root, names)
     }
@@ -196,20 +196,20 @@ impl Artifacts {
         self.root.file("usr/bin/busybox")
     }
 
-    /// The program at `path` of the unpacked packages with all it needs, as files for a guest.
+    /// The program at `path` of the unpacked packages with its libraries, as files for a guest.
     pub(crate) fn guest_program(&self, path: &str) -> Result<Vec<(String, PathBuf)>, Error> {
         let needed = self.root.program_with_dependencies(path)?;
         Ok(needed.into_iter().map(|Dependency { source, place }| (place, source)).collect())
     }
 
-    /// The kernels of POWER, fetched when they are first asked for.
+    /// The POWER kernels, fetched on first use.
     pub(crate) fn power(&self) -> Result<&Power, Error> {
         if let Some(power) = self.power.get() {
             return Ok(power);
         }
         let kernel = DistroKernel::fetch(&Cache::open("oracle")?)?;
         let (folder, _) = self.cache.filled("power", |folder| {
-            // The release itself has it, without backports.
+            // The release has it, so no backports are needed.
             let sources = sources()?.into_iter().take(1).collect::<Vec<_>>();
             println!("vm: fetches busybox-static for {POWER} of {}", suite_names(&sources));
             let apt = Apt::new(&folder.join("apt"), POWER, &sources)?;
@@ -222,7 +222,7 @@ impl Artifacts {
         Ok(self.power.get_or_init(|| Power { kernel, busybox: folder.join("usr/bin/busybox") }))
     }
 
-    /// Modules of a POWER kernel in the order of loading.
+    /// Modules of a POWER kernel in load order.
     pub(crate) fn power_drivers(&self, page_size: PageSize, names: &[&str]) -> Result<Vec<Driver>, Error> {
         Drivers::below(&self.power()?.kernel.module_folder(page_size)?)?.with_dependencies(&self.root, names)
     }
@@ -235,7 +235,7 @@ impl Artifacts {
         })
     }
 
-    /// The program that does in a PC guest what no script can, static.
+    /// The program guest-tool, static, for PC guests.
     pub(crate) fn guest_tool(&self) -> Result<PathBuf, Error> {
         once(&self.built.guest_tool, || {
             let target = Target::pc(&self.checkout, self.cache.folder("target-guest-tool")?);
@@ -274,13 +274,13 @@ impl Power {
     }
 }
 
-/// A command for the emulator `program` in `root`, with its folders of `data`.
+/// A command for the emulator `program` in `root`, with its `data` folders.
 fn emulator_of(root: &Sysroot, program: &str, data: &[&str]) -> Result<Command, Error> {
     let mut command = root.command_after(&["nice", "-n", "5"], &format!("usr/bin/{program}"))?;
     for folder in data {
         command.arg("-L").arg(root.file(folder)?);
     }
-    // It would look for them beside its loader.
+    // By default it looks next to its loader.
     command.env("QEMU_MODULE_DIR", root.file("usr/lib/x86_64-linux-gnu/qemu")?);
     Ok(command)
 }
@@ -295,7 +295,7 @@ fn suite_names(sources: &[Source]) -> String {
     sources.iter().map(|source| source.suite.as_str()).collect::<Vec<_>>().join(" and ")
 }
 
-/// Fetches the PC's kernel into `folder`; returns what `uname -r` will say.
+/// Fetches the PC kernel into `folder`; returns its release, as in `uname -r`.
 fn fetch_kernel(folder: &Path, root: &Sysroot) -> Result<String, Error> {
     let sources = sources()?;
     let newest = sources.last().cloned().into_iter().collect::<Vec<_>>();
@@ -305,7 +305,7 @@ fn fetch_kernel(folder: &Path, root: &Sysroot) -> Result<String, Error> {
     let release = apt.depends(&name)?.iter().find_map(|need| release_of(need));
     let release = release.ok_or_else(|| Error::NoPackage { name, suite: suite_names(&newest) })?;
     let image = format!("linux-image-{release}");
-    // Some releases split the package: then the one of this name is empty and needs the others.
+    // Some releases split the package; then the one with this name is empty and depends on the others.
     let split = [format!("linux-binary-{release}"), format!("linux-modules-{release}")];
     let needs = apt.depends(&image)?;
     let mut wanted: Vec<String> = split.into_iter().filter(|part| needs.contains(part)).collect();
@@ -320,7 +320,7 @@ fn fetch_kernel(folder: &Path, root: &Sysroot) -> Result<String, Error> {
     Ok(release)
 }
 
-/// The kernel `release` as its package has it, unpacked in `folder`.
+/// The image of the kernel `release`, unpacked in `folder`.
 fn packed_kernel(folder: &Path, release: &str) -> Result<PathBuf, Error> {
     let places = [format!("usr/lib/modules/{release}/vmlinuz"), format!("boot/vmlinuz-{release}")];
     let packed = places.iter().map(|place| folder.join(place)).find(|path| path.exists());
@@ -331,7 +331,7 @@ fn packed_kernel(folder: &Path, release: &str) -> Result<PathBuf, Error> {
     })
 }
 
-/// Fetches `packages` with all they need into the folder `name` of the cache, if it does not have them.
+/// Fetches `packages` with dependencies into the folder `name` of the cache, unless it has them.
 fn fetch_root(cache: &Cache, name: &str, packages: &[&str]) -> Result<Sysroot, Error> {
     let (folder, architecture) = cache.filled(name, |folder| {
         let sources = sources()?;
@@ -352,7 +352,7 @@ fn release_of(need: &str) -> Option<String> {
     release.starts_with(|letter: char| letter.is_ascii_digit()).then(|| release.to_owned())
 }
 
-/// Archives that were unpacked are of no use any more.
+/// Removes archives after they were unpacked.
 pub(crate) fn remove(folder: &Path) -> Result<(), Error> {
     fs::remove_dir_all(folder).map_err(Error::file(folder))
 }

@@ -1,4 +1,4 @@
-//! A case: one thing that is shown with a machine, and what it gets to work with.
+//! A case of a suite, and its environment.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use super::artifacts::Artifacts;
 use crate::error::Error;
 
-/// Cases that belong together.
+/// A suite.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Suite {
     /// Guests with a disk from `prereg serve nvme`.
     Nvme,
-    /// Foreign tools, firmware and bootloaders on such a disk.
+    /// Third-party tools, firmware and bootloaders on such a disk.
     Strangers,
-    /// DistroKernel kernels' VFIO under `prereg selftest`.
+    /// VFIO of Debian's kernels under `prereg selftest`.
     Vfio,
-    /// The same over iommufd, which no kernel kernel has.
+    /// iommufd, which Debian's kernels do not have, under `prereg selftest`.
     Iommufd,
 }
 
@@ -32,47 +32,47 @@ impl Suite {
     }
 }
 
-/// Why a case did not pass.
+/// The reason for a case not passing.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error("{0}")]
     Machine(#[from] Error),
     #[error("{0}")]
     Check(String),
-    /// This machine lacks what the case needs, and cannot get it; nothing was shown.
+    /// This machine lacks something that the case needs; nothing was shown.
     #[error("{0}")]
     Skipped(String),
 }
 
 impl Failure {
-    /// A case that came to its end and found something wrong.
+    /// A check that failed.
     pub(crate) fn check(what: impl Into<String>) -> Self {
         Self::Check(what.into())
     }
 }
 
-/// What a case says when it passed: what was seen, in a few words.
+/// The result of a case: a summary if it passed.
 pub(crate) type Verdict = Result<String, Failure>;
 
-/// What a case needs beside emulators and the PC's kernel. All is there before the first case begins.
+/// Artifacts that a case needs besides emulators and the PC kernel. All are made before the first case runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Requirement {
     /// `prereg` for PCs.
     Program,
-    /// The same and the program that drives disks.
+    /// `prereg` for PCs and guest-tool.
     Disk,
-    /// As `Disk`, and the packages of the strangers.
+    /// As `Disk`, and the packages of the suite `strangers`.
     Strangers,
-    /// `prereg` for POWER, and its kernels.
+    /// `prereg` for POWER, and the POWER kernels.
     Power,
-    /// The core's tests for POWER, and its kernels.
+    /// The core's tests for POWER, and the POWER kernels.
     PowerTests,
-    /// `prereg` for PCs, and a kernel with iommufd, to be built.
+    /// `prereg` for PCs, and a kernel with iommufd, built from source.
     Iommufd,
 }
 
 impl Requirement {
-    /// What cannot be had from this workspace.
+    /// Fetches the artifacts that do not come from this workspace.
     pub(crate) fn fetch(self, artifacts: &Artifacts) -> Result<(), Error> {
         match self {
             Self::Program | Self::Disk => Ok(()),
@@ -82,7 +82,7 @@ impl Requirement {
         }
     }
 
-    /// What is built from it.
+    /// Builds the artifacts of this workspace.
     pub(crate) fn build(self, artifacts: &Artifacts) -> Result<(), Error> {
         match self {
             Self::Disk | Self::Strangers => {
@@ -101,18 +101,18 @@ pub(crate) struct Case {
     pub(crate) suite: Suite,
     pub(crate) requires: Requirement,
     pub(crate) name: &'static str,
-    /// What is shown, in half a line.
+    /// A short description of what the case shows.
     pub(crate) shows: &'static str,
     pub(crate) run: fn(&Stage<'_>) -> Verdict,
 }
 
-/// What a case works with: the artifacts, and a folder of its own.
+/// The environment of a case: the artifacts, and its own folder.
 #[derive(Debug)]
 pub(crate) struct Stage<'a> {
     pub(crate) artifacts: &'a Artifacts,
-    /// Consoles, disks and logs; kept when the case fails.
+    /// Consoles, disks and logs; kept if the case fails.
     pub(crate) folder: PathBuf,
-    /// Sockets: a folder with a short name, as their addresses must be short.
+    /// The folder of sockets, with a short name, because socket addresses must be short.
     pub(crate) sockets: PathBuf,
 }
 
@@ -120,7 +120,7 @@ impl<'a> Stage<'a> {
     /// Makes both folders empty.
     pub(crate) fn set(artifacts: &'a Artifacts, folder: &Path, sockets: &Path) -> Result<Self, Error> {
         for folder in [folder, sockets] {
-            // What an earlier run left.
+            // Leftovers of an earlier run.
             let _ = fs::remove_dir_all(folder);
             fs::create_dir_all(folder).map_err(Error::file(folder))?;
         }
@@ -138,7 +138,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// `Ok` when `held`, otherwise the failure `what` says.
+/// `Ok` if `held`, otherwise the failure with the message `what`.
 pub(crate) fn ensure(held: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
     if held { Ok(()) } else { Err(Failure::Check(what())) }
 }

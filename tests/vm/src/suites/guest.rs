@@ -1,8 +1,7 @@
-//! A guest: what it is made of, how it is booted, and what it says.
+//! A guest: its configuration, booting it, and the marks on its console.
 //!
-//! Every guest runs `conformance/vm/init` from an initramfs, which sets up the machine and runs the script of its case. A line
-//! of the console with `@@ WORD ...` is meant for us; the last is `@@ end CODE`. In between a script may stop and wait
-//! for a line from us.
+//! Every guest runs `conformance/vm/init` from an initramfs, which sets up the machine and runs the script of its case. A
+//! console line `@@ WORD ...` is a mark; the last mark is `@@ end CODE`. In between, a script may wait for a line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,14 +16,14 @@ use crate::machine::cpio::Archive;
 use crate::machine::qmp::Qmp;
 use crate::oracle::page_size::PageSize;
 
-/// What introduces a line for us.
+/// The beginning of a mark.
 const MARK: &str = "@@ ";
 
-/// The longest from power-on to the case's script. Under emulation it is 3 to 7 seconds of a processor, which a guest of low
-/// priority on a busy machine gets in minutes.
+/// Time limit from power-on to the case's script. Under emulation this takes 3 to 7 seconds of processor time, which a niced
+/// guest on a busy machine may get only within minutes.
 pub(crate) const BOOT: Duration = Duration::from_secs(600);
 
-/// How long QEMU may take to answer or to end.
+/// Time limit for QEMU to answer or to end.
 const MONITOR: Duration = Duration::from_secs(60);
 
 /// A kind of machine.
@@ -32,27 +31,27 @@ const MONITOR: Duration = Duration::from_secs(60);
 pub(crate) enum Board {
     /// q35, with Debian's kernel.
     Pc,
-    /// q35, with a kernel that was built for it.
+    /// q35, with a kernel built for this.
     PcWithKernel(PathBuf),
-    /// powernv9, with Debian's kernel of such pages.
+    /// powernv9, with Debian's kernel of this page size.
     Powernv(PageSize),
 }
 
-/// Where a PC's memory comes from.
+/// The backing of a PC's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Ram {
     /// A memfd, whose descriptor a vfio-user server gets.
     Shared,
-    /// Two memory nodes of half the size, each a memfd of its own. The first processor is in the first.
+    /// Two memory nodes of half the size, each with its own memfd. The first processor is in the first node.
     TwoNodes,
     /// A memfd on hugetlbfs.
     Huge,
-    /// The emulator's own, which a server reaches only by messages.
+    /// Private memory, which a server accesses only by messages.
     Private,
 }
 
 impl Ram {
-    /// As the emulator takes `mib` MiB of it.
+    /// The emulator's arguments for `mib` MiB of it.
     fn words(self, mib: u64) -> String {
         let memfd =
             |name: &str, mib: u64| format!("-object memory-backend-memfd,id={name},size={mib}M,share=on");
@@ -73,7 +72,7 @@ impl Ram {
     }
 }
 
-/// The MiB of a size as `-m` takes it.
+/// The MiB of a size in the format of `-m`.
 fn mib(memory: &str) -> Result<u64, Failure> {
     let size = memory.split(',').next().unwrap_or(memory);
     let parsed = match size.split_at_checked(size.len().saturating_sub(1)) {
@@ -84,7 +83,7 @@ fn mib(memory: &str) -> Result<u64, Failure> {
     parsed.ok_or_else(|| Failure::check(format!("{size} is no size in MiB or GiB, such as 512M")))
 }
 
-/// What starts a PC's kernel.
+/// The loader of a PC's kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Start {
     /// The emulator, with the initramfs of the case.
@@ -93,25 +92,25 @@ pub(crate) enum Start {
     Disk,
 }
 
-/// A guest to be booted.
+/// The configuration of a guest.
 #[derive(Clone, Debug)]
 pub(crate) struct Guest {
     pub(crate) board: Board,
     pub(crate) start: Start,
     pub(crate) ram: Ram,
-    /// As `-m` takes it.
+    /// In the format of `-m`.
     pub(crate) memory: &'static str,
     pub(crate) cpus: u32,
     pub(crate) drivers: Vec<&'static str>,
-    /// More words for the emulator.
+    /// Further arguments of the emulator.
     pub(crate) words: Vec<String>,
-    /// More words for the kernel.
+    /// Further words of the kernel's command line.
     pub(crate) kernel_words: Vec<String>,
-    /// More files, by their place in the guest.
+    /// Further files, by their path in the guest.
     pub(crate) files: Vec<(String, PathBuf)>,
-    /// The script of the case, of `conformance/vm/cases`.
+    /// The script of the case, in `conformance/vm/cases`.
     pub(crate) script: &'static str,
-    /// Whether the machine may start again.
+    /// Whether the machine may reboot.
     pub(crate) reboots: bool,
 }
 
@@ -138,17 +137,17 @@ impl Guest {
         self.words.extend(["-device".to_owned(), device.to_string()]);
     }
 
-    /// Adds words for the emulator, separated by spaces.
+    /// Adds arguments of the emulator, separated by spaces.
     pub(crate) fn qemu_args(&mut self, words: &str) {
         self.words.extend(words.split_whitespace().map(str::to_owned));
     }
 
-    /// Adds words for the kernel, separated by spaces.
+    /// Adds words to the kernel's command line, separated by spaces.
     pub(crate) fn kernel_args(&mut self, words: &str) {
         self.kernel_words.extend(words.split_whitespace().map(str::to_owned));
     }
 
-    /// Boots it and waits until its script begins; `name` tells it from other guests of the case.
+    /// Boots the guest and waits until its script begins; `name` distinguishes the guests of a case.
     pub(crate) fn boot(&self, stage: &Stage<'_>, name: &str) -> Result<Booted, Failure> {
         let image = stage.file(&format!("{name}.cpio"));
         if self.start == Start::Emulator {
@@ -166,7 +165,7 @@ impl Guest {
         booted.mark("begin", BOOT)?;
         booted.monitor = Some(Qmp::connect(&monitor, MONITOR)?);
         if !self.reboots && self.start == Start::Emulator {
-            // Nobody reads it again, and each has several megabytes.
+            // It is not read again, and has several megabytes.
             fs::remove_file(&image).map_err(Error::file(&image))?;
         }
         Ok(booted)
@@ -185,7 +184,7 @@ impl Guest {
             say(&self.ram.words(mib(self.memory)?));
             say(if self.cpus > 1 { "-accel tcg,thread=multi" } else { "-accel tcg,thread=single" });
         } else {
-            // `-nodefaults` would take the host bridges away.
+            // `-nodefaults` would remove the host bridges.
             say("-machine powernv9 -accel tcg,thread=single -net none");
         }
         say(&format!("-smp {} -m {} -display none -serial stdio -monitor none", self.cpus, self.memory));
@@ -208,9 +207,9 @@ impl Guest {
         Ok(words)
     }
 
-    /// The words for the kernel.
+    /// The kernel's command line.
     pub(crate) fn kernel_line(&self) -> String {
-        // The timer's check asks for ticks in time, which a busy machine cannot give an emulated one.
+        // The timer check needs ticks in time, which an emulated machine may not get.
         let console = if self.is_pc() { "no_timer_check console=ttyS0" } else { "console=hvc0" };
         let mut line =
             format!("{console} quiet loglevel=4 panic=-1 oops=panic rdinit=/init case={}", self.script);
@@ -221,14 +220,14 @@ impl Guest {
         line
     }
 
-    /// The guest's whole file system.
+    /// The guest's file system.
     pub(crate) fn initramfs(&self, artifacts: &Artifacts) -> Result<Vec<u8>, Failure> {
         let read = |path: &Path| fs::read(path).map_err(Error::file(path));
         let mut archive = Archive::new();
         let data = artifacts.data();
         archive.file("init", &read(&data.join("init"))?);
         archive.file("lib.sh", &read(&data.join("lib.sh"))?);
-        // Some scripts go on with another one.
+        // Some scripts source another one.
         let cases = data.join("cases");
         for entry in fs::read_dir(&cases).map_err(Error::file(&cases))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -236,7 +235,7 @@ impl Guest {
         }
         let (busybox, drivers): (PathBuf, Vec<Driver>) = match &self.board {
             Board::Pc => (artifacts.busybox()?, artifacts.pc_drivers(&self.drivers)?),
-            // It has everything built in.
+            // This kernel has no modules.
             Board::PcWithKernel(_) => (artifacts.busybox()?, Vec::new()),
             Board::Powernv(page_size) => {
                 let power = artifacts.power()?;
@@ -254,7 +253,7 @@ impl Guest {
     }
 }
 
-/// A guest whose script runs.
+/// A guest that runs its script.
 #[derive(Debug)]
 pub(crate) struct Booted {
     pub(crate) machine: Machine,
@@ -263,10 +262,10 @@ pub(crate) struct Booted {
 }
 
 impl Booted {
-    /// Waits for the mark `word` and returns what stands behind it.
+    /// Waits for the mark `word` and returns the text behind it.
     ///
     /// # Errors
-    /// [`Failure::Check`] when the script ends before.
+    /// [`Failure::Check`] if the script ends before.
     pub(crate) fn mark(&mut self, word: &str, limit: Duration) -> Result<String, Failure> {
         let found = self.machine.wait(limit, &format!("mark `{word}`"), |line| {
             let (found, rest) = parse_mark(line)?;
@@ -281,7 +280,7 @@ impl Booted {
         }
     }
 
-    /// Tells the waiting script to go on, with a word for it.
+    /// Types `word`, for which the script waits.
     pub(crate) fn reply(&mut self, word: &str) -> Result<(), Failure> {
         Ok(self.machine.type_line(word)?)
     }
@@ -294,7 +293,7 @@ impl Booted {
         self.monitor.as_mut().ok_or_else(|| Failure::check("the guest has not booted"))
     }
 
-    /// Waits for the script's end with success, and for the machine to be off.
+    /// Waits until the script has succeeded and the machine is off.
     pub(crate) fn finish(&mut self, limit: Duration) -> Result<(), Failure> {
         let code = self.mark("end", limit)?;
         if code != "0" {
@@ -309,21 +308,21 @@ impl Booted {
         Ok(())
     }
 
-    /// Why the script says it failed.
+    /// The reason that the script gave for its failure.
     fn reason(&self) -> String {
         let said = self.machine.seen().iter().rev().filter_map(|line| parse_mark(line));
         let reason = said.clone().find(|(word, _)| *word == "failed").map(|(_, rest)| rest);
         reason.map(|rest| format!(": {rest}")).unwrap_or_default()
     }
 
-    /// What stands behind each mark `word` so far.
+    /// The texts behind all marks `word` so far.
     pub(crate) fn marks<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a str> {
         let lines = self.machine.seen().iter().filter_map(|line| parse_mark(line));
         lines.filter(move |(found, _)| *found == word).map(|(_, rest)| rest)
     }
 }
 
-/// The word and the rest of a line for us. Firmware and kernel may have begun the line.
+/// The word and the text of a mark. Firmware and kernel may have begun the line.
 fn parse_mark(line: &str) -> Option<(&str, &str)> {
     let (_, said) = line.split_once(MARK)?;
     let said = said.trim();

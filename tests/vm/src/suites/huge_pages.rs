@@ -1,4 +1,4 @@
-//! Huge pages of 2 MiB of the machine that the cases run on: free ones are used, missing ones reserved where that is allowed.
+//! Huge pages of 2 MiB on this machine: free ones are used, missing ones are reserved if that is allowed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::case::Failure;
 use crate::error::Error;
 
-/// Where the kernel counts them.
+/// The kernel's counters.
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
 
-/// Pages that were added to the machine's; the kernel takes them back when this is dropped.
+/// Reserved pages, which are released on drop.
 #[derive(Debug)]
 pub(crate) struct HugePages {
     pool: PathBuf,
@@ -17,10 +17,10 @@ pub(crate) struct HugePages {
 }
 
 impl HugePages {
-    /// Sees to it that `count` pages are free.
+    /// Makes sure that `count` pages are free.
     ///
     /// # Errors
-    /// [`Failure::Skipped`] when they are not and cannot be added.
+    /// [`Failure::Skipped`] if they are not and cannot be reserved.
     pub(crate) fn free(count: u64) -> Result<Self, Failure> {
         Self::free_in(Path::new(POOL), count)
     }
@@ -36,7 +36,7 @@ impl HugePages {
         if let Err(error) = fs::write(&file, (all + missing).to_string()) {
             return Err(lacking(format!("{free} are free, and writing {} says {error}", file.display())));
         }
-        // The kernel reserves as many as it finds memory for, without an error.
+        // The kernel reserves as many as possible and reports no error.
         pages.added = pages.number("nr_hugepages")?.saturating_sub(all);
         let free = pages.available()?;
         if free < count {
@@ -45,7 +45,7 @@ impl HugePages {
         Ok(pages)
     }
 
-    /// Pages that are neither used nor promised.
+    /// Pages that are neither used nor reserved by others.
     fn available(&self) -> Result<u64, Failure> {
         Ok(self.number("free_hugepages")?.saturating_sub(self.number("resv_hugepages")?))
     }
@@ -60,7 +60,7 @@ impl HugePages {
 impl Drop for HugePages {
     fn drop(&mut self) {
         if self.added > 0 {
-            // What another program added or took meanwhile stays as it made it.
+            // Changes that another program made meanwhile are kept.
             if let Ok(all) = self.number("nr_hugepages") {
                 let _ = fs::write(self.pool.join("nr_hugepages"), all.saturating_sub(self.added).to_string());
             }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn pages_that_do_not_come_are_returned_and_the_case_is_skipped() {
-        // Files, unlike the kernel, have no more free pages after more were asked for.
+        // Files, unlike the kernel, have no more free pages after a reservation.
         let pool = pool("9", "8", "2");
         let failure = HugePages::free_in(pool.path(), 7).expect_err("one is missing");
         assert!(matches!(failure, Failure::Skipped(_)), "{failure}");

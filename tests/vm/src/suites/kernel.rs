@@ -1,7 +1,7 @@
-//! A kernel with iommufd, which no kernel kernel has: built once from Debian's source package, kept in the cache.
+//! A kernel with iommufd, which Debian's kernels do not have: built once from Debian's source package and kept in the cache.
 //!
-//! It is the smallest configuration there is with `conformance/vm/iommufd.config` on top, without modules. Tools that this
-//! machine may lack come along in packages. Another configuration or another version is another kernel.
+//! Its configuration is the smallest one plus `conformance/vm/iommufd.config`, without modules. Tools that this machine may
+//! lack come from packages. Each configuration and version is a separate kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,32 +12,32 @@ use crate::debian::apt::{self, Apt, Source};
 use crate::error::Error;
 use crate::tool::{Tools, run};
 
-/// What kbuild needs beside a compiler, whose headers must be the machine's own.
+/// Tools of kbuild, besides a compiler, whose headers must be the machine's own.
 const TOOLS: [&str; 6] = ["bc", "bison", "flex", "libelf-dev", "m4", "make"];
 
-/// The package without a version, which depends on the newest with one.
+/// The package without a version, which depends on the newest version.
 const SOURCE: &str = "linux-source";
 
 impl Artifacts {
-    /// The kernel, built when it is first asked for: 20 minutes of two processors.
+    /// The kernel, built on first use: 20 minutes on two processors.
     pub(crate) fn iommufd_kernel(&self) -> Result<PathBuf, Error> {
         let path = self.data().join("iommufd.config");
         let wanted = fs::read_to_string(&path).map_err(Error::file(&path))?;
-        // The folder's name says for which configuration it was built.
+        // The folder's name identifies the configuration.
         let name = format!("iommufd-{:016x}", digest(wanted.as_bytes()));
         let (folder, _) = self.cache().filled(&name, |folder| build(folder, &wanted))?;
         Ok(folder.join("vmlinux"))
     }
 }
 
-/// FNV-1a: nothing here is secret, and two configurations must only have two names.
+/// FNV-1a: configurations only need distinct names.
 fn digest(bytes: &[u8]) -> u64 {
     bytes
         .iter()
         .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Builds the kernel in `folder` and leaves only the kernel there; returns its version.
+/// Builds the kernel in `folder`, removes everything else and returns the version.
 fn build(folder: &Path, wanted: &str) -> Result<String, Error> {
     let host = apt::architecture()?;
     let newest: Vec<Source> = sources()?.last().cloned().into_iter().collect();
@@ -70,7 +70,7 @@ fn build(folder: &Path, wanted: &str) -> Result<String, Error> {
     make(&["tinyconfig"])?;
     let config = tree.join(".config");
     let tiny = fs::read_to_string(&config).map_err(Error::file(&config))?;
-    // What is said last counts.
+    // Later lines override earlier ones.
     fs::write(&config, format!("{tiny}\n{wanted}")).map_err(Error::file(&config))?;
     make(&["olddefconfig"])?;
     let got = fs::read_to_string(&config).map_err(Error::file(&config))?;
@@ -90,7 +90,7 @@ fn build(folder: &Path, wanted: &str) -> Result<String, Error> {
     Ok(version)
 }
 
-/// Without these nothing could be shown.
+/// Options without which the cases cannot work.
 const ESSENTIAL: [&str; 5] = [
     "CONFIG_IOMMUFD=y",
     "CONFIG_VFIO_DEVICE_CDEV=y",
@@ -99,16 +99,16 @@ const ESSENTIAL: [&str; 5] = [
     "CONFIG_PVH=y",
 ];
 
-/// `make` in the kernel's `tree`, which leaves the processors to everybody else.
+/// `make` in the kernel's `tree`, niced.
 fn kbuild(tools: &Tools, root: &Path, tree: &Path, goals: &[&str], host: &str) -> Command {
     let mut command = tools.command("nice");
     command.args(["-n", "19", "make", "-s", "-C"]).arg(tree).args(goals);
     let libraries = root.join("usr/lib").join(apt::triplet(host));
-    // Behind the machine's own folders: only what it lacks is to come from here.
+    // Behind the machine's folders, because only missing files should come from here.
     command.arg(format!("HOSTCFLAGS=-idirafter {}", root.join("usr/include").display()));
     command.arg(format!("HOSTLDFLAGS=-L{}", libraries.display()));
     command.env("BISON_PKGDATADIR", root.join("usr/share/bison")).env("M4", root.join("usr/bin/m4"));
-    // A `make` around this one would hand down its flags.
+    // An outer `make` would pass its flags.
     command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
     command
 }

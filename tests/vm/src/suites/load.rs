@@ -1,17 +1,17 @@
-//! A busy machine: processes that do nothing but want a processor, for as long as a case keeps them.
+//! Processor load: busy processes for the duration of a case.
 //!
-//! They are as nice as the emulators, so that the scheduler treats both alike. Each looks whether this process is still there,
-//! so that none outlives a run that was killed.
+//! They are as nice as the emulators, so that the scheduler treats both alike. Each ends when this process does, even if it was
+//! killed.
 
 use std::process::{Child, Command, Stdio};
 
 use super::case::Failure;
 use crate::tool::unstarted;
 
-/// Counts, and looks now and then for the process that it is told.
+/// Counts, and regularly checks that the process with the given number exists.
 const BUSY: &str = "while kill -0 \"$0\"; do n=0; while [ $n -lt 100000 ]; do n=$((n + 1)); done; done";
 
-/// Busy processes; they are gone when this is.
+/// Busy processes; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Load {
     processes: Vec<Child>,
@@ -30,7 +30,7 @@ impl Load {
         Ok(load)
     }
 
-    /// That all of them were there to the end.
+    /// Ends them, after checking that all are still running.
     pub(crate) fn end(mut self) -> Result<(), Failure> {
         for process in &mut self.processes {
             if let Ok(Some(status)) = process.try_wait() {
@@ -44,7 +44,7 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         for process in &mut self.processes {
-            // One that ended by itself needs neither.
+            // It may have ended already.
             let _ = process.kill();
             let _ = process.wait();
         }

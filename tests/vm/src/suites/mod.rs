@@ -1,9 +1,9 @@
-//! `cargo xtask vm`: what this workspace builds, used by real kernels in emulated machines.
+//! `cargo xtask vm`: guests with real kernels in emulated machines use the devices and back ends of this workspace.
 //!
-//! `options` is the command line; `artifacts` are emulators, kernels and programs, `program` builds the latter; `guest` is a
-//! machine of them and what it says; `case` is one thing shown; `nvme`, `strangers` and `vfio` are the cases, `server` is `prereg serve`
-//! as some of them run it, `kernel` is built for others; `load` and `huge_pages` are what a case makes of the machine it runs
-//! on. This file chooses, runs one after the other, and reports.
+//! `options` parses the command line; `artifacts` has emulators, kernels and programs, `program` and `kernel` build some of
+//! them; `guest` configures and boots a machine; `case` is a case's type; `nvme`, `strangers` and `vfio` have the cases,
+//! `server` runs `prereg serve` for them; `load` and `huge_pages` prepare this machine for a case. This file runs the chosen
+//! cases one after the other and reports.
 
 mod artifacts;
 mod case;
@@ -29,10 +29,10 @@ use self::options::Options;
 use crate::cache::Cache;
 use crate::error::Error;
 
-/// Lines of each console that are printed of a failed case; the rest is in its file.
+/// Console lines printed of a failed case; its file has all.
 const SHOWN: usize = 30;
 
-/// Runs the command; `words` are those behind `vm`.
+/// Runs the command; `words` follow `vm` on the command line.
 pub fn command(root: &Path, words: &[String]) -> ExitCode {
     let options = match Options::parse(words) {
         Ok(Some(options)) => options,
@@ -68,7 +68,7 @@ pub fn command(root: &Path, words: &[String]) -> ExitCode {
     }
 }
 
-/// The cases that `options` choose, or the name that is none.
+/// The cases that `options` choose; the error is an unknown name.
 fn chosen(options: &Options) -> Result<Vec<Case>, String> {
     let all = [nvme::cases(), strangers::cases(), vfio::CASES.to_vec()].concat();
     let unknown = options.only.iter().find(|name| all.iter().all(|case| case.name != name.as_str()));
@@ -79,7 +79,7 @@ fn chosen(options: &Options) -> Result<Vec<Case>, String> {
     Ok(all.into_iter().filter(|case| options.suites.contains(&case.suite) && named(case)).collect())
 }
 
-/// Runs `cases` and reports; how many failed.
+/// Runs `cases` and reports; returns the number of failed ones.
 fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
     let cache = Cache::open("vm")?;
     if options.fresh {
@@ -94,12 +94,12 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
     }
     let building = Instant::now();
     if let Err(error) = cases.iter().try_for_each(|case| case.requires.build(&artifacts)) {
-        // Not for want of artifacts: this workspace is broken.
+        // This is no missing artifact but a broken workspace.
         println!("vm result: FAILED. The programs for the guests could not be built: {error}");
         return Ok(cases.len());
     }
     println!("vm: built the programs for the guests in {:.1} s", building.elapsed().as_secs_f64());
-    // Two runs at once must not share folders.
+    // Concurrent runs must not share folders.
     let number = std::process::id();
     let runs = cache.folder("runs")?;
     forget_old(&runs);
@@ -115,7 +115,7 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
             Ok(seen) => {
                 println!("ok     {:9} {:26} {seconds:6.1} s  {seen}", case.suite.name(), case.name);
                 if !options.keep {
-                    // Nothing in it is of interest any more; what cannot be removed is removed by the next run.
+                    // The next run removes it if this fails.
                     let _ = fs::remove_dir_all(&folder);
                 }
             }
@@ -141,7 +141,7 @@ fn run(root: &Path, options: &Options, cases: &[Case]) -> Result<usize, Error> {
     Ok(bad)
 }
 
-/// Removes the folders of runs whose process is gone.
+/// Removes the folders of runs whose process has ended.
 fn forget_old(runs: &Path) {
     for entry in fs::read_dir(runs).into_iter().flatten().flatten() {
         let process = Path::new("/proc").join(entry.file_name());
@@ -151,7 +151,7 @@ fn forget_old(runs: &Path) {
     }
 }
 
-/// Prints why a case failed and the end of everything that it kept.
+/// Prints the reason of a failure and the ends of the case's logs.
 fn show(failure: &Failure, folder: &Path) {
     println!("    {}", failure.to_string().replace('\n', "\n    "));
     let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -1,8 +1,8 @@
-//! Guests with a disk from `prereg serve nvme`: their own driver, and what may happen to guest, memory and server.
+//! Guests with a disk from `prereg serve`: their own driver, and events of guest, memory and server.
 //!
-//! `data` is about what is written and read, `life` about guests and servers that come and go, `memory` about guests whose
-//! memory does, `backing` about where it comes from; `disk` is what they share. The disk of a case is a file; some of its blocks are there before the guest comes,
-//! others are compared after it has gone.
+//! `data` checks reads and writes, `life` resets, unplugs and kills, `memory` hotplugs memory, `backing` uses unusual memory;
+//! `disk` has the shared parts. The disk of a case is a file; some blocks are written before the guest boots, others are
+//! compared after it has ended.
 
 mod backing;
 mod data;
@@ -12,7 +12,7 @@ mod memory;
 
 use super::case::Case;
 
-/// All of them.
+/// All cases.
 pub(crate) fn cases() -> Vec<Case> {
     [data::CASES, backing::CASES, life::CASES, memory::CASES].concat()
 }

@@ -1,4 +1,4 @@
-//! The words behind `cargo xtask vm`.
+//! The command line of `cargo xtask vm`.
 
 use super::case::Suite;
 
@@ -18,12 +18,12 @@ not be had.
   --fresh  begins with an empty cache
 ";
 
-/// What is to be run.
+/// The parsed command line.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Options {
-    /// Without a word: those that are short.
+    /// By default the short ones.
     pub(crate) suites: Vec<Suite>,
-    /// Empty: every case of the suites.
+    /// Empty: all cases of the suites.
     pub(crate) only: Vec<String>,
     pub(crate) list: bool,
     pub(crate) keep: bool,
@@ -31,10 +31,10 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The options, or `None` when the words ask for help.
+    /// The options, or `None` if the words ask for help.
     ///
     /// # Errors
-    /// What is wrong with the words.
+    /// The reason why the words are wrong.
     pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
         let mut options = Self { suites: vec![Suite::Nvme, Suite::Vfio], ..Self::default() };
         let mut named = false;
@@ -64,7 +64,7 @@ impl Options {
                 _ => return Err(format!("unknown word {word}")),
             }
         }
-        // Names are unique, so a name alone is enough.
+        // Names are unique across suites.
         if !named && (options.list || !options.only.is_empty()) {
             options.suites = Suite::ALL.to_vec();
         }

@@ -1,7 +1,7 @@
-//! Building programs for guests: static, so that a guest needs nothing but the file.
+//! Builds programs for guests: static, so that a guest needs only the file.
 //!
-//! For PCs the machine's own toolchain does it. For POWER no ready std exists with a stable one: a nightly one builds it
-//! from its own source, and Debian's cross compiler links.
+//! The machine's toolchain builds for PCs. Stable toolchains have no std for static POWER programs: a nightly one builds it
+//! from source, and Debian's cross compiler links.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,14 +11,14 @@ use serde_json::Value;
 use crate::error::Error;
 use crate::tool::{Tools, run};
 
-/// What is built for, where and with what.
+/// A target with its build folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     triple: &'static str,
     folder: PathBuf,
-    /// Where cargo is started, so that the configuration there counts.
+    /// The folder in which cargo runs, whose configuration applies.
     from: PathBuf,
-    /// The cross compiler, with a std built on the spot.
+    /// The cross compiler, used with a std built from source.
     cross: Option<Tools>,
 }
 
@@ -53,11 +53,11 @@ impl Target {
         cargo.args(["--release", "--locked", "--quiet", "--target", self.triple]);
         cargo.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&self.folder);
         cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-        // What is measured is built otherwise; here the time to build counts.
+        // Nothing is measured with these programs; short builds matter.
         for (key, value) in [("LTO", "off"), ("CODEGEN_UNITS", "16"), ("DEBUG", "0"), ("STRIP", "symbols")] {
             cargo.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
         }
-        // What the cargo that runs this program has set is about another build.
+        // Variables set by the cargo that runs this program concern another build.
         for key in ["RUSTUP_TOOLCHAIN", "CARGO", "RUSTC", "RUSTC_WRAPPER", "RUSTDOCFLAGS"] {
             cargo.env_remove(key);
         }
@@ -69,7 +69,7 @@ impl Target {
 /// Builds the program `name` of `package`, or of the only package of `manifest`.
 ///
 /// # Errors
-/// [`Error::Failed`] with the compiler's words.
+/// [`Error::Failed`] with the compiler's output.
 pub(crate) fn build(
     target: &Target,
     manifest: &Path,
@@ -85,7 +85,7 @@ pub(crate) fn build(
     Ok(target.folder.join(target.triple).join("release").join(name))
 }
 
-/// Builds the test programs of `package`: of its library and of its folder of tests.
+/// Builds the test programs of `package`: those of its library and of its tests folder.
 ///
 /// # Errors
 /// As [`build`].
@@ -95,7 +95,7 @@ pub(crate) fn tests(target: &Target, manifest: &Path, package: &str) -> Result<V
     Ok(executables(&run(&mut cargo)?))
 }
 
-/// The programs that cargo's messages name, one message a line.
+/// The programs named in cargo's messages, one message per line.
 fn executables(messages: &str) -> Vec<PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let tests = messages.filter(|message| message["profile"]["test"] == true);

@@ -1,4 +1,4 @@
-//! `prereg serve` as the cases run it: configured by a file, asked over its control socket, stopped or killed.
+//! `prereg serve` for the cases: configured by a file, queried over its control socket, stopped or killed.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -13,19 +13,19 @@ use super::case::{Failure, Stage, ensure};
 use crate::error::Error;
 use crate::tool::{run, unstarted};
 
-/// How long a server may take to listen, and to stop.
+/// Time limit for a server to listen, and to stop.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often it is asked when something is waited for.
+/// Poll interval.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// One controller.
+/// A controller.
 #[derive(Clone, Debug)]
 pub(crate) struct Controller {
     pub(crate) socket: PathBuf,
-    /// More lines for the controller.
+    /// Further lines of the controller's configuration.
     pub(crate) lines: String,
-    /// Its disks, as the configuration file has them.
+    /// Its namespaces, in the format of the configuration file.
     pub(crate) namespaces: String,
 }
 
@@ -37,16 +37,16 @@ impl Controller {
     }
 }
 
-/// What is served.
+/// The configuration of a server.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Setup {
     pub(crate) controllers: Vec<Controller>,
-    /// Lines for the memory.
+    /// Lines of the memory section.
     pub(crate) memory: String,
 }
 
 impl Setup {
-    /// As the configuration file has it.
+    /// The configuration file.
     fn text(&self, control: &Path) -> String {
         let mut text =
             format!("control = {:?}\n\n[memory]\n{}\n", control.display().to_string(), self.memory);
@@ -59,7 +59,7 @@ impl Setup {
     }
 }
 
-/// A running server; it is gone when this is.
+/// A running server; killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -70,7 +70,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it listens everywhere.
+    /// Starts a server and waits until all its sockets exist.
     pub(crate) fn start(stage: &Stage<'_>, setup: &Setup) -> Result<Self, Failure> {
         let control = stage.socket("control");
         let config = stage.file("serve.toml");
@@ -81,7 +81,7 @@ impl Server {
         })
     }
 
-    /// Starts it for one disk by the command that a newcomer types.
+    /// Starts a server for one disk by the command of the README.
     pub(crate) fn start_plainly(stage: &Stage<'_>, socket: &Path, disk: &Path) -> Result<Self, Failure> {
         let control = stage.socket("control");
         Self::spawn(stage, vec![socket.to_owned()], control.clone(), |command| {
@@ -90,7 +90,7 @@ impl Server {
         })
     }
 
-    /// The device as it says that QEMU wants it.
+    /// The `-device` argument for QEMU that it printed.
     pub(crate) fn printed_device(&self) -> Result<Value, Failure> {
         let said = fs::read_to_string(&self.log).map_err(Error::file(&self.log))?;
         let device = said.lines().find_map(printed);
@@ -133,7 +133,7 @@ impl Server {
         }
     }
 
-    /// What it says of itself.
+    /// Its status.
     pub(crate) fn status(&self) -> Result<Value, Failure> {
         let mut command = Command::new(&self.program);
         let text = run(command.args(["status", "--json", "--control"]).arg(&self.control))?;
@@ -141,7 +141,7 @@ impl Server {
             .map_err(|error| Failure::Check(format!("prereg status: {error} in {text}")))
     }
 
-    /// Asks until `wanted`, at most for `limit`; how long it took.
+    /// Polls the status until `wanted`, at most for `limit`; returns the duration.
     pub(crate) fn becomes(
         &self,
         limit: Duration,
@@ -160,7 +160,7 @@ impl Server {
         }
     }
 
-    /// Kilobytes that the kernel counts as pinned by the server.
+    /// The server's pinned memory in KiB, as the kernel counts it.
     pub(crate) fn pinned_kilobytes(&self) -> Result<u64, Failure> {
         let path = PathBuf::from(format!("/proc/{}/status", self.child.id()));
         let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
@@ -171,12 +171,12 @@ impl Server {
 
     /// Kills it as `kill -9` does.
     pub(crate) fn kill(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Tells it to stop, which it does with success and without leaving sockets.
+    /// Stops it by SIGTERM; it must succeed and remove its sockets.
     pub(crate) fn stop(mut self) -> Result<(), Failure> {
         run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))?;
         let begin = Instant::now();
@@ -207,7 +207,7 @@ fn printed(line: &str) -> Option<Value> {
     serde_json::from_str(rest.rsplit_once('\'')?.0).ok()
 }
 
-/// The number at `path` of a status, as `/memory/registrations`.
+/// The number at `path` of a status, such as `/memory/registrations`.
 pub(crate) fn number(status: &Value, path: &str) -> Result<u64, Failure> {
     let found = status.pointer(path).and_then(Value::as_u64);
     found.ok_or_else(|| Failure::Check(format!("prereg status has no {path}: {status}")))

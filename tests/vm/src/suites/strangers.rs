@@ -1,7 +1,7 @@
-//! Foreign software on the disk: other tools than the guest's own driver, firmware, bootloaders.
+//! Third-party software on the disk: tools, firmware, bootloaders.
 //!
-//! `tools` are Debian's programs for disks and file systems in a guest, `firmware` is machines that start from the disk,
-//! `boot_disk` the disk for those. All of it comes from Debian's packages, fetched when the first case needs them.
+//! `tools` runs Debian's programs for disks and file systems in a guest, `firmware` boots machines from the disk, `boot_disk`
+//! makes that disk. Debian's packages are fetched when the first case needs them.
 
 mod boot_disk;
 mod firmware;
@@ -9,7 +9,7 @@ mod tools;
 
 use super::case::Case;
 
-/// All of them.
+/// All cases.
 pub(crate) fn cases() -> Vec<Case> {
     [tools::CASES, firmware::CASES].concat()
 }

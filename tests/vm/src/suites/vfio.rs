@@ -1,8 +1,7 @@
-//! VFIO of kernel kernels: `prereg selftest` makes a device do DMA to memory that was registered once.
+//! VFIO of Debian's kernels: with `prereg selftest`, a device does DMA to memory that was registered once.
 //!
-//! The device is QEMU's `edu`, which copies between its own buffer and the bus as it is told. On a PC it stands behind
-//! each of the IOMMUs that QEMU has; on POWER behind powernv's, with 4 KiB and with 64 KiB pages. For iommufd the kernel is
-//! one of our own.
+//! The device is QEMU's `edu`, which copies between its buffer and the bus on command. On a PC it is behind each of QEMU's
+//! IOMMUs, on POWER behind powernv's, with 4 KiB and 64 KiB pages. For iommufd the kernel is built from source.
 
 use std::time::Duration;
 
@@ -73,10 +72,10 @@ pub(crate) const CASES: &[Case] = &[
     },
 ];
 
-/// The longest that a self test may take. A DMA of `edu` takes 100 ms.
+/// Time limit of a self test. A DMA of `edu` takes 100 ms.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// The longest that all tests of the core may take, under emulation.
+/// Time limit of all tests of the core, under emulation.
 const TESTS: Duration = Duration::from_secs(900);
 
 fn pc(stage: &Stage<'_>, iommu: &str, line: &str) -> Verdict {
@@ -117,7 +116,7 @@ fn core(stage: &Stage<'_>, page_size: PageSize) -> Verdict {
     Ok(seen(&booted))
 }
 
-/// What the guest says about its runs, and the tables that they print.
+/// The guest's summaries of its runs, and the tables that they print.
 fn seen(booted: &Booted) -> String {
     let runs = booted.marks("seen").collect::<Vec<_>>().join("; ");
     let tables: String = booted.marks("table").map(|line| format!("\n         {line}")).collect();

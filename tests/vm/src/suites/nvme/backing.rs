@@ -1,4 +1,4 @@
-//! Guests whose memory is out of the ordinary: much of it beside a load, in two nodes, in huge pages.
+//! Guests with unusual memory: 7 GiB on a loaded machine, two nodes, huge pages.
 
 use std::fs;
 
@@ -21,10 +21,10 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
-/// Busy processes beside the guest.
+/// Busy processes next to the guest.
 const LOAD: usize = 8;
 
-/// What QEMU says when a server does not answer within its five seconds.
+/// QEMU's messages when a server does not answer within five seconds.
 const LATE: [&str; 2] = ["timed out", "unexpected reply"];
 
 fn beside_load(stage: &Stage<'_>) -> Verdict {

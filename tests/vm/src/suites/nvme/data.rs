@@ -1,5 +1,5 @@
-//! What is written is read back: with every kind of interrupt, under an IOMMU, without shared memory, on two disks at
-//! once, and from the guest's user space.
+//! Written data is read back: with every kind of interrupt, under an IOMMU, without shared memory, on two disks at once, and
+//! from the guest's user space.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -34,13 +34,13 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
-/// The guest's IOMMU: every map of the guest's kernel becomes one for the server.
+/// Adds an IOMMU: every map of the guest's kernel becomes one for the server.
 pub(super) fn behind_iommu(guest: &mut Guest) {
     guest.qemu_args("-device intel-iommu,intremap=on,caching-mode=on");
     guest.kernel_args("intel_iommu=on iommu.strict=1");
 }
 
-/// Runs the script `data` to its end; what the server says just before.
+/// Runs the script `data` to its end; returns the server's status just before.
 pub(super) fn data(
     stage: &Stage<'_>,
     server: &Server,
@@ -87,7 +87,7 @@ fn doorbells(stage: &Stage<'_>) -> Verdict {
     let of = |name: &str| number(&status, &format!("/clients/0/{name}"));
     let commands = of("device/read_commands")? + of("device/write_commands")?;
     let messages = of("requests/performed_total/REGION_WRITE")?;
-    // By messages there would be one for almost every command.
+    // With doorbells as messages there would be one for almost every command.
     ensure(messages < commands / 4, || {
         format!("{messages} messages that write registers for {commands} commands: doorbells came by message")
     })?;
@@ -140,7 +140,7 @@ fn two(stage: &Stage<'_>) -> Verdict {
         guest.device(&device(stage, name));
     }
     let (booted, status) = data(stage, &server, &guest)?;
-    // Which disk becomes the guest's first is chance: each sum is one of the two, and they differ.
+    // The order of the guest's disks is random: each checksum belongs to one of the two, and they differ.
     let sums: Vec<&str> = booted.marks("random").collect();
     let [first, second] = sums[..] else {
         return Err(Failure::Check(format!("{} sums of random bytes instead of two", sums.len())));
@@ -177,14 +177,14 @@ fn namespaces(stage: &Stage<'_>) -> Verdict {
     booted.finish(LIMIT)?;
     server.stop()?;
     ensure(sum(&first, 0, DISK >> 20)? == before, || "the disk that may only be read changed".to_owned())?;
-    // Some file systems keep a little for themselves.
+    // Some file systems keep a few blocks allocated.
     ensure(full >= 32 << 20 && empty <= 1 << 20, || {
         format!("the file has {full} bytes before the discard and {empty} after it")
     })?;
     Ok(format!("{} MiB given back by a discard", (full - empty) >> 20))
 }
 
-/// How commands end here is what was recorded; how they end in QEMU's NVMe is only counted, because QEMU changes.
+/// The controller's statuses must be as recorded; QEMU's are only counted, because QEMU changes.
 fn statuses(stage: &Stage<'_>) -> Verdict {
     let (server, _) = serve(stage, "")?;
     let peer = stage.file("peer");
@@ -220,7 +220,7 @@ fn statuses(stage: &Stage<'_>) -> Verdict {
     Ok(format!("{equal} of {} commands end as with QEMU's, the others as recorded", ours.len()))
 }
 
-/// Bytes that the file system keeps for `path`.
+/// Bytes that the file system has allocated for `path`.
 fn allocated(path: &Path) -> Result<u64, Failure> {
     let facts = std::fs::metadata(path).map_err(Error::file(path))?;
     Ok(facts.blocks() * 512)

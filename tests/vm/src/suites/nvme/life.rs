@@ -1,4 +1,4 @@
-//! Guests and servers that come and go: reset, reboot, unplug, and both ends killed.
+//! Reset, reboot and unplug of guests, and kills of either end.
 
 use std::process::Command;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
-/// How soon nothing may be left of a client that is gone.
+/// Time limit for releasing the resources of a client.
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The seed of numbered blocks.
@@ -39,7 +39,7 @@ fn ext4(stage: &Stage<'_>) -> Verdict {
     for program in ["usr/sbin/mke2fs", "usr/sbin/e2fsck"] {
         guest.files.extend(stage.artifacts.guest_program(program)?);
     }
-    // Both need the same libraries, and a file is in an archive once.
+    // Both need the same libraries, and an archive has each file once.
     guest.files.sort();
     guest.files.dedup();
     guest.device(&device(stage, "nvme"));
@@ -51,7 +51,7 @@ fn ext4(stage: &Stage<'_>) -> Verdict {
     booted.reply("second")?;
     booted.finish(LIMIT)?;
     run(stage.artifacts.root().command("usr/sbin/e2fsck")?.arg("-fn").arg(&disk))?;
-    // The same file seen by the guest and in the image.
+    // The same file must be equal in the guest and in the image.
     let copy = stage.file("copy");
     let mut debugfs = stage.artifacts.root().command("usr/sbin/debugfs")?;
     run(debugfs.arg("-R").arg(format!("dump /second/file7 {}", copy.display())).arg(&disk))?;
@@ -90,7 +90,7 @@ fn reset(stage: &Stage<'_>) -> Verdict {
 }
 
 fn unplug(stage: &Stage<'_>) -> Verdict {
-    // Not MSI-X: QEMU 11.1 aborts when it unplugs any vfio-user device that has it, over its own region of pending bits.
+    // Not MSI-X: QEMU 11.1 aborts when a vfio-user device with MSI-X is unplugged, because of its pending bits region.
     let (server, disk) = serve(stage, "interrupts = [\"msi\", \"intx\"]")?;
     let mut guest = guest(stage, "unplug")?;
     guest.qemu_args("-device pcie-root-port,id=slot1,chassis=1,slot=1");
@@ -158,7 +158,7 @@ fn kill_server(stage: &Stage<'_>) -> Verdict {
         booted.mark("flushed", LIMIT)?;
     }
     server.kill();
-    // What was said before the kill may still be on its way; nothing that was said may be lost.
+    // Marks printed before the kill may still arrive; all of them count.
     let _ = booted.machine.wait(SECOND * 2, "nothing", |_| None::<()>);
     let last = booted.marks("flushed").filter_map(|count| count.parse::<u64>().ok()).max().unwrap_or(0);
     booted.machine.kill();

@@ -1,7 +1,7 @@
-//! Guests whose memory comes and goes under the disk: a DIMM plugged and unplugged, virtio-mem grown, shrunk and grown.
+//! Guests whose memory is plugged and unplugged: a DIMM, and virtio-mem that grows, shrinks and grows.
 //!
-//! The I/O in between uses more memory than the guest has without, so that it cannot miss the memory that came, and compares
-//! all of it: a server that held on to pages that were taken away would read and write those instead.
+//! The I/O in between uses more memory than the guest has without the plugged part, and compares all of it: a server that kept
+//! stale pins would read and write removed pages.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,23 +23,23 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Nvme, requires: Requirement::Disk, name, shows, run }
 }
 
-/// Bytes that come and go.
+/// Bytes that are plugged and unplugged.
 const MORE: u64 = 256 << 20;
 
-/// MiB of memory that one I/O uses: more than there is without `MORE`.
+/// MiB of memory that one I/O uses: more than the guest has without `MORE`.
 const USED: &str = "fill=400";
 
 fn small(stage: &Stage<'_>) -> Result<Guest, Failure> {
     let mut guest = guest(stage, "memory")?;
     guest.memory = "384M,slots=2,maxmem=4G";
-    // What is to go again must not hold what cannot move.
+    // Memory to be unplugged must not contain unmovable pages.
     guest.kernel_args("memhp_default_state=online_movable");
     guest.kernel_args(USED);
     guest.device(&device(stage, "nvme"));
     Ok(guest)
 }
 
-/// Lets the guest's script do its I/O with the memory it has now.
+/// Lets the guest's script do its I/O with its current memory.
 fn fill(booted: &mut Booted, word: &str) -> Result<(), Failure> {
     booted.mark("ready", LIMIT)?;
     booted.reply(word)?;
@@ -100,7 +100,7 @@ fn grow_and_shrink(stage: &Stage<'_>, more: impl FnOnce(&mut Guest)) -> Verdict 
         booted.reply("less")?;
         booted.mark("filled", LIMIT)?;
     }
-    // Half of it came and went under the other half.
+    // Half of the DMA maps came and went next to the other half.
     for size in [MORE, MORE / 2, MORE] {
         resize(&mut booted, size)?;
     }
@@ -113,7 +113,7 @@ fn grow_and_shrink(stage: &Stage<'_>, more: impl FnOnce(&mut Guest)) -> Verdict 
     Ok(said)
 }
 
-/// Asks the guest for `size` bytes of virtio-mem and waits until it has so many.
+/// Requests `size` bytes of virtio-mem and waits until the guest has plugged them.
 fn resize(booted: &mut Booted, size: u64) -> Result<(), Failure> {
     let monitor = booted.monitor()?;
     let path = "/machine/peripheral/vm";
@@ -131,7 +131,7 @@ fn resize(booted: &mut Booted, size: u64) -> Result<(), Failure> {
     }
 }
 
-/// What the server says of the guest's memory.
+/// The server's counters of the guest's memory.
 fn memory(server: &Server) -> Result<String, Failure> {
     let status = server.status()?;
     let number = |name: &str| number(&status, &format!("/memory/{name}"));

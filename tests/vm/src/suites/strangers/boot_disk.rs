@@ -1,5 +1,5 @@
-//! A disk that a machine starts from: a partition table with a FAT file system for bootloader, kernel and initramfs, and a
-//! second partition whose blocks are known.
+//! A bootable disk: a partition table, a FAT file system with bootloader, kernel and initramfs, and a partition with known
+//! blocks.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
@@ -14,24 +14,24 @@ use crate::tool::run;
 /// Bytes of a sector.
 const SECTOR: u64 = 512;
 
-/// Where the FAT partition is, in MiB, and its size.
+/// Offset and size of the FAT partition in MiB.
 const FAT: (u64, u64) = (1, 127);
 
-/// Where the partition of known blocks is, in MiB, and its size.
+/// Offset and size of the partition with known blocks in MiB.
 pub(super) const DATA: (u64, u64) = (128, 256);
 
-/// MiB of numbered blocks at the begin of the partition of known blocks.
+/// MiB of numbered blocks at the beginning of the second partition.
 pub(super) const KNOWN: u64 = 8;
 
-/// The seed of these blocks.
+/// Their seed.
 pub(super) const SEED: u64 = 1;
 
-/// What a partition is for, as the table says it.
+/// A partition type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
-    /// FAT that a PC's BIOS starts from.
+    /// FAT, for a PC's BIOS.
     Fat = 0x0e,
-    /// What EFI firmware starts from.
+    /// The EFI system partition.
     EfiSystem = 0xef,
     Linux = 0x83,
 }
@@ -54,7 +54,7 @@ impl BootDisk {
         file.write_all(&sector).map_err(Error::file(&path))?;
         let disk = Self { file: path, known: stage.file("known") };
         let sectors = (FAT.1 << 20) / SECTOR;
-        // mformat wants a geometry; one that the size is a multiple of.
+        // mformat needs a geometry; this one divides the size.
         let hidden = (FAT.0 << 20) / SECTOR;
         disk.mtools(
             stage,
@@ -89,7 +89,7 @@ impl BootDisk {
         self.mtools(stage, "mcopy", &[], &[&source.display().to_string(), &format!("::{place}")])
     }
 
-    /// The same with `text` instead of a file.
+    /// Writes `text` to `place` of the FAT file system.
     pub(super) fn write(&self, stage: &Stage<'_>, text: &str, place: &str) -> Result<(), Failure> {
         let source = stage.file("text");
         fs::write(&source, text).map_err(Error::file(&source))?;
@@ -109,7 +109,7 @@ impl BootDisk {
         Ok(())
     }
 
-    /// Makes it start syslinux, whose own installer puts it on the FAT file system.
+    /// Makes the disk bootable with syslinux, by its own installer.
     pub(super) fn syslinux(&self, stage: &Stage<'_>) -> Result<(), Failure> {
         let root = stage.artifacts.strangers()?;
         let loader = root.file("usr/lib/syslinux/mbr/mbr.bin")?;
@@ -134,14 +134,14 @@ impl BootDisk {
     }
 }
 
-/// The first sector with a partition table; `parts` are their begins and sizes in MiB. The first one is active.
+/// The first sector with the partition table of `parts`: types, and offsets and sizes in MiB. The first partition is active.
 fn first_sector(parts: &[(Kind, (u64, u64))]) -> [u8; SECTOR as usize] {
     let mut sector = [0; SECTOR as usize];
     for (number, (kind, (begin, size))) in parts.iter().enumerate() {
         let sectors = |mib: u64| u32::try_from((mib << 20) / SECTOR).unwrap_or(u32::MAX).to_le_bytes();
         let entry = &mut sector[446 + 16 * number..][..16];
         entry[0] = if number == 0 { 0x80 } else { 0 };
-        // Beyond what cylinders, heads and sectors can say; the rest of the entry counts.
+        // Cylinders, heads and sectors out of range; the other fields of the entry count.
         entry[1..4].copy_from_slice(&[0xfe, 0xff, 0xff]);
         entry[4] = *kind as u8;
         entry[5..8].copy_from_slice(&[0xfe, 0xff, 0xff]);

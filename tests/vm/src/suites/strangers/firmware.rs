@@ -1,4 +1,4 @@
-//! Machines that start from the disk: firmware and a bootloader, which drive it themselves, read what comes next.
+//! Machines that boot from the disk: firmware and bootloader drive it themselves.
 
 use std::path::Path;
 use std::process::Command;
@@ -23,11 +23,11 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Strangers, requires: Requirement::Strangers, name, shows, run }
 }
 
-/// What GRUB needs to find a file of a FAT partition and to start Linux from it.
+/// Modules of GRUB for finding a file on a FAT partition and starting Linux.
 const GRUB_MODULES: [&str; 9] =
     ["part_msdos", "fat", "search", "search_fs_file", "linux", "serial", "terminal", "echo", "boot"];
 
-/// A guest whose kernel comes from a disk, and that disk with kernel and initramfs.
+/// A guest that boots from a disk, and that disk with kernel and initramfs.
 fn from_disk(stage: &Stage<'_>, fat: Kind) -> Result<(Guest, BootDisk), Failure> {
     let mut guest = disk::guest(stage, "firmware")?;
     guest.drivers.extend(["vfat", "nls_cp437", "nls_ascii"]);
@@ -41,7 +41,7 @@ fn from_disk(stage: &Stage<'_>, fat: Kind) -> Result<(Guest, BootDisk), Failure>
     Ok((guest, disk))
 }
 
-/// Boots `guest` from `disk`, and compares what it read and wrote. `loader` is what the bootloader says of itself.
+/// Boots `guest` from `disk`, and compares the data it read and wrote. `loader` is in the bootloader's output.
 fn started(stage: &Stage<'_>, guest: &Guest, disk: &BootDisk, loader: &str) -> Verdict {
     let server = serve(stage, disk)?;
     let mut booted = guest.boot(stage, "guest")?;
@@ -66,7 +66,7 @@ fn serve(stage: &Stage<'_>, disk: &BootDisk) -> Result<Server, Failure> {
     Server::start(stage, &Setup { controllers: vec![controller], ..Setup::default() })
 }
 
-/// That `count` numbered blocks are on the disk from `mib` MiB on.
+/// Checks `count` numbered blocks on the disk from offset `mib` MiB.
 fn known(stage: &Stage<'_>, disk: &BootDisk, mib: u64, count: u64, seed: u64) -> Result<(), Failure> {
     let part = stage.file("part");
     let mut copy = Command::new("dd");
@@ -111,8 +111,8 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
 
 fn seabios(stage: &Stage<'_>) -> Verdict {
     let (mut guest, disk) = from_disk(stage, Kind::Fat)?;
-    // An emulator without KVM does not see that another process writes into shared memory: it would go on with the code that it
-    // translated from what was there before the bootloader was read. Private memory is written by itself.
+    // Without KVM the emulator does not notice writes of another process to shared memory: it would run code translated before
+    // the bootloader was read. Private memory is written by the emulator itself.
     guest.ram = Ram::Private;
     let lines = format!(
         "SERIAL 0 115200\nDEFAULT linux\nLABEL linux\n  KERNEL /vmlinuz\n  INITRD /initrd\n  APPEND {}\n",
@@ -123,11 +123,11 @@ fn seabios(stage: &Stage<'_>) -> Verdict {
     started(stage, &guest, &disk, "SYSLINUX")
 }
 
-/// Where U-Boot puts blocks, and where a file. Its machine's memory begins at 1 GiB.
+/// U-Boot's addresses for blocks and for a file. Its machine's memory begins at 1 GiB.
 const BLOCKS_AT: u64 = 0x4800_0000;
 const FILE_AT: u64 = 0x4c00_0000;
 
-/// Where U-Boot writes, in MiB.
+/// Offset in MiB of U-Boot's writes.
 const WRITTEN: u64 = DATA.0 + 64;
 
 fn u_boot(stage: &Stage<'_>) -> Verdict {
@@ -172,13 +172,13 @@ fn u_boot(stage: &Stage<'_>) -> Verdict {
 /// U-Boot's console.
 struct Console(Machine);
 
-/// The longest for one command.
+/// Time limit of a command.
 const COMMAND: Duration = Duration::from_secs(300);
 
 impl Console {
-    /// Stops it from looking for something to boot.
+    /// Interrupts the automatic boot.
     fn prompt(&mut self) -> Result<(), Failure> {
-        // The last whole line before it waits for a key.
+        // The last complete line before it waits for a key.
         self.0.wait(COMMAND, "U-Boot", |line| line.contains("Net:").then_some(()))?;
         Ok(self.0.type_line("")?)
     }
@@ -186,7 +186,7 @@ impl Console {
     /// Runs `line`, which must succeed.
     fn command(&mut self, line: &str) -> Result<(), Failure> {
         self.0.type_line(&format!("{line}; echo @@ done $?"))?;
-        // What is typed comes back behind the prompt, so not at the begin of a line.
+        // The echo of the typed line follows the prompt, so it is not at the beginning of a line.
         let code =
             self.0.wait(COMMAND, line, |said| Some(said.strip_prefix("@@ done ")?.trim().to_owned()))?;
         ensure(code == "0", || format!("U-Boot says {code} to {line}"))

@@ -1,4 +1,4 @@
-//! Debian's programs for disks and file systems, in a guest whose whole file system is in memory.
+//! Debian's programs for disks and file systems, in a guest with its file system in memory.
 
 use super::super::case::{Case, Failure, Requirement, Stage, Suite, Verdict, ensure};
 use super::super::guest::{BOOT, Booted, Guest};
@@ -36,7 +36,7 @@ const fn case(name: &'static str, shows: &'static str, run: fn(&Stage<'_>) -> Ve
     Case { suite: Suite::Strangers, requires: Requirement::Strangers, name, shows, run }
 }
 
-/// A guest with a disk and with `programs` of the strangers' packages.
+/// A guest with a disk and with `programs` of the suite's packages.
 fn guest(stage: &Stage<'_>, script: &'static str, programs: &[&str]) -> Result<Guest, Failure> {
     let mut guest = disk::guest(stage, script)?;
     guest.memory = "1G";
@@ -45,14 +45,14 @@ fn guest(stage: &Stage<'_>, script: &'static str, programs: &[&str]) -> Result<G
             guest.files.push((needed.place, needed.source));
         }
     }
-    // Programs share libraries, and a file is in an archive once.
+    // Programs share libraries, and an archive has each file once.
     guest.files.sort();
     guest.files.dedup();
     guest.device(&device(stage, "nvme"));
     Ok(guest)
 }
 
-/// What the script said that it saw.
+/// The script's summary.
 fn seen(booted: &Booted) -> String {
     booted.marks("seen").collect::<Vec<_>>().join("; ")
 }
@@ -60,7 +60,7 @@ fn seen(booted: &Booted) -> String {
 fn nvme_cli(stage: &Stage<'_>) -> Verdict {
     let (server, _) = serve(stage, "")?;
     let mut guest = guest(stage, "nvme-cli", &["usr/sbin/nvme"])?;
-    // Some of its commands read the controller's registers themselves, which Debian's kernel refuses otherwise.
+    // Some commands map the controller's registers, which Debian's kernel refuses otherwise.
     guest.kernel_args("iomem=relaxed");
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
@@ -89,7 +89,7 @@ fn file_system(stage: &Stage<'_>, kind: &'static str, programs: &[&str]) -> Verd
     Ok(seen(&booted))
 }
 
-/// The flushes to be seen before the other kernel is started.
+/// Flushes before the other kernel is started.
 const FLUSHES: usize = 20;
 
 fn kexec(stage: &Stage<'_>) -> Verdict {
