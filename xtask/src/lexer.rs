@@ -1,17 +1,17 @@
-//! Splits Rust source into the tokens the checks need: names, `::`, single punctuation, lifetimes, literals.
+//! Splits Rust source into the tokens that the checks need: names, `::`, single punctuation, lifetimes, literals; and its
+//! comments.
 //!
-//! Comments and the insides of literals disappear here, so that `"unsafe"` in a string or `use crate::x` in a comment
-//! is never taken for code. It is not a full lexer: malformed source gives odd tokens, never an error, because
-//! rustc has the word on syntax.
+//! Comments and the contents of literals are no tokens, so `"unsafe"` in a string or `use crate::x` in a comment is not taken
+//! for code. Malformed source gives odd tokens but no error: rustc checks the syntax.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// A name or keyword; of a raw name (`r#type`) the part behind `r#`.
+    /// A name or keyword; without the `r#` of a raw name.
     Name,
     /// `::`
     PathSep,
-    /// Any other single character of punctuation.
+    /// Any other single punctuation character.
     Punct(char),
     /// `'a`
     Lifetime,
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
     Literal,
 }
 
-/// A token, the line it starts on, counted from 1, and the byte offset of its text.
+/// A token with the line on which it begins, from 1, and its byte offset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Token<'a> {
     pub(crate) kind: Kind,
@@ -37,7 +37,7 @@ impl Token<'_> {
         self.kind == Kind::Punct(punct)
     }
 
-    /// The byte offset behind its text.
+    /// The byte offset of its end.
     pub(crate) fn end(&self) -> usize {
         self.at + self.text.len()
     }
@@ -166,7 +166,7 @@ impl<'a> Cursor<'a> {
         Some(Token { kind, text: &self.source[start..self.at], line, at: start })
     }
 
-    /// Strings of every prefix (`"`, `b"`, `c"`, `r#"`, `br"`, `cr"`) and `b'x'`; false, and nothing consumed, for
+    /// Strings of every prefix (`"`, `b"`, `c"`, `r#"`, `br"`, `cr"`) and `b'x'`. Returns false and consumes nothing for
     /// anything else.
     fn literal_with_prefix(&mut self) -> bool {
         let rest = self.rest();
@@ -203,7 +203,7 @@ impl<'a> Cursor<'a> {
         true
     }
 
-    /// From an opening quote to the closing one, past escapes.
+    /// From an opening quote to the closing one, with escapes.
     fn quoted(&mut self, quote: char) {
         self.bump();
         while let Some(c) = self.peek(0) {
@@ -216,7 +216,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// After `'`: a character when a closing quote follows one character (or an escape), else a lifetime.
+    /// After `'`: a character if a closing quote follows one character or an escape, otherwise a lifetime.
     fn quote(&mut self) -> Kind {
         if self.peek(1) == Some('\\') || self.peek(2) == Some('\'') {
             self.quoted('\'');
@@ -227,7 +227,7 @@ impl<'a> Cursor<'a> {
         Kind::Lifetime
     }
 
-    /// `1..2` must not swallow the range, `1.max(2)` not the method.
+    /// In `1..2` the range, and in `1.max(2)` the method, do not belong to the number.
     fn number(&mut self) {
         self.bump_while(is_name_part);
         if self.peek(0) == Some('.') && self.peek(1).is_some_and(|c| c.is_ascii_digit()) {

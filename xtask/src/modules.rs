@@ -1,9 +1,8 @@
-//! The modules of one crate, who uses whom, and the cycles among them.
+//! The modules of one crate, their uses of each other, and the cycles among them.
 //!
-//! A node is a file; an inline module belongs to its file. An edge says: code of this file names an item that the other
-//! file defines. Paths are followed through re-exports to the defining module, so `pub use` in `lib.rs` neither hides an
-//! edge nor makes one: a re-export counts only when its own file uses the name too. `mod x;` is no edge. Test modules
-//! are left out.
+//! A node is a file; an inline module belongs to its file. An edge means: code of this file names an item that the other file
+//! defines. Paths are followed through re-exports to the defining module, so `pub use` in `lib.rs` neither hides nor makes an
+//! edge: a re-export counts only if its own file uses the name. `mod x;` is no edge. Test modules are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,13 +11,13 @@ use crate::diagnostic::Diagnostic;
 use crate::graph::Graph;
 use crate::source::{PathUse, SourceFacts};
 
-/// Reads a file, or says that there is none.
+/// Reads a file; `None` if there is none.
 pub(crate) type ReadFile<'a> = dyn Fn(&Path) -> Option<String> + 'a;
 
 /// The path of a module from the crate root: `["space", "lookup"]`; empty for the root.
 type ModPath = Vec<String>;
 
-/// Re-exports of re-exports end somewhere; a longer chain is a loop.
+/// Longer chains of re-exports are loops.
 const LONGEST_CHAIN: usize = 32;
 
 #[derive(Default, Debug)]
@@ -36,29 +35,29 @@ pub(crate) struct ModuleTree {
     name: String,
     files: Vec<(PathBuf, ModPath)>,
     modules: BTreeMap<ModPath, Module>,
-    /// `#[macro_export]` macros and the module each is written in.
+    /// `#[macro_export]` macros, by name, with their defining modules.
     exported_macros: BTreeMap<String, ModPath>,
-    /// Non-import paths by module, and the words of each file.
+    /// Paths outside of imports by module, and the words of each file.
     paths: Vec<(ModPath, PathUse)>,
     words: BTreeMap<usize, BTreeSet<String>>,
 }
 
-/// Where a path leads.
+/// The target of a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Resolution {
-    /// To an item of this module (or to the module itself).
+    /// An item of this module, or the module itself.
     To(ModPath),
-    /// Out of the crate, or to something local.
+    /// Another crate, or something local.
     Elsewhere,
-    /// Through several globs that could all define it.
+    /// One of several globs.
     Unclear,
 }
 
 impl ModuleTree {
-    /// Reads the tree that hangs on `root` (a `lib.rs` or `main.rs`).
+    /// Reads the module tree of `root` (a `lib.rs` or `main.rs`).
     ///
     /// # Errors
-    /// A diagnostic for every `mod` whose file is missing.
+    /// A diagnostic for every `mod` without a file.
     pub(crate) fn read(name: &str, root: &Path, read: &ReadFile<'_>) -> Result<Self, Vec<Diagnostic>> {
         let mut this = Self {
             name: name.to_owned(),
@@ -74,7 +73,7 @@ impl ModuleTree {
         if missing.is_empty() { Ok(this) } else { Err(missing) }
     }
 
-    /// `children_dir` is where the files of its `mod x;` lie.
+    /// `children_dir` has the files of its `mod x;`.
     fn add_file(
         &mut self,
         file: PathBuf,
@@ -138,7 +137,7 @@ impl ModuleTree {
         self.words.insert(index, facts.words);
     }
 
-    /// The cycles among the files, and the paths that cannot be followed.
+    /// The cycles among the files, and the ambiguous paths.
     pub(crate) fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut graph = Graph::default();
         let mut diagnostics = Vec::new();
@@ -179,7 +178,7 @@ impl ModuleTree {
         diagnostics
     }
 
-    /// A private import is a use. A re-export is one only when its own file uses what it binds.
+    /// Whether an import is a use: a private one always, a re-export only if its own file uses the name.
     fn binds(&self, module: &ModPath, found: &PathUse) -> bool {
         let Some(import) = found.import.as_ref().filter(|import| import.public) else { return true };
         let Some(words) = self.words.get(&self.file_of(module)) else { return true };
@@ -208,8 +207,7 @@ impl ModuleTree {
         )
     }
 
-    /// Follows `segments` as written in `from`. `via` is the import being followed, which must not resolve through
-    /// itself.
+    /// Follows `segments` from the module `from`. `via` is the import being followed, which must not resolve through itself.
     fn resolve(&self, from: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Resolution {
         let Some(first) = segments.first() else { return Resolution::To(from.clone()) };
         if fuel == 0 {
@@ -246,7 +244,7 @@ impl ModuleTree {
         })
     }
 
-    /// Looks the first of `segments` up in `module` and goes on from there.
+    /// Looks up the first of `segments` in `module` and continues from there.
     fn walk(
         &self,
         module_path: &ModPath,
@@ -261,7 +259,7 @@ impl ModuleTree {
         }
         if module.children.contains(name) {
             let child = joined(module_path, std::slice::from_ref(name));
-            // A child that only tests have is not in the tree.
+            // A child that exists only in tests is not in the tree.
             return self.walk(&child, &segments[1..], via, fuel - 1);
         }
         if module.items.contains(name) {
@@ -305,14 +303,14 @@ impl ModuleTree {
         leads.dedup();
         match (leads.as_slice(), globs.as_slice()) {
             ([only], _) => only.clone(),
-            // A name no scanner sees, as macros make them.
+            // A name that a macro defines.
             ([], []) => Resolution::To(module_path.clone()),
             ([], [only]) => self.walk(only, segments, via, fuel - 1),
             _ => Resolution::Unclear,
         }
     }
 
-    /// Whether a glob import of `module` brings `name`, as far as the scanner sees.
+    /// Whether a glob import of `module` binds `name`, as far as the source shows.
     fn offers(&self, module_path: &ModPath, name: &str, via: Option<&PathUse>, fuel: usize) -> bool {
         let Some(module) = self.modules.get(module_path).filter(|_| fuel > 0) else { return false };
         module.items.contains(name)

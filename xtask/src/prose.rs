@@ -16,7 +16,7 @@ pub(crate) struct Policy {
     openers: Vec<String>,
     /// Phrases that stand nowhere.
     phrases: Vec<String>,
-    /// Folders and files that are not reworded yet. The list may only shrink: an entry without a violation is one itself.
+    /// Folders and files that are not yet reworded. The list may only shrink: an entry without a violation is reported.
     todo: BTreeSet<String>,
 }
 
@@ -31,7 +31,7 @@ impl Policy {
     pub(crate) fn diagnostics(&self, texts: &[Text]) -> Vec<Diagnostic> {
         let mut diagnostics = Vec::new();
         let mut needed = BTreeSet::new();
-        // The list of phrases names what it forbids.
+        // The list itself contains the phrases.
         for text in texts.iter().filter(|text| text.file != "prose.toml") {
             let found = text.blocks.iter().flat_map(|block| self.block(&text.file, block));
             let entry = self.todo.iter().find(|entry| Path::new(&text.file).starts_with(entry));

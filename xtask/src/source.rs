@@ -1,9 +1,8 @@
-//! What one source file says: its modules, imports, paths, names, test-only lines and `unsafe` words.
+//! Facts of a source file: its modules, imports, paths, names, test-only lines and `unsafe` words.
 //!
-//! One pass over the tokens with a stack of inline modules. Everything under a `cfg` that cannot hold outside tests is
-//! left out of the facts and only remembered as lines. Known holes: names that macros define are invisible (a path to
-//! one ends at the module it names, which is right for all but glob re-exports), and an import inside a function counts
-//! for the whole module.
+//! One pass over the tokens with a stack of inline modules. Code under a `cfg` that holds only in tests gives no facts but its
+//! lines. Limits: names that macros define are not seen (a path to one ends at the module it names, which is right except for
+//! glob re-exports), and an import inside a function counts for the whole module.
 
 use std::collections::BTreeSet;
 
@@ -12,7 +11,7 @@ use crate::lexer::{Kind, Token, tokens};
 /// A `mod name;`, or an inline `mod name { }`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct ModDecl {
-    /// Inline modules around it, outermost first.
+    /// Enclosing inline modules, outermost first.
     pub(crate) within: Vec<String>,
     pub(crate) name: String,
     pub(crate) inline: bool,
@@ -30,12 +29,12 @@ pub(crate) struct PathUse {
     pub(crate) import: Option<Import>,
 }
 
-/// What a leaf of a `use` tree binds.
+/// The binding of a leaf of a `use` tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Import {
-    /// The name bound; `None` for a glob. `_` binds nothing and is never looked up.
+    /// The bound name; `None` for a glob. `_` binds nothing and is never looked up.
     pub(crate) name: Option<String>,
-    /// `pub` in any form: other modules may reach the name through this one.
+    /// `pub` in any form: the name is reachable through this module.
     pub(crate) public: bool,
 }
 
@@ -96,7 +95,7 @@ struct Reader<'a> {
     at: usize,
     /// Open braces.
     depth: usize,
-    /// Inline modules we are in, with the brace depth inside each.
+    /// Enclosing inline modules, with the brace depth inside each.
     scopes: Vec<(String, usize)>,
     facts: &'a mut SourceFacts,
 }
@@ -122,7 +121,7 @@ impl<'a> Reader<'a> {
         self.scopes.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// Whether the reader stands directly in a module, not in a body.
+    /// Whether the reader is directly in a module, not in a body.
     fn at_module_level(&self) -> bool {
         self.depth == self.scopes.last().map_or(0, |&(_, depth)| depth)
     }
@@ -189,8 +188,8 @@ impl<'a> Reader<'a> {
         attributes.macro_export |= body.first().is_some_and(|first| first.is_name("macro_export"));
     }
 
-    /// From an opening bracket past its partner. Brackets of other kinds count too, so `[(])` cannot confuse it for
-    /// longer than the file.
+    /// Skips from an opening bracket to its partner. Brackets of all kinds count, so `[(])` misleads it at most until the end
+    /// of the file.
     fn skip_group(&mut self) {
         let mut depth = 0usize;
         while let Some(token) = self.token(0) {
@@ -208,7 +207,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Steps over what a test-only attribute covers: an item, statement, field or match arm.
+    /// Skips the code of a test-only attribute: an item, statement, field or match arm.
     fn skip_test_item(&mut self, attributes: &Attributes) {
         const TO_SEMICOLON: [&str; 3] = ["use", "let", "const"];
         const ITEMS: [&str; 14] = [
@@ -289,7 +288,7 @@ impl<'a> Reader<'a> {
     fn import(&mut self, public: bool) {
         let line = self.tokens[self.at].line;
         self.at += 1;
-        // A leading `::` names another crate for certain; an empty first segment keeps that.
+        // A leading `::` always names another crate; an empty first segment marks it.
         let prefix = if self.kind(0) == Some(Kind::PathSep) { vec![String::new()] } else { Vec::new() };
         let within = self.within();
         self.use_tree(prefix, &within, line, public);
@@ -301,7 +300,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// One branch of a `use` tree; stands on `,`, `}` or `;` afterwards.
+    /// One branch of a `use` tree; ends at `,`, `}` or `;`.
     fn use_tree(&mut self, mut path: Vec<String>, within: &[String], line: usize, public: bool) {
         let leaf = |facts: &mut SourceFacts, segments: Vec<String>, name: Option<String>| {
             let import = Some(Import { name, public });
@@ -329,7 +328,7 @@ impl<'a> Reader<'a> {
                             Some(_) => {
                                 let before = self.at;
                                 self.use_tree(path.clone(), within, line, public);
-                                // Foreign tokens in the tree (macro fragments) must not hold us here.
+                                // Unknown tokens in the tree (macro fragments) are skipped.
                                 self.at = self.at.max(before + 1);
                             }
                         }
@@ -356,7 +355,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Anything that is no module and no import: braces, item names, paths.
+    /// Everything else: braces, item names, paths.
     fn other(&mut self, attributes: &Attributes) {
         const NAMED: [&str; 9] =
             ["fn", "struct", "enum", "union", "trait", "type", "const", "static", "macro_rules"];
@@ -372,7 +371,7 @@ impl<'a> Reader<'a> {
             Kind::Name => {
                 if NAMED.contains(&token.text) && self.at_module_level() {
                     let skip = if self.is_punct(1, '!') || self.is_name(1, "mut") { 2 } else { 1 };
-                    // Of `const unsafe fn f` only `fn` names the item.
+                    // In `const unsafe fn f`, `fn` names the item.
                     let names = |t: &&Token<'_>| {
                         t.kind == Kind::Name && !["fn", "unsafe", "extern"].contains(&t.text)
                     };
@@ -391,7 +390,7 @@ impl<'a> Reader<'a> {
         self.at += 1;
     }
 
-    /// A path of two names or more (`a::b`); stops before `::<` and at anything else.
+    /// A path of two or more names (`a::b`); ends before `::<` and anything else.
     fn path(&mut self) {
         let first = self.tokens[self.at];
         let before = self.at.checked_sub(1).map(|at| self.tokens[at].kind);
@@ -420,7 +419,7 @@ fn strip_self(mut path: Vec<String>) -> Vec<String> {
     path
 }
 
-/// What a `cfg` predicate says when `test` is off and everything else is unknown.
+/// The value of a `cfg` predicate if `test` is off and everything else unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Truth {
     Yes,
@@ -428,7 +427,7 @@ enum Truth {
     Unknown,
 }
 
-/// Judges the tokens behind `cfg`: a parenthesised predicate.
+/// Evaluates the tokens behind `cfg`: a parenthesised predicate.
 fn cfg_without_test(tokens: &[Token<'_>]) -> Truth {
     match tokens {
         [open, inner @ .., close] if open.is_punct('(') && close.is_punct(')') => predicate(inner),
@@ -458,7 +457,7 @@ fn predicate(tokens: &[Token<'_>]) -> Truth {
     }
 }
 
-/// Splits at the commas that stand outside parentheses.
+/// Splits at commas outside of parentheses.
 fn arguments<'t, 's>(tokens: &'t [Token<'s>]) -> Vec<&'t [Token<'s>]> {
     let mut depth = 0usize;
     tokens

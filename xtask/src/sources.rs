@@ -1,4 +1,4 @@
-//! The Rust files of the workspace: how long they are, where they say `unsafe`, which tests they leave out.
+//! The Rust files of the workspace: their sizes, their `unsafe`, their ignored tests.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -8,16 +8,16 @@ use crate::diagnostic::Diagnostic;
 use crate::policy::Policy;
 use crate::source::SourceFacts;
 
-/// The end of a file; its tests are counted apart and have the same end.
+/// Limit of lines per file; tests count separately.
 pub(crate) const LONGEST: usize = 800;
 
-/// Above this a file should be able to say why.
+/// A longer file should say why.
 pub(crate) const LONG: usize = 500;
 
-/// Every `.rs` file below `root` by its path from there, without build results, corpora and hidden folders.
+/// All `.rs` files below `root`, without build results, corpora and hidden folders.
 ///
 /// # Errors
-/// What the file system said, for the first file that cannot be read.
+/// The error of the first file that cannot be read.
 pub(crate) fn read_tree(root: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     let mut open = vec![root.to_owned()];
@@ -40,7 +40,7 @@ pub(crate) fn read_tree(root: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
     Ok(files)
 }
 
-/// Lines of a file that ship and lines that only tests see.
+/// Lines of code and lines of tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Lines {
     code: usize,
@@ -61,7 +61,7 @@ fn lines(path: &Path, source: &str) -> Lines {
     Lines { code: total - tests, tests }
 }
 
-/// Files over [`LONGEST`], and for the reader's eye those over [`LONG`].
+/// Files over [`LONGEST`], and warnings about those over [`LONG`].
 pub(crate) fn sizes(files: &BTreeMap<PathBuf, String>) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
     let (mut diagnostics, mut warnings) = (Vec::new(), Vec::new());
     for (path, source) in files {
@@ -83,7 +83,7 @@ pub(crate) fn sizes(files: &BTreeMap<PathBuf, String>) -> (Vec<Diagnostic>, Vec<
     (diagnostics, warnings)
 }
 
-/// Files that say `unsafe` and are not in the ledger, or say it more often, and lines of the ledger that say too much.
+/// Files with `unsafe` that are not in the ledger or exceed it, and entries of the ledger that allow too much.
 pub(crate) fn unsafe_ledger(files: &BTreeMap<PathBuf, String>, policy: &Policy) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
     for (path, source) in files {
@@ -123,7 +123,7 @@ pub(crate) fn unsafe_ledger(files: &BTreeMap<PathBuf, String>, policy: &Policy) 
     diagnostics
 }
 
-/// Tests that are left out without a sentence.
+/// Ignored tests without a reason.
 pub(crate) fn skips(files: &BTreeMap<PathBuf, String>) -> Vec<Diagnostic> {
     files
         .iter()

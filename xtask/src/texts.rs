@@ -1,11 +1,11 @@
-//! Comments of source files and the paragraphs of Markdown, with their lines: the texts that `prose` and `citations` check.
+//! The texts that `prose` and `citations` check: comments of source files and paragraphs of Markdown, with their lines.
 
 use std::path::Path;
 
 use crate::error::Error;
 use crate::lexer::comments;
 
-/// A file with the text in it that people read.
+/// The text of a file for human readers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Text {
     /// From the workspace root.
@@ -24,7 +24,7 @@ pub(crate) struct Block {
 /// The kind of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
-    /// A documentation comment, the first comment of a script, or a heading: its first words name a thing.
+    /// A documentation comment or a heading: it begins with the name of a thing.
     Title,
     /// Any other comment or paragraph.
     Plain,
@@ -32,7 +32,7 @@ pub(crate) enum Kind {
     Code,
 }
 
-/// Reads the texts of `files`; those of other kinds of files are left out.
+/// Reads the texts of `files`; other kinds of files are skipped.
 pub(crate) fn read(root: &Path, files: &[String]) -> Result<Vec<Text>, Error> {
     let mut texts = Vec::new();
     for file in files {

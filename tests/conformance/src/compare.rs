@@ -1,5 +1,5 @@
-//! Sorting every line of a run: equal to the kernel's, explained by a rule, after a state-changing deviation, or not
-//! explained at all.
+//! Classifies every line of a transcript: equal to the kernel's, explained by a rule, after a deviation that changed state, or
+//! unexplained.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::deviations::{Deviations, Locked, Recorded};
 use super::transcript::{Line, Transcript};
 
-/// Recorded answers, by the name of the scenario. A name that occurs twice is answered in order.
+/// Recorded answers by scenario name. A name that occurs twice is answered in order.
 #[derive(Clone, Debug, Default)]
 pub struct Answers(BTreeMap<String, VecDeque<Vec<String>>>);
 
@@ -27,53 +27,53 @@ impl Answers {
         self.0.get_mut(name.trim_end())?.pop_front()
     }
 
-    /// The number of recorded scenarios that were not taken.
+    /// The number of recorded scenarios that were not run.
     #[must_use]
     pub fn unused(&self) -> usize {
         self.0.values().map(VecDeque::len).sum()
     }
 }
 
-/// What became of a line.
+/// The classification of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The kernel's answer.
+    /// Equal to the kernel's.
     Equal,
-    /// Another, by this rule.
+    /// Different by this rule.
     Explained(String),
-    /// Another, where kernel and we are in different states since a rule that taints.
+    /// Different after a rule that taints: the states of kernel and prereg differ.
     AfterDeviation,
-    /// Another, for no reason that is written down.
+    /// Different for no recorded reason.
     Unexplained,
 }
 
-/// A line that is not the kernel's.
+/// A line that differs from the kernel's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Its number in the scenario file.
+    /// Its line number in the scenario file.
     pub number: usize,
-    /// Ours; `None` where only the kernel has a line.
+    /// prereg's line; `None` if only the kernel has one.
     pub ours: Option<String>,
-    /// The kernel's; `None` where only we have one.
+    /// The kernel's line; `None` if only prereg has one.
     pub kernel: Option<String>,
-    /// What became of it.
+    /// Its classification.
     pub verdict: Verdict,
 }
 
-/// The sums.
+/// The sums over all lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
     /// Scenarios.
     pub scenarios: u64,
     /// Lines compared.
     pub lines: u64,
-    /// Lines that are the kernel's.
+    /// Lines equal to the kernel's.
     pub equal: u64,
-    /// Lines that differ by a rule, by its name.
+    /// Lines that differ by a rule, by the rule's name.
     pub explained: BTreeMap<String, u64>,
     /// Lines that differ after a rule that taints.
     pub after_deviation: u64,
-    /// Lines that differ for no reason that is written down.
+    /// Lines that differ for no recorded reason.
     pub unexplained: u64,
 }
 
@@ -89,16 +89,16 @@ impl Totals {
     }
 }
 
-/// How far kernel and we have come divergence within a scenario.
+/// The divergence of kernel and prereg within a scenario.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Divergence {
-    /// The kernel has locked so many KiB more, and nothing else differs.
+    /// The kernel has locked this many KiB more, and nothing else differs.
     Locked(i128),
     /// The states differ.
     State,
 }
 
-/// Compares runs with recorded answers.
+/// Compares transcripts with recorded answers.
 #[derive(Debug)]
 pub struct Comparator<'a> {
     deviations: &'a Deviations,
@@ -108,19 +108,19 @@ pub struct Comparator<'a> {
 }
 
 impl<'a> Comparator<'a> {
-    /// A judge with these rules and answers.
+    /// A comparator with these rules and answers.
     #[must_use]
     pub fn new(deviations: &'a Deviations, answers: Answers) -> Self {
         Self { deviations, answers, totals: Totals::default() }
     }
 
-    /// Scenarios that were recorded and not run.
+    /// The number of recorded scenarios that were not run.
     #[must_use]
     pub fn unused(&self) -> usize {
         self.answers.unused()
     }
 
-    /// Sorts the lines of one scenario; returns those that are not the kernel's.
+    /// Classifies the lines of one scenario; returns those that differ from the kernel's.
     pub fn compare(&mut self, ours: &Transcript) -> Vec<Difference> {
         self.totals.scenarios += 1;
         let recorded = self.answers.take(&ours.name).unwrap_or_default();
@@ -167,7 +167,9 @@ impl<'a> Comparator<'a> {
         let op = text.split(' ').next().unwrap_or("");
         if let Some(rule) = self.deviations.explain(op, &theirs, answer, more - known) {
             match (rule.taints, rule.lck) {
-                (true, Locked::Leaked) if *divergence != Divergence::State => *divergence = Divergence::Locked(more),
+                (true, Locked::Leaked) if *divergence != Divergence::State => {
+                    *divergence = Divergence::Locked(more)
+                }
                 (true, _) => *divergence = Divergence::State,
                 (false, _) => {}
             }

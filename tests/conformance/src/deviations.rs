@@ -1,14 +1,14 @@
-//! Where we differ from the kernel on purpose: the rules of `conformance/deviations.toml`.
+//! Deliberate differences from the kernel: the rules of `conformance/deviations.toml`.
 //!
-//! A rule is narrow: it names the operations, the kernel's answer and ours, and why we gave ours (which our side knows and
-//! the transcript does not show), so that a defect with the same numbers is not taken for a decision.
+//! A rule is narrow: it names the operations, both answers, and the cause of prereg's answer (which transcripts do not show),
+//! so that a defect with the same numbers is not taken for a deviation.
 
 use std::collections::BTreeSet;
 
 use prereg_scenario::transcript::Answer;
 use serde::Deserialize;
 
-/// All rules, in the order they are tried.
+/// All rules, in the order of trial.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Deviations {
@@ -17,46 +17,46 @@ pub struct Deviations {
     pub rules: Vec<Rule>,
 }
 
-/// One deviation.
+/// A deviation.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Its name in reports.
     pub id: String,
-    /// The operations it is about.
+    /// The operations it applies to.
     pub ops: Vec<String>,
-    /// What the kernel answers: `ok`, `-ERRNO`, `positive` (any number but 0), with the words that follow it, of which one
-    /// may end in `*`.
+    /// The kernel's answers: `ok`, `-ERRNO`, `positive` (any number but 0), with the following words, the last of which may end
+    /// in `*`.
     pub kernel: Vec<String>,
-    /// What we answer, written the same way.
+    /// prereg's answers, in this format.
     pub ours: Vec<String>,
-    /// Why we answer so, in our side's word.
+    /// The cause of prereg's answer, in one word.
     pub cause: String,
-    /// How the kernel's locked memory differs from ours after it.
+    /// The difference of locked memory after it.
     #[serde(default)]
     pub lck: Locked,
-    /// Whether kernel and we are in different states after it.
+    /// Whether the states of kernel and prereg differ after it.
     pub taints: bool,
-    /// Why we differ.
+    /// The reason for the deviation.
     pub reason: String,
 }
 
-/// How the kernel's locked memory differs from ours.
+/// The difference between the kernel's locked memory and prereg's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Locked {
-    /// Not at all.
+    /// No difference.
     #[default]
     Same,
     /// The kernel may have locked more.
     More,
     /// The kernel may have locked less.
     Less,
-    /// The kernel has locked more, and that is all that differs from here on: by so much and no more.
+    /// The kernel has locked more, and from here on exactly this much.
     Leaked,
 }
 
-/// An answer as the kernel's transcript has it.
+/// An answer of the kernel's transcript.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded<'a> {
     /// `ok`, `-ERRNO` or a number.
@@ -68,7 +68,7 @@ pub struct Recorded<'a> {
 }
 
 impl<'a> Recorded<'a> {
-    /// Reads what stands behind `=>`.
+    /// Parses the text behind `=>`.
     #[must_use]
     pub fn parse(answer: &'a str) -> Self {
         let mut words = answer.split_whitespace();
@@ -89,23 +89,23 @@ impl<'a> Recorded<'a> {
     }
 }
 
-/// Why the rules cannot be used.
+/// An error in the rules.
 #[derive(Debug, thiserror::Error)]
 pub enum RulesError {
-    /// Not TOML, or not of our shape.
+    /// Not TOML, or not of this shape.
     #[error("{0}")]
     Shape(#[from] toml::de::Error),
-    /// Two rules of one name.
+    /// Two rules have this name.
     #[error("two deviations are named {0}")]
     Twice(String),
 }
 
 impl Deviations {
-    /// Those that this program was built with.
+    /// The rules that are compiled in.
     pub const BUILT_IN: &'static str =
         include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/deviations.toml"));
 
-    /// Reads rules.
+    /// Parses rules.
     ///
     /// # Errors
     /// [`RulesError`].
@@ -120,8 +120,8 @@ impl Deviations {
         Ok(deviations)
     }
 
-    /// The rule that explains why `op` was answered `kernel` there and `ours` here; `more_kib` is how much more the kernel
-    /// has locked than it should by what is known of it.
+    /// The rule that explains the kernel's answer `kernel` and prereg's answer `ours` to `op`; `more_kib` is the kernel's
+    /// locked memory beyond the known difference.
     #[must_use]
     pub fn explain(&self, op: &str, kernel: &Recorded<'_>, ours: &Answer, more_kib: i128) -> Option<&Rule> {
         let our_code = ours.code.to_string();

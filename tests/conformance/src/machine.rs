@@ -1,4 +1,4 @@
-//! The machines that answers were recorded on, and what outlives a process there: groups, the pool of huge pages.
+//! The machines of the recorded answers, and state there that outlives a process: groups, the pool of huge pages.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -7,7 +7,7 @@ use prereg::PageShift;
 use prereg_iommu::container::{Container, Platform};
 use prereg_scenario::script::Script;
 
-/// A machine that scenarios run on.
+/// A machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Machine {
     /// Bare-metal POWER9: four groups, no huge pages for user memory
@@ -30,7 +30,7 @@ impl Machine {
         names.into_iter().find(|(_, name)| comment.contains(name)).map(|(machine, _)| machine)
     }
 
-    /// What its IOMMU offers.
+    /// The properties of its IOMMU.
     #[must_use]
     pub const fn platform(self) -> Platform {
         match self {
@@ -47,7 +47,7 @@ impl Machine {
         }
     }
 
-    /// The huge pages that user memory can be made of.
+    /// The huge pages for user memory.
     #[must_use]
     pub const fn huge_pages(self) -> Option<PageShift> {
         match self {
@@ -57,8 +57,8 @@ impl Machine {
         }
     }
 
-    /// The part of the address space around `at` in which all pages have one size, if the machine's page tables want that:
-    /// its first byte and its length.
+    /// The slice of the address space around `at` in which all pages must have one size, if there are such slices: its first
+    /// byte and its length.
     pub(super) const fn slice(self, at: u64) -> Option<(u64, u64)> {
         let bytes: u64 = if at < 1 << 32 { 1 << 28 } else { 1 << 40 };
         match self {
@@ -69,13 +69,13 @@ impl Machine {
 
     /// Main memory in bytes.
     pub(super) const RAM: u64 = 2 << 30;
-    /// The longest list of pages that fits beside everything else.
+    /// The longest page list that fits into main memory.
     pub(super) const LARGEST_LIST: u64 = Self::RAM - (64 << 20);
     /// Huge pages in the pool.
     const POOL: u64 = 16;
 }
 
-/// What the processes of a scenario share.
+/// State that the processes of a scenario share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) machine: Machine,
@@ -94,7 +94,7 @@ impl Shared {
         })
     }
 
-    /// Takes huge pages out of the pool.
+    /// Takes huge pages out of the pool; `false` if there are too few.
     pub(super) fn take_huge(&self, pages: u64) -> bool {
         let left = self.huge_left.get().checked_sub(pages);
         if let Some(left) = left {
@@ -115,7 +115,7 @@ impl Shared {
         usize::try_from(number).is_ok_and(|number| number < self.opened.borrow().len())
     }
 
-    /// Opens group `number`; `None` when it is open.
+    /// Opens group `number`; `None` if it is already open.
     pub(super) fn open_group(self: &Rc<Self>, number: u64) -> Option<Rc<OpenFile>> {
         let number = usize::try_from(number).ok()?;
         let mut opened = self.opened.borrow_mut();
@@ -127,7 +127,7 @@ impl Shared {
     }
 }
 
-/// What a file descriptor refers to; descriptors share it after `dup` and `fork`.
+/// An open file; descriptors share it after `dup` and `fork`.
 #[derive(Debug)]
 pub(super) enum OpenFile {
     Container(Box<ContainerFile>),
@@ -161,32 +161,32 @@ impl OpenFile {
 #[derive(Debug)]
 pub(super) struct ContainerFile {
     container: RefCell<Container>,
-    /// Mappings were live when one of several groups left.
+    /// Whether mappings were live when one of several groups left.
     outlived: Cell<bool>,
 }
 
-/// An open group. While it is in a container it keeps that open; closed, it leaves it.
+/// An open group. It keeps its container open, and leaves it when closed.
 #[derive(Debug)]
 pub(super) struct GroupFile {
     shared: Rc<Shared>,
     pub(super) number: usize,
     pub(super) container: RefCell<Option<Rc<OpenFile>>>,
-    /// Devices of it that are open.
+    /// Number of its open devices.
     pub(super) users: Cell<u32>,
 }
 
 impl GroupFile {
-    /// What its IOMMU offers.
+    /// The properties of its IOMMU.
     pub(super) fn platform(&self) -> Platform {
         self.shared.machine.platform()
     }
 
-    /// Takes the group out of its container; `false` when it is in none.
+    /// Takes the group out of its container; `false` if it is in none.
     pub(super) fn leave(&self) -> bool {
         let Some(file) = self.container.take() else { return false };
         if let OpenFile::Container(file) = &*file {
             let mut container = file.container.borrow_mut();
-            // A group's number is an index of a handful.
+            // There are only a few groups.
             container.detach(self.number as u32);
             let live = container.windows().any(|(_, table)| table.live() > 0);
             file.outlived.set(!container.groups().is_empty() && (live || file.outlived.get()));

@@ -1,4 +1,4 @@
-//! Operations on a process' memory, limits and privileges: `mem`, `munmap`, `mlock`, `rlimit_memlock` and their like.
+//! Operations on a process's memory, limits and privileges: `mem`, `munmap`, `mlock`, `rlimit_memlock` and others.
 
 use prereg::{Errno, PageShift};
 use prereg_scenario::names::Kind;
@@ -9,13 +9,13 @@ use super::machine::{Machine, OpenFile};
 use super::operation::{Operation, Outcome};
 use super::transcript::{answer, failed};
 
-/// Where user addresses end.
+/// The end of user addresses.
 const TOP: u64 = 1 << 52;
-/// Mappings that a process may have.
+/// Limit of mappings per process.
 const MOST_MAPPINGS: u64 = 65_530;
-/// The part of a device that can be mapped.
+/// Bytes of a device that can be mapped.
 const DEVICE_BYTES: u64 = 128 << 10;
-/// Signals that end a process.
+/// Signals that kill a process.
 const SIGBUS: u32 = 7;
 const SIGSEGV: u32 = 11;
 
@@ -72,7 +72,7 @@ fn map(op: &mut Operation<'_>) -> Outcome {
     }
 }
 
-/// Maps; the signal is what writing every page would have brought.
+/// Maps memory; returns the signal that writing every page would cause.
 fn try_map(op: &mut Operation<'_>, at: u64, asked: u64) -> Result<Option<u32>, Errno> {
     let shared = op.flag("shared");
     let protection = protection(op.text("prot"));
@@ -123,7 +123,7 @@ fn try_map(op: &mut Operation<'_>, at: u64, asked: u64) -> Result<Option<u32>, E
         if !matches!(directory, "" | "/tmp" | "/dev") {
             return Err(Errno::EBADF);
         }
-        // The file is made as long as the mapping was asked to be; what lies beyond its last page is not there.
+        // The file gets the requested size of the mapping; there is nothing beyond its last page.
         present = asked.saturating_sub(offset).next_multiple_of(page).min(bytes);
     }
     let host = &op.process.host;
@@ -132,17 +132,17 @@ fn try_map(op: &mut Operation<'_>, at: u64, asked: u64) -> Result<Option<u32>, E
     Ok((!lazy && present < bytes).then_some(SIGBUS))
 }
 
-/// The size of a huge page, if the machine has such pages and `at` is the start of one.
+/// The size of a huge page, if the machine has such pages and `at` is aligned to one.
 fn huge_unit(machine: Machine, shift: u32, at: u64) -> Result<u64, Errno> {
     match machine.huge_pages() {
         Some(offered) if offered.get() == shift && at & offered.mask() == 0 => Ok(offered.bytes()),
-        // A guest may ask for larger ones, of which the pool has none.
+        // A guest may request larger pages, of which the pool has none.
         Some(_) if machine == Machine::Pseries && shift == PageShift::G1.get() => Err(Errno::ENOMEM),
         _ => Err(Errno::EINVAL),
     }
 }
 
-/// `memrep NAME TOTAL UNIT`: the same memory again and again.
+/// `memrep NAME TOTAL UNIT`: maps the same memory repeatedly.
 fn repeat(op: &mut Operation<'_>) -> Answer {
     let (total, unit) = (op.number(2), op.number(3));
     let at = op.place(total);
@@ -175,7 +175,7 @@ fn repeat(op: &mut Operation<'_>) -> Answer {
     Answer::done().with(extra)
 }
 
-/// A range as the memory calls take it: a page's start and whole pages, rounded up. `Err` where they refuse it.
+/// A range as the memory calls define it: aligned, and rounded up to whole pages. `Err` if they refuse it.
 fn range(op: &mut Operation<'_>, too_far: Errno) -> Result<(u64, u64), Errno> {
     let (at, bytes) = (op.number(1), op.number(2));
     let page = op.process.page();
@@ -223,7 +223,7 @@ fn lock(op: &mut Operation<'_>, lock: bool) -> Answer {
     answer(if lock { process.host.mlock(at, bytes) } else { process.host.munlock(at, bytes) })
 }
 
-/// Advice: discarding pages, or keeping small pages small. Neither changes what is registered.
+/// Discarding pages, or keeping small pages. Neither changes registered memory.
 fn advise(op: &mut Operation<'_>, locked_may: bool) -> Answer {
     answer(range(op, Errno::EINVAL).and_then(|(at, bytes)| {
         let host = &op.process.host;

@@ -1,4 +1,4 @@
-//! A process of a scenario: its memory and account, its open files, its limits and privileges, its variables.
+//! A process of a scenario: its memory and account, open files, limits and privileges, and variables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use prereg_sim::SimHost;
 use super::machine::{Machine, OpenFile, Shared};
 use super::slots::Regions;
 
-/// The whole pretended memory of a process.
+/// All memory of a process on the fake host.
 struct Whole(SimHost);
 
 impl UserMemory for Whole {
@@ -21,33 +21,33 @@ impl UserMemory for Whole {
     }
 }
 
-/// One process. A child is made by [`fork`](Self::fork).
+/// A process. [`fork`](Self::fork) makes a child.
 pub(super) struct Process {
     pub(super) shared: Rc<Shared>,
     pub(super) host: SimHost,
     pub(super) owner: Owner,
-    /// Dropped before the files, as its mappings are the process' own.
+    /// Dropped before the files, because its mappings belong to the process.
     pub(super) regions: Regions,
     files: BTreeMap<u64, Rc<OpenFile>>,
     pub(super) names: Names,
-    /// Where the next memory goes that names no place.
+    /// The address of the next memory without a given address.
     pub(super) next_memory: u64,
     pub(super) user: u64,
     pub(super) may_lock: bool,
     pub(super) may_raise: bool,
     /// The limit on locked memory in bytes; `None`: none.
     pub(super) limit: Option<u64>,
-    /// Parts of the address space that huge pages were mapped in, by their first byte.
+    /// Slices of the address space with huge pages, by their first byte.
     huge_slices: BTreeSet<u64>,
-    /// Regions that lost their last registration while they were mapped, by start and length.
+    /// Regions that lost their last registration while mapped, by start and length.
     orphans: BTreeSet<(UserAddr, u64)>,
 }
 
 impl Process {
-    /// The lowest descriptor that is free at the start.
+    /// The lowest descriptor that is free at first.
     const FIRST_FILE: u64 = 4;
     const FIRST_MEMORY: u64 = 0x2_0000_0000;
-    /// What a process may lock unless something else is said.
+    /// The default limit of locked memory.
     const DEFAULT_LIMIT: u64 = 8 << 20;
 
     pub(super) fn new(shared: Rc<Shared>, granule: Granule) -> Result<Self, OutOfMemory> {
@@ -81,7 +81,7 @@ impl Process {
         Ok(process)
     }
 
-    /// A child: a copy of the memory, the same files, nothing registered or locked.
+    /// A child: a copy of the memory, shared files, nothing registered or locked.
     pub(super) fn fork(&self) -> Result<Self, OutOfMemory> {
         let mut child = Self::over(self.host.fork(), self.shared.clone())?;
         child.files = self.files.clone();
@@ -103,7 +103,7 @@ impl Process {
         self.granule().bytes()
     }
 
-    /// Tells the host what the limit and the privileges are now.
+    /// Updates the host's limit and privileges.
     pub(super) fn apply_limit(&mut self) {
         let shift = self.granule().shift().get();
         self.host.limit_pages(self.limit.map(|bytes| bytes >> shift));
@@ -116,8 +116,8 @@ impl Process {
         pages * (self.page() >> 10)
     }
 
-    /// Whether memory at `[at, at + bytes)` may be made of huge pages, or of small ones, beside what is mapped; if so it is
-    /// remembered.
+    /// Whether the slices of `[at, at + bytes)` may get huge pages, or small ones, next to existing mappings; if so they are
+    /// marked.
     pub(super) fn claim_slices(&mut self, at: u64, bytes: u64, huge: bool) -> bool {
         let mut slices = Vec::new();
         let mut next = at;
@@ -139,7 +139,7 @@ impl Process {
         true
     }
 
-    /// Looks for regions without registrations; `true` when one that was seen before is released now.
+    /// Updates the list of regions without registrations; `true` if one of them was released since.
     pub(super) fn watch_orphans(&mut self) -> bool {
         let regions = self.owner.space().snapshot().regions;
         let seen = self.orphans.len();
@@ -150,9 +150,9 @@ impl Process {
         released
     }
 
-    // ---- files ----------------------------------------------------------------------------------------------------
+    // ---- files
 
-    /// Gives `file` the lowest free descriptor.
+    /// Opens `file` as the lowest free descriptor.
     pub(super) fn open(&mut self, file: Rc<OpenFile>) -> u64 {
         let mut free = Self::FIRST_FILE;
         while self.files.contains_key(&free) {

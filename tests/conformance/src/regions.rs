@@ -1,4 +1,4 @@
-//! The `m.` operations: the region layer without a container, by slots that hold registrations and mappings.
+//! The `m.` operations: regions without a container, in slots of registrations and mappings.
 
 use prereg::{Errno, HostAddr, PageShift, RangeError, RegisterError, Registration, UserAddr};
 use prereg_scenario::transcript::Answer;
@@ -7,7 +7,7 @@ use super::operation::Operation;
 use super::slots::{Regions, Slot};
 use super::transcript::{failed, failed_for};
 
-/// Why a registration was refused, in one word.
+/// The cause of a refused registration, in one word.
 pub(super) fn cause_of(error: &RegisterError) -> &'static str {
     match error {
         RegisterError::Range(error) => cause_of_range(error),
@@ -52,7 +52,7 @@ pub(super) fn perform(op: &mut Operation<'_>) -> Option<Answer> {
     })
 }
 
-/// The slot named by word `at`, as the 32-bit number it is.
+/// The slot that the word at `at` names, as a 32-bit number.
 fn slot(op: &mut Operation<'_>, at: usize) -> i32 {
     op.number(at) as i32
 }
@@ -61,14 +61,14 @@ fn dead() -> Answer {
     failed(Errno::EBADF).with("ioctl-failed")
 }
 
-/// `pages` system pages in bytes; `None` when no number says so much.
+/// `pages` system pages in bytes; `None` on overflow.
 fn bytes_of(op: &Operation<'_>, pages: u64) -> Option<u64> {
     pages.checked_mul(op.process.page())
 }
 
 fn new(op: &mut Operation<'_>) -> Answer {
     let (slot, ua, pages) = (slot(op, 1), op.number(2), op.number(3));
-    // More pages than can be counted in bytes need a longer list than any memory holds.
+    // A page list that long fits into no memory.
     let Some(bytes) = bytes_of(op, pages) else { return failed_for(Errno::ENOMEM, "count") };
     let memory = op.process.host.range(ua, bytes);
     match op.process.regions.space.register_new(&memory) {
@@ -119,7 +119,7 @@ fn put(op: &mut Operation<'_>) -> Answer {
         Ok(()) => {
             if slot.registrations.is_empty() {
                 let gone = regions.slots.remove(&number);
-                // Mappings of a region that somebody else still registers.
+                // Mappings of a region that has other registrations.
                 regions.nameless.extend(gone.filter(|slot| !slot.mappings.is_empty()));
             }
             Answer::done()
@@ -183,7 +183,7 @@ fn map(op: &mut Operation<'_>) -> Answer {
     let Regions { slots, translator, .. } = &mut op.process.regions;
     let Some(slot) = slots.get_mut(&number) else { return dead() };
     let Some(held) = slot.registrations.first() else { return dead() };
-    // One byte: whatever the region is made of, it can be mapped with that.
+    // One byte: every region can be mapped with that.
     let Some(byte) = PageShift::new(0) else { return dead() };
     match translator.map(held.ua(), byte) {
         Ok(mapping) => {
@@ -200,7 +200,7 @@ fn unmap(op: &mut Operation<'_>) -> Answer {
     if slot.mappings.pop().is_some() {
         return Answer::done();
     }
-    // There is no mapping of ours to give back. Nobody can give another's back.
+    // There is no mapping of this slot to release, and one of another slot cannot be released.
     let mapped = slot.registrations.first().and_then(Registration::state).map_or(1, |state| state.mapped);
     failed_for(Errno::EINVAL, if mapped > 1 { "not-mine" } else { "unbalanced" })
 }

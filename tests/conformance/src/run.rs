@@ -1,4 +1,4 @@
-//! Performing a scenario: line by line, process by process.
+//! Performs a scenario: line by line, process by process.
 
 use prereg::{Granule, OutOfMemory};
 use prereg_scenario::names::Kind;

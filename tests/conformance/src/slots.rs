@@ -1,19 +1,19 @@
-//! What a process holds of the region layer without a container: slots of registrations and mappings.
+//! The regions of a process without a container: slots of registrations and mappings.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prereg::{AddressSpace, HostAddr, Mapping, Registration, Translator, UserAddr};
 
-/// Slots that can be named.
+/// Number of slots.
 const SLOTS: i32 = 64;
 
-/// A region by the number the scenario gave it.
+/// A region in a slot.
 pub(super) struct Slot {
     pub(super) mappings: Vec<Mapping>,
     /// Never empty.
     pub(super) registrations: Vec<Registration>,
-    /// Where the memory lies, if it is a device's.
+    /// The host address of a device's memory.
     pub(super) device: Option<HostAddr>,
 }
 
@@ -23,12 +23,12 @@ impl Slot {
     }
 }
 
-/// What a process did with the region layer.
+/// The regions of a process.
 pub(super) struct Regions {
     pub(super) space: Arc<AddressSpace>,
     pub(super) translator: Translator,
     pub(super) slots: BTreeMap<i32, Slot>,
-    /// What no slot names any more; it lives as long as the process.
+    /// Regions without a slot, kept for the life of the process.
     pub(super) nameless: Vec<Slot>,
 }
 
@@ -43,7 +43,7 @@ impl Regions {
         self.nameless.extend(old);
     }
 
-    /// The lowest slot of the region at `ua`, and how the transcript names it.
+    /// The lowest slot of the region at `ua`, and its name in transcripts.
     pub(super) fn name_of(&self, ua: UserAddr, bytes: u64) -> (Option<i32>, String) {
         let same = |slot: &&Slot| {
             slot.registrations.first().is_some_and(|held| held.ua() == ua && held.bytes() == bytes)

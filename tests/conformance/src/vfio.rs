@@ -1,4 +1,4 @@
-//! Operations on containers, groups and devices: files, and ioctls with real bytes.
+//! Operations on containers, groups and devices: files, and ioctls on their bytes.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use super::process::Process;
 use super::regions::{cause_of, cause_of_range};
 use super::transcript::{answer, failed, failed_for};
 
-/// How this machine's numbers mark requests without direction.
+/// The bit of request numbers without direction on powerpc.
 const POWER: u32 = 1 << 29;
-/// A descriptor that is neither a container's nor anything a group could join.
+/// The errno of `attach` for a descriptor that is no container.
 const EBADFD: Errno = Errno::from_raw(77);
 
 /// Performs `op` if it belongs to this family.
@@ -97,7 +97,7 @@ pub(super) fn perform(op: &mut Operation<'_>) -> Option<Answer> {
     })
 }
 
-/// Why a container refused, in one word.
+/// The cause of a container's error, in one word.
 fn cause(error: &ContainerError) -> &'static str {
     match error {
         ContainerError::Range(error) => cause_of_range(error),
@@ -118,7 +118,7 @@ fn refused(error: &ContainerError) -> Answer {
     failed_for(error.errno(), cause(error))
 }
 
-// ---- files --------------------------------------------------------------------------------------------------------
+// ---- files
 
 fn open_group(process: &Process, number: u64) -> Result<Rc<OpenFile>, Errno> {
     if !process.shared.has_group(number) {
@@ -138,7 +138,7 @@ fn attach(container: Option<Rc<OpenFile>>, file: &Rc<OpenFile>) -> Answer {
     }
     let Some(joined) = container.container() else { return failed(EBADFD) };
     let platform = group.platform();
-    // A group's number is an index of a handful.
+    // There are only a few groups.
     let result = joined.borrow_mut().attach(Arc::new(PlainGroup::new(group.number as u32, platform)));
     if let Err(error) = result {
         return refused(&error);
@@ -147,7 +147,7 @@ fn attach(container: Option<Rc<OpenFile>>, file: &Rc<OpenFile>) -> Answer {
     Answer::done()
 }
 
-/// What a file answers to a request that it does not have.
+/// The answer of a file to a request that it does not have.
 fn not_a_request(file: &OpenFile) -> Answer {
     match file.container() {
         Some(container) if container.borrow().version().is_none() => failed(Errno::EINVAL),
@@ -171,7 +171,7 @@ fn device(op: &mut Operation<'_>) -> Answer {
     let name = op.word(1);
     let Some(file) = op.file(2) else { return failed(Errno::EBADF) };
     let Some(group) = file.group() else { return not_a_request(&file) };
-    // The machine has 16 names for devices; those without a device are empty.
+    // The machine has 16 device names, of which those without a device are empty.
     if number & 15 != group.number as u64 {
         return failed(Errno::ENODEV);
     }
@@ -198,7 +198,7 @@ fn group_status(op: &mut Operation<'_>) -> Answer {
     if answer.is_done() { answer.with(format!("flags={flags:#x}")) } else { answer.with("flags=0x0") }
 }
 
-/// `v2 C N`: a container with group N and the second version set.
+/// `v2 C N`: a container with group N and the second version of the IOMMU.
 fn version_2(op: &mut Operation<'_>) -> Answer {
     let number = op.number(2);
     let name = op.word(1);
@@ -208,7 +208,7 @@ fn version_2(op: &mut Operation<'_>) -> Answer {
         Ok(group) => group,
         Err(errno) => return failed(errno),
     };
-    // The number is shown as the 32-bit one it is given as.
+    // Shown as a 32-bit number.
     op.process.open_as(&format!("g{}", number as i32), group.clone());
     let joined = attach(Some(container.clone()), &group);
     if !joined.is_done() {
@@ -217,7 +217,7 @@ fn version_2(op: &mut Operation<'_>) -> Answer {
     perform_request(op.process, &container, Command::SetIommu.raw(), Argument::Value(7))
 }
 
-// ---- requests -----------------------------------------------------------------------------------------------------
+// ---- requests
 
 fn request(op: &mut Operation<'_>, command: Command, argument: Argument<'_>) -> Answer {
     let Some(file) = op.file(1) else { return failed(Errno::EBADF) };
@@ -236,7 +236,7 @@ fn perform_request(process: &Process, file: &OpenFile, command: u32, argument: A
     }
 }
 
-/// The bytes of a struct that starts with `argsz` and `flags`.
+/// The bytes of a struct that begins with `argsz` and `flags`.
 struct Struct(Vec<u8>);
 
 impl Struct {
@@ -244,7 +244,7 @@ impl Struct {
         Self::with_flags(op, least, 0)
     }
 
-    /// `argsz=` and `flags=` of the operation replace what is meant by it.
+    /// `argsz=` and `flags=` of the operation override the correct values.
     fn with_flags(op: &mut Operation<'_>, least: u32, flags: u32) -> Self {
         let argsz = op.option("argsz").map_or(least, |argsz| argsz as u32);
         let flags = op.option("flags").map_or(flags, |flags| flags as u32);
@@ -297,7 +297,7 @@ fn create(op: &mut Operation<'_>) -> Answer {
 }
 
 fn info(op: &mut Operation<'_>) -> Answer {
-    // The caller's memory is as large as the whole struct, whatever he says of it.
+    // The caller's memory holds the whole struct, whatever `argsz` says.
     let mut bytes = Struct::new(op, 32).0;
     bytes.resize(32, 0);
     let answer = request(op, Command::SpaprTceGetInfo, Argument::Bytes(&mut bytes));
@@ -341,7 +341,7 @@ fn raw(op: &mut Operation<'_>) -> Answer {
     if length == 0 {
         return perform_request(op.process, &file, known.raw(), Argument::Value(argument));
     }
-    // Pretended memory reads as zeros.
+    // Memory of the fake host reads as zeros.
     let mut bytes = vec![0; if readable(op, argument, length as u64) { length } else { 0 }];
     perform_request(op.process, &file, known.raw(), Argument::Bytes(&mut bytes))
 }
@@ -354,7 +354,7 @@ fn readable(op: &Operation<'_>, at: u64, bytes: u64) -> bool {
     })
 }
 
-/// A group's requests with a pointer to zeros, or to nothing.
+/// Requests of a group, with a pointer to zeros or to no memory.
 fn raw_on_group(op: &mut Operation<'_>, file: &Rc<OpenFile>, command: u32, argument: u64) -> Answer {
     let readable = readable(op, argument, 8);
     let base = Command::GetApiVersion.raw();

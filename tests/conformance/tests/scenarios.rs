@@ -1,4 +1,4 @@
-//! The kernel's scenarios over our containers: every line equal to the recorded answer, or explained.
+//! The kernel's scenarios over prereg's containers: every line is equal to the recorded answer, or explained.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn transcripts(text: &str, granule: Granule) -> Vec<Transcript> {
     script.scenarios.iter().map(|scenario| run(scenario, machine, granule).expect("memory")).collect()
 }
 
-/// Judges a set; nothing may be unexplained, and nothing left pinned or charged.
+/// Compares a scenario set; no line may be unexplained, and no page may stay pinned or charged.
 fn judge(set: &str, granule: Granule) -> Totals {
     let deviations = Deviations::parse(Deviations::BUILT_IN).expect("the rules built in");
     let suffix = if granule == Granule::K4 { "4k" } else { "64k" };
@@ -106,7 +106,7 @@ fn what_corrupts_the_kernel_is_refused_with_einval() {
         for transcript in transcripts {
             let lines: Vec<String> = transcript.lines.iter().map(|(_, line)| line.to_string()).collect();
             assert!(lines[3].contains("=> -EINVAL"), "{lines:?}");
-            // The default window is charged by the first request that needs it; nothing else has changed.
+            // The first request that needs the default window charges it; nothing else changes.
             let locked = lines[3].split(' ').find(|word| word.starts_with("lck=")).unwrap();
             assert!(lines[4].contains(&format!("{locked} ")), "{lines:?}");
             assert_eq!(transcript.leak, None);
@@ -162,7 +162,7 @@ fn any_text_is_a_scenario() {
     for text in &texts {
         lines.extend(text.lines().filter(|line| !line.starts_with("scenario")));
     }
-    // Lines in an order nobody meant, cut and spliced.
+    // Lines in random order, cut and spliced.
     let mut state = 1u64;
     let mut random = |below: usize| {
         state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

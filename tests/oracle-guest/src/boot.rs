@@ -1,11 +1,11 @@
-//! What the kernel needs before it can be asked: file systems, modules, huge pages, devices given to vfio-pci.
+//! Prepares the kernel: file systems, modules, huge pages, devices bound to vfio-pci.
 
 use std::fs;
 use std::path::Path;
 
 use crate::sys;
 
-/// The modules in the order of their needs; what a kernel has built in is not in the image and is passed over.
+/// Modules in load order; those that are built in are not in the image and are skipped.
 const MODULES: [&str; 8] = [
     "irqbypass",
     "vfio_virqfd",
@@ -17,19 +17,19 @@ const MODULES: [&str; 8] = [
     "mm_iommu_test",
 ];
 
-/// Huge pages that every pool of up to 64 MiB pages is asked for.
+/// Huge pages to reserve in every pool of up to 64 MiB pages.
 const HUGE_PAGES: &str = "16";
 
-/// One device that VFIO has, and the group it is in.
+/// A device bound to vfio-pci, and its group.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Device {
-    /// Bus address, as the device's ioctl wants it.
+    /// Bus address, as in the device's ioctl.
     pub(crate) name: String,
     /// The group's file below `/dev/vfio`.
     pub(crate) group: String,
 }
 
-/// What the scenarios stand on.
+/// Properties of the machine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Host {
     /// Bytes in a page.
@@ -38,10 +38,10 @@ pub(crate) struct Host {
     pub(crate) devices: Vec<Device>,
 }
 
-/// Makes the machine ready.
+/// Prepares the machine.
 pub(crate) fn boot() -> Host {
     for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev"), ("tmpfs", "/tmp")] {
-        // A failing mount shows in what follows: without /proc there is no `lck`, without /dev no container.
+        // Without /proc there is no `lck` and without /dev no container, so a failure shows.
         let _ = fs::create_dir_all(place);
         sys::mount(kind, place);
     }
@@ -82,7 +82,7 @@ fn reserve_huge_pages() {
     }
 }
 
-/// Binds every PCI device that is no bridge to vfio-pci; the list is in the order of the bus addresses.
+/// Binds every PCI device that is no bridge to vfio-pci; returns them by bus address.
 fn give_devices() -> Vec<Device> {
     let mut names: Vec<String> = fs::read_dir("/sys/bus/pci/devices")
         .map(|entries| {
@@ -98,7 +98,7 @@ fn give_devices() -> Vec<Device> {
             continue;
         }
         let _ = fs::write(folder.join("driver_override"), "vfio-pci");
-        // Without a driver there is nothing to unbind from; whether the binding came off shows below.
+        // There may be no driver to unbind from; whether the device was bound shows below.
         let _ = fs::write(folder.join("driver/unbind"), &name);
         let bound = fs::write("/sys/bus/pci/drivers_probe", &name);
         let Ok(link) = fs::read_link(folder.join("iommu_group")) else {

@@ -1,4 +1,4 @@
-//! The kernel's log, as notes: a warning that a scenario provokes belongs beside its answers.
+//! The kernel's log: warnings that a scenario provokes become notes next to its answers.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 /// Levels 0 to 4 are warnings and worse.
 const WARNING: u32 = 4;
 
-/// A reader's place in the kernel's log.
+/// A reader of the kernel's log.
 #[derive(Debug)]
 pub(crate) struct Log(Option<File>);
 
@@ -16,12 +16,12 @@ impl Log {
         Self(OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").ok())
     }
 
-    /// Passes by what has been said so far.
+    /// Skips the existing messages.
     pub(crate) fn skip(&mut self) {
         self.each(|_| {});
     }
 
-    /// Prints the warnings since the last look.
+    /// Prints the warnings since the last call.
     pub(crate) fn print(&mut self) {
         self.each(|text| println!("# kernel: {text}"));
     }
@@ -40,7 +40,7 @@ impl Log {
                         say(body.lines().next().unwrap_or_default());
                     }
                 }
-                // Older records were overwritten before they were read; the next read goes on after them.
+                // Older records were overwritten; the next read continues after them.
                 Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
                 Err(_) => return,
             }

@@ -1,11 +1,11 @@
-//! Process 1 of the oracle's guest: asks the running kernel what the scenarios ask, and prints what it says.
+//! Process 1 of the oracle's guest: performs the scenarios on the running kernel and prints its answers.
 //!
-//! `boot` makes the kernel ready and lists the device groups; `script` is the text of the scenarios; `run` takes one
-//! scenario after the other, each in a fresh process and so in a fresh address space; `op` is what each operation does;
-//! `sys` is the edge to the kernel, the only file that says `unsafe`. Whoever started the machine reads the console:
-//! a line that begins with `> ` belongs to the transcript, one with `# ` is a note, and the last one is [`END`].
+//! `boot` prepares the kernel and lists the device groups; `run` performs the scenarios, each in a new process and so in a new
+//! address space; `process` is the state of such a process; `op` performs operations, `region` those of the kernel's region
+//! functions; `kmsg` reads the kernel's log; `sys` has the system calls and is the only file with `unsafe`. The console is the
+//! output: a line that begins with `> ` belongs to the transcript, one with `# ` is a note, and the last one is [`END`].
 //!
-//! Nothing here may give up: a scenario that kills its process is noted, and the next one starts.
+//! The program never gives up: if a scenario kills its process, this is noted, and the next one starts.
 
 mod boot;
 mod kmsg;
@@ -15,7 +15,7 @@ mod region;
 mod run;
 mod sys;
 
-/// The line after which the machine may be switched off.
+/// The last line.
 const END: &str = "# end of the transcript";
 
 fn main() {

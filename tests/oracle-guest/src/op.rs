@@ -1,8 +1,7 @@
-//! What each operation of a scenario asks the kernel.
+//! The operations of scenarios.
 //!
-//! `memory` and `privileges` change the asking process, `vfio` asks through the container and the groups, `region` (in
-//! the module above) calls the kernel's region functions directly. Words are all read before anything is asked, so a
-//! malformed line changes nothing.
+//! `memory` and `privileges` change the calling process, `vfio` uses container and groups, the module `region` calls the
+//! kernel's region functions. All words are parsed first, so a malformed line changes nothing.
 
 mod memory;
 mod privileges;
@@ -15,7 +14,7 @@ use prereg_scenario::transcript::Answer;
 use crate::process::{Process, status, word};
 use crate::region;
 
-/// Asks what `line` asks.
+/// Performs `line`.
 pub(crate) fn perform(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     let op = line.op();
     if op.starts_with("m.") {

@@ -7,7 +7,7 @@ use prereg_scenario::script::{self, Line};
 
 use crate::boot::Host;
 
-/// Address of a scenario's first anonymous memory: far from the program, and the same in every run.
+/// Address of a scenario's first anonymous memory: far from the program, and equal in every run.
 const FIRST_MEMORY: u64 = 0x2_0000_0000;
 
 /// State that a process of a scenario keeps from line to line; a child gets a copy.

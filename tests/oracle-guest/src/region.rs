@@ -1,4 +1,4 @@
-//! The `m.` operations: the kernel's region functions, called through the door that the module `mm_iommu_test` makes.
+//! The `m.` operations: the kernel's region functions, called through the device of the module `mm_iommu_test`.
 
 use prereg_scenario::names::Malformed;
 use prereg_scenario::script::{self, Line};
@@ -9,10 +9,10 @@ use crate::sys::{self, RegionCall};
 
 const DEVICE: &str = "/dev/mm_iommu_test";
 
-/// `DOOR_ASK`: type `d`, number 1, both directions, the size of the struct.
+/// `MM_IOMMU_CALL`: type `d`, number 1, both directions, the size of the struct.
 const CALL_REQUEST: u64 = (6 << 29) | ((size_of::<RegionCall>() as u64) << 16) | ((b'd' as u64) << 8) | 1;
 
-/// What the module finds when there is no region.
+/// The module's slot for no region.
 const NONE: i32 = -1;
 
 /// The module's functions.
@@ -67,7 +67,7 @@ pub(crate) fn perform(process: &mut Process<'_>, line: &Line) -> Result<Answer, 
     }
 }
 
-/// The answer of a door that did not let the question through, such as one about a dead slot.
+/// The answer to a call that the module refused, for example one with a dead slot.
 fn unasked(errno: Errno) -> Answer {
     Answer::from(errno).with("ioctl-failed")
 }
@@ -100,7 +100,7 @@ fn answer(process: &Process<'_>, line: &Line, call: Call, said: &RegionCall) -> 
             NONE => "slot=none".to_owned(),
             slot => format!("slot={slot}"),
         }),
-        // Where a page of ordinary memory is differs from run to run; where in the page it points does not.
+        // The page of ordinary memory differs between runs; the offset in the page does not.
         Call::Translate if said.result == 0 => Answer::done().with(if script::flag(&line.words, "exact") {
             format!("hpa=0x{:x}", said.host)
         } else {

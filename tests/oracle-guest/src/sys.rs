@@ -1,7 +1,7 @@
-//! The edge to the kernel: every system call, with its result as a value and its failure as an errno.
+//! System calls: results are values, failures are errnos.
 //!
-//! Addresses of a scenario's memory are numbers here and stay numbers: the program never makes a reference into it.
-//! A scenario may map over, unmap or protect anything it can name; [`map_memory`] never replaces a mapping that is there.
+//! Addresses of a scenario's memory are numbers: the program has no references into it. A scenario may map over, unmap or
+//! protect everything it names; [`map_memory`] never replaces an existing mapping.
 #![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::{CString, c_long, c_ulong};
@@ -10,7 +10,7 @@ use std::ptr;
 
 use prereg_scenario::transcript::Errno;
 
-/// What a system call gave.
+/// The result of a system call.
 pub(crate) type Result = std::result::Result<i64, Errno>;
 
 fn checked(result: i64) -> Result {
@@ -25,7 +25,7 @@ fn file(result: Result) -> std::result::Result<i32, Errno> {
     result.and_then(|fd| i32::try_from(fd).map_err(|_| Errno(libc::EOVERFLOW)))
 }
 
-/// A path or name for the kernel; one with a zero in it names nothing.
+/// A C string; one with a zero inside is refused.
 fn c_text(text: &str) -> std::result::Result<CString, Errno> {
     CString::new(text).map_err(|_| Errno(libc::EINVAL))
 }
@@ -38,12 +38,12 @@ pub(crate) fn open(path: &str) -> std::result::Result<i32, Errno> {
 
 fn open_with(path: &str, flags: i32) -> std::result::Result<i32, Errno> {
     let path = c_text(path)?;
-    // SAFETY: the path is a string that ends in zero; the mode counts only when a file is made.
+    // SAFETY: the path is a string that ends in zero; the mode matters only if a file is made.
     file(checked(i64::from(unsafe { libc::open(path.as_ptr(), flags, 0o600) })))
 }
 
 pub(crate) fn close(fd: i32) -> Result {
-    // SAFETY: the program keeps descriptors as numbers, so none can be closed behind an owner's back.
+    // SAFETY: descriptors are numbers in this program, so no owner loses one.
     checked(i64::from(unsafe { libc::close(fd) }))
 }
 
@@ -58,14 +58,14 @@ fn set_size(fd: i32, size: u64) -> Result {
     checked(i64::from(unsafe { libc::ftruncate(fd, size) }))
 }
 
-/// Opens or makes the file `path`; a file system that will not give it its size says so when it is mapped.
+/// Opens or makes the file `path`; if it cannot get its size, mapping it fails.
 pub(crate) fn create_sized(path: &str, size: u64) -> std::result::Result<i32, Errno> {
     let fd = open_with(path, libc::O_RDWR | libc::O_CREAT)?;
     let _ = set_size(fd, size);
     Ok(fd)
 }
 
-/// A file of `size` bytes that is memory only.
+/// An anonymous memory file of `size` bytes.
 pub(crate) fn memory_file(size: u64) -> std::result::Result<i32, Errno> {
     // SAFETY: the name is a string that ends in zero.
     let fd = file(checked(i64::from(unsafe { libc::memfd_create(c"repeated".as_ptr(), 0) })))?;
@@ -78,29 +78,29 @@ pub(crate) fn memory_file(size: u64) -> std::result::Result<i32, Errno> {
     }
 }
 
-/// An ioctl whose argument is a number, or an address that the scenario vouches for.
+/// An ioctl whose argument is a number, or an address of the scenario.
 pub(crate) fn ioctl(fd: i32, request: u64, argument: u64) -> Result {
     // SAFETY: the requests of scenarios take no argument, a number, or an address that is no memory of this program.
     checked(i64::from(unsafe { libc::ioctl(fd, request as c_ulong, argument) }))
 }
 
-/// An argument struct of an ioctl: plain numbers in the kernel's layout.
+/// The argument struct of an ioctl: numbers in the kernel's layout.
 pub(crate) trait Argument {}
 
-/// An ioctl over a struct, which the kernel may change.
+/// An ioctl on a struct, which the kernel may change.
 pub(crate) fn ioctl_on<T: Argument>(fd: i32, request: u64, argument: &mut T) -> Result {
     // SAFETY: the struct is the request's own, lives through the call, and any bits are a value of its fields.
     checked(i64::from(unsafe { libc::ioctl(fd, request as c_ulong, ptr::from_mut(argument)) }))
 }
 
-/// An ioctl over a name.
+/// An ioctl on a name.
 pub(crate) fn ioctl_text(fd: i32, request: u64, text: &str) -> Result {
     let text = c_text(text)?;
     // SAFETY: the kernel reads the name up to its zero.
     checked(i64::from(unsafe { libc::ioctl(fd, request as c_ulong, text.as_ptr()) }))
 }
 
-/// The size of `T` as the structs' `argsz` has it.
+/// The size of `T` for `argsz`.
 pub(crate) const fn size_of_u32<T>() -> u32 {
     size_of::<T>() as u32
 }
@@ -130,21 +130,21 @@ arguments! {
     TceRemove { argsz: u32, flags: u32, start_addr: u64, }
     DmaMap { argsz: u32, flags: u32, vaddr: u64, iova: u64, size: u64, }
     DmaUnmap { argsz: u32, flags: u32, iova: u64, size: u64, }
-    /// `struct door` of the module.
+    /// `struct mm_iommu_call` of the module.
     RegionCall { call: u32, slot: i32, user: u64, amount: u64, host: u64, result: i64, }
 }
 impl Argument for i32 {}
 
 // ---- memory
 
-/// What may be done to memory.
+/// Access rights of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Access(i32);
 
 impl Access {
     pub(crate) const READ_WRITE: Self = Self(libc::PROT_READ | libc::PROT_WRITE);
 
-    /// The letters `r`, `w` and `x`, in any order; none of them is no access.
+    /// The letters `r`, `w` and `x` in any order; without any of them, no access.
     pub(crate) fn parse(text: &str) -> Self {
         let bit = |letter, bit| if text.contains(letter) { bit } else { 0 };
         Self(bit('r', libc::PROT_READ) | bit('w', libc::PROT_WRITE) | bit('x', libc::PROT_EXEC))
@@ -155,14 +155,14 @@ impl Access {
     }
 }
 
-/// What is behind a mapping.
+/// The backing of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Backing {
     Anonymous,
     File { fd: i32, offset: u64 },
 }
 
-/// A mapping to be made.
+/// A mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Mapping {
     pub(crate) at: u64,
@@ -224,8 +224,8 @@ pub(crate) fn advise(at: u64, size: u64, advice: i32) -> Result {
     checked(i64::from(unsafe { libc::madvise(address(at), length(size)?, advice) }))
 }
 
-/// Writes `byte` to the beginning of every page of the range. A page that cannot be written ends the process, which is
-/// what the scenario asked for.
+/// Writes `byte` to the first byte of every page of the range. A page that is not writable kills the process, which the
+/// scenario intends.
 pub(crate) fn write_pages(at: u64, size: u64, page: u64, byte: u8) {
     let mut offset = 0;
     while offset < size {
@@ -238,7 +238,7 @@ pub(crate) fn write_pages(at: u64, size: u64, page: u64, byte: u8) {
 
 // ---- the process
 
-/// How a child ended.
+/// The end of a child.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
     Exit(i32),
@@ -254,7 +254,7 @@ impl fmt::Display for End {
     }
 }
 
-/// Runs `work` in a copy of this process and waits until the copy has ended.
+/// Runs `work` in a child process and waits for its end.
 pub(crate) fn fork_and_wait(work: impl FnOnce()) -> End {
     // SAFETY: the program has one thread, so the copy finds no lock taken.
     let pid = unsafe { libc::fork() };
@@ -299,10 +299,10 @@ struct CapabilityWord {
     inheritable: u32,
 }
 
-/// The version of the capability calls that has two words.
+/// The version of the capability calls with two words.
 const CAPABILITIES_OF_64_BITS: u32 = 0x2008_0522;
 
-/// Takes a capability from this process, for good.
+/// Drops a capability of this process for good.
 pub(crate) fn drop_capability(capability: u32) -> Result {
     let mut head = CapabilityHead { version: CAPABILITIES_OF_64_BITS, pid: 0 };
     let mut words = [CapabilityWord::default(); 2];
@@ -321,20 +321,20 @@ pub(crate) fn drop_capability(capability: u32) -> Result {
 
 pub(crate) fn mount(kind: &str, place: &str) {
     let (Ok(kind), Ok(place)) = (c_text(kind), c_text(place)) else { return };
-    // SAFETY: three strings that end in zero, and no data. A failure shows in what is missing afterwards.
+    // SAFETY: three strings that end in zero, and no data. A failure shows later.
     unsafe { libc::mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, ptr::null()) };
 }
 
-/// Makes the console this process's input and output; before /dev is mounted the kernel may have found none.
+/// Makes the console this process's input and output; the kernel found none before /dev was mounted.
 pub(crate) fn take_console() {
     let Ok(fd) = open("/dev/console") else { return };
     for standard in 0..=2 {
-        // SAFETY: replacing the standard descriptors is the purpose; nothing was printed yet.
+        // SAFETY: the standard descriptors are replaced on purpose; nothing was printed yet.
         unsafe { libc::dup2(fd, standard) };
     }
 }
 
-/// Keeps the kernel's messages off the console; a warning turns them on again.
+/// Keeps the kernel's messages off the console; a warning enables them again.
 pub(crate) fn quieten_console() {
     const SET_CONSOLE_LEVEL: c_long = 8;
     // SAFETY: this call of syslog takes no buffer.
@@ -346,7 +346,7 @@ pub(crate) fn page_size() -> u64 {
     u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// Puts the module in `file` into the kernel, which unpacks it itself if it is `packed`.
+/// Loads the module in `file`; the kernel decompresses it if it is `packed`.
 pub(crate) fn insert_module(file: &str, packed: bool) -> Result {
     const COMPRESSED: c_long = 4;
     let fd = open_with(file, libc::O_RDONLY | libc::O_CLOEXEC)?;
@@ -358,7 +358,7 @@ pub(crate) fn insert_module(file: &str, packed: bool) -> Result {
     inserted
 }
 
-/// Switches the machine off; never comes back, since process 1 must not end.
+/// Switches the machine off. Does not return, because process 1 must not end.
 pub(crate) fn power_off() -> ! {
     // SAFETY: no memory is handed over.
     unsafe { libc::reboot(libc::RB_POWER_OFF) };

@@ -1,4 +1,4 @@
-//! Module trees as small maps of files.
+//! Module trees from small maps of files.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Why mutants could not be tried.
+//! Errors of trying mutants.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::process::ExitStatus;
 
 use super::report::Verdict;
 
-/// Why mutants could not be tried.
+/// An error of trying mutants.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{path}: {source}")]
@@ -38,7 +38,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// For `map_err`: what the file system said about `path`.
+    /// For `map_err`: an error of the operating system about `path`.
     pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::File { path, source }

@@ -1,4 +1,4 @@
-//! What came of the mutants: whether it is as `mutants.toml` says, and the tables of it.
+//! The results of mutants, compared with `mutants.toml`, and their tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,10 +7,10 @@ use std::fmt::Write as _;
 use super::name::MutantName;
 use super::policy::Accepted;
 
-/// What came of one mutant.
+/// The result of a mutant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// A test failed; which, as far as that is known.
+    /// A test failed; its name, if known.
     Killed(String),
     /// The tests did not end.
     TimedOut,
@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     Unviable,
     /// All tests passed.
     Survived,
-    /// There was no time for it, or for all of its tests.
+    /// Not tried, or not with all of its tests, for lack of time.
     Untested,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What contradicts the list of accepted mutants. `all` is every mutant there is, or `None` when only a part was listed.
+/// Contradictions to the list of accepted mutants. `all` is every existing mutant, or `None` if only a part was listed.
 pub(crate) fn diagnostics(
     all: Option<&BTreeSet<MutantName>>,
     results: &[(MutantName, Verdict)],
@@ -70,7 +70,7 @@ pub(crate) fn diagnostics(
     diagnostics
 }
 
-/// How many mutants ended how.
+/// Numbers of mutants by result.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Count {
     mutants: usize,
@@ -115,7 +115,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// A table of `results`, a row a file, and a row of their sums.
+/// A table of `results`: a row per file, and a row of sums.
 pub(crate) fn table(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> String {
     let mut text = String::from(
         "| file | mutants | killed | timeouts | unviable | accepted | survivors |\n|---|--:|--:|--:|--:|--:|--:|\n",
@@ -135,7 +135,7 @@ pub(crate) fn table(results: &[(MutantName, Verdict)], accepted: &[Accepted]) ->
     text
 }
 
-/// Memory-order mutants by name, with what killed each.
+/// Memory-order mutants by name, with the test that killed each.
 pub(crate) fn list(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> String {
     let reasons: BTreeMap<&MutantName, &str> =
         accepted.iter().map(|entry| (&entry.name, entry.reason.as_str())).collect();
@@ -154,7 +154,7 @@ pub(crate) fn list(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> 
     text
 }
 
-/// `document` with `text` between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `None` without such lines.
+/// `document` with `text` between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `None` if it has no such lines.
 pub(crate) fn replaced(document: &str, name: &str, text: &str) -> Option<String> {
     let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
     let (before, rest) = document.split_once(&begin)?;

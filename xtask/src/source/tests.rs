@@ -1,4 +1,4 @@
-//! SourceFacts from small sources.
+//! Facts of small sources.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! I/O past the guest's page cache: what is written comes from this program's own pages, and what is read goes there.
+//! Direct I/O: it bypasses the guest's page cache and transfers from and to this program's pages.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -8,13 +8,13 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::pattern::{BLOCK, difference, write};
 
-/// Where the load beside the numbered blocks goes, and how far.
+/// Byte range of the load next to the numbered blocks.
 const LOAD: std::ops::Range<u64> = 128 << 20..192 << 20;
 
 /// Bytes of one I/O of the load.
 const LOAD_CHUNK: usize = 128 << 10;
 
-/// What a read buffer contains before.
+/// Previous contents of a read buffer.
 const OLD: u8 = 0xee;
 
 fn open(path: &Path) -> Result<File, Error> {
@@ -23,7 +23,7 @@ fn open(path: &Path) -> Result<File, Error> {
     options.open(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Memory of `bytes` whose begin is aligned as direct I/O needs it.
+/// Memory of `bytes`, aligned for direct I/O.
 #[derive(Debug)]
 struct Aligned {
     memory: Vec<u8>,
@@ -33,7 +33,7 @@ struct Aligned {
 
 impl Aligned {
     fn new(bytes: usize) -> Self {
-        // Written, so that every page is there before the first I/O.
+        // Written, so that every page is present before the first I/O.
         let memory = vec![OLD; bytes + BLOCK];
         let begin = memory.as_ptr().addr().next_multiple_of(BLOCK) - memory.as_ptr().addr();
         Self { memory, begin, bytes }
@@ -44,8 +44,8 @@ impl Aligned {
     }
 }
 
-/// Writes `mib` MiB of numbered blocks from as much memory, in pieces of `chunk` bytes, reads them back into the same
-/// memory, and compares.
+/// Writes `mib` MiB of numbered blocks from memory of that size, in pieces of `chunk` bytes, reads them into the same memory,
+/// and compares.
 pub(crate) fn fill(path: &Path, mib: u64, chunk: usize, seed: u64) -> Result<String, Error> {
     let file = open(path)?;
     let bytes = usize::try_from(mib << 20).map_err(|error| error.to_string())?;
@@ -75,8 +75,8 @@ pub(crate) fn fill(path: &Path, mib: u64, chunk: usize, seed: u64) -> Result<Str
     Ok(format!("{mib} MiB written and read back in pieces of {} KiB", chunk / 1024))
 }
 
-/// Writes numbered blocks and flushes them, a few at a time, and says after each flush how many are safe; another thread
-/// writes elsewhere without a pause. Ends only by an error.
+/// Writes numbered blocks, flushes every few of them, and prints after each flush how many are durable; another thread writes
+/// elsewhere all the time. Ends only by an error.
 pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Error> {
     let file = Arc::new(open(path)?);
     let loaded = Arc::clone(&file);
@@ -93,7 +93,7 @@ pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Error> {
     let mut memory = Aligned::new(BLOCK);
     let block = memory.slice();
     let end = LOAD.start / BLOCK as u64;
-    // One to seven blocks are behind a flush, in turn.
+    // One to seven blocks precede a flush, in turn.
     let (mut batch, mut left) = (1, 1);
     for number in 0..end {
         write(block, seed, number);

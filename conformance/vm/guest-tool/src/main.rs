@@ -1,8 +1,9 @@
-//! What a guest's script cannot do itself: I/O from much memory at once, blocks whose contents tell their number, and an
-//! NVMe controller driven from user space.
+//! Guest operations beyond a shell script: I/O from large memory, numbered blocks, NVMe commands, and an NVMe driver in user
+//! space.
 //!
-//! `passthrough` sends NVMe commands to a controller; `pattern` says what a block contains; `disk` writes and reads such blocks through a block device or file; `vfio` opens
-//! a device and gives it memory; `nvme` drives it. Lines that begin with `@@` are for the test outside the guest.
+//! `passthrough` sends NVMe commands to a controller; `pattern` defines the contents of numbered blocks; `disk` writes and
+//! reads them through a block device or file; `vfio` opens a device and maps memory for it; `nvme` drives it. Lines that begin
+//! with `@@` are marks for the test outside of the guest.
 
 mod disk;
 mod error;

@@ -1,8 +1,8 @@
-//! An NVMe controller driven from user space: its admin queue, one pair of I/O queues, blocks written and read.
+//! An NVMe driver in user space: an admin queue and one pair of I/O queues.
 //!
 //! Registers, commands and identify fields are those of the NVMe base specification 2.0 (section 3.1, figures 91, 275, 97).
-//! Completions are polled for. Every block's memory is mapped before its command and unmapped after it, so a server
-//! behind the guest's IOMMU sees as many maps as blocks.
+//! Completions are polled. The memory of each block is mapped before its command and unmapped after it, so a server behind the
+//! guest's IOMMU gets one map per block.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ const ENTRIES: u16 = 16;
 /// Enabled, entries of 64 and 16 bytes.
 const ENABLE: u32 = 1 | 6 << 16 | 4 << 20;
 
-/// Where the pages of queues and data are in our memory, and what the device calls them.
+/// Offsets of queues and data in the driver's memory, and their I/O virtual addresses.
 const PAGE: usize = BLOCK;
 const QUEUES: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -33,13 +33,13 @@ const IO: Rings = Rings { id: 1, submissions: 2 * PAGE, completions: 3 * PAGE };
 const ANSWER: usize = 4 * PAGE;
 const BUFFER: usize = 5 * PAGE;
 
-/// How long a controller may take for anything.
+/// Time limit for every step of the controller.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The seed of what is written.
+/// The seed of the written blocks.
 const SEED: u64 = 0x6e65_7374;
 
-/// Where a pair of queues is in our memory.
+/// Offsets of a queue pair.
 #[derive(Clone, Copy, Debug)]
 struct Rings {
     id: u16,
@@ -53,7 +53,7 @@ struct Queue {
     rings: Rings,
     tail: u16,
     head: u16,
-    /// What the phase bit of a new completion is.
+    /// The phase bit of a new completion.
     phase: u16,
 }
 
@@ -63,7 +63,7 @@ struct Controller {
     memory: Memory,
 }
 
-/// Drives the controller at the PCI address `name` with as many blocks as `maps`.
+/// Drives the controller at the PCI address `name` with `maps` blocks.
 pub(crate) fn drive(name: &str, maps: u64) -> Result<String, Error> {
     let controller = Controller { device: Device::open(name)?, memory: Memory::new(6 * PAGE)? };
     controller.device.map(&controller.memory, 0, BUFFER, QUEUES)?;
@@ -77,7 +77,7 @@ pub(crate) fn drive(name: &str, maps: u64) -> Result<String, Error> {
         write(&mut block, SEED, number);
         controller.memory.write(BUFFER, &block)?;
         controller.device.map(&controller.memory, BUFFER, PAGE, iova(number))?;
-        // A disk is written four times over rather than needed to be large.
+        // The disk is overwritten several times, so that it may be small.
         controller.transfer(&mut io, WRITE, number % 1024, iova(number))?;
         controller.memory.write(BUFFER, &[0; BLOCK])?;
         controller.transfer(&mut io, READ, number % 1024, iova(number))?;
@@ -87,7 +87,7 @@ pub(crate) fn drive(name: &str, maps: u64) -> Result<String, Error> {
             return Err(format!("block {number} came back different from byte {at} on"));
         }
     }
-    // Not mapped any more: the command fails and the memory stays as it is.
+    // The page is unmapped: the command fails and the memory does not change.
     controller.memory.write(BUFFER, &[0x5a; BLOCK])?;
     if controller.transfer(&mut io, READ, 0, iova(maps - 1)).is_ok() {
         return Err("a read into memory that is not mapped succeeded".to_owned());
@@ -104,7 +104,7 @@ const WRITE: u8 = 1;
 const READ: u8 = 2;
 
 impl Controller {
-    /// Resets the controller and gives it its admin queue.
+    /// Resets the controller and configures its admin queue.
     fn enable(&self) -> Result<Queue, Error> {
         self.device.write32(CC, 0)?;
         self.wait_ready(false)?;

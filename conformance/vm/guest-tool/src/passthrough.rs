@@ -1,4 +1,4 @@
-//! NVMe commands through the kernel's passthrough: a controller's health log, and the statuses of a list of commands.
+//! NVMe commands through the kernel's passthrough: the health log, and the statuses of a list of commands.
 //!
 //! Numbers and layouts are those of the kernel's `linux/nvme_ioctl.h` and of NVMe 1.4.
 
@@ -42,7 +42,7 @@ struct Passthrough {
 #[derive(Clone, Copy)]
 struct Command(u8, u32, [u32; 6], usize);
 
-/// Sends `command`; gives the status it ends with, type and code with Do Not Retry in bit 14.
+/// Sends `command`; returns its status: type and code, with Do Not Retry in bit 14.
 fn send(file: &File, queue: libc::c_ulong, command: Command, data: &mut [u8; BUFFER]) -> io::Result<u32> {
     let Command(opcode, nsid, dwords_10_15, bytes) = command;
     let bytes = bytes.min(BUFFER);
@@ -65,10 +65,10 @@ fn open(path: &Path) -> Result<File, Error> {
     File::open(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// How many entries the error log of the controller at `path` ever had.
+/// The number of entries that the error log of the controller at `path` ever had.
 ///
 /// # Errors
-/// When the controller cannot be asked.
+/// If the command fails.
 pub(crate) fn errors(path: &Path) -> Result<u64, Error> {
     let controller = open(path)?;
     let mut log = [0; BUFFER];
@@ -82,11 +82,11 @@ pub(crate) fn errors(path: &Path) -> Result<u64, Error> {
     }
 }
 
-/// The statuses of a list of commands to the controller at `controller` and to `namespace`, one a line. Blocks 0 to 7 of the
-/// namespace are written.
+/// The statuses of a list of commands to the controller at `controller` and to `namespace`, one per line. Overwrites blocks 0
+/// to 7 of the namespace.
 ///
 /// # Errors
-/// When one of them cannot be opened.
+/// If one of them cannot be opened.
 pub(crate) fn statuses(controller: &Path, namespace: &Path) -> Result<String, Error> {
     let (admin, io) = (open(controller)?, open(namespace)?);
     let mut lines = Vec::new();
@@ -229,7 +229,7 @@ const FEATURES: [(u32, u32, u32); 46] = [
     (0x109, 0, 0),
 ];
 
-/// Not 07h and 0Ch: the kernel keeps these for itself.
+/// Without 07h and 0Ch, which the kernel reserves.
 const SETTINGS: [(u32, u32, u32); 21] = [
     (0, 0, 0),
     (1, 0, 4),

@@ -1,5 +1,5 @@
-//! What a block contains: every word depends on the block's number and on a seed, so a block in a wrong place, an old one
-//! and a torn one are all seen.
+//! The contents of numbered blocks: every word depends on the block's number and a seed, which reveals misplaced, stale and
+//! torn blocks.
 
 /// Bytes of a block.
 pub(crate) const BLOCK: usize = 4096;
@@ -17,7 +17,7 @@ pub(crate) fn write(block: &mut [u8], seed: u64, number: u64) {
     }
 }
 
-/// Where `block` first differs from block `number`.
+/// The offset of the first difference between `block` and block `number`.
 pub(crate) fn difference(block: &[u8], seed: u64, number: u64) -> Option<usize> {
     let words = (0..).zip(block.chunks_exact(8));
     words

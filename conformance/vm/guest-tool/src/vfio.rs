@@ -1,4 +1,4 @@
-//! A PCI device in user space: its group in a type1 container, its regions as offsets of one file, memory for its DMA.
+//! A PCI device in user space: its group in a type1 container, its regions, and memory for its DMA.
 //!
 //! Numbers and layouts are those of the kernel's `linux/vfio.h`.
 
@@ -30,11 +30,11 @@ const CONFIG: u32 = 7;
 const COMMAND: u64 = 4;
 const MEMORY_AND_MASTER: u16 = 0b110;
 
-/// A device and the container that translates for it.
+/// A device and its container.
 #[derive(Debug)]
 pub(crate) struct Device {
     container: File,
-    /// Kept: closing it would take the device out of the container.
+    /// Kept open: closing it would remove the device from the container.
     _group: File,
     device: File,
     bar: u64,
@@ -71,10 +71,10 @@ struct Unmap {
     size: u64,
 }
 
-/// An ioctl that takes or fills a structure or takes a number.
+/// An ioctl whose argument is a structure or a number.
 ///
 /// # Safety
-/// `argument` is what `request` takes, and lives.
+/// `argument` is valid for `request` and lives through the call.
 unsafe fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_ulong) -> io::Result<i32> {
     // SAFETY: the caller's promise; the descriptor is open.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request as _, argument) };
@@ -86,12 +86,12 @@ fn address<T>(of: &mut T) -> libc::c_ulong {
 }
 
 fn size_of<T>() -> u32 {
-    // The structures here have a few dozen bytes.
+    // The structures have a few dozen bytes.
     u32::try_from(std::mem::size_of::<T>()).unwrap_or(u32::MAX)
 }
 
 impl Device {
-    /// Opens the device at the PCI address `name`, which vfio-pci has, and lets it reach the bus.
+    /// Opens the device at the PCI address `name`, which is bound to vfio-pci, and enables bus mastering.
     pub(crate) fn open(name: &str) -> Result<Self, Error> {
         let link = format!("/sys/bus/pci/devices/{name}/iommu_group");
         let group = read_link(&link).map_err(|error| format!("{link}: {error}"))?;
@@ -143,7 +143,7 @@ impl Device {
         self.write32(offset + 4, u32::try_from(value >> 32).unwrap_or(0))
     }
 
-    /// Lets the device reach `bytes` of `memory` from `offset` on, at `iova`.
+    /// Maps `bytes` of `memory` from `offset` for the device, at `iova`.
     pub(crate) fn map(&self, memory: &Memory, offset: usize, bytes: usize, iova: u64) -> Result<(), Error> {
         let vaddr = memory.at(offset, bytes)?.addr().get() as u64;
         let mut map = Map { argsz: size_of::<Map>(), flags: 3, vaddr, iova, size: bytes as u64 };
@@ -153,7 +153,7 @@ impl Device {
         Ok(())
     }
 
-    /// Takes `bytes` at `iova` from the device.
+    /// Unmaps `bytes` at `iova`.
     pub(crate) fn unmap(&self, iova: u64, bytes: usize) -> Result<(), Error> {
         let mut unmap = Unmap { argsz: size_of::<Unmap>(), flags: 0, iova, size: bytes as u64 };
         // SAFETY: it takes and fills this structure.
@@ -167,7 +167,7 @@ impl Device {
     }
 }
 
-/// Where the region `index` begins in the device's file.
+/// The offset of the region `index` in the device's file.
 fn region(device: &File, index: u32) -> Result<u64, Error> {
     let mut info = RegionInfo { argsz: size_of::<RegionInfo>(), index, ..RegionInfo::default() };
     // SAFETY: it takes and fills this structure.
@@ -176,7 +176,7 @@ fn region(device: &File, index: u32) -> Result<u64, Error> {
     if info.size == 0 { Err(format!("the device has no region {index}")) } else { Ok(info.offset) }
 }
 
-/// Memory that a device may write at any time, so there are no references into it.
+/// Memory that a device may write at any time; there are no references into it.
 #[derive(Debug)]
 pub(crate) struct Memory {
     begin: NonNull<u8>,

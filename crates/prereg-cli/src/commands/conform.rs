@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use prereg::Granule;
-use prereg_conformance::compare::{Answers, Difference, Comparator, Verdict};
+use prereg_conformance::compare::{Answers, Comparator, Difference, Verdict};
 use prereg_conformance::deviations::Deviations;
 use prereg_conformance::machine::Machine;
 use prereg_conformance::run::run as perform;

@@ -1,4 +1,4 @@
-//! The memory of the asking process: where it is, what is behind it, what becomes of it.
+//! The memory of the calling process: mapping, protecting, locking, writing and unmapping it.
 
 use prereg_scenario::names::{Kind, Malformed};
 use prereg_scenario::script::{self, Line};
@@ -7,10 +7,11 @@ use prereg_scenario::transcript::Answer;
 use crate::process::{Process, word};
 use crate::sys::{self, Access, Backing, Mapping};
 
-/// Memory takes whole multiples of this from the address space, so that what one scenario adds moves nothing after it.
+/// Memory takes whole multiples of this from the address space, so that new memory of a scenario does not move the following
+/// ones.
 const STEP: u64 = 1 << 30;
 
-/// The bytes that writing leaves in each page.
+/// The bytes written to each page.
 const FIRST_WRITE: u8 = 1;
 const SECOND_WRITE: u8 = 2;
 
@@ -48,10 +49,10 @@ fn touch(process: &Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     Ok(Answer::done())
 }
 
-/// The next free place for `size` bytes; what was taken stays taken.
+/// The next free address for `size` bytes. Addresses are never reused.
 fn place(process: &mut Process<'_>, size: u64) -> u64 {
     let at = process.next_memory;
-    // A gap of a step at least: neighbours would merge into one mapping.
+    // A gap of one step at least: adjacent mappings would merge.
     let taken = size.wrapping_add(2 * STEP - 1) & !(STEP - 1);
     process.next_memory = at.wrapping_add(taken);
     at
@@ -69,7 +70,7 @@ fn map(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     let path = script::option(&line.words, "file");
     let opened = path.map(|path| sys::create_sized(path, size));
     let backing = match (&opened, device) {
-        // A file that cannot be made still leaves a mapping to be refused, with its own errno.
+        // If the file cannot be made, the mapping is refused with its own errno.
         (Some(file), _) => Backing::File { fd: *file.as_ref().unwrap_or(&-1), offset },
         (None, Some(fd)) => Backing::File { fd, offset },
         (None, None) => Backing::Anonymous,
@@ -86,7 +87,7 @@ fn map(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     Ok(Answer::from(mapped).with(format!("at=0x{at:x}")))
 }
 
-/// `memrep NAME TOTAL UNIT`: the same UNIT bytes over and over, so that little memory looks like much.
+/// `memrep NAME TOTAL UNIT`: maps the same UNIT bytes repeatedly, so that little memory fills a large range.
 fn map_repeated(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     let (name, total, unit) = (word(line, 1)?, process.sum(line, 2)?, process.sum(line, 3)?);
     if unit == 0 {

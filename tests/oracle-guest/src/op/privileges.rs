@@ -1,4 +1,4 @@
-//! What the asking process may do: its limit of locked memory, its capabilities, its user.
+//! The privileges of the calling process: its limit of locked memory, its capabilities, its user.
 
 use prereg_scenario::names::Malformed;
 use prereg_scenario::script::Line;
@@ -30,7 +30,7 @@ fn limit(process: &Process<'_>, line: &Line) -> Result<Answer, Malformed> {
 }
 
 fn drop_capability(capability: u32) -> Result<Answer, Malformed> {
-    // A process that could not drop it answers as before, which the next lines show.
+    // The following lines show a failure.
     let _ = sys::drop_capability(capability);
     Ok(Answer::done())
 }

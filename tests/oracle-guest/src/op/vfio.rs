@@ -1,6 +1,6 @@
-//! Containers, groups and devices: the ioctls of VFIO over the structs of `linux/vfio.h`.
+//! Containers, groups and devices: the ioctls of VFIO with the structs of `linux/vfio.h`.
 //!
-//! Sizes and flags in the structs are what the scenario says; where it says nothing they are right.
+//! Sizes and flags of the structs are those of the scenario, or else the correct ones.
 
 use prereg_scenario::names::{Kind, Malformed};
 use prereg_scenario::script::Line;
@@ -9,7 +9,7 @@ use prereg_scenario::transcript::{Answer, Errno};
 use crate::process::{Process, word};
 use crate::sys;
 
-/// VFIO's numbers: type `;`, counted from 100, no direction, which powerpc writes as 1 in the top three bits.
+/// VFIO's request numbers: type `;`, counted from 100, without direction, which powerpc encodes as 1 in the top three bits.
 const fn request(number: u64) -> u64 {
     (1 << 29) | ((b';' as u64) << 8) | (100 + number)
 }
@@ -65,7 +65,7 @@ pub(crate) fn perform(process: &mut Process<'_>, line: &Line) -> Option<Result<A
     })
 }
 
-/// Gives an opened file its name; the answer to opening is never its number.
+/// Names an opened file; the answer does not show the descriptor.
 fn named(process: &mut Process<'_>, name: &str, opened: Result<i32, Errno>) -> Answer {
     if let Ok(fd) = opened {
         process.names.set(name, Kind::File, descriptor(fd));
@@ -98,8 +98,8 @@ fn device(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     Ok(named(process, name, opened))
 }
 
-/// `v2 C N`: a container C with group N, attached, of the v2 kind; the group is called gN. What was opened before a
-/// step failed keeps its name.
+/// `v2 C N`: a container C with group N, attached, of the v2 kind; the group is named gN. Files opened before a failing step
+/// keep their names.
 fn v2(process: &mut Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     let (name, number) = (word(line, 1)?, process.sum(line, 2)?);
     let container = sys::open(CONTAINER);
@@ -142,14 +142,14 @@ fn group_status(process: &Process<'_>, line: &Line) -> Result<Answer, Malformed>
     Ok(Answer::from(asked).with(format!("flags=0x{:x}", status.flags)))
 }
 
-/// `argsz` and `flags` of a struct: what the line says, or the size of the struct and `flags`.
+/// `argsz` and `flags` of a struct: the line's options, or the size of the struct and `flags`.
 fn head<T>(process: &Process<'_>, line: &Line, flags: u32) -> Result<(u32, u32), Malformed> {
     let argsz = process.option(line, "argsz")?.map_or(sys::size_of_u32::<T>(), truncated);
     let flags = process.option(line, "flags")?.map_or(flags, truncated);
     Ok((argsz, flags))
 }
 
-/// As C assigns a long number to a 32-bit field.
+/// The low 32 bits, as in a C assignment.
 fn truncated(number: u64) -> u32 {
     (number & u64::from(u32::MAX)) as u32
 }
@@ -221,7 +221,7 @@ fn unmap(process: &Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     Ok(if asked.size == size { answer } else { answer.with(format!("size_out=0x{:x}", asked.size)) })
 }
 
-/// `raw FILE REQUEST ARGUMENT`: any ioctl, with a pointer that need not point anywhere.
+/// `raw FILE REQUEST ARGUMENT`: any ioctl, with a pointer that may be invalid.
 fn raw(process: &Process<'_>, line: &Line) -> Result<Answer, Malformed> {
     let (fd, request, argument) = (process.file(line, 1)?, process.sum(line, 2)?, process.sum(line, 3)?);
     Ok(sys::ioctl(fd, request, argument).into())
