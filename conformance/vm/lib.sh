@@ -1,13 +1,13 @@
-# What scripts of cases say and hear. `@@` begins a line that is meant for the test outside.
+# Functions for the scripts of cases. A console line that begins with `@@` is a mark for the test outside of the guest.
 emit() { echo "@@ $*"; }
 
-# The test failed; why.
+# Fails the case with a reason.
 fail() {
     emit "failed $*"
     exit 1
 }
 
-# Waits until the test outside types a line, after saying what for, and prints it.
+# Emits a mark, waits until the test outside types a line, and prints that line.
 expect() {
     echo "@@ $*" >/dev/console
     local line
@@ -15,7 +15,7 @@ expect() {
     echo "$line"
 }
 
-# The value of a word KEY=VALUE that the kernel was given.
+# The value of KEY=VALUE on the kernel's command line.
 cmdline() {
     local word
     for word in $(cat /proc/cmdline); do
@@ -24,7 +24,7 @@ cmdline() {
     return 1
 }
 
-# Waits at most SECONDS until a command succeeds.
+# Repeats a command until it succeeds, for at most SECONDS.
 retry() {
     local left=$(($1 * 10))
     shift
@@ -43,17 +43,17 @@ devices() {
     done
 }
 
-# Gives the device at an address to vfio-pci, and prints its group.
+# Binds the device at an address to vfio-pci and prints its group.
 bind_vfio() {
     local device=/sys/bus/pci/devices/$1
     [ ! -e "$device/driver" ] || echo "$1" >"$device/driver/unbind"
     echo vfio-pci >"$device/driver_override"
     echo "$1" >/sys/bus/pci/drivers_probe
-    [ "$(basename "$(readlink "$device/driver")")" = vfio-pci ] || fail "vfio-pci does not take $1"
+    [ "$(basename "$(readlink "$device/driver")")" = vfio-pci ] || fail "vfio-pci does not bind $1"
     basename "$(readlink "$device/iommu_group")"
 }
 
-# The disk of the namespace with an ID, by its name. Linux scans namespaces concurrently and numbers disks as they come.
+# The name of the disk with a namespace ID. Linux scans namespaces concurrently and numbers disks in the order of their arrival.
 namespace() {
     local id
     for id in /sys/block/nvme0n*/nsid; do
@@ -64,5 +64,5 @@ namespace() {
     return 1
 }
 
-# Whether MIB are available, and a little more.
+# Whether MIB and a reserve are available.
 memory_available() { [ "$(sed -n 's/^MemAvailable: *\([0-9]*\).*/\1/p' /proc/meminfo)" -gt $((($1 + 16) * 1024)) ]; }

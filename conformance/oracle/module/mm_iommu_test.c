@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT OR GPL-2.0-only
 /*
- * A door to the kernel's mm_iommu_*() functions, for the conformance scenarios: each call of the device's one ioctl is
- * one call of one function on the caller's own address space, and its result goes back unchanged.
+ * A character device that calls the kernel's mm_iommu_*() functions, for the conformance scenarios: each ioctl calls one
+ * function on the caller's address space and returns its result unchanged.
  *
- * Regions are named by slots that the caller chooses; an open file has its own. A slot counts the references that the
- * caller owns and dies with the last, because the pointer behind it may then be freed and used again. When the file is
- * closed, which for a killed process is after its address space was torn down, what is left is given back: the kernel
- * would complain about an address space that ends with regions in it.
+ * The caller names regions by slots; each open file has its own. A slot counts the caller's references and is dead without
+ * any, because its pointer may then be freed and reused. Closing the file, which for a killed process happens after the end
+ * of its address space, releases the remaining references: the kernel warns about an address space that ends with regions.
  */
 #include <linux/fs.h>
 #include <linux/miscdevice.h>
@@ -25,7 +24,7 @@
 
 #define SLOTS 64
 
-/* More than any scenario maps one region; a bound, because the count of mappings cannot be read. */
+/* More mappings than any scenario has of one region; the count itself cannot be read. */
 #define MOST_MAPPINGS 4096
 
 struct slot {
@@ -34,7 +33,7 @@ struct slot {
 };
 
 struct session {
-	struct mm_struct *mm;	/* of the process that opened the door */
+	struct mm_struct *mm;	/* of the process that opened the file */
 	struct mutex lock;
 	struct slot slots[SLOTS];
 };
@@ -55,7 +54,7 @@ static void set_slot(struct session *s, s32 want, struct mm_iommu_table_group_me
 {
 	s32 stale = find(s, region);
 
-	/* Freed behind the caller's back and handed out again: the old name must not reach the new region. */
+	/* The old region was freed and its memory reused: the old slot must not name the new region. */
 	if (stale >= 0)
 		s->slots[stale].region = NULL;
 	s->slots[want].region = region;
@@ -69,7 +68,7 @@ static void call_is_device(struct mm_struct *mm, struct mm_iommu_call *d)
 
 	d->result = mm_iommu_is_devmem(mm, d->host, d->amount, &bytes);
 	d->host = bytes;
-	/* Kernels up to now leave their read section open when the answer is yes. */
+	/* The function returns with its RCU read section open if the answer is yes. */
 	if (IS_ENABLED(CONFIG_PREEMPT_RCU))
 		while (rcu_preempt_depth() > depth)
 			rcu_read_unlock();

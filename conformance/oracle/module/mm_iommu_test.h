@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0-only */
 /*
- * What travels through /dev/mm_iommu_test; the guest program has the same struct in Rust.
+ * The argument of the ioctl of /dev/mm_iommu_test; the guest program has this struct in Rust.
  */
 #ifndef MM_IOMMU_TEST_H
 #define MM_IOMMU_TEST_H
@@ -21,15 +21,15 @@ enum mm_iommu_call_number {
 	CALL_ANY,
 };
 
-/* No region, and a region that no slot remembers. */
+/* No region, and a region without a slot. */
 #define SLOT_NONE		(-1)
 #define SLOT_UNKNOWN	(-2)
 
 struct mm_iommu_call {
 	__u32 call;
-	__s32 slot;	/* in: which one; out: which one was found */
+	__s32 slot;	/* in: the region; out: the region found */
 	__u64 user;	/* user address */
-	__u64 amount;	/* entries, bytes or a page shift, as the call wants */
+	__u64 amount;	/* entries, bytes or a page shift, depending on the call */
 	__u64 host;	/* host address, in and out; out: bytes of device memory */
 	__s64 result;	/* what the function returned */
 };

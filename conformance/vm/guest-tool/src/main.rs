@@ -17,10 +17,10 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: guest-tool fill FILE MIB CHUNK SEED    writes MIB MiB from memory in pieces of CHUNK KiB, reads them back, compares
-       guest-tool blocks FILE SEED            writes numbered blocks and flushes, under load, until it is stopped
-       guest-tool verify FILE COUNT SEED      the first COUNT numbered blocks are there
-       guest-tool errors CONTROLLER           prints how many entries the error log of an NVMe controller ever had
-       guest-tool statuses CONTROLLER DISK    sends commands, many of them wrong, and prints the status of each
+       guest-tool blocks FILE SEED            writes numbered blocks and flushes, under load, until it is killed
+       guest-tool verify FILE COUNT SEED      verifies the first COUNT numbered blocks
+       guest-tool errors CONTROLLER           prints the number of entries that the error log ever had
+       guest-tool statuses CONTROLLER DISK    sends commands, many of them invalid, and prints the status of each
        guest-tool nested ADDRESS MAPS         drives the NVMe controller at a PCI address over VFIO
 ";
 

@@ -111,7 +111,7 @@ impl Device {
         // SAFETY: it takes a string that ends in a zero.
         let device = unsafe { ioctl(&group, GROUP_GET_DEVICE_FD, text.as_mut_ptr().addr() as libc::c_ulong) }
             .map_err(|error| format!("device {name}: {error}"))?;
-        // SAFETY: the kernel just gave this descriptor, and nobody else has it.
+        // SAFETY: the kernel returned this descriptor to this call only.
         let device = unsafe { File::from_raw_fd(device) };
         let (bar, config) = (region(&device, BAR0)?, region(&device, CONFIG)?);
         let mut command = [0; 2];

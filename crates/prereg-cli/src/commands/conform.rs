@@ -1,4 +1,4 @@
-//! `prereg conform`: our containers next to the kernel's recorded answers.
+//! `prereg conform`: prereg's containers compared with the kernel's recorded answers.
 
 use std::fs;
 use std::io::Write;
@@ -15,11 +15,11 @@ use prereg_scenario::script::Script;
 use crate::commands::Outcome;
 use crate::failure::Failure;
 
-/// Run the kernel's conformance scenarios over our containers
+/// Run the kernel's conformance scenarios over prereg's containers
 ///
-/// Interprets scenario files on a fake host and prints what every operation answered, in the words of the program that
-/// recorded a real kernel's answers. With --answers every line is compared: equal, explained by a deviation that is
-/// written down, after a deviation that changed the state, or unexplained, which ends the program with status 1.
+/// Performs scenario files on a fake host and prints the answer to every operation, in the format of the kernel's recorded
+/// answers. With --answers every line is compared: equal, explained by a deviation of the rules, after a deviation that
+/// changed the state, or unexplained, which ends the program with status 1.
 #[derive(Debug, Args)]
 pub struct ConformArgs {
     /// Scenario files
@@ -80,10 +80,10 @@ fn read(path: &Path) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs the scenarios; compares them if there are answers.
+/// Performs the scenarios, and compares them if there are answers.
 ///
 /// # Errors
-/// [`Failure`] when a file cannot be read or the deviations are not well formed.
+/// [`Failure`] if a file cannot be read or the deviations are malformed.
 pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
     let deviations = match &args.deviations {
         Some(path) => Deviations::parse(&read(path)?)

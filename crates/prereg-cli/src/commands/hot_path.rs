@@ -1,4 +1,4 @@
-//! `prereg bench hot-path`: what a counted translation costs, as a table, as JSON, as a picture.
+//! `prereg bench hot-path`: the time of a counted translation, as a table, as JSON, as a plot.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -17,12 +17,12 @@ use prereg_benches::hot_path::plot::plot;
 const MORE: &str = "\
 All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
 the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms
-its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; the ratio is over it.
-'prereg' answers 'translate' with yes or no: it gives no address away without counting it.
+its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; ratios are relative to it.
+'prereg' answers 'translate' with yes or no: it returns no address without counting it.
 
 Example: prereg bench hot-path --quick --plot hot-path.svg";
 
-/// Measure what mapping a registered page costs, next to the machine's limit and to others
+/// Measure the time of mapping a registered page, next to the machine's limit and to baselines
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct HotPathArgs {
@@ -34,7 +34,7 @@ pub struct HotPathArgs {
     #[arg(long)]
     json: bool,
 
-    /// Draw the times as SVG into FILE
+    /// Plot the times as SVG into FILE
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 
@@ -46,7 +46,7 @@ pub struct HotPathArgs {
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] when this user cannot pin so much or the picture cannot be written, [`Failure::Interrupted`].
+/// [`Failure::Host`] if this user may not pin that much or the plot cannot be written, [`Failure::Interrupted`].
 pub fn run(
     args: &HotPathArgs,
     out: &mut impl Write,
@@ -71,7 +71,7 @@ pub fn run(
     Ok(Outcome::Clean)
 }
 
-/// One block for each shape and case.
+/// Prints one block per shape and case.
 fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
     let mut block = None;
     for row in rows {

@@ -48,7 +48,7 @@ impl Leaves {
     }
 
     fn write(&self, index: usize, frame: u32) {
-        // SAFETY: inside the table, which nobody reads yet.
+        // SAFETY: inside the table, which no other thread reads yet.
         unsafe { self.at(index).write(frame) };
     }
 }
