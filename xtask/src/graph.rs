@@ -1,8 +1,8 @@
-//! A directed graph of modules and its shortest cycle per knot.
+//! A directed graph of modules, and a shortest cycle of each strongly connected component.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Edges by source, each with the sentence that proves it.
+/// Edges by source, each with its evidence.
 #[derive(Default, Debug)]
 pub(crate) struct Graph {
     edges: BTreeMap<String, BTreeMap<String, String>>,
@@ -18,9 +18,9 @@ impl Graph {
         self.edges.get(from).and_then(|targets| targets.get(to)).map_or("", String::as_str)
     }
 
-    /// One shortest cycle for every strongly connected knot, as the list of its nodes; empty when there is no cycle.
+    /// One shortest cycle per strongly connected component, as its nodes; empty without cycles.
     ///
-    /// The graphs here have a few dozen nodes, so reachability by search from every node is plenty fast.
+    /// The graphs have a few dozen nodes, so a search from every node is fast enough.
     pub(crate) fn cycles(&self) -> Vec<Vec<String>> {
         let mut reported = BTreeSet::new();
         let mut cycles = Vec::new();
@@ -53,7 +53,7 @@ impl Graph {
         seen
     }
 
-    /// Breadth first from `start` back to itself.
+    /// Breadth-first search from `start` to itself.
     fn shortest_cycle(&self, start: &str) -> Option<Vec<String>> {
         let mut came_from: BTreeMap<&String, &str> = BTreeMap::new();
         let mut open = VecDeque::from([start]);

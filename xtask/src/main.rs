@@ -1,29 +1,34 @@
-//! The house rules as code: `cargo xtask RULE...`.
+//! Checks of the workspace that no other tool has: `cargo xtask RULE...`.
 //!
-//! Every rule reads the tree and returns findings; only this file prints and sets the exit code. What is allowed stands
-//! in `layers.toml`, not here. `cargo xtask oracle`, `vm` and `mutants` are no rules but commands of their own.
+//! A rule reads the tree and returns diagnostics; only this file prints and sets the exit code. `layers.toml` and `prose.toml`
+//! hold what is allowed. `cargo xtask oracle`, `vm` and `mutants` are commands of their own.
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-use crate::finding::Finding;
-use crate::modules::Crate;
+use serde::Deserialize;
+
+use crate::diagnostic::Diagnostic;
+use crate::error::{Error, read};
+use crate::modules::ModuleTree;
 use crate::packages::Metadata;
 use crate::policy::Policy;
 
-mod facts;
-mod finding;
+mod citations;
+mod commands;
+mod diagnostic;
+mod error;
 mod graph;
+mod lexer;
 mod modules;
 mod mutants;
 mod no_std;
-mod oracle;
 mod packages;
 mod policy;
+mod prose;
+mod source;
 mod sources;
-mod suites;
-mod token;
-mod vm;
+mod texts;
 
 const USAGE: &str = "\
 usage: cargo xtask RULE...
@@ -33,6 +38,9 @@ usage: cargo xtask RULE...
   sizes          no file over 800 lines, its tests counted apart
   unsafe-ledger  `unsafe` only in the files that layers.toml lists
   skips          no #[ignore] without a reason
+  prose          no phrase of prose.toml in comments and documents
+  citations      every file that a comment or a document names exists; every relative link has a target
+  commands       every command of README.md and docs/ parses
   no-std         the no_std crates build for a bare target (nightly with rust-src; skipped without, unless CI=true)
 
   oracle         asks real kernels the conformance scenarios again and compares with the stored answers
@@ -40,89 +48,87 @@ usage: cargo xtask RULE...
   mutants        changes the code in small ways and fails when no test notices
 ";
 
-/// Why the rules could not even be read.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error("cargo metadata could not be run: {0}")]
-    Start(std::io::Error),
-    #[error("cargo metadata failed:\n{0}")]
-    Metadata(String),
-    #[error("cargo metadata gave something else than expected: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error("{file} cannot be read: {source}")]
-    Read { file: String, source: std::io::Error },
-    #[error("layers.toml: {0}")]
-    Policy(#[from] toml::de::Error),
-}
-
 fn main() -> ExitCode {
     let rules: Vec<String> = std::env::args().skip(1).collect();
     let command: Option<fn(&Path, &[String]) -> ExitCode> = match rules.first().map(String::as_str) {
-        Some("oracle") => Some(oracle::command),
-        Some("vm") => Some(suites::command),
+        Some("oracle") => Some(prereg_vm::oracle::command),
+        Some("vm") => Some(prereg_vm::suites::command),
         Some("mutants") => Some(mutants::command),
         _ => None,
     };
     if let Some(command) = command {
-        return match metadata() {
+        return match metadata(None) {
             Ok(metadata) => command(&metadata.workspace_root, &rules[1..]),
-            Err(trouble) => {
-                eprintln!("xtask: {trouble}");
+            Err(error) => {
+                eprintln!("xtask: {error}");
                 ExitCode::from(2)
             }
         };
     }
-    let known = ["layers", "sizes", "unsafe-ledger", "skips", "no-std"];
-    if rules.is_empty() || rules.iter().any(|rule| !known.contains(&rule.as_str())) {
+    if rules.is_empty() || rules.iter().any(|rule| !commands::RULES.contains(&rule.as_str())) {
         eprint!("{USAGE}");
         return ExitCode::from(2);
     }
     match check(&rules) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(trouble) => {
-            eprintln!("xtask: {trouble}");
+        Err(error) => {
+            eprintln!("xtask: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Runs the rules in the order given; true when none found anything.
-fn check(rules: &[String]) -> Result<bool, Trouble> {
-    let metadata = metadata()?;
+/// Runs the rules in the order given; true if there is no violation.
+fn check(rules: &[String]) -> Result<bool, Error> {
+    let metadata = metadata(None)?;
     let root = &metadata.workspace_root;
-    let file = root.join("layers.toml");
-    let text = std::fs::read_to_string(&file)
-        .map_err(|source| Trouble::Read { file: file.display().to_string(), source })?;
-    let policy = Policy::parse(&text)?;
+    let policy = Policy::parse(&read(root, "layers.toml")?)
+        .map_err(|source| Error::Toml { file: "layers.toml", source })?;
     let files = sources::read_tree(root)
-        .map_err(|source| Trouble::Read { file: root.display().to_string(), source })?;
+        .map_err(|source| Error::Read { file: root.display().to_string(), source })?;
     let mut clean = true;
     for rule in rules {
-        let (findings, closing) = match rule.as_str() {
+        let (diagnostics, closing) = match rule.as_str() {
             "layers" => {
-                let mut findings = packages::edge_findings(&metadata, &policy);
-                let (found, trees) = module_findings(&metadata);
-                findings.extend(found);
-                (findings, format!("{} crates, {trees} module trees", metadata.packages.len()))
+                let mut diagnostics = packages::edge_diagnostics(&metadata, &policy);
+                let (found, trees) = module_diagnostics(&metadata)?;
+                diagnostics.extend(found);
+                (diagnostics, format!("{} crates, {trees} module trees", metadata.packages.len()))
             }
             "sizes" => {
-                let (findings, warnings) = sources::sizes(&files);
+                let (diagnostics, warnings) = sources::sizes(&files);
                 for warning in warnings {
                     eprintln!("note: {warning}");
                 }
-                (findings, format!("{} files", files.len()))
+                (diagnostics, format!("{} files", files.len()))
             }
             "unsafe-ledger" => {
                 let listed = policy.unsafe_files.len();
-                (sources::unsafe_ledger(&files, &policy), format!("{listed} files may say unsafe"))
+                (sources::unsafe_ledger(&files, &policy), format!("{listed} files may contain unsafe"))
             }
             "skips" => (sources::skips(&files), format!("{} files", files.len())),
+            "prose" => {
+                let policy = prose::Policy::parse(&read(root, "prose.toml")?)
+                    .map_err(|source| Error::Toml { file: "prose.toml", source })?;
+                let texts = texts::read(root, &tracked(root)?)?;
+                (policy.diagnostics(&texts), format!("{} files", texts.len()))
+            }
+            "citations" => {
+                let tracked = tracked(root)?;
+                let texts = texts::read(root, &tracked)?;
+                (citations::diagnostics(&texts, &tracked), format!("{} files", texts.len()))
+            }
+            "commands" => {
+                let texts = texts::read(root, &tracked(root)?)?;
+                let commands = commands::of_documents(&texts);
+                (commands::diagnostics(&commands, &metadata)?, format!("{} commands", commands.len()))
+            }
             _ => match no_std::build(&metadata) {
-                no_std::Outcome::Built(rooms) => (Vec::new(), format!("built {}", rooms.join(", "))),
-                no_std::Outcome::Broken(findings) => (findings, String::new()),
+                no_std::Outcome::Built(crates) => (Vec::new(), format!("built {}", crates.join(", "))),
+                no_std::Outcome::Broken(diagnostics) => (diagnostics, String::new()),
                 no_std::Outcome::Skipped(reason) if std::env::var("CI").is_ok_and(|ci| ci == "true") => (
-                    vec![Finding::in_crate("prereg", format!("no-std cannot be checked: {reason}"))],
+                    vec![Diagnostic::in_crate("prereg", format!("no-std cannot be checked: {reason}"))],
                     String::new(),
                 ),
                 no_std::Outcome::Skipped(reason) => {
@@ -131,44 +137,86 @@ fn check(rules: &[String]) -> Result<bool, Trouble> {
                 }
             },
         };
-        for finding in &findings {
-            eprintln!("error: {finding}");
+        for diagnostic in &diagnostics {
+            eprintln!("error: {diagnostic}");
         }
-        if findings.is_empty() {
+        if diagnostics.is_empty() {
             println!("{rule}: ok ({closing})");
         } else {
-            println!("{rule}: {} broken", findings.len());
+            println!("{rule}: {} broken", diagnostics.len());
             clean = false;
         }
     }
     Ok(clean)
 }
 
-/// The circles inside every library and program, and how many of those there are.
-fn module_findings(metadata: &Metadata) -> (Vec<Finding>, usize) {
-    let (mut findings, mut trees) = (Vec::new(), 0);
-    let read = |path: &Path| std::fs::read_to_string(metadata.workspace_root.join(path)).ok();
-    for package in &metadata.packages {
+/// The module cycles of every library and program, those of excluded workspaces included, and the number of module trees.
+fn module_diagnostics(metadata: &Metadata) -> Result<(Vec<Diagnostic>, usize), Error> {
+    let root = &metadata.workspace_root;
+    let excluded = excluded(root)?;
+    let excluded = excluded.iter().map(|folder| self::metadata(Some(&root.join(folder).join("Cargo.toml"))));
+    let excluded = excluded.collect::<Result<Vec<Metadata>, Error>>()?;
+    let (mut diagnostics, mut trees) = (Vec::new(), 0);
+    let read = |path: &Path| std::fs::read_to_string(root.join(path)).ok();
+    for package in excluded.iter().chain([metadata]).flat_map(|metadata| &metadata.packages) {
         for target in package.targets.iter().filter(|target| target.ships()) {
             trees += 1;
-            let root = target.src_path.strip_prefix(&metadata.workspace_root).unwrap_or(&target.src_path);
-            match Crate::read(&target.name, root, &read) {
-                Ok(tree) => findings.extend(tree.findings()),
-                Err(missing) => findings.extend(missing),
+            let file = target.src_path.strip_prefix(root).unwrap_or(&target.src_path);
+            match ModuleTree::read(&target.name, file, &read) {
+                Ok(tree) => diagnostics.extend(tree.diagnostics()),
+                Err(missing) => diagnostics.extend(missing),
             }
         }
     }
-    (findings, trees)
+    Ok((diagnostics, trees))
 }
 
-fn metadata() -> Result<Metadata, Trouble> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .output()
-        .map_err(Trouble::Start)?;
-    if !output.status.success() {
-        return Err(Trouble::Metadata(String::from_utf8_lossy(&output.stderr).into_owned()));
+/// The folders of workspaces inside this one: `exclude` of the root manifest.
+fn excluded(root: &Path) -> Result<Vec<String>, Error> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        workspace: Workspace,
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    #[derive(Deserialize)]
+    struct Workspace {
+        exclude: Vec<String>,
+    }
+    let manifest: Manifest = toml::from_str(&read(root, "Cargo.toml")?)
+        .map_err(|source| Error::Toml { file: "Cargo.toml", source })?;
+    Ok(manifest.workspace.exclude)
+}
+
+/// The files that git tracks, from the root, in order.
+fn tracked(root: &Path) -> Result<Vec<String>, Error> {
+    let mut git = Command::new("git");
+    let text = output(
+        "git",
+        git.arg("-C").arg(root).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]),
+    )?;
+    let mut files: Vec<String> =
+        text.split('\0').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    // A file that is deleted but not yet committed is still listed.
+    files.retain(|name| root.join(name).exists());
+    files.sort();
+    files.dedup();
+    Ok(files)
+}
+
+/// The packages of the workspace of `manifest`, or of the current folder.
+fn metadata(manifest: Option<&Path>) -> Result<Metadata, Error> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["metadata", "--no-deps", "--format-version", "1"]);
+    if let Some(manifest) = manifest {
+        cargo.arg("--manifest-path").arg(manifest);
+    }
+    Ok(serde_json::from_str(&output("cargo metadata", &mut cargo)?)?)
+}
+
+fn output(program: &'static str, command: &mut Command) -> Result<String, Error> {
+    let output = command.output().map_err(|source| Error::Start { program, source })?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(Error::Failed { program, output: String::from_utf8_lossy(&output.stderr).into_owned() })
+    }
 }

@@ -1,29 +1,28 @@
-//! The modules of one crate, who uses whom, and the cycles among them.
+//! The modules of one crate, their uses of each other, and the cycles among them.
 //!
-//! A node is a file; an inline module belongs to its file. An edge says: code of this file names an item that the other
-//! file defines. Paths are followed through re-exports to the defining module, so `pub use` in `lib.rs` neither hides an
-//! edge nor makes one: a re-export counts only when its own file uses the name too. `mod x;` is no edge. Test modules
-//! are left out.
+//! A node is a file; an inline module belongs to its file. An edge means: code of this file names an item that the other file
+//! defines. Paths are followed through re-exports to the defining module, so `pub use` in `lib.rs` neither hides nor makes an
+//! edge: a re-export counts only if its own file uses the name. `mod x;` is no edge. Test modules are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use crate::facts::{Facts, PathUse};
-use crate::finding::Finding;
+use crate::diagnostic::Diagnostic;
 use crate::graph::Graph;
+use crate::source::{PathUse, SourceFacts};
 
-/// Reads a file, or says that there is none.
+/// Reads a file; `None` if there is none.
 pub(crate) type ReadFile<'a> = dyn Fn(&Path) -> Option<String> + 'a;
 
 /// The path of a module from the crate root: `["space", "lookup"]`; empty for the root.
 type ModPath = Vec<String>;
 
-/// Re-exports of re-exports end somewhere; a longer chain is a loop.
+/// Longer chains of re-exports are loops.
 const LONGEST_CHAIN: usize = 32;
 
 #[derive(Default, Debug)]
 struct Module {
-    /// Index into `Crate::files`.
+    /// Index into `ModuleTree::files`.
     file: usize,
     children: BTreeSet<String>,
     items: BTreeSet<String>,
@@ -32,34 +31,34 @@ struct Module {
 
 /// A crate's module tree.
 #[derive(Debug)]
-pub(crate) struct Crate {
+pub(crate) struct ModuleTree {
     name: String,
     files: Vec<(PathBuf, ModPath)>,
     modules: BTreeMap<ModPath, Module>,
-    /// `#[macro_export]` macros and the module each is written in.
+    /// `#[macro_export]` macros, by name, with their defining modules.
     exported_macros: BTreeMap<String, ModPath>,
-    /// Non-import paths by module, and the words of each file.
+    /// Paths outside of imports by module, and the words of each file.
     paths: Vec<(ModPath, PathUse)>,
     words: BTreeMap<usize, BTreeSet<String>>,
 }
 
-/// Where a path leads.
+/// The target of a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Leads {
-    /// To an item of this module (or to the module itself).
+enum Resolution {
+    /// An item of this module, or the module itself.
     To(ModPath),
-    /// Out of the crate, or to something local.
+    /// Another crate, or something local.
     Elsewhere,
-    /// Through several globs that could all define it.
+    /// One of several globs.
     Unclear,
 }
 
-impl Crate {
-    /// Reads the tree that hangs on `root` (a `lib.rs` or `main.rs`).
+impl ModuleTree {
+    /// Reads the module tree of `root` (a `lib.rs` or `main.rs`).
     ///
     /// # Errors
-    /// A finding for every `mod` whose file is missing.
-    pub(crate) fn read(name: &str, root: &Path, read: &ReadFile<'_>) -> Result<Self, Vec<Finding>> {
+    /// A diagnostic for every `mod` without a file.
+    pub(crate) fn read(name: &str, root: &Path, read: &ReadFile<'_>) -> Result<Self, Vec<Diagnostic>> {
         let mut this = Self {
             name: name.to_owned(),
             files: Vec::new(),
@@ -74,23 +73,23 @@ impl Crate {
         if missing.is_empty() { Ok(this) } else { Err(missing) }
     }
 
-    /// `children_dir` is where the files of its `mod x;` lie.
+    /// `children_dir` has the files of its `mod x;`.
     fn add_file(
         &mut self,
         file: PathBuf,
         path: ModPath,
         children_dir: &Path,
         read: &ReadFile<'_>,
-        missing: &mut Vec<Finding>,
+        missing: &mut Vec<Diagnostic>,
     ) {
         let Some(source) = read(&file) else {
-            missing.push(Finding::in_file(
+            missing.push(Diagnostic::in_file(
                 &file,
                 format!("no such file, but `mod {}` names it", path.join("::")),
             ));
             return;
         };
-        let facts = Facts::of(&source);
+        let facts = SourceFacts::of(&source);
         if facts.test_only {
             return;
         }
@@ -138,17 +137,17 @@ impl Crate {
         self.words.insert(index, facts.words);
     }
 
-    /// The cycles among the files, and the paths that cannot be followed.
-    pub(crate) fn findings(&self) -> Vec<Finding> {
+    /// The cycles among the files, and the ambiguous paths.
+    pub(crate) fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut graph = Graph::default();
-        let mut findings = Vec::new();
+        let mut diagnostics = Vec::new();
         let imports = self.modules.iter().flat_map(|(path, module)| {
             module.imports.iter().filter(|import| self.binds(path, import)).map(move |import| (path, import))
         });
         for (module, found) in imports.chain(self.paths.iter().map(|(path, found)| (path, found))) {
             let from = self.file_of(module);
-            match self.lead(module, &found.segments, Some(found), LONGEST_CHAIN) {
-                Leads::To(target) => {
+            match self.resolve(module, &found.segments, Some(found), LONGEST_CHAIN) {
+                Resolution::To(target) => {
                     let to = self.file_of(&target);
                     if to != from {
                         graph.add(&self.file_name(from), &self.file_name(to), || {
@@ -156,8 +155,8 @@ impl Crate {
                         });
                     }
                 }
-                Leads::Elsewhere => {}
-                Leads::Unclear => findings.push(Finding::at(
+                Resolution::Elsewhere => {}
+                Resolution::Unclear => diagnostics.push(Diagnostic::at(
                     &self.files[from].0,
                     found.line,
                     format!(
@@ -174,23 +173,23 @@ impl Crate {
                 let next = &cycle[(at + 1) % cycle.len()];
                 text.push_str(&format!("\n    {node} -> {next}   ({})", graph.evidence(node, next)));
             }
-            findings.push(Finding::in_crate(&self.name, text));
+            diagnostics.push(Diagnostic::in_crate(&self.name, text));
         }
-        findings
+        diagnostics
     }
 
-    /// A private import is a use. A re-export is one only when its own file uses what it binds.
+    /// Whether an import is a use: a private one always, a re-export only if its own file uses the name.
     fn binds(&self, module: &ModPath, found: &PathUse) -> bool {
         let Some(import) = found.import.as_ref().filter(|import| import.public) else { return true };
         let Some(words) = self.words.get(&self.file_of(module)) else { return true };
         match &import.name {
             Some(name) => words.contains(name),
-            None => match self.lead(module, &found.segments, Some(found), LONGEST_CHAIN) {
-                Leads::To(target) => self
+            None => match self.resolve(module, &found.segments, Some(found), LONGEST_CHAIN) {
+                Resolution::To(target) => self
                     .modules
                     .get(&target)
                     .is_some_and(|t| t.items.iter().chain(&t.children).any(|name| words.contains(name))),
-                Leads::Elsewhere | Leads::Unclear => false,
+                Resolution::Elsewhere | Resolution::Unclear => false,
             },
         }
     }
@@ -208,12 +207,11 @@ impl Crate {
         )
     }
 
-    /// Follows `segments` as written in `from`. `via` is the import being followed, which must not resolve through
-    /// itself.
-    fn lead(&self, from: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Leads {
-        let Some(first) = segments.first() else { return Leads::To(from.clone()) };
+    /// Follows `segments` from the module `from`. `via` is the import being followed, which must not resolve through itself.
+    fn resolve(&self, from: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Resolution {
+        let Some(first) = segments.first() else { return Resolution::To(from.clone()) };
         if fuel == 0 {
-            return Leads::Elsewhere;
+            return Resolution::Elsewhere;
         }
         match first.as_str() {
             "crate" => self.walk(&Vec::new(), &segments[1..], via, fuel),
@@ -222,18 +220,18 @@ impl Crate {
                 let mut above = from.clone();
                 above.pop();
                 if segments.get(1).is_some_and(|next| next == "super") {
-                    self.lead(&above, &segments[1..], via, fuel)
+                    self.resolve(&above, &segments[1..], via, fuel)
                 } else {
                     self.walk(&above, &segments[1..], via, fuel)
                 }
             }
-            "" | "Self" => Leads::Elsewhere,
+            "" | "Self" => Resolution::Elsewhere,
             name => {
-                let Some(module) = self.modules.get(from) else { return Leads::Elsewhere };
+                let Some(module) = self.modules.get(from) else { return Resolution::Elsewhere };
                 if module.children.contains(name) || self.import_named(module, name, via).is_some() {
                     self.walk(from, segments, via, fuel)
                 } else {
-                    Leads::Elsewhere
+                    Resolution::Elsewhere
                 }
             }
         }
@@ -246,28 +244,34 @@ impl Crate {
         })
     }
 
-    /// Looks the first of `segments` up in `module` and goes on from there.
-    fn walk(&self, module_path: &ModPath, segments: &[String], via: Option<&PathUse>, fuel: usize) -> Leads {
-        let Some(name) = segments.first() else { return Leads::To(module_path.clone()) };
-        let Some(module) = self.modules.get(module_path) else { return Leads::Elsewhere };
+    /// Looks up the first of `segments` in `module` and continues from there.
+    fn walk(
+        &self,
+        module_path: &ModPath,
+        segments: &[String],
+        via: Option<&PathUse>,
+        fuel: usize,
+    ) -> Resolution {
+        let Some(name) = segments.first() else { return Resolution::To(module_path.clone()) };
+        let Some(module) = self.modules.get(module_path) else { return Resolution::Elsewhere };
         if fuel == 0 {
-            return Leads::Elsewhere;
+            return Resolution::Elsewhere;
         }
         if module.children.contains(name) {
             let child = joined(module_path, std::slice::from_ref(name));
-            // A child that only tests have is not in the tree.
+            // A child that exists only in tests is not in the tree.
             return self.walk(&child, &segments[1..], via, fuel - 1);
         }
         if module.items.contains(name) {
-            return Leads::To(module_path.clone());
+            return Resolution::To(module_path.clone());
         }
         if let Some(found) = self.import_named(module, name, via) {
             let onward: Vec<String> = found.segments.iter().chain(&segments[1..]).cloned().collect();
-            return self.lead(module_path, &onward, Some(found), fuel - 1);
+            return self.resolve(module_path, &onward, Some(found), fuel - 1);
         }
         if module_path.is_empty() {
             if let Some(writer) = self.exported_macros.get(name) {
-                return Leads::To(writer.clone());
+                return Resolution::To(writer.clone());
             }
         }
         self.through_globs(module_path, module, segments, via, fuel)
@@ -280,33 +284,33 @@ impl Crate {
         segments: &[String],
         via: Option<&PathUse>,
         fuel: usize,
-    ) -> Leads {
+    ) -> Resolution {
         let globs: Vec<ModPath> = module
             .imports
             .iter()
             .filter(|found| {
                 Some(*found) != via && found.import.as_ref().is_some_and(|import| import.name.is_none())
             })
-            .filter_map(|found| match self.lead(module_path, &found.segments, Some(found), fuel - 1) {
-                Leads::To(target) => Some(target),
-                Leads::Elsewhere | Leads::Unclear => None,
+            .filter_map(|found| match self.resolve(module_path, &found.segments, Some(found), fuel - 1) {
+                Resolution::To(target) => Some(target),
+                Resolution::Elsewhere | Resolution::Unclear => None,
             })
             .collect();
         let definers: Vec<&ModPath> =
             globs.iter().filter(|target| self.offers(target, &segments[0], via, fuel - 1)).collect();
-        let mut leads: Vec<Leads> =
+        let mut leads: Vec<Resolution> =
             definers.iter().map(|target| self.walk(target, segments, via, fuel - 1)).collect();
         leads.dedup();
         match (leads.as_slice(), globs.as_slice()) {
             ([only], _) => only.clone(),
-            // A name no scanner sees, as macros make them.
-            ([], []) => Leads::To(module_path.clone()),
+            // A name that a macro defines.
+            ([], []) => Resolution::To(module_path.clone()),
             ([], [only]) => self.walk(only, segments, via, fuel - 1),
-            _ => Leads::Unclear,
+            _ => Resolution::Unclear,
         }
     }
 
-    /// Whether a glob import of `module` brings `name`, as far as the scanner sees.
+    /// Whether a glob import of `module` binds `name`, as far as the source shows.
     fn offers(&self, module_path: &ModPath, name: &str, via: Option<&PathUse>, fuel: usize) -> bool {
         let Some(module) = self.modules.get(module_path).filter(|_| fuel > 0) else { return false };
         module.items.contains(name)
@@ -316,9 +320,9 @@ impl Crate {
                     None => false,
                     Some(import) => match &import.name {
                         Some(bound) => bound == name,
-                        None => match self.lead(module_path, &found.segments, Some(found), fuel - 1) {
-                            Leads::To(target) => self.offers(&target, name, Some(found), fuel - 1),
-                            Leads::Elsewhere | Leads::Unclear => false,
+                        None => match self.resolve(module_path, &found.segments, Some(found), fuel - 1) {
+                            Resolution::To(target) => self.offers(&target, name, Some(found), fuel - 1),
+                            Resolution::Elsewhere | Resolution::Unclear => false,
                         },
                     },
                 }

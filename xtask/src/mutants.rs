@@ -1,8 +1,8 @@
-//! `cargo xtask mutants`: changes the code in small ways, and fails when no test notices.
+//! `cargo xtask mutants`: makes small changes to the code, and fails if no test notices one.
 //!
-//! `options` is the command line, `policy` is `mutants.toml`; `tree` keeps copies of the workspace that are mutated; `logic`
-//! has cargo-mutants change them, `orders` makes memory-order mutants and `trial` runs them; `changes` and `sample` choose;
-//! `process` starts other programs; `report` compares with the list of accepted mutants. This file joins them.
+//! `options` parses the command line, `policy` is `mutants.toml`; `tree` keeps copies of the workspace for the mutants; `logic`
+//! runs cargo-mutants in them, `orders` makes memory-order mutants and `trial` runs those; `changes` and `sample` choose
+//! mutants; `process` starts programs; `report` compares the results with the list of accepted mutants.
 
 mod changes;
 mod error;
@@ -34,18 +34,18 @@ use self::process::seconds_until;
 use self::report::{Count, Verdict};
 use self::tree::Trees;
 use crate::sources;
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
-/// What a mutant costs one job, in seconds, on a machine that does something else too: a build and the tests.
+/// Seconds per mutant and job on a busy machine: a build and the tests.
 const SECONDS_A_MUTANT: u64 = 10;
-/// What a job needs before its first mutant: the build and the tests without any change.
+/// Seconds of a job before its first mutant: a build and the tests without a change.
 const SECONDS_BEFORE: u64 = 40;
 const POLICY: &str = "mutants.toml";
-/// Test programs that loom runs.
+/// The test programs for loom.
 const MODELS: &str = "models/tests";
 const DOCUMENT: &str = "docs/mutation-testing.md";
 
-/// Runs the command; `words` are those behind `mutants`.
+/// Runs the command; `words` follow `mutants` on the command line.
 pub(crate) fn command(root: &Path, words: &[String]) -> ExitCode {
     let options = match Options::parse(words) {
         Ok(Some(options)) => options,
@@ -68,14 +68,14 @@ pub(crate) fn command(root: &Path, words: &[String]) -> ExitCode {
     }
 }
 
-/// Tries what `options` choose; true when all is as `mutants.toml` says.
+/// Tries the mutants that `options` choose; true if the results match `mutants.toml`.
 fn run(root: &Path, options: &Options) -> Result<bool, Error> {
     let begin = Instant::now();
     let file = root.join(POLICY);
     let policy = Policy::parse(&fs::read_to_string(&file).map_err(Error::file(&file))?)?;
     let cache = Cache::open("mutants")?;
     let trees = Trees::open(&cache, root, options.jobs)?;
-    let (all, mut findings) = Mutants::list(&trees.folders[0], &policy)?;
+    let (all, mut diagnostics) = Mutants::list(&trees.folders[0], &policy)?;
     let names: BTreeSet<MutantName> = all.names().cloned().collect();
     let mut chosen = all.only(options);
     let mut deadline = None;
@@ -97,19 +97,19 @@ fn run(root: &Path, options: &Options) -> Result<bool, Error> {
         );
         return Ok(true);
     }
-    // Memory-order mutants first, as they are few; they may take half of the time.
+    // Memory-order mutants first, because there are few; they may take half of the time.
     let half = deadline.map(|deadline| begin + (deadline - begin) / 2);
     let orders = trial::run(&cache, &trees, &policy, &chosen.orders, half)?;
     let between = Instant::now();
     let logic = logic::run(&cache, &trees, &policy, &chosen.logic, deadline)?;
     let end = Instant::now();
-    findings.extend(report::findings(
+    diagnostics.extend(report::diagnostics(
         Some(&names),
         &[orders.clone(), logic.clone()].concat(),
         &policy.accepted,
     ));
-    for finding in &findings {
-        eprintln!("error: {finding}");
+    for diagnostic in &diagnostics {
+        eprintln!("error: {diagnostic}");
     }
     for (what, results, took) in
         [("memory orderings", &orders, between - begin), ("cargo-mutants", &logic, end - between)]
@@ -120,9 +120,9 @@ fn run(root: &Path, options: &Options) -> Result<bool, Error> {
     if options.record {
         record(root, &policy, &logic, &orders)?;
     }
-    let verdict = if findings.is_empty() { "ok" } else { "FAILED" };
-    println!("mutants result: {verdict}, {} findings", findings.len());
-    Ok(findings.is_empty())
+    let verdict = if diagnostics.is_empty() { "ok" } else { "FAILED" };
+    println!("mutants result: {verdict}, {} diagnostics", diagnostics.len());
+    Ok(diagnostics.is_empty())
 }
 
 /// Mutants of both kinds.
@@ -133,7 +133,7 @@ struct Mutants {
 }
 
 impl Mutants {
-    /// Every mutant of the code in the copy at `tree`, and what in `policy` excludes nothing or for no reason.
+    /// All mutants of the copy at `tree`, and entries of `policy` that exclude nothing or give no reason.
     fn list(tree: &Path, policy: &Policy) -> Result<(Self, Vec<String>), Error> {
         let mut orders = Vec::new();
         let mut files = BTreeSet::new();
@@ -163,10 +163,10 @@ impl Mutants {
         }
         let (logic, idle) = logic::list(tree, policy, None)?;
         let unexplained = policy.excluded.iter().filter(|class| class.reason.trim().is_empty());
-        let findings = unexplained.map(|class| format!("excluded without a reason: {}", class.text));
-        let findings = findings
+        let diagnostics = unexplained.map(|class| format!("excluded without a reason: {}", class.text));
+        let diagnostics = diagnostics
             .chain(idle.iter().map(|class| format!("excluded, but there is no such mutant: {}", class.text)));
-        Ok((Self { logic, orders }, findings.collect()))
+        Ok((Self { logic, orders }, diagnostics.collect()))
     }
 
     fn names(&self) -> impl Iterator<Item = &MutantName> {
@@ -178,7 +178,7 @@ impl Mutants {
         self.logic.len() + self.orders.len()
     }
 
-    /// Those of the kind and the files that `options` name.
+    /// The mutants of the kind and the files of `options`.
     fn only(&self, options: &Options) -> Self {
         let mut only = self.clone();
         only.logic.retain(|mutant| options.wants(Kind::Logic) && mutant.name.file.contains(&options.file));
@@ -186,7 +186,7 @@ impl Mutants {
         only
     }
 
-    /// Those of changed lines; `diff` is a file with the difference.
+    /// The mutants of changed lines; `diff` is a file with the difference.
     fn changed(
         mut self,
         tree: &Path,
@@ -199,14 +199,14 @@ impl Mutants {
         } else {
             Vec::new()
         };
-        // By their identity and not by their names, whose numbers depend on what is listed beside them.
+        // By identity and not by name, because the numbers in names depend on the list.
         self.logic.retain(|mutant| touched.iter().any(|touched| touched.is(mutant)));
         self.orders
             .retain(|mutant| mutant.lines.iter().any(|&line| changes.touches(&mutant.name.file, line)));
         Ok(self)
     }
 
-    /// A sample that can be tried until `deadline`; says how many are left out.
+    /// A sample that can be tried until `deadline`; prints how many are left out.
     fn fitted(mut self, deadline: Option<Instant>, jobs: usize) -> Self {
         let Some(seconds) = seconds_until(deadline) else { return self };
         let room = seconds.saturating_sub(SECONDS_BEFORE) as usize * jobs / SECONDS_A_MUTANT as usize;
@@ -221,7 +221,7 @@ impl Mutants {
     }
 }
 
-/// Writes the results into the document.
+/// Writes the results to the document.
 fn record(
     root: &Path,
     policy: &Policy,

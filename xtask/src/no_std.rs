@@ -1,25 +1,25 @@
-//! Builds the `no_std` rooms for a bare target, where no `std` exists that could slip in.
+//! Builds the `no_std` crates for a bare target, which has no `std` that they could use by accident.
 
 use std::process::{Command, Stdio};
 
-use crate::finding::Finding;
+use crate::diagnostic::Diagnostic;
 use crate::packages::Metadata;
 
 /// A target without an operating system that rustc knows by name.
 const TARGET: &str = "x86_64-unknown-none";
 
-/// The crates that promise `no_std`.
-const ROOMS: [&str; 2] = ["prereg", "prereg-iommu"];
+/// The `no_std` crates.
+const CRATES: [&str; 2] = ["prereg", "prereg-iommu"];
 
-/// What came of the build.
+/// The result of the build.
 #[derive(Debug)]
 pub(crate) enum Outcome {
     Built(Vec<&'static str>),
     Skipped(String),
-    Broken(Vec<Finding>),
+    Broken(Vec<Diagnostic>),
 }
 
-/// Builds every room of [`ROOMS`] that the workspace has, without default features.
+/// Builds every crate of [`CRATES`] that the workspace has, without default features.
 ///
 /// Needs a nightly toolchain with the component `rust-src`, because `core` and `alloc` are built too.
 pub(crate) fn build(metadata: &Metadata) -> Outcome {
@@ -27,28 +27,29 @@ pub(crate) fn build(metadata: &Metadata) -> Outcome {
         return Outcome::Skipped(reason);
     }
     let (mut built, mut broken) = (Vec::new(), Vec::new());
-    for room in ROOMS.into_iter().filter(|room| metadata.packages.iter().any(|package| package.name == *room))
+    for name in
+        CRATES.into_iter().filter(|name| metadata.packages.iter().any(|package| package.name == *name))
     {
         let status = nightly("cargo")
             .args(["build", "-Z", "build-std=core,alloc", "--target", TARGET])
-            .args(["--package", room, "--no-default-features"])
+            .args(["--package", name, "--no-default-features"])
             .current_dir(&metadata.workspace_root)
             .status();
         match status {
-            Ok(status) if status.success() => built.push(room),
-            Ok(_) => broken.push(Finding::in_crate(
-                room,
+            Ok(status) if status.success() => built.push(name),
+            Ok(_) => broken.push(Diagnostic::in_crate(
+                name,
                 format!("does not build for {TARGET} without default features"),
             )),
             Err(error) => {
-                broken.push(Finding::in_crate(room, format!("cargo could not be started: {error}")));
+                broken.push(Diagnostic::in_crate(name, format!("cargo could not be started: {error}")));
             }
         }
     }
     if broken.is_empty() { Outcome::Built(built) } else { Outcome::Broken(broken) }
 }
 
-/// Why the build cannot be tried here.
+/// The reason why the build is impossible here, if it is.
 fn missing() -> Option<String> {
     let output = nightly("rustc").args(["--print", "sysroot"]).stderr(Stdio::null()).output().ok();
     let Some(output) = output.filter(|output| output.status.success()) else {
@@ -64,7 +65,7 @@ fn missing() -> Option<String> {
     }
 }
 
-/// A tool of the nightly toolchain, whatever toolchain this program was started by.
+/// A tool of the nightly toolchain, independent of the toolchain that started this program.
 fn nightly(tool: &str) -> Command {
     let mut command = Command::new(tool);
     command.arg("+nightly").env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").env_remove("RUSTC");

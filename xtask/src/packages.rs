@@ -1,13 +1,13 @@
-//! The crates of the workspace as `cargo metadata` tells them, held against the policy.
+//! The crates of the workspace as `cargo metadata` lists them, compared with the policy.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::finding::Finding;
-use crate::policy::{Policy, Room};
+use crate::diagnostic::Diagnostic;
+use crate::policy::{CratePolicy, Policy};
 
-/// `cargo metadata --no-deps --format-version 1`, as far as it is needed.
+/// The parts of `cargo metadata --no-deps --format-version 1` that the rules need.
 #[derive(Deserialize, Debug)]
 pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
@@ -23,13 +23,13 @@ pub(crate) struct Package {
     pub(crate) targets: Vec<Target>,
 }
 
-/// One line of a dependency table; per-target tables are in the same list.
+/// An entry of a dependency table, per-target tables included.
 #[derive(Deserialize, Debug)]
 pub(crate) struct Dependency {
     name: String,
     /// `None`, `"dev"` or `"build"`.
     kind: Option<String>,
-    /// Set for crates of this checkout.
+    /// Only for crates of this checkout.
     path: Option<PathBuf>,
 }
 
@@ -42,62 +42,65 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Libraries and programs; tests and benches are judged by nobody.
+    /// Whether it is a library or a program; tests and benches are not checked.
     pub(crate) fn ships(&self) -> bool {
         self.kind.iter().any(|kind| matches!(kind.as_str(), "lib" | "rlib" | "proc-macro" | "bin"))
     }
 }
 
-/// Every edge that the policy does not allow, every crate it does not know, every room without a crate.
-pub(crate) fn edge_findings(metadata: &Metadata, policy: &Policy) -> Vec<Finding> {
-    let mut findings = policy.findings();
-    for room in &policy.room {
-        if !metadata.packages.iter().any(|package| package.name == room.name) {
-            findings.push(Finding::in_crate(&room.name, "stands in layers.toml but not in the workspace"));
+/// Imports that the policy does not allow, crates without an entry, and entries without a crate.
+pub(crate) fn edge_diagnostics(metadata: &Metadata, policy: &Policy) -> Vec<Diagnostic> {
+    let mut diagnostics = policy.diagnostics();
+    for entry in &policy.crates {
+        if !metadata.packages.iter().any(|package| package.name == entry.name) {
+            diagnostics
+                .push(Diagnostic::in_crate(&entry.name, "stands in layers.toml but not in the workspace"));
         }
     }
     for package in &metadata.packages {
-        match policy.room(&package.name) {
-            None => findings.push(Finding::in_crate(
+        match policy.crate_policy(&package.name) {
+            None => diagnostics.push(Diagnostic::in_crate(
                 &package.name,
-                "has no room in layers.toml; give it one, or fold it into an existing crate",
+                "has no entry in layers.toml; add one, or fold it into an existing crate",
             )),
-            Some(room) => room_findings(metadata, policy, package, room, &mut findings),
+            Some(entry) => package_diagnostics(metadata, policy, package, entry, &mut diagnostics),
         }
     }
-    findings
+    diagnostics
 }
 
-fn room_findings(
+fn package_diagnostics(
     metadata: &Metadata,
     policy: &Policy,
     package: &Package,
-    room: &Room,
-    findings: &mut Vec<Finding>,
+    entry: &CratePolicy,
+    diagnostics: &mut Vec<Diagnostic>,
 ) {
-    let mut say = |text: String| findings.push(Finding::in_crate(&package.name, text));
+    let mut report = |text: String| diagnostics.push(Diagnostic::in_crate(&package.name, text));
     let folder = package.manifest_path.parent().unwrap_or(Path::new(""));
-    if folder.strip_prefix(&metadata.workspace_root).ok() != Some(Path::new(&room.folder)) {
-        say(format!("lies in {}, but layers.toml says {}", folder.display(), room.folder));
+    if folder.strip_prefix(&metadata.workspace_root).ok() != Some(Path::new(&entry.folder)) {
+        report(format!("lies in {}, but layers.toml says {}", folder.display(), entry.folder));
     }
     for dependency in &package.dependencies {
         let Dependency { name, kind, path } = dependency;
         let test = kind.as_deref() == Some("dev");
         let how = kind.as_deref().unwrap_or("normal");
-        if let Some(target) = policy.room(name) {
-            let allowed = room.imports.contains(name) || (test && room.test_imports.contains(name));
+        if let Some(target) = policy.crate_policy(name) {
+            let allowed = entry.imports.contains(name) || (test && entry.test_imports.contains(name));
             if target.evidence {
-                say(format!("imports {name} ({how}); nobody imports evidence"));
+                report(format!("imports {name} ({how}), which is evidence; no crate imports evidence"));
             } else if !allowed {
-                say(format!(
+                report(format!(
                     "imports {name} ({how}), which layers.toml does not allow; call down and take values up, or hand a \
                      port in"
                 ));
             }
         } else if path.is_some() {
-            say(format!("imports {name} ({how}) by path, which has no room in layers.toml"));
-        } else if !(room.outside.contains(name) || (test && policy.outside_tests.contains(name))) {
-            say(format!("imports {name} ({how}) from outside, which its line in layers.toml does not list"));
+            report(format!("imports {name} ({how}) by path, which has no entry in layers.toml"));
+        } else if !(entry.outside.contains(name) || (test && policy.outside_tests.contains(name))) {
+            report(format!(
+                "imports {name} ({how}) from outside, which its line in layers.toml does not list"
+            ));
         }
     }
 }
@@ -108,29 +111,29 @@ mod tests {
 
     const POLICY: &str = r#"
         outside_tests = ["proptest"]
-        [[room]]
+        [[crate]]
         name = "core"
         folder = "crates/core"
         test_imports = ["sim"]
         outside = ["thiserror"]
-        [[room]]
+        [[crate]]
         name = "sim"
         folder = "crates/sim"
         imports = ["core"]
         helps_tests = true
-        [[room]]
+        [[crate]]
         name = "app"
         folder = "crates/app"
         imports = ["core", "sim"]
-        [[room]]
+        [[crate]]
         name = "models"
         folder = "models"
         imports = ["core"]
         evidence = true
     "#;
 
-    /// A workspace with the four rooms and the dependencies given as (crate, dependency, kind, by path).
-    fn findings(policy: &str, edges: &[(&str, &str, Option<&str>, bool)]) -> Vec<String> {
+    /// A workspace with four crates and the dependencies given as (crate, dependency, kind, by path).
+    fn diagnostics(policy: &str, edges: &[(&str, &str, Option<&str>, bool)]) -> Vec<String> {
         let package = |name: &str, folder: &str| Package {
             name: name.to_owned(),
             manifest_path: PathBuf::from(format!("/w/{folder}/Cargo.toml")),
@@ -155,12 +158,12 @@ mod tests {
             workspace_root: PathBuf::from("/w"),
         };
         let policy = Policy::parse(policy).unwrap();
-        edge_findings(&metadata, &policy).iter().map(ToString::to_string).collect()
+        edge_diagnostics(&metadata, &policy).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn allowed_edges_of_every_kind_pass() {
-        let found = findings(
+        let found = diagnostics(
             POLICY,
             &[
                 ("core", "thiserror", None, false),
@@ -177,50 +180,54 @@ mod tests {
     #[test]
     fn an_edge_upward_is_forbidden_whether_normal_build_or_test() {
         for kind in [None, Some("build"), Some("dev")] {
-            let found = findings(POLICY, &[("core", "app", kind, true)]);
+            let found = diagnostics(POLICY, &[("core", "app", kind, true)]);
             assert_eq!(found.len(), 1, "{kind:?} {found:?}");
             assert!(found[0].starts_with("crate core: imports app ("), "{}", found[0]);
         }
-        assert_eq!(findings(POLICY, &[("core", "sim", None, true)]).len(), 1, "test help is for tests only");
+        assert_eq!(
+            diagnostics(POLICY, &[("core", "sim", None, true)]).len(),
+            1,
+            "test help is for tests only"
+        );
     }
 
     #[test]
     fn evidence_strangers_and_unlisted_outsiders_are_forbidden() {
         for (edge, says) in [
-            (("app", "models", None, true), "nobody imports evidence"),
-            (("app", "stranger", None, true), "has no room"),
+            (("app", "models", None, true), "no crate imports evidence"),
+            (("app", "stranger", None, true), "has no entry"),
             (("app", "serde", None, false), "does not list"),
             (("app", "proptest", None, false), "does not list"),
         ] {
-            let found = findings(POLICY, &[edge]);
+            let found = diagnostics(POLICY, &[edge]);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].contains(says), "{}", found[0]);
         }
     }
 
     #[test]
-    fn crates_without_a_room_and_rooms_without_a_crate_are_named() {
+    fn crates_without_an_entry_and_entries_without_a_crate_are_named() {
         let policy = POLICY.replace("name = \"models\"", "name = \"gone\"");
-        let found = findings(&policy, &[]);
+        let found = diagnostics(&policy, &[]);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("crate gone: stands in layers.toml but not"), "{}", found[0]);
-        assert!(found[1].starts_with("crate models: has no room"), "{}", found[1]);
+        assert!(found[1].starts_with("crate models: has no entry"), "{}", found[1]);
     }
 
     #[test]
-    fn a_room_in_another_folder_is_named() {
-        let found = findings(&POLICY.replace("crates/app", "app"), &[]);
+    fn a_crate_in_another_folder_is_named() {
+        let found = diagnostics(&POLICY.replace("crates/app", "app"), &[]);
         assert_eq!(found, ["crate app: lies in /w/crates/app, but layers.toml says app"]);
     }
 
     #[test]
     fn a_policy_that_breaks_its_own_order_is_refused() {
         let upward = POLICY.replace("test_imports = [\"sim\"]", "imports = [\"sim\"]");
-        assert!(findings(&upward, &[])[0].contains("does not stand above it"));
+        assert!(diagnostics(&upward, &[])[0].contains("does not stand above it"));
         let evidence = POLICY.replace("imports = [\"core\", \"sim\"]", "imports = [\"models\"]");
-        assert!(findings(&evidence, &[])[0].contains("nobody imports evidence"));
+        assert!(diagnostics(&evidence, &[])[0].contains("no crate imports evidence"));
         let tests = POLICY.replace("test_imports = [\"sim\"]", "test_imports = [\"app\"]");
-        assert!(findings(&tests, &[])[0].contains("is no test help"));
-        assert!(Policy::parse("rooms = 3").is_err());
+        assert!(diagnostics(&tests, &[])[0].contains("is no test help"));
+        assert!(Policy::parse("crates = 3").is_err());
     }
 }

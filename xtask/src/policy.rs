@@ -1,20 +1,21 @@
-//! `layers.toml`: the rooms of the workspace, who may import whom, and where `unsafe` may stand.
+//! `layers.toml`: the crates of the workspace, the imports each may have, and the files that may contain `unsafe`.
 
 use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use crate::finding::Finding;
+use crate::diagnostic::Diagnostic;
 
 /// The whole file.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Policy {
-    /// Crates from outside that any room's tests may use.
+    /// External crates that the tests of every crate may use.
     pub(crate) outside_tests: BTreeSet<String>,
-    /// Lowest first: a room may import only rooms above its own line.
-    pub(crate) room: Vec<Room>,
-    /// Files that may say `unsafe`.
+    /// Lowest layer first: a crate may import only crates above its own entry.
+    #[serde(rename = "crate")]
+    pub(crate) crates: Vec<CratePolicy>,
+    /// Files that may contain `unsafe`.
     #[serde(default, rename = "unsafe")]
     pub(crate) unsafe_files: Vec<UnsafeFile>,
 }
@@ -22,35 +23,35 @@ pub(crate) struct Policy {
 /// One crate of the workspace.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Room {
+pub(crate) struct CratePolicy {
     pub(crate) name: String,
     /// The folder of its manifest, from the workspace root.
     pub(crate) folder: String,
-    /// Rooms it may import.
+    /// Workspace crates that it may import.
     #[serde(default)]
     pub(crate) imports: BTreeSet<String>,
-    /// Rooms its tests may import besides.
+    /// Workspace crates that its tests may import besides.
     #[serde(default)]
     pub(crate) test_imports: BTreeSet<String>,
-    /// Crates from outside the workspace it may import.
+    /// External crates that it may import.
     #[serde(default)]
     pub(crate) outside: BTreeSet<String>,
-    /// Nobody imports it: models, tools, benchmarks.
+    /// No crate may import it: models and tools.
     #[serde(default)]
     pub(crate) evidence: bool,
-    /// Lower rooms may use it in their tests although it stands above them.
+    /// Tests of lower crates may import it.
     #[serde(default)]
     pub(crate) helps_tests: bool,
 }
 
-/// One file that may say `unsafe`.
+/// One file that may contain `unsafe`.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct UnsafeFile {
     pub(crate) file: String,
-    /// What cannot be said in safe Rust there.
+    /// The reason why safe Rust is not enough.
     pub(crate) reason: String,
-    /// How often the word may stand there, tests included.
+    /// The number of occurrences of the word, tests included.
     pub(crate) most: usize,
 }
 
@@ -61,45 +62,52 @@ impl Policy {
         toml::from_str(text)
     }
 
-    pub(crate) fn room(&self, name: &str) -> Option<&Room> {
-        self.room.iter().find(|room| room.name == name)
+    pub(crate) fn crate_policy(&self, name: &str) -> Option<&CratePolicy> {
+        self.crates.iter().find(|entry| entry.name == name)
     }
 
-    /// Whether the table itself keeps the one-way rule.
-    pub(crate) fn findings(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
+    /// Violations of the one-way rule within the table itself.
+    pub(crate) fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut diagnostics = Vec::new();
         let mut above: BTreeSet<&str> = BTreeSet::new();
-        for room in &self.room {
-            let mut say =
-                |text: String| findings.push(Finding::in_crate(&room.name, format!("layers.toml: {text}")));
-            for import in &room.imports {
-                match self.room(import) {
-                    None => say(format!("imports {import:?}, which is no room")),
+        for entry in &self.crates {
+            let mut report = |text: String| {
+                diagnostics.push(Diagnostic::in_crate(&entry.name, format!("layers.toml: {text}")))
+            };
+            for import in &entry.imports {
+                match self.crate_policy(import) {
+                    None => report(format!("imports {import:?}, which is no crate of the table")),
                     Some(target) if target.evidence => {
-                        say(format!("imports {import}; nobody imports evidence"));
+                        report(format!("imports {import}, which is evidence; no crate imports evidence"));
                     }
                     Some(_) if !above.contains(import.as_str()) => {
-                        say(format!("imports {import}, which does not stand above it; imports go one way"));
+                        report(format!(
+                            "imports {import}, which does not stand above it; imports go one way"
+                        ));
                     }
                     Some(_) => {}
                 }
             }
-            for import in &room.test_imports {
-                match self.room(import) {
-                    None => say(format!("its tests import {import:?}, which is no room")),
+            for import in &entry.test_imports {
+                match self.crate_policy(import) {
+                    None => report(format!("its tests import {import:?}, which is no crate of the table")),
                     Some(target) if target.evidence => {
-                        say(format!("its tests import {import}; nobody imports evidence"));
+                        report(format!(
+                            "its tests import {import}, which is evidence; no crate imports evidence"
+                        ));
                     }
                     Some(target) if !target.helps_tests && !above.contains(import.as_str()) => {
-                        say(format!("its tests import {import}, which stands below it and is no test help"));
+                        report(format!(
+                            "its tests import {import}, which stands below it and is no test help"
+                        ));
                     }
                     Some(_) => {}
                 }
             }
-            if !above.insert(&room.name) {
-                say("stands there twice".to_owned());
+            if !above.insert(&entry.name) {
+                report("stands there twice".to_owned());
             }
         }
-        findings
+        diagnostics
     }
 }

@@ -1,23 +1,23 @@
-//! The Rust files of the workspace: how long they are, where they say `unsafe`, which tests they leave out.
+//! The Rust files of the workspace: their sizes, their `unsafe`, their ignored tests.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::facts::Facts;
-use crate::finding::Finding;
+use crate::diagnostic::Diagnostic;
 use crate::policy::Policy;
+use crate::source::SourceFacts;
 
-/// The end of a file; its tests are counted apart and have the same end.
+/// Limit of lines per file; tests count separately.
 pub(crate) const LONGEST: usize = 800;
 
-/// Above this a file should be able to say why.
+/// A longer file should say why.
 pub(crate) const LONG: usize = 500;
 
-/// Every `.rs` file below `root` by its path from there, without build results, corpora and hidden folders.
+/// All `.rs` files below `root`, without build results, corpora and hidden folders.
 ///
 /// # Errors
-/// What the file system said, for the first file that cannot be read.
+/// The error of the first file that cannot be read.
 pub(crate) fn read_tree(root: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
     let mut files = BTreeMap::new();
     let mut open = vec![root.to_owned()];
@@ -40,7 +40,7 @@ pub(crate) fn read_tree(root: &Path) -> io::Result<BTreeMap<PathBuf, String>> {
     Ok(files)
 }
 
-/// Lines of a file that ship and lines that only tests see.
+/// Lines of code and lines of tests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Lines {
     code: usize,
@@ -49,7 +49,7 @@ struct Lines {
 
 fn lines(path: &Path, source: &str) -> Lines {
     let total = source.lines().count();
-    let facts = Facts::of(source);
+    let facts = SourceFacts::of(source);
     let apart = facts.test_only
         || path.file_stem().is_some_and(|stem| stem == "tests")
         || path.components().any(|part| part.as_os_str() == "tests");
@@ -61,47 +61,47 @@ fn lines(path: &Path, source: &str) -> Lines {
     Lines { code: total - tests, tests }
 }
 
-/// Files over [`LONGEST`], and for the reader's eye those over [`LONG`].
-pub(crate) fn sizes(files: &BTreeMap<PathBuf, String>) -> (Vec<Finding>, Vec<Finding>) {
-    let (mut findings, mut warnings) = (Vec::new(), Vec::new());
+/// Files over [`LONGEST`], and warnings about those over [`LONG`].
+pub(crate) fn sizes(files: &BTreeMap<PathBuf, String>) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+    let (mut diagnostics, mut warnings) = (Vec::new(), Vec::new());
     for (path, source) in files {
         let Lines { code, tests } = lines(path, source);
         for (count, what) in [(code, "lines of code"), (tests, "lines of tests")] {
             if count > LONGEST {
-                findings.push(Finding::in_file(
+                diagnostics.push(Diagnostic::in_file(
                     path,
                     format!("{count} {what}, the end is {LONGEST}; split it by noun"),
                 ));
             } else if count > LONG {
-                warnings.push(Finding::in_file(
+                warnings.push(Diagnostic::in_file(
                     path,
                     format!("{count} {what}; over {LONG} a file should say why"),
                 ));
             }
         }
     }
-    (findings, warnings)
+    (diagnostics, warnings)
 }
 
-/// Files that say `unsafe` and are not in the ledger, or say it more often, and lines of the ledger that say too much.
-pub(crate) fn unsafe_ledger(files: &BTreeMap<PathBuf, String>, policy: &Policy) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// Files with `unsafe` that are not in the ledger or exceed it, and entries of the ledger that allow too much.
+pub(crate) fn unsafe_ledger(files: &BTreeMap<PathBuf, String>, policy: &Policy) -> Vec<Diagnostic> {
+    let mut diagnostics = Vec::new();
     for (path, source) in files {
-        let sites = Facts::of(source).unsafe_lines;
+        let sites = SourceFacts::of(source).unsafe_lines;
         let Some(&first) = sites.first() else { continue };
         let count = sites.len();
         match policy.unsafe_files.iter().find(|entry| Path::new(&entry.file) == path) {
-            None => findings.push(Finding::at(
+            None => diagnostics.push(Diagnostic::at(
                 path,
                 first,
                 format!("says `unsafe` ({count} times) and is not in layers.toml; move it into a module that is, or enter it with a reason"),
             )),
-            Some(entry) if count > entry.most => findings.push(Finding::at(
+            Some(entry) if count > entry.most => diagnostics.push(Diagnostic::at(
                 path,
                 first,
                 format!("says `unsafe` {count} times, the ledger in layers.toml allows {}", entry.most),
             )),
-            Some(entry) if count < entry.most => findings.push(Finding::in_file(
+            Some(entry) if count < entry.most => diagnostics.push(Diagnostic::in_file(
                 path,
                 format!("says `unsafe` {count} times; lower its line in layers.toml from {}", entry.most),
             )),
@@ -111,27 +111,26 @@ pub(crate) fn unsafe_ledger(files: &BTreeMap<PathBuf, String>, policy: &Policy) 
     for entry in &policy.unsafe_files {
         let path = Path::new(&entry.file);
         if entry.reason.trim().is_empty() {
-            findings.push(Finding::in_file(path, "stands in the ledger without a reason"));
+            diagnostics.push(Diagnostic::in_file(path, "stands in the ledger without a reason"));
         }
-        if files.get(path).is_none_or(|source| Facts::of(source).unsafe_lines.is_empty()) {
-            findings.push(Finding::in_file(
+        if files.get(path).is_none_or(|source| SourceFacts::of(source).unsafe_lines.is_empty()) {
+            diagnostics.push(Diagnostic::in_file(
                 path,
                 "stands in the ledger of layers.toml but has no `unsafe`; strike it",
             ));
         }
     }
-    findings
+    diagnostics
 }
 
-/// Tests that are left out without a sentence.
-pub(crate) fn skips(files: &BTreeMap<PathBuf, String>) -> Vec<Finding> {
+/// Ignored tests without a reason.
+pub(crate) fn skips(files: &BTreeMap<PathBuf, String>) -> Vec<Diagnostic> {
     files
         .iter()
         .flat_map(|(path, source)| {
-            Facts::of(source)
-                .unexplained_ignores
-                .into_iter()
-                .map(|line| Finding::at(path, line, "#[ignore] without a reason; write #[ignore = \"why\"]"))
+            SourceFacts::of(source).unexplained_ignores.into_iter().map(|line| {
+                Diagnostic::at(path, line, "#[ignore] without a reason; write #[ignore = \"why\"]")
+            })
         })
         .collect()
 }
@@ -145,7 +144,7 @@ mod tests {
     }
 
     fn policy(entries: &str) -> Policy {
-        Policy::parse(&format!("outside_tests = []\nroom = []\n{entries}")).unwrap()
+        Policy::parse(&format!("outside_tests = []\ncrate = []\n{entries}")).unwrap()
     }
 
     #[test]
@@ -154,11 +153,11 @@ mod tests {
         let tests = format!("#[cfg(test)]\nmod tests {{\n{}}}\n", "fn t() {}\n".repeat(LONGEST - 3));
         let full = format!("{code}{tests}");
         assert_eq!(lines(Path::new("a.rs"), &full), Lines { code: LONGEST, tests: LONGEST });
-        let (findings, warnings) = sizes(&tree(&[("a.rs", full)]));
-        assert!(findings.is_empty());
+        let (diagnostics, warnings) = sizes(&tree(&[("a.rs", full)]));
+        assert!(diagnostics.is_empty());
         assert_eq!(warnings.len(), 2);
-        let (findings, _) = sizes(&tree(&[("a.rs", format!("{code}fn g() {{}}\n"))]));
-        assert_eq!(findings[0].to_string(), "a.rs: 801 lines of code, the end is 800; split it by noun");
+        let (diagnostics, _) = sizes(&tree(&[("a.rs", format!("{code}fn g() {{}}\n"))]));
+        assert_eq!(diagnostics[0].to_string(), "a.rs: 801 lines of code, the end is 800; split it by noun");
     }
 
     #[test]

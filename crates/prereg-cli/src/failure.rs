@@ -3,6 +3,7 @@
 use std::io;
 
 use prereg::OutOfMemory;
+use prereg_benches::error::BenchError;
 
 use crate::interrupt::Interrupted;
 use crate::trace::error::TraceError;
@@ -67,6 +68,16 @@ impl Failure {
 impl From<OutOfMemory> for Failure {
     fn from(error: OutOfMemory) -> Self {
         Self::host("making an address space", error)
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
+        match error {
+            BenchError::Interrupted(_) => Interrupted.into(),
+            BenchError::Failed { action, reason } => Self::host(action, reason),
+            other => Self::host("measuring", other),
+        }
     }
 }
 

@@ -2,19 +2,16 @@
 //!
 //! - [`cli`]: the command line and where it leads; [`commands`]: one file a command;
 //! - [`trace`]: reading hypercall traces; [`replay`]: replaying them over registered memory;
-//! - [`conform`]: the kernel's scenarios over our containers, and the judge of the answers;
 //! - [`selftest`]: every promise kept once, on a real device;
-//! - [`pins`]: choosing how memory is pinned; [`mod@bench`]: measuring registration;
+//! - [`pins`]: choosing how memory is pinned;
 //! - [`serve`]: devices for guests, and what is to be seen of them;
 //! - [`failure`], [`interrupt`], [`progress`], [`quantity`]: how the program fails, stops, shows and counts.
 //!
 //! This is the only room where back ends, tables and front ends are chosen and joined. It promises nothing to other
 //! crates.
 
-pub mod bench;
 pub mod cli;
 pub mod commands;
-pub mod conform;
 pub mod failure;
 pub mod interrupt;
 pub mod pins;

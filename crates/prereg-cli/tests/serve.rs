@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use prereg_cli::bench::nvme::driver::{Direction, Driver};
+use prereg_benches::nvme::driver::{Direction, Driver};
 use prereg_cli::serve::control;
 use prereg_cli::serve::status::Status;
 

@@ -1,20 +1,20 @@
-//! Module trees as small maps of files.
+//! Module trees from small maps of files.
 
 use super::*;
 
-fn findings(files: &[(&str, &str)]) -> Vec<String> {
+fn diagnostics(files: &[(&str, &str)]) -> Vec<String> {
     let files: BTreeMap<PathBuf, String> =
         files.iter().map(|(path, source)| (PathBuf::from(path), (*source).to_owned())).collect();
     let read = |path: &Path| files.get(path).cloned();
-    match Crate::read("toy", Path::new("src/lib.rs"), &read) {
-        Ok(tree) => tree.findings().iter().map(ToString::to_string).collect(),
+    match ModuleTree::read("toy", Path::new("src/lib.rs"), &read) {
+        Ok(tree) => tree.diagnostics().iter().map(ToString::to_string).collect(),
         Err(missing) => missing.iter().map(ToString::to_string).collect(),
     }
 }
 
 #[test]
 fn imports_that_run_one_way_pass() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod addr; mod region; mod space; pub use space::Space;"),
         ("src/addr.rs", "pub struct Addr;"),
         ("src/region.rs", "use crate::addr::Addr; pub struct Region(Addr);"),
@@ -25,7 +25,7 @@ fn imports_that_run_one_way_pass() {
 
 #[test]
 fn two_modules_that_use_each_other_are_reported_with_both_lines() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; mod b;"),
         ("src/a.rs", "\nuse crate::b::B;\npub struct A;"),
         ("src/b.rs", "pub struct B;\nfn f() -> crate::a::A { loop {} }"),
@@ -42,10 +42,10 @@ fn root_reexports_are_followed_and_make_no_cycle_of_their_own() {
         ("src/a.rs", "pub struct A;"),
         ("src/b.rs", "use crate::A; pub struct B(A); pub fn make() {}"),
     ];
-    assert!(findings(&good).is_empty());
+    assert!(diagnostics(&good).is_empty());
     let mut bad = good;
     bad[1] = ("src/a.rs", "use crate::make; pub struct A;");
-    let found = findings(&bad);
+    let found = diagnostics(&bad);
     assert_eq!(found.len(), 1);
     assert!(found[0].contains("a (a.rs) -> b (b.rs)") && found[0].contains("uses crate::A"), "{}", found[0]);
 }
@@ -54,27 +54,27 @@ fn root_reexports_are_followed_and_make_no_cycle_of_their_own() {
 fn a_child_that_uses_an_item_of_its_parents_file_closes_a_circle_only_if_the_parent_uses_it_too() {
     let child = ("src/table/cell.rs", "use super::Table; pub struct Cell(*const Table);");
     let declares = [("src/lib.rs", "mod table;"), ("src/table.rs", "mod cell; pub struct Table;"), child];
-    assert!(findings(&declares).is_empty());
+    assert!(diagnostics(&declares).is_empty());
     let uses =
         [("src/lib.rs", "mod table;"), ("src/table.rs", "mod cell; pub struct Table(cell::Cell);"), child];
-    assert_eq!(findings(&uses).len(), 1);
+    assert_eq!(diagnostics(&uses).len(), 1);
     let reexports = [
         ("src/lib.rs", "mod table;"),
         ("src/table.rs", "mod cell; pub use cell::Cell; pub struct Table;"),
         child,
     ];
-    assert!(findings(&reexports).is_empty());
+    assert!(diagnostics(&reexports).is_empty());
     let reexports_and_uses = [
         ("src/lib.rs", "mod table;"),
         ("src/table.rs", "mod cell; pub use cell::Cell; pub struct Table(Cell);"),
         child,
     ];
-    assert_eq!(findings(&reexports_and_uses).len(), 1);
+    assert_eq!(diagnostics(&reexports_and_uses).len(), 1);
 }
 
 #[test]
 fn a_childs_use_of_what_the_parent_imported_leads_to_the_definer() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod addr; mod table;"),
         ("src/addr.rs", "pub struct Addr;"),
         ("src/table.rs", "use crate::addr::Addr; mod cell; pub struct Table(Addr, cell::Cell);"),
@@ -85,7 +85,7 @@ fn a_childs_use_of_what_the_parent_imported_leads_to_the_definer() {
 
 #[test]
 fn aliases_of_modules_are_followed_in_code() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; mod b;"),
         ("src/a.rs", "use crate::b as other; fn f() { other::deep::g(); }"),
         ("src/b.rs", "pub mod deep;"),
@@ -97,7 +97,7 @@ fn aliases_of_modules_are_followed_in_code() {
 
 #[test]
 fn tests_may_use_anything() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; mod b;"),
         (
             "src/a.rs",
@@ -110,7 +110,7 @@ fn tests_may_use_anything() {
 
 #[test]
 fn inline_modules_belong_to_their_file_and_see_super() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod sync; mod gate;"),
         (
             "src/sync.rs",
@@ -123,7 +123,7 @@ fn inline_modules_belong_to_their_file_and_see_super() {
 
 #[test]
 fn mod_rs_nested_files_and_path_attributes_are_found() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; #[path = \"elsewhere/c.rs\"] mod c;"),
         ("src/a/mod.rs", "pub mod b; pub struct A;"),
         ("src/a/b.rs", "use crate::c::C; pub struct B(C);"),
@@ -135,7 +135,7 @@ fn mod_rs_nested_files_and_path_attributes_are_found() {
 
 #[test]
 fn a_missing_module_file_is_named() {
-    let found = findings(&[("src/lib.rs", "mod gone;")]);
+    let found = diagnostics(&[("src/lib.rs", "mod gone;")]);
     assert_eq!(found, ["src/gone.rs: no such file, but `mod gone` names it"]);
 }
 
@@ -147,17 +147,17 @@ fn globs_are_followed_to_the_definer_and_doubt_is_reported() {
         ("src/b.rs", "pub struct B; made! { Made }"),
         ("src/c.rs", "use crate::{A, B};"),
     ];
-    assert!(findings(&base).is_empty());
+    assert!(diagnostics(&base).is_empty());
     let mut doubtful = base;
     doubtful[3] = ("src/c.rs", "use crate::Made;");
-    let found = findings(&doubtful);
+    let found = diagnostics(&doubtful);
     assert_eq!(found.len(), 1);
     assert!(found[0].starts_with("src/c.rs:1: crate::Made could come from"), "{}", found[0]);
 }
 
 #[test]
 fn exported_macros_lead_to_their_own_file() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod m; mod a; fn root() { a::f(); }"),
         ("src/m.rs", "#[macro_export] macro_rules! twice { () => {} }"),
         ("src/a.rs", "pub fn f() { crate::twice!(); }"),
@@ -167,7 +167,7 @@ fn exported_macros_lead_to_their_own_file() {
 
 #[test]
 fn an_item_that_lives_in_lib_rs_ties_the_root_into_the_circle() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; pub struct Root; fn f() { a::g(); }"),
         ("src/a.rs", "use crate::Root; pub fn g() {}"),
     ]);
@@ -177,7 +177,7 @@ fn an_item_that_lives_in_lib_rs_ties_the_root_into_the_circle() {
 
 #[test]
 fn imports_that_name_each_other_end() {
-    let found = findings(&[
+    let found = diagnostics(&[
         ("src/lib.rs", "mod a; mod b;"),
         ("src/a.rs", "pub use crate::b::X; fn f() { X::y(); }"),
         ("src/b.rs", "pub use crate::a::X;"),

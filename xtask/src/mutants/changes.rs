@@ -1,4 +1,4 @@
-//! Which lines a checkout changed since a commit.
+//! The lines of a checkout that changed since a commit.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +8,7 @@ use std::process::Command;
 use super::error::Error;
 use super::process;
 
-/// A difference as git prints it, and the lines of the new text that it adds or touches, by file.
+/// A difference as git prints it, and the changed lines of the new text by file.
 #[derive(Debug)]
 pub(crate) struct Changes {
     pub(crate) diff: String,
@@ -16,10 +16,10 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// What `checkout`, with its uncommitted changes, changed since the commit `base`.
+    /// The changes of `checkout`, including uncommitted ones, since the commit `base`.
     ///
     /// # Errors
-    /// What git said, for example that there is no such commit.
+    /// git's message, for example that there is no such commit.
     pub(crate) fn since(checkout: &Path, base: &str) -> Result<Self, Error> {
         let mut git = Command::new("git");
         git.arg("-C").arg(checkout);
@@ -47,18 +47,18 @@ impl Changes {
         Self { diff, lines }
     }
 
-    /// Whether a line of `file`, counted from 1, is among the changed ones.
+    /// Whether a line of `file`, from 1, has changed.
     pub(crate) fn touches(&self, file: &str, line: usize) -> bool {
         self.lines.get(file).is_some_and(|ranges| ranges.iter().any(|range| range.contains(&line)))
     }
 
-    /// Whether any line of `file` is among the changed ones.
+    /// Whether any line of `file` has changed.
     pub(crate) fn touch_file(&self, file: &str) -> bool {
         self.lines.contains_key(file)
     }
 }
 
-/// The new lines of a hunk's head: `@@ -1,2 +3,4 @@`.
+/// The new lines in the header of a hunk: `@@ -1,2 +3,4 @@`.
 fn hunk(line: &str) -> Option<Range<usize>> {
     let new = line.strip_prefix("@@ -")?.split(' ').nth(1)?.strip_prefix('+')?;
     let (first, count) = new.split_once(',').unwrap_or((new, "1"));

@@ -1,13 +1,12 @@
-//! Why mutants could not be tried.
+//! Errors of trying mutants.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
 use super::report::Verdict;
-use crate::vm;
 
-/// Why mutants could not be tried.
+/// An error of trying mutants.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error("{path}: {source}")]
@@ -35,11 +34,11 @@ pub(crate) enum Error {
     #[error("a thread of this program panicked")]
     Panicked,
     #[error(transparent)]
-    Cache(#[from] vm::Trouble),
+    Cache(#[from] prereg_vm::error::Error),
 }
 
 impl Error {
-    /// For `map_err`: what the file system said about `path`.
+    /// For `map_err`: an error of the operating system about `path`.
     pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::File { path, source }

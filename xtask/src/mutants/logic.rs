@@ -1,8 +1,8 @@
-//! Mutants of what functions return and operators do: made and tried by cargo-mutants.
+//! Mutants of return values and operators, made and tried by cargo-mutants.
 //!
-//! Each copy of the workspace is mutated in place by a cargo-mutants of its own, with the build results of earlier runs,
-//! so that a mutant costs an incremental build and the tests of its crate. What came of them is read from `outcomes.json`,
-//! which cargo-mutants writes after every mutant: a run that is ended early has results, too.
+//! cargo-mutants works in each copy of the workspace with the build results of earlier runs, so that a mutant costs an
+//! incremental build and the tests of its crate. The results are read from `outcomes.json`, which cargo-mutants writes after
+//! every mutant, so that an interrupted run has results.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,29 +19,29 @@ use super::policy::{Excluded, Policy, Scope};
 use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::Trees;
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
-/// Of one `cargo test`, at the least, in seconds: a machine that is busy must not make a mutant look like an endless loop.
+/// Minimum of seconds for one `cargo test`: on a busy machine a mutant must not look like an endless loop.
 const TEST_TIMEOUT: &str = "60";
 
-/// Exit codes of cargo-mutants that mean that it ran to its end: all killed, some missed, some timed out.
+/// Exit codes of cargo-mutants after a complete run: all killed, some missed, some timed out.
 const FINISHED: [i32; 3] = [0, 2, 3];
 
-/// Exit code of `timeout` when the time was up.
+/// Exit code of `timeout` after the time limit.
 const TIME_WAS_UP: i32 = 124;
 
-/// A mutant that cargo-mutants makes.
+/// A mutant of cargo-mutants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct LogicMutant {
     pub(crate) name: MutantName,
-    /// Its name with line and column, by which cargo-mutants knows it.
+    /// The name with line and column that cargo-mutants uses.
     id: String,
     /// Index of its scope.
     scope: usize,
 }
 
 impl LogicMutant {
-    /// Whether both are the same change of the same code.
+    /// Whether both are the same change.
     pub(crate) fn is(&self, other: &Self) -> bool {
         self.id == other.id
     }
@@ -83,11 +83,11 @@ enum Scenario {
     Mutant(Listed),
 }
 
-/// All mutants of the scopes of `policy` in the copy at `tree`, but for excluded ones; with `diff` only those that it
-/// touches. Beside them the classes of `policy` that excluded nothing.
+/// All mutants of the scopes of `policy` in the copy at `tree`, without excluded ones; with `diff` only those of its lines. And
+/// the classes of `policy` that excluded nothing.
 ///
 /// # Errors
-/// What cargo-mutants said.
+/// The message of cargo-mutants.
 pub(crate) fn list<'a>(
     tree: &Path,
     policy: &'a Policy,
@@ -101,7 +101,7 @@ pub(crate) fn list<'a>(
             command.arg("--in-diff").arg(diff);
         }
         let listed: Vec<Listed> = match process::output(&mut command)?.trim() {
-            // So it says that the difference touches nothing.
+            // The output if the difference touches no mutant.
             "" => Vec::new(),
             json => serde_json::from_str(json)?,
         };
@@ -114,7 +114,7 @@ pub(crate) fn list<'a>(
     Ok((found, idle))
 }
 
-/// `listed` with names; their files are read in `tree`.
+/// Names `listed`; their files are read from `tree`.
 fn named(tree: &Path, listed: Vec<Listed>, scope: usize) -> Result<Vec<LogicMutant>, Error> {
     let mut sources: BTreeMap<String, String> = BTreeMap::new();
     let mut found = Vec::new();
@@ -151,7 +151,7 @@ fn cargo_mutants(tree: &Path, scope: &Scope) -> Command {
     command
 }
 
-/// Build results belong into the copies, whatever the caller's environment says of those of the checkout.
+/// Build results belong into the copies, so variables that redirect them are removed.
 pub(crate) fn quiet_environment(command: &mut Command) {
     for name in
         ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "MIRIFLAGS"]
@@ -161,10 +161,10 @@ pub(crate) fn quiet_environment(command: &mut Command) {
     command.env("CARGO_TERM_COLOR", "never");
 }
 
-/// Tries `mutants`, spread over the copies, until `deadline`; mutants that were not reached are `Untested`.
+/// Tries `mutants`, distributed over the copies, until `deadline`; the rest is `Untested`.
 ///
 /// # Errors
-/// A tree whose tests fail without any change; what cargo-mutants said.
+/// A copy whose tests fail without a change; the message of cargo-mutants.
 pub(crate) fn run(
     cache: &Cache,
     trees: &Trees,
@@ -221,7 +221,7 @@ fn run_share(
             command.arg("--re").arg(format!("^{}$", escaped(id)));
         }
         let file = output.join("mutants.out/outcomes.json");
-        // Those of an earlier run must not be taken for those of this one.
+        // The results of an earlier run must not be read.
         let _ = fs::remove_file(&file);
         let status = process::status(&mut limited(&command, seconds_until(deadline)))?;
         let time_was_up = status.code() == Some(TIME_WAS_UP);
@@ -246,7 +246,7 @@ fn run_share(
     Ok(verdicts)
 }
 
-/// `text` as a regular expression that matches just it.
+/// `text` as a regular expression that matches only it.
 fn escaped(text: &str) -> String {
     text.chars().fold(String::new(), |mut pattern, c| {
         if "\\.+*?()|[]{}^$#&-~".contains(c) {

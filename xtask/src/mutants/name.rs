@@ -1,7 +1,7 @@
-//! Names of mutants that survive edits elsewhere in their file: no line numbers in them.
+//! Names of mutants without line numbers, which survive edits elsewhere in the file.
 //!
-//! A mutant is named by its file, what is changed in which function, and the text of the source line that it changes. When
-//! these are the same for several mutants (two `==` on one line), they are numbered in the order of the source.
+//! A name is the file, the change and its function, and the text of the source line. If several mutants have the same (two `==`
+//! on one line), they are numbered in source order.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,17 +13,17 @@ use serde::Deserialize;
 pub(crate) struct MutantName {
     /// From the root of the workspace.
     pub(crate) file: String,
-    /// What is changed, and in which function.
+    /// The change, and its function.
     pub(crate) mutation: String,
-    /// The source line where the change begins, without the spaces around it.
+    /// The source line where the change begins, trimmed.
     pub(crate) at: String,
-    /// From 1; 0 for a mutant whose other parts are enough.
+    /// From 1; 0 if the other parts are unique.
     #[serde(default)]
     pub(crate) nth: usize,
 }
 
 impl MutantName {
-    /// The name of `mutation` at `line`, counted from 1, of `source`, which is the text of `file`.
+    /// The name of `mutation` at `line`, from 1, of `source`, the text of `file`.
     pub(crate) fn new(file: &str, mutation: &str, source: &str, line: usize) -> Self {
         let at = source.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
         Self { file: file.to_owned(), mutation: mutation.to_owned(), at: at.to_owned(), nth: 0 }
@@ -52,7 +52,7 @@ impl fmt::Display for MutantName {
     }
 }
 
-/// Numbers names that occur more than once; `names` is in the order of the source.
+/// Numbers names that occur more than once; `names` is in source order.
 pub(crate) fn number<'a>(names: impl IntoIterator<Item = &'a mut MutantName>) {
     let mut names: Vec<&mut MutantName> = names.into_iter().collect();
     let mut count: BTreeMap<MutantName, usize> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The words behind `cargo xtask mutants`.
+//! The command line of `cargo xtask mutants`.
 
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask mutants --all [--record] | --changed BASE [--minutes M] | --list
@@ -19,7 +19,7 @@ mutant survived that is not listed there or when that list says too much, with 2
   --jobs     mutants that are tried at once; 2 without it
 ";
 
-/// Which mutants.
+/// The chosen mutants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Selection {
     All,
@@ -27,20 +27,20 @@ pub(crate) enum Selection {
     List,
 }
 
-/// Which generator.
+/// The generator.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     Logic,
     Orders,
 }
 
-/// What is to be run.
+/// The parsed command line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Options {
     pub(crate) selection: Selection,
     pub(crate) record: bool,
     pub(crate) minutes: u64,
-    /// Both without a word.
+    /// By default both.
     pub(crate) kind: Option<Kind>,
     /// Part of a path; empty for all files.
     pub(crate) file: String,
@@ -48,10 +48,10 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The options, or `None` when the words ask for help.
+    /// The options, or `None` if the words ask for help.
     ///
     /// # Errors
-    /// What is wrong with the words.
+    /// The reason why the words are wrong.
     pub(crate) fn parse(words: &[String]) -> Result<Option<Self>, String> {
         let mut selection = None;
         let mut options = Self {

@@ -1,28 +1,27 @@
-//! Memory-order mutants of one source file: orderings weakened by one step, fences removed, pieces exchanged.
+//! Memory-order mutants of a source file: orderings weakened by one step, fences removed, statements exchanged.
 //!
-//! cargo-mutants makes none of these. They are found on the tokens, so comments and strings never count as code, and code
-//! that only tests see is left alone. An ordering that stands in no call, or in a call that is not known here, is an error:
-//! otherwise it would silently never be weakened.
+//! cargo-mutants makes none of these. They are found among the tokens, so comments and strings do not count, and test code is
+//! left alone. An ordering outside of a call, or in an unknown call, is an error: otherwise it would never be weakened.
 
 use std::ops::Range;
 
 use super::name::{MutantName, number};
 use super::policy::{Exchange, Orders};
-use crate::facts::Facts;
-use crate::token::{Kind, Token, tokens};
+use crate::lexer::{Kind, Token, tokens};
+use crate::source::SourceFacts;
 
-/// One change of a file.
+/// A change of a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct OrderMutant {
     pub(crate) name: MutantName,
-    /// Lines of the original that change, counted from 1.
+    /// Changed lines of the original, from 1.
     pub(crate) lines: Vec<usize>,
-    /// Byte ranges of the original and what replaces them, in order, without overlap.
+    /// Byte ranges of the original and their replacements, in order, without overlap.
     edits: Vec<(Range<usize>, String)>,
 }
 
 impl OrderMutant {
-    /// The changed text of the file whose text is `source`.
+    /// The changed text of `source`.
     pub(crate) fn apply(&self, source: &str) -> String {
         let mut changed = String::with_capacity(source.len());
         let mut from = 0;
@@ -36,14 +35,14 @@ impl OrderMutant {
     }
 }
 
-/// All memory-order mutants of `file`, whose text is `source`, in the order of the source; exchanges come last.
+/// All memory-order mutants of `file` with the text `source`, in source order, then the exchanges.
 ///
 /// # Errors
-/// What in the file or in the list of exchanges is not understood.
+/// An unknown use of an ordering, or an exchange that does not apply.
 pub(crate) fn mutants(file: &str, source: &str, orders: &Orders) -> Result<Vec<OrderMutant>, String> {
     let tokens = tokens(source);
     let functions = functions(&tokens);
-    let test_lines = Facts::of(source).test_lines;
+    let test_lines = SourceFacts::of(source).test_lines;
     let in_test = |line: usize| test_lines.iter().any(|&(first, last)| (first..=last).contains(&line));
     let code = Code { file, source, tokens: &tokens, functions: &functions };
     let mut found = Vec::new();
@@ -64,7 +63,7 @@ pub(crate) fn mutants(file: &str, source: &str, orders: &Orders) -> Result<Vec<O
     Ok(found)
 }
 
-/// A name that `Ordering::` precedes.
+/// A name behind `Ordering::`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ordering {
     Relaxed,
@@ -86,12 +85,12 @@ impl Ordering {
         })
     }
 
-    /// The next weaker orderings that the operation may have.
+    /// The next weaker orderings of the operation.
     fn weaker(self, operation: Operation) -> &'static [Self] {
         use Operation::{Fence, Load, ReadModifyWrite, Store};
         match (operation, self) {
             (_, Self::Relaxed) => &[],
-            // A fence that is Relaxed does not exist; its removal is another mutant.
+            // There is no Relaxed fence; its removal is another mutant.
             (Fence, Self::Acquire | Self::Release) => &[],
             (Load, Self::SeqCst) => &[Self::Acquire],
             (Store, Self::SeqCst) => &[Self::Release],
@@ -102,7 +101,7 @@ impl Ordering {
     }
 }
 
-/// What an ordering is an argument of.
+/// The operation that an ordering is an argument of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Operation {
     Load,
@@ -112,8 +111,8 @@ enum Operation {
 }
 
 impl Operation {
-    /// The operation that the argument at `position` of a call of `name` orders, and what tells it from the call's other
-    /// ordering.
+    /// The operation that orders the argument at `position` of a call of `name`, and a text that distinguishes it from the
+    /// call's other ordering.
     fn of(name: &str, position: usize) -> Option<(Self, &'static str)> {
         Some(match (name, position) {
             ("load", 0) => (Self::Load, ""),
@@ -136,7 +135,7 @@ struct Function {
     tokens: Range<usize>,
 }
 
-/// A file with what is known about it.
+/// A file with its tokens and functions.
 struct Code<'a> {
     file: &'a str,
     source: &'a str,
@@ -145,7 +144,7 @@ struct Code<'a> {
 }
 
 impl Code<'_> {
-    /// The ordering that the token is, if `Ordering::` precedes it.
+    /// The ordering at the token, if `Ordering::` precedes it.
     fn ordering(&self, index: usize) -> Option<Ordering> {
         let prefix = index.checked_sub(2).map(|first| &self.tokens[first..index])?;
         let is_path = prefix[0].is_name("Ordering") && prefix[1].kind == Kind::PathSep;
@@ -190,7 +189,7 @@ impl Code<'_> {
             .collect())
     }
 
-    /// The mutant without the call of the fence whose name is at `index`; `None` when it is not called there.
+    /// The mutant without the call of the fence at `index`; `None` if it is no call.
     fn removed(&self, index: usize) -> Option<OrderMutant> {
         let open = index + 1;
         if !self.tokens.get(open)?.is_punct('(') || (index > 0 && self.tokens[index - 1].is_name("fn")) {
@@ -203,7 +202,7 @@ impl Code<'_> {
         Some(self.mutant(index, &format!("without {text}"), vec![(range, "()".to_owned())]))
     }
 
-    /// The mutant in which the two pieces of `exchange` change places.
+    /// The mutant with the two pieces of `exchange` exchanged.
     fn exchanged(&self, exchange: &Exchange) -> Result<OrderMutant, String> {
         let place = format!("exchange in {}, {}", exchange.file, exchange.function);
         let mut bodies = self.functions.iter().filter(|function| function.name == exchange.function);
@@ -232,7 +231,7 @@ impl Code<'_> {
         Ok(self.mutant(first.start, &what, vec![(one, texts.1), (two, texts.0)]))
     }
 
-    /// The opening parenthesis of the call that a token is an argument of, and the argument's position.
+    /// The opening parenthesis of the call with this argument, and the argument's position.
     fn argument(&self, index: usize) -> Option<(usize, usize)> {
         let (mut depth, mut commas) = (0usize, 0);
         for at in (0..index).rev() {
@@ -276,8 +275,8 @@ impl Code<'_> {
         0
     }
 
-    /// What the method whose name is at `callee` is called on, by the last name in it: `state` for `self.state.load`,
-    /// `cells` for `self.cells[i].load`, `get()` for `chunks.get(i)?.load`.
+    /// The receiver of the method at `callee`, by its last name: `state` for `self.state.load`, `cells` for
+    /// `self.cells[i].load`, `get()` for `chunks.get(i)?.load`.
     fn receiver(&self, callee: usize) -> Option<String> {
         let dot = callee.checked_sub(1).filter(|&dot| self.tokens[dot].is_punct('.'))?;
         let mut at = dot.checked_sub(1)?;
@@ -296,7 +295,7 @@ impl Code<'_> {
         }
     }
 
-    /// Where the path or method chain begins whose last name is at `index`.
+    /// The beginning of the path or method chain whose last name is at `index`.
     fn expression_start(&self, index: usize) -> usize {
         let mut start = index;
         while start >= 2 {
@@ -313,9 +312,9 @@ impl Code<'_> {
     }
 }
 
-/// The functions with bodies, in the order of their ends.
+/// The functions with bodies, ordered by their ends.
 fn functions(tokens: &[Token<'_>]) -> Vec<Function> {
-    /// What an open brace belongs to.
+    /// The owner of an open brace.
     enum Body {
         Type(String),
         Function { name: String, first: usize },
@@ -323,7 +322,7 @@ fn functions(tokens: &[Token<'_>]) -> Vec<Function> {
     }
     let mut found = Vec::new();
     let mut open: Vec<Body> = Vec::new();
-    // What the next brace outside parentheses will belong to.
+    // The owner of the next brace outside of parentheses.
     let mut next: Option<Body> = None;
     let mut parentheses = 0usize;
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! `mutants.toml`: which code is mutated, with which tests, and which mutants may survive, each for a reason.
+//! `mutants.toml`: the mutated code, its tests, and the mutants that may survive with their reasons.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ use super::name::MutantName;
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Policy {
-    /// Code that cargo-mutants changes, with the tests that must notice.
+    /// Code that cargo-mutants changes, with its tests.
     pub(crate) scope: Vec<Scope>,
     /// Classes of mutants that are not made.
     #[serde(default)]
@@ -27,28 +27,28 @@ pub(crate) struct Scope {
     pub(crate) package: String,
     /// Globs, as cargo-mutants takes them.
     pub(crate) files: Vec<String>,
-    /// What `cargo test` is told, to run only tests that can notice.
+    /// Arguments of `cargo test` that select the tests.
     pub(crate) tests: Vec<String>,
 }
 
-/// A class of mutants that no test can or should notice.
+/// A class of mutants that no test should notice.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Excluded {
-    /// Occurs in the names of these mutants, as `cargo xtask mutants --list` prints them.
+    /// A part of the names of these mutants, as `cargo xtask mutants --list` prints them.
     pub(crate) text: String,
     pub(crate) reason: String,
 }
 
-/// Memory-order mutants: where they are made, and what is exchanged.
+/// Memory-order mutants: their folders, and the exchanges.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Orders {
-    /// Folders in whose files orderings are weakened and calls of fences removed.
+    /// Folders with files in which orderings are weakened and calls of fences removed.
     pub(crate) folders: Vec<String>,
     /// Names of functions and methods that are fences: each call is removed.
     pub(crate) fences: Vec<String>,
-    /// Test programs of the models that loom runs, in this order; all there are.
+    /// Test programs of the loom models, in order; all that exist.
     pub(crate) loom_tests: Vec<String>,
     /// Integration tests of the core that miri runs, in this order.
     pub(crate) miri_tests: Vec<MiriTest>,
@@ -57,20 +57,20 @@ pub(crate) struct Orders {
     pub(crate) exchange: Vec<Exchange>,
 }
 
-/// What miri runs against a mutant that nothing cheaper has noticed.
+/// A test program for miri, run against mutants that survive all cheaper tests.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct MiriTest {
     /// The name of the test program.
     pub(crate) test: String,
-    /// Only tests whose names contain it.
+    /// A part of the names of the tests to run.
     #[serde(default)]
     pub(crate) filter: String,
-    /// How many seeds.
+    /// Number of seeds.
     pub(crate) seeds: u32,
 }
 
-/// Two pieces of a function that change places. Each must occur in it exactly once.
+/// Two pieces of a function that are exchanged. Each must occur exactly once.
 #[derive(Deserialize, Clone, Debug)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Exchange {

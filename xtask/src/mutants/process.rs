@@ -5,20 +5,20 @@ use std::time::Instant;
 
 use super::error::Error;
 
-/// Kilobytes of addresses that a program may have, because some mutants allocate without end.
+/// Limit of the address space in KiB, because some mutants allocate without end.
 const ADDRESS_SPACE: u64 = 16 << 20;
 
-/// Whole seconds until `deadline`, 0 when it has passed, `None` when there is none.
+/// Whole seconds until `deadline`, 0 if it has passed, `None` if there is none.
 pub(crate) fn seconds_until(deadline: Option<Instant>) -> Option<u64> {
     deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()).as_secs())
 }
 
-/// `command` with a limit of its address space and of its seconds; when these are over it ends with 124.
+/// `command` with limits of its address space and time; after the time limit it exits with 124.
 pub(crate) fn limited(command: &Command, seconds: Option<u64>) -> Command {
     let mut limited = Command::new("sh");
     limited.args(["-c", "ulimit -v \"$0\"; exec \"$@\""]).arg(ADDRESS_SPACE.to_string());
     if let Some(seconds) = seconds {
-        // INT, because cargo-mutants then ends what it started and restores the file.
+        // INT, because cargo-mutants then ends its children and restores the file.
         limited.args(["timeout", "--signal=INT", "--kill-after=20"]).arg(seconds.max(1).to_string());
     }
     limited.arg(command.get_program()).args(command.get_args());
@@ -34,12 +34,12 @@ pub(crate) fn limited(command: &Command, seconds: Option<u64>) -> Command {
     limited
 }
 
-/// Runs `command`, whose input is empty, to its end.
+/// Runs `command` with empty input.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus, Error> {
     command.stdin(Stdio::null()).status().map_err(|source| unstarted(command, source))
 }
 
-/// Runs `command` and returns what it printed.
+/// Runs `command` and returns its output.
 pub(crate) fn output(command: &mut Command) -> Result<String, Error> {
     let output = command.stdin(Stdio::null()).output().map_err(|source| unstarted(command, source))?;
     if output.status.success() {

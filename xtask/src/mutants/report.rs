@@ -1,4 +1,4 @@
-//! What came of the mutants: whether it is as `mutants.toml` says, and the tables of it.
+//! The results of mutants, compared with `mutants.toml`, and their tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,10 +7,10 @@ use std::fmt::Write as _;
 use super::name::MutantName;
 use super::policy::Accepted;
 
-/// What came of one mutant.
+/// The result of a mutant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// A test failed; which, as far as that is known.
+    /// A test failed; its name, if known.
     Killed(String),
     /// The tests did not end.
     TimedOut,
@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     Unviable,
     /// All tests passed.
     Survived,
-    /// There was no time for it, or for all of its tests.
+    /// Not tried, or not with all of its tests, for lack of time.
     Untested,
 }
 
@@ -34,43 +34,43 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// What contradicts the list of accepted mutants. `all` is every mutant there is, or `None` when only a part was listed.
-pub(crate) fn findings(
+/// Contradictions to the list of accepted mutants. `all` is every existing mutant, or `None` if only a part was listed.
+pub(crate) fn diagnostics(
     all: Option<&BTreeSet<MutantName>>,
     results: &[(MutantName, Verdict)],
     accepted: &[Accepted],
 ) -> Vec<String> {
-    let mut findings = Vec::new();
+    let mut diagnostics = Vec::new();
     let mut listed = BTreeSet::new();
     for entry in accepted {
         if entry.reason.trim().is_empty() {
-            findings.push(format!("accepted without a reason: {}", entry.name));
+            diagnostics.push(format!("accepted without a reason: {}", entry.name));
         }
         if !listed.insert(&entry.name) {
-            findings.push(format!("accepted twice: {}", entry.name));
+            diagnostics.push(format!("accepted twice: {}", entry.name));
         }
         if all.is_some_and(|all| !all.contains(&entry.name)) {
-            findings.push(format!("accepted, but there is no such mutant; strike it: {}", entry.name));
+            diagnostics.push(format!("accepted, but there is no such mutant; strike it: {}", entry.name));
         }
     }
     for (name, verdict) in results {
         match (verdict, listed.contains(name)) {
-            (Verdict::Survived, false) => findings.push(format!(
+            (Verdict::Survived, false) => diagnostics.push(format!(
                 "survived: {name}\n  Write a test that fails with it, or enter it with a reason:\n{}",
                 name.entry()
             )),
             (Verdict::Killed(_) | Verdict::TimedOut | Verdict::Unviable, true) => {
-                findings.push(format!(
+                diagnostics.push(format!(
                     "accepted, but it does not survive any more ({verdict}); strike it: {name}"
                 ));
             }
             _ => {}
         }
     }
-    findings
+    diagnostics
 }
 
-/// How many mutants ended how.
+/// Numbers of mutants by result.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Count {
     mutants: usize,
@@ -115,7 +115,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// A table of `results`, a row a file, and a row of their sums.
+/// A table of `results`: a row per file, and a row of sums.
 pub(crate) fn table(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> String {
     let mut text = String::from(
         "| file | mutants | killed | timeouts | unviable | accepted | survivors |\n|---|--:|--:|--:|--:|--:|--:|\n",
@@ -135,7 +135,7 @@ pub(crate) fn table(results: &[(MutantName, Verdict)], accepted: &[Accepted]) ->
     text
 }
 
-/// Memory-order mutants by name, with what killed each.
+/// Memory-order mutants by name, with the test that killed each.
 pub(crate) fn list(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> String {
     let reasons: BTreeMap<&MutantName, &str> =
         accepted.iter().map(|entry| (&entry.name, entry.reason.as_str())).collect();
@@ -154,7 +154,7 @@ pub(crate) fn list(results: &[(MutantName, Verdict)], accepted: &[Accepted]) -> 
     text
 }
 
-/// `document` with `text` between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `None` without such lines.
+/// `document` with `text` between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->`; `None` if it has no such lines.
 pub(crate) fn replaced(document: &str, name: &str, text: &str) -> Option<String> {
     let (begin, end) = (format!("<!-- {name}: begin -->\n"), format!("<!-- {name}: end -->"));
     let (before, rest) = document.split_once(&begin)?;
@@ -182,8 +182,8 @@ mod tests {
             (name("b"), Verdict::Killed("tests".to_owned())),
             (name("c"), Verdict::Untested),
         ];
-        assert!(findings(Some(&all), &results, &[accepted("a", "no effect")]).is_empty());
-        assert!(findings(Some(&all), &results, &[accepted("a", "x"), accepted("c", "x")]).is_empty());
+        assert!(diagnostics(Some(&all), &results, &[accepted("a", "no effect")]).is_empty());
+        assert!(diagnostics(Some(&all), &results, &[accepted("a", "x"), accepted("c", "x")]).is_empty());
         for (list, says) in [
             (vec![], "survived"),
             (vec![accepted("a", " ")], "without a reason"),
@@ -191,11 +191,11 @@ mod tests {
             (vec![accepted("a", "x"), accepted("b", "x")], "does not survive any more"),
             (vec![accepted("a", "x"), accepted("gone", "x")], "no such mutant"),
         ] {
-            let found = findings(Some(&all), &results, &list);
+            let found = diagnostics(Some(&all), &results, &list);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].contains(says), "{}", found[0]);
         }
-        assert!(findings(None, &results, &[accepted("a", "x"), accepted("gone", "x")]).is_empty());
+        assert!(diagnostics(None, &results, &[accepted("a", "x"), accepted("gone", "x")]).is_empty());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A sample with a fixed seed, so that a run can be repeated.
 
-/// Of SplitMix64; any number would do.
+/// For SplitMix64; arbitrary.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// At most `count` of `items`, in their order; the same ones whenever the items are the same.
+/// At most `count` of `items`, in order; equal for equal items.
 pub(crate) fn sample<T>(items: Vec<T>, count: usize) -> Vec<T> {
     let mut random = SEED;
     let mut left = items.len();
@@ -16,7 +16,7 @@ pub(crate) fn sample<T>(items: Vec<T>, count: usize) -> Vec<T> {
             bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             bits ^= bits >> 31;
-            // Each of the items left is taken with the probability wanted / left, so that in the end all are had.
+            // Each remaining item is taken with the probability wanted / left, so that exactly `wanted` are taken.
             let taken = bits % (left as u64) < wanted as u64;
             left -= 1;
             wanted -= usize::from(taken);

@@ -1,8 +1,7 @@
-//! Copies of the workspace that are mutated and built, never the checkout itself.
+//! Copies of the workspace that are mutated and built in place of the checkout.
 //!
-//! They stay in the user's cache with their build results, so that a run builds only what changed since the last one. A
-//! lock file with the owner's process keeps two runs apart. A mutant that an interrupted run left in a copy is undone by the next
-//! [`Trees::open`].
+//! They stay in the user's cache with their build results, so that a run builds only the changes since the last one. A lock
+//! file with the owner's process number keeps two runs apart. [`Trees::open`] undoes a mutant that an interrupted run left.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,12 +11,12 @@ use std::process::Command;
 
 use super::error::Error;
 use super::process;
-use crate::vm::cache::{Cache, write_changed};
+use prereg_vm::cache::{Cache, write_changed};
 
-/// Build results in a copy; not touched when the copy is brought up to date.
+/// Build results in a copy; kept when the copy is updated.
 pub(crate) const TARGET: &str = "target";
 
-/// As many copies as mutants are tried at once.
+/// One copy per concurrent job.
 #[derive(Debug)]
 pub(crate) struct Trees {
     pub(crate) folders: Vec<PathBuf>,
@@ -25,10 +24,10 @@ pub(crate) struct Trees {
 }
 
 impl Trees {
-    /// `count` copies of `checkout`, brought up to date.
+    /// `count` copies of `checkout`, updated.
     ///
     /// # Errors
-    /// Another run that uses them; what git or the file system said.
+    /// Another run that uses them; an error of git or of the file system.
     pub(crate) fn open(cache: &Cache, checkout: &Path, count: usize) -> Result<Self, Error> {
         let base = cache.folder("trees")?;
         let lock = base.join("lock");
@@ -44,13 +43,13 @@ impl Trees {
 
 impl Drop for Trees {
     fn drop(&mut self) {
-        // A lock that stays names a process that is gone, which the next run ignores.
+        // A lock that stays names a process that has ended, which the next run ignores.
         let _ = fs::remove_file(&self.lock);
     }
 }
 
 fn take_lock(lock: &Path) -> Result<(), Error> {
-    // A second attempt, after the lock of a process that is gone was removed.
+    // A second attempt after removing the lock of a process that has ended.
     for _ in 0..2 {
         match fs::OpenOptions::new().write(true).create_new(true).open(lock) {
             Ok(mut file) => {
@@ -69,8 +68,7 @@ fn take_lock(lock: &Path) -> Result<(), Error> {
     Err(Error::Locked { process: "unknown".to_owned(), lock: lock.to_owned() })
 }
 
-/// The files of the checkout that git knows or would take, from its root; those that are deleted but still known are left
-/// out.
+/// The tracked and untracked files of the checkout without ignored and deleted ones, from its root.
 fn tracked(checkout: &Path) -> Result<BTreeSet<PathBuf>, Error> {
     let mut git = Command::new("git");
     git.arg("-C").arg(checkout).args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]);
@@ -83,8 +81,8 @@ fn tracked(checkout: &Path) -> Result<BTreeSet<PathBuf>, Error> {
         .collect())
 }
 
-/// Makes `folder` hold `files` of `checkout` and, beside build results, nothing else. Files that are right already keep their
-/// times, so that they are not built again.
+/// Makes `folder` contain `files` of `checkout` and, besides build results, nothing else. Unchanged files keep their times, so
+/// that they are not rebuilt.
 fn copy(checkout: &Path, folder: &Path, files: &BTreeSet<PathBuf>) -> Result<(), Error> {
     for file in files {
         let (from, to) = (checkout.join(file), folder.join(file));

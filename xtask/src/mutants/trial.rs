@@ -1,8 +1,7 @@
-//! Tries memory-order mutants: each in a copy of the workspace, against the cheapest tests first.
+//! Tries memory-order mutants, each in a copy of the workspace, with the cheapest tests first.
 //!
-//! loom walks through every interleaving of the models; the core's tests notice what has an effect without a race; miri
-//! runs the core's tests with many seeds, a high rate of preemption, and its emulation of weak memory. The first of them
-//! that fails has killed the mutant.
+//! loom explores every interleaving of the models; the core's tests notice effects without a race; miri runs the core's tests
+//! with many seeds, a high rate of preemption, and emulated weak memory. The first failing test kills the mutant.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -20,9 +19,9 @@ use super::policy::{MiriTest, Policy};
 use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
 use super::tree::{TARGET, Trees};
-use crate::vm::cache::Cache;
+use prereg_vm::cache::Cache;
 
-/// Seconds that a build may take. It counts for nothing; a build without end would stop the run.
+/// Time limit of a build in seconds.
 const BUILD_LIMIT: u64 = 900;
 
 /// A way to run tests.
@@ -42,7 +41,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Seconds that the tests may take: several times what they take on a busy machine.
+    /// Time limit of the tests in seconds: several times their duration on a busy machine.
     fn limit(self) -> u64 {
         match self {
             Self::Loom(_) | Self::Plain => 300,
@@ -57,7 +56,7 @@ impl Stage<'_> {
         match self {
             Self::Loom(test) => {
                 command.args(["test", "--package", "prereg-models", "--profile", "mutants", "--test", test]);
-                // Of its own, because the flag is part of every build result.
+                // A separate folder, because the flag is part of every build result.
                 command
                     .env("RUSTFLAGS", "--cfg loom")
                     .env("CARGO_TARGET_DIR", tree.join(TARGET).join("loom"));
@@ -84,10 +83,10 @@ impl Stage<'_> {
     }
 }
 
-/// Tries `mutants` of the files in the copies until `deadline`; those that were not reached are `Untested`.
+/// Tries `mutants` in the copies until `deadline`; the rest is `Untested`.
 ///
 /// # Errors
-/// Tests that fail without any change; what the file system said.
+/// Tests that fail without a change; an error of the file system.
 pub(crate) fn run(
     cache: &Cache,
     trees: &Trees,
@@ -105,7 +104,7 @@ pub(crate) fn run(
         let work = |tree: &PathBuf| -> Result<(), Error> {
             let copy = tree.file_name().unwrap_or_default().to_string_lossy();
             let log = logs.join(format!("unchanged-{copy}.log"));
-            // Miri takes minutes: once is enough, and not where time is short.
+            // Miri takes minutes: one run is enough, and none if time is short.
             let miri = deadline.is_none() && tree == &trees.folders[0];
             let mut unchanged = stages(policy, "");
             unchanged.retain(|stage| miri || !matches!(stage, Stage::Miri(_)));
@@ -135,7 +134,7 @@ pub(crate) fn run(
     Ok(mutants.iter().map(|mutant| mutant.name.clone()).zip(verdicts).collect())
 }
 
-/// The stages against a mutant of `file`, the cheapest first; of the models that of the same name comes first.
+/// The stages for a mutant of `file`, the cheapest first; the model with the file's name comes first.
 fn stages<'a>(policy: &'a Policy, file: &str) -> Vec<Stage<'a>> {
     let name = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
     let mut models: Vec<&String> = policy.orders.loom_tests.iter().collect();
@@ -144,7 +143,7 @@ fn stages<'a>(policy: &'a Policy, file: &str) -> Vec<Stage<'a>> {
     loom.chain([Stage::Plain]).chain(policy.orders.miri_tests.iter().map(Stage::Miri)).collect()
 }
 
-/// What the stages, one after the other, say to the copy at `tree` as it stands.
+/// Runs the stages on the copy at `tree`.
 fn attempt(
     tree: &Path,
     stages: &[Stage<'_>],
@@ -152,7 +151,7 @@ fn attempt(
     deadline: Option<Instant>,
 ) -> Result<Verdict, Error> {
     for &stage in stages {
-        // Miri builds without a limit of its own: `--no-run` would interpret nothing but cost a start.
+        // Miri builds in its test run: `--no-run` would only cost a start.
         let build = !matches!(stage, Stage::Miri(_));
         for build_only in [true, false].into_iter().filter(|&build_only| build || !build_only) {
             let limit = if build_only { BUILD_LIMIT } else { stage.limit() };
@@ -179,7 +178,7 @@ fn attempt(
     Ok(Verdict::Survived)
 }
 
-/// `: NAME` of the first test that failed, or nothing when the log names none.
+/// `: NAME` of the first failed test, or empty if the log has none.
 fn failed_test(log: &Path) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
     let failed = text.lines().find_map(|line| {

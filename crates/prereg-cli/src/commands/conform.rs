@@ -1,4 +1,4 @@
-//! `prereg conform`: our containers next to the kernel's recorded answers.
+//! `prereg conform`: prereg's containers compared with the kernel's recorded answers.
 
 use std::fs;
 use std::io::Write;
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use prereg::Granule;
+use prereg_conformance::compare::{Answers, Comparator, Difference, Verdict};
+use prereg_conformance::deviations::Deviations;
+use prereg_conformance::machine::Machine;
+use prereg_conformance::run::run as perform;
+use prereg_scenario::script::Script;
 
 use crate::commands::Outcome;
-use crate::conform::deviations::Deviations;
-use crate::conform::judge::{Answers, Difference, Judge, Verdict};
-use crate::conform::machine::Machine;
-use crate::conform::run::run as perform;
-use crate::conform::scenario::ScenarioFile;
 use crate::failure::Failure;
 
-/// Run the kernel's conformance scenarios over our containers
+/// Run the kernel's conformance scenarios over prereg's containers
 ///
-/// Interprets scenario files on a fake host and prints what every operation answered, in the words of the program that
-/// recorded a real kernel's answers. With --answers every line is compared: equal, explained by a deviation that is
-/// written down, after a deviation that changed the state, or unexplained, which ends the program with status 1.
+/// Performs scenario files on a fake host and prints the answer to every operation, in the format of the kernel's recorded
+/// answers. With --answers every line is compared: equal, explained by a deviation of the rules, after a deviation that
+/// changed the state, or unexplained, which ends the program with status 1.
 #[derive(Debug, Args)]
 pub struct ConformArgs {
     /// Scenario files
@@ -33,7 +33,7 @@ pub struct ConformArgs {
     granule: GranuleArg,
     /// The machine [default: the one that a file's first comment names, or powernv9]
     #[arg(long, value_enum)]
-    machine: Option<Machine>,
+    machine: Option<MachineArg>,
     /// Deviations other than those built in
     #[arg(long, value_name = "FILE.toml")]
     deviations: Option<PathBuf>,
@@ -52,16 +52,38 @@ enum GranuleArg {
     K64,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum MachineArg {
+    /// Bare-metal POWER9: four groups, no huge pages for user memory
+    #[value(name = "powernv9")]
+    PowerNv9,
+    /// Bare-metal POWER8: three groups, 16 MiB huge pages
+    #[value(name = "powernv8")]
+    PowerNv8,
+    /// A guest of a POWER hypervisor: three groups, 2 MiB huge pages
+    Pseries,
+}
+
+impl From<MachineArg> for Machine {
+    fn from(machine: MachineArg) -> Self {
+        match machine {
+            MachineArg::PowerNv9 => Self::PowerNv9,
+            MachineArg::PowerNv8 => Self::PowerNv8,
+            MachineArg::Pseries => Self::Pseries,
+        }
+    }
+}
+
 fn read(path: &Path) -> Result<String, Failure> {
     let failed = |why: &dyn ToString| Failure::host(format!("reading {}", path.display()), why.to_string());
     let bytes = fs::read(path).map_err(|error| failed(&error))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs the scenarios; compares them if there are answers.
+/// Performs the scenarios, and compares them if there are answers.
 ///
 /// # Errors
-/// [`Failure`] when a file cannot be read or the deviations are not well formed.
+/// [`Failure`] if a file cannot be read or the deviations are malformed.
 pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
     let deviations = match &args.deviations {
         Some(path) => Deviations::parse(&read(path)?)
@@ -70,27 +92,27 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
             .map_err(|error| Failure::host("reading the deviations built in", error))?,
     };
     let answers = args.answers.as_deref().map(read).transpose()?;
-    let mut judge = answers.map(|text| Judge::new(&deviations, Answers::parse(&text)));
+    let mut comparator = answers.map(|text| Comparator::new(&deviations, Answers::parse(&text)));
     let granule = match args.granule {
         GranuleArg::K4 => Granule::K4,
         GranuleArg::K64 => Granule::K64,
     };
     let mut outcome = Outcome::Clean;
     for path in &args.scenarios {
-        let file = ScenarioFile::parse(&read(path)?);
-        let machine = args.machine.unwrap_or(file.machine);
-        for scenario in &file.scenarios {
+        let script = Script::parse(&read(path)?);
+        let machine = args.machine.map_or_else(|| Machine::of_script(&script), Machine::from);
+        for scenario in &script.scenarios {
             let transcript = perform(scenario, machine, granule)?;
-            if let Some(left) = &transcript.left {
+            if let Some(left) = &transcript.leak {
                 outcome = Outcome::Wrong;
                 if !args.json {
                     writeln!(out, "{}: left behind at the end of {}: {left}", path.display(), scenario.name)?;
                 }
             }
-            match &mut judge {
+            match &mut comparator {
                 None => write!(out, "{transcript}")?,
-                Some(judge) => {
-                    let differences = judge.judge(&transcript);
+                Some(comparator) => {
+                    let differences = comparator.compare(&transcript);
                     if !args.json {
                         show(out, path, &scenario.name, &differences)?;
                     }
@@ -98,14 +120,14 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
             }
         }
     }
-    let Some(judge) = judge else { return Ok(outcome) };
-    let totals = &judge.totals;
+    let Some(comparator) = comparator else { return Ok(outcome) };
+    let totals = &comparator.totals;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, totals)?;
         writeln!(out)?;
     } else {
-        if judge.unused() > 0 {
-            writeln!(out, "{} recorded scenarios were not run", judge.unused())?;
+        if comparator.unused() > 0 {
+            writeln!(out, "{} recorded scenarios were not run", comparator.unused())?;
         }
         writeln!(out, "scenarios        {:7}", totals.scenarios)?;
         writeln!(out, "lines            {:7}", totals.lines)?;

@@ -1,4 +1,4 @@
-//! `prereg bench hot-path`: what a counted translation costs, as a table, as JSON, as a picture.
+//! `prereg bench hot-path`: the time of a counted translation, as a table, as JSON, as a plot.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,23 +6,23 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Outcome;
-use crate::bench::hot_path::measure::Row;
-use crate::bench::hot_path::plan::Plan;
-use crate::bench::hot_path::plot::plot;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::quantity::Bytes;
+use prereg_benches::hot_path::measure::Row;
+use prereg_benches::hot_path::plan::Plan;
+use prereg_benches::hot_path::plot::plot;
 
 const MORE: &str = "\
 All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
-the median of 9 repetitions, and the fastest and slowest in brackets. The subjects take turns, each after a pass that warms
-its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; the ratio is over it.
-'prereg' answers 'translate' with yes or no: it gives no address away without counting it.
+the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms
+its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; ratios are relative to it.
+'prereg' answers 'translate' with yes or no: it returns no address without counting it.
 
 Example: prereg bench hot-path --quick --plot hot-path.svg";
 
-/// Measure what mapping a registered page costs, next to the machine's limit and to others
+/// Measure the time of mapping a registered page, next to the machine's limit and to baselines
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct HotPathArgs {
@@ -34,7 +34,7 @@ pub struct HotPathArgs {
     #[arg(long)]
     json: bool,
 
-    /// Draw the times as SVG into FILE
+    /// Plot the times as SVG into FILE
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 
@@ -46,7 +46,7 @@ pub struct HotPathArgs {
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] when this user cannot pin so much or the picture cannot be written, [`Failure::Interrupted`].
+/// [`Failure::Host`] if this user may not pin that much or the plot cannot be written, [`Failure::Interrupted`].
 pub fn run(
     args: &HotPathArgs,
     out: &mut impl Write,
@@ -54,7 +54,10 @@ pub fn run(
     progress: Progress,
 ) -> Result<Outcome, Failure> {
     let plan = if args.quick { Plan::quick(args.real) } else { Plan::full(args.real) };
-    let rows = plan.measure(interrupt, progress)?;
+    let rows = {
+        let stage = progress.stage("measuring the hot path", 0);
+        plan.measure(&interrupt.flag(), &|done, length| stage.at_of(done, length))?
+    };
     if let Some(file) = &args.plot {
         let written = std::fs::write(file, plot(&rows));
         written.map_err(|error| Failure::host(format!("writing {}", file.display()), error))?;
@@ -68,11 +71,11 @@ pub fn run(
     Ok(Outcome::Clean)
 }
 
-/// One block for each shape and case.
+/// Prints one block per shape and case.
 fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
     let mut block = None;
     for row in rows {
-        let key = (row.case, row.pattern, row.size, row.regions, row.layout, row.beside);
+        let key = (row.case, row.pattern, row.size, row.regions, row.layout, row.load);
         if block != Some(key) {
             block = Some(key);
             write!(
@@ -87,12 +90,12 @@ fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
             writeln!(
                 out,
                 "{}",
-                if row.threads > 1 { format!(", beside a {}", row.beside.name()) } else { String::new() }
+                if row.threads > 1 { format!(", beside a {}", row.load.name()) } else { String::new() }
             )?;
         }
         let ratio = row.ratio_to_limit.map_or_else(String::new, |ratio| format!("{ratio:.2}x"));
         let spread = format!("({:.1}..{:.1})", row.low, row.high);
-        writeln!(out, "  {:<16} {:>9.1} ns {:<20} {:>8}", row.subject, row.ns, spread, ratio)?;
+        writeln!(out, "  {:<16} {:>9.1} ns {:<20} {:>8}", row.candidate, row.ns, spread, ratio)?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `prereg bench nvme`: what an I/O of the NVMe server costs, as a table or as JSON.
+//! `prereg bench nvme`: the cost of an I/O of the NVMe server, as a table or as JSON.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,26 +6,26 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Outcome;
-use crate::bench::nvme::{Plan, Results};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::quantity::{Bytes, Count, parse_bytes};
 use crate::serve::config::Doorbells;
+use prereg_benches::nvme::{Plan, Results};
 
 const MORE: &str = "\
-A driver in this process drives the queues of servers in processes of their own, over shared memory; the disks are files,
-made in --dir and removed afterwards. 'fixed' transfers straight into the registered pages of the guest, 'plain' lets the
-kernel pin the pages for each I/O; 'pin-per-io' registers and unregisters them for each I/O, in this process and without a
-guest or a queue, so it shows the least that such a server would cost. CPU is the processor time of all the server's
-threads for one I/O: the median of the repetitions, the least and the most in brackets; the ratio is over 'plain'.
+A driver in this process drives the queues of servers in separate processes, over shared memory; the disks are files, made in
+--dir and removed afterwards. 'fixed' transfers into the registered pages of the guest, 'plain' lets the kernel pin the pages
+for each I/O; 'pin-per-io' registers and unregisters them for each I/O, in this process and without a guest or a queue, so it
+shows the minimum cost of such a server. CPU is the processor time of all the server's threads for one I/O: the median of the
+repetitions, minimum and maximum in brackets; the ratio is relative to 'plain'.
 
 Example: prereg bench nvme --dir /var/tmp --json";
 
-/// Measure what one I/O of the NVMe server costs, next to plain I/O and to pinning for each I/O
+/// Measure the cost of one I/O of the NVMe server, next to plain I/O and to pinning for each I/O
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct NvmeBenchArgs {
-    /// Where the disks are made (the file system is part of what is measured)
+    /// Folder of the disks (its file system affects the result)
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
@@ -41,7 +41,7 @@ pub struct NvmeBenchArgs {
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(8..=10_000_000))]
     batch: u32,
 
-    /// How doorbells are rung
+    /// How doorbells arrive
     #[arg(long, value_enum, default_value_t)]
     doorbells: Doorbells,
 
@@ -55,14 +55,16 @@ pub struct NvmeBenchArgs {
 /// # Errors
 /// [`Failure::Host`], [`Failure::Interrupted`].
 pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+    let program = std::env::current_exe().map_err(|error| Failure::host("starting the server", error))?;
     let plan = Plan {
         folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
         disk: args.size.next_multiple_of(1 << 20).max(1 << 20),
         repetitions: args.reps,
         batch: args.batch,
-        doorbells: args.doorbells,
+        mapped_doorbells: args.doorbells == Doorbells::Mmap,
+        program,
     };
-    let results = plan.measure(interrupt)?;
+    let results = plan.measure(&interrupt.flag())?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &results)?;
         writeln!(out)?;
@@ -90,7 +92,7 @@ fn print(results: &Results, out: &mut impl Write) -> Result<(), Failure> {
         writeln!(
             out,
             "  {:<11} {:>9} IOPS  {:>7.1} us CPU {:<18} {:>5.2}x",
-            row.subject,
+            row.candidate,
             Count(row.iops as u64).to_string(),
             row.cpu_us,
             format!("({:.1}..{:.1})", row.cpu_us_low, row.cpu_us_high),

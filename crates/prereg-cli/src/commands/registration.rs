@@ -1,4 +1,4 @@
-//! `prereg bench registration`: what registering costs, as a table or as JSON.
+//! `prereg bench registration`: the time of registering memory, as a table or as JSON.
 
 use std::fmt;
 use std::io::Write;
@@ -8,22 +8,22 @@ use prereg::PageShift;
 use serde::Serialize;
 
 use super::Outcome;
-use crate::bench::registration::{Kind, Plan, Row, measure};
-use crate::bench::spread::Spread;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::pins;
 use crate::progress::Progress;
 use crate::quantity::{Bytes, parse_bytes};
+use prereg_benches::registration::{Kind, Plan, Row, measure};
+use prereg_benches::stats::Summary;
 
 const MORE: &str = "\
-All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in
-brackets. 'raw' are the system calls alone, measured in turns with ours in the same run. The ratio is registering over the
-pin call plus one bulk read of pagemap, in the middle of the repetitions; so is how much faster two threads are.
+All times are nanoseconds per system page, usually 4 KiB: the median, and the fastest and slowest in brackets. 'raw' are the
+system calls alone, measured in turns with prereg in the same run. The ratio is registering relative to the pin call plus one
+bulk read of pagemap, the median of the repetitions; so is the speed of two threads relative to one.
 
 Example: prereg bench registration --size 1G --reps 9";
 
-/// Measure what registering and unregistering memory costs, next to the raw system calls
+/// Measure the time of registering and unregistering memory, next to the raw system calls
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct RegistrationArgs {
@@ -40,12 +40,12 @@ pub struct RegistrationArgs {
     json: bool,
 }
 
-/// Everything measured.
+/// The results.
 #[derive(Debug, Serialize)]
 struct Results {
     bytes: u64,
     repetitions: u32,
-    /// Processors that two threads could run on.
+    /// Processors of the machine.
     processors: usize,
     memories: Vec<Row>,
 }
@@ -53,7 +53,7 @@ struct Results {
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] when this user cannot pin so much, [`Failure::Interrupted`].
+/// [`Failure::Host`] if this user may not pin that much, [`Failure::Interrupted`].
 pub fn run(
     args: &RegistrationArgs,
     out: &mut impl Write,
@@ -64,7 +64,7 @@ pub fn run(
     if args.size == 0 || args.size & PageShift::M2.mask() != 0 {
         return Err(Failure::host(what(), "--size must be a multiple of 2 MiB, and not 0"));
     }
-    // The raw calls and ours hold the memory in turns, never both.
+    // The raw calls and prereg pin the memory in turns, never both.
     pins::may_lock(args.size).map_err(|why| {
         Failure::host(what(), format!("this user cannot pin that: {why}, or ask for less with --size"))
     })?;
@@ -72,7 +72,7 @@ pub fn run(
     let mut memories = Vec::new();
     for kind in Kind::ALL {
         let stage = progress.stage(kind.name(), u64::from(args.reps) * 2);
-        memories.push(measure(kind, plan, interrupt, &stage)?);
+        memories.push(measure(kind, plan, &interrupt.flag(), &|done| stage.at(done))?);
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let results = Results { bytes: args.size, repetitions: args.reps, processors, memories };
@@ -85,8 +85,8 @@ pub fn run(
     Ok(Outcome::Clean)
 }
 
-/// A spread, or a dash.
-struct Cell(Option<Spread>);
+/// A summary, or a dash.
+struct Cell(Option<Summary>);
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,7 +97,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// A factor, or a dash.
+/// A ratio, or a dash.
 struct Factor(Option<f64>);
 
 impl fmt::Display for Factor {
