@@ -41,39 +41,29 @@ pub(crate) struct Wanted {
 }
 
 impl Mapping {
-    /// Maps what is wanted, somewhere.
+    /// Maps what is wanted, at an address of the kernel's choice. Hugetlbfs aligns its files to their pages itself.
+    ///
+    /// A file is never mapped over a reservation: an `mmap` with MAP_FIXED that fails leaves a hole in what it was to replace.
+    /// Another thread may map memory in that hole, which unmapping the reservation would take away.
     pub(crate) fn new(wanted: Wanted) -> Result<Self, Errno> {
         let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
-        let slack = if wanted.align > page { wanted.align } else { 0 };
-        // A file is mapped over the aligned part of a reservation, so that its offset 0 is what lies aligned.
-        let reserve_first = slack > 0 && wanted.file.is_some();
+        let slack = if wanted.align > page && wanted.file.is_none() { wanted.align } else { 0 };
         let whole_bytes = wanted.bytes.checked_add(slack).ok_or(Errno::ENOMEM)?;
-        let (protection, flags, fd) = if reserve_first {
-            (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1)
-        } else {
-            (wanted.protection, wanted.flags, wanted.file.as_ref().map_or(-1, AsRawFd::as_raw_fd))
-        };
+        let fd = wanted.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let null = std::ptr::null_mut();
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), whole_bytes, protection, flags, fd, 0) };
+        let at = unsafe { libc::mmap(null, whole_bytes, wanted.protection, wanted.flags, fd, 0) };
         if at == libc::MAP_FAILED {
             return Err(last_errno());
         }
         let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
         let skip = if slack > 0 { at.addr().next_multiple_of(wanted.align) - at.addr() } else { 0 };
-        // SAFETY: `skip < slack`, so the address lies inside the mapping.
+        // SAFETY: without slack this is zero; with slack it is less than that, so the address lies inside the mapping.
         let start = unsafe { whole.cast::<u8>().add(skip) };
+        let is_aligned = start.addr().get() % wanted.align == 0;
         let mapping = Self { whole, whole_bytes, start, bytes: wanted.bytes, file: wanted.file };
-        if reserve_first {
-            let fd = mapping.file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            let flags = wanted.flags | libc::MAP_FIXED;
-            // SAFETY: replaces a part of the reservation made above, which nobody else knows yet.
-            let at =
-                unsafe { libc::mmap(start.as_ptr().cast(), wanted.bytes, wanted.protection, flags, fd, 0) };
-            if at == libc::MAP_FAILED {
-                return Err(last_errno());
-            }
-        }
-        Ok(mapping)
+        // Dropped when it is not, which no known kernel does to hugetlb memory.
+        if is_aligned { Ok(mapping) } else { Err(Errno::EINVAL) }
     }
 
     /// Maps `bytes` bytes of a file or device from `offset` on, shared, readable and writable, somewhere.
