@@ -45,42 +45,21 @@ impl Residency {
         Ok(Self { how })
     }
 
-    /// The first byte at `from` or behind it that has a page; `None` when there is none.
+    /// The first stretch at `from` or behind it of which every byte has a page: where it begins and ends. `None` when there is
+    /// none. Takes as long as the kernel takes to walk to its end, so a caller that goes through a file keeps that.
     ///
     /// # Errors
     /// [`SharedError::Os`].
-    pub fn next(&self, from: u64) -> Result<Option<u64>, SharedError> {
-        match &self.how {
-            How::Full => Ok(Some(from)),
-            How::Unknown => Ok(None),
-            How::Seek(file) => found(calls::seek(file.as_fd(), from, libc::SEEK_DATA)),
-        }
-    }
-
-    /// Bytes of `[from, to)` that have pages, counted until there are `enough` of them.
-    ///
-    /// # Errors
-    /// [`SharedError::Os`].
-    pub fn bytes_within(&self, from: u64, to: u64, enough: u64) -> Result<u64, SharedError> {
+    pub fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>, SharedError> {
         let file = match &self.how {
-            How::Full => return Ok(to - from),
-            How::Unknown => return Ok(0),
+            How::Full => return Ok(Some((from, u64::MAX))),
+            How::Unknown => return Ok(None),
             How::Seek(file) => file.as_fd(),
         };
-        let (mut at, mut bytes) = (from, 0);
-        while at < to && bytes < enough {
-            let Some(data) = found(calls::seek(file, at, libc::SEEK_DATA))?.filter(|data| *data < to) else {
-                break;
-            };
-            // A file has a hole at its end; one that was made shorter meanwhile ends before `data`.
-            let hole = found(calls::seek(file, data, libc::SEEK_HOLE))?.unwrap_or(data).min(to);
-            bytes += hole - data;
-            if hole <= at {
-                break;
-            }
-            at = hole;
-        }
-        Ok(bytes)
+        let Some(data) = found(calls::seek(file, from, libc::SEEK_DATA))? else { return Ok(None) };
+        // A file has a hole at its end. One that was made shorter meanwhile ends before `data`.
+        let hole = found(calls::seek(file, data, libc::SEEK_HOLE))?;
+        Ok(hole.filter(|hole| *hole > data).map(|hole| (data, hole)))
     }
 }
 
