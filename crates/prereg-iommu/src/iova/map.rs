@@ -305,6 +305,12 @@ impl IovaMap {
         }
     }
 
+    /// From here on [`Held::is_revoked`] says that no memory is to be touched any more; what is mapped stays so. For when the
+    /// owner of the memory is not to see what its device does any more.
+    pub fn revoke(&self) {
+        self.closing.revoke();
+    }
+
     fn explain(&self, refused: Refused, access: Access) -> IovaAccessError {
         match refused {
             Refused::Unmapped(iova) if self.closing.has(iova) => {

@@ -79,11 +79,25 @@ pub(super) struct Closing {
     drained: Arc<dyn Drained>,
     /// Pieces that these and the live mappings lead to.
     pub(super) pieces: PieceCount,
+    /// No access is to touch memory any more.
+    revoked: AtomicBool,
 }
 
 impl Closing {
     pub(super) fn new(drained: Arc<dyn Drained>, pieces: PieceCount) -> Self {
-        Self { waiting: Mutex::new(BTreeMap::new()), drained, pieces }
+        let (waiting, revoked) = (Mutex::new(BTreeMap::new()), AtomicBool::new(false));
+        Self { waiting, drained, pieces, revoked }
+    }
+
+    pub(super) fn revoke(&self) {
+        // Release pairs with the Acquire in `is_revoked`: what the caller does after this is not seen by an access that finds
+        // it not revoked later.
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        // Acquire pairs with the Release in `revoke`. An access that misses it comes before the call.
+        self.revoked.load(Ordering::Acquire)
     }
 
     // Every change is one insertion or removal, so a panic elsewhere leaves the list right.
@@ -134,6 +148,11 @@ impl MappingState {
 
     pub(super) fn iova(&self) -> Iova {
         Iova::new(self.span.first)
+    }
+
+    /// Whether no access is to touch memory any more.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.closing.is_revoked()
     }
 
     /// Accesses inside.

@@ -50,7 +50,12 @@ impl Gate {
 
     /// Lets the first pin wait.
     pub(crate) fn hold_first(&self) {
-        self.state.lock().unwrap().held = 1;
+        self.hold_up_to(1);
+    }
+
+    /// Lets pins up to this number wait.
+    fn hold_up_to(&self, number: u64) {
+        self.state.lock().unwrap().held = number;
     }
 
     pub(crate) fn hold_none(&self) {
@@ -220,6 +225,37 @@ fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
     assert_eq!((gate.begun(), pinned(&store)), (1, 0));
     assert!(store.take_notes().is_empty(), "that is no failure");
     drop(store);
+    host.assert_clean();
+}
+
+#[test]
+fn a_client_that_is_cut_off_sees_nothing_of_a_cancelled_pin() {
+    let (host, gate, store) = world(MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE));
+    let (memory, fd) = filled(16, 0);
+    let client = Client::new(&store, 1);
+    client.map(0, 16, &fd, 0).unwrap();
+    store.wait_for_background();
+    // As a completion queue: held before the end, written after it.
+    let queue = client.hold(0, 1);
+    queue.write(0, &[1; 8]).unwrap();
+    gate.hold_up_to(2);
+    const CANCELLED: PinError =
+        PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "bringing it into memory" };
+    gate.fail(2, 3, CANCELLED);
+    std::thread::scope(|scope| {
+        let access = scope.spawn(|| client.dma.write(iova(8), &[2]));
+        gate.wait_begun(2);
+        client.space.cut_off();
+        gate.hold_none();
+        assert_eq!(access.join().unwrap(), Err(DmaError::Disconnected));
+    });
+    let gone = Err(DmaError::Disconnected);
+    assert_eq!((queue.write(0, &[3; 8]), queue.store_u64(8, 3), queue.store_u32(8, 3)), (gone, gone, gone));
+    assert_eq!(queue.load_u32(0), Err(DmaError::Disconnected));
+    let mut found = [0; 16];
+    memory.read(0, &mut found).unwrap();
+    assert_eq!(found, [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    drop((queue, client, store));
     host.assert_clean();
 }
 

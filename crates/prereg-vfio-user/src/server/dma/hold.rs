@@ -37,10 +37,11 @@ impl DmaBus {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// Accesses fail from here on. `true` the first time.
-    pub(super) fn disconnect(&self) -> bool {
-        // AcqRel: what follows the first call, or another's call, comes after.
-        self.connected.swap(false, Ordering::AcqRel)
+    /// Accesses fail from here on, those under way included.
+    pub(super) fn disconnect(&self) {
+        // Release pairs with the Acquire in `is_connected`.
+        self.connected.store(false, Ordering::Release);
+        self.map.revoke();
     }
 }
 
@@ -296,6 +297,9 @@ impl Hold {
     }
 
     fn allows(&self, access: Access) -> Result<(), DmaError> {
+        if self.held.is_revoked() {
+            return Err(DmaError::Disconnected);
+        }
         let allowed = self.access.bits() & access.bits() == access.bits();
         if allowed { Ok(()) } else { Err(DmaError::Protected { iova: self.iova }) }
     }

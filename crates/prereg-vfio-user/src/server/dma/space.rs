@@ -252,15 +252,20 @@ impl DmaSpace {
         self.client.release_idle();
     }
 
-    /// The client is gone: what the device asks for fails from here on, its mappings go as its accesses leave, and so do
-    /// the registrations that no other client shares.
+    /// Copies and numbers of the device fail from here on, also in memory that it holds: the client sees nothing any more of
+    /// what its device does, whatever comes of it. I/O by fixed buffers that was begun goes on.
+    pub fn cut_off(&self) {
+        self.bus.disconnect();
+    }
+
+    /// The client is gone: as [`cut_off`](Self::cut_off), and its mappings go as its accesses leave, and so do the
+    /// registrations that no other client shares.
     pub fn disconnect(&self) {
-        if self.bus.disconnect() {
-            // Whoever waits for it is gone.
-            let _ = self.bus.map.unmap_all();
-            self.client.disconnect();
-            self.client.store().sweep();
-        }
+        self.cut_off();
+        // Whoever waits for it is gone.
+        let _ = self.bus.map.unmap_all();
+        self.client.disconnect();
+        self.client.store().sweep();
     }
 
     /// What the device sees.
