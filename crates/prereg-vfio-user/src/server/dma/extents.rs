@@ -434,7 +434,7 @@ impl Extents {
     /// goes.
     fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
         let extent = self.extents.remove(&number)?;
-        self.cover.hide(number);
+        self.cover.hide(number, extent.first, extent.first + extent.memory.bytes());
         self.charged = None;
         self.fragments -= usize::from(extent.is_fragment);
         if extent.stale {

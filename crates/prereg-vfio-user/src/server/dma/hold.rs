@@ -110,7 +110,7 @@ impl Dma {
 }
 
 /// Memory held for an access: pinned at its addresses, and its unmap not answered, until this is dropped. Any thread may use
-/// it, and drop it.
+/// it, and drop it. Once the client is gone or cut off, copies and numbers fail with [`DmaError::Disconnected`].
 #[must_use = "the memory is held only while this lives"]
 pub struct Hold {
     held: Held,
