@@ -127,7 +127,9 @@ impl Mapping {
             loop {
                 // Relaxed: it hands out numbers; the kernel orders the rest.
                 let offset = next.fetch_add(PIECE, Ordering::Relaxed);
-                let Some(left) = self.whole_bytes.checked_sub(offset).filter(|&left| left > 0) else { return };
+                let Some(left) = self.whole_bytes.checked_sub(offset).filter(|&left| left > 0) else {
+                    return;
+                };
                 let at = self.whole.as_ptr().wrapping_byte_add(offset);
                 // SAFETY: inside a mapping that is ours and that is about to go, so its contents matter to nobody. Memory
                 // that the kernel does not take out this way it takes out when it is unmapped.

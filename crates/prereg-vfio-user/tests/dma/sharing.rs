@@ -76,11 +76,10 @@ fn a_client_that_is_gone_is_drained_and_not_waited_for() {
     assert_eq!(one.dma.load_u32(iova(0)), Err(DmaError::Disconnected));
     assert_eq!(one.map(9, 1, &fd, 0), Err(MapMemoryError::Disconnected));
     assert_eq!(pinned(&store), 6, "what is held stays");
-    assert_eq!(hold.pieces().map(|piece| piece.bytes).sum::<u64>(), PAGE, "for I/O that was begun");
-    assert_eq!(hold.write(0, b"late"), Err(DmaError::Disconnected));
+    hold.write(0, b"late").unwrap();
     let mut found = [0; 4];
     memory.read(PAGE, &mut found).unwrap();
-    assert_eq!(found, [0; 4]);
+    assert_eq!(&found, b"late");
     two.dma.write(iova(0), b"fine").unwrap();
     drop(hold);
     assert_eq!(pinned(&store), 2);

@@ -37,11 +37,10 @@ impl DmaBus {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// Accesses fail from here on, those under way included.
+    /// New accesses fail from here on.
     pub(super) fn disconnect(&self) {
         // Release pairs with the Acquire in `is_connected`.
         self.connected.store(false, Ordering::Release);
-        self.map.revoke();
     }
 }
 
@@ -110,7 +109,7 @@ impl Dma {
 }
 
 /// Memory held for an access: pinned at its addresses, and its unmap not answered, until this is dropped. Any thread may use
-/// it, and drop it. Once the client is gone or cut off, copies and numbers fail with [`DmaError::Disconnected`].
+/// it, and drop it. Once the client is cut off, copies and numbers fail with [`DmaError::Disconnected`].
 #[must_use = "the memory is held only while this lives"]
 pub struct Hold {
     held: Held,

@@ -256,12 +256,13 @@ impl DmaSpace {
     /// what its device does, whatever comes of it. I/O by fixed buffers that was begun goes on.
     pub fn cut_off(&self) {
         self.bus.disconnect();
+        self.bus.map.revoke();
     }
 
-    /// The client is gone: as [`cut_off`](Self::cut_off), and its mappings go as its accesses leave, and so do the
-    /// registrations that no other client shares.
+    /// The client is gone: what the device asks for fails from here on, its mappings go as its accesses leave, and so do
+    /// the registrations that no other client shares.
     pub fn disconnect(&self) {
-        self.cut_off();
+        self.bus.disconnect();
         // Whoever waits for it is gone.
         let _ = self.bus.map.unmap_all();
         self.client.disconnect();
