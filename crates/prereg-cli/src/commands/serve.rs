@@ -112,7 +112,7 @@ struct NvmeArgs {
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = Extent::parse)]
     extent: Extent,
 
-    /// Guest memory that may be pinned in all: `auto` (7/8 of the host's, less under a locked-memory limit), `none`, or a size
+    /// Guest memory that may be pinned in all: `auto` (7/8 of the host's, less under a limit of the cgroup or on locked memory), `none`, or a size
     #[arg(long, value_name = "SIZE", default_value = "auto", value_parser = MemoryLimit::parse)]
     memory_limit: MemoryLimit,
 

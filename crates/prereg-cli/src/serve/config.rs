@@ -106,7 +106,7 @@ impl<'de> Deserialize<'de> for Extent {
 /// How much memory may be pinned, or promised to be pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum MemoryLimit {
-    /// 7/8 of the host's memory, or the limit on locked memory if that is lower.
+    /// 7/8 of the memory of the host or of the control group, or the limit on locked memory, whichever is lowest.
     #[default]
     Auto,
     /// As much as the system allows.

@@ -4,6 +4,7 @@
 //! - [`status`]: what it is doing, as data; [`observe`] makes it, [`mod@print`] and [`metrics`] show it;
 //! - [`control`] and [`http`]: where it is asked for.
 
+mod cgroup;
 pub mod config;
 pub mod control;
 pub mod http;

@@ -17,7 +17,7 @@ use prereg_vfio_user::server::{MemoryStore, Model, Server, ServerSettings};
 use super::config::{Buffers, Config, DirectIo, Doorbells, InterruptKind, NvmeConfig};
 use super::control::{self, ControlListener};
 use super::http::MetricsListener;
-use super::memory;
+use super::memory::Limits;
 use super::metrics;
 use super::observe::Observer;
 use crate::failure::Failure;
@@ -44,6 +44,8 @@ pub struct Serving {
     models: Vec<Served>,
     server: Arc<Server>,
     store: Arc<MemoryStore>,
+    /// What the clients' memory is limited by.
+    limits: Limits,
     /// Set when it is time to stop: a pin that is under way ends early.
     stopping: Arc<AtomicBool>,
     /// What a user should know who did not ask.
@@ -65,7 +67,8 @@ impl Serving {
     /// # Errors
     /// [`Failure::Host`], naming what could not be had.
     pub fn start(config: &Config, control: Control) -> Result<Self, Failure> {
-        let mut notes = Vec::new();
+        let limits = Limits::of(&config.memory)?;
+        let mut notes = Vec::from_iter(limits.warning());
         let stopping = Arc::new(AtomicBool::new(false));
         let pins = IoUring::builder()
             .addresses(AddressKind::SlotOffset)
@@ -81,7 +84,7 @@ impl Serving {
 
         let space = AddressSpace::builder(Arc::clone(&pins)).build()?;
         let (granule, back_end) = (space.granule(), space.backend());
-        let store = Arc::new(MemoryStore::new(space, memory::policy(&config.memory)));
+        let store = Arc::new(MemoryStore::new(space, limits.policy));
         let server = Arc::new(Server::new(Arc::clone(&store), ServerSettings::default()));
         for served in &models {
             let (path, model): (_, Arc<dyn Model>) =
@@ -129,7 +132,7 @@ impl Serving {
                 },
             },
         };
-        Ok(Self { control, metrics, models, server, store, stopping, notes })
+        Ok(Self { control, metrics, models, server, store, limits, stopping, notes })
     }
 
     /// Says what is served and how to use it.
@@ -173,7 +176,7 @@ impl Serving {
             std::thread::sleep(Duration::from_millis(50));
             // With standard error closed there is no other place for them.
             for note in self.store.take_notes() {
-                let _ = writeln!(io::stderr(), "prereg: {}", memory::explain(&note));
+                let _ = writeln!(io::stderr(), "prereg: {}", self.limits.explain(&note));
             }
             for notice in self.server.take_notices() {
                 let _ = writeln!(io::stderr(), "prereg: {notice}");
@@ -191,7 +194,9 @@ impl Serving {
 
     /// Ends what is under way, gives everything back and removes the sockets.
     pub fn stop(self) {
-        let Self { control, metrics, models, server, store, stopping, notes: _ } = self;
+        let Self { control, metrics, models, server, store, stopping, .. } = self;
+        // First: pins that are cancelled fail their accesses, which no guest is to see as I/O errors.
+        server.cut_off();
         // Relaxed: the threads that pin look at it again and again.
         stopping.store(true, Ordering::Relaxed);
         store.stop_background();

@@ -135,6 +135,14 @@ impl Held {
         self.bytes
     }
 
+    /// Whether [`IovaMap::revoke`](super::IovaMap::revoke) was called: the memory is still held, and is not to be touched.
+    #[must_use]
+    #[inline]
+    pub fn is_revoked(&self) -> bool {
+        // All parts are of one map.
+        self.parts().first().is_some_and(|part| part.inside.state().is_revoked())
+    }
+
     /// Whether none of it is reached by other means.
     #[must_use]
     pub fn is_local(&self) -> bool {

@@ -65,6 +65,19 @@ pub enum IovaMapError {
         /// Bytes of the range.
         bytes: u64,
     },
+    /// The mappings would lead to too many pieces of memory together. ENOSPC.
+    #[error(
+        "{pieces} pieces of memory are needed beside {used} that are mapped, and the limit is {limit}; map less, map the same \
+         memory fewer times, or choose larger pieces"
+    )]
+    PieceLimit {
+        /// Pieces that the mapping leads to.
+        pieces: u64,
+        /// Pieces that other mappings lead to.
+        used: u64,
+        /// How many there may be.
+        limit: u64,
+    },
     /// Memory that is supplied on demand would have too many pieces. ENOSPC.
     #[error("{bytes:#x} bytes are more than {limit} pieces of {piece}; choose larger pieces")]
     TooManyPieces {
@@ -103,7 +116,7 @@ impl IovaMapError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Exists { .. } => Errno::EEXIST,
-            Self::Limit { .. } | Self::TooManyPieces { .. } => Errno::ENOSPC,
+            Self::Limit { .. } | Self::TooManyPieces { .. } | Self::PieceLimit { .. } => Errno::ENOSPC,
             Self::Memory(error) => error.errno(),
             _ => Errno::EINVAL,
         }

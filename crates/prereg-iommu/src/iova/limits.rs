@@ -1,5 +1,7 @@
 //! What a device's address space is bounded by, and ranges proved against it.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use prereg::{Iova, PageShift};
 
 use super::error::IovaMapError;
@@ -11,14 +13,68 @@ pub struct IovaLimits {
     pub page: PageShift,
     /// Mappings at a time.
     pub mappings: u32,
+    /// Pieces of registered memory that all mappings together may lead to, those included that wait for their accesses after
+    /// an unmap. Memory that is supplied on demand counts by its pieces when it is mapped.
+    pub pieces: u64,
     /// The first and the last address that can be mapped.
     pub aperture: (Iova, Iova),
 }
 
 impl Default for IovaLimits {
-    /// 4 KiB pages, 65,535 mappings as in the kernel (`dma_entry_limit` of `vfio_iommu_type1.c`), every address.
+    /// 4 KiB pages, 65,535 mappings as in the kernel (`dma_entry_limit` of `vfio_iommu_type1.c`), 262,144 pieces, every
+    /// address.
     fn default() -> Self {
-        Self { page: PageShift::K4, mappings: 65_535, aperture: (Iova::new(0), Iova::new(u64::MAX)) }
+        Self {
+            page: PageShift::K4,
+            mappings: 65_535,
+            pieces: 1 << 18,
+            aperture: (Iova::new(0), Iova::new(u64::MAX)),
+        }
+    }
+}
+
+/// How many pieces of memory the mappings of one address space lead to. Each costs memory of this process, whatever its size.
+#[derive(Debug)]
+pub(super) struct PieceCount {
+    used: AtomicU64,
+    limit: u64,
+}
+
+impl PieceCount {
+    pub(super) fn new(limit: u64) -> Self {
+        Self { used: AtomicU64::new(0), limit }
+    }
+
+    pub(super) fn used(&self) -> u64 {
+        // Relaxed, here and below: a number that publishes nothing.
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Counts `pieces` more, if there may be so many.
+    pub(super) fn add(&self, pieces: u64) -> Result<(), PieceLimit> {
+        let more = |used: u64| used.checked_add(pieces).filter(|&sum| sum <= self.limit);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(_) => Ok(()),
+            Err(used) => Err(PieceLimit { pieces, used, limit: self.limit }),
+        }
+    }
+
+    pub(super) fn subtract(&self, pieces: u64) {
+        self.used.fetch_sub(pieces, Ordering::Relaxed);
+    }
+}
+
+/// There would be too many pieces.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PieceLimit {
+    pieces: u64,
+    used: u64,
+    limit: u64,
+}
+
+impl From<PieceLimit> for IovaMapError {
+    fn from(PieceLimit { pieces, used, limit }: PieceLimit) -> Self {
+        Self::PieceLimit { pieces, used, limit }
     }
 }
 

@@ -12,7 +12,7 @@ use prereg::{Access, AddressSpace, Errno, Holder, Iova, MapError, OutOfMemory, T
 use super::access::{Held, Part, Parts, Source};
 use super::backing::{Backing, LocalPiece, Supply};
 use super::error::{IovaAccessError, IovaMapError, SupplyError};
-use super::limits::{IovaLimits, Span};
+use super::limits::{IovaLimits, PieceCount, Span};
 use super::mapping::{Closing, Drained, Inside, LeadsTo, Mapping, MappingState};
 use super::on_demand::{OnDemand, Segment};
 use super::state::IovaState;
@@ -49,7 +49,8 @@ impl IovaMap {
     ) -> Result<Self, OutOfMemory> {
         let translator = Mutex::new(space.try_translator(holder)?);
         let live = RwLock::new(Live { mappings: BTreeMap::new(), bytes: 0, translator });
-        Ok(Self { limits, live, closing: Arc::new(Closing::new(drained)) })
+        let closing = Closing::new(drained, PieceCount::new(limits.pieces));
+        Ok(Self { limits, live, closing: Arc::new(closing) })
     }
 
     /// The limits it was made with.
@@ -62,8 +63,8 @@ impl IovaMap {
     /// can be at once.
     ///
     /// # Errors
-    /// [`IovaMapError`], in this order: the range itself, what is mapped there, the number of mappings, the memory. Nothing
-    /// is mapped or counted then.
+    /// [`IovaMapError`], in this order: the range itself, what is mapped there, the number of mappings, the number of pieces, the
+    /// memory. Nothing is mapped or counted then.
     pub fn map(&self, iova: Iova, bytes: u64, to: Backing, access: Access) -> Result<(), IovaMapError> {
         let span = self.span(iova, bytes)?;
         self.fits(&to, bytes)?;
@@ -80,17 +81,27 @@ impl IovaMap {
             Backing::Piece(piece) => Prepared::Piece(piece),
             Backing::Pieces(pieces) => Prepared::Pieces(pieces),
         };
+        // Kept until the lock is released: dropping a piece may unmap memory.
+        let memory;
+        let pieces = to.pieces();
         let mut live = self.write();
         live.admits(span, self.limits)?;
-        let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.closing.pieces.add(pieces)?;
         let leads_to = match to {
             Prepared::Whole(leads_to) => leads_to,
-            Prepared::Piece(LocalPiece { ua, bytes, owner }) => {
-                LeadsTo::Local(Units::one(translator, ua, bytes, owner)?)
+            to => {
+                memory = to;
+                let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
+                match Units::of(translator, memory.local(), &mut taken) {
+                    Ok(units) => LeadsTo::Local(units),
+                    Err(error) => {
+                        self.closing.pieces.subtract(pieces);
+                        return Err(error.into());
+                    }
+                }
             }
-            Prepared::Pieces(pieces) => LeadsTo::Local(Units::many(translator, pieces, &mut taken)?),
         };
-        let state = Arc::new(MappingState::new(span, access, leads_to, Arc::clone(&self.closing)));
+        let state = Arc::new(MappingState::new(span, access, leads_to, pieces, Arc::clone(&self.closing)));
         live.mappings.insert(span.first, Mapping { last: span.last, access, state });
         live.bytes += u128::from(span.bytes());
         Ok(())
@@ -249,9 +260,18 @@ impl IovaMap {
                 let missing = |segment: &Segment| table.get(segment.piece).is_none();
                 for Segment { piece, .. } in table.segments(offset, part.bytes).filter(missing) {
                     let (first, bytes) = table.extent(piece);
-                    let units = self.units(&*table.supply, Iova::new(mapping + first), first, bytes)?;
-                    // Another thread was faster: either's units are as good.
-                    drop(table.set(piece, units));
+                    let iova = Iova::new(mapping + first);
+                    let units = self.units(&*table.supply, iova, first, bytes)?;
+                    // The piece itself was counted when it was mapped, but not that its memory is in parts.
+                    let more = units.count().saturating_sub(1);
+                    let state = part.inside.state();
+                    let full =
+                        |_| IovaAccessError::Supply { iova, error: SupplyError { errno: Errno::ENOSPC } };
+                    state.add_pieces(more).map_err(full)?;
+                    if table.set(piece, units).is_err() {
+                        // Another thread was faster: either's units are as good.
+                        state.subtract_pieces(more);
+                    }
                 }
             }
             LeadsTo::Local(_) | LeadsTo::Remote => {}
@@ -276,13 +296,19 @@ impl IovaMap {
             }
             let mut taken = Vec::new();
             let live = self.read();
-            match Units::many(&mut live.translator(), pieces, &mut taken) {
+            match Units::of(&mut live.translator(), &pieces, &mut taken) {
                 Ok(units) => return Ok(units),
                 // What was registered may be given up by its owner again before it is counted here.
                 Err(error) if tries.next().is_none() => return Err(error.into()),
                 Err(_) => {}
             }
         }
+    }
+
+    /// From here on [`Held::is_revoked`] says that no memory is to be touched any more; what is mapped stays so. For when the
+    /// owner of the memory is not to see what its device does any more.
+    pub fn revoke(&self) {
+        self.closing.revoke();
     }
 
     fn explain(&self, refused: Refused, access: Access) -> IovaAccessError {
@@ -308,6 +334,7 @@ impl IovaMap {
         IovaState {
             mappings: live.mappings.len() as u64,
             bytes: live.bytes,
+            pieces: self.closing.pieces.used(),
             accesses: live.mappings.values().map(|mapping| mapping.state.inside()).sum(),
             closing: self.closing.states(),
         }
@@ -335,6 +362,25 @@ enum Prepared {
     Whole(LeadsTo),
     Piece(LocalPiece),
     Pieces(Vec<LocalPiece>),
+}
+
+impl Prepared {
+    /// The registered memory that it is.
+    fn local(&self) -> &[LocalPiece] {
+        match self {
+            Self::Whole(_) => &[],
+            Self::Piece(piece) => core::slice::from_ref(piece),
+            Self::Pieces(pieces) => pieces,
+        }
+    }
+
+    /// Pieces that are counted for it.
+    fn pieces(&self) -> u64 {
+        match self {
+            Self::Whole(leads_to) => leads_to.pieces(),
+            local => local.local().len() as u64,
+        }
+    }
 }
 
 /// What the start of a range lies in.

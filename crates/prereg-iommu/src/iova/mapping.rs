@@ -13,13 +13,13 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Closed, DrainResult, Iova, LeaveResult, RundownRef};
 
 use super::backing::Supply;
-use super::limits::Span;
+use super::limits::{PieceCount, PieceLimit, Span};
 use super::on_demand::OnDemand;
 use super::state::ClosingState;
 use super::units::Units;
@@ -48,12 +48,25 @@ pub(super) enum LeadsTo {
     Remote,
 }
 
+impl LeadsTo {
+    /// Pieces of memory that it needs room for: those it has, or will have as they are supplied.
+    pub(super) fn pieces(&self) -> u64 {
+        match self {
+            Self::Local(units) => units.count(),
+            Self::OnDemand(table) => table.pieces(),
+            Self::Supplied(_) | Self::Remote => 0,
+        }
+    }
+}
+
 /// What of a mapping is there until its last access has left.
 pub(super) struct MappingState {
     pub(super) span: Span,
     pub(super) access: Access,
     rundown: RundownRef,
     leads_to: Contents<LeadsTo>,
+    /// Pieces of memory that are counted for it.
+    pieces: AtomicU64,
     /// It was unmapped, and nobody is inside any more.
     done: AtomicBool,
     closing: Arc<Closing>,
@@ -64,11 +77,27 @@ pub(super) struct Closing {
     /// By their own addresses, which differ while they live.
     waiting: Mutex<BTreeMap<usize, Arc<MappingState>>>,
     drained: Arc<dyn Drained>,
+    /// Pieces that these and the live mappings lead to.
+    pub(super) pieces: PieceCount,
+    /// No access is to touch memory any more.
+    revoked: AtomicBool,
 }
 
 impl Closing {
-    pub(super) fn new(drained: Arc<dyn Drained>) -> Self {
-        Self { waiting: Mutex::new(BTreeMap::new()), drained }
+    pub(super) fn new(drained: Arc<dyn Drained>, pieces: PieceCount) -> Self {
+        let (waiting, revoked) = (Mutex::new(BTreeMap::new()), AtomicBool::new(false));
+        Self { waiting, drained, pieces, revoked }
+    }
+
+    pub(super) fn revoke(&self) {
+        // Release pairs with the Acquire in `is_revoked`: what the caller does after this is not seen by an access that finds
+        // it not revoked later.
+        self.revoked.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_revoked(&self) -> bool {
+        // Acquire pairs with the Release in `revoke`. An access that misses it comes before the call.
+        self.revoked.load(Ordering::Acquire)
     }
 
     // Every change is one insertion or removal, so a panic elsewhere leaves the list right.
@@ -89,13 +118,41 @@ impl Closing {
 }
 
 impl MappingState {
-    pub(super) fn new(span: Span, access: Access, leads_to: LeadsTo, closing: Arc<Closing>) -> Self {
+    /// A mapping for which `pieces` are counted.
+    pub(super) fn new(
+        span: Span,
+        access: Access,
+        leads_to: LeadsTo,
+        pieces: u64,
+        closing: Arc<Closing>,
+    ) -> Self {
         let leads_to = Contents::new(leads_to);
-        Self { span, access, rundown: RundownRef::new(), leads_to, done: AtomicBool::new(false), closing }
+        let (pieces, done) = (AtomicU64::new(pieces), AtomicBool::new(false));
+        Self { span, access, rundown: RundownRef::new(), leads_to, pieces, done, closing }
+    }
+
+    /// Counts pieces that the mapping leads to beyond those it was made with. The caller is inside the rundown ref.
+    pub(super) fn add_pieces(&self, pieces: u64) -> Result<(), PieceLimit> {
+        self.closing.pieces.add(pieces)?;
+        // Relaxed: whoever takes it in `finish` comes after the rundown ref was left.
+        self.pieces.fetch_add(pieces, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes back [`add_pieces`](Self::add_pieces).
+    pub(super) fn subtract_pieces(&self, pieces: u64) {
+        // Relaxed, as above.
+        self.pieces.fetch_sub(pieces, Ordering::Relaxed);
+        self.closing.pieces.subtract(pieces);
     }
 
     pub(super) fn iova(&self) -> Iova {
         Iova::new(self.span.first)
+    }
+
+    /// Whether no access is to touch memory any more.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.closing.is_revoked()
     }
 
     /// Accesses inside.
@@ -148,6 +205,8 @@ impl MappingState {
     /// Gives the units back, then says so.
     fn finish(self: &Arc<Self>, leads_to: Option<LeadsTo>) {
         drop(leads_to);
+        // Relaxed: those that changed it have left the rundown ref.
+        self.closing.pieces.subtract(self.pieces.load(Ordering::Relaxed));
         self.closing.waiting().remove(&Arc::as_ptr(self).addr());
         // Release pairs with `is_done`.
         self.done.store(true, Ordering::Release);

@@ -29,6 +29,8 @@ pub(super) struct OnDemand {
     /// Bytes of the first piece that lie before the mapping.
     skip: u64,
     bytes: u64,
+    /// How many there are.
+    pieces: u64,
     chunks: Box<[OnceLock<Chunk>]>,
 }
 
@@ -57,7 +59,12 @@ impl OnDemand {
             return Err(IovaMapError::PiecesTooLarge { skip, bytes, piece });
         }
         let chunks = (0..pieces.div_ceil(CHUNK)).map(|_| OnceLock::new()).collect();
-        Ok(Self { supply, piece, skip, bytes, chunks })
+        Ok(Self { supply, piece, skip, bytes, pieces, chunks })
+    }
+
+    /// How many pieces there are, supplied or not.
+    pub(super) fn pieces(&self) -> u64 {
+        self.pieces
     }
 
     /// The parts of `[offset, offset + bytes)`, which lies inside the mapping, by piece.
@@ -92,7 +99,7 @@ impl OnDemand {
     #[inline]
     pub(super) fn get(&self, piece: u64) -> Option<&Units> {
         let chunk = self.chunks.get(usize::try_from(piece / CHUNK).ok()?)?.get()?;
-        chunk[(piece % CHUNK) as usize].get()
+        chunk.get((piece % CHUNK) as usize)?.get()
     }
 
     /// Whether all of `[offset, offset + bytes)` was supplied.
@@ -103,10 +110,18 @@ impl OnDemand {
 
     /// Keeps the units of a piece. Units that another thread was faster with come back, to be dropped without a lock.
     pub(super) fn set(&self, piece: u64, units: Units) -> Result<(), Units> {
-        let chunk = self.chunks.get((piece / CHUNK) as usize);
-        let Some(chunk) = chunk else { return Err(units) };
-        let chunk = chunk.get_or_init(|| (0..CHUNK).map(|_| OnceLock::new()).collect());
-        chunk[(piece % CHUNK) as usize].set(units)
+        match self.slot(piece) {
+            Some(slot) => slot.set(units),
+            None => Err(units),
+        }
+    }
+
+    /// The slot of a piece. A chunk has no more slots than the mapping has pieces: many mappings have one.
+    fn slot(&self, piece: u64) -> Option<&OnceLock<Units>> {
+        let number = piece / CHUNK;
+        let chunk = self.chunks.get(usize::try_from(number).ok()?)?;
+        let length = CHUNK.min(self.pieces - number * CHUNK);
+        chunk.get_or_init(|| (0..length).map(|_| OnceLock::new()).collect()).get((piece % CHUNK) as usize)
     }
 }
 
@@ -160,6 +175,17 @@ mod tests {
         assert!(pieces(0, PIECES << 13).is_ok());
         assert!(matches!(pieces(0x1000, PIECES << 13), Err(IovaMapError::TooManyPieces { .. })));
         assert!(pieces(0x1000, u64::MAX).is_err());
+    }
+
+    #[test]
+    fn there_are_no_more_slots_than_pieces() {
+        for (count, slots) in [(1, 1), (CHUNK, CHUNK), (CHUNK + 3, CHUNK + 3)] {
+            let table = pieces(0, count << 13).unwrap();
+            assert!((0..count).all(|piece| table.slot(piece).is_some()));
+            assert!(table.slot(count).is_none());
+            let made: usize = table.chunks.iter().filter_map(OnceLock::get).map(|chunk| chunk.len()).sum();
+            assert_eq!(made as u64, slots);
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ pub struct IovaState {
     pub mappings: u64,
     /// Bytes they cover. At most 2^64, so it does not fit 64 bits.
     pub bytes: u128,
+    /// Pieces of registered memory that the mappings lead to, live or closing.
+    pub pieces: u64,
     /// Accesses under way in live mappings.
     pub accesses: u64,
     /// Mappings that were unmapped and wait for their accesses.

@@ -23,36 +23,31 @@ pub(super) enum Units {
 }
 
 impl Units {
-    /// One unit of the region that holds all of `[ua, ua + bytes)`.
-    pub(super) fn one(
+    /// A unit for each of `pieces`, one behind the other. The caller holds a lock, so nothing is dropped here: units taken
+    /// before one that cannot be had are left in `taken`.
+    pub(super) fn of(
         translator: &mut Translator,
-        ua: UserAddr,
-        bytes: u64,
-        owner: Option<Arc<Owner>>,
-    ) -> Result<Self, MapError> {
-        Ok(Self::One(Unit { mapping: translator.map_range(ua, bytes)?, owner }))
-    }
-
-    /// A unit for each of `pieces`. Those taken before one that cannot be had are left in `taken`, for the caller to drop
-    /// where no lock is held.
-    pub(super) fn many(
-        translator: &mut Translator,
-        pieces: Vec<LocalPiece>,
+        pieces: &[LocalPiece],
         taken: &mut Vec<(u64, Unit)>,
     ) -> Result<Self, MapError> {
+        if let [piece] = pieces {
+            return Ok(Self::One(Unit::of(translator, piece)?));
+        }
+        taken.reserve_exact(pieces.len());
         let mut offset = 0;
         for piece in pieces {
-            let mapping = translator.map_range(piece.ua, piece.bytes)?;
-            taken.push((offset, Unit { mapping, owner: piece.owner }));
+            taken.push((offset, Unit::of(translator, piece)?));
             offset += piece.bytes;
         }
-        Ok(match core::mem::take(taken) {
-            mut one if one.len() == 1 => match one.pop() {
-                Some((_, unit)) => Self::One(unit),
-                None => Self::Many(Box::default()),
-            },
-            many => Self::Many(many.into_boxed_slice()),
-        })
+        Ok(Self::Many(core::mem::take(taken).into_boxed_slice()))
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(units) => units.len() as u64,
+        }
     }
 
     /// The parts of `bytes` bytes from `offset` on, all inside: unit, user address, length.
@@ -78,6 +73,11 @@ impl Units {
 }
 
 impl Unit {
+    fn of(translator: &mut Translator, piece: &LocalPiece) -> Result<Self, MapError> {
+        let mapping = translator.map_range(piece.ua, piece.bytes)?;
+        Ok(Self { mapping, owner: piece.owner.clone() })
+    }
+
     pub(super) fn mapping(&self) -> &RangeMapping {
         &self.mapping
     }

@@ -32,7 +32,12 @@ impl Supply for Late {
 
 #[test]
 fn limits_are_those_it_was_made_with() {
-    let limits = IovaLimits { page: PageShift::K64, mappings: 5, aperture: (iova(16), Iova::new(0xff_ffff)) };
+    let limits = IovaLimits {
+        page: PageShift::K64,
+        mappings: 5,
+        pieces: 9,
+        aperture: (iova(16), Iova::new(0xff_ffff)),
+    };
     assert_eq!(World::with(limits).map.limits(), limits);
 }
 

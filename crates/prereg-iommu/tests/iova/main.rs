@@ -5,6 +5,7 @@ mod accesses;
 mod edges;
 mod limits;
 mod model;
+mod pieces;
 mod ranges;
 mod supplied;
 mod threads;

@@ -50,43 +50,21 @@ impl DataExtents {
         Ok(Self { source })
     }
 
-    /// The first byte from `from` on that has a page; `None` when there is none.
+    /// The first extent from `from` on in which every byte has a page, as its start and its end; `None` when there is none.
+    /// Takes as long as the kernel's walk to the end of the extent, so keep it while going through a file.
     ///
     /// # Errors
     /// [`SharedError::Os`].
-    pub fn next_data(&self, from: u64) -> Result<Option<u64>, SharedError> {
-        match &self.source {
-            Source::Full => Ok(Some(from)),
-            Source::Unknown => Ok(None),
-            Source::Seek(file) => found(syscalls::seek(file.as_fd(), SeekFrom::Data(from))),
-        }
-    }
-
-    /// Bytes of `[from, to)` that have pages, counted until there are `enough`.
-    ///
-    /// # Errors
-    /// [`SharedError::Os`].
-    pub fn bytes_within(&self, from: u64, to: u64, enough: u64) -> Result<u64, SharedError> {
+    pub fn next_data(&self, from: u64) -> Result<Option<(u64, u64)>, SharedError> {
         let file = match &self.source {
-            Source::Full => return Ok(to - from),
-            Source::Unknown => return Ok(0),
+            Source::Full => return Ok(Some((from, u64::MAX))),
+            Source::Unknown => return Ok(None),
             Source::Seek(file) => file.as_fd(),
         };
-        let (mut at, mut bytes) = (from, 0);
-        while at < to && bytes < enough {
-            let Some(data) = found(syscalls::seek(file, SeekFrom::Data(at)))?.filter(|data| *data < to)
-            else {
-                break;
-            };
-            // A file ends in a hole; one that was truncated in the meantime ends before `data`.
-            let hole = found(syscalls::seek(file, SeekFrom::Hole(data)))?.unwrap_or(data).min(to);
-            bytes += hole - data;
-            if hole <= at {
-                break;
-            }
-            at = hole;
-        }
-        Ok(bytes)
+        let Some(data) = found(syscalls::seek(file, SeekFrom::Data(from)))? else { return Ok(None) };
+        // A file ends in a hole; one that was truncated in the meantime ends before `data`.
+        let hole = found(syscalls::seek(file, SeekFrom::Hole(data)))?;
+        Ok(hole.filter(|hole| *hole > data).map(|hole| (data, hole)))
     }
 }
 

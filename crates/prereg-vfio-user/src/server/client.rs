@@ -112,6 +112,16 @@ impl Shared {
         }
     }
 
+    /// Ends the session: the client sees nothing any more of what its device does.
+    pub(crate) fn cut_off(&self) {
+        let space = lock(&self.seen).as_ref().map(|seen| seen.space.clone());
+        if let Some(space) = space {
+            space.cut_off();
+        }
+        self.conversation.stop();
+        self.release();
+    }
+
     /// Gives up memory that was unplugged from the guest.
     pub(crate) fn release_idle(&self) {
         let space = lock(&self.seen).as_ref().map(|seen| seen.space.clone());

@@ -178,25 +178,32 @@ impl Server {
         }
     }
 
-    /// Accepts nobody any more, removes the sockets, lets go of every client, and waits until their devices are quiet.
-    pub fn stop(self) {
-        self.end();
-    }
-
-    fn end(&self) {
-        let (sockets, clients, wake) = {
+    /// Accepts no client any more, removes the sockets and ends every session: from here on no client sees what its device
+    /// does, so what the caller has fail after this (pins that it cancels) is not told to a guest as an I/O error.
+    /// [`stop`](Self::stop) waits for the devices.
+    pub fn cut_off(&self) {
+        let (sockets, clients) = {
             let mut state = self.inner.lock();
             state.stopped = true;
             state.wake();
             self.inner.ended.notify_all();
             let clients: Vec<_> = state.clients.values().map(|client| client.shared.clone()).collect();
-            (std::mem::take(&mut state.sockets), clients, state.wake.take())
+            (std::mem::take(&mut state.sockets), clients)
         };
         sockets.iter().for_each(|(socket, _)| socket.remove());
         for client in clients {
-            client.conversation.stop();
-            client.release();
+            client.cut_off();
         }
+    }
+
+    /// As [`cut_off`](Self::cut_off), and waits until the devices are quiet.
+    pub fn stop(self) {
+        self.end();
+    }
+
+    fn end(&self) {
+        self.cut_off();
+        let wake = self.inner.lock().wake.take();
         let mut state = self.inner.lock();
         while !state.clients.is_empty() {
             state = self.inner.ended.wait(state).unwrap_or_else(PoisonError::into_inner);

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Condvar, Mutex};
 
-use prereg::{Access, AddressSpace, Errno, Granule};
+use prereg::{Access, AddressSpace, Errno, Granule, PinError, UserAddr};
 use prereg_linux::GuestMemory;
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
@@ -29,13 +29,14 @@ struct GateState {
     begun: u64,
     /// Pins up to this number wait.
     held: u64,
-    /// Pins from this number on fail, up to the other one.
+    /// Pins from this number on fail, up to the other one, and how.
     failing: (u64, u64),
+    failure: Option<PinError>,
 }
 
 impl Gate {
     /// Waits at the gate. Answers whether the pin may be made.
-    fn pass(&self) -> bool {
+    fn pass(&self) -> Result<(), PinError> {
         let mut state = self.state.lock().unwrap();
         state.begun += 1;
         let number = state.begun;
@@ -43,12 +44,18 @@ impl Gate {
         while number <= state.held {
             state = self.changed.wait(state).unwrap();
         }
-        !(state.failing.0..state.failing.1).contains(&number)
+        let fails = (state.failing.0..state.failing.1).contains(&number);
+        state.failure.filter(|_| fails).map_or(Ok(()), Err)
     }
 
     /// Lets the first pin wait.
     pub(crate) fn hold_first(&self) {
-        self.state.lock().unwrap().held = 1;
+        self.hold_up_to(1);
+    }
+
+    /// Lets pins up to this number wait.
+    fn hold_up_to(&self, number: u64) {
+        self.state.lock().unwrap().held = number;
     }
 
     pub(crate) fn hold_none(&self) {
@@ -56,8 +63,9 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn fail(&self, from: u64, to: u64) {
-        self.state.lock().unwrap().failing = (from, to);
+    fn fail(&self, from: u64, to: u64, failure: PinError) {
+        let mut state = self.state.lock().unwrap();
+        (state.failing, state.failure) = ((from, to), Some(failure));
     }
 
     /// Waits until so many pins were begun.
@@ -221,6 +229,37 @@ fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
 }
 
 #[test]
+fn a_client_that_is_cut_off_sees_nothing_of_a_cancelled_pin() {
+    let (host, gate, store) = world(MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE));
+    let (memory, fd) = filled(16, 0);
+    let client = Client::new(&store, 1);
+    client.map(0, 16, &fd, 0).unwrap();
+    store.wait_for_background();
+    // As a completion queue: held before the end, written after it.
+    let queue = client.hold(0, 1);
+    queue.write(0, &[1; 8]).unwrap();
+    gate.hold_up_to(2);
+    const CANCELLED: PinError =
+        PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "bringing it into memory" };
+    gate.fail(2, 3, CANCELLED);
+    std::thread::scope(|scope| {
+        let access = scope.spawn(|| client.dma.write(iova(8), &[2]));
+        gate.wait_begun(2);
+        client.space.cut_off();
+        gate.hold_none();
+        assert_eq!(access.join().unwrap(), Err(DmaError::Disconnected));
+    });
+    let gone = Err(DmaError::Disconnected);
+    assert_eq!((queue.write(0, &[3; 8]), queue.store_u64(8, 3), queue.store_u32(8, 3)), (gone, gone, gone));
+    assert_eq!(queue.load_u32(0), Err(DmaError::Disconnected));
+    let mut found = [0; 16];
+    memory.read(0, &mut found).unwrap();
+    assert_eq!(found, [1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    drop((queue, client, store));
+    host.assert_clean();
+}
+
+#[test]
 fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
     let Held { gate, store, fd, client, .. } = held(64);
     store.stop_background();
@@ -234,17 +273,18 @@ fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
 #[test]
 fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
     let (_host, gate, store) = world(POLICY);
-    // The second piece in the background, and the device's first try.
-    gate.fail(2, 3);
+    const BAD: PinError = PinError::Fault { ua: UserAddr::new(0), why: "of the test" };
+    // The second piece in the background, and the device's first tries.
+    gate.fail(2, 3, BAD);
     let (_memory, fd) = filled(16, 16);
     let client = Client::new(&store, 9);
     client.map(0, 16, &fd, 0).unwrap();
     store.wait_for_background();
     assert_eq!((gate.begun(), pinned(&store)), (4, 12));
-    gate.fail(5, 7);
+    gate.fail(5, 7, BAD);
     for _ in 0..2 {
         let error = client.dma.hold(iova(5), PAGE, Access::Read).map(drop).unwrap_err();
-        assert!(matches!(error, DmaError::Memory { errno: Errno::ENOMEM, .. }), "{error}");
+        assert!(matches!(error, DmaError::Memory { errno: Errno::EFAULT, .. }), "{error}");
     }
     client.dma.write(iova(9), b"fine").unwrap();
     let notes = store.take_notes();
@@ -255,6 +295,33 @@ fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
     assert_eq!(store.snapshot().failed_pins, 3);
     client.dma.write(iova(5), b"better").unwrap();
     assert_eq!((pinned(&store), client.space.snapshot().iova.accesses), (16, 0));
+}
+
+#[test]
+fn the_background_ends_at_the_first_piece_without_room_and_says_so_once() {
+    const FULL: PinError = PinError::NoSlot { need: 1, free: 0 };
+    const STOPPED: PinError =
+        PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "of the test" };
+    for failure in [PinError::OutOfMemory, FULL, STOPPED] {
+        let (host, gate, store) = world(POLICY);
+        gate.fail(2, 100, failure);
+        let (_memory, fd) = filled(64, 64);
+        let client = Client::new(&store, 9);
+        for at in [0, 100] {
+            client.map(at, 64, &fd, 0).unwrap();
+            store.wait_for_background();
+        }
+        assert_eq!((gate.begun(), pinned(&store)), (3, PIECE), "one try for each of the mappings");
+        let notes = store.take_notes();
+        let kinds = notes.iter().map(|note| (note.client, note.kind, note.error.errno())).collect::<Vec<_>>();
+        assert_eq!(kinds, [(9, NoteKind::BackgroundEnded, failure.errno())]);
+        assert_eq!(store.snapshot().failed_pins, 2);
+        gate.fail(0, 0, failure);
+        client.dma.write(iova(40), b"room again").unwrap();
+        assert_eq!(pinned(&store), 2 * PIECE);
+        drop((client, store));
+        host.assert_clean();
+    }
 }
 
 #[test]

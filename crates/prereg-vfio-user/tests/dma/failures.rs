@@ -11,7 +11,7 @@ use crate::world::{Client, PAGE, sealed};
 fn play(policy: MemoryPolicy, fail: u64) -> bool {
     let host = SimHost::new(Granule::K4);
     let store = Arc::new(MemoryStore::new(
-        AddressSpace::builder(everywhere(&host, || true)).build().unwrap(),
+        AddressSpace::builder(everywhere(&host, || Ok(()))).build().unwrap(),
         policy,
     ));
     let (_memory, fd) = sealed(32);

@@ -7,8 +7,8 @@ use prereg_sim::SimHost;
 
 pub(crate) struct Hooked<P> {
     pub(crate) pins: P,
-    /// Called before each pin, without a lock: `false` refuses it. May block.
-    pub(crate) admits: Box<dyn Fn(UserRange) -> bool + Send + Sync>,
+    /// Called before each pin, without a lock: an error refuses it. May block.
+    pub(crate) admits: Box<dyn Fn(UserRange) -> Result<(), PinError> + Send + Sync>,
     /// Called after each pin, without a lock.
     pub(crate) pinned: Box<dyn Fn() + Send + Sync>,
     /// Called before each unpin.
@@ -21,7 +21,7 @@ impl<P> Hooked<P> {
     pub(crate) fn new(pins: P) -> Self {
         Self {
             pins,
-            admits: Box::new(|_| true),
+            admits: Box::new(|_| Ok(())),
             pinned: Box::new(|| ()),
             unpins: Box::new(|| ()),
             unpinned: Box::new(|_| ()),
@@ -32,15 +32,13 @@ impl<P> Hooked<P> {
 /// A pretended host on which every address is memory; `admits` is called before each pin.
 pub(crate) fn everywhere(
     host: &SimHost,
-    admits: impl Fn() -> bool + Send + Sync + 'static,
+    admits: impl Fn() -> Result<(), PinError> + Send + Sync + 'static,
 ) -> Hooked<SimHost> {
     let (before, after) = (host.clone(), host.clone());
     let admits = move |range: UserRange| {
-        let is_admitted = admits();
-        if is_admitted {
-            before.memory(range.first().raw(), range.bytes());
-        }
-        is_admitted
+        admits()?;
+        before.memory(range.first().raw(), range.bytes());
+        Ok(())
     };
     let unpinned = move |range: UserRange| after.unmap(range.first().raw(), range.bytes());
     Hooked { admits: Box::new(admits), unpinned: Box::new(unpinned), ..Hooked::new(host.clone()) }
@@ -59,9 +57,7 @@ unsafe impl<P: Pin> Pin for Hooked<P> {
         self.pins.address_kind()
     }
     fn pin(&self, range: UserRange, pages: &mut PageSink<'_>) -> Result<PinId, PinError> {
-        if !(self.admits)(range) {
-            return Err(PinError::OutOfMemory);
-        }
+        (self.admits)(range)?;
         let pin = self.pins.pin(range, pages)?;
         (self.pinned)();
         Ok(pin)

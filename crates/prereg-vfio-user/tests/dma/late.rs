@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use prereg::{AddressSpace, Errno, Granule};
+use prereg::{AddressSpace, Errno, Granule, PinError};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 
@@ -80,7 +80,7 @@ fn what_a_failed_call_registered_stays_for_those_that_map_it_already() {
         if is_second {
             device.lock().unwrap().as_ref().unwrap().map(0, 4, &memory, 0).unwrap();
         }
-        !is_second
+        if is_second { Err(PinError::OutOfMemory) } else { Ok(()) }
     };
     let space = AddressSpace::builder(everywhere(&host, admits)).build().unwrap();
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_extent(4 * PAGE)));

@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use prereg::{AddressSpace, AddressSpaceBuilder, Errno, Granule};
-use prereg_linux::MemlockAccount;
+use prereg_iommu::iova::IovaMapError;
+use prereg_linux::{GuestMemory, MemlockAccount};
 use prereg_sim::SimHost;
-use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore};
+use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
 
+use crate::background::{filled, world};
 use crate::hole::punch;
 use crate::hooked::{Hooked, everywhere};
-use crate::world::{Client, PAGE, iova, pinned, pins, sealed, store};
+use crate::world::{Client, PAGE, another, iova, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
@@ -62,8 +64,86 @@ fn one_client_has_a_bound_of_its_own() {
     assert_eq!(error.errno(), Errno::ENOMEM);
     two.map(0, 1, &second, 0).unwrap();
     assert_eq!(pinned(&store), 11);
-    // What is registered already costs nothing more to have, but it counts.
+    // What is registered already costs nothing more in all, but it counts for each client that has it.
+    let shared = MapMemoryError::Quota { bytes: 5 * PAGE, left: 4 * PAGE };
+    assert_eq!(one.map(1, 1, &second, 0), Err(shared));
+    assert_eq!((pinned(&store), one.space.snapshot().files), (11, 1));
+    one.unmap(0, 1);
     one.map(1, 1, &second, 0).unwrap();
+    assert_eq!(pinned(&store), 5, "what the client had of other files made room");
+}
+
+#[test]
+fn memory_that_another_client_had_charged_counts_whenever_it_is_mapped() {
+    for policy in [MemoryPolicy::BACKGROUND, MemoryPolicy::EAGER, MemoryPolicy::FIRST_USE] {
+        let (_host, _gate, store) = world(policy.with_extent(2 * PAGE).with_client_bytes(8 * PAGE));
+        let ((_a, large), (_b, small)) = (filled(8, 8), filled(2, 2));
+        let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+        two.map(0, 8, &large, 0).unwrap();
+        // At first use memory stays as long as an access holds it, and is released for others after that.
+        let held = two.hold(0, 8);
+        store.wait_for_background();
+        one.map(0, 2, &small, 0).unwrap();
+        let own = one.hold(0, 2);
+        // Registered, so it needs no charge: refused for the client's own limit all the same.
+        let refused = one.map(10, 2, &large, 0).unwrap_err();
+        assert_eq!(refused, MapMemoryError::Quota { bytes: 8 * PAGE, left: 6 * PAGE }, "{policy:?}");
+        let state = store.snapshot();
+        assert_eq!((state.refused_maps, state.space.pinned_pages), (1, 10));
+        drop(own);
+        one.unmap(0, 2);
+        one.map(10, 2, &large, 0).unwrap();
+        assert_eq!(pinned(&store), 8);
+        drop(held);
+    }
+}
+
+#[test]
+fn memory_that_was_released_all_over_a_file_is_registered_again_in_few_mappings() {
+    const PIECES: u64 = 1000;
+    let (host, _gate, store) = world(MemoryPolicy::EAGER.with_extent(PAGE).with_total_bytes(PIECES * PAGE));
+    let ((_a, fd), (_b, other)) = (sealed(PIECES), sealed(PIECES / 2));
+    let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
+    for page in 0..PIECES {
+        one.map(page, 1, &fd, page).unwrap();
+    }
+    for _ in 0..3 {
+        for page in (0..PIECES).step_by(2) {
+            one.unmap(page, 1);
+        }
+        two.map(0, PIECES / 2, &other, 0).unwrap();
+        two.unmap(0, PIECES / 2);
+        for page in (0..PIECES).step_by(2) {
+            one.map(page, 1, &fd, page).unwrap();
+        }
+    }
+    assert_eq!(pinned(&store), PIECES);
+    drop((one, two, store));
+    host.assert_clean();
+}
+
+#[test]
+fn maps_of_the_same_memory_over_and_over_run_into_a_bound_and_are_counted() {
+    const PAGES: u64 = 4096;
+    let (_host, _gate, store) = world(MemoryPolicy::EAGER.with_extent(PAGE));
+    let (_memory, fd) = sealed(PAGES);
+    let client = Client::new(&store, 1);
+    let mut mapped = 0;
+    let refused = loop {
+        match client.map(mapped * PAGES, PAGES, &fd, 0) {
+            Ok(()) => mapped += 1,
+            Err(error) => break error,
+        }
+    };
+    let used = mapped * PAGES;
+    assert_eq!(mapped, (1 << 18) / PAGES);
+    let full = IovaMapError::PieceLimit { pieces: PAGES, used, limit: 1 << 18 };
+    assert_eq!((refused, refused.errno()), (MapMemoryError::Map(full), Errno::ENOSPC));
+    assert_eq!((store.snapshot().refused_maps, client.space.snapshot().iova.pieces), (1, used));
+    let kinds: Vec<_> = store.take_notes().iter().map(|note| note.kind).collect();
+    assert_eq!(kinds, [NoteKind::MapRefused]);
+    client.unmap(0, PAGES);
+    client.map(0, PAGES, &fd, 0).unwrap();
 }
 
 #[test]
@@ -104,23 +184,32 @@ fn files_that_were_unplugged_do_not_pile_up() {
 
 #[test]
 fn a_file_full_of_holes_runs_into_a_bound_and_not_the_process() {
-    let Some(store) = store(MemoryPolicy::EAGER) else { return };
-    let (_memory, fd) = sealed(900);
+    /// Fragments that a client may have.
+    const MOST: u64 = 1024;
+    let Some(store) = store(MemoryPolicy::EAGER.with_extent(2 * PAGE)) else { return };
+    let memory = GuestMemory::memfd("full of holes", 2 * (MOST + 9) * PAGE).unwrap();
+    let fd = another(&memory.descriptor().unwrap());
     let client = Client::new(&store, 1);
-    client.map(5000, 900, &fd, 0).unwrap();
     let mut refused = 0;
-    for page in (0..900).step_by(2) {
+    for piece in 0..MOST + 9 {
+        let page = 2 * piece;
+        // The other half of the piece stays mapped until the half that was punched is registered again.
+        client.map(100_000 + page, 2, &fd, page).unwrap();
         punch(fd.as_fd(), page * PAGE, PAGE);
         match client.map(page, 1, &fd, page) {
-            Ok(()) => {}
+            Ok(()) => assert_eq!(refused, 0),
             Err(error) => {
                 assert_eq!((error, error.errno()), (MapMemoryError::TooScattered, Errno::ENOSPC));
                 refused += 1;
             }
         }
+        client.unmap(100_000 + page, 2);
     }
-    assert!(refused > 0 && refused < 450, "{refused} refused");
-    drop(client);
+    assert_eq!((refused, store.snapshot().refused_maps, pinned(&store)), (9, 9, MOST));
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let own = maps.lines().filter(|line| line.contains("full of holes")).count();
+    assert!(own <= 1 + 2 * 2, "{own}: the guest's, and two for each of two bases");
+    drop((client, memory));
     assert_eq!(pinned(&store), 0);
 }
 
@@ -205,7 +294,7 @@ fn other_clients_map_while_memory_is_unpinned_to_make_room() {
         map_other.send(()).unwrap();
         answered.lock().unwrap().push(was_mapped.recv_timeout(PATIENCE));
     };
-    let pins = Hooked { unpins: Box::new(unpins), ..everywhere(&host, || true) };
+    let pins = Hooked { unpins: Box::new(unpins), ..everywhere(&host, || Ok(())) };
     let space = AddressSpace::builder(pins).build().unwrap();
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER.with_total_bytes(10 * PAGE)));
     let ((_a, idle), (_b, wanted), (_c, small)) = (sealed(6), sealed(8), sealed(1));

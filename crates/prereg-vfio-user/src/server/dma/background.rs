@@ -1,12 +1,14 @@
 //! Threads that pin promised memory after its DMA_MAP was answered.
 //!
-//! A job is one mapping. The threads take turns: one piece of a job, then the next job, so a large guest does not keep a small
-//! one waiting. A job holds its mapping weakly: an unmap, a reset of the map or a disconnect ends it at the next piece.
-//! Only what has pages is pinned: a piece of which less than half has pages waits for a device to reach it, because pinning
-//! fills it. A piece that a device reaches first is pinned by the device's own thread and is found registered here.
+//! A job is one mapping. The clients take turns, and a client's jobs among themselves: one piece of a job, then the next
+//! client's, so neither a large guest nor one with many mappings keeps another one waiting. A job holds its mapping weakly: an
+//! unmap, a reset of the map or a disconnect ends it at the next piece. Only what has pages is pinned: a piece of which less than
+//! half has pages waits for a device to reach it, because pinning fills it. A piece that a device reaches first is pinned by the
+//! device's own thread and is found registered here.
 //!
 //! Nothing depends on these threads: a thread that cannot be started, or a piece that cannot be pinned here, leaves the work
-//! to the first access.
+//! to the first access. A job ends at the first piece for which there is no room (ENOMEM, ENOSPC) or whose pin was cancelled
+//! (EINTR), because the next one would fare no better.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -15,7 +17,7 @@ use std::thread::{self, JoinHandle};
 
 /// Threads at most: the kernel zeroes pages on all of them.
 const THREADS: usize = 4;
-/// Queue entries at which those of gone mappings are looked for first.
+/// Jobs of a client at which those of gone mappings are looked for first.
 const PRUNE: usize = 1024;
 
 /// The threads and their queue.
@@ -36,15 +38,57 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct State {
-    jobs: VecDeque<Box<dyn Job>>,
+    /// Clients with jobs, in the order of their turns.
+    clients: VecDeque<ClientJobs>,
     /// Jobs that a thread has in hand.
     busy: usize,
-    prune_at: usize,
     stopped: bool,
+}
+
+/// The jobs of one client, in the order of their turns: never none.
+#[derive(Debug)]
+struct ClientJobs {
+    client: u64,
+    jobs: VecDeque<Box<dyn Job>>,
+    prune_at: usize,
+}
+
+impl State {
+    /// Queues a job behind the others of its client, and the client behind the others if it has none.
+    fn add(&mut self, job: Box<dyn Job>) {
+        let client = job.client();
+        let Some(of_client) = self.clients.iter_mut().find(|jobs| jobs.client == client) else {
+            self.clients.push_back(ClientJobs { client, jobs: VecDeque::from([job]), prune_at: PRUNE });
+            return;
+        };
+        // Mappings that come and go faster than they are pinned do not pile up.
+        if of_client.jobs.len() >= of_client.prune_at {
+            of_client.jobs.retain(|job| job.is_wanted());
+            of_client.prune_at = PRUNE.max(2 * of_client.jobs.len());
+        }
+        of_client.jobs.push_back(job);
+    }
+
+    /// Takes out the next job of the client whose turn it is.
+    fn take(&mut self) -> Option<Box<dyn Job>> {
+        let mut of_client = self.clients.pop_front()?;
+        let job = of_client.jobs.pop_front();
+        if !of_client.jobs.is_empty() {
+            self.clients.push_back(of_client);
+        }
+        job
+    }
+
+    fn jobs(&self) -> usize {
+        self.clients.iter().map(|of_client| of_client.jobs.len()).sum()
+    }
 }
 
 /// What is left to do for one mapping.
 pub(super) trait Job: Send + fmt::Debug {
+    /// The number of the client whose mapping it is.
+    fn client(&self) -> u64;
+
     /// Whether the mapping is still there.
     fn is_wanted(&self) -> bool;
 
@@ -66,12 +110,7 @@ impl Background {
         if state.stopped {
             return;
         }
-        // Mappings that come and go faster than they are pinned do not pile up.
-        if state.jobs.len() >= state.prune_at.max(PRUNE) {
-            state.jobs.retain(|job| job.is_wanted());
-            state.prune_at = 2 * state.jobs.len();
-        }
-        state.jobs.push_back(job);
+        state.add(job);
         drop(state);
         self.queue.work.notify_one();
     }
@@ -79,7 +118,7 @@ impl Background {
     /// Waits until no mapping has anything left to be pinned in the background.
     pub(super) fn wait(&self) {
         let mut state = self.queue.state();
-        while !state.stopped && (state.busy > 0 || !state.jobs.is_empty()) {
+        while !state.stopped && (state.busy > 0 || !state.clients.is_empty()) {
             state = self.queue.idle.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -87,16 +126,16 @@ impl Background {
     /// Mappings that are not done.
     pub(super) fn jobs(&self) -> u64 {
         let state = self.queue.state();
-        (state.jobs.len() + state.busy) as u64
+        (state.jobs() + state.busy) as u64
     }
 
     /// Starts no piece any more.
     pub(super) fn stop(&self) {
         let mut state = self.queue.state();
         state.stopped = true;
-        let jobs = std::mem::take(&mut state.jobs);
+        let clients = std::mem::take(&mut state.clients);
         drop(state);
-        drop(jobs);
+        drop(clients);
         self.queue.work.notify_all();
         self.queue.idle.notify_all();
     }
@@ -128,7 +167,7 @@ impl Queue {
             if state.stopped {
                 return;
             }
-            let Some(job) = state.jobs.pop_front() else {
+            let Some(job) = state.take() else {
                 if state.busy == 0 {
                     self.idle.notify_all();
                 }
@@ -140,8 +179,9 @@ impl Queue {
             let rest = job.pin_next();
             state = self.state();
             state.busy -= 1;
-            if !state.stopped {
-                state.jobs.extend(rest);
+            match rest {
+                Some(rest) if !state.stopped => state.add(rest),
+                _ => {}
             }
         }
     }
@@ -157,5 +197,62 @@ impl Drop for Background {
                 let _ = thread.join();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many pieces of a client's mapping.
+    #[derive(Debug)]
+    struct Pieces {
+        client: u64,
+        left: u32,
+    }
+
+    impl Job for Pieces {
+        fn client(&self) -> u64 {
+            self.client
+        }
+        fn is_wanted(&self) -> bool {
+            self.left > 0
+        }
+        fn pin_next(mut self: Box<Self>) -> Option<Box<dyn Job>> {
+            self.left -= 1;
+            (self.left > 0).then_some(self as Box<dyn Job>)
+        }
+    }
+
+    #[test]
+    fn clients_take_turns_however_many_mappings_each_has() {
+        let mut state = State::default();
+        let mut add = |client, left| state.add(Box::new(Pieces { client, left }));
+        for _ in 0..50 {
+            add(1, 2);
+        }
+        add(2, 4);
+        add(3, 1);
+        assert_eq!(state.jobs(), 52);
+        let mut turns = Vec::new();
+        while let Some(job) = state.take() {
+            turns.push(job.client());
+            if let Some(rest) = job.pin_next() {
+                state.add(rest);
+            }
+        }
+        assert_eq!(turns[..9], [1, 2, 3, 1, 2, 1, 2, 1, 2]);
+        assert_eq!((turns.len(), state.jobs()), (100 + 4 + 1, 0));
+        assert!(turns[9..].iter().all(|&client| client == 1));
+    }
+
+    #[test]
+    fn jobs_of_gone_mappings_are_dropped_before_they_pile_up() {
+        let mut state = State::default();
+        state.add(Box::new(Pieces { client: 2, left: 1 }));
+        for _ in 0..100_000 {
+            state.add(Box::new(Pieces { client: 1, left: 0 }));
+        }
+        assert!(state.jobs() <= 2 * PRUNE, "{}", state.jobs());
     }
 }

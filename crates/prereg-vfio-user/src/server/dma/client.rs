@@ -8,6 +8,7 @@ use prereg::{Access, Errno, Holder};
 use prereg_linux::{FileIdentity, FileStat, SharedError};
 
 use super::error::MapMemoryError;
+use super::extents::Room;
 use super::file::{File, Order, Promise};
 use super::notes::{MemoryNote, NoteKind};
 use super::store::MemoryStore;
@@ -21,14 +22,16 @@ pub(super) struct Client {
     named: Mutex<Option<Vec<Arc<File>>>>,
     /// Those that nothing mapped when idle ones were looked for last.
     idle: Mutex<Vec<FileIdentity>>,
-    /// A map was refused for want of room; a pin failed. Each is noted once.
-    noted: [AtomicBool; 2],
+    /// By [`NoteKind`]: each is noted once.
+    noted: [AtomicBool; 3],
 }
 
 /// Files that one client may hand over at a time.
 const FILES: usize = 128;
 /// Stretches of files that are mapped for one client at most; each is two mappings of this process, which has 65,530.
 const BASES: usize = 384;
+/// Extents that are fragments of pieces, for one client at most: each is a region, and a slot for fixed buffers.
+const FRAGMENTS: usize = 1024;
 /// Files that nothing maps any more and that stay registered all the same: a guest without a driver has none mapped either.
 const IDLE_FILES: usize = 4;
 
@@ -190,21 +193,20 @@ impl Client {
         };
         // `None` when the client is gone.
         let files = self.named().clone().ok_or(MapMemoryError::Disconnected)?;
-        let bases: usize = files.iter().filter_map(|file| file.lock()).map(|file| file.bases()).sum();
-        drop(files);
-        let order = Order {
-            length,
-            extent: store.policy().piece(length),
-            bases: BASES.saturating_sub(bases),
-            holder: self.holder,
-        };
+        let mut room = Room { bases: BASES, fragments: FRAGMENTS };
+        for file in files {
+            let Some(used) = file.lock().map(|extending| extending.scatter()) else { continue };
+            room.bases = room.bases.saturating_sub(used.bases);
+            room.fragments = room.fragments.saturating_sub(used.fragments);
+        }
+        let order = Order { length, extent: store.policy().piece(length), room, holder: self.holder };
         file.register((first, end), order, store.registrar(), || store.release_unmapped(false))?.keep();
         Ok(promise)
     }
 
-    /// A map was refused: noted once a client, if it was for want of room.
+    /// A map was refused: counted, and noted once a client, if it was for want of room.
     pub(super) fn map_refused(&self, error: &MapMemoryError) {
-        if error.errno() == Errno::ENOMEM {
+        if matches!(error.errno(), Errno::ENOMEM | Errno::ENOSPC) {
             self.store.registrar().counts.refused_maps.add();
             self.note(NoteKind::MapRefused, error);
         }
@@ -216,6 +218,17 @@ impl Client {
             self.store.registrar().counts.failed_pins.add();
             self.note(NoteKind::PinFailed, error);
         }
+    }
+
+    /// The background ended its work for a mapping early: noted once a client.
+    pub(super) fn background_ended(&self, error: &MapMemoryError) {
+        self.store.registrar().counts.failed_pins.add();
+        self.note(NoteKind::BackgroundEnded, error);
+    }
+
+    /// Its number.
+    pub(super) fn number(&self) -> u64 {
+        self.holder.container
     }
 
     fn note(&self, kind: NoteKind, error: &MapMemoryError) {

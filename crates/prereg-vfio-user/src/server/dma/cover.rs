@@ -78,9 +78,13 @@ impl Cover {
         hit
     }
 
-    /// `extent` shows nowhere any more.
-    pub(super) fn hide(&mut self, extent: u64) {
-        self.shown.retain(|_, (_, shown)| *shown != extent);
+    /// `extent`, which showed nothing outside of `[first, end)`, shows nowhere any more.
+    pub(super) fn hide(&mut self, extent: u64, first: u64, end: u64) {
+        let shown = self.shown.range(first..end).filter(|(_, (_, shown))| *shown == extent);
+        let gone: Vec<u64> = shown.map(|(&from, _)| from).collect();
+        for from in gone {
+            self.shown.remove(&from);
+        }
     }
 
     /// Everything that shows, in order.
@@ -143,7 +147,10 @@ mod tests {
                     }
                     _ => {
                         if let Some(extent) = model[first as usize] {
-                            cover.hide(extent);
+                            let shows = |page: &Option<u64>| *page == Some(extent);
+                            let from = model.iter().position(shows).map_or(0, |page| page as u64);
+                            let to = model.iter().rposition(shows).map_or(0, |page| page as u64 + 1);
+                            cover.hide(extent, from, to);
                             for page in &mut model {
                                 if *page == Some(extent) {
                                     *page = None;

@@ -123,20 +123,24 @@ pub enum MapMemoryError {
     },
     /// More than one client may have registered. ENOMEM.
     #[error(
-        "{bytes:#x} bytes of memory are needed for a client that may have {left:#x} more; raise the limit for a client"
+        "{bytes:#x} bytes of memory of one file are needed for a client that may have {left:#x} beside its other files; raise \
+         the limit for a client"
     )]
     Quota {
-        /// Bytes that would have to be registered.
+        /// Bytes of the file that would count for the client, those included that are registered or promised already, for
+        /// whichever client.
         bytes: u64,
-        /// Bytes that the client may still have.
+        /// Bytes that the client may have beside its other files.
         left: u64,
     },
     /// More files than one client may hand over. ENOSPC.
     #[error("the client handed over {0} files already")]
     TooManyFiles(usize),
-    /// Memory that would take more mappings of this process than one client may have: holes were punched into it all over.
-    /// ENOSPC.
-    #[error("the client's files are in too many pieces, because holes were punched into them all over")]
+    /// Memory that would take more regions, or mappings of this process, than one client may have: holes were punched into it
+    /// all over. ENOSPC.
+    #[error(
+        "the client's files are in too many fragments, because holes were punched into them all over; unmap them whole"
+    )]
     TooScattered,
     /// The client is gone. ENXIO.
     #[error("the client is gone")]

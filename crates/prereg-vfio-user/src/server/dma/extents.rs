@@ -1,6 +1,7 @@
 //! The registered pieces of one file, and which of them serves which part of it.
 //!
-//! An extent is registered memory: a part of a base, which is one stretch of the file mapped into this process. Where extents
+//! An extent is registered memory: a part of a base, which is one stretch of the file mapped into this process (16 GiB, or the
+//! whole of a shorter file), so that what is released and registered again all over a file takes one base more. Where extents
 //! were found stale, newer ones show instead, at other addresses: the addresses of a base are registered once and never again,
 //! because a region that still drains would be found there. An old extent stays, with what it still shows, as long as
 //! something maps it; then it goes, and with it the pages that belong to nobody.
@@ -38,6 +39,10 @@ pub(super) struct Extents {
     doubted: Cover,
     /// Stretches that mappings were promised.
     promised: Promises,
+    /// What is charged, if nothing changed since it was last asked for: an IOMMU's maps of registered memory ask each time.
+    charged: Option<u64>,
+    /// Extents, pinned or being pinned, that are fragments of a piece.
+    fragments: usize,
     next: u64,
     /// The file's last change when every page that shows was found to be the file's.
     proven: Option<ChangeTime>,
@@ -54,6 +59,7 @@ struct Extent {
     first: u64,
     memory: Arc<SharedMemory>,
     registration: Registration,
+    is_fragment: bool,
     /// It holds pages that are not the file's any more.
     stale: bool,
 }
@@ -80,7 +86,21 @@ pub(super) struct Reserved {
     base: u64,
     first: u64,
     end: u64,
+    is_fragment: bool,
 }
+
+/// What a file has that is bounded for a client, or what a client may still have.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// Mapped stretches, each of which is two mappings of this process.
+    pub(super) bases: usize,
+    /// Extents that are not whole pieces, because pages were taken out of a piece or the file grew.
+    pub(super) fragments: usize,
+}
+
+/// Bytes of a file that a base has, aligned to as many, unless an extent is larger: a large file does not take up the
+/// addresses of this process each time that a small part of it is registered anew.
+const BASE_BYTES: u64 = 16 << 30;
 
 /// What is to be done next so that a range shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,6 +133,8 @@ impl Extents {
             pinning: Cover::default(),
             doubted: Cover::default(),
             promised: Promises::default(),
+            charged: None,
+            fragments: 0,
             next: 0,
             proven: None,
             asked: 0,
@@ -152,9 +174,9 @@ impl Extents {
         Some(LocalPiece { ua, bytes: part.end - part.first, owner: Some(owner) })
     }
 
-    /// Bases, each of which is two mappings of the process.
-    pub(super) fn bases(&self) -> usize {
-        self.bases.len()
+    /// The bases and fragments that it has.
+    pub(super) fn scatter(&self) -> Room {
+        Room { bases: self.bases.len(), fragments: self.fragments }
     }
 
     /// Extents, those that are stale, and bytes registered.
@@ -165,9 +187,14 @@ impl Extents {
     }
 
     /// Bytes that are charged for this file: registered, being pinned, or promised.
-    pub(super) fn charged_bytes(&self) -> u64 {
+    pub(super) fn charged_bytes(&mut self) -> u64 {
+        if let Some(charged) = self.charged {
+            return charged;
+        }
         let (_, _, registered) = self.totals();
-        registered + self.promised_bytes()
+        let charged = registered + self.promised_bytes();
+        self.charged = Some(charged);
+        charged
     }
 
     /// Bytes that are charged and not registered (yet).
@@ -199,10 +226,12 @@ impl Extents {
     /// A mapping is to have `[first, end)`: it stays charged, and is not released for others, until
     /// [`forget_promise`](Self::forget_promise).
     pub(super) fn promise(&mut self, first: u64, end: u64) {
+        self.charged = None;
         self.promised.add(first, end);
     }
 
     pub(super) fn forget_promise(&mut self, first: u64, end: u64) {
+        self.charged = None;
         self.promised.remove(first, end);
     }
 
@@ -287,16 +316,22 @@ impl Extents {
 
     // ---- registering -----------------------------------------------------------------------------------------------
 
-    /// Reserves `[first, end)`, which is [`missing`](Self::missing), for the caller to pin its memory, which is at addresses that
-    /// were never registered; `map` maps more of the file, from its first argument up to its second. Then comes either
-    /// [`add`](Self::add) or [`unreserve`](Self::unreserve).
+    /// Reserves `[first, end)`, which is [`missing`](Self::missing) with the same `whole` and `extent`, for the caller to pin its
+    /// memory, which is at addresses that were never registered; `map` maps more of the file, from its first argument up to its
+    /// second. Then comes either [`add`](Self::add) or [`unreserve`](Self::unreserve).
     pub(super) fn reserve(
         &mut self,
-        first: u64,
-        end: u64,
+        (first, end): (u64, u64),
         whole: u64,
+        extent: Option<u64>,
+        room: Room,
         map: impl FnOnce(u64, u64) -> Result<SharedMemory, MapMemoryError>,
     ) -> Result<(Reserved, SharedMemory), MapMemoryError> {
+        let piece = extent.map_or((0, whole), |extent| self.piece_around(first, extent));
+        let is_fragment = (first, end) != (piece.0, piece.1.min(whole));
+        if is_fragment && room.fragments == 0 {
+            return Err(MapMemoryError::TooScattered);
+        }
         let fits = |base: &Base| {
             let from = base.memory.file_offset();
             let inside = from <= first && end <= from + base.memory.bytes();
@@ -304,9 +339,10 @@ impl Extents {
         };
         let number = match self.bases.iter().find(|(_, base)| fits(base)) {
             Some((&number, _)) => number,
+            None if room.bases == 0 => return Err(MapMemoryError::TooScattered),
             None => {
-                let (from, to) = self.cover.gap_around(first, whole);
-                let memory = map(from, to.max(end))?;
+                let from = first - first % BASE_BYTES;
+                let memory = map(from, from.saturating_add(BASE_BYTES).min(whole).max(end))?;
                 let number = self.number();
                 self.bases.insert(number, Base { memory, used: Cover::default(), extents: 0 });
                 number
@@ -319,14 +355,18 @@ impl Extents {
         base.used.show(first, end, number);
         base.extents += 1;
         self.pinning.show(first, end, number);
-        Ok((Reserved { base: number, first, end }, part))
+        self.fragments += usize::from(is_fragment);
+        self.charged = None;
+        Ok((Reserved { base: number, first, end, is_fragment }, part))
     }
 
     /// What was reserved could not be pinned. Nothing was registered at its addresses, so they can be used again.
     pub(super) fn unreserve(&mut self, reserved: Reserved) {
-        let Reserved { base, first, end } = reserved;
+        let Reserved { base, first, end, is_fragment } = reserved;
         self.pinning.cut(first, end);
         self.doubted.cut(first, end);
+        self.fragments -= usize::from(is_fragment);
+        self.charged = None;
         if let Some(base) = self.bases.get_mut(&base) {
             base.used.cut(first, end);
         }
@@ -342,11 +382,13 @@ impl Extents {
         registrar: &Registrar,
     ) -> (u64, bool) {
         let number = self.number();
-        let Reserved { base, first, end } = reserved;
+        let Reserved { base, first, end, is_fragment } = reserved;
         self.pinning.cut(first, end);
         self.cover.show(first, end, number);
+        self.charged = None;
         let memory = Arc::new(memory);
-        self.extents.insert(number, Extent { base, first, memory, registration, stale: false });
+        let extent = Extent { base, first, memory, registration, is_fragment, stale: false };
+        self.extents.insert(number, extent);
         // A pin writes to pages for the first time, which is a change too.
         self.proven = None;
         // Only what was doubted is asked about: where the answer is always that it is stale, asking about every new extent would
@@ -392,7 +434,9 @@ impl Extents {
     /// goes.
     fn remove(&mut self, number: u64, registrar: &Registrar) -> Option<Registration> {
         let extent = self.extents.remove(&number)?;
-        self.cover.hide(number);
+        self.cover.hide(number, extent.first, extent.first + extent.memory.bytes());
+        self.charged = None;
+        self.fragments -= usize::from(extent.is_fragment);
         if extent.stale {
             registrar.counts.waiting.take();
         }
@@ -475,6 +519,7 @@ impl Extents {
     /// What shows in `[first, end)` is stale.
     fn cut_stale(&mut self, first: u64, end: u64, registrar: &Registrar) {
         registrar.counts.stale.add();
+        self.charged = None;
         for shown in self.cover.cut(first, end) {
             if let Some(extent) = self.extents.get_mut(&shown.extent).filter(|extent| !extent.stale) {
                 extent.stale = true;

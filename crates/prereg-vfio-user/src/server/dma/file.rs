@@ -12,7 +12,7 @@ use prereg_iommu::iova::LocalPiece;
 use prereg_linux::{DataExtents, FileIdentity, FileStat, SharedError, SharedFile};
 
 use super::error::MapMemoryError;
-use super::extents::{Extents, Missing, Reserved};
+use super::extents::{Extents, Missing, Reserved, Room};
 use super::registrar::Registrar;
 use super::state::FileState;
 
@@ -46,8 +46,8 @@ pub(super) struct Order {
     pub(super) length: u64,
     /// The size of a piece; `None` for as much as can be.
     pub(super) extent: Option<u64>,
-    /// Mapped stretches of files that the client may still have.
-    pub(super) bases: usize,
+    /// What the client may still have.
+    pub(super) room: Room,
     pub(super) holder: Holder,
 }
 
@@ -121,10 +121,14 @@ impl File {
         }
     }
 
-    /// Bytes that are charged for it, and how many of them nothing maps.
-    pub(super) fn charged_and_spare_bytes(&self) -> (u64, u64) {
-        let extents = self.extents();
-        (extents.charged_bytes(), extents.spare_bytes())
+    /// Bytes that are charged for it.
+    pub(super) fn charged_bytes(&self) -> u64 {
+        self.extents().charged_bytes()
+    }
+
+    /// Those of them that nothing maps.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        self.extents().spare_bytes()
     }
 
     /// Whether pages are registered that are not the file's any more.
@@ -187,12 +191,8 @@ impl File {
                 }
             }
         };
-        let (reserved, memory) = extents.reserve(from, to, whole, |from, to| {
-            if order.bases == 0 {
-                return Err(MapMemoryError::TooScattered);
-            }
-            Ok(self.shared.map(from, to - from)?)
-        })?;
+        let map = |from, to| Ok(self.shared.map(from, to - from)?);
+        let (reserved, memory) = extents.reserve((from, to), whole, order.extent, order.room, map)?;
         drop(extents);
         let reservation = Reservation { file: self, reserved: Some(reserved) };
         let mut registered = registrar.space.register_for(&memory, order.holder);
@@ -340,8 +340,9 @@ impl Extending<'_> {
         self.extents.release_unmapped(only_stale, registrar)
     }
 
-    pub(super) fn bases(&self) -> usize {
-        self.extents.bases()
+    /// The bases and fragments that it has.
+    pub(super) fn scatter(&self) -> Room {
+        self.extents.scatter()
     }
 
     /// Whether something maps any of it, or is about to.

@@ -37,10 +37,10 @@ impl DmaBus {
         self.connected.load(Ordering::Acquire)
     }
 
-    /// Accesses fail from here on. `true` the first time.
-    pub(super) fn disconnect(&self) -> bool {
-        // AcqRel: what follows the first call, or another's call, comes after.
-        self.connected.swap(false, Ordering::AcqRel)
+    /// New accesses fail from here on.
+    pub(super) fn disconnect(&self) {
+        // Release pairs with the Acquire in `is_connected`.
+        self.connected.store(false, Ordering::Release);
     }
 }
 
@@ -109,7 +109,7 @@ impl Dma {
 }
 
 /// Memory held for an access: pinned at its addresses, and its unmap not answered, until this is dropped. Any thread may use
-/// it, and drop it.
+/// it, and drop it. Once the client is cut off, copies and numbers fail with [`DmaError::Disconnected`].
 #[must_use = "the memory is held only while this lives"]
 pub struct Hold {
     held: Held,
@@ -296,6 +296,9 @@ impl Hold {
     }
 
     fn allows(&self, access: Access) -> Result<(), DmaError> {
+        if self.held.is_revoked() {
+            return Err(DmaError::Disconnected);
+        }
         let allowed = self.access.bits() & access.bits() == access.bits();
         if allowed { Ok(()) } else { Err(DmaError::Protected { iova: self.iova }) }
     }

@@ -1,4 +1,4 @@
-//! Notes about clients' memory, for the log: refused maps and failed pins, once a client and kind.
+//! Notes about clients' memory, for the log: refused maps, failed pins and pinning that ended early, once a client and kind.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
@@ -9,10 +9,12 @@ use super::error::MapMemoryError;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum NoteKind {
-    /// A DMA_MAP was refused because there was no room for its memory.
+    /// A DMA_MAP was refused because there was no room for its memory, or for one more mapping, file or piece of it.
     MapRefused,
     /// Memory that was mapped could not be pinned: the device's accesses to it fail.
     PinFailed,
+    /// There was no room to pin more of a mapping in the background: the rest of it is tried again when a device reaches it.
+    BackgroundEnded,
 }
 
 /// The first thing of a kind that happened to a client. Later ones are only counted.

@@ -66,7 +66,7 @@ impl MemoryPolicy {
     /// The size of a piece of a file of `length` bytes.
     ///
     /// A host's limit is at most 4096 pieces: large enough that the tables stay small, small enough that pinning one takes
-    /// milliseconds. A file is at most 2^20 pieces, whatever the policy says.
+    /// milliseconds. A file is at most 2^16 pieces, whatever the policy says.
     pub(super) fn piece(&self, length: u64) -> Option<u64> {
         const UNLIMITED: u64 = 16 << 20;
         const SMALLEST: u64 = 2 << 20;
@@ -79,7 +79,7 @@ impl MemoryPolicy {
             }),
         };
         let piece = piece.max(1).checked_next_power_of_two().unwrap_or(1 << 63);
-        Some(piece.max((length >> 20).checked_next_power_of_two().unwrap_or(1 << 63)))
+        Some(piece.max(length.div_ceil(1 << 16).checked_next_power_of_two().unwrap_or(1 << 63)))
     }
 }
 
@@ -97,6 +97,8 @@ mod tests {
         assert_eq!(MemoryPolicy::EAGER.piece(1 << 30), None);
         assert_eq!(MemoryPolicy::FIRST_USE.with_extent(3 << 20).piece(0), Some(4 << 20));
         let largest = MemoryPolicy::BACKGROUND.piece(i64::MAX as u64);
-        assert!(largest.is_some_and(|piece| i64::MAX as u64 / piece <= 1 << 20));
+        assert!(largest.is_some_and(|piece| (i64::MAX as u64).div_ceil(piece) <= 1 << 16));
+        assert_eq!(MemoryPolicy::BACKGROUND.piece(1 << 40), Some(16 << 20));
+        assert_eq!(MemoryPolicy::BACKGROUND.with_extent(2 << 20).piece(1 << 40), Some(16 << 20));
     }
 }

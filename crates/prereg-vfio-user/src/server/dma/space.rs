@@ -80,12 +80,11 @@ impl DmaSpace {
         if !self.bus.is_connected() {
             return Err(MapMemoryError::Disconnected);
         }
-        match memory {
-            None => self.bus.map.map(iova, bytes, Backing::Remote, access)?,
-            Some((fd, offset)) => {
-                self.map_descriptor(iova, bytes, access, fd, offset)?;
-            }
-        }
+        let mapped = match memory {
+            None => self.bus.map.map(iova, bytes, Backing::Remote, access).map_err(MapMemoryError::from),
+            Some((fd, offset)) => self.map_descriptor(iova, bytes, access, fd, offset),
+        };
+        mapped.inspect_err(|error| self.client.map_refused(error))?;
         // Relaxed: a number for reports.
         self.maps.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -107,11 +106,8 @@ impl DmaSpace {
             }
         };
         let mapped = self.map_file(iova, bytes, access, &named, offset);
-        if let Err(error) = &mapped {
-            if named.is_new {
-                self.client.unname(&named.file);
-            }
-            self.client.map_refused(error);
+        if mapped.is_err() && named.is_new {
+            self.client.unname(&named.file);
         }
         mapped
     }
@@ -140,16 +136,16 @@ impl DmaSpace {
         let end = self.end_of(offset, bytes, facts)?;
         let mut extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
         let stale = extending.freshen(offset, end, facts, registrar)?;
-        let when = store.policy().when;
-        if when != RegisterWhen::FirstUse && extending.covers(offset, end) {
-            registrar.counts.shared.add();
-            self.map_pieces(iova, bytes, access, &extending, (offset, end))?;
-            drop(extending);
-            release(stale);
-            return Ok(());
-        }
         drop(extending);
         release(stale);
+        store.admit_shared(|| self.client.charged_files(), file)?;
+        let when = store.policy().when;
+        let extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
+        if when != RegisterWhen::FirstUse && extending.covers(offset, end) {
+            registrar.counts.shared.add();
+            return Ok(self.map_pieces(iova, bytes, access, &extending, (offset, end))?);
+        }
+        drop(extending);
         // A range that is not to be had costs no pin and no charge.
         self.bus.map.admits(iova, bytes)?;
         match when {
@@ -256,15 +252,21 @@ impl DmaSpace {
         self.client.release_idle();
     }
 
+    /// Copies and numbers of the device fail from here on, also in memory that it holds: the client sees nothing any more of
+    /// what its device does, whatever comes of it. I/O by fixed buffers that was begun goes on.
+    pub fn cut_off(&self) {
+        self.bus.disconnect();
+        self.bus.map.revoke();
+    }
+
     /// The client is gone: what the device asks for fails from here on, its mappings go as its accesses leave, and so do
     /// the registrations that no other client shares.
     pub fn disconnect(&self) {
-        if self.bus.disconnect() {
-            // Whoever waits for it is gone.
-            let _ = self.bus.map.unmap_all();
-            self.client.disconnect();
-            self.client.store().sweep();
-        }
+        self.bus.disconnect();
+        // Whoever waits for it is gone.
+        let _ = self.bus.map.unmap_all();
+        self.client.disconnect();
+        self.client.store().sweep();
     }
 
     /// What the device sees.

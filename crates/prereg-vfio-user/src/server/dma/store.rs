@@ -51,11 +51,11 @@ impl Refused {
         files: Vec<Arc<File>>,
         error: impl FnOnce(u64) -> MapMemoryError,
     ) -> Option<Self> {
-        let charges = files.iter().map(|file| file.charged_and_spare_bytes());
-        let (used, spare) = charges.fold((0, 0), |(used, spare), (more, of_it)| (used + more, spare + of_it));
+        let used: u64 = files.iter().map(|file| file.charged_bytes()).sum();
         if used.saturating_add(bytes) <= limit {
             return None;
         }
+        let spare = files.iter().map(|file| file.spare_bytes()).sum();
         let is_enough = used.saturating_sub(spare).saturating_add(bytes) <= limit;
         Some(Self { error: error(used), relief: if is_enough { files } else { Vec::new() } })
     }
@@ -147,9 +147,11 @@ impl MemoryStore {
             let (from, to) = extending.around(first, end, whole, policy.piece(length));
             let bytes = extending.uncharged_bytes(from, to);
             // What is charged already has room, unless pages were taken out: those stay charged beside the new ones.
-            let has_room = bytes == 0 && !extending.has_stale();
+            let is_charged = bytes == 0 && !extending.has_stale();
             drop(extending);
-            let refused = if has_room { None } else { self.has_no_room(&client_files, bytes) };
+            let refused = self
+                .over_client_limit(&client_files, file, bytes)
+                .or_else(|| if is_charged { None } else { self.over_total_limit(bytes) });
             let Some(Refused { error, relief }) = refused else { return Ok(file.promise(from, to)) };
             let gone = if reliefs > 0 { self.take_unmapped(&relief, false) } else { Vec::new() };
             // Unpinning takes long, and other clients wait for the admission.
@@ -168,7 +170,25 @@ impl MemoryStore {
         client_files: impl Fn() -> Vec<Arc<File>>,
         file: &File,
     ) -> Result<(), MapMemoryError> {
-        let refused = || if file.has_stale() { self.has_no_room(&client_files, 0) } else { None };
+        self.admit(|| {
+            let refused =
+                || self.over_client_limit(&client_files, file, 0).or_else(|| self.over_total_limit(0));
+            if file.has_stale() { refused() } else { None }
+        })
+    }
+
+    /// Looks whether a client may have what is charged for its files, `file` among them: other clients may have had it charged.
+    /// No file may be locked.
+    pub(super) fn admit_shared(
+        &self,
+        client_files: impl Fn() -> Vec<Arc<File>>,
+        file: &File,
+    ) -> Result<(), MapMemoryError> {
+        self.admit(|| self.over_client_limit(&client_files, file, 0))
+    }
+
+    /// Looks twice whether there is room, the second time after unmapped memory was released.
+    fn admit(&self, refused: impl Fn() -> Option<Refused>) -> Result<(), MapMemoryError> {
         let Some(Refused { error, relief }) = refused() else { return Ok(()) };
         if !self.release(self.take_unmapped(&relief, false)) {
             return Err(error);
@@ -176,19 +196,26 @@ impl MemoryStore {
         refused().map_or(Ok(()), |refused| Err(refused.error))
     }
 
-    /// Why `bytes` more cannot be charged, or none if there is too much already.
-    fn has_no_room(&self, client_files: impl Fn() -> Vec<Arc<File>>, bytes: u64) -> Option<Refused> {
-        let policy = self.policy();
-        if let Some(limit) = policy.client_bytes {
-            let refused = Refused::over(limit, bytes, client_files(), |used| MapMemoryError::Quota {
-                bytes,
-                left: limit.saturating_sub(used),
-            });
-            if refused.is_some() {
-                return refused;
+    /// Why `bytes` more of `file` cannot be charged to a client. A file counts whole for each client that names it.
+    fn over_client_limit(
+        &self,
+        client_files: impl Fn() -> Vec<Arc<File>>,
+        file: &File,
+        bytes: u64,
+    ) -> Option<Refused> {
+        let limit = self.policy().client_bytes?;
+        Refused::over(limit, bytes, client_files(), |used| {
+            let of_it = file.charged_bytes();
+            MapMemoryError::Quota {
+                bytes: of_it + bytes,
+                left: limit.saturating_add(of_it).saturating_sub(used),
             }
-        }
-        let limit = policy.total_bytes?;
+        })
+    }
+
+    /// Why `bytes` more cannot be charged in all.
+    fn over_total_limit(&self, bytes: u64) -> Option<Refused> {
+        let limit = self.policy().total_bytes?;
         let files = self.files().values().map(|named| Arc::clone(&named.file)).collect();
         Refused::over(limit, bytes, files, |used| MapMemoryError::Limit { bytes, used, limit })
     }
