@@ -111,7 +111,6 @@ fn the_kernels_number_comes_through() {
     assert!(matches!(refused, Err(VfioError::IommuDmaUnmap(error)) if error.errno() == 4));
     assert_eq!(world.host.pinned_pages(), 1, "the device may still reach it");
     *world.inner.refuse.lock().unwrap() = 0;
-    assert!(matches!(world.vfio.vfio_dma_unmap(0, 2 * PAGE), Err(VfioError::InvalidDmaUnmapSize)));
     world.vfio.vfio_dma_unmap(0, PAGE).unwrap();
 }
 
