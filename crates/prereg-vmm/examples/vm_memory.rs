@@ -62,7 +62,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
 
     let before = pinned();
     let mut ram = RegisteredRam::register(&space, &guest, Holder::default())?;
-    println!("pinned {} KiB for {} regions", pinned() - before, ram.regions().count());
+    println!("pinned {} KiB for {} regions", pinned() - before, ram.regions().len());
 
     // What the guest's driver does: fills memory, maps it page by page for the device, writes descriptors.
     let shared = Arc::new(ram);
