@@ -24,12 +24,19 @@ use super::ram::RegisteredRam;
 
 /// An I/O virtual address space that is updated and invalidated as an IOTLB is, over a guest's registered memory.
 pub struct PinnedIotlb {
-    /// By first address. They never overlap.
-    entries: RwLock<BTreeMap<u64, Entry>>,
+    table: RwLock<Table>,
     limit: usize,
     ram: Arc<RegisteredRam>,
     translator: Mutex<Translator>,
     drained: Arc<dyn Drained>,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By first address. They never overlap.
+    entries: BTreeMap<u64, Entry>,
+    /// The uses of entries that are gone while translations through them are in use, with the addresses of the entry.
+    closing: Vec<(u64, u64, Arc<Uses>)>,
 }
 
 struct Entry {
@@ -37,8 +44,6 @@ struct Entry {
     gpa: u64,
     access: Permissions,
     uses: Arc<Uses>,
-    /// Of the entries that this one was cut out of, those with translations that may reach its bytes.
-    earlier: Vec<Arc<Uses>>,
 }
 
 /// The translations that were made through an entry.
@@ -122,8 +127,8 @@ impl Uses {
 }
 
 impl Invalidation {
-    /// Whether no translation made before reaches the invalidated addresses any more. One that was made through the same
-    /// entry counts, whichever part of it it uses.
+    /// Whether no translation made before reaches the invalidated addresses any more, the ones of earlier mappings included.
+    /// One that was made through an entry counts for all addresses of that.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.waiting.iter().all(|uses| uses.is_done())
@@ -161,7 +166,7 @@ impl PinnedIotlb {
         drained: Arc<dyn Drained>,
     ) -> Result<Self, OutOfMemory> {
         let translator = Mutex::new(space.try_translator(holder)?);
-        Ok(Self { entries: RwLock::default(), limit, ram, translator, drained })
+        Ok(Self { table: RwLock::default(), limit, ram, translator, drained })
     }
 
     /// Maps `bytes` bytes at `iova` to the guest addresses from `to` on, instead of what was mapped there: a
@@ -180,7 +185,8 @@ impl PinnedIotlb {
         let more = bytes.checked_sub(1).ok_or_else(range)?;
         let last = iova.0.checked_add(more).ok_or_else(range)?;
         to.0.checked_add(more).ok_or_else(range)?;
-        let mut entries = self.write();
+        let mut table = self.write();
+        let entries = &table.entries;
         if entries.get(&iova.0).is_some_and(|old| (old.last, old.gpa, old.access) == (last, to.0, access)) {
             return Ok(Invalidation::default());
         }
@@ -188,9 +194,8 @@ impl PinnedIotlb {
             return Err(IotlbUpdateError::Limit { limit: self.limit });
         }
         // One entry of the limit is for the new one.
-        let invalidation = self.cut(&mut entries, iova.0, last, self.limit.saturating_sub(1));
-        let entry = Entry { last, gpa: to.0, access, uses: self.uses(), earlier: Vec::new() };
-        entries.insert(iova.0, entry);
+        let invalidation = self.cut(&mut table, iova.0, last, self.limit.saturating_sub(1));
+        table.entries.insert(iova.0, Entry { last, gpa: to.0, access, uses: self.uses() });
         Ok(invalidation)
     }
 
@@ -220,16 +225,16 @@ impl PinnedIotlb {
     /// How many entries there are.
     #[must_use]
     pub fn entries(&self) -> usize {
-        self.read().len()
+        self.read().entries.len()
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u64, Entry>> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // Nothing that changes entries can panic half way.
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u64, Entry>> {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner)
+    // Nothing that changes the table can panic half way.
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn uses(&self) -> Arc<Uses> {
@@ -238,30 +243,28 @@ impl PinnedIotlb {
 
     /// Takes everything in `[first, last]` out; what reaches out of it becomes entries of its own, behind it as long as there
     /// are fewer than `limit`.
-    fn cut(&self, entries: &mut BTreeMap<u64, Entry>, first: u64, last: u64, limit: usize) -> Invalidation {
-        let mut invalidation = Invalidation::default();
+    fn cut(&self, table: &mut Table, first: u64, last: u64, limit: usize) -> Invalidation {
+        let Table { entries, closing } = table;
         let before = entries.range(..first).next_back().filter(|(_, entry)| entry.last >= first);
         let from = before.map_or(first, |(&start, _)| start);
         let keys: Vec<u64> = entries.range(from..=last).map(|(&start, _)| start).collect();
+        closing.retain(|(_, _, uses)| !uses.is_done());
         for start in keys {
             let Some(entry) = entries.remove(&start) else { continue };
-            let mut earlier: Vec<_> = entry.earlier.into_iter().filter(|uses| !uses.is_done()).collect();
-            if let Drain::Waiting(_) = entry.uses.gate.close_and_drain() {
-                earlier.push(entry.uses);
-            }
-            let part = |gpa, last| {
-                let (access, earlier) = (entry.access, earlier.clone());
-                Entry { last, gpa, access, uses: self.uses(), earlier }
-            };
+            let part = |gpa, last| Entry { last, gpa, access: entry.access, uses: self.uses() };
             if start < first {
                 entries.insert(start, part(entry.gpa, first - 1));
             }
             if entry.last > last && entries.len() < limit {
                 entries.insert(last + 1, part(entry.gpa + (last + 1 - start), entry.last));
             }
-            invalidation.waiting.append(&mut earlier);
+            if let Drain::Waiting(_) = entry.uses.gate.close_and_drain() {
+                closing.push((start, entry.last, entry.uses));
+            }
         }
-        invalidation
+        let meets = |&&(start, end, _): &&(u64, u64, Arc<Uses>)| start <= last && end >= first;
+        let waiting = closing.iter().filter(meets).map(|(_, _, uses)| Arc::clone(uses)).collect();
+        Invalidation { waiting }
     }
 
     /// Enters the translation of `[iova, iova + bytes)` into `translation` and holds the RAM that it leads to.
@@ -273,10 +276,10 @@ impl PinnedIotlb {
         access: Permissions,
     ) -> Result<(), String> {
         let mut targets = Vec::new();
-        let entries = self.read();
+        let table = self.read();
         let (mut at, mut left) = (iova, bytes);
         while left > 0 {
-            let (start, entry) = match entries.range(..=at).next_back() {
+            let (start, entry) = match table.entries.range(..=at).next_back() {
                 Some((start, entry)) if entry.last >= at => (*start, entry),
                 _ => return Err(format!("nothing is mapped at {at:#x}")),
             };
@@ -290,7 +293,7 @@ impl PinnedIotlb {
             // Past the last address only when nothing is left.
             (at, left) = (at.wrapping_add(length), left - length);
         }
-        drop(entries);
+        drop(table);
         for (iova, gpa, bytes) in targets {
             enter(&mut translation.iotlb, iova, gpa, bytes, access)?;
             let mut translator = self.translator.lock().unwrap_or_else(PoisonError::into_inner);
