@@ -124,6 +124,9 @@ const DATA: u64 = 0x10_0000;
 /// The device finds the guest's page at `gpa` here.
 const IOVA: u64 = 0x8000_0000;
 
+/// A request that a driver gets wrong: a name, type, sector and buffers, and the status it is answered with.
+type Mistake<'a> = (&'a str, u32, u64, &'a [Buffer], Option<u8>);
+
 /// The guest's driver.
 struct Driver {
     guest: GuestMemoryMmap,
@@ -233,7 +236,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     println!("the disk calls itself {}", String::from_utf8_lossy(&name));
 
     // What a driver may get wrong: each is answered, and nothing is written past it.
-    let refused: [(&str, u32, u64, &[Buffer], Option<u8>); 8] = [
+    let mistakes: [Mistake<'_>; 8] = [
         ("an unknown request", 77, 0, &[ANSWER], Some(UNSUPPORTED)),
         ("a sector past the end", OUT, 64, &[(IOVA + DATA, one, false), ANSWER], Some(IO_ERROR)),
         ("the last sector of all", IN, u64::MAX, &[(IOVA + DATA, one, true), ANSWER], Some(IO_ERROR)),
@@ -243,7 +246,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         ("a target that is read-only", IN, 0, &[(IOVA + DATA + 3 * PAGE, one, true), ANSWER], None),
         ("no status byte", OUT, 0, &[(IOVA + DATA, one, false)], None),
     ];
-    for (what, kind, sector, buffers, status) in refused {
+    for (what, kind, sector, buffers, status) in mistakes {
         let (answer, _) = driver.run((&mut disk, &memory), kind, sector, buffers)?;
         assert_eq!(answer, status, "{what}");
         println!("{what}: status {answer:?}");

@@ -385,10 +385,14 @@ impl Table {
     /// Whether nothing is mapped in `[first, last]`.
     #[inline]
     fn admits(&self, first: u64, last: u64) -> Result<(), DmaMapError> {
+        // Behind all mappings, which is where most are made, there is nothing to search.
+        if self.mappings.last_key_value().is_none_or(|(_, entry)| entry.mapping.last() < first) {
+            return Ok(());
+        }
         // The last one that begins in the range or before it is the only one that can be in the way.
         match self.mappings.range(..=last).next_back().map(|(_, entry)| entry.mapping) {
-            Some(DmaMapping { iova, bytes, .. }) if iova.raw() + (bytes - 1) >= first => {
-                Err(DmaMapError::Exists { iova, bytes })
+            Some(mapping) if mapping.last() >= first => {
+                Err(DmaMapError::Exists { iova: mapping.iova, bytes: mapping.bytes })
             }
             _ => Ok(()),
         }

@@ -390,7 +390,7 @@ fn a_mapping_may_cover_several_registrations_and_the_gaps_between_them() {
     assert_eq!(world.host.pinned_pages(), 4, "the other mapping needs it");
     world.unmap(8 * PAGE, 4).unwrap();
     assert_eq!(world.host.pinned_pages(), 0);
-    // Two registrations of the VMM that touch, and a page that nobody registered.
+    // Two registrations of the VMM that touch, and a page that is not registered.
     let (one, two) = (world.register(0, 2), world.register(2, 2));
     world.map(0, RAM, 5).unwrap();
     assert_eq!(world.host.pinned_pages(), 5);

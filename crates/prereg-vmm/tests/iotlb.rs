@@ -58,7 +58,8 @@ impl World {
     }
 
     fn iommu(&self) -> PinnedIommu {
-        PinnedIommu::new(&self.space, Arc::clone(&self.ram), IovaLimits::default(), Holder::default()).unwrap()
+        PinnedIommu::new(&self.space, Arc::clone(&self.ram), IovaLimits::default(), Holder::default())
+            .unwrap()
     }
 
     /// The guest's memory with another region in it.
@@ -128,7 +129,10 @@ fn identity_over_holes_and_a_devices_memory_is_fine() {
     assert_eq!(world.guest.read_obj::<u8>(gpa(0x10_0000)).unwrap(), 7);
     // Translated, and the VMM's own error for what is not memory.
     assert!(memory.iommu().translate(gpa(0x8000), 8, Permissions::Read).is_ok());
-    assert!(matches!(memory.read_obj::<u8>(gpa(0x8000)), Err(vm_memory::GuestMemoryError::InvalidGuestAddress(_))));
+    assert!(matches!(
+        memory.read_obj::<u8>(gpa(0x8000)),
+        Err(vm_memory::GuestMemoryError::InvalidGuestAddress(_))
+    ));
     assert!(memory.read_obj::<u64>(gpa(0x3ffc)).is_err());
 }
 
@@ -205,12 +209,7 @@ enum Step {
 }
 
 fn permissions() -> impl Strategy<Value = Permissions> {
-    prop::sample::select(vec![
-        Permissions::No,
-        Permissions::Read,
-        Permissions::Write,
-        Permissions::ReadWrite,
-    ])
+    prop::sample::select(vec![Permissions::No, Permissions::Read, Permissions::Write, Permissions::ReadWrite])
 }
 
 fn step() -> impl Strategy<Value = Step> {

@@ -52,7 +52,7 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> HeldMemory<'m, M, I> {
         iova: GuestAddress,
         count: usize,
         access: Permissions,
-    ) -> Result<Vec<Result<VolatileSlice<'a, BS<'a, BitmapOf<M>>>>>> {
+    ) -> Result<HeldSlices<'a, BS<'a, BitmapOf<M>>>> {
         let memory: &'m IommuMemory<M, I> = self.memory;
         let mut translation = memory.iommu().translate(iova, count, access).map_err(Error::IommuError)?;
         let backend = self.memory.get_backend();
@@ -68,12 +68,12 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> HeldMemory<'m, M, I> {
                 let failed = slice.is_err();
                 slices.push(slice);
                 if failed {
-                    return Ok(slices);
+                    return Ok(HeldSlices(slices.into_iter()));
                 }
             }
         }
         self.held.lock().unwrap_or_else(PoisonError::into_inner).push(translation);
-        Ok(slices)
+        Ok(HeldSlices(slices.into_iter()))
     }
 }
 
@@ -98,12 +98,10 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> GuestMemory for HeldMemory<'m, M, I> {
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        let slices: Vec<Result<VolatileSlice<'a, BS<'a, Self::Bitmap>>>> = if self.memory.get_iommu_enabled()
-        {
-            self.translate(addr, count, access)?
-        } else {
-            self.memory.get_backend().get_slices(addr, count).collect()
-        };
+        if self.memory.get_iommu_enabled() {
+            return self.translate(addr, count, access);
+        }
+        let slices: Vec<_> = self.memory.get_backend().get_slices(addr, count).collect();
         Ok(HeldSlices(slices.into_iter()))
     }
 
