@@ -15,7 +15,9 @@
 
 mod attached;
 mod container;
+mod dma_mapping;
 mod error;
+mod mapping_table;
 #[cfg(feature = "openvmm")]
 pub mod openvmm;
 mod persistent_mappings;
@@ -27,8 +29,9 @@ pub mod vm_memory;
 
 pub use attached::Attached;
 pub use container::DmaContainer;
+pub use dma_mapping::{DmaMapping, MappedMemory, MemoryKind};
 pub use error::DmaMapError;
-pub use persistent_mappings::{DmaMapping, MappedMemory, MappingsState, MemoryKind, PersistentMappings};
+pub use persistent_mappings::{MappingsState, PersistentMappings};
 
 /// The guide to moving a VMM: its code is compiled with this crate's tests.
 #[cfg(all(doctest, feature = "vm-memory", feature = "vfio-ioctls", feature = "openvmm"))]

@@ -12,8 +12,9 @@ use prereg::{Access, AddressSpace, Errno, Holder, HolderKind, Iova, OutOfMemory,
 
 use crate::attached::Attached;
 use crate::container::DmaContainer;
+use crate::dma_mapping::MemoryKind;
 use crate::error::DmaMapError;
-use crate::persistent_mappings::{MemoryKind, PersistentMappings};
+use crate::persistent_mappings::PersistentMappings;
 
 /// The kind of memory in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]

@@ -12,56 +12,17 @@
 //! Memory that is registered already is only counted. Memory that is not is registered by its first mapping and unregistered
 //! after its last.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, AddressSpace, Errno, Holder, Iova, OutOfMemory, RegisterError, Translator, UserAddr};
 
 use crate::container::DmaContainer;
+use crate::dma_mapping::{DmaMapping, MappedMemory, MemoryKind};
 use crate::error::DmaMapError;
+use crate::mapping_table::{Entry, MappingTable};
 use crate::pins::{OwnRegions, Parts, Pins};
-
-/// What a caller knows of the memory it maps.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum MemoryKind {
-    /// RAM, which is pinned. Only for [`Access::Read`] may it be memory that cannot be pinned, read-only memory for one: the
-    /// container then pins it by itself.
-    Ram,
-    /// A device's own memory (a BAR), which is never pinned: passed to the container as it is.
-    Device,
-    /// Not known. Pinned if it can be; else passed to the container as it is, for reading if it refuses writes with EFAULT.
-    Unknown,
-}
-
-/// Where the memory of a mapping is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum MappedMemory {
-    /// At an address of this process.
-    Address(UserAddr),
-    /// In a file, from this offset on.
-    File {
-        /// The offset.
-        offset: u64,
-    },
-}
-
-/// A mapping, as plain data.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct DmaMapping {
-    /// Where the device finds it.
-    pub iova: Iova,
-    /// The length.
-    pub bytes: u64,
-    /// The memory.
-    pub memory: MappedMemory,
-    /// What the device may do.
-    pub access: Access,
-    /// Whether the address space holds all of it pinned.
-    pub pinned: bool,
-}
 
 /// The mappings of a device address space, as plain data.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -84,20 +45,11 @@ pub struct PersistentMappings {
 }
 
 struct Table {
-    /// By first address. They never overlap.
-    mappings: BTreeMap<u64, Entry>,
+    mappings: MappingTable,
     own: OwnRegions,
     translator: Translator,
     devices: u64,
     dormant: bool,
-}
-
-struct Entry {
-    mapping: DmaMapping,
-    kind: MemoryKind,
-    file: Option<OwnedFd>,
-    /// Held until the unmap.
-    pins: Pins,
 }
 
 impl PersistentMappings {
@@ -111,7 +63,7 @@ impl PersistentMappings {
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
         let translator = space.try_translator(holder)?;
-        let (mappings, own) = (BTreeMap::new(), OwnRegions::default());
+        let (mappings, own) = (MappingTable::default(), OwnRegions::default());
         let table = Table { mappings, own, translator, devices: 0, dormant: false };
         Ok(Self { space, container, holder, table: Mutex::new(table) })
     }
@@ -149,7 +101,7 @@ impl PersistentMappings {
         let memory = MappedMemory::Address(ua);
         let mut mapping = DmaMapping { iova, bytes, memory, access, pinned: kind != MemoryKind::Device };
         let mut table = self.table();
-        table.admits(iova.raw(), last)?;
+        table.mappings.admits(iova.raw(), last)?;
         let pins = match kind {
             MemoryKind::Device => Ok(Pins::None),
             MemoryKind::Ram | MemoryKind::Unknown => {
@@ -167,7 +119,7 @@ impl PersistentMappings {
             // Without the lock: pinning takes long. Dropped after the lock if the mapping is refused.
             let Parts { parts, unpinned } = Parts::register(&self.space, self.holder, ua, bytes, skip)?;
             let mut table = self.table();
-            table.admits(iova.raw(), last)?;
+            table.mappings.admits(iova.raw(), last)?;
             let Table { translator, own, .. } = &mut *table;
             let pins = match Pins::of_parts(translator, own, &parts) {
                 Ok(pins) => pins,
@@ -208,7 +160,7 @@ impl PersistentMappings {
         let mapping =
             DmaMapping { iova, bytes, memory: MappedMemory::File { offset }, access, pinned: false };
         let mut table = self.table();
-        table.admits(iova.raw(), last)?;
+        table.mappings.admits(iova.raw(), last)?;
         self.enter(&mut table, Entry { mapping, kind: MemoryKind::Ram, file, pins: Pins::None }, None)
     }
 
@@ -227,7 +179,7 @@ impl PersistentMappings {
                 _ => refused("the map", entry.mapping, errno),
             })?;
         }
-        table.mappings.insert(entry.mapping.iova.raw(), entry);
+        table.mappings.insert(entry);
         Ok(())
     }
 
@@ -293,10 +245,10 @@ impl PersistentMappings {
     pub fn unmap(&self, iova: Iova, bytes: u64) -> Result<u64, DmaMapError> {
         let last = last_of(iova, bytes)?;
         let mut table = self.table();
-        let keys = table.inside(iova, last)?;
+        let keys = table.mappings.inside(iova, last)?;
         let mut gone = Vec::with_capacity(keys.len());
         let result = self.remove_all(&mut table, &keys, &mut gone).map(|()| {
-            gone.extend(keys.iter().filter_map(|key| table.mappings.remove(key)));
+            gone.extend(keys.iter().filter_map(|key| table.mappings.remove(*key)));
             gone.iter().map(|entry| entry.mapping.bytes).sum()
         });
         drop(table);
@@ -318,12 +270,12 @@ impl PersistentMappings {
     /// Removes the mappings of `keys` from the container: all or none. Those that could not be made again go to `lost`.
     fn remove_all(&self, table: &mut Table, keys: &[u64], lost: &mut Vec<Entry>) -> Result<(), DmaMapError> {
         for (at, key) in keys.iter().enumerate() {
-            let Some(mapping) = table.mappings.get(key).map(|entry| entry.mapping) else { continue };
+            let Some(mapping) = table.mappings.get(*key).map(|entry| entry.mapping) else { continue };
             let Err(errno) = self.remove(mapping, table.dormant) else { continue };
             // Without devices they are made again for the next one.
             for key in keys[..at].iter().filter(|_| !table.dormant) {
-                if table.mappings.get_mut(key).is_some_and(|entry| self.make_again(entry).is_err()) {
-                    lost.extend(table.mappings.remove(key));
+                if table.mappings.get_mut(*key).is_some_and(|entry| self.make_again(entry).is_err()) {
+                    lost.extend(table.mappings.remove(*key));
                 }
             }
             let (DmaMapping { iova, bytes, .. }, lost) = (mapping, lost.len() as u64);
@@ -341,16 +293,18 @@ impl PersistentMappings {
         let mut table = self.table();
         if table.dormant {
             let mut made = Vec::new();
-            for entry in table.mappings.values_mut() {
+            let all: Vec<DmaMapping> = table.mappings.mappings().collect();
+            for mapping in all {
+                let Some(entry) = table.mappings.get_mut(mapping.iova.raw()) else { continue };
                 match self.make_again(entry) {
-                    Ok(true) => made.push(entry.mapping),
+                    Ok(true) => made.push(mapping),
                     Ok(false) => {}
                     Err(errno) => {
                         // A refusal does no harm: the pins stay, and the next device finds it kept.
                         for mapping in made {
                             let _ = self.remove(mapping, true);
                         }
-                        return Err(refused("mapping again", entry.mapping, errno));
+                        return Err(refused("mapping again", mapping, errno));
                     }
                 }
             }
@@ -374,52 +328,10 @@ impl PersistentMappings {
     pub fn snapshot(&self) -> MappingsState {
         let table = self.table();
         MappingsState {
-            mappings: table.mappings.values().map(|entry| entry.mapping).collect(),
+            mappings: table.mappings.mappings().collect(),
             devices: table.devices,
             dormant: table.dormant,
         }
-    }
-}
-
-impl Table {
-    /// Whether nothing is mapped in `[first, last]`.
-    #[inline]
-    fn admits(&self, first: u64, last: u64) -> Result<(), DmaMapError> {
-        // Behind all mappings, which is where most are made, there is nothing to search.
-        if self.mappings.last_key_value().is_none_or(|(_, entry)| entry.mapping.last() < first) {
-            return Ok(());
-        }
-        // The last one that begins in the range or before it is the only one that can be in the way.
-        match self.mappings.range(..=last).next_back().map(|(_, entry)| entry.mapping) {
-            Some(mapping) if mapping.last() >= first => {
-                Err(DmaMapError::Exists { iova: mapping.iova, bytes: mapping.bytes })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The mappings that lie in the range, none of which reaches out of it.
-    fn inside(&self, iova: Iova, last: u64) -> Result<Vec<u64>, DmaMapError> {
-        let splits = |mapping: DmaMapping| DmaMapError::Splits { iova: mapping.iova, bytes: mapping.bytes };
-        if let Some((_, entry)) = self.mappings.range(..iova.raw()).next_back() {
-            if entry.mapping.last() >= iova.raw() {
-                return Err(splits(entry.mapping));
-            }
-        }
-        let mut keys = Vec::new();
-        for (key, entry) in self.mappings.range(iova.raw()..=last) {
-            if entry.mapping.last() > last {
-                return Err(splits(entry.mapping));
-            }
-            keys.push(*key);
-        }
-        Ok(keys)
-    }
-}
-
-impl DmaMapping {
-    fn last(&self) -> u64 {
-        self.iova.raw() + (self.bytes - 1)
     }
 }
 
@@ -438,8 +350,8 @@ fn last_of(iova: Iova, bytes: u64) -> Result<u64, DmaMapError> {
 impl Drop for PersistentMappings {
     fn drop(&mut self) {
         let table = self.table.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let (mappings, dormant) = (std::mem::take(&mut table.mappings), table.dormant);
-        for entry in mappings.into_values() {
+        let (entries, dormant) = (table.mappings.take(), table.dormant);
+        for entry in entries {
             if self.remove(entry.mapping, dormant).is_err() {
                 // What a device may still reach stays pinned.
                 std::mem::forget(entry);

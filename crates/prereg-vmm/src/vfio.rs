@@ -19,8 +19,9 @@ use vmm_sys_util::errno::Error as SysError;
 
 use crate::attached::Attached;
 use crate::container::DmaContainer;
+use crate::dma_mapping::MemoryKind;
 use crate::error::DmaMapError;
-use crate::persistent_mappings::{MemoryKind, PersistentMappings};
+use crate::persistent_mappings::PersistentMappings;
 use kernel::errno_of;
 
 /// A `VfioOps` whose mappings hold their memory pinned, and are made again when the container lost them.

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{AddressSpace, Errno, GuestAddr, Holder, Memory, RegisterError, Registration, UserAddr};
 use vm_memory::bitmap::Bitmap;
@@ -11,6 +11,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress,
 };
+
+use super::region_index::{RamRegion, RegionIndex, Regions};
 
 /// Why guest memory was not registered or unregistered. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -68,18 +70,6 @@ impl RamError {
     }
 }
 
-/// A region of guest memory: its place in the guest and in this process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct RamRegion {
-    /// Where the guest finds it.
-    pub gpa: GuestAddress,
-    /// Where this process finds it.
-    pub ua: UserAddr,
-    /// The length.
-    pub bytes: u64,
-}
-
 /// A guest's memory, pinned: every region of a `GuestMemoryMmap` is registered and stays mapped as long as it is.
 ///
 /// Regions come and go by shared reference, so memory can be plugged and unplugged while a `PinnedIommu` translates to it.
@@ -88,14 +78,9 @@ pub struct RamRegion {
 pub struct RegisteredRam {
     /// By guest address. Locked by one change at a time, for as long as it pins or unpins.
     registrations: Mutex<BTreeMap<u64, Registration>>,
-    /// The same regions, for lookups. Locked only for those, and to replace it.
-    index: RwLock<Index>,
-}
-
-#[derive(Default)]
-struct Index {
-    by_guest: Vec<RamRegion>,
-    by_user: Vec<RamRegion>,
+    /// The same regions, for lookups.
+    by_guest: RegionIndex,
+    by_user: RegionIndex,
 }
 
 /// A region of a `GuestMemoryMmap`, kept by its `Arc`.
@@ -129,7 +114,11 @@ impl RegisteredRam {
         memory: &GuestMemoryMmap<B>,
         holder: Holder,
     ) -> Result<Self, RamError> {
-        let ram = Self { registrations: Mutex::default(), index: RwLock::default() };
+        let ram = Self {
+            registrations: Mutex::default(),
+            by_guest: RegionIndex::default(),
+            by_user: RegionIndex::default(),
+        };
         ram.extend(space, memory, holder)?;
         Ok(ram)
     }
@@ -152,7 +141,7 @@ impl RegisteredRam {
                 region.get_host_address(MemoryRegionAddress(0)).map_err(|_| RamError::NoAddress { gpa })?;
             let ua = UserAddr::new(start.expose_provenance() as u64);
             let new = RamRegion { gpa: region.start_addr(), ua, bytes };
-            match self.index().in_the_way(new) {
+            match self.by_guest.read(|regions| in_the_way(regions, new)) {
                 Some(old) if old == new => continue,
                 Some(old) => return Err(RamError::Overlaps { gpa, other: GuestAddr::new(old.gpa.0) }),
                 None => {}
@@ -193,29 +182,23 @@ impl RegisteredRam {
         self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    #[inline]
-    fn index(&self) -> RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn replace_index(&self, registrations: &BTreeMap<u64, Registration>) {
         let region = |(&gpa, registration): (&u64, &Registration)| RamRegion {
             gpa: GuestAddress(gpa),
             ua: registration.ua(),
             bytes: registration.bytes(),
         };
-        let by_guest: Vec<_> = registrations.iter().map(region).collect();
-        let mut by_user = by_guest.clone();
-        by_user.sort_unstable_by_key(|region| region.ua);
-        *self.index.write().unwrap_or_else(PoisonError::into_inner) = Index { by_guest, by_user };
+        let mut regions: Vec<_> = registrations.iter().map(region).collect();
+        self.by_guest.replace(&regions);
+        regions.sort_unstable_by_key(|region| region.ua);
+        self.by_user.replace(&regions);
     }
 
     /// The user address of `bytes` bytes at `gpa`, which lie in one region.
     #[must_use]
     #[inline]
     pub fn user(&self, gpa: GuestAddress, bytes: u64) -> Option<UserAddr> {
-        let index = self.index();
-        let region = index.at(gpa)?;
+        let region = self.by_guest.read(|regions| region_at(regions, gpa))?;
         let offset = gpa.0 - region.gpa.0;
         let inside = bytes > 0 && bytes <= region.bytes - offset;
         inside.then(|| UserAddr::new(region.ua.raw() + offset))
@@ -223,10 +206,11 @@ impl RegisteredRam {
 
     /// The guest address of `bytes` bytes at `ua`, which lie in one region.
     #[must_use]
+    #[inline]
     pub fn guest(&self, ua: UserAddr, bytes: u64) -> Option<GuestAddress> {
-        let index = self.index();
-        let at = index.by_user.partition_point(|region| region.ua <= ua).checked_sub(1)?;
-        let region = index.by_user[at];
+        let region = self
+            .by_user
+            .read(|regions| regions.get(regions.partition(|region| region.ua <= ua).checked_sub(1)?))?;
         let offset = ua.offset_from(region.ua)?;
         let inside = bytes > 0 && offset < region.bytes && bytes <= region.bytes - offset;
         inside.then(|| GuestAddress(region.gpa.0 + offset))
@@ -235,57 +219,53 @@ impl RegisteredRam {
     /// Takes `[gpa, gpa + bytes)`, which does not pass 2^64, apart by regions: the length of each part, and its user address
     /// if it lies in a region.
     pub(super) fn parts(&self, gpa: GuestAddress, bytes: u64) -> Vec<(u64, Option<UserAddr>)> {
-        let index = self.index();
-        let (mut at, mut left) = (gpa, bytes);
-        let mut parts = Vec::new();
-        while left > 0 {
-            let (length, ua) = match index.at(at) {
-                Some(region) => {
-                    let offset = at.0 - region.gpa.0;
-                    (region.bytes - offset, Some(UserAddr::new(region.ua.raw() + offset)))
-                }
-                None => (index.next_after(at).map_or(u64::MAX, |next| next.gpa.0 - at.0), None),
-            };
-            let length = length.min(left);
-            parts.push((length, ua));
-            // Past the last address only when nothing is left.
-            (at, left) = (GuestAddress(at.0.wrapping_add(length)), left - length);
-        }
-        parts
+        self.by_guest.read(|regions| {
+            let (mut at, mut left) = (gpa, bytes);
+            let mut parts = Vec::new();
+            while left > 0 {
+                let (length, ua) = match region_at(regions, at) {
+                    Some(region) => {
+                        let offset = at.0 - region.gpa.0;
+                        (region.bytes - offset, Some(UserAddr::new(region.ua.raw().wrapping_add(offset))))
+                    }
+                    None => {
+                        let next = regions.get(regions.partition(|region| region.gpa <= at));
+                        (next.filter(|next| next.gpa > at).map_or(u64::MAX, |next| next.gpa.0 - at.0), None)
+                    }
+                };
+                let length = length.min(left);
+                parts.push((length, ua));
+                // Past the last address only when nothing is left.
+                (at, left) = (GuestAddress(at.0.wrapping_add(length)), left - length);
+            }
+            parts
+        })
     }
 
     /// The regions by guest address.
     #[must_use]
     pub fn regions(&self) -> Vec<RamRegion> {
-        self.index().by_guest.clone()
+        self.by_guest.read(|regions| regions.iter().collect())
     }
 }
 
-impl Index {
-    /// The region that has the byte at `gpa`.
-    #[inline]
-    fn at(&self, gpa: GuestAddress) -> Option<RamRegion> {
-        let at = self.by_guest.partition_point(|region| region.gpa <= gpa).checked_sub(1)?;
-        let region = self.by_guest[at];
-        (gpa.0 - region.gpa.0 < region.bytes).then_some(region)
-    }
+/// The region that has the byte at `gpa`.
+#[inline]
+fn region_at(regions: &Regions<'_>, gpa: GuestAddress) -> Option<RamRegion> {
+    let region = regions.get(regions.partition(|region| region.gpa <= gpa).checked_sub(1)?)?;
+    (region.gpa <= gpa && gpa.0 - region.gpa.0 < region.bytes).then_some(region)
+}
 
-    fn next_after(&self, gpa: GuestAddress) -> Option<RamRegion> {
-        self.by_guest.get(self.by_guest.partition_point(|region| region.gpa <= gpa)).copied()
-    }
-
-    /// A region that shares guest or user addresses with `new`.
-    fn in_the_way(&self, new: RamRegion) -> Option<RamRegion> {
-        // Regions neither are empty nor pass 2^64.
-        let meet = |one: u64, bytes: u64, other: u64, length: u64| {
-            one <= other + (length - 1) && other <= one + (bytes - 1)
-        };
-        let is_in_the_way = |old: &&RamRegion| {
-            meet(new.gpa.0, new.bytes, old.gpa.0, old.bytes)
-                || meet(new.ua.raw(), new.bytes, old.ua.raw(), old.bytes)
-        };
-        self.by_guest.iter().find(is_in_the_way).copied()
-    }
+/// A region that shares guest or user addresses with `new`.
+fn in_the_way(regions: &Regions<'_>, new: RamRegion) -> Option<RamRegion> {
+    // Regions neither are empty nor pass 2^64.
+    let meet = |one: u64, bytes: u64, other: u64, length: u64| {
+        one <= other.wrapping_add(length.wrapping_sub(1)) && other <= one + (bytes - 1)
+    };
+    regions.iter().find(|old| {
+        meet(new.gpa.0, new.bytes, old.gpa.0, old.bytes)
+            || meet(new.ua.raw(), new.bytes, old.ua.raw(), old.bytes)
+    })
 }
 
 /// The `Arc` of a region. The collection gives it away only together with a collection that lacks it.
