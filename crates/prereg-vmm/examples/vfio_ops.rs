@@ -159,13 +159,13 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     map_all(&*vfio, &ram)?;
     println!("with pins kept:   first device reads {:?}", greeting(&device));
     drop(device);
-    let state = vfio.kept().snapshot();
+    let state = vfio.mappings().snapshot();
     println!(
         "with pins kept:   no device; {} mapping remembered, {} KiB pinned as before",
         state.mappings.len(),
         after_pinning
     );
-    assert!(state.forgotten && pinned_kib() == after_pinning);
+    assert!(state.dormant && pinned_kib() == after_pinning);
     let device = vfio.attach(|ops| ModelDevice::open(ops, &ram))?;
     println!("with pins kept:   the next device reads {:?}", greeting(&device));
     assert_eq!(greeting(&device).as_deref(), Some("hello"));

@@ -61,12 +61,11 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     ])?;
 
     let before = pinned();
-    let mut ram = RegisteredRam::register(&space, &guest, Holder::default())?;
-    println!("pinned {} KiB for {} regions", pinned() - before, ram.regions().count());
+    let ram = Arc::new(RegisteredRam::register(&space, &guest, Holder::default())?);
+    println!("pinned {} KiB for {} regions", pinned() - before, ram.regions().len());
 
     // What the guest's driver does: fills memory, maps it page by page for the device, writes descriptors.
-    let shared = Arc::new(ram);
-    let iommu = PinnedIommu::new(&space, Arc::clone(&shared), IovaLimits::default(), Holder::default())?;
+    let iommu = PinnedIommu::new(&space, Arc::clone(&ram), IovaLimits::default(), Holder::default())?;
     iommu.map(RING, 4 * KIB, GuestAddress(0x3000), Access::Read)?;
     for number in 0..DESCRIPTORS {
         let (from, to) = (0x20_0000 + number * 4 * KIB, 0x80_0000 + number * 4 * KIB);
@@ -101,30 +100,15 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert!(unmapping.is_done());
     assert!(device.run(1).is_err(), "the ring is gone");
 
-    // Memory that a device is still mapped to cannot be unplugged.
-    let iommu = Arc::clone(iommu);
-    drop(device);
-    let _ = iommu.unmap(GuestAddress(0), 0x80_0000)?;
-    drop(iommu.mappings().unmap_all());
-    drop(iommu);
-    ram = Arc::try_unwrap(shared).map_err(|_| "the memory is still shared")?;
-    let iommu_of_another_device =
-        prereg_iommu::iova::IovaMap::new(&space, IovaLimits::default(), Holder::default(), Arc::new(Nobody))?;
-    let ua = ram.user(HIGH, 4 * KIB).ok_or("no such memory")?;
-    let to = prereg_iommu::iova::Backing::Local(ua);
-    iommu_of_another_device.map(prereg::Iova::new(0), 4 * KIB, to, Access::Read)?;
+    // Memory is unplugged under the live device, and not before it is unmapped.
     let refused = ram.remove(HIGH).err().ok_or("mapped memory was unplugged")?;
     println!("unplugging: {refused}");
-    drop(iommu_of_another_device);
+    let unmapping = iommu.unmap(GuestAddress(0x80_0000), DESCRIPTORS * 4 * KIB)?;
+    assert!(unmapping.is_done());
     ram.remove(HIGH)?;
-    drop(ram);
+    println!("unplugged: {} KiB pinned", pinned() - before);
+    drop((device, ram));
     println!("pinned {} KiB when all is unplugged", pinned() - before);
     assert_eq!(pinned(), before);
     Ok(())
-}
-
-struct Nobody;
-
-impl prereg_iommu::iova::Drained for Nobody {
-    fn drained(&self) {}
 }

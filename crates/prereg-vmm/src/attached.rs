@@ -1,44 +1,40 @@
-//! A device that counts as attached while it lives.
+//! A device that counts as attached to its container while it lives.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
-use crate::error::KeptError;
-use crate::kept::KeptMappings;
+use crate::error::DmaMapError;
+use crate::persistent_mappings::PersistentMappings;
 
-/// A device in a container. While it lives the container has its mappings; when the last one is dropped they are only
-/// remembered, and memory stays pinned.
-///
-/// Fields are dropped in this order: until the device is closed the container has its mappings.
+/// An open device. While it lives its container has all mappings. It is closed when this is dropped.
 pub struct Attached<D> {
     device: D,
-    _leaves: Leaves,
+    mappings: Arc<PersistentMappings>,
 }
 
-/// Counts a device off when dropped.
-struct Leaves(Arc<KeptMappings>);
-
-impl Drop for Leaves {
-    fn drop(&mut self) {
-        self.0.device_left();
-    }
-}
-
-impl KeptMappings {
-    /// Opens a device that brings the container to life, and puts the mappings in if the container has lost them.
+impl PersistentMappings {
+    /// Opens a device, counts it, and makes the mappings again if the container may have lost them. `open` may map and unmap,
+    /// and may drop devices or attach other ones: no lock is held while it runs.
     ///
     /// # Errors
-    /// What `open` says; or, `refused` by the container, why the mappings could not be put in: the device is then gone again
-    /// and the container has none of them.
+    /// The error of `open`; or `refused` of the container's refusal to take the mappings: the device is closed then.
     pub fn attach<D, E>(
         self: &Arc<Self>,
         open: impl FnOnce() -> Result<D, E>,
-        refused: impl FnOnce(KeptError) -> E,
+        refused: impl FnOnce(DmaMapError) -> E,
     ) -> Result<Attached<D>, E> {
         let device = open()?;
         self.device_arrived().map_err(refused)?;
-        Ok(Attached { device, _leaves: Leaves(Arc::clone(self)) })
+        Ok(Attached { device, mappings: Arc::clone(self) })
+    }
+}
+
+impl<D> Drop for Attached<D> {
+    /// Counts the device off. `device` is dropped, and so closed, after this: a counted device is always an open one, so a
+    /// container with a counted device never is without devices.
+    fn drop(&mut self) {
+        self.mappings.device_leaving();
     }
 }
 

@@ -1,11 +1,11 @@
-//! Why a mapping was not made or not taken away.
+//! Why a mapping was not made or not removed.
 
 use prereg::{Errno, Iova, MapError, RegisterError};
 
-/// Why a mapping was not made or not taken away.
+/// Why a mapping was not made or not removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum KeptError {
+pub enum DmaMapError {
     /// Zero bytes, or past 2^64. EINVAL.
     #[error("{iova} + {bytes:#x} bytes is empty or passes 2^64")]
     Range {
@@ -30,28 +30,24 @@ pub enum KeptError {
         /// Its length.
         bytes: u64,
     },
-    /// Not all of the range is mapped, and gaps were not allowed. EINVAL.
-    #[error("{mapped:#x} of the {bytes:#x} bytes at {iova} are mapped; name what was mapped")]
-    Gap {
-        /// The start asked for.
-        iova: Iova,
-        /// The length asked for.
-        bytes: u64,
-        /// How much of it is mapped.
-        mapped: u64,
-    },
-    /// The memory was not registered, and could not be. The address space's errno.
+    /// The memory is not registered, and registering it failed. The address space's errno.
     #[error("the memory could not be pinned: {0}")]
     Register(#[from] RegisterError),
     /// The memory lies in a region that cannot be mapped. EFAULT or ENXIO.
     #[error(transparent)]
     Map(#[from] MapError),
-    /// The container refused. Its errno. Nothing has changed but what `lost` says.
+    /// The file's descriptor could not be duplicated. The system's errno.
+    #[error("the descriptor of the memory could not be duplicated: {errno}")]
+    Descriptor {
+        /// The system's number.
+        errno: Errno,
+    },
+    /// The container refused. Its errno. Nothing has changed except what `lost` says.
     #[error(
         "{during} of {bytes:#x} bytes at {iova} failed with {errno}; {lost} mappings were lost in undoing it"
     )]
     Container {
-        /// What it was asked for.
+        /// The operation it refused.
         during: &'static str,
         /// Where.
         iova: Iova,
@@ -59,21 +55,21 @@ pub enum KeptError {
         bytes: u64,
         /// Its number.
         errno: Errno,
-        /// Mappings that were taken away before the refusal and could not be put back. They are gone here too.
+        /// Mappings that were removed before the refusal and could not be made again. They are gone here too.
         lost: u64,
     },
 }
 
-impl KeptError {
-    /// EINVAL, EEXIST, or the number of whoever refused, as said at each kind.
+impl DmaMapError {
+    /// EINVAL, EEXIST, or the errno of the refusing side, as said at each kind.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Range { .. } | Self::Splits { .. } | Self::Gap { .. } => Errno::EINVAL,
+            Self::Range { .. } | Self::Splits { .. } => Errno::EINVAL,
             Self::Exists { .. } => Errno::EEXIST,
             Self::Register(error) => error.errno(),
             Self::Map(error) => error.errno(),
-            Self::Container { errno, .. } => *errno,
+            Self::Descriptor { errno } | Self::Container { errno, .. } => *errno,
         }
     }
 }

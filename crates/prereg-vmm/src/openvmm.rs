@@ -1,4 +1,4 @@
-//! A `DmaTarget` in the shape of openvmm's: what its memory manager tells of every piece of guest memory.
+//! A `DmaTarget` in the shape of openvmm's, which its memory manager notifies of every piece of guest memory.
 //!
 //! openvmm does not publish the crate that the trait is in. The trait here has the same two calls and the same request, with
 //! types of the standard library; the adapter inside openvmm is the few lines that pass one on to the other.
@@ -12,15 +12,16 @@ use prereg::{Access, AddressSpace, Errno, Holder, HolderKind, Iova, OutOfMemory,
 
 use crate::attached::Attached;
 use crate::container::DmaContainer;
-use crate::error::KeptError;
-use crate::kept::{Gaps, KeptMappings, What};
+use crate::dma_mapping::MemoryKind;
+use crate::error::DmaMapError;
+use crate::persistent_mappings::PersistentMappings;
 
-/// What the memory of a request is.
+/// The kind of memory in a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum MappingType {
     /// Guest memory.
     Ram,
-    /// A device's own memory; that it cannot be mapped only keeps other devices from it.
+    /// A device's own memory. That it cannot be mapped only keeps other devices from it.
     Device,
 }
 
@@ -29,19 +30,21 @@ pub enum MappingType {
 pub struct DmaMapRequest<'a> {
     /// The guest addresses, which are the device's too.
     pub range: Range<u64>,
-    /// Where the memory is in this process. Only targets that asked for it get it; this one needs it.
+    /// Where the memory is in this process: given to targets that were added with `needs_va`. [`PinnedTarget`] pins memory
+    /// by this address.
     pub host_va: Option<*const u8>,
-    /// What backs the memory, where that is known.
+    /// The file that backs the memory, where that is known. Without `host_va` the piece is mapped by it, if the container
+    /// can (iommufd, [`DmaContainer::map_file`]).
     pub mappable: Option<BorrowedFd<'a>>,
     /// Where in `mappable` the piece begins.
     pub file_offset: u64,
-    /// Whether the device may write.
+    /// Whether the device may write. Memory that is read-only in this process can be mapped without.
     pub writable: bool,
-    /// What the memory is.
+    /// The kind of memory.
     pub mapping_type: MappingType,
 }
 
-/// Who is told of every piece of guest memory that devices may reach.
+/// Notified of every piece of guest memory that devices may reach.
 pub trait DmaTarget: Send + Sync {
     /// Why a request was refused.
     type Error;
@@ -52,11 +55,12 @@ pub trait DmaTarget: Send + Sync {
     /// The implementer's; nothing of it is mapped then.
     ///
     /// # Safety
-    /// Memory at `host_va` stays mapped, and the same memory, until [`unmap_dma`](Self::unmap_dma) has taken the mapping away.
+    /// Memory at `host_va` stays mapped, and the same memory, until [`unmap_dma`](Self::unmap_dma) has removed the mapping; and
+    /// no Rust reference into it, or into that part of `mappable`, exists so long.
     #[expect(unsafe_code, reason = "the promise about the memory can only be the caller's")]
     unsafe fn map_dma(&self, request: DmaMapRequest<'_>) -> Result<(), Self::Error>;
 
-    /// Takes away everything that is mapped in `range`, which may be several pieces with gaps between them, or nothing. It
+    /// Unmaps everything that is mapped in `range`, which may be several pieces with gaps between them, or nothing. It
     /// never cuts a piece.
     ///
     /// # Errors
@@ -76,32 +80,32 @@ pub enum DmaTargetError {
         /// Its end.
         end: u64,
     },
-    /// No address in this process. EINVAL.
-    #[error("the request has no host address; register this target with `needs_va` set")]
-    NoHostAddress,
+    /// Neither an address in this process nor a file. EINVAL.
+    #[error("the request has no host address and no file; add this target with `needs_va` set")]
+    NoMemory,
     /// The mappings refused. Their errno.
     #[error(transparent)]
-    Kept(#[from] KeptError),
+    Mappings(#[from] DmaMapError),
 }
 
 impl DmaTargetError {
-    /// EINVAL, or what the mappings said.
+    /// EINVAL, or the errno of the mappings' refusal.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
-            Self::Range { .. } | Self::NoHostAddress => Errno::EINVAL,
-            Self::Kept(error) => error.errno(),
+            Self::Range { .. } | Self::NoMemory => Errno::EINVAL,
+            Self::Mappings(error) => error.errno(),
         }
     }
 }
 
-/// A target whose mappings hold their memory pinned, and come back when the container lost them.
+/// A target whose mappings hold their memory pinned, and are made again when the container lost them.
 pub struct PinnedTarget {
-    kept: Arc<KeptMappings>,
+    mappings: Arc<PersistentMappings>,
 }
 
 impl PinnedTarget {
-    /// A target that maps into `inner`. `container` is who its mappings are reported as held by; 0 for nobody.
+    /// A target that maps into `inner`. Its mappings are reported as held by `container`; 0 for none.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -111,24 +115,24 @@ impl PinnedTarget {
         container: u64,
     ) -> Result<Self, OutOfMemory> {
         let holder = Holder { container, kind: HolderKind::TableEntry };
-        Ok(Self { kept: Arc::new(KeptMappings::new(space, inner, holder)?) })
+        Ok(Self { mappings: Arc::new(PersistentMappings::new(space, inner, holder)?) })
     }
 
-    /// Opens a device, counts it, and puts the mappings into the container if it has lost them.
+    /// Opens a device, counts it, and makes the mappings again if the container may have lost them.
     ///
     /// # Errors
-    /// What `open` says; or the container's refusal, and the device is closed then.
+    /// The error of `open`; or the container's refusal, and the device is closed then.
     pub fn attach<D, E: From<DmaTargetError>>(
         &self,
         open: impl FnOnce() -> Result<D, E>,
     ) -> Result<Attached<D>, E> {
-        self.kept.attach(open, |error| E::from(DmaTargetError::Kept(error)))
+        self.mappings.attach(open, |error| E::from(DmaTargetError::Mappings(error)))
     }
 
-    /// The mappings, and who holds what.
+    /// The mappings.
     #[must_use]
-    pub fn kept(&self) -> &Arc<KeptMappings> {
-        &self.kept
+    pub fn mappings(&self) -> &Arc<PersistentMappings> {
+        &self.mappings
     }
 }
 
@@ -145,27 +149,36 @@ impl DmaTarget for PinnedTarget {
     #[expect(unsafe_code, reason = "the trait's promise is the one of the mappings")]
     unsafe fn map_dma(&self, request: DmaMapRequest<'_>) -> Result<(), DmaTargetError> {
         let bytes = bytes_of(&request.range)?;
-        let host = request.host_va.ok_or(DmaTargetError::NoHostAddress)?;
-        let ua = UserAddr::new(host.expose_provenance() as u64);
+        let iova = Iova::new(request.range.start);
         let access = if request.writable { Access::ReadWrite } else { Access::Read };
-        let what = match request.mapping_type {
-            MappingType::Ram => What::Ram,
-            MappingType::Device => What::Device,
+        let kind = match request.mapping_type {
+            MappingType::Ram => MemoryKind::Ram,
+            MappingType::Device => MemoryKind::Device,
         };
-        // SAFETY: the caller has promised the same of the memory.
-        unsafe { self.kept.map(Iova::new(request.range.start), ua, bytes, access, what) }?;
+        match (request.host_va, request.mappable) {
+            (Some(host), _) => {
+                let ua = UserAddr::new(host.expose_provenance() as u64);
+                // SAFETY: the caller has promised the same of the memory.
+                unsafe { self.mappings.map(iova, ua, bytes, access, kind) }?;
+            }
+            (None, Some(file)) => {
+                // SAFETY: as above.
+                unsafe { self.mappings.map_file(iova, file, request.file_offset, bytes, access) }?;
+            }
+            (None, None) => return Err(DmaTargetError::NoMemory),
+        }
         Ok(())
     }
 
     fn unmap_dma(&self, range: Range<u64>) -> Result<(), DmaTargetError> {
         let bytes = bytes_of(&range)?;
-        self.kept.unmap(Iova::new(range.start), bytes, Gaps::Allowed)?;
+        self.mappings.unmap(Iova::new(range.start), bytes)?;
         Ok(())
     }
 }
 
 impl fmt::Debug for PinnedTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinnedTarget").field("kept", &self.kept).finish()
+        f.debug_struct("PinnedTarget").field("mappings", &self.mappings).finish()
     }
 }

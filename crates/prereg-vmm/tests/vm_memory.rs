@@ -157,15 +157,15 @@ fn a_region_stays_mapped_in_the_process_while_it_is_registered() {
 #[test]
 fn plugging_registers_what_is_new_and_unplugging_is_refused_while_mapped() {
     let world = World::new(&[(0, 0x1000)]);
-    let mut ram = world.ram();
+    let ram = world.ram();
     let more = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x10_0000), 0x2000)]).unwrap();
     let (_, plugged) = more.remove_region(GuestAddress(0x10_0000), 0x2000).unwrap();
     let grown = world.guest.insert_region(plugged).unwrap();
     ram.extend(&world.space, &grown, Holder::default()).unwrap();
-    assert_eq!((world.pinned(), ram.regions().count()), (3, 2));
+    assert_eq!((world.pinned(), ram.regions().len()), (3, 2));
     // Nothing new is nothing to do.
     ram.extend(&world.space, &grown, Holder::default()).unwrap();
-    assert_eq!(ram.regions().count(), 2);
+    assert_eq!(ram.regions().len(), 2);
     let other = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x10_1000), 0x1000)]).unwrap();
     assert_eq!(ram.extend(&world.space, &other, Holder::default()).unwrap_err().errno(), Errno::EEXIST);
 
@@ -173,7 +173,7 @@ fn plugging_registers_what_is_new_and_unplugging_is_refused_while_mapped() {
     let mapping = reader.map(ram.user(GuestAddress(0x10_0000), 1).unwrap(), prereg::PageShift::K4).unwrap();
     assert_eq!(ram.remove(GuestAddress(0x10_0000)).unwrap_err().errno(), Errno::EBUSY);
     assert_eq!(ram.remove(GuestAddress(0x1000)).unwrap_err().errno(), Errno::ENOENT);
-    assert_eq!(ram.regions().count(), 2);
+    assert_eq!(ram.regions().len(), 2);
     reader.unmap(mapping);
     ram.remove(GuestAddress(0x10_0000)).unwrap();
     assert_eq!((world.pinned(), ram.user(GuestAddress(0x10_0000), 1)), (1, None));

@@ -1,12 +1,16 @@
-//! A translating `Iommu` for an `IommuMemory`, over mappings that hold what they translate.
+//! An `Iommu` for an `IommuMemory` over type1-like mappings: each is a counted use of its memory from the map to the unmap.
+//!
+//! For a guest whose driver maps and unmaps by the rules of VFIO type1 and virtio-iommu: no mapping over another one, no
+//! cutting, all of it in registered memory. An IOTLB, which is updated and invalidated without rules, is `iotlb.rs`.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-use prereg::{Access, AddressSpace, Holder, Iova, OutOfMemory};
+use prereg::{Access, AddressSpace, Errno, GuestAddr, Holder, Iova, OutOfMemory};
 use prereg_iommu::iova::{
-    Backing, Drained, Held, IovaAccessError, IovaLimits, IovaMap, IovaMapError, Stretch, Unmapping,
+    Backing, Drained, Held, IovaAccessError, IovaLimits, IovaMap, IovaMapError, LocalPiece, Stretch,
+    Unmapping,
 };
 use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Iommu, Iotlb, Permissions};
@@ -17,23 +21,55 @@ use super::ram::RegisteredRam;
 ///
 /// Each translation holds what it translates: as long as the iterator that [`Iommu::translate`] returns lives, an
 /// [`unmap`](Self::unmap) of it is not done and the memory stays pinned. The slices that `vm-memory` cuts from it are not
-/// counted: a device model that keeps slices beyond the iterator takes a [`hold`](Self::hold) of its own.
+/// counted: a device model that keeps slices beyond the iterator, as virtio-queue's `Reader` and `Writer` do, gets them from
+/// a [`HeldMemory`](super::HeldMemory), or takes a [`hold`](Self::hold) of its own.
 pub struct PinnedIommu {
     map: IovaMap,
     ram: Arc<RegisteredRam>,
 }
 
-/// Nobody waits: who unmaps asks the [`Unmapping`].
-struct Nobody;
+/// Why guest memory was not mapped. Nothing changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IommuMapError {
+    /// Some of the guest addresses are not registered RAM: a device's memory, or a hole. EFAULT.
+    #[error(
+        "{gpa} + {bytes:#x} bytes of guest addresses are not all in registered guest RAM; plug the memory in with \
+         `RegisteredRam::extend`, or use `PinnedIotlb` for ranges with a device's memory or holes"
+    )]
+    NotRam {
+        /// The first guest address asked for.
+        gpa: GuestAddr,
+        /// The length asked for.
+        bytes: u64,
+    },
+    /// The mapping was refused. Its errno.
+    #[error(transparent)]
+    Iova(#[from] IovaMapError),
+}
 
-impl Drained for Nobody {
+impl IommuMapError {
+    /// EFAULT, or the mapping's errno.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::NotRam { .. } => Errno::EFAULT,
+            Self::Iova(error) => error.errno(),
+        }
+    }
+}
+
+/// Without a callback: the caller of an unmap polls its [`Unmapping`].
+pub(super) struct NoCallback;
+
+impl Drained for NoCallback {
     fn drained(&self) {}
 }
 
 /// A translation under way: the addresses, and the memory held at them.
 pub struct Translated {
     iotlb: Iotlb,
-    /// Gives the memory back when dropped.
+    /// Releases the memory when dropped.
     held: Option<Held>,
 }
 
@@ -48,10 +84,10 @@ impl PinnedIommu {
         limits: IovaLimits,
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
-        Self::with_drained(space, ram, limits, holder, Arc::new(Nobody))
+        Self::with_drained(space, ram, limits, holder, Arc::new(NoCallback))
     }
 
-    /// The same; `drained` is told when the last access of an unmapped mapping has left.
+    /// Like [`new`](Self::new), with a callback for when the last access of an unmapped mapping has left.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -65,24 +101,34 @@ impl PinnedIommu {
         Ok(Self { map: IovaMap::new(space, limits, holder, drained)?, ram })
     }
 
-    /// Maps `bytes` bytes of guest memory at `to`, all in one region, to `iova`.
+    /// Maps `bytes` bytes of guest memory at `to`, all of it registered RAM, to `iova`.
     ///
     /// # Errors
-    /// [`IovaMapError`]; nothing is mapped then.
+    /// [`IommuMapError`]; nothing is mapped then.
     pub fn map(
         &self,
         iova: GuestAddress,
         bytes: u64,
         to: GuestAddress,
         access: Access,
-    ) -> Result<(), IovaMapError> {
-        let page = self.map.limits().page;
-        let unregistered = || {
-            let ua = prereg::UserAddr::new(to.0);
-            IovaMapError::Memory(prereg::MapError::Unregistered { ua, shift: page })
+    ) -> Result<(), IommuMapError> {
+        let backing = match self.ram.user(to, bytes) {
+            Some(ua) => Backing::Local(ua),
+            None => self.pieces(to, bytes)?,
         };
-        let ua = self.ram.user(to, bytes.max(1)).ok_or_else(unregistered)?;
-        self.map.map(Iova::new(iova.0), bytes, Backing::Local(ua), access)
+        Ok(self.map.map(Iova::new(iova.0), bytes, backing, access)?)
+    }
+
+    /// Memory that lies in several regions, which touch.
+    #[cold]
+    fn pieces(&self, to: GuestAddress, bytes: u64) -> Result<Backing, IommuMapError> {
+        let not_ram = IommuMapError::NotRam { gpa: GuestAddr::new(to.0), bytes };
+        if to.0.checked_add(bytes).is_none() {
+            return Err(not_ram);
+        }
+        let piece = |(bytes, ua): (u64, Option<_>)| Some(LocalPiece { ua: ua?, bytes, owner: None });
+        let pieces: Option<Vec<_>> = self.ram.parts(to, bytes).into_iter().map(piece).collect();
+        Ok(Backing::Pieces(pieces.ok_or(not_ram)?))
     }
 
     /// Unmaps every mapping in the range. They are gone when this returns; what it returns tells when the accesses that were
@@ -100,6 +146,12 @@ impl PinnedIommu {
     /// [`IovaAccessError`]; nothing is held then.
     pub fn hold(&self, iova: GuestAddress, bytes: u64, access: Access) -> Result<Held, IovaAccessError> {
         self.map.hold(Iova::new(iova.0), bytes, access)
+    }
+
+    /// The guest's memory, to plug memory in and out.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<RegisteredRam> {
+        &self.ram
     }
 
     /// The mappings themselves.
@@ -130,13 +182,24 @@ impl PinnedIommu {
                 return Err("the mapping leads to memory that is not the guest's".to_owned());
             };
             let gpa = self.ram.guest(ua, bytes).ok_or("the mapping leads out of the guest's memory")?;
-            let length = usize::try_from(bytes).map_err(|error| error.to_string())?;
-            iotlb.set_mapping(GuestAddress(at), gpa, length, access).map_err(|error| error.to_string())?;
+            enter(iotlb, at, gpa, bytes, access)?;
             // The pieces add up to the access, which does not pass 2^64.
             at = at.wrapping_add(bytes);
         }
         Ok(())
     }
+}
+
+/// Enters one translation into `iotlb`.
+pub(super) fn enter(
+    iotlb: &mut Iotlb,
+    iova: u64,
+    gpa: GuestAddress,
+    bytes: u64,
+    access: Permissions,
+) -> Result<(), String> {
+    let length = usize::try_from(bytes).map_err(|error| error.to_string())?;
+    iotlb.set_mapping(GuestAddress(iova), gpa, length, access).map_err(|error| error.to_string())
 }
 
 impl Iommu for PinnedIommu {

@@ -1,19 +1,20 @@
-//! Guest memory of `vm-memory`, registered region by region.
+//! Guest memory of `vm-memory`, registered region by region; regions come and go by shared reference.
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{
-    AddressSpace, Errno, GuestAddr, Holder, Memory, RegisterError, Registration, UnregisterError, UserAddr,
-};
+use prereg::{AddressSpace, Errno, GuestAddr, Holder, Memory, RegisterError, Registration, UserAddr};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress,
 };
 
-/// Why guest memory was not registered or given up. Nothing changed.
+use super::region_index::{RamRegion, RegionIndex, Regions};
+
+/// Why guest memory was not registered or unregistered. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RamError {
@@ -69,21 +70,17 @@ impl RamError {
     }
 }
 
-/// One region: where it is in the guest, and its registration.
-struct Region {
-    gpa: u64,
-    registration: Registration,
-}
-
 /// A guest's memory, pinned: every region of a `GuestMemoryMmap` is registered and stays mapped as long as it is.
 ///
-/// Dropping it gives the registrations up; memory that is still mapped for a device stays pinned, and mapped in this process,
-/// until that is unmapped.
+/// Regions come and go by shared reference, so memory can be plugged and unplugged while a `PinnedIommu` translates to it.
+/// Dropping it unregisters them; memory that is still mapped for a device stays pinned, and mapped in this process, until
+/// that is unmapped.
 pub struct RegisteredRam {
-    /// By guest address.
-    regions: Vec<Region>,
-    /// Which of them, by user address.
-    by_user: Vec<usize>,
+    /// By guest address. Locked by one change at a time, for as long as it pins or unpins.
+    registrations: Mutex<BTreeMap<u64, Registration>>,
+    /// The same regions, for lookups.
+    by_guest: RegionIndex,
+    by_user: RegionIndex,
 }
 
 /// A region of a `GuestMemoryMmap`, kept by its `Arc`.
@@ -94,7 +91,7 @@ struct RegionMemory {
 }
 
 #[expect(unsafe_code, reason = "a region vouches for its memory")]
-// SAFETY: a region owns its mapping until it is dropped, or whoever made one of foreign memory promised to keep that.
+// SAFETY: a region owns its mapping until it is dropped; one made of foreign memory comes with the promise to keep that.
 unsafe impl Memory for RegionMemory {
     fn ua(&self) -> UserAddr {
         self.ua
@@ -117,107 +114,158 @@ impl RegisteredRam {
         memory: &GuestMemoryMmap<B>,
         holder: Holder,
     ) -> Result<Self, RamError> {
-        let mut ram = Self { regions: Vec::new(), by_user: Vec::new() };
+        let ram = Self {
+            registrations: Mutex::default(),
+            by_guest: RegionIndex::default(),
+            by_user: RegionIndex::default(),
+        };
         ram.extend(space, memory, holder)?;
         Ok(ram)
     }
 
-    /// Registers what `memory` has and this has not: memory was plugged in.
+    /// Registers the regions of `memory` that are not registered yet: memory was plugged in. Lookups go on meanwhile.
     ///
     /// # Errors
     /// [`RamError`]; nothing more is registered then.
     pub fn extend<B: Bitmap + Send + Sync + 'static>(
-        &mut self,
+        &self,
         space: &AddressSpace,
         memory: &GuestMemoryMmap<B>,
         holder: Holder,
     ) -> Result<(), RamError> {
+        let mut registrations = self.registrations();
         let mut more = Vec::new();
         for region in memory.iter() {
             let (gpa, bytes) = (GuestAddr::new(region.start_addr().0), region.len());
             let start =
                 region.get_host_address(MemoryRegionAddress(0)).map_err(|_| RamError::NoAddress { gpa })?;
             let ua = UserAddr::new(start.expose_provenance() as u64);
-            match self.in_the_way(gpa.raw(), ua.raw(), bytes) {
-                Some(old) if old.is(gpa.raw(), ua, bytes) => continue,
-                Some(old) => return Err(RamError::Overlaps { gpa, other: GuestAddr::new(old.gpa) }),
+            let new = RamRegion { gpa: region.start_addr(), ua, bytes };
+            match self.by_guest.read(|regions| in_the_way(regions, new)) {
+                Some(old) if old == new => continue,
+                Some(old) => return Err(RamError::Overlaps { gpa, other: GuestAddr::new(old.gpa.0) }),
                 None => {}
             }
             let keep = keep_of(memory, region).ok_or(RamError::NoAddress { gpa })?;
             let registration = space
                 .register_for(&RegionMemory { ua, bytes, keep }, holder)
                 .map_err(|error| RamError::Register { gpa, error })?;
-            more.push(Region { gpa: gpa.raw(), registration });
+            more.push((gpa.raw(), registration));
         }
-        self.regions.append(&mut more);
-        self.index();
+        registrations.extend(more);
+        self.replace_index(&registrations);
         Ok(())
     }
 
-    /// Gives up the region that begins at `start`: memory is to be unplugged.
+    /// Unregisters the region that begins at `start`: memory is to be unplugged. Lookups go on meanwhile.
     ///
     /// # Errors
     /// [`RamError::NotThere`], [`RamError::Mapped`]; nothing has changed.
-    pub fn remove(&mut self, start: GuestAddress) -> Result<(), RamError> {
+    pub fn remove(&self, start: GuestAddress) -> Result<(), RamError> {
         let gpa = GuestAddr::new(start.0);
-        let Ok(at) = self.regions.binary_search_by_key(&start.0, |region| region.gpa) else {
-            return Err(RamError::NotThere { gpa });
-        };
-        let Region { registration, .. } = self.regions.remove(at);
-        let result = registration.unregister().or_else(|error: UnregisterError| {
-            if error.errno() != Errno::EBUSY {
-                return Ok(());
+        let mut registrations = self.registrations();
+        let registration = registrations.remove(&start.0).ok_or(RamError::NotThere { gpa })?;
+        match registration.unregister() {
+            Err(error) if error.errno() == Errno::EBUSY => {
+                let mapped = error.mapped();
+                registrations.insert(start.0, error.into_inner());
+                return Err(RamError::Mapped { gpa, mapped });
             }
-            let mapped = error.mapped();
-            self.regions.insert(at, Region { gpa: gpa.raw(), registration: error.into_inner() });
-            Err(RamError::Mapped { gpa, mapped })
-        });
-        self.index();
-        result
+            // A lookup that still finds it gets an address that cannot be mapped any more.
+            _ => self.replace_index(&registrations),
+        }
+        Ok(())
     }
 
-    fn index(&mut self) {
-        self.regions.sort_unstable_by_key(|region| region.gpa);
-        self.by_user = (0..self.regions.len()).collect();
-        self.by_user.sort_unstable_by_key(|&at| self.regions[at].registration.ua());
+    // A panic leaves both as they were: every change is made after the calls that could.
+    fn registrations(&self) -> MutexGuard<'_, BTreeMap<u64, Registration>> {
+        self.registrations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn in_the_way(&self, gpa: u64, ua: u64, bytes: u64) -> Option<&Region> {
-        let meet = |one: u64, other: u64, length: u64| one < other + length && other < one + bytes;
-        self.regions.iter().find(|region| {
-            let length = region.registration.bytes();
-            meet(gpa, region.gpa, length) || meet(ua, region.registration.ua().raw(), length)
-        })
+    fn replace_index(&self, registrations: &BTreeMap<u64, Registration>) {
+        let region = |(&gpa, registration): (&u64, &Registration)| RamRegion {
+            gpa: GuestAddress(gpa),
+            ua: registration.ua(),
+            bytes: registration.bytes(),
+        };
+        let mut regions: Vec<_> = registrations.iter().map(region).collect();
+        self.by_guest.replace(&regions);
+        regions.sort_unstable_by_key(|region| region.ua);
+        self.by_user.replace(&regions);
     }
 
     /// The user address of `bytes` bytes at `gpa`, which lie in one region.
     #[must_use]
+    #[inline]
     pub fn user(&self, gpa: GuestAddress, bytes: u64) -> Option<UserAddr> {
-        let at = self.regions.partition_point(|region| region.gpa <= gpa.0).checked_sub(1)?;
-        let region = &self.regions[at];
-        let ua = region.registration.ua().checked_add(gpa.0 - region.gpa)?;
-        region.registration.range().holds(ua, bytes).then_some(ua)
+        let region = self.by_guest.read(|regions| region_at(regions, gpa))?;
+        let offset = gpa.0 - region.gpa.0;
+        let inside = bytes > 0 && bytes <= region.bytes - offset;
+        inside.then(|| UserAddr::new(region.ua.raw() + offset))
     }
 
     /// The guest address of `bytes` bytes at `ua`, which lie in one region.
     #[must_use]
+    #[inline]
     pub fn guest(&self, ua: UserAddr, bytes: u64) -> Option<GuestAddress> {
-        let at = self.by_user.partition_point(|&at| self.regions[at].registration.ua() <= ua);
-        let region = &self.regions[*self.by_user.get(at.checked_sub(1)?)?];
-        let offset = ua.offset_from(region.registration.ua())?;
-        region.registration.range().holds(ua, bytes).then_some(GuestAddress(region.gpa + offset))
+        let region = self
+            .by_user
+            .read(|regions| regions.get(regions.partition(|region| region.ua <= ua).checked_sub(1)?))?;
+        let offset = ua.offset_from(region.ua)?;
+        let inside = bytes > 0 && offset < region.bytes && bytes <= region.bytes - offset;
+        inside.then(|| GuestAddress(region.gpa.0 + offset))
     }
 
-    /// The regions by guest address: where each is in the guest, and its registration.
-    pub fn regions(&self) -> impl Iterator<Item = (GuestAddress, &Registration)> {
-        self.regions.iter().map(|region| (GuestAddress(region.gpa), &region.registration))
+    /// Takes `[gpa, gpa + bytes)`, which does not pass 2^64, apart by regions: the length of each part, and its user address
+    /// if it lies in a region.
+    pub(super) fn parts(&self, gpa: GuestAddress, bytes: u64) -> Vec<(u64, Option<UserAddr>)> {
+        self.by_guest.read(|regions| {
+            let (mut at, mut left) = (gpa, bytes);
+            let mut parts = Vec::new();
+            while left > 0 {
+                let (length, ua) = match region_at(regions, at) {
+                    Some(region) => {
+                        let offset = at.0 - region.gpa.0;
+                        (region.bytes - offset, Some(UserAddr::new(region.ua.raw().wrapping_add(offset))))
+                    }
+                    None => {
+                        let next = regions.get(regions.partition(|region| region.gpa <= at));
+                        (next.filter(|next| next.gpa > at).map_or(u64::MAX, |next| next.gpa.0 - at.0), None)
+                    }
+                };
+                let length = length.min(left);
+                parts.push((length, ua));
+                // Past the last address only when nothing is left.
+                (at, left) = (GuestAddress(at.0.wrapping_add(length)), left - length);
+            }
+            parts
+        })
+    }
+
+    /// The regions by guest address.
+    #[must_use]
+    pub fn regions(&self) -> Vec<RamRegion> {
+        self.by_guest.read(|regions| regions.iter().collect())
     }
 }
 
-impl Region {
-    fn is(&self, gpa: u64, ua: UserAddr, bytes: u64) -> bool {
-        (self.gpa, self.registration.ua(), self.registration.bytes()) == (gpa, ua, bytes)
-    }
+/// The region that has the byte at `gpa`.
+#[inline]
+fn region_at(regions: &Regions<'_>, gpa: GuestAddress) -> Option<RamRegion> {
+    let region = regions.get(regions.partition(|region| region.gpa <= gpa).checked_sub(1)?)?;
+    (region.gpa <= gpa && gpa.0 - region.gpa.0 < region.bytes).then_some(region)
+}
+
+/// A region that shares guest or user addresses with `new`.
+fn in_the_way(regions: &Regions<'_>, new: RamRegion) -> Option<RamRegion> {
+    // Regions neither are empty nor pass 2^64.
+    let meet = |one: u64, bytes: u64, other: u64, length: u64| {
+        one <= other.wrapping_add(length.wrapping_sub(1)) && other <= one + (bytes - 1)
+    };
+    regions.iter().find(|old| {
+        meet(new.gpa.0, new.bytes, old.gpa.0, old.bytes)
+            || meet(new.ua.raw(), new.bytes, old.ua.raw(), old.bytes)
+    })
 }
 
 /// The `Arc` of a region. The collection gives it away only together with a collection that lacks it.
@@ -231,6 +279,6 @@ fn keep_of<B: Bitmap + Send + Sync + 'static>(
 
 impl fmt::Debug for RegisteredRam {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map().entries(self.regions.iter().map(|region| (region.gpa, &region.registration))).finish()
+        f.debug_list().entries(self.regions()).finish()
     }
 }

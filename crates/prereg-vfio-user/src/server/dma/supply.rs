@@ -119,8 +119,8 @@ impl PinJob {
         Self { supply: Arc::downgrade(supply), client, at: first, end, data }
     }
 
-    /// Goes on to the next piece that has pages; answers where it is if at least half of it has, and an empty stretch if
-    /// fewer have. `None` when nothing has pages any more.
+    /// Goes on to the next piece that has pages; returns its start and end if at least half of it has pages, and an empty range if
+    /// fewer have. `None` when no page is left.
     fn next_piece(&mut self, file: &File, piece: u64) -> Result<Option<(u64, u64)>, SharedError> {
         let to = self.at.saturating_add(piece).min(self.end);
         if file.lock().is_some_and(|extending| extending.covers(self.at, to)) {
@@ -128,10 +128,10 @@ impl PinJob {
             return Ok(Some((to, to)));
         }
         // Opened only where the file has to be asked.
-        let mut residency = None;
-        let mut find = |at| match &residency {
-            Some(residency) => Residency::next_data(residency, at),
-            None => residency.insert(file.residency()?).next_data(at),
+        let mut extents = None;
+        let mut find = |at| match &extents {
+            Some(extents) => DataExtents::next_data(extents, at),
+            None => extents.insert(file.residency()?).next_data(at),
         };
         let Some((from, to, is_there)) = self.data.next_piece((self.at, self.end), piece, &mut find)? else {
             return Ok(None);
