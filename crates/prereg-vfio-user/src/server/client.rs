@@ -50,7 +50,6 @@ pub(crate) struct Attached {
 /// What others may see of an attached client; the client's end takes it away.
 struct Seen {
     device: Arc<dyn Device>,
-    interrupts: Interrupts,
     space: Arc<DmaSpace>,
 }
 
@@ -98,18 +97,13 @@ impl Shared {
         lock(&self.waiting)
     }
 
-    pub(crate) fn attached(&self, space: &Arc<DmaSpace>, interrupts: &Interrupts, device: &Arc<dyn Device>) {
-        let (space, interrupts, device) = (space.clone(), interrupts.clone(), device.clone());
-        *lock(&self.seen) = Some(Seen { device, interrupts, space });
+    pub(crate) fn attached(&self, space: &Arc<DmaSpace>, device: &Arc<dyn Device>) {
+        *lock(&self.seen) = Some(Seen { device: device.clone(), space: space.clone() });
     }
 
-    /// Frees a thread that the client holds up, by a full eventfd or by much to do. For when the client is gone.
+    /// Has a thread that does much for the client return early. For when the client is gone.
     pub(crate) fn release(&self) {
         self.left.store(true, Ordering::Relaxed);
-        let interrupts = lock(&self.seen).as_ref().map(|seen| seen.interrupts.clone());
-        if let Some(interrupts) = interrupts {
-            interrupts.close();
-        }
     }
 
     /// Gives up memory that was unplugged from the guest.
@@ -197,8 +191,7 @@ impl Client {
         let seen = lock(&self.shared.seen).take();
         drop(seen);
         let Some(Attached { device, interrupts, space, .. }) = self.attached.take() else { return };
-        // Accesses and transfers fail from here on, and no writer is held up: a device that waits for its own threads does not
-        // wait for the client.
+        // Accesses and transfers fail from here on: a device that waits for its own threads does not wait for the client.
         space.disconnect();
         interrupts.close();
         let gone = catch_unwind(AssertUnwindSafe(|| device.client_gone()));
