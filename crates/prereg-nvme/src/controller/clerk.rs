@@ -18,7 +18,7 @@ use crate::engine::admin::Order;
 use crate::engine::desk::Desk;
 use crate::engine::identity::Identity;
 use crate::engine::log_page::Health;
-use crate::engine::registers::AdminQueues;
+use crate::engine::registers::{AdminQueues, Registers};
 use crate::engine::shadow::ShadowBuffers;
 use crate::spec::Status;
 use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
@@ -290,9 +290,9 @@ impl Clerk {
         self.shadow = None;
         if let Stage::Halting { then, .. } = std::mem::replace(&mut self.stage, Stage::Open) {
             match then {
-                Then::Disabled => hub.registers().stopped(),
+                Then::Disabled => hub.reset_registers(Registers::stopped),
                 Then::Reset(answers) => {
-                    hub.registers().reset();
+                    hub.reset_registers(Registers::reset);
                     answers.iter().for_each(|answer| answer.give());
                 }
                 Then::Stop => self.stopped = true,

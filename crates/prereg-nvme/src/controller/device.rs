@@ -180,15 +180,16 @@ impl Controller {
         let mut effects = Vec::new();
         let mut registers = self.hub.registers();
         registers.write(offset, from, &mut effects);
-        let (cc, mask) = (registers.configuration(), registers.mask());
+        let cc = registers.configuration();
+        self.hub.line.set_mask(registers.mask());
         drop(registers);
         for effect in effects {
             match effect {
                 Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
                 Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
                 Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors),
-                Effect::Masked(_) => self.hub.line.set_mask(mask, 0),
+                Effect::Unmasked(vectors) => self.hub.line.mask_changed(vectors),
+                Effect::Masked(_) => self.hub.line.mask_changed(0),
             }
         }
     }
