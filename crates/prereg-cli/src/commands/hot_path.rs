@@ -15,9 +15,9 @@ use crate::progress::Progress;
 use crate::quantity::Bytes;
 
 const MORE: &str = "\
-All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
-the median of 9 repetitions, and the fastest and slowest in brackets. The subjects take turns, each after a pass that warms
-its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; the ratio is over it.
+All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included: \
+the median of 9 repetitions, and the fastest and slowest in brackets. The subjects take turns, each after a pass that warms \
+its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; the ratio is over it. \
 'prereg' answers 'translate' with yes or no: it gives no address away without counting it.
 
 Example: prereg bench hot-path --quick --plot hot-path.svg";

@@ -17,8 +17,8 @@ use crate::progress::Progress;
 use crate::quantity::{Bytes, parse_bytes};
 
 const MORE: &str = "\
-All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in
-brackets. 'raw' are the system calls alone, measured in turns with ours in the same run. The ratio is registering over the
+All times are nanoseconds for each 4 KiB page (or whatever the system page is): the median, and the fastest and slowest in \
+brackets. 'raw' are the system calls alone, measured in turns with ours in the same run. The ratio is registering over the \
 pin call plus one bulk read of pagemap, in the middle of the repetitions; so is how much faster two threads are.
 
 Example: prereg bench registration --size 1G --reps 9";

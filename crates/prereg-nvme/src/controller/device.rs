@@ -137,7 +137,6 @@ impl Controller {
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
         drop(config);
-        // No lock is held while interrupts are told: a client can hold that up.
         interrupts.set_held(IrqKind::Intx, |_| pin);
         interrupts.set_held(IrqKind::Msi, |vector| mute || says && !is_msi || masks >> vector & 1 != 0);
         interrupts.set_held(IrqKind::Msix, |vector| {

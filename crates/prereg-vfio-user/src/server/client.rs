@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) counts: Arc<Counts>,
     /// The client is gone or to go. Only ends early what would end anyhow, so no ordering is asked of it.
     left: AtomicBool,
+    /// The client was told how to map a region. Read when its thread has ended, so no ordering is asked of it.
+    offered: AtomicBool,
     waiting: Mutex<Vec<Waiting>>,
     seen: Mutex<Option<Seen>>,
 }
@@ -83,8 +85,18 @@ impl Shared {
         counts: Arc<Counts>,
     ) -> Self {
         let (waiting, seen) = (Mutex::default(), Mutex::default());
-        let left = AtomicBool::new(false);
-        Self { number, socket, model, pid, uid, conversation, counts, left, waiting, seen }
+        let (left, offered) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { number, socket, model, pid, uid, conversation, counts, left, offered, waiting, seen }
+    }
+
+    /// The client is told how to map a region.
+    pub(crate) fn offered(&self) {
+        self.offered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client was told how to map a region.
+    pub(crate) fn was_offered(&self) -> bool {
+        self.offered.load(Ordering::Relaxed)
     }
 
     /// Whether the client was seen to have gone, or is to go: nothing more need be done for it.

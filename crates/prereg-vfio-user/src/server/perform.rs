@@ -62,6 +62,7 @@ impl Client {
                 let result = self.region(index).map(describe);
                 if let (Ok(Region { mmap: Some(_), .. }), Ok(attached)) = (&result, self.attached()) {
                     attached.device.region_offered(index);
+                    self.shared.offered();
                 }
                 self.answer(Command::DEVICE_GET_REGION_INFO, token, result);
             }
