@@ -38,6 +38,15 @@ enum FlushFor {
     Shutdown,
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The clerk waits for the end of the thread, with which its queues and holds are dropped.
+            self.hub.inbox.tell(Message::WorkerPanicked(self.number as usize));
+        }
+    }
+}
+
 impl Worker {
     pub(super) fn new(hub: Arc<Hub>, number: u32, disks: DiskQueues) -> Self {
         let counters = Arc::clone(&hub.workers[number as usize].counters);
@@ -146,7 +155,7 @@ impl Worker {
             self.halting = false;
             // If they cannot be had, commands fail until the next reset tries again.
             let _ = self.lane.storage().open();
-            self.hub.inbox.tell(Message::Halted);
+            self.hub.inbox.tell(Message::Halted(self.number as usize));
         }
     }
 

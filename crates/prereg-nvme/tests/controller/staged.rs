@@ -22,6 +22,7 @@ pub(crate) struct StagedDisk {
 pub(crate) struct Stage {
     closed: AtomicBool,
     waiting: AtomicUsize,
+    panics: AtomicBool,
 }
 
 impl Stage {
@@ -33,6 +34,15 @@ impl Stage {
     /// Requests go on when their queue is next polled.
     pub(crate) fn open(&self) {
         self.closed.store(false, Ordering::SeqCst);
+    }
+
+    /// The next queue that is made or polled panics.
+    pub(crate) fn panic(&self) {
+        self.panics.store(true, Ordering::SeqCst);
+    }
+
+    fn act(&self) {
+        assert!(!self.panics.swap(false, Ordering::SeqCst), "the test asked for this panic");
     }
 
     /// Requests that wait.
@@ -83,6 +93,7 @@ impl Disk for StagedDisk {
     }
 
     fn queue(&self, kick: Arc<OwnedFd>) -> Result<Box<dyn DiskQueue>, DiskError> {
+        self.stage.act();
         let inner = self.inner.queue(kick)?;
         Ok(Box::new(StagedQueue { inner, stage: self.stage(), waiting: Vec::new() }))
     }
@@ -109,6 +120,7 @@ impl DiskQueue for StagedQueue {
     }
 
     fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<(), DiskError> {
+        self.stage.act();
         if !self.stage.closed.load(Ordering::SeqCst) {
             for request in self.waiting.drain(..) {
                 self.inner.submit(request).expect("a queue in memory has room for a test");
