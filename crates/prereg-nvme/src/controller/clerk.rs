@@ -14,6 +14,7 @@ use super::hub::{CLERK, Hub};
 use super::inbox::{Answers, Change, Message};
 use super::mailbox::ToWorker;
 use super::notices::Watched;
+use super::poll_schedule;
 use super::worker::Worker;
 use crate::engine::admin::Order;
 use crate::engine::desk::Desk;
@@ -25,15 +26,9 @@ use crate::spec::Status;
 use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
 use crate::spec::register::page_shift;
 
-/// How soon to look again for mapped doorbells: the admin queue's, and those of workers that sleep.
+/// How soon to look again for mapped doorbells, in nanoseconds: the admin queue's, and those of workers that sleep.
 const FIRST_NAP: u64 = 50_000;
 const FIRST_NAP_OF_WORKERS: u64 = 1_000_000;
-/// And at last, in nanoseconds.
-const LONGEST_NAP: u64 = 25_000_000;
-/// In between, after this part of the time since something rang.
-const NAP_SHARE: u64 = 16;
-/// How often all workers look, whatever doorbells show.
-const WAKE_ALL: u64 = 100_000_000;
 
 /// What the clerk is in the middle of.
 enum Stage {
@@ -194,15 +189,15 @@ impl Clerk {
             }
         });
         // A doorbell that was written with the value it had, or in the shadow alone, looks like none.
-        if now.saturating_sub(self.woken) >= WAKE_ALL {
+        let idle = |since: u64| now.saturating_sub(since);
+        if idle(self.woken) >= poll_schedule::wake_all(idle(self.rung)) {
             self.woken = now;
             self.started().for_each(|worker| hub.workers[worker].mailbox.wake());
         }
-        let share = |since: u64| now.saturating_sub(since) / NAP_SHARE;
-        let own = share(self.served).clamp(FIRST_NAP, LONGEST_NAP);
+        let own = poll_schedule::pause(idle(self.served), FIRST_NAP);
         // Those that are awake look for themselves.
         let sleep = self.started().any(|worker| hub.workers[worker].mailbox.sleeps());
-        let others = share(self.rung).clamp(FIRST_NAP_OF_WORKERS, LONGEST_NAP);
+        let others = poll_schedule::pause(idle(self.rung), FIRST_NAP_OF_WORKERS);
         if sleep { own.min(others) } else { own }
     }
 
