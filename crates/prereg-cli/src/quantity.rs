@@ -40,6 +40,22 @@ impl fmt::Display for Count {
     }
 }
 
+/// A number of things by their name in the singular: `1 map`, `2 maps`, `0 accesses`.
+#[derive(Clone, Copy, Debug)]
+pub struct Number(pub u64, pub &'static str);
+
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(count, name) = self;
+        let ending = match (count, name.ends_with('s')) {
+            (1, _) => "",
+            (_, true) => "es",
+            (_, false) => "s",
+        };
+        write!(f, "{} {name}{ending}", Count(*count))
+    }
+}
+
 /// A number of bytes as people write it: `4096`, `64K`, `256M`, `1G`, `1GiB`.
 ///
 /// # Errors
@@ -86,6 +102,13 @@ mod tests {
         for bad in ["", "M", "-1", "+", "1.5G", "1X", "99999999999T", "1 G", "ä"] {
             parse_bytes(bad).unwrap_err();
         }
+    }
+
+    #[test]
+    fn one_thing_is_named_in_the_singular() {
+        let shown = [(0, "map"), (1, "map"), (2000, "map"), (1, "access"), (3, "access")]
+            .map(|(count, name)| Number(count, name).to_string());
+        assert_eq!(shown, ["0 maps", "1 map", "2,000 maps", "1 access", "3 accesses"]);
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
 
     drop(driver);
     let (status, said) = server.stop();
-    assert!(status.success() && said.contains("every pin is given back"), "{status}: {said}");
+    assert!(status.success() && said.contains("every pin is released"), "{status}: {said}");
     assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
     let image = std::fs::read(&disk).unwrap();
     let words: Vec<u32> = image[16 * 512..16 * 512 + 8192]
@@ -195,19 +195,69 @@ fn a_configuration_serves_several_devices_over_one_memory() {
 fn what_cannot_be_served_is_said_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk] = ["s", "none.img"].map(|name| path(&folder, name));
-    let run = |arguments: &[&str]| {
-        let output =
-            Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
     let (code, said) = run(&["nvme", "--socket", &socket, "--disk", &disk]);
-    assert!(code == Some(2) && said.contains("none.img"), "{code:?}: {said}");
-    let (code, said) =
-        run(&["nvme", "--socket", &socket, "--disk", &disk, "--block-size", "1000", "--create", "1M"]);
-    assert!(code == Some(2) && said.contains("512 or 4096"), "{code:?}: {said}");
+    assert_eq!(code, Some(2));
+    assert!(said.contains("--create") && said.matches("none.img").count() == 1, "{said}");
+    let create = ["nvme", "--socket", &socket, "--disk", &disk, "--create", "1M"];
+    let with = |more: &[&str]| run(&[&create, more].concat());
+    let (code, said) = with(&["--block-size", "1024"]);
+    assert!(code == Some(2) && said.contains("must be 512 or 4096 bytes, not 1024"), "{code:?}: {said}");
+    let (code, said) = with(&["--metrics", "9469"]);
+    assert!(code == Some(2) && said.contains("127.0.0.1:9469"), "{code:?}: {said}");
     let (code, said) = run(&["--config", &path(&folder, "none.toml")]);
     assert!(code == Some(2) && said.contains("none.toml"), "{code:?}: {said}");
-    assert!(!Path::new(&socket).exists());
+    let (code, said) = run(&["nvme", "--socket", &path(&folder, "no/s"), "--disk", &disk, "--create", "1M"]);
+    assert!(code == Some(2) && said.contains("folder does not exist"), "{code:?}: {said}");
+    let long = path(&folder, &"s".repeat(120));
+    let (code, said) = run(&["nvme", "--socket", &long, "--disk", &disk, "--create", "1M"]);
+    assert!(code == Some(2) && said.contains("at most 107 bytes"), "{code:?}: {said}");
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn a_disk_that_exists_is_served_as_it_is_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
+    std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
+    let create =
+        |size| ["nvme", "--socket", &socket, "--disk", &disk, "--create", size, "--control", &control];
+    let (code, said) = run(&create("2M"));
+    assert!(code == Some(2) && said.contains("1 MiB") && said.contains("2 MiB"), "{code:?}: {said}");
+    assert!(Server::start(&create("1M")).stop().0.success());
+    assert_eq!(std::fs::read(&disk).unwrap(), vec![7; 1 << 20]);
+}
+
+#[test]
+fn a_client_that_needs_mappable_doorbells_is_told_of_to_the_operator() {
+    use prereg_vfio_user::client::Client;
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
+    for (doorbells, is_told) in [("socket", true), ("auto", false)] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
+        command.args(["serve", "nvme", "--socket", &socket, "--disk", &disk, "--create", "1M"]);
+        command.args(["--control", &control, "--doorbells", doorbells]).stderr(Stdio::piped());
+        let mut server = Server::spawn(command);
+        let mut errors = server.child.stderr.take().unwrap();
+        // As SPDK's initiator does.
+        let mut client = Client::connect(Path::new(&socket)).unwrap();
+        client.region_info(0).unwrap();
+        drop(client);
+        while control::ask(Path::new(&control)).unwrap().endings_total.get("left") != Some(&1) {
+            std::thread::yield_now();
+        }
+        server.signal("TERM");
+        let mut said = String::new();
+        errors.read_to_string(&mut said).unwrap();
+        assert_eq!(said.contains("--doorbells auto"), is_told, "{doorbells}: {said}");
+        assert!(server.stop().0.success());
+    }
+}
+
+/// What a server that cannot start exits with and says.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]

@@ -45,6 +45,7 @@ mod mailbox;
 mod model;
 mod notices;
 mod past;
+mod poll_schedule;
 mod settings;
 mod worker;
 

@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use prereg::Errno;
 
+mod signal;
+pub(crate) use signal::signal;
+
 /// The most descriptors that Linux passes with one message (`SCM_MAX_FD`).
 pub(crate) const MOST_DESCRIPTORS: usize = 253;
 
@@ -186,15 +189,25 @@ impl AsFd for Watch {
 }
 
 impl Watch {
-    /// For these, by their place in the list. They are owned by whoever owns this.
-    pub(crate) fn new(descriptors: &[BorrowedFd<'_>]) -> Result<Self, Errno> {
+    /// For these two, by their place; ready as long as there is something to read. They are owned by whoever owns this.
+    pub(crate) fn new(descriptors: [BorrowedFd<'_>; 2]) -> Result<Self, Errno> {
+        Self::with(descriptors.map(Some), libc::EPOLLIN)
+    }
+
+    /// For these, by their place; ready once for each time that something arrives, whether or not it was read.
+    pub(crate) fn arrivals(descriptors: [Option<BorrowedFd<'_>>; 2]) -> Result<Self, Errno> {
+        Self::with(descriptors, libc::EPOLLIN | libc::EPOLLET)
+    }
+
+    fn with(descriptors: [Option<BorrowedFd<'_>>; 2], events: libc::c_int) -> Result<Self, Errno> {
         // SAFETY: takes no pointer.
         let descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         check(descriptor)?;
         // SAFETY: it is new and nobody else knows it.
         let watch = unsafe { OwnedFd::from_raw_fd(descriptor) };
         for (place, watched) in (0..).zip(descriptors) {
-            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: place };
+            let Some(watched) = watched else { continue };
+            let mut event = libc::epoll_event { events: events as u32, u64: place };
             let (add, watched) = (libc::EPOLL_CTL_ADD, watched.as_raw_fd());
             // SAFETY: `event` lives through the call and is only read.
             check(unsafe { libc::epoll_ctl(watch.as_raw_fd(), add, watched, &raw mut event) })?;
@@ -202,7 +215,7 @@ impl Watch {
         Ok(Self(watch))
     }
 
-    /// Waits until one of the first two can be read or hung up, or the time is over: for each, what [`Waiting`] says of it. A
+    /// Waits until one of the two can be read or hung up, or the time is over: for each, what [`Waiting`] says of it. A
     /// signal is nothing happening.
     pub(crate) fn wait(&self, time: Option<Duration>) -> Result<[Waiting; 2], Errno> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
@@ -265,9 +278,14 @@ pub(crate) fn take_count(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
 
 /// Adds one to an eventfd's count. Waits while that is full, unless the eventfd's flags say otherwise.
 pub(crate) fn add_one(eventfd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let one = 1u64.to_ne_bytes();
-    // SAFETY: `one` lives through the call and is only read.
-    length(unsafe { libc::write(eventfd.as_raw_fd(), one.as_ptr().cast(), one.len()) }).map(|_| ())
+    add(eventfd, 1)
+}
+
+/// Adds to an eventfd's count, as [`add_one`] does.
+pub(crate) fn add(eventfd: BorrowedFd<'_>, count: u64) -> Result<(), Errno> {
+    let count = count.to_ne_bytes();
+    // SAFETY: `count` lives through the call and is only read.
+    length(unsafe { libc::write(eventfd.as_raw_fd(), count.as_ptr().cast(), count.len()) }).map(|_| ())
 }
 
 /// Whether reading and writing wait (`O_NONBLOCK` is not set).
@@ -330,6 +348,16 @@ pub(crate) fn listen(path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
 pub(crate) fn lock(file: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
+}
+
+/// An eventfd whose reader takes one at a time.
+#[cfg(test)]
+pub(crate) fn semaphore() -> Result<OwnedFd, Errno> {
+    // SAFETY: takes no pointer.
+    let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_SEMAPHORE) };
+    check(descriptor)?;
+    // SAFETY: it is new and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
 /// Has reading and writing wait.

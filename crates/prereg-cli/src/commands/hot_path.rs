@@ -15,9 +15,9 @@ use prereg_benches::hot_path::plan::Plan;
 use prereg_benches::hot_path::plot::plot;
 
 const MORE: &str = "\
-All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included:
-the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms
-its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; ratios are relative to it.
+All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included: \
+the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms \
+its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; ratios are relative to it. \
 'prereg' answers 'translate' with yes or no: it returns no address without counting it.
 
 Example: prereg bench hot-path --quick --plot hot-path.svg";

@@ -13,11 +13,17 @@ use crate::serve::config::Doorbells;
 use prereg_benches::nvme::{Plan, Results};
 
 const MORE: &str = "\
-A driver in this process drives the queues of servers in separate processes, over shared memory; the disks are files, made in
---dir and removed afterwards. 'fixed' transfers into the registered pages of the guest, 'plain' lets the kernel pin the pages
-for each I/O; 'pin-per-io' registers and unregisters them for each I/O, in this process and without a guest or a queue, so it
-shows the minimum cost of such a server. CPU is the processor time of all the server's threads for one I/O: the median of the
-repetitions, minimum and maximum in brackets; the ratio is relative to 'plain'.
+A driver in this process drives the queues of two servers in processes of their own, over shared memory. The disks are files, \
+made in --dir and removed afterwards.
+
+  fixed       transfers straight into the registered pages of the guest
+  plain       lets the kernel pin the pages for each I/O
+  pin-per-io  registers and unregisters the pages for each I/O, in this process and without a guest or a queue: the least that \
+such a server would cost
+
+CPU is the processor time of all threads of the server for one I/O: the median of the repetitions, with the least and the most in \
+brackets. The last column is that time divided by the time of 'plain' in the same repetition, the median over the repetitions; \
+below 1 is cheaper than 'plain'.
 
 Example: prereg bench nvme --dir /var/tmp --json";
 
@@ -29,8 +35,8 @@ pub struct NvmeBenchArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Bytes of each disk (suffixes K, M, G)
-    #[arg(long, default_value = "256M", value_parser = parse_bytes)]
+    /// Bytes of each disk, at least 1M (suffixes K, M, G)
+    #[arg(long, default_value = "256M", value_parser = parse_disk)]
     size: u64,
 
     /// Repetitions
@@ -50,6 +56,15 @@ pub struct NvmeBenchArgs {
     json: bool,
 }
 
+fn parse_disk(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        bytes if bytes < 1 << 20 => {
+            Err("a disk has at least 1M, because I/Os of up to 128 KiB go to random places of it".to_owned())
+        }
+        bytes => Ok(bytes),
+    }
+}
+
 /// Measures and prints.
 ///
 /// # Errors
@@ -58,7 +73,7 @@ pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) ->
     let program = std::env::current_exe().map_err(|error| Failure::host("starting the server", error))?;
     let plan = Plan {
         folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
-        disk: args.size.next_multiple_of(1 << 20).max(1 << 20),
+        disk: args.size.next_multiple_of(1 << 20),
         repetitions: args.reps,
         batch: args.batch,
         mapped_doorbells: args.doorbells == Doorbells::Mmap,
@@ -87,7 +102,12 @@ fn print(results: &Results, out: &mut impl Write) -> Result<(), Failure> {
         let key = (row.operation, row.bytes, row.depth);
         if block != Some(key) {
             block = Some(key);
-            writeln!(out, "\n{} {}, {} at a time", row.operation, Bytes(row.bytes), row.depth)?;
+            writeln!(
+                out,
+                "\n{:<40} {:>32}",
+                format!("{} {}, {} at a time", row.operation, Bytes(row.bytes), row.depth),
+                "CPU over plain's"
+            )?;
         }
         writeln!(
             out,

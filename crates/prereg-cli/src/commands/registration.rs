@@ -17,8 +17,8 @@ use prereg_benches::registration::{Kind, Plan, Row, measure};
 use prereg_benches::stats::Summary;
 
 const MORE: &str = "\
-All times are nanoseconds per system page, usually 4 KiB: the median, and the fastest and slowest in brackets. 'raw' are the
-system calls alone, measured in turns with prereg in the same run. The ratio is registering relative to the pin call plus one
+All times are nanoseconds per system page, usually 4 KiB: the median, and the fastest and slowest in brackets. 'raw' are the \
+system calls alone, measured in turns with prereg in the same run. The ratio is registering relative to the pin call plus one \
 bulk read of pagemap, the median of the repetitions; so is the speed of two threads relative to one.
 
 Example: prereg bench registration --size 1G --reps 9";

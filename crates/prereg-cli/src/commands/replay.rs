@@ -16,8 +16,8 @@ use crate::trace::parse::Limits;
 use crate::trace::read::read;
 
 const MORE: &str = "\
-Each trace's guest RAM is made as a memfd, registered once, and every call of the trace is replayed over it: first with
-everything checked, then for the time. With --json one trace gives an object and several give an array, in order.
+Each trace's guest RAM is made as a memfd, registered once, and every call of the trace is replayed over it: first with \
+everything checked, then for the time. With --json one trace gives an object and several give an array, in order. \
 Numbers that are null were not measured. Under --rules kvm answers are still compared with what QEMU answered.
 
 Examples:

@@ -10,9 +10,9 @@ use crate::quantity::parse_bytes;
 use crate::selftest::{self, BackendChoice, Options};
 
 const MORE: &str = "\
-Registers memory, maps it, makes the device do DMA to the address of a counted mapping and compares the data; shows that
-unregistering mapped memory is refused, that maps make no system call, and that the device reaches nothing afterwards; offers
-what cannot be pinned; and lives an ordinary user's limits. DMA is done with QEMU's edu device (1234:11e8); with another one
+Registers memory, maps it, makes the device do DMA to the address of a counted mapping and compares the data; shows that \
+unregistering mapped memory is refused, that maps make no system call, and that the device reaches nothing afterwards; offers \
+what cannot be pinned; and lives an ordinary user's limits. DMA is done with QEMU's edu device (1234:11e8); with another one \
 everything else is shown. The device must be bound to vfio-pci, and nobody else may have its group open.
 
 Examples:
@@ -62,6 +62,15 @@ pub struct SelftestArgs {
 /// # Errors
 /// [`Failure`] when the back end cannot be opened.
 pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+    if let (BackendChoice::IoUring, Some(device)) = (args.backend, &args.device) {
+        return Err(Failure::host(
+            "selftest",
+            format!(
+                "the back end io-uring drives no device, so --device {device} would not be used; leave it out, or name \
+                 --backend vfio-type1, vfio-spapr-v2 or iommufd"
+            ),
+        ));
+    }
     let options = Options {
         backend: args.backend,
         device: args.device.clone(),

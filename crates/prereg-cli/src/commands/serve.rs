@@ -1,5 +1,6 @@
 //! `prereg serve`: devices for guests, until a signal.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,16 +10,16 @@ use clap::{Args, Subcommand};
 use super::Outcome;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
-use crate::quantity::parse_bytes;
+use crate::quantity::{Bytes, parse_bytes};
 use crate::serve::config::{
     Buffers, Config, DirectIo, Doorbells, Extent, InterruptKind, MemoryConfig, MemoryLimit, MemoryPolicy,
-    NamespaceConfig, NvmeConfig, parse_mode,
+    NamespaceConfig, NvmeConfig, parse_address, parse_mode,
 };
 use crate::serve::run::{Control, Serving};
 
 const MORE: &str = "\
-The guest's memory must be shared: QEMU 10.1 or newer with memory-backend-memfd (share=on); the arguments to use are printed.
-SIGTERM or Ctrl-C ends what is under way, gives every pin back and removes the sockets.
+The guest's memory must be shared: QEMU 10.1 or newer with memory-backend-memfd (share=on). The arguments to use are printed. \
+SIGTERM or Ctrl-C ends what is under way, releases every pin and removes the sockets.
 
 Examples:
   prereg serve nvme --socket /run/user/1000/disk.sock --disk disk.img
@@ -51,8 +52,8 @@ struct ProcessArgs {
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
-    /// Where Prometheus asks (GET /metrics): an address and a port
-    #[arg(long, value_name = "ADDR")]
+    /// Where Prometheus asks (GET /metrics): an address and a port, such as 127.0.0.1:9469
+    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     metrics: Option<SocketAddr>,
 
     /// Say nothing but errors
@@ -124,7 +125,7 @@ struct NvmeArgs {
     #[arg(long, default_value = "0600", value_parser = parse_mode)]
     mode: u32,
 
-    /// Make the disk, sparse, of this size if it does not exist (suffixes K, M, G)
+    /// Make each disk that does not exist, sparse, of this size (suffixes K, M, G); one that exists must have it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     create: Option<u64>,
 
@@ -137,8 +138,12 @@ struct NvmeArgs {
 /// # Errors
 /// [`Failure::Host`] when the configuration is wrong or something it names cannot be had; nothing is served then.
 pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+    let mut new_disks = None;
     let (mut config, process) = match (&args.device, &args.config) {
-        (Some(Device::Nvme(nvme)), _) => (nvme.config()?, &nvme.process),
+        (Some(Device::Nvme(nvme)), _) => {
+            new_disks = nvme.create;
+            (nvme.config(), &nvme.process)
+        }
         (None, Some(file)) => {
             let config =
                 Config::read(file).map_err(|error| Failure::host("reading the configuration", error))?;
@@ -155,7 +160,12 @@ pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Res
         None => Control::Default,
     };
     config.check().map_err(|error| Failure::host("serving", error))?;
+    let created = match new_disks {
+        Some(bytes) => CreatedDisks::make(&config, bytes)?,
+        None => CreatedDisks::default(),
+    };
     let serving = Serving::start(&config, control)?;
+    created.keep();
     if !process.quiet {
         serving.introduce(out)?;
         out.flush()?;
@@ -163,19 +173,13 @@ pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Res
     serving.until(interrupt);
     serving.stop();
     if !process.quiet {
-        writeln!(out, "stopped; every pin is given back and the sockets are removed")?;
+        writeln!(out, "stopped; every pin is released and the sockets are removed")?;
     }
     Ok(Outcome::Clean)
 }
 
 impl NvmeArgs {
-    fn config(&self) -> Result<Config, Failure> {
-        if let Some(bytes) = self.create {
-            for disk in self.disk.iter().filter(|disk| !disk.exists()) {
-                let made = std::fs::File::create_new(disk).and_then(|file| file.set_len(bytes));
-                made.map_err(|error| Failure::host(format!("making {}", disk.display()), error))?;
-            }
-        }
+    fn config(&self) -> Config {
         let namespaces = self.disk.iter().map(|disk| {
             let mut namespace = NamespaceConfig::new(disk.clone());
             namespace.read_only = self.read_only;
@@ -196,6 +200,59 @@ impl NvmeArgs {
             limit: self.memory_limit,
             client_limit: self.client_memory_limit,
         };
-        Ok(Config { memory, nvme: vec![device], ..Config::default() })
+        Config { memory, nvme: vec![device], ..Config::default() }
+    }
+}
+
+/// Disks that this start created; they are removed with it unless it serves.
+#[derive(Debug, Default)]
+struct CreatedDisks(Vec<PathBuf>);
+
+impl CreatedDisks {
+    /// Makes the disks of `config` that do not exist, sparse, of `bytes`.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] for one that exists with another size, and for one that cannot be made.
+    fn make(config: &Config, bytes: u64) -> Result<Self, Failure> {
+        let mut created = Self::default();
+        for namespace in config.nvme.iter().flat_map(|device| &device.namespace) {
+            let disk = &namespace.file;
+            let cannot = |error| Failure::host(format!("creating {}", disk.display()), error);
+            match std::fs::metadata(disk) {
+                Ok(found) if found.is_file() && found.len() != bytes => {
+                    return Err(Failure::host(
+                        format!("creating {}", disk.display()),
+                        format!(
+                            "it exists with {} ({} bytes) and --create asks for {} ({bytes} bytes); leave out --create to serve \
+                             it as it is, or name another file",
+                            Bytes(found.len()),
+                            found.len(),
+                            Bytes(bytes)
+                        ),
+                    ));
+                }
+                Ok(_) => {}
+                Err(_) => {
+                    let file = File::create_new(disk).map_err(cannot)?;
+                    created.0.push(disk.clone());
+                    file.set_len(bytes).map_err(cannot)?;
+                }
+            }
+        }
+        Ok(created)
+    }
+
+    /// The disks are served: they stay.
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for CreatedDisks {
+    fn drop(&mut self) {
+        for disk in &self.0 {
+            // Why the start failed is reported, and the disk is empty.
+            let _ = std::fs::remove_file(disk);
+        }
     }
 }

@@ -15,6 +15,7 @@ pub struct Config {
     /// Where `prereg status` asks; by default see [`crate::serve::control::default_path`].
     pub control: Option<PathBuf>,
     /// Where Prometheus asks; nowhere by default.
+    #[serde(default, deserialize_with = "address")]
     pub metrics: Option<SocketAddr>,
     /// How the clients' memory is registered.
     #[serde(default)]
@@ -103,7 +104,7 @@ impl<'de> Deserialize<'de> for Extent {
     }
 }
 
-/// How much memory may be pinned, or promised to be pinned.
+/// How much memory may be pinned or promised.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum MemoryLimit {
     /// 7/8 of the memory of the host or of the control group, or the limit on locked memory, whichever is lowest.
@@ -296,6 +297,25 @@ fn octal<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u32, D::Er
     parse_mode(&text).map_err(serde::de::Error::custom)
 }
 
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_address(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// An address and a port to listen on.
+///
+/// # Errors
+/// In words.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        let port = text.trim_start_matches(':');
+        let example = if port.parse::<u16>().is_ok() { port } else { "9469" };
+        format!(
+            "expected an address and a port: 127.0.0.1:{example} for this host alone, 0.0.0.0:{example} for every network"
+        )
+    })
+}
+
 /// A socket's mode in octal digits: `0600`, `660`.
 ///
 /// # Errors
@@ -410,7 +430,7 @@ impl Config {
             for namespace in &device.namespace {
                 if !matches!(namespace.block_size, 512 | 4096) {
                     return unservable(format!(
-                        "{} has blocks of {} bytes; they are of 512 or 4096",
+                        "the block size of {} must be 512 or 4096 bytes, not {}",
                         namespace.file.display(),
                         namespace.block_size
                     ));
@@ -500,6 +520,8 @@ mod tests {
             (&format!("{LEAST}sise = 3\n"), "unknown field `sise`"),
             (&format!("[memory]\nextent = \"3M\"\n{LEAST}"), "power of two"),
             (&format!("[memory]\nlimit = \"all\"\n{LEAST}"), "a memory limit is"),
+            (&format!("metrics = \"9100\"\n{LEAST}"), "127.0.0.1:9100"),
+            (&format!("metrics = \"localhost\"\n{LEAST}"), "127.0.0.1:9469"),
         ] {
             let refusal = checked(text).unwrap_err();
             assert!(refusal.contains(word), "{text}: {refusal}");

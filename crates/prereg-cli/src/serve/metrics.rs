@@ -74,7 +74,7 @@ impl Collector for Snapshot {
         }
         single(
             "prereg_promised_bytes",
-            "Memory that is mapped and charged, and not pinned yet",
+            "Memory that is mapped and promised, and not pinned yet",
             MetricType::Gauge,
             memory.promised_bytes,
         )?;

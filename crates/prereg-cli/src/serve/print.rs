@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use super::status::{ClientStatus, MemoryStatus, Status};
-use crate::quantity::{Bytes, Count};
+use crate::quantity::{Bytes, Count, Number};
 
 /// Regions that are listed for people.
 const REGIONS: usize = 16;
@@ -17,7 +17,7 @@ pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     memory(&status.memory, out)?;
     writeln!(out, "\nSockets")?;
     for socket in &status.sockets {
-        writeln!(out, "  {}  {}, {} connected", socket.path, socket.model, clients(socket.clients))?;
+        writeln!(out, "  {}  {}, {} connected", socket.path, socket.model, Number(socket.clients, "client"))?;
     }
     for client in &status.clients {
         self::client(client, out)?;
@@ -35,6 +35,10 @@ pub fn qemu_limits(has_msix: bool, out: &mut impl Write) -> io::Result<()> {
     if has_msix {
         writeln!(out, "  unplug it with MSI-X: QEMU 11.1 aborts; serve with --interrupts msi instead")?;
     }
+    writeln!(
+        out,
+        "  stop at memory that is refused: it goes on with the device, whose I/O there fails; read this log"
+    )?;
     writeln!(out, "  see code that the disk puts into shared memory under TCG: use KVM, or boot with -kernel")
 }
 
@@ -50,38 +54,42 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  {} live registrations; {} ranges pinned and {} unpinned since the start, {} maps found their memory registered",
-        Count(memory.registrations),
-        Count(memory.pins_total),
+        "  {}; {} pinned and {} unpinned since the start, {} found their memory registered",
+        Number(memory.registrations, "live registration"),
+        Number(memory.pins_total, "range"),
         Count(memory.unpins_total),
-        Count(memory.shared_maps_total)
+        Number(memory.shared_maps_total, "map")
     )?;
     let total =
         memory.total_limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
     writeln!(
         out,
-        "  {} mapped and not pinned yet, {} mappings being pinned in the background; for all clients {total}",
+        "  promised {}: mapped and not pinned yet{}; for all clients {total}",
         Bytes(memory.promised_bytes),
-        Count(memory.pinning_mappings)
+        match (memory.promised_bytes, memory.pinning_mappings) {
+            (0, 0) => String::new(),
+            (_, 0) => ", because it waits for the device's first access".to_owned(),
+            (_, pinning) => format!(", {} being pinned in the background", Number(pinning, "mapping")),
+        }
     )?;
     if memory.refused_maps_total + memory.failed_pins_total > 0 {
         writeln!(
             out,
-            "  {} maps refused for want of room, {} pins failed after their map",
-            Count(memory.refused_maps_total),
-            Count(memory.failed_pins_total)
+            "  {} refused for want of room, {} failed after their map",
+            Number(memory.refused_maps_total, "map"),
+            Number(memory.failed_pins_total, "pin")
         )?;
     }
     for file in &memory.files {
         write!(
             out,
-            "  file {} inode {}  {}, {} registered in {} pieces, shared by {}",
+            "  file {} inode {}  {}, {} registered in {}, shared by {}",
             file.device,
             file.inode,
             Bytes(file.bytes),
             Bytes(file.registered_bytes),
-            Count(file.extents),
-            clients(file.clients)
+            Number(file.extents, "piece"),
+            Number(file.clients, "client")
         )?;
         match file.stale_extents {
             0 => writeln!(out)?,
@@ -106,7 +114,7 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
         )?;
     }
     if let Some(more) = memory.regions.len().checked_sub(REGIONS).filter(|more| *more > 0) {
-        writeln!(out, "  and {more} more regions; --json lists all")?;
+        writeln!(out, "  and {}; --json lists all", Number(more as u64, "more region"))?;
     }
     Ok(())
 }
@@ -119,22 +127,22 @@ fn client(client: &ClientStatus, out: &mut impl Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  {} mappings of {}, {} accesses under way; {} maps, {} unmaps",
-        Count(client.mappings),
+        "  {} of {}, {} under way; {}, {}",
+        Number(client.mappings, "mapping"),
         Bytes(client.mapped_bytes),
-        Count(client.accesses),
-        Count(client.maps_total),
-        Count(client.unmaps_total)
+        Number(client.accesses, "access"),
+        Number(client.maps_total, "map"),
+        Number(client.unmaps_total, "unmap")
     )?;
     for waiting in &client.waiting {
         for held in &waiting.mappings {
             writeln!(
                 out,
-                "  unmap waits for {}: {} at {:#x} is held by {} accesses of the device",
+                "  unmap waits for {}: {} at {:#x} is held by {} of the device",
                 Span(waiting.seconds),
                 Bytes(held.bytes),
                 held.iova,
-                Count(held.accesses)
+                Number(held.accesses, "access")
             )?;
         }
     }
@@ -154,13 +162,6 @@ fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, 
         .map(|(name, count)| format!("{name} {}", Count(count)))
         .collect();
     if some.is_empty() { Ok(()) } else { writeln!(out, "  {what}: {}", some.join(", ")) }
-}
-
-fn clients(count: u64) -> String {
-    match count {
-        1 => "1 client".to_owned(),
-        more => format!("{} clients", Count(more)),
-    }
 }
 
 /// Seconds in the two units that matter.
@@ -190,7 +191,7 @@ mod tests {
             let mut text = Vec::new();
             qemu_limits(has_msix, &mut text).unwrap();
             let text = String::from_utf8(text).unwrap();
-            assert!(text.contains("migrate") && text.contains("TCG"), "{text}");
+            assert!(["migrate", "refused", "TCG"].iter().all(|word| text.contains(word)), "{text}");
             assert_eq!(text.contains("--interrupts msi"), has_msix, "{text}");
         }
     }

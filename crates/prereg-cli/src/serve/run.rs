@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use prereg::{AddressKind, AddressSpace};
+use prereg::{AddressKind, AddressSpace, Errno};
 use prereg_linux::IoUring;
 use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
-use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk};
-use prereg_vfio_user::server::{MemoryStore, Model, Server, ServerSettings};
+use prereg_nvme::disk::{Direct, Disk, DiskError, DiskOptions, FileDisk};
+use prereg_vfio_user::server::{MemoryStore, Model, Notice, Server, ServerSettings};
 
 use super::config::{Buffers, Config, DirectIo, Doorbells, InterruptKind, NvmeConfig};
 use super::control::{self, ControlListener};
@@ -89,10 +89,9 @@ impl Serving {
         for served in &models {
             let (path, model): (_, Arc<dyn Model>) =
                 (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
-            let what = || format!("listening at {}", path.display());
-            server.listen(path, model).map_err(|error| Failure::host(what(), error))?;
+            server.listen(path, model).map_err(|error| Failure::host("serving a device", error))?;
             fs::set_permissions(path, fs::Permissions::from_mode(served.config.mode))
-                .map_err(|error| Failure::host(what(), error))?;
+                .map_err(|error| Failure::host(format!("setting the mode of {}", path.display()), error))?;
         }
 
         let observer = Arc::new(Observer { started: Instant::now(), back_end, granule });
@@ -174,13 +173,7 @@ impl Serving {
         let mut looked = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
-            // With standard error closed there is no other place for them.
-            for note in self.store.take_notes() {
-                let _ = writeln!(io::stderr(), "prereg: {}", self.limits.explain(&note));
-            }
-            for notice in self.server.take_notices() {
-                let _ = writeln!(io::stderr(), "prereg: {notice}");
-            }
+            self.report();
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.server.release_idle();
@@ -189,6 +182,41 @@ impl Serving {
                     let _ = served.model.refresh();
                 }
             }
+        }
+        self.report();
+    }
+
+    /// Writes what there is to say of clients to standard error.
+    fn report(&self) {
+        // With standard error closed there is no other place for them.
+        for note in self.store.take_notes() {
+            let _ = writeln!(io::stderr(), "prereg: {}{}", self.limits.explain(&note), self.who(note.client));
+        }
+        for notice in self.server.take_notices() {
+            let _ = writeln!(io::stderr(), "prereg: {notice}{}", self.doorbell_hint(&notice));
+        }
+    }
+
+    /// The process and the socket of a client, if it is still connected, for a line of the log that has its number.
+    fn who(&self, client: u64) -> String {
+        let clients = self.server.snapshot().clients;
+        let Some(client) = clients.into_iter().find(|known| known.client == client) else {
+            return String::new();
+        };
+        let socket = client.socket.map(|socket| format!(" at {}", socket.display())).unwrap_or_default();
+        format!(" Client {} is process {}{socket}.", client.client, client.pid)
+    }
+
+    /// What to change for a client that could not attach to a device whose doorbells are messages.
+    fn doorbell_hint(&self, notice: &Notice) -> &'static str {
+        let by_messages = |served: &Served| {
+            served.config.doorbells == Doorbells::Socket
+                && notice.socket.as_ref() == Some(&served.config.socket)
+        };
+        if notice.is_unmappable && self.models.iter().any(by_messages) {
+            "; --doorbells auto or mmap (`doorbells` of [[nvme]]) offers mappable doorbells, --doorbells socket does not"
+        } else {
+            ""
         }
     }
 
@@ -230,8 +258,16 @@ impl Served {
                 block_shift: Some(if namespace.block_size == 4096 { 12 } else { 9 }),
                 buffers: (namespace.buffers == Buffers::Fixed).then(|| Arc::clone(pins)),
             };
-            let disk = FileDisk::open(file, options)
-                .map_err(|error| Failure::host(format!("opening the disk {}", file.display()), error))?;
+            let disk = FileDisk::open(file, options).map_err(|error| match error {
+                DiskError::File { errno: Errno::ENOENT, .. } => Failure::host(
+                    "opening a disk",
+                    format!(
+                        "{} does not exist; `prereg serve nvme --create SIZE` makes a new disk",
+                        file.display()
+                    ),
+                ),
+                error => Failure::host("opening a disk", error),
+            })?;
             if let (DirectIo::Auto, Err(why)) = (namespace.direct, disk.direct()) {
                 notes.push(format!("{} goes through the host's page cache: {why}", file.display()));
             }

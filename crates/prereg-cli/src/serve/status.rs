@@ -62,7 +62,7 @@ pub struct MemoryStatus {
     /// Limit on the bytes pinned or promised for one client; null without a limit.
     #[serde(default)]
     pub client_limit_bytes: Option<u64>,
-    /// Bytes that are mapped and charged, and not pinned yet.
+    /// Bytes that are mapped and promised, and not pinned yet.
     #[serde(default)]
     pub promised_bytes: u64,
     /// Mappings whose memory is being pinned in the background.
@@ -101,7 +101,7 @@ pub struct FileStatus {
     pub bytes: u64,
     /// Bytes of it that are registered.
     pub registered_bytes: u64,
-    /// Bytes of it that are mapped and charged, and not registered yet.
+    /// Bytes of it that are mapped and promised, and not registered yet.
     #[serde(default)]
     pub promised_bytes: u64,
     /// In how many pieces.

@@ -3,6 +3,7 @@
 //! It does not wait for workers: it gives an order, goes on listening, and hears the answer in its inbox. While it stops the
 //! controller, what is to come next stays in the inbox, where the last word counts.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -10,29 +11,24 @@ use std::time::Duration;
 use super::disks::DiskQueues;
 use super::guest::Guest;
 use super::hub::{CLERK, Hub};
-use super::inbox::{Answer, Change, Message};
+use super::inbox::{Answers, Change, Message};
 use super::mailbox::ToWorker;
 use super::notices::Watched;
+use super::poll_schedule;
 use super::worker::Worker;
 use crate::engine::admin::Order;
 use crate::engine::desk::Desk;
 use crate::engine::identity::Identity;
 use crate::engine::log_page::Health;
-use crate::engine::registers::AdminQueues;
+use crate::engine::registers::{AdminQueues, Registers};
 use crate::engine::shadow::ShadowBuffers;
 use crate::spec::Status;
 use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
 use crate::spec::register::page_shift;
 
-/// How soon to look again for mapped doorbells: the admin queue's, and those of workers that sleep.
+/// How soon to look again for mapped doorbells, in nanoseconds: the admin queue's, and those of workers that sleep.
 const FIRST_NAP: u64 = 50_000;
 const FIRST_NAP_OF_WORKERS: u64 = 1_000_000;
-/// And at last, in nanoseconds.
-const LONGEST_NAP: u64 = 25_000_000;
-/// In between, after this part of the time since something rang.
-const NAP_SHARE: u64 = 16;
-/// How often all workers look, whatever doorbells show.
-const WAKE_ALL: u64 = 100_000_000;
 
 /// What the clerk is in the middle of.
 enum Stage {
@@ -45,16 +41,16 @@ enum Stage {
     },
     /// A worker makes everything durable.
     ShuttingDown,
-    /// Workers end what they have begun.
+    /// These workers end what they have begun.
     Halting {
-        left: usize,
+        left: BTreeSet<usize>,
         then: Then,
     },
 }
 
 enum Then {
     Disabled,
-    Reset(Vec<Arc<Answer>>),
+    Reset(Answers),
     Stop,
 }
 
@@ -67,6 +63,8 @@ pub(super) struct Clerk {
     shadow: Option<ShadowBuffers>,
     stage: Stage,
     stopped: bool,
+    /// A worker panicked: nothing is served until a reset.
+    failed: bool,
     /// When to try the admin queues again that could not be reached.
     until: Option<u64>,
     /// The doorbells' values when they were last looked at.
@@ -76,6 +74,20 @@ pub(super) struct Clerk {
     /// When an admin command was last served, and when a doorbell of a worker was last found rung.
     served: u64,
     rung: u64,
+}
+
+impl Drop for Clerk {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.hub.registers().fatal();
+            self.hub.workers.iter().for_each(|worker| worker.mailbox.post(ToWorker::Stop));
+            self.hub.inbox.abandon();
+            for worker in self.workers.drain(..).flatten() {
+                // As at the end of `run`.
+                let _ = worker.join();
+            }
+        }
+    }
 }
 
 impl Clerk {
@@ -91,6 +103,7 @@ impl Clerk {
             shadow: None,
             stage: Stage::Open,
             stopped: false,
+            failed: false,
             until: None,
             seen,
             served: 0,
@@ -149,7 +162,7 @@ impl Clerk {
     /// Whether the admin queue is served. A device that may not reach memory has nothing to do, whatever rings, and nothing to try
     /// again; nor has one that halts or shuts down.
     fn serves(&self) -> bool {
-        matches!(self.stage, Stage::Open | Stage::Ordered { .. }) && self.hub.may_master()
+        matches!(self.stage, Stage::Open | Stage::Ordered { .. }) && self.hub.may_master() && !self.failed
     }
 
     fn sleep(&mut self) {
@@ -176,15 +189,15 @@ impl Clerk {
             }
         });
         // A doorbell that was written with the value it had, or in the shadow alone, looks like none.
-        if now.saturating_sub(self.woken) >= WAKE_ALL {
+        let idle = |since: u64| now.saturating_sub(since);
+        if idle(self.woken) >= poll_schedule::wake_all(idle(self.rung)) {
             self.woken = now;
             self.started().for_each(|worker| hub.workers[worker].mailbox.wake());
         }
-        let share = |since: u64| now.saturating_sub(since) / NAP_SHARE;
-        let own = share(self.served).clamp(FIRST_NAP, LONGEST_NAP);
+        let own = poll_schedule::pause(idle(self.served), FIRST_NAP);
         // Those that are awake look for themselves.
         let sleep = self.started().any(|worker| hub.workers[worker].mailbox.sleeps());
-        let others = share(self.rung).clamp(FIRST_NAP_OF_WORKERS, LONGEST_NAP);
+        let others = poll_schedule::pause(idle(self.rung), FIRST_NAP_OF_WORKERS);
         if sleep { own.min(others) } else { own }
     }
 
@@ -202,7 +215,8 @@ impl Clerk {
                     self.stage = Stage::Open;
                 }
             }
-            Message::Halted => self.halted(),
+            Message::Halted(worker) => self.halted(worker),
+            Message::WorkerPanicked(worker) => self.worker_panicked(worker),
         }
     }
 
@@ -261,24 +275,39 @@ impl Clerk {
 
     fn halt(&mut self, then: Then) {
         self.desk.close();
-        let mut left = 0;
-        for worker in self.started() {
-            self.hub.workers[worker].mailbox.post(ToWorker::Halt);
-            left += 1;
+        let left: BTreeSet<usize> = self.started().collect();
+        for worker in &left {
+            self.hub.workers[*worker].mailbox.post(ToWorker::Halt);
         }
+        let is_quiet = left.is_empty();
         self.stage = Stage::Halting { left, then };
-        if left == 0 {
+        if is_quiet {
             self.quiet();
         }
     }
 
-    fn halted(&mut self) {
+    fn halted(&mut self, worker: usize) {
         if let Stage::Halting { left, .. } = &mut self.stage {
-            *left -= 1;
-            if *left == 0 {
+            if left.remove(&worker) && left.is_empty() {
                 self.quiet();
             }
         }
+    }
+
+    /// Its queues are lost, so the controller is, until its guest resets it. The worker is started anew when it is needed again.
+    fn worker_panicked(&mut self, worker: usize) {
+        self.failed = true;
+        self.hub.registers().fatal();
+        if let Some(thread) = self.workers[worker].take() {
+            // Why is known, and printed where it happened.
+            let _ = thread.join();
+        }
+        // Nothing of what it had not taken is for the next one.
+        drop(self.hub.workers[worker].mailbox.take());
+        if matches!(self.stage, Stage::Ordered { .. } | Stage::ShuttingDown) {
+            self.stage = Stage::Open;
+        }
+        self.halted(worker);
     }
 
     /// Nobody uses the guest's memory any more.
@@ -288,12 +317,13 @@ impl Clerk {
         hub.notices.clear();
         hub.line.clear();
         self.shadow = None;
+        self.failed = false;
         if let Stage::Halting { then, .. } = std::mem::replace(&mut self.stage, Stage::Open) {
             match then {
-                Then::Disabled => hub.registers().stopped(),
+                Then::Disabled => hub.reset_registers(Registers::stopped),
                 Then::Reset(answers) => {
-                    hub.registers().reset();
-                    answers.iter().for_each(|answer| answer.give());
+                    hub.reset_registers(Registers::reset);
+                    drop(answers);
                 }
                 Then::Stop => self.stopped = true,
             }

@@ -137,7 +137,6 @@ impl Controller {
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
         drop(config);
-        // No lock is held while interrupts are told: a client can hold that up.
         interrupts.set_held(IrqKind::Intx, |_| pin);
         interrupts.set_held(IrqKind::Msi, |vector| mute || says && !is_msi || masks >> vector & 1 != 0);
         interrupts.set_held(IrqKind::Msix, |vector| {
@@ -180,15 +179,16 @@ impl Controller {
         let mut effects = Vec::new();
         let mut registers = self.hub.registers();
         registers.write(offset, from, &mut effects);
-        let (cc, mask) = (registers.configuration(), registers.mask());
+        let cc = registers.configuration();
+        self.hub.line.set_mask(registers.mask());
         drop(registers);
         for effect in effects {
             match effect {
                 Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
                 Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
                 Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.set_mask(mask, vectors),
-                Effect::Masked(_) => self.hub.line.set_mask(mask, 0),
+                Effect::Unmasked(vectors) => self.hub.line.mask_changed(vectors),
+                Effect::Masked(_) => self.hub.line.mask_changed(0),
             }
         }
     }

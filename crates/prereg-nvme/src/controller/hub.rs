@@ -114,6 +114,13 @@ impl Hub {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Ends a reset of the registers, and of the interrupt mask with them: one that the guest wrote before is not left in force.
+    pub(super) fn reset_registers(&self, how: impl FnOnce(&mut Registers)) {
+        let mut registers = self.registers();
+        how(&mut registers);
+        self.line.set_mask(registers.mask());
+    }
+
     /// The client asked how to map the doorbells.
     pub(super) fn offer_doorbells(&self) {
         // Relaxed: the wake that follows makes the sleeping thread look again.

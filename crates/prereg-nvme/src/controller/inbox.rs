@@ -45,8 +45,10 @@ pub(super) enum Message {
     OrderDone(Result<u32, Status>),
     /// A worker's answer to `Flush`.
     Flushed,
-    /// A worker's answer to `Halt`.
-    Halted,
+    /// A worker's answer to `Halt`, by its number.
+    Halted(usize),
+    /// A worker panicked, by its number: it has dropped its queues and holds, and answers nothing more.
+    WorkerPanicked(usize),
 }
 
 /// The next change of state.
@@ -55,7 +57,7 @@ pub(super) enum Change {
     Enable(AdminQueues, u32),
     Disable,
     Shutdown,
-    Reset(Vec<Arc<Answer>>),
+    Reset(Answers),
     Stop,
 }
 
@@ -83,6 +85,8 @@ struct Wanted {
     disable: bool,
     enable: Option<(AdminQueues, u32)>,
     shutdown: bool,
+    /// Resets are answered at once: the thread that performs them has panicked.
+    abandoned: bool,
 }
 
 /// Ranges that may wait to be released; with more, all memory is released.
@@ -124,6 +128,7 @@ impl Inbox {
                 wanted.clear();
                 wanted.stop = true;
             }
+            ToClerk::Reset(answer) if wanted.abandoned => answer.give(),
             ToClerk::Reset(answer) => {
                 wanted.clear();
                 wanted.reset.push(answer);
@@ -144,6 +149,13 @@ impl Inbox {
     /// Leaves a message that does not change the state.
     pub(super) fn tell(&self, message: Message) {
         self.post(ToClerk::Message(message));
+    }
+
+    /// The clerk panicked: no caller waits for it any more.
+    pub(super) fn abandon(&self) {
+        let mut inner = self.lock();
+        inner.wanted.abandoned = true;
+        inner.wanted.reset.drain(..).for_each(|answer| answer.give());
     }
 
     /// Something was left somewhere that the clerk should look at.
@@ -168,7 +180,7 @@ impl Inbox {
             return Some(Change::Stop);
         }
         if !wanted.reset.is_empty() {
-            return Some(Change::Reset(std::mem::take(&mut wanted.reset)));
+            return Some(Change::Reset(Answers(std::mem::take(&mut wanted.reset))));
         }
         if std::mem::take(&mut wanted.disable) {
             return Some(Change::Disable);
@@ -205,6 +217,16 @@ pub(super) struct Answer {
     changed: Condvar,
 }
 
+/// Answers that are given when this is dropped, also by a panic.
+#[derive(Debug)]
+pub(super) struct Answers(Vec<Arc<Answer>>);
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|answer| answer.give());
+    }
+}
+
 impl Answer {
     pub(super) fn give(&self) {
         *self.given.lock().unwrap_or_else(PoisonError::into_inner) = true;
@@ -233,7 +255,7 @@ mod tests {
             Change::Enable(_, cc) => format!("enable {cc}"),
             Change::Disable => "disable".to_owned(),
             Change::Shutdown => "shutdown".to_owned(),
-            Change::Reset(answers) => format!("reset {}", answers.len()),
+            Change::Reset(answers) => format!("reset {}", answers.0.len()),
             Change::Stop => "stop".to_owned(),
         };
         std::iter::from_fn(|| inbox.next_change(true)).map(name).collect()

@@ -141,9 +141,14 @@ impl Line {
         self.settle(&mut up);
     }
 
-    /// INTMS and INTMC: the vectors of `mask` are masked from now on; those of `unmasked` were until now.
-    pub(super) fn set_mask(&self, mask: u32, unmasked: u32) {
+    /// INTMS and INTMC, and a reset: the vectors of `mask` are masked from now on, and no others. To be called with the registers
+    /// locked, so that both have the value that was written last; then [`mask_changed`](Self::mask_changed) without.
+    pub(super) fn set_mask(&self, mask: u32) {
         self.mask.store(mask, Ordering::SeqCst);
+    }
+
+    /// The mask changed; the vectors of `unmasked` were masked until then.
+    pub(super) fn mask_changed(&self, unmasked: u32) {
         for cq in 0..self.shared.board.queues() {
             let Some(vector) = self.shared.board.vector(cq) else { continue };
             if self.uses_pin() {
@@ -159,7 +164,6 @@ impl Line {
         let mut up = self.up();
         up.queues.clear();
         self.settle(&mut up);
-        self.mask.store(0, Ordering::SeqCst);
         self.pin.store(false, Ordering::Relaxed);
         self.interrupts.forget_pending();
     }

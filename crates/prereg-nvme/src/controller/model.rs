@@ -91,12 +91,10 @@ impl NvmeModel {
     /// Tells the guests that a namespace is not what it was: its size, or its contents behind their back.
     pub fn namespace_changed(&self, nsid: u32) {
         let Some(disk) = (nsid as usize).checked_sub(1).and_then(|at| self.disks.get(at)) else { return };
-        for hub in self.past.present() {
-            if let Some(namespace) = hub.shared.namespaces.find(nsid) {
-                namespace.resize(disk.disk.bytes());
-            }
+        self.past.for_each(|hub| {
+            resize(hub, nsid, disk);
             hub.inbox.tell(Message::NamespaceChanged(nsid));
-        }
+        });
     }
 
     /// The controllers there are.
@@ -156,8 +154,18 @@ impl Model for NvmeModel {
             .name("nvme-admin".to_owned())
             .spawn(move || clerk.run())
             .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
-        self.past.arrived(&hub);
+        self.past.arrived(&hub, |hub| {
+            // Only the others were told of a size that changed since. Its guest has asked for nothing yet.
+            (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(hub, nsid, disk));
+        });
         Ok(Arc::new(Controller::new(hub, &self.settings, clerk, lease, config)))
+    }
+}
+
+/// Has a namespace take over its disk's size. One at a time, with the list of controllers locked: the last one has the last size.
+fn resize(hub: &Hub, nsid: u32, disk: &NvmeDisk) {
+    if let Some(namespace) = hub.shared.namespaces.find(nsid) {
+        namespace.resize(disk.disk.bytes());
     }
 }
 

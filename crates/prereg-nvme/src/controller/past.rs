@@ -64,9 +64,19 @@ impl Past {
         Ok(Lease { past: Arc::clone(past), number })
     }
 
-    /// A client's controller is there.
-    pub(super) fn arrived(&self, hub: &Arc<Hub>) {
-        self.lock().present.push(Arc::downgrade(hub));
+    /// A client's controller is there; `with` it is done before others do something [for each](Self::for_each).
+    pub(super) fn arrived(&self, hub: &Arc<Hub>, with: impl FnOnce(&Hub)) {
+        let mut inner = self.lock();
+        inner.present.push(Arc::downgrade(hub));
+        with(hub);
+    }
+
+    /// Does something with each controller that is there, while none arrives.
+    pub(super) fn for_each(&self, with: impl FnMut(&Arc<Hub>)) {
+        let inner = self.lock();
+        let present: Vec<Arc<Hub>> = inner.present.iter().filter_map(Weak::upgrade).collect();
+        present.iter().for_each(with);
+        drop(inner);
     }
 
     /// The controllers that are there.

@@ -37,7 +37,7 @@ pub enum DoorbellMode {
     Trapped,
     /// Through memory that the guest writes: no message per doorbell, but the memory has to be polled. Workers poll while they are
     /// busy. While they sleep the admin thread polls for all of them, at intervals of 1/16 of the time since the last doorbell,
-    /// at most 25 ms. Nothing is polled for a client that never asked for the region with the doorbells.
+    /// at most 25 ms, 50 ms after 20 s. Nothing is polled for a client that never asked for the region with the doorbells.
     Mapped,
 }
 

@@ -38,6 +38,15 @@ enum FlushFor {
     Shutdown,
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The clerk waits for the end of the thread, with which its queues and holds are dropped.
+            self.hub.inbox.tell(Message::WorkerPanicked(self.number as usize));
+        }
+    }
+}
+
 impl Worker {
     pub(super) fn new(hub: Arc<Hub>, number: u32, disks: DiskQueues) -> Self {
         let counters = Arc::clone(&hub.workers[number as usize].counters);
@@ -63,13 +72,15 @@ impl Worker {
                 }
                 self.hear(message);
             }
-            // What is under way ends, but a device that may not reach memory begins nothing and completes nothing.
-            if !self.hub.may_master() && !self.halting {
-                self.pause();
-                continue;
-            }
             let now = self.hub.now();
-            if self.lane.serve(now, &mut self.served).is_err() {
+            let has_memory = self.hub.may_master();
+            let served = if has_memory {
+                self.lane.serve(now, &mut self.served)
+            } else {
+                // What is under way ends, for a shutdown or a reset that waits for it.
+                self.lane.serve_without_memory(now, &mut self.served)
+            };
+            if served.is_err() {
                 // What the kernel still does with the guest's memory is waited for before anybody is answered.
                 self.lane.storage().give_up();
                 self.lane.fail_all(now, &mut self.served);
@@ -77,8 +88,10 @@ impl Worker {
             self.tell();
             if self.served.progress {
                 self.idle = 0;
-            } else {
+            } else if has_memory {
                 self.sleep(now);
+            } else {
+                self.pause();
             }
         }
     }
@@ -142,7 +155,7 @@ impl Worker {
             self.halting = false;
             // If they cannot be had, commands fail until the next reset tries again.
             let _ = self.lane.storage().open();
-            self.hub.inbox.tell(Message::Halted);
+            self.hub.inbox.tell(Message::Halted(self.number as usize));
         }
     }
 

@@ -52,7 +52,7 @@ impl DiskFault {
 #[non_exhaustive]
 pub enum DiskError {
     /// The file cannot be opened or asked.
-    #[error("{path}: {during} failed with {errno}", path = .path.display())]
+    #[error("{path}: cannot {during}: {}", system_text(*errno), path = .path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -137,4 +137,9 @@ impl DiskError {
             Self::InUse { .. } => Errno::EBUSY,
         }
     }
+}
+
+/// The system's number in words.
+fn system_text(errno: Errno) -> String {
+    std::io::Error::from_raw_os_error(errno.raw()).to_string()
 }

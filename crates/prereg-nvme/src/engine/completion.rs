@@ -85,11 +85,10 @@ impl<M: GuestMemory> CompletionQueue<M> {
     /// # Errors
     /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
     pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<Option<Rung>, BadDoorbell> {
-        let rung = self.doorbell.look(register, word, self.head, self.entries, now);
-        if let Some(rung) = rung {
-            self.ring(rung.value())?;
-        }
-        Ok(rung)
+        let Some(rung) = self.doorbell.look(register, word, self.head, self.entries, now) else {
+            return Ok(None);
+        };
+        Ok(self.ring(rung.value())?.then_some(rung))
     }
 
     /// Whether `head` is news: neither what it was, nor something refused before.
@@ -103,13 +102,13 @@ impl<M: GuestMemory> CompletionQueue<M> {
         self.backlog.len()
     }
 
-    /// Takes over the guest's head.
+    /// Takes over the guest's head; false for one that was refused before.
     ///
     /// # Errors
     /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
-    fn ring(&mut self, head: u32) -> Result<(), BadDoorbell> {
+    fn ring(&mut self, head: u32) -> Result<bool, BadDoorbell> {
         if !self.differs(head) {
-            return Ok(());
+            return Ok(head == self.head);
         }
         let unread = distance(self.head, self.tail, self.entries);
         if head >= self.entries || distance(self.head, head, self.entries) > unread {
@@ -118,7 +117,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
         }
         self.refused = None;
         self.head = head;
-        Ok(())
+        Ok(true)
     }
 
     /// Queues a completion; [`deliver`](Self::deliver) puts it.

@@ -98,10 +98,10 @@ impl Doorbell {
     }
 }
 
-/// How many steps forward it is from `from` to `to` in a ring.
+/// How many steps forward it is from `from` to `to` in a ring. Of numbers that do not lie in it, which a guest may write, any number.
 #[must_use]
 pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
-    if to >= from { to - from } else { to + entries - from }
+    if to >= from { to - from } else { to.wrapping_add(entries).wrapping_sub(from) }
 }
 
 #[cfg(test)]

@@ -274,6 +274,21 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         Ok(())
     }
 
+    /// As [`serve`](Self::serve) for a function that may not reach memory: what has begun ends and what needs no guest memory is begun,
+    /// but no command is taken and no completion is put.
+    ///
+    /// # Errors
+    /// As for [`serve`](Self::serve).
+    pub fn serve_without_memory(&mut self, now: u64, served: &mut Served) -> Result<(), Broken> {
+        served.clear();
+        self.collect(now, served)?;
+        self.submit_without_memory(served);
+        self.finish_closing(served);
+        self.rest();
+        self.counters.flying(self.flight.count() as u64);
+        Ok(())
+    }
+
     /// Ends every command under way with an internal error: their disk is gone.
     pub fn fail_all(&mut self, now: u64, served: &mut Served) {
         self.stalled.clear();
@@ -284,7 +299,8 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
             self.part_done(tag, Status::INTERNAL, now, served);
         }
         served.events.push(Event::PersistentInternalError);
-        self.deliver(now, served);
+        // The completions are put with the next `serve`, if the function may reach memory.
+        served.progress = true;
     }
 
     fn begin_shadow(&mut self, at: usize, value: u32) {
@@ -317,6 +333,21 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
                     self.stalled.push_front(work);
                     return;
                 }
+            }
+        }
+    }
+
+    /// Flushes of the controller and the like: they do not wait behind work that waits for the guest's memory.
+    fn submit_without_memory(&mut self, served: &mut Served) {
+        for _ in 0..self.stalled.len() {
+            let Some(work) = self.stalled.pop_front() else { return };
+            if !work.data.is_empty() {
+                self.stalled.push_back(work);
+                continue;
+            }
+            match self.storage.submit(work) {
+                Ok(()) => served.progress = true,
+                Err(work) => self.stalled.push_back(work),
             }
         }
     }

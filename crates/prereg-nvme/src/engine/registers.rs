@@ -130,10 +130,11 @@ impl Registers {
         }
     }
 
-    /// The controller stopped: as after a reset, but for the admin queues' registers.
+    /// The controller stopped: as after a reset, but for the admin queues' registers. CSTS has what was written since the guest asked
+    /// for it: the guest need not wait before it enables the controller or shuts it down.
     pub fn stopped(&mut self) {
         self.stopping = false;
-        self.csts = 0;
+        self.csts &= !CSTS_READY;
         self.mask = 0;
     }
 
@@ -144,9 +145,11 @@ impl Registers {
         }
     }
 
-    /// Something went wrong that cannot be told otherwise.
+    /// Something went wrong that cannot be told otherwise. A reset that was asked for in the meantime ends it.
     pub fn fatal(&mut self) {
-        self.csts |= CSTS_FATAL;
+        if self.cc & CC_ENABLE != 0 && !self.stopping {
+            self.csts |= CSTS_FATAL;
+        }
     }
 
     /// Whether the guest shut the controller down, or never used it.
@@ -208,6 +211,8 @@ impl Registers {
             (false, true) => self.enable(effects),
             (true, false) => {
                 self.stopping = true;
+                // A controller that could not work is not ready: its guest waits for nothing, and sees no failure of before.
+                self.csts &= CSTS_READY;
                 effects.push(Effect::Disable);
             }
             (true, true) => {
@@ -242,7 +247,7 @@ impl Registers {
         if is_possible {
             effects.push(Effect::Enable(queues));
         } else {
-            self.fatal();
+            self.csts |= CSTS_FATAL;
         }
     }
 }
@@ -321,6 +326,29 @@ mod tests {
         assert_eq!(write(&mut registers, CC, 0), [Effect::Disable], "the way out is a reset");
         registers.stopped();
         assert_eq!(word(&registers, CSTS), 0);
+    }
+
+    #[test]
+    fn a_reset_ends_a_failure_at_once_and_leaves_what_is_asked_since() {
+        let mut registers = with_queues();
+        write(&mut registers, CC, LINUX);
+        registers.fatal();
+        assert_eq!(word(&registers, CSTS), 2, "not ready, so the guest does not wait for it to end");
+        write(&mut registers, CC, 0);
+        assert_eq!(word(&registers, CSTS), 0);
+        registers.fatal();
+        assert_eq!(word(&registers, CSTS), 0, "of before the reset, found late");
+        write(&mut registers, CC, LINUX | 1 << 4);
+        registers.stopped();
+        assert_eq!(word(&registers, CSTS), 2, "of after the reset");
+        // A shutdown with the same write as the reset.
+        let mut registers = with_queues();
+        write(&mut registers, CC, LINUX);
+        registers.ready();
+        assert_eq!(write(&mut registers, CC, 1 << 14), [Effect::Disable, Effect::Shutdown]);
+        registers.stopped();
+        registers.shut_down();
+        assert_eq!(word(&registers, CSTS), 2 << 2);
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn kinds_can_be_left_out() {
     }
 }
 
-fn unmask(driver: &mut Driver) {
+pub(crate) fn unmask(driver: &mut Driver) {
     let set =
         SetIrqs { index: INTX, start: 0, count: 1, action: IrqAction::Unmask, selection: IrqSelection::All };
     driver.client.set_irqs(&set, &[]).unwrap();

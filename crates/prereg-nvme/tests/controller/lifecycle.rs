@@ -10,8 +10,9 @@ use prereg_nvme::disk::MemoryDisk;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::{Client, ClientError};
 
-use crate::bed::{Bed, settings, until};
-use crate::driver::{DATA, Driver, FLUSH, LINUX, LIST, command, transfer, with_prp};
+use crate::bed::{Bed, DISK, pins, settings, until};
+use crate::driver::{DATA, Driver, FLUSH, LINUX, LIST, command, completion_at, transfer, with_prp};
+use crate::staged::StagedDisk;
 
 #[test]
 fn a_driver_finds_an_nvme_controller() {
@@ -183,6 +184,73 @@ fn a_namespace_that_changed_is_told() {
     assert_eq!(bed.model.refresh().unwrap(), Vec::<u32>::new());
     bed.model.namespace_changed(0);
     bed.model.namespace_changed(99);
+}
+
+#[test]
+fn a_thread_that_panics_fails_its_controller_and_holds_nothing_up() {
+    let disk = StagedDisk::new();
+    let stage = disk.stage();
+    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![Arc::new(disk)])) else { return };
+    let mut driver = Driver::ready(&bed, 1);
+    // An I/O thread: the controller works again after a reset.
+    stage.panic();
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    driver.await_status(2, 2);
+    driver.disable();
+    driver.enable();
+    driver.create_pair(1);
+    assert_eq!(driver.io(FLUSH), Status::SUCCESS);
+    // In the middle of a reset.
+    stage.close();
+    driver.put(1, FLUSH);
+    driver.ring(1);
+    until("the disk has it", || stage.waiting() == 1);
+    stage.panic();
+    driver.client.reset().unwrap();
+    stage.open();
+    // The admin thread, which makes queues: only another client gets a controller that works.
+    driver.client.region_write(7, 4, &[6, 0]).unwrap();
+    driver.enable();
+    stage.panic();
+    driver.put(0, with_prp(command(5, 0, &[(10, 0x1f_0001), (11, 1)]), completion_at(1), 0));
+    driver.ring(0);
+    driver.await_status(2, 2);
+    driver.client.reset().unwrap();
+    drop(driver);
+    bed.settle();
+    assert_eq!(Driver::ready(&bed, 1).io(FLUSH), Status::SUCCESS);
+}
+
+#[test]
+fn a_size_that_changes_while_a_client_attaches_is_the_size_it_finds() {
+    let disk = Arc::new(StagedDisk::new());
+    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![disk.clone()])) else { return };
+    let (grown, model) = (Arc::clone(&disk), Arc::clone(&bed.model));
+    disk.interrupt(move || {
+        grown.resize(2 * DISK);
+        model.namespace_changed(1);
+    });
+    let mut driver = Driver::ready(&bed, 0);
+    assert_eq!(driver.admin(with_prp(command(6, 1, &[]), DATA, 0)).status, Status::SUCCESS);
+    assert_eq!(driver.get(DATA, 8), (2 * DISK / 512).to_le_bytes());
+}
+
+#[test]
+fn a_failure_ends_with_the_reset_even_if_the_guest_does_not_wait() {
+    let Some(bed) = Bed::new(settings()) else { return };
+    let mut driver = Driver::connect(&bed);
+    for _ in 0..100 {
+        driver.write_u32(0x24, 0x1f_001f);
+        driver.client.region_write(0, 0x28, &0xffff_ffff_0000u64.to_le_bytes()).unwrap();
+        driver.write_u32(0x14, LINUX);
+        driver.await_status(2, 2);
+        // Not ready, so there is nothing that the guest would wait for.
+        driver.write_u32(0x14, 0);
+        assert_eq!(driver.read_u32(0x1c), 0);
+        driver.enable();
+        driver.disable();
+    }
 }
 
 #[test]

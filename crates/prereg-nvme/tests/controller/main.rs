@@ -9,4 +9,5 @@ mod lifecycle;
 mod masks;
 mod memory;
 mod spdk;
+mod staged;
 mod storage;

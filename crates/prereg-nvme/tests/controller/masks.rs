@@ -3,13 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
+use prereg_nvme::controller::InterruptKinds;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::Eventfd;
 
-use crate::bed::{Bed, settings, until};
-use crate::driver::{Driver, FLUSH};
+use crate::bed::{Bed, pins, settings, until};
+use crate::driver::{DATA, Driver, FLUSH, LINUX, command, transfer};
+use crate::interrupts::unmask;
+use crate::staged::StagedDisk;
 
 const INTX: u32 = 0;
 const MSI: u32 = 1;
@@ -186,6 +190,62 @@ fn a_device_that_may_not_master_the_bus_waits() {
     driver.ring(1);
     driver.client.reset().unwrap();
     assert_eq!(driver.read_u32(0x1c), 0);
+}
+
+#[test]
+fn a_device_that_may_not_master_the_bus_ends_what_it_began_and_shuts_down() {
+    let disk = StagedDisk::new();
+    let stage = disk.stage();
+    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![Arc::new(disk)])) else { return };
+    let mut driver = Driver::connect(&bed);
+    for is_reading in [false, true] {
+        driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
+        driver.enable();
+        driver.create_pair(1);
+        if is_reading {
+            stage.close();
+            driver.put(1, transfer(2, 1, 0, 8, DATA, 0));
+            driver.ring(1);
+            until("the disk has it", || stage.waiting() == 1);
+        }
+        driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
+        stage.open();
+        driver.write_u32(0x14, LINUX | 1 << 14);
+        driver.await_status(0xc, 8);
+        assert!(driver.peek(1).is_none(), "a completion is a write to memory");
+        driver.disable();
+        assert_eq!(driver.read_u32(0x1c), 0);
+    }
+    drop(driver);
+    bed.settle();
+}
+
+#[test]
+fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
+    let mut settings = settings();
+    settings.interrupts = InterruptKinds { intx: true, msi: false, msix: false };
+    let Some(bed) = Bed::new(settings) else { return };
+    let mut driver = Driver::connect(&bed);
+    let told = tell(&mut driver, INTX, 0);
+    for round in 0..4000 {
+        driver.enable();
+        driver.client.region_post(0, 0x14, &(LINUX & !1).to_le_bytes()).unwrap();
+        // At another moment of the reset each time.
+        for _ in 0..round % 160 {
+            driver.client.region_post(0, 0x10, &[0; 4]).unwrap();
+        }
+        driver.client.region_post(0, 0x0c, &[1, 0, 0, 0]).unwrap();
+        driver.disable();
+        if driver.read_u32(0x0c) == 0 {
+            driver.enable();
+            driver.admin(command(0x0a, 0, &[(10, 7)]));
+            assert_eq!(told.wait(LONG), 1, "round {round}: the mask reads 0");
+            driver.disable();
+        }
+        driver.write_u32(0x10, 1);
+        unmask(&mut driver);
+        let _ = told.take();
+    }
 }
 
 #[test]

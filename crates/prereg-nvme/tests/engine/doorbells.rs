@@ -198,6 +198,18 @@ fn nonsense_in_shadow_doorbells_is_told_and_ignored() {
 }
 
 #[test]
+fn a_head_that_was_refused_is_not_taken_the_second_time() {
+    let mut guest = Guest::with_queues(1);
+    use_shadow(&mut guest);
+    for (value, told) in [(99, 1), (0, 1), (99, 1), (u32::MAX, 2), (99, 3), (0, 3)] {
+        set_word(&guest, 3, value);
+        guest.machine.run();
+        assert_eq!(guest.machine.events.len(), told, "{value}");
+        assert!(!guest.machine.shared.board.unread(1), "{value}: nothing was put");
+    }
+}
+
+#[test]
 fn shadow_doorbells_that_go_leave_the_doorbells() {
     let mut guest = Guest::with_queues(1);
     use_shadow(&mut guest);

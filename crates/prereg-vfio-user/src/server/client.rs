@@ -50,7 +50,6 @@ pub(crate) struct Attached {
 /// What others may see of an attached client; the client's end takes it away.
 struct Seen {
     device: Arc<dyn Device>,
-    interrupts: Interrupts,
     space: Arc<DmaSpace>,
 }
 
@@ -65,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) counts: Arc<Counts>,
     /// The client is gone or to go. Only ends early what would end anyhow, so no ordering is asked of it.
     left: AtomicBool,
+    /// The client was told how to map a region. Read when its thread has ended, so no ordering is asked of it.
+    offered: AtomicBool,
     waiting: Mutex<Vec<Waiting>>,
     seen: Mutex<Option<Seen>>,
 }
@@ -84,8 +85,18 @@ impl Shared {
         counts: Arc<Counts>,
     ) -> Self {
         let (waiting, seen) = (Mutex::default(), Mutex::default());
-        let left = AtomicBool::new(false);
-        Self { number, socket, model, pid, uid, conversation, counts, left, waiting, seen }
+        let (left, offered) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { number, socket, model, pid, uid, conversation, counts, left, offered, waiting, seen }
+    }
+
+    /// The client is told how to map a region.
+    pub(crate) fn offered(&self) {
+        self.offered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the client was told how to map a region.
+    pub(crate) fn was_offered(&self) -> bool {
+        self.offered.load(Ordering::Relaxed)
     }
 
     /// Whether the client was seen to have gone, or is to go: nothing more need be done for it.
@@ -98,18 +109,13 @@ impl Shared {
         lock(&self.waiting)
     }
 
-    pub(crate) fn attached(&self, space: &Arc<DmaSpace>, interrupts: &Interrupts, device: &Arc<dyn Device>) {
-        let (space, interrupts, device) = (space.clone(), interrupts.clone(), device.clone());
-        *lock(&self.seen) = Some(Seen { device, interrupts, space });
+    pub(crate) fn attached(&self, space: &Arc<DmaSpace>, device: &Arc<dyn Device>) {
+        *lock(&self.seen) = Some(Seen { device: device.clone(), space: space.clone() });
     }
 
-    /// Frees a thread that the client holds up, by a full eventfd or by much to do. For when the client is gone.
+    /// Has a thread that does much for the client return early. For when the client is gone.
     pub(crate) fn release(&self) {
         self.left.store(true, Ordering::Relaxed);
-        let interrupts = lock(&self.seen).as_ref().map(|seen| seen.interrupts.clone());
-        if let Some(interrupts) = interrupts {
-            interrupts.close();
-        }
     }
 
     /// Ends the session: the client sees nothing any more of what its device does.
@@ -207,8 +213,7 @@ impl Client {
         let seen = lock(&self.shared.seen).take();
         drop(seen);
         let Some(Attached { device, interrupts, space, .. }) = self.attached.take() else { return };
-        // Accesses and transfers fail from here on, and no writer is held up: a device that waits for its own threads does not
-        // wait for the client.
+        // Accesses and transfers fail from here on: a device that waits for its own threads does not wait for the client.
         space.disconnect();
         interrupts.close();
         let gone = catch_unwind(AssertUnwindSafe(|| device.client_gone()));

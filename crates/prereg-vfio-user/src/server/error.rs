@@ -1,6 +1,7 @@
 //! Why a server cannot serve.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use prereg::Errno;
 
@@ -21,7 +22,7 @@ pub enum ServerError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot {what} {}: {errno}", path.display())]
+    #[error("cannot {what} {}: {}", path.display(), explain(path, *errno))]
     System {
         /// What was tried.
         what: &'static str,
@@ -54,3 +55,19 @@ impl ServerError {
         }
     }
 }
+
+/// The system's number in words, with the remedy where there is one.
+fn explain(path: &Path, errno: Errno) -> String {
+    match errno.raw() {
+        libc::ENAMETOOLONG => format!(
+            "the path of a socket has at most {} bytes and this one has {}; choose a shorter path",
+            LONGEST_PATH,
+            path.as_os_str().len()
+        ),
+        libc::ENOENT => "its folder does not exist; create the folder or choose another path".to_owned(),
+        number => io::Error::from_raw_os_error(number).to_string(),
+    }
+}
+
+/// The bytes of an address' path without the NUL (`unix(7)`).
+const LONGEST_PATH: usize = 107;

@@ -9,13 +9,14 @@
 //! however long that takes. A message is signalled once however often it was triggered until then, as with PCI's pending bits.
 //!
 //! INTx is a level. It masks itself when it is signalled; if the device still asserts it when it is unmasked, it is signalled
-//! again. Clients mask and unmask it by a message or by an eventfd ([`Interrupts::switches`]).
+//! again. Clients mask and unmask it by a message or by an eventfd ([`Interrupts::switches`]). One eventfd cannot both signal
+//! and unmask INTx: asserted, it would signal for ever.
 //!
-//! One lock keeps the state. It is never held while an eventfd is written, because the client can hold that up. An eventfd
-//! that was taken away between the decision and the write is not written, and the interrupt is pending again.
+//! One lock keeps the state. It is held while an eventfd is signalled, which does not wait for the client.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use prereg::Errno;
 
@@ -48,9 +49,9 @@ struct State {
 }
 
 /// One interrupt.
-#[derive(Clone, Default, Debug)]
+#[derive(Default, Debug)]
 struct Vector {
-    told: Option<Arc<Eventfd>>,
+    told: Option<Eventfd>,
     /// By the client, or by the pin itself.
     masked: bool,
     /// By the device.
@@ -69,12 +70,11 @@ pub(crate) struct Switches {
 
 impl Switches {
     fn new(mask: Option<Arc<Eventfd>>, unmask: Option<Arc<Eventfd>>) -> Result<Option<Arc<Self>>, Errno> {
-        let eventfds: Vec<BorrowedFd<'_>> =
-            mask.iter().chain(&unmask).map(|eventfd| eventfd.as_fd()).collect();
-        if eventfds.is_empty() {
+        if mask.is_none() && unmask.is_none() {
             return Ok(None);
         }
-        let watch = Watch::new(&eventfds)?;
+        // One wake for each time that the client writes: a count that cannot be read to 0 must not keep a thread awake.
+        let watch = Watch::arrivals([&mask, &unmask].map(|eventfd| eventfd.as_ref().map(|one| one.as_fd())))?;
         Ok(Some(Arc::new(Self { mask, unmask, watch })))
     }
 }
@@ -94,23 +94,28 @@ impl State {
         }
         let vectors = &mut self.vectors[kind.index()];
         if vectors.len() <= at {
-            vectors.resize(at + 1, Vector::default());
+            vectors.resize_with(at + 1, Vector::default);
         }
         vectors.get_mut(at)
     }
 
-    /// The eventfd to write, if there is something to tell and nothing against it; it counts as told.
-    fn due(&mut self, kind: IrqKind, vector: u32) -> Option<Arc<Eventfd>> {
+    /// Signals this one, if it is to be signalled and nothing is against it.
+    fn deliver(&mut self, kind: IrqKind, vector: u32) {
         let is_up = kind == IrqKind::Intx && self.asserted;
-        let vector = self.vector(kind, vector)?;
-        let line = vector.told.clone().filter(|_| !vector.masked && !vector.held)?;
-        if !vector.pending && !is_up {
-            return None;
+        let Some(vector) = self.vector(kind, vector) else { return };
+        let Some(eventfd) = vector.told.as_ref().filter(|_| !vector.masked && !vector.held) else { return };
+        if vector.pending || is_up {
+            eventfd.signal();
+            vector.pending = false;
+            // The pin masks itself.
+            vector.masked = kind == IrqKind::Intx;
         }
-        vector.pending = false;
-        // The pin masks itself.
-        vector.masked = kind == IrqKind::Intx;
-        Some(line)
+    }
+
+    /// Whether `eventfd` unmasks the pin.
+    fn unmasks(&self, eventfd: &Eventfd) -> bool {
+        let unmask = self.switches.as_ref().and_then(|switches| switches.unmask.as_ref());
+        unmask.is_some_and(|unmask| unmask.is_same(eventfd))
     }
 }
 
@@ -124,44 +129,39 @@ impl Interrupts {
     }
 
     /// Tells the client, if it wants to be told of this one; says whether it does. One that cannot be told now is pending. Waits
-    /// for nothing, unless the client itself sees to that.
+    /// for nothing.
     pub fn trigger(&self, kind: IrqKind, vector: u32) -> bool {
-        let is_told = {
-            let mut state = self.lock();
-            let Some(vector) = state.vector(kind, vector) else { return false };
-            vector.pending = true;
-            vector.told.is_some()
-        };
-        self.deliver(kind, vector);
+        let mut state = self.lock();
+        let Some(triggered) = state.vector(kind, vector) else { return false };
+        triggered.pending = true;
+        let is_told = triggered.told.is_some();
+        state.deliver(kind, vector);
         is_told
     }
 
     /// Asserts or deasserts INTx. The client is told of an assertion once, until it unmasks.
     pub fn set_level(&self, asserted: bool) {
-        self.lock().asserted = asserted;
-        self.deliver(IrqKind::Intx, 0);
+        let mut state = self.lock();
+        state.asserted = asserted;
+        state.deliver(IrqKind::Intx, 0);
     }
 
     /// Holds back those of a kind that `held` says, and no others: the function's own masks. Those that were pending and are
     /// not held any more are told.
     pub fn set_held(&self, kind: IrqKind, held: impl Fn(u32) -> bool) {
-        let mut due = Vec::new();
-        {
-            let mut state = self.lock();
-            for number in 0..state.counts[kind.index()] {
-                let is_held = held(number);
-                let known = (number as usize) < state.vectors[kind.index()].len();
-                // Those that nothing happened to are as new ones are.
-                if !known && !is_held {
-                    continue;
-                }
-                let Some(vector) = state.vector(kind, number) else { continue };
-                if std::mem::replace(&mut vector.held, is_held) && !is_held {
-                    due.push(number);
-                }
+        let mut state = self.lock();
+        for number in 0..state.counts[kind.index()] {
+            let is_held = held(number);
+            let known = (number as usize) < state.vectors[kind.index()].len();
+            // Those that nothing happened to are as new ones are.
+            if !known && !is_held {
+                continue;
+            }
+            let Some(vector) = state.vector(kind, number) else { continue };
+            if std::mem::replace(&mut vector.held, is_held) && !is_held {
+                state.deliver(kind, number);
             }
         }
-        due.into_iter().for_each(|vector| self.deliver(kind, vector));
     }
 
     /// Whether this one waits to be told.
@@ -193,25 +193,6 @@ impl Interrupts {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every state of its fields is a good one.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells what there is to tell of this one.
-    fn deliver(&self, kind: IrqKind, vector: u32) {
-        loop {
-            let Some(line) = self.lock().due(kind, vector) else { return };
-            if line.signal() {
-                return;
-            }
-            // It was taken away in the meantime; whatever took its place, if anything did, is to be told.
-            let mut state = self.lock();
-            if state.closed {
-                return;
-            }
-            if let Some(vector) = state.vector(kind, vector) {
-                vector.pending |= kind != IrqKind::Intx;
-                vector.masked &= kind != IrqKind::Intx;
-            }
-        }
     }
 
     /// The layout is known.
@@ -260,7 +241,11 @@ impl Interrupts {
             }
             (IrqAction::Trigger, IrqTargets::Eventfds(eventfds)) => {
                 let lines: Result<Vec<_>, Errno> = eventfds.into_iter().map(Eventfd::new).collect();
-                self.tell(kind, start, lines?.into_iter().map(|line| Some(Arc::new(line))));
+                let lines = lines?;
+                if kind == IrqKind::Intx && lines.iter().any(|line| self.lock().unmasks(line)) {
+                    return Err(Errno::EINVAL);
+                }
+                self.tell(kind, start, lines.into_iter().map(Some));
             }
             (IrqAction::Trigger, IrqTargets::NoEventfds) => {
                 self.tell(kind, start, (0..count).map(|_| None));
@@ -285,11 +270,12 @@ impl Interrupts {
     }
 
     fn mask(&self, kind: IrqKind, range: std::ops::Range<u32>, masked: bool) {
+        let mut state = self.lock();
         for number in range {
-            if let Some(vector) = self.lock().vector(kind, number) {
+            if let Some(vector) = state.vector(kind, number) {
                 vector.masked = masked;
             }
-            self.deliver(kind, number);
+            state.deliver(kind, number);
         }
     }
 
@@ -301,6 +287,12 @@ impl Interrupts {
             None => (None, None),
         };
         let (mask, unmask) = if action == IrqAction::Mask { (eventfd, unmask) } else { (mask, eventfd) };
+        let told = state.vectors[IrqKind::Intx.index()].first().and_then(|vector| vector.told.as_ref());
+        if let (Some(unmask), Some(told)) = (&unmask, told) {
+            if unmask.is_same(told) {
+                return Err(Errno::EINVAL);
+            }
+        }
         if !state.closed {
             state.switches = Switches::new(mask, unmask)?;
         }
@@ -311,17 +303,14 @@ impl Interrupts {
     /// one of its eventfds.
     fn forget(&self, kind: IrqKind) {
         let mut state = self.lock();
-        let mut old = Vec::new();
         for vector in &mut state.vectors[kind.index()] {
-            old.extend(vector.told.take());
+            vector.told = None;
             vector.masked = false;
             vector.pending &= kind != IrqKind::Intx;
         }
         if kind == IrqKind::Intx {
             state.switches = None;
         }
-        drop(state);
-        old.iter().for_each(|line| line.release());
     }
 
     /// Triggers what is told, as the device would; INTx without masking it.
@@ -332,35 +321,30 @@ impl Interrupts {
         chosen: impl Fn(usize) -> bool,
         count: u32,
     ) -> Result<(), Errno> {
-        let vectors = self.lock().vectors[kind.index()].clone();
+        let state = self.lock();
+        let vectors = &state.vectors[kind.index()];
         if vectors.iter().all(|vector| vector.told.is_none()) {
             return Err(Errno::EINVAL);
         }
         let range = vectors.iter().skip(start as usize).take(count as usize).enumerate();
         let is_masked = |vector: &Vector| kind == IrqKind::Intx && vector.masked;
         for (_, vector) in range.filter(|(at, vector)| chosen(*at) && !is_masked(vector)) {
-            // One that is taken away meanwhile is the client's own doing.
-            let _ = vector.told.as_ref().map(|line| line.signal());
+            vector.told.iter().for_each(|line| line.signal());
         }
         Ok(())
     }
 
-    fn tell(&self, kind: IrqKind, start: u32, new: impl Iterator<Item = Option<Arc<Eventfd>>>) {
+    fn tell(&self, kind: IrqKind, start: u32, new: impl Iterator<Item = Option<Eventfd>>) {
         let mut state = self.lock();
         if state.closed {
             return;
         }
-        let mut old = Vec::new();
-        let mut end = start;
         for (number, line) in (start..).zip(new) {
             if let Some(vector) = state.vector(kind, number) {
-                old.extend(std::mem::replace(&mut vector.told, line));
+                vector.told = line;
             }
-            end = number + 1;
+            state.deliver(kind, number);
         }
-        drop(state);
-        old.iter().for_each(|line| line.release());
-        (start..end).for_each(|number| self.deliver(kind, number));
     }
 
     /// The eventfds that mask and unmask INTx, for who waits for them.
@@ -371,22 +355,49 @@ impl Interrupts {
     /// The client may have masked or unmasked INTx by its eventfds. One that did both at a time has it unmasked: nothing is
     /// lost that way.
     pub(crate) fn switched(&self, switches: &Switches) {
-        let told = |eventfd: &Option<Arc<Eventfd>>| eventfd.as_ref().is_some_and(|eventfd| eventfd.take());
-        for (eventfd, masked) in [(&switches.mask, true), (&switches.unmask, false)] {
-            if told(eventfd) {
+        // It was found ready; this says by which of the two, and has it wait for the next arrival.
+        let Ok(arrived) = switches.watch.wait(Some(Duration::ZERO)) else { return };
+        for ((eventfd, masked), arrived) in
+            [(&switches.mask, true), (&switches.unmask, false)].into_iter().zip(arrived)
+        {
+            if arrived.is_readable() && eventfd.as_ref().is_some_and(|eventfd| eventfd.take()) {
                 self.mask(IrqKind::Intx, 0..1, masked);
             }
         }
     }
 
-    /// The client is gone: nobody is told any more, and who is held up in telling goes on.
+    /// The client is gone: nobody is told any more.
     pub(crate) fn close(&self) {
-        let vectors = {
-            let mut state = self.lock();
-            state.closed = true;
-            state.switches = None;
-            std::mem::take(&mut state.vectors)
+        let mut state = self.lock();
+        state.closed = true;
+        state.switches = None;
+        state.vectors = Default::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+    use crate::sys::{self, Waiting};
+
+    #[test]
+    fn a_count_that_stays_wakes_once_for_each_write() {
+        let interrupts = Interrupts::new([1, 0, 0, 0, 0]);
+        let unmask = sys::semaphore().unwrap();
+        sys::add(unmask.as_fd(), 1 << 63).unwrap();
+        let targets = IrqTargets::Eventfds(vec![unmask.try_clone().unwrap()]);
+        interrupts.set(0, 0, 1, IrqAction::Unmask, targets).unwrap();
+        let switches = interrupts.switches().unwrap();
+        let is_ready = || {
+            let mut waiting = [Waiting::new(switches.as_fd().as_raw_fd(), true, false)];
+            sys::poll(&mut waiting, Some(Duration::ZERO)).unwrap() == 1
         };
-        vectors.iter().flatten().filter_map(|vector| vector.told.as_ref()).for_each(|line| line.release());
+        assert!(is_ready(), "written before it was handed over");
+        interrupts.switched(&switches);
+        assert!(!is_ready());
+        sys::add_one(unmask.as_fd()).unwrap();
+        assert!(is_ready());
     }
 }

@@ -404,9 +404,11 @@ impl Inner {
             client.shared.counts.add_to(&mut state.gone);
             let mut requests = RequestCounts::default();
             client.shared.counts.add_to(&mut requests);
-            if let Some(reason) = notices::reason(&ending, &requests) {
+            if let Some(reason) = notices::reason(&ending, &requests, client.shared.was_offered()) {
                 let Shared { number, pid, socket, .. } = &*client.shared;
-                state.notices.add(Notice { client: *number, pid: *pid, socket: socket.clone(), reason });
+                let (socket, is_unmappable) = (socket.clone(), reason == notices::UNMAPPABLE);
+                let notice = Notice { client: *number, pid: *pid, socket, reason, is_unmappable };
+                state.notices.add(notice, Instant::now());
             }
         }
         *state.endings.entry(ending.name().to_owned()).or_default() += 1;

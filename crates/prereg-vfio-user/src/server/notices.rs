@@ -1,9 +1,10 @@
-//! What an operator should hear of clients that could not attach. Each is told once, with its reason, and a client that
-//! tries again and again for the same reason is not told again; the rest is in the counts.
+//! Clients that could not attach, with the reason, for the operator. The same reason is given once for a socket; other reasons are
+//! limited in number and in time, because a client chooses what it is refused. All of them are in the counts.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use super::state::{Ending, RequestCounts};
 use crate::refusal::SessionError;
@@ -20,6 +21,8 @@ pub struct Notice {
     pub socket: Option<PathBuf>,
     /// What was refused and why, for people.
     pub reason: String,
+    /// Nothing was refused, but no region of its device could be mapped, and it may have needed one.
+    pub is_unmappable: bool,
 }
 
 impl fmt::Display for Notice {
@@ -37,17 +40,26 @@ impl fmt::Display for Notice {
 pub(crate) struct Notices {
     waiting: VecDeque<Notice>,
     known: VecDeque<(Option<PathBuf>, String)>,
+    /// When a notice is next due at the long-term rate; those of a burst come before.
+    due: Option<Instant>,
 }
 
 /// Notices, or known reasons, at most.
 const MOST: usize = 32;
+/// The long-term rate: one for each of these.
+const PACE: Duration = Duration::from_secs(60);
+/// Notices above that rate.
+const BURST: u32 = 16;
 
 impl Notices {
-    pub(crate) fn add(&mut self, notice: Notice) {
+    pub(crate) fn add(&mut self, notice: Notice, now: Instant) {
         let reason = (notice.socket.clone(), notice.reason.clone());
-        if self.known.contains(&reason) || self.waiting.len() >= MOST {
+        let due = self.due.map_or(now, |due| due.max(now));
+        let is_too_many = due.saturating_duration_since(now) >= PACE * BURST;
+        if self.known.contains(&reason) || self.waiting.len() >= MOST || is_too_many {
             return;
         }
+        self.due = Some(due + PACE);
         if self.known.len() >= MOST {
             self.known.pop_front();
         }
@@ -60,8 +72,9 @@ impl Notices {
     }
 }
 
-/// Why a client that ended in this way and asked for this could not attach; `None` for one that could.
-pub(crate) fn reason(ending: &Ending, requests: &RequestCounts) -> Option<String> {
+/// Why a client that ended in this way and asked for this could not attach; `None` for one that could. `is_mappable`: it was
+/// told how to map a region.
+pub(crate) fn reason(ending: &Ending, requests: &RequestCounts, is_mappable: bool) -> Option<String> {
     if let Ending::Broken(SessionError::TurnedAway { errno }) = ending {
         let why = match errno.raw() {
             libc::EBUSY => "another client is served; one at a time is, unless the disk is shared",
@@ -86,8 +99,15 @@ pub(crate) fn reason(ending: &Ending, requests: &RequestCounts) -> Option<String
         .flat_map(|(name, counts)| counts.refused.keys().map(move |reason| format!("{name}: {reason}")))
         .take(4)
         .collect();
-    (!refused.is_empty()).then(|| format!("refused were {}", refused.join(", ")))
+    if !refused.is_empty() {
+        return Some(format!("refused were {}", refused.join(", ")));
+    }
+    let has_looked = requests.commands.get("DEVICE_GET_REGION_INFO").is_some_and(|info| info.performed > 0);
+    (*ending == Ending::Gone && has_looked && !is_mappable).then(|| UNMAPPABLE.to_owned())
 }
+
+/// Why an initiator that rings doorbells through memory leaves at once.
+pub(crate) const UNMAPPABLE: &str = "it left after it read the regions, none of which can be mapped; some clients need one, such as SPDK's NVMe initiator";
 
 #[cfg(test)]
 mod tests {
@@ -97,34 +117,57 @@ mod tests {
     use crate::server::CommandCounts;
 
     fn notice(client: u64, reason: &str) -> Notice {
-        Notice { client, pid: 1, socket: Some("/a".into()), reason: reason.to_owned() }
+        Notice { client, pid: 1, socket: Some("/a".into()), reason: reason.to_owned(), is_unmappable: false }
     }
 
     #[test]
     fn each_reason_is_told_once_and_few_wait() {
-        let mut notices = Notices::default();
+        let (mut notices, now) = (Notices::default(), Instant::now());
         for client in 0..1_000_000 {
-            notices.add(notice(client, "busy"));
+            notices.add(notice(client, "busy"), now);
         }
         assert_eq!(notices.take(), [notice(0, "busy")]);
-        for client in 0..1000 {
-            notices.add(notice(client, &format!("reason {client}")));
+    }
+
+    #[test]
+    fn a_client_that_is_refused_for_ever_new_reasons_does_not_fill_the_log() {
+        let (mut notices, mut now) = (Notices::default(), Instant::now());
+        let mut add = |notices: &mut Notices, now: Instant| {
+            (0..1000).for_each(|at| notices.add(notice(at, &format!("reason {at} at {now:?}")), now));
+            notices.take().len()
+        };
+        assert_eq!(add(&mut notices, now), BURST as usize);
+        for _ in 0..100 {
+            now += PACE;
+            assert_eq!(add(&mut notices, now), 1);
         }
-        assert_eq!((notices.take().len(), notices.known.len()), (MOST, MOST));
+        assert!(notices.known.len() <= MOST);
+    }
+
+    #[test]
+    fn a_client_that_leaves_a_device_without_a_mappable_region_may_have_needed_one() {
+        let mut requests = RequestCounts::default();
+        assert_eq!(reason(&Ending::Gone, &requests, false), None, "it did not look");
+        requests.commands.entry("DEVICE_GET_REGION_INFO").or_default().performed = 1;
+        assert_eq!(reason(&Ending::Gone, &requests, true), None);
+        assert_eq!(reason(&Ending::Stopped, &requests, false), None);
+        assert_eq!(reason(&Ending::Gone, &requests, false).as_deref(), Some(UNMAPPABLE));
+        requests.commands.entry("REGION_WRITE").or_default().performed = 1;
+        assert_eq!(reason(&Ending::Gone, &requests, false), None);
     }
 
     #[test]
     fn a_client_that_used_its_device_could_attach() {
         let mut requests = RequestCounts::default();
-        assert_eq!(reason(&Ending::Gone, &requests), None);
+        assert_eq!(reason(&Ending::Gone, &requests, true), None);
         let mut refused = CommandCounts::default();
         refused.refused.insert("argsz".to_owned(), 1);
         requests.commands.insert("DEVICE_GET_REGION_INFO", refused);
-        let why = reason(&Ending::Gone, &requests);
+        let why = reason(&Ending::Gone, &requests, true);
         assert_eq!(why.as_deref(), Some("refused were DEVICE_GET_REGION_INFO: argsz"));
         requests.commands.entry("REGION_WRITE").or_default().performed = 1;
-        assert_eq!(reason(&Ending::Gone, &requests), None);
+        assert_eq!(reason(&Ending::Gone, &requests, true), None);
         let turned_away = Ending::Broken(SessionError::TurnedAway { errno: Errno::EBUSY });
-        assert!(reason(&turned_away, &requests).is_some_and(|why| why.contains("one at a time")));
+        assert!(reason(&turned_away, &requests, false).is_some_and(|why| why.contains("one at a time")));
     }
 }

@@ -62,6 +62,7 @@ impl Client {
                 let result = self.region(index).map(describe);
                 if let (Ok(Region { mmap: Some(_), .. }), Ok(attached)) = (&result, self.attached()) {
                     attached.device.region_offered(index);
+                    self.shared.offered();
                 }
                 self.answer(Command::DEVICE_GET_REGION_INFO, token, result);
             }
@@ -150,7 +151,7 @@ impl Client {
         let (dma, client) = (space.dma(), self.shared.number);
         let device = self.succeed(Bus { dma, interrupts: interrupts.clone(), client, terms: *terms })?;
         conversation.interrupts(interrupts.clone());
-        self.shared.attached(&space, &interrupts, &device);
+        self.shared.attached(&space, &device);
         // From here on the device is told when the client is gone, also if it fails in what follows.
         let attached = Attached { device, layout: Layout::default(), interrupts, space };
         let Attached { device, layout, interrupts, .. } = self.attached.insert(attached);

@@ -107,7 +107,7 @@ impl Socket {
     /// The system's: no descriptor left.
     pub fn new(stream: UnixStream) -> Result<Self, Errno> {
         let wake = sys::eventfd()?;
-        let watch = Watch::new(&[stream.as_fd(), wake.as_fd()])?;
+        let watch = Watch::new([stream.as_fd(), wake.as_fd()])?;
         Ok(Self { stream, wake, watch })
     }
 

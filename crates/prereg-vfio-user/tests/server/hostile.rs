@@ -197,7 +197,7 @@ fn an_eventfd_that_the_client_fills_up_holds_up_no_more_than_the_client() {
     for _ in 0..10 {
         interrupts.trigger(prereg_vfio_user::server::IrqKind::Msix, 0);
     }
-    assert_eq!(eventfd.take(), u64::MAX - 1);
+    assert!(eventfd.take() >= u64::MAX - 1);
     drop(client);
     bed.settle();
 }

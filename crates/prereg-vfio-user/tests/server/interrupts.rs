@@ -280,3 +280,37 @@ fn a_full_eventfd_holds_nobody_up() {
     bed.settle();
     assert!(!interrupts.trigger(IrqKind::Msix, 0), "nobody is told when the client is gone");
 }
+
+#[test]
+fn a_full_eventfd_that_is_made_to_wait_afterwards_holds_no_thread_up() {
+    use std::io::Write;
+    let bed = Bed::new();
+    let mut client = bed.client();
+    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let told = Eventfd::new().unwrap();
+    client.set_eventfds(MSIX, 0, &[told.as_fd()]).unwrap();
+    let another = || told.as_fd().try_clone_to_owned().unwrap();
+    std::fs::File::from(another()).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+    // The flag is of the open file, so it changes for the server too; this call sets it on descriptors of any kind.
+    std::os::unix::net::UnixStream::from(another()).set_nonblocking(false).unwrap();
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        interrupts.trigger(IrqKind::Msix, 0);
+        done.send(()).unwrap();
+    });
+    assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(()), "the trigger waits for the client");
+    assert!(told.take() >= u64::MAX - 1);
+}
+
+#[test]
+fn one_eventfd_does_not_both_signal_and_unmask_intx() {
+    let bed = Bed::new();
+    let mut client = bed.client();
+    let (both, other) = (Eventfd::new().unwrap(), Eventfd::new().unwrap());
+    client.set_eventfds(INTX, 0, &[both.as_fd()]).unwrap();
+    assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[both.as_fd()]), 22);
+    assert_eq!(set(&mut client, (INTX, 0, 1), Mask, Eventfds, &[both.as_fd()]), 0, "masking ends by itself");
+    assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[other.as_fd()]), 0);
+    assert_eq!(set(&mut client, (INTX, 0, 1), Trigger, Eventfds, &[other.as_fd()]), 22);
+    client.set_eventfds(INTX, 0, &[both.as_fd()]).unwrap();
+}

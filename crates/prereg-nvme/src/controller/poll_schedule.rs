@@ -1,0 +1,47 @@
+//! How often mapped doorbells are polled: the less often, the longer nothing was rung. All times are nanoseconds.
+//!
+//! A wake of an idle thread costs some 25 microseconds of processor time on a virtual machine. After 20 s without a doorbell a client
+//! costs 20 wakes in a second for its doorbells and one for each I/O thread in two seconds.
+
+/// The longest pause, reached after 16 times as long without a doorbell.
+const LONGEST: u64 = 25_000_000;
+const SHARE: u64 = 16;
+/// The longest pause of a client that is idle for long, reached after 20 s.
+const LONGEST_AT_REST: u64 = 50_000_000;
+const SHARE_AT_REST: u64 = 400;
+/// How often all workers look for themselves, and at rest.
+const WAKE_ALL: u64 = 100_000_000;
+const WAKE_ALL_AT_REST: u64 = 2_000_000_000;
+const WAKE_ALL_SHARE: u64 = 4;
+
+/// The pause before the next poll, at least `first`, when nothing was rung for `idle`.
+pub(super) fn pause(idle: u64, first: u64) -> u64 {
+    let busy = (idle / SHARE).clamp(first, LONGEST);
+    busy.max((idle / SHARE_AT_REST).min(LONGEST_AT_REST))
+}
+
+/// The time between two wakes of all workers, when nothing was rung for `idle`. A doorbell that was written with the value that it had
+/// when it was last polled is found by them alone; that happens to a queue that was in use a moment before.
+pub(super) fn wake_all(idle: u64) -> u64 {
+    (idle / WAKE_ALL_SHARE).clamp(WAKE_ALL, WAKE_ALL_AT_REST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{pause, wake_all};
+
+    const MILLISECOND: u64 = 1_000_000;
+
+    #[test]
+    fn an_idle_client_is_polled_twenty_times_a_second_and_a_busy_one_often() {
+        let pauses = [0, 16, 160, 400, 1000, 10_000, 20_000, 1_000_000]
+            .map(|idle| pause(idle * MILLISECOND, MILLISECOND) / MILLISECOND);
+        assert_eq!(pauses, [1, 1, 10, 25, 25, 25, 50, 50]);
+    }
+
+    #[test]
+    fn all_workers_look_ten_times_a_second_after_something_was_rung() {
+        let times = [0, 400, 4000, 8000, 1_000_000].map(|idle| wake_all(idle * MILLISECOND) / MILLISECOND);
+        assert_eq!(times, [100, 100, 1000, 2000, 2000]);
+    }
+}
