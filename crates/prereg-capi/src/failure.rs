@@ -7,7 +7,7 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prereg::{
-    Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError,
+    EntryBlockError, Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError,
     UnregisterError,
 };
 use prereg_iommu::container::ContainerError;
