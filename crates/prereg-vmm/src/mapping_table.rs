@@ -27,6 +27,8 @@ pub(crate) struct MappingTable {
     slots: BTreeMap<u64, usize>,
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
+    /// No mapping reaches beyond this address; `None` without mappings.
+    bound: Option<u64>,
 }
 
 impl MappingTable {
@@ -38,6 +40,7 @@ impl MappingTable {
     #[inline]
     pub(crate) fn insert(&mut self, entry: Entry) {
         let first = entry.mapping.iova.raw();
+        self.bound = self.bound.max(Some(entry.mapping.last()));
         let slot = match self.free.pop() {
             Some(slot) => {
                 self.entries[slot] = Some(entry);
@@ -54,6 +57,9 @@ impl MappingTable {
     pub(crate) fn remove(&mut self, first: u64) -> Option<Entry> {
         let slot = self.slots.remove(&first)?;
         self.free.push(slot);
+        if self.slots.is_empty() {
+            self.bound = None;
+        }
         self.entries[slot].take()
     }
 
@@ -79,8 +85,7 @@ impl MappingTable {
     #[inline]
     pub(crate) fn admits(&self, first: u64, last: u64) -> Result<(), DmaMapError> {
         // Behind all mappings, which is where most are made, there is nothing to search.
-        let highest = self.slots.last_key_value().and_then(|(_, &slot)| self.mapping(slot));
-        if highest.is_none_or(|mapping| mapping.last() < first) {
+        if self.bound.is_none_or(|bound| bound < first) {
             return Ok(());
         }
         // The last one that begins in the range or before it is the only one that can be in the way.
