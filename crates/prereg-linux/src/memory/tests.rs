@@ -68,6 +68,28 @@ fn memory_for_huge_pages_is_aligned_to_them() {
     }
 }
 
+/// A pool without enough pages fails the `mmap`, while other threads map memory.
+#[test]
+fn huge_pages_that_cannot_be_had_cost_other_threads_no_memory() {
+    const TOO_MUCH: u64 = 1 << 40;
+    // Larger than any gap between other mappings.
+    const LARGE: u64 = 1 << 30;
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..10_000 {
+                    let memory = GuestMemory::anonymous(LARGE).unwrap();
+                    sys::populate_write(memory.ua().raw(), sys::page_size()).unwrap();
+                }
+            });
+        }
+        for _ in 0..10_000 {
+            let error = GuestMemory::memfd_hugetlb("huge", TOO_MUCH, HugeSize::M2).unwrap_err();
+            assert!(matches!(error, MemoryError::NoHugePages { .. }), "{error}");
+        }
+    });
+}
+
 #[test]
 fn the_memory_outlives_its_handle_through_what_it_keeps() {
     let memory = GuestMemory::memfd("kept", 1 << 16).unwrap();

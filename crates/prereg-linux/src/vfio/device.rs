@@ -77,8 +77,11 @@ impl VfioDevice {
         place.ok_or_else(|| self.error("looking past the configuration space")(Errno::EINVAL))
     }
 
-    /// Reads a word of the configuration space; EINVAL past its end.
-    fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
+    /// Reads a word of the configuration space.
+    ///
+    /// # Errors
+    /// [`VfioError::Os`]; EINVAL past the end.
+    pub fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
         let mut bytes = [0; 2];
         let place = self.config_place(offset, 2)?;
         let read = self.descriptor.read_at(place, &mut bytes).map_err(self.error("pread"))?;
@@ -88,8 +91,11 @@ impl VfioDevice {
         Ok(u16::from_le_bytes(bytes))
     }
 
-    /// Writes a word of the configuration space; EINVAL past its end.
-    fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
+    /// Writes a word of the configuration space.
+    ///
+    /// # Errors
+    /// [`VfioError::Os`]; EINVAL past the end.
+    pub fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
         let place = self.config_place(offset, 2)?;
         let written = self.descriptor.write_at(place, &value.to_le_bytes()).map_err(self.error("pwrite"))?;
         if written == 2 { Ok(()) } else { Err(self.error("pwrite")(Errno::EIO)) }
