@@ -41,10 +41,10 @@ pub(crate) struct MapRequest {
 }
 
 impl Mapping {
-    /// Maps what is wanted, at an address of the kernel's choice. Hugetlbfs aligns its files to their pages itself.
+    /// Maps at an address of the kernel's choice. hugetlbfs aligns files to their pages itself.
     ///
-    /// A file is never mapped over a reservation: an `mmap` with MAP_FIXED that fails leaves a hole in what it was to replace.
-    /// Another thread may map memory in that hole, which unmapping the reservation would take away.
+    /// A file is not mapped over a reservation: a failed `mmap` with MAP_FIXED leaves a hole in the range to be replaced, and
+    /// unmapping the reservation would then remove what another thread has mapped in that hole.
     pub(crate) fn new(request: MapRequest) -> Result<Self, Errno> {
         let page = usize::try_from(crate::sys::page_size()).unwrap_or(4096);
         let slack = if request.align > page && request.file.is_none() { request.align } else { 0 };
@@ -58,11 +58,11 @@ impl Mapping {
         }
         let whole = NonNull::new(at).ok_or(Errno::ENOMEM)?;
         let skip = if slack > 0 { at.addr().next_multiple_of(request.align) - at.addr() } else { 0 };
-        // SAFETY: without slack this is zero; with slack it is less than that, so the address lies inside the mapping.
+        // SAFETY: zero without slack, else less than the slack, so the address lies inside the mapping.
         let start = unsafe { whole.cast::<u8>().add(skip) };
         let is_aligned = start.addr().get() % request.align == 0;
         let mapping = Self { whole, whole_bytes, start, bytes: request.bytes, file: request.file };
-        // Dropped when it is not, which no known kernel does to hugetlb memory.
+        // Known kernels always align hugetlb memory.
         if is_aligned { Ok(mapping) } else { Err(Errno::EINVAL) }
     }
 
@@ -114,31 +114,31 @@ impl Mapping {
 }
 
 impl Mapping {
-    /// Takes the pages of a large mapping out of the page tables with several threads: `munmap` does that with one, 0.1 to
-    /// 0.2 s for each GiB of small pages.
-    fn empty(&self) {
+    /// Frees the pages of a large mapping with several threads: `munmap` uses one, which takes 0.1 to 0.2 s per GiB of small
+    /// pages.
+    fn free_pages(&self) {
         const LARGE: usize = 256 << 20;
-        const PIECE: usize = 32 << 20;
+        const CHUNK: usize = 32 << 20;
         if self.whole_bytes < LARGE {
             return;
         }
         let next = AtomicUsize::new(0);
         let work = || {
             loop {
-                // Relaxed: it hands out numbers; the kernel orders the rest.
-                let offset = next.fetch_add(PIECE, Ordering::Relaxed);
+                // Relaxed: it only hands out offsets; the kernel orders the rest.
+                let offset = next.fetch_add(CHUNK, Ordering::Relaxed);
                 let Some(left) = self.whole_bytes.checked_sub(offset).filter(|&left| left > 0) else {
                     return;
                 };
                 let at = self.whole.as_ptr().wrapping_byte_add(offset);
-                // SAFETY: inside a mapping that is ours and that is about to go, so its contents are not used again. What
-                // the kernel does not take out this way it takes out at the unmap.
-                unsafe { libc::madvise(at, left.min(PIECE), libc::MADV_DONTNEED) };
+                // SAFETY: inside a mapping that is about to be unmapped, so its contents are not needed. `munmap` frees
+                // whatever the kernel does not free here.
+                unsafe { libc::madvise(at, left.min(CHUNK), libc::MADV_DONTNEED) };
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..crate::prefault::threads(0) {
-                // Without a thread the others take its pieces.
+            for _ in 1..crate::sys::worker_threads(0) {
+                // If a thread cannot be started, the others process its chunks.
                 let _ = std::thread::Builder::new().name("prereg-unmap".into()).spawn_scoped(scope, work);
             }
             work();
@@ -148,7 +148,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.empty();
+        self.free_pages();
         // SAFETY: the range that `new` mapped; this is the last owner. `munmap` cannot fail for a range that `mmap`
         // returned.
         unsafe { libc::munmap(self.whole.as_ptr(), self.whole_bytes) };

@@ -96,15 +96,6 @@ pub(crate) enum Fallback {
     Skip,
 }
 
-/// The number of threads for the option `wanted`.
-pub(crate) fn threads(wanted: usize) -> usize {
-    const MOST: usize = 8;
-    match wanted {
-        0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST)),
-        wanted => wanted,
-    }
-}
-
 /// Faults `[ua, ua + bytes)` in.
 pub(crate) fn populate(
     ua: u64,
@@ -147,7 +138,7 @@ pub(crate) fn populate(
             }
         }
     };
-    let threads = threads(how.threads).min(chunks);
+    let threads = sys::worker_threads(how.threads).min(chunks);
     std::thread::scope(|scope| {
         for _ in 1..threads {
             // If a thread cannot be started, the others process its chunks.

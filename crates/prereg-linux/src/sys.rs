@@ -285,3 +285,12 @@ pub(crate) fn filesystem_magic(path: &Path) -> Result<i64, Errno> {
     let state = rustix::fs::statfs(path).map_err(errno_from)?;
     Ok(state.f_type as i64)
 }
+
+/// The number of threads for the option `wanted`.
+pub(crate) fn worker_threads(wanted: usize) -> usize {
+    const MOST: usize = 8;
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST)),
+        wanted => wanted,
+    }
+}

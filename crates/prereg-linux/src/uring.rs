@@ -34,7 +34,7 @@ use crate::pin_ring::{PartialFill, PinRing};
 use crate::prefault::{self, Fallback, Prefault, PrefaultError};
 use crate::proc_maps;
 use crate::slot_table::{RINGS, SLOTS, SlotRange, SlotTable};
-use crate::sys::Buffer;
+use crate::sys::{self, Buffer};
 
 /// Pins with io_uring's registered buffers.
 ///
@@ -252,7 +252,7 @@ impl IoUring {
     fn prefault(&self, range: UserRange) -> Result<(), PinError> {
         const WORTH_A_LOOK: u64 = 1 << 20;
         const WORTH_THREADS: u64 = 16 << 20;
-        let wanted = prefault::threads(self.options.threads);
+        let wanted = sys::worker_threads(self.options.threads);
         let threads = if range.bytes() < WORTH_THREADS { 1 } else { wanted };
         let left_to_the_pin = wanted == 1 && self.options.progress.is_none();
         if range.bytes() < WORTH_A_LOOK || left_to_the_pin {

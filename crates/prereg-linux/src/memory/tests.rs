@@ -68,7 +68,7 @@ fn memory_for_huge_pages_is_aligned_to_them() {
     }
 }
 
-/// A pool without enough pages refuses the `mmap` itself; other threads map memory all the while.
+/// A pool without enough pages fails the `mmap`, while other threads map memory.
 #[test]
 fn huge_pages_that_cannot_be_had_cost_other_threads_no_memory() {
     const TOO_MUCH: u64 = 1 << 40;

@@ -80,7 +80,7 @@ impl VfioDevice {
     /// Reads a word of the configuration space.
     ///
     /// # Errors
-    /// [`VfioError::Os`], EINVAL past its end.
+    /// [`VfioError::Os`]; EINVAL past the end.
     pub fn config_u16(&self, offset: u64) -> Result<u16, VfioError> {
         let mut bytes = [0; 2];
         let place = self.config_place(offset, 2)?;
@@ -94,7 +94,7 @@ impl VfioDevice {
     /// Writes a word of the configuration space.
     ///
     /// # Errors
-    /// [`VfioError::Os`], EINVAL past its end.
+    /// [`VfioError::Os`]; EINVAL past the end.
     pub fn set_config_u16(&self, offset: u64, value: u16) -> Result<(), VfioError> {
         let place = self.config_place(offset, 2)?;
         let written = self.descriptor.write_at(place, &value.to_le_bytes()).map_err(self.error("pwrite"))?;
