@@ -43,9 +43,9 @@ usage: cargo xtask RULE...
   commands       every command of README.md and docs/ parses
   no-std         the no_std crates build for a bare target (nightly with rust-src; skipped without, unless CI=true)
 
-  oracle         asks real kernels the conformance scenarios again and compares with the stored answers
-  vm             boots guests that use what is built here: an NVMe disk over vfio-user, VFIO of real kernels
-  mutants        changes the code in small ways and fails when no test notices
+  oracle         records the answers of real kernels to the conformance scenarios and compares with the stored ones
+  vm             boots guests on the devices and back ends: an NVMe disk over vfio-user, VFIO of real kernels
+  mutants        makes small changes to the code and fails if no test notices one
 ";
 
 fn main() -> ExitCode {

@@ -226,3 +226,19 @@ impl Drop for DeviceFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_comments_name_the_machine() {
+        for (text, machine) in [
+            ("# needs 2M HugeTLB: pseries machine (radix)\n\nscenario a\n", Machine::Pseries),
+            ("# a title\n# recorded on powernv8\nscenario a\n", Machine::PowerNv8),
+            ("# a title\nscenario a\n# powernv8\n", Machine::PowerNv9),
+        ] {
+            assert_eq!(Machine::of_script(&Script::parse(text)), machine, "{text}");
+        }
+    }
+}

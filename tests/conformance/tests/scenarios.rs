@@ -136,7 +136,7 @@ fn a_wrong_answer_is_unexplained() {
     }
     let mut comparator = Comparator::new(&deviations, Answers::default());
     comparator.compare(&transcripts(scenario, Granule::K4)[0]);
-    assert_eq!(comparator.totals.unexplained, 3, "a scenario nobody recorded is not explained");
+    assert_eq!(comparator.totals.unexplained, 3, "a scenario that was not recorded is not explained");
 }
 
 #[test]

@@ -107,7 +107,7 @@ pub(crate) fn blocks(path: &Path, seed: u64) -> Result<String, Error> {
             left = batch;
         }
     }
-    Err(format!("nobody stopped it in {end} blocks"))
+    Err(format!("the load was not stopped within {end} blocks"))
 }
 
 /// Compares the first `count` numbered blocks of `path`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 #[must_use]
 pub(super) fn thread_time() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    #[expect(unsafe_code, reason = "a system call that fills a structure of ours")]
+    #[expect(unsafe_code, reason = "a system call that fills a structure")]
     // SAFETY: `now` is valid for writing for as long as the call lasts.
     let answer = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
     assert_eq!(answer, 0, "no clock of the thread's processor time");

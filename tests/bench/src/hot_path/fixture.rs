@@ -129,17 +129,17 @@ impl Fixture {
 
     /// A new translator.
     #[must_use]
-    pub fn ours(&self) -> BoxedCandidate {
+    pub fn prereg(&self) -> BoxedCandidate {
         Box::new(Prereg(self.space.translator()))
     }
 
     /// The roofline, with its own tables on the heap.
     #[must_use]
-    pub fn limit(&self) -> BoxedCandidate {
-        self.limit_in(Arc::new(HeapTables::new()))
+    pub fn roofline(&self) -> BoxedCandidate {
+        self.roofline_in(Arc::new(HeapTables::new()))
     }
 
-    fn limit_in(&self, memory: Arc<dyn TableMemory>) -> BoxedCandidate {
+    fn roofline_in(&self, memory: Arc<dyn TableMemory>) -> BoxedCandidate {
         Box::new(Roofline::new(self.shape, self.base, &self.hosts, memory))
     }
 
@@ -158,7 +158,7 @@ impl Fixture {
     /// The candidates that are also measured with a second thread; the costs of the others follow from these.
     #[must_use]
     pub fn contenders(&self) -> Vec<(&'static str, BoxedCandidate)> {
-        vec![("limit", self.limit()), ("prereg", self.ours()), ("one-atomic", self.one_atomic())]
+        vec![("limit", self.roofline()), ("prereg", self.prereg()), ("one-atomic", self.one_atomic())]
     }
 
     /// All candidates, the roofline first.
@@ -172,7 +172,7 @@ impl Fixture {
         for (name, at_once) in [("prereg-list", true), ("prereg-each", false)] {
             all.push((name, Box::new(PreregLists::new(self.space.translator(), at_once))));
         }
-        all.push(("limit-huge", self.limit_in(LockedTables::shared())));
+        all.push(("limit-huge", self.roofline_in(LockedTables::shared())));
         all.push(("loop", Box::new(Nothing)));
         all.push(("array4", Box::new(Array4(narrow))));
         all.push(("array8", Box::new(Array8(self.hosts.clone().into()))));

@@ -180,6 +180,12 @@ mod tests {
     }
 
     #[test]
+    fn sizes_have_the_largest_unit() {
+        let sizes = [1, 1 << 10, 64 << 20, 4 << 30].map(binary_size);
+        assert_eq!(sizes, ["1 B", "1 KiB", "64 MiB", "4 GiB"]);
+    }
+
+    #[test]
     fn ranges_end_where_their_region_does_or_before() {
         let shape = Shape { size: 64 << 20, regions: 4096, layout: Layout::Scattered };
         assert_eq!(shape.range_bytes(), 16 << 10);

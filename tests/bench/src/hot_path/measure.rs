@@ -309,14 +309,14 @@ pub fn registration(
             pairs(operations);
             times.push(per_operation(thread_time() - start, operations));
         }
-        assert_eq!(refused.into_inner(), 0, "a page of {PAGE} bytes that nobody maps was refused");
+        assert_eq!(refused.into_inner(), 0, "a page of {PAGE} bytes without mappings was refused");
         Ok(row(cell, "prereg", &times, None))
     };
     match load {
         BackgroundLoad::None | BackgroundLoad::Writer => measure(),
         BackgroundLoad::Reader => {
             let mapping = Cell { case: Case::MapUnmap, ..cell };
-            LoadThread::reader(fixture, mapping, fixture.ours()).during(measure)
+            LoadThread::reader(fixture, mapping, fixture.prereg()).during(measure)
         }
     }
 }

@@ -7,14 +7,14 @@ use super::page_size::PageSize;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask oracle [--granule 4k|64k|both] [--set NAME]... [--scenarios DIR] [--answers DIR] [--fresh]
 
-Boots real kernels in an emulator, asks them the conformance scenarios and compares with the stored answers.
+Boots real kernels in an emulator, records their answers to the conformance scenarios and compares them with the stored ones.
 
-  --granule    page size of the kernel; both without it
+  --granule    page size of the kernel; both by default
   --set        only this set, such as vfio or random-regions, with or without stored answers; may be repeated;
-               without it every set that has stored answers
+               by default every set that has stored answers
   --scenarios  folder of NAME.scn instead of conformance/scenarios
   --answers    folder of NAME-4k.txt and NAME-64k.txt instead of conformance/answers
-  --fresh      begins with an empty cache: fetches and builds everything again
+  --fresh      starts with an empty cache: fetches and builds everything again
 ";
 
 /// The parsed command line.
@@ -51,7 +51,7 @@ impl Options {
                         "both" => PageSize::ALL.to_vec(),
                         _ => vec![
                             PageSize::parse(name)
-                                .ok_or_else(|| format!("page_size {name} is none of 4k, 64k and both"))?,
+                                .ok_or_else(|| format!("granule {name} is none of 4k, 64k and both"))?,
                         ],
                     };
                 }

@@ -62,7 +62,7 @@ pub fn command(root: &Path, words: &[String]) -> ExitCode {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("xtask vm: the artifacts could not be had: {error}");
+            eprintln!("xtask vm: the artifacts are missing: {error}");
             ExitCode::from(2)
         }
     }

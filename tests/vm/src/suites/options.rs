@@ -5,17 +5,16 @@ use super::case::Suite;
 pub(crate) const USAGE: &str = "\
 usage: cargo xtask vm [--suite nvme|strangers|vfio|iommufd|all] [--only NAME]... [--list] [--keep] [--fresh]
 
-Boots guests in an emulator and lets them use what this workspace builds: the NVMe disk that `prereg serve` gives them
-over vfio-user, and VFIO of their own kernels through `prereg selftest`. Everything is fetched with the machine's own
-package sources into the user's cache, or built there. Ends with 0, with 1 when a case failed, with 2 when the parts could
-not be had.
+Boots guests in an emulator that use the devices and back ends of this workspace: an NVMe disk of `prereg serve` over
+vfio-user, and VFIO of the guest's kernel through `prereg selftest`. Packages come from the machine's own sources and are
+kept in the user's cache. Exit status: 0 all passed, 1 a case failed, 2 an artifact is missing.
 
-  --suite  nvme and vfio without it; strangers puts Debian's tools, firmware and bootloaders on the disk (fetched once);
+  --suite  nvme and vfio by default; strangers puts Debian's tools, firmware and bootloaders on the disk (fetched once);
            iommufd builds a kernel first (20 minutes, once); all is all four
-  --only   only the case of that name; may be repeated
+  --only   only this case; may be repeated
   --list   prints the names of the cases
-  --keep   keeps consoles and disks of cases that passed, too
-  --fresh  begins with an empty cache
+  --keep   also keeps consoles and disks of cases that passed
+  --fresh  starts with an empty cache
 ";
 
 /// The parsed command line.

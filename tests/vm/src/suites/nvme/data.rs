@@ -181,7 +181,7 @@ fn namespaces(stage: &Stage<'_>) -> Verdict {
     ensure(full >= 32 << 20 && empty <= 1 << 20, || {
         format!("the file has {full} bytes before the discard and {empty} after it")
     })?;
-    Ok(format!("{} MiB given back by a discard", (full - empty) >> 20))
+    Ok(format!("{} MiB freed by a discard", (full - empty) >> 20))
 }
 
 /// The controller's statuses must be as recorded; QEMU's are only counted, because QEMU changes.
