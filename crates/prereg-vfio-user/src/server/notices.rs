@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn a_client_that_is_refused_for_ever_new_reasons_does_not_fill_the_log() {
         let (mut notices, mut now) = (Notices::default(), Instant::now());
-        let mut add = |notices: &mut Notices, now: Instant| {
+        let add = |notices: &mut Notices, now: Instant| {
             (0..1000).for_each(|at| notices.add(notice(at, &format!("reason {at} at {now:?}")), now));
             notices.take().len()
         };
