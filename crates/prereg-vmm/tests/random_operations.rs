@@ -448,13 +448,13 @@ const KINDS: [Kind; 3] = [Kind::Type1, Kind::Iommufd, Kind::Spapr];
 const ADAPTERS: [Adapter; 2] = [Adapter::Vfio, Adapter::Target];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 1 } else { 256 }, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn short_runs_follow_the_model(
         kind in prop::sample::select(KINDS.to_vec()),
         adapter in prop::sample::select(ADAPTERS.to_vec()),
-        steps in prop::collection::vec(any::<u64>(), 1..if cfg!(miri) { 40 } else { 300 }),
+        steps in prop::collection::vec(any::<u64>(), 1..if cfg!(miri) { 20 } else { 300 }),
     ) {
         run(kind, adapter, steps);
     }
@@ -472,7 +472,7 @@ fn long_run(steps: usize) {
 
 #[test]
 fn longer_runs_follow_the_model() {
-    long_run(if cfg!(miri) { 200 } else { 40_000 });
+    long_run(if cfg!(miri) { 20 } else { 40_000 });
 }
 
 #[test]
