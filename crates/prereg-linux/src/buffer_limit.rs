@@ -2,7 +2,7 @@
 //!
 //! Probed instead of derived from the kernel's version. The probe offers 1 GiB and a page, of which only the first page
 //! is accessible. A kernel that allows more than 1 GiB starts to pin, faults the first page in and fails at the second;
-//! an older one refuses at once. Both return EFAULT, and whether the first page is resident tells them apart.
+//! an older one refuses at once. Both return EFAULT, and whether the first page is resident distinguishes them.
 //!
 //! The exact limit is not probed, because the kernel would allocate a list of all the pages. The first larger region
 //! tries, and each refusal halves the size until it fits.

@@ -31,7 +31,7 @@ pub(crate) mod table;
 use ioas::{Devices, IoasPair, IommufdLimits};
 use table::IommufdTable;
 
-/// What devices reach of registered memory.
+/// The registered memory that devices reach.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Placement {

@@ -87,7 +87,7 @@ pub fn prefault(memory: &(impl Memory + ?Sized), how: Prefault<'_>) -> Result<()
     result
 }
 
-/// What to do on a kernel without `MADV_POPULATE_WRITE`.
+/// The alternative on a kernel without `MADV_POPULATE_WRITE`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fallback {
     /// Touch every page: only for memory whose owner promised to keep it mapped.

@@ -130,7 +130,7 @@ impl DualMapping {
 
     /// The kernel may copy byte by byte, so the copy is compared with a single load by the kernel.
     fn load_u32_copied(&self, offset: u64, at: u64) -> Result<u32, SharedError> {
-        /// After so many attempts a word that keeps changing may be read torn.
+        /// A word that still changes after this many attempts may be read torn.
         const TRIES: u32 = 64;
         let mut bytes = [0; 4];
         for _ in 0..TRIES {
