@@ -18,8 +18,8 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT, Reader, Writer};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Iommu,
-    IommuMemory, Iotlb, MemoryRegionAddress, Permissions,
+    Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, Iommu, IommuMemory, Iotlb, MemoryRegionAddress, MmapRegion, Permissions,
 };
 
 const PAGE: u64 = 4096;
@@ -36,12 +36,32 @@ fn gpa(address: u64) -> GuestAddress {
 }
 
 fn mmap(ranges: &[(u64, u64)], host: &SimHost) -> GuestMemoryMmap {
-    let ranges: Vec<_> = ranges.iter().map(|&(at, bytes)| (gpa(at), bytes as usize)).collect();
-    let guest = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let regions = ranges.iter().map(|&(at, bytes)| {
+        GuestRegionMmap::new(mapped(bytes as usize), gpa(at)).expect("regions do not pass 2^64")
+    });
+    let guest = GuestMemoryMmap::from_regions(regions.collect()).unwrap();
     for region in guest.iter() {
         host.memory(region.get_host_address(MemoryRegionAddress(0)).unwrap().addr() as u64, region.len());
     }
     guest
+}
+
+/// Anonymous memory; from the heap and for good under miri, which does not have the flags of `MmapRegion`'s `mmap`.
+fn mapped(bytes: usize) -> MmapRegion {
+    if !cfg!(miri) {
+        return MmapRegion::new(bytes).unwrap();
+    }
+    #[derive(Clone)]
+    #[repr(align(4096))]
+    struct Aligned(#[expect(dead_code, reason = "reached by pointer")] [u8; PAGE as usize]);
+    let pages = vec![Aligned([0; PAGE as usize]); bytes / PAGE as usize].into_boxed_slice();
+    let start = Box::into_raw(pages).cast::<u8>();
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    #[expect(unsafe_code, reason = "miri has no mapped memory")]
+    // SAFETY: the memory is as long as that, and never freed.
+    unsafe {
+        MmapRegion::build_raw(start, bytes, access, libc::MAP_PRIVATE).unwrap()
+    }
 }
 
 impl World {
@@ -186,7 +206,7 @@ fn a_full_table_refuses_updates_and_never_an_invalidation() {
     assert_eq!(targets(&iotlb, PAGE, 1, Permissions::Read), None);
     assert_eq!(targets(&iotlb, 0, 1, Permissions::Read), Some(vec![(0, 1)]));
     assert_eq!((iotlb.entries(), targets(&iotlb, 2 * PAGE, 1, Permissions::Read)), (4, None));
-    for byte in 0..1000 {
+    for byte in 0..if cfg!(miri) { 8 } else { 1000 } {
         drop(iotlb.invalidate(gpa(4 * PAGE + byte * 2), 1));
         drop(iotlb.update(gpa(8 * PAGE + byte * 2), 1, gpa(1), Permissions::Read));
         assert!(iotlb.entries() <= limit, "{byte}");
@@ -405,6 +425,7 @@ fn readers_and_writers_of_virtio_queue_hold_their_memory() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "miri does not have the flags of `mmap`")]
 fn held_memory_fails_and_logs_as_iommu_memory_does() {
     let host = SimHost::new(Granule::K4);
     let ranges = [(gpa(0), 0x2000), (gpa(0x8000), 0x2000)];
