@@ -19,7 +19,7 @@ pub(crate) fn diagnostics(texts: &[Text], tracked: &[String]) -> Vec<Diagnostic>
     let mut diagnostics = Vec::new();
     for text in texts {
         let file = Path::new(&text.file);
-        for block in text.blocks.iter().filter(|block| block.kind != Kind::Code) {
+        for block in text.blocks.iter().filter(|block| !matches!(block.kind, Kind::Code | Kind::Indented)) {
             for (number, line) in &block.lines {
                 for word in citations(line) {
                     if !tree.names(file, word) {

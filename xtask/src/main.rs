@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 use serde::Deserialize;
 
 use crate::diagnostic::Diagnostic;
-use crate::error::{Error, read};
+use crate::error::{Error, output, read};
 use crate::modules::ModuleTree;
 use crate::packages::Metadata;
 use crate::policy::Policy;
@@ -210,13 +210,4 @@ fn metadata(manifest: Option<&Path>) -> Result<Metadata, Error> {
         cargo.arg("--manifest-path").arg(manifest);
     }
     Ok(serde_json::from_str(&output("cargo metadata", &mut cargo)?)?)
-}
-
-fn output(program: &'static str, command: &mut Command) -> Result<String, Error> {
-    let output = command.output().map_err(|source| Error::Start { program, source })?;
-    if output.status.success() {
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    } else {
-        Err(Error::Failed { program, output: String::from_utf8_lossy(&output.stderr).into_owned() })
-    }
 }

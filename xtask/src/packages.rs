@@ -12,6 +12,8 @@ use crate::policy::{CratePolicy, Policy};
 pub(crate) struct Metadata {
     pub(crate) packages: Vec<Package>,
     pub(crate) workspace_root: PathBuf,
+    #[serde(default)]
+    pub(crate) target_directory: PathBuf,
 }
 
 /// A member of the workspace.
@@ -156,6 +158,7 @@ mod tests {
                 package("models", "models"),
             ],
             workspace_root: PathBuf::from("/w"),
+            target_directory: PathBuf::from("/w/target"),
         };
         let policy = Policy::parse(policy).unwrap();
         edge_diagnostics(&metadata, &policy).iter().map(ToString::to_string).collect()

@@ -52,7 +52,7 @@ impl Policy {
 
     fn block(&self, file: &str, block: &Block) -> Vec<Diagnostic> {
         let (mut found, mut text, mut starts) = (Vec::new(), String::new(), Vec::new());
-        if block.kind == Kind::Code {
+        if matches!(block.kind, Kind::Code | Kind::Indented) {
             return found;
         }
         for (number, line) in &block.lines {

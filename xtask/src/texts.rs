@@ -28,8 +28,10 @@ pub(crate) enum Kind {
     Title,
     /// Any other comment or paragraph.
     Plain,
-    /// A code block of Markdown.
+    /// A fenced code block of Markdown.
     Code,
+    /// An indented code block of Markdown: commands, or the output of one.
+    Indented,
 }
 
 /// Reads the texts of `files`; other kinds of files are skipped.
@@ -144,7 +146,15 @@ pub(crate) fn markdown(source: &str) -> Vec<Block> {
         } else if text.is_empty() {
             open = false;
         } else if indented {
-            blocks.push(Block { kind: Kind::Code, lines: vec![(number, text)] });
+            match blocks.last_mut() {
+                Some(block)
+                    if block.kind == Kind::Indented
+                        && block.lines.last().is_some_and(|(last, _)| last + 1 == number) =>
+                {
+                    block.lines.push((number, text));
+                }
+                _ => blocks.push(Block { kind: Kind::Indented, lines: vec![(number, text)] }),
+            }
         } else if let Some(heading) = text.strip_prefix('#') {
             let heading = heading.trim_start_matches('#').trim().to_owned();
             blocks.push(Block { kind: Kind::Title, lines: vec![(number, heading)] });
@@ -186,14 +196,14 @@ mod tests {
 
     #[test]
     fn markdown_has_headings_paragraphs_and_code() {
-        let source = "# Title\n\nOne\ntwo.\n\n```sh\ncargo test\n```\n\n    cargo run\n";
+        let source = "# Title\n\nOne\ntwo.\n\n```sh\ncargo test\n```\n\n    cargo run\n    it\n";
         assert_eq!(
             shape(&markdown(source)),
             [
                 (Kind::Title, 1, "Title".to_owned()),
                 (Kind::Plain, 3, "One two.".to_owned()),
                 (Kind::Code, 7, "cargo test".to_owned()),
-                (Kind::Code, 10, "cargo run".to_owned()),
+                (Kind::Indented, 10, "cargo run it".to_owned()),
             ]
         );
     }
