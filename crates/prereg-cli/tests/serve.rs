@@ -25,11 +25,11 @@ impl Server {
         Self::spawn(command)
     }
 
-    /// With a limit on the size of the files that it writes.
-    fn start_with_file_limit(kib: u64, arguments: &[&str]) -> Self {
+    /// With a resource limit, as an option of prlimit(1).
+    fn start_with_limit(limit: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("prlimit");
         command
-            .arg(format!("--fsize={}", kib << 10))
+            .arg(limit)
             .arg(env!("CARGO_BIN_EXE_prereg"))
             .arg("serve")
             .args(arguments);
@@ -143,8 +143,8 @@ fn a_file_size_limit_below_the_disk_fails_writes_and_not_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
     std::fs::File::create(&disk).unwrap().set_len(16 << 20).unwrap();
-    let server = Server::start_with_file_limit(
-        4096,
+    let server = Server::start_with_limit(
+        "--fsize=4194304",
         &["nvme", "--socket", &socket, "--disk", &disk, "--control", &control],
     );
     let mut driver = Driver::start(Path::new(&socket), 2).unwrap();
@@ -164,6 +164,20 @@ fn a_file_size_limit_below_the_disk_fails_writes_and_not_the_server() {
     transfer(&mut driver, Direction::Write, 1, 0, 4096);
     assert_eq!(control::ask(Path::new(&control)).unwrap().clients.len(), 1);
     drop(driver);
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn the_limit_on_descriptors_is_raised_as_far_as_it_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
+    let server = Server::start_with_limit(
+        "--nofile=200:900",
+        &["nvme", "--socket", &socket, "--disk", &disk, "--create", "1M", "--control", &control],
+    );
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["900", "900"]);
     assert!(server.stop().0.success());
 }
 

@@ -92,6 +92,7 @@ pub use mlock::Mlock;
 pub use pagemap::{PageBacking, Pagemap, PagemapError};
 pub use prefault::{Prefault, PrefaultError, prefault};
 pub use proc_status::KernelCount;
+pub use sys::raise_descriptor_limit;
 pub use uring::IoUring;
 pub use vfio::bar::Bar;
 pub use vfio::device::VfioDevice;

@@ -16,7 +16,7 @@ use std::path::Path;
 use prereg::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::ReadWriteFlags;
-use rustix::process::Resource;
+use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, MembarrierCommand};
 
 /// Memory of one slot of a buffer table, as the kernel's `struct iovec`. Address and length zero empty the slot.
@@ -268,6 +268,17 @@ pub(crate) fn seal_against_shrinking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 pub(crate) fn memlock_limit() -> (Option<u64>, Option<u64>) {
     let limit = rustix::process::getrlimit(Resource::Memlock);
     (limit.current, limit.maximum)
+}
+
+/// Raises the soft limit on open descriptors (RLIMIT_NOFILE) to the hard one, as a server does whose clients send descriptors.
+/// Not for programs that use `select`, which knows descriptors up to 1023 only.
+///
+/// # Errors
+/// The system's number; the limit is as before.
+pub fn raise_descriptor_limit() -> Result<(), Errno> {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(Resource::Nofile, raised).map_err(errno_from)
 }
 
 /// The effective capabilities of the calling thread.

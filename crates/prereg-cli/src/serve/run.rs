@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use prereg::{AddressKind, AddressSpace, Errno};
-use prereg_linux::IoUring;
+use prereg_linux::{IoUring, raise_descriptor_limit};
 use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
 use prereg_nvme::disk::{Direct, Disk, DiskError, DiskOptions, FileDisk};
 use prereg_vfio_user::server::{MemoryStore, Model, Notice, Server, ServerSettings};
@@ -69,6 +69,9 @@ impl Serving {
     pub fn start(config: &Config, control: Control) -> Result<Self, Failure> {
         let limits = Limits::of(&config.memory)?;
         let mut notes = Vec::from_iter(limits.warning());
+        if let Err(errno) = raise_descriptor_limit() {
+            notes.push(format!("the limit on open descriptors could not be raised ({errno}): fewer clients fit"));
+        }
         let stopping = Arc::new(AtomicBool::new(false));
         let pins = IoUring::builder()
             .addresses(AddressKind::SlotOffset)
