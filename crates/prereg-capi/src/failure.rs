@@ -7,8 +7,8 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use prereg::{
-    EntryBlockError, Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError, RegisterError,
-    UnregisterError,
+    EntryBlockError, Errno, HostAddr, MapError, OutOfMemory, PageListError, PageShift, RangeError,
+    RegisterError, UnregisterError,
 };
 use prereg_iommu::container::ContainerError;
 use prereg_iommu::iova::{IovaAccessError, IovaMapError};

@@ -28,11 +28,7 @@ impl Server {
     /// With a resource limit, as an option of prlimit(1).
     fn start_with_limit(limit: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("prlimit");
-        command
-            .arg(limit)
-            .arg(env!("CARGO_BIN_EXE_prereg"))
-            .arg("serve")
-            .args(arguments);
+        command.arg(limit).arg(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments);
         Self::spawn(command)
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use prereg::{AddressSpace, UserRange};
 use prereg_linux::syscall_baseline::{RawPin, read_page_map};
-use prereg_linux::{Prefault, PrefaultError, GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, prefault};
+use prereg_linux::{GuestMemory, HugeSize, IoUring, MemoryError, Pagemap, Prefault, PrefaultError, prefault};
 use serde::Serialize;
 
 use crate::error::{BenchError, Interrupted, check};

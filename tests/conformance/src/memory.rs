@@ -3,7 +3,7 @@
 use prereg::{Errno, PageShift};
 use prereg_scenario::names::Kind;
 use prereg_scenario::transcript::Answer;
-use prereg_sim::{SimBacking, MapSpec, Protection};
+use prereg_sim::{MapSpec, Protection, SimBacking};
 
 use super::machine::{Machine, OpenFile};
 use super::operation::{Operation, Outcome};

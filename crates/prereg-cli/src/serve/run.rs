@@ -70,7 +70,9 @@ impl Serving {
         let limits = Limits::of(&config.memory)?;
         let mut notes = Vec::from_iter(limits.warning());
         if let Err(errno) = raise_descriptor_limit() {
-            notes.push(format!("the limit on open descriptors could not be raised ({errno}): fewer clients fit"));
+            notes.push(format!(
+                "the limit on open descriptors could not be raised ({errno}): fewer clients fit"
+            ));
         }
         let stopping = Arc::new(AtomicBool::new(false));
         let pins = IoUring::builder()

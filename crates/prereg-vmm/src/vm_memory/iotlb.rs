@@ -14,7 +14,10 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use prereg::{AddressSpace, DrainResult, Errno, RundownRef, Holder, Iova, LeaveResult, OutOfMemory, RangeMapping, Translator};
+use prereg::{
+    AddressSpace, DrainResult, Errno, Holder, Iova, LeaveResult, OutOfMemory, RangeMapping, RundownRef,
+    Translator,
+};
 use prereg_iommu::iova::Drained;
 use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Iommu, Iotlb, Permissions};
@@ -238,7 +241,11 @@ impl PinnedIotlb {
     }
 
     fn uses(&self) -> Arc<Uses> {
-        Arc::new(Uses { rundown: RundownRef::new(), done: AtomicBool::new(false), drained: Arc::clone(&self.drained) })
+        Arc::new(Uses {
+            rundown: RundownRef::new(),
+            done: AtomicBool::new(false),
+            drained: Arc::clone(&self.drained),
+        })
     }
 
     /// Takes everything in `[first, last]` out; what reaches out of it becomes entries of its own, behind it as long as there

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use prereg::{AddressKind, AddressSpace, Registration, Translator};
-use prereg_linux::{GuestMemory, IoSegment, IoRing, IoUring, IoWait, IoSegments, SlotAddress, Transfer};
+use prereg_linux::{GuestMemory, IoRing, IoSegment, IoSegments, IoUring, IoWait, SlotAddress, Transfer};
 
 use super::driver::Direction;
 use super::server::cpu_time_of;
