@@ -291,8 +291,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 }
             }
         }
-        let mapped =
-            |registration: &prereg::Registration| registration.state().expect("registered").mapped;
+        let mapped = |registration: &prereg::Registration| registration.state().expect("registered").mapped;
         assert_eq!(mapped(&low) + mapped(&high), list.units());
         assert_eq!(bell.0.load(Ordering::SeqCst), list.told);
         let state = map.snapshot();
