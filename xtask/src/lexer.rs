@@ -127,9 +127,9 @@ impl<'a> Cursor<'a> {
             } else if self.rest().starts_with("//") || self.rest().starts_with("/*") {
                 let (start, line) = (self.at, self.line);
                 if self.rest().starts_with("//") {
-                    self.skip_line()
+                    self.skip_line();
                 } else {
-                    self.skip_block_comment()
+                    self.skip_block_comment();
                 }
                 self.comments.push((line, &self.source[start..self.at]));
             } else {

@@ -72,7 +72,7 @@ impl Policy {
         let mut above: BTreeSet<&str> = BTreeSet::new();
         for entry in &self.crates {
             let mut report = |text: String| {
-                diagnostics.push(Diagnostic::in_crate(&entry.name, format!("layers.toml: {text}")))
+                diagnostics.push(Diagnostic::in_crate(&entry.name, format!("layers.toml: {text}")));
             };
             for import in &entry.imports {
                 match self.crate_policy(import) {

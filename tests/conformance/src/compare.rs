@@ -168,7 +168,7 @@ impl<'a> Comparator<'a> {
         if let Some(rule) = self.deviations.explain(op, &theirs, answer, more - known) {
             match (rule.taints, rule.lck) {
                 (true, Locked::Leaked) if *divergence != Divergence::State => {
-                    *divergence = Divergence::Locked(more)
+                    *divergence = Divergence::Locked(more);
                 }
                 (true, _) => *divergence = Divergence::State,
                 (false, _) => {}
