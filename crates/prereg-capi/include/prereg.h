@@ -254,7 +254,7 @@ typedef struct prereg_guest prereg_guest;
 typedef struct prereg_hold prereg_hold;
 
 /**
- * What devices of an iommufd reach of held memory, range by range: each a counted mapping here and a copy in the kernel. Any
+ * The ranges of held memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
  * thread, any number at once, each with a translator of its own.
  */
 typedef struct prereg_io_table prereg_io_table;
@@ -328,7 +328,7 @@ typedef struct prereg_pin_ops {
   void *context;
   /** The system page as a power of two: 12 to 24; 0 for this system's. */
   uint32_t granule_shift;
-  /** What the host addresses mean: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing. */
+  /** The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing. */
   uint32_t address_kind;
   /**
    * Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
@@ -373,7 +373,7 @@ typedef struct prereg_options {
   /** A `PREREG_BACKEND_...`. */
   uint32_t backend;
   /**
-   * What host addresses must be, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM where they are
+   * The required kind of host addresses, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM where they are
    * hidden) or SLOT_OFFSET.
    */
   uint32_t addresses;
@@ -411,14 +411,14 @@ typedef struct prereg_options {
   const struct prereg_charge_ops *charge;
   /** For the back ends of VFIO and iommufd: a PCI device as /sys/bus/pci/devices names it, "0000:00:04.0". */
   const char *device;
-  /** What devices reach, for `PREREG_BACKEND_IOMMUFD`: a `PREREG_PLACEMENT_...`. */
+  /** The placement of memory for devices, for `PREREG_BACKEND_IOMMUFD`: a `PREREG_PLACEMENT_...`. */
   uint32_t placement;
   /** Zero. */
   uint32_t reserved_too;
 } prereg_options;
 
 /**
- * Why a call failed. Every call that takes one also takes NULL; a call that succeeds sets `code` to 0 and the message to
+ * The reason of a failed call. Every call that takes one also takes NULL; a call that succeeds sets `code` to 0 and the message to
  * the empty string.
  *
  * Its size never changes, so it needs no member for that, and no preparation.
@@ -428,7 +428,7 @@ typedef struct prereg_error {
   int32_t code;
   /** Bytes of the message without its closing NUL. */
   uint32_t length;
-  /** What was asked, what was found, what to do; UTF-8, cut to fit. */
+  /** The request, the finding and the remedy; UTF-8, cut to fit. */
   char message[PREREG_MESSAGE_BYTES];
 } prereg_error;
 
@@ -478,9 +478,9 @@ typedef struct prereg_totals {
 typedef struct prereg_held {
   /** sizeof(struct prereg_held), set by the caller; in an array, in the first element. */
   size_t size;
-  /** Whose: the number. */
+  /** Number of the holder. */
   uint64_t container;
-  /** Whose: the kind, a `PREREG_HOLDER_...`. */
+  /** Kind of the holder, a `PREREG_HOLDER_...`. */
   uint32_t kind;
   /** Zero. */
   uint32_t reserved;
@@ -489,7 +489,7 @@ typedef struct prereg_held {
 } prereg_held;
 
 /**
- * Whose a registration or a mapping is, for reports of who is in the way. A call that takes one takes NULL for a holder of no
+ * The holder of a registration or a mapping, for reports. A call that takes one takes NULL for a holder of no
  * number and kind.
  */
 typedef struct prereg_holder {
@@ -504,7 +504,7 @@ typedef struct prereg_holder {
 } prereg_holder;
 
 /**
- * What keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
+ * Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
  * already, the region keeps the owner that it has, and `release` of the new one is called before the call returns.
  */
 typedef struct prereg_keep {
@@ -522,7 +522,7 @@ typedef struct prereg_run {
   size_t size;
   /** The user address of its first byte. */
   uint64_t ua;
-  /** Where the device finds it. */
+  /** The host address, for the device. */
   uint64_t host;
   /** How long it is. */
   uint64_t bytes;
@@ -535,7 +535,7 @@ typedef struct prereg_run {
  * changes; what is inside is the library's.
  */
 typedef struct prereg_mapping {
-  /** Where the device finds the byte at `ua`. */
+  /** The host address of the byte at `ua`, for the device. */
   uint64_t hpa;
   /** The user address that was mapped. */
   uint64_t ua;
@@ -560,14 +560,14 @@ typedef struct prereg_entry {
   size_t size;
   /** The user address it was made from. */
   uint64_t ua;
-  /** What the device may do: `PREREG_ACCESS_...`, or'ed. */
+  /** The allowed accesses: `PREREG_ACCESS_...`, or'ed. */
   uint32_t access;
   /** Zero. */
   uint32_t reserved;
 } prereg_entry;
 
 /**
- * Where a window of an I/O bus is: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
+ * The position of a window of an I/O bus: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
  * the start of such a page; it ends below 2^64.
  */
 typedef struct prereg_geometry {
@@ -614,7 +614,7 @@ typedef struct prereg_reply {
   uint32_t handed_over;
 } prereg_reply;
 
-/** What a device's access to a bus address finds. */
+/** The result of a device's access to a bus address. */
 typedef struct prereg_lookup {
   /** sizeof(struct prereg_lookup), set by the caller. */
   size_t size;
@@ -622,9 +622,9 @@ typedef struct prereg_lookup {
   uint64_t gpa;
   /** Its size as a power of two. */
   uint32_t shift;
-  /** What the guest's entry allows: `PREREG_ACCESS_...`, or'ed. */
+  /** The accesses that the guest's entry allows: `PREREG_ACCESS_...`, or'ed. */
   uint32_t guest_access;
-  /** What the hardware's entry allows; 0 if no hardware table maps it. */
+  /** The accesses that the hardware's entry allows; 0 if no hardware table maps it. */
   uint32_t host_access;
   /** Zero. */
   uint32_t reserved;
@@ -644,7 +644,7 @@ typedef struct prereg_group_ops {
   void (*release)(void *context);
 } prereg_group_ops;
 
-/** What a device's address space is bounded by. */
+/** Limits of a device's address space. */
 typedef struct prereg_iova_limits {
   /** sizeof(struct prereg_iova_limits). */
   size_t size;
@@ -676,7 +676,7 @@ typedef struct prereg_piece {
   size_t size;
   /** The user address of its first byte; of remote memory, its I/O virtual address. */
   uint64_t address;
-  /** Where the device finds it; 0 for remote memory. */
+  /** The host address, for the device; 0 for remote memory. */
   uint64_t host;
   /** How long it is. */
   uint64_t bytes;
@@ -746,13 +746,13 @@ int prereg_space_free(struct prereg_space **space);
 /** The system page of the space as a power of two; 0 for what is no space. */
 uint32_t prereg_space_granule_shift(const struct prereg_space *space);
 
-/** What the host addresses of the space mean: a `PREREG_ADDRESS_...`; 0 for what is no space. */
+/** The meaning of the space's host addresses: a `PREREG_ADDRESS_...`; 0 if `space` is no space. */
 uint32_t prereg_space_address_kind(const struct prereg_space *space);
 
 /** The name of the back end, good as long as the space; NULL for what is no space. */
 const char *prereg_space_backend(const struct prereg_space *space);
 
-/** Why its addresses are of the kind they are, in a sentence, good as long as the space; NULL for what is no space. */
+/** The reason for the kind of its addresses, as a sentence, valid while the space lives; NULL if `space` is no space. */
 const char *prereg_space_address_note(const struct prereg_space *space);
 
 /** Whether anything is registered: 1 or 0; -EINVAL for what is no space. */
@@ -812,7 +812,7 @@ size_t prereg_state_regions(const struct prereg_state *state);
 int prereg_state_region(const struct prereg_state *state, size_t index, struct prereg_region *into);
 
 /**
- * Who holds registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
+ * The holders of registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
  * (may be NULL) is set to how many there are. Returns 0 or -EINVAL.
  */
 int prereg_state_registrations(const struct prereg_state *state,
@@ -821,7 +821,7 @@ int prereg_state_registrations(const struct prereg_state *state,
                                size_t room,
                                size_t *total);
 
-/** Who holds mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile. */
+/** The holders of mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile. */
 int prereg_state_mappings(const struct prereg_state *state,
                           size_t index,
                           struct prereg_held *held,
@@ -849,7 +849,7 @@ int prereg_register(const struct prereg_space *space,
                     struct prereg_error *error);
 
 /**
- * The same as a new region.
+ * Like `prereg_register`, but always as a new region.
  *
  * Returns as `prereg_register`; -EINVAL also when the range is registered already.
  */
@@ -912,7 +912,7 @@ int prereg_unregister_many(struct prereg_registration **registrations,
 /**
  * Gives a registration up without waiting and without being refused, and sets `*registration` to NULL: if it is the last
  * one, no new mapping is made from here on and the region is released when the last old one goes. `draining` (may be
- * NULL) is set to a handle that tells when.
+ * NULL) is set to a handle that reports the completion.
  *
  * Returns 0, also for NULL (`*draining` is then NULL too).
  */
@@ -1005,7 +1005,7 @@ int prereg_translator_refresh(struct prereg_translator *translator);
  * Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one mapping, and yields the address. No lock,
  * no allocation, no system call, no page fault: works in a signal handler.
  *
- * What the device does with the page is not known here: mark what it may have written (`prereg_mark_dirty`,
+ * The library does not see what the device writes: mark the pages that it may have written (`prereg_mark_dirty`,
  * `prereg_unmap_written`) before the mapping is released.
  *
  * Returns 0; -EFAULT when no one region holds the whole page, or its memory is not contiguous enough for it; -ENXIO when
@@ -1188,7 +1188,7 @@ int prereg_table_new(const struct prereg_space *space,
 /** Gives the handle up and sets `*table` to NULL. The mappings of all entries are released when nothing shares the table any more. */
 int prereg_table_free(struct prereg_table **table);
 
-/** Where the window of the table is. Returns 0 or -EINVAL. */
+/** The position of the table's window. Returns 0 or -EINVAL. */
 int prereg_table_geometry(const struct prereg_table *table, struct prereg_geometry *geometry);
 
 /**
@@ -1370,7 +1370,7 @@ int prereg_hypercall(const struct prereg_guest *guest,
                      struct prereg_error *error);
 
 /**
- * What a device behind `liobn` finds at bus address `ioba`: what the guest says in `*lookup` and, where a hardware table maps
+ * Translates bus address `ioba` of a device behind `liobn`: the guest's entry goes to `*lookup` and, where a hardware table maps
  * it, one more mapping in `*mapping`, which holds the memory.
  *
  * Returns 1 when `*mapping` was filled, 0 when no hardware table maps the address, -ENOENT (no such table, or outside its
@@ -1483,7 +1483,7 @@ int prereg_iova_map(const struct prereg_iova *iova,
                     uint32_t access,
                     struct prereg_error *error);
 
-/** The same for memory without a user address here, which the caller reaches by other means. */
+/** Like `prereg_iova_map`, for memory without a user address in this process, which the caller reaches by other means. */
 int prereg_iova_map_remote(const struct prereg_iova *iova,
                            uint64_t at,
                            uint64_t bytes,
@@ -1492,7 +1492,7 @@ int prereg_iova_map_remote(const struct prereg_iova *iova,
 
 /**
  * Unmaps every mapping in the range, none included. They are gone when this returns; `unmapping` (may be NULL) is set to a
- * handle that tells when the accesses that were under way are.
+ * handle that reports when the accesses under way have ended.
  *
  * Returns 0; -EINVAL, also when the range begins or ends inside a mapping: nothing is unmapped then.
  */
@@ -1555,7 +1555,7 @@ int prereg_hold_release(struct prereg_hold **hold);
 /** Looks for the newest regions. Never needed for correctness; lets old tables go. */
 int prereg_iova_refresh(const struct prereg_iova *iova);
 
-/** What is to be seen of the map. Returns 0 or -EINVAL. */
+/** The state of the map. Returns 0 or -EINVAL. */
 int prereg_iova_snapshot(const struct prereg_iova *iova, struct prereg_iova_state *state);
 
 /**
@@ -1636,7 +1636,7 @@ int prereg_bar_map(const struct prereg_device *device,
                    struct prereg_bar **bar,
                    struct prereg_error *error);
 
-/** Where the registers are, for volatile accesses, as long as they are mapped; NULL for what is no such handle. */
+/** Address of the registers, for volatile accesses, valid while the handle lives; NULL if `bar` is no such handle. */
 void *prereg_bar_registers(const struct prereg_bar *bar);
 
 /** How many bytes of registers there are; 0 for what is no such handle. */
@@ -1670,7 +1670,7 @@ int prereg_window_create(const struct prereg_space *space,
 /** Empties the table, removes the window if it was made for it, and sets `*window` to NULL. */
 int prereg_window_free(struct prereg_window **window);
 
-/** Where the window is. Returns 0 or -EINVAL. */
+/** The position of the window. Returns 0 or -EINVAL. */
 int prereg_window_geometry(const struct prereg_window *window, struct prereg_geometry *geometry);
 
 /**
@@ -1750,9 +1750,9 @@ int prereg_io_table_map(const struct prereg_io_table *table,
                         struct prereg_error *error);
 
 /**
- * Takes back what was mapped at `at`, whole.
+ * Unmaps the whole mapping at `at`.
  *
- * Returns 0; -ENOENT when no mapping is just this range; what the kernel said: it stays counted then.
+ * Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: the mapping then stays counted.
  */
 int prereg_io_table_unmap(const struct prereg_io_table *table,
                           struct prereg_translator *translator,

@@ -1,25 +1,25 @@
-//! Slots that are handed out by number and live as long as the process, so that a number that C kept too long can be looked at
-//! without touching memory of another owner.
+//! Slots that are addressed by number and never freed, so that a stale number from C can be checked without touching memory of
+//! another owner.
 //!
-//! Slots lie in chunks of one size, mapped and brought in when the first slot of each is wanted and never unmapped. Free slots are
-//! a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call only when no slot is free.
+//! Slots lie in chunks of one size. A chunk is mapped and populated when its first slot is needed, and never unmapped. Free slots
+//! are a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call only when no slot is free.
 
 #![expect(unsafe_code, reason = "maps memory for slots, and reaches it by number")]
 
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// What an arena is made of.
+/// An element of an [`Arena`].
 ///
 /// # Safety
 /// All zeros are a value, and it needs no drop.
 pub(crate) unsafe trait Slot: Sync + 'static {
-    /// The number of the slot below it while it is free: the list's that it is in.
+    /// While the slot is free: the number of the next slot on the free stack.
     fn next(&self) -> &AtomicU32;
 }
 
 /// A chunk has `2^SHIFT` slots.
 const SHIFT: u32 = 10;
-/// Their addresses are 2 MiB of memory that is there only as far as it is used.
+/// The array of chunk addresses takes 2 MiB of address space, of which only touched pages take memory.
 const CHUNKS: usize = 1 << 18;
 
 /// Slots with the numbers 1, 2 and so on.

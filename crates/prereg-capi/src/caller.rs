@@ -1,4 +1,4 @@
-//! What a C caller points at: places for results, arrays, text. NULL and misaligned pointers are refused here; that the others
+//! Access to memory that a C caller points at: results, arrays, text. NULL and misaligned pointers are refused here; that the others
 //! point at what their types say is the caller's promise, which the header states, and only here and in `record` is it relied on.
 
 #![expect(unsafe_code, reason = "that a pointer from C leads where its type says is the caller's word")]
@@ -39,7 +39,7 @@ impl<T: Copy> Out<T> {
         unsafe { self.0.write(value) };
     }
 
-    /// What stands there.
+    /// Reads the value.
     #[inline]
     pub(crate) fn read(&self) -> T {
         // SAFETY: as in `write`; used only for places that the header says hold a value.
@@ -54,7 +54,7 @@ impl<T: Copy> Out<T> {
         Out(unsafe { self.0.byte_add(offset) }.cast())
     }
 
-    /// Where it is.
+    /// The address.
     #[inline]
     pub(crate) fn address(&self) -> u64 {
         self.0.addr().get() as u64

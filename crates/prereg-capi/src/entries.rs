@@ -32,7 +32,7 @@ pub struct prereg_entry {
     pub size: usize,
     /// The user address it was made from.
     pub ua: u64,
-    /// What the device may do: `PREREG_ACCESS_...`, or'ed.
+    /// The allowed accesses: `PREREG_ACCESS_...`, or'ed.
     pub access: u32,
     /// Zero.
     pub reserved: u32,

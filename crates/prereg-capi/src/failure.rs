@@ -1,4 +1,4 @@
-//! What a call answers when it fails: a negative errno, and a sentence in the caller's own buffer.
+//! Results of failed calls: a negative errno, and a message in the caller's buffer.
 //!
 //! Nothing is kept between calls or by thread: a caller that wants the sentence passes room for it.
 
@@ -18,7 +18,7 @@ use prereg_linux::{BackendError, IommufdTableError, SpaprTableError, VfioError};
 /// Bytes of a message, its closing NUL included.
 pub const PREREG_MESSAGE_BYTES: usize = 504;
 
-/// Why a call failed. Every call that takes one also takes NULL; a call that succeeds sets `code` to 0 and the message to
+/// The reason of a failed call. Every call that takes one also takes NULL; a call that succeeds sets `code` to 0 and the message to
 /// the empty string.
 ///
 /// Its size never changes, so it needs no member for that, and no preparation.
@@ -29,11 +29,11 @@ pub struct prereg_error {
     pub code: i32,
     /// Bytes of the message without its closing NUL.
     pub length: u32,
-    /// What was asked, what was found, what to do; UTF-8, cut to fit.
+    /// The request, the finding and the remedy; UTF-8, cut to fit.
     pub message: [c_char; PREREG_MESSAGE_BYTES],
 }
 
-/// No message for "state not recoverable" has another origin, so a defect of ours is told from any refusal.
+/// "State not recoverable": used for defects of the library only, so that callers can distinguish them from refusals.
 const ENOTRECOVERABLE: Errno = Errno::from_raw(131);
 
 /// Everything a call can fail with.
@@ -198,7 +198,7 @@ pub(crate) fn answer(error: *mut prereg_error, work: impl FnOnce() -> Result<(),
     }
 }
 
-/// The same for a question that has no error to give: `otherwise` stands for every failure.
+/// Like `answer`, for a function without an error parameter: returns `otherwise` on every failure.
 pub(crate) fn value_or<T>(otherwise: T, work: impl FnOnce() -> Result<T, Failure>) -> T {
     guarded(work).unwrap_or(otherwise)
 }

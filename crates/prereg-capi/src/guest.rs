@@ -77,7 +77,7 @@ pub struct prereg_reply {
     pub handed_over: u32,
 }
 
-/// What a device's access to a bus address finds.
+/// The result of a device's access to a bus address.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_lookup {
@@ -87,9 +87,9 @@ pub struct prereg_lookup {
     pub gpa: u64,
     /// Its size as a power of two.
     pub shift: u32,
-    /// What the guest's entry allows: `PREREG_ACCESS_...`, or'ed.
+    /// The accesses that the guest's entry allows: `PREREG_ACCESS_...`, or'ed.
     pub guest_access: u32,
-    /// What the hardware's entry allows; 0 if no hardware table maps it.
+    /// The accesses that the hardware's entry allows; 0 if no hardware table maps it.
     pub host_access: u32,
     /// Zero.
     pub reserved: u32,
@@ -114,7 +114,7 @@ struct List {
 impl GuestList for List {
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         let function = self.function.ok_or(NotRam)?;
-        // SAFETY: the caller's function with the caller's context, and room for as many values as it is told.
+        // SAFETY: the caller's function with the caller's context, and room for the number of values that is passed to it.
         match unsafe { function(self.context, at.raw(), values.as_mut_ptr(), values.len()) } {
             0 => Ok(()),
             _ => Err(NotRam),
@@ -313,7 +313,7 @@ pub extern "C" fn prereg_hypercall(
     })
 }
 
-/// What a device behind `liobn` finds at bus address `ioba`: what the guest says in `*lookup` and, where a hardware table maps
+/// Translates bus address `ioba` of a device behind `liobn`: the guest's entry goes to `*lookup` and, where a hardware table maps
 /// it, one more mapping in `*mapping`, which holds the memory.
 ///
 /// Returns 1 when `*mapping` was filled, 0 when no hardware table maps the address, -ENOENT (no such table, or outside its

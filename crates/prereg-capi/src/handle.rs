@@ -24,7 +24,7 @@ pub(crate) trait Kind: Sized {
     const NUMBER: u8;
     /// Its name in C.
     const NAME: &'static str;
-    /// What it is a handle on.
+    /// The type of the body.
     type Body: 'static;
 }
 
@@ -42,7 +42,7 @@ pub(crate) use kinds;
 
 /// One entry of the table.
 struct Entry {
-    /// Where the body is.
+    /// The address of the body.
     body: AtomicPtr<()>,
     /// The generation above the number of the kind; the kind is 0 while there is no body.
     state: AtomicU64,
@@ -80,7 +80,7 @@ fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), Fai
     }
 }
 
-/// Where the body of a live handle is.
+/// The address of the body of a live handle.
 #[inline(always)]
 fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
     let (_, generation, entry) = entry_of(handle)?;
@@ -95,7 +95,7 @@ fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
     }
 }
 
-/// What a caller's handle stands for.
+/// The body of a caller's handle.
 #[inline(always)]
 pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure> {
     let body = find(handle)?;
@@ -104,7 +104,7 @@ pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure
     Ok(unsafe { body.as_ref() })
 }
 
-/// The same, for a handle that one thread at a time may use.
+/// Like `body`, for a handle that one thread at a time may use.
 #[inline(always)]
 pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, Failure> {
     let mut body = find(handle)?;
@@ -130,7 +130,7 @@ pub(crate) fn hand_out<K: Kind>(
 /// The caller's handle, out of its variable; `None` when NULL was there, or the variable's address is NULL.
 ///
 /// # Errors
-/// What is no handle stays where it is.
+/// A pointer that is no handle is left unchanged.
 pub(crate) fn take<K: Kind>(place: *mut *mut K) -> Result<Option<K::Body>, Failure> {
     Ok(take_apart(out_if(place, "the variable of the handle")?.as_ref())?.map(|(_, body)| body))
 }

@@ -18,7 +18,7 @@ use crate::space::prereg_space;
 use crate::translator::mark;
 use crate::words::{access_from, choice, holder_from, prereg_holder, shift_from};
 
-/// What a device's address space is bounded by.
+/// Limits of a device's address space.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_iova_limits {
@@ -56,7 +56,7 @@ pub struct prereg_piece {
     pub size: usize,
     /// The user address of its first byte; of remote memory, its I/O virtual address.
     pub address: u64,
-    /// Where the device finds it; 0 for remote memory.
+    /// The host address, for the device; 0 for remote memory.
     pub host: u64,
     /// How long it is.
     pub bytes: u64,
@@ -239,7 +239,7 @@ pub extern "C" fn prereg_iova_map(
     })
 }
 
-/// The same for memory without a user address here, which the caller reaches by other means.
+/// Like `prereg_iova_map`, for memory without a user address in this process, which the caller reaches by other means.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_map_remote(
     iova: *const prereg_iova,
@@ -252,7 +252,7 @@ pub extern "C" fn prereg_iova_map_remote(
 }
 
 /// Unmaps every mapping in the range, none included. They are gone when this returns; `unmapping` (may be NULL) is set to a
-/// handle that tells when the accesses that were under way are.
+/// handle that reports when the accesses under way have ended.
 ///
 /// Returns 0; -EINVAL, also when the range begins or ends inside a mapping: nothing is unmapped then.
 #[unsafe(no_mangle)]
@@ -388,7 +388,7 @@ pub extern "C" fn prereg_iova_refresh(iova: *const prereg_iova) -> c_int {
     })
 }
 
-/// What is to be seen of the map. Returns 0 or -EINVAL.
+/// The state of the map. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_snapshot(iova: *const prereg_iova, state: *mut prereg_iova_state) -> c_int {
     answer(std::ptr::null_mut(), || {

@@ -1,7 +1,7 @@
-//! Live mappings: where what a caller's `prereg_mapping` or `prereg_range` stands for is kept.
+//! The table of live mappings, which a caller's `prereg_mapping` or `prereg_range` names by slot and serial number.
 //!
-//! The mapping itself never leaves the library: the caller's struct names a slot and the serial number under which the slot was
-//! filled, which is never used twice; and the slot remembers for which struct. So a mapping is released once, however often its
+//! The mapping itself never leaves the library. A serial number is never used twice, and the slot stores the address of the
+//! struct it was made for. So a mapping is released once, however often its
 //! struct was copied, and whatever a caller writes over the struct cannot make the library touch other memory.
 //!
 //! Every translator keeps a few free slots of its own, so that mapping needs no word that other threads write.
@@ -19,7 +19,7 @@ use crate::arena::{Arena, Slot};
 
 const WORDS: usize = 6;
 
-/// One live mapping, or room for one.
+/// A slot: one live mapping, or free.
 #[repr(C, align(64))]
 pub(crate) struct Live {
     /// Counts up at every change; the lowest two bits are the kind of what is inside, 0 for nothing.
@@ -45,7 +45,7 @@ static LIVE: Arena<Live> = Arena::new();
 
 const KIND_BITS: u32 = 2;
 
-/// What can be in a slot.
+/// A kind of mapping that a slot can contain.
 pub(crate) trait Counted: Send + Sync + Sized {
     /// Its own number, 1 to 3.
     const KIND: u64;
@@ -59,7 +59,7 @@ impl Counted for RangeMapping {
     const KIND: u64 = 2;
 }
 
-/// Where a mapping is kept, under which serial number, and for whom.
+/// The slot of a mapping, its serial number, and its owner.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Ticket {
     pub(crate) slot: u64,
@@ -69,7 +69,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// What a slot remembers of the owner: nearer than 32 GiB no two structs are taken for each other.
+    /// The part of the owner's address that a slot stores: unique among structs less than 32 GiB apart.
     #[inline]
     fn owner_part(self) -> u32 {
         (self.owner >> 3) as u32

@@ -39,7 +39,7 @@ pub struct prereg_options {
     pub size: usize,
     /// A `PREREG_BACKEND_...`.
     pub backend: u32,
-    /// What host addresses must be, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM where they are
+    /// The required kind of host addresses, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM where they are
     /// hidden) or SLOT_OFFSET.
     pub addresses: u32,
     /// Threads that bring memory in before it is pinned (io_uring); 0: one for each processor, up to 8.
@@ -72,7 +72,7 @@ pub struct prereg_options {
     pub charge: *const prereg_charge_ops,
     /// For the back ends of VFIO and iommufd: a PCI device as /sys/bus/pci/devices names it, "0000:00:04.0".
     pub device: *const c_char,
-    /// What devices reach, for `PREREG_BACKEND_IOMMUFD`: a `PREREG_PLACEMENT_...`.
+    /// The placement of memory for devices, for `PREREG_BACKEND_IOMMUFD`: a `PREREG_PLACEMENT_...`.
     pub placement: u32,
     /// Zero.
     pub reserved_too: u32,

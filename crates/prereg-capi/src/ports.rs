@@ -108,7 +108,7 @@ pub struct prereg_pin_ops {
     pub context: *mut c_void,
     /// The system page as a power of two: 12 to 24; 0 for this system's.
     pub granule_shift: u32,
-    /// What the host addresses mean: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing.
+    /// The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing.
     pub address_kind: u32,
     /// Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
     /// `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
@@ -157,7 +157,7 @@ pub struct prereg_charge_ops {
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
-/// What keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
+/// Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
 /// already, the region keeps the owner that it has, and `release` of the new one is called before the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]

@@ -42,7 +42,7 @@ macro_rules! records {
 }
 pub(crate) use records;
 
-/// What the caller's struct says that its size is.
+/// The size that the caller's struct names.
 fn declared<T: Record>(place: *const T) -> Result<(NonNull<u8>, usize), Failure> {
     let Some(start) = NonNull::new(place.cast_mut()) else { return Err(Failure::Null(T::NAME)) };
     if !start.is_aligned() {
@@ -74,7 +74,7 @@ pub(crate) fn read<T: Record>(place: *const T) -> Result<T, Failure> {
     Ok(unsafe { value.assume_init() })
 }
 
-/// The same, where NULL stands for none.
+/// Like `read`; NULL is `None`.
 pub(crate) fn read_if<T: Record>(place: *const T) -> Result<Option<T>, Failure> {
     if place.is_null() { Ok(None) } else { read(place).map(Some) }
 }
@@ -92,7 +92,7 @@ pub(crate) fn out<T: Record>(place: *mut T) -> Result<OutRecord, Failure> {
     Ok(OutRecord { start, bytes })
 }
 
-/// The same, where NULL stands for none.
+/// Like `out`; NULL is `None`.
 pub(crate) fn out_if<T: Record>(place: *mut T) -> Result<Option<OutRecord>, Failure> {
     if place.is_null() { Ok(None) } else { out(place).map(Some) }
 }

@@ -1,4 +1,4 @@
-//! What can be seen of a region, as plain structs.
+//! The state of a region, as plain structs.
 
 use prereg::{HolderTotal, RegionState};
 
@@ -42,7 +42,7 @@ pub struct prereg_run {
     pub size: usize,
     /// The user address of its first byte.
     pub ua: u64,
-    /// Where the device finds it.
+    /// The host address, for the device.
     pub host: u64,
     /// How long it is.
     pub bytes: u64,
@@ -54,9 +54,9 @@ pub struct prereg_run {
 pub struct prereg_held {
     /// sizeof(struct prereg_held), set by the caller; in an array, in the first element.
     pub size: usize,
-    /// Whose: the number.
+    /// Number of the holder.
     pub container: u64,
-    /// Whose: the kind, a `PREREG_HOLDER_...`.
+    /// Kind of the holder, a `PREREG_HOLDER_...`.
     pub kind: u32,
     /// Zero.
     pub reserved: u32,

@@ -70,7 +70,7 @@ pub extern "C" fn prereg_register(
     })
 }
 
-/// The same as a new region.
+/// Like `prereg_register`, but always as a new region.
 ///
 /// Returns as `prereg_register`; -EINVAL also when the range is registered already.
 #[unsafe(no_mangle)]
@@ -231,7 +231,7 @@ fn unregister_together(
 
 /// Gives a registration up without waiting and without being refused, and sets `*registration` to NULL: if it is the last
 /// one, no new mapping is made from here on and the region is released when the last old one goes. `draining` (may be
-/// NULL) is set to a handle that tells when.
+/// NULL) is set to a handle that reports the completion.
 ///
 /// Returns 0, also for NULL (`*draining` is then NULL too).
 #[unsafe(no_mangle)]

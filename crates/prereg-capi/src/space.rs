@@ -112,7 +112,7 @@ pub extern "C" fn prereg_space_granule_shift(space: *const prereg_space) -> u32 
     value_or(0, || Ok(body(space)?.space.granule().shift().get()))
 }
 
-/// What the host addresses of the space mean: a `PREREG_ADDRESS_...`; 0 for what is no space.
+/// The meaning of the space's host addresses: a `PREREG_ADDRESS_...`; 0 if `space` is no space.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_space_address_kind(space: *const prereg_space) -> u32 {
     value_or(0, || Ok(kind_number(body(space)?.space.address_kind())))
@@ -124,7 +124,7 @@ pub extern "C" fn prereg_space_backend(space: *const prereg_space) -> *const c_c
     value_or(std::ptr::null(), || Ok(body(space)?.name.as_ptr()))
 }
 
-/// Why its addresses are of the kind they are, in a sentence, good as long as the space; NULL for what is no space.
+/// The reason for the kind of its addresses, as a sentence, valid while the space lives; NULL if `space` is no space.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_space_address_note(space: *const prereg_space) -> *const c_char {
     value_or(std::ptr::null(), || Ok(body(space)?.note.as_ptr()))

@@ -1,4 +1,4 @@
-//! What can be seen of a space: plain structs, and a snapshot of everything.
+//! The state of a space: plain structs, and a snapshot of everything.
 
 #![expect(unsafe_code, reason = "names for C")]
 
@@ -108,7 +108,7 @@ pub extern "C" fn prereg_state_region(
     })
 }
 
-/// Who holds registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
+/// The holders of registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
 /// (may be NULL) is set to how many there are. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_state_registrations(
@@ -124,7 +124,7 @@ pub extern "C" fn prereg_state_registrations(
     })
 }
 
-/// Who holds mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile.
+/// The holders of mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_state_mappings(
     state: *const prereg_state,

@@ -17,7 +17,7 @@ use crate::space::prereg_space;
 use crate::translator::{prereg_mapping, prereg_translator};
 use crate::words::{access_from, access_of, shift_from, zero};
 
-/// Where a window of an I/O bus is: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
+/// The position of a window of an I/O bus: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
 /// the start of such a page; it ends below 2^64.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ pub extern "C" fn prereg_table_free(table: *mut *mut prereg_table) -> c_int {
     answer(std::ptr::null_mut(), || take(table).map(drop))
 }
 
-/// Where the window of the table is. Returns 0 or -EINVAL.
+/// The position of the table's window. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_geometry(table: *const prereg_table, geometry: *mut prereg_geometry) -> c_int {
     answer(std::ptr::null_mut(), || {

@@ -43,7 +43,7 @@ kinds! {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_mapping {
-    /// Where the device finds the byte at `ua`.
+    /// The host address of the byte at `ua`, for the device.
     pub hpa: u64,
     /// The user address that was mapped.
     pub ua: u64,
@@ -61,7 +61,7 @@ pub struct prereg_range {
     inside: [u64; 7],
 }
 
-/// What the first word inside a live struct at `address` is.
+/// The first word inside a live struct at `address`.
 #[inline]
 fn mark_at(address: u64) -> u64 {
     address ^ u64::from_be_bytes(*b"pr-mappd")
@@ -74,7 +74,7 @@ trait Token: Copy {
 
     /// The struct with its addresses.
     fn made(counted: &Self::Counted) -> Self;
-    /// Where its inside is.
+    /// The address of its contents.
     const INSIDE: usize;
 }
 
@@ -100,7 +100,7 @@ impl Token for prereg_range {
     const INSIDE: usize = std::mem::offset_of!(prereg_range, inside);
 }
 
-/// What stands inside a live struct: its mark, the slot and the serial number.
+/// The contents of a live struct: its mark, the slot and the serial number.
 fn inside<T: Token>(place: &Out<T>) -> Out<[u64; 3]> {
     place.member(T::INSIDE)
 }
@@ -141,7 +141,7 @@ impl Reader {
     }
 }
 
-/// What the caller's struct names. It names nothing when it is a copy.
+/// The mapping that the caller's struct names; none if the struct is a copy.
 #[inline(always)]
 fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
     let place = out(place, T::NAME)?;
@@ -223,7 +223,7 @@ pub extern "C" fn prereg_translator_refresh(translator: *mut prereg_translator) 
 /// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one mapping, and yields the address. No lock,
 /// no allocation, no system call, no page fault: works in a signal handler.
 ///
-/// What the device does with the page is not known here: mark what it may have written (`prereg_mark_dirty`,
+/// The library does not see what the device writes: mark the pages that it may have written (`prereg_mark_dirty`,
 /// `prereg_unmap_written`) before the mapping is released.
 ///
 /// Returns 0; -EFAULT when no one region holds the whole page, or its memory is not contiguous enough for it; -ENXIO when

@@ -1,4 +1,4 @@
-//! What only the back ends of VFIO and iommufd can do: devices (`prereg_device`, `prereg_bar`), the windows of SPAPR containers
+//! Functions of the VFIO and iommufd back ends only: devices (`prereg_device`, `prereg_bar`), the windows of SPAPR containers
 //! (`prereg_window`), and tables of what devices of an iommufd reach (`prereg_io_table`).
 
 #![expect(unsafe_code, reason = "names for C")]
@@ -38,7 +38,7 @@ pub struct prereg_bar(());
 #[derive(Debug)]
 pub struct prereg_window(());
 
-/// What devices of an iommufd reach of held memory, range by range: each a counted mapping here and a copy in the kernel. Any
+/// The ranges of held memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
 /// thread, any number at once, each with a translator of its own.
 #[derive(Debug)]
 pub struct prereg_io_table(());
@@ -198,7 +198,7 @@ pub extern "C" fn prereg_bar_map(
     answer(error, || hand_out(bar, || Ok(body(device)?.map_bar(index)?)))
 }
 
-/// Where the registers are, for volatile accesses, as long as they are mapped; NULL for what is no such handle.
+/// Address of the registers, for volatile accesses, valid while the handle lives; NULL if `bar` is no such handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_bar_registers(bar: *const prereg_bar) -> *mut c_void {
     value_or(std::ptr::null_mut(), || Ok(body(bar)?.as_ptr().cast()))
@@ -267,7 +267,7 @@ pub extern "C" fn prereg_window_free(window: *mut *mut prereg_window) -> c_int {
     answer(std::ptr::null_mut(), || take(window).map(drop))
 }
 
-/// Where the window is. Returns 0 or -EINVAL.
+/// The position of the window. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_geometry(
     window: *const prereg_window,
@@ -434,9 +434,9 @@ pub extern "C" fn prereg_io_table_map(
     })
 }
 
-/// Takes back what was mapped at `at`, whole.
+/// Unmaps the whole mapping at `at`.
 ///
-/// Returns 0; -ENOENT when no mapping is just this range; what the kernel said: it stays counted then.
+/// Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: the mapping then stays counted.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_io_table_unmap(
     table: *const prereg_io_table,

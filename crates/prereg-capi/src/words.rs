@@ -27,7 +27,7 @@ pub const PREREG_HOLDER_TABLE_ENTRY: u32 = 1;
 /// Held by an I/O in flight.
 pub const PREREG_HOLDER_IN_FLIGHT: u32 = 2;
 
-/// Whose a registration or a mapping is, for reports of who is in the way. A call that takes one takes NULL for a holder of no
+/// The holder of a registration or a mapping, for reports. A call that takes one takes NULL for a holder of no
 /// number and kind.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -133,14 +133,14 @@ pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
     }
 }
 
-/// What a device may do, as C names it.
+/// Access from its number in C.
 pub(crate) fn access_from(bits: u32) -> Result<Access, Failure> {
     Access::from_bits(u64::from(bits))
         .filter(|_| bits <= 3)
         .ok_or_else(|| choice("access", bits, "PREREG_ACCESS_READ, PREREG_ACCESS_WRITE and both"))
 }
 
-/// What a device may do, as C sees it; 0 is nothing.
+/// The number of an access in C; 0 is none.
 pub(crate) fn access_of(access: Option<Access>) -> u32 {
     access.map_or(0, |access| access.bits() as u32)
 }

@@ -1,14 +1,14 @@
 //! An NVMe controller as a vfio-user device, on pre-registered memory.
 //!
-//! - [`controller`]: the device. [`NvmeModel`](controller::NvmeModel) is what a vfio-user
-//!   [`Server`](prereg_vfio_user::server::Server) listens with; it makes a controller for each client.
-//! - [`disk`]: what the data are kept on. [`FileDisk`](disk::FileDisk) is a file or block device through io_uring.
-//! - [`engine`]: what registers, commands and queues mean, without I/O, threads and clocks.
-//! - [`spec`]: the numbers and layouts of the NVM Express base specification 1.4.
+//! - [`controller`]: the device. [`NvmeModel`](controller::NvmeModel) makes a controller for each client of a
+//!   vfio-user [`Server`](prereg_vfio_user::server::Server).
+//! - [`disk`]: storage. [`FileDisk`](disk::FileDisk) is a file or block device through io_uring.
+//! - [`engine`]: the semantics of registers, commands and queues, without I/O, threads and clocks.
+//! - [`spec`]: the numbers and layouts of NVM Express 1.4.
 //!
 //! A module knows only those below it in this list; `disk` stands beside the engine, which uses its requests and faults.
 //!
-//! What a controller offers: the commands Read, Write, Flush, Compare, Write Zeroes and Dataset Management (deallocate), all
+//! A controller offers the commands Read, Write, Flush, Compare, Write Zeroes and Dataset Management (deallocate), all
 //! mandatory admin commands and Doorbell Buffer Config; PRPs and SGLs; up to 511 pairs of I/O queues; MSI-X, MSI and the pin;
 //! up to 256 namespaces of 512 or 4096 byte blocks, write protected ones among them. It does not offer fused commands,
 //! metadata, reservations, formatting, firmware, namespace management.

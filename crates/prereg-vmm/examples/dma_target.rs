@@ -1,4 +1,4 @@
-//! A memory manager in the shape of openvmm's tells a DMA target of every piece of guest memory; a device does DMA there.
+//! A memory manager shaped like openvmm's maps every piece of guest memory in a DMA target; a device does DMA there.
 //!
 //!     cargo run -p prereg-vmm --features openvmm --example dma_target
 //!

@@ -2,7 +2,7 @@
 
 use prereg::{Access, Iova, UserAddr};
 
-/// What a caller knows of the memory it maps.
+/// The kind of memory, as far as the caller knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum MemoryKind {
     /// RAM, which is pinned. Only for [`Access::Read`] may it be memory that cannot be pinned, read-only memory for one: the
@@ -14,7 +14,7 @@ pub enum MemoryKind {
     Unknown,
 }
 
-/// Where the memory of a mapping is.
+/// The memory of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum MappedMemory {
     /// At an address of this process.
@@ -30,13 +30,13 @@ pub enum MappedMemory {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct DmaMapping {
-    /// Where the device finds it.
+    /// Its I/O virtual address.
     pub iova: Iova,
     /// The length.
     pub bytes: u64,
     /// The memory.
     pub memory: MappedMemory,
-    /// What the device may do.
+    /// The allowed accesses.
     pub access: Access,
     /// Whether the address space holds all of it pinned.
     pub pinned: bool,

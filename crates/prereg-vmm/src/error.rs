@@ -1,8 +1,8 @@
-//! Why a mapping was not made or not removed.
+//! Errors of mapping and unmapping.
 
 use prereg::{Errno, Iova, MapError, RegisterError};
 
-/// Why a mapping was not made or not removed.
+/// A mapping was not made or not removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaMapError {
@@ -17,7 +17,7 @@ pub enum DmaMapError {
     /// Something is mapped there. EEXIST.
     #[error("{iova} is mapped already ({bytes:#x} bytes there); unmap it first")]
     Exists {
-        /// Where the mapping in the way starts.
+        /// The start of the mapping in the way.
         iova: Iova,
         /// Its length.
         bytes: u64,
@@ -25,7 +25,7 @@ pub enum DmaMapError {
     /// The unmap would cut a mapping in two. EINVAL.
     #[error("the mapping of {bytes:#x} bytes at {iova} reaches out of the range; unmap all of it or nothing")]
     Splits {
-        /// Where that mapping starts.
+        /// The start of that mapping.
         iova: Iova,
         /// Its length.
         bytes: u64,
@@ -49,7 +49,7 @@ pub enum DmaMapError {
     Container {
         /// The operation it refused.
         during: &'static str,
-        /// Where.
+        /// The I/O virtual address.
         iova: Iova,
         /// How much.
         bytes: u64,

@@ -30,13 +30,13 @@ pub enum MappingType {
 pub struct DmaMapRequest<'a> {
     /// The guest addresses, which are the device's too.
     pub range: Range<u64>,
-    /// Where the memory is in this process: given to targets that were added with `needs_va`. [`PinnedTarget`] pins memory
+    /// The address of the memory in this process: given to targets that were added with `needs_va`. [`PinnedTarget`] pins memory
     /// by this address.
     pub host_va: Option<*const u8>,
     /// The file that backs the memory, where that is known. Without `host_va` the piece is mapped by it, if the container
     /// can (iommufd, [`DmaContainer::map_file`]).
     pub mappable: Option<BorrowedFd<'a>>,
-    /// Where in `mappable` the piece begins.
+    /// The offset of the piece in `mappable`.
     pub file_offset: u64,
     /// Whether the device may write. Memory that is read-only in this process can be mapped without.
     pub writable: bool,
@@ -46,7 +46,7 @@ pub struct DmaMapRequest<'a> {
 
 /// Notified of every piece of guest memory that devices may reach.
 pub trait DmaTarget: Send + Sync {
-    /// Why a request was refused.
+    /// The reason of a refused request.
     type Error;
 
     /// Maps one piece.
@@ -68,7 +68,7 @@ pub trait DmaTarget: Send + Sync {
     fn unmap_dma(&self, range: Range<u64>) -> Result<(), Self::Error>;
 }
 
-/// Why a request was refused.
+/// The reason of a refused request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaTargetError {

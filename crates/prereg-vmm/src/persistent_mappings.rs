@@ -68,7 +68,7 @@ impl PersistentMappings {
         Ok(Self { space, container, holder, table: Mutex::new(table) })
     }
 
-    /// Where the memory is registered.
+    /// The address space in which the memory is registered.
     #[must_use]
     pub fn space(&self) -> &Arc<AddressSpace> {
         &self.space

@@ -45,7 +45,7 @@ pub(crate) struct Part {
 /// A range of memory, taken apart by regions.
 pub(crate) struct Parts {
     pub(crate) parts: Vec<Part>,
-    /// Why some of the range is in none of them.
+    /// The reason why a part of the range is in none of them.
     pub(crate) unpinned: Option<RegisterError>,
 }
 

@@ -77,7 +77,7 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> HeldMemory<'m, M, I> {
     }
 }
 
-/// The same memory with another dirty bitmap: with an IOMMU, writes are logged by I/O virtual address.
+/// This memory with another dirty bitmap: with an IOMMU, writes are logged by I/O virtual address.
 #[expect(unsafe_code, reason = "makes a slice of a slice's memory")]
 fn with_bitmap<'m, B: BitmapSlice>(slice: &VolatileSlice<'m, B>, bitmap: B) -> VolatileSlice<'m, B> {
     // SAFETY: the memory is the one of `slice`, for as long as `slice` could have been used.

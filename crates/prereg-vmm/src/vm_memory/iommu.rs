@@ -28,7 +28,7 @@ pub struct PinnedIommu {
     ram: Arc<RegisteredRam>,
 }
 
-/// Why guest memory was not mapped. Nothing changed.
+/// Errors of mapping guest memory. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IommuMapError {
@@ -131,8 +131,8 @@ impl PinnedIommu {
         Ok(Backing::Pieces(pieces.ok_or(not_ram)?))
     }
 
-    /// Unmaps every mapping in the range. They are gone when this returns; what it returns tells when the accesses that were
-    /// under way are.
+    /// Unmaps every mapping in the range. They are gone when this returns; the returned value reports when the accesses under way
+    /// have ended.
     ///
     /// # Errors
     /// [`IovaMapError`]; nothing is unmapped then.

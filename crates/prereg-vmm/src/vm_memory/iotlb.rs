@@ -1,6 +1,6 @@
 //! An `Iommu` for an `IommuMemory` with the semantics of an IOTLB, for vhost IOTLB messages and the like.
 //!
-//! What `vm_memory::Iotlb` does, byte for byte: an update replaces what was mapped there, an invalidation cuts what reaches
+//! Behaves as `vm_memory::Iotlb`, byte for byte: an update replaces what was mapped there, an invalidation cuts what reaches
 //! out of it and never fails, and a target may be anything, a hole or a device's memory too. What it adds: a translation is
 //! a counted use of the RAM it leads to, so that RAM cannot be unplugged under it; and an invalidation reports when the
 //! translations that were made before it are gone. From the moment it returns, none is made again.
@@ -57,7 +57,7 @@ struct Uses {
     drained: Arc<dyn Drained>,
 }
 
-/// Why an update was refused. Nothing changed.
+/// Errors of an update. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IotlbUpdateError {

@@ -14,20 +14,20 @@ use vm_memory::{
 
 use super::region_index::{RamRegion, RegionIndex, Regions};
 
-/// Why guest memory was not registered or unregistered. Nothing changed.
+/// Errors of registering and unregistering guest memory. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RamError {
     /// A region has no address in this process. EFAULT.
     #[error("the memory at {gpa} has no address in this process")]
     NoAddress {
-        /// Where it is in the guest.
+        /// Its guest address.
         gpa: GuestAddr,
     },
     /// A region's address is used by another one of the guest. EEXIST.
     #[error("the memory at {gpa} shares guest or user addresses with memory at {other}")]
     Overlaps {
-        /// Where it is in the guest.
+        /// Its guest address.
         gpa: GuestAddr,
         /// The other's start.
         other: GuestAddr,
@@ -35,9 +35,9 @@ pub enum RamError {
     /// The address space refused a region. Its errno.
     #[error("the memory at {gpa} could not be registered: {error}")]
     Register {
-        /// Where it is in the guest.
+        /// Its guest address.
         gpa: GuestAddr,
-        /// Why.
+        /// The reason.
         error: RegisterError,
     },
     /// No memory of the guest begins there. ENOENT.
@@ -49,7 +49,7 @@ pub enum RamError {
     /// A device uses it. EBUSY.
     #[error("the memory at {gpa} is mapped {mapped} times; unmap it first")]
     Mapped {
-        /// Where it is in the guest.
+        /// Its guest address.
         gpa: GuestAddr,
         /// Live mappings.
         mapped: u64,
@@ -78,7 +78,7 @@ impl RamError {
 pub struct RegisteredRam {
     /// By guest address. Locked by one change at a time, for as long as it pins or unpins.
     registrations: Mutex<BTreeMap<u64, Registration>>,
-    /// The same regions, for lookups.
+    /// The regions, for lookups.
     by_guest: RegionIndex,
     by_user: RegionIndex,
 }

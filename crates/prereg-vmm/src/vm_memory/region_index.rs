@@ -1,4 +1,4 @@
-//! Where the regions of guest memory are, for lookups that take no lock.
+//! The positions of the regions of guest memory, for lookups without a lock.
 //!
 //! A sequence lock: the writer makes the version odd, changes the numbers, and makes it even again; a reader whose version
 //! was odd or has changed reads again. All of it is atomic numbers, so a reader that loses the race has read nothing but
@@ -14,9 +14,9 @@ use vm_memory::GuestAddress;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct RamRegion {
-    /// Where the guest finds it.
+    /// Its guest address.
     pub gpa: GuestAddress,
-    /// Where this process finds it.
+    /// Its user address.
     pub ua: UserAddr,
     /// The length.
     pub bytes: u64,
