@@ -6,7 +6,9 @@
 
 #![expect(unsafe_code, reason = "maps memory for slots, and reaches it by number")]
 
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use crate::free_stack::FreeStack;
 
 /// An element of an [`Arena`].
 ///
@@ -28,8 +30,7 @@ pub(crate) struct Arena<S> {
     chunks: [AtomicPtr<S>; CHUNKS],
     /// Slots that were ever handed out.
     used: AtomicU32,
-    /// The stack of free slots: the number on top below a count of changes, which keeps a late exchange from succeeding.
-    free: AtomicU64,
+    free: FreeStack,
 }
 
 /// The chunk of slot `number`, and its place there. Slot 0 is never handed out.
@@ -43,7 +44,7 @@ impl<S: Slot> Arena<S> {
         Self {
             chunks: [const { AtomicPtr::new(std::ptr::null_mut()) }; CHUNKS],
             used: AtomicU32::new(0),
-            free: AtomicU64::new(0),
+            free: FreeStack::new(),
         }
     }
 
@@ -64,18 +65,12 @@ impl<S: Slot> Arena<S> {
 
     /// A slot that was free. `None` without memory.
     pub(crate) fn take(&'static self) -> Option<(u32, &'static S)> {
-        // Acquire pairs with the Release in `give`: what was written to the slot before is seen.
-        let mut top = self.free.load(Ordering::Acquire);
-        while let Some(slot) = self.get(top as u32) {
-            // Relaxed: if another thread changed it meanwhile the exchange fails.
-            let below = u64::from(slot.next().load(Ordering::Relaxed));
-            let new = (top >> 32).wrapping_add(1) << 32 | below;
-            match self.free.compare_exchange_weak(top, new, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some((top as u32, slot)),
-                Err(now) => top = now,
-            }
+        // Relaxed: see `FreeStack::pop`.
+        let below = |number| self.get(number).map_or(0, |slot| slot.next().load(Ordering::Relaxed));
+        match self.free.pop(below) {
+            Some(number) => Some((number, self.get(number)?)),
+            None => self.take_unused(),
         }
-        self.take_unused()
     }
 
     #[cold]
@@ -93,19 +88,10 @@ impl<S: Slot> Arena<S> {
         }
     }
 
-    /// Puts a slot back. The caller has taken it and does not use it any more.
+    /// Returns a slot. The caller has taken it and does not use it any more.
     pub(crate) fn give(&'static self, number: u32, slot: &S) {
-        // Relaxed: the exchange below reads it again.
-        let mut top = self.free.load(Ordering::Relaxed);
-        loop {
-            slot.next().store(top as u32, Ordering::Relaxed);
-            let new = (top >> 32).wrapping_add(1) << 32 | u64::from(number);
-            // Release pairs with the Acquire in `take`.
-            match self.free.compare_exchange_weak(top, new, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(now) => top = now,
-            }
-        }
+        // Relaxed: published by the exchange in `FreeStack::push`.
+        self.free.push(number, |below| slot.next().store(below, Ordering::Relaxed));
     }
 
     /// Maps a chunk, unless it is there. `None` without memory.

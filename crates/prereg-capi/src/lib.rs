@@ -11,8 +11,8 @@
 //! The header is made from this source by cbindgen; the test `header` compares it with the committed one, and makes it
 //! anew when `PREREG_WRITE_HEADER` is set.
 //!
-//! Modules, lowest first: `failure` (results), `caller` and `record` (memory of the C caller), `arena` (slots by number), `handle` and
-//! `live` (handles and mappings of C); `words`, `region`; `ports` (callbacks of C); `options`, `backend`, `space`; `state`,
+//! Modules, lowest first: `failure` (results), `caller` and `record` (memory of the C caller), `free_stack` and `arena` (slots by
+//! number), `handle` and `live` (handles and mappings of C); `words`, `region`; `ports` (callbacks of C); `options`, `backend`, `space`; `state`,
 //! `registration`, `translator`, `entries`; the containers: `table`, `guest`, `container`, `iova`; `vfio`.
 #![cfg(target_os = "linux")]
 #![expect(non_camel_case_types, reason = "the names of C's types")]
@@ -23,6 +23,7 @@ mod caller;
 pub mod container;
 pub mod entries;
 pub mod failure;
+mod free_stack;
 pub mod guest;
 mod handle;
 pub mod iova;
