@@ -10,7 +10,7 @@
 //! and no order of attaching and leaving threads leaves a device without mappings.
 //!
 //! Memory that is registered already is only counted. Memory that is not is registered by its first mapping and unregistered
-//! after its last.
+//! after its last, of whichever `PersistentMappings` of the address space they are.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,7 +22,7 @@ use crate::container::DmaContainer;
 use crate::dma_mapping::{DmaMapping, MappedMemory, MemoryKind};
 use crate::error::DmaMapError;
 use crate::mapping_table::{Entry, MappingTable};
-use crate::pins::{OwnRegions, Parts, Pins};
+use crate::pins::Pins;
 
 /// The mappings of a device address space, as plain data.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,7 +46,6 @@ pub struct PersistentMappings {
 
 struct Table {
     mappings: MappingTable,
-    own: OwnRegions,
     translator: Translator,
     devices: u64,
     dormant: bool,
@@ -63,8 +62,7 @@ impl PersistentMappings {
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
         let translator = space.try_translator(holder)?;
-        let (mappings, own) = (MappingTable::default(), OwnRegions::default());
-        let table = Table { mappings, own, translator, devices: 0, dormant: false };
+        let table = Table { mappings: MappingTable::default(), translator, devices: 0, dormant: false };
         Ok(Self { space, container, holder, table: Mutex::new(table) })
     }
 
@@ -99,38 +97,32 @@ impl PersistentMappings {
     ) -> Result<(), DmaMapError> {
         let last = last_of(iova, bytes)?;
         let memory = MappedMemory::Address(ua);
-        let mut mapping = DmaMapping { iova, bytes, memory, access, pinned: kind != MemoryKind::Device };
+        let mapping = DmaMapping { iova, bytes, memory, access, pinned: kind != MemoryKind::Device };
         let mut table = self.table();
         table.mappings.admits(iova.raw(), last)?;
         let pins = match kind {
-            MemoryKind::Device => Ok(Pins::None),
-            MemoryKind::Ram | MemoryKind::Unknown => {
-                let Table { translator, own, .. } = &mut *table;
-                Pins::one(translator, own, ua, bytes)
-            }
+            MemoryKind::Device => Some(Pins::None),
+            MemoryKind::Ram | MemoryKind::Unknown => Pins::one(&mut table.translator, ua, bytes),
         };
-        if let Ok(pins) = pins {
-            return self.enter(&mut table, Entry { mapping, kind, file: None, pins }, None);
+        if let Some(pins) = pins {
+            return self.enter(Entry { mapping, kind, file: None, pins }, table, None);
         }
         drop(table);
         let skip = kind == MemoryKind::Unknown || !access.writes();
         let mut tries = 0..3;
         loop {
-            // Without the lock: pinning takes long. Dropped after the lock if the mapping is refused.
-            let Parts { parts, unpinned } = Parts::register(&self.space, self.holder, ua, bytes, skip)?;
+            // Without the lock: pinning takes long.
+            let (pins, unpinned) = Pins::register(&self.space, self.holder, ua, bytes, skip)?;
+            let mapping = DmaMapping { pinned: unpinned.is_none(), ..mapping };
+            // Declared before the lock is taken, and so dropped after it.
+            let mut entry = Entry { mapping, kind, file: None, pins };
             let mut table = self.table();
             table.mappings.admits(iova.raw(), last)?;
-            let Table { translator, own, .. } = &mut *table;
-            let pins = match Pins::of_parts(translator, own, &parts) {
-                Ok(pins) => pins,
-                // Unregistered in the meantime.
-                Err(_) if tries.next().is_some() => continue,
+            match entry.pins.count(&mut table.translator) {
+                Ok(()) => return self.enter(entry, table, unpinned),
+                Err(_) if tries.next().is_some() => {}
                 Err(error) => return Err(error.into()),
-            };
-            mapping.pinned = unpinned.is_none();
-            self.enter(&mut table, Entry { mapping, kind, file: None, pins }, unpinned)?;
-            table.own.remember(&parts);
-            return Ok(());
+            }
         }
     }
 
@@ -159,25 +151,30 @@ impl PersistentMappings {
         let file = Some(file.try_clone_to_owned().map_err(descriptor)?);
         let mapping =
             DmaMapping { iova, bytes, memory: MappedMemory::File { offset }, access, pinned: false };
-        let mut table = self.table();
+        // Declared before the lock is taken, and so dropped after it.
+        let entry = Entry { mapping, kind: MemoryKind::Ram, file, pins: Pins::None };
+        let table = self.table();
         table.mappings.admits(iova.raw(), last)?;
-        self.enter(&mut table, Entry { mapping, kind: MemoryKind::Ram, file, pins: Pins::None }, None)
+        self.enter(entry, table, None)
     }
 
     /// Makes a mapping and remembers it. `unpinned` is why some of its memory could not be pinned.
     #[inline]
     fn enter(
         &self,
-        table: &mut Table,
         mut entry: Entry,
+        mut table: MutexGuard<'_, Table>,
         unpinned: Option<RegisterError>,
     ) -> Result<(), DmaMapError> {
-        if !table.dormant {
-            self.make(&mut entry).map_err(|errno| match unpinned {
+        let made = if table.dormant { Ok(()) } else { self.make(&mut entry) };
+        if let Err(errno) = made {
+            // The entry goes after the lock: its pins may be the last that keep memory, whose owner may call in here.
+            drop(table);
+            return Err(match unpinned {
                 // The pin's refusal says more than the container's.
                 Some(reason) if errno == Errno::EFAULT => DmaMapError::Register(reason),
                 _ => refused("the map", entry.mapping, errno),
-            })?;
+            });
         }
         table.mappings.insert(entry);
         Ok(())
@@ -251,20 +248,10 @@ impl PersistentMappings {
             gone.extend(keys.iter().filter_map(|key| table.mappings.remove(*key)));
             gone.iter().map(|entry| entry.mapping.bytes).sum()
         });
+        // Before the pins, whose release takes long and may call in here.
         drop(table);
-        self.release(gone);
-        result
-    }
-
-    /// Unpins the memory of mappings that the container does not have any more. Called without the lock: unpinning takes
-    /// long.
-    fn release(&self, gone: Vec<Entry>) {
-        let own: Vec<u64> = gone.iter().flat_map(|entry| entry.pins.own_regions()).collect();
         drop(gone);
-        if !own.is_empty() {
-            let mut table = self.table();
-            own.into_iter().for_each(|start| table.own.prune(start));
-        }
+        result
     }
 
     /// Removes the mappings of `keys` from the container: all or none. Those that could not be made again go to `lost`.

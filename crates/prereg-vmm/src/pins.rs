@@ -1,146 +1,92 @@
 //! The pins of one mapping: a counted use of each region that its memory lies in.
 //!
-//! Memory that is registered already is only counted. The gaps between registered regions are registered here, and
-//! unregistered when the last mapping that uses them is dropped.
+//! Memory that is registered already is only counted. The gaps between registered regions are registered on demand
+//! ([`HolderKind::OnDemand`](prereg::HolderKind::OnDemand)). Every mapping of such a region has a registration of its own,
+//! whichever mapping made the region and whichever `PersistentMappings` that mapping belongs to, so the region stays
+//! registered until the last of them is unmapped.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use prereg::{
-    AddressSpace, Errno, Holder, MapError, Memory, RangeMapping, RegisterError, Registration, Translator,
-    UserAddr,
+    AddressSpace, Errno, Holder, HolderKind, MapError, Memory, RangeMapping, RegisterError, Registration,
+    Translator, UserAddr,
 };
 
-/// How often registering a gap is tried while other threads register and unregister memory around it.
-const TRIES: u32 = 16;
+/// How often registering a gap is tried while other threads register and unregister memory around it. Each try that fails is
+/// another thread's success, except in a call from inside a pin of the same memory.
+const TRIES: u32 = 1000;
 
-/// The pins of one mapping.
+/// The pins of one mapping. Not dropped under a lock: that can unpin memory and drop the value that kept it mapped.
 pub(crate) enum Pins {
     /// The memory is not pinned here.
     None,
-    One(Pin),
+    One(#[expect(dead_code, reason = "held until the unmap")] RangeMapping),
     Many(Vec<Pin>),
 }
 
 /// A counted use of one region. Fields are dropped in this order: the use before the registration.
 pub(crate) struct Pin {
-    #[expect(dead_code, reason = "held until the unmap")]
-    unit: RangeMapping,
-    /// The registration, if it was made for mappings.
-    registration: Option<Arc<Registration>>,
-}
-
-/// The registrations made for mappings, by first address; alive while one of those mappings is.
-#[derive(Default)]
-pub(crate) struct OwnRegions(BTreeMap<u64, Weak<Registration>>);
-
-/// A part of a range that lies in one region.
-pub(crate) struct Part {
+    /// `None` until it is [counted](Pins::count).
+    unit: Option<RangeMapping>,
+    /// The registration, if the region is registered on demand.
+    registration: Option<Registration>,
     ua: UserAddr,
     bytes: u64,
-    /// The region was registered just now.
-    fresh: Option<Arc<Registration>>,
-}
-
-/// A range of memory, taken apart by regions.
-pub(crate) struct Parts {
-    pub(crate) parts: Vec<Part>,
-    /// The reason why a part of the range is in none of them.
-    pub(crate) unpinned: Option<RegisterError>,
 }
 
 impl Pins {
-    /// The usual case: all of the memory in one region that is registered.
-    pub(crate) fn one(
-        translator: &mut Translator,
-        own: &OwnRegions,
-        ua: UserAddr,
-        bytes: u64,
-    ) -> Result<Self, MapError> {
-        let unit = translator.map_range(ua, bytes)?;
-        Ok(Self::One(Pin { unit, registration: own.holding(ua, bytes) }))
-    }
-
-    /// A use of the region of each part.
-    pub(crate) fn of_parts(
-        translator: &mut Translator,
-        own: &OwnRegions,
-        parts: &[Part],
-    ) -> Result<Self, MapError> {
-        let mut pins = Vec::with_capacity(parts.len());
-        for part in parts {
-            let unit = translator.map_range(part.ua, part.bytes)?;
-            let registration = part.fresh.clone().or_else(|| own.holding(part.ua, part.bytes));
-            pins.push(Pin { unit, registration });
+    /// The usual case: all of the memory in one region, which is not registered on demand.
+    #[inline]
+    pub(crate) fn one(translator: &mut Translator, ua: UserAddr, bytes: u64) -> Option<Self> {
+        let unit = translator.map_range(ua, bytes).ok()?;
+        if unit.is_on_demand() {
+            translator.unmap_range(unit);
+            return None;
         }
-        Ok(if pins.is_empty() { Self::None } else { Self::Many(pins) })
+        Some(Self::One(unit))
     }
 
-    /// The first addresses of the regions in it that were registered for mappings.
-    pub(crate) fn own_regions(&self) -> impl Iterator<Item = u64> {
-        let pins = match self {
-            Self::None => &[],
-            Self::One(pin) => std::slice::from_ref(pin),
-            Self::Many(pins) => pins.as_slice(),
-        };
-        pins.iter().filter_map(|pin| pin.registration.as_ref()).map(|registration| registration.ua().raw())
-    }
-}
-
-impl OwnRegions {
-    /// The registration whose region holds the range.
-    fn holding(&self, ua: UserAddr, bytes: u64) -> Option<Arc<Registration>> {
-        let (_, registration) = self.0.range(..=ua.raw()).next_back()?;
-        registration.upgrade().filter(|registration| registration.range().holds(ua, bytes))
-    }
-
-    /// Remembers the regions that were registered for `parts`, which are mapped now.
-    pub(crate) fn remember(&mut self, parts: &[Part]) {
-        for fresh in parts.iter().filter_map(|part| part.fresh.as_ref()) {
-            self.0.insert(fresh.ua().raw(), Arc::downgrade(fresh));
-        }
-    }
-
-    /// Forgets the region at `start` if its last mapping is gone.
-    pub(crate) fn prune(&mut self, start: u64) {
-        if self.0.get(&start).is_some_and(|registration| registration.strong_count() == 0) {
-            self.0.remove(&start);
-        }
-    }
-}
-
-impl Parts {
-    /// Takes `[ua, ua + bytes)` apart, registering what no region holds. Memory that cannot be pinned is left out if `skip`
-    /// allows it.
+    /// Registers what no region holds of `[ua, ua + bytes)`; nothing is counted yet. Memory that cannot be pinned is left out
+    /// if `skip` allows it; the reason is returned too.
     pub(crate) fn register(
         space: &AddressSpace,
         holder: Holder,
         ua: UserAddr,
         bytes: u64,
         skip: bool,
-    ) -> Result<Self, RegisterError> {
-        let register = |ua, bytes| space.register_for(&CallersMemory { ua, bytes }, holder).map(Arc::new);
-        let mut found = Self { parts: Vec::new(), unpinned: None };
+    ) -> Result<(Self, Option<RegisterError>), RegisterError> {
+        let holder = Holder { kind: HolderKind::OnDemand, ..holder };
+        let (mut pins, mut unpinned) = (Vec::new(), None);
         let (mut at, mut left) = (ua, bytes);
         let mut tries = 0..TRIES;
+        let mut waited_for = None;
         // Where the next region begins, relative to `at`, once that is known.
         let mut gap = left;
         while left > 0 {
-            let (length, fresh) = match space.find(at, 1) {
-                Some(region) => (region.bytes - (at.raw() - region.ua.raw()), None),
-                None => match register(at, gap) {
+            let (length, registration) = match space.find(at, 1) {
+                Some(region) => {
+                    let length = region.bytes - (at.raw() - region.ua.raw());
+                    if region.on_demand {
+                        // `None` if it is gone by now.
+                        let Some(shared) = space.share_for(region.ua, region.bytes, holder) else { continue };
+                        (length, Some(shared))
+                    } else {
+                        (length, None)
+                    }
+                }
+                None => match space.register_for(&CallersMemory { ua: at, bytes: gap }, holder) {
                     Ok(registration) => (gap, Some(registration)),
                     Err(RegisterError::Overlap { with, .. }) if with.first() > at => {
                         gap = with.first().raw() - at.raw();
                         continue;
                     }
-                    // Another thread registers or unregisters the very place.
-                    Err(RegisterError::Overlap { .. }) if tries.next().is_some() => {
-                        std::thread::yield_now();
+                    // Another thread is registering the very place: waits for it, and keeps the region until it is found.
+                    Err(RegisterError::Overlap { with, .. }) if tries.next().is_some() => {
+                        waited_for = space.share_for(with.first(), with.bytes(), holder);
                         continue;
                     }
                     Err(error) if skip && is_unpinnable(&error) => {
-                        found.unpinned.get_or_insert(error);
+                        unpinned.get_or_insert(error);
                         (at, left) = (UserAddr::new(at.raw().wrapping_add(gap)), left - gap);
                         gap = left;
                         continue;
@@ -149,12 +95,28 @@ impl Parts {
                 },
             };
             let length = length.min(left);
-            found.parts.push(Part { ua: at, bytes: length, fresh });
+            pins.push(Pin { unit: None, registration, ua: at, bytes: length });
             // Past the last address only when nothing is left.
             (at, left) = (UserAddr::new(at.raw().wrapping_add(length)), left - length);
             gap = left;
         }
-        Ok(found)
+        drop(waited_for);
+        Ok((if pins.is_empty() { Self::None } else { Self::Many(pins) }, unpinned))
+    }
+
+    /// Counts a use of each region that [`register`](Self::register) found or made.
+    ///
+    /// # Errors
+    /// [`MapError`] if one was unregistered or replaced in the meantime: drop the pins and register again.
+    pub(crate) fn count(&mut self, translator: &mut Translator) -> Result<(), MapError> {
+        let Self::Many(pins) = self else { return Ok(()) };
+        for pin in pins {
+            let unit = pin.unit.insert(translator.map_range(pin.ua, pin.bytes)?);
+            if unit.is_on_demand() && pin.registration.is_none() {
+                return Err(MapError::Closing { ua: pin.ua });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -213,6 +213,52 @@ fn a_full_table_refuses_updates_and_never_an_invalidation() {
     }
 }
 
+#[test]
+fn an_update_that_would_pass_the_limit_changes_nothing() {
+    let world = World::new(&[(0, 0x10_000)]);
+    let (drained, ram) = (Arc::new(Ignore), Arc::clone(&world.ram));
+    let iotlb = PinnedIotlb::with_drained(&world.space, ram, Holder::default(), 2, drained).unwrap();
+    drop(iotlb.update(gpa(0), 4 * PAGE, gpa(0), Permissions::Read).unwrap());
+    // The entry would be cut in two, with the new one between.
+    let refused = iotlb.update(gpa(PAGE), PAGE, gpa(8 * PAGE), Permissions::Read).unwrap_err();
+    assert_eq!((refused.errno(), iotlb.entries()), (Errno::ENOSPC, 1));
+    for page in 0..4 {
+        assert_eq!(
+            targets(&iotlb, page * PAGE, 1, Permissions::Read),
+            Some(vec![(page * PAGE, 1)]),
+            "page {page}"
+        );
+    }
+    // At either end one entry is cut, and one is new.
+    drop(iotlb.update(gpa(3 * PAGE), 2 * PAGE, gpa(8 * PAGE), Permissions::Read).unwrap());
+    drop(iotlb.update(gpa(2 * PAGE), 3 * PAGE, gpa(9 * PAGE), Permissions::Read).unwrap());
+    assert_eq!(iotlb.entries(), 2);
+    assert_eq!(targets(&iotlb, PAGE, 1, Permissions::Read), Some(vec![(PAGE, 1)]));
+    assert_eq!(targets(&iotlb, 4 * PAGE, 1, Permissions::Read), Some(vec![(11 * PAGE, 1)]));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "miri has no mapped memory")]
+fn an_access_that_ends_in_a_hole_holds_the_memory_before_it() {
+    let world = World::new(&[(0, 0x10_000)]);
+    let iotlb = world.iotlb();
+    drop(iotlb.update(gpa(0), 2 * PAGE, gpa(0xf000), Permissions::ReadWrite).unwrap());
+    let memory = IommuMemory::new(world.guest.clone(), iotlb, true, ());
+    let held = HeldMemory::new(&memory);
+    let mut slices = held.get_slices(gpa(0), 2 * PAGE as usize, Permissions::ReadWrite).unwrap();
+    let slice = slices.next().unwrap().unwrap();
+    assert!(slices.next().unwrap().is_err());
+    assert_eq!(held.translations(), 1);
+    let invalidation = memory.iommu().invalidate(gpa(0), 2 * PAGE);
+    assert!(!invalidation.is_done());
+    world.ram.remove(gpa(0)).unwrap_err();
+    slice.write_obj(7u8, 0).unwrap();
+    drop(slices);
+    drop(held);
+    assert!(invalidation.is_done());
+    world.ram.remove(gpa(0)).unwrap();
+}
+
 struct Ignore;
 
 impl Drained for Ignore {

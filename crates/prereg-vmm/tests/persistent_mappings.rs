@@ -1,10 +1,12 @@
 //! Mappings that outlast devices: pins held, mappings made again, failures undone. No feature needed.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use prereg::{Access, AddressSpace, Errno, Granule, Holder, Iova, UserAddr};
+use prereg::{Access, AddressSpace, Errno, Granule, Holder, Iova, Memory, Registration, UserAddr};
 use prereg_sim::SimHost;
 use prereg_vmm::{DmaContainer, MemoryKind, PersistentMappings};
 
@@ -90,6 +92,16 @@ impl World {
         Self { host, space, model, mappings }
     }
 
+    /// Mappings in a container of their own, of the same address space.
+    fn another_container(&self) -> Self {
+        let model = Arc::new(Model::default());
+        let container = Arc::clone(&model) as Arc<dyn DmaContainer>;
+        let space = Arc::clone(&self.space);
+        let mappings =
+            Arc::new(PersistentMappings::new(Arc::clone(&space), container, Holder::default()).unwrap());
+        Self { host: self.host.clone(), space, model, mappings }
+    }
+
     fn map(&self, iova: u64, page: u64, pages: u64) -> Result<(), Errno> {
         self.map_kind(iova, page, pages, MemoryKind::Ram)
     }
@@ -136,6 +148,105 @@ fn memory_is_pinned_from_the_map_to_the_unmap() {
     assert_eq!(world.host.pinned_pages(), 0);
     drop(world.mappings);
     world.host.assert_clean();
+}
+
+#[test]
+fn memory_that_one_container_registered_outlasts_its_mapping_for_another_one() {
+    let one = World::new();
+    let other = one.another_container();
+    one.map(0, 0, 4).unwrap();
+    other.map(0, 0, 4).unwrap();
+    one.unmap(0, 4 * PAGE).unwrap();
+    assert_eq!(one.host.pinned_pages(), 4, "the other container's mapping needs it");
+    one.map(0, 1, 2).unwrap();
+    other.map(0x10_0000, 0, 4).unwrap();
+    assert_eq!((one.host.pinned_pages(), one.host.pin_calls()), (4, 1));
+    other.unmap(0, u64::MAX).unwrap();
+    assert_eq!(one.host.pinned_pages(), 4);
+    one.unmap(0, u64::MAX).unwrap();
+    assert_eq!(one.host.pinned_pages(), 0);
+    drop((one.mappings, other.mappings));
+    one.host.assert_clean();
+}
+
+#[test]
+fn threads_that_map_the_same_memory_share_it_and_none_is_refused() {
+    let world = World::new();
+    let other = world.another_container();
+    let rounds = if cfg!(miri) { 20 } else { 5_000 };
+    std::thread::scope(|scope| {
+        for (number, world) in [&world, &world, &other].into_iter().enumerate() {
+            scope.spawn(move || {
+                let iova = (number as u64) << 32;
+                for round in 0..rounds {
+                    world.map(iova, round % 3, 4).unwrap();
+                    assert_eq!(world.unmap(iova, 4 * PAGE), Ok(4 * PAGE));
+                }
+            });
+        }
+    });
+    assert_eq!(world.host.pinned_pages(), 0);
+    drop((world.mappings, other.mappings));
+    world.host.assert_clean();
+}
+
+/// Memory whose owner's destructor looks at the mappings.
+struct Observed(Arc<PersistentMappings>, Arc<AtomicBool>);
+
+impl Drop for Observed {
+    fn drop(&mut self) {
+        assert!(self.0.snapshot().mappings.is_empty());
+        self.1.store(true, Ordering::Relaxed);
+    }
+}
+
+#[expect(unsafe_code, reason = "the trait's")]
+// SAFETY: nothing is behind the memory of a made-up host.
+unsafe impl Memory for Observed {
+    fn ua(&self) -> UserAddr {
+        UserAddr::new(RAM)
+    }
+    fn bytes(&self) -> u64 {
+        4 * PAGE
+    }
+    fn keep(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        Some(Arc::new(Self(Arc::clone(&self.0), Arc::clone(&self.1))))
+    }
+}
+
+#[test]
+fn pins_of_a_refused_map_are_released_without_the_lock() {
+    // While the container is asked, the VMM drops its registration: the refused mapping holds the last use.
+    struct DropsAndRefuses(Mutex<Option<Registration>>);
+    impl DmaContainer for DropsAndRefuses {
+        #[expect(unsafe_code, reason = "the trait's")]
+        unsafe fn map(&self, _: Iova, _: UserAddr, _: u64, _: Access) -> Result<(), Errno> {
+            drop(self.0.lock().unwrap().take());
+            Err(Errno::ENOMEM)
+        }
+        fn unmap(&self, _: Iova, _: u64) -> Result<(), Errno> {
+            Err(Errno::ENOENT)
+        }
+    }
+    let World { host, space, .. } = World::new();
+    let container = Arc::new(DropsAndRefuses(Mutex::default()));
+    let mappings = Arc::new(
+        PersistentMappings::new(Arc::clone(&space), Arc::clone(&container) as _, Holder::default()).unwrap(),
+    );
+    let released = Arc::new(AtomicBool::new(false));
+    let registration = {
+        let observed = std::mem::ManuallyDrop::new(Observed(Arc::clone(&mappings), Arc::clone(&released)));
+        space.register(&*observed).unwrap()
+    };
+    *container.0.lock().unwrap() = Some(registration);
+    let ua = UserAddr::new(RAM);
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "nothing is behind the memory of a made-up host")]
+    let result = unsafe { mappings.map(Iova::new(0), ua, PAGE, Access::ReadWrite, MemoryKind::Ram) };
+    assert_eq!(result.unwrap_err().errno(), Errno::ENOMEM);
+    space.reap();
+    assert!(released.load(Ordering::Relaxed));
+    assert_eq!(host.pinned_pages(), 0);
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct RegionState {
     pub largest_page: PageShift,
     /// Device memory: not pinned, not charged.
     pub device: bool,
+    /// First registered by a holder of [`HolderKind::OnDemand`](crate::HolderKind::OnDemand).
+    pub on_demand: bool,
     /// No registration is left: no new mappings, released with the last one.
     pub draining: bool,
     /// Registrations by holder.

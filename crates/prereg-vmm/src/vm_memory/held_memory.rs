@@ -58,7 +58,7 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> HeldMemory<'m, M, I> {
         let backend = self.memory.get_backend();
         let mut slices = Vec::new();
         let mut offset = 0;
-        for range in translation.by_ref() {
+        'translation: for range in translation.by_ref() {
             for slice in backend.get_slices(range.base, range.length) {
                 let slice = slice.map(|slice| {
                     let bitmap = self.memory.bitmap().slice_at(iova.0.wrapping_add(offset) as usize);
@@ -68,7 +68,8 @@ impl<'m, M: GuestMemoryBackend, I: Iommu> HeldMemory<'m, M, I> {
                 let failed = slice.is_err();
                 slices.push(slice);
                 if failed {
-                    return Ok(HeldSlices(slices.into_iter()));
+                    // The slices before it can be used.
+                    break 'translation;
                 }
             }
         }

@@ -72,7 +72,7 @@ pub enum IotlbUpdateError {
         gpa: u64,
     },
     /// Too many entries. ENOSPC.
-    #[error("there are {limit} entries already; invalidate some, or use larger ranges")]
+    #[error("there would be more than {limit} entries; invalidate some, or use larger ranges")]
     Limit {
         /// How many there may be.
         limit: usize,
@@ -173,7 +173,8 @@ impl PinnedIotlb {
     }
 
     /// Maps `bytes` bytes at `iova` to the guest addresses from `to` on, instead of what was mapped there: a
-    /// VHOST_IOTLB_UPDATE. Any alignment; the target need not be RAM. Repeating an update changes nothing.
+    /// VHOST_IOTLB_UPDATE. Any alignment; the target need not be RAM. Repeating an update changes nothing. An entry that the
+    /// range cuts in two counts twice from then on.
     ///
     /// # Errors
     /// [`IotlbUpdateError`].
@@ -193,11 +194,10 @@ impl PinnedIotlb {
         if entries.get(&iova.0).is_some_and(|old| (old.last, old.gpa, old.access) == (last, to.0, access)) {
             return Ok(Invalidation::default());
         }
-        if entries.len() >= self.limit && entries.range(iova.0..=last).next().is_none() {
+        if entries_after(entries, iova.0, last) > self.limit {
             return Err(IotlbUpdateError::Limit { limit: self.limit });
         }
-        // One entry of the limit is for the new one.
-        let invalidation = self.cut(&mut table, iova.0, last, self.limit.saturating_sub(1));
+        let invalidation = self.cut(&mut table, iova.0, last, usize::MAX);
         table.entries.insert(iova.0, Entry { last, gpa: to.0, access, uses: self.uses() });
         Ok(invalidation)
     }
@@ -311,6 +311,14 @@ impl PinnedIotlb {
         }
         Ok(())
     }
+}
+
+/// How many entries there are once `[first, last]` is an entry of its own: those inside it go, and what one has behind it
+/// becomes another.
+fn entries_after(entries: &BTreeMap<u64, Entry>, first: u64, last: u64) -> usize {
+    let inside = entries.range(first..=last).count();
+    let cut_behind = entries.range(..=last).next_back().is_some_and(|(_, entry)| entry.last > last);
+    entries.len() - inside + usize::from(cut_behind) + 1
 }
 
 impl Iommu for PinnedIotlb {

@@ -76,6 +76,7 @@ impl Engine {
             mapped: u64::try_from(registry.mapped(region.slot)).unwrap_or(0),
             largest_page: region.table.largest_page(),
             device: region.device,
+            on_demand: region.on_demand,
             draining: entry.used == 0,
             registrations: entry.claims.clone(),
             mappings: registry.holders(region.slot),

@@ -11,7 +11,7 @@ use crate::engine::release::Claim;
 use crate::engine::teardown::{ChargeGuard, PinGuard, SpanGuard};
 use crate::engine::{Engine, OutOfMemory};
 use crate::errno::Errno;
-use crate::lookup::holder::Holder;
+use crate::lookup::holder::{Holder, HolderKind};
 use crate::lookup::pages::{PageList, PageListError, PageTable};
 use crate::lookup::region::Region;
 use crate::port::{ChargeError, PinError, PinId};
@@ -263,10 +263,11 @@ impl Engine {
             }
         };
         let id = registry.next_id();
+        let on_demand = holder.kind == HolderKind::OnDemand;
         let placed = self
             .refs
             .make_present(registry.slots())
-            .then(|| TableBox::new(&self.tables, Region { id, slot, range, table, device }))
+            .then(|| TableBox::new(&self.tables, Region { id, slot, range, table, device, on_demand }))
             .flatten()
             .filter(|region| self.set_slot(&registry, slot, region.as_ptr().as_ptr()));
         let Some(region) = placed.map(Arc::new) else {

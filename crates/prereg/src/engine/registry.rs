@@ -369,7 +369,10 @@ mod tests {
         let range =
             UserRange::new(UserAddr::new(0x4000_0000 + (id << 12)), 0x1000, Granule::K4).expect("a page");
         let table = PageTable::device(range, HostAddr::new(0), Granule::K4);
-        Arc::new(TableBox::new(&heap(), Region { id, slot, range, table, device: true }).expect("memory"))
+        Arc::new(
+            TableBox::new(&heap(), Region { id, slot, range, table, device: true, on_demand: false })
+                .expect("memory"),
+        )
     }
 
     fn counts_of(registry: &mut Registry, container: u64) -> SharedHolderCounts {

@@ -36,6 +36,8 @@ pub enum HolderKind {
     TableEntry,
     /// An I/O in flight.
     InFlight,
+    /// Mappings that register the memory they need: the kind of their registrations.
+    OnDemand,
     /// Anything else.
     #[default]
     Other,
@@ -46,6 +48,7 @@ impl fmt::Display for Holder {
         let kind = match self.kind {
             HolderKind::TableEntry => "table entries",
             HolderKind::InFlight => "I/O in flight",
+            HolderKind::OnDemand => "registrations on demand",
             HolderKind::Other => "other mappings",
         };
         if self.container == 0 {

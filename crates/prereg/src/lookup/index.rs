@@ -213,7 +213,7 @@ mod tests {
     fn device(first: u64, pages: u64) -> Region {
         let range = UserRange::new(UserAddr::new(first), pages << 12, Granule::K4).expect("whole pages");
         let table = crate::lookup::pages::PageTable::device(range, HostAddr::new(0), Granule::K4);
-        Region { id: first, slot: 1, range, table, device: true }
+        Region { id: first, slot: 1, range, table, device: true, on_demand: false }
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
             pages.sink().push(HostAddr::new(0x10_0000), 2).unwrap();
             pages.sink().push(HostAddr::new(last), 2).unwrap();
             let table = pages.finish(&memory).unwrap().unwrap();
-            let region = Region { id: 1, slot: 7, range, table, device: false };
+            let region = Region { id: 1, slot: 7, range, table, device: false, on_demand: false };
             let entries = PageIndex::new(&memory, Some(plan), 1).unwrap();
             assert_eq!(entries.fill(&region), fits);
             let seen: Vec<usize> =

@@ -23,6 +23,8 @@ pub(crate) struct Region {
     pub(crate) range: UserRange,
     pub(crate) table: PageTable,
     pub(crate) device: bool,
+    /// First registered by a holder of [`HolderKind::OnDemand`](crate::HolderKind::OnDemand).
+    pub(crate) on_demand: bool,
 }
 
 impl Region {

@@ -58,6 +58,14 @@ impl RangeMapping {
         self.bytes
     }
 
+    /// Whether its region was first registered by a holder of [`HolderKind::OnDemand`](crate::HolderKind::OnDemand). Such a
+    /// region goes with the last of those registrations: a mapping that is to keep it takes one of its own.
+    #[inline]
+    #[must_use]
+    pub fn is_on_demand(&self) -> bool {
+        self.region().on_demand
+    }
+
     /// The runs of contiguous host memory that make up the range, in order: a scatter-gather list.
     #[inline]
     pub fn runs(&self) -> impl Iterator<Item = HostRun> + '_ {

@@ -16,6 +16,26 @@ fn world() -> (SimHost, AddressSpace) {
 }
 
 #[test]
+fn a_mapping_says_whether_its_region_was_registered_on_demand() {
+    let (host, space) = world();
+    let on_demand = Holder { container: 3, kind: HolderKind::OnDemand };
+    let first = space.register_for(&host.memory(A, 2 << 12), on_demand).unwrap();
+    // Who shares a region does not change what it is.
+    let shared = [
+        space.register(&host.range(A, 2 << 12)).unwrap(),
+        space.register(&host.memory(FAR, 2 << 12)).unwrap(),
+        space.register_for(&host.range(FAR, 2 << 12), on_demand).unwrap(),
+    ];
+    let mut t = space.translator();
+    for (at, expected) in [(A, true), (FAR, false)] {
+        assert_eq!(t.map_range(UserAddr::new(at), 1 << 12).unwrap().is_on_demand(), expected);
+        assert_eq!(space.find(UserAddr::new(at), 1).unwrap().on_demand, expected);
+    }
+    drop((first, shared));
+    assert_eq!(on_demand.to_string(), "registrations on demand of container 3");
+}
+
+#[test]
 fn debug_output_names_what_a_caller_needs() {
     let (host, space) = world();
     let holder = Holder { container: 3, kind: HolderKind::InFlight };
