@@ -102,8 +102,7 @@ pub enum RulesError {
 
 impl Deviations {
     /// The rules that are compiled in.
-    pub const BUILT_IN: &'static str =
-        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../conformance/deviations.toml"));
+    pub const BUILT_IN: &'static str = include_str!("../deviations.toml");
 
     /// Parses rules.
     ///
