@@ -5,7 +5,7 @@ use prereg::{Errno, PinError, UserRange};
 use crate::pagemap::PagemapError;
 
 /// A back end could not be initialised. Nothing is left behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
     /// The system forbids io_uring to this user.
@@ -51,6 +51,8 @@ pub enum BackendError {
     )]
     FramesHidden,
 }
+
+prereg::debug_as_display!(BackendError);
 
 /// The error for a pin in a child of `fork`.
 pub(crate) const fn pinned_by_parent(range: UserRange) -> PinError {

@@ -82,7 +82,7 @@ struct Kick {
 }
 
 /// Reasons for plain transfers instead of fixed buffers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlainReason {
     /// No back end was given.
@@ -104,6 +104,8 @@ pub enum PlainReason {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(PlainReason);
 
 /// The path by which a transfer reaches memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -63,7 +63,7 @@ pub enum MemoryKind {
 }
 
 /// Memory could not be made or accessed.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
     /// The size is zero or not a multiple of the page size.
@@ -122,6 +122,8 @@ pub enum MemoryError {
         bytes: u64,
     },
 }
+
+prereg::debug_as_display!(MemoryError);
 
 impl MemoryError {
     /// EINVAL for bad sizes, names and offsets, ENOMEM without huge pages, else the system's errno.

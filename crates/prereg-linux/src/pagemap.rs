@@ -41,7 +41,7 @@ pub(crate) struct PageRun {
 }
 
 /// The page map could not be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PagemapError {
     /// The file could not be opened.
@@ -74,6 +74,8 @@ pub enum PagemapError {
         bytes: u64,
     },
 }
+
+prereg::debug_as_display!(PagemapError);
 
 impl PagemapError {
     /// The system's errno; EFAULT for a range outside the address space.

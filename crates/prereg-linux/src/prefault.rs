@@ -36,7 +36,7 @@ impl fmt::Debug for Prefault<'_> {
 }
 
 /// Memory could not be prefaulted completely. Pages that were faulted in stay.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrefaultError {
     /// The cancel flag was set.
@@ -58,6 +58,8 @@ pub enum PrefaultError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(PrefaultError);
 
 impl PrefaultError {
     /// EINTR when cancelled, else the system's errno.

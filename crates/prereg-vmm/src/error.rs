@@ -3,7 +3,7 @@
 use prereg::{Errno, Iova, MapError, RegisterError};
 
 /// A mapping was not made or not removed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaMapError {
     /// Zero bytes, or past 2^64. EINVAL.
@@ -59,6 +59,8 @@ pub enum DmaMapError {
         lost: u64,
     },
 }
+
+prereg::debug_as_display!(DmaMapError);
 
 impl DmaMapError {
     /// EINVAL, EEXIST, or the errno of the refusing side, as said at each kind.

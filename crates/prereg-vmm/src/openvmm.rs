@@ -69,7 +69,7 @@ pub trait DmaTarget: Send + Sync {
 }
 
 /// The reason of a refused request.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaTargetError {
     /// A range that ends before it begins. EINVAL.
@@ -87,6 +87,8 @@ pub enum DmaTargetError {
     #[error(transparent)]
     Mappings(#[from] DmaMapError),
 }
+
+prereg::debug_as_display!(DmaTargetError);
 
 impl DmaTargetError {
     /// EINVAL, or the errno of the mappings' refusal.

@@ -195,7 +195,7 @@ impl Granule {
 }
 
 /// The reason why a (start, length) pair is not a range that can be registered. An error of the caller; EINVAL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RangeError {
     /// Zero bytes. (Linux returns ENOMEM and warns: docs/specification.md 1.4, B15.)
@@ -223,6 +223,8 @@ pub enum RangeError {
         bytes: u64,
     },
 }
+
+crate::debug_as_display!(RangeError);
 
 impl RangeError {
     /// EINVAL.

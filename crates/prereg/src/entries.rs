@@ -121,7 +121,7 @@ fn ua_of(unit: u64) -> UserAddr {
 }
 
 /// The reason why a block of entries could not be made. ENOMEM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryBlockError {
     /// No memory for the entries.
@@ -136,6 +136,8 @@ pub enum EntryBlockError {
         shift: PageShift,
     },
 }
+
+crate::debug_as_display!(EntryBlockError);
 
 impl EntryBlockError {
     /// ENOMEM.

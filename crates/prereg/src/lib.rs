@@ -53,6 +53,19 @@ extern crate alloc;
 #[cfg(feature = "std")]
 extern crate std;
 
+/// `Debug` by `Display`, for errors: one that `main` returns is printed with `Debug`, and the sentence is what its reader needs.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! debug_as_display {
+    ($error:ty) => {
+        impl ::core::fmt::Debug for $error {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                ::core::fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
 mod addr;
 mod engine;
 mod entries;

@@ -175,7 +175,7 @@ pub unsafe trait Memory {
 }
 
 /// The reason why pages could not be pinned. Nothing stays pinned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PinError {
     /// A page of the range is missing, read-only or of a kind that cannot be pinned. EFAULT.
@@ -232,6 +232,8 @@ pub enum PinError {
     },
 }
 
+crate::debug_as_display!(PinError);
+
 impl PinError {
     /// EFAULT, ENOMEM, ENOSPC, EOPNOTSUPP, or the system's number.
     #[must_use]
@@ -263,7 +265,7 @@ impl From<PageListError> for PinError {
 }
 
 /// The reason why pages could not be charged. Nothing is charged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChargeError {
     /// Over the owner's limit. ENOMEM.
@@ -280,6 +282,8 @@ pub enum ChargeError {
         limit: u64,
     },
 }
+
+crate::debug_as_display!(ChargeError);
 
 impl ChargeError {
     /// ENOMEM.

@@ -145,3 +145,12 @@ fn tables_are_locked_when_all_that_is_held_is() {
     assert!(state(0x2000, 0x2000).is_locked());
     assert!(!state(0x2000, 0x1000).is_locked() && !state(0x2000, 0).is_locked());
 }
+
+#[test]
+fn an_error_that_main_returns_is_printed_as_its_sentence() {
+    let granule = Granule::K4;
+    let error = UserRange::new(UserAddr::new(0x1001), 0x1000, granule).unwrap_err();
+    assert_eq!(format!("{error:?}"), error.to_string());
+    assert_eq!(format!("{:?}", prereg::OutOfMemory), prereg::OutOfMemory.to_string());
+    assert_eq!(format!("{:?}", prereg::MapError::Foreign), prereg::MapError::Foreign.to_string());
+}

@@ -3,7 +3,7 @@
 use prereg::{Errno, PageShift};
 
 /// A descriptor is not memory, or its memory cannot be accessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SharedError {
     /// A socket, a directory, a device, a file on a disk. ENODEV.
@@ -69,6 +69,8 @@ pub enum SharedError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(SharedError);
 
 impl SharedError {
     /// ENODEV, EACCES, EPERM, EINVAL or EFAULT as documented at each kind, else the system's errno.

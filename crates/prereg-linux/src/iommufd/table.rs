@@ -14,7 +14,7 @@ use crate::vfio::iova::IovaRange;
 use crate::vfio::uapi::{IOAS_READABLE, IOAS_WRITEABLE};
 
 /// A range was not mapped or unmapped.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IommufdTableError {
     /// The range is invalid. EINVAL.
@@ -60,6 +60,8 @@ pub enum IommufdTableError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(IommufdTableError);
 
 impl IommufdTableError {
     /// EINVAL, EEXIST, ENOENT, the mapping's or the kernel's, as documented at each kind.

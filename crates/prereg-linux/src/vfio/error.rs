@@ -12,7 +12,7 @@ pub struct BoundDriver {
 }
 
 /// A VFIO or iommufd back end, or a part of one, could not be used. Nothing is left open, attached or mapped.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum VfioError {
     /// A device node is missing.
@@ -164,6 +164,8 @@ pub enum VfioError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(VfioError);
 
 fn driver_text(driver: Option<&str>) -> String {
     driver.map_or_else(|| "no driver".to_owned(), ToOwned::to_owned)

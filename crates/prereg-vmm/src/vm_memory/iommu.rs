@@ -29,7 +29,7 @@ pub struct PinnedIommu {
 }
 
 /// Errors of mapping guest memory. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IommuMapError {
     /// Some of the guest addresses are not registered RAM: a device's memory, or a hole. EFAULT.
@@ -47,6 +47,8 @@ pub enum IommuMapError {
     #[error(transparent)]
     Iova(#[from] IovaMapError),
 }
+
+prereg::debug_as_display!(IommuMapError);
 
 impl IommuMapError {
     /// EFAULT, or the mapping's errno.

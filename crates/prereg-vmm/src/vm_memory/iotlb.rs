@@ -58,7 +58,7 @@ struct Uses {
 }
 
 /// Errors of an update. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IotlbUpdateError {
     /// Zero bytes, or addresses past 2^64. EINVAL.
@@ -78,6 +78,8 @@ pub enum IotlbUpdateError {
         limit: usize,
     },
 }
+
+prereg::debug_as_display!(IotlbUpdateError);
 
 impl IotlbUpdateError {
     /// EINVAL or ENOSPC.

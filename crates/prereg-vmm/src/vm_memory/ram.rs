@@ -15,7 +15,7 @@ use vm_memory::{
 use super::region_index::{RamRegion, RegionIndex, Regions};
 
 /// Errors of registering and unregistering guest memory. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RamError {
     /// A region has no address in this process. EFAULT.
@@ -55,6 +55,8 @@ pub enum RamError {
         mapped: u64,
     },
 }
+
+prereg::debug_as_display!(RamError);
 
 impl RamError {
     /// EFAULT, EEXIST, ENOENT, EBUSY, or the address space's, as said at each kind.

@@ -33,9 +33,11 @@ use crate::table_memory::chunked::{ChunkedArray, MAX_SLOTS};
 use crate::table_memory::owned::TableBox;
 
 /// No memory for a table. ENOMEM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no memory for the table")]
 pub struct OutOfMemory;
+
+crate::debug_as_display!(OutOfMemory);
 
 impl OutOfMemory {
     /// ENOMEM.

@@ -19,7 +19,7 @@ use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::owned::TableBox;
 
 /// The reason why memory could not be registered. Nothing is pinned, charged or listed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegisterError {
     /// Not a range of whole pages. EINVAL.
@@ -78,6 +78,8 @@ pub enum RegisterError {
         range: UserRange,
     },
 }
+
+crate::debug_as_display!(RegisterError);
 
 impl RegisterError {
     /// EINVAL, ENOMEM, ENOSPC, EDEADLK or the back end's, as documented at each variant.

@@ -54,7 +54,7 @@ impl Region {
 pub(crate) type SharedRegion = Arc<TableBox<Region>>;
 
 /// The reason why a page cannot be mapped. Nothing is counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
     /// No one region holds all of the page. EFAULT.
@@ -106,6 +106,8 @@ pub enum MapError {
     #[error("the translator belongs to another address space")]
     Foreign,
 }
+
+crate::debug_as_display!(MapError);
 
 impl MapError {
     /// EFAULT, ENXIO, EINVAL or EAGAIN, as documented at each variant.

@@ -44,9 +44,11 @@ pub struct RundownRef {
 }
 
 /// The rundown is closed. ENXIO.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("closed: the object it protects is being released")]
 pub struct Closed;
+
+crate::debug_as_display!(Closed);
 
 impl Closed {
     /// ENXIO.
@@ -57,9 +59,11 @@ impl Closed {
 }
 
 /// The units held when a ref could not be closed. EBUSY.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} units are still held")]
 pub struct Busy(pub u64);
+
+crate::debug_as_display!(Busy);
 
 impl Busy {
     /// EBUSY.
@@ -70,9 +74,11 @@ impl Busy {
 }
 
 /// A `leave` without an `enter`: an accounting error of the caller. Nothing changed. EINVAL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("no unit is held: one was released twice")]
 pub struct RefUnderflow;
+
+crate::debug_as_display!(RefUnderflow);
 
 impl RefUnderflow {
     /// EINVAL.

@@ -16,7 +16,7 @@ use crate::translator::Translator;
 const BLOCK: usize = 64;
 
 /// The reason why a list was not mapped. Nothing is counted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListError {
     /// A page of it cannot be mapped. The page's errno.
@@ -38,6 +38,8 @@ pub enum ListError {
         capacity: usize,
     },
 }
+
+crate::debug_as_display!(ListError);
 
 impl ListError {
     /// The page's, or EINVAL.

@@ -13,7 +13,7 @@ use prereg::{Access, BusAddr, Errno, MapError, Mapping, PageShift, Translator, U
 use super::window::Window;
 
 /// Entries were not changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SpaprTableError {
     /// The entries are not inside the window, or misaligned. EINVAL.
@@ -58,6 +58,8 @@ pub enum SpaprTableError {
         lost: u64,
     },
 }
+
+prereg::debug_as_display!(SpaprTableError);
 
 fn lost_text(lost: u64) -> String {
     if lost == 0 { String::new() } else { format!(" ({lost} entries that were there before are empty now)") }

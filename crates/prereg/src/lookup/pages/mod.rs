@@ -21,7 +21,7 @@ use crate::table_memory::owned::TableArray;
 mod runs;
 
 /// The reason why a back end's page could not be added.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PageListError {
     /// No memory for the list.
@@ -42,6 +42,8 @@ pub enum PageListError {
         pages: u64,
     },
 }
+
+crate::debug_as_display!(PageListError);
 
 /// Contiguous pages: page `index` and the following ones up to the next run lie at `host` and on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
