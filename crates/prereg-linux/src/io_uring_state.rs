@@ -2,6 +2,7 @@
 
 /// Counters of an [`IoUring`](crate::IoUring).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct IoUringState {
     /// Rings made.

@@ -72,6 +72,7 @@ pub struct Iommufd {
 
 /// Counters of an [`Iommufd`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct IommufdState {
     /// Bytes pinned now.

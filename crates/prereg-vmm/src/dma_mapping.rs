@@ -4,6 +4,7 @@ use prereg::{Access, Iova, UserAddr};
 
 /// The kind of memory, as far as the caller knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum MemoryKind {
     /// RAM, which is pinned. Only for [`Access::Read`] may it be memory that cannot be pinned, read-only memory for one: the
     /// container then pins it by itself.
@@ -16,6 +17,7 @@ pub enum MemoryKind {
 
 /// The memory of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum MappedMemory {
     /// At an address of this process.
     Address(UserAddr),
@@ -28,6 +30,7 @@ pub enum MappedMemory {
 
 /// A mapping, as plain data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct DmaMapping {
     /// Its I/O virtual address.

@@ -26,6 +26,7 @@ use crate::pins::Pins;
 
 /// The mappings of a device address space, as plain data.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct MappingsState {
     /// By ascending address.

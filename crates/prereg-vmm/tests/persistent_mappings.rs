@@ -282,6 +282,22 @@ fn the_last_device_takes_no_pins_and_the_next_one_finds_the_mappings() {
     assert_eq!(world.counts(), (2, 2), "one device is left");
 }
 
+#[cfg(feature = "serde")]
+#[test]
+fn states_are_written_as_json_and_mappings_are_read_back() {
+    let world = World::new();
+    world.map(0x4000, 0, 4).unwrap();
+    let mappings = world.mappings.snapshot();
+    let text = serde_json::to_string(&mappings).unwrap();
+    assert_eq!(
+        text,
+        r#"{"mappings":[{"iova":16384,"bytes":16384,"memory":{"Address":1879048192},"access":"ReadWrite","pinned":true}],"devices":0,"dormant":false}"#
+    );
+    assert_eq!(serde_json::from_str::<prereg_vmm::MappingsState>(&text).unwrap(), mappings);
+    let space = serde_json::to_value(world.space.snapshot()).unwrap();
+    assert_eq!((&space["pinned_pages"], &space["regions"][0]["on_demand"]), (&4.into(), &true.into()));
+}
+
 #[test]
 fn a_container_that_keeps_its_mappings_is_left_alone() {
     let world = World::with(Model { keeps: true, ..Model::default() });

@@ -13,6 +13,7 @@ macro_rules! addresses {
     ($($(#[$doc:meta])* $name:ident, $tag:literal;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
         #[repr(transparent)]
         pub struct $name(u64);
 
@@ -102,6 +103,7 @@ addresses! {
 
 /// The size of a page as a power of two: `2^shift` bytes, `shift` from 0 to 63.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[repr(transparent)]
 pub struct PageShift(u8);
 

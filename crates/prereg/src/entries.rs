@@ -24,6 +24,7 @@ use crate::translator::Translator;
 
 /// The accesses that an entry permits to a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Access {
     /// The device may read memory.
     Read,

@@ -13,6 +13,7 @@ use crate::table_memory::TableMemory;
 
 /// The kind of address that a back end names for a pinned page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum AddressKind {
     /// Physical addresses, as the machine's bus or an identity-mapped IOMMU needs them.

@@ -8,6 +8,7 @@ use crate::table_memory::TableMemoryState;
 
 /// One region as it was at some moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RegionState {
     /// The first byte.
@@ -47,6 +48,7 @@ impl RegionState {
 
 /// An address space as it was at some moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SpaceState {
     /// The regions by start address.

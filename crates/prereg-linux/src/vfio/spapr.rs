@@ -64,6 +64,7 @@ pub struct VfioSpaprV2 {
 
 /// Counters of a [`VfioSpaprV2`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SpaprState {
     /// Bytes registered with the kernel now.

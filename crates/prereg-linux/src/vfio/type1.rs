@@ -59,6 +59,7 @@ enum ContainerHandle {
 
 /// Counters of a [`VfioType1`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Type1State {
     /// Mappings in the container: one per region, more for a region that was split.

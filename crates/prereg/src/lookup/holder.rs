@@ -21,6 +21,7 @@ use crate::table_memory::owned::TableBox;
 
 /// The holder of mappings or registrations, for reports: a container and a kind of use.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Holder {
     /// The container's number, chosen by its creator; 0 where there is none.
     pub container: u64,
@@ -30,6 +31,7 @@ pub struct Holder {
 
 /// The use of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum HolderKind {
     /// An entry of an IOMMU table.
@@ -61,6 +63,7 @@ impl fmt::Display for Holder {
 
 /// The mappings (or registrations) of a region that one holder has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct HolderTotal {
     /// The holder.
     pub holder: Holder,

@@ -28,6 +28,7 @@ const PAGE: usize = 4096;
 
 /// The table memory of an address space, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct TableMemoryState {
     /// Allocated to tables and not released.
