@@ -1,4 +1,4 @@
-//! Gives the shared library that cargo makes the name that `make install` gives its own: `libprereg.so.MAJOR`.
+//! Sets the soname of the shared library built by cargo to that of the installed one: `libprereg.so.MAJOR`.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -1,4 +1,4 @@
-//! Any requests with any bytes to two containers of one process: an errno or success, and the books balance after each.
+//! Arbitrary requests to two containers of one process: each succeeds or returns an errno, and the counts match after each.
 
 #![no_main]
 
@@ -73,7 +73,7 @@ fuzz_target!(|requests: Vec<Request>| {
         let entries: u64 =
             containers.iter().flat_map(Container::windows).map(|(_, table)| table.live()).sum();
         let regions = space.snapshot().regions;
-        // A container of the first version maps pages of its own.
+        // A container of the first version maps pages without a registration.
         let v1 = containers
             .iter()
             .any(|container| container.version() == Some(prereg_iommu::container::Version::V1));

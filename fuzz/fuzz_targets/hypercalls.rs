@@ -1,7 +1,6 @@
-//! A guest that calls what it likes with what it likes, under both rule sets, while its owner tries to take the memory away.
+//! Arbitrary hypercalls of a guest under both rule sets, while the owner unregisters the memory.
 //!
-//! After every step the region counts one more than the live entries of all hardware tables; in the end nothing is pinned
-//! or charged.
+//! After every step the region's mappings equal the live entries of all hardware tables; at the end nothing is pinned or charged.
 
 #![no_main]
 
@@ -17,7 +16,7 @@ use prereg_sim::SimHost;
 
 const RAM_UA: u64 = 0x10_0000_0000;
 const RAM_PAGES: u64 = 64;
-/// Guest memory that nobody registered, above the registered one.
+/// Unregistered guest memory above the registered memory.
 const LOOSE_PAGES: u64 = 16;
 const PAGE: u64 = 4096;
 
@@ -29,13 +28,13 @@ struct Guest {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// Registers as they come.
+    /// Arbitrary registers.
     Raw {
         number: u64,
         arguments: [u64; 4],
         list: Vec<u64>,
     },
-    /// Registers that have a chance to be right.
+    /// Plausible registers.
     Get {
         place: Place,
     },
@@ -55,11 +54,11 @@ enum Step {
         value: Value,
         pages: u32,
     },
-    /// A device's access.
+    /// An access of a device.
     Access {
         place: Place,
     },
-    /// The owner takes the memory away, and gives it again if that worked.
+    /// The owner unregisters the memory, and registers it again after a success.
     Unregister,
 }
 
@@ -90,8 +89,8 @@ struct Window {
     start: u64,
 }
 
-/// One entry a page; a larger guest page over 4 KiB hardware pages; no hardware, and more entries than any other. A guest
-/// may fill what its owner gave it, so the largest is still small: 8 MiB of values.
+/// Equal page sizes; a larger guest page over 4 KiB hardware pages; no hardware table, with the most entries: 8 MiB of values, which a
+/// guest may fill.
 const WINDOWS: [Window; 3] = [
     Window { liobn: 0x8000_0000, shift: 12, start: 0 },
     Window { liobn: 0x8000_0001, shift: 16, start: 1 << 59 },
@@ -104,7 +103,7 @@ impl Place {
         WINDOWS.get(usize::from(self.table % 4)).map_or(0xdead, |window| window.liobn)
     }
 
-    /// The low bits are 0 more often than not, as an aligned address has them.
+    /// The low bits are mostly 0, as in an aligned address.
     fn ioba(&self) -> BusAddr {
         let window = &WINDOWS[usize::from(self.table % 4) % 3];
         let low = if self.low & 0x8000 != 0 { u64::from(self.low & 0x7fff) } else { 0 };
@@ -160,16 +159,16 @@ fuzz_target!(|guest: Guest| {
         let table = calls.create(Liobn::new(window.liobn as u32), geometry).unwrap();
         if entries < 1 << 20 {
             let pages = Geometry::new(geometry.start(), PageShift::K4, geometry.bytes() / PAGE).unwrap();
-            let behind = Arc::new(HwTable::new(space.clone(), pages, 1).unwrap());
-            table.attach(behind.clone()).unwrap();
-            hardware.push(behind);
+            let hardware_table = Arc::new(HwTable::new(space.clone(), pages, 1).unwrap());
+            table.attach(hardware_table.clone()).unwrap();
+            hardware.push(hardware_table);
         }
     }
     let mut translator = space.translator();
 
     for step in &guest.steps {
         if let Some((call, list)) = step.call() {
-            // A walk over 2^32 entries that exist is the caller's to bound; here few exist.
+            // The caller limits walks over existing entries; here only a few exist.
             let read = |at: GuestAddr, values: &mut [u64]| {
                 if at.raw() >= (RAM_PAGES + LOOSE_PAGES) * PAGE {
                     return Err(NotRam);

@@ -1,7 +1,7 @@
-//! A device's address space driven with any numbers, raw ones among them, against a list that is searched from end to end.
+//! Arbitrary operations on an IOVA map, compared with a list that is searched linearly.
 //!
-//! Every answer's errno, what an access finds, who has to wait and who is told are the list's; the region has as many units
-//! taken as the list says; in the end none, and nothing is pinned.
+//! Errors, pieces of accesses, waiting unmaps and drain callbacks must equal those of the list, and the region's units too; at the end
+//! no unit is held, and nothing is pinned.
 
 #![no_main]
 
@@ -16,7 +16,7 @@ use prereg_sim::SimHost;
 
 const UA: u64 = 0x20_0000_0000;
 const PAGE: u64 = 4096;
-/// Two regions that touch, of so many pages each.
+/// Pages of each of two adjacent regions.
 const PAGES: u64 = 32;
 const LIMIT: u32 = 12;
 
@@ -25,7 +25,7 @@ struct Range {
     page: u8,
     pages: u8,
     odd: u8,
-    /// From the top of the address space downwards.
+    /// At the top of the address space.
     high: bool,
 }
 
@@ -73,7 +73,7 @@ struct Listed {
     first: u64,
     last: u64,
     access: Access,
-    /// Units it has, and the user address behind its first byte; none for remote memory.
+    /// Units it holds, and the user address of its first byte; none for remote memory.
     units: u64,
     ua: Option<u64>,
 }
@@ -84,7 +84,7 @@ struct List {
     closing: Vec<Listed>,
     holds: Vec<Vec<u64>>,
     ids: u64,
-    told: u64,
+    drained: u64,
 }
 
 /// The last byte of a range; `None` for one that is empty or passes the top.
@@ -119,16 +119,16 @@ impl List {
         self.live = live;
         let ids = gone.iter().map(|listed| listed.id).collect();
         self.closing.extend(gone);
-        self.settle();
+        self.remove_unused();
         Ok(ids)
     }
 
-    fn settle(&mut self) {
+    fn remove_unused(&mut self) {
         let Self { closing, holds, .. } = self;
         closing.retain(|listed| holds.iter().any(|hold| hold.contains(&listed.id)));
     }
 
-    /// The mappings an access stands in, or its errno.
+    /// The mappings of an access, or its errno.
     fn hold(&self, first: u64, bytes: u64, access: Access) -> Result<Vec<Listed>, Errno> {
         let last = last_of(first, bytes).ok_or(Errno::EINVAL)?;
         let mut found = Vec::new();
@@ -153,8 +153,8 @@ impl List {
     fn drop_hold(&mut self, index: usize) {
         let gone = self.holds.remove(index);
         let closing = |id: &&u64| self.closing.iter().any(|listed| listed.id == **id);
-        self.told += gone.iter().filter(closing).filter(|&&id| self.inside(id) == 0).count() as u64;
-        self.settle();
+        self.drained += gone.iter().filter(closing).filter(|&&id| self.inside(id) == 0).count() as u64;
+        self.remove_unused();
     }
 
     fn units(&self) -> u64 {
@@ -163,16 +163,15 @@ impl List {
 }
 
 #[derive(Default)]
-struct Bell(AtomicU64);
+struct DrainCount(AtomicU64);
 
-impl Drained for Bell {
+impl Drained for DrainCount {
     fn drained(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// The backing of `bytes` bytes from page `to` of the two regions on: in one piece, in two, or remote. With the units it
-/// takes, and the errno it is refused with.
+/// The backing of `bytes` bytes from page `to` of the two regions on: one piece, two pieces, or remote; with its units or its errno.
 fn backing(to: u64, bytes: u64, how: u8) -> (Backing, Result<u64, Errno>) {
     let ua = UA + to * PAGE;
     let seam = UA + PAGES * PAGE;
@@ -197,7 +196,7 @@ fn backing(to: u64, bytes: u64, how: u8) -> (Backing, Result<u64, Errno>) {
     }
 }
 
-/// Every byte of an access in the order of the pieces is where the list says.
+/// The pieces of an access are those of the list, in order.
 fn check_pieces(held: &Held, found: &[Listed], first: u64, bytes: u64, host: &SimHost) {
     let mut at = first;
     for piece in held.pieces() {
@@ -228,9 +227,9 @@ fuzz_target!(|steps: Vec<Step>| {
     let space = AddressSpace::builder(host.clone()).build().unwrap();
     let low = space.register(&host.memory(UA, PAGES * PAGE)).expect("a region");
     let high = space.register(&host.memory(UA + PAGES * PAGE, PAGES * PAGE)).expect("a region");
-    let bell = Arc::new(Bell::default());
+    let drains = Arc::new(DrainCount::default());
     let limits = IovaLimits { mappings: LIMIT, ..IovaLimits::default() };
-    let map = IovaMap::new(&space, limits, Holder::default(), Arc::clone(&bell) as Arc<dyn Drained>);
+    let map = IovaMap::new(&space, limits, Holder::default(), Arc::clone(&drains) as Arc<dyn Drained>);
     let map = map.expect("memory for a map");
     let mut list = List::default();
     let mut holds: Vec<Held> = Vec::new();
@@ -261,7 +260,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 }
             }
             Step::MapRaw { iova, bytes, ua } => {
-                // Nothing of ours is there.
+                // No registered memory is there.
                 let ua = UserAddr::new(ua | 1 << 63);
                 let got = map.map(Iova::new(iova), bytes, Backing::Local(ua), Access::Read);
                 assert!(got.is_err());
@@ -272,7 +271,7 @@ fuzz_target!(|steps: Vec<Step>| {
             }
             Step::UnmapRaw { iova, bytes } => unmap(&map, &mut list, &mut unmappings, iova, bytes),
             Step::UnmapAll => {
-                let ids = list.unmap_to(0, u64::MAX).expect("everything splits nothing");
+                let ids = list.unmap_to(0, u64::MAX).expect("the whole space cuts no mapping");
                 unmappings.push((ids, map.unmap_all()));
             }
             Step::Hold { range, skip, bytes, rights } => {
@@ -293,7 +292,7 @@ fuzz_target!(|steps: Vec<Step>| {
         }
         let mapped = |registration: &prereg::Registration| registration.state().expect("registered").mapped;
         assert_eq!(mapped(&low) + mapped(&high), list.units());
-        assert_eq!(bell.0.load(Ordering::SeqCst), list.told);
+        assert_eq!(drains.0.load(Ordering::SeqCst), list.drained);
         let state = map.snapshot();
         assert_eq!((state.mappings, state.closing.len()), (list.live.len() as u64, list.closing.len()));
         for (ids, unmapping) in &unmappings {

@@ -1,5 +1,5 @@
-//! A guest that writes anything to the registers, doorbells and queues of an NVMe controller: the judge of the crate's tests
-//! says what must hold, and how a script is written.
+//! Arbitrary writes to the registers, doorbells and queues of an NVMe controller. The crate's tests have the format of a script and the
+//! conditions.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any text as scenarios: every line is answered, nothing is left pinned or charged, whatever the page size.
+//! Arbitrary text as scenarios: every line has an answer, and nothing is left pinned or charged, with both page sizes.
 
 #![no_main]
 
@@ -20,7 +20,7 @@ fuzz_target!(|text: &[u8]| {
             assert_eq!(transcript.leak, None, "{transcript}");
         }
     }
-    // The same bytes as answers and as rules: read or refused.
+    // The bytes as answers and as rules: parsed or refused.
     let _ = Deviations::parse(&text);
     if let Ok(deviations) = Deviations::parse(Deviations::BUILT_IN) {
         let mut comparator = Comparator::new(&deviations, Answers::parse(&text));

@@ -1,5 +1,5 @@
-//! Sessions of a vfio-user client against the server that performs them, with real memory and descriptors: the judge of the
-//! crate's tests says what must hold, and how a script is written.
+//! Sessions of a vfio-user client with the server, with real memory and descriptors. The crate's tests have the format of a script and
+//! the conditions.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Operations on address spaces chosen by the bytes, compared with the reference model of the core.
+//! Arbitrary operations on address spaces, compared with the reference model of the core.
 //!
 //! The first byte selects the kind of case, then seven bytes are one operation (see `prereg_core_model::Op`).
 

@@ -1,4 +1,4 @@
-//! Any bytes as a trace file, plain or zstd: refused with a message that has a line, or read within the limits.
+//! Arbitrary bytes as a trace file, plain or zstd: refused with file and line, or parsed within the limits.
 
 #![no_main]
 
@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use prereg_cli::trace::parse::Limits;
 use prereg_cli::trace::read::read_from;
 
-/// Small enough that a reader that forgets a limit is seen as one that runs out of memory.
+/// Small, so that a reader without a limit runs out of memory.
 const LIMITS: Limits = Limits { line_bytes: 1 << 12, records: 1 << 10, values: 1 << 12, host_bytes: 1 << 30 };
 
 fuzz_target!(|file: &[u8]| {

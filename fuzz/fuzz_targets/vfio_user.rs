@@ -1,5 +1,5 @@
-//! A vfio-user client that sends anything, and a server that answers anyhow: the judge of the crate's tests says what must
-//! hold, and how a script is written.
+//! Arbitrary messages of a vfio-user client, and arbitrary replies of a server. The crate's tests have the format of a script and the
+//! conditions.
 
 #![no_main]
 

@@ -1,8 +1,8 @@
 /* prereg: DMA memory pre-registration. Pin once, map a million times.
  *
  * A space owns regions. A registration is one owner's claim on a region: the first pins every page and charges it, the
- * last unpins. A translator is a thread's reader handle: it maps a page by a look-up, a count and a load. A mapping is one
- * counted use and the only thing that yields a host address; while one lives, the last prereg_unregister() answers -EBUSY.
+ * last unpins. A translator is a thread's reader handle: it maps a page by a lookup, a count and a load. A mapping is one
+ * counted use, and only it has a host address; while one lives, the last prereg_unregister() returns -EBUSY.
  *
  *     struct prereg_error why;
  *     prereg_space *space = NULL;
@@ -20,55 +20,54 @@
  *     prereg_unmap(reader, &m);
  *     prereg_unregister(&ram, NULL, &why);            // 0; ram is NULL
  *
- * RESULTS. A call returns 0 (a few return 1 for "yes"), or a negative errno and has changed nothing; where it is otherwise
- * its text says so. The struct prereg_error that most calls take gets the number and a sentence; NULL is fine. Nothing is
- * kept in a global or by thread.
+ * RESULTS. A call returns 0 (a few return 1 for "yes"), or a negative errno and changes nothing, unless its documentation says
+ * otherwise. Most calls take a struct prereg_error for the number and a message; NULL is allowed. There is no global or
+ * per-thread state.
  *
- * POINTERS. NULL is allowed wherever the text says so and answered with -EINVAL elsewhere, as is a pointer that is not
- * aligned for its type. Every other pointer points at what its type says. Two pointers of one call do not overlap.
+ * POINTERS. NULL is allowed where the documentation says so and returns -EINVAL elsewhere, as does a pointer that is not
+ * aligned for its type. Every other pointer must be valid for its type. Two pointers of one call must not overlap.
  *
- * HANDLES. A call that makes a handle sets the variable whose address it is given (to NULL when it fails); a call that ends
- * one takes the variable's address and sets it to NULL. Freeing NULL is fine. A handle is a number, not an address: one of
- * another type, one that was freed through another copy of the variable and one that was never made are answered with
- * -EINVAL, always, and never taken for one that was made since.
+ * HANDLES. A call that creates a handle writes it to the variable whose address it gets (NULL if it fails); a call that
+ * releases one takes the variable's address and sets it to NULL. Releasing NULL has no effect. A handle is a number, not an
+ * address: one of another type, one that was released through a copy of the variable and an invalid one return -EINVAL, and
+ * are never mistaken for a newer one.
  *
- * MAPPINGS. struct prereg_mapping and struct prereg_range name what the library keeps. Only the struct that the call filled,
- * where it was filled, is the mapping; each is released once. Another release, of it or of a copy wherever it is put, is
- * answered with -EINVAL and releases nothing.
+ * MAPPINGS. struct prereg_mapping and struct prereg_range refer to mappings in the library. Only the struct that the call
+ * filled, at its address, is the mapping; it is released once. Releasing it or a copy again returns -EINVAL and releases
+ * nothing.
  *
- * SIZES. Structs whose first member is `size` are set to zero first, then size to sizeof; that goes for those that a call
- * fills too. A program that was compiled with an older header goes on working: the members that its struct lacks count as
- * zero and are not written. One that was compiled with a newer header works as long as what this library does not know is
- * zero; otherwise the answer is -EINVAL. Of an array the size of the first element says how far apart all are. struct
- * prereg_error, prereg_mapping and prereg_range never change their size and need no preparation. Members that are reserved,
- * bits without a meaning, and options that are not used are refused with -EINVAL unless they are zero.
+ * SIZES. Structs whose first member is `size` are set to zero first, then size to sizeof; also those that a call fills. A
+ * program that was compiled with an older header continues to work: members that its struct lacks are read as zero and are
+ * not written. One that was compiled with a newer header works if the members that this library does not know are zero;
+ * otherwise the result is -EINVAL. In an array the size of the first element is the distance of the elements. struct
+ * prereg_error, prereg_mapping and prereg_range never change their size and need no preparation. Reserved members, undefined
+ * bits, and options that are not used are refused with -EINVAL unless they are zero.
  *
  * THREADS. A space, a state, entries, a table, an owner, a container, an IOVA map, a device, a window: any number of threads
- * at once. A translator: one thread at a time, whichever; a signal handler has its own. A guest: hypercalls and look-ups on
- * any number of threads at once, every other call alone. A mapping, a range, a registration, a hold: may go from thread to
- * thread; of several threads that release one, one succeeds. What ends a handle never runs beside another call on that
- * handle.
+ * at once. A translator: one thread at a time, any thread; a signal handler has its own. A guest: hypercalls and lookups on
+ * any number of threads at once, every other call alone. A mapping, a range, a registration, a hold: may be passed between
+ * threads; of several threads that release one, one succeeds. No call on a handle may run while the handle is released.
  *
  * SIGNAL HANDLERS. prereg_map, prereg_unmap, prereg_check, prereg_map_range, prereg_range_runs, prereg_unmap_range:
  * no lock, no allocation, no system call, no page fault, with a translator of the handler's own, while no more of its
- * mappings live than it has room for: 32, or what prereg_translator_reserve was asked for.
+ * mappings live than it has slots: 32, or the number that prereg_translator_reserve was called with.
  *
- * DIRTY PAGES. What unpin is told as written: the pages of holds that write (prereg_iova_hold), of table entries that allow
- * it, of prereg_unmap_written and prereg_unmap_range_written, and what prereg_mark_dirty and prereg_mark_dirty_range name.
- * What a device does with a page that prereg_map or prereg_map_range mapped the caller alone knows.
+ * DIRTY PAGES. The pages reported to unpin as written: those of holds that write (prereg_iova_hold), of table entries with
+ * write permission, of prereg_unmap_written and prereg_unmap_range_written, and of prereg_mark_dirty and
+ * prereg_mark_dirty_range. The library does not detect writes to pages of prereg_map and prereg_map_range.
  *
- * ADDRESSES. Every host address comes from the back end's pins. With PREREG_BACKEND_CALLBACKS the program itself vouches for
- * them: see struct prereg_pin_ops. With PREREG_BACKEND_FIXED and prereg_register_device too: `host` is the program's word.
- * With the others the library does: the kernel said so after the page was pinned.
+ * ADDRESSES. Every host address comes from the back end's pins. With PREREG_BACKEND_CALLBACKS the program guarantees them: see
+ * struct prereg_pin_ops. With PREREG_BACKEND_FIXED and prereg_register_device it guarantees `host`. With the other back ends
+ * the library does: it reads each address after the page is pinned.
  *
- * PANICS. A defect of the library that shows as a panic is caught at the border: the call answers -ENOTRECOVERABLE, which
- * nothing else answers, and a report goes to standard error; go on only to save what you can. A library that was built with
- * panic=abort ends the process instead. Running out of the memory of malloc is -ENOMEM for handles; in the small lists
- * inside a call it ends the process. Functions that you pass in may not throw, unwind or jump out.
+ * PANICS. A defect of the library that causes a panic is caught: the call returns -ENOTRECOVERABLE, which has no other use,
+ * and a report is written to standard error; continue only to save data. A library that was built with panic=abort ends the
+ * process instead. Out of memory is -ENOMEM for handles; in the small lists inside a call it ends the process. Functions that
+ * the program passes must not throw, unwind or jump out.
  *
- * FORK. A child does not use the handles of its parent.
+ * FORK. A child must not use the handles of its parent.
  *
- * Made by cbindgen from the source: do not edit. SPDX-License-Identifier: Apache-2.0 OR MIT
+ * Generated by cbindgen from the source: do not edit. SPDX-License-Identifier: Apache-2.0 OR MIT
  */
 
 #ifndef PREREG_H
@@ -77,7 +76,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/** The major version of this header: the ABI's, and the number in the library's soname. */
+/** The major version of this header and of the ABI, and the number in the library's soname. */
 #define PREREG_VERSION_MAJOR 0
 
 /** The minor version. Programs run with every later one of the same major version. */
@@ -89,7 +88,7 @@
 /** Bytes of a message, its closing NUL included. */
 #define PREREG_MESSAGE_BYTES 504
 
-/** Whatever suits the back end: physical addresses where this process may see them, else (slot, offset). */
+/** Chosen by the back end: physical addresses if this process may read them, otherwise (slot, offset). */
 #define PREREG_ADDRESS_ANY 0
 
 /** Physical addresses. */
@@ -104,10 +103,10 @@
 /** Addresses of device memory. */
 #define PREREG_ADDRESS_DEVICE 4
 
-/** No device may be programmed with them: they are made up, or belong to memory that is not pinned. */
+/** No device may use them: they are invented, or belong to memory that is not pinned. */
 #define PREREG_ADDRESS_INVENTED 5
 
-/** The user addresses themselves: the kernel knows where the pages are, and takes these wherever a host address is needed. */
+/** The user addresses themselves: the kernel translates them wherever a host address is needed. */
 #define PREREG_ADDRESS_USER 6
 
 /** Held for anything else. */
@@ -128,50 +127,50 @@
 /** Device memory: neither pinned nor charged. */
 #define PREREG_REGION_DEVICE 1
 
-/** No registration is left, or it waits to be idle: no new mappings, released when the last one goes. */
+/** Without registrations, closed for new mappings, released with the last mapping. */
 #define PREREG_REGION_DRAINING 2
 
-/** Pins with io_uring: FOLL_LONGTERM, for any user within RLIMIT_MEMLOCK. What 0 chooses. */
+/** Pins with io_uring: FOLL_LONGTERM, for any user within RLIMIT_MEMLOCK. The default. */
 #define PREREG_BACKEND_IO_URING 0
 
-/** Locks with mlock(2). Locked pages still move: for comparison, not for devices. */
+/** Locks with mlock(2). Locked pages can move: for comparison, not for devices. */
 #define PREREG_BACKEND_MLOCK 1
 
 /** Device memory: host address = `fixed_host` + offset; nothing is pinned or charged. */
 #define PREREG_BACKEND_FIXED 2
 
-/** The caller pins: see `prereg_pin_ops`. */
+/** The caller's functions pin: see `prereg_pin_ops`. */
 #define PREREG_BACKEND_CALLBACKS 3
 
 /**
- * A VFIO container of type1 version 2: a region is mapped into it once, and that pins it; host addresses are I/O addresses. The
- * container is made here with the group of `device` in it; or, where `device` is NULL, it is one that the caller opened and gave a
- * group to (`container_fd`), and the caller keeps a group in it.
+ * A VFIO container of type1 version 2: a region is mapped into it once, which pins it; host addresses are I/O addresses. The
+ * container is opened with the group of `device`; or, if `device` is NULL, it is the caller's own (`container_fd`), in which the caller
+ * keeps a group.
  */
 #define PREREG_BACKEND_VFIO_TYPE1 4
 
 /**
- * A VFIO container of SPAPR TCE version 2, on POWER, made here with the group of `device` in it: memory is registered with it
+ * A VFIO container of SPAPR TCE version 2, on POWER, opened with the group of `device`: memory is registered with it
  * once, and devices reach it through windows (`prereg_window`). Host addresses are user addresses.
  */
 #define PREREG_BACKEND_VFIO_SPAPR_V2 5
 
 /**
- * iommufd with `device` attached: memory is pinned once in a space of its own and shown to devices as `placement` says. Host
+ * iommufd with `device` attached: memory is pinned once in a staging IOAS and mapped for devices according to `placement`. Host
  * addresses are I/O addresses.
  */
 #define PREREG_BACKEND_IOMMUFD 6
 
-/** Devices reach all that is registered, at the host addresses of its mappings. */
+/** Devices reach all registered memory, at the host addresses of its mappings. */
 #define PREREG_PLACEMENT_SHARED 0
 
-/** Devices reach what a `prereg_io_table` maps, where it says. Host addresses are no device's. */
+/** Devices reach memory that a `prereg_io_table` maps, at its addresses. No device can use host addresses. */
 #define PREREG_PLACEMENT_HELD 1
 
-/** Answers as QEMU gives them in user space. */
+/** The rules of QEMU in user space. */
 #define PREREG_RULES_QEMU 0
 
-/** Answers as KVM's handlers give them; what they find too hard is done by QEMU's rules. */
+/** The rules of KVM's handlers; calls that are too hard for them follow QEMU's. */
 #define PREREG_RULES_KVM 1
 
 /** The number of H_GET_TCE. */
@@ -189,7 +188,7 @@
 /** H_SUCCESS. */
 #define PREREG_H_SUCCESS 0
 
-/** H_BUSY: another vCPU is at the same entry and does not come to an end; nothing changed. */
+/** H_BUSY: another vCPU keeps changing the same entry; nothing changed. */
 #define PREREG_H_BUSY 1
 
 /** H_HARDWARE: the translator is of another space. */
@@ -201,7 +200,7 @@
 /** H_RESOURCE: no memory for a part of a table. */
 #define PREREG_H_RESOURCE (-16)
 
-/** H_TOO_HARD: the fast path cannot do it. Never seen by a guest. */
+/** H_TOO_HARD: the fast path cannot do it. A guest never receives it. */
 #define PREREG_H_TOO_HARD 9999
 
 /** Bare-metal POWER9. */
@@ -213,49 +212,49 @@
 /** A guest of a POWER hypervisor. */
 #define PREREG_PLATFORM_PSERIES 2
 
-/** A window beside the default one, at a high bus address. */
+/** A window in addition to the default one, at a high bus address. */
 #define PREREG_WINDOW_BESIDE 0
 
-/** A window in the place of the default one, which is given up: for devices that reach no higher. */
+/** A window in the place of the default one, which is removed: for devices that cannot address more. */
 #define PREREG_WINDOW_INSTEAD 1
 
 /** The registers of a device, mapped. */
 typedef struct prereg_bar prereg_bar;
 
-/** A VFIO container. Any thread; calls take their turns, as under the kernel's own lock. */
+/** A VFIO container. Any thread; calls are serialised by a lock, as in the kernel. */
 typedef struct prereg_container prereg_container;
 
-/** A PCI device that VFIO handed over. Any thread, any number at once. */
+/** A PCI device opened through VFIO. Any number of threads at once. */
 typedef struct prereg_device prereg_device;
 
 /**
- * The pages of a region that were marked as written, and perhaps neighbours of them: every page of an access that writes
- * (`prereg_iova_hold`), of a table entry through which a device could write, and of `prereg_mark_dirty` and its kind. Good only
- * until the unpin function returns.
+ * The pages of a region that were marked as written, and possibly adjacent ones: every page of an access that writes
+ * (`prereg_iova_hold`), of a table entry with write permission, and of `prereg_mark_dirty` and similar calls. Valid until the unpin
+ * function returns.
  */
 typedef struct prereg_dirty_pages prereg_dirty_pages;
 
-/** A region on its way out: no registration, no new mappings. */
+/** A draining region: no registration, no new mappings. */
 typedef struct prereg_draining prereg_draining;
 
 /**
- * A block of entries of one page size, each of which may own one counted mapping. Any thread, any number at once: changes
+ * A block of entries of one page size, each of which may own one counted mapping. Any number of threads at once: changes
  * of one entry are serialised.
  */
 typedef struct prereg_entries prereg_entries;
 
 /**
- * A guest: its memory slots and its TCE tables. Hypercalls and look-ups run on any number of threads at once, each with a
+ * A guest: its memory slots and its TCE tables. Hypercalls and lookups run on any number of threads at once, each with a
  * translator of its own; every other call only while none of these runs.
  */
 typedef struct prereg_guest prereg_guest;
 
-/** An access under way: the memory stays pinned at its addresses until it is released, on whatever thread. */
+/** An access in flight: the memory stays pinned at its addresses until it is released, on any thread. */
 typedef struct prereg_hold prereg_hold;
 
 /**
- * The ranges of held memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
- * thread, any number at once, each with a translator of its own.
+ * The ranges of registered memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
+ * number of threads at once, each with a translator of its own.
  */
 typedef struct prereg_io_table prereg_io_table;
 
@@ -263,88 +262,87 @@ typedef struct prereg_io_table prereg_io_table;
 typedef struct prereg_iova prereg_iova;
 
 /**
- * A process that uses containers: an address space, the account that pays, the memory that is named by range. Two owners are
- * the same process if they were made from the same space. Any thread.
+ * The process of containers: an address space, an account, and the memory of the process. Two owners of the same space are the same
+ * process. Any thread.
  */
 typedef struct prereg_owner prereg_owner;
 
 /**
- * The pages of a range that is being pinned: where the pin function puts the host address of each. Good only until that
- * function returns.
+ * The pages of a range that is being pinned, to which the pin function pushes their host addresses. Valid until that function
+ * returns.
  */
 typedef struct prereg_page_list prereg_page_list;
 
 /**
- * One registration of a region, which stays pinned as long as one of them lives. Any thread; giving it up only when no
- * other thread uses the handle.
+ * One registration of a region, which stays pinned as long as one of them lives. Any thread; released only while no other
+ * thread uses the handle.
  */
 typedef struct prereg_registration prereg_registration;
 
-/** An address space: the owner of a set of regions. One per process, or one per guest. Any thread, any number at once. */
+/** An address space: the owner of a set of regions. One per process, or one per guest. Any number of threads at once. */
 typedef struct prereg_space prereg_space;
 
 /** A snapshot of a space: plain data that does not change. Any thread. */
 typedef struct prereg_state prereg_state;
 
 /**
- * A table that devices go through: each live entry is one counted mapping. Any thread, any number at once, each with a
- * translator of its own. Shared: guests' tables and containers may hold it too.
+ * A table through which devices access memory: each live entry is one counted mapping. Any number of threads at once, each with a
+ * translator of its own. It may be shared with guests' tables and containers.
  */
 typedef struct prereg_table prereg_table;
 
 /**
- * A reader handle on a space: looks pages up and counts their mappings. One thread at a time uses it; any thread may. A
- * signal handler has one of its own.
+ * A reader handle of a space: looks pages up and counts their mappings. Used by one thread at a time, any thread. A signal
+ * handler has its own.
  */
 typedef struct prereg_translator prereg_translator;
 
-/** An unmap that may have to wait for accesses. */
+/** An unmap that may wait for accesses. */
 typedef struct prereg_unmapping prereg_unmapping;
 
 /**
- * The table of a window of a SPAPR container: every entry a counted mapping here and an entry in the kernel. Any thread, any
+ * The table of a window of a SPAPR container: every entry is a counted mapping here and an entry in the kernel. Any thread, any
  * number at once, each with a translator of its own.
  */
 typedef struct prereg_window prereg_window;
 
 /**
- * How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
+ * The caller's functions that pin memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
  *
- * The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
- * or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The
- * struct is copied; what `context` points at is not.
+ * The functions are called from many threads at once, never under a lock of this library. They must not throw, jump out,
+ * or call back into the same space; registering the range that is being pinned or unpinned returns -EDEADLK. The struct
+ * is copied, `context` is not.
  *
- * WHO VOUCHES FOR ADDRESSES. The program that supplies these functions, and it alone. The library checks of what is pushed that
- * there is one address for every page of the range, that each is the start of a page, that no run passes 2^64, and that a large
- * page is mapped only where the addresses are contiguous and aligned for it. It never follows an address, and cannot know what is
- * there: every `hpa` and `host` that it returns later is one of these, plus an offset inside its page, and means what
- * `address_kind` says. It hands them out with a mapping (`prereg_registration_runs` shows them for reports), and calls `unpin` only when
- * nothing is mapped.
+ * ADDRESSES are guaranteed by the program that supplies these functions. The library checks that there is one address for every page
+ * of the range, that each is the start of a page, that no run passes 2^64, and that a large page is mapped only where the addresses are
+ * contiguous and aligned. It never dereferences an address: every `hpa` and `host` that it returns later is one of these plus an
+ * offset in its page, of the kind `address_kind`. It returns them with a mapping (and for reports by `prereg_registration_runs`), and
+ * calls `unpin` only when nothing is mapped.
  */
 typedef struct prereg_pin_ops {
   /** sizeof(struct prereg_pin_ops). */
   size_t size;
   /** Passed to each function. */
   void *context;
-  /** The system page as a power of two: 12 to 24; 0 for this system's. */
+  /** The system page size as a power of two: 12 to 24; 0 for the system's. */
   uint32_t granule_shift;
-  /** The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing. */
+  /** The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY means INVENTED, which no device may use. */
   uint32_t address_kind;
   /**
    * Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
-   * `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
-   * addresses: until `unpin` is called, each must reach the page that it was pushed for and no other memory. Returns 0, or
-   * a negative errno and nothing stays pinned.
+   * `prereg_page_list_push`; sets `id` to a number that is passed to `unpin`. Devices are programmed with these
+   * addresses: until `unpin` is called, each must reach the page for which it was pushed and no other memory. Returns 0, or
+   * a negative errno with nothing pinned.
    */
   int (*pin)(void *context, uint64_t ua, uint64_t bytes, struct prereg_page_list *pages, uint64_t *id);
-  /** Releases what `pin` pinned; the pages are free when it returns. `dirty` is read with `prereg_dirty_pages_next`. */
+  /** Releases the pin; the pages are unpinned when it returns. `dirty` is read with `prereg_dirty_pages_next`. */
   void (*unpin)(void *context, uint64_t id, uint64_t ua, uint64_t bytes, struct prereg_dirty_pages *dirty);
-  /** The context is not used any more. May be NULL. */
+  /** Called after the last use of the context. May be NULL. */
   void (*release)(void *context);
 } prereg_pin_ops;
 
 /**
- * How a caller counts locked memory: set `charge` of the options to this. With NULL there the back end counts, against
+ * The caller's functions that count locked memory: set `charge` of the options to this. With NULL the back end counts, against
  * RLIMIT_MEMLOCK. The rules for the functions are those of `prereg_pin_ops`.
  */
 typedef struct prereg_charge_ops {
@@ -353,18 +351,18 @@ typedef struct prereg_charge_ops {
   /** Passed to each function. */
   void *context;
   /**
-   * Adds `pages` system pages. Returns 0; or anything else, and nothing is charged: the registration then fails with
-   * -ENOMEM, and its message says what `charged` and `limit` were set to (both in pages).
+   * Adds `pages` system pages. Returns 0; or another value with nothing charged: the registration then fails with
+   * -ENOMEM, and its message has `charged` and `limit` (both in pages).
    */
   int (*charge)(void *context, uint64_t pages, uint64_t *charged, uint64_t *limit);
-  /** Takes `pages` off again. */
+  /** Subtracts `pages` pages. */
   void (*uncharge)(void *context, uint64_t pages);
-  /** The context is not used any more. May be NULL. */
+  /** Called after the last use of the context. May be NULL. */
   void (*release)(void *context);
 } prereg_charge_ops;
 
 /**
- * How a space is made. Set all of it to zero, then `size`, then what is wanted. An option that the back end does not use is refused
+ * Options of a space. Set all of it to zero, then `size`, then the options. An option that the back end does not use is refused
  * with -EINVAL unless it is zero.
  */
 typedef struct prereg_options {
@@ -373,20 +371,20 @@ typedef struct prereg_options {
   /** A `PREREG_BACKEND_...`. */
   uint32_t backend;
   /**
-   * The required kind of host addresses, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM where they are
+   * The required kind of host addresses, for `PREREG_BACKEND_IO_URING`: ANY, PHYSICAL (fails with -EPERM if they are
    * hidden) or SLOT_OFFSET.
    */
   uint32_t addresses;
-  /** Threads that bring memory in before it is pinned (io_uring); 0: one for each processor, up to 8. */
+  /** Threads that prefault memory before it is pinned (io_uring); 0: one for each processor, up to 8. */
   uint32_t fault_threads;
-  /** The page of `PREREG_BACKEND_FIXED` as a power of two; 0 for this system's. */
+  /** The page size of `PREREG_BACKEND_FIXED` as a power of two; 0 for the system's. */
   uint32_t granule_shift;
-  /** The most bytes that one slot takes (io_uring); 0: what the kernel allows. */
+  /** The most bytes of one slot (io_uring); 0: the kernel's limit. */
   uint64_t slot_limit;
-  /** Bytes that may be locked, rounded down to pages; 0: RLIMIT_MEMLOCK, as the kernel has it. Not with `charge`. */
+  /** Bytes that may be locked, rounded down to pages; 0: RLIMIT_MEMLOCK. Not with `charge`. */
   uint64_t locked_limit;
   /**
-   * The descriptor of the container of `PREREG_BACKEND_VFIO_TYPE1`; duplicated. 0 or -1 for the other back ends and beside
+   * The descriptor of the container of `PREREG_BACKEND_VFIO_TYPE1`; duplicated. 0 or -1 for the other back ends and with
    * `device`.
    */
   int container_fd;
@@ -399,17 +397,17 @@ typedef struct prereg_options {
   /** The host address of its first byte. */
   uint64_t fixed_host;
   /**
-   * Called while much memory is brought in (io_uring), from the threads that do it: bytes done, bytes in all. Anything
-   * but 0 stops it: the registration fails with -EINTR and nothing is pinned. May be NULL.
+   * Called during the prefault of large memory (io_uring), by the threads that do it: bytes done, bytes in total. A result
+   * other than 0 cancels it: the registration fails with -EINTR and nothing is pinned. May be NULL.
    */
   int (*progress)(void *context, uint64_t done, uint64_t total);
-  /** Passed to `progress`; must stay good as long as the space or anything made from it. */
+  /** Passed to `progress`; must stay valid as long as the space and everything created from it. */
   void *progress_context;
   /** For `PREREG_BACKEND_CALLBACKS`. */
   const struct prereg_pin_ops *pin;
   /** The caller's account, or NULL. */
   const struct prereg_charge_ops *charge;
-  /** For the back ends of VFIO and iommufd: a PCI device as /sys/bus/pci/devices names it, "0000:00:04.0". */
+  /** For the back ends of VFIO and iommufd: a PCI address as in /sys/bus/pci/devices, "0000:00:04.0". */
   const char *device;
   /** The placement of memory for devices, for `PREREG_BACKEND_IOMMUFD`: a `PREREG_PLACEMENT_...`. */
   uint32_t placement;
@@ -432,7 +430,7 @@ typedef struct prereg_error {
   char message[PREREG_MESSAGE_BYTES];
 } prereg_error;
 
-/** One region as it was at some moment. */
+/** The state of a region at one moment. */
 typedef struct prereg_region {
   /** sizeof(struct prereg_region), set by the caller. */
   size_t size;
@@ -444,17 +442,17 @@ typedef struct prereg_region {
   uint64_t pages;
   /** Registrations. */
   uint64_t used;
-  /** One more than the live mappings, as the kernel counts them. */
+  /** The live mappings + 1, as the kernel counts them. */
   uint64_t mapped;
-  /** Memory of ours that describes the region's pages, in bytes. */
+  /** Memory for the region's tables, in bytes. */
   uint64_t metadata_bytes;
-  /** The largest page it can be mapped with, as a power of two. */
+  /** The largest page with which it can be mapped, as a power of two. */
   uint32_t largest_page;
   /** `PREREG_REGION_...`, or'ed. */
   uint32_t flags;
 } prereg_region;
 
-/** The sums of a space at some moment. */
+/** The sums of a space at one moment. */
 typedef struct prereg_totals {
   /** sizeof(struct prereg_totals), set by the caller. */
   size_t size;
@@ -464,17 +462,17 @@ typedef struct prereg_totals {
   uint64_t pinned_pages;
   /** System pages charged for them. */
   uint64_t charged_pages;
-  /** Ranges pinned since the beginning. */
+  /** Ranges pinned since the space was created. */
   uint64_t pins;
-  /** Ranges unpinned since the beginning. */
+  /** Ranges unpinned since the space was created. */
   uint64_t unpins;
-  /** Translators that exist. */
+  /** Existing translators. */
   uint64_t translators;
-  /** Old tables and headers of gone regions that an idle translator still sits on. */
+  /** Old tables and headers of released regions that an idle translator keeps. */
   uint64_t unreclaimed;
 } prereg_totals;
 
-/** So many are one holder's. */
+/** The registrations or mappings of one holder. */
 typedef struct prereg_held {
   /** sizeof(struct prereg_held), set by the caller; in an array, in the first element. */
   size_t size;
@@ -484,14 +482,11 @@ typedef struct prereg_held {
   uint32_t kind;
   /** Zero. */
   uint32_t reserved;
-  /** How many. */
+  /** Their number. */
   uint64_t count;
 } prereg_held;
 
-/**
- * The holder of a registration or a mapping, for reports. A call that takes one takes NULL for a holder of no
- * number and kind.
- */
+/** The holder of a registration or a mapping, for reports. NULL is a holder without number and kind. */
 typedef struct prereg_holder {
   /** sizeof(struct prereg_holder). */
   size_t size;
@@ -504,19 +499,19 @@ typedef struct prereg_holder {
 } prereg_holder;
 
 /**
- * Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
- * already, the region keeps the owner that it has, and `release` of the new one is called before the call returns.
+ * Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range is registered already, the region
+ * keeps its owner, and `release` of the new one is called before the call returns.
  */
 typedef struct prereg_keep {
   /** sizeof(struct prereg_keep). */
   size_t size;
   /** Passed to the function. */
   void *context;
-  /** The memory is not used any more. May be called on any thread. */
+  /** Called after the last use of the memory, on any thread. */
   void (*release)(void *context);
 } prereg_keep;
 
-/** A stretch of contiguous host memory. */
+/** A run of contiguous host memory. */
 typedef struct prereg_run {
   /** sizeof(struct prereg_run), set by the caller; in an array, in the first element. */
   size_t size;
@@ -524,15 +519,15 @@ typedef struct prereg_run {
   uint64_t ua;
   /** The host address, for the device. */
   uint64_t host;
-  /** How long it is. */
+  /** Its length. */
   uint64_t bytes;
 } prereg_run;
 
 /**
  * One live mapping of one page: while it lives, its region cannot be unregistered and the page stays pinned at `hpa`.
  *
- * Filled by the call that maps. Leave it where it was filled until it is released: a copy is not a mapping. Its size never
- * changes; what is inside is the library's.
+ * Filled by the call that maps. Do not move it until it is released: a copy is not a mapping. Its size never changes;
+ * other members are private.
  */
 typedef struct prereg_mapping {
   /** The host address of the byte at `ua`, for the device. */
@@ -552,13 +547,13 @@ typedef struct prereg_range {
 } prereg_range;
 
 /**
- * A live entry as it was at some moment. A host address comes only with a mapping, from `prereg_entries_take` or
- * `prereg_table_take`.
+ * A live entry at one moment. Only a mapping, from `prereg_entries_take` or
+ * `prereg_table_take`, has a host address.
  */
 typedef struct prereg_entry {
   /** sizeof(struct prereg_entry), set by the caller. */
   size_t size;
-  /** The user address it was made from. */
+  /** The user address of the page. */
   uint64_t ua;
   /** The allowed accesses: `PREREG_ACCESS_...`, or'ed. */
   uint32_t access;
@@ -583,7 +578,7 @@ typedef struct prereg_geometry {
   uint32_t reserved;
 } prereg_geometry;
 
-/** A hypercall as it stands in a guest's registers. */
+/** The registers of a guest at a hypercall. */
 typedef struct prereg_call {
   /** sizeof(struct prereg_call). */
   size_t size;
@@ -595,12 +590,12 @@ typedef struct prereg_call {
 
 /**
  * The port to guest memory, for the lists of H_PUT_TCE_INDIRECT: fills `values` with the `count` (512 at most) numbers at
- * guest address `gpa`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, in the host's order here. Returns 0;
- * anything else when they do not all lie in guest memory.
+ * guest address `gpa`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, in the host's order here. Returns 0, or
+ * another value if they are not all in guest memory.
  */
 typedef int (*prereg_read_list)(void *context, uint64_t gpa, uint64_t *values, size_t count);
 
-/** The answer to a hypercall. */
+/** The result of a hypercall. */
 typedef struct prereg_reply {
   /** sizeof(struct prereg_reply), set by the caller. */
   size_t size;
@@ -608,9 +603,9 @@ typedef struct prereg_reply {
   int64_t code;
   /** Register 4 after an H_GET_TCE that succeeded. */
   uint64_t value;
-  /** 1: `value` is set; otherwise the register keeps what it had. */
+  /** 1: `value` is set; otherwise the register keeps its value. */
   uint32_t has_value;
-  /** 1: the fast path said H_TOO_HARD and the slow path gave this answer. */
+  /** 1: the fast path returned H_TOO_HARD, and this is the result of the slow path. */
   uint32_t handed_over;
 } prereg_reply;
 
@@ -618,7 +613,7 @@ typedef struct prereg_reply {
 typedef struct prereg_lookup {
   /** sizeof(struct prereg_lookup), set by the caller. */
   size_t size;
-  /** The guest page that the guest's entry names. */
+  /** The guest page of the guest's entry. */
   uint64_t gpa;
   /** Its size as a power of two. */
   uint32_t shift;
@@ -630,17 +625,17 @@ typedef struct prereg_lookup {
   uint32_t reserved;
 } prereg_lookup;
 
-/** The hardware behind a group. The functions are called with the container's lock held: they may not call it. */
+/** The hardware of a group. The functions are called with the container's lock held, so they must not call the container. */
 typedef struct prereg_group_ops {
   /** sizeof(struct prereg_group_ops). */
   size_t size;
   /** Passed to each function. */
   void *context;
-  /** Programs window `slot`. Returns 0, or a negative errno and nothing is programmed. May be NULL. */
+  /** Programs window `slot`. Returns 0, or a negative errno with nothing programmed. May be NULL. */
   int (*set_window)(void *context, size_t slot, const struct prereg_geometry *geometry);
-  /** Takes window `slot` away; every entry of it was cleared before. May be NULL. */
+  /** Removes window `slot`, whose entries are cleared. May be NULL. */
   void (*unset_window)(void *context, size_t slot);
-  /** The context is not used any more. May be NULL. */
+  /** Called after the last use of the context. May be NULL. */
   void (*release)(void *context);
 } prereg_group_ops;
 
@@ -652,21 +647,24 @@ typedef struct prereg_iova_limits {
   uint64_t first;
   /** The last address that can be mapped; 0 for 2^64 - 1. */
   uint64_t last;
-  /** Mappings at a time; 0 for 65,535, as the kernel has it. */
+  /** The most mappings; 0 for 65,535, the kernel's default. */
   uint32_t mappings;
   /** The smallest page as a power of two; 0 for 4 KiB. */
   uint32_t page_shift;
 } prereg_iova_limits;
 
-/** Told when the last access of an unmapped mapping has left, once for each mapping that had to wait, on the thread that left. */
+/**
+ * A callback at the end of the last access to an unmapped mapping: once for each mapping with accesses at its unmap, on the thread of
+ * that access.
+ */
 typedef struct prereg_drained {
   /** sizeof(struct prereg_drained). */
   size_t size;
   /** Passed to each function. */
   void *context;
-  /** The last access has left. */
+  /** Called at the end of the last access. */
   void (*drained)(void *context);
-  /** The context is not used any more. May be NULL. */
+  /** Called after the last use of the context. May be NULL. */
   void (*release)(void *context);
 } prereg_drained;
 
@@ -678,25 +676,25 @@ typedef struct prereg_piece {
   uint64_t address;
   /** The host address, for the device; 0 for remote memory. */
   uint64_t host;
-  /** How long it is. */
+  /** Its length. */
   uint64_t bytes;
-  /** 1: memory that the owner of the map reaches by other means. */
+  /** 1: memory that only the owner of the map can reach. */
   uint32_t is_remote;
   /** Zero. */
   uint32_t reserved;
 } prereg_piece;
 
-/** A device's I/O virtual address space as it was at some moment. */
+/** The state of an IOVA map at one moment. */
 typedef struct prereg_iova_state {
   /** sizeof(struct prereg_iova_state), set by the caller. */
   size_t size;
   /** Live mappings. */
   uint64_t mappings;
-  /** Bytes they cover; all 2^64 of them are shown as 2^64 - 1. */
+  /** Bytes mapped; 2^64 is reported as 2^64 - 1. */
   uint64_t bytes;
-  /** Accesses under way in live mappings. */
+  /** Accesses in flight to live mappings. */
   uint64_t accesses;
-  /** Mappings that were unmapped and wait for their accesses. */
+  /** Unmapped mappings with accesses in flight. */
   uint64_t closing;
 } prereg_iova_state;
 
@@ -704,14 +702,14 @@ typedef struct prereg_iova_state {
 extern "C" {
 #endif
 
-/** The version of the library that is running: major << 16 | minor << 8 | patch. */
+/** The version of the running library: major << 16 | minor << 8 | patch. */
 uint32_t prereg_version_number(void);
 
-/** The version of the library that is running, as text. */
+/** The version of the running library as text. */
 const char *prereg_version(void);
 
 /**
- * Pushes `pages` pages that follow each other from host address `host` on, which is the start of a page.
+ * Pushes `pages` contiguous pages from host address `host` on, which is the start of a page.
  *
  * Returns 0; -E2BIG when the range has fewer pages, -EINVAL when `host` is not the start of a page or the pages pass 2^64,
  * -ENOMEM; the registration then fails whatever the pin function returns. -EINVAL also after the pin function has returned.
@@ -724,44 +722,44 @@ int prereg_page_list_push(struct prereg_page_list *list,
 uint64_t prereg_dirty_pages_next(struct prereg_dirty_pages *dirty);
 
 /**
- * Makes an empty address space. `options` may be NULL: io_uring and its defaults.
+ * Creates an empty address space. `options` may be NULL: io_uring with its defaults.
  *
- * Returns 0; -EPERM when io_uring or what was asked of it is forbidden to this user, -ENOSYS or -EINVAL when the kernel
- * has it not, -ENOMEM, -EINVAL for options that do not go together or are not used. For the back ends of VFIO and iommufd also
- * -ENOENT or -ENODEV (the machine, the kernel or the device has it not), -EACCES, -EPERM, -EBUSY: the message says what to do.
+ * Returns 0; -EPERM if this user may not use io_uring or the requested kind of addresses, -ENOSYS or -EINVAL if the kernel does not support
+ * it, -ENOMEM, -EINVAL for conflicting or unused options. For the back ends of VFIO and iommufd also -ENOENT or -ENODEV (not supported by
+ * the machine, the kernel or the device), -EACCES, -EPERM, -EBUSY: the message has the remedy.
  */
 int prereg_space_new(const struct prereg_options *options,
                      struct prereg_space **space,
                      struct prereg_error *error);
 
 /**
- * Gives the space up and sets `*space` to NULL. Every registration is given up with it: what is not mapped is unpinned at once,
- * what is mapped when its last mapping is released. Handles on them stay good: their calls answer -ENOENT.
- * Tables, owners and IOVA maps made from the space keep it until they are freed themselves.
+ * Frees the space with all its registrations, and sets `*space` to NULL. Unmapped regions are unpinned immediately, others with their
+ * last mapping. Handles of registrations stay valid; their calls return -ENOENT. Tables, owners and IOVA maps of the space keep it
+ * until they are freed.
  *
- * Returns 0, also for NULL; -EINVAL for what is no space.
+ * Returns 0, also for NULL; -EINVAL for an invalid handle.
  */
 int prereg_space_free(struct prereg_space **space);
 
-/** The system page of the space as a power of two; 0 for what is no space. */
+/** The system page size of the space as a power of two; 0 for an invalid handle. */
 uint32_t prereg_space_granule_shift(const struct prereg_space *space);
 
-/** The meaning of the space's host addresses: a `PREREG_ADDRESS_...`; 0 if `space` is no space. */
+/** The meaning of the space's host addresses: a `PREREG_ADDRESS_...`; 0 for an invalid handle. */
 uint32_t prereg_space_address_kind(const struct prereg_space *space);
 
-/** The name of the back end, good as long as the space; NULL for what is no space. */
+/** The name of the back end, valid while the space lives; NULL for an invalid handle. */
 const char *prereg_space_backend(const struct prereg_space *space);
 
-/** The reason for the kind of its addresses, as a sentence, valid while the space lives; NULL if `space` is no space. */
+/** The reason for the kind of its addresses, as a sentence, valid while the space lives; NULL for an invalid handle. */
 const char *prereg_space_address_note(const struct prereg_space *space);
 
-/** Whether anything is registered: 1 or 0; -EINVAL for what is no space. */
+/** Whether anything is registered: 1 or 0; -EINVAL for an invalid handle. */
 int prereg_space_is_preregistered(const struct prereg_space *space);
 
 /**
- * Finds the one region that holds all of `bytes` bytes at `ua`.
+ * Finds the region that has all of `bytes` bytes at `ua`.
  *
- * Returns 0; -ENOENT when there is none (neighbours are not stitched together, and zero bytes lie nowhere).
+ * Returns 0; -ENOENT without one (adjacent regions are not joined, and no region has zero bytes).
  */
 int prereg_space_find(const struct prereg_space *space,
                       uint64_t ua,
@@ -769,7 +767,7 @@ int prereg_space_find(const struct prereg_space *space,
                       struct prereg_region *region,
                       struct prereg_error *error);
 
-/** How many of the `bytes` bytes of host addresses from `host` on one region of device memory covers; 0 for none. */
+/** The number of the `bytes` bytes of host addresses from `host` on that are in one region of device memory; 0 for none. */
 uint64_t prereg_space_device_at(const struct prereg_space *space,
                                 uint64_t host,
                                 uint64_t bytes);
@@ -781,17 +779,17 @@ uint64_t prereg_space_device_at(const struct prereg_space *space,
 int prereg_space_reap(const struct prereg_space *space);
 
 /**
- * Takes a host address of the kind SLOT_OFFSET apart: the slot, counted over all rings (ring = slot / 16384), and the
- * offset from the start of the slot's memory.
+ * Decodes a host address of the kind SLOT_OFFSET: the slot, counted over all rings (ring = slot / 16384), and the offset from the
+ * start of the slot's memory.
  *
- * Returns 0; -EINVAL for an address that names no slot.
+ * Returns 0; -EINVAL for an address without a slot.
  */
 int prereg_slot_address(uint64_t host,
                         uint32_t *slot,
                         uint64_t *offset);
 
 /**
- * Takes a snapshot of everything there is to see.
+ * Takes a snapshot of the whole space.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -799,21 +797,21 @@ int prereg_state_new(const struct prereg_space *space,
                      struct prereg_state **state,
                      struct prereg_error *error);
 
-/** Frees it and sets `*state` to NULL. */
+/** Frees the handle and sets `*state` to NULL. */
 int prereg_state_free(struct prereg_state **state);
 
 /** The sums. Returns 0 or -EINVAL. */
 int prereg_state_totals(const struct prereg_state *state, struct prereg_totals *totals);
 
-/** How many regions it shows; 0 for what is no snapshot. */
+/** The number of regions; 0 for an invalid handle. */
 size_t prereg_state_regions(const struct prereg_state *state);
 
 /** Region `index`, by ascending address. Returns 0 or -EINVAL. */
 int prereg_state_region(const struct prereg_state *state, size_t index, struct prereg_region *into);
 
 /**
- * The holders of registrations of region `index`: at most `room` are written, which lie as far apart as `held[0].size` says; `*total`
- * (may be NULL) is set to how many there are. Returns 0 or -EINVAL.
+ * The holders of registrations of region `index`: at most `room` are written, `held[0].size` bytes apart; `*total`
+ * (may be NULL) is set to the number of all. Returns 0 or -EINVAL.
  */
 int prereg_state_registrations(const struct prereg_state *state,
                                size_t index,
@@ -821,7 +819,7 @@ int prereg_state_registrations(const struct prereg_state *state,
                                size_t room,
                                size_t *total);
 
-/** The holders of mappings of region `index`, in the same way. Exact when no thread maps or unmaps meanwhile. */
+/** The holders of mappings of region `index`, as `prereg_state_registrations`. Exact if no thread maps or unmaps meanwhile. */
 int prereg_state_mappings(const struct prereg_state *state,
                           size_t index,
                           struct prereg_held *held,
@@ -829,16 +827,16 @@ int prereg_state_mappings(const struct prereg_state *state,
                           size_t *total);
 
 /**
- * Registers `bytes` bytes at `ua`: pins and charges them, or shares the region of just this range if there is one (no
- * new pin, no new charge).
+ * Registers `bytes` bytes at `ua`: pins and charges them, or shares the region of exactly this range (no new pin, no
+ * new charge).
  *
- * The memory must stay mapped, and stay the same memory (no munmap, no mmap over it, no MADV_DONTNEED, no hole punched,
+ * The memory must stay mapped and be the same memory (no munmap, no mmap over it, no MADV_DONTNEED, no punched hole,
  * no truncation), until the region is released; or until `release` of `keep`, if one is passed. `holder` and `keep` may
  * be NULL.
  *
  * Returns 0; -EINVAL (not whole pages, empty, past 2^64, overlaps a region of another shape), -ENOMEM (over the
- * locked-memory limit), -EFAULT (cannot be pinned), -ENOSPC (too many), or what the back end said. Nothing is pinned,
- * charged or listed then.
+ * locked-memory limit), -EFAULT (cannot be pinned), -ENOSPC (too many), or the back end's errno. Then nothing is pinned,
+ * charged or listed.
  */
 int prereg_register(const struct prereg_space *space,
                     uint64_t ua,
@@ -861,7 +859,7 @@ int prereg_register_new(const struct prereg_space *space,
                         struct prereg_error *error);
 
 /**
- * Registers device memory that lies at host address `host`: nothing is pinned, charged or marked dirty. Always a new
+ * Registers device memory at host address `host`: nothing is pinned, charged or marked dirty. Always a new
  * region.
  *
  * Returns 0; -EINVAL as `prereg_register_new`, also when `host + bytes` passes 2^64.
@@ -874,9 +872,9 @@ int prereg_register_device(const struct prereg_space *space,
                            struct prereg_error *error);
 
 /**
- * One more registration of the region of exactly `bytes` bytes at `ua`. The memory is not looked at.
+ * One more registration of the region of exactly `bytes` bytes at `ua`. The memory is not accessed.
  *
- * Returns 0; -ENOENT when there is no such region.
+ * Returns 0; -ENOENT without such a region.
  */
 int prereg_share(const struct prereg_space *space,
                  uint64_t ua,
@@ -886,23 +884,23 @@ int prereg_share(const struct prereg_space *space,
                  struct prereg_error *error);
 
 /**
- * Gives a registration up and sets `*registration` to NULL. The last one unpins and uncharges the region before this
+ * Releases a registration and sets `*registration` to NULL. With the last one the region is unpinned and uncharged before this
  * returns.
  *
- * Returns 0, also for NULL; -EBUSY while it is the last one and the region is mapped: then nothing has changed,
- * `*registration` is still good, `*mapped` (may be NULL) says how many mappings live, and the message whose they are.
- * -ENOENT when the space is gone: the handle is then freed.
+ * Returns 0, also for NULL; -EBUSY if it is the last one and the region is mapped: then nothing changes, `*registration` stays
+ * valid, `*mapped` (may be NULL) is set to the number of live mappings, and the message names their holders. -ENOENT if the space
+ * is freed: the handle is then freed.
  */
 int prereg_unregister(struct prereg_registration **registration,
                       uint64_t *mapped,
                       struct prereg_error *error);
 
 /**
- * `prereg_unregister` for `count` of them, of any spaces: those of one space that stand together cost one fence on every
- * thread instead of one each. Each succeeds or is refused by itself; those given up become NULL, the refused stay.
+ * `prereg_unregister` for `count` registrations, of any spaces: adjacent ones of one space share one fence on every thread. Each succeeds
+ * or is refused separately; released ones become NULL, refused ones stay.
  *
- * Returns 0; -EBUSY when at least one was refused: `*refused` (may be NULL) says how many; -EINVAL when something in the array is
- * no registration, or stands there twice: nothing has changed then.
+ * Returns 0; -EBUSY if at least one is refused: `*refused` (may be NULL) is set to the number; -EINVAL if an element of the array is
+ * invalid or occurs twice: then nothing changes.
  */
 int prereg_unregister_many(struct prereg_registration **registrations,
                            size_t count,
@@ -910,9 +908,8 @@ int prereg_unregister_many(struct prereg_registration **registrations,
                            struct prereg_error *error);
 
 /**
- * Gives a registration up without waiting and without being refused, and sets `*registration` to NULL: if it is the last
- * one, no new mapping is made from here on and the region is released when the last old one goes. `draining` (may be
- * NULL) is set to a handle that reports the completion.
+ * Releases a registration without waiting or refusal, and sets `*registration` to NULL: if it is the last one, the region is closed
+ * for new mappings and released with the last old one. `draining` (may be NULL) is set to a handle that reports the completion.
  *
  * Returns 0, also for NULL (`*draining` is then NULL too).
  */
@@ -920,39 +917,39 @@ int prereg_drain(struct prereg_registration **registration,
                  struct prereg_draining **draining,
                  struct prereg_error *error);
 
-/** `prereg_drain`, and waits until the region is released or registered again. Blocks as long as it is mapped. */
+/** `prereg_drain`, and waits until the region is released or registered again. Blocks while it is mapped. */
 int prereg_unregister_when_idle(struct prereg_registration **registration, struct prereg_error *error);
 
 /**
- * Whether the region is released (or registered again): 1 or 0. Releases it if it is time. 1 for NULL;
- * -EINVAL for what is no such handle.
+ * Whether the region is released (or registered again): 1 or 0. Releases it if it is unmapped. 1 for NULL;
+ * -EINVAL for an invalid handle.
  */
 int prereg_draining_is_done(const struct prereg_draining *draining);
 
-/** Waits until it is, frees the handle and sets `*draining` to NULL. */
+/** Waits for the release, frees the handle and sets `*draining` to NULL. */
 int prereg_draining_wait(struct prereg_draining **draining);
 
-/** Frees the handle and sets `*draining` to NULL; the region is released all the same. */
+/** Frees the handle and sets `*draining` to NULL; the region is still released. */
 int prereg_draining_free(struct prereg_draining **draining);
 
-/** The first byte; 0 for what is no registration. */
+/** The first byte; 0 for an invalid handle. */
 uint64_t prereg_registration_ua(const struct prereg_registration *registration);
 
-/** The length in bytes; 0 for what is no registration. */
+/** The length in bytes; 0 for an invalid handle. */
 uint64_t prereg_registration_bytes(const struct prereg_registration *registration);
 
 /**
- * The largest page, as a power of two, with which `bytes` bytes at `ua` can be mapped; for the whole range that is what
- * `prereg_map` accepts anywhere in it. 0 when the range is not inside.
+ * The largest page, as a power of two, with which `bytes` bytes at `ua` can be mapped; for the whole range, the largest
+ * page that `prereg_map` accepts anywhere in it. 0 if the range is not in the region.
  */
 uint32_t prereg_registration_largest_page(const struct prereg_registration *registration,
                                           uint64_t ua,
                                           uint64_t bytes);
 
 /**
- * The region as it is now.
+ * The current state of the region.
  *
- * Returns 0; -ENOENT when the space is gone.
+ * Returns 0; -ENOENT if the space is freed.
  */
 int prereg_registration_state(const struct prereg_registration *registration,
                               struct prereg_region *region,
@@ -960,9 +957,9 @@ int prereg_registration_state(const struct prereg_registration *registration,
 
 /**
  * The runs of contiguous host memory of the region, in order, from number `first` on: for audits and reports. At most `room` are
- * written, which lie as far apart as `runs[0].size` says; `*total` (may be NULL) is set to how many there are.
+ * written, `runs[0].size` bytes apart; `*total` (may be NULL) is set to the number of all.
  *
- * What it shows is true while the registration lives and promises nothing to a device: for that, map.
+ * The addresses are valid while the registration lives, but not for devices, which need mappings.
  */
 int prereg_registration_runs(const struct prereg_registration *registration,
                              size_t first,
@@ -972,7 +969,7 @@ int prereg_registration_runs(const struct prereg_registration *registration,
                              struct prereg_error *error);
 
 /**
- * Makes a translator; `holder` (may be NULL) is whose mappings it makes.
+ * Creates a translator; `holder` (may be NULL) is the holder of its mappings.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -982,9 +979,8 @@ int prereg_translator_new(const struct prereg_space *space,
                           struct prereg_error *error);
 
 /**
- * Makes room for `mappings` live mappings, pages and ranges together, that this translator makes: as long as no more of them
- * live, mapping allocates nothing. There is room for 32 from the start; past it, mapping now and then makes one system call for
- * memory.
+ * Reserves slots for `mappings` live mappings (pages and ranges) of this translator: up to that number mapping allocates nothing. A
+ * new translator has 32; beyond them mapping occasionally makes one system call for memory.
  *
  * Returns 0; -ENOMEM, -EINVAL.
  */
@@ -993,23 +989,26 @@ int prereg_translator_reserve(struct prereg_translator *translator,
                               struct prereg_error *error);
 
 /**
- * Frees it and sets `*translator` to NULL. Mappings that it made stay, and are released with another one or with
+ * Frees the handle and sets `*translator` to NULL. Mappings that it made stay, and are released with another one or with
  * `prereg_mapping_drop`.
  */
 int prereg_translator_free(struct prereg_translator **translator);
 
-/** Looks for the newest regions. Never needed for correctness; an idle translator that refreshes lets old tables go. */
+/**
+ * Uses the newest snapshot of the regions. Never needed for correctness; by refreshing, an idle translator allows old tables to be
+ * freed.
+ */
 int prereg_translator_refresh(struct prereg_translator *translator);
 
 /**
- * Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one mapping, and yields the address. No lock,
+ * Maps the page of `2^shift` bytes that has `ua`: finds its region, counts one mapping, and returns the address. No lock,
  * no allocation, no system call, no page fault: works in a signal handler.
  *
- * The library does not see what the device writes: mark the pages that it may have written (`prereg_mark_dirty`,
+ * The library does not detect writes of the device: mark the pages that it may have written (`prereg_mark_dirty`,
  * `prereg_unmap_written`) before the mapping is released.
  *
- * Returns 0; -EFAULT when no one region holds the whole page, or its memory is not contiguous enough for it; -ENXIO when
- * the region is being unregistered; -ENOMEM; -EINVAL. `*mapping` is not touched then.
+ * Returns 0; -EFAULT if no region has the whole page, or its memory is not contiguous enough; -ENXIO if
+ * the region is being unregistered; -ENOMEM; -EINVAL. `*mapping` is then unchanged.
  */
 int prereg_map(struct prereg_translator *translator,
                uint64_t ua,
@@ -1018,31 +1017,29 @@ int prereg_map(struct prereg_translator *translator,
                struct prereg_error *error);
 
 /**
- * Releases a mapping, without a lock or a system call. The device must not use the address any more.
+ * Releases a mapping, without a lock or a system call. The device must no longer use the address.
  *
- * Returns 0; -EINVAL for what is no live mapping (released already, whichever copy of it, copied, never filled): an unbalanced
- * unmap changes nothing.
+ * Returns 0; -EINVAL if it is not a live mapping (released, a copy, or never filled): nothing changes.
  */
-int prereg_unmap(struct prereg_translator *translator,
-                 struct prereg_mapping *mapping);
+int prereg_unmap(struct prereg_translator *translator, struct prereg_mapping *mapping);
 
 /**
- * `prereg_unmap` of a page that a device may have written: marks it first, as `prereg_mark_dirty` does, all of it if it is larger
- * than a system page.
+ * `prereg_unmap` of a page that a device may have written: marks it first, as `prereg_mark_dirty` does, the whole page if it is larger than a
+ * system page.
  */
 int prereg_unmap_written(struct prereg_translator *translator,
                          struct prereg_mapping *mapping);
 
 /**
- * Releases a mapping on any thread, without a translator. If it was the last one of a region whose registrations are
- * gone, releases that region, which takes a lock and may make system calls.
+ * Releases a mapping on any thread, without a translator. If it was the last one of a draining region, releases
+ * that region, which takes a lock and may make system calls.
  *
  * Returns as `prereg_unmap`.
  */
 int prereg_mapping_drop(struct prereg_mapping *mapping);
 
 /**
- * Whether `prereg_map` would succeed at this moment. Nothing is counted and no address leaves.
+ * Whether `prereg_map` would succeed at this moment. Nothing is counted and no address returned.
  *
  * Returns as `prereg_map`.
  */
@@ -1052,9 +1049,9 @@ int prereg_check(struct prereg_translator *translator,
                  struct prereg_error *error);
 
 /**
- * Maps all of `bytes` bytes at `ua`, which must lie in one region, as one mapping. `prereg_range_runs` has the addresses.
+ * Maps all of `bytes` bytes at `ua`, which must be in one region, as one mapping. `prereg_range_runs` returns the addresses.
  *
- * Returns as `prereg_map`; an empty range lies nowhere.
+ * Returns as `prereg_map`; -EFAULT for an empty range.
  */
 int prereg_map_range(struct prereg_translator *translator,
                      uint64_t ua,
@@ -1063,11 +1060,10 @@ int prereg_map_range(struct prereg_translator *translator,
                      struct prereg_error *error);
 
 /**
- * The stretches of contiguous host memory that make up a mapped range, in order, from number `first` on: a scatter-gather
- * list. At most `room` are written, which lie as far apart as `runs[0].size` says; `*total` (may be NULL) is set to how many
+ * The runs of contiguous host memory of a mapped range, in order, from number `first` on: a scatter-gather list. At most `room` are written, `runs[0].size` bytes apart; `*total` (may be NULL) is set to how many
  * there are.
  *
- * Returns 0; -EINVAL for what is no live range.
+ * Returns 0; -EINVAL if it is not a live range.
  */
 int prereg_range_runs(const struct prereg_range *range,
                       size_t first,
@@ -1085,18 +1081,14 @@ int prereg_unmap_range_written(struct prereg_translator *translator, struct prer
 /** `prereg_mapping_drop` for a range. */
 int prereg_range_drop(struct prereg_range *range);
 
-/**
- * Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
- * memory.
- */
+/** Marks the system page at `ua` as written by a device. Has no effect on unregistered memory and device memory. */
 int prereg_mark_dirty(struct prereg_translator *translator,
                       uint64_t ua);
 
 /**
- * `prereg_mark_dirty` for every system page that has one of the `bytes` bytes at `ua`, which all lie in one region.
+ * `prereg_mark_dirty` for every system page that has one of the `bytes` bytes at `ua`, all in one region.
  *
- * Returns 0; -EFAULT when no one region holds them; -ENXIO when the region is being unregistered; -EINVAL. Nothing is marked
- * then.
+ * Returns 0; -EFAULT if no region has them; -ENXIO if the region is being unregistered; -EINVAL. Then nothing is marked.
  */
 int prereg_mark_dirty_range(struct prereg_translator *translator,
                             uint64_t ua,
@@ -1104,8 +1096,8 @@ int prereg_mark_dirty_range(struct prereg_translator *translator,
                             struct prereg_error *error);
 
 /**
- * Makes `count` empty entries for pages of `2^shift` bytes, 12 at least. `holder` (may be NULL) is whose mappings they are:
- * use translators of the same holder.
+ * Creates `count` empty entries for pages of `2^shift` bytes, 12 at least. `holder` (may be NULL) is the holder of their
+ * mappings: use translators of the same holder.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -1119,18 +1111,18 @@ int prereg_entries_new(const struct prereg_space *space,
 /** Releases the mappings of all entries, frees the block and sets `*entries` to NULL. */
 int prereg_entries_free(struct prereg_entries **entries);
 
-/** How many entries; 0 for what is no block. */
+/** The number of entries; 0 for an invalid handle. */
 size_t prereg_entries_count(const struct prereg_entries *entries);
 
-/** How many entries are live, counted now; 0 for what is no block. */
+/** The number of live entries, counted at the call; 0 for an invalid handle. */
 uint64_t prereg_entries_live(const struct prereg_entries *entries);
 
 /**
- * Maps the page at `ua`, which must be aligned, into entry `index`. What was there before is released (its page marked
- * dirty if the device could write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
+ * Maps the page at `ua`, which must be aligned, into entry `index`. Its old mapping is released (its page marked
+ * dirty if the device could write it); `*before` (may be NULL) is set to the old access, 0 if the entry was empty.
  *
  * Returns 0; as `prereg_map`; -EINVAL also for a bad index, a misaligned address or a translator of another space; -EAGAIN
- * while another thread changes the same entry. Nothing has changed then.
+ * while another thread changes the same entry. Nothing changes then.
  */
 int prereg_entries_set(const struct prereg_entries *entries,
                        struct prereg_translator *translator,
@@ -1141,7 +1133,7 @@ int prereg_entries_set(const struct prereg_entries *entries,
                        struct prereg_error *error);
 
 /**
- * Empties entry `index`; one past the end is empty. `*before` as in `prereg_entries_set`.
+ * Clears entry `index`; an entry beyond the end counts as empty. `*before` as in `prereg_entries_set`.
  *
  * Returns 0; -EINVAL, -EAGAIN.
  */
@@ -1152,20 +1144,20 @@ int prereg_entries_clear(const struct prereg_entries *entries,
                          struct prereg_error *error);
 
 /**
- * Shows entry `index`, without its host address, which comes with a mapping from `prereg_entries_take`. Waits while another
+ * Returns entry `index` without its host address, which only a mapping from `prereg_entries_take` has. Waits while another
  * thread changes the entry, which takes a few instructions; not for signal handlers.
  *
- * Returns 1 if it is live, 0 if it is empty (`*entry` is not touched), -EINVAL.
+ * Returns 1 if it is live, 0 if it is empty (`*entry` is unchanged), -EINVAL.
  */
 int prereg_entries_inspect(const struct prereg_entries *entries,
                            size_t index,
                            struct prereg_entry *entry);
 
 /**
- * One more mapping of what entry `index` maps: what a device's access through the entry holds while it lasts. `*access` (may
- * be NULL) is set to what the device may do.
+ * Maps the page of entry `index` once more, for the duration of a device's access through the entry. `*access` (may be NULL) is set
+ * to the permitted access.
  *
- * Returns 1; 0 when the entry is empty (`*mapping` is not touched); -EAGAIN, -EINVAL, -ENXIO.
+ * Returns 1; 0 when the entry is empty (`*mapping` is unchanged); -EAGAIN, -EINVAL, -ENXIO.
  */
 int prereg_entries_take(const struct prereg_entries *entries,
                         struct prereg_translator *translator,
@@ -1175,9 +1167,9 @@ int prereg_entries_take(const struct prereg_entries *entries,
                         struct prereg_error *error);
 
 /**
- * Makes an empty table over the memory of `space`. `container` is the holder that its mappings are reported with; 0 for none.
+ * Creates an empty table over the memory of `space`. `container` is the holder of its mappings in reports; 0 for none.
  *
- * Returns 0; -EINVAL for a shape that no table has, -ENOMEM.
+ * Returns 0; -EINVAL for an invalid geometry, -ENOMEM.
  */
 int prereg_table_new(const struct prereg_space *space,
                      const struct prereg_geometry *geometry,
@@ -1185,18 +1177,18 @@ int prereg_table_new(const struct prereg_space *space,
                      struct prereg_table **table,
                      struct prereg_error *error);
 
-/** Gives the handle up and sets `*table` to NULL. The mappings of all entries are released when nothing shares the table any more. */
+/** Releases the handle and sets `*table` to NULL. The mappings of all entries are released with the last user of the table. */
 int prereg_table_free(struct prereg_table **table);
 
 /** The position of the table's window. Returns 0 or -EINVAL. */
 int prereg_table_geometry(const struct prereg_table *table, struct prereg_geometry *geometry);
 
 /**
- * Maps the page at `ua` into entry `index`. What was there before is released (its page marked dirty if the device could
- * write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
+ * Maps the page at `ua` into entry `index`. Its old mapping is released (its page marked dirty if the device could
+ * write it); `*before` (may be NULL) is set to the old access, 0 if the entry was empty.
  *
  * Returns 0; -EFAULT (not registered, or not contiguous enough), -ENXIO (being unregistered), -EINVAL, -EAGAIN (another
- * thread at the same entry), -ENOMEM. The entry is as it was then.
+ * thread at the same entry), -ENOMEM. Then the entry is unchanged.
  */
 int prereg_table_set(const struct prereg_table *table,
                      struct prereg_translator *translator,
@@ -1209,8 +1201,8 @@ int prereg_table_set(const struct prereg_table *table,
 /**
  * Maps `count` consecutive pages from `ua` on into the entries from `first` on: all of them or none.
  *
- * Returns as `prereg_table_set`. If the first page cannot be mapped nothing has changed; if a later one cannot, all `count`
- * entries are empty.
+ * Returns as `prereg_table_set`. If the first page cannot be mapped nothing changes; if a later one cannot, all `count` entries are
+ * empty.
  */
 int prereg_table_set_run(const struct prereg_table *table,
                          struct prereg_translator *translator,
@@ -1221,9 +1213,10 @@ int prereg_table_set_run(const struct prereg_table *table,
                          struct prereg_error *error);
 
 /**
- * Empties `count` entries from `first` on; `*cleared` (may be NULL) is set to how many were live.
+ * Clears `count` entries from `first` on; `*cleared` (may be NULL) is set to the number of live ones among them.
  *
- * Returns 0; -EINVAL past the end, with nothing changed; -EAGAIN with the entries before another thread's emptied: repeat.
+ * Returns 0; -EINVAL beyond the end, with nothing changed; -EAGAIN at an entry that another thread changes, with those before it
+ * cleared: repeat.
  */
 int prereg_table_clear(const struct prereg_table *table,
                        struct prereg_translator *translator,
@@ -1233,7 +1226,7 @@ int prereg_table_clear(const struct prereg_table *table,
                        struct prereg_error *error);
 
 /**
- * Makes what `count` entries from `first` on need, so that mapping there neither allocates nor takes a lock.
+ * Allocates the memory for `count` entries from `first` on, so that mapping there neither allocates nor takes a lock.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -1245,7 +1238,7 @@ int prereg_table_prepare(const struct prereg_table *table,
 /**
  * Whether `prereg_table_set` of the page at `ua` would succeed at this moment. Nothing is counted or changed.
  *
- * Returns 0 or why not.
+ * Returns 0 or the errno.
  */
 int prereg_table_check(const struct prereg_table *table,
                        struct prereg_translator *translator,
@@ -1253,17 +1246,17 @@ int prereg_table_check(const struct prereg_table *table,
                        struct prereg_error *error);
 
 /**
- * Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
+ * Returns entry `index` without its host address, which only a mapping from `prereg_table_take` has.
  *
  * Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
  */
 int prereg_table_inspect(const struct prereg_table *table, uint64_t index, struct prereg_entry *entry);
 
 /**
- * One more mapping of what entry `index` maps: what a device's access holds until it is done. `*access` (may be NULL) is set
- * to what the device may do.
+ * Maps the page of entry `index` once more, for the duration of a device's access. `*access` (may be NULL) is set to the permitted
+ * access.
  *
- * Returns 1; 0 when the entry is empty (`*mapping` is not touched); -ENXIO, -EAGAIN, -EINVAL.
+ * Returns 1; 0 when the entry is empty (`*mapping` is unchanged); -ENXIO, -EAGAIN, -EINVAL.
  */
 int prereg_table_take(const struct prereg_table *table,
                       struct prereg_translator *translator,
@@ -1272,27 +1265,27 @@ int prereg_table_take(const struct prereg_table *table,
                       uint32_t *access,
                       struct prereg_error *error);
 
-/** How many entries are live, counted now; 0 for what is no table. */
+/** The number of live entries, counted at the call; 0 for an invalid handle. */
 uint64_t prereg_table_live(const struct prereg_table *table);
 
-/** Bytes of memory that the table takes now; 0 for what is no table. */
+/** Bytes of memory of the table; 0 for an invalid handle. */
 uint64_t prereg_table_memory_bytes(const struct prereg_table *table);
 
 /**
- * Makes a guest without memory and tables; `rules` is a `PREREG_RULES_...`.
+ * Creates a guest without memory and tables; `rules` is a `PREREG_RULES_...`.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
 int prereg_guest_new(uint32_t rules, struct prereg_guest **guest, struct prereg_error *error);
 
 /**
- * Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nothing else shares release their
+ * Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables without other users release their
  * mappings.
  */
 int prereg_guest_free(struct prereg_guest **guest);
 
 /**
- * Puts `bytes` bytes of user memory from `ua` on behind the guest addresses from `gpa` on; all multiples of 4 KiB.
+ * Adds a memory slot: `bytes` bytes of user memory from `ua` on at the guest addresses from `gpa` on; all multiples of 4 KiB.
  *
  * Returns 0; -EINVAL, -EEXIST (another slot has some of these guest addresses).
  */
@@ -1303,19 +1296,19 @@ int prereg_guest_add_memory(struct prereg_guest *guest,
                             struct prereg_error *error);
 
 /**
- * Takes the memory slot that starts at `gpa` away. Entries written before keep what they map.
+ * Removes the memory slot that starts at `gpa`. Existing entries keep their mappings.
  *
  * Returns 0; -ENOENT.
  */
 int prereg_guest_remove_memory(struct prereg_guest *guest, uint64_t gpa, struct prereg_error *error);
 
-/** The user address behind `gpa`, if one slot holds all of `bytes` bytes there; 0 if none does. */
+/** The user address of `gpa`, if one slot has all of `bytes` bytes there; otherwise 0. */
 uint64_t prereg_guest_translate(const struct prereg_guest *guest, uint64_t gpa, uint64_t bytes);
 
 /**
- * Makes an empty guest-visible table under the number `liobn`; pages of 4 KiB to 16 GiB.
+ * Creates an empty guest-visible table under the number `liobn`; pages of 4 KiB to 16 GiB.
  *
- * Returns 0; -EBUSY (there is one), -EINVAL, -ENOMEM.
+ * Returns 0; -EBUSY (it exists), -EINVAL, -ENOMEM.
  */
 int prereg_guest_create_table(struct prereg_guest *guest,
                               uint32_t liobn,
@@ -1323,18 +1316,18 @@ int prereg_guest_create_table(struct prereg_guest *guest,
                               struct prereg_error *error);
 
 /**
- * Removes a table. Hardware tables that nothing else shares release their mappings.
+ * Removes a table. Hardware tables without other users release their mappings.
  *
  * Returns 0; -ENOENT.
  */
 int prereg_guest_remove_table(struct prereg_guest *guest, uint32_t liobn, struct prereg_error *error);
 
 /**
- * Lets `table` act on what the guest writes into table `liobn` from now on; the table is shared, the handle stays the
- * caller's. The same one may be attached several times: `*times` (may be NULL) is set to how often it is now.
+ * Attaches `table` to the guest's table `liobn`, whose writes it follows from now on. The table is shared; the handle stays the
+ * caller's. It may be attached several times: `*times` (may be NULL) is set to the number.
  *
- * Returns 0; -EINVAL (its pages are larger, it starts elsewhere, it is smaller, or it is of another space than those
- * attached before), -ENOENT.
+ * Returns 0; -EINVAL (its pages are larger, its start differs, it is smaller, or it is of another space than the
+ * attached ones), -ENOENT.
  */
 int prereg_guest_attach(struct prereg_guest *guest,
                         uint32_t liobn,
@@ -1343,8 +1336,8 @@ int prereg_guest_attach(struct prereg_guest *guest,
                         struct prereg_error *error);
 
 /**
- * Takes one `prereg_guest_attach` back; after the last one the guest's writes no longer reach the table. What it maps stays
- * until it is cleared or freed. `*times` (may be NULL) is set to how often it is still attached.
+ * Reverts one `prereg_guest_attach`; after the last one the table no longer follows the guest's writes. Its mappings stay until it is
+ * cleared or freed. `*times` (may be NULL) is set to the remaining number.
  *
  * Returns 0; -ENOENT.
  */
@@ -1355,10 +1348,10 @@ int prereg_guest_detach(struct prereg_guest *guest,
                         struct prereg_error *error);
 
 /**
- * Does a hypercall. The answer in `*reply` is final: a guest may see it. `read_list` may be NULL: no list then lies in guest
+ * Executes a hypercall. The result in `*reply` is final, for the guest. `read_list` may be NULL: then no list is in guest
  * memory.
  *
- * Returns 0, whatever the guest is answered; -ENOSYS for a number that is none of the four (`*reply` is not touched),
+ * Returns 0, also if the hypercall fails; -ENOSYS for a number that is none of the four (`*reply` is unchanged),
  * -EINVAL.
  */
 int prereg_hypercall(const struct prereg_guest *guest,
@@ -1370,8 +1363,8 @@ int prereg_hypercall(const struct prereg_guest *guest,
                      struct prereg_error *error);
 
 /**
- * Translates bus address `ioba` of a device behind `liobn`: the guest's entry goes to `*lookup` and, where a hardware table maps
- * it, one more mapping in `*mapping`, which holds the memory.
+ * Translates bus address `ioba` of a device behind `liobn`: the guest's entry is written to `*lookup` and, if a hardware table
+ * maps it, one more mapping to `*mapping`.
  *
  * Returns 1 when `*mapping` was filled, 0 when no hardware table maps the address, -ENOENT (no such table, or outside its
  * window), -ENXIO (being unregistered), -EAGAIN, -EINVAL.
@@ -1385,7 +1378,7 @@ int prereg_guest_lookup(const struct prereg_guest *guest,
                         struct prereg_error *error);
 
 /**
- * Makes an owner: containers that it uses register memory in `space` and charge tables to its account.
+ * Creates an owner: its containers register memory in `space` and charge tables to its account.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -1393,27 +1386,27 @@ int prereg_owner_new(const struct prereg_space *space,
                      struct prereg_owner **owner,
                      struct prereg_error *error);
 
-/** Gives the handle up and sets `*owner` to NULL. Containers that it uses go on. */
+/** Releases the handle and sets `*owner` to NULL. Its containers stay valid. */
 int prereg_owner_free(struct prereg_owner **owner);
 
 /**
- * Makes an empty container; `number` is what reports of who holds a mapping call it, 0 stands for none.
+ * Creates an empty container. `number` is its number as a holder in reports; 0 for none.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
 int prereg_container_new(uint64_t number, struct prereg_container **container, struct prereg_error *error);
 
 /**
- * Frees the container and sets `*container` to NULL: every entry is cleared, every window removed, every registration given
- * up.
+ * Frees the container and sets `*container` to NULL: every entry is cleared, every window removed, every registration
+ * released.
  */
 int prereg_container_free(struct prereg_container **container);
 
 /**
- * Adds group `number` of `platform` (a `PREREG_PLATFORM_...`). `hardware` may be NULL: its windows are then reached through
- * their tables only.
+ * Adds group `number` of `platform` (a `PREREG_PLATFORM_...`). `hardware` may be NULL: then its windows have only their
+ * tables.
  *
- * Returns 0; -EBUSY (it is here already), -EPERM (another platform than the groups here), -EINVAL, or what the hardware said.
+ * Returns 0; -EBUSY (it is attached already), -EPERM (another platform than the attached groups), -EINVAL, or the hardware's errno.
  */
 int prereg_container_attach(const struct prereg_container *container,
                             uint32_t number,
@@ -1422,7 +1415,7 @@ int prereg_container_attach(const struct prereg_container *container,
                             struct prereg_error *error);
 
 /**
- * Takes group `number` out. The other groups keep every mapping; with the last group goes the IOMMU.
+ * Removes group `number`. The other groups keep every mapping; without groups the container has no IOMMU.
  *
  * Returns 0; -ENOENT.
  */
@@ -1431,11 +1424,10 @@ int prereg_container_detach(const struct prereg_container *container,
                             struct prereg_error *error);
 
 /**
- * A request as it comes from a VMM: `command` is the ioctl's number (VFIO_IOMMU_SPAPR_REGISTER_MEMORY and so on, as in
- * linux/vfio.h), `argument` the ioctl's third argument: a number made a pointer for those requests that take one, else the
- * request's struct, of which `readable` bytes may be read and written.
+ * Performs an ioctl of a VMM. `command` is its number (VFIO_IOMMU_SPAPR_REGISTER_MEMORY and so on, as in linux/vfio.h), `argument` its
+ * third argument: a number cast to a pointer, or the struct of the request, of which `readable` bytes may be read and written.
  *
- * Returns what the ioctl returns: 0, 1 for an extension that is there, or a negative errno.
+ * Returns the result of the ioctl: 0, 1 for a supported extension, or a negative errno.
  */
 int prereg_container_ioctl(const struct prereg_container *container,
                            const struct prereg_owner *owner,
@@ -1445,7 +1437,7 @@ int prereg_container_ioctl(const struct prereg_container *container,
                            struct prereg_error *error);
 
 /**
- * The table of window `slot`, shared: what a guest's table is attached to.
+ * The table of window `slot`, shared with the container, for attaching a guest's table to it.
  *
  * Returns 0; -ENOENT.
  */
@@ -1455,7 +1447,7 @@ int prereg_container_window(const struct prereg_container *container,
                             struct prereg_error *error);
 
 /**
- * Makes an empty map over the memory registered in `space`. `limits`, `holder` and `drained` may be NULL.
+ * Creates an empty map over the memory registered in `space`. `limits`, `holder` and `drained` may be NULL.
  *
  * Returns 0; -EINVAL, -ENOMEM.
  */
@@ -1466,14 +1458,14 @@ int prereg_iova_new(const struct prereg_space *space,
                     struct prereg_iova **iova,
                     struct prereg_error *error);
 
-/** Unmaps everything, frees the map and sets `*iova` to NULL. Accesses under way stay good until they are released. */
+/** Unmaps everything, frees the map and sets `*iova` to NULL. Accesses in flight stay valid until they are released. */
 int prereg_iova_free(struct prereg_iova **iova);
 
 /**
  * Maps `bytes` bytes at I/O virtual address `at` to the registered memory at `ua`, all in one region, as one mapping of it.
- * `access` is what the device may do. Where a mapping was that still waits for its accesses, a new one can be at once.
+ * `access` is the permitted access. An unmapped mapping with accesses in flight can be replaced at once.
  *
- * Returns 0; -EINVAL (misaligned, empty, past 2^64, outside the limits), -EEXIST (something is mapped there), -ENOSPC (too
+ * Returns 0; -EINVAL (misaligned, empty, past 2^64, outside the limits), -EEXIST (overlaps a mapping), -ENOSPC (too
  * many), -EFAULT (not registered), -ENXIO (being unregistered). Nothing is mapped or counted then.
  */
 int prereg_iova_map(const struct prereg_iova *iova,
@@ -1483,7 +1475,7 @@ int prereg_iova_map(const struct prereg_iova *iova,
                     uint32_t access,
                     struct prereg_error *error);
 
-/** Like `prereg_iova_map`, for memory without a user address in this process, which the caller reaches by other means. */
+/** Like `prereg_iova_map`, for memory without a user address in this process, which only the caller can reach. */
 int prereg_iova_map_remote(const struct prereg_iova *iova,
                            uint64_t at,
                            uint64_t bytes,
@@ -1491,8 +1483,8 @@ int prereg_iova_map_remote(const struct prereg_iova *iova,
                            struct prereg_error *error);
 
 /**
- * Unmaps every mapping in the range, none included. They are gone when this returns; `unmapping` (may be NULL) is set to a
- * handle that reports when the accesses under way have ended.
+ * Unmaps every mapping in the range, if any. They are unmapped when this returns; `unmapping` (may be NULL) is set to a handle
+ * that reports when the accesses in flight have ended.
  *
  * Returns 0; -EINVAL, also when the range begins or ends inside a mapping: nothing is unmapped then.
  */
@@ -1502,28 +1494,27 @@ int prereg_iova_unmap(const struct prereg_iova *iova,
                       struct prereg_unmapping **unmapping,
                       struct prereg_error *error);
 
-/** Unmaps everything, in the same way. */
+/** Unmaps everything, as `prereg_iova_unmap`. */
 int prereg_iova_unmap_all(const struct prereg_iova *iova,
                           struct prereg_unmapping **unmapping,
                           struct prereg_error *error);
 
-/** Whether no access holds any of it any more: 1 or 0; 1 for NULL, -EINVAL for what is no such handle. */
+/** Whether all accesses have ended: 1 or 0; 1 for NULL, -EINVAL for an invalid handle. */
 int prereg_unmapping_is_done(const struct prereg_unmapping *unmapping);
 
-/** Mappings taken away; 0 for what is no such handle. */
+/** The number of unmapped mappings; 0 for an invalid handle. */
 uint64_t prereg_unmapping_mappings(const struct prereg_unmapping *unmapping);
 
-/** Bytes taken away; all 2^64 of them are shown as 2^64 - 1. 0 for what is no such handle. */
+/** The number of unmapped bytes; 2^64 is reported as 2^64 - 1. 0 for an invalid handle. */
 uint64_t prereg_unmapping_bytes(const struct prereg_unmapping *unmapping);
 
-/** Frees the handle, which changes nothing else, and sets `*unmapping` to NULL. */
+/** Frees the handle and sets `*unmapping` to NULL. The unmap continues. */
 int prereg_unmapping_free(struct prereg_unmapping **unmapping);
 
 /**
- * Holds the memory behind `bytes` bytes at `at`, which may lie in several mappings that touch, for the device to do with as
- * `access` says.
+ * Holds the memory of `bytes` bytes at `at`, in one or several adjacent mappings, for an access of the device.
  *
- * Returns 0; -EFAULT (nothing is mapped there), -EACCES (the mapping does not allow it), -ENXIO (being unmapped), -EINVAL,
+ * Returns 0; -EFAULT (not mapped), -EACCES (not permitted), -ENXIO (being unmapped), -EINVAL,
  * -ENOMEM. Nothing is held then.
  */
 int prereg_iova_hold(const struct prereg_iova *iova,
@@ -1534,8 +1525,8 @@ int prereg_iova_hold(const struct prereg_iova *iova,
                      struct prereg_error *error);
 
 /**
- * The pieces of a held access in order, from number `first` on. At most `room` are written, which lie as far apart
- * as `pieces[0].size` says; `*total` (may be NULL) is set to how many there are.
+ * The pieces of a held access in order, from number `first` on. At most `room` are written,
+ * `pieces[0].size` bytes apart; `*total` (may be NULL) is set to the number of all.
  *
  * Returns 0 or -EINVAL.
  */
@@ -1547,33 +1538,32 @@ int prereg_hold_pieces(const struct prereg_hold *hold,
                        struct prereg_error *error);
 
 /**
- * Ends the access, frees the handle and sets `*hold` to NULL. The device must not use the memory any more. The pages of an access
- * that writes are marked as written, before the memory can be unpinned.
+ * Ends the access, frees the handle and sets `*hold` to NULL. The device must no longer use the memory. The pages of an access
+ * that writes are marked as written before the memory can be unpinned.
  */
 int prereg_hold_release(struct prereg_hold **hold);
 
-/** Looks for the newest regions. Never needed for correctness; lets old tables go. */
+/** Uses the newest snapshot of the regions. Never needed for correctness; allows old tables to be freed. */
 int prereg_iova_refresh(const struct prereg_iova *iova);
 
 /** The state of the map. Returns 0 or -EINVAL. */
 int prereg_iova_snapshot(const struct prereg_iova *iova, struct prereg_iova_state *state);
 
 /**
- * Lets another device reach what the space's devices reach: takes its group into the container, or attaches it. Pins and charges
- * nothing.
+ * Adds a device: its group is added to the container, or it is attached to the iommufd. Pins and charges nothing.
  *
  * Returns 0; -EOPNOTSUPP for a space of another back end or on the caller's own container; -ENODEV, -ENOENT, -EACCES, -EPERM,
- * -EBUSY, as the message says. Nothing has changed then.
+ * -EBUSY: see the message. Nothing changes then.
  */
 int prereg_space_add_device(const struct prereg_space *space,
                             const char *device,
                             struct prereg_error *error);
 
 /**
- * Takes a device, or the group it is in, out again. What is registered stays pinned.
+ * Removes a device, or its group. Registered memory stays pinned.
  *
- * Returns 0; -EBUSY while it is the last one and memory is registered that would go with it, or the device is open; -EOPNOTSUPP,
- * -ENODEV. Nothing has changed then.
+ * Returns 0; -EBUSY if it is the last one and registered memory would be unpinned with it, or if the device is open; -EOPNOTSUPP,
+ * -ENODEV. Nothing changes then.
  */
 int prereg_space_remove_device(const struct prereg_space *space,
                                const char *device,
@@ -1582,34 +1572,34 @@ int prereg_space_remove_device(const struct prereg_space *space,
 /**
  * Opens a device of the space's container, or shares one that is attached to its iommufd.
  *
- * Returns 0; -EOPNOTSUPP, -ENODEV, -EBUSY, or what the system said.
+ * Returns 0; -EOPNOTSUPP, -ENODEV, -EBUSY, or the system's errno.
  */
 int prereg_device_open(const struct prereg_space *space,
                        const char *name,
                        struct prereg_device **device,
                        struct prereg_error *error);
 
-/** Gives the handle up and sets `*device` to NULL. The device is closed when no handle on it is left and no iommufd has it. */
+/** Releases the handle and sets `*device` to NULL. The device is closed with its last handle, unless an iommufd has it. */
 int prereg_device_close(struct prereg_device **device);
 
 /**
- * Lets the device answer at its registers and do DMA (`on` is 1), or no DMA (0).
+ * Enables the device's registers and DMA (`on` is 1), or disables DMA (0).
  *
- * Returns 0, -EINVAL, or what the system said.
+ * Returns 0, -EINVAL, or the system's errno.
  */
 int prereg_device_set_bus_master(const struct prereg_device *device, int on, struct prereg_error *error);
 
 /**
  * Resets the device.
  *
- * Returns 0, -EINVAL, or what the system said.
+ * Returns 0, -EINVAL, or the system's errno.
  */
 int prereg_device_reset(const struct prereg_device *device, struct prereg_error *error);
 
 /**
  * Reads 16 bits of the device's configuration space.
  *
- * Returns 0; -EINVAL past its end, or what the system said.
+ * Returns 0; -EINVAL beyond its end, or the system's errno.
  */
 int prereg_device_config_read(const struct prereg_device *device,
                               uint64_t offset,
@@ -1619,7 +1609,7 @@ int prereg_device_config_read(const struct prereg_device *device,
 /**
  * Writes 16 bits of the device's configuration space.
  *
- * Returns 0; -EINVAL past its end, or what the system said.
+ * Returns 0; -EINVAL beyond its end, or the system's errno.
  */
 int prereg_device_config_write(const struct prereg_device *device,
                                uint64_t offset,
@@ -1629,17 +1619,17 @@ int prereg_device_config_write(const struct prereg_device *device,
 /**
  * Maps the registers of base address register `index`, 0 to 5, of the device.
  *
- * Returns 0; -EINVAL; -EOPNOTSUPP when they cannot be mapped; what the system said.
+ * Returns 0; -EINVAL; -EOPNOTSUPP if they cannot be mapped; the system's errno.
  */
 int prereg_bar_map(const struct prereg_device *device,
                    uint32_t index,
                    struct prereg_bar **bar,
                    struct prereg_error *error);
 
-/** Address of the registers, for volatile accesses, valid while the handle lives; NULL if `bar` is no such handle. */
+/** Address of the registers, for volatile accesses, valid while the handle lives; NULL for an invalid handle. */
 void *prereg_bar_registers(const struct prereg_bar *bar);
 
-/** How many bytes of registers there are; 0 for what is no such handle. */
+/** The number of bytes of registers; 0 for an invalid handle. */
 uint64_t prereg_bar_bytes(const struct prereg_bar *bar);
 
 /** Unmaps the registers and sets `*bar` to NULL. */
@@ -1648,17 +1638,17 @@ int prereg_bar_unmap(struct prereg_bar **bar);
 /**
  * The table of the default window of a space of `PREREG_BACKEND_VFIO_SPAPR_V2`. One at a time.
  *
- * Returns 0; -EINVAL when it has a table already or was replaced; -EOPNOTSUPP for a space of another back end.
+ * Returns 0; -EINVAL if it has a table or was replaced; -EOPNOTSUPP for a space of another back end.
  */
 int prereg_window_default(const struct prereg_space *space,
                           struct prereg_window **window,
                           struct prereg_error *error);
 
 /**
- * Makes a window of `bytes` bytes in pages of `2^shift`, and its table; `place` is a `PREREG_WINDOW_...`. Where it begins is the
- * kernel's to say: see `prereg_window_geometry`.
+ * Creates a window of `bytes` bytes in pages of `2^shift`, and its table; `place` is a `PREREG_WINDOW_...`. The kernel chooses its
+ * start: see `prereg_window_geometry`.
  *
- * Returns 0; -EINVAL for what cannot be; -EOPNOTSUPP for a space of another back end; what the system said.
+ * Returns 0; -EINVAL for invalid arguments; -EOPNOTSUPP for a space of another back end; the system's errno.
  */
 int prereg_window_create(const struct prereg_space *space,
                          uint32_t shift,
@@ -1667,17 +1657,17 @@ int prereg_window_create(const struct prereg_space *space,
                          struct prereg_window **window,
                          struct prereg_error *error);
 
-/** Empties the table, removes the window if it was made for it, and sets `*window` to NULL. */
+/** Clears the table, removes the window if it was created for it, and sets `*window` to NULL. */
 int prereg_window_free(struct prereg_window **window);
 
 /** The position of the window. Returns 0 or -EINVAL. */
 int prereg_window_geometry(const struct prereg_window *window, struct prereg_geometry *geometry);
 
 /**
- * Maps `pages` consecutive pages from `ua` on into the entries from bus address `ioba` on: one call to the kernel. What was there
- * before is released.
+ * Maps `pages` consecutive pages from `ua` on into the entries from bus address `ioba` on: one call to the kernel. The old mappings
+ * are released.
  *
- * Returns 0; -EFAULT, -ENXIO, -EINVAL, -ENOMEM, or what the kernel said. The entries are as they were then, but for those that the
+ * Returns 0; -EFAULT, -ENXIO, -EINVAL, -ENOMEM, or the kernel's errno. Then the entries are unchanged, except those that the
  * message counts as lost.
  */
 int prereg_window_set_run(const struct prereg_window *window,
@@ -1689,10 +1679,9 @@ int prereg_window_set_run(const struct prereg_window *window,
                           struct prereg_error *error);
 
 /**
- * Maps `count` pages, wherever each lies, into consecutive entries from `ioba` on: one call to the kernel for each run of pages that
- * follow each other.
+ * Maps any `count` pages into consecutive entries from `ioba` on: one call to the kernel for each run of consecutive pages.
  *
- * Returns as `prereg_window_set_run`, of the run that was refused; the runs before it are mapped.
+ * Returns as `prereg_window_set_run` for the run that failed; the runs before it are mapped.
  */
 int prereg_window_set_list(const struct prereg_window *window,
                            struct prereg_translator *translator,
@@ -1703,10 +1692,10 @@ int prereg_window_set_list(const struct prereg_window *window,
                            struct prereg_error *error);
 
 /**
- * Empties `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
+ * Clears `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
  * many were live.
  *
- * Returns 0; -EINVAL, or what the kernel said: the entries are still counted then.
+ * Returns 0; -EINVAL, or the kernel's errno: then the entries stay counted.
  */
 int prereg_window_clear(const struct prereg_window *window,
                         struct prereg_translator *translator,
@@ -1715,16 +1704,16 @@ int prereg_window_clear(const struct prereg_window *window,
                         uint64_t *cleared,
                         struct prereg_error *error);
 
-/** Shows the entry at `ioba`. Returns 1 and fills `*entry` if it is live; 0 if it is empty or there is none; -EINVAL. */
+/** Returns the entry at `ioba`: 1 and fills `*entry` if it is live; 0 if it is empty or there is none; -EINVAL. */
 int prereg_window_inspect(const struct prereg_window *window,
                           uint64_t ioba,
                           struct prereg_entry *entry);
 
-/** How many entries are live; 0 for what is no window. */
+/** The number of live entries; 0 for an invalid handle. */
 uint64_t prereg_window_live(const struct prereg_window *window);
 
 /**
- * Makes an empty table of what the devices reach of a space of `PREREG_BACKEND_IOMMUFD` and `PREREG_PLACEMENT_HELD`.
+ * Creates an empty table of the memory that devices reach, of a space of `PREREG_BACKEND_IOMMUFD` and `PREREG_PLACEMENT_HELD`.
  *
  * Returns 0; -EOPNOTSUPP for another space; -ENOMEM, -EINVAL.
  */
@@ -1732,14 +1721,14 @@ int prereg_io_table_new(const struct prereg_space *space,
                         struct prereg_io_table **table,
                         struct prereg_error *error);
 
-/** Unmaps all that it maps, and sets `*table` to NULL. */
+/** Unmaps everything, frees the table and sets `*table` to NULL. */
 int prereg_io_table_free(struct prereg_io_table **table);
 
 /**
- * Lets devices reach `bytes` bytes from `ua` on, all in one region, at I/O virtual address `at`. Pins and charges nothing.
+ * Maps `bytes` bytes from `ua` on, all in one region, at I/O virtual address `at` for devices. Pins and charges nothing.
  *
- * Returns 0; -EINVAL (empty, past 2^64, not whole units), -EEXIST, -EFAULT, -ENXIO, or what the kernel said. Nothing is mapped
- * then.
+ * Returns 0; -EINVAL (empty, past 2^64, not whole units), -EEXIST, -EFAULT, -ENXIO, or the kernel's errno. Then nothing is
+ * mapped.
  */
 int prereg_io_table_map(const struct prereg_io_table *table,
                         struct prereg_translator *translator,
@@ -1752,7 +1741,7 @@ int prereg_io_table_map(const struct prereg_io_table *table,
 /**
  * Unmaps the whole mapping at `at`.
  *
- * Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: the mapping then stays counted.
+ * Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: then the mapping stays counted.
  */
 int prereg_io_table_unmap(const struct prereg_io_table *table,
                           struct prereg_translator *translator,
@@ -1760,7 +1749,7 @@ int prereg_io_table_unmap(const struct prereg_io_table *table,
                           uint64_t bytes,
                           struct prereg_error *error);
 
-/** How many ranges are mapped; 0 for what is no table. */
+/** The number of mapped ranges; 0 for an invalid handle. */
 uint64_t prereg_io_table_live(const struct prereg_io_table *table);
 
 #ifdef __cplusplus

@@ -1,7 +1,7 @@
-//! Slots that are addressed by number and never freed, so that a stale number from C can be checked without touching memory of
-//! another owner.
+//! Slots that are addressed by number and never freed, so that a stale number from C can be checked without accessing other
+//! memory.
 //!
-//! Slots lie in chunks of one size. A chunk is mapped and populated when its first slot is needed, and never unmapped. Free slots
+//! Slots are in chunks of one size. A chunk is mapped and populated when its first slot is needed, and never unmapped. Free slots
 //! are a stack. Nothing here takes a lock or calls the allocator; taking a slot makes a system call only when no slot is free.
 
 #![expect(unsafe_code, reason = "maps memory for slots, and reaches it by number")]
@@ -13,7 +13,7 @@ use crate::free_stack::FreeStack;
 /// An element of an [`Arena`].
 ///
 /// # Safety
-/// All zeros are a value, and it needs no drop.
+/// All zeros are a valid value, and dropping it has no effect.
 pub(crate) unsafe trait Slot: Sync + 'static {
     /// While the slot is free: the number of the next slot on the free stack.
     fn next(&self) -> &AtomicU32;
@@ -28,12 +28,12 @@ const CHUNKS: usize = 1 << 18;
 #[derive(Debug)]
 pub(crate) struct Arena<S> {
     chunks: [AtomicPtr<S>; CHUNKS],
-    /// Slots that were ever handed out.
+    /// Slots used so far.
     used: AtomicU32,
     free: FreeStack,
 }
 
-/// The chunk of slot `number`, and its place there. Slot 0 is never handed out.
+/// The chunk of slot `number`, and the index in it. Slot 0 is never used.
 #[inline]
 fn place(number: u32) -> (usize, usize) {
     ((number >> SHIFT) as usize, (number & ((1 << SHIFT) - 1)) as usize)
@@ -48,23 +48,23 @@ impl<S: Slot> Arena<S> {
         }
     }
 
-    /// A slot by its number, if there ever was one.
+    /// The slot with this number, if it was ever used.
     #[inline]
     pub(crate) fn get(&'static self, number: u32) -> Option<&'static S> {
         let (chunk, index) = place(number);
-        // Acquire pairs with the Release in `map`: the chunk's memory is there.
+        // Acquire pairs with the Release in `map`: the chunk's memory is visible.
         let start = self.chunks.get(chunk)?.load(Ordering::Acquire);
         if start.is_null() || number == 0 {
             return None;
         }
         // SAFETY: inside the chunk, which has a slot for each of its numbers.
         let slot = unsafe { start.add(index) };
-        // SAFETY: mapped, never unmapped, and zeros are a slot.
+        // SAFETY: mapped, never unmapped, and zeros are a valid slot.
         Some(unsafe { &*slot })
     }
 
-    /// A slot that was free. `None` without memory.
-    pub(crate) fn take(&'static self) -> Option<(u32, &'static S)> {
+    /// Takes a free slot. `None` without memory.
+    pub(crate) fn acquire(&'static self) -> Option<(u32, &'static S)> {
         // Relaxed: see `FreeStack::pop`.
         let below = |number| self.get(number).map_or(0, |slot| slot.next().load(Ordering::Relaxed));
         match self.free.pop(below) {
@@ -75,7 +75,7 @@ impl<S: Slot> Arena<S> {
 
     #[cold]
     fn take_unused(&'static self) -> Option<(u32, &'static S)> {
-        // Relaxed: the number alone; the chunk's memory is seen by `get`.
+        // Relaxed: only the number; `get` makes the chunk's memory visible.
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
             let number = used.checked_add(1)?;
@@ -88,13 +88,13 @@ impl<S: Slot> Arena<S> {
         }
     }
 
-    /// Returns a slot. The caller has taken it and does not use it any more.
-    pub(crate) fn give(&'static self, number: u32, slot: &S) {
+    /// Frees a slot that the caller acquired.
+    pub(crate) fn release(&'static self, number: u32, slot: &S) {
         // Relaxed: published by the exchange in `FreeStack::push`.
         self.free.push(number, |below| slot.next().store(below, Ordering::Relaxed));
     }
 
-    /// Maps a chunk, unless it is there. `None` without memory.
+    /// Maps a chunk if it is not mapped. `None` without memory.
     fn map(&self, chunk: &AtomicPtr<S>) -> Option<()> {
         if !chunk.load(Ordering::Acquire).is_null() {
             return Some(());
@@ -104,7 +104,7 @@ impl<S: Slot> Arena<S> {
             libc::PROT_READ | libc::PROT_WRITE,
             libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
         );
-        // SAFETY: new memory, at an address that the system chooses.
+        // SAFETY: a new mapping at an address that the system chooses.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, access, kind, -1, 0) };
         if start == libc::MAP_FAILED {
             return None;
@@ -146,22 +146,22 @@ mod tests {
     #[test]
     fn what_is_given_is_taken_again_and_nothing_twice() {
         static ARENA: Arena<Number> = Arena::new();
-        let taken: Vec<_> = (0..3000).map(|_| ARENA.take().unwrap()).collect();
+        let taken: Vec<_> = (0..3000).map(|_| ARENA.acquire().unwrap()).collect();
         for (index, (number, slot)) in taken.iter().enumerate() {
             assert_eq!(*number as usize, index + 1);
             slot.mark.store(*number, Ordering::Relaxed);
         }
         for (number, slot) in &taken[1000..] {
-            ARENA.give(*number, slot);
+            ARENA.release(*number, slot);
         }
-        let mut again: Vec<_> = (0..2000).map(|_| ARENA.take().unwrap()).collect();
+        let mut again: Vec<_> = (0..2000).map(|_| ARENA.acquire().unwrap()).collect();
         assert!(again.iter().all(|(number, slot)| slot.mark.load(Ordering::Relaxed) == *number));
         again.sort_by_key(|(number, _)| *number);
         assert_eq!(
             again.iter().map(|(number, _)| *number).collect::<Vec<_>>(),
             (1001..=3000).collect::<Vec<_>>()
         );
-        assert_eq!(ARENA.take().unwrap().0, 3001);
+        assert_eq!(ARENA.acquire().unwrap().0, 3001);
         assert!([0, 100_000, u32::MAX].iter().all(|&number| ARENA.get(number).is_none()));
     }
 
@@ -172,10 +172,10 @@ mod tests {
             for thread in 1..=4 {
                 scope.spawn(move || {
                     for _ in 0..20_000 {
-                        let (number, slot) = ARENA.take().unwrap();
+                        let (number, slot) = ARENA.acquire().unwrap();
                         assert_eq!(slot.mark.swap(thread, Ordering::Relaxed), 0);
                         assert_eq!(slot.mark.swap(0, Ordering::Relaxed), thread);
-                        ARENA.give(number, slot);
+                        ARENA.release(number, slot);
                     }
                 });
             }

@@ -1,4 +1,4 @@
-//! Back ends by number: how a space's options become its two ports.
+//! The back ends: conversion of a space's options to its two ports.
 
 #![expect(
     unsafe_code,
@@ -14,7 +14,7 @@ use prereg::{AddressKind, Charge, Errno, HostAddr, Pin, UserAddr, UserRange};
 use prereg_linux::{Fixed, IoUring, Iommufd, MemlockAccount, Mlock, Placement, VfioSpaprV2, VfioType1};
 
 use crate::caller::text;
-use crate::failure::Failure;
+use crate::error::CallError;
 use crate::options::{
     PREREG_BACKEND_CALLBACKS, PREREG_BACKEND_FIXED, PREREG_BACKEND_IO_URING, PREREG_BACKEND_IOMMUFD,
     PREREG_BACKEND_MLOCK, PREREG_BACKEND_VFIO_SPAPR_V2, PREREG_BACKEND_VFIO_TYPE1, PREREG_PLACEMENT_HELD,
@@ -22,14 +22,14 @@ use crate::options::{
 };
 use crate::ports::{Context, Pins};
 use crate::record::Record;
-use crate::words::{
+use crate::types::{
     PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL, PREREG_ADDRESS_SLOT_OFFSET, choice, granule_of, zero,
 };
 
 const IO_URING_ADDRESSES: &str =
-    "PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL and PREREG_ADDRESS_SLOT_OFFSET: io_uring can give no others";
+    "PREREG_ADDRESS_ANY, PREREG_ADDRESS_PHYSICAL and PREREG_ADDRESS_SLOT_OFFSET: io_uring has no others";
 
-/// A back end: its two ports, a note on its addresses, and what stops it.
+/// A back end: its two ports, a note on its addresses, and its cancel flag.
 pub(crate) struct Backend {
     pub(crate) pins: Arc<dyn Pin>,
     pub(crate) charges: Arc<dyn Charge>,
@@ -38,7 +38,7 @@ pub(crate) struct Backend {
     pub(crate) vfio: Vfio,
 }
 
-/// The kernel's VFIO or iommufd behind a space, for what only they can do.
+/// The VFIO or iommufd back end of a space, for functions that only they have.
 pub(crate) enum Vfio {
     None,
     Type1(Arc<VfioType1>),
@@ -57,14 +57,14 @@ impl ProgressCall {
     fn call(&self, done: u64, total: u64) {
         // SAFETY: the caller's function with the caller's context.
         if unsafe { (self.function)(self.context.pointer, done, total) } != 0 {
-            // Relaxed: a flag that guards nothing.
+            // Relaxed: the flag orders nothing.
             self.cancel.store(true, Ordering::Relaxed);
         }
     }
 }
 
-/// Its name for messages, and the options that it uses besides those that all do.
-fn uses(backend: u32) -> Result<(&'static str, &'static [&'static str]), Failure> {
+/// The name of a back end, and the options that only it uses.
+fn uses(backend: u32) -> Result<(&'static str, &'static [&'static str]), CallError> {
     Ok(match backend {
         PREREG_BACKEND_IO_URING => {
             ("IO_URING", &["addresses", "fault_threads", "slot_limit", "progress", "progress_context"])
@@ -79,8 +79,8 @@ fn uses(backend: u32) -> Result<(&'static str, &'static [&'static str]), Failure
     })
 }
 
-/// Refuses options that are set and would do nothing, so that they can gain a meaning.
-fn refuse_unused(options: &prereg_options) -> Result<(), Failure> {
+/// Refuses options that have no effect, so that they can be defined later.
+fn refuse_unused(options: &prereg_options) -> Result<(), CallError> {
     zero(prereg_options::NAME, options.reserved | options.reserved_too)?;
     let (backend, used) = uses(options.backend)?;
     let set = [
@@ -99,29 +99,29 @@ fn refuse_unused(options: &prereg_options) -> Result<(), Failure> {
         ("placement", options.placement != 0),
     ];
     match set.into_iter().find(|(option, is_set)| *is_set && !used.contains(option)) {
-        Some((option, _)) => Err(Failure::Unused { option, backend }),
+        Some((option, _)) => Err(CallError::Unused { option, backend }),
         None if options.progress.is_none() && !options.progress_context.is_null() => {
-            Err(Failure::Unused { option: "progress_context without progress", backend })
+            Err(CallError::Unused { option: "progress_context without progress", backend })
         }
         None => Ok(()),
     }
 }
 
-/// The device that a back end is for.
-fn device(options: &prereg_options) -> Result<&str, Failure> {
+/// The device of the options.
+fn device(options: &prereg_options) -> Result<&str, CallError> {
     let named = text(options.device, "device of prereg_options")?;
-    named.ok_or(Failure::Null("device of prereg_options"))
+    named.ok_or(CallError::Null("device of prereg_options"))
 }
 
 impl Backend {
-    /// The back end that the options ask for, and the caller's context if it has one.
-    pub(crate) fn new(options: &prereg_options) -> Result<(Self, Option<Arc<Context>>), Failure> {
+    /// The back end of the options, and the caller's context if there is one.
+    pub(crate) fn new(options: &prereg_options) -> Result<(Self, Option<Arc<Context>>), CallError> {
         refuse_unused(options)?;
         Ok((
             match options.backend {
                 PREREG_BACKEND_IO_URING => Self::io_uring(options)?,
                 PREREG_BACKEND_MLOCK => {
-                    Self::of(Mlock::new()?, "pages that are only locked: they may move at any time")
+                    Self::of(Mlock::new()?, "pages that are only locked, so they may move at any time")
                 }
                 PREREG_BACKEND_FIXED => Self::fixed(options)?,
                 PREREG_BACKEND_VFIO_TYPE1 => Self::vfio_type1(options)?,
@@ -141,14 +141,14 @@ impl Backend {
         Self { pins: backend.clone(), charges: backend.clone(), note, cancel: None, vfio }
     }
 
-    fn callbacks(options: &prereg_options) -> Result<(Self, Option<Arc<Context>>), Failure> {
+    fn callbacks(options: &prereg_options) -> Result<(Self, Option<Arc<Context>>), CallError> {
         let (pins, context) = Pins::new(options.pin)?;
         let charges = Arc::new(MemlockAccount::new(pins.granule()));
-        let note = "what the caller's pin function pushes";
+        let note = "the addresses that the caller's pin function pushes";
         Ok((Self { pins: Arc::new(pins), charges, note, cancel: None, vfio: Vfio::None }, Some(context)))
     }
 
-    fn io_uring(options: &prereg_options) -> Result<Self, Failure> {
+    fn io_uring(options: &prereg_options) -> Result<Self, CallError> {
         let mut builder = IoUring::builder().prefault_threads(options.fault_threads as usize);
         match options.addresses {
             PREREG_ADDRESS_ANY => {}
@@ -172,38 +172,40 @@ impl Backend {
         Ok(Self { cancel, ..Self::of(backend, note) })
     }
 
-    fn vfio_type1(options: &prereg_options) -> Result<Self, Failure> {
+    fn vfio_type1(options: &prereg_options) -> Result<Self, CallError> {
         let note = "addresses on the bus of the container";
         if let Some(device) = text(options.device, "device of prereg_options")? {
             if !matches!(options.container_fd, 0 | -1) {
-                return Err(Failure::Argument("either device or container_fd, not both"));
+                return Err(CallError::Argument("either device or container_fd, not both"));
             }
             let type1 = Arc::new(VfioType1::open(device)?);
             return Ok(Self::shared(&type1, note, Vfio::Type1(type1.clone())));
         }
         if options.container_fd < 0 {
-            return Err(Failure::Argument("VFIO_TYPE1 needs a device, or a descriptor as container_fd"));
+            return Err(CallError::Argument("VFIO_TYPE1 needs a device, or a descriptor as container_fd"));
         }
-        // SAFETY: not negative; if it is not open the system says so, and it is only duplicated.
+        // SAFETY: not negative; duplicating a descriptor that is not open fails.
         let container = unsafe { BorrowedFd::borrow_raw(options.container_fd) };
         let own = container.try_clone_to_owned().map_err(|error| {
             let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
-            Failure::Refused(format!("container_fd cannot be duplicated: {error}"), errno)
+            CallError::Refused(format!("container_fd cannot be duplicated: {error}"), errno)
         })?;
         let type1 = Arc::new(VfioType1::on_container(own)?);
         Ok(Self::shared(&type1, note, Vfio::Type1(type1.clone())))
     }
 
-    fn vfio_spapr_v2(options: &prereg_options) -> Result<Self, Failure> {
+    fn vfio_spapr_v2(options: &prereg_options) -> Result<Self, CallError> {
         let spapr = Arc::new(VfioSpaprV2::open(device(options)?)?);
-        let note = "user addresses: the kernel translates them where it is asked to map";
+        let note = "user addresses: the kernel translates them when it maps";
         Ok(Self::shared(&spapr, note, Vfio::SpaprV2(spapr.clone())))
     }
 
-    fn iommufd(options: &prereg_options) -> Result<Self, Failure> {
+    fn iommufd(options: &prereg_options) -> Result<Self, CallError> {
         let (placement, note) = match options.placement {
             PREREG_PLACEMENT_SHARED => (Placement::DeviceIoas, "addresses on the bus of the devices"),
-            PREREG_PLACEMENT_HELD => (Placement::StagingIoas, "addresses of the holding space, no device's"),
+            PREREG_PLACEMENT_HELD => {
+                (Placement::StagingIoas, "addresses of the staging IOAS, which no device can use")
+            }
             _ => {
                 return Err(choice("placement of prereg_options", options.placement, "PREREG_PLACEMENT_..."));
             }
@@ -212,11 +214,12 @@ impl Backend {
         Ok(Self::shared(&iommufd, note, Vfio::Iommufd(iommufd.clone())))
     }
 
-    fn fixed(options: &prereg_options) -> Result<Self, Failure> {
+    fn fixed(options: &prereg_options) -> Result<Self, CallError> {
         let granule = granule_of(options.granule_shift)?;
         let window = UserRange::new(UserAddr::new(options.fixed_ua), options.fixed_bytes, granule)?;
-        let fixed = Fixed::new(window, HostAddr::new(options.fixed_host), granule)
-            .ok_or(Failure::Argument("fixed_host is not a page's start, or the window passes 2^64 there"))?;
+        let fixed = Fixed::new(window, HostAddr::new(options.fixed_host), granule).ok_or(
+            CallError::Argument("fixed_host is not a page's start, or the window passes 2^64 there"),
+        )?;
         Ok(Self::of(fixed, "addresses of device memory"))
     }
 }

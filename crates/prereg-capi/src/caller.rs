@@ -1,32 +1,32 @@
-//! Access to memory that a C caller points at: results, arrays, text. NULL and misaligned pointers are refused here; that the others
-//! point at what their types say is the caller's promise, which the header states, and only here and in `record` is it relied on.
+//! Access to memory of a C caller: results, arrays, text. NULL and misaligned pointers are refused. That other pointers are valid for their
+//! types is guaranteed by the caller, as the header states; only this file and `record` rely on it.
 
-#![expect(unsafe_code, reason = "that a pointer from C leads where its type says is the caller's word")]
+#![expect(unsafe_code, reason = "pointers from C are valid as the header requires")]
 
 use std::ffi::{CStr, c_char};
 use std::ptr::NonNull;
 
-use crate::failure::Failure;
+use crate::error::CallError;
 
-/// A place that a call writes to, checked before the call changes anything.
+/// A variable of the caller, checked before the call changes anything.
 #[derive(Debug)]
 pub(crate) struct Out<T>(NonNull<T>);
 
-/// A place that must be there.
+/// A required variable.
 #[inline]
-pub(crate) fn out<T>(place: *mut T, name: &'static str) -> Result<Out<T>, Failure> {
+pub(crate) fn out<T>(place: *mut T, name: &'static str) -> Result<Out<T>, CallError> {
     match out_if(place, name) {
         Ok(Some(place)) => Ok(place),
-        Ok(None) => Err(Failure::Null(name)),
+        Ok(None) => Err(CallError::Null(name)),
         Err(failure) => Err(failure),
     }
 }
 
-/// A place that may be NULL.
+/// A variable that may be NULL.
 #[inline]
-pub(crate) fn out_if<T>(place: *mut T, name: &'static str) -> Result<Option<Out<T>>, Failure> {
+pub(crate) fn out_if<T>(place: *mut T, name: &'static str) -> Result<Option<Out<T>>, CallError> {
     if !place.is_aligned() {
-        return Err(Failure::Misaligned(name));
+        return Err(CallError::Misaligned(name));
     }
     Ok(NonNull::new(place).map(Out))
 }
@@ -35,14 +35,14 @@ impl<T: Copy> Out<T> {
     /// Writes the result.
     #[inline]
     pub(crate) fn write(&self, value: T) {
-        // SAFETY: not NULL and aligned; room for one value by the caller's promise.
+        // SAFETY: not NULL and aligned; room for one value guaranteed by the caller.
         unsafe { self.0.write(value) };
     }
 
     /// Reads the value.
     #[inline]
     pub(crate) fn read(&self) -> T {
-        // SAFETY: as in `write`; used only for places that the header says hold a value.
+        // SAFETY: as in `write`; used only for variables that the header requires to be initialised.
         unsafe { self.0.read() }
     }
 
@@ -61,7 +61,7 @@ impl<T: Copy> Out<T> {
     }
 }
 
-/// Writes to a place that may be absent.
+/// Writes to an optional variable.
 #[inline]
 pub(crate) fn tell<T: Copy>(place: Option<Out<T>>, value: T) {
     if let Some(place) = place {
@@ -69,27 +69,31 @@ pub(crate) fn tell<T: Copy>(place: Option<Out<T>>, value: T) {
     }
 }
 
-/// A C caller's array of `count` elements; NULL is an array of none.
-pub(crate) fn array<'a, T>(start: *mut T, count: usize, name: &'static str) -> Result<&'a mut [T], Failure> {
+/// A C caller's array of `count` elements; empty for NULL.
+pub(crate) fn array<'a, T>(
+    start: *mut T,
+    count: usize,
+    name: &'static str,
+) -> Result<&'a mut [T], CallError> {
     let Some(start) = NonNull::new(start) else {
-        return if count == 0 { Ok(&mut []) } else { Err(Failure::Null(name)) };
+        return if count == 0 { Ok(&mut []) } else { Err(CallError::Null(name)) };
     };
     if !start.is_aligned() {
-        return Err(Failure::Misaligned(name));
+        return Err(CallError::Misaligned(name));
     }
     if count > isize::MAX as usize / size_of::<T>().max(1) {
-        return Err(Failure::Argument("an array is longer than memory"));
+        return Err(CallError::Argument("an array is longer than memory"));
     }
-    // SAFETY: aligned and of a possible length; that it is there and used by no other thread during the call is the caller's promise.
+    // SAFETY: aligned and of a possible length; that it is there and used by no other thread during the call is guaranteed by the caller.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), count) })
 }
 
-/// The text that `start` points at; `None` for NULL.
-pub(crate) fn text<'a>(start: *const c_char, name: &'static str) -> Result<Option<&'a str>, Failure> {
+/// The C string at `start`; `None` for NULL.
+pub(crate) fn text<'a>(start: *const c_char, name: &'static str) -> Result<Option<&'a str>, CallError> {
     if start.is_null() {
         return Ok(None);
     }
-    // SAFETY: not NULL; that it ends with a NUL is the caller's promise.
+    // SAFETY: not NULL; that it ends with a NUL is guaranteed by the caller.
     let text = unsafe { CStr::from_ptr(start) };
-    text.to_str().map(Some).map_err(|_| Failure::NoText(name))
+    text.to_str().map(Some).map_err(|_| CallError::NoText(name))
 }

@@ -1,4 +1,4 @@
-//! VFIO SPAPR containers by the bytes of their ioctls: `prereg_container`, and `prereg_owner`, who uses them.
+//! VFIO SPAPR containers, called by the structs of their ioctls: `prereg_container`, and its owner, `prereg_owner`.
 
 #![expect(
     unsafe_code,
@@ -14,13 +14,13 @@ use prereg_iommu::Geometry;
 use prereg_iommu::container::{Argument, Command, Container, Group, Owner, Platform, UserMemory};
 
 use crate::caller::array;
-use crate::failure::{Failure, answer, prereg_error};
-use crate::handle::{body, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call};
+use crate::handle::{body, create_handle, kinds, take};
 use crate::ports::{CallersMemory, Context};
 use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::table::{geometry_of, prereg_geometry, prereg_table};
-use crate::words::choice;
+use crate::types::choice;
 
 /// Bare-metal POWER9.
 pub const PREREG_PLATFORM_POWERNV: u32 = 0;
@@ -29,12 +29,12 @@ pub const PREREG_PLATFORM_POWERNV8: u32 = 1;
 /// A guest of a POWER hypervisor.
 pub const PREREG_PLATFORM_PSERIES: u32 = 2;
 
-/// A process that uses containers: an address space, the account that pays, the memory that is named by range. Two owners are
-/// the same process if they were made from the same space. Any thread.
+/// The process of containers: an address space, an account, and the memory of the process. Two owners of the same space are the same
+/// process. Any thread.
 #[derive(Debug)]
 pub struct prereg_owner(());
 
-/// A VFIO container. Any thread; calls take their turns, as under the kernel's own lock.
+/// A VFIO container. Any thread; calls are serialised by a lock, as in the kernel.
 #[derive(Debug)]
 pub struct prereg_container(());
 
@@ -43,7 +43,7 @@ kinds! {
     prereg_container, Mutex<Container>, 10;
 }
 
-/// The hardware behind a group. The functions are called with the container's lock held: they may not call it.
+/// The hardware of a group. The functions are called with the container's lock held, so they must not call the container.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_group_ops {
@@ -51,19 +51,19 @@ pub struct prereg_group_ops {
     pub size: usize,
     /// Passed to each function.
     pub context: *mut c_void,
-    /// Programs window `slot`. Returns 0, or a negative errno and nothing is programmed. May be NULL.
+    /// Programs window `slot`. Returns 0, or a negative errno with nothing programmed. May be NULL.
     pub set_window: Option<
         unsafe extern "C" fn(context: *mut c_void, slot: usize, geometry: *const prereg_geometry) -> c_int,
     >,
-    /// Takes window `slot` away; every entry of it was cleared before. May be NULL.
+    /// Removes window `slot`, whose entries are cleared. May be NULL.
     pub unset_window: Option<unsafe extern "C" fn(context: *mut c_void, slot: usize)>,
-    /// The context is not used any more. May be NULL.
+    /// Called after the last use of the context. May be NULL.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
 records!(prereg_group_ops);
 
-/// All memory of the process; the pin finds out what is there.
+/// All memory of the process.
 struct OwnMemory;
 
 impl UserMemory for OwnMemory {
@@ -118,7 +118,7 @@ impl Group for CallersGroup {
     }
 }
 
-/// Makes an owner: containers that it uses register memory in `space` and charge tables to its account.
+/// Creates an owner: its containers register memory in `space` and charge tables to its account.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -127,8 +127,8 @@ pub extern "C" fn prereg_owner_new(
     owner: *mut *mut prereg_owner,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(owner, || {
+    run_call(error, || {
+        create_handle(owner, || {
             let space = body(space)?;
             let (charges, pins) = (space.charges.clone(), space.pins.clone());
             Ok(Owner::new(space.space.clone(), charges, pins, Arc::new(OwnMemory)))
@@ -136,13 +136,13 @@ pub extern "C" fn prereg_owner_new(
     })
 }
 
-/// Gives the handle up and sets `*owner` to NULL. Containers that it uses go on.
+/// Releases the handle and sets `*owner` to NULL. Its containers stay valid.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_owner_free(owner: *mut *mut prereg_owner) -> c_int {
-    answer(std::ptr::null_mut(), || take(owner).map(drop))
+    run_call(std::ptr::null_mut(), || take(owner).map(drop))
 }
 
-/// Makes an empty container; `number` is what reports of who holds a mapping call it, 0 stands for none.
+/// Creates an empty container. `number` is its number as a holder in reports; 0 for none.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -151,25 +151,25 @@ pub extern "C" fn prereg_container_new(
     container: *mut *mut prereg_container,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || hand_out(container, || Ok(Mutex::new(Container::new(number)))))
+    run_call(error, || create_handle(container, || Ok(Mutex::new(Container::new(number)))))
 }
 
-/// Frees the container and sets `*container` to NULL: every entry is cleared, every window removed, every registration given
-/// up.
+/// Frees the container and sets `*container` to NULL: every entry is cleared, every window removed, every registration
+/// released.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_free(container: *mut *mut prereg_container) -> c_int {
-    answer(std::ptr::null_mut(), || take(container).map(drop))
+    run_call(std::ptr::null_mut(), || take(container).map(drop))
 }
 
-fn lock<'a>(container: *const prereg_container) -> Result<MutexGuard<'a, Container>, Failure> {
-    // A panic inside a call leaves nothing half done that another call would trip over.
+fn lock<'a>(container: *const prereg_container) -> Result<MutexGuard<'a, Container>, CallError> {
+    // A panic inside a call leaves the container consistent.
     Ok(body(container)?.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Adds group `number` of `platform` (a `PREREG_PLATFORM_...`). `hardware` may be NULL: its windows are then reached through
-/// their tables only.
+/// Adds group `number` of `platform` (a `PREREG_PLATFORM_...`). `hardware` may be NULL: then its windows have only their
+/// tables.
 ///
-/// Returns 0; -EBUSY (it is here already), -EPERM (another platform than the groups here), -EINVAL, or what the hardware said.
+/// Returns 0; -EBUSY (it is attached already), -EPERM (another platform than the attached groups), -EINVAL, or the hardware's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_attach(
     container: *const prereg_container,
@@ -178,7 +178,7 @@ pub extern "C" fn prereg_container_attach(
     hardware: *const prereg_group_ops,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let platform = match platform {
             PREREG_PLATFORM_POWERNV => Platform::POWERNV,
             PREREG_PLATFORM_POWERNV8 => Platform::POWERNV8,
@@ -196,7 +196,7 @@ pub extern "C" fn prereg_container_attach(
     })
 }
 
-/// Takes group `number` out. The other groups keep every mapping; with the last group goes the IOMMU.
+/// Removes group `number`. The other groups keep every mapping; without groups the container has no IOMMU.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -205,19 +205,18 @@ pub extern "C" fn prereg_container_detach(
     number: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         if lock(container)?.detach(number) {
             return Ok(());
         }
-        Err(Failure::Refused(format!("group {number} is not in the container"), Errno::ENOENT))
+        Err(CallError::Refused(format!("group {number} is not in the container"), Errno::ENOENT))
     })
 }
 
-/// A request as it comes from a VMM: `command` is the ioctl's number (VFIO_IOMMU_SPAPR_REGISTER_MEMORY and so on, as in
-/// linux/vfio.h), `argument` the ioctl's third argument: a number made a pointer for those requests that take one, else the
-/// request's struct, of which `readable` bytes may be read and written.
+/// Performs an ioctl of a VMM. `command` is its number (VFIO_IOMMU_SPAPR_REGISTER_MEMORY and so on, as in linux/vfio.h), `argument` its
+/// third argument: a number cast to a pointer, or the struct of the request, of which `readable` bytes may be read and written.
 ///
-/// Returns what the ioctl returns: 0, 1 for an extension that is there, or a negative errno.
+/// Returns the result of the ioctl: 0, 1 for a supported extension, or a negative errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_container_ioctl(
     container: *const prereg_container,
@@ -228,7 +227,7 @@ pub extern "C" fn prereg_container_ioctl(
     error: *mut prereg_error,
 ) -> c_int {
     let mut answered = 0;
-    let code = answer(error, || {
+    let code = run_call(error, || {
         let owner = body(owner)?;
         let mut container = lock(container)?;
         let takes = Command::from_raw(command).map_or(0, Command::argument_bytes);
@@ -245,7 +244,7 @@ pub extern "C" fn prereg_container_ioctl(
     if code == 0 { answered } else { code }
 }
 
-/// The table of window `slot`, shared: what a guest's table is attached to.
+/// The table of window `slot`, shared with the container, for attaching a guest's table to it.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -255,11 +254,11 @@ pub extern "C" fn prereg_container_window(
     table: *mut *mut prereg_table,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(table, || {
+    run_call(error, || {
+        create_handle(table, || {
             let container = lock(container)?;
             let found = container.windows().find(|(number, _)| *number == slot);
-            let missing = || Failure::Refused(format!("the container has no window {slot}"), Errno::ENOENT);
+            let missing = || CallError::Refused(format!("the container has no window {slot}"), Errno::ENOENT);
             found.map(|(_, table)| Arc::clone(table)).ok_or_else(missing)
         })
     })

@@ -9,16 +9,16 @@ use prereg::{BusAddr, Errno, GuestAddr, UserAddr};
 use prereg_iommu::{Geometry, GuestList, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, TceTable};
 
 use crate::caller::{out, out_if, tell};
-use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call, value_or};
+use crate::handle::{body, body_mut, create_handle, kinds, take};
 use crate::record::{self, records};
 use crate::table::{geometry_from, prereg_geometry, prereg_table};
 use crate::translator::{prereg_mapping, prereg_translator};
-use crate::words::{access_of, choice};
+use crate::types::{access_of, choice};
 
-/// Answers as QEMU gives them in user space.
+/// The rules of QEMU in user space.
 pub const PREREG_RULES_QEMU: u32 = 0;
-/// Answers as KVM's handlers give them; what they find too hard is done by QEMU's rules.
+/// The rules of KVM's handlers; calls that are too hard for them follow QEMU's.
 pub const PREREG_RULES_KVM: u32 = 1;
 
 /// The number of H_GET_TCE.
@@ -32,7 +32,7 @@ pub const PREREG_H_PUT_TCE_INDIRECT: u64 = 0x13c;
 
 /// H_SUCCESS.
 pub const PREREG_H_SUCCESS: i64 = 0;
-/// H_BUSY: another vCPU is at the same entry and does not come to an end; nothing changed.
+/// H_BUSY: another vCPU keeps changing the same entry; nothing changed.
 pub const PREREG_H_BUSY: i64 = 1;
 /// H_HARDWARE: the translator is of another space.
 pub const PREREG_H_HARDWARE: i64 = -1;
@@ -40,16 +40,16 @@ pub const PREREG_H_HARDWARE: i64 = -1;
 pub const PREREG_H_PARAMETER: i64 = -4;
 /// H_RESOURCE: no memory for a part of a table.
 pub const PREREG_H_RESOURCE: i64 = -16;
-/// H_TOO_HARD: the fast path cannot do it. Never seen by a guest.
+/// H_TOO_HARD: the fast path cannot do it. A guest never receives it.
 pub const PREREG_H_TOO_HARD: i64 = 9999;
 
 /// The port to guest memory, for the lists of H_PUT_TCE_INDIRECT: fills `values` with the `count` (512 at most) numbers at
-/// guest address `gpa`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, in the host's order here. Returns 0;
-/// anything else when they do not all lie in guest memory.
+/// guest address `gpa`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, in the host's order here. Returns 0, or
+/// another value if they are not all in guest memory.
 pub type prereg_read_list =
     Option<unsafe extern "C" fn(context: *mut c_void, gpa: u64, values: *mut u64, count: usize) -> c_int>;
 
-/// A hypercall as it stands in a guest's registers.
+/// The registers of a guest at a hypercall.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_call {
@@ -61,7 +61,7 @@ pub struct prereg_call {
     pub arguments: [u64; 4],
 }
 
-/// The answer to a hypercall.
+/// The result of a hypercall.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_reply {
@@ -71,9 +71,9 @@ pub struct prereg_reply {
     pub code: i64,
     /// Register 4 after an H_GET_TCE that succeeded.
     pub value: u64,
-    /// 1: `value` is set; otherwise the register keeps what it had.
+    /// 1: `value` is set; otherwise the register keeps its value.
     pub has_value: u32,
-    /// 1: the fast path said H_TOO_HARD and the slow path gave this answer.
+    /// 1: the fast path returned H_TOO_HARD, and this is the result of the slow path.
     pub handed_over: u32,
 }
 
@@ -83,7 +83,7 @@ pub struct prereg_reply {
 pub struct prereg_lookup {
     /// sizeof(struct prereg_lookup), set by the caller.
     pub size: usize,
-    /// The guest page that the guest's entry names.
+    /// The guest page of the guest's entry.
     pub gpa: u64,
     /// Its size as a power of two.
     pub shift: u32,
@@ -95,7 +95,7 @@ pub struct prereg_lookup {
     pub reserved: u32,
 }
 
-/// A guest: its memory slots and its TCE tables. Hypercalls and look-ups run on any number of threads at once, each with a
+/// A guest: its memory slots and its TCE tables. Hypercalls and lookups run on any number of threads at once, each with a
 /// translator of its own; every other call only while none of these runs.
 #[derive(Debug)]
 pub struct prereg_guest(());
@@ -122,7 +122,7 @@ impl GuestList for List {
     }
 }
 
-/// Makes a guest without memory and tables; `rules` is a `PREREG_RULES_...`.
+/// Creates a guest without memory and tables; `rules` is a `PREREG_RULES_...`.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -131,8 +131,8 @@ pub extern "C" fn prereg_guest_new(
     guest: *mut *mut prereg_guest,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(guest, || {
+    run_call(error, || {
+        create_handle(guest, || {
             let rules = match rules {
                 PREREG_RULES_QEMU => Rules::Qemu,
                 PREREG_RULES_KVM => Rules::Kvm,
@@ -143,14 +143,14 @@ pub extern "C" fn prereg_guest_new(
     })
 }
 
-/// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables that nothing else shares release their
+/// Frees the guest and its tables, and sets `*guest` to NULL. Hardware tables without other users release their
 /// mappings.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_free(guest: *mut *mut prereg_guest) -> c_int {
-    answer(std::ptr::null_mut(), || take(guest).map(drop))
+    run_call(std::ptr::null_mut(), || take(guest).map(drop))
 }
 
-/// Puts `bytes` bytes of user memory from `ua` on behind the guest addresses from `gpa` on; all multiples of 4 KiB.
+/// Adds a memory slot: `bytes` bytes of user memory from `ua` on at the guest addresses from `gpa` on; all multiples of 4 KiB.
 ///
 /// Returns 0; -EINVAL, -EEXIST (another slot has some of these guest addresses).
 #[unsafe(no_mangle)]
@@ -161,7 +161,7 @@ pub extern "C" fn prereg_guest_add_memory(
     bytes: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let guest = body_mut(guest)?;
         let mut slots = guest.slots().clone();
         slots.insert(GuestAddr::new(gpa), UserAddr::new(ua), bytes)?;
@@ -170,7 +170,7 @@ pub extern "C" fn prereg_guest_add_memory(
     })
 }
 
-/// Takes the memory slot that starts at `gpa` away. Entries written before keep what they map.
+/// Removes the memory slot that starts at `gpa`. Existing entries keep their mappings.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -179,17 +179,17 @@ pub extern "C" fn prereg_guest_remove_memory(
     gpa: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let guest = body_mut(guest)?;
         let mut slots = guest.slots().clone();
-        let missing = || Failure::Refused(format!("no memory slot starts at gpa {gpa:#x}"), Errno::ENOENT);
+        let missing = || CallError::Refused(format!("no memory slot starts at gpa {gpa:#x}"), Errno::ENOENT);
         slots.remove(GuestAddr::new(gpa)).ok_or_else(missing)?;
         guest.replace_slots(slots);
         Ok(())
     })
 }
 
-/// The user address behind `gpa`, if one slot holds all of `bytes` bytes there; 0 if none does.
+/// The user address of `gpa`, if one slot has all of `bytes` bytes there; otherwise 0.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_translate(guest: *const prereg_guest, gpa: u64, bytes: u64) -> u64 {
     value_or(0, || {
@@ -198,9 +198,9 @@ pub extern "C" fn prereg_guest_translate(guest: *const prereg_guest, gpa: u64, b
     })
 }
 
-/// Makes an empty guest-visible table under the number `liobn`; pages of 4 KiB to 16 GiB.
+/// Creates an empty guest-visible table under the number `liobn`; pages of 4 KiB to 16 GiB.
 ///
-/// Returns 0; -EBUSY (there is one), -EINVAL, -ENOMEM.
+/// Returns 0; -EBUSY (it exists), -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_create_table(
     guest: *mut prereg_guest,
@@ -208,7 +208,7 @@ pub extern "C" fn prereg_guest_create_table(
     geometry: *const prereg_geometry,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let shape = geometry_from(geometry)?;
         let shape = Geometry::for_guest(shape.start(), shape.shift(), shape.entries())?;
         body_mut(guest)?.create(Liobn::new(liobn), shape)?;
@@ -216,15 +216,15 @@ pub extern "C" fn prereg_guest_create_table(
     })
 }
 
-fn no_table(liobn: u32) -> Failure {
-    Failure::Refused(format!("the guest has no table of {}", Liobn::new(liobn)), Errno::ENOENT)
+fn no_table(liobn: u32) -> CallError {
+    CallError::Refused(format!("the guest has no table of {}", Liobn::new(liobn)), Errno::ENOENT)
 }
 
-fn table_of(guest: &mut Hypercalls, liobn: u32) -> Result<&mut TceTable, Failure> {
+fn table_of(guest: &mut Hypercalls, liobn: u32) -> Result<&mut TceTable, CallError> {
     guest.table_mut(Liobn::new(liobn)).ok_or_else(|| no_table(liobn))
 }
 
-/// Removes a table. Hardware tables that nothing else shares release their mappings.
+/// Removes a table. Hardware tables without other users release their mappings.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -233,14 +233,14 @@ pub extern "C" fn prereg_guest_remove_table(
     liobn: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || body_mut(guest)?.remove(Liobn::new(liobn)).map(drop).ok_or_else(|| no_table(liobn)))
+    run_call(error, || body_mut(guest)?.remove(Liobn::new(liobn)).map(drop).ok_or_else(|| no_table(liobn)))
 }
 
-/// Lets `table` act on what the guest writes into table `liobn` from now on; the table is shared, the handle stays the
-/// caller's. The same one may be attached several times: `*times` (may be NULL) is set to how often it is now.
+/// Attaches `table` to the guest's table `liobn`, whose writes it follows from now on. The table is shared; the handle stays the
+/// caller's. It may be attached several times: `*times` (may be NULL) is set to the number.
 ///
-/// Returns 0; -EINVAL (its pages are larger, it starts elsewhere, it is smaller, or it is of another space than those
-/// attached before), -ENOENT.
+/// Returns 0; -EINVAL (its pages are larger, its start differs, it is smaller, or it is of another space than the
+/// attached ones), -ENOENT.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_guest_attach(
     guest: *mut prereg_guest,
@@ -249,7 +249,7 @@ pub extern "C" fn prereg_guest_attach(
     times: *mut u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, times) = (Arc::clone(body(table)?), out_if(times, "times")?);
         let now = table_of(body_mut(guest)?, liobn)?.attach(table)?;
         tell(times, now);
@@ -257,8 +257,8 @@ pub extern "C" fn prereg_guest_attach(
     })
 }
 
-/// Takes one `prereg_guest_attach` back; after the last one the guest's writes no longer reach the table. What it maps stays
-/// until it is cleared or freed. `*times` (may be NULL) is set to how often it is still attached.
+/// Reverts one `prereg_guest_attach`; after the last one the table no longer follows the guest's writes. Its mappings stay until it is
+/// cleared or freed. `*times` (may be NULL) is set to the remaining number.
 ///
 /// Returns 0; -ENOENT.
 #[unsafe(no_mangle)]
@@ -269,20 +269,20 @@ pub extern "C" fn prereg_guest_detach(
     times: *mut u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, times) = (body(table)?, out_if(times, "times")?);
         let missing =
-            || Failure::Refused("the hardware table is not attached there".to_owned(), Errno::ENOENT);
+            || CallError::Refused("the hardware table is not attached there".to_owned(), Errno::ENOENT);
         let left = table_of(body_mut(guest)?, liobn)?.detach(table).ok_or_else(missing)?;
         tell(times, left);
         Ok(())
     })
 }
 
-/// Does a hypercall. The answer in `*reply` is final: a guest may see it. `read_list` may be NULL: no list then lies in guest
+/// Executes a hypercall. The result in `*reply` is final, for the guest. `read_list` may be NULL: then no list is in guest
 /// memory.
 ///
-/// Returns 0, whatever the guest is answered; -ENOSYS for a number that is none of the four (`*reply` is not touched),
+/// Returns 0, also if the hypercall fails; -ENOSYS for a number that is none of the four (`*reply` is unchanged),
 /// -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_hypercall(
@@ -294,11 +294,11 @@ pub extern "C" fn prereg_hypercall(
     reply: *mut prereg_reply,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (guest, place) = (body(guest)?, record::out(reply)?);
         let prereg_call { number, arguments, .. } = record::read(call)?;
         let call = Hypercall::decode(number, arguments).ok_or_else(|| {
-            Failure::Refused(format!("{number:#x} is not the number of a TCE hypercall"), Errno::ENOSYS)
+            CallError::Refused(format!("{number:#x} is not the number of a TCE hypercall"), Errno::ENOSYS)
         })?;
         let answer =
             guest.call(&mut body_mut(translator)?.translator, &List { function: read_list, context }, call);
@@ -313,8 +313,8 @@ pub extern "C" fn prereg_hypercall(
     })
 }
 
-/// Translates bus address `ioba` of a device behind `liobn`: the guest's entry goes to `*lookup` and, where a hardware table maps
-/// it, one more mapping in `*mapping`, which holds the memory.
+/// Translates bus address `ioba` of a device behind `liobn`: the guest's entry is written to `*lookup` and, if a hardware table
+/// maps it, one more mapping to `*mapping`.
 ///
 /// Returns 1 when `*mapping` was filled, 0 when no hardware table maps the address, -ENOENT (no such table, or outside its
 /// window), -ENXIO (being unregistered), -EAGAIN, -EINVAL.
@@ -329,13 +329,13 @@ pub extern "C" fn prereg_guest_lookup(
     error: *mut prereg_error,
 ) -> c_int {
     let mut live = 0;
-    let code = answer(error, || {
+    let code = run_call(error, || {
         let (guest, place, lookup) = (body(guest)?, out(mapping, "mapping")?, record::out_if(lookup)?);
         let reader = body_mut(translator)?;
         let found = guest.lookup(&mut reader.translator, Liobn::new(liobn), BusAddr::new(ioba))?;
         let outside = || {
             let text = format!("{} has no entry for ioba {ioba:#x}", Liobn::new(liobn));
-            Failure::Refused(text, Errno::ENOENT)
+            CallError::Refused(text, Errno::ENOENT)
         };
         let found = found.ok_or_else(outside)?;
         let host_access = access_of(found.host.as_ref().map(|(_, access)| *access));

@@ -1,14 +1,14 @@
-//! Handles: what C holds of ours, as numbers in the shape of pointers.
+//! Opaque handles given to C: numbers with the type of pointers.
 //!
-//! A handle names a slot of the process's table and the generation of what is in it. It is never followed: one that was freed,
-//! that is of another type, or that was never made is looked up and refused, whatever became of the memory of what it stood for,
-//! and never taken for a newer one in the same slot. A slot whose generations are used up is not used again.
+//! A handle has the number of a slot in the process's table and the generation of its content. It is never dereferenced: a freed handle,
+//! one of another type and an invalid one are refused, and never mistaken for a newer one in the same slot. A slot whose generations are
+//! used up is not used again.
 //!
-//! A handle is made by a call that fills the caller's variable and ends by a call that takes the variable's address and sets it to
-//! NULL. What the caller must see to: what ends a handle runs beside no other call on it, and a handle for one thread at a time is
-//! used so.
+//! A handle is created by a call that writes it to the caller's variable, and released by a call that takes the variable's address and
+//! sets it to NULL. The caller guarantees that no other call uses a handle while it is released, and that handles for one thread at
+//! a time are used so.
 
-#![expect(unsafe_code, reason = "the table keeps what handles stand for by address")]
+#![expect(unsafe_code, reason = "the table has the addresses of the handles' bodies")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use crate::arena::{Arena, Slot};
 use crate::caller::{Out, out, out_if};
-use crate::failure::Failure;
+use crate::error::CallError;
 
 /// A type of handle.
 pub(crate) trait Kind: Sized {
@@ -28,7 +28,7 @@ pub(crate) trait Kind: Sized {
     type Body: 'static;
 }
 
-/// Makes each of the types a kind of handle.
+/// Implements [`Kind`] for each of the types.
 macro_rules! kinds {
     ($($name:ident, $body:ty, $number:literal;)*) => {$(
         impl $crate::handle::Kind for $name {
@@ -58,9 +58,9 @@ unsafe impl Slot for Entry {
 
 static TABLE: Arena<Entry> = Arena::new();
 
-/// A handle is a generation above a slot's number, each half a pointer.
+/// A handle is a generation above a slot's number, each half a pointer wide.
 const HALF: u32 = usize::BITS / 2;
-const MOST: u64 = (1 << HALF) - 1;
+const MAX_NUMBER: u64 = (1 << HALF) - 1;
 
 const fn state(generation: u64, kind: u8) -> u64 {
     generation << 8 | kind as u64
@@ -68,92 +68,92 @@ const fn state(generation: u64, kind: u8) -> u64 {
 
 /// The entry that a handle names, if there is one, and its generation.
 #[inline(always)]
-fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), Failure> {
+fn entry_of<K: Kind>(handle: *const K) -> Result<(u32, u64, &'static Entry), CallError> {
     let word = handle.addr() as u64;
     if word == 0 {
-        return Err(Failure::Null(K::NAME));
+        return Err(CallError::Null(K::NAME));
     }
-    let (number, generation) = ((word & MOST) as u32, word >> HALF);
+    let (number, generation) = ((word & MAX_NUMBER) as u32, word >> HALF);
     match TABLE.get(number) {
         Some(entry) => Ok((number, generation, entry)),
-        None => Err(Failure::Handle(K::NAME)),
+        None => Err(CallError::Handle(K::NAME)),
     }
 }
 
 /// The address of the body of a live handle.
 #[inline(always)]
-fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, Failure> {
+fn find<K: Kind>(handle: *const K) -> Result<NonNull<K::Body>, CallError> {
     let (_, generation, entry) = entry_of(handle)?;
-    // Acquire pairs with the Release in `fill`: the body is there.
+    // Acquire pairs with the Release in `fill`: the body is visible.
     if entry.state.load(Ordering::Acquire) != state(generation, K::NUMBER) {
-        return Err(Failure::Handle(K::NAME));
+        return Err(CallError::Handle(K::NAME));
     }
-    // Relaxed: written before the state.
+    // Relaxed: written before the state, which was acquired.
     match NonNull::new(entry.body.load(Ordering::Relaxed).cast()) {
         Some(body) => Ok(body),
-        None => Err(Failure::Handle(K::NAME)),
+        None => Err(CallError::Handle(K::NAME)),
     }
 }
 
 /// The body of a caller's handle.
 #[inline(always)]
-pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, Failure> {
+pub(crate) fn body<'a, K: Kind>(handle: *const K) -> Result<&'a K::Body, CallError> {
     let body = find(handle)?;
-    // SAFETY: of this type, because the kind is right; it lives until the handle ends, which by the caller's promise is not during
+    // SAFETY: of this type, because the kind matches; it lives until the handle is released, which the caller guarantees not to do during
     // the call.
     Ok(unsafe { body.as_ref() })
 }
 
 /// Like `body`, for a handle that one thread at a time may use.
 #[inline(always)]
-pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, Failure> {
+pub(crate) fn body_mut<'a, K: Kind>(handle: *mut K) -> Result<&'a mut K::Body, CallError> {
     let mut body = find(handle)?;
-    // SAFETY: as in `body`; and no other call uses it meanwhile, by the caller's promise.
+    // SAFETY: as in `body`; and the caller guarantees that no other call uses it.
     Ok(unsafe { body.as_mut() })
 }
 
-/// A handle that ends, taken apart: its place and its body.
+/// The entry and the body of a handle that is released.
 pub(crate) type Parts<K> = (Vacant<K>, <K as Kind>::Body);
 
-/// Makes a handle and puts it into the caller's variable; NULL there when `make` fails. Nothing fails after `make`.
-pub(crate) fn hand_out<K: Kind>(
+/// Creates a handle and writes it to the caller's variable, or NULL if `make` fails. Nothing fails after `make`.
+pub(crate) fn create_handle<K: Kind>(
     place: *mut *mut K,
-    make: impl FnOnce() -> Result<K::Body, Failure>,
-) -> Result<(), Failure> {
-    let place = out(place, "the place for the new handle")?;
+    make: impl FnOnce() -> Result<K::Body, CallError>,
+) -> Result<(), CallError> {
+    let place = out(place, "the variable for the new handle")?;
     place.write(std::ptr::null_mut());
-    let vacant = Vacant::<K>::new().ok_or(Failure::OutOfMemory)?;
+    let vacant = Vacant::<K>::new().ok_or(CallError::OutOfMemory)?;
     place.write(vacant.fill(make()?));
     Ok(())
 }
 
-/// The caller's handle, out of its variable; `None` when NULL was there, or the variable's address is NULL.
+/// Takes the handle from the caller's variable; `None` if it is NULL, or the variable's address is NULL.
 ///
 /// # Errors
-/// A pointer that is no handle is left unchanged.
-pub(crate) fn take<K: Kind>(place: *mut *mut K) -> Result<Option<K::Body>, Failure> {
-    Ok(take_apart(out_if(place, "the variable of the handle")?.as_ref())?.map(|(_, body)| body))
+/// An invalid handle; the variable is unchanged.
+pub(crate) fn take<K: Kind>(place: *mut *mut K) -> Result<Option<K::Body>, CallError> {
+    Ok(detach_if_live(out_if(place, "the variable of the handle")?.as_ref())?.map(|(_, body)| body))
 }
 
-fn take_apart<K: Kind>(place: Option<&Out<*mut K>>) -> Result<Option<Parts<K>>, Failure> {
+fn detach_if_live<K: Kind>(place: Option<&Out<*mut K>>) -> Result<Option<Parts<K>>, CallError> {
     let Some(place) = place else { return Ok(None) };
     let handle = place.read();
     if handle.is_null() {
         return Ok(None);
     }
-    let parts = split(handle)?;
+    let parts = detach(handle)?;
     place.write(std::ptr::null_mut());
     Ok(Some(parts))
 }
 
-/// Lets `work` have the body. What it returns stays behind the same handle; otherwise the handle ends and the caller's variable
-/// becomes NULL.
-pub(crate) fn surrender<K: Kind>(
+/// Passes the body to `work`. A body that it returns stays with the handle; otherwise the handle is released and the caller's variable
+/// set to NULL.
+pub(crate) fn release_unless<K: Kind>(
     place: *mut *mut K,
-    work: impl FnOnce(K::Body) -> (Option<K::Body>, Result<(), Failure>),
-) -> Result<(), Failure> {
+    work: impl FnOnce(K::Body) -> (Option<K::Body>, Result<(), CallError>),
+) -> Result<(), CallError> {
     let place = out_if(place, "the variable of the handle")?;
-    let Some((vacant, body)) = take_apart(place.as_ref())? else { return Ok(()) };
+    let Some((vacant, body)) = detach_if_live(place.as_ref())? else { return Ok(()) };
     let (left, result) = work(body);
     if let (Some(body), Some(place)) = (left, place) {
         place.write(vacant.fill(body));
@@ -161,14 +161,14 @@ pub(crate) fn surrender<K: Kind>(
     result
 }
 
-/// All handles of an array that are not NULL, with the index of each: all of them, or none when one is refused.
-pub(crate) fn split_all<K: Kind>(places: &mut [*mut K]) -> Result<Vec<(usize, Parts<K>)>, Failure> {
+/// Detaches all handles of an array that are not NULL, with their indices: all, or none if one is invalid.
+pub(crate) fn detach_all<K: Kind>(places: &mut [*mut K]) -> Result<Vec<(usize, Parts<K>)>, CallError> {
     let mut taken = Vec::new();
     for (index, place) in places.iter().enumerate().filter(|(_, place)| !place.is_null()) {
-        match split(*place) {
+        match detach(*place) {
             Ok(parts) => taken.push((index, parts)),
             Err(failure) => {
-                // The same handles again, so the variables need no change.
+                // The handles are valid again, so the variables stay.
                 for (_, (vacant, body)) in taken {
                     let _ = vacant.fill(body);
                 }
@@ -180,10 +180,10 @@ pub(crate) fn split_all<K: Kind>(places: &mut [*mut K]) -> Result<Vec<(usize, Pa
     Ok(taken)
 }
 
-/// The body of a live handle, and the memory it was in. The handle is none any more, unless it is filled again.
-fn split<K: Kind>(handle: *mut K) -> Result<Parts<K>, Failure> {
+/// Detaches the body of a live handle from its entry. The handle is then invalid, unless the entry is filled again.
+fn detach<K: Kind>(handle: *mut K) -> Result<Parts<K>, CallError> {
     let (number, generation, entry) = entry_of(handle.cast_const())?;
-    // Acquire pairs with the Release in `fill`. One exchange succeeds, however many threads try.
+    // Acquire pairs with the Release in `fill`. The exchange of one thread succeeds.
     entry
         .state
         .compare_exchange(
@@ -192,15 +192,15 @@ fn split<K: Kind>(handle: *mut K) -> Result<Parts<K>, Failure> {
             Ordering::Acquire,
             Ordering::Relaxed,
         )
-        .map_err(|_| Failure::Handle(K::NAME))?;
-    let memory = NonNull::new(entry.body.load(Ordering::Relaxed).cast()).ok_or(Failure::Handle(K::NAME))?;
+        .map_err(|_| CallError::Handle(K::NAME))?;
+    let memory = NonNull::new(entry.body.load(Ordering::Relaxed).cast()).ok_or(CallError::Handle(K::NAME))?;
     let vacant = Vacant { entry, number, generation, memory };
-    // SAFETY: `fill` put one there, and the exchange above gave it to this call alone.
+    // SAFETY: `fill` wrote it, and the exchange above made it this call's alone.
     let body = unsafe { memory.read() };
     Ok((vacant, body))
 }
 
-/// An entry of the table and memory for a body, had before anything is made that would have to be undone.
+/// An entry of the table and memory for a body, allocated before anything that would have to be undone.
 pub(crate) struct Vacant<K: Kind> {
     entry: &'static Entry,
     number: u32,
@@ -218,7 +218,8 @@ impl<K: Kind> Vacant<K> {
     pub(crate) fn new() -> Option<Self> {
         // SAFETY: the layout is not of size 0.
         let memory = NonNull::new(unsafe { alloc(Self::LAYOUT) })?.cast::<K::Body>();
-        let Some((number, entry)) = TABLE.take().filter(|(number, _)| u64::from(*number) <= MOST) else {
+        let Some((number, entry)) = TABLE.acquire().filter(|(number, _)| u64::from(*number) <= MAX_NUMBER)
+        else {
             // SAFETY: allocated above with this layout.
             unsafe { dealloc(memory.as_ptr().cast(), Self::LAYOUT) };
             return None;
@@ -232,26 +233,26 @@ impl<K: Kind> Vacant<K> {
     /// Makes the handle live.
     pub(crate) fn fill(self, body: K::Body) -> *mut K {
         let this = std::mem::ManuallyDrop::new(self);
-        // SAFETY: room for one body, which is this call's alone.
+        // SAFETY: memory for one body, which is this call's alone.
         unsafe { this.memory.write(body) };
         // Relaxed: the state below is stored after it.
         this.entry.body.store(this.memory.as_ptr().cast(), Ordering::Relaxed);
         // Release pairs with the Acquire in `find` and `split`.
         this.entry.state.store(state(this.generation, K::NUMBER), Ordering::Release);
         let word = this.generation << HALF | u64::from(this.number);
-        // Half a pointer each, so nothing is cut off.
+        // Each is half a pointer wide, so nothing is truncated.
         std::ptr::without_provenance_mut(word as usize)
     }
 }
 
 impl<K: Kind> Drop for Vacant<K> {
     fn drop(&mut self) {
-        // Relaxed: for tidiness; the state says that there is no body.
+        // Relaxed: the state already marks the entry as empty.
         self.entry.body.store(std::ptr::null_mut(), Ordering::Relaxed);
-        // SAFETY: allocated with this layout, and the body was moved out or never put in.
+        // SAFETY: allocated with this layout, and it has no body.
         unsafe { dealloc(self.memory.as_ptr().cast(), Self::LAYOUT) };
-        if self.generation < MOST {
-            TABLE.give(self.number, self.entry);
+        if self.generation < MAX_NUMBER {
+            TABLE.release(self.number, self.entry);
         }
     }
 }
@@ -269,7 +270,7 @@ mod tests {
 
     fn made(text: &str) -> *mut One {
         let mut place = std::ptr::dangling_mut();
-        hand_out::<One>(&raw mut place, || Ok(text.to_owned())).unwrap();
+        create_handle::<One>(&raw mut place, || Ok(text.to_owned())).unwrap();
         place
     }
 
@@ -281,7 +282,7 @@ mod tests {
         let mut copy = held;
         assert_eq!(take(&raw mut held).unwrap().unwrap(), "body!");
         assert!(held.is_null() && take(&raw mut held).unwrap().is_none());
-        assert!(matches!(take(&raw mut copy), Err(Failure::Handle("One"))) && !copy.is_null());
+        assert!(matches!(take(&raw mut copy), Err(CallError::Handle("One"))) && !copy.is_null());
         assert!(take::<One>(std::ptr::null_mut()).unwrap().is_none());
     }
 
@@ -301,13 +302,13 @@ mod tests {
     fn a_body_that_is_returned_stays_behind_its_handle() {
         let mut held = made("body");
         let before = held;
-        let refused = surrender(&raw mut held, |body| {
+        let refused = release_unless(&raw mut held, |body| {
             assert!(super::body(before.cast_const()).is_err());
-            (Some(body + "!"), Err(Failure::OutOfMemory))
+            (Some(body + "!"), Err(CallError::OutOfMemory))
         });
-        assert!(matches!(refused, Err(Failure::OutOfMemory)));
+        assert!(matches!(refused, Err(CallError::OutOfMemory)));
         assert_eq!((held, body(held.cast_const()).unwrap().as_str()), (before, "body!"));
-        surrender(&raw mut held, |_| (None, Ok(()))).unwrap();
+        release_unless(&raw mut held, |_| (None, Ok(()))).unwrap();
         assert!(held.is_null());
     }
 
@@ -315,10 +316,10 @@ mod tests {
     fn an_array_with_a_handle_twice_is_refused_whole() {
         let (one, two) = (made("one"), made("two"));
         let mut list = [one, std::ptr::null_mut(), two, one];
-        assert!(split_all(&mut list).is_err());
+        assert!(detach_all(&mut list).is_err());
         assert_eq!((list[0], list[2], list[3]), (one, two, one));
         assert_eq!(body(one.cast_const()).unwrap(), "one");
-        let taken = split_all(&mut list[..3]).unwrap();
+        let taken = detach_all(&mut list[..3]).unwrap();
         assert_eq!(
             taken.iter().map(|(index, (_, body))| (*index, body.as_str())).collect::<Vec<_>>(),
             [(0, "one"), (2, "two")]
@@ -328,22 +329,25 @@ mod tests {
 
     #[test]
     fn null_another_type_and_what_was_never_made_are_refused() {
-        assert!(matches!(body::<One>(std::ptr::null()), Err(Failure::Null("One"))));
+        assert!(matches!(body::<One>(std::ptr::null()), Err(CallError::Null("One"))));
         let mut held = made("body");
-        assert!(matches!(body(held.cast_const().cast::<Other>()), Err(Failure::Handle("Other"))));
+        assert!(matches!(body(held.cast_const().cast::<Other>()), Err(CallError::Handle("Other"))));
         for word in [1, 8, 4096, usize::MAX, usize::MAX >> 1, held.addr() ^ 1 << 40, held.addr() + 1] {
             assert!(body(std::ptr::without_provenance::<One>(word)).is_err(), "{word:#x}");
         }
-        assert!(matches!(take(std::ptr::without_provenance_mut::<*mut One>(4)), Err(Failure::Misaligned(_))));
+        assert!(matches!(
+            take(std::ptr::without_provenance_mut::<*mut One>(4)),
+            Err(CallError::Misaligned(_))
+        ));
         take(&raw mut held).unwrap();
     }
 
     #[test]
     fn what_cannot_be_made_leaves_null_and_no_memory() {
         let mut place = std::ptr::dangling_mut::<One>();
-        let refused = hand_out(&raw mut place, || Err(Failure::OutOfMemory));
-        assert!(matches!(refused, Err(Failure::OutOfMemory)) && place.is_null());
-        let nowhere = hand_out::<One>(std::ptr::null_mut(), || panic!("not asked"));
-        assert!(matches!(nowhere, Err(Failure::Null(_))));
+        let refused = create_handle(&raw mut place, || Err(CallError::OutOfMemory));
+        assert!(matches!(refused, Err(CallError::OutOfMemory)) && place.is_null());
+        let nowhere = create_handle::<One>(std::ptr::null_mut(), || panic!("not asked"));
+        assert!(matches!(nowhere, Err(CallError::Null(_))));
     }
 }

@@ -1,5 +1,5 @@
-//! IOVA maps, as a type1 container has one: `prereg_iova`, the accesses of a device (`prereg_hold`) and unmaps that wait for
-//! them (`prereg_unmapping`).
+//! IOVA maps like that of a type1 container: `prereg_iova`, accesses of a device (`prereg_hold`) and unmaps that wait for them
+//! (`prereg_unmapping`).
 
 #![expect(unsafe_code, reason = "names for C; calls a C caller's function; fills its arrays")]
 
@@ -10,13 +10,13 @@ use prereg::{Iova, PageShift, Translator, UserAddr};
 use prereg_iommu::iova::{Backing, Drained, Held, IovaLimits, IovaMap, Piece, Stretch, Unmapping};
 
 use crate::caller::{out_if, tell};
-use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{body, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call, value_or};
+use crate::handle::{body, create_handle, kinds, take};
 use crate::ports::Context;
 use crate::record::{self, records};
 use crate::space::prereg_space;
 use crate::translator::mark;
-use crate::words::{access_from, choice, holder_from, prereg_holder, shift_from};
+use crate::types::{access_from, choice, holder_from, prereg_holder, shift_from};
 
 /// Limits of a device's address space.
 #[repr(C)]
@@ -28,13 +28,14 @@ pub struct prereg_iova_limits {
     pub first: u64,
     /// The last address that can be mapped; 0 for 2^64 - 1.
     pub last: u64,
-    /// Mappings at a time; 0 for 65,535, as the kernel has it.
+    /// The most mappings; 0 for 65,535, the kernel's default.
     pub mappings: u32,
     /// The smallest page as a power of two; 0 for 4 KiB.
     pub page_shift: u32,
 }
 
-/// Told when the last access of an unmapped mapping has left, once for each mapping that had to wait, on the thread that left.
+/// A callback at the end of the last access to an unmapped mapping: once for each mapping with accesses at its unmap, on the thread of
+/// that access.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_drained {
@@ -42,9 +43,9 @@ pub struct prereg_drained {
     pub size: usize,
     /// Passed to each function.
     pub context: *mut c_void,
-    /// The last access has left.
+    /// Called at the end of the last access.
     pub drained: Option<unsafe extern "C" fn(context: *mut c_void)>,
-    /// The context is not used any more. May be NULL.
+    /// Called after the last use of the context. May be NULL.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
@@ -58,15 +59,15 @@ pub struct prereg_piece {
     pub address: u64,
     /// The host address, for the device; 0 for remote memory.
     pub host: u64,
-    /// How long it is.
+    /// Its length.
     pub bytes: u64,
-    /// 1: memory that the owner of the map reaches by other means.
+    /// 1: memory that only the owner of the map can reach.
     pub is_remote: u32,
     /// Zero.
     pub reserved: u32,
 }
 
-/// A device's I/O virtual address space as it was at some moment.
+/// The state of an IOVA map at one moment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_iova_state {
@@ -74,11 +75,11 @@ pub struct prereg_iova_state {
     pub size: usize,
     /// Live mappings.
     pub mappings: u64,
-    /// Bytes they cover; all 2^64 of them are shown as 2^64 - 1.
+    /// Bytes mapped; 2^64 is reported as 2^64 - 1.
     pub bytes: u64,
-    /// Accesses under way in live mappings.
+    /// Accesses in flight to live mappings.
     pub accesses: u64,
-    /// Mappings that were unmapped and wait for their accesses.
+    /// Unmapped mappings with accesses in flight.
     pub closing: u64,
 }
 
@@ -86,11 +87,11 @@ pub struct prereg_iova_state {
 #[derive(Debug)]
 pub struct prereg_iova(());
 
-/// An access under way: the memory stays pinned at its addresses until it is released, on whatever thread.
+/// An access in flight: the memory stays pinned at its addresses until it is released, on any thread.
 #[derive(Debug)]
 pub struct prereg_hold(());
 
-/// An unmap that may have to wait for accesses.
+/// An unmap that may wait for accesses.
 #[derive(Debug)]
 pub struct prereg_unmapping(());
 
@@ -102,7 +103,7 @@ kinds! {
     prereg_unmapping, Unmapping, 13;
 }
 
-/// A map, and what marks pages that devices may have written through it.
+/// A map, and the translator that marks written pages.
 #[derive(Debug)]
 pub struct Map {
     map: IovaMap,
@@ -116,13 +117,13 @@ struct Marker {
 }
 
 impl Marker {
-    // A panic in between leaves the translator right.
+    // A panic leaves the translator consistent.
     fn translator(&self) -> MutexGuard<'_, Translator> {
         self.translator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An access, and for one that writes what marks its pages when it ends.
+/// An access, and, if it writes, the map that marks its pages at its end.
 #[derive(Debug)]
 pub struct Hold {
     held: Held,
@@ -133,7 +134,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         let Some(marker) = &self.writes else { return };
         let mut translator = marker.translator();
-        // While the memory is still held, so that no mark comes after the unpin.
+        // While the memory is still held, so that no mark follows the unpin.
         for stretch in self.held.stretches() {
             if let Stretch::Local { ua, bytes, .. } = stretch {
                 mark(&mut translator, marker.page, ua, bytes);
@@ -142,12 +143,12 @@ impl Drop for Hold {
     }
 }
 
-struct Told {
+struct DrainCallback {
     context: Context,
     function: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
-impl Drained for Told {
+impl Drained for DrainCallback {
     fn drained(&self) {
         if let Some(function) = self.function {
             // SAFETY: the caller's function with the caller's context.
@@ -156,7 +157,7 @@ impl Drained for Told {
     }
 }
 
-/// Makes an empty map over the memory registered in `space`. `limits`, `holder` and `drained` may be NULL.
+/// Creates an empty map over the memory registered in `space`. `limits`, `holder` and `drained` may be NULL.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -168,13 +169,13 @@ pub extern "C" fn prereg_iova_new(
     iova: *mut *mut prereg_iova,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(iova, || {
+    run_call(error, || {
+        create_handle(iova, || {
             let space = body(space)?;
             let limits = limits_from(limits)?;
             let holder = holder_from(holder)?;
             let drained = record::read_if(drained)?;
-            let told = Arc::new(Told {
+            let told = Arc::new(DrainCallback {
                 context: Context::new(
                     drained.map_or(std::ptr::null_mut(), |drained| drained.context),
                     drained.and_then(|drained| drained.release),
@@ -190,7 +191,7 @@ pub extern "C" fn prereg_iova_new(
     })
 }
 
-fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, Failure> {
+fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, CallError> {
     let mut wanted = IovaLimits::default();
     let Some(limits) = record::read_if(limits)? else { return Ok(wanted) };
     if limits.page_shift != 0 {
@@ -205,24 +206,24 @@ fn limits_from(limits: *const prereg_iova_limits) -> Result<IovaLimits, Failure>
     }
     let last = if limits.last == 0 { u64::MAX } else { limits.last };
     if limits.first > last {
-        return Err(Failure::Argument(
-            "first of prereg_iova_limits lies behind last; no address would be left to map",
+        return Err(CallError::Argument(
+            "first of prereg_iova_limits is above last: no address could be mapped",
         ));
     }
     wanted.aperture = (Iova::new(limits.first), Iova::new(last));
     Ok(wanted)
 }
 
-/// Unmaps everything, frees the map and sets `*iova` to NULL. Accesses under way stay good until they are released.
+/// Unmaps everything, frees the map and sets `*iova` to NULL. Accesses in flight stay valid until they are released.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_free(iova: *mut *mut prereg_iova) -> c_int {
-    answer(std::ptr::null_mut(), || take(iova).map(drop))
+    run_call(std::ptr::null_mut(), || take(iova).map(drop))
 }
 
 /// Maps `bytes` bytes at I/O virtual address `at` to the registered memory at `ua`, all in one region, as one mapping of it.
-/// `access` is what the device may do. Where a mapping was that still waits for its accesses, a new one can be at once.
+/// `access` is the permitted access. An unmapped mapping with accesses in flight can be replaced at once.
 ///
-/// Returns 0; -EINVAL (misaligned, empty, past 2^64, outside the limits), -EEXIST (something is mapped there), -ENOSPC (too
+/// Returns 0; -EINVAL (misaligned, empty, past 2^64, outside the limits), -EEXIST (overlaps a mapping), -ENOSPC (too
 /// many), -EFAULT (not registered), -ENXIO (being unregistered). Nothing is mapped or counted then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_map(
@@ -233,13 +234,13 @@ pub extern "C" fn prereg_iova_map(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let to = Backing::Local(UserAddr::new(ua));
         Ok(body(iova)?.map.map(Iova::new(at), bytes, to, access_from(access)?)?)
     })
 }
 
-/// Like `prereg_iova_map`, for memory without a user address in this process, which the caller reaches by other means.
+/// Like `prereg_iova_map`, for memory without a user address in this process, which only the caller can reach.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_map_remote(
     iova: *const prereg_iova,
@@ -248,11 +249,13 @@ pub extern "C" fn prereg_iova_map_remote(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(iova)?.map.map(Iova::new(at), bytes, Backing::Remote, access_from(access)?)?))
+    run_call(error, || {
+        Ok(body(iova)?.map.map(Iova::new(at), bytes, Backing::Remote, access_from(access)?)?)
+    })
 }
 
-/// Unmaps every mapping in the range, none included. They are gone when this returns; `unmapping` (may be NULL) is set to a
-/// handle that reports when the accesses under way have ended.
+/// Unmaps every mapping in the range, if any. They are unmapped when this returns; `unmapping` (may be NULL) is set to a handle
+/// that reports when the accesses in flight have ended.
 ///
 /// Returns 0; -EINVAL, also when the range begins or ends inside a mapping: nothing is unmapped then.
 #[unsafe(no_mangle)]
@@ -263,26 +266,26 @@ pub extern "C" fn prereg_iova_unmap(
     unmapping: *mut *mut prereg_unmapping,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let unmap = || Ok(body(iova)?.map.unmap(Iova::new(at), bytes)?);
-        if unmapping.is_null() { unmap().map(drop) } else { hand_out(unmapping, unmap) }
+        if unmapping.is_null() { unmap().map(drop) } else { create_handle(unmapping, unmap) }
     })
 }
 
-/// Unmaps everything, in the same way.
+/// Unmaps everything, as `prereg_iova_unmap`.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_unmap_all(
     iova: *const prereg_iova,
     unmapping: *mut *mut prereg_unmapping,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let unmap = || Ok(body(iova)?.map.unmap_all());
-        if unmapping.is_null() { unmap().map(drop) } else { hand_out(unmapping, unmap) }
+        if unmapping.is_null() { unmap().map(drop) } else { create_handle(unmapping, unmap) }
     })
 }
 
-/// Whether no access holds any of it any more: 1 or 0; 1 for NULL, -EINVAL for what is no such handle.
+/// Whether all accesses have ended: 1 or 0; 1 for NULL, -EINVAL for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmapping_is_done(unmapping: *const prereg_unmapping) -> c_int {
     if unmapping.is_null() {
@@ -291,28 +294,27 @@ pub extern "C" fn prereg_unmapping_is_done(unmapping: *const prereg_unmapping) -
     value_or(-prereg::Errno::EINVAL.raw(), || Ok(c_int::from(body(unmapping)?.is_done())))
 }
 
-/// Mappings taken away; 0 for what is no such handle.
+/// The number of unmapped mappings; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmapping_mappings(unmapping: *const prereg_unmapping) -> u64 {
     value_or(0, || Ok(body(unmapping)?.mappings()))
 }
 
-/// Bytes taken away; all 2^64 of them are shown as 2^64 - 1. 0 for what is no such handle.
+/// The number of unmapped bytes; 2^64 is reported as 2^64 - 1. 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmapping_bytes(unmapping: *const prereg_unmapping) -> u64 {
     value_or(0, || Ok(body(unmapping)?.bytes()))
 }
 
-/// Frees the handle, which changes nothing else, and sets `*unmapping` to NULL.
+/// Frees the handle and sets `*unmapping` to NULL. The unmap continues.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmapping_free(unmapping: *mut *mut prereg_unmapping) -> c_int {
-    answer(std::ptr::null_mut(), || take(unmapping).map(drop))
+    run_call(std::ptr::null_mut(), || take(unmapping).map(drop))
 }
 
-/// Holds the memory behind `bytes` bytes at `at`, which may lie in several mappings that touch, for the device to do with as
-/// `access` says.
+/// Holds the memory of `bytes` bytes at `at`, in one or several adjacent mappings, for an access of the device.
 ///
-/// Returns 0; -EFAULT (nothing is mapped there), -EACCES (the mapping does not allow it), -ENXIO (being unmapped), -EINVAL,
+/// Returns 0; -EFAULT (not mapped), -EACCES (not permitted), -ENXIO (being unmapped), -EINVAL,
 /// -ENOMEM. Nothing is held then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_hold(
@@ -323,8 +325,8 @@ pub extern "C" fn prereg_iova_hold(
     hold: *mut *mut prereg_hold,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(hold, || {
+    run_call(error, || {
+        create_handle(hold, || {
             let (Map { map, marker }, access) = (body(iova)?, access_from(access)?);
             let held = map.hold(Iova::new(at), bytes, access)?;
             Ok(Hold { held, writes: access.writes().then(|| Arc::clone(marker)) })
@@ -332,8 +334,8 @@ pub extern "C" fn prereg_iova_hold(
     })
 }
 
-/// The pieces of a held access in order, from number `first` on. At most `room` are written, which lie as far apart
-/// as `pieces[0].size` says; `*total` (may be NULL) is set to how many there are.
+/// The pieces of a held access in order, from number `first` on. At most `room` are written,
+/// `pieces[0].size` bytes apart; `*total` (may be NULL) is set to the number of all.
 ///
 /// Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
@@ -345,7 +347,7 @@ pub extern "C" fn prereg_hold_pieces(
     total: *mut usize,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (places, total) = (record::out_array(pieces, room)?, out_if(total, "total")?);
         let held = &body(hold)?.held;
         for (index, piece) in held.pieces().skip(first).take(places.count()).enumerate() {
@@ -370,17 +372,17 @@ fn piece_of(piece: Piece) -> prereg_piece {
     }
 }
 
-/// Ends the access, frees the handle and sets `*hold` to NULL. The device must not use the memory any more. The pages of an access
-/// that writes are marked as written, before the memory can be unpinned.
+/// Ends the access, frees the handle and sets `*hold` to NULL. The device must no longer use the memory. The pages of an access
+/// that writes are marked as written before the memory can be unpinned.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_hold_release(hold: *mut *mut prereg_hold) -> c_int {
-    answer(std::ptr::null_mut(), || take(hold).map(drop))
+    run_call(std::ptr::null_mut(), || take(hold).map(drop))
 }
 
-/// Looks for the newest regions. Never needed for correctness; lets old tables go.
+/// Uses the newest snapshot of the regions. Never needed for correctness; allows old tables to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_refresh(iova: *const prereg_iova) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let Map { map, marker } = body(iova)?;
         map.refresh();
         marker.translator().refresh();
@@ -391,7 +393,7 @@ pub extern "C" fn prereg_iova_refresh(iova: *const prereg_iova) -> c_int {
 /// The state of the map. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_iova_snapshot(iova: *const prereg_iova, state: *mut prereg_iova_state) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let (seen, place) = (body(iova)?.map.snapshot(), record::out(state)?);
         place.write(&prereg_iova_state {
             size: 0,

@@ -1,12 +1,11 @@
-//! The table of live mappings, which a caller's `prereg_mapping` or `prereg_range` names by slot and serial number.
+//! The table of live mappings. A caller's `prereg_mapping` or `prereg_range` refers to one by slot and serial number.
 //!
-//! The mapping itself never leaves the library. A serial number is never used twice, and the slot stores the address of the
-//! struct it was made for. So a mapping is released once, however often its
-//! struct was copied, and whatever a caller writes over the struct cannot make the library touch other memory.
+//! The mapping itself stays in the library. A serial number is used once, and the slot stores the address of the caller's struct. So a
+//! mapping is released once, even if its struct was copied, and no content of the struct makes the library access other memory.
 //!
-//! Every translator keeps a few free slots of its own, so that mapping needs no word that other threads write.
+//! Every translator has a few free slots of its own, so that mapping uses no word that other threads write.
 
-#![expect(unsafe_code, reason = "slots hold mappings of either kind, by the rules of their serial numbers")]
+#![expect(unsafe_code, reason = "slots have mappings of either kind, as their serial numbers say")]
 
 use std::cell::UnsafeCell;
 use std::fmt;
@@ -19,10 +18,10 @@ use crate::arena::{Arena, Slot};
 
 const WORDS: usize = 6;
 
-/// A slot: one live mapping, or free.
+/// A slot with one live mapping, or a free one.
 #[repr(C, align(64))]
 pub(crate) struct Live {
-    /// Counts up at every change; the lowest two bits are the kind of what is inside, 0 for nothing.
+    /// Incremented at every change; the lowest two bits are the kind of the content, 0 for none.
     serial: AtomicU64,
     inside: UnsafeCell<[MaybeUninit<u64>; WORDS]>,
     /// Part of the address of the caller's struct.
@@ -30,11 +29,11 @@ pub(crate) struct Live {
     next: AtomicU32,
 }
 
-// SAFETY: `inside` is written by the thread that took the slot, and read by the one whose exchange of the serial succeeds, or
-// while the caller promises that it is not released; what is inside may go from thread to thread.
+// SAFETY: `inside` is written by the thread that acquired the slot, and read by the one whose exchange of the serial succeeds, or
+// while the caller guarantees that it is not released; the content is `Send` and `Sync`.
 unsafe impl Sync for Live {}
 
-// SAFETY: integers and room.
+// SAFETY: integers and uninitialised memory.
 unsafe impl Slot for Live {
     fn next(&self) -> &AtomicU32 {
         &self.next
@@ -77,7 +76,7 @@ impl Ticket {
 }
 
 impl Live {
-    /// Puts a mapping in. The slot is the caller's alone.
+    /// Writes a mapping. The slot is the caller's alone.
     #[inline(always)]
     fn fill<C: Counted>(&self, counted: C, slot: u32, owner: u64) -> Ticket {
         const { assert!(size_of::<C>() <= WORDS * 8 && align_of::<C>() <= align_of::<u64>()) };
@@ -101,43 +100,43 @@ fn slot_of<C: Counted>(ticket: Ticket) -> Option<(u32, &'static Live)> {
     }
     let number = u32::try_from(ticket.slot).ok()?;
     let live = LIVE.get(number)?;
-    // Acquire pairs with the Release in `fill`: the owner is seen, and what is inside. Relaxed: see there.
+    // Acquire pairs with the Release in `fill`: the owner and the content are visible. Relaxed: see there.
     let is_live = live.serial.load(Ordering::Acquire) == ticket.serial
         && live.owner.load(Ordering::Relaxed) == ticket.owner_part();
     is_live.then_some((number, live))
 }
 
-/// The mapping that a ticket names, if it is still there. It must not be released while the reference is used.
-pub(crate) fn look<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
+/// The mapping of a ticket, if it is live. It must not be released while the reference is used.
+pub(crate) fn get<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
     let (_, live) = slot_of::<C>(ticket)?;
-    // SAFETY: of this kind, as the serial says, and there until the caller releases it.
+    // SAFETY: of this kind, as the serial says, and live until the caller releases it.
     Some(unsafe { &*live.inside.get().cast::<C>() })
 }
 
-/// Takes the mapping out that a ticket names: once, however many try.
+/// Takes the mapping of a ticket; of several threads one succeeds.
 #[inline(always)]
 fn empty<C: Counted>(ticket: Ticket) -> Option<(C, u32, &'static Live)> {
     let (number, live) = slot_of::<C>(ticket)?;
     let emptied = ticket.serial & !((1 << KIND_BITS) - 1);
-    // Acquire pairs with the Release in `fill`. One exchange succeeds; the next `fill` is by a thread that got the slot from the one
-    // whose did.
+    // Acquire pairs with the Release in `fill`. One exchange succeeds; the next `fill` is by a thread that acquired the slot from the
+    // one whose exchange did.
     live.serial.compare_exchange(ticket.serial, emptied, Ordering::Acquire, Ordering::Relaxed).ok()?;
-    // SAFETY: of this kind, as the serial said, and the exchange gave it to this call alone.
+    // SAFETY: of this kind, as the serial said, and the exchange made it this call's alone.
     let counted = unsafe { live.inside.get().cast::<C>().read() };
     Some((counted, number, live))
 }
 
-/// Takes the mapping out that a ticket names.
+/// Takes the mapping of a ticket.
 pub(crate) fn take<C: Counted>(ticket: Ticket) -> Option<C> {
     let (counted, number, live) = empty(ticket)?;
-    LIVE.give(number, live);
+    LIVE.release(number, live);
     Some(counted)
 }
 
-/// Free slots that are a translator's alone: as many are kept as there is room for.
+/// The free slots of a translator.
 pub(crate) struct FreeSlots(Vec<(u32, &'static Live)>);
 
-/// How many a translator has room for from the start.
+/// The initial number for a translator.
 const AT_FIRST: u32 = 32;
 
 impl FreeSlots {
@@ -147,14 +146,14 @@ impl FreeSlots {
         slots.reserve(AT_FIRST).then_some(slots)
     }
 
-    /// Has at least `count` free slots from now on; `false` without memory.
+    /// Acquires slots up to `count` free ones; `false` without memory.
     pub(crate) fn reserve(&mut self, count: u32) -> bool {
         let missing = (count as usize).saturating_sub(self.0.len());
         if self.0.try_reserve_exact(missing).is_err() {
             return false;
         }
         while self.0.len() < count as usize {
-            let Some(slot) = LIVE.take() else { return false };
+            let Some(slot) = LIVE.acquire() else { return false };
             self.0.push(slot);
         }
         true
@@ -166,20 +165,20 @@ impl FreeSlots {
     /// The mapping, without memory.
     #[inline(always)]
     pub(crate) fn put<C: Counted>(&mut self, counted: C, owner: u64) -> Result<Ticket, C> {
-        match self.0.pop().or_else(|| LIVE.take()) {
+        match self.0.pop().or_else(|| LIVE.acquire()) {
             Some((number, live)) => Ok(live.fill(counted, number, owner)),
             None => Err(counted),
         }
     }
 
-    /// Takes the mapping out that a ticket names.
+    /// Takes the mapping of a ticket.
     #[inline(always)]
     pub(crate) fn take<C: Counted>(&mut self, ticket: Ticket) -> Option<C> {
         let (counted, number, live) = empty(ticket)?;
         if self.0.len() < self.0.capacity() {
             self.0.push((number, live));
         } else {
-            LIVE.give(number, live);
+            LIVE.release(number, live);
         }
         Some(counted)
     }
@@ -188,7 +187,7 @@ impl FreeSlots {
 impl Drop for FreeSlots {
     fn drop(&mut self) {
         for (number, live) in self.0.drain(..) {
-            LIVE.give(number, live);
+            LIVE.release(number, live);
         }
     }
 }
@@ -213,11 +212,10 @@ mod tests {
         let mut old = Vec::new();
         for value in 0..100_u64 {
             let ticket = slots.put(value, 8).unwrap();
-            assert_eq!(look::<u64>(ticket), Some(&value));
+            assert_eq!(get::<u64>(ticket), Some(&value));
             assert!(!old.contains(&ticket));
             assert!(
-                old.iter()
-                    .all(|&ticket| look::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none())
+                old.iter().all(|&ticket| get::<u64>(ticket).is_none() && slots.take::<u64>(ticket).is_none())
             );
             let taken = if value % 2 == 0 { slots.take(ticket) } else { take(ticket) };
             assert_eq!(taken, Some(value));
@@ -229,7 +227,7 @@ mod tests {
     fn another_kind_and_what_was_never_given_out_are_refused() {
         let mut slots = FreeSlots::new().unwrap();
         let ticket = slots.put(7_u64, 8).unwrap();
-        assert!(take::<Mapping>(ticket).is_none() && look::<RangeMapping>(ticket).is_none());
+        assert!(take::<Mapping>(ticket).is_none() && get::<RangeMapping>(ticket).is_none());
         for slot in [0, u64::MAX, 1 << 32 | ticket.slot, 4_000_000_000] {
             assert!(take::<u64>(Ticket { slot, ..ticket }).is_none());
         }

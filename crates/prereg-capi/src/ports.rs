@@ -1,9 +1,9 @@
-//! Ports: structs of function pointers with which a caller pins and charges by itself, or keeps memory alive.
+//! Ports: structs of function pointers by which a caller pins, charges, or keeps memory alive.
 //!
-//! Every struct comes with a `release` that is called once, when nothing here will use its context again. A call that
-//! fails has not taken the context: it stays the caller's, and `release` is not called for it.
+//! Every struct has a `release` that is called once, after the last use of its context. A call that fails does not take ownership of
+//! the context, and `release` is not called for it.
 
-#![expect(unsafe_code, reason = "calls a C caller's functions, with the context that came with them")]
+#![expect(unsafe_code, reason = "calls a C caller's functions with their context")]
 
 use std::ffi::{c_int, c_void};
 use std::ptr::NonNull;
@@ -16,19 +16,19 @@ use prereg::{
 };
 use prereg_linux::Membarrier;
 
-use crate::failure::{Failure, answer, value_or};
+use crate::error::{CallError, run_call, value_or};
 use crate::handle::{Kind, Vacant, body, kinds, take};
 use crate::record::{self, records};
-use crate::words::{granule_of, kind_from};
+use crate::types::{granule_of, kind_from};
 
-/// The pages of a range that is being pinned: where the pin function puts the host address of each. Good only until that
-/// function returns.
+/// The pages of a range that is being pinned, to which the pin function pushes their host addresses. Valid until that function
+/// returns.
 #[derive(Debug)]
 pub struct prereg_page_list(());
 
-/// The pages of a region that were marked as written, and perhaps neighbours of them: every page of an access that writes
-/// (`prereg_iova_hold`), of a table entry through which a device could write, and of `prereg_mark_dirty` and its kind. Good only
-/// until the unpin function returns.
+/// The pages of a region that were marked as written, and possibly adjacent ones: every page of an access that writes
+/// (`prereg_iova_hold`), of a table entry with write permission, and of `prereg_mark_dirty` and similar calls. Valid until the unpin
+/// function returns.
 #[derive(Debug)]
 pub struct prereg_dirty_pages(());
 
@@ -37,10 +37,10 @@ kinds! {
     prereg_dirty_pages, Mutex<Dirty>, 15;
 }
 
-/// A list that a caller's pin function fills.
+/// The list that a caller's pin function fills.
 #[derive(Debug)]
 pub struct Filling {
-    /// The caller's of [`Pin::pin`], which waits for the pin function.
+    /// The sink of the caller of [`Pin::pin`], which waits for the pin function.
     pages: NonNull<PageSink<'static>>,
     granule: PageShift,
     refused: Option<PinError>,
@@ -52,7 +52,7 @@ unsafe impl Send for Filling {}
 /// The marks that a caller's unpin function reads.
 #[derive(Debug)]
 pub struct Dirty {
-    /// The caller's of [`Pin::unpin`], which waits for the unpin function.
+    /// The marks of the caller of [`Pin::unpin`], which waits for the unpin function.
     pages: NonNull<DirtyPages<'static>>,
 }
 
@@ -60,45 +60,44 @@ pub struct Dirty {
 unsafe impl Send for Dirty {}
 
 impl Filling {
-    fn push(&mut self, host: u64, pages: u64) -> Result<(), Failure> {
+    fn push(&mut self, host: u64, pages: u64) -> Result<(), CallError> {
         let host = HostAddr::new(host);
-        // SAFETY: the list lives as long as the handle on it, which ends when the pin function has returned.
+        // SAFETY: the list lives as long as the handle on it, which is released when the pin function returns.
         let list = unsafe { self.pages.as_mut() };
         let ua = list.range().first();
         if !host.is_aligned(self.granule) {
             let why = "the pin function pushed a host address that is not the start of a page";
             self.refused.get_or_insert(PinError::Unsupported { ua, why });
-            return Err(Failure::NoPage { host, granule: self.granule });
+            return Err(CallError::NoPage { host, granule: self.granule });
         }
         list.push(host, pages).map_err(|error| {
             self.refused.get_or_insert(match error.into() {
                 PinError::Unsupported { why, .. } => PinError::Unsupported { ua, why },
                 error => error,
             });
-            Failure::Pages(error)
+            CallError::Pages(error)
         })
     }
 }
 
-/// Lets `work` use a handle that ends when it returns.
-fn lend<K: Kind, R>(body: K::Body, work: impl FnOnce(*mut K) -> R) -> Option<(R, K::Body)> {
+/// Passes a handle to `work`, which is released when it returns.
+fn with_handle<K: Kind, R>(body: K::Body, work: impl FnOnce(*mut K) -> R) -> Option<(R, K::Body)> {
     let mut handle = Vacant::<K>::new()?.fill(body);
     let result = work(handle);
     Some((result, take(&raw mut handle).ok()??))
 }
 
-/// How a caller pins memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
+/// The caller's functions that pin memory: set `backend` to `PREREG_BACKEND_CALLBACKS` and `pin` to this.
 ///
-/// The functions are called from many threads at once, never under a lock of this library. They may not throw, jump out,
-/// or call back into the same space; registering the range that is being pinned or unpinned is answered with -EDEADLK. The
-/// struct is copied; what `context` points at is not.
+/// The functions are called from many threads at once, never under a lock of this library. They must not throw, jump out,
+/// or call back into the same space; registering the range that is being pinned or unpinned returns -EDEADLK. The struct
+/// is copied, `context` is not.
 ///
-/// WHO VOUCHES FOR ADDRESSES. The program that supplies these functions, and it alone. The library checks of what is pushed that
-/// there is one address for every page of the range, that each is the start of a page, that no run passes 2^64, and that a large
-/// page is mapped only where the addresses are contiguous and aligned for it. It never follows an address, and cannot know what is
-/// there: every `hpa` and `host` that it returns later is one of these, plus an offset inside its page, and means what
-/// `address_kind` says. It hands them out with a mapping (`prereg_registration_runs` shows them for reports), and calls `unpin` only when
-/// nothing is mapped.
+/// ADDRESSES are guaranteed by the program that supplies these functions. The library checks that there is one address for every page
+/// of the range, that each is the start of a page, that no run passes 2^64, and that a large page is mapped only where the addresses are
+/// contiguous and aligned. It never dereferences an address: every `hpa` and `host` that it returns later is one of these plus an
+/// offset in its page, of the kind `address_kind`. It returns them with a mapping (and for reports by `prereg_registration_runs`), and
+/// calls `unpin` only when nothing is mapped.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_pin_ops {
@@ -106,14 +105,14 @@ pub struct prereg_pin_ops {
     pub size: usize,
     /// Passed to each function.
     pub context: *mut c_void,
-    /// The system page as a power of two: 12 to 24; 0 for this system's.
+    /// The system page size as a power of two: 12 to 24; 0 for the system's.
     pub granule_shift: u32,
-    /// The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY is taken for INVENTED, which vouches for nothing.
+    /// The meaning of the host addresses: a `PREREG_ADDRESS_...`; ANY means INVENTED, which no device may use.
     pub address_kind: u32,
     /// Pins every page of `bytes` bytes at `ua` and pushes the host address of each, in order, with
-    /// `prereg_page_list_push`; sets `id` to whatever `unpin` is to be called with. Devices are programmed with these
-    /// addresses: until `unpin` is called, each must reach the page that it was pushed for and no other memory. Returns 0, or
-    /// a negative errno and nothing stays pinned.
+    /// `prereg_page_list_push`; sets `id` to a number that is passed to `unpin`. Devices are programmed with these
+    /// addresses: until `unpin` is called, each must reach the page for which it was pushed and no other memory. Returns 0, or
+    /// a negative errno with nothing pinned.
     pub pin: Option<
         unsafe extern "C" fn(
             context: *mut c_void,
@@ -123,7 +122,7 @@ pub struct prereg_pin_ops {
             id: *mut u64,
         ) -> c_int,
     >,
-    /// Releases what `pin` pinned; the pages are free when it returns. `dirty` is read with `prereg_dirty_pages_next`.
+    /// Releases the pin; the pages are unpinned when it returns. `dirty` is read with `prereg_dirty_pages_next`.
     pub unpin: Option<
         unsafe extern "C" fn(
             context: *mut c_void,
@@ -133,11 +132,11 @@ pub struct prereg_pin_ops {
             dirty: *mut prereg_dirty_pages,
         ),
     >,
-    /// The context is not used any more. May be NULL.
+    /// Called after the last use of the context. May be NULL.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
-/// How a caller counts locked memory: set `charge` of the options to this. With NULL there the back end counts, against
+/// The caller's functions that count locked memory: set `charge` of the options to this. With NULL the back end counts, against
 /// RLIMIT_MEMLOCK. The rules for the functions are those of `prereg_pin_ops`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -146,19 +145,19 @@ pub struct prereg_charge_ops {
     pub size: usize,
     /// Passed to each function.
     pub context: *mut c_void,
-    /// Adds `pages` system pages. Returns 0; or anything else, and nothing is charged: the registration then fails with
-    /// -ENOMEM, and its message says what `charged` and `limit` were set to (both in pages).
+    /// Adds `pages` system pages. Returns 0; or another value with nothing charged: the registration then fails with
+    /// -ENOMEM, and its message has `charged` and `limit` (both in pages).
     pub charge: Option<
         unsafe extern "C" fn(context: *mut c_void, pages: u64, charged: *mut u64, limit: *mut u64) -> c_int,
     >,
-    /// Takes `pages` off again.
+    /// Subtracts `pages` pages.
     pub uncharge: Option<unsafe extern "C" fn(context: *mut c_void, pages: u64)>,
-    /// The context is not used any more. May be NULL.
+    /// Called after the last use of the context. May be NULL.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
-/// Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range was registered
-/// already, the region keeps the owner that it has, and `release` of the new one is called before the call returns.
+/// Keeps registered memory mapped: `release` is called when the last page is unpinned. If the range is registered already, the region
+/// keeps its owner, and `release` of the new one is called before the call returns.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_keep {
@@ -166,23 +165,23 @@ pub struct prereg_keep {
     pub size: usize,
     /// Passed to the function.
     pub context: *mut c_void,
-    /// The memory is not used any more. May be called on any thread.
+    /// Called after the last use of the memory, on any thread.
     pub release: Option<unsafe extern "C" fn(context: *mut c_void)>,
 }
 
 records!(prereg_pin_ops, prereg_charge_ops, prereg_keep);
 
-/// Pushes `pages` pages that follow each other from host address `host` on, which is the start of a page.
+/// Pushes `pages` contiguous pages from host address `host` on, which is the start of a page.
 ///
 /// Returns 0; -E2BIG when the range has fewer pages, -EINVAL when `host` is not the start of a page or the pages pass 2^64,
 /// -ENOMEM; the registration then fails whatever the pin function returns. -EINVAL also after the pin function has returned.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_page_list_push(list: *mut prereg_page_list, host: u64, pages: u64) -> c_int {
-    answer(std::ptr::null_mut(), || locked(body(list)?).push(host, pages))
+    run_call(std::ptr::null_mut(), || locked(body(list)?).push(host, pages))
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic while it is locked is a defect that the call on the other side reports.
+    // A panic while it is locked is a defect that the calling function reports.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -197,7 +196,7 @@ pub extern "C" fn prereg_dirty_pages_next(dirty: *mut prereg_dirty_pages) -> u64
     })
 }
 
-/// A caller's context and what releases it.
+/// A caller's context and its release function.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) pointer: *mut c_void,
@@ -205,13 +204,13 @@ pub(crate) struct Context {
     taken: AtomicBool,
 }
 
-// SAFETY: the header demands that the context may be used on any thread.
+// SAFETY: the header requires that the context may be used on any thread.
 unsafe impl Send for Context {}
 // SAFETY: as above, on several at once.
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Not released at its end before [`taken`](Self::taken) was called.
+    /// A context that is released at its end only after [`taken`](Self::taken).
     pub(crate) const fn new(
         pointer: *mut c_void,
         release: Option<unsafe extern "C" fn(*mut c_void)>,
@@ -219,9 +218,9 @@ impl Context {
         Self { pointer, release, taken: AtomicBool::new(false) }
     }
 
-    /// The call that brought it has succeeded: it is ours now.
+    /// Takes ownership, because the call that passed it has succeeded.
     pub(crate) fn taken(&self) {
-        // Relaxed: the drop that reads it comes after everything by the count of the `Arc` or box around.
+        // Relaxed: the owner's `Arc` or box orders the drop, which reads it, after this.
         self.taken.store(true, Ordering::Relaxed);
     }
 }
@@ -247,12 +246,12 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// The port, and its context, which is still the caller's.
-    pub(crate) fn new(ops: *const prereg_pin_ops) -> Result<(Self, Arc<Context>), Failure> {
-        let none = Failure::Null("pin of the options (PREREG_BACKEND_CALLBACKS)");
+    /// The port and its context, which the caller still owns.
+    pub(crate) fn new(ops: *const prereg_pin_ops) -> Result<(Self, Arc<Context>), CallError> {
+        let none = CallError::Null("pin of the options (PREREG_BACKEND_CALLBACKS)");
         let ops = record::read_if(ops)?.ok_or(none)?;
         let (Some(pin), Some(unpin)) = (ops.pin, ops.unpin) else {
-            return Err(Failure::Null("a function of prereg_pin_ops"));
+            return Err(CallError::Null("a function of prereg_pin_ops"));
         };
         let granule = granule_of(ops.granule_shift)?;
         let kind = kind_from(ops.address_kind)?.unwrap_or(AddressKind::Invented);
@@ -263,7 +262,7 @@ impl Pins {
     }
 }
 
-// SAFETY: the header demands it of the caller's `pin` function.
+// SAFETY: the header requires it of the caller's `pin` function.
 unsafe impl Pin for Pins {
     fn name(&self) -> &'static str {
         "callbacks"
@@ -286,7 +285,7 @@ unsafe impl Pin for Pins {
         let (ua, bytes) = (range.first().raw(), range.bytes());
         let filling =
             Filling { pages: NonNull::from(pages).cast(), granule: self.granule.shift(), refused: None };
-        let (code, filling) = lend::<prereg_page_list, _>(Mutex::new(filling), |list| {
+        let (code, filling) = with_handle::<prereg_page_list, _>(Mutex::new(filling), |list| {
             // SAFETY: the caller's function with the caller's context.
             unsafe { (self.pin)(self.context.pointer, ua, bytes, list, &raw mut id) }
         })
@@ -310,8 +309,8 @@ unsafe impl Pin for Pins {
             unsafe { (self.unpin)(self.context.pointer, pin.raw(), ua, bytes, dirty) };
         };
         let marks = Dirty { pages: NonNull::from(&mut dirty).cast() };
-        // Unpinning cannot fail: without memory for the handle the function sees no marks.
-        if lend::<prereg_dirty_pages, _>(Mutex::new(marks), unpin).is_none() {
+        // Unpinning cannot fail: without memory for the handle the function gets no marks.
+        if with_handle::<prereg_dirty_pages, _>(Mutex::new(marks), unpin).is_none() {
             unpin(std::ptr::null_mut());
         }
     }
@@ -326,10 +325,10 @@ pub(crate) struct Charges {
 }
 
 impl Charges {
-    /// The port, and its context, which is still the caller's.
-    pub(crate) fn new(ops: &prereg_charge_ops) -> Result<(Self, Arc<Context>), Failure> {
+    /// The port and its context, which the caller still owns.
+    pub(crate) fn new(ops: &prereg_charge_ops) -> Result<(Self, Arc<Context>), CallError> {
         let (Some(charge), Some(uncharge)) = (ops.charge, ops.uncharge) else {
-            return Err(Failure::Null("a function of prereg_charge_ops"));
+            return Err(CallError::Null("a function of prereg_charge_ops"));
         };
         let context = Arc::new(Context::new(ops.context, ops.release));
         Ok((Self { context: context.clone(), charge, uncharge }, context))
@@ -352,7 +351,7 @@ impl Charge for Charges {
     }
 }
 
-/// A caller's range of memory, with what keeps it there.
+/// A caller's range of memory, and its owner.
 pub(crate) struct CallersMemory {
     pub(crate) ua: u64,
     pub(crate) bytes: u64,
@@ -365,7 +364,7 @@ impl CallersMemory {
         Self { ua, bytes, owner }
     }
 
-    /// The registration has succeeded: what keeps the memory is released when the region is.
+    /// Takes ownership of `keep`, because the registration has succeeded.
     pub(crate) fn taken(&self) {
         if let Some(owner) = &self.owner {
             owner.taken();
@@ -373,8 +372,8 @@ impl CallersMemory {
     }
 }
 
-// SAFETY: the header demands it of the caller that names the range: it stays the same memory until the region is released, or
-// until `release` of the owner that came with it.
+// SAFETY: the header requires it of the caller: the range stays the same memory until the region is released, or until `release` of its
+// owner.
 unsafe impl prereg::Memory for CallersMemory {
     fn ua(&self) -> UserAddr {
         UserAddr::new(self.ua)

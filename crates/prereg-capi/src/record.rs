@@ -1,8 +1,8 @@
-//! Structs that begin with their own size, so that a program and a library of different versions understand each other.
+//! Structs that begin with their size, so that a program and a library of different versions work together.
 //!
-//! A caller sets `size` to what its header's struct has. Of a smaller struct the members that it lacks read as zero and are not
-//! written; of a larger one the members that this library does not know must be zero and are left alone. In an array the size of
-//! the first element is the distance from each to the next.
+//! A caller sets `size` to the size in its header. Members that a smaller struct lacks read as zero and are not written; members of a larger
+//! one that this library does not know must be zero and are not written. In an array the size of the first element is the distance of the
+//! elements.
 
 #![expect(
     unsafe_code,
@@ -12,16 +12,16 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
-use crate::failure::Failure;
+use crate::error::CallError;
 
-/// The most that a struct of any version can have.
-const MOST: usize = 4096;
+/// The largest size of a struct of any version.
+const MAX_SIZE: usize = 4096;
 const SIZE: usize = size_of::<usize>();
 
 /// A struct whose first member is its size.
 ///
 /// # Safety
-/// `repr(C)`, the first member is `size: usize`, and every pattern of bits is a value, all zeros included.
+/// `repr(C)`, the first member is `size: usize`, and every bit pattern is a valid value.
 pub(crate) unsafe trait Record: Copy {
     /// Its name in C.
     const NAME: &'static str;
@@ -31,7 +31,7 @@ pub(crate) unsafe trait Record: Copy {
 macro_rules! records {
     ($($name:ident),* $(,)?) => {$(
         // SAFETY: `repr(C)`, made of integers, pointers and optional functions; `size` comes first.
-        #[expect(unsafe_code, reason = "the shape is a promise")]
+        #[expect(unsafe_code, reason = "the layout is checked by hand")]
         unsafe impl $crate::record::Record for $name {
             const NAME: &'static str = {
                 assert!(std::mem::offset_of!($name, size) == 0);
@@ -42,40 +42,40 @@ macro_rules! records {
 }
 pub(crate) use records;
 
-/// The size that the caller's struct names.
-fn declared<T: Record>(place: *const T) -> Result<(NonNull<u8>, usize), Failure> {
-    let Some(start) = NonNull::new(place.cast_mut()) else { return Err(Failure::Null(T::NAME)) };
+/// The size in the caller's struct.
+fn declared<T: Record>(place: *const T) -> Result<(NonNull<u8>, usize), CallError> {
+    let Some(start) = NonNull::new(place.cast_mut()) else { return Err(CallError::Null(T::NAME)) };
     if !start.is_aligned() {
-        return Err(Failure::Misaligned(T::NAME));
+        return Err(CallError::Misaligned(T::NAME));
     }
-    // SAFETY: every version of the struct begins with its size; that it is there is the caller's promise.
+    // SAFETY: every version of the struct begins with its size; the caller guarantees that it is valid.
     let found = unsafe { start.cast::<usize>().read() };
-    if !(SIZE..=MOST).contains(&found) {
-        return Err(Failure::Size { name: T::NAME, found, known: size_of::<T>() });
+    if !(SIZE..=MAX_SIZE).contains(&found) {
+        return Err(CallError::Size { name: T::NAME, found, known: size_of::<T>() });
     }
     Ok((start.cast(), found))
 }
 
 /// A caller's struct, with zeros for the members that its version lacks.
-pub(crate) fn read<T: Record>(place: *const T) -> Result<T, Failure> {
+pub(crate) fn read<T: Record>(place: *const T) -> Result<T, CallError> {
     let (start, bytes) = declared(place)?;
     let mut value = MaybeUninit::<T>::zeroed();
     let known = bytes.min(size_of::<T>());
-    // SAFETY: both have `known` bytes; the caller's by its promise.
+    // SAFETY: both have `known` bytes, as the caller guarantees.
     unsafe { start.as_ptr().copy_to_nonoverlapping(value.as_mut_ptr().cast(), known) };
-    // SAFETY: as above, for what the caller's struct has more.
+    // SAFETY: as above, for the rest of the caller's struct.
     let rest = unsafe { start.add(known) };
     // SAFETY: as above.
     let rest = unsafe { std::slice::from_raw_parts(rest.as_ptr(), bytes - known) };
     if rest.iter().any(|&byte| byte != 0) {
-        return Err(Failure::Newer { name: T::NAME, found: bytes, known });
+        return Err(CallError::Newer { name: T::NAME, found: bytes, known });
     }
-    // SAFETY: zeros and the caller's bytes, and every pattern of bits is a value.
+    // SAFETY: zeros and the caller's bytes, and every bit pattern is a valid value.
     Ok(unsafe { value.assume_init() })
 }
 
 /// Like `read`; NULL is `None`.
-pub(crate) fn read_if<T: Record>(place: *const T) -> Result<Option<T>, Failure> {
+pub(crate) fn read_if<T: Record>(place: *const T) -> Result<Option<T>, CallError> {
     if place.is_null() { Ok(None) } else { read(place).map(Some) }
 }
 
@@ -86,19 +86,19 @@ pub(crate) struct OutRecord {
     bytes: usize,
 }
 
-/// A struct that must be there.
-pub(crate) fn out<T: Record>(place: *mut T) -> Result<OutRecord, Failure> {
+/// A required struct.
+pub(crate) fn out<T: Record>(place: *mut T) -> Result<OutRecord, CallError> {
     let (start, bytes) = declared(place)?;
     Ok(OutRecord { start, bytes })
 }
 
 /// Like `out`; NULL is `None`.
-pub(crate) fn out_if<T: Record>(place: *mut T) -> Result<Option<OutRecord>, Failure> {
+pub(crate) fn out_if<T: Record>(place: *mut T) -> Result<Option<OutRecord>, CallError> {
     if place.is_null() { Ok(None) } else { out(place).map(Some) }
 }
 
 impl OutRecord {
-    /// Fills it as far as the caller's version goes; its size stays.
+    /// Fills the members of the caller's version; the size is unchanged.
     pub(crate) fn write<T: Record>(&self, value: &T) {
         let known = self.bytes.min(size_of::<T>());
         let from = std::ptr::from_ref(value).cast::<u8>();
@@ -106,7 +106,7 @@ impl OutRecord {
         let place = unsafe { self.start.add(SIZE) };
         // SAFETY: inside `value`.
         let from = unsafe { from.add(SIZE) };
-        // SAFETY: both have `known` bytes, of which the size is left out.
+        // SAFETY: both have `known` bytes, without the size.
         unsafe { from.copy_to_nonoverlapping(place.as_ptr(), known - SIZE) };
     }
 }
@@ -118,28 +118,28 @@ pub(crate) struct OutRecords {
     count: usize,
 }
 
-/// `count` structs at `start`, as far apart as the size of the first says; NULL is an array of none.
-pub(crate) fn out_array<T: Record>(start: *mut T, count: usize) -> Result<OutRecords, Failure> {
+/// `count` structs at `start`, at the distance of the first one's size; empty for NULL.
+pub(crate) fn out_array<T: Record>(start: *mut T, count: usize) -> Result<OutRecords, CallError> {
     if count == 0 {
         return Ok(OutRecords { first: None, count });
     }
     let first = out(start)?;
     if first.bytes % align_of::<T>() != 0 {
-        return Err(Failure::Size { name: T::NAME, found: first.bytes, known: size_of::<T>() });
+        return Err(CallError::Size { name: T::NAME, found: first.bytes, known: size_of::<T>() });
     }
     if count > isize::MAX as usize / first.bytes {
-        return Err(Failure::Argument("an array is longer than memory"));
+        return Err(CallError::Argument("an array is longer than memory"));
     }
     Ok(OutRecords { first: Some(first), count })
 }
 
 impl OutRecords {
-    /// How many there are.
+    /// The number of structs.
     pub(crate) fn count(&self) -> usize {
         self.count
     }
 
-    /// Fills number `index`, and sets its size; nothing past the last.
+    /// Fills struct `index` and sets its size; does nothing beyond the last.
     pub(crate) fn write<T: Record>(&self, index: usize, value: &T) {
         let Some(first) = self.first.as_ref().filter(|_| index < self.count) else { return };
         // SAFETY: inside the caller's array, whose length in bytes is a possible one.
@@ -196,21 +196,21 @@ mod tests {
         given.three = 1;
         assert!(matches!(
             read((&raw const given).cast::<Now>()),
-            Err(Failure::Newer { found: 32, known: 24, .. })
+            Err(CallError::Newer { found: 32, known: 24, .. })
         ));
     }
 
     #[test]
     fn no_size_is_refused_that_cannot_be() {
-        for size in [0, SIZE - 1, MOST + 1, usize::MAX] {
+        for size in [0, SIZE - 1, MAX_SIZE + 1, usize::MAX] {
             let mut given = now(size);
-            assert!(matches!(read(&raw const given), Err(Failure::Size { .. })));
-            assert!(matches!(out(&raw mut given), Err(Failure::Size { .. })));
+            assert!(matches!(read(&raw const given), Err(CallError::Size { .. })));
+            assert!(matches!(out(&raw mut given), Err(CallError::Size { .. })));
         }
-        assert!(matches!(read(std::ptr::null::<Now>()), Err(Failure::Null("Now"))));
-        assert!(matches!(read(std::ptr::without_provenance::<Now>(4)), Err(Failure::Misaligned("Now"))));
+        assert!(matches!(read(std::ptr::null::<Now>()), Err(CallError::Null("Now"))));
+        assert!(matches!(read(std::ptr::without_provenance::<Now>(4)), Err(CallError::Misaligned("Now"))));
         let mut given = now(SIZE + 4);
-        assert!(matches!(out_array(&raw mut given, 2), Err(Failure::Size { .. })));
+        assert!(matches!(out_array(&raw mut given, 2), Err(CallError::Size { .. })));
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use prereg::{HolderTotal, RegionState};
 
 use crate::record::records;
-use crate::words::holder_kind;
+use crate::types::holder_kind;
 
 /// Device memory: neither pinned nor charged.
 pub const PREREG_REGION_DEVICE: u32 = 1;
-/// No registration is left, or it waits to be idle: no new mappings, released when the last one goes.
+/// Without registrations, closed for new mappings, released with the last mapping.
 pub const PREREG_REGION_DRAINING: u32 = 2;
 
-/// One region as it was at some moment.
+/// The state of a region at one moment.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_region {
@@ -24,17 +24,17 @@ pub struct prereg_region {
     pub pages: u64,
     /// Registrations.
     pub used: u64,
-    /// One more than the live mappings, as the kernel counts them.
+    /// The live mappings + 1, as the kernel counts them.
     pub mapped: u64,
-    /// Memory of ours that describes the region's pages, in bytes.
+    /// Memory for the region's tables, in bytes.
     pub metadata_bytes: u64,
-    /// The largest page it can be mapped with, as a power of two.
+    /// The largest page with which it can be mapped, as a power of two.
     pub largest_page: u32,
     /// `PREREG_REGION_...`, or'ed.
     pub flags: u32,
 }
 
-/// A stretch of contiguous host memory.
+/// A run of contiguous host memory.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_run {
@@ -44,11 +44,11 @@ pub struct prereg_run {
     pub ua: u64,
     /// The host address, for the device.
     pub host: u64,
-    /// How long it is.
+    /// Its length.
     pub bytes: u64,
 }
 
-/// So many are one holder's.
+/// The registrations or mappings of one holder.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_held {
@@ -60,7 +60,7 @@ pub struct prereg_held {
     pub kind: u32,
     /// Zero.
     pub reserved: u32,
-    /// How many.
+    /// Their number.
     pub count: u64,
 }
 

@@ -10,12 +10,12 @@ use prereg_iommu::{Geometry, HwTable};
 
 use crate::caller::{out, out_if, tell};
 use crate::entries::{entry_of, prereg_entry};
-use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call, value_or};
+use crate::handle::{body, body_mut, create_handle, kinds, take};
 use crate::record::{self, Record, records};
 use crate::space::prereg_space;
 use crate::translator::{prereg_mapping, prereg_translator};
-use crate::words::{access_from, access_of, shift_from, zero};
+use crate::types::{access_from, access_of, shift_from, zero};
 
 /// The position of a window of an I/O bus: `entries` pages of `2^shift` bytes (12 at least) from bus address `start` on, which is
 /// the start of such a page; it ends below 2^64.
@@ -34,8 +34,8 @@ pub struct prereg_geometry {
     pub reserved: u32,
 }
 
-/// A table that devices go through: each live entry is one counted mapping. Any thread, any number at once, each with a
-/// translator of its own. Shared: guests' tables and containers may hold it too.
+/// A table through which devices access memory: each live entry is one counted mapping. Any number of threads at once, each with a
+/// translator of its own. It may be shared with guests' tables and containers.
 #[derive(Debug)]
 pub struct prereg_table(());
 
@@ -45,15 +45,15 @@ kinds! {
 
 records!(prereg_geometry);
 
-pub(crate) fn geometry_from(geometry: *const prereg_geometry) -> Result<Geometry, Failure> {
+pub(crate) fn geometry_from(geometry: *const prereg_geometry) -> Result<Geometry, CallError> {
     let given = record::read(geometry)?;
     zero(prereg_geometry::NAME, given.reserved)?;
     Ok(Geometry::new(BusAddr::new(given.start), shift_from(given.shift)?, given.entries)?)
 }
 
-/// Makes an empty table over the memory of `space`. `container` is the holder that its mappings are reported with; 0 for none.
+/// Creates an empty table over the memory of `space`. `container` is the holder of its mappings in reports; 0 for none.
 ///
-/// Returns 0; -EINVAL for a shape that no table has, -ENOMEM.
+/// Returns 0; -EINVAL for an invalid geometry, -ENOMEM.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_new(
     space: *const prereg_space,
@@ -62,24 +62,24 @@ pub extern "C" fn prereg_table_new(
     table: *mut *mut prereg_table,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(table, || {
+    run_call(error, || {
+        create_handle(table, || {
             let space = body(space)?.space.clone();
             Ok(Arc::new(HwTable::new(space, geometry_from(geometry)?, container)?))
         })
     })
 }
 
-/// Gives the handle up and sets `*table` to NULL. The mappings of all entries are released when nothing shares the table any more.
+/// Releases the handle and sets `*table` to NULL. The mappings of all entries are released with the last user of the table.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_free(table: *mut *mut prereg_table) -> c_int {
-    answer(std::ptr::null_mut(), || take(table).map(drop))
+    run_call(std::ptr::null_mut(), || take(table).map(drop))
 }
 
 /// The position of the table's window. Returns 0 or -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_geometry(table: *const prereg_table, geometry: *mut prereg_geometry) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let (shape, place) = (body(table)?.geometry(), record::out(geometry)?);
         place.write(&geometry_of(shape));
         Ok(())
@@ -96,11 +96,11 @@ pub(crate) fn geometry_of(shape: &Geometry) -> prereg_geometry {
     }
 }
 
-/// Maps the page at `ua` into entry `index`. What was there before is released (its page marked dirty if the device could
-/// write it); `*before` (may be NULL) is set to the access it had, 0 if it was empty.
+/// Maps the page at `ua` into entry `index`. Its old mapping is released (its page marked dirty if the device could
+/// write it); `*before` (may be NULL) is set to the old access, 0 if the entry was empty.
 ///
 /// Returns 0; -EFAULT (not registered, or not contiguous enough), -ENXIO (being unregistered), -EINVAL, -EAGAIN (another
-/// thread at the same entry), -ENOMEM. The entry is as it was then.
+/// thread at the same entry), -ENOMEM. Then the entry is unchanged.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_set(
     table: *const prereg_table,
@@ -111,7 +111,7 @@ pub extern "C" fn prereg_table_set(
     before: *mut u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, access, before) = (body(table)?, access_from(access)?, out_if(before, "before")?);
         let was = table.set(&mut body_mut(translator)?.translator, index, UserAddr::new(ua), access)?;
         tell(before, access_of(was));
@@ -121,8 +121,8 @@ pub extern "C" fn prereg_table_set(
 
 /// Maps `count` consecutive pages from `ua` on into the entries from `first` on: all of them or none.
 ///
-/// Returns as `prereg_table_set`. If the first page cannot be mapped nothing has changed; if a later one cannot, all `count`
-/// entries are empty.
+/// Returns as `prereg_table_set`. If the first page cannot be mapped nothing changes; if a later one cannot, all `count` entries are
+/// empty.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_set_run(
     table: *const prereg_table,
@@ -133,15 +133,16 @@ pub extern "C" fn prereg_table_set_run(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, access) = (body(table)?, access_from(access)?);
         Ok(table.set_run(&mut body_mut(translator)?.translator, first, count, UserAddr::new(ua), access)?)
     })
 }
 
-/// Empties `count` entries from `first` on; `*cleared` (may be NULL) is set to how many were live.
+/// Clears `count` entries from `first` on; `*cleared` (may be NULL) is set to the number of live ones among them.
 ///
-/// Returns 0; -EINVAL past the end, with nothing changed; -EAGAIN with the entries before another thread's emptied: repeat.
+/// Returns 0; -EINVAL beyond the end, with nothing changed; -EAGAIN at an entry that another thread changes, with those before it
+/// cleared: repeat.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_clear(
     table: *const prereg_table,
@@ -151,7 +152,7 @@ pub extern "C" fn prereg_table_clear(
     cleared: *mut u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let cleared = out_if(cleared, "cleared")?;
         let live = body(table)?.clear_range(&mut body_mut(translator)?.translator, first, count)?;
         tell(cleared, live);
@@ -159,7 +160,7 @@ pub extern "C" fn prereg_table_clear(
     })
 }
 
-/// Makes what `count` entries from `first` on need, so that mapping there neither allocates nor takes a lock.
+/// Allocates the memory for `count` entries from `first` on, so that mapping there neither allocates nor takes a lock.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -169,12 +170,12 @@ pub extern "C" fn prereg_table_prepare(
     count: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(table)?.prepare(first, count)?))
+    run_call(error, || Ok(body(table)?.prepare(first, count)?))
 }
 
 /// Whether `prereg_table_set` of the page at `ua` would succeed at this moment. Nothing is counted or changed.
 ///
-/// Returns 0 or why not.
+/// Returns 0 or the errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_check(
     table: *const prereg_table,
@@ -182,10 +183,10 @@ pub extern "C" fn prereg_table_check(
     ua: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(table)?.check(&mut body_mut(translator)?.translator, UserAddr::new(ua))?))
+    run_call(error, || Ok(body(table)?.check(&mut body_mut(translator)?.translator, UserAddr::new(ua))?))
 }
 
-/// Shows entry `index`, without its host address, which comes with a mapping from `prereg_table_take`.
+/// Returns entry `index` without its host address, which only a mapping from `prereg_table_take` has.
 ///
 /// Returns 1 and fills `*entry` if the entry is live; 0 if it is empty or there is none; -EINVAL.
 #[unsafe(no_mangle)]
@@ -204,10 +205,10 @@ pub extern "C" fn prereg_table_inspect(
     })
 }
 
-/// One more mapping of what entry `index` maps: what a device's access holds until it is done. `*access` (may be NULL) is set
-/// to what the device may do.
+/// Maps the page of entry `index` once more, for the duration of a device's access. `*access` (may be NULL) is set to the permitted
+/// access.
 ///
-/// Returns 1; 0 when the entry is empty (`*mapping` is not touched); -ENXIO, -EAGAIN, -EINVAL.
+/// Returns 1; 0 when the entry is empty (`*mapping` is unchanged); -ENXIO, -EAGAIN, -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_take(
     table: *const prereg_table,
@@ -218,7 +219,7 @@ pub extern "C" fn prereg_table_take(
     error: *mut prereg_error,
 ) -> c_int {
     let mut live = 0;
-    let code = answer(error, || {
+    let code = run_call(error, || {
         let (place, access) = (out(mapping, "mapping")?, out_if(access, "access")?);
         let reader = body_mut(translator)?;
         if let Some((taken, allowed)) = body(table)?.take(&mut reader.translator, index)? {
@@ -231,13 +232,13 @@ pub extern "C" fn prereg_table_take(
     if code == 0 { live } else { code }
 }
 
-/// How many entries are live, counted now; 0 for what is no table.
+/// The number of live entries, counted at the call; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_live(table: *const prereg_table) -> u64 {
     value_or(0, || Ok(body(table)?.live()))
 }
 
-/// Bytes of memory that the table takes now; 0 for what is no table.
+/// Bytes of memory of the table; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_table_memory_bytes(table: *const prereg_table) -> u64 {
     value_or(0, || Ok(body(table)?.memory_bytes()))

@@ -1,8 +1,7 @@
 //! Translators and mappings: the hot path.
 //!
-//! A caller's struct of a mapping holds its addresses and the name of the place in this library where the mapping itself is kept
-//! (see `live`), with a mark of where the struct stands: a copy of the struct is no mapping, and one that was released is none any
-//! more.
+//! A caller's struct of a mapping has its addresses and a reference to its slot in this library (see `live`), with the address of the
+//! struct itself: a copy of the struct, or a released one, is not a mapping.
 
 #![expect(unsafe_code, reason = "names for C")]
 
@@ -11,20 +10,20 @@ use std::ffi::c_int;
 use prereg::{Mapping, PageShift, RangeMapping, Translator, UserAddr};
 
 use crate::caller::{Out, out, out_if, tell};
-use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call, value_or};
+use crate::handle::{body, body_mut, create_handle, kinds, take};
 use crate::live::{self, Counted, FreeSlots, Ticket};
 use crate::record;
 use crate::region::prereg_run;
 use crate::space::prereg_space;
-use crate::words::{holder_from, prereg_holder, shift_from};
+use crate::types::{holder_from, prereg_holder, shift_from};
 
-/// A reader handle on a space: looks pages up and counts their mappings. One thread at a time uses it; any thread may. A
-/// signal handler has one of its own.
+/// A reader handle of a space: looks pages up and counts their mappings. Used by one thread at a time, any thread. A signal
+/// handler has its own.
 #[derive(Debug)]
 pub struct prereg_translator(());
 
-/// A translator, and its own room for live mappings.
+/// A translator and its free slots.
 #[derive(Debug)]
 pub struct Reader {
     pub(crate) translator: Translator,
@@ -38,8 +37,8 @@ kinds! {
 
 /// One live mapping of one page: while it lives, its region cannot be unregistered and the page stays pinned at `hpa`.
 ///
-/// Filled by the call that maps. Leave it where it was filled until it is released: a copy is not a mapping. Its size never
-/// changes; what is inside is the library's.
+/// Filled by the call that maps. Do not move it until it is released: a copy is not a mapping. Its size never changes;
+/// other members are private.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_mapping {
@@ -61,20 +60,20 @@ pub struct prereg_range {
     inside: [u64; 7],
 }
 
-/// The first word inside a live struct at `address`.
+/// The first private word of a live struct at `address`.
 #[inline]
 fn mark_at(address: u64) -> u64 {
     address ^ u64::from_be_bytes(*b"pr-mappd")
 }
 
-/// A caller's struct that stands for a mapping.
+/// A caller's struct of a mapping.
 trait Token: Copy {
     const NAME: &'static str;
     type Counted: Counted;
 
     /// The struct with its addresses.
     fn made(counted: &Self::Counted) -> Self;
-    /// The address of its contents.
+    /// The offset of its private words.
     const INSIDE: usize;
 }
 
@@ -100,20 +99,20 @@ impl Token for prereg_range {
     const INSIDE: usize = std::mem::offset_of!(prereg_range, inside);
 }
 
-/// The contents of a live struct: its mark, the slot and the serial number.
+/// The private words of a live struct: its mark, the slot and the serial number.
 fn inside<T: Token>(place: &Out<T>) -> Out<[u64; 3]> {
     place.member(T::INSIDE)
 }
 
 impl Reader {
-    /// Keeps a mapping and puts the name of its place into the caller's struct. `release` gets it back without memory.
+    /// Stores a mapping in a slot and writes the reference to the caller's struct. Without memory the mapping is passed to `release`.
     #[inline(always)]
     fn keep<T: Token>(
         &mut self,
         place: &Out<T>,
         counted: T::Counted,
         release: impl FnOnce(&mut Translator, T::Counted),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), CallError> {
         let token = T::made(&counted);
         match self.slots.put(counted, place.address()) {
             Ok(Ticket { slot, serial, owner }) => {
@@ -123,51 +122,55 @@ impl Reader {
             }
             Err(counted) => {
                 release(&mut self.translator, counted);
-                Err(Failure::OutOfMemory)
+                Err(CallError::OutOfMemory)
             }
         }
     }
 
-    /// Keeps the mapping of a page.
+    /// Stores the mapping of a page.
     #[inline(always)]
-    pub(crate) fn keep_page(&mut self, place: &Out<prereg_mapping>, mapping: Mapping) -> Result<(), Failure> {
+    pub(crate) fn keep_page(
+        &mut self,
+        place: &Out<prereg_mapping>,
+        mapping: Mapping,
+    ) -> Result<(), CallError> {
         self.keep(place, mapping, Translator::unmap)
     }
 
     #[inline(always)]
-    fn take<T: Token>(&mut self, place: *mut T) -> Result<T::Counted, Failure> {
+    fn take<T: Token>(&mut self, place: *mut T) -> Result<T::Counted, CallError> {
         let (place, ticket) = ticket_at(place)?;
         emptied(&place, self.slots.take(ticket))
     }
 }
 
-/// The mapping that the caller's struct names; none if the struct is a copy.
+/// The mapping of the caller's struct; `None` for a copy.
 #[inline(always)]
-fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), Failure> {
+fn ticket_at<T: Token>(place: *mut T) -> Result<(Out<T>, Ticket), CallError> {
     let place = out(place, T::NAME)?;
     let [mark, slot, serial] = inside(&place).read();
     if mark != mark_at(place.address()) {
-        return Err(Failure::Handle(T::NAME));
+        return Err(CallError::Handle(T::NAME));
     }
     let owner = place.address();
     Ok((place, Ticket { slot, serial, owner }))
 }
 
-/// Marks the caller's struct as empty, if a mapping was taken out.
+/// Marks the caller's struct as released, if a mapping was taken.
 #[inline(always)]
-fn emptied<T: Token>(place: &Out<T>, taken: Option<T::Counted>) -> Result<T::Counted, Failure> {
-    let Some(counted) = taken else { return Err(Failure::Handle(T::NAME)) };
+fn emptied<T: Token>(place: &Out<T>, taken: Option<T::Counted>) -> Result<T::Counted, CallError> {
+    let Some(counted) = taken else { return Err(CallError::Handle(T::NAME)) };
     inside(place).write([0; 3]);
     Ok(counted)
 }
 
-/// Takes a mapping out without a translator.
-fn take_alone<T: Token>(place: *mut T) -> Result<T::Counted, Failure> {
+/// Takes a mapping without a translator.
+fn take_without_translator<T: Token>(place: *mut T) -> Result<T::Counted, CallError> {
     let (place, ticket) = ticket_at(place)?;
     emptied(&place, live::take(ticket))
 }
 
-/// Makes a translator; `holder` (may be NULL) is whose mappings it makes.
+/// Creates a translator; `holder` (may be NULL) is the holder of its mappings.
 ///
 /// Returns 0; -EINVAL, -ENOMEM.
 #[unsafe(no_mangle)]
@@ -177,19 +180,18 @@ pub extern "C" fn prereg_translator_new(
     translator: *mut *mut prereg_translator,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(translator, || {
+    run_call(error, || {
+        create_handle(translator, || {
             let space = body(space)?;
-            let slots = FreeSlots::new().ok_or(Failure::OutOfMemory)?;
+            let slots = FreeSlots::new().ok_or(CallError::OutOfMemory)?;
             let translator = space.space.try_translator(holder_from(holder)?)?;
             Ok(Reader { translator, page: space.space.granule().shift(), slots })
         })
     })
 }
 
-/// Makes room for `mappings` live mappings, pages and ranges together, that this translator makes: as long as no more of them
-/// live, mapping allocates nothing. There is room for 32 from the start; past it, mapping now and then makes one system call for
-/// memory.
+/// Reserves slots for `mappings` live mappings (pages and ranges) of this translator: up to that number mapping allocates nothing. A
+/// new translator has 32; beyond them mapping occasionally makes one system call for memory.
 ///
 /// Returns 0; -ENOMEM, -EINVAL.
 #[unsafe(no_mangle)]
@@ -198,36 +200,37 @@ pub extern "C" fn prereg_translator_reserve(
     mappings: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let reader = body_mut(translator)?;
-        if reader.slots.reserve(mappings) { Ok(()) } else { Err(Failure::OutOfMemory) }
+        if reader.slots.reserve(mappings) { Ok(()) } else { Err(CallError::OutOfMemory) }
     })
 }
 
-/// Frees it and sets `*translator` to NULL. Mappings that it made stay, and are released with another one or with
+/// Frees the handle and sets `*translator` to NULL. Mappings that it made stay, and are released with another one or with
 /// `prereg_mapping_drop`.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_translator_free(translator: *mut *mut prereg_translator) -> c_int {
-    answer(std::ptr::null_mut(), || take(translator).map(drop))
+    run_call(std::ptr::null_mut(), || take(translator).map(drop))
 }
 
-/// Looks for the newest regions. Never needed for correctness; an idle translator that refreshes lets old tables go.
+/// Uses the newest snapshot of the regions. Never needed for correctness; by refreshing, an idle translator allows old tables to be
+/// freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_translator_refresh(translator: *mut prereg_translator) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         body_mut(translator)?.translator.refresh();
         Ok(())
     })
 }
 
-/// Maps the page of `2^shift` bytes that holds `ua`: finds its region, counts one mapping, and yields the address. No lock,
+/// Maps the page of `2^shift` bytes that has `ua`: finds its region, counts one mapping, and returns the address. No lock,
 /// no allocation, no system call, no page fault: works in a signal handler.
 ///
-/// The library does not see what the device writes: mark the pages that it may have written (`prereg_mark_dirty`,
+/// The library does not detect writes of the device: mark the pages that it may have written (`prereg_mark_dirty`,
 /// `prereg_unmap_written`) before the mapping is released.
 ///
-/// Returns 0; -EFAULT when no one region holds the whole page, or its memory is not contiguous enough for it; -ENXIO when
-/// the region is being unregistered; -ENOMEM; -EINVAL. `*mapping` is not touched then.
+/// Returns 0; -EFAULT if no region has the whole page, or its memory is not contiguous enough; -ENXIO if
+/// the region is being unregistered; -ENOMEM; -EINVAL. `*mapping` is then unchanged.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_map(
     translator: *mut prereg_translator,
@@ -236,7 +239,7 @@ pub extern "C" fn prereg_map(
     mapping: *mut prereg_mapping,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let place = out(mapping, "mapping")?;
         let reader = body_mut(translator)?;
         let made = reader.translator.map(UserAddr::new(ua), shift_from(shift)?)?;
@@ -244,13 +247,12 @@ pub extern "C" fn prereg_map(
     })
 }
 
-/// Releases a mapping, without a lock or a system call. The device must not use the address any more.
+/// Releases a mapping, without a lock or a system call. The device must no longer use the address.
 ///
-/// Returns 0; -EINVAL for what is no live mapping (released already, whichever copy of it, copied, never filled): an unbalanced
-/// unmap changes nothing.
+/// Returns 0; -EINVAL if it is not a live mapping (released, a copy, or never filled): nothing changes.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmap(translator: *mut prereg_translator, mapping: *mut prereg_mapping) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(mapping)?;
         reader.translator.unmap(taken);
@@ -258,14 +260,14 @@ pub extern "C" fn prereg_unmap(translator: *mut prereg_translator, mapping: *mut
     })
 }
 
-/// `prereg_unmap` of a page that a device may have written: marks it first, as `prereg_mark_dirty` does, all of it if it is larger
-/// than a system page.
+/// `prereg_unmap` of a page that a device may have written: marks it first, as `prereg_mark_dirty` does, the whole page if it is larger than a
+/// system page.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmap_written(
     translator: *mut prereg_translator,
     mapping: *mut prereg_mapping,
 ) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(mapping)?;
         let first = taken.ua().align_down(taken.shift());
@@ -275,16 +277,16 @@ pub extern "C" fn prereg_unmap_written(
     })
 }
 
-/// Releases a mapping on any thread, without a translator. If it was the last one of a region whose registrations are
-/// gone, releases that region, which takes a lock and may make system calls.
+/// Releases a mapping on any thread, without a translator. If it was the last one of a draining region, releases
+/// that region, which takes a lock and may make system calls.
 ///
 /// Returns as `prereg_unmap`.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_mapping_drop(mapping: *mut prereg_mapping) -> c_int {
-    answer(std::ptr::null_mut(), || take_alone(mapping).map(drop))
+    run_call(std::ptr::null_mut(), || take_without_translator(mapping).map(drop))
 }
 
-/// Whether `prereg_map` would succeed at this moment. Nothing is counted and no address leaves.
+/// Whether `prereg_map` would succeed at this moment. Nothing is counted and no address returned.
 ///
 /// Returns as `prereg_map`.
 #[unsafe(no_mangle)]
@@ -294,12 +296,12 @@ pub extern "C" fn prereg_check(
     shift: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body_mut(translator)?.translator.check(UserAddr::new(ua), shift_from(shift)?)?))
+    run_call(error, || Ok(body_mut(translator)?.translator.check(UserAddr::new(ua), shift_from(shift)?)?))
 }
 
-/// Maps all of `bytes` bytes at `ua`, which must lie in one region, as one mapping. `prereg_range_runs` has the addresses.
+/// Maps all of `bytes` bytes at `ua`, which must be in one region, as one mapping. `prereg_range_runs` returns the addresses.
 ///
-/// Returns as `prereg_map`; an empty range lies nowhere.
+/// Returns as `prereg_map`; -EFAULT for an empty range.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_map_range(
     translator: *mut prereg_translator,
@@ -308,7 +310,7 @@ pub extern "C" fn prereg_map_range(
     range: *mut prereg_range,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let place = out(range, "range")?;
         let reader = body_mut(translator)?;
         let made = reader.translator.map_range(UserAddr::new(ua), bytes)?;
@@ -316,11 +318,10 @@ pub extern "C" fn prereg_map_range(
     })
 }
 
-/// The stretches of contiguous host memory that make up a mapped range, in order, from number `first` on: a scatter-gather
-/// list. At most `room` are written, which lie as far apart as `runs[0].size` says; `*total` (may be NULL) is set to how many
+/// The runs of contiguous host memory of a mapped range, in order, from number `first` on: a scatter-gather list. At most `room` are written, `runs[0].size` bytes apart; `*total` (may be NULL) is set to how many
 /// there are.
 ///
-/// Returns 0; -EINVAL for what is no live range.
+/// Returns 0; -EINVAL if it is not a live range.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_range_runs(
     range: *const prereg_range,
@@ -330,10 +331,10 @@ pub extern "C" fn prereg_range_runs(
     total: *mut usize,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (places, total) = (record::out_array(runs, room)?, out_if(total, "total")?);
         let (_, ticket) = ticket_at(range.cast_mut())?;
-        let mapping = live::look::<RangeMapping>(ticket).ok_or(Failure::Handle("prereg_range"))?;
+        let mapping = live::get::<RangeMapping>(ticket).ok_or(CallError::Handle("prereg_range"))?;
         let mut ua = mapping.ua().raw();
         let mut number = 0;
         for run in mapping.runs() {
@@ -343,7 +344,7 @@ pub extern "C" fn prereg_range_runs(
                 }
                 places.write(index, &prereg_run { size: 0, ua, host: run.host.raw(), bytes: run.bytes });
             }
-            // Past the last byte only when nothing follows.
+            // Wraps only after the last run.
             ua = ua.wrapping_add(run.bytes);
             number += 1;
         }
@@ -355,7 +356,7 @@ pub extern "C" fn prereg_range_runs(
 /// `prereg_unmap` for a range.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_unmap_range(translator: *mut prereg_translator, range: *mut prereg_range) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(range)?;
         reader.translator.unmap_range(taken);
@@ -369,7 +370,7 @@ pub extern "C" fn prereg_unmap_range_written(
     translator: *mut prereg_translator,
     range: *mut prereg_range,
 ) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let reader = body_mut(translator)?;
         let taken = reader.take(range)?;
         mark(&mut reader.translator, reader.page, taken.ua(), taken.bytes());
@@ -381,11 +382,10 @@ pub extern "C" fn prereg_unmap_range_written(
 /// `prereg_mapping_drop` for a range.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_range_drop(range: *mut prereg_range) -> c_int {
-    answer(std::ptr::null_mut(), || take_alone(range).map(drop))
+    run_call(std::ptr::null_mut(), || take_without_translator(range).map(drop))
 }
 
-/// Marks the system page at `ua` as written by a device. Nothing happens where nothing is registered, and for device
-/// memory.
+/// Marks the system page at `ua` as written by a device. Has no effect on unregistered memory and device memory.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_mark_dirty(translator: *mut prereg_translator, ua: u64) -> c_int {
     value_or(-prereg::Errno::EINVAL.raw(), || {
@@ -394,10 +394,9 @@ pub extern "C" fn prereg_mark_dirty(translator: *mut prereg_translator, ua: u64)
     })
 }
 
-/// `prereg_mark_dirty` for every system page that has one of the `bytes` bytes at `ua`, which all lie in one region.
+/// `prereg_mark_dirty` for every system page that has one of the `bytes` bytes at `ua`, all in one region.
 ///
-/// Returns 0; -EFAULT when no one region holds them; -ENXIO when the region is being unregistered; -EINVAL. Nothing is marked
-/// then.
+/// Returns 0; -EFAULT if no region has them; -ENXIO if the region is being unregistered; -EINVAL. Then nothing is marked.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_mark_dirty_range(
     translator: *mut prereg_translator,
@@ -405,7 +404,7 @@ pub extern "C" fn prereg_mark_dirty_range(
     bytes: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let Reader { translator, page, .. } = body_mut(translator)?;
         let range = translator.map_range(UserAddr::new(ua), bytes)?;
         mark(translator, *page, range.ua(), bytes);

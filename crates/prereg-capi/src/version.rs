@@ -1,23 +1,23 @@
-//! Which version a program was compiled against, and which it runs with.
+//! The version of the header and of the running library.
 
 #![expect(unsafe_code, reason = "names for C")]
 
 use std::ffi::c_char;
 
-/// The major version of this header: the ABI's, and the number in the library's soname.
+/// The major version of this header and of the ABI, and the number in the library's soname.
 pub const PREREG_VERSION_MAJOR: u32 = 0;
 /// The minor version. Programs run with every later one of the same major version.
 pub const PREREG_VERSION_MINOR: u32 = 1;
 /// The patch level.
 pub const PREREG_VERSION_PATCH: u32 = 0;
 
-/// The version of the library that is running: major << 16 | minor << 8 | patch.
+/// The version of the running library: major << 16 | minor << 8 | patch.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_version_number() -> u32 {
     PREREG_VERSION_MAJOR << 16 | PREREG_VERSION_MINOR << 8 | PREREG_VERSION_PATCH
 }
 
-/// The version of the library that is running, as text.
+/// The version of the running library as text.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_version() -> *const c_char {
     const TEXT: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");

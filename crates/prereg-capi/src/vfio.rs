@@ -1,5 +1,5 @@
 //! Functions of the VFIO and iommufd back ends only: devices (`prereg_device`, `prereg_bar`), the windows of SPAPR containers
-//! (`prereg_window`), and tables of what devices of an iommufd reach (`prereg_io_table`).
+//! (`prereg_window`), and tables of the memory that devices of an iommufd reach (`prereg_io_table`).
 
 #![expect(unsafe_code, reason = "names for C")]
 
@@ -12,20 +12,20 @@ use prereg_linux::{Bar, Iommufd, IommufdTable, SpaprTable, VfioDevice, VfioSpapr
 use crate::backend::Vfio;
 use crate::caller::{array, out, out_if, tell, text};
 use crate::entries::prereg_entry;
-use crate::failure::{Failure, answer, prereg_error, value_or};
-use crate::handle::{body, body_mut, hand_out, kinds, take};
+use crate::error::{CallError, prereg_error, run_call, value_or};
+use crate::handle::{body, body_mut, create_handle, kinds, take};
 use crate::record;
 use crate::space::{Space, prereg_space};
 use crate::table::prereg_geometry;
 use crate::translator::prereg_translator;
-use crate::words::{access_from, access_of, choice, shift_from};
+use crate::types::{access_from, access_of, choice, shift_from};
 
-/// A window beside the default one, at a high bus address.
+/// A window in addition to the default one, at a high bus address.
 pub const PREREG_WINDOW_BESIDE: u32 = 0;
-/// A window in the place of the default one, which is given up: for devices that reach no higher.
+/// A window in the place of the default one, which is removed: for devices that cannot address more.
 pub const PREREG_WINDOW_INSTEAD: u32 = 1;
 
-/// A PCI device that VFIO handed over. Any thread, any number at once.
+/// A PCI device opened through VFIO. Any number of threads at once.
 #[derive(Debug)]
 pub struct prereg_device(());
 
@@ -33,13 +33,13 @@ pub struct prereg_device(());
 #[derive(Debug)]
 pub struct prereg_bar(());
 
-/// The table of a window of a SPAPR container: every entry a counted mapping here and an entry in the kernel. Any thread, any
+/// The table of a window of a SPAPR container: every entry is a counted mapping here and an entry in the kernel. Any thread, any
 /// number at once, each with a translator of its own.
 #[derive(Debug)]
 pub struct prereg_window(());
 
-/// The ranges of held memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
-/// thread, any number at once, each with a translator of its own.
+/// The ranges of registered memory that devices of an iommufd reach: each is a counted mapping here and a copy in the kernel. Any
+/// number of threads at once, each with a translator of its own.
 #[derive(Debug)]
 pub struct prereg_io_table(());
 
@@ -50,27 +50,26 @@ kinds! {
     prereg_bar, Bar, 19;
 }
 
-fn device_name<'a>(device: *const c_char) -> Result<&'a str, Failure> {
-    text(device, "device")?.ok_or(Failure::Null("device"))
+fn device_name<'a>(device: *const c_char) -> Result<&'a str, CallError> {
+    text(device, "device")?.ok_or(CallError::Null("device"))
 }
 
-fn not_here(space: &Space, what: &str) -> Failure {
+fn not_here(space: &Space, what: &str) -> CallError {
     let text = format!("a space of the back end {} has no {what}", space.space.backend());
-    Failure::Refused(text, Errno::EOPNOTSUPP)
+    CallError::Refused(text, Errno::EOPNOTSUPP)
 }
 
-/// Lets another device reach what the space's devices reach: takes its group into the container, or attaches it. Pins and charges
-/// nothing.
+/// Adds a device: its group is added to the container, or it is attached to the iommufd. Pins and charges nothing.
 ///
 /// Returns 0; -EOPNOTSUPP for a space of another back end or on the caller's own container; -ENODEV, -ENOENT, -EACCES, -EPERM,
-/// -EBUSY, as the message says. Nothing has changed then.
+/// -EBUSY: see the message. Nothing changes then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_space_add_device(
     space: *const prereg_space,
     device: *const c_char,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (space, device) = (body(space)?, device_name(device)?);
         match &space.vfio {
             Vfio::Type1(type1) => type1.add_group_of(device)?,
@@ -82,22 +81,22 @@ pub extern "C" fn prereg_space_add_device(
     })
 }
 
-/// Takes a device, or the group it is in, out again. What is registered stays pinned.
+/// Removes a device, or its group. Registered memory stays pinned.
 ///
-/// Returns 0; -EBUSY while it is the last one and memory is registered that would go with it, or the device is open; -EOPNOTSUPP,
-/// -ENODEV. Nothing has changed then.
+/// Returns 0; -EBUSY if it is the last one and registered memory would be unpinned with it, or if the device is open; -EOPNOTSUPP,
+/// -ENODEV. Nothing changes then.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_space_remove_device(
     space: *const prereg_space,
     device: *const c_char,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (space, device) = (body(space)?, device_name(device)?);
         match &space.vfio {
             Vfio::Type1(type1) => type1.remove_group_of(device)?,
             Vfio::Iommufd(iommufd) => iommufd.remove_device(device)?,
-            Vfio::SpaprV2(_) | Vfio::None => return Err(not_here(space, "devices that could leave")),
+            Vfio::SpaprV2(_) | Vfio::None => return Err(not_here(space, "removable devices")),
         }
         Ok(())
     })
@@ -105,7 +104,7 @@ pub extern "C" fn prereg_space_remove_device(
 
 /// Opens a device of the space's container, or shares one that is attached to its iommufd.
 ///
-/// Returns 0; -EOPNOTSUPP, -ENODEV, -EBUSY, or what the system said.
+/// Returns 0; -EOPNOTSUPP, -ENODEV, -EBUSY, or the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_open(
     space: *const prereg_space,
@@ -113,8 +112,8 @@ pub extern "C" fn prereg_device_open(
     device: *mut *mut prereg_device,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(device, || {
+    run_call(error, || {
+        create_handle(device, || {
             let (space, name) = (body(space)?, device_name(name)?);
             Ok(match &space.vfio {
                 Vfio::Type1(type1) => Arc::new(type1.device(name)?),
@@ -126,22 +125,22 @@ pub extern "C" fn prereg_device_open(
     })
 }
 
-/// Gives the handle up and sets `*device` to NULL. The device is closed when no handle on it is left and no iommufd has it.
+/// Releases the handle and sets `*device` to NULL. The device is closed with its last handle, unless an iommufd has it.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_close(device: *mut *mut prereg_device) -> c_int {
-    answer(std::ptr::null_mut(), || take(device).map(drop))
+    run_call(std::ptr::null_mut(), || take(device).map(drop))
 }
 
-/// Lets the device answer at its registers and do DMA (`on` is 1), or no DMA (0).
+/// Enables the device's registers and DMA (`on` is 1), or disables DMA (0).
 ///
-/// Returns 0, -EINVAL, or what the system said.
+/// Returns 0, -EINVAL, or the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_set_bus_master(
     device: *const prereg_device,
     on: c_int,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || match on {
+    run_call(error, || match on {
         0 | 1 => Ok(body(device)?.set_bus_master(on == 1)?),
         _ => Err(choice("on", on as u32, "0 and 1")),
     })
@@ -149,15 +148,15 @@ pub extern "C" fn prereg_device_set_bus_master(
 
 /// Resets the device.
 ///
-/// Returns 0, -EINVAL, or what the system said.
+/// Returns 0, -EINVAL, or the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_reset(device: *const prereg_device, error: *mut prereg_error) -> c_int {
-    answer(error, || Ok(body(device)?.reset()?))
+    run_call(error, || Ok(body(device)?.reset()?))
 }
 
 /// Reads 16 bits of the device's configuration space.
 ///
-/// Returns 0; -EINVAL past its end, or what the system said.
+/// Returns 0; -EINVAL beyond its end, or the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_config_read(
     device: *const prereg_device,
@@ -165,7 +164,7 @@ pub extern "C" fn prereg_device_config_read(
     value: *mut u16,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let value = out(value, "value")?;
         value.write(body(device)?.config_u16(offset)?);
         Ok(())
@@ -174,7 +173,7 @@ pub extern "C" fn prereg_device_config_read(
 
 /// Writes 16 bits of the device's configuration space.
 ///
-/// Returns 0; -EINVAL past its end, or what the system said.
+/// Returns 0; -EINVAL beyond its end, or the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_device_config_write(
     device: *const prereg_device,
@@ -182,12 +181,12 @@ pub extern "C" fn prereg_device_config_write(
     value: u16,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || Ok(body(device)?.set_config_u16(offset, value)?))
+    run_call(error, || Ok(body(device)?.set_config_u16(offset, value)?))
 }
 
 /// Maps the registers of base address register `index`, 0 to 5, of the device.
 ///
-/// Returns 0; -EINVAL; -EOPNOTSUPP when they cannot be mapped; what the system said.
+/// Returns 0; -EINVAL; -EOPNOTSUPP if they cannot be mapped; the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_bar_map(
     device: *const prereg_device,
@@ -195,16 +194,16 @@ pub extern "C" fn prereg_bar_map(
     bar: *mut *mut prereg_bar,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || hand_out(bar, || Ok(body(device)?.map_bar(index)?)))
+    run_call(error, || create_handle(bar, || Ok(body(device)?.map_bar(index)?)))
 }
 
-/// Address of the registers, for volatile accesses, valid while the handle lives; NULL if `bar` is no such handle.
+/// Address of the registers, for volatile accesses, valid while the handle lives; NULL for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_bar_registers(bar: *const prereg_bar) -> *mut c_void {
     value_or(std::ptr::null_mut(), || Ok(body(bar)?.as_ptr().cast()))
 }
 
-/// How many bytes of registers there are; 0 for what is no such handle.
+/// The number of bytes of registers; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_bar_bytes(bar: *const prereg_bar) -> u64 {
     value_or(0, || Ok(body(bar)?.bytes()))
@@ -213,10 +212,10 @@ pub extern "C" fn prereg_bar_bytes(bar: *const prereg_bar) -> u64 {
 /// Unmaps the registers and sets `*bar` to NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_bar_unmap(bar: *mut *mut prereg_bar) -> c_int {
-    answer(std::ptr::null_mut(), || take(bar).map(drop))
+    run_call(std::ptr::null_mut(), || take(bar).map(drop))
 }
 
-fn spapr<'a>(space: *const prereg_space) -> Result<&'a VfioSpaprV2, Failure> {
+fn spapr<'a>(space: *const prereg_space) -> Result<&'a VfioSpaprV2, CallError> {
     let space = body(space)?;
     match &space.vfio {
         Vfio::SpaprV2(spapr) => Ok(spapr),
@@ -226,20 +225,20 @@ fn spapr<'a>(space: *const prereg_space) -> Result<&'a VfioSpaprV2, Failure> {
 
 /// The table of the default window of a space of `PREREG_BACKEND_VFIO_SPAPR_V2`. One at a time.
 ///
-/// Returns 0; -EINVAL when it has a table already or was replaced; -EOPNOTSUPP for a space of another back end.
+/// Returns 0; -EINVAL if it has a table or was replaced; -EOPNOTSUPP for a space of another back end.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_default(
     space: *const prereg_space,
     window: *mut *mut prereg_window,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || hand_out(window, || Ok(spapr(space)?.default_window()?)))
+    run_call(error, || create_handle(window, || Ok(spapr(space)?.default_window()?)))
 }
 
-/// Makes a window of `bytes` bytes in pages of `2^shift`, and its table; `place` is a `PREREG_WINDOW_...`. Where it begins is the
-/// kernel's to say: see `prereg_window_geometry`.
+/// Creates a window of `bytes` bytes in pages of `2^shift`, and its table; `place` is a `PREREG_WINDOW_...`. The kernel chooses its
+/// start: see `prereg_window_geometry`.
 ///
-/// Returns 0; -EINVAL for what cannot be; -EOPNOTSUPP for a space of another back end; what the system said.
+/// Returns 0; -EINVAL for invalid arguments; -EOPNOTSUPP for a space of another back end; the system's errno.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_create(
     space: *const prereg_space,
@@ -249,8 +248,8 @@ pub extern "C" fn prereg_window_create(
     window: *mut *mut prereg_window,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(window, || {
+    run_call(error, || {
+        create_handle(window, || {
             let place = match place {
                 PREREG_WINDOW_BESIDE => WindowPlace::Beside,
                 PREREG_WINDOW_INSTEAD => WindowPlace::InsteadOfDefault,
@@ -261,10 +260,10 @@ pub extern "C" fn prereg_window_create(
     })
 }
 
-/// Empties the table, removes the window if it was made for it, and sets `*window` to NULL.
+/// Clears the table, removes the window if it was created for it, and sets `*window` to NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_free(window: *mut *mut prereg_window) -> c_int {
-    answer(std::ptr::null_mut(), || take(window).map(drop))
+    run_call(std::ptr::null_mut(), || take(window).map(drop))
 }
 
 /// The position of the window. Returns 0 or -EINVAL.
@@ -273,7 +272,7 @@ pub extern "C" fn prereg_window_geometry(
     window: *const prereg_window,
     geometry: *mut prereg_geometry,
 ) -> c_int {
-    answer(std::ptr::null_mut(), || {
+    run_call(std::ptr::null_mut(), || {
         let (table, place) = (body(window)?, record::out(geometry)?);
         place.write(&prereg_geometry {
             size: 0,
@@ -286,10 +285,10 @@ pub extern "C" fn prereg_window_geometry(
     })
 }
 
-/// Maps `pages` consecutive pages from `ua` on into the entries from bus address `ioba` on: one call to the kernel. What was there
-/// before is released.
+/// Maps `pages` consecutive pages from `ua` on into the entries from bus address `ioba` on: one call to the kernel. The old mappings
+/// are released.
 ///
-/// Returns 0; -EFAULT, -ENXIO, -EINVAL, -ENOMEM, or what the kernel said. The entries are as they were then, but for those that the
+/// Returns 0; -EFAULT, -ENXIO, -EINVAL, -ENOMEM, or the kernel's errno. Then the entries are unchanged, except those that the
 /// message counts as lost.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_set_run(
@@ -301,17 +300,16 @@ pub extern "C" fn prereg_window_set_run(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, access) = (body(window)?, access_from(access)?);
         let translator = &mut body_mut(translator)?.translator;
         Ok(table.put_run(translator, BusAddr::new(ioba), UserAddr::new(ua), pages, access)?)
     })
 }
 
-/// Maps `count` pages, wherever each lies, into consecutive entries from `ioba` on: one call to the kernel for each run of pages that
-/// follow each other.
+/// Maps any `count` pages into consecutive entries from `ioba` on: one call to the kernel for each run of consecutive pages.
 ///
-/// Returns as `prereg_window_set_run`, of the run that was refused; the runs before it are mapped.
+/// Returns as `prereg_window_set_run` for the run that failed; the runs before it are mapped.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_set_list(
     window: *const prereg_window,
@@ -322,21 +320,21 @@ pub extern "C" fn prereg_window_set_list(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, access) = (body(window)?, access_from(access)?);
         let translator = &mut body_mut(translator)?.translator;
         let given = array(pages.cast_mut(), count, "pages")?;
         let mut list = Vec::new();
-        list.try_reserve_exact(given.len()).map_err(|_| Failure::OutOfMemory)?;
+        list.try_reserve_exact(given.len()).map_err(|_| CallError::OutOfMemory)?;
         list.extend(given.iter().map(|&ua| UserAddr::new(ua)));
         Ok(table.put_list(translator, BusAddr::new(ioba), &list, access)?)
     })
 }
 
-/// Empties `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
+/// Clears `pages` entries from `ioba` on: one call to the kernel, or none if all are empty. `*cleared` (may be NULL) is set to how
 /// many were live.
 ///
-/// Returns 0; -EINVAL, or what the kernel said: the entries are still counted then.
+/// Returns 0; -EINVAL, or the kernel's errno: then the entries stay counted.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_clear(
     window: *const prereg_window,
@@ -346,7 +344,7 @@ pub extern "C" fn prereg_window_clear(
     cleared: *mut u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let cleared = out_if(cleared, "cleared")?;
         let translator = &mut body_mut(translator)?.translator;
         tell(cleared, body(window)?.stuff(translator, BusAddr::new(ioba), pages)?);
@@ -354,7 +352,7 @@ pub extern "C" fn prereg_window_clear(
     })
 }
 
-/// Shows the entry at `ioba`. Returns 1 and fills `*entry` if it is live; 0 if it is empty or there is none; -EINVAL.
+/// Returns the entry at `ioba`: 1 and fills `*entry` if it is live; 0 if it is empty or there is none; -EINVAL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_inspect(
     window: *const prereg_window,
@@ -376,21 +374,21 @@ pub extern "C" fn prereg_window_inspect(
     })
 }
 
-/// How many entries are live; 0 for what is no window.
+/// The number of live entries; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_window_live(window: *const prereg_window) -> u64 {
     value_or(0, || Ok(body(window)?.live()))
 }
 
-fn held<'a>(space: *const prereg_space) -> Result<(&'a Space, &'a Iommufd), Failure> {
+fn held<'a>(space: *const prereg_space) -> Result<(&'a Space, &'a Iommufd), CallError> {
     let space = body(space)?;
     match &space.vfio {
         Vfio::Iommufd(iommufd) => Ok((space, iommufd)),
-        _ => Err(not_here(space, "tables of what devices reach")),
+        _ => Err(not_here(space, "tables of memory for devices")),
     }
 }
 
-/// Makes an empty table of what the devices reach of a space of `PREREG_BACKEND_IOMMUFD` and `PREREG_PLACEMENT_HELD`.
+/// Creates an empty table of the memory that devices reach, of a space of `PREREG_BACKEND_IOMMUFD` and `PREREG_PLACEMENT_HELD`.
 ///
 /// Returns 0; -EOPNOTSUPP for another space; -ENOMEM, -EINVAL.
 #[unsafe(no_mangle)]
@@ -399,24 +397,24 @@ pub extern "C" fn prereg_io_table_new(
     table: *mut *mut prereg_io_table,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
-        hand_out(table, || {
+    run_call(error, || {
+        create_handle(table, || {
             let (space, iommufd) = held(space)?;
             iommufd.table().ok_or_else(|| not_here(space, "table unless its placement is HELD"))
         })
     })
 }
 
-/// Unmaps all that it maps, and sets `*table` to NULL.
+/// Unmaps everything, frees the table and sets `*table` to NULL.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_io_table_free(table: *mut *mut prereg_io_table) -> c_int {
-    answer(std::ptr::null_mut(), || take(table).map(drop))
+    run_call(std::ptr::null_mut(), || take(table).map(drop))
 }
 
-/// Lets devices reach `bytes` bytes from `ua` on, all in one region, at I/O virtual address `at`. Pins and charges nothing.
+/// Maps `bytes` bytes from `ua` on, all in one region, at I/O virtual address `at` for devices. Pins and charges nothing.
 ///
-/// Returns 0; -EINVAL (empty, past 2^64, not whole units), -EEXIST, -EFAULT, -ENXIO, or what the kernel said. Nothing is mapped
-/// then.
+/// Returns 0; -EINVAL (empty, past 2^64, not whole units), -EEXIST, -EFAULT, -ENXIO, or the kernel's errno. Then nothing is
+/// mapped.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_io_table_map(
     table: *const prereg_io_table,
@@ -427,7 +425,7 @@ pub extern "C" fn prereg_io_table_map(
     access: u32,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let (table, access) = (body(table)?, access_from(access)?);
         let translator = &mut body_mut(translator)?.translator;
         Ok(table.map(translator, Iova::new(at), UserAddr::new(ua), bytes, access)?)
@@ -436,7 +434,7 @@ pub extern "C" fn prereg_io_table_map(
 
 /// Unmaps the whole mapping at `at`.
 ///
-/// Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: the mapping then stays counted.
+/// Returns 0; -ENOENT if no mapping has exactly this range; or the kernel's errno: then the mapping stays counted.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_io_table_unmap(
     table: *const prereg_io_table,
@@ -445,13 +443,13 @@ pub extern "C" fn prereg_io_table_unmap(
     bytes: u64,
     error: *mut prereg_error,
 ) -> c_int {
-    answer(error, || {
+    run_call(error, || {
         let translator = &mut body_mut(translator)?.translator;
         Ok(body(table)?.unmap(translator, Iova::new(at), bytes)?)
     })
 }
 
-/// How many ranges are mapped; 0 for what is no table.
+/// The number of mapped ranges; 0 for an invalid handle.
 #[unsafe(no_mangle)]
 pub extern "C" fn prereg_io_table_live(table: *const prereg_io_table) -> u64 {
     value_or(0, || Ok(body(table)?.live()))

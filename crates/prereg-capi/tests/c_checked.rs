@@ -1,5 +1,4 @@
-//! C programs under tools that watch memory: valgrind, and the sanitizers of the compilers. AddressSanitizer sees the library from
-//! inside only when that was built with it; `.ci/run c_sanitizers` does so and names the library in `PREREG_INSTRUMENTED`.
+//! C programs under valgrind and the sanitizers of the compilers. AddressSanitizer checks the library itself only if it is built with it; `.ci/run c_sanitizers` does so and names the library in `PREREG_INSTRUMENTED`.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use installed::{Installed, SKIPPED, is_here, must, package, run};
 
 mod installed;
 
-/// Programs that need nothing of the machine; all of them end what they begin.
+/// Programs that run on any machine and free everything.
 const PROGRAMS: [&str; 6] = [
     "tests/c/core.c",
     "tests/c/dirty.c",
@@ -101,7 +100,7 @@ fn address_sanitizer_inside_the_library_finds_no_fault_and_no_leak() {
                 .arg(&library)
                 .args(["-lpthread", "-ldl", "-lm", "-lgcc_s"]),
         );
-        // Sizes without bound are asked for: the answer is -ENOMEM, not the end.
+        // Huge allocations must return -ENOMEM, not end the program.
         let options = "detect_leaks=1:allocator_may_return_null=1:detect_stack_use_after_return=1";
         let output = run(Command::new(&program).env("ASAN_OPTIONS", options));
         let said = String::from_utf8_lossy(&output.stderr);

@@ -1,5 +1,5 @@
-//! What `make install` leaves: a header that compiles without a warning in every version of C and C++, a library that pkg-config
-//! finds and links both ways, symbols of ours with their versions, and nothing after `make uninstall`.
+//! Tests of `make install`: a header that compiles without a warning in every version of C and C++, a shared and a static library that
+//! pkg-config links, only versioned symbols with our prefix, and nothing after `make uninstall`.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::collections::BTreeSet;
@@ -13,7 +13,7 @@ mod installed;
 const WARNINGS: [&str; 6] =
     ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wredundant-decls", "-Werror"];
 
-/// Whether the compiler knows a version of the language.
+/// Whether the compiler supports a version of the language.
 fn knows(compiler: &str, standard: &str, language: &str) -> bool {
     let output = run(Command::new(compiler).args([standard, "-fsyntax-only", "-x", language, "/dev/null"]));
     if !output.status.success() {
@@ -46,7 +46,7 @@ fn the_header_is_every_c_and_cxx() {
     let c = ["c90", "c99", "c11", "c17", "c2x", "c23"];
     let cxx = ["c++11", "c++14", "c++17", "c++20", "c++23"];
     for compiler in ["gcc", "clang"] {
-        // Long long is no part of C90, and <stdint.h> needs it there.
+        // Long long is not in C90, and <stdint.h> needs it there.
         compiles(&installed, compiler, &c, "c", &["-Wstrict-prototypes", "-Wno-long-long"]);
     }
     for compiler in ["g++", "clang++"] {

@@ -1,4 +1,4 @@
-//! C programs against the shared and the static library: each does what the header says and checks it.
+//! C programs with the shared and the static library, which check the behaviour that the header states.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The command line: the one tree that help, completions and the manual page are made from, and where it leads.
+//! The command line: the tree of commands, from which help, completions and the manual page are made, and its dispatch.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -7,46 +7,46 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::commands::Outcome;
+use crate::commands::bench::hot_path::{self, HotPathArgs};
+use crate::commands::bench::nvme::{self, NvmeBenchArgs};
+use crate::commands::bench::registration::{self, RegistrationArgs};
 use crate::commands::completions::{self, CompletionsArgs};
 use crate::commands::conform::{self, ConformArgs};
 use crate::commands::doctor::{self, DoctorArgs};
-use crate::commands::hot_path::{self, HotPathArgs};
 use crate::commands::man::{self, ManArgs};
-use crate::commands::nvme_bench::{self, NvmeBenchArgs};
-use crate::commands::registration::{self, RegistrationArgs};
 use crate::commands::replay::{self, ReplayArgs};
 use crate::commands::selftest::{self, SelftestArgs};
 use crate::commands::serve::{self, ServeArgs};
 use crate::commands::status::{self, StatusArgs};
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
-  prereg doctor                          what this host and this user allow
-  prereg replay nvme4k.tce.zst           a real guest's maps over memory that is pinned once
-  prereg replay --compare *.tce.zst      next to pinning at every map
+  prereg doctor                          the limits and back ends of this host and user
+  prereg replay nvme4k.tce.zst           the maps of a real guest over memory that is pinned once
+  prereg replay --compare *.tce.zst      and the time of pinning at every map
   prereg serve nvme --socket S --disk F  an NVMe disk for a guest, over vfio-user
-  prereg bench registration              what registering costs, next to the raw calls
-  prereg bench hot-path --quick          what mapping costs, next to the machine's limit and to others
+  prereg bench registration              the time of registering, and of the raw system calls
+  prereg bench hot-path --quick          the time of mapping, the machine's limit, and other implementations
 
-Exit status: 0 all well, 1 a mismatch or a leak, 2 bad input or a refusing host, 130 interrupted.";
+Exit status: 0 success, 1 a mismatch or a leak, 2 bad input or an error of the host, 130 interrupted.";
 
 /// Pin memory once, map it for DMA a million times
 ///
-/// prereg registers memory for DMA ahead of time: every page is pinned and its host address stored once, and mapping it
-/// for a device is then a look-up and a count. This program shows that on real guests' traces, says what a host allows,
-/// and measures what registering costs.
+/// prereg registers memory for DMA ahead of time: each page is pinned and its host address stored once, and mapping it for
+/// a device is then a lookup and a counter. This program serves NVMe disks to guests, replays traces of real guests, reports
+/// what a host allows, and measures the costs.
 #[derive(Debug, Parser)]
 #[command(name = "prereg", version, after_help = EXAMPLES, max_term_width = 100, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Commands,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Commands {
+enum Command {
     Replay(ReplayArgs),
     Conform(ConformArgs),
     Serve(ServeArgs),
@@ -54,31 +54,31 @@ enum Commands {
     Doctor(DoctorArgs),
     Selftest(SelftestArgs),
     #[command(subcommand, about = "Measure what this host can do", arg_required_else_help = true)]
-    Bench(Benches),
+    Bench(Benchmarks),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
-enum Benches {
+enum Benchmarks {
     Registration(RegistrationArgs),
     HotPath(HotPathArgs),
     Nvme(NvmeBenchArgs),
 }
 
-/// The whole program: parses `arguments` (the first is the program's name), runs the command and says how to exit.
+/// Parses `arguments` (the first is the program's name), runs the command and returns the exit code.
 ///
 /// Results go to standard output; messages and progress to standard error.
 pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are "errors" with code 0; whether they can be printed changes nothing.
+            // Help and version are errors with code 0. If printing fails, nothing else can be done.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    // A file size limit below a disk's size must fail that write, not end every guest.
+    // A write beyond RLIMIT_FSIZE must fail, not end the server.
     prereg_nvme::disk::ignore_file_size_signal();
     let mut out = io::stdout().lock();
     let result = dispatch(cli.command, &mut out).and_then(|outcome| {
@@ -86,40 +86,40 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> 
         Ok(outcome)
     });
     match result {
-        Ok(Outcome::Clean) => ExitCode::SUCCESS,
-        Ok(Outcome::Wrong) => ExitCode::from(1),
-        Err(failure) => {
-            if !failure.is_closed_pipe() {
-                // Nobody is left to tell when this fails too.
-                let _ = writeln!(io::stderr(), "prereg: {failure}");
+        Ok(Outcome::Ok) => ExitCode::SUCCESS,
+        Ok(Outcome::Mismatch) => ExitCode::from(1),
+        Err(error) => {
+            if !error.is_closed_pipe() {
+                // If this fails too, there is no other output.
+                let _ = writeln!(io::stderr(), "prereg: {error}");
             }
-            ExitCode::from(failure.exit_code())
+            ExitCode::from(error.exit_code())
         }
     }
 }
 
-fn dispatch(command: Commands, out: &mut impl Write) -> Result<Outcome, Failure> {
+fn dispatch(command: Command, out: &mut impl Write) -> Result<Outcome, CommandError> {
     match command {
-        Commands::Replay(args) => replay::run(&args, out, &interrupt()?, Progress::on_terminal()),
-        Commands::Conform(args) => conform::run(&args, out),
-        Commands::Doctor(args) => doctor::run(&args, out),
-        Commands::Selftest(args) => selftest::run(&args, out),
-        Commands::Bench(Benches::Registration(args)) => {
+        Command::Replay(args) => replay::run(&args, out, &interrupt()?, Progress::on_terminal()),
+        Command::Conform(args) => conform::run(&args, out),
+        Command::Doctor(args) => doctor::run(&args, out),
+        Command::Selftest(args) => selftest::run(&args, out),
+        Command::Bench(Benchmarks::Registration(args)) => {
             registration::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
-        Commands::Bench(Benches::HotPath(args)) => {
+        Command::Bench(Benchmarks::HotPath(args)) => {
             hot_path::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
-        Commands::Bench(Benches::Nvme(args)) => nvme_bench::run(&args, out, &interrupt()?),
-        Commands::Serve(args) => serve::run(&args, out, &interrupt()?),
-        Commands::Status(args) => status::run(&args, out, &interrupt()?),
-        Commands::Completions(args) => Ok(completions::run(&args, Cli::command(), out)?),
-        Commands::Man(ManArgs {}) => Ok(man::run(Cli::command(), out)?),
+        Command::Bench(Benchmarks::Nvme(args)) => nvme::run(&args, out, &interrupt()?),
+        Command::Serve(args) => serve::run(&args, out, &interrupt()?),
+        Command::Status(args) => status::run(&args, out, &interrupt()?),
+        Command::Completions(args) => Ok(completions::run(&args, Cli::command(), out)?),
+        Command::Man(ManArgs {}) => Ok(man::run(Cli::command(), out)?),
     }
 }
 
-fn interrupt() -> Result<Interrupt, Failure> {
-    Interrupt::on_signals().map_err(|error| Failure::host("listening for Ctrl-C", error))
+fn interrupt() -> Result<Interrupt, CommandError> {
+    Interrupt::on_signals().map_err(|error| CommandError::host("listening for Ctrl-C", error))
 }
 
 #[cfg(test)]

@@ -1,26 +1,25 @@
 //! The program `prereg` as a library, so that tests and fuzzers reach its parts.
 //!
-//! - [`cli`]: the command line and where it leads; [`commands`]: one file a command;
-//! - [`trace`]: reading hypercall traces; [`replay`]: replaying them over registered memory;
-//! - [`selftest`]: every promise kept once, on a real device;
-//! - [`pins`]: choosing how memory is pinned;
-//! - [`serve`]: devices for guests, and what is to be seen of them;
-//! - [`failure`], [`interrupt`], [`progress`], [`quantity`]: how the program fails, stops, shows and counts.
+//! - [`cli`]: the command line; [`commands`]: one file for each command;
+//! - [`trace`]: parsing of hypercall traces; [`replay`]: replaying them over registered memory;
+//! - [`selftest`]: tests of each guarantee with a real device;
+//! - [`serve`]: the device server, its configuration and its status;
+//! - [`backend`]: the pin back ends of `replay`;
+//! - [`error`], [`interrupt`], [`progress`], [`units`]: errors, Ctrl-C, progress bars, sizes and counts as text.
 //!
-//! This is the only room where back ends, tables and front ends are chosen and joined. It promises nothing to other
-//! crates.
+//! Only this crate chooses back ends, tables and front ends and joins them. Its interface is not stable.
 
+pub mod backend;
 pub mod cli;
 pub mod commands;
-pub mod failure;
+pub mod error;
 pub mod interrupt;
-pub mod pins;
 pub mod progress;
-pub mod quantity;
 pub mod replay;
 pub mod selftest;
 pub mod serve;
 pub mod trace;
+pub mod units;
 
 /// The examples of the README, compiled with the tests.
 #[cfg(doctest)]

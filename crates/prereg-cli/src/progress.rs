@@ -1,11 +1,11 @@
-//! A progress bar on standard error, where somebody is looking; silence everywhere else.
+//! Progress bars on standard error, if it is a terminal.
 
 use std::io::IsTerminal;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Where bars are shown, if anywhere.
+/// Whether bars are shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
     shown: bool,
@@ -24,11 +24,11 @@ impl Progress {
         Self { shown: false }
     }
 
-    /// A bar of `length` steps, gone when it is dropped.
+    /// A bar of `length` steps, removed when it is dropped.
     #[must_use]
-    pub fn stage(self, what: &str, length: u64) -> Stage {
+    pub fn bar(self, what: &str, length: u64) -> Bar {
         if !self.shown {
-            return Stage(ProgressBar::hidden());
+            return Bar(ProgressBar::hidden());
         }
         let bar = ProgressBar::new(length);
         // The template is a constant; a bad one falls back to the plain bar.
@@ -37,28 +37,28 @@ impl Progress {
         }
         bar.set_message(what.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Stage(bar)
+        Bar(bar)
     }
 }
 
-/// One bar.
+/// A progress bar.
 #[derive(Debug)]
-pub struct Stage(ProgressBar);
+pub struct Bar(ProgressBar);
 
-impl Stage {
+impl Bar {
     /// `done` of the steps are done.
-    pub fn at(&self, done: u64) {
+    pub fn position(&self, done: u64) {
         self.0.set_position(done);
     }
 
-    /// The same from another thread, with the length if it was not known before.
-    pub fn at_of(&self, done: u64, length: u64) {
+    /// As [`Self::position`], with a new length.
+    pub fn position_of(&self, done: u64, length: u64) {
         self.0.set_length(length);
         self.0.set_position(done);
     }
 }
 
-impl Drop for Stage {
+impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! `prereg conform` as a user runs it; what it runs is tested in prereg-conformance.
+//! Tests of the command `prereg conform`; the comparison is tested in prereg-conformance.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -20,13 +20,13 @@ fn the_command_prints_totals_and_exits_by_them() {
     let scenarios = conformance("scenarios/vfio.scn");
     let answers = conformance("answers/vfio-64k.txt");
     let (scenarios, answers) = (scenarios.to_str().unwrap(), answers.to_str().unwrap());
-    let right = prereg(&["--granule", "64k", "--answers", answers, "--json", scenarios]);
+    let right = prereg(&["--page-size", "64k", "--answers", answers, "--json", scenarios]);
     let totals: serde_json::Value = serde_json::from_slice(&right.stdout).unwrap();
     assert_eq!((right.status.code(), &totals["unexplained"]), (Some(0), &serde_json::json!(0)));
     assert_eq!(totals["scenarios"], 88);
     assert!(totals["explained"]["unregister-mapped"].as_u64() > Some(0));
-    // The answers of another page size are other answers.
-    let wrong = prereg(&["--granule", "4k", "--answers", answers, scenarios]);
+    // Answers for another page size differ.
+    let wrong = prereg(&["--page-size", "4k", "--answers", answers, scenarios]);
     assert_eq!(wrong.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&wrong.stdout).contains("UNEXPLAINED"));
     let plain = prereg(&[scenarios]);

@@ -1,26 +1,26 @@
-//! Damaged and hostile traces: whatever a file says, the reader refuses it or the replay ends with nothing held.
+//! Damaged and hostile traces are refused, or replay without a leak.
 
+use prereg_cli::backend::ReplayBackend;
 use prereg_cli::interrupt::Interrupt;
-use prereg_cli::pins::PinChoice;
 use prereg_cli::progress::Progress;
-use prereg_cli::replay::{Options, RuleChoice, Stage, Verify};
+use prereg_cli::replay::{Options, Replay, RuleChoice, Verify};
 use prereg_cli::trace::parse::Limits;
 use prereg_cli::trace::read::read_from;
 
-/// Numbers that are the same in every run.
-struct Dice(u64);
+/// A pseudo-random sequence that is the same in each run.
+struct Random(u64);
 
-impl Dice {
-    /// Below `below`, which is not zero.
-    fn roll(&mut self, below: usize) -> usize {
+impl Random {
+    /// A number below `limit`, which is not zero.
+    fn below(&mut self, limit: usize) -> usize {
         // The generator of Knuth's MMIX; its high bits are good enough to choose places in a file.
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as usize % below
+        (self.0 >> 33) as usize % limit
     }
 }
 
-/// What attackers and broken disks like to write.
-const SPITE: [&str; 16] = [
+/// Fields of hostile and damaged files.
+const BAD_FIELDS: [&str; 16] = [
     "0",
     "1",
     "-1",
@@ -40,25 +40,25 @@ const SPITE: [&str; 16] = [
 ];
 
 /// Replaces, repeats, removes or swaps fields and lines, a few times.
-fn damage(lines: &[&str], dice: &mut Dice) -> String {
+fn damage(lines: &[&str], random: &mut Random) -> String {
     let mut lines: Vec<String> = lines.iter().map(|&line| line.to_owned()).collect();
-    for _ in 0..=dice.roll(4) {
-        let at = dice.roll(lines.len());
-        match dice.roll(5) {
+    for _ in 0..=random.below(4) {
+        let at = random.below(lines.len());
+        match random.below(5) {
             0 => drop(lines.remove(at)),
             1 => {
                 let line = lines[at].clone();
-                let to = dice.roll(lines.len());
+                let to = random.below(lines.len());
                 lines.insert(to, line);
             }
             2 => {
-                let other = dice.roll(lines.len());
+                let other = random.below(lines.len());
                 lines.swap(at, other);
             }
             _ => {
                 let mut fields: Vec<&str> = lines[at].split(' ').collect();
-                let field = dice.roll(fields.len());
-                fields[field] = SPITE[dice.roll(SPITE.len())];
+                let field = random.below(fields.len());
+                fields[field] = BAD_FIELDS[random.below(BAD_FIELDS.len())];
                 lines[at] = fields.join(" ");
             }
         }
@@ -71,14 +71,14 @@ fn errors() -> String {
 }
 
 #[test]
-fn a_damaged_trace_is_refused_or_replays_with_nothing_left() {
+fn a_damaged_trace_is_refused_or_replays_without_a_leak() {
     let text = errors();
     let lines: Vec<&str> = text.lines().collect();
     let limits = Limits { host_bytes: 1 << 30, ..Limits::default() };
     let (mut refused, mut replayed) = (0, 0);
     for seed in 0..600 {
-        let mut dice = Dice(seed);
-        let damaged = damage(&lines, &mut dice);
+        let mut random = Random(seed);
+        let damaged = damage(&lines, &mut random);
         let trace = match read_from(damaged.as_bytes(), "damaged.tce", &limits) {
             Ok(trace) => trace,
             Err(error) => {
@@ -89,19 +89,19 @@ fn a_damaged_trace_is_refused_or_replays_with_nothing_left() {
         };
         let options = Options {
             rules: if seed % 2 == 0 { RuleChoice::Qemu } else { RuleChoice::Kvm },
-            pin: PinChoice::Sim,
+            backend: ReplayBackend::Sim,
             verify: Verify::Sample,
             compare: seed % 8 == 0,
-            answers: false,
-            passes: 1,
+            print_calls: false,
+            iterations: 1,
         };
         let interrupt = Interrupt::default();
-        let stage = Stage::set_up(&trace, &options, &interrupt, Progress::none()).expect("pretended pins");
-        let report = stage.run().expect("an accepted trace replays to its end");
+        let replay = Replay::set_up(&trace, &options, &interrupt, Progress::none()).expect("simulated pins");
+        let report = replay.run().expect("an accepted trace replays to its end");
         assert_eq!(report.leaked_pages, 0, "seed {seed}");
         replayed += 1;
     }
-    // Both ways must have been taken, or the damage was not what it should be.
+    // Both outcomes must occur, or the damage is not suitable.
     assert!(refused > 50 && replayed > 50, "{refused} refused, {replayed} replayed");
 }
 

@@ -1,5 +1,5 @@
-//! The program as a person runs it: what it prints, how it exits, what it refuses.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+//! Tests of the program: output, exit codes, refused input.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -29,7 +29,7 @@ fn json(output: &Output) -> Value {
     })
 }
 
-/// Calls, TCEs written, of them mapping.
+/// Name, calls, TCEs written, mapping TCEs.
 const BUNDLED: [(&str, u64, u64, u64); 2] =
     [("nvme4k", 202_891, 1_027_282, 382_569), ("e1000e64k", 118_018, 393_532, 65_694)];
 
@@ -38,7 +38,16 @@ fn the_bundled_traces_replay_without_a_mismatch_under_both_rule_sets() {
     for rules in ["qemu", "kvm"] {
         let paths = BUNDLED.map(|(name, ..)| bundled(&format!("{name}.tce.zst")));
         let output = run(&[
-            "replay", "--pin", "sim", "--rules", rules, "--json", "--passes", "1", &paths[0], &paths[1],
+            "replay",
+            "--backend",
+            "sim",
+            "--rules",
+            rules,
+            "--json",
+            "--iterations",
+            "1",
+            &paths[0],
+            &paths[1],
         ]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let reports = json(&output);
@@ -62,7 +71,7 @@ fn the_bundled_traces_replay_without_a_mismatch_under_both_rule_sets() {
 
 #[test]
 fn one_trace_is_an_object_with_the_documented_keys_in_order() {
-    let output = run(&["replay", "--pin", "sim", "--json", &bundled("errors.tce")]);
+    let output = run(&["replay", "--backend", "sim", "--json", &bundled("errors.tce")]);
     let report = json(&output);
     let keys = [
         "trace",
@@ -91,7 +100,7 @@ fn one_trace_is_an_object_with_the_documented_keys_in_order() {
     assert_eq!(report["mapping_tces"], 569);
 }
 
-/// The bad and edge calls, each with its answer by both rule sets.
+/// The calls of errors.tce, each with its results under both rule sets.
 fn answers() -> Vec<[String; 4]> {
     let table = std::fs::read_to_string(bundled("errors-answers.tsv")).unwrap();
     let rows: Vec<[String; 4]> = table
@@ -104,8 +113,8 @@ fn answers() -> Vec<[String; 4]> {
 }
 
 #[test]
-fn every_bad_call_gets_qemus_recorded_answer_by_qemus_rules() {
-    let output = run(&["replay", "--pin", "sim", "--json", "--answers", &bundled("errors.tce")]);
+fn every_invalid_call_has_qemus_recorded_result_under_qemus_rules() {
+    let output = run(&["replay", "--backend", "sim", "--json", "--print-calls", &bundled("errors.tce")]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let report = json(&output);
     let given = report["answers"].as_array().unwrap();
@@ -119,9 +128,17 @@ fn every_bad_call_gets_qemus_recorded_answer_by_qemus_rules() {
 }
 
 #[test]
-fn every_bad_call_gets_the_kernels_answer_by_kvms_rules() {
-    let output =
-        run(&["replay", "--pin", "sim", "--json", "--answers", "--rules", "kvm", &bundled("errors.tce")]);
+fn every_invalid_call_has_the_kernels_result_under_kvms_rules() {
+    let output = run(&[
+        "replay",
+        "--backend",
+        "sim",
+        "--json",
+        "--print-calls",
+        "--rules",
+        "kvm",
+        &bundled("errors.tce"),
+    ]);
     let report = json(&output);
     let (mut codes, mut values, mut hard) = (0, 0, 0);
     for (given, [call, qemu, handler, guest]) in report["answers"].as_array().unwrap().iter().zip(answers()) {
@@ -133,15 +150,16 @@ fn every_bad_call_gets_the_kernels_answer_by_kvms_rules() {
         values += u64::from(same_code && qemu != guest);
         hard += u64::from(handler == "H_TOO_HARD");
     }
-    // What a guest sees otherwise than under QEMU is a mismatch with the recording, and says so by the exit code.
+    // Results that differ from QEMU's are mismatches, which the exit code reports.
     assert_eq!((&report["return_mismatches"], &report["get_mismatches"]), (&codes.into(), &values.into()));
     assert_eq!(report["too_hard"], hard);
     assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
-fn answers_are_one_line_a_call_before_the_table() {
-    let output = run(&["replay", "--pin", "sim", "--rules", "kvm", "--answers", &bundled("errors.tce")]);
+fn calls_are_printed_one_per_line_before_the_table() {
+    let output =
+        run(&["replay", "--backend", "sim", "--rules", "kvm", "--print-calls", &bundled("errors.tce")]);
     let lines: Vec<_> = text(&output.stdout).lines().filter(|line| line.contains("\trecorded ")).collect();
     assert_eq!(lines.len(), 132);
     assert!(
@@ -163,7 +181,7 @@ fn a_wrong_recording_is_a_mismatch_with_file_and_line_and_exit_code_1() {
         ("unmapped.tce", "X 80000000 1000 2000 3 2\n", "xlate_mismatches"),
     ] {
         let path = write(folder.path(), name, format!("{head}{lines}"));
-        let output = run(&["replay", "--pin", "sim", "--json", &path]);
+        let output = run(&["replay", "--backend", "sim", "--json", &path]);
         assert_eq!(output.status.code(), Some(1), "{name}: {}", text(&output.stderr));
         let report = json(&output);
         assert!(report[key].as_u64().unwrap() > 0, "{name}: {report}");
@@ -176,7 +194,7 @@ fn a_wrong_recording_is_a_mismatch_with_file_and_line_and_exit_code_1() {
         "right.tce",
         format!("{head}P 80000000 1000 2003 0\nX 80000000 1000 2000 3 2\n"),
     );
-    let output = run(&["replay", "--pin", "sim", "--json", &right]);
+    let output = run(&["replay", "--backend", "sim", "--json", &right]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert_eq!(json(&output)["xlate_checked"], 2);
 }
@@ -194,14 +212,14 @@ fn a_device_reaches_every_page_of_a_window_page_by_its_own_address() {
                  P 80000001 800000000010000 20003 0\nX 80000001 800000000010000 20000 3 1\n\
                  X 80000001 80000000001f000 20000 3 1\n";
     let path = write(folder.path(), "large.tce", trace);
-    let report = json(&run(&["replay", "--pin", "sim", "--json", &path]));
+    let report = json(&run(&["replay", "--backend", "sim", "--json", &path]));
     assert_eq!((&report["xlate_checked"], &report["xlate_mismatches"]), (&2.into(), &0.into()));
 }
 
 #[test]
-fn pin_per_map_is_measured_on_request() {
+fn a_pin_at_every_map_is_measured_on_request() {
     let report =
-        json(&run(&["replay", "--pin", "sim", "--compare", "--json", &bundled("e1000e64k.tce.zst")]));
+        json(&run(&["replay", "--backend", "sim", "--compare", "--json", &bundled("e1000e64k.tce.zst")]));
     assert!(report["baseline_ns_per_tce"].as_f64().unwrap() > 0.0);
     assert!(report["speedup"].as_f64().unwrap() > 0.0);
     assert_eq!(report["baseline_pins"], 65_694);
@@ -209,7 +227,7 @@ fn pin_per_map_is_measured_on_request() {
 }
 
 #[test]
-fn real_pins_lie_where_pagemap_says_and_all_come_back() {
+fn pinned_pages_are_where_pagemap_says_and_all_are_released() {
     let doctor = json(&run(&["doctor", "--json"]));
     let folder = tempfile::tempdir().unwrap();
     // 4 MiB, so that an ordinary user's limit allows it.
@@ -218,7 +236,7 @@ fn real_pins_lie_where_pagemap_says_and_all_come_back() {
         trace.push_str(&format!("P 80000000 {:x} {:x} 0\n", page << 12, (page * 37 % 1024) << 12 | 3));
     }
     let path = write(folder.path(), "pins.tce", trace);
-    let output = run(&["replay", "--pin", "io-uring", "--verify", "all", "--compare", "--json", &path]);
+    let output = run(&["replay", "--backend", "io-uring", "--verify", "all", "--compare", "--json", &path]);
     if output.status.code() == Some(2) {
         eprintln!("skipped: {}", text(&output.stderr));
         return;
@@ -232,7 +250,7 @@ fn real_pins_lie_where_pagemap_says_and_all_come_back() {
     assert_eq!((&report["live_at_end"], &report["leaked_pages"]), (&1024.into(), &0.into()));
     assert_eq!(report["baseline_pins"], 1024);
     if doctor["pagemap"] == "frames" {
-        // Every entry once when it was written and once at the end.
+        // Each entry is compared after its call and at the end.
         assert_eq!((&report["pagemap_checked"], &report["pagemap_mismatches"]), (&2048.into(), &0.into()));
     } else {
         eprintln!("skipped: comparing with pagemap: physical addresses are hidden from this user");
@@ -273,7 +291,7 @@ fn bad_traces_are_refused_with_file_line_and_exit_code_2() {
     ];
     for (name, bytes, wanted) in corpus {
         let path = write(folder.path(), name, bytes);
-        // A good trace before it: nothing may be pinned or printed before all are read.
+        // After a valid trace: nothing may be pinned or printed before all are read.
         let output = run(&["replay", &bundled("errors.tce"), &path]);
         assert_eq!(output.status.code(), Some(2), "{name}");
         assert_eq!(text(&output.stdout), "", "{name}");
@@ -291,13 +309,13 @@ fn bad_traces_are_refused_with_file_line_and_exit_code_2() {
 
 #[test]
 fn ctrl_c_ends_the_program_with_130_after_everything_is_released() {
-    // The first trace's report says that the handler is set; the second then lasts for as long as it takes to signal.
+    // The report of the first trace means that the handler is installed; the second trace takes longer than the signal.
     let mut child = prereg()
         .args([
             "replay",
-            "--pin",
+            "--backend",
             "sim",
-            "--passes",
+            "--iterations",
             "1000",
             &bundled("errors.tce"),
             &bundled("nvme4k.tce.zst"),
@@ -307,14 +325,14 @@ fn ctrl_c_ends_the_program_with_130_after_everything_is_released() {
         .spawn()
         .unwrap();
     let mut first = String::new();
-    // Kept open: a program that nobody listens to any more ends by itself.
-    let mut said = BufReader::new(child.stdout.take().unwrap());
-    said.read_line(&mut first).unwrap();
+    // Kept open: the program ends when its output is closed.
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    output.read_line(&mut first).unwrap();
     assert!(first.starts_with("errors: qemu rules"), "{first}");
     let sent = Command::new("sh").args(["-c", &format!("kill -INT {}", child.id())]).status().unwrap();
     assert!(sent.success());
     let status = child.wait().unwrap();
-    drop(said);
+    drop(output);
     let mut message = String::new();
     child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
     assert_eq!(status.code(), Some(130), "{message}");
@@ -322,7 +340,7 @@ fn ctrl_c_ends_the_program_with_130_after_everything_is_released() {
 }
 
 #[test]
-fn doctor_names_every_back_end_with_a_verdict() {
+fn doctor_reports_every_back_end_with_a_verdict() {
     let output = run(&["doctor"]);
     assert_eq!(output.status.code(), Some(0));
     let report = json(&run(&["doctor", "--json"]));
@@ -339,7 +357,7 @@ fn doctor_names_every_back_end_with_a_verdict() {
 
 #[test]
 fn bench_measures_registration_next_to_the_raw_calls() {
-    let output = run(&["bench", "registration", "--size", "2M", "--reps", "2", "--json"]);
+    let output = run(&["bench", "registration", "--size", "2M", "--iterations", "2", "--json"]);
     if output.status.code() == Some(2) {
         eprintln!("skipped: {}", text(&output.stderr));
         return;
@@ -368,7 +386,7 @@ fn bench_measures_registration_next_to_the_raw_calls() {
 }
 
 #[test]
-fn completions_and_the_manual_page_know_every_command() {
+fn completions_and_the_manual_page_have_every_command() {
     for shell in ["bash", "zsh", "fish"] {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));
@@ -398,9 +416,9 @@ fn help_is_short_and_arguments_are_checked() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_output_is_no_error() {
     let mut child = prereg()
-        .args(["replay", "--pin", "sim", "--answers", &bundled("errors.tce")])
+        .args(["replay", "--backend", "sim", "--print-calls", &bundled("errors.tce")])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()

@@ -1,5 +1,5 @@
-//! `prereg serve` as its users meet it: a process with a socket, asked, driven, and told to stop.
-#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+//! Tests of `prereg serve` as a process: configuration, I/O, status, metrics and stop.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,22 +10,22 @@ use prereg_benches::nvme::driver::{Direction, Driver};
 use prereg_cli::serve::control;
 use prereg_cli::serve::status::Status;
 
-/// A server that is ended with its test.
+/// A server process that is killed when this is dropped.
 struct Server {
     child: Child,
     out: BufReader<ChildStdout>,
-    said: Vec<String>,
+    banner: Vec<String>,
 }
 
 impl Server {
-    /// Started, and up.
+    /// Starts a server and waits until it is ready.
     fn start(arguments: &[&str]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
         command.arg("serve").args(arguments);
         Self::spawn(command)
     }
 
-    /// With a resource limit, as an option of prlimit(1).
+    /// Starts a server under a resource limit, an option of prlimit(1).
     fn start_with_limit(limit: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("prlimit");
         command.arg(limit).arg(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments);
@@ -35,13 +35,13 @@ impl Server {
     fn spawn(mut command: Command) -> Self {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
-        let mut said = Vec::new();
-        while said.last().map(String::as_str) != Some("ready") {
+        let mut banner = Vec::new();
+        while banner.last().map(String::as_str) != Some("ready") {
             let mut line = String::new();
-            assert_ne!(out.read_line(&mut line).unwrap(), 0, "the server ended after saying {said:?}");
-            said.push(line.trim_end().to_owned());
+            assert_ne!(out.read_line(&mut line).unwrap(), 0, "the server ended after printing {banner:?}");
+            banner.push(line.trim_end().to_owned());
         }
-        Self { child, out, said }
+        Self { child, out, banner }
     }
 
     fn signal(&self, name: &str) {
@@ -49,7 +49,7 @@ impl Server {
         assert!(status.success());
     }
 
-    /// SIGTERM, and what it says and answers then.
+    /// Stops the server by SIGTERM; returns its exit status and its last output.
     fn stop(mut self) -> (ExitStatus, String) {
         self.signal("TERM");
         let mut rest = String::new();
@@ -60,7 +60,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Ended already by a test that went well.
+        // Ended already if the test passed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -79,7 +79,7 @@ fn transfer(driver: &mut Driver, direction: Direction, slot: u32, block: u64, by
 }
 
 #[test]
-fn one_command_gives_a_disk_that_keeps_what_is_written() {
+fn one_command_serves_a_disk_that_keeps_its_data() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
     let server = Server::start(&[
@@ -95,8 +95,8 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
         "--metrics",
         "127.0.0.1:0",
     ]);
-    let told = server.said.join("\n");
-    assert!(told.contains("vfio-user-pci") && told.contains("share=on"), "{told}");
+    let banner = server.banner.join("\n");
+    assert!(banner.contains("vfio-user-pci") && banner.contains("share=on"), "{banner}");
 
     let mut driver = Driver::start(Path::new(&socket), 4).unwrap();
     assert_eq!(driver.blocks * driver.block, 8 << 20);
@@ -107,24 +107,24 @@ fn one_command_gives_a_disk_that_keeps_what_is_written() {
     transfer(&mut driver, Direction::Read, 1, 16, 8192);
     assert!((0..8192).step_by(4).all(|offset| driver.data(1, offset) == 0x5eed_0000 | offset as u32));
 
-    let status: Status = control::ask(Path::new(&control)).unwrap();
+    let status: Status = control::query(Path::new(&control)).unwrap();
     let client = &status.clients[0];
     assert_eq!((status.clients.len(), client.mappings), (1, 1));
     assert_eq!((status.memory.registrations, status.memory.pins_total), (1, 1));
     assert_eq!((client.device["read_commands"], client.device["write_commands"]), (1, 1));
     assert_eq!(client.latencies.len(), 2);
 
-    let address = server.said.iter().find_map(|line| line.strip_prefix("metrics: http://")).unwrap();
+    let address = server.banner.iter().find_map(|line| line.strip_prefix("metrics: http://")).unwrap();
     let mut scraper = TcpStream::connect(address.strip_suffix("/metrics").unwrap()).unwrap();
     scraper.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
     let mut text = String::new();
     scraper.read_to_string(&mut text).unwrap();
     assert!(text.contains("\nprereg_pins_total 1\n"), "{text}");
-    assert!(text.contains("command=\"read\"} 1\n"), "{text}");
+    assert!(text.contains("op=\"read\"} 1\n"), "{text}");
 
     drop(driver);
-    let (status, said) = server.stop();
-    assert!(status.success() && said.contains("every pin is released"), "{status}: {said}");
+    let (status, output) = server.stop();
+    assert!(status.success() && output.contains("every pin is released"), "{status}: {output}");
     assert!(!Path::new(&socket).exists() && !Path::new(&control).exists());
     let image = std::fs::read(&disk).unwrap();
     let words: Vec<u32> = image[16 * 512..16 * 512 + 8192]
@@ -155,10 +155,10 @@ fn a_file_size_limit_below_the_disk_fails_writes_and_not_the_server() {
         }
     };
     assert!(failure.contains("0x280"), "a write fault: {failure}");
-    // Beyond the limit it can be read, and below it written.
+    // Reads beyond the limit and writes below it succeed.
     transfer(&mut driver, Direction::Read, 1, (8 << 20) / 512, 4096);
     transfer(&mut driver, Direction::Write, 1, 0, 4096);
-    assert_eq!(control::ask(Path::new(&control)).unwrap().clients.len(), 1);
+    assert_eq!(control::query(Path::new(&control)).unwrap().clients.len(), 1);
     drop(driver);
     assert!(server.stop().0.success());
 }
@@ -194,7 +194,7 @@ fn a_configuration_serves_several_devices_over_one_memory() {
     let a = Driver::start(&folder.path().join("a"), 1).unwrap();
     let b = Driver::start(&folder.path().join("b"), 1).unwrap();
     assert_eq!((a.block, b.block), (512, 4096));
-    let status = control::ask(Path::new(&control)).unwrap();
+    let status = control::query(Path::new(&control)).unwrap();
     assert_eq!(status.clients.len(), 2);
     assert_eq!(status.sockets.iter().map(|socket| socket.clients).collect::<Vec<_>>(), [1, 1]);
     drop((a, b));
@@ -202,48 +202,49 @@ fn a_configuration_serves_several_devices_over_one_memory() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_and_nothing_is_left() {
+fn a_failed_start_reports_the_reason_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk] = ["s", "none.img"].map(|name| path(&folder, name));
-    let (code, said) = run(&["nvme", "--socket", &socket, "--disk", &disk]);
+    let (code, stderr) = run(&["nvme", "--socket", &socket, "--disk", &disk]);
     assert_eq!(code, Some(2));
-    assert!(said.contains("--create") && said.matches("none.img").count() == 1, "{said}");
+    assert!(stderr.contains("--create") && stderr.matches("none.img").count() == 1, "{stderr}");
     let create = ["nvme", "--socket", &socket, "--disk", &disk, "--create", "1M"];
     let with = |more: &[&str]| run(&[&create, more].concat());
-    let (code, said) = with(&["--block-size", "1024"]);
-    assert!(code == Some(2) && said.contains("must be 512 or 4096 bytes, not 1024"), "{code:?}: {said}");
-    let (code, said) = with(&["--metrics", "9469"]);
-    assert!(code == Some(2) && said.contains("127.0.0.1:9469"), "{code:?}: {said}");
-    let (code, said) = run(&["--config", &path(&folder, "none.toml")]);
-    assert!(code == Some(2) && said.contains("none.toml"), "{code:?}: {said}");
-    let (code, said) = run(&["nvme", "--socket", &path(&folder, "no/s"), "--disk", &disk, "--create", "1M"]);
-    assert!(code == Some(2) && said.contains("folder does not exist"), "{code:?}: {said}");
+    let (code, stderr) = with(&["--block-size", "1024"]);
+    assert!(code == Some(2) && stderr.contains("must be 512 or 4096 bytes, not 1024"), "{code:?}: {stderr}");
+    let (code, stderr) = with(&["--metrics", "9469"]);
+    assert!(code == Some(2) && stderr.contains("127.0.0.1:9469"), "{code:?}: {stderr}");
+    let (code, stderr) = run(&["--config", &path(&folder, "none.toml")]);
+    assert!(code == Some(2) && stderr.contains("none.toml"), "{code:?}: {stderr}");
+    let (code, stderr) =
+        run(&["nvme", "--socket", &path(&folder, "no/s"), "--disk", &disk, "--create", "1M"]);
+    assert!(code == Some(2) && stderr.contains("folder does not exist"), "{code:?}: {stderr}");
     let long = path(&folder, &"s".repeat(120));
-    let (code, said) = run(&["nvme", "--socket", &long, "--disk", &disk, "--create", "1M"]);
-    assert!(code == Some(2) && said.contains("at most 107 bytes"), "{code:?}: {said}");
+    let (code, stderr) = run(&["nvme", "--socket", &long, "--disk", &disk, "--create", "1M"]);
+    assert!(code == Some(2) && stderr.contains("at most 107 bytes"), "{code:?}: {stderr}");
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
 
 #[test]
-fn a_disk_that_exists_is_served_as_it_is_or_not_at_all() {
+fn an_existing_disk_is_served_unchanged_or_refused() {
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
     std::fs::write(&disk, vec![7; 1 << 20]).unwrap();
     let create =
         |size| ["nvme", "--socket", &socket, "--disk", &disk, "--create", size, "--control", &control];
-    let (code, said) = run(&create("2M"));
-    assert!(code == Some(2) && said.contains("1 MiB") && said.contains("2 MiB"), "{code:?}: {said}");
+    let (code, stderr) = run(&create("2M"));
+    assert!(code == Some(2) && stderr.contains("1 MiB") && stderr.contains("2 MiB"), "{code:?}: {stderr}");
     assert!(Server::start(&create("1M")).stop().0.success());
     assert_eq!(std::fs::read(&disk).unwrap(), vec![7; 1 << 20]);
 }
 
 #[test]
-fn a_client_that_needs_mappable_doorbells_is_told_of_to_the_operator() {
+fn a_client_that_needs_mappable_doorbells_is_reported_to_the_operator() {
     use prereg_vfio_user::client::Client;
     let folder = tempfile::tempdir().unwrap();
     let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
-    for (doorbells, is_told) in [("socket", true), ("auto", false)] {
+    for (doorbells, is_reported) in [("socket", true), ("auto", false)] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
         command.args(["serve", "nvme", "--socket", &socket, "--disk", &disk, "--create", "1M"]);
         command.args(["--control", &control, "--doorbells", doorbells]).stderr(Stdio::piped());
@@ -253,30 +254,30 @@ fn a_client_that_needs_mappable_doorbells_is_told_of_to_the_operator() {
         let mut client = Client::connect(Path::new(&socket)).unwrap();
         client.region_info(0).unwrap();
         drop(client);
-        while control::ask(Path::new(&control)).unwrap().endings_total.get("left") != Some(&1) {
+        while control::query(Path::new(&control)).unwrap().disconnects_total.get("left") != Some(&1) {
             std::thread::yield_now();
         }
         server.signal("TERM");
-        let mut said = String::new();
-        errors.read_to_string(&mut said).unwrap();
-        assert_eq!(said.contains("--doorbells auto"), is_told, "{doorbells}: {said}");
+        let mut stderr = String::new();
+        errors.read_to_string(&mut stderr).unwrap();
+        assert_eq!(stderr.contains("--doorbells auto"), is_reported, "{doorbells}: {stderr}");
         assert!(server.stop().0.success());
     }
 }
 
-/// What a server that cannot start exits with and says.
+/// The exit code and standard error of a server that cannot start.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
 
 #[test]
-fn status_says_when_nobody_serves() {
+fn status_without_a_server_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_prereg"))
         .args(["status", "--control", &path(&folder, "none")])
         .output()
         .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(2) && said.contains("no prereg serve answers"), "{said}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(2) && stderr.contains("no prereg serve answers"), "{stderr}");
 }

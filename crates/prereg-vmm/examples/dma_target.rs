@@ -1,8 +1,8 @@
-//! A memory manager shaped like openvmm's maps every piece of guest memory in a DMA target; a device does DMA there.
+//! A memory manager with openvmm's interface maps every piece of guest memory in a DMA target; a device does DMA to it.
 //!
 //!     cargo run -p prereg-vmm --features openvmm --example dma_target
 //!
-//! Pieces are mapped one by one and unmapped by whole regions, with gaps where a device's own memory was taken out. Pins are
+//! Pieces are mapped one by one and unmapped by whole regions, with gaps for device memory. Pins are
 //! real (io_uring).
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use prereg_vmm::openvmm::{DmaMapRequest, DmaTarget, MappingType, PinnedTarget};
 const KIB: u64 = 1 << 10;
 const RAM: u64 = 0x4000_0000;
 
-/// A device with a table of its own, as behind an iommufd address space: it keeps its mappings when it is reset.
+/// A device with its own table, like that of an iommufd address space: it keeps its mappings when it is reset.
 #[derive(Default)]
 struct Device {
     table: Mutex<BTreeMap<u64, (u64, UserAddr, Access)>>,
@@ -88,7 +88,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
             mapping_type,
         };
         #[expect(unsafe_code, reason = "the request names memory, which `ram` keeps")]
-        // SAFETY: `ram` lives until after the unmap, and is only copied in and out of.
+        // SAFETY: `ram` lives until after the unmap, and is only accessed by copies.
         unsafe {
             target.map_dma(request)?;
         }
@@ -103,7 +103,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert!(!device.dma_write(&ram, RAM + 512 * KIB, b"read-only"));
     println!("the device wrote {:?}; not into the hole, and not where it may only read", "from the device");
 
-    // The region goes as a whole, holes included.
+    // The region is unmapped as a whole, with its holes.
     target.unmap_dma(RAM..RAM + 1024 * KIB)?;
     assert!(!device.dma_write(&ram, RAM + 0x1000, b"too late"));
     println!("the region unmapped with its hole, {} KiB pinned", pinned_kib() - before);

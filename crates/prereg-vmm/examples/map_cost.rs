@@ -1,10 +1,9 @@
-//! What the adapters add to a map, measured against the same calls without them, alternating in one run.
+//! Measures the cost that the adapters add to a map, compared with the same calls without them, alternating in one run.
 //!
 //!     cargo run --release -p prereg-vmm --all-features --example map_cost
 //!
-//! The container does nothing, and the pins are made up: what is left is the adapter's own work. Without the adapter a VMM
-//! calls the container, and keeps the counted use of the memory by address to drop it at the unmap, behind a lock because
-//! any thread may map. A kernel's map takes a microsecond at least. Prints the fastest and the median of many rounds; the numbers are a report, not a test.
+//! The container does nothing, and pins are simulated, so only the adapter's work is measured. Without the adapter a VMM calls the
+//! container, and keeps the counted mapping by address to drop it at the unmap, under a lock because any thread may map. A kernel's map takes at least a microsecond. Prints the fastest and the median of many rounds; the numbers are a report, not a test.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -46,7 +45,7 @@ impl Drained for Ignore {
     fn drained(&self) {}
 }
 
-/// Nanoseconds a map.
+/// Nanoseconds for each map.
 fn each(took: Duration) -> f64 {
     took.as_secs_f64() * 1e9 / MAPS as f64
 }
@@ -71,7 +70,7 @@ fn compare(name: &str, mut without: impl FnMut() -> Duration, mut with: impl FnM
     }
 }
 
-/// What a VMM keeps without the adapter.
+/// The state of a VMM without the adapter.
 struct Bare {
     translator: Translator,
     units: BTreeMap<u64, RangeMapping>,

@@ -1,11 +1,11 @@
-//! A VMM that takes `Arc<dyn VfioOps>`, hot-unplugs its last device and plugs another one in.
+//! A VMM with an `Arc<dyn VfioOps>` unplugs its last device and plugs another one.
 //!
 //!     cargo run -p prereg-vmm --features vfio-ioctls --example vfio_ops
 //!
-//! The container is a model of the kernel's: it maps nothing without a device, and forgets everything with the last one. With
-//! it alone the second device finds no memory (cloud-hypervisor issue 7328); with `PinnedVfio` around it the device does its
-//! DMA, over memory that was pinned once. Pins are real (io_uring). On a host with VFIO, `VfioContainer::new` takes the
-//! model's place and `VfioDevice::new` that of its device.
+//! The container is a model of the kernel's: it maps nothing without a device, and drops everything with the last one. With
+//! it alone the second device reaches no memory (cloud-hypervisor issue 7328); with `PinnedVfio` around it the device does its
+//! DMA, over memory that was pinned once. Pins are real (io_uring). On a host with VFIO, `VfioContainer::new` replaces the
+//! model and `VfioDevice::new` its device.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ use vfio_ioctls::{VfioError, VfioOps};
 use vmm_sys_util::errno::Error as SysError;
 
 const MIB: usize = 1 << 20;
-/// Where the guest has its memory, and so the device.
+/// The guest address of the memory, and its I/O address.
 const RAM: u64 = 0x1_0000_0000;
 
-/// What a container and its devices share.
+/// The state that a container and its devices share.
 #[derive(Default)]
 struct Table {
     /// By I/O virtual address: bytes and user address.
@@ -75,7 +75,7 @@ impl VfioOps for ModelContainer {
     }
 }
 
-/// A device that adds up what it reads by DMA. Opened by what a `VfioOps` says it is inside, as `VfioDevice` is.
+/// A device that sums bytes that it reads by DMA. Opened through the inner container of a `VfioOps`, as `VfioDevice` is.
 struct ModelDevice {
     table: Arc<Mutex<Table>>,
     ram: GuestMemory,
@@ -122,7 +122,7 @@ fn pinned_kib() -> u64 {
 
 #[expect(unsafe_code, reason = "`vfio_dma_map` asks for a promise about the memory, which `ram` keeps")]
 fn map_all(ops: &dyn VfioOps, ram: &GuestMemory) -> Result<(), VfioError> {
-    // SAFETY: `ram` lives until after the unmap, and is only copied in and out of.
+    // SAFETY: `ram` lives until after the unmap, and is only accessed by copies.
     unsafe { ops.vfio_dma_map(RAM, MIB, ram.as_ptr()) }
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let ram = GuestMemory::memfd("guest", MIB as u64)?;
     ram.write(0x1234, b"hello")?;
 
-    // As it is without pre-registration.
+    // Without pre-registration.
     let bare: Arc<dyn VfioOps> = Arc::new(ModelContainer::default());
     let device = ModelDevice::open(Arc::clone(&bare), &ram)?;
     map_all(&*bare, &ram)?;
@@ -149,7 +149,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         }
     };
     let space = Arc::new(AddressSpace::builder(pins).build()?);
-    // The guest's memory is the VMM's to register: once, when the guest is made.
+    // The VMM registers the guest's memory once, when the guest is created.
     let registration = space.register(&ram)?;
     let after_pinning = pinned_kib();
 
@@ -171,7 +171,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(greeting(&device).as_deref(), Some("hello"));
     assert_eq!(pinned_kib(), after_pinning, "nothing was pinned again");
 
-    // The memory cannot go while it is mapped, device or no device.
+    // The memory cannot be unregistered while it is mapped, with or without devices.
     let busy = registration.unregister().err().ok_or("mapped memory was unregistered")?;
     println!("with pins kept:   {busy}");
     vfio.vfio_dma_unmap(RAM, MIB)?;

@@ -2,9 +2,9 @@
 //!
 //!     cargo run -p prereg-vmm --features vm-memory --example virtio_blk
 //!
-//! The device is what a VMM has already: a `Queue`, and a `Reader` and a `Writer` per request. What is new is the
-//! `HeldMemory` that both are made from: the memory of the request stays pinned and mapped until the request is done, so the
-//! answer to the guest's unmap is true. Pins are real (io_uring).
+//! As in existing VMMs the device has a `Queue`, and a `Reader` and a `Writer` for each request. Both are made from a `HeldMemory`: the
+//! memory of the request stays pinned and mapped until the request is done, so an unmap is completed after the last access. Pins are
+//! real (io_uring).
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -57,7 +57,7 @@ impl Header {
 }
 
 impl Disk {
-    /// Serves every request that is available; how many that were.
+    /// Serves all available requests; returns their number.
     fn serve(&mut self, memory: &Memory) -> Result<usize, virtio_queue::Error> {
         let mut served = 0;
         while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
@@ -69,12 +69,12 @@ impl Disk {
         Ok(served)
     }
 
-    /// Serves one request; how many bytes were written.
+    /// Serves one request; returns the number of bytes written.
     fn request(&mut self, memory: &Memory, chain: DescriptorChain<&Memory>) -> u32 {
         // Everything below is held until the end of the request.
         let held = HeldMemory::new(memory);
         let Ok(mut writer) = Writer::new(&held, chain.clone()) else { return 0 };
-        // The last byte is for the status. Without one there is no way to answer.
+        // The last byte is for the status. Without one there is no reply.
         let Some(data_bytes) = writer.available_bytes().checked_sub(1) else { return 0 };
         let Ok(mut status) = writer.split_at(data_bytes) else { return 0 };
         let result = match Reader::new(&held, chain) {
@@ -114,17 +114,17 @@ impl Disk {
     }
 }
 
-/// Where the driver has its ring and buffers: guest addresses, and what the device sees.
+/// The driver's ring and buffers: guest addresses, and I/O virtual addresses.
 const TABLE: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
 const HEADER: u64 = 0x4000;
 const STATUS: u64 = 0x5000;
 const DATA: u64 = 0x10_0000;
-/// The device finds the guest's page at `gpa` here.
+/// The I/O virtual address of guest page `gpa`.
 const IOVA: u64 = 0x8000_0000;
 
-/// A request that a driver gets wrong: a name, type, sector and buffers, and the status it is answered with.
+/// An invalid request: name, type, sector and buffers, and the expected status.
 type Mistake<'a> = (&'a str, u32, u64, &'a [Buffer], Option<u8>);
 
 /// The guest's driver.
@@ -133,7 +133,7 @@ struct Driver {
     requests: u16,
 }
 
-/// A buffer of a request: where the device finds it, its length, whether the device writes it.
+/// A buffer of a request: its I/O virtual address, its length, whether the device writes it.
 type Buffer = (u64, u32, bool);
 
 impl Driver {
@@ -159,7 +159,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Has `disk` serve one request; its status, `None` if the device could not write one, and the bytes it wrote.
+    /// Lets `disk` serve one request; returns its status, `None` if the device could not write one, and the bytes it wrote.
     fn run(
         &mut self,
         (disk, memory): (&mut Disk, &Memory),
@@ -235,7 +235,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     guest.read_slice(&mut name, GuestAddress(DATA))?;
     println!("the disk calls itself {}", String::from_utf8_lossy(&name));
 
-    // What a driver may get wrong: each is answered, and nothing is written past it.
+    // Invalid requests: each gets a status, and nothing is written beyond its buffers.
     let mistakes: [Mistake<'_>; 8] = [
         ("an unknown request", 77, 0, &[ANSWER], Some(UNSUPPORTED)),
         ("a sector past the end", OUT, 64, &[(IOVA + DATA, one, false), ANSWER], Some(IO_ERROR)),
@@ -252,7 +252,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
         println!("{what}: status {answer:?}");
     }
 
-    // A request under way holds its memory: the unmap is done when it is.
+    // A request in flight holds its memory: the unmap is done at its end.
     let held = HeldMemory::new(&memory);
     let slices = held.get_slices(GuestAddress(IOVA + DATA), 3 * SECTOR, Permissions::Write)?.count();
     let unmapping = memory.iommu().unmap(GuestAddress(IOVA + DATA), 3 * PAGE)?;

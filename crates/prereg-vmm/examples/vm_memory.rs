@@ -2,7 +2,7 @@
 //!
 //!     cargo run -p prereg-vmm --features vm-memory --example vm_memory
 //!
-//! The device is a copy engine: its driver writes descriptors into a ring, all addresses in them are I/O virtual. Pins are
+//! The device is a copy engine: its driver writes descriptors with I/O virtual addresses to a ring. Pins are
 //! real (io_uring); an ordinary user within RLIMIT_MEMLOCK can run it.
 
 use std::error::Error;
@@ -16,13 +16,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Iommu, IommuMemory, Permis
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-/// The second piece of the guest's memory, as above a hole for devices.
+/// The second piece of the guest's memory, above a hole for devices.
 const HIGH: GuestAddress = GuestAddress(4 << 30);
-/// Where the driver maps its ring.
+/// The I/O virtual address of the ring.
 const RING: GuestAddress = GuestAddress(0x10_0000);
 const DESCRIPTORS: u64 = 16;
 
-/// A device that copies what descriptors of (from, to, bytes) say. It knows nothing but its I/O virtual addresses.
+/// A device that copies as described by (from, to, bytes), with I/O virtual addresses only.
 struct CopyEngine {
     memory: IommuMemory<GuestMemoryMmap, PinnedIommu>,
 }
@@ -64,12 +64,12 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let ram = Arc::new(RegisteredRam::register(&space, &guest, Holder::default())?);
     println!("pinned {} KiB for {} regions", pinned() - before, ram.regions().len());
 
-    // What the guest's driver does: fills memory, maps it page by page for the device, writes descriptors.
+    // The guest's driver fills memory, maps it page by page for the device, and writes descriptors.
     let iommu = PinnedIommu::new(&space, Arc::clone(&ram), IovaLimits::default(), Holder::default())?;
     iommu.map(RING, 4 * KIB, GuestAddress(0x3000), Access::Read)?;
     for number in 0..DESCRIPTORS {
         let (from, to) = (0x20_0000 + number * 4 * KIB, 0x80_0000 + number * 4 * KIB);
-        // The source's pages lie backwards in the guest; the device sees them in order.
+        // The source's pages are in reverse order in the guest, and in order for the device.
         let source = GuestAddress(0x10_0000 - (number + 1) * 4 * KIB);
         guest.write_obj(0xfeed_0000 + number, GuestAddress(source.0 + 0x100))?;
         iommu.map(GuestAddress(from), 4 * KIB, source, Access::Read)?;
@@ -91,7 +91,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert!(device.memory.write_obj(0u64, RING).is_err(), "the ring is mapped for reading only");
     assert!(device.memory.read_obj::<u64>(GuestAddress(0x50_0000)).is_err(), "nothing is mapped there");
 
-    // A translation holds what it translated: an unmap is not done before it ends.
+    // A translation holds its memory: an unmap is not done before it ends.
     let under_way = iommu.translate(RING, 64, Permissions::Read)?;
     let unmapping = iommu.unmap(RING, 4 * KIB)?;
     println!("unmapped the ring under the device: done {}", unmapping.is_done());
@@ -100,7 +100,7 @@ pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     assert!(unmapping.is_done());
     assert!(device.run(1).is_err(), "the ring is gone");
 
-    // Memory is unplugged under the live device, and not before it is unmapped.
+    // Memory is unplugged under the live device, after it is unmapped.
     let refused = ram.remove(HIGH).err().ok_or("mapped memory was unplugged")?;
     println!("unplugging: {refused}");
     let unmapping = iommu.unmap(GuestAddress(0x80_0000), DESCRIPTORS * 4 * KIB)?;

@@ -1,5 +1,5 @@
-//! The adapters over fakes of the kernel's containers: what happens when devices leave, when threads attach and leave, when
-//! more or less is unmapped than is mapped, and with memory that cannot be pinned.
+//! The adapters over fakes of the kernel's containers: removed devices, concurrent attach and detach, unmaps of more or less than is
+//! mapped, and memory that cannot be pinned.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 mod fake_containers;
@@ -111,7 +111,7 @@ fn what_the_last_device_leaves_behind_is_unmapped_before_it_is_unpinned() {
         drop(device);
         let kept = if kind == Kind::Iommufd { 8 } else { 0 };
         assert_eq!((world.reached(), world.host.pinned_pages()), (kept, 8), "{kind:?}");
-        // Of an address space that keeps its mappings the unmap takes it out, and only then the pin goes.
+        // From an address space that keeps its mappings the unmap removes it, and only then the pin is released.
         world.unmap(0, 4).unwrap();
         assert_eq!((world.reached(), world.host.pinned_pages()), (kept / 2, 4), "{kind:?}");
         world.map(16 * PAGE, RAM + 16 * PAGE, 1).unwrap();
@@ -141,7 +141,7 @@ fn an_address_space_that_refuses_to_unmap_without_devices_keeps_its_memory_pinne
 
 #[test]
 fn a_container_that_kept_its_mappings_unnoticed_is_asked() {
-    // A group that could not be taken out of its container leaves that with its mappings.
+    // If a group cannot be removed from its container, the container keeps its mappings.
     let world = World::new(Kind::Type1);
     let uncounted = open(&*world.vfio).unwrap();
     drop(world.attach().unwrap());
@@ -156,7 +156,7 @@ fn a_container_that_kept_its_mappings_unnoticed_is_asked() {
     drop(uncounted);
 }
 
-/// Threads that attach, look, and leave; returns how often.
+/// Threads that attach, check, and detach; returns the number of rounds.
 fn attach_and_leave(kind: Kind, threads: usize, rounds: usize) -> usize {
     let world = World::new(kind);
     {
@@ -199,7 +199,7 @@ fn opening_may_map_attach_drop_and_fail() {
         let world = World::new(kind);
         let first = world.attach().unwrap();
         world.map(0, RAM, 1).unwrap();
-        // The new device takes the old one's place, brings a device of its own, and maps its BAR while it is opened.
+        // The new device replaces the old one, attaches another device, and maps its BAR while it is opened.
         let vfio = &world.vfio;
         let device = vfio
             .attach(|ops| {
@@ -262,13 +262,13 @@ fn an_unmap_has_one_outcome_on_both_sides() {
             assert_eq!(errno(&world.unmap(iova, pages).unwrap_err()), Errno::EINVAL, "{kind:?} {iova:#x}");
             assert_eq!((world.reached(), world.host.pinned_pages()), (4, 4), "{kind:?} {iova:#x}");
         }
-        // More than is mapped: the size is wrong, and everything in the range is gone, here and there.
+        // More than is mapped: a wrong size, and everything in the range is unmapped in both.
         assert!(matches!(world.unmap(0, 10), Err(VfioError::InvalidDmaUnmapSize)));
         assert_eq!((world.reached(), world.host.pinned_pages()), (0, 0), "{kind:?}");
         assert_eq!(world.vfio.mappings().snapshot().mappings, []);
-        // Nothing at all.
+        // Nothing mapped.
         assert!(matches!(world.unmap(0, 10), Err(VfioError::InvalidDmaUnmapSize)));
-        // Several that touch, in one call.
+        // Several adjacent mappings, in one call.
         world.map(0, RAM, 1).unwrap();
         world.map(PAGE, RAM + 8 * PAGE, 1).unwrap();
         world.unmap(0, 2).unwrap();
@@ -317,7 +317,7 @@ fn a_hole_is_the_containers_to_refuse() {
     let world = World::new(Kind::Type1);
     let _device = world.attach().unwrap();
     assert_eq!(world.map(0, RAM + 63 * PAGE, 2), Err(Errno::EFAULT));
-    // The number is all that `VfioError` carries; the reason is to be had beside it.
+    // `VfioError` has only the number; the adapter's own error has the reason.
     let request = request(0, 2, RAM + 63 * PAGE);
     #[expect(unsafe_code, reason = "nothing is behind the memory of a made-up host")]
     // SAFETY: see the reason.
@@ -382,7 +382,7 @@ fn a_file_is_mapped_by_descriptor_where_the_container_can() {
 fn a_mapping_may_cover_several_registrations_and_the_gaps_between_them() {
     let world = World::new(Kind::Type1);
     let _device = world.attach().unwrap();
-    // A page that a mapping registered by itself, then all around it.
+    // A page registered by a mapping, then the memory around it.
     world.map(0, RAM + PAGE, 1).unwrap();
     world.map(8 * PAGE, RAM, 4).unwrap();
     assert_eq!((world.reached(), world.host.pinned_pages(), world.host.charged_pages()), (5, 4, 4));
@@ -390,7 +390,7 @@ fn a_mapping_may_cover_several_registrations_and_the_gaps_between_them() {
     assert_eq!(world.host.pinned_pages(), 4, "the other mapping needs it");
     world.unmap(8 * PAGE, 4).unwrap();
     assert_eq!(world.host.pinned_pages(), 0);
-    // Two registrations of the VMM that touch, and a page that is not registered.
+    // Two adjacent registrations of the VMM, and a page that is not registered.
     let (one, two) = (world.register(0, 2), world.register(2, 2));
     world.map(0, RAM, 5).unwrap();
     assert_eq!(world.host.pinned_pages(), 5);

@@ -1,4 +1,4 @@
-//! A DMA target in openvmm's shape.
+//! Tests of a DMA target with openvmm's interface.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 #[path = "../examples/dma_target.rs"]

@@ -1,4 +1,4 @@
-//! The adapter with IOTLB semantics against `vm_memory::Iotlb`, memory plugged in and out under live IOMMUs, and memory held
+//! The adapter with IOTLB semantics compared with `vm_memory::Iotlb`, memory plugged and unplugged under live IOMMUs, and memory held
 //! for virtio-queue.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
@@ -46,7 +46,7 @@ fn mmap(ranges: &[(u64, u64)], host: &SimHost) -> GuestMemoryMmap {
     guest
 }
 
-/// Anonymous memory; from the heap and for good under miri, which does not have the flags of `MmapRegion`'s `mmap`.
+/// Anonymous memory; under miri leaked heap memory, which does not have the flags of `MmapRegion`'s `mmap`.
 fn mapped(bytes: usize) -> MmapRegion {
     if !cfg!(miri) {
         return MmapRegion::new(bytes).unwrap();
@@ -58,7 +58,7 @@ fn mapped(bytes: usize) -> MmapRegion {
     let start = Box::into_raw(pages).cast::<u8>();
     let access = libc::PROT_READ | libc::PROT_WRITE;
     #[expect(unsafe_code, reason = "miri has no mapped memory")]
-    // SAFETY: the memory is as long as that, and never freed.
+    // SAFETY: the memory has that length and is never freed.
     unsafe {
         MmapRegion::build_raw(start, bytes, access, libc::MAP_PRIVATE).unwrap()
     }
@@ -82,7 +82,7 @@ impl World {
             .unwrap()
     }
 
-    /// The guest's memory with another region in it.
+    /// The guest's memory with one more region.
     fn plugged(&self, at: u64, bytes: u64) -> GuestMemoryMmap {
         let more = mmap(&[(at, bytes)], &self.host);
         let (_, region) = more.remove_region(gpa(at), bytes).unwrap();
@@ -96,7 +96,7 @@ fn the_virtio_blk_example_runs() {
     example::main().unwrap();
 }
 
-/// The targets behind a range, or `None` if it is not mapped for that access.
+/// The targets of a range, or `None` if it is not mapped for that access.
 fn targets(iommu: &PinnedIotlb, iova: u64, bytes: usize, access: Permissions) -> Option<Vec<(u64, usize)>> {
     let found = iommu.translate(gpa(iova), bytes, access).ok()?;
     Some(found.map(|range| (range.base.0, range.length)).collect())
@@ -147,7 +147,7 @@ fn identity_over_holes_and_a_devices_memory_is_fine() {
     let memory = IommuMemory::new(world.guest.clone(), iotlb, true, ());
     memory.write_obj(7u8, gpa(0x10_0000)).unwrap();
     assert_eq!(world.guest.read_obj::<u8>(gpa(0x10_0000)).unwrap(), 7);
-    // Translated, and the VMM's own error for what is not memory.
+    // Translated; the VMM returns its own error for non-memory.
     assert!(memory.iommu().translate(gpa(0x8000), 8, Permissions::Read).is_ok());
     assert!(matches!(
         memory.read_obj::<u8>(gpa(0x8000)),
@@ -173,7 +173,7 @@ fn a_page_in_use_is_waited_for_and_never_translated_again() {
     let middle = iotlb.invalidate(gpa(PAGE), PAGE);
     assert!(!middle.is_done() && middle.in_use() == 1);
     assert!(iotlb.translate(gpa(PAGE), 1, Permissions::Read).is_err());
-    // A cut part is waited for as the whole was, and its own translations too.
+    // A cut part waits for the translations of the whole and for its own.
     let second = iotlb.translate(gpa(3 * PAGE), 1, Permissions::Read).unwrap();
     let rest = iotlb.update(gpa(0), 4 * PAGE, gpa(0x8000), Permissions::Read).unwrap();
     drop(first);
@@ -183,7 +183,7 @@ fn a_page_in_use_is_waited_for_and_never_translated_again() {
     assert_eq!(count.0.load(Ordering::Relaxed), 2);
     assert_eq!(targets(&iotlb, 0, 1, Permissions::Read), Some(vec![(0x8000, 1)]));
     assert_eq!(targets(&iotlb, 0, 1, Permissions::Write), None);
-    // Memory in use is not unplugged; memory that is only in the table is.
+    // Memory in use cannot be unplugged; memory that is only mapped can.
     let used = iotlb.translate(gpa(0), 1, Permissions::Read).unwrap();
     assert_eq!(world.ram.remove(gpa(0)).unwrap_err().errno(), Errno::EBUSY);
     drop(used);
@@ -293,13 +293,13 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 3 } else { 512 }, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Every answer is that of `vm_memory::Iotlb`; an invalidation is done when the translations that it overlaps are gone.
+    /// Every result equals that of `vm_memory::Iotlb`; an invalidation is done when the translations that it overlaps have ended.
     #[test]
     fn it_answers_as_the_iotlb_of_vm_memory(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 20 } else { 120 })) {
         let world = World::new(&[(0, 0x2000), (0x3000, 0x1000)]);
         let iotlb = world.iotlb();
         let mut reference = Iotlb::new();
-        // Translations in use, and invalidations with the translations that each has to wait for, by number.
+        // Translations in use, and invalidations with the translations for which each waits, by number.
         let mut in_use = Vec::new();
         let mut waiting = Vec::new();
         let mut number = 0;
@@ -370,7 +370,7 @@ fn memory_is_plugged_and_unplugged_under_a_live_iommu() {
     iommu.ram().remove(gpa(at)).unwrap();
     assert_eq!(world.host.pinned_pages(), 4);
     assert_eq!(iommu.map(gpa(0), PAGE, gpa(at), Access::ReadWrite).unwrap_err().errno(), Errno::EFAULT);
-    // And in again, at another place in the guest.
+    // Plugged again, at another guest address.
     let moved = world.plugged(0x20_0000, 0x1000);
     iommu.ram().extend(&world.space, &moved, Holder::default()).unwrap();
     iommu.map(gpa(0), PAGE, gpa(0x20_0000), Access::Read).unwrap();
@@ -392,7 +392,7 @@ fn threads_translate_while_memory_comes_and_goes() {
             while !stop.load(Ordering::Relaxed) {
                 drop(iommu.translate(gpa(0), 64, Permissions::Read).unwrap());
                 drop(iotlb.translate(gpa(at), 64, Permissions::Write));
-                // The reader refreshes what it knows of regions.
+                // The reader refreshes its snapshot.
                 std::thread::yield_now();
             }
         });
@@ -491,7 +491,7 @@ fn held_memory_fails_and_logs_as_iommu_memory_does() {
         held.write_obj(1u8, gpa(0x4fff)).unwrap();
         assert!(held.write_obj(1u8, gpa(0x6000)).is_err());
         assert!(held.read_obj::<u8>(gpa(0x7000)).is_err());
-        // The second page of the first mapping is behind the memory.
+        // The second page of the first mapping is beyond the memory.
         assert!(held.write_slice(&[1; 2], gpa(0x4fff)).is_err());
         assert!(held.check_range(gpa(0x4000), 0x1000, Permissions::Write));
         assert!(!held.check_range(gpa(0x4000), 0x1001, Permissions::Write));

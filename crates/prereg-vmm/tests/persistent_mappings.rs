@@ -1,4 +1,4 @@
-//! Mappings that outlast devices: pins held, mappings made again, failures undone. No feature needed.
+//! Mappings that outlive devices: pins held, mappings made again, failures undone. Needs no feature.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 use std::any::Any;
@@ -13,7 +13,7 @@ use prereg_vmm::{DmaContainer, MemoryKind, PersistentMappings};
 const PAGE: u64 = 4096;
 const RAM: u64 = 0x7000_0000;
 
-/// Remembers what is mapped, refuses the chosen call.
+/// Records mappings, and fails a chosen call.
 #[derive(Default)]
 struct Model {
     state: Mutex<State>,
@@ -23,9 +23,9 @@ struct Model {
 #[derive(Default)]
 struct State {
     mappings: BTreeMap<u64, (u64, u64)>,
-    /// Calls until one is refused; 0 is never.
+    /// Calls until one fails; 0 for none.
     refuse_at: u64,
-    /// From the refused call on, maps are refused too.
+    /// After the failed call maps fail too.
     broken: bool,
 }
 
@@ -118,7 +118,7 @@ impl World {
         self.mappings.unmap(Iova::new(iova), bytes).map_err(|error| error.errno())
     }
 
-    /// What the container has, and what is remembered.
+    /// The mappings of the container, and the recorded ones.
     fn counts(&self) -> (usize, usize) {
         (self.model.state.lock().unwrap().mappings.len(), self.mappings.snapshot().mappings.len())
     }
@@ -127,7 +127,7 @@ impl World {
         self.model.state.lock().unwrap().refuse_at = call;
     }
 
-    /// The kernel's container when its last device has gone.
+    /// Drops all mappings, like the kernel's container with its last device.
     fn lose(&self) {
         self.mappings.device_leaving();
         self.model.state.lock().unwrap().mappings.clear();
@@ -139,7 +139,7 @@ fn memory_is_pinned_from_the_map_to_the_unmap() {
     let world = World::new();
     world.map(0, 0, 4).unwrap();
     assert_eq!(world.host.pinned_pages(), 4);
-    // A part of memory that a mapping registered is shared with it.
+    // Registering a part of memory that a mapping registered shares it.
     world.map(0x10_0000, 1, 2).unwrap();
     assert_eq!((world.host.pinned_pages(), world.host.charged_pages()), (4, 4));
     assert_eq!(world.unmap(0, 4 * PAGE), Ok(4 * PAGE));
@@ -270,7 +270,7 @@ fn the_last_device_takes_no_pins_and_the_next_one_finds_the_mappings() {
     world.map(0x10_0000, 8, 2).unwrap();
     world.lose();
     assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 2), 6));
-    // Without devices maps and unmaps are remembered.
+    // Without devices maps and unmaps are recorded.
     world.map(0x20_0000, 16, 1).unwrap();
     world.unmap(0x10_0000, 2 * PAGE).unwrap();
     assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 2), 5));
@@ -395,7 +395,7 @@ fn an_unmap_covers_gaps_and_cuts_nothing() {
     assert_eq!(world.unmap(0x10_0000, 0x1000), Ok(0));
     assert_eq!(world.unmap(0, u64::MAX), Ok(3 * PAGE));
     assert_eq!((world.counts(), world.host.pinned_pages()), ((0, 0), 0));
-    // Up to the last byte of all.
+    // Up to the last byte of the address space.
     world.map(u64::MAX - PAGE + 1, 0, 1).unwrap();
     assert_eq!(world.unmap(u64::MAX - PAGE + 1, PAGE), Ok(PAGE));
 }
@@ -416,7 +416,7 @@ fn an_unmap_that_is_refused_half_way_is_undone() {
 
 #[test]
 fn what_the_container_does_not_take_back_is_gone_on_both_sides() {
-    // The third unmap is refused, and so is everything after it.
+    // The third unmap fails, and so does every later call.
     struct BreakAfter(Arc<Model>, u64);
     impl DmaContainer for BreakAfter {
         #[expect(unsafe_code, reason = "the trait's")]

@@ -1,9 +1,9 @@
 //! Random operations of the adapters over every kind of container, compared with a reference model after each.
 //!
-//! Devices come and go, memory is mapped and unmapped (RAM, read-only, a device's, by descriptor; across registrations and
-//! gaps), registered, unregistered and unmapped in the process, and the container refuses calls at random. After each
-//! operation: what a device reaches is exactly what the model says is mapped; a container without devices reaches nothing
-//! else; everything reached exists, and is pinned if the adapter said so; and no operation was refused without cause.
+//! Devices are attached and removed, memory is mapped and unmapped (RAM, read-only, a device's, by descriptor; across registrations and
+//! gaps), registered, unregistered and unmapped in the process, and the container fails calls at random. After each operation a device
+//! reaches exactly the pages that the model has mapped; a container without devices reaches no others; all of them exist, and are pinned
+//! if the adapter says so; and no operation failed without cause.
 //!
 //! ```sh
 //! cargo test --release -p prereg-vmm --all-features --test random_operations -- --ignored --nocapture
@@ -37,7 +37,7 @@ const IOVAS: u64 = 64;
 const LIMIT: usize = 12;
 const MOST_DEVICES: usize = 4;
 
-/// The adapter that a run drives.
+/// The adapter under test.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Adapter {
     Vfio,
@@ -55,7 +55,7 @@ struct Mapping {
     bytes: u64,
     first: Page,
     access: Access,
-    /// The caller did not say what the memory is, so it may be mapped for less than was asked.
+    /// The kind of memory was not given, so it may be mapped with less access than requested.
     unknown: bool,
 }
 
@@ -73,7 +73,7 @@ struct World {
     refused: u64,
 }
 
-/// Numbers from the bits of one.
+/// Several numbers from the bits of one.
 struct Bits(u64);
 
 impl Bits {
@@ -129,7 +129,7 @@ impl World {
     fn step(&mut self, bits: u64) {
         let mut bits = Bits(bits);
         let operation = bits.below(16);
-        // One in eight steps has a call of the container's refused.
+        // In one of eight steps a call of the container fails.
         if bits.below(8) == 0 {
             let errnos = [Errno::ENOMEM, Errno::EBUSY, Errno::EIO, Errno::EINTR];
             let call = 1 + bits.below(4) as u32;
@@ -150,7 +150,7 @@ impl World {
         self.done += 1;
     }
 
-    /// Checks that an operation that failed had cause to.
+    /// Checks that a failed operation had a cause.
     fn expect(&mut self, what: &str, result: Result<(), Errno>, allowed: bool) -> bool {
         let refusals = u64::from(self.container.stop_refusing());
         self.refused += refusals;
@@ -181,8 +181,8 @@ impl World {
             if !self.host.is_mapped(ua, bytes) {
                 return;
             }
-            // Through the `VfioOps` trait memory can be asked for writing only, and a container without devices finds out too
-            // late that it cannot be.
+            // The `VfioOps` trait maps for reading and writing only, and a container without devices detects too late that this is not
+            // possible.
             if read_only && !by_target {
                 return;
             }
@@ -236,7 +236,7 @@ impl World {
         let chosen = bits.below(4) > 0;
         let at = bits.below(self.model.len().max(1) as u64) as usize;
         let (start, pages) = match self.model.iter().nth(at) {
-            // Just one mapping, or one and what is behind it.
+            // One mapping, or one and the next.
             Some((&start, mapping)) if chosen => {
                 (start, mapping.bytes / PAGE + bits.below(3) * bits.below(8))
             }
@@ -285,7 +285,7 @@ impl World {
                 target.attach(|| container.open().map_err(Refused)).map_err(|Refused(errno)| errno)
             }
         };
-        // A container that gets all mappings again has to accept each.
+        // A container in which all mappings are made again must accept each.
         let accepted = match self.kind {
             _ if !self.devices.is_empty() => true,
             Kind::Type1 => {
@@ -314,7 +314,7 @@ impl World {
         }
     }
 
-    /// The VMM registers memory, if no region is in the way.
+    /// The VMM registers memory, unless a region overlaps it.
     fn register(&mut self, bits: &mut Bits) {
         let (page, pages) = (bits.below(BLOCK - 4), 1 + bits.below(4));
         let range = self.host.range(RAM + page * PAGE, pages * PAGE);
@@ -392,7 +392,7 @@ impl World {
         }
     }
 
-    /// Takes everything down and checks that nothing is left.
+    /// Removes everything and checks that nothing is left.
     fn finish(mut self) -> (u64, u64) {
         self.devices.clear();
         match &self.adapted {

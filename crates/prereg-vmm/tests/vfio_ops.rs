@@ -1,4 +1,4 @@
-//! `VfioOps` with pins that outlast devices.
+//! `VfioOps` with pins that outlive devices.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
 #[path = "../examples/vfio_ops.rs"]
@@ -16,7 +16,7 @@ use vmm_sys_util::errno::Error as SysError;
 const PAGE: usize = 4096;
 const RAM: usize = 0x7000_0000;
 
-/// Remembers calls; refuses with a chosen number.
+/// Records calls; fails with a chosen errno.
 #[derive(Default)]
 struct Inner {
     mapped: Mutex<Vec<(u64, usize, usize)>>,
@@ -133,7 +133,7 @@ fn a_device_finds_the_container_inside_and_the_next_one_its_mappings() {
     assert_eq!((world.host.pin_calls(), world.host.pinned_pages()), (pins, 8));
 }
 
-/// The first page of the area that `/proc/self/maps` shows under this name.
+/// The first page of the area with this name in `/proc/self/maps`.
 fn area(name: &str) -> Option<usize> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let line = maps.lines().find(|line| line.ends_with(name))?;
@@ -163,7 +163,7 @@ fn real_memory_that_cannot_be_pinned_is_passed_to_the_container() {
         };
         let iova = (at * PAGE) as u64;
         #[expect(unsafe_code, reason = "the memory is mapped as long as the program")]
-        // SAFETY: see the reason; the container only remembers the address.
+        // SAFETY: see the reason; the container only records the address.
         unsafe { vfio.vfio_dma_map(iova, PAGE, std::ptr::with_exposed_provenance_mut(start)) }.unwrap();
         assert!(!vfio.mappings().snapshot().mappings[at].pinned);
     }

@@ -17,11 +17,11 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Iommu, IommuM
 
 const PAGE: u64 = 4096;
 
-/// Pins real memory in name only: counts pages, fails at a chosen call.
+/// Counts pages without pinning them, and fails at a chosen call.
 #[derive(Clone, Default)]
 struct Counting {
     pinned: Arc<AtomicU64>,
-    /// Pins until one fails; 0 is never.
+    /// Pins until one fails; 0 for none.
     fail_at: Arc<AtomicU64>,
 }
 
@@ -43,7 +43,7 @@ unsafe impl Pin for Counting {
         }
         let count = range.pages(Granule::K4);
         for page in 0..count {
-            // No two pages are neighbours for the device.
+            // No two pages are contiguous for the device.
             pages.push(HostAddr::new((1 << 40) + page * 2 * PAGE), 1)?;
         }
         self.pinned.fetch_add(count, Ordering::Relaxed);
@@ -163,7 +163,7 @@ fn plugging_registers_what_is_new_and_unplugging_is_refused_while_mapped() {
     let grown = world.guest.insert_region(plugged).unwrap();
     ram.extend(&world.space, &grown, Holder::default()).unwrap();
     assert_eq!((world.pinned(), ram.regions().len()), (3, 2));
-    // Nothing new is nothing to do.
+    // Without new memory nothing happens.
     ram.extend(&world.space, &grown, Holder::default()).unwrap();
     assert_eq!(ram.regions().len(), 2);
     let other = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0x10_1000), 0x1000)]).unwrap();
@@ -183,7 +183,7 @@ fn plugging_registers_what_is_new_and_unplugging_is_refused_while_mapped() {
 fn an_access_goes_through_the_mappings_it_touches() {
     let world = World::new(&[(0, 0x4000)]);
     let iommu = world.iommu(world.ram());
-    // Two guest pages, the other way round.
+    // Two guest pages in reverse order.
     iommu.map(GuestAddress(0x8000), PAGE, GuestAddress(0x2000), Access::ReadWrite).unwrap();
     iommu.map(GuestAddress(0x9000), PAGE, GuestAddress(0x1000), Access::Read).unwrap();
     let memory = IommuMemory::new(world.guest.clone(), iommu, true, ());

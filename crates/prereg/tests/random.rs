@@ -1,6 +1,6 @@
-//! Random operations on the whole public API, each answer compared with a reference model (see `prereg-core-model`).
+//! Random operations on the whole public API, each result compared with a reference model (see `prereg-core-model`).
 //!
-//! Every case runs twice: with a barrier, so that mapping passes no fence, and without.
+//! Every case runs twice: with a barrier, so that mapping has no fence, and without.
 
 use prereg::Granule;
 use prereg_core_model::{Case, Fence, Op, Random, Summary, run_case};
@@ -36,13 +36,13 @@ mod with_shrinking {
     }
 }
 
-/// Another number for each seed of the interpreter (`-Zmiri-many-seeds`), the same for the same one.
+/// A number that depends on the seed of the interpreter (`-Zmiri-many-seeds`).
 fn interpreter_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::hash::RandomState::new().build_hasher().finish()
 }
 
-/// `PREREG_MODEL_SEEDS` seeds from `PREREG_MODEL_SEED` on; under miri one that follows from its own.
+/// `PREREG_MODEL_SEEDS` seeds from `PREREG_MODEL_SEED` on; under miri one derived from its own.
 #[test]
 fn every_answer_is_the_models_for_given_seeds() {
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());

@@ -1,5 +1,5 @@
-/* A program with its own way to pin: a driver's ioctl, a hypervisor's call, a pool of pages that never move. Here the
- * "device" is an array of frames that this program hands out.
+/* A program with its own pins, for example by a driver's ioctl, a hypervisor's call, or a pool of pages that never move. Here the
+ * "device" is an array of frames, which the program allocates.
  *
  *     cc -o own_pins own_pins.c $(pkg-config --cflags --libs prereg) && ./own_pins */
 
@@ -18,7 +18,7 @@ struct host {
 	uint64_t pinned, charged, released;
 };
 
-/* Every page gets the next frame, with a hole after each eighth: memory is seldom in one piece. */
+/* Every page gets the next frame, with a hole after each eighth, because memory is seldom contiguous. */
 static int pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_list *pages, uint64_t *id)
 {
 	struct host *host = context;

@@ -1,9 +1,9 @@
-/* Memory is pinned once; a device's mappings come and go without a system call; the memory cannot be taken away while
+/* Memory is pinned once; a device's mappings are made and released without a system call; the memory cannot be unregistered while
  * one lives.
  *
  *     cc -o pin_once pin_once.c $(pkg-config --cflags --libs prereg) && ./pin_once
  *
- * Pins with io_uring, so an ordinary user within RLIMIT_MEMLOCK can run it. Ends with 77 where that is forbidden. */
+ * Pins with io_uring, so an ordinary user within RLIMIT_MEMLOCK can run it. Exits with 77 if that is forbidden. */
 
 #include <inttypes.h>
 #include <prereg.h>
@@ -78,7 +78,7 @@ int main(void)
 	must(prereg_range_runs(&range, 0, runs, 4, &total, &why), &why, "runs");
 	printf("%zu bytes are %zu runs; the first has %" PRIu64 " bytes\n", BYTES, total, runs[0].bytes);
 
-	/* A device may be writing there: refused, and nothing has changed. */
+	/* A device may be writing there: refused, and nothing changes. */
 	code = prereg_unregister(&ram, &live, &why);
 	printf("unregister: %d, %" PRIu64 " mappings: %s\n", code, live, why.message);
 	if (code != -16 || live != 2 || ram == NULL)

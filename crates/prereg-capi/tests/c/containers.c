@@ -1,4 +1,4 @@
-/* What maps regions: tables, guests and their hypercalls, SPAPR containers by ioctl, IOVA maps. */
+/* Tables, guests and their hypercalls, SPAPR containers by ioctl, IOVA maps. */
 #include "world.h"
 #include <linux/vfio.h>
 
@@ -94,7 +94,7 @@ static void tables_and_hypercalls(void)
 	EXPECT(prereg_guest_lookup(guest, reader, LIOBN, 0x5000, &lookup, &mapping, &why) == 0);
 	EXPECT(prereg_guest_lookup(guest, reader, LIOBN, 0x40000, &lookup, &mapping, &why) == -ENOENT);
 
-	/* A live entry keeps the memory; who shares the table keeps the entry. */
+	/* A live entry keeps the memory, and every user of the table keeps the entry. */
 	EXPECT(prereg_table_free(&table) == 0);
 	EXPECT(prereg_unregister(&ram, &times, &why) == -EBUSY && times == 1);
 	EXPECT(prereg_guest_remove_table(guest, LIOBN, &why) == 0);
@@ -152,7 +152,7 @@ static void indirect(void)
 	call.number = PREREG_H_PUT_TCE_INDIRECT;
 	call.arguments[2] = 0x4000;
 	lists.lie = 1;
-	/* QEMU reads each value by itself and takes what it cannot read for zero; no mapping may come of it. */
+	/* QEMU reads each value separately and treats unreadable ones as zero; they must not create a mapping. */
 	EXPECT(prereg_hypercall(guest, reader, &call, read_list, &lists, &reply, &why) == 0);
 	EXPECT(prereg_table_live(table) == 0);
 	EXPECT(prereg_hypercall(guest, reader, &call, NULL, NULL, &reply, &why) == 0 && prereg_table_live(table) == 0);
@@ -267,7 +267,7 @@ static void spapr(void)
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, &memory, sizeof(memory)) == 0);
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_UNREGISTER_MEMORY, &memory, sizeof(memory)) == -ENOENT);
 	EXPECT(prereg_container_ioctl(container, owner, 0x3b00 + 99, NULL, 0, &why) == -ENOTTY);
-	SAYS(why, "request");
+	MESSAGE_HAS(why, "request");
 	memset(&remove, 0, sizeof(remove));
 	remove.argsz = sizeof(remove);
 	remove.start_addr = create.start_addr;

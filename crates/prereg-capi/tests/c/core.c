@@ -1,4 +1,4 @@
-/* The core: registering, mapping, giving back, what can be seen, what is refused. */
+/* The core: registering, mapping, releasing, state, refused calls. */
 #include "world.h"
 #include <signal.h>
 
@@ -41,23 +41,23 @@ static void registering(void)
 
 	EXPECT(prereg_space_find(space, RAM + 5, 100, &region, &why) == 0 && region.ua == RAM);
 	EXPECT(prereg_space_find(space, RAM + 15 * PAGE, 2 * PAGE, &region, &why) == -ENOENT);
-	SAYS(why, "no region holds");
+	MESSAGE_HAS(why, "no region has");
 
 	EXPECT(prereg_register_new(space, RAM, 16 * PAGE, &keep, &bad, &why) == -EINVAL && bad == NULL);
-	SAYS(why, "registered already");
+	MESSAGE_HAS(why, "registered already");
 	EXPECT(prereg_register(space, RAM + PAGE, PAGE, NULL, &keep, &bad, &why) == -EINVAL);
-	SAYS(why, "overlaps");
+	MESSAGE_HAS(why, "overlaps");
 	EXPECT(prereg_register(space, RAM + 1, PAGE, NULL, &keep, &bad, &why) == -EINVAL);
 	EXPECT(prereg_register(space, RAM, 0, NULL, &keep, &bad, &why) == -EINVAL);
 	EXPECT(prereg_register(space, UINT64_MAX - PAGE + 1, PAGE, NULL, &keep, &bad, &why) == -EINVAL);
 	EXPECT(prereg_share(space, RAM, PAGE, NULL, &bad, &why) == -ENOENT && bad == NULL);
 	world.limit = 20;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -ENOMEM);
-	SAYS(why, "16 already locked passes the limit of 20");
+	MESSAGE_HAS(why, "16 already locked passes the limit of 20");
 	world.limit = 1000;
 	world.fail_pin = -EPERM;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EPERM);
-	SAYS(why, "pin function");
+	MESSAGE_HAS(why, "pin function");
 	world.fail_pin = 5;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EIO);
 	world.fail_pin = 0;
@@ -73,7 +73,7 @@ static void registering(void)
 	for (total = 1; total < PAGE; total = 2 * total + 1) {
 		world.push_off_page = FRAME(0) + total;
 		EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
-		SAYS(why, "not the start of a page");
+		MESSAGE_HAS(why, "not the start of a page");
 	}
 	world.push_off_page = 0x7b;
 	world.push_too_few = 0;
@@ -85,7 +85,7 @@ static void registering(void)
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
 	world.reenter = NULL;
 	world.push_too_few = 0;
-	/* No call that failed has taken a context, or left anything. */
+	/* Failed calls take no context and leave nothing. */
 	EXPECT(world.pinned == 16 && world.charged == 16 && world.released == 1);
 
 	EXPECT(prereg_unregister(&one, NULL, &why) == 0 && one == NULL);
@@ -137,7 +137,7 @@ static void mapping(void)
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &other, &why) == 0);
 	EXPECT(prereg_map(reader, RAM, 12, &one, &why) == -EFAULT);
-	SAYS(why, "register it first");
+	MESSAGE_HAS(why, "register it first");
 	EXPECT(prereg_register(space, RAM, 16 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_check(reader, RAM, 12, &why) == 0);
 	EXPECT(prereg_map(reader, RAM + 0x1234, 12, &one, &why) == 0);
@@ -150,10 +150,10 @@ static void mapping(void)
 	EXPECT(total == 1 && runs[0].ua == RAM + PAGE && runs[0].host == FRAME(1) && runs[0].bytes == 4 * PAGE);
 	EXPECT(prereg_map_range(other, RAM, 17 * PAGE, &range, &why) == -EFAULT);
 
-	/* Refused as long as a mapping lives; the handle stays where it was. */
+	/* Refused while a mapping lives; the handle stays. */
 	place = ram;
 	EXPECT(prereg_unregister(&ram, &live, &why) == -EBUSY && live == 2 && ram == place);
-	SAYS(why, "1 by I/O in flight of container 3");
+	MESSAGE_HAS(why, "1 by I/O in flight of container 3");
 
 	/* Only the struct itself is the mapping. */
 	copy = one;
@@ -201,7 +201,7 @@ static void many(void)
 
 	for (i = 0; i < 6; i++)
 		list[i] = NULL;
-	/* The same range in both spaces: a refused one comes back into its own handle. */
+	/* The same range in both spaces: a refused registration keeps its handle. */
 	EXPECT(prereg_register(first, RAM, PAGE, NULL, NULL, &list[0], &why) == 0);
 	EXPECT(prereg_register(first, RAM + PAGE, PAGE, NULL, NULL, &list[2], &why) == 0);
 	EXPECT(prereg_register(second, RAM, PAGE, NULL, NULL, &list[3], &why) == 0);
@@ -257,7 +257,7 @@ static void seen(void)
 	EXPECT(prereg_state_mappings(state, 1, NULL, 0, &total) == 0 && total == 0);
 	EXPECT(prereg_state_free(&state) == 0 && state == NULL && prereg_state_regions(state) == 0);
 
-	/* The space goes first: what is mapped stays until it is given back, handles say that it is gone. */
+	/* The space is freed first: mapped memory stays until it is unmapped, calls on handles return -ENOENT. */
 	EXPECT(prereg_space_free(&space) == 0);
 	EXPECT(world.pinned == 2 && mapping.hpa == FRAME(0));
 	EXPECT(prereg_registration_state(ram, &region, &why) == 0 && region.flags == PREREG_REGION_DRAINING);
@@ -307,7 +307,7 @@ static void entries(void)
 	EXPECT(prereg_entries_free(&block) == 0 && block == NULL);
 	EXPECT(prereg_mark_dirty(reader, RAM + 40 * PAGE) == 0);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == 0);
-	/* Page 1 by its entry, page 0 with its block, page 40 by hand; neighbours may be named with them. */
+	/* Page 1 by its entry, page 0 with its block, page 40 by a call; adjacent pages may be marked with them. */
 	EXPECT(world.dirty >= 3 && world.dirty < 64);
 	EXPECT(prereg_translator_free(&reader) == 0);
 	world_end(&world, &space);
@@ -327,7 +327,7 @@ static void backends(void)
 
 	memset(&options, 0, sizeof(options));
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL && space == NULL);
-	SAYS(why, "prereg_options says 0");
+	MESSAGE_HAS(why, "prereg_options is 0");
 	options.size = sizeof(options);
 	options.backend = 77;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
@@ -346,7 +346,7 @@ static void backends(void)
 	options.fixed_host = 0xfe000000;
 	options.backend = PREREG_BACKEND_IO_URING;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
-	SAYS(why, "granule_shift of prereg_options is set");
+	MESSAGE_HAS(why, "granule_shift of prereg_options is set");
 	options.backend = PREREG_BACKEND_FIXED;
 	EXPECT(prereg_space_new(&options, &space, &why) == 0);
 	EXPECT(prereg_space_address_kind(space) == PREREG_ADDRESS_DEVICE);
@@ -360,7 +360,7 @@ static void backends(void)
 	SIZED(options);
 	options.addresses = PREREG_ADDRESS_IOVA;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
-	SAYS(why, "io_uring can give");
+	MESSAGE_HAS(why, "io_uring has no others");
 	SIZED(options);
 	options.backend = PREREG_BACKEND_VFIO_TYPE1;
 	options.container_fd = -1;
@@ -370,14 +370,14 @@ static void backends(void)
 	/* A descriptor, but no container. */
 	options.container_fd = 1;
 	EXPECT(prereg_space_new(&options, &space, &why) < 0 && space == NULL);
-	SAYS(why, "VFIO");
+	MESSAGE_HAS(why, "VFIO");
 
 	EXPECT(prereg_slot_address(((uint64_t)3 << 40) | 0x1234, &slot, &offset) == 0 && slot == 2 && offset == 0x1234);
 	EXPECT(prereg_slot_address(0x1234, &slot, &offset) == -EINVAL);
 	EXPECT(prereg_slot_address((uint64_t)1 << 40, NULL, NULL) == 0);
 }
 
-/* NULL, and handles of another type, to everything that takes one. */
+/* NULL, and handles of another type, for every handle parameter. */
 static void bad_handles(void)
 {
 	struct world world;
@@ -392,13 +392,13 @@ static void bad_handles(void)
 
 	EXPECT(prereg_space_new(NULL, NULL, NULL) == -EINVAL);
 	EXPECT(prereg_register(NULL, RAM, PAGE, NULL, NULL, &ram, &why) == -EINVAL);
-	SAYS(why, "prereg_space is NULL; pass");
+	MESSAGE_HAS(why, "prereg_space is NULL; pass");
 	EXPECT(prereg_register(space, RAM, PAGE, NULL, NULL, NULL, &why) == -EINVAL);
 	EXPECT(prereg_register(space, RAM, PAGE, &holder, NULL, &ram, &why) == -EINVAL);
 	EXPECT(prereg_translator_new(space, NULL, &reader, NULL) == 0);
 	wrong = reader;
 	EXPECT(prereg_register(wrong, RAM, PAGE, NULL, NULL, &ram, &why) == -EINVAL);
-	SAYS(why, "not a live prereg_space");
+	MESSAGE_HAS(why, "not a live prereg_space");
 	EXPECT(prereg_space_free((prereg_space **)&wrong) == -EINVAL && wrong == reader);
 	EXPECT(prereg_map(NULL, RAM, 12, &mapping, &why) == -EINVAL);
 	EXPECT(prereg_map(reader, RAM, 12, NULL, &why) == -EINVAL);

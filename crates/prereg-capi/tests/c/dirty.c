@@ -1,4 +1,4 @@
-/* What unpin is told: every page of an access that writes, by whatever way it is made, and no other. */
+/* Dirty pages reported to unpin: every page of an access that writes, of each kind, and no other. */
 #include "world.h"
 
 #define PAGES 48
@@ -18,7 +18,7 @@ static void begin(void)
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 }
 
-/* Unpins, and compares what unpin was told with the pages from `first` to `last`. */
+/* Unpins, and compares the reported pages with those from `first` to `last`. */
 static void end(unsigned first, unsigned last)
 {
 	struct prereg_error why;
@@ -45,7 +45,7 @@ static void holds(void)
 	prereg_hold *hold = NULL, *other = NULL;
 	int step;
 
-	/* A hold that writes: its pages, the first and the last of which it has in part. */
+	/* A hold that writes: its pages, also the first and the last, which it covers partly. */
 	begin();
 	EXPECT(prereg_iova_new(space, NULL, NULL, NULL, &map, &why) == 0);
 	EXPECT(prereg_iova_map(map, 0x100000, 16 * PAGE, RAM + 8 * PAGE, 3, &why) == 0);
@@ -61,7 +61,7 @@ static void holds(void)
 	EXPECT(prereg_hold_release(&hold) == 0 && prereg_iova_free(&map) == 0);
 	end(NONE);
 
-	/* One hold over two mappings that touch, released after they are unmapped and, in the end, after map and space are gone. */
+	/* One hold over two adjacent mappings, released after they are unmapped and, at the end, after map and space are freed. */
 	for (step = 0; step < 3; step++) {
 		begin();
 		EXPECT(prereg_iova_new(space, NULL, NULL, NULL, &map, &why) == 0);

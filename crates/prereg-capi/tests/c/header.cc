@@ -1,4 +1,4 @@
-// The header in C++: declarations link, and structs can be made.
+// The header in C++: declarations link, and structs can be defined.
 #include <prereg.h>
 
 #include <cstdio>

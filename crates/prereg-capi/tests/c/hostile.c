@@ -1,5 +1,5 @@
-/* A program that breaks the rules: copies, freed and foreign handles, NULL, misaligned and impossible arguments, in any order and
- * from several threads. Every call answers, nothing is released that belongs to another, and in the end nothing is left. */
+/* A program that violates the rules: copies, freed and foreign handles, NULL, misaligned and invalid arguments, in any order and
+ * from several threads. Every call returns, no other mapping is released, and at the end nothing is left. */
 #include "world.h"
 #include <pthread.h>
 #include <sys/wait.h>
@@ -20,7 +20,7 @@ static uint64_t next_random(void)
 	return seed;
 }
 
-/* A call may succeed or be refused, but not fall over itself. */
+/* A call may succeed or be refused, but must not report a defect. */
 static int answered(int code)
 {
 	return code <= 0 && code != -ENOTRECOVERABLE;
@@ -43,7 +43,7 @@ static void end(void)
 	world_end(&world, &space);
 }
 
-/* How many mappings the region has. */
+/* The number of mappings of the region. */
 static uint64_t live(void)
 {
 	struct prereg_region region;
@@ -65,7 +65,7 @@ static void mappings_handed_back_twice(void)
 
 	begin();
 	EXPECT(prereg_translator_new(space, NULL, &other, &why) == 0);
-	/* A copy that is put back is as dead as what it was copied from, and the next mapping in the same place lives. */
+	/* A copy of a released mapping is invalid, also over its struct, and the next mapping in the same struct is live. */
 	EXPECT(prereg_map(reader, RAM, 12, &one, &why) == 0);
 	saved = one;
 	EXPECT(prereg_unmap(reader, &one) == 0);
@@ -98,7 +98,7 @@ static void mappings_handed_back_twice(void)
 	EXPECT(prereg_map_range(reader, RAM, 4 * PAGE, &saved_range, &why) == 0 && live() == 1);
 	EXPECT(prereg_unmap_range(reader, &range) == -EINVAL && prereg_unmap_range(reader, &saved_range) == 0);
 
-	/* Whatever is written over a struct, no mapping but its own can go. */
+	/* No content of a struct releases another mapping. */
 	EXPECT(prereg_map(reader, RAM, 12, &two, &why) == 0);
 	for (i = 0; i < 20000; i++) {
 		EXPECT(prereg_map(reader, RAM, 12, &one, &why) == 0);
@@ -113,7 +113,7 @@ static void mappings_handed_back_twice(void)
 	}
 	EXPECT(prereg_unmap(reader, &two) == 0);
 
-	/* Many at once, each back once, in any order, with copies of all of them. */
+	/* Many mappings, each released once, in any order, with copies of all of them. */
 	for (i = 0; i < 300; i++)
 		EXPECT(prereg_map(i % 2 ? reader : other, RAM + (uint64_t)(i % 64) * PAGE, 12, &list[i], &why) == 0);
 	for (count = 300; count > 0;) {
@@ -128,7 +128,7 @@ static void mappings_handed_back_twice(void)
 	end();
 }
 
-/* A copy of a handle: freed once, and never taken for the next one that is made. */
+/* A copy of a handle: freed once, and never mistaken for the next one. */
 #define FREED_TWICE(type, make, free)                                                                \
 	do {                                                                                         \
 		type *first = NULL, *copy, *next = NULL;                                             \
@@ -203,7 +203,7 @@ static void handles_freed_twice(void)
 	end();
 }
 
-/* One registration in an array twice: nothing is given up. */
+/* One registration in an array twice: nothing is released. */
 static void an_array_with_one_twice(void)
 {
 	struct prereg_error why;
@@ -223,7 +223,7 @@ static void an_array_with_one_twice(void)
 	end();
 }
 
-/* Every function with `bad` for each handle that it takes. */
+/* Every function with `bad` for each of its handles. */
 static void every_function_with(void *bad)
 {
 	struct prereg_error why;
@@ -391,7 +391,7 @@ static void every_function_with_every_bad_handle(void)
 	end();
 }
 
-/* Places that lie askew, and numbers without bound. */
+/* Misaligned pointers and extreme numbers. */
 static void impossible_arguments(void)
 {
 	struct prereg_error why;
@@ -425,7 +425,7 @@ static void impossible_arguments(void)
 
 		memset(&room, 0x40, sizeof(room));
 		EXPECT(prereg_map(reader, RAM, 12, place, &why) == -EINVAL);
-		SAYS(why, "misaligned");
+		MESSAGE_HAS(why, "misaligned");
 		EXPECT(prereg_map_range(reader, RAM, PAGE, place, &why) == -EINVAL);
 		EXPECT(prereg_unmap(reader, place) == -EINVAL && prereg_range_drop(place) == -EINVAL);
 		EXPECT(prereg_range_runs(place, 0, NULL, 0, NULL, &why) == -EINVAL);
@@ -436,7 +436,7 @@ static void impossible_arguments(void)
 		EXPECT(prereg_translator_new(space, place, (prereg_translator **)&room, &why) == -EINVAL);
 		EXPECT(prereg_unregister(&ram, place, &why) == -EINVAL && ram != NULL);
 		EXPECT(prereg_entries_take(block, reader, 0, place, NULL, &why) == -EINVAL);
-		/* A sentence finds its room wherever it lies. */
+		/* A message is written at any alignment. */
 		EXPECT(prereg_check(reader, 0, 12, place) == -EFAULT);
 		EXPECT(strstr((char *)place + 8, "register it first") != NULL);
 	}
@@ -473,7 +473,7 @@ static void impossible_arguments(void)
 	end();
 }
 
-/* Tables, guests and I/O maps with numbers without bound: refused, or done and nothing else. */
+/* Tables, guests and IOVA maps with extreme numbers: refused, or done correctly. */
 static void numbers_without_bound(void)
 {
 	static const uint64_t numbers[] = { 0, 1, 63, 64, 4095, 4096, 1ull << 32, 1ull << 51, 1ull << 52, 1ull << 63,
@@ -549,7 +549,7 @@ static void numbers_without_bound(void)
 	end();
 }
 
-/* Everything at once, closed in a random order. */
+/* All kinds of objects, freed in a random order. */
 static void closed_in_any_order(void)
 {
 	struct prereg_error why;
@@ -635,7 +635,7 @@ static void *hands_back(void *done)
 	return NULL;
 }
 
-/* Two threads with one mapping and with copies of one handle: one of them ends it. */
+/* Two threads with one mapping and with copies of one handle: one of them releases it. */
 static void two_threads(void)
 {
 	struct prereg_error why;
@@ -664,7 +664,7 @@ static void two_threads(void)
 	end();
 }
 
-/* A handle that another thread made, in another space than what it is used with. */
+/* A handle of another thread, used with another space. */
 static void *makes_a_translator(void *place)
 {
 	EXPECT(prereg_translator_new(space, NULL, place, NULL) == 0);
@@ -689,14 +689,14 @@ static void of_other_threads_and_spaces(void)
 	EXPECT(prereg_unmap(foreign, &mapping) == 0 && live() == 0);
 	EXPECT(prereg_entries_new(space, 12, 4, NULL, &block, &why) == 0);
 	EXPECT(prereg_entries_set(block, foreign, 0, RAM, 3, NULL, &why) == -EINVAL);
-	SAYS(why, "another address space");
+	MESSAGE_HAS(why, "another address space");
 	EXPECT(prereg_entries_free(&block) == 0);
 	EXPECT(prereg_translator_free(&foreign) == 0 && prereg_translator_free(&threads) == 0);
 	world_end(&other_world, &other);
 	end();
 }
 
-/* A child has the parent's memory and leaves the handles alone; the parent goes on. */
+/* A child does not use the handles of its parent; the parent continues. */
 static void forked(void)
 {
 	struct prereg_error why;
@@ -709,7 +709,7 @@ static void forked(void)
 	child = fork();
 	EXPECT(child >= 0);
 	if (child == 0) {
-		/* Another program, so that what the parent holds is not counted as leaks of the child. */
+		/* Another program, so that memory of the parent is not reported as leaked by the child. */
 		execl("/bin/true", "true", (char *)NULL);
 		_exit(1);
 	}

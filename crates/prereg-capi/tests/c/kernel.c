@@ -1,4 +1,4 @@
-/* The back ends of VFIO and iommufd where the machine has none: a number and a sentence that says what is missing. */
+/* The back ends of VFIO and iommufd on a machine without them: an errno, and a message with the cause. */
 #include "world.h"
 #include <unistd.h>
 
@@ -26,20 +26,20 @@ static void what_is_missing_is_said(void)
 	int code;
 
 	EXPECT(made(PREREG_BACKEND_VFIO_TYPE1, NO_DEVICE, &why) == -ENODEV);
-	SAYS(why, "there is no PCI device " NO_DEVICE);
+	MESSAGE_HAS(why, "there is no PCI device " NO_DEVICE);
 	EXPECT(made(PREREG_BACKEND_VFIO_SPAPR_V2, NO_DEVICE, &why) == -ENODEV);
-	SAYS(why, "there is no PCI device " NO_DEVICE);
+	MESSAGE_HAS(why, "there is no PCI device " NO_DEVICE);
 	code = made(PREREG_BACKEND_IOMMUFD, NO_DEVICE, &why);
 	if (access("/dev/iommu", F_OK) != 0) {
 		EXPECT(code == -ENOENT);
-		SAYS(why, "/dev/iommu is not there");
-		SAYS(why, "CONFIG_IOMMUFD");
+		MESSAGE_HAS(why, "/dev/iommu is not there");
+		MESSAGE_HAS(why, "CONFIG_IOMMUFD");
 	}
 	EXPECT(made(PREREG_BACKEND_VFIO_SPAPR_V2, NULL, &why) == -EINVAL);
-	SAYS(why, "device of prereg_options is NULL");
+	MESSAGE_HAS(why, "device of prereg_options is NULL");
 	EXPECT(made(PREREG_BACKEND_IOMMUFD, NULL, &why) == -EINVAL);
 	EXPECT(made(PREREG_BACKEND_IOMMUFD, "\xff\xfe", &why) == -EINVAL);
-	SAYS(why, "not UTF-8");
+	MESSAGE_HAS(why, "not UTF-8");
 	EXPECT(made(PREREG_BACKEND_VFIO_TYPE1, "../../../etc/passwd", &why) == -ENODEV);
 	EXPECT(made(PREREG_BACKEND_VFIO_TYPE1, "", &why) == -ENODEV);
 }
@@ -54,15 +54,15 @@ static void options_of_other_back_ends_are_refused(void)
 	options.device = NO_DEVICE;
 	options.container_fd = 7;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
-	SAYS(why, "either device or container_fd");
+	MESSAGE_HAS(why, "either device or container_fd");
 	options.container_fd = -1;
 	options.placement = PREREG_PLACEMENT_HELD;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
-	SAYS(why, "placement of prereg_options is set, and the back end VFIO_TYPE1 does not use it");
+	MESSAGE_HAS(why, "placement of prereg_options is set, and the back end VFIO_TYPE1 does not use it");
 	options.backend = PREREG_BACKEND_IOMMUFD;
 	options.placement = 2;
 	EXPECT(prereg_space_new(&options, &space, &why) == -EINVAL);
-	SAYS(why, "PREREG_PLACEMENT_");
+	MESSAGE_HAS(why, "PREREG_PLACEMENT_");
 }
 
 static void other_spaces_have_none_of_it(void)
@@ -84,7 +84,7 @@ static void other_spaces_have_none_of_it(void)
 	SIZED(entry);
 	EXPECT(prereg_translator_new(made_up, NULL, &reader, &why) == 0);
 	EXPECT(prereg_space_add_device(made_up, NO_DEVICE, &why) == -EOPNOTSUPP);
-	SAYS(why, "callbacks has no devices");
+	MESSAGE_HAS(why, "callbacks has no devices");
 	EXPECT(prereg_space_remove_device(made_up, NO_DEVICE, &why) == -EOPNOTSUPP);
 	EXPECT(prereg_space_add_device(made_up, NULL, &why) == -EINVAL);
 	EXPECT(prereg_device_open(made_up, NO_DEVICE, &device, &why) == -EOPNOTSUPP && device == NULL);
@@ -92,7 +92,7 @@ static void other_spaces_have_none_of_it(void)
 	EXPECT(prereg_window_create(made_up, 16, 1 << 30, PREREG_WINDOW_BESIDE, &window, &why) == -EOPNOTSUPP);
 	EXPECT(prereg_window_create(made_up, 16, 1 << 30, 9, &window, &why) == -EINVAL);
 	EXPECT(prereg_io_table_new(made_up, &table, &why) == -EOPNOTSUPP && table == NULL);
-	SAYS(why, "tables of what devices reach");
+	MESSAGE_HAS(why, "tables of memory for devices");
 
 	EXPECT(prereg_device_set_bus_master(device, 1, &why) == -EINVAL && prereg_device_reset(device, &why) == -EINVAL);
 	EXPECT(prereg_device_config_read(device, 0, &value, &why) == -EINVAL);

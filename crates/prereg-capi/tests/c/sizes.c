@@ -1,11 +1,11 @@
-/* Structs of other versions of the header, members that are reserved, options that a back end does not use. */
+/* Structs of other versions of the header, reserved members, unused options. */
 #include "world.h"
 #include <stddef.h>
 
 static struct world world;
 static prereg_space *space;
 
-/* What a later header may have. */
+/* Structs of a later header. */
 struct later_holder {
 	struct prereg_holder now;
 	uint64_t later;
@@ -29,7 +29,7 @@ static void inputs(void)
 	prereg_state *state = NULL;
 	struct prereg_held held;
 
-	/* Older: the members that it lacks are zero, whatever lies there. */
+	/* Older: the missing members are read as zero. */
 	SIZED(holder.now);
 	holder.now.size = offsetof(struct prereg_holder, kind);
 	holder.now.container = 9;
@@ -42,18 +42,18 @@ static void inputs(void)
 	EXPECT(held.container == 9 && held.kind == PREREG_HOLDER_OTHER && held.count == 1);
 	EXPECT(prereg_state_free(&state) == 0 && prereg_unregister(&ram, NULL, &why) == 0);
 
-	/* Newer: as long as it asks for nothing that is not known here. */
+	/* Newer: accepted if the unknown members are zero. */
 	memset(&holder, 0, sizeof(holder));
 	holder.now.size = sizeof(holder);
 	EXPECT(prereg_register(space, RAM, PAGE, &holder.now, NULL, &ram, &why) == 0);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == 0);
 	holder.later = (uint64_t)1 << 56;
 	EXPECT(prereg_register(space, RAM, PAGE, &holder.now, NULL, &ram, &why) == -EINVAL && ram == NULL);
-	SAYS(why, "prereg_holder of 32 bytes asks for something past the 24 bytes");
+	MESSAGE_HAS(why, "prereg_holder of 32 bytes has members beyond the 24 bytes");
 	EXPECT(world.pinned == 0);
 }
 
-/* Every struct that a call reads, with a size that cannot be. */
+/* Every struct that a call reads, with an invalid size. */
 static void impossible_sizes(void)
 {
 	static const size_t sizes[] = { 0, 1, 7, 4097, 1 << 20, SIZE_MAX / 2, SIZE_MAX };
@@ -85,7 +85,7 @@ static void impossible_sizes(void)
 		SIZED(options);
 		options.size = sizes[i];
 		EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL);
-		SAYS(why, "set all of it to zero, then size to sizeof");
+		MESSAGE_HAS(why, "set all of it to zero, then size to sizeof");
 		SIZED(options);
 		options.backend = PREREG_BACKEND_CALLBACKS;
 		SIZED(pins);
@@ -145,18 +145,18 @@ static void reserved(void)
 	prereg_space *bad = NULL;
 
 	EXPECT(prereg_register(space, RAM, PAGE, &holder, NULL, &ram, &why) == -EINVAL);
-	SAYS(why, "reserved member of struct prereg_holder");
+	MESSAGE_HAS(why, "reserved member of struct prereg_holder");
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == -EINVAL);
 	EXPECT(prereg_iova_new(space, NULL, &holder, NULL, &map, &why) == -EINVAL);
 	EXPECT(prereg_iova_new(space, &limits, NULL, NULL, &map, &why) == -EINVAL);
 	EXPECT(prereg_table_new(space, &shape, 0, &table, &why) == -EINVAL);
-	SAYS(why, "reserved member of struct prereg_geometry");
+	MESSAGE_HAS(why, "reserved member of struct prereg_geometry");
 	EXPECT(prereg_guest_new(PREREG_RULES_KVM, &guest, &why) == 0);
 	EXPECT(prereg_guest_create_table(guest, 1, &shape, &why) == -EINVAL && prereg_guest_free(&guest) == 0);
 	SIZED(options);
 	options.reserved = 1;
 	EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL);
-	SAYS(why, "reserved");
+	MESSAGE_HAS(why, "reserved");
 	SIZED(options);
 	options.reserved_too = 0x80000000;
 	EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL && bad == NULL);
@@ -176,7 +176,7 @@ static void unused_options(void)
 	static const char *const names[] = { "addresses", "fault_threads", "granule_shift", "slot_limit", "container_fd",
 					     "fixed_ua", "fixed_bytes", "fixed_host", "progress", "progress_context",
 					     "pin", "device", "placement" };
-	/* Bit by bit the back ends that use it. */
+	/* The back ends that use it, as bits. */
 	static const unsigned users[] = { 1, 1, 4, 1, 16, 4, 4, 4, 1, 1, 8, 112, 64 };
 	struct prereg_error why;
 	struct prereg_options options;
@@ -207,8 +207,8 @@ static void unused_options(void)
 			default: options.placement = 1; break;
 			}
 			EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL && bad == NULL);
-			SAYS(why, names[option]);
-			SAYS(why, "does not use it");
+			MESSAGE_HAS(why, names[option]);
+			MESSAGE_HAS(why, "does not use it");
 		}
 	}
 	SIZED(options);
@@ -236,19 +236,19 @@ static void outputs(void)
 	world.scattered = 1;
 	EXPECT(prereg_register(space, RAM, 4 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
-	/* Older: filled as far as it goes. */
+	/* Older: only its members are filled. */
 	memset(&region, 0x55, sizeof(region));
 	region.size = offsetof(struct prereg_region, pages);
 	EXPECT(prereg_registration_state(ram, &region, &why) == 0);
 	EXPECT(region.ua == RAM && region.bytes == 4 * PAGE && region.pages == UINT64_C(0x5555555555555555));
 	EXPECT(region.size == offsetof(struct prereg_region, pages));
-	/* Newer: what is not known here is left alone. */
+	/* Newer: unknown members are unchanged. */
 	memset(&later, 0x55, sizeof(later));
 	later.now.size = sizeof(later);
 	EXPECT(prereg_space_find(space, RAM, PAGE, &later.now, &why) == 0);
 	EXPECT(later.now.size == sizeof(later) && later.now.pages == 4 && later.now.flags == 0);
 	EXPECT(later.later[0] == UINT64_C(0x5555555555555555) && later.later[2] == later.later[0]);
-	/* The first element says how far apart they are. */
+	/* The first element has the distance of the elements. */
 	memset(runs, 0x55, sizeof(runs));
 	runs[0].now.size = sizeof(runs[0]);
 	EXPECT(prereg_map_range(reader, RAM, 4 * PAGE, &range, &why) == 0);
@@ -264,13 +264,13 @@ static void outputs(void)
 	EXPECT(prereg_range_runs(&range, 0, &runs[0].now, 3, NULL, &why) == -EINVAL);
 	EXPECT(prereg_unmap_range(reader, &range) == 0);
 
-	/* A struct of no possible size is refused before anything is done. */
+	/* A struct of an invalid size is refused before anything changes. */
 	memset(&entry, 0, sizeof(entry));
 	EXPECT(prereg_entries_new(space, 12, 1, NULL, &block, &why) == 0);
 	EXPECT(prereg_entries_inspect(block, 0, &entry) == -EINVAL);
 	region.size = 0;
 	EXPECT(prereg_registration_state(ram, &region, &why) == -EINVAL);
-	SAYS(why, "prereg_region says 0");
+	MESSAGE_HAS(why, "prereg_region is 0");
 	region.size = SIZE_MAX;
 	EXPECT(prereg_space_find(space, RAM, PAGE, &region, &why) == -EINVAL);
 	EXPECT(prereg_state_new(space, &state, &why) == 0);

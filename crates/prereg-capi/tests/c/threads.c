@@ -1,5 +1,5 @@
-/* Threads map, each with a translator of its own, while another registers and unregisters: an address is never seen that is
- * not pinned, and in the end nothing is left. */
+/* Threads map, each with its own translator, while another registers and unregisters: every address is pinned, and at the end
+ * nothing is left. */
 #include "world.h"
 #include <pthread.h>
 

@@ -1,4 +1,4 @@
-/* A host that is made up: pins that count, and a check that nothing is left. */
+/* A simulated host that counts pins and checks that nothing is left. */
 #ifndef WORLD_H
 #define WORLD_H
 
@@ -16,9 +16,9 @@
 			exit(1);                                                             \
 		}                                                                            \
 	} while (0)
-#define SAYS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
+#define MESSAGE_HAS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
 
-/* All zeros but for the size: how a struct is made that crosses. */
+/* A struct of zeros with its size. */
 #define SIZED(variable) (memset(&(variable), 0, sizeof(variable)), (void)((variable).size = sizeof(variable)))
 
 #define PAGE ((uint64_t)4096)
@@ -28,14 +28,14 @@
 struct world {
 	uint64_t pinned, charged, limit, released;
 	int fail_pin;           /* what the next pin returns */
-	int scattered;          /* no two pages follow each other, so marks are exact */
-	int push_too_many;      /* push one page more than there are, and ignore the answer */
+	int scattered;          /* no two pages are contiguous, so marks are exact */
+	int push_too_many;      /* push one page too many, and ignore the result */
 	int push_too_few;
-	int push_past_end;      /* push pages that pass 2^64, and ignore the answer */
-	uint64_t push_off_page; /* push this address, which is no page's start, and ignore the answer */
-	prereg_page_list *list; /* the last list, which is none any more */
+	int push_past_end;      /* push pages that pass 2^64, and ignore the result */
+	uint64_t push_off_page; /* push this address, which is not the start of a page, and ignore the result */
+	prereg_page_list *list; /* the last list, now invalid */
 	prereg_space *reenter;  /* register the range once more from the pin function */
-	uint64_t dirty;         /* marks that unpin was told */
+	uint64_t dirty;         /* dirty pages reported to unpin */
 	uint64_t dirty_pages;   /* of the first 64 pages of the region, as bits */
 };
 

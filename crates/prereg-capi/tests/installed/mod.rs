@@ -1,4 +1,4 @@
-//! The library installed below a folder of its own, and C programs compiled against it: what the tests of this package share.
+//! The library installed below a temporary folder, and C programs compiled with it.
 #![allow(dead_code, clippy::allow_attributes, reason = "each test uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// What a program ends with when this machine does not let it do what it is for.
+/// The exit code of a program that cannot run on this machine.
 pub(crate) const SKIPPED: i32 = 77;
 
 /// The folder of the package, in which cargo runs its tests. Not known at compile time: a cached build may come from another checkout.
@@ -39,20 +39,20 @@ pub(crate) fn must(command: &mut Command) -> Output {
     output
 }
 
-/// The library, installed below a folder of its own.
+/// The library, installed below a temporary folder.
 pub(crate) struct Installed {
     root: TempDir,
-    /// Where cargo left the static library.
+    /// The folder of the static library.
     built: PathBuf,
 }
 
 impl Installed {
-    /// `None`, said aloud: a tool is missing.
+    /// `None`, with a printed reason, if a tool is missing.
     pub(crate) fn new() -> Option<Self> {
         if !(is_here("make") && is_here("cc")) {
             return None;
         }
-        // Cargo leaves the library beside the tests that it builds.
+        // Cargo writes the library to the folder of the tests.
         let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
         if !built.ends_with("deps") {
             eprintln!("skipped: this test was copied away from the library that cargo built beside it");
@@ -88,7 +88,7 @@ impl Installed {
         self.root().join("usr/include")
     }
 
-    /// What pkg-config says of the installed library.
+    /// The output of pkg-config for the installed library.
     pub(crate) fn pkg_config(&self, questions: &[&str]) -> Vec<String> {
         let output = must(
             Command::new("pkg-config")
@@ -106,7 +106,7 @@ impl Installed {
         self.root.path().join("usr/lib")
     }
 
-    /// Compiles and runs one program; what it printed, or `None` when it cannot run here.
+    /// Compiles and runs one program; its output, or `None` if it cannot run here.
     pub(crate) fn compiled(
         &self,
         compiler: &mut Command,

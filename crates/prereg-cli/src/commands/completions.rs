@@ -1,4 +1,4 @@
-//! `prereg completions`: what a shell needs to complete our command line.
+//! `prereg completions`: completion scripts for shells.
 
 use std::io::{self, Write};
 
@@ -13,7 +13,7 @@ use super::Outcome;
     after_help = "Example: prereg completions bash > ~/.local/share/bash-completion/completions/prereg"
 )]
 pub struct CompletionsArgs {
-    /// The shell
+    /// Shell
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -21,11 +21,11 @@ pub struct CompletionsArgs {
 /// Writes the script that completes `program`.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// If `out` cannot be written.
 pub fn run(args: &CompletionsArgs, mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
-    // Into memory first: the generator panics when its output fails.
+    // Into memory first: the generator panics if its output fails.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "prereg", &mut script);
     out.write_all(&script)?;
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }

@@ -1,4 +1,4 @@
-//! `prereg conform`: prereg's containers compared with the kernel's recorded answers.
+//! `prereg conform`: compares prereg's containers with the recorded answers of kernels.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,7 @@ use prereg_conformance::run::run as perform;
 use prereg_scenario::script::Script;
 
 use crate::commands::Outcome;
-use crate::failure::Failure;
+use crate::error::CommandError;
 
 /// Run the kernel's conformance scenarios over prereg's containers
 ///
@@ -25,16 +25,16 @@ pub struct ConformArgs {
     /// Scenario files
     #[arg(required = true, value_name = "FILE.scn")]
     scenarios: Vec<PathBuf>,
-    /// The kernel's recorded answers
+    /// Recorded answers of a kernel
     #[arg(long, value_name = "FILE")]
     answers: Option<PathBuf>,
-    /// The system page
+    /// Page size of the host
     #[arg(long, value_enum, default_value = "4k")]
-    granule: GranuleArg,
-    /// The machine [default: the one that a file's first comment names, or powernv9]
+    page_size: PageSize,
+    /// Machine [default: the one that a file's first comment names, or powernv9]
     #[arg(long, value_enum)]
     machine: Option<MachineArg>,
-    /// Deviations other than those built in
+    /// Deviations to use instead of those built in
     #[arg(long, value_name = "FILE.toml")]
     deviations: Option<PathBuf>,
     /// Print the totals as JSON (needs --answers)
@@ -43,7 +43,7 @@ pub struct ConformArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum GranuleArg {
+enum PageSize {
     /// 4 KiB
     #[value(name = "4k")]
     K4,
@@ -74,39 +74,45 @@ impl From<MachineArg> for Machine {
     }
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
-    let failed = |why: &dyn ToString| Failure::host(format!("reading {}", path.display()), why.to_string());
+fn read(path: &Path) -> Result<String, CommandError> {
+    let failed =
+        |why: &dyn ToString| CommandError::host(format!("reading {}", path.display()), why.to_string());
     let bytes = fs::read(path).map_err(|error| failed(&error))?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Performs the scenarios, and compares them if there are answers.
+/// Performs the scenarios, and compares the answers if recorded ones are given.
 ///
 /// # Errors
-/// [`Failure`] if a file cannot be read or the deviations are malformed.
-pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+/// [`CommandError`] if a file cannot be read or the deviations are malformed.
+pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     let deviations = match &args.deviations {
         Some(path) => Deviations::parse(&read(path)?)
-            .map_err(|error| Failure::host(format!("reading {}", path.display()), error))?,
+            .map_err(|error| CommandError::host(format!("reading {}", path.display()), error))?,
         None => Deviations::parse(Deviations::BUILT_IN)
-            .map_err(|error| Failure::host("reading the deviations built in", error))?,
+            .map_err(|error| CommandError::host("reading the deviations built in", error))?,
     };
     let answers = args.answers.as_deref().map(read).transpose()?;
     let mut comparator = answers.map(|text| Comparator::new(&deviations, Answers::parse(&text)));
-    let granule = match args.granule {
-        GranuleArg::K4 => Granule::K4,
-        GranuleArg::K64 => Granule::K64,
+    let granule = match args.page_size {
+        PageSize::K4 => Granule::K4,
+        PageSize::K64 => Granule::K64,
     };
-    let mut outcome = Outcome::Clean;
+    let mut outcome = Outcome::Ok;
     for path in &args.scenarios {
         let script = Script::parse(&read(path)?);
         let machine = args.machine.map_or_else(|| Machine::of_script(&script), Machine::from);
         for scenario in &script.scenarios {
             let transcript = perform(scenario, machine, granule)?;
             if let Some(left) = &transcript.leak {
-                outcome = Outcome::Wrong;
+                outcome = Outcome::Mismatch;
                 if !args.json {
-                    writeln!(out, "{}: left behind at the end of {}: {left}", path.display(), scenario.name)?;
+                    writeln!(
+                        out,
+                        "{}: not released at the end of {}: {left}",
+                        path.display(),
+                        scenario.name
+                    )?;
                 }
             }
             match &mut comparator {
@@ -114,7 +120,7 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
                 Some(comparator) => {
                     let differences = comparator.compare(&transcript);
                     if !args.json {
-                        show(out, path, &scenario.name, &differences)?;
+                        print_differences(out, path, &scenario.name, &differences)?;
                     }
                 }
             }
@@ -139,15 +145,15 @@ pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, Failure>
         writeln!(out, "after deviation  {:7}", totals.after_deviation)?;
         writeln!(out, "unexplained      {:7}", totals.unexplained)?;
     }
-    Ok(if totals.unexplained > 0 { Outcome::Wrong } else { outcome })
+    Ok(if totals.unexplained > 0 { Outcome::Mismatch } else { outcome })
 }
 
-fn show(
+fn print_differences(
     out: &mut impl Write,
     path: &Path,
     scenario: &str,
     differences: &[Difference],
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     for difference in differences {
         let verdict = match &difference.verdict {
             Verdict::Equal => continue,

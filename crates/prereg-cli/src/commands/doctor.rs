@@ -1,7 +1,6 @@
-//! `prereg doctor`: what this host, this user and these limits allow, and what would allow more.
+//! `prereg doctor`: the limits and back ends of this host and user, and what would allow more.
 //!
-//! The facts and the verdicts are the back ends' own ([`HostReport`]); here they are only laid out, for people and as
-//! JSON.
+//! Facts and verdicts come from the back ends ([`HostReport`]); this file prints them as text or JSON.
 
 use std::io::{self, Write};
 
@@ -12,11 +11,11 @@ use prereg_linux::{
 use serde::Serialize;
 
 use super::Outcome;
-use crate::failure::Failure;
-use crate::pins::address_word;
-use crate::quantity::{Bytes, Count};
+use crate::backend::address_kind_name;
+use crate::error::CommandError;
+use crate::units::{Bytes, Count};
 
-/// Say what this host, this user and these limits allow
+/// Report which pin back ends and limits this host and user have
 #[derive(Debug, Args)]
 #[command(after_help = "Example: prereg doctor --json | jq '.backends[] | select(.usable) | .name'")]
 pub struct DoctorArgs {
@@ -25,11 +24,11 @@ pub struct DoctorArgs {
     json: bool,
 }
 
-/// Looks, and prints.
+/// Probes the host and prints the report.
 ///
 /// # Errors
-/// When `out` cannot be written. What is wrong with a host is a finding, not an error.
-pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+/// If `out` cannot be written. Faults of the host are part of the report.
+pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     let report = HostReport::probe();
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &Json::from(&report))?;
@@ -37,7 +36,7 @@ pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, Failure> 
     } else {
         print(&report, out)?;
     }
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }
 
 fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
@@ -48,9 +47,9 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
     fact("kernel", format!("Linux {kernel}, pages of {}", Bytes(report.page_bytes)))?;
     fact("user", user(report))?;
     let held = [
-        ("CAP_IPC_LOCK", capabilities.ipc_lock, "passes the locked-memory limit"),
-        ("CAP_SYS_ADMIN", capabilities.sys_admin, "sees physical addresses"),
-        ("CAP_SYS_RESOURCE", capabilities.sys_resource, "raises hard limits"),
+        ("CAP_IPC_LOCK", capabilities.ipc_lock, "exempt from the locked-memory limit"),
+        ("CAP_SYS_ADMIN", capabilities.sys_admin, "may read physical addresses"),
+        ("CAP_SYS_RESOURCE", capabilities.sys_resource, "may raise hard limits"),
     ];
     let held: Vec<_> = held
         .iter()
@@ -71,7 +70,7 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
             "limit {} (hard {}){}; in use: {}",
             bytes_or_unlimited(memlock.soft),
             bytes_or_unlimited(memlock.hard),
-            if memlock.privileged { ", which this user may pass" } else { "" },
+            if memlock.privileged { ", from which this user is exempt" } else { "" },
             memlock.counted.map_or("unknown".to_owned(), |counted| {
                 format!("{} locked, {} pinned by this process", Bytes(counted.locked), Bytes(counted.pinned))
             }),
@@ -109,8 +108,8 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
     if let Some(mappings) = report.type1_mappings {
         fact("type1 containers", format!("{} mappings each", Count(mappings)))?;
     }
-    // A whole machine's groups would hide the rest; what somebody works on has a VFIO driver, or shares a group with one.
-    for group in report.groups.iter().filter(|group| is_of_interest(group)) {
+    // Only groups with a VFIO driver: those of a whole machine would hide the rest.
+    for group in report.groups.iter().filter(|group| uses_vfio(group)) {
         fact(&format!("group {}", group.number), group_text(group))?;
     }
 
@@ -118,14 +117,18 @@ fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {
     for BackendReport { name, usable, pins, addresses, why, remedy, .. } in &report.backends {
         let usable = if *usable { "usable" } else { "not usable" };
         let pins = if *pins { "real pins" } else { "no pins" };
-        let addresses = addresses.map_or(String::new(), |kind| format!(", {} addresses", address_word(kind)));
+        let addresses =
+            addresses.map_or(String::new(), |kind| format!(", {} addresses", address_kind_name(kind)));
         writeln!(out, "  {name:<14}{usable}: {pins}{addresses}")?;
         writeln!(out, "                {why}")?;
         if let Some(remedy) = remedy {
-            writeln!(out, "                what would change it: {remedy}")?;
+            writeln!(out, "                remedy: {remedy}")?;
         }
     }
-    writeln!(out, "  sim           usable: pretends, invented addresses; for tests and hosts that cannot pin")
+    writeln!(
+        out,
+        "  sim           usable: simulated, invented addresses; for tests and hosts that cannot pin"
+    )
 }
 
 fn user(report: &HostReport) -> String {
@@ -149,7 +152,7 @@ fn pagemap(access: PagemapAccess) -> (&'static str, &'static str) {
     match access {
         PagemapAccess::Frames => ("frames", "shows physical addresses"),
         PagemapAccess::Hidden => {
-            ("hidden", "hides physical addresses from this user (CAP_SYS_ADMIN shows them)")
+            ("hidden", "hides physical addresses from this user (CAP_SYS_ADMIN may read them)")
         }
         _ => (
             "denied",
@@ -160,7 +163,7 @@ fn pagemap(access: PagemapAccess) -> (&'static str, &'static str) {
 
 fn compaction(allowed: Option<u64>) -> &'static str {
     match allowed {
-        Some(0) => "leaves locked pages alone (vm.compact_unevictable_allowed = 0)",
+        Some(0) => "does not move locked pages (vm.compact_unevictable_allowed = 0)",
         Some(_) => "may move locked pages, never pinned ones (vm.compact_unevictable_allowed = 1)",
         None => "unknown (no vm.compact_unevictable_allowed)",
     }
@@ -175,11 +178,11 @@ fn groups(report: &HostReport) -> String {
         (true, 0) => "none bound to VFIO".to_owned(),
         (true, bound) => format!("{bound} bound to VFIO"),
     };
-    let iommufd = if report.iommufd { "/dev/iommu is there" } else { "no /dev/iommu" };
+    let iommufd = if report.iommufd { "/dev/iommu exists" } else { "no /dev/iommu" };
     format!("{}; {vfio}; {iommufd}", report.iommu_groups.len())
 }
 
-fn is_of_interest(group: &GroupReport) -> bool {
+fn uses_vfio(group: &GroupReport) -> bool {
     group.devices.iter().any(GroupDevice::is_bound_to_vfio)
 }
 
@@ -204,7 +207,7 @@ fn bytes_or_unknown(bytes: Option<u64>) -> String {
     bytes.map_or("unknown".to_owned(), |bytes| Bytes(bytes).to_string())
 }
 
-/// The report as JSON: sizes in bytes, null for unlimited limits and unknown facts.
+/// The report as JSON; null for unlimited limits and unknown facts.
 #[derive(Debug, Serialize)]
 struct Json<'a> {
     kernel: Option<&'a str>,
@@ -212,8 +215,8 @@ struct Json<'a> {
     euid: u32,
     initial_user_namespace: bool,
     capabilities: JsonCapabilities,
-    memory_total: Option<u64>,
-    memory_available: Option<u64>,
+    memory_total_bytes: Option<u64>,
+    memory_available_bytes: Option<u64>,
     page_bytes: u64,
     memlock: JsonMemlock,
     huge_pages: Vec<JsonPool>,
@@ -239,11 +242,11 @@ struct JsonCapabilities {
 
 #[derive(Debug, Serialize)]
 struct JsonMemlock {
-    soft: Option<u64>,
-    hard: Option<u64>,
+    soft_bytes: Option<u64>,
+    hard_bytes: Option<u64>,
     privileged: bool,
-    locked: Option<u64>,
-    pinned: Option<u64>,
+    locked_bytes: Option<u64>,
+    pinned_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -325,7 +328,7 @@ struct JsonBackend<'a> {
     usable: bool,
     pins: bool,
     addresses: Option<&'static str>,
-    allowance: Option<u64>,
+    allowance_bytes: Option<u64>,
     why: &'a str,
     remedy: Option<&'a str>,
 }
@@ -340,8 +343,8 @@ impl<'a> From<&'a HostReport> for Json<'a> {
                 name: backend.name,
                 usable: backend.usable,
                 pins: backend.pins,
-                addresses: backend.addresses.map(address_word),
-                allowance: backend.allowance,
+                addresses: backend.addresses.map(address_kind_name),
+                allowance_bytes: backend.allowance,
                 why: &backend.why,
                 remedy: backend.remedy.as_deref(),
             })
@@ -351,8 +354,8 @@ impl<'a> From<&'a HostReport> for Json<'a> {
             usable: true,
             pins: false,
             addresses: Some("invented"),
-            allowance: None,
-            why: "pretends; for tests and hosts that cannot pin",
+            allowance_bytes: None,
+            why: "simulated; for tests and hosts that cannot pin",
             remedy: None,
         });
         Self {
@@ -365,15 +368,15 @@ impl<'a> From<&'a HostReport> for Json<'a> {
                 sys_admin: capabilities.sys_admin,
                 sys_resource: capabilities.sys_resource,
             },
-            memory_total: report.memory_total,
-            memory_available: report.memory_available,
+            memory_total_bytes: report.memory_total,
+            memory_available_bytes: report.memory_available,
             page_bytes: report.page_bytes,
             memlock: JsonMemlock {
-                soft: memlock.soft,
-                hard: memlock.hard,
+                soft_bytes: memlock.soft,
+                hard_bytes: memlock.hard,
                 privileged: memlock.privileged,
-                locked: memlock.counted.map(|counted| counted.locked),
-                pinned: memlock.counted.map(|counted| counted.pinned),
+                locked_bytes: memlock.counted.map(|counted| counted.locked),
+                pinned_bytes: memlock.counted.map(|counted| counted.pinned),
             },
             huge_pages: report
                 .huge_pools

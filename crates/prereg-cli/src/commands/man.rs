@@ -1,4 +1,4 @@
-//! `prereg man`: the manual page, all commands on one page, from the same source as `--help`.
+//! `prereg man`: one manual page for all commands, from the source of `--help`.
 
 use std::io::{self, Write};
 
@@ -16,7 +16,7 @@ pub struct ManArgs {}
 /// Writes the manual page of `program` and its commands.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// If `out` cannot be written.
 pub fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
     program.build();
     let page = Man::new(program.clone());
@@ -29,10 +29,10 @@ pub fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
     exit_status(out)?;
     page.render_extra_section(out)?;
     page.render_version_section(out)?;
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }
 
-/// The sections of each command, its headings one step down, and then those of its own commands.
+/// The sections of each command with their headings one level down, then those of its subcommands.
 fn commands(parent: &Command, out: &mut impl Write) -> io::Result<()> {
     for command in
         parent.get_subcommands().filter(|command| !command.is_hide_set() && command.get_name() != "help")
@@ -51,7 +51,7 @@ fn commands(parent: &Command, out: &mut impl Write) -> io::Result<()> {
                     out.write_all(b".SS ")?;
                     out.write_all(heading)?;
                 }
-                // Preambles make sense once a page.
+                // The page has its preamble already.
                 None if line.starts_with(b".ie ") || line.starts_with(b".el ") => {}
                 None => out.write_all(line)?,
             }
@@ -65,10 +65,10 @@ fn exit_status(out: &mut impl Write) -> io::Result<()> {
     let mut roff = Roff::default();
     roff.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in [
-        ("0", "Everything was as it should be."),
-        ("1", "A replay found a mismatch, or something pinned did not come back."),
-        ("2", "Bad arguments or a bad file; or the host refused what was asked. Nothing is left pinned."),
-        ("130", "Interrupted. Everything was released."),
+        ("0", "Success."),
+        ("1", "A mismatch, a leak, or a failed step of the self test."),
+        ("2", "Bad arguments, a bad file, or an error of the host. Nothing is left pinned."),
+        ("130", "Interrupted. Everything is released."),
     ] {
         roff.control("TP", []).text([roman(code)]).text([roman(meaning)]);
     }

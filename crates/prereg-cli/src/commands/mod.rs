@@ -1,25 +1,22 @@
-//! One file a command: its arguments, and what it does with them.
+//! One file for each command: its arguments and its run.
 //!
-//! A command writes its result to the output it is given and says by its [`Outcome`] how the program ends. It knows
-//! neither the terminal nor the other commands.
+//! A command writes its result to the given output and returns an [`Outcome`]. It uses neither the terminal nor other commands.
 
+pub mod bench;
 pub mod completions;
 pub mod conform;
 pub mod doctor;
-pub mod hot_path;
 pub mod man;
-pub mod nvme_bench;
-pub mod registration;
 pub mod replay;
 pub mod selftest;
 pub mod serve;
 pub mod status;
 
-/// How a command that ran to its end ends the program.
+/// The result of a command that ran to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All is well: exit code 0.
-    Clean,
-    /// It ran, and found something that must not be: exit code 1.
-    Wrong,
+    /// Exit code 0.
+    Ok,
+    /// A mismatch, a leak or a failed step: exit code 1.
+    Mismatch,
 }

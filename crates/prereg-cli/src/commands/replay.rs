@@ -1,4 +1,4 @@
-//! `prereg replay`: reads all traces, replays one after the other, prints what was found.
+//! `prereg replay`: reads all traces, replays each, and prints a report for each.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -6,24 +6,24 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::Outcome;
-use crate::failure::Failure;
+use crate::backend::{HostMemory, ReplayBackend};
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::pins::{HostMemory, PinChoice};
 use crate::progress::Progress;
 use crate::replay::report::{Answer, Report};
-use crate::replay::{Options, RuleChoice, Stage, Verify};
+use crate::replay::{Options, Replay, RuleChoice, Verify};
 use crate::trace::parse::Limits;
 use crate::trace::read::read;
 
 const MORE: &str = "\
-Each trace's guest RAM is made as a memfd, registered once, and every call of the trace is replayed over it: first with \
-everything checked, then for the time. With --json one trace gives an object and several give an array, in order. \
-Numbers that are null were not measured. Under --rules kvm answers are still compared with what QEMU answered.
+The guest RAM of each trace is a memfd that is registered once. Every call of the trace is replayed over it: once with all \
+checks, then for the time. With --json one trace yields an object and several an array, in order. Numbers that are null \
+were not measured. With --rules kvm results are still compared with those of QEMU in the trace.
 
 Examples:
   prereg replay conformance/traces/nvme4k.tce.zst
   prereg replay --compare --json nvme4k.tce.zst | jq .speedup
-  prereg replay --pin sim --rules kvm --answers errors.tce";
+  prereg replay --backend sim --rules kvm --print-calls errors.tce";
 
 /// Replay hypercall traces of real guests over memory that is pinned once
 #[derive(Debug, Args)]
@@ -33,48 +33,47 @@ pub struct ReplayArgs {
     #[arg(required = true, value_name = "TRACE")]
     traces: Vec<PathBuf>,
 
-    /// By whose rules calls are answered
+    /// Rules of the hypercalls
     #[arg(long, value_enum, default_value_t = RuleChoice::Qemu)]
     rules: RuleChoice,
 
-    /// How guest RAM is pinned
-    #[arg(long, value_enum, default_value_t = PinChoice::Auto)]
-    pin: PinChoice,
+    /// Pin back end of guest RAM
+    #[arg(long, value_enum, default_value_t = ReplayBackend::Auto)]
+    backend: ReplayBackend,
 
-    /// Which live entries are compared with /proc/self/pagemap
+    /// Live entries that are compared with /proc/self/pagemap
     #[arg(long, value_enum, default_value_t = Verify::Sample)]
     verify: Verify,
 
     /// Also pin at every map and unpin at every unmap, on the same back end, and print the ratio
     ///
-    /// Stops after half a million pins, or when the back end has no room for more at once; the entries written up to
-    /// there are then what the time is divided by.
+    /// Stops after half a million pins, or at the back end's limit; the time is then divided by the entries written so far.
     #[arg(long)]
     compare: bool,
 
-    /// Print every call: its line, what the guest was doing, the recorded answer and ours (and the kernel handler's)
+    /// Print every call: its line, the guest's mark, the recorded result and ours (and that of the kernel's handler)
     #[arg(long)]
-    answers: bool,
+    print_calls: bool,
 
     /// Print JSON: an object for one trace, an array for several
     #[arg(long)]
     json: bool,
 
-    /// How often each trace is replayed for the time; the median is reported
+    /// Timed replays of each trace; the median is reported
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    passes: u32,
+    iterations: u32,
 }
 
 /// Replays and prints.
 ///
 /// # Errors
-/// [`Failure`] for the first trace that is bad (nothing is pinned then) or refused by the host.
+/// [`CommandError`] for the first trace that is invalid (nothing is pinned then) or that the host refuses.
 pub fn run(
     args: &ReplayArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,
     progress: Progress,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, CommandError> {
     let host_bytes = HostMemory::now().map_or(u64::MAX, |memory| memory.total);
     let limits = Limits { host_bytes, ..Limits::default() };
     let mut traces = Vec::new();
@@ -85,31 +84,31 @@ pub fn run(
     }
     let options = Options {
         rules: args.rules,
-        pin: args.pin,
+        backend: args.backend,
         verify: args.verify,
         compare: args.compare,
-        answers: args.answers,
-        passes: args.passes,
+        print_calls: args.print_calls,
+        iterations: args.iterations,
     };
-    let mut outcome = Outcome::Clean;
+    let mut outcome = Outcome::Ok;
     let mut reports = Vec::new();
-    let mut told = None;
+    let mut printed = None;
     for trace in &traces {
-        let stage = Stage::set_up(trace, &options, interrupt, progress)?;
-        // Once is enough for traces that all meet the same refusal.
-        if let Some(notice) = stage.notice().filter(|notice| told.as_deref() != Some(*notice)) {
+        let replay = Replay::set_up(trace, &options, interrupt, progress)?;
+        // Once for traces with the same notice.
+        if let Some(notice) = replay.notice().filter(|notice| printed.as_deref() != Some(*notice)) {
             if args.json {
-                // Nobody is left to tell when this fails; the note is in the JSON too.
+                // If this fails: the notice is in the JSON too.
                 let _ = writeln!(std::io::stderr(), "prereg: {notice}");
             } else {
                 writeln!(out, "{notice}")?;
                 out.flush()?;
             }
-            told = Some(notice.to_owned());
+            printed = Some(notice.to_owned());
         }
-        let report = stage.run()?;
+        let report = replay.run()?;
         if !report.is_clean() {
-            outcome = Outcome::Wrong;
+            outcome = Outcome::Mismatch;
         }
         if !args.json {
             print(&report, out)?;
@@ -126,7 +125,7 @@ pub fn run(
     Ok(outcome)
 }
 
-fn print(report: &Report, out: &mut impl Write) -> Result<(), Failure> {
+fn print(report: &Report, out: &mut impl Write) -> Result<(), CommandError> {
     for Answer { line, mark, recorded, ours, handler } in report.answers.iter().flatten() {
         write!(out, "{}:{line}\t{mark}\trecorded {recorded}\tours {ours}", report.file)?;
         match handler {

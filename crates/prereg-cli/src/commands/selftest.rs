@@ -1,72 +1,72 @@
-//! `prereg selftest`: keeps every promise once, on a back end and a device of one's choice, and says how it went.
+//! `prereg selftest`: tests each guarantee on a chosen back end and device.
 
 use std::io::Write;
 
 use clap::Args;
 
 use super::Outcome;
-use crate::failure::Failure;
-use crate::quantity::parse_bytes;
+use crate::error::CommandError;
 use crate::selftest::{self, BackendChoice, Options};
+use crate::units::parse_bytes;
 
 const MORE: &str = "\
-Registers memory, maps it, makes the device do DMA to the address of a counted mapping and compares the data; shows that \
-unregistering mapped memory is refused, that maps make no system call, and that the device reaches nothing afterwards; offers \
-what cannot be pinned; and lives an ordinary user's limits. DMA is done with QEMU's edu device (1234:11e8); with another one \
-everything else is shown. The device must be bound to vfio-pci, and nobody else may have its group open.
+Registers memory, maps it, lets the device do DMA to it and compares the data. Tests that unregistering mapped memory is \
+refused, that maps make no system call, that the device reaches nothing after the unregister, that memory which cannot be pinned \
+is refused, and the limits of an ordinary user. DMA needs QEMU's edu device (1234:11e8); with another device the rest is \
+tested. The device must be bound to vfio-pci, and no other process may have its group open.
 
 Examples:
   prereg selftest --backend io-uring
   prereg selftest --backend vfio-type1 --device 0000:00:04.0
-  prereg selftest --backend vfio-spapr-v2 --device 0001:00:00.0 --ask-kernel --json";
+  prereg selftest --backend vfio-spapr-v2 --device 0001:00:00.0 --kernel-reference --json";
 
-/// Keep every promise once on this host, with a real device
+/// Test each guarantee on this host, with a real device
 #[derive(Debug, Args)]
 #[command(after_long_help = MORE)]
 pub struct SelftestArgs {
-    /// How memory is pinned
+    /// Pin back end
     #[arg(long, value_enum)]
     backend: BackendChoice,
 
-    /// The device, as /sys/bus/pci/devices names it
+    /// PCI address of the device, as in /sys/bus/pci/devices
     #[arg(long, value_name = "BDF", required_if_eq_any([
         ("backend", "vfio-type1"), ("backend", "vfio-spapr-v2"), ("backend", "iommufd"),
     ]))]
     device: Option<String>,
 
-    /// The large region; less is taken where memory or the limit on locked memory have no room
+    /// Size of the large region; reduced to the available memory and the limit on locked memory
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_bytes)]
-    bytes: u64,
+    size: u64,
 
-    /// How many maps and unmaps are watched for system calls
+    /// Maps and unmaps whose system calls are counted
     #[arg(long, value_name = "N", default_value_t = 1_000_000)]
     maps: u64,
 
-    /// With vfio-spapr-v2: also ask the kernel without our care, and print its answers beside ours
+    /// With vfio-spapr-v2: also call the kernel without the back end's checks, and print both results
     ///
-    /// Kernels of today forget a region that is unregistered while mapped: one page stays pinned for good.
+    /// Current kernels never release a region that is unregistered while mapped: one page stays pinned.
     #[arg(long)]
-    ask_kernel: bool,
+    kernel_reference: bool,
 
-    /// Also print every exchange with the kernel
+    /// Also print every ioctl
     #[arg(long)]
-    exchanges: bool,
+    trace_ioctls: bool,
 
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Tries, and prints.
+/// Tests, and prints the report.
 ///
 /// # Errors
-/// [`Failure`] when the back end cannot be opened.
-pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, Failure> {
+/// [`CommandError`] if the back end cannot be opened.
+pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     if let (BackendChoice::IoUring, Some(device)) = (args.backend, &args.device) {
-        return Err(Failure::host(
+        return Err(CommandError::host(
             "selftest",
             format!(
-                "the back end io-uring drives no device, so --device {device} would not be used; leave it out, or name \
+                "the back end io-uring uses no device, so --device {device} has no effect; leave it out, or name \
                  --backend vfio-type1, vfio-spapr-v2 or iommufd"
             ),
         ));
@@ -74,10 +74,10 @@ pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, Failure
     let options = Options {
         backend: args.backend,
         device: args.device.clone(),
-        bytes: args.bytes,
+        bytes: args.size,
         maps: args.maps,
-        ask_kernel: args.ask_kernel,
-        exchanges: args.exchanges,
+        kernel_reference: args.kernel_reference,
+        trace_ioctls: args.trace_ioctls,
     };
     let report = selftest::run(&options)?;
     if args.json {
@@ -86,5 +86,5 @@ pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, Failure
     } else {
         report.print(out)?;
     }
-    Ok(if report.passed { Outcome::Clean } else { Outcome::Wrong })
+    Ok(if report.passed { Outcome::Ok } else { Outcome::Mismatch })
 }

@@ -1,4 +1,4 @@
-//! `prereg status`: what a running server does.
+//! `prereg status`: prints the state of a running server.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Outcome;
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::serve::control::{self, ControlError, ask};
+use crate::serve::control::{self, ControlError, query};
 use crate::serve::print::print;
 
-/// Say what a running `prereg serve` does: clients, devices, memory, and why an unmap waits
+/// Print the state of a running `prereg serve`: clients, devices, memory, pending unmaps
 #[derive(Debug, Args)]
 #[command(after_help = "Example: prereg status --json | jq '.memory.registrations'")]
 pub struct StatusArgs {
-    /// The server's control socket
+    /// Control socket of the server
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
@@ -24,35 +24,35 @@ pub struct StatusArgs {
     #[arg(long)]
     json: bool,
 
-    /// Ask again every SECONDS, until Ctrl-C
+    /// Repeat every SECONDS, until Ctrl-C
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
           value_parser = clap::value_parser!(u32).range(1..=86400))]
     watch: Option<u32>,
 }
 
-/// Asks, and prints.
+/// Queries and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] when no server answers, [`Failure::Interrupted`] never: leaving a watch is a good end.
-pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
+/// [`CommandError::Host`] if no server answers. An interrupted watch is no error.
+pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, CommandError> {
     let path = args.control.clone().or_else(control::default_path).ok_or_else(|| {
-        Failure::host(
-            "asking a server",
+        CommandError::host(
+            "querying the server",
             "this user has no runtime folder (XDG_RUNTIME_DIR); name the socket with --control",
         )
     })?;
     loop {
-        let status = match ask(&path) {
+        let status = match query(&path) {
             Ok(status) => status,
-            // A watch outlasts a busy moment.
+            // A watch retries.
             Err(error @ ControlError::Busy { .. }) if args.watch.is_some() && interrupt.check().is_ok() => {
                 eprintln!("prereg: {error}");
                 continue;
             }
-            Err(error) => return Err(Failure::host("asking a server", error)),
+            Err(error) => return Err(CommandError::host("querying the server", error)),
         };
         if args.json {
-            // One document a line when there are several, so that a reader can tell them apart.
+            // One document per line if there are several.
             if args.watch.is_some() {
                 serde_json::to_writer(&mut *out, &status)?;
             } else {
@@ -61,16 +61,16 @@ pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Re
             writeln!(out)?;
         } else {
             if args.watch.is_some() {
-                // The terminal's own words for "home, and clear what is below".
+                // Control sequences: cursor to the top left, clear to the end.
                 write!(out, "\x1b[H\x1b[J")?;
             }
             print(&status, out)?;
         }
         out.flush()?;
-        let Some(seconds) = args.watch else { return Ok(Outcome::Clean) };
+        let Some(seconds) = args.watch else { return Ok(Outcome::Ok) };
         for _ in 0..u64::from(seconds) * 10 {
             if interrupt.check().is_err() {
-                return Ok(Outcome::Clean);
+                return Ok(Outcome::Ok);
             }
             std::thread::sleep(Duration::from_millis(100));
         }

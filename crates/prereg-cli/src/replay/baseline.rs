@@ -1,7 +1,7 @@
-//! What pre-registration saves: the same trace where every map pins its page and every unmap unpins it.
+//! The baseline of a replay: every map pins its page and every unmap unpins it.
 //!
-//! The same back end pins the same memory, through the same port; nothing is looked up, stored or compared, so that all
-//! that is left is pinning. What is still pinned when the run ends, in whichever way, is unpinned by a drop.
+//! The same back end pins the same memory; nothing is looked up, stored or compared, so only pinning is measured. Pages that are
+//! pinned at the end of the run are unpinned by a destructor.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -9,53 +9,59 @@ use std::time::{Duration, Instant};
 use prereg::{DirtyPages, Granule, PageList, Pin, PinId, UserAddr, UserRange};
 
 use crate::interrupt::{Interrupt, Interrupted};
-use crate::progress::Stage;
+use crate::progress::Bar;
 use crate::trace::record::{PERMISSION, Record, Trace, Window};
 
-/// What the run measured.
+/// The results of the run.
 #[derive(Clone, Debug, Default)]
 pub struct Baseline {
-    /// Time after the boot-time clearing.
+    /// Time after the clearing at boot.
     pub took: Duration,
     /// Entries written in that time.
     pub tces: u64,
-    /// Pins made.
+    /// Pins.
     pub pins: u64,
-    /// Why it stopped before the trace's end.
+    /// The reason if it stopped before the end of the trace.
     pub stopped: Option<String>,
 }
 
-/// More pins than this say nothing new.
-const MOST_PINS: u64 = 500_000;
+/// Enough pins for a mean.
+const MAX_PINS: u64 = 500_000;
 
-/// Records between two looks at clock, bar and flag.
+/// Records between two reads of the clock and the interrupt flag.
 const CHUNK: usize = 256;
 
 /// Replays `trace` over guest RAM at `ram`, pinning with `host`.
 ///
 /// # Errors
-/// [`Interrupted`]; nothing stays pinned.
+/// [`Interrupted`]; everything is unpinned.
 pub fn run(
     trace: &Trace,
     ram: UserAddr,
     host: &dyn Pin,
     interrupt: &Interrupt,
-    stage: &Stage,
+    bar: &Bar,
 ) -> Result<Baseline, Interrupted> {
-    let mut held =
-        Held { host, granule: host.granule(), ram, ram_bytes: trace.ram_bytes, tables: Vec::new(), pins: 0 };
+    let mut pinned = PinPerMap {
+        host,
+        granule: host.granule(),
+        ram,
+        ram_bytes: trace.ram_bytes,
+        tables: Vec::new(),
+        pins: 0,
+    };
     let mut result = Baseline::default();
     let (boot, rest) = trace.records.split_at(trace.first_mapping());
     for record in boot {
-        // Clears what nothing is in, but for the windows that appear.
-        let _ = held.step(trace, record);
+        // Creates windows; the entries that these calls clear are empty.
+        let _ = pinned.step(trace, record);
     }
     let mut tces = 0;
     for (number, chunk) in rest.chunks(CHUNK).enumerate() {
         interrupt.check()?;
-        stage.at((number * CHUNK) as u64);
+        bar.position((number * CHUNK) as u64);
         let start = Instant::now();
-        let flow = chunk.iter().try_for_each(|record| held.step(trace, record).map_continue(|n| tces += n));
+        let flow = chunk.iter().try_for_each(|record| pinned.step(trace, record).map_continue(|n| tces += n));
         result.took += start.elapsed();
         if let ControlFlow::Break(why) = flow {
             result.stopped = Some(why);
@@ -63,12 +69,12 @@ pub fn run(
         }
     }
     result.tces = tces;
-    result.pins = held.pins;
+    result.pins = pinned.pins;
     Ok(result)
 }
 
-/// Every page that is pinned now, by table and entry.
-struct Held<'a> {
+/// The pinned pages by table and entry.
+struct PinPerMap<'a> {
     host: &'a dyn Pin,
     granule: Granule,
     ram: UserAddr,
@@ -79,19 +85,19 @@ struct Held<'a> {
 
 struct Table {
     window: Window,
-    /// Blocks of entries that were ever mapped.
+    /// Blocks of entries; `None` if none of them was ever mapped.
     blocks: Vec<Option<Box<Block>>>,
 }
 
 type Block = [Option<(PinId, UserRange)>; 512];
 
-impl Held<'_> {
-    /// Does one record; continues with the entries it wrote.
+impl PinPerMap<'_> {
+    /// Replays one record; continues with the number of entries written.
     fn step(&mut self, trace: &Trace, record: &Record) -> ControlFlow<String, u64> {
         match *record {
             Record::Window(index) => {
                 let window = trace.windows[index as usize];
-                // The parser proved that the window's table fits this host.
+                // The parser checked that the window's table fits this host.
                 let blocks = usize::try_from(window.entries.div_ceil(512)).unwrap_or(0);
                 self.tables
                     .push(Table { window, blocks: std::iter::repeat_with(|| None).take(blocks).collect() });
@@ -140,7 +146,7 @@ impl Held<'_> {
         let end = first.saturating_add(count).min(window.entries);
         let mut index = first;
         while index < end {
-            // A block that never held a pin has nothing to give back.
+            // A block that was never mapped has no pins.
             if tce & PERMISSION == 0 && self.tables[at].blocks[(index / 512) as usize].is_none() {
                 index = (index / 512 + 1) * 512;
                 continue;
@@ -151,7 +157,7 @@ impl Held<'_> {
         ControlFlow::Continue(end - first)
     }
 
-    /// Writes one entry: unpins what it held, pins what it names.
+    /// Writes one entry: unpins its old page and pins its new one.
     fn set(&mut self, at: usize, index: u64, tce: u64) -> ControlFlow<String> {
         let table = &mut self.tables[at];
         if index >= table.window.entries {
@@ -170,8 +176,8 @@ impl Held<'_> {
         if tce & PERMISSION == 0 || gpa.checked_add(shift.bytes()).is_none_or(|end| end > self.ram_bytes) {
             return ControlFlow::Continue(());
         }
-        if self.pins == MOST_PINS {
-            return ControlFlow::Break(format!("{MOST_PINS} pins are enough for a mean"));
+        if self.pins == MAX_PINS {
+            return ControlFlow::Break(format!("{MAX_PINS} pins are enough for a mean"));
         }
         let Some(ua) = self.ram.checked_add(gpa) else { return ControlFlow::Continue(()) };
         let pinned = UserRange::new(ua, shift.bytes(), self.granule)
@@ -197,7 +203,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for PinPerMap<'_> {
     fn drop(&mut self) {
         for table in std::mem::take(&mut self.tables) {
             self.unpin_all(&table);

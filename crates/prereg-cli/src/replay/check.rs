@@ -1,46 +1,46 @@
-//! The checking pass: every answer, every value, every device access, and where the pages really are.
+//! The checking pass: results, GET values, device accesses, and the places of pages in memory.
 //!
-//! One replay of the whole trace over fresh tables, without a clock. [`Findings`] are the counts it comes home with.
+//! One replay of the whole trace over new tables, without a clock. It returns [`Findings`].
 
 use prereg::{BusAddr, PageShift};
 use prereg_iommu::{HReturn, Liobn, Reply, Rules, Tce};
 
-use super::machine::{Machine, code_word};
+use super::machine::{Machine, code_text};
 use super::report::Answer;
 use super::verify::Verifier;
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::progress::Stage;
+use crate::progress::Bar;
 use crate::trace::record::{List, Lookup, PERMISSION, Record, Trace};
 
-/// What the pass found.
+/// The counts of the pass.
 #[derive(Debug, Default)]
 pub struct Findings {
     /// Calls by kind: put, indirect, stuff, get.
     pub calls: [u64; 4],
-    /// Calls answered unlike the recording.
+    /// Calls whose result differs from the recorded one.
     pub return_mismatches: u64,
-    /// GET values unlike the recording.
+    /// GET values that differ from the recorded ones.
     pub get_mismatches: u64,
     /// Device accesses looked up.
     pub xlate_checked: u64,
-    /// Those that found something else.
+    /// Those that found another page, permission or no mapping.
     pub xlate_mismatches: u64,
-    /// Entries stored, and of them those that let a device in.
+    /// Entries stored, and those of them with a permission.
     pub written: Written,
-    /// The part of both before the first call that maps.
+    /// Those before the first call that maps.
     pub boot_written: Written,
     /// Calls before the first one that maps.
     pub boot_calls: u64,
-    /// Calls that the kernel's handler left to user space.
+    /// Calls that the kernel's handler passed to user space.
     pub too_hard: u64,
     /// The most live mappings seen at every 64th record and at each mark.
     pub peak_mapped: u64,
     /// Live mappings after the last record.
     pub live_at_end: u64,
-    /// Every call, if asked for.
+    /// Every call, on request.
     pub answers: Option<Vec<Answer>>,
-    /// The lines of the first calls that differ.
+    /// Messages of the first calls that differ.
     pub first_mismatches: Vec<String>,
 }
 
@@ -53,19 +53,19 @@ pub struct Written {
     pub mapping: u64,
 }
 
-/// How many mismatches are told one by one.
-const TOLD: usize = 5;
+/// Mismatches with a message of their own.
+const MAX_REPORTED: usize = 5;
 
-/// Records between two looks at the bar and the flag.
+/// Records between two reads of the interrupt flag.
 const CHUNK: usize = 4096;
 
-/// Records between two looks at how many mappings live.
+/// Records between two reads of the number of live mappings.
 const SAMPLE: usize = 64;
 
-/// Replays all of `trace` on `machine`, which has no tables yet. `mapped` tells how many mappings live.
+/// Replays all of `trace` on `machine`, which has no tables. `mapped` returns the number of live mappings.
 ///
 /// # Errors
-/// [`Failure::Interrupted`], or [`Failure::Replay`] when a table cannot be made.
+/// [`CommandError::Interrupted`], or [`CommandError::Replay`] if a table cannot be created.
 pub fn run(
     machine: &mut Machine<'_>,
     trace: &Trace,
@@ -73,15 +73,15 @@ pub fn run(
     mapped: &dyn Fn() -> u64,
     with_answers: bool,
     interrupt: &Interrupt,
-    stage: &Stage,
-) -> Result<Findings, Failure> {
+    bar: &Bar,
+) -> Result<Findings, CommandError> {
     let mut pass = Pass { machine, trace, verifier, findings: Findings::default(), mark: "" };
     pass.findings.answers = with_answers.then(Vec::new);
     let boot = trace.first_mapping();
     for (number, record) in trace.records.iter().enumerate() {
         if number % CHUNK == 0 {
             interrupt.check()?;
-            stage.at(number as u64);
+            bar.position(number as u64);
         }
         if number % SAMPLE == 0 || matches!(record, Record::Mark(_)) {
             pass.findings.peak_mapped = pass.findings.peak_mapped.max(mapped());
@@ -122,7 +122,7 @@ struct Pass<'p, 'm> {
 }
 
 impl Pass<'_, '_> {
-    /// A call that was just answered.
+    /// Compares the result of a call with the recorded one.
     fn compare(&mut self, number: usize, record: &Record, reply: Reply) {
         let (kind, liobn, ioba, ret, value) = match *record {
             Record::Put { liobn, ioba, ret, .. } => (0, liobn, ioba, ret, None),
@@ -139,13 +139,13 @@ impl Pass<'_, '_> {
         let ours = reply.value.map(Tce::raw);
         let same_value = !same_code || ours == value;
         findings.get_mismatches += u64::from(!same_value);
-        if !(same_code && same_value) && findings.first_mismatches.len() < TOLD {
+        if !(same_code && same_value) && findings.first_mismatches.len() < MAX_REPORTED {
             findings.first_mismatches.push(format!(
                 "{}:{}: recorded {}, ours {} ({})",
                 self.trace.file,
                 self.trace.lines[number],
-                answer_word(i64::from(ret).to_string(), value),
-                answer_word(code_word(reply.code), ours),
+                answer_text(i64::from(ret).to_string(), value),
+                answer_text(code_text(reply.code), ours),
                 self.mark
             ));
         }
@@ -154,9 +154,9 @@ impl Pass<'_, '_> {
             answers.push(Answer {
                 line: self.trace.lines[number],
                 mark: self.mark.to_owned(),
-                recorded: answer_word(i64::from(ret).to_string(), value),
-                ours: answer_word(code_word(reply.code), ours),
-                handler: (self.machine.calls.rules() == Rules::Kvm).then(|| code_word(handler)),
+                recorded: answer_text(i64::from(ret).to_string(), value),
+                ours: answer_text(code_text(reply.code), ours),
+                handler: (self.machine.calls.rules() == Rules::Kvm).then(|| code_text(handler)),
             });
         }
         let written = self.written(record, reply);
@@ -170,7 +170,7 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// The entries that a call stored: all it names, or those before the one that stopped it.
+    /// The entries that a call stored: all, or those before the one that failed.
     fn written(&self, record: &Record, reply: Reply) -> Written {
         let mapping = |tce: u64, count: u64| if tce & PERMISSION == 0 { 0 } else { count };
         match *record {
@@ -200,13 +200,13 @@ impl Pass<'_, '_> {
         }
     }
 
-    /// Whether the kernel's handler gave the final answer, which it does before it writes anything.
+    /// Whether the result is that of the kernel's handler, which fails before it writes an entry.
     fn by_handler(&self, reply: Reply) -> bool {
         self.machine.calls.rules() == Rules::Kvm && !reply.handed_over
     }
 
-    /// How many of `count` entries lie inside the table, when the refusal is QEMU's: it comes at the table's end, after
-    /// the entries before it were stored. More than `most` (for `None`: than the table has) are refused unseen.
+    /// The entries of `count` that QEMU stores before it fails at the end of the table. More than `most` entries (for `None`: than
+    /// the table has) are refused at once.
     fn inside(&self, liobn: u64, ioba: BusAddr, count: u64, most: Option<u64>, reply: Reply) -> u64 {
         let Some(table) = self.machine.table(liobn) else { return 0 };
         let geometry = table.geometry();
@@ -216,7 +216,7 @@ impl Pass<'_, '_> {
         geometry.index(ioba).map_or(0, |index| count.min(geometry.entries() - index))
     }
 
-    /// The one thing the kernel's list call does half: it stops at a value without permission that points nowhere.
+    /// The entries that the kernel's list call stores before it stops at a value whose address is in no memory slot.
     fn before_poison(&self, liobn: u64, ioba: BusAddr, list: &List, values: &[u64]) -> u64 {
         let Some(table) = self.machine.table(liobn) else { return 0 };
         if !list.at.is_aligned(PageShift::K4) || table.geometry().aligned_index(ioba, list.count).is_none() {
@@ -227,9 +227,9 @@ impl Pass<'_, '_> {
         values.iter().position(poison).unwrap_or(0) as u64
     }
 
-    /// A device's access: the guest's entry must name the recorded page and permission, and behind it must be that page's
-    /// memory, held as a device would hold it.
-    fn look_up(&mut self, number: usize, wanted: &Lookup) -> Result<(), Failure> {
+    /// Checks a device's access: the guest's entry must have the recorded page and permission, and its hardware entry must map the
+    /// memory of that page.
+    fn look_up(&mut self, number: usize, wanted: &Lookup) -> Result<(), CommandError> {
         let findings = &mut self.findings;
         findings.xlate_checked = findings.xlate_checked.saturating_add(wanted.count);
         let found = Liobn::from_register(wanted.liobn)
@@ -254,9 +254,9 @@ impl Pass<'_, '_> {
         };
         if !right {
             self.findings.xlate_mismatches = self.findings.xlate_mismatches.saturating_add(wanted.count);
-            if self.findings.first_mismatches.len() < TOLD {
+            if self.findings.first_mismatches.len() < MAX_REPORTED {
                 self.findings.first_mismatches.push(format!(
-                    "{}:{}: the device found another page than {}",
+                    "{}:{}: the device reached another page than {}",
                     self.trace.file, self.trace.lines[number], wanted.gpa
                 ));
             }
@@ -265,11 +265,11 @@ impl Pass<'_, '_> {
     }
 }
 
-/// The most entries a list call may name.
+/// The most entries of a list call.
 const LIST_MAX: u64 = prereg_iommu::Hypercall::MAX_LIST as u64;
 
 /// `0, 2003` or `-4`.
-fn answer_word(code: String, value: Option<u64>) -> String {
+fn answer_text(code: String, value: Option<u64>) -> String {
     match value {
         Some(value) => format!("{code}, {value:x}"),
         None => code,

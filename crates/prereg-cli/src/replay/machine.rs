@@ -1,7 +1,7 @@
-//! The guest of a trace: its memory slots and tables, and one virtual processor that repeats its calls.
+//! The guest of a trace: memory slots, tables, and a virtual processor that repeats its calls.
 //!
-//! A [`Machine`] owns tables and a translator, and borrows guest RAM; dropping it clears every entry. Lists are written
-//! into guest RAM where the guest had them and read back from there, so that the list call does its whole work.
+//! A [`Machine`] owns tables and a translator, and borrows guest RAM; dropping it clears every entry. Lists are written to the guest
+//! RAM at the recorded address and read from there, so the list call does all its work.
 
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use prereg_iommu::{
 };
 use prereg_linux::GuestMemory;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::trace::record::{List, Record, Trace, Window};
 
 /// Guest RAM, from guest-physical 0 on.
 #[derive(Clone, Copy, Debug)]
 pub struct Ram<'a>(pub &'a GuestMemory);
 
-/// The most entries that a list has.
+/// The most entries of a list.
 const LIST: usize = Hypercall::MAX_LIST;
 
 impl Ram<'_> {
-    /// What the guest does before a list call: writes the list, big-endian. Addresses outside of RAM take nothing.
+    /// Writes a list, big-endian, as the guest does before a list call. Outside of RAM nothing is written.
     #[inline]
     pub fn write_list(self, at: GuestAddr, values: &[u64]) {
         let mut bytes = [0; LIST * 8];
@@ -32,7 +32,7 @@ impl Ram<'_> {
         for (bytes, value) in bytes.chunks_exact_mut(8).zip(values) {
             bytes.copy_from_slice(&value.to_be_bytes());
         }
-        // A list outside of RAM was never written by the guest either.
+        // The guest could not write outside of RAM either.
         let _ = self.0.write(at.raw(), bytes);
     }
 
@@ -56,39 +56,39 @@ impl GuestList for Ram<'_> {
     }
 }
 
-/// A guest with its tables.
+/// A guest and its tables.
 #[derive(Debug)]
 pub struct Machine<'a> {
     trace: &'a Trace,
     ram: Ram<'a>,
     space: Arc<AddressSpace>,
-    /// The largest page that guest RAM can be mapped with.
+    /// The largest page with which guest RAM can be mapped.
     largest_page: PageShift,
     /// The tables, and the calls on them.
     pub calls: Hypercalls,
-    /// The one processor's handle.
+    /// The translator of the only processor.
     pub translator: Translator,
 }
 
-/// Who the mappings are reported as held by: there is one guest.
+/// The holder of the mappings; there is one guest.
 const GUEST: u64 = 0;
 
 impl<'a> Machine<'a> {
     /// A guest without tables, over registered RAM.
     ///
     /// # Errors
-    /// [`Failure::Host`] when its RAM cannot be a memory slot.
+    /// [`CommandError::Host`] if its RAM cannot be a memory slot.
     pub fn new(
         trace: &'a Trace,
         memory: &'a GuestMemory,
         space: &Arc<AddressSpace>,
         largest_page: PageShift,
         rules: Rules,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, CommandError> {
         let mut slots = MemorySlots::new();
         slots
             .insert(GuestAddr::new(0), memory.ua(), memory.bytes())
-            .map_err(|error| Failure::host("making guest RAM a memory slot", error))?;
+            .map_err(|error| CommandError::host("making guest RAM a memory slot", error))?;
         Ok(Self {
             trace,
             ram: Ram(memory),
@@ -105,30 +105,30 @@ impl<'a> Machine<'a> {
         self.ram
     }
 
-    /// The system page.
+    /// The host's page size.
     #[must_use]
     pub fn granule(&self) -> Granule {
         self.space.granule()
     }
 
-    /// Makes the table of `window`, with a hardware table behind it. Where guest RAM is not contiguous enough for the
-    /// window's pages, one of its entries is many of the hardware's.
+    /// Creates the table of `window` and its hardware table. If guest RAM is not contiguous enough for the window's pages, an
+    /// entry has several hardware entries.
     ///
     /// # Errors
-    /// In words, when there is no memory for it.
+    /// The reason, for example no memory.
     pub fn create(&mut self, window: &Window) -> Result<(), String> {
-        let words = |error: &dyn std::fmt::Display| error.to_string();
+        let text = |error: &dyn std::fmt::Display| error.to_string();
         let liobn = Liobn::from_register(window.liobn).ok_or("the table's number is wider than 32 bits")?;
-        let guest = Geometry::for_guest(window.start, window.shift, window.entries).map_err(|e| words(&e))?;
+        let guest = Geometry::for_guest(window.start, window.shift, window.entries).map_err(|e| text(&e))?;
         let shift = window.shift.min(self.largest_page);
         let entries = window.entries << (window.shift.get() - shift.get());
-        let hardware = Geometry::new(window.start, shift, entries).map_err(|e| words(&e))?;
-        let hardware = HwTable::new(Arc::clone(&self.space), hardware, GUEST).map_err(|e| words(&e))?;
-        let table = self.calls.create(liobn, guest).map_err(|e| words(&e))?;
-        table.attach(Arc::new(hardware)).map(drop).map_err(|e| words(&e))
+        let hardware = Geometry::new(window.start, shift, entries).map_err(|e| text(&e))?;
+        let hardware = HwTable::new(Arc::clone(&self.space), hardware, GUEST).map_err(|e| text(&e))?;
+        let table = self.calls.create(liobn, guest).map_err(|e| text(&e))?;
+        table.attach(Arc::new(hardware)).map(drop).map_err(|e| text(&e))
     }
 
-    /// Takes the table of `liobn` away, and with it every mapping it holds.
+    /// Removes the table of `liobn` with its mappings.
     pub fn remove(&mut self, liobn: u64) {
         drop(Liobn::from_register(liobn).and_then(|liobn| self.calls.remove(liobn)));
     }
@@ -139,13 +139,13 @@ impl<'a> Machine<'a> {
         self.calls.table(Liobn::from_register(liobn)?)
     }
 
-    /// H_PUT_TCE and its kin.
+    /// Executes a hypercall.
     #[inline]
     pub fn call(&mut self, call: Hypercall) -> Reply {
         self.calls.call(&mut self.translator, &self.ram, call)
     }
 
-    /// H_PUT_TCE_INDIRECT of a recorded list.
+    /// Executes H_PUT_TCE_INDIRECT with a recorded list.
     #[inline]
     pub fn call_list(&mut self, liobn: u64, ioba: prereg::BusAddr, list: &List) -> Reply {
         let values = self.trace.values(list);
@@ -155,12 +155,12 @@ impl<'a> Machine<'a> {
         self.call(Hypercall::PutIndirect { liobn, ioba, list: list.at, pages: list.count })
     }
 
-    /// Does one record if it changes tables or is a call; `None` for what is neither a call nor a window.
+    /// Replays one record; `None` if it is not a call.
     ///
     /// # Errors
-    /// [`Failure::Replay`] when a table cannot be made.
+    /// [`CommandError::Replay`] if a table cannot be created.
     #[inline]
-    pub fn step(&mut self, number: usize, record: &Record) -> Result<Option<Reply>, Failure> {
+    pub fn step(&mut self, number: usize, record: &Record) -> Result<Option<Reply>, CommandError> {
         let trace = self.trace;
         Ok(Some(match *record {
             Record::Put { liobn, ioba, tce, .. } => {
@@ -186,9 +186,9 @@ impl<'a> Machine<'a> {
     }
 
     #[cold]
-    fn create_at(&mut self, number: usize, index: u32) -> Result<(), Failure> {
+    fn create_at(&mut self, number: usize, index: u32) -> Result<(), CommandError> {
         let trace = self.trace;
-        self.create(&trace.windows[index as usize]).map_err(|why| Failure::Replay {
+        self.create(&trace.windows[index as usize]).map_err(|why| CommandError::Replay {
             file: trace.file.clone(),
             line: trace.lines[number],
             why,
@@ -196,8 +196,8 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// A return code as the trace and the tables of answers write it.
+/// A return code in the notation of the traces.
 #[must_use]
-pub fn code_word(code: HReturn) -> String {
+pub fn code_text(code: HReturn) -> String {
     if code == HReturn::TOO_HARD { "H_TOO_HARD".to_owned() } else { code.raw().to_string() }
 }

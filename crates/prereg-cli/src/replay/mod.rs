@@ -1,8 +1,8 @@
-//! Replaying a trace over memory that is pinned once.
+//! Replays a trace over memory that is pinned once.
 //!
-//! A [`Stage`] is set for one trace: guest RAM made and registered. [`Stage::run`] replays the trace once with everything
-//! [checked](check), then for the [time](timing), gives the memory back and counts what did not come, and on request
-//! does it all over with a pin at every map ([`baseline`]). Every way out, early or not, goes through the same drops.
+//! A [`Replay`] owns the registered guest RAM of one trace. [`Replay::run`] replays the trace once with all [checks](check), then for
+//! the [time](timing), releases the memory and counts leaks, and on request replays it with a pin at every map ([`baseline`]).
+//! Every exit, early or not, releases everything by destructors.
 
 pub mod baseline;
 pub mod check;
@@ -15,23 +15,23 @@ use clap::ValueEnum;
 use prereg_iommu::Rules;
 use prereg_linux::GuestMemory;
 
-use crate::failure::Failure;
+use crate::backend::{self, RegisteredMemory, ReplayBackend};
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::pins::{self, PinChoice, Pinned};
 use crate::progress::Progress;
-use crate::quantity::Bytes;
 use crate::trace::record::Trace;
+use crate::units::Bytes;
 use machine::Machine;
 use report::Report;
 use verify::Verifier;
 pub use verify::Verify;
 
-/// By whose rules calls are answered.
+/// The rules of the hypercalls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum RuleChoice {
-    /// QEMU's, which the traces were recorded with
+    /// QEMU's, with which the traces were recorded
     Qemu,
-    /// KVM's in-kernel handlers; what they find too hard is done by QEMU's rules
+    /// Those of KVM's handlers in the kernel; calls that are too hard for them follow QEMU's
     Kvm,
 }
 
@@ -44,87 +44,87 @@ impl From<RuleChoice> for Rules {
     }
 }
 
-/// How to replay.
+/// Options of a replay.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// By whose rules.
+    /// The rules of the hypercalls.
     pub rules: RuleChoice,
-    /// How guest RAM is pinned.
-    pub pin: PinChoice,
-    /// Which entries are compared with pagemap.
+    /// The pin back end of guest RAM.
+    pub backend: ReplayBackend,
+    /// Entries compared with pagemap.
     pub verify: Verify,
-    /// Also pin at every map.
+    /// Also replay with a pin at every map.
     pub compare: bool,
-    /// Keep every answer.
-    pub answers: bool,
-    /// Timed passes.
-    pub passes: u32,
+    /// Report every call.
+    pub print_calls: bool,
+    /// Timed replays.
+    pub iterations: u32,
 }
 
 /// A trace and the registered memory of its guest.
 #[derive(Debug)]
-pub struct Stage<'a> {
+pub struct Replay<'a> {
     trace: &'a Trace,
     options: Options,
     memory: GuestMemory,
-    pinned: Pinned,
+    pinned: RegisteredMemory,
     interrupt: &'a Interrupt,
     progress: Progress,
 }
 
-impl<'a> Stage<'a> {
-    /// Makes guest RAM and pins it.
+impl<'a> Replay<'a> {
+    /// Creates guest RAM and registers it.
     ///
     /// # Errors
-    /// [`Failure`]; nothing is pinned then.
+    /// [`CommandError`]; nothing is pinned then.
     pub fn set_up(
         trace: &'a Trace,
         options: &Options,
         interrupt: &'a Interrupt,
         progress: Progress,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, CommandError> {
         let what = || format!("{}: making {} of guest RAM", trace.file, Bytes(trace.ram_bytes));
         let memory = GuestMemory::memfd("prereg-guest", trace.ram_bytes)
-            .map_err(|error| Failure::host(what(), error))?;
-        let pinned = pins::register(&memory, options.pin, interrupt, progress)?;
+            .map_err(|error| CommandError::host(what(), error))?;
+        let pinned = backend::register(&memory, options.backend, interrupt, progress)?;
         Ok(Self { trace, options: *options, memory, pinned, interrupt, progress })
     }
 
-    /// Why this is not the back end one would wish for, if it is not.
+    /// The reason and remedy if the simulated back end replaces another one.
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
         self.pinned.notice.as_deref()
     }
 
-    /// Replays, gives all back, and reports.
+    /// Replays, releases everything, and returns the report.
     ///
     /// # Errors
-    /// [`Failure`]; everything is released then too.
-    pub fn run(self) -> Result<Report, Failure> {
+    /// [`CommandError`]; everything is released.
+    pub fn run(self) -> Result<Report, CommandError> {
         let mut report = self.blank_report();
         self.check(&mut report)?;
         self.time(&mut report)?;
         let Self { trace, options, memory, pinned, interrupt, progress } = self;
         let host = pinned.host().clone();
-        let ledger = pinned.release()?;
-        report.leaked_pages = ledger.leaked_pages();
+        let check = pinned.release()?;
+        report.leaked_pages = check.leaked_pages();
         if options.compare {
-            let stage = progress.stage("pinning at every map", trace.records.len() as u64);
-            let baseline = baseline::run(trace, memory.ua(), &host, interrupt, &stage)?;
-            drop(stage);
-            report.leaked_pages = report.leaked_pages.max(ledger.leaked_pages());
+            let bar = progress.bar("pinning at every map", trace.records.len() as u64);
+            let baseline = baseline::run(trace, memory.ua(), &host, interrupt, &bar)?;
+            drop(bar);
+            report.leaked_pages = report.leaked_pages.max(check.leaked_pages());
             compare(&mut report, &baseline);
         }
-        report.kernel_excess_pages = ledger.kernel_excess_pages();
+        report.kernel_excess_pages = check.kernel_excess_pages();
         Ok(report)
     }
 
-    fn machine(&self) -> Result<Machine<'_>, Failure> {
+    fn machine(&self) -> Result<Machine<'_>, CommandError> {
         let largest = self.pinned.registration().largest_page();
         Machine::new(self.trace, &self.memory, self.pinned.space(), largest, self.options.rules.into())
     }
 
-    /// What is known before the first call.
+    /// The report before the first call.
     fn blank_report(&self) -> Report {
         let Self { trace, options, pinned, .. } = self;
         let state = pinned.space().snapshot();
@@ -137,7 +137,7 @@ impl<'a> Stage<'a> {
             }
             .to_owned(),
             backend: pinned.host().name().to_owned(),
-            addresses: pins::address_word(pinned.host().address_kind()).to_owned(),
+            addresses: backend::address_kind_name(pinned.host().address_kind()).to_owned(),
             hypercalls: trace.hypercalls,
             ram_bytes: trace.ram_bytes,
             pages_pinned: state.pinned_pages,
@@ -148,31 +148,30 @@ impl<'a> Stage<'a> {
         report.notice.clone_from(&pinned.notice);
         if trace.claimed_hypercalls.is_some_and(|claimed| claimed != trace.hypercalls) {
             report.notes.push(format!(
-                "the file's last line says {} calls and it has {}; it may have been cut",
+                "the file's last line names {} calls and it has {}; it may be truncated",
                 trace.claimed_hypercalls.unwrap_or_default(),
                 trace.hypercalls
             ));
         }
         if pinned.host().name() == "mlock" {
             report.notes.push(
-                "mlock is no pin: locked pages may still move, so no device may use their addresses"
-                    .to_owned(),
+                "mlock does not pin: locked pages may move, so no device may use their addresses".to_owned(),
             );
         }
         let largest = pinned.registration().largest_page();
         if trace.windows.iter().any(|window| window.shift > largest) {
             report.notes.push(format!(
-                "guest RAM is contiguous in pages of {largest} only: behind larger window pages stand several of those"
+                "guest RAM is contiguous in pages of {largest} only: larger pages of windows are split into several of those"
             ));
         }
         report
     }
 
     /// The checking pass.
-    fn check(&self, report: &mut Report) -> Result<(), Failure> {
+    fn check(&self, report: &mut Report) -> Result<(), CommandError> {
         let trace = self.trace;
         let mut verifier = Verifier::new(self.options.verify, self.pinned.space())?;
-        let stage = self.progress.stage(&format!("{}: checking", trace.name), trace.records.len() as u64);
+        let bar = self.progress.bar(&format!("{}: checking", trace.name), trace.records.len() as u64);
         let mut machine = self.machine()?;
         let mapped = || self.pinned.registration().state().map_or(0, |state| state.mapped);
         let found = check::run(
@@ -180,9 +179,9 @@ impl<'a> Stage<'a> {
             trace,
             &mut verifier,
             &mapped,
-            self.options.answers,
+            self.options.print_calls,
             self.interrupt,
-            &stage,
+            &bar,
         )?;
         report.calls = found.calls;
         report.tces_written = found.written.tces;
@@ -204,28 +203,28 @@ impl<'a> Stage<'a> {
         if self.options.rules == RuleChoice::Kvm && found.return_mismatches + found.get_mismatches > 0 {
             report
                 .notes
-                .push("the recording is QEMU's: KVM's handlers answer some bad calls otherwise".to_owned());
+                .push("the trace was recorded with QEMU: KVM's handlers return other results for some invalid calls".to_owned());
         }
         Ok(())
     }
 
     /// The timed passes.
-    fn time(&self, report: &mut Report) -> Result<(), Failure> {
+    fn time(&self, report: &mut Report) -> Result<(), CommandError> {
         let trace = self.trace;
         let mut passes = Vec::new();
-        for number in 0..self.options.passes {
-            let what = format!("{}: timing {} of {}", trace.name, number + 1, self.options.passes);
-            let stage = self.progress.stage(&what, trace.records.len() as u64);
+        for number in 0..self.options.iterations {
+            let what = format!("{}: timing {} of {}", trace.name, number + 1, self.options.iterations);
+            let bar = self.progress.bar(&what, trace.records.len() as u64);
             let mut machine = self.machine()?;
-            passes.push(timing::pass(&mut machine, trace, self.interrupt, &stage)?);
+            passes.push(timing::pass(&mut machine, trace, self.interrupt, &bar)?);
         }
         let pass = timing::median(&passes);
         if passes.iter().any(|pass| pass.mismatches != report.return_mismatches) {
             report.return_mismatches =
                 passes.iter().map(|pass| pass.mismatches).fold(report.return_mismatches, u64::max);
-            report.notes.push("a timed pass was answered otherwise than the checked one".to_owned());
+            report.notes.push("the results of a timed pass differ from those of the checked one".to_owned());
         }
-        report.timed_passes = self.options.passes;
+        report.timed_passes = self.options.iterations;
         report.ns_per_call = timing::ns_each(pass.rest, report.hypercalls - report.boot_calls);
         report.ns_per_tce = timing::ns_each(pass.rest, report.tces_written - report.boot_tces);
         report.boot_ns_per_tce = timing::ns_each(pass.boot, report.boot_tces);
@@ -233,7 +232,7 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// Puts the pin-per-map run next to ours.
+/// Adds the results of the run with a pin at every map.
 fn compare(report: &mut Report, baseline: &baseline::Baseline) {
     report.baseline_pins = baseline.pins;
     report.baseline_ns_per_tce = timing::ns_each(baseline.took, baseline.tces);
@@ -245,8 +244,8 @@ fn compare(report: &mut Report, baseline: &baseline::Baseline) {
         report.notes.push(format!("pin per map stopped after {} pins: {why}", baseline.pins));
     }
     if report.backend == "sim" {
-        report
-            .notes
-            .push("pins are pretended: the ratio to pin per map says nothing about a real host".to_owned());
+        report.notes.push(
+            "pins are simulated: the ratio to a pin at every map says nothing about a real host".to_owned(),
+        );
     }
 }

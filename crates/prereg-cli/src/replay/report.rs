@@ -1,20 +1,20 @@
-//! What a replay found, as a table for people and as JSON for programs.
+//! The report of a replay, as a table or as JSON.
 //!
-//! A [`Report`] is plain data: the other files of this folder fill it, nobody reads it back. Times are nanoseconds of
-//! the timed passes after the boot-time clearing; everything that is checked is counted in the checking pass.
+//! A [`Report`] is plain data, filled by the other files of this folder. Times are those of the timed passes after the clearing at
+//! boot; mismatches are those of the checking pass.
 
 use std::fmt;
 
 use serde::Serialize;
 
-use crate::quantity::{Bytes, Count};
+use crate::units::{Bytes, Count};
 
-/// The result of replaying one trace. The first eighteen fields are an interface: programs read them.
+/// The report of one trace. The names of the first eighteen fields are a stable interface.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
     /// The trace's name.
     pub trace: String,
-    /// By whose rules calls were answered: `qemu` or `kvm`.
+    /// The rules of the hypercalls: `qemu` or `kvm`.
     pub rules: String,
     /// The pin back end.
     pub backend: String,
@@ -22,7 +22,7 @@ pub struct Report {
     pub hypercalls: u64,
     /// Entries that calls stored.
     pub tces_written: u64,
-    /// Calls whose answer differs from the recorded one.
+    /// Calls whose result differs from the recorded one.
     pub return_mismatches: u64,
     /// GET calls whose value differs from the recorded one.
     pub get_mismatches: u64,
@@ -32,94 +32,94 @@ pub struct Report {
     pub xlate_mismatches: u64,
     /// System pages behind live entries whose address was compared with pagemap.
     pub pagemap_checked: u64,
-    /// Those that were elsewhere.
+    /// Those at another address.
     pub pagemap_mismatches: u64,
     /// System pages pinned for guest RAM.
     pub pages_pinned: u64,
-    /// How many times anything was pinned for it.
+    /// Pin calls for it.
     pub pin_calls: u64,
-    /// Mean time of a call; null when none was left to time.
+    /// Mean time of a call; null if there is none to time.
     pub ns_per_call: Option<f64>,
     /// Mean time of an entry written.
     pub ns_per_tce: Option<f64>,
-    /// The same when each map pins and each unmap unpins; null without `--compare`.
+    /// Mean time of an entry with a pin at each map and an unpin at each unmap; null without `--compare`.
     pub baseline_ns_per_tce: Option<f64>,
-    /// How many times slower that is.
+    /// `baseline_ns_per_tce` divided by `ns_per_tce`.
     pub speedup: Option<f64>,
-    /// System pages that are still pinned or charged after all was given back.
+    /// System pages that are pinned or charged after the release.
     pub leaked_pages: u64,
 
     /// The trace's file.
     pub file: String,
     /// Guest RAM in bytes.
     pub ram_bytes: u64,
-    /// What host addresses mean: `physical`, `slot-offset` or `invented`.
+    /// Kind of the host addresses: `physical`, `slot-offset` or `invented`.
     pub addresses: String,
     /// Calls by kind: put, indirect, stuff, get.
     pub calls: [u64; 4],
-    /// Entries written that let a device in.
+    /// Entries written with a permission.
     pub mapping_tces: u64,
-    /// Calls that the kernel's handler gave to user space; 0 by QEMU's rules.
+    /// Calls that the kernel's handler passed to user space; 0 with QEMU's rules.
     pub too_hard: u64,
-    /// The most mappings that were counted at once, as seen at the checks.
+    /// The most live mappings seen.
     pub peak_mapped: u64,
-    /// Mappings still in the tables after the last call.
+    /// Live mappings after the last call.
     pub live_at_end: u64,
-    /// Calls before the first one that maps: the boot-time clearing.
+    /// Calls before the first one that maps: the clearing at boot.
     pub boot_calls: u64,
-    /// Entries that those wrote.
+    /// Entries written by them.
     pub boot_tces: u64,
-    /// Their mean time for an entry.
+    /// Mean time of those entries.
     pub boot_ns_per_tce: Option<f64>,
-    /// How often the trace was replayed for the times; the median is reported.
+    /// Timed replays; the median is reported.
     pub timed_passes: u32,
-    /// Milliseconds to fault in, pin and read the addresses of guest RAM.
+    /// Milliseconds of prefault and registration of guest RAM.
     pub register_ms: f64,
-    /// Mapping entries that the pin-per-map run pinned one by one.
+    /// Pins of the run with a pin at each map.
     pub baseline_pins: u64,
-    /// VmPin and VmLck, in pages, above what they were before: what the kernel says was not given back.
+    /// VmPin and VmLck after the release, in pages, in excess of their values before.
     pub kernel_excess_pages: u64,
-    /// Why this is not the back end one would wish for, and what would allow that.
+    /// The reason and remedy if the simulated back end replaces another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub notice: Option<String>,
-    /// Things to know about these numbers.
+    /// Notes on these numbers.
     pub notes: Vec<String>,
-    /// With `--answers`: every call.
+    /// With `--print-calls`: every call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answers: Option<Vec<Answer>>,
 }
 
-/// One call and its answers.
+/// The results of one call.
 #[derive(Clone, Debug, Serialize, PartialEq, Eq)]
 pub struct Answer {
     /// The line of the call in the trace.
     pub line: u32,
-    /// What the guest said it was doing.
+    /// The guest's last mark.
     pub mark: String,
-    /// What the trace says the guest was answered: a code, and the entry after a successful GET.
+    /// The recorded result: a code, and the entry after a successful GET.
     pub recorded: String,
-    /// What it is answered here.
+    /// The result here.
     pub ours: String,
-    /// By KVM's rules, what the kernel's handler said: a code, or `H_TOO_HARD` when user space had to finish the call.
+    /// With KVM's rules, the result of the kernel's handler: a code, or `H_TOO_HARD` if user space finished the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handler: Option<String>,
 }
 
 impl Report {
-    /// Whether everything was as recorded and everything came back.
+    /// Whether nothing differs and nothing leaked.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
         self.mismatches() == 0 && self.leaked_pages == 0
     }
 
-    /// All that differed.
+    /// The number of differences.
     #[must_use]
     pub const fn mismatches(&self) -> u64 {
         self.return_mismatches + self.get_mismatches + self.xlate_mismatches + self.pagemap_mismatches
     }
 }
 
-/// `12.3`, or a dash for nothing to measure.
+/// A time, or a dash without one.
 struct Nanoseconds(Option<f64>);
 
 impl fmt::Display for Nanoseconds {
@@ -154,7 +154,7 @@ impl fmt::Display for Report {
             row(
                 "  boot clearing",
                 format_args!(
-                    "apart: {} calls, {} TCEs, {} per TCE",
+                    "separately: {} calls, {} TCEs, {} per TCE",
                     Count(self.boot_calls),
                     Count(self.boot_tces),
                     Nanoseconds(self.boot_ns_per_tce)
@@ -165,7 +165,7 @@ impl fmt::Display for Report {
             "pages pinned",
             format_args!(
                 "{}{} ({}), by {} pin call{}, in {:.0} ms",
-                if self.backend == "sim" { "in pretence " } else { "" },
+                if self.backend == "sim" { "simulated: " } else { "" },
                 Count(self.pages_pinned),
                 Bytes(self.ram_bytes),
                 self.pin_calls,
@@ -183,7 +183,7 @@ impl fmt::Display for Report {
             )?;
         }
         if self.too_hard > 0 {
-            row("too hard", format_args!("{} calls handed to user space", Count(self.too_hard)))?;
+            row("too hard", format_args!("{} calls passed to user space", Count(self.too_hard)))?;
         }
         row(
             "mismatches",
@@ -199,9 +199,9 @@ impl fmt::Display for Report {
             ),
         )?;
         row(
-            "given back",
+            "released",
             format_args!(
-                "{} of {} pages; {} leaked; the kernel counts {} more than before (VmPin, VmLck)",
+                "{} of {} pages; {} leaked; VmPin and VmLck {} pages above their start",
                 Count(self.pages_pinned.saturating_sub(self.leaked_pages)),
                 Count(self.pages_pinned),
                 Count(self.leaked_pages),
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_keys_that_programs_read_are_all_there() {
+    fn the_stable_keys_are_all_present() {
         let json = serde_json::to_value(Report::default()).unwrap();
         for key in [
             "trace",

@@ -1,14 +1,14 @@
-//! The timed passes: calls and nothing else.
+//! The timed passes.
 //!
-//! A pass replays the whole trace over fresh tables. The clock is read once for many calls, and never around what is
-//! checked or shown; device accesses are left out. Answers are still compared, for the price of one comparison.
+//! A pass replays the whole trace over new tables, without device accesses. The clock is read once for many calls, and not during
+//! output. The only check is one comparison of each result.
 
 use std::time::{Duration, Instant};
 
 use super::machine::Machine;
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::progress::Stage;
+use crate::progress::Bar;
 use crate::trace::record::{Record, Trace};
 
 /// The time of one pass.
@@ -18,30 +18,30 @@ pub struct Pass {
     pub boot: Duration,
     /// From there on.
     pub rest: Duration,
-    /// Calls that were answered unlike the recording.
+    /// Calls whose result differs from the recorded one.
     pub mismatches: u64,
 }
 
-/// Records between two looks at the clock, the bar and the flag.
+/// Records between two reads of the clock and the interrupt flag.
 const CHUNK: usize = 16_384;
 
-/// Replays all of `trace` on `machine`, which has no tables yet.
+/// Replays all of `trace` on `machine`, which has no tables.
 ///
 /// # Errors
-/// [`Failure::Interrupted`], or [`Failure::Replay`] when a table cannot be made.
+/// [`CommandError::Interrupted`], or [`CommandError::Replay`] if a table cannot be created.
 pub fn pass(
     machine: &mut Machine<'_>,
     trace: &Trace,
     interrupt: &Interrupt,
-    stage: &Stage,
-) -> Result<Pass, Failure> {
+    bar: &Bar,
+) -> Result<Pass, CommandError> {
     let mut result = Pass::default();
     let boot = trace.first_mapping();
     let (clearing, rest) = trace.records.split_at(boot);
     for (records, first, took) in [(clearing, 0, &mut result.boot), (rest, boot, &mut result.rest)] {
         for (chunk, number) in records.chunks(CHUNK).zip((first..).step_by(CHUNK)) {
             interrupt.check()?;
-            stage.at(number as u64);
+            bar.position(number as u64);
             let start = Instant::now();
             let mismatches = run(machine, chunk, number)?;
             *took += start.elapsed();
@@ -51,7 +51,7 @@ pub fn pass(
     Ok(result)
 }
 
-fn run(machine: &mut Machine<'_>, records: &[Record], first: usize) -> Result<u64, Failure> {
+fn run(machine: &mut Machine<'_>, records: &[Record], first: usize) -> Result<u64, CommandError> {
     let mut mismatches = 0;
     for (at, record) in records.iter().enumerate() {
         if let Some(reply) = machine.step(first + at, record)? {
@@ -68,7 +68,7 @@ fn run(machine: &mut Machine<'_>, records: &[Record], first: usize) -> Result<u6
     Ok(mismatches)
 }
 
-/// The pass in the middle.
+/// The pass with the median time.
 #[must_use]
 pub fn median(passes: &[Pass]) -> Pass {
     let mut sorted = passes.to_vec();
@@ -76,7 +76,7 @@ pub fn median(passes: &[Pass]) -> Pass {
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
 }
 
-/// Nanoseconds for each of `count`; `None` for none.
+/// Nanoseconds for each of `count` operations; `None` without any.
 #[must_use]
 pub fn ns_each(took: Duration, count: u64) -> Option<f64> {
     (count > 0).then(|| took.as_nanos() as f64 / count as f64)
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_time_has_no_time() {
+    fn no_operations_have_no_time() {
         assert_eq!(ns_each(Duration::from_nanos(10), 0), None);
         assert_eq!(ns_each(Duration::from_nanos(10), 4), Some(2.5));
     }

@@ -1,8 +1,7 @@
-//! Does the page that a device would reach lie where pagemap says?
+//! Comparison of live entries with the kernel's page map.
 //!
-//! A live entry is mapped once more, as a device's access does, and the host address of that mapping is compared, while it
-//! keeps the page pinned, with the frame that the kernel shows at that moment for the user page the guest asked for. Only
-//! addresses that are physical can be compared; see [`Verifier::new`].
+//! A live entry is mapped once more, as by an access of a device. While that mapping keeps the page pinned, its host address is compared
+//! with the frame that the kernel reports for the user page of the guest's entry. Only physical addresses are compared.
 
 use clap::ValueEnum;
 use prereg::{AddressKind, AddressSpace, Holder, HostAddr, PageShift, Translator, UserAddr};
@@ -10,9 +9,9 @@ use prereg_iommu::{HwTable, TceTable};
 use prereg_linux::{PageBacking, Pagemap};
 
 use super::machine::Machine;
-use crate::failure::Failure;
+use crate::error::CommandError;
 
-/// Which entries are compared.
+/// The entries to compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Verify {
     /// Some entries of every 16th mapping call, and some of the live ones at each mark
@@ -23,13 +22,13 @@ pub enum Verify {
     None,
 }
 
-/// Of how many mapping calls a sample looks at one.
+/// Mapping calls for each one in the sample.
 const EVERY: u64 = 16;
-/// How many entries of a call, and of a table at a mark, a sample looks at.
+/// Entries of a call, and of a table at a mark, in the sample.
 const OF_CALL: u64 = 4;
 const OF_TABLE: usize = 64;
 
-/// Compares and counts.
+/// Compares entries and counts differences.
 #[derive(Debug)]
 pub struct Verifier {
     how: Verify,
@@ -38,27 +37,27 @@ pub struct Verifier {
     mapping_calls: u64,
     /// System pages compared.
     pub checked: u64,
-    /// System pages that were elsewhere.
+    /// System pages at another address.
     pub wrong: u64,
-    /// Why nothing is compared.
+    /// The reason if nothing is compared.
     pub note: Option<String>,
 }
 
 impl Verifier {
-    /// Compares as `how` says, if the host addresses of `space` can be compared.
+    /// A verifier of entries selected by `how`; it compares nothing unless the host addresses of `space` are physical.
     ///
     /// # Errors
-    /// [`Failure::Host`] when pagemap cannot be opened though it is needed, or without memory.
-    pub fn new(how: Verify, space: &AddressSpace) -> Result<Self, Failure> {
+    /// [`CommandError::Host`] if pagemap is needed and cannot be opened, or without memory.
+    pub fn new(how: Verify, space: &AddressSpace) -> Result<Self, CommandError> {
         let (map, note) = match (how, space.address_kind()) {
             (Verify::None, _) => (None, None),
             (_, AddressKind::Physical) => {
-                (Some(Pagemap::open().map_err(|error| Failure::host("comparing with pagemap", error))?), None)
+                (Some(Pagemap::open().map_err(|error| CommandError::host("comparing with pagemap", error))?), None)
             }
             (_, AddressKind::SlotOffset) => (
                 None,
                 Some(
-                    "this user may not see physical addresses, so none were compared with pagemap (CAP_SYS_ADMIN shows them)"
+                    "this user may not read physical addresses, so none were compared with pagemap (CAP_SYS_ADMIN allows it)"
                         .to_owned(),
                 ),
             ),
@@ -68,7 +67,7 @@ impl Verifier {
         Ok(Self { how, map, translator, mapping_calls: 0, checked: 0, wrong: 0, note })
     }
 
-    /// After a call that wrote `count` entries of `liobn` from `first` on and mapped some of them.
+    /// Compares entries after a call that wrote `count` entries of `liobn` from `first` and mapped some of them.
     pub fn after_call(&mut self, machine: &Machine<'_>, liobn: u64, first: u64, count: u64) {
         self.mapping_calls += 1;
         if self.map.is_none() || count == 0 {
@@ -81,7 +80,7 @@ impl Verifier {
                     self.guest_entry(machine, table, index);
                 }
             }
-            // The first mapping call is looked at, so that a sample of a trace that maps is never empty.
+            // The first mapping call is in the sample, so that it is never empty.
             _ if self.mapping_calls % EVERY == 1 => {
                 let step = (count / OF_CALL).max(1);
                 for index in (first..first + count).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
@@ -92,7 +91,7 @@ impl Verifier {
         }
     }
 
-    /// Looks at entries that are live now, whenever they were written.
+    /// Compares live entries of all tables.
     pub fn at_mark(&mut self, machine: &Machine<'_>) {
         if self.map.is_none() {
             return;
@@ -109,7 +108,7 @@ impl Verifier {
         }
     }
 
-    /// The hardware entries behind one guest entry: all, or the outermost two.
+    /// Compares the hardware entries of one guest entry: all, or the first and the last.
     fn guest_entry(&mut self, machine: &Machine<'_>, table: &TceTable, index: u64) {
         for hardware in table.hardware() {
             let split = table.geometry().shift().get() - hardware.geometry().shift().get();
@@ -127,7 +126,7 @@ impl Verifier {
         }
     }
 
-    /// Compares one hardware entry, if it is live, with what the guest's value asks for.
+    /// Compares one hardware entry, if it is live, with the guest's value.
     fn hardware_entry(&mut self, machine: &Machine<'_>, table: &TceTable, hardware: &HwTable, index: u64) {
         let Some(map) = &self.map else { return };
         let (guest, shift) = (table.geometry().shift(), hardware.geometry().shift());
@@ -140,7 +139,7 @@ impl Verifier {
         let wrong = match hardware.take(&mut self.translator, index) {
             Ok(None) => return,
             Ok(Some((mapping, _))) => misplaced(map, mapping.hpa(), wanted, pages, system),
-            // Live, but out of a device's reach.
+            // Live, but it cannot be mapped.
             Err(_) => pages,
         };
         self.checked += pages;
@@ -148,7 +147,7 @@ impl Verifier {
     }
 }
 
-/// How many of the `pages` system pages from `host` on are not those that lie at `wanted`.
+/// How many of the `pages` system pages from `host` on are not those at `wanted`.
 fn misplaced(map: &Pagemap, host: HostAddr, wanted: Option<UserAddr>, pages: u64, system: PageShift) -> u64 {
     let wrong = |page: u64| {
         let offset = page << system.get();

@@ -1,4 +1,4 @@
-//! The driver of QEMU's educational device (1234:11e8), which does DMA on command: memory to its buffer, or back.
+//! The driver of QEMU's educational device (1234:11e8), which copies by DMA between memory and its buffer.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -7,9 +7,9 @@ use prereg_linux::{Bar, VfioDevice};
 
 /// Vendor and device number.
 pub(super) const IDENTITY: (u16, u16) = (0x1234, 0x11e8);
-/// Bytes of the buffer on the device: the most that one transfer moves.
+/// Size of the device's buffer: the most bytes of one transfer.
 pub(super) const BUFFER_BYTES: u64 = 4096;
-/// Bus addresses that the device reaches when it is started without `dma_mask=`.
+/// Bus addresses that the device reaches without `dma_mask=`.
 pub(super) const REACH: u64 = 1 << 28;
 
 /// Registers.
@@ -18,35 +18,35 @@ const SOURCE: u64 = 0x80;
 const DESTINATION: u64 = 0x88;
 const COUNT: u64 = 0x90;
 const COMMAND: u64 = 0x98;
-/// Where the buffer lies, in the device's own addresses.
+/// Address of the buffer on the device.
 const BUFFER: u64 = 0x4_0000;
-/// Bits of the command: begin, and the direction.
+/// Bits of the command.
 const START: u64 = 1;
 const TO_MEMORY: u64 = 2;
 
-/// What the identification register holds: version 1.0 of "edu".
+/// The identification register: version 1.0 of "edu".
 const MAGIC: u32 = 0x0100_00ed;
 
 /// The device, ready for DMA.
 #[derive(Debug)]
 pub(super) struct Edu {
     registers: Bar,
-    /// QEMU gives the registers the byte order of the machine that it emulates first of all: big on POWER.
+    /// QEMU's registers have the byte order of the emulated machine: big-endian on POWER.
     swapped: bool,
 }
 
 impl Edu {
-    /// Switches DMA on and looks at the registers.
+    /// Enables DMA and maps the registers.
     ///
     /// # Errors
-    /// In words.
+    /// In failure.
     pub(super) fn open(device: &VfioDevice) -> Result<Self, String> {
         device.set_bus_master(true).map_err(|error| error.to_string())?;
         let registers = device.map_bar(0).map_err(|error| error.to_string())?;
         let swapped = match registers.read_u32(ID) {
             Some(MAGIC) => false,
             Some(id) if id.swap_bytes() == MAGIC => true,
-            id => return Err(format!("register 0 holds {id:x?}, not {MAGIC:#x}: this is no edu device")),
+            id => return Err(format!("register 0 holds {id:x?}, not {MAGIC:#x}: this is not an edu device")),
         };
         Ok(Self { registers, swapped })
     }
@@ -74,7 +74,7 @@ impl Edu {
     }
 
     fn transfer(&self, source: u64, destination: u64, bytes: u64, direction: u64) -> Result<(), String> {
-        // A tenth of a second is what the device takes; an emulated machine may be slow.
+        // The device needs a tenth of a second; an emulated machine may be slow.
         const LONGEST: Duration = Duration::from_secs(10);
         if bytes == 0 || bytes > BUFFER_BYTES {
             return Err(format!("the device moves 1 to {BUFFER_BYTES} bytes, not {bytes}"));
@@ -96,7 +96,7 @@ impl Edu {
     /// Makes the device read `bytes` bytes from bus address `from` into its buffer.
     ///
     /// # Errors
-    /// In words.
+    /// In failure.
     pub(super) fn read_memory(&self, from: u64, bytes: u64) -> Result<(), String> {
         self.transfer(from, BUFFER, bytes, 0)
     }
@@ -104,7 +104,7 @@ impl Edu {
     /// Makes the device write `bytes` bytes of its buffer to bus address `to`.
     ///
     /// # Errors
-    /// In words.
+    /// In failure.
     pub(super) fn write_memory(&self, to: u64, bytes: u64) -> Result<(), String> {
         self.transfer(BUFFER, to, bytes, TO_MEMORY)
     }

@@ -1,36 +1,35 @@
-//! `prereg selftest`: what an operator runs to trust a host. Every promise of the library is kept before his eyes, with a real
-//! device where there is one.
+//! `prereg selftest`: tests each guarantee of the library on this host, with a real device if there is one.
 //!
-//! `rig` opens a back end with its device; `edu` drives the device; `main_line` goes from register to unregister and on to a
-//! device that reaches nothing any more; `scale` counts calls; `refusals` offers what must be refused; `limits` is an ordinary
-//! user's day; `held` is iommufd's other way; `answers` asks the kernel without care. `traced`, `unprivileged` and `odd_memory` hold the unsafe code.
+//! `backend` opens a back end with its device; `edu` drives the device. The tests: `lifecycle` from register to unregister,
+//! `call_count` of calls to the kernel, `refusals` of memory that cannot be pinned, `limits` of an ordinary user, `iommufd_staging`, and
+//! `kernel_reference`, which calls the kernel without checks. `syscall_count`, `unprivileged` and `unpinnable` have the unsafe code.
 
-mod answers;
+mod backend;
+mod call_count;
 mod edu;
-mod faults;
-mod held;
+mod fault_log;
+mod iommufd_staging;
+mod kernel_reference;
+mod lifecycle;
 mod limits;
-mod main_line;
-mod odd_memory;
 mod refusals;
 pub mod report;
-mod rig;
-mod scale;
-mod traced;
+mod syscall_count;
+mod unpinnable;
 mod unprivileged;
 
 use std::sync::Arc;
 
 use prereg_linux::KernelCount;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
+use backend::{Backend, BackendUnderTest};
 use edu::Edu;
-use report::{Bad, Report, Said, failed, skipped};
-use rig::{Backend, Rig};
+use report::{NotPassed, Report, StepResult, failed, skipped};
 
-pub use rig::BackendChoice;
+pub use backend::BackendChoice;
 
-/// What to try.
+/// Options of the self test.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The back end.
@@ -41,86 +40,87 @@ pub struct Options {
     pub bytes: u64,
     /// Maps and unmaps whose system calls are counted.
     pub maps: u64,
-    /// Whether the kernel is asked what it would answer itself, where that differs.
-    pub ask_kernel: bool,
-    /// Whether every exchange with the kernel is part of the report.
-    pub exchanges: bool,
+    /// Whether the kernel is also called without the back end's checks.
+    pub kernel_reference: bool,
+    /// Whether every ioctl is part of the report.
+    pub trace_ioctls: bool,
 }
 
-/// Tries everything.
+/// Runs all tests.
 ///
 /// # Errors
-/// [`Failure::Host`] when the back end cannot be opened, with what to do about it.
-pub fn run(options: &Options) -> Result<Report, Failure> {
+/// [`CommandError::Host`] if the back end cannot be opened, with the remedy.
+pub fn run(options: &Options) -> Result<Report, CommandError> {
     let choice = options.backend;
     let what = || match &options.device {
         Some(device) => format!("opening {} for {device}", choice.name()),
         None => format!("opening {}", choice.name()),
     };
     let before = KernelCount::now();
-    let rig = Rig::open(choice, options.device.as_deref()).map_err(|why| Failure::host(what(), why))?;
-    let mut report = Report::new(choice.name(), options.device.clone(), rig.granule().bytes());
-    let edu = driver(&rig, &mut report);
-    report.note("limits", Ok(rig.backend.limits()));
+    let tested = BackendUnderTest::open(choice, options.device.as_deref())
+        .map_err(|why| CommandError::host(what(), why))?;
+    let mut report = Report::new(choice.name(), options.device.clone(), tested.granule().bytes());
+    let edu = driver(&tested, &mut report);
+    report.record("limits", Ok(tested.backend.limits()));
 
-    main_line::run(&rig, edu.as_deref(), options.maps, &mut report);
-    report.note("large region", scale::one_large_region(&rig, options.bytes));
-    scale::entries(&rig, &mut report);
-    report.note("survival", scale::outlives_device(&rig, options.device.as_deref()));
-    refusals::run(&rig, edu.as_ref(), options.device.as_deref(), &mut report);
-    report.note("user", limits::ordinary_user(&rig));
-    report.note("nothing left", nothing_left(&rig, before));
+    lifecycle::run(&tested, edu.as_deref(), options.maps, &mut report);
+    report.record("large region", call_count::one_large_region(&tested, options.bytes));
+    call_count::entries(&tested, &mut report);
+    report.record("device removal", call_count::survives_removal(&tested, options.device.as_deref()));
+    refusals::run(&tested, edu.as_ref(), options.device.as_deref(), &mut report);
+    report.record("ordinary user", limits::ordinary_user(&tested));
+    report.record("nothing left", nothing_left(&tested, before));
 
     drop(edu);
-    let log = rig.close();
+    let log = tested.close();
     let device = options.device.as_deref().unwrap_or_default();
     if choice == BackendChoice::Iommufd {
-        report.note("held", held::run(device));
+        report.record("staging IOAS", iommufd_staging::run(device));
     }
-    if options.ask_kernel && choice == BackendChoice::VfioSpaprV2 {
-        answers::run(device, &mut report);
+    if options.kernel_reference && choice == BackendChoice::VfioSpaprV2 {
+        kernel_reference::run(device, &mut report);
     }
-    if options.exchanges {
-        report.exchanges = log.lines();
+    if options.trace_ioctls {
+        report.ioctls = log.lines();
     }
     Ok(report)
 }
 
-/// The driver of the device, if there is one for it here.
-fn driver(rig: &Rig, report: &mut Report) -> Option<Arc<Edu>> {
-    let Some(device) = &rig.device else {
-        report.note("device", skipped("this back end has none; no DMA is tried"));
+/// The driver of the device, if it is an edu.
+fn driver(tested: &BackendUnderTest, report: &mut Report) -> Option<Arc<Edu>> {
+    let Some(device) = &tested.device else {
+        report.record("device", skipped("this back end uses none; no DMA is done"));
         return None;
     };
     let mut opened = None;
-    let said: Said = match device.identity() {
+    let result: StepResult = match device.identity() {
         Err(error) => failed(error),
         Ok(identity) if identity != edu::IDENTITY => skipped(format!(
-            "{:04x}:{:04x} has no driver in here, so no DMA is tried (QEMU's edu, 1234:11e8, has one)",
+            "there is no driver for {:04x}:{:04x}, so no DMA is done (QEMU's edu, 1234:11e8, has one)",
             identity.0, identity.1
         )),
-        Ok(_) => Edu::open(device).map_err(Bad::Failed).map(|edu| {
-            let text = format!("edu, may do DMA, {}", edu.byte_order());
+        Ok(_) => Edu::open(device).map_err(NotPassed::Failed).map(|edu| {
+            let text = format!("edu, {}", edu.byte_order());
             opened = Some(Arc::new(edu));
             text
         }),
     };
-    report.note("device", said);
+    report.record("device", result);
     opened
 }
 
-/// Our books and the kernel's are as they were.
-fn nothing_left(rig: &Rig, before: Option<KernelCount>) -> Said {
-    let (pinned, stuck) = rig.backend.pinned();
-    let state = rig.space.snapshot();
+/// The counts of the address space and of the kernel are as before.
+fn nothing_left(tested: &BackendUnderTest, before: Option<KernelCount>) -> StepResult {
+    let (pinned, stuck) = tested.backend.pinned();
+    let state = tested.space.snapshot();
     if pinned != 0 || stuck != 0 || state.pinned_pages != 0 || state.charged_pages != 0 {
         return failed(format!(
-            "{pinned} bytes pinned, {stuck} stuck, {} pages in the books",
+            "{pinned} bytes pinned, {stuck} stuck, {} pages pinned or charged in the address space",
             state.pinned_pages.max(state.charged_pages)
         ));
     }
     // The tables of a window are charged until the container closes.
-    let tables = matches!(rig.backend, Backend::Spapr(_));
+    let tables = matches!(tested.backend, Backend::Spapr(_));
     match (before, KernelCount::now()) {
         (Some(before), Some(now))
             if !tables && (now.locked > before.locked || now.pinned > before.pinned) =>
@@ -128,11 +128,11 @@ fn nothing_left(rig: &Rig, before: Option<KernelCount>) -> Said {
             failed(format!("the kernel counts {now:?}, and {before:?} before"))
         }
         (Some(_), Some(now)) => Ok(format!(
-            "books empty; the kernel counts {} bytes locked and {} pinned{}",
+            "no page pinned or charged; the kernel counts {} bytes locked and {} pinned{}",
             now.locked,
             now.pinned,
             if tables && now.locked > 0 { ", the window's tables" } else { "" }
         )),
-        _ => Ok("books empty; the kernel's count cannot be read".to_owned()),
+        _ => Ok("no page pinned or charged; the kernel's count cannot be read".to_owned()),
     }
 }

@@ -1,84 +1,84 @@
-//! What the self test found: one line a step, and the kernel's answers beside ours.
+//! The report of a self test: a line for each step, and the kernel's results beside ours.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-/// How a step ended.
+/// The verdict of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// As it must be.
+    /// The guarantee holds.
     Passed,
-    /// Not as it must be.
+    /// It does not.
     Failed,
-    /// Not done, for a reason.
+    /// Not tested.
     Skipped,
 }
 
-/// One thing that was tried.
+/// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Step {
     /// A short name.
     pub name: &'static str,
-    /// How it ended.
+    /// Its verdict.
     pub verdict: Verdict,
-    /// What was seen, or why it was not done.
+    /// The result, or the reason for the verdict.
     pub text: String,
 }
 
-/// One call, answered twice.
+/// One call with both results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
     /// The call.
     pub call: String,
-    /// What the kernel said.
+    /// The kernel's result.
     pub kernel: String,
-    /// What we said.
+    /// The back end's result.
     pub ours: String,
 }
 
-/// All that was found.
+/// The whole report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The back end.
     pub backend: &'static str,
-    /// The device, if there was one.
+    /// The device, if there is one.
     pub device: Option<String>,
     /// `uname -r`.
     pub kernel: String,
-    /// The system page in bytes.
+    /// The host's page size.
     pub page_bytes: u64,
-    /// Whether nothing failed.
+    /// Whether no step failed.
     pub passed: bool,
-    /// What was tried, in order.
+    /// The steps, in order.
     pub steps: Vec<Step>,
-    /// The kernel's own answers beside ours, when they were asked for.
-    pub side_by_side: Vec<Row>,
-    /// Every exchange with the kernel, when they were asked for.
-    pub exchanges: Vec<String>,
+    /// The kernel's results beside ours, on request.
+    pub kernel_reference: Vec<Row>,
+    /// Every ioctl, on request.
+    pub ioctls: Vec<String>,
 }
 
-/// Why a step is not passed.
+/// The reason why a step did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Bad {
+pub enum NotPassed {
     /// It failed.
     Failed(String),
-    /// It could not be done here.
+    /// It cannot be tested here.
     Skipped(String),
 }
 
-/// What a step says.
-pub type Said = Result<String, Bad>;
+/// The result of a step.
+pub type StepResult = Result<String, NotPassed>;
 
 /// A step that failed.
-pub fn failed<T>(text: impl ToString) -> Result<T, Bad> {
-    Err(Bad::Failed(text.to_string()))
+pub fn failed<T>(text: impl ToString) -> Result<T, NotPassed> {
+    Err(NotPassed::Failed(text.to_string()))
 }
 
-/// A step that could not be done here.
-pub fn skipped<T>(text: impl ToString) -> Result<T, Bad> {
-    Err(Bad::Skipped(text.to_string()))
+/// A step that cannot be tested here.
+pub fn skipped<T>(text: impl ToString) -> Result<T, NotPassed> {
+    Err(NotPassed::Skipped(text.to_string()))
 }
 
 impl Report {
@@ -93,27 +93,27 @@ impl Report {
             page_bytes,
             passed: true,
             steps: Vec::new(),
-            side_by_side: Vec::new(),
-            exchanges: Vec::new(),
+            kernel_reference: Vec::new(),
+            ioctls: Vec::new(),
         }
     }
 
-    /// Notes what a step said; `true` when it passed.
-    pub fn note(&mut self, name: &'static str, said: Said) -> bool {
-        let (verdict, text) = match said {
+    /// Adds a step; `true` if it passed.
+    pub fn record(&mut self, name: &'static str, result: StepResult) -> bool {
+        let (verdict, text) = match result {
             Ok(text) => (Verdict::Passed, text),
-            Err(Bad::Failed(text)) => (Verdict::Failed, text),
-            Err(Bad::Skipped(text)) => (Verdict::Skipped, text),
+            Err(NotPassed::Failed(text)) => (Verdict::Failed, text),
+            Err(NotPassed::Skipped(text)) => (Verdict::Skipped, text),
         };
         self.passed &= verdict != Verdict::Failed;
         self.steps.push(Step { name, verdict, text });
         verdict == Verdict::Passed
     }
 
-    /// Prints it for people.
+    /// Prints the report as text.
     ///
     /// # Errors
-    /// When `out` cannot be written.
+    /// If `out` cannot be written.
     pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let device = self.device.as_deref().map_or(String::new(), |device| format!(" on {device}"));
         writeln!(
@@ -127,14 +127,14 @@ impl Report {
                 Verdict::Failed => "FAILED",
                 Verdict::Skipped => "skipped",
             };
-            writeln!(out, "{mark:<8}{name:<14}{text}")?;
+            writeln!(out, "{mark:<8}{name:<18}{text}")?;
         }
-        if !self.side_by_side.is_empty() {
-            self.print_side_by_side(out)?;
+        if !self.kernel_reference.is_empty() {
+            self.print_kernel_reference(out)?;
         }
-        if !self.exchanges.is_empty() {
-            writeln!(out, "\nExchanges with the kernel")?;
-            for line in &self.exchanges {
+        if !self.ioctls.is_empty() {
+            writeln!(out, "\nIoctls")?;
+            for line in &self.ioctls {
                 writeln!(out, "{line}")?;
             }
         }
@@ -149,14 +149,14 @@ impl Report {
         )
     }
 
-    fn print_side_by_side(&self, out: &mut impl Write) -> io::Result<()> {
-        writeln!(out, "\nThe kernel's own answers beside ours")?;
+    fn print_kernel_reference(&self, out: &mut impl Write) -> io::Result<()> {
+        writeln!(out, "\nResults of the kernel and of the back end")?;
         let width = |text: fn(&Row) -> &String, least: usize| {
-            self.side_by_side.iter().map(|row| text(row).len()).fold(least, usize::max) + 2
+            self.kernel_reference.iter().map(|row| text(row).len()).fold(least, usize::max) + 2
         };
         let (call, kernel) = (width(|row| &row.call, 4), width(|row| &row.kernel, 6));
         writeln!(out, "  {:<call$}{:<kernel$}ours", "call", "kernel")?;
-        for row in &self.side_by_side {
+        for row in &self.kernel_reference {
             writeln!(out, "  {:<call$}{:<kernel$}{}", row.call, row.kernel, row.ours)?;
         }
         Ok(())
@@ -170,12 +170,16 @@ mod tests {
     #[test]
     fn one_failed_step_fails_the_report_and_a_skipped_one_does_not() {
         let mut report = Report::new("vfio-type1", Some("0000:00:04.0".into()), 4096);
-        assert!(report.note("register", Ok("1 call".into())));
-        assert!(!report.note("dma", skipped("no edu")));
+        assert!(report.record("register", Ok("1 call".into())));
+        assert!(!report.record("dma", skipped("no edu")));
         assert!(report.passed);
-        assert!(!report.note("busy", failed("unregistered")));
+        assert!(!report.record("busy", failed("unregistered")));
         assert!(!report.passed);
-        report.side_by_side.push(Row { call: "unregister".into(), kernel: "0".into(), ours: "EBUSY".into() });
+        report.kernel_reference.push(Row {
+            call: "unregister".into(),
+            kernel: "0".into(),
+            ours: "EBUSY".into(),
+        });
         let mut out = Vec::new();
         report.print(&mut out).unwrap();
         let text = String::from_utf8(out).unwrap();

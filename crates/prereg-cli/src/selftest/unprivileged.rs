@@ -1,35 +1,35 @@
-//! A thread without privilege, and a limit for as long as something lasts.
+//! A thread without privilege, and a temporary limit on locked memory.
 #![expect(unsafe_code, reason = "changes the user of one thread, and the limit of the process")]
 
 use std::io;
 
-/// The user and group that have nothing.
+/// The user and group `nobody`.
 const NOBODY: libc::c_long = 65534;
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Makes the calling thread an ordinary user's, for ever, if it is root's. `false` when it was no root's before.
+/// Changes the user of the calling thread to `nobody` if it is root; `false` if it is not.
 ///
-/// The system call changes one thread; the library's function would change all of them.
+/// The system call changes one thread; the function of libc would change all.
 ///
 /// # Errors
-/// What the kernel said.
+/// The system's error.
 pub(super) fn drop_privilege() -> io::Result<bool> {
-    // SAFETY: takes nothing.
+    // SAFETY: no arguments.
     if unsafe { libc::geteuid() } != 0 {
         return Ok(false);
     }
-    // SAFETY: numbers only; this thread keeps what it has open.
+    // SAFETY: numbers only; open descriptors stay valid.
     check(unsafe { libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY) })?;
     // SAFETY: as above.
     check(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) })?;
     Ok(true)
 }
 
-/// Another limit on locked memory; it is as it was again when this is dropped.
-pub(super) struct OtherLimit {
+/// A temporary limit on locked memory; the old one is restored when this is dropped.
+pub(super) struct TemporaryLimit {
     before: libc::rlimit64,
 }
 
@@ -45,11 +45,11 @@ fn set(limit: libc::rlimit64) -> io::Result<()> {
     check(unsafe { libc::setrlimit64(libc::RLIMIT_MEMLOCK, &raw const limit) }.into())
 }
 
-impl OtherLimit {
-    /// Sets the soft limit to `bytes`, or as near to it as this process may; answers the limit in effect too.
+impl TemporaryLimit {
+    /// Sets the soft limit to `bytes`, or to the hard limit if that is lower; also returns the limit in effect.
     ///
     /// # Errors
-    /// What the kernel said.
+    /// The system's error.
     pub(super) fn of(bytes: u64) -> io::Result<(Self, u64)> {
         let before = limit()?;
         let wanted = libc::rlimit64 { rlim_cur: bytes, rlim_max: before.rlim_max.max(bytes) };
@@ -59,9 +59,9 @@ impl OtherLimit {
     }
 }
 
-impl Drop for OtherLimit {
+impl Drop for TemporaryLimit {
     fn drop(&mut self) {
-        // It was in effect before, so it is allowed; if the kernel thinks otherwise, this one lasts as long as the process.
+        // The old limit is allowed. If this fails, the temporary limit stays for the life of the process.
         let _ = set(self.before);
     }
 }
@@ -71,11 +71,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_limit_lasts_as_long_as_its_owner() {
+    fn a_temporary_limit_ends_with_its_owner() {
         let before = limit().unwrap();
-        // Next to what it was, so that tests that pin at the same time do not notice.
+        // Just below the old limit, so that concurrent tests are not affected.
         let wanted = before.rlim_cur.min(1 << 40).saturating_sub(4096);
-        let (other, bytes) = OtherLimit::of(wanted).unwrap();
+        let (other, bytes) = TemporaryLimit::of(wanted).unwrap();
         assert_eq!((limit().unwrap().rlim_cur, bytes), (wanted, wanted));
         drop(other);
         let after = limit().unwrap();
@@ -83,8 +83,8 @@ mod tests {
     }
 
     #[test]
-    fn one_thread_alone_loses_its_privilege() {
-        // SAFETY: takes nothing.
+    fn only_one_thread_loses_its_privilege() {
+        // SAFETY: no arguments.
         let user = || unsafe { libc::syscall(libc::SYS_geteuid) };
         let before = user();
         let other = std::thread::spawn(move || (drop_privilege().unwrap(), user())).join().unwrap();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct CgroupLimit {
     pub(super) bytes: u64,
-    /// The file that says so.
+    /// The file with the limit.
     pub(super) file: PathBuf,
 }
 
@@ -21,7 +21,7 @@ pub(super) fn memory_limit() -> Option<CgroupLimit> {
     lowest(&groups, &mounts, read)
 }
 
-/// The file of a hierarchy that has a group's limit.
+/// The version of a hierarchy, which determines the file of a group's limit.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Version {
     One,
@@ -46,8 +46,8 @@ fn lowest(groups: &str, mounts: &str, read: impl Fn(&Path) -> Option<String>) ->
     limits.min_by_key(|limit| limit.bytes)
 }
 
-/// Where a line of `mountinfo` mounts the hierarchy, and the folder of `group` there. A group outside of what is mounted (that
-/// of another namespace) has the mount's own folder.
+/// The mount point in a line of `mountinfo`, and the folder of `group` below it. A group outside of the mount (one of another
+/// namespace) has the mount point itself.
 fn folders(mount: &str, version: Version, group: &str) -> Option<(PathBuf, PathBuf)> {
     // id parent major:minor root mountpoint options [tags] - type source options
     let (place, kind) = mount.split_once(" - ")?;
@@ -67,7 +67,7 @@ fn folders(mount: &str, version: Version, group: &str) -> Option<(PathBuf, PathB
 }
 
 fn limit_of(folder: &Path, version: Version, read: impl Fn(&Path) -> Option<String>) -> Option<CgroupLimit> {
-    /// The first version says "no limit" by the largest number of whole pages.
+    /// Version 1 writes no limit as the largest number of whole pages.
     const NONE: u64 = 1 << 62;
     let file = folder.join(match version {
         Version::One => "memory.limit_in_bytes",
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_of_another_namespace_has_the_limit_of_what_is_mounted() {
+    fn a_group_of_another_namespace_has_the_limit_of_the_mount() {
         let file = "/sys/fs/cgroup/memory.max";
         assert_eq!(
             found("0::/../../x\n", "1 2 0:3 /a/b /sys/fs/cgroup rw - cgroup2 c rw\n", &[(file, "7")]),

@@ -1,7 +1,7 @@
 //! The control socket: each connection gets the server's status as one JSON document and is then closed.
 //!
-//! Each connection is answered by a thread of its own, at most `MOST_ANSWERS` at a time, so a connection that is not read
-//! delays no other; it is closed after `PATIENCE`. The socket has mode 0600: only the server's user may ask.
+//! Each connection is answered by a thread of its own, at most `MAX_ANSWERS` at a time, so a connection that is not read
+//! delays no other; it is closed after `ANSWER_TIMEOUT`. The socket has mode 0600: only the server's user may ask.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -18,87 +18,86 @@ use std::time::{Duration, Instant};
 
 use super::status::Status;
 
-/// How long a client may take to read its answer, or a server to give one.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Answers at a time; more wait for the oldest.
-const MOST_ANSWERS: usize = 16;
+/// The time for one answer, on both sides.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Answers at a time; another one waits for the oldest.
+const MAX_ANSWERS: usize = 16;
 /// A status with thousands of clients is far below this.
-const LONGEST_ANSWER: u64 = 64 << 20;
+const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
-/// A thread that answers `prereg status` until this is dropped; then the socket is gone too.
+/// The control socket and its thread; both end when this is dropped.
 #[derive(Debug)]
 pub struct ControlListener {
     path: PathBuf,
-    /// Device and inode of the socket: another server's may take its place later.
+    /// Device and inode of the socket, because another server may replace it.
     file: Option<(u64, u64)>,
-    /// The listening socket once more, to shut it down.
+    /// A duplicate of the listening socket, to shut it down.
     socket: UnixStream,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Why there is no control socket, or no answer from it.
+/// Errors of the control socket, on both sides.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
     /// Another server answers there.
     #[error("another prereg serve answers at {path}; give this one its own with --control")]
-    Live {
+    InUse {
         /// The socket.
         path: PathBuf,
     },
-    /// Something else has the name.
-    #[error("{path} exists and is no socket; remove it or name another with --control")]
+    /// The path is not a socket.
+    #[error("{path} exists and is not a socket; remove it or name another with --control")]
     NotASocket {
         /// The file.
         path: PathBuf,
     },
-    /// There is no server.
+    /// No server listens.
     #[error("no prereg serve answers at {path} ({error}); start one, or name its socket with --control")]
     NoServer {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
-    /// A server is there, but did not answer in time.
+    /// A server listens, but did not answer in time.
     #[error(
-        "prereg serve at {path} runs but gave no answer within {} s; the server or its host is busy, ask again", PATIENCE.as_secs()
+        "prereg serve at {path} runs but gave no answer within {} s; the server or its host is busy, ask again", ANSWER_TIMEOUT.as_secs()
     )]
     Busy {
         /// The socket.
         path: PathBuf,
     },
-    /// What answers is no `prereg serve` of this version.
+    /// The answer is not that of a `prereg serve` of this version.
     #[error(
-        "what answers at {path} does not speak like this prereg: {error}; use the program of the same version"
+        "the answer at {path} is not that of this version of prereg: {error}; use the program of the same version"
     )]
-    Foreign {
+    NotPrereg {
         /// The socket.
         path: PathBuf,
-        /// What could not be read.
+        /// The parser's error.
         error: serde_json::Error,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} {path}: {error}")]
     System {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: io::Error,
     },
 }
 
-/// Where a server listens when nobody said: in the system's runtime folder for root, in the user's own otherwise. `None`
-/// for a user who has none.
+/// The default path: in the system's runtime folder for root, in the user's own otherwise; `None` without one.
 #[must_use]
 pub fn default_path() -> Option<PathBuf> {
     let runtime = |name: &str| std::env::var_os(name).filter(|folder| !folder.is_empty()).map(PathBuf::from);
     let folder = match runtime("RUNTIME_DIRECTORY") {
         Some(folder) => folder,
-        // Root's own runtime folder comes and goes with its sessions; a service outlives them.
+        // Root's own runtime folder exists only during sessions of root; a service outlives them.
         None if crate::serve::is_root() => PathBuf::from("/run/prereg"),
         None => runtime("XDG_RUNTIME_DIR")?.join("prereg"),
     };
@@ -106,7 +105,7 @@ pub fn default_path() -> Option<PathBuf> {
 }
 
 impl ControlListener {
-    /// Answers at `path` with what `status` gives. Folders on the way are made, a dead server's socket is replaced.
+    /// Answers at `path` with `status()`. Missing folders are created, and a socket without a server is replaced.
     ///
     /// # Errors
     /// [`ControlError`].
@@ -120,7 +119,7 @@ impl ControlListener {
         {
             fs::create_dir_all(folder).map_err(system("make the folder of"))?;
         }
-        make_way(path)?;
+        remove_stale_socket(path)?;
         let listener = UnixListener::bind(path).map_err(system("listen at"))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(system("set the mode of"))?;
         let socket = listener.try_clone().map_err(system("duplicate"))?;
@@ -134,7 +133,7 @@ impl ControlListener {
         Ok(Self { path: path.to_owned(), file: file_at(path), socket, stop, thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -144,36 +143,36 @@ impl ControlListener {
 impl Drop for ControlListener {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Not by a connection to the path: another server's socket may be there by now.
+        // Not by a connection to the path, where another server may listen by now.
         let woken = self.socket.shutdown(Shutdown::Both).is_ok();
         if self.file.is_some() && self.file == file_at(&self.path) {
-            // Gone already if another process removed it meanwhile.
+            // Another process may have removed it.
             let _ = fs::remove_file(&self.path);
         }
         if let (true, Some(thread)) = (woken, self.thread.take()) {
-            // It has no result, and a panic was printed where it happened.
+            // The thread has no result, and its panic was printed.
             let _ = thread.join();
         }
     }
 }
 
-/// Device and inode of what is at `path`.
+/// Device and inode of the file at `path`.
 fn file_at(path: &Path) -> Option<(u64, u64)> {
     fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
-/// Removes the socket of a server that is gone.
-fn make_way(path: &Path) -> Result<(), ControlError> {
+/// Removes a socket on which no server listens.
+fn remove_stale_socket(path: &Path) -> Result<(), ControlError> {
     use std::os::unix::fs::FileTypeExt;
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     if !found.file_type().is_socket() {
         return Err(ControlError::NotASocket { path: path.to_owned() });
     }
     if UnixStream::connect(path).is_ok() {
-        return Err(ControlError::Live { path: path.to_owned() });
+        return Err(ControlError::InUse { path: path.to_owned() });
     }
     fs::remove_file(path).map_err(|error| ControlError::System {
-        what: "remove the dead socket",
+        what: "remove the stale socket",
         path: path.to_owned(),
         error,
     })
@@ -183,22 +182,22 @@ fn make_way(path: &Path) -> Result<(), ControlError> {
 fn accept(listener: &UnixListener, stopped: &AtomicBool, status: &(impl Fn() -> Status + Sync)) {
     std::thread::scope(|scope| {
         let mut answers = VecDeque::new();
-        // Relaxed: a flag that is seen late costs one pause.
+        // Relaxed: the flag orders nothing.
         while !stopped.load(Ordering::Relaxed) {
             let Ok((client, _)) = listener.accept() else {
-                // Out of descriptors, say: it passes, and trying again at once would not help.
+                // For example no free descriptor: retried after a pause.
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             };
             answers.retain(|answer: &ScopedJoinHandle<'_, _>| !answer.is_finished());
-            if answers.len() >= MOST_ANSWERS {
+            if answers.len() >= MAX_ANSWERS {
                 if let Some(oldest) = answers.pop_front() {
-                    // Ends within `PATIENCE`; an error concerns its client alone.
+                    // Ends within `ANSWER_TIMEOUT`; an error concerns only its client.
                     let _ = oldest.join();
                 }
             }
             let work = move || answer(client, status);
-            // Without a thread the connection is closed, and its client is told that the server is busy.
+            // Without a thread the connection is closed, and the client reports a busy server.
             if let Ok(answer) =
                 std::thread::Builder::new().name("status".to_owned()).spawn_scoped(scope, work)
             {
@@ -209,7 +208,7 @@ fn accept(listener: &UnixListener, stopped: &AtomicBool, status: &(impl Fn() -> 
 }
 
 fn answer(mut client: UnixStream, status: impl Fn() -> Status) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + ANSWER_TIMEOUT;
     let text = serde_json::to_vec(&status())?;
     let mut rest = text.as_slice();
     while !rest.is_empty() {
@@ -227,15 +226,15 @@ fn answer(mut client: UnixStream, status: impl Fn() -> Status) -> io::Result<()>
     Ok(())
 }
 
-/// Asks the server at `path`.
+/// The status of the server at `path`.
 ///
 /// # Errors
-/// [`ControlError::NoServer`], [`ControlError::Busy`], [`ControlError::Foreign`].
-pub fn ask(path: &Path) -> Result<Status, ControlError> {
-    ask_within(path, PATIENCE)
+/// [`ControlError::NoServer`], [`ControlError::Busy`], [`ControlError::NotPrereg`].
+pub fn query(path: &Path) -> Result<Status, ControlError> {
+    query_within(path, ANSWER_TIMEOUT)
 }
 
-fn ask_within(path: &Path, patience: Duration) -> Result<Status, ControlError> {
+fn query_within(path: &Path, timeout: Duration) -> Result<Status, ControlError> {
     let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
     let server = UnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
@@ -243,11 +242,11 @@ fn ask_within(path: &Path, patience: Duration) -> Result<Status, ControlError> {
         }
         _ => system("connect to")(error),
     })?;
-    server.set_read_timeout(Some(patience)).map_err(system("wait at"))?;
+    server.set_read_timeout(Some(timeout)).map_err(system("wait at"))?;
     let mut text = Vec::new();
     let busy = || ControlError::Busy { path: path.to_owned() };
     // The connection was accepted, so a server runs even if no answer comes.
-    server.take(LONGEST_ANSWER).read_to_end(&mut text).map_err(|error| match error.kind() {
+    server.take(MAX_ANSWER_BYTES).read_to_end(&mut text).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::ConnectionReset => busy(),
         _ => system("read from")(error),
     })?;
@@ -256,7 +255,7 @@ fn ask_within(path: &Path, patience: Duration) -> Result<Status, ControlError> {
     }
     serde_json::from_slice(&text).map_err(|error| match error.is_eof() {
         true => busy(),
-        false => ControlError::Foreign { path: path.to_owned(), error },
+        false => ControlError::NotPrereg { path: path.to_owned(), error },
     })
 }
 
@@ -269,17 +268,17 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_is_told_and_the_socket_goes_with_its_server() {
+    fn a_query_returns_the_status_and_the_socket_is_removed_with_its_server() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/control.sock");
         let listener = ControlListener::start(&path, status).unwrap();
-        assert_eq!(ask(listener.path()).unwrap().pid, 42);
+        assert_eq!(query(listener.path()).unwrap().pid, 42);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(ControlListener::start(&path, status), Err(ControlError::Live { .. })));
-        assert_eq!(ask(&path).unwrap().pid, 42);
+        assert!(matches!(ControlListener::start(&path, status), Err(ControlError::InUse { .. })));
+        assert_eq!(query(&path).unwrap().pid, 42);
         drop(listener);
         assert!(!path.exists());
-        assert!(matches!(ask(&path), Err(ControlError::NoServer { .. })));
+        assert!(matches!(query(&path), Err(ControlError::NoServer { .. })));
     }
 
     #[test]
@@ -290,25 +289,25 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let second = ControlListener::start(&path, || Status { pid: 43, ..Status::default() }).unwrap();
         drop(first);
-        assert_eq!(ask(&path).unwrap().pid, 43);
+        assert_eq!(query(&path).unwrap().pid, 43);
         drop(second);
         assert!(!path.exists());
     }
 
     #[test]
-    fn a_server_that_does_not_answer_is_called_busy_not_absent() {
+    fn a_server_that_does_not_answer_is_busy_not_absent() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("busy.sock");
         let listener = UnixListener::bind(&path).unwrap();
-        let error = ask_within(&path, Duration::from_millis(10)).unwrap_err();
+        let error = query_within(&path, Duration::from_millis(10)).unwrap_err();
         assert!(matches!(error, ControlError::Busy { .. }), "{error}");
         assert!(
             error.to_string().contains("ask again") && !error.to_string().contains("start one"),
             "{error}"
         );
-        // As a server does that has no thread or descriptor left.
+        // Like a server without a free thread or descriptor.
         let closing = std::thread::spawn(move || drop(listener.accept().unwrap()));
-        let error = ask_within(&path, PATIENCE).unwrap_err();
+        let error = query_within(&path, ANSWER_TIMEOUT).unwrap_err();
         assert!(matches!(error, ControlError::Busy { .. }), "{error}");
         closing.join().unwrap();
     }
@@ -317,23 +316,23 @@ mod tests {
     fn a_client_that_does_not_read_delays_no_other() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        // More than a socket's buffer takes.
+        // Larger than a socket's buffer.
         let long = || Status { pid: 42, version: "v".repeat(4 << 20), ..Status::default() };
         let listener = ControlListener::start(&path, long).unwrap();
-        let unread: Vec<_> = (0..MOST_ANSWERS - 1).map(|_| UnixStream::connect(&path).unwrap()).collect();
-        assert_eq!(ask(&path).unwrap().pid, 42);
+        let unread: Vec<_> = (0..MAX_ANSWERS - 1).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        assert_eq!(query(&path).unwrap().pid, 42);
         drop(unread);
         drop(listener);
     }
 
     #[test]
-    fn a_dead_servers_socket_is_replaced_and_a_file_is_not() {
+    fn a_stale_socket_is_replaced_and_a_file_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = ControlListener::start(&path, status).unwrap();
-        assert_eq!(ask(&path).unwrap().pid, 42);
+        assert_eq!(query(&path).unwrap().pid, 42);
         drop(listener);
         fs::write(&path, "mine").unwrap();
         assert!(matches!(ControlListener::start(&path, status), Err(ControlError::NotASocket { .. })));
@@ -341,12 +340,12 @@ mod tests {
     }
 
     #[test]
-    fn another_programs_answer_is_called_foreign() {
+    fn the_answer_of_another_program_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("other.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let other = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"220 mail").unwrap());
-        assert!(matches!(ask(&path), Err(ControlError::Foreign { .. })));
+        assert!(matches!(query(&path), Err(ControlError::NotPrereg { .. })));
         other.join().unwrap();
     }
 }

@@ -1,8 +1,8 @@
-//! The HTTP server for metrics: `GET /metrics`, by hyper, on one thread.
+//! The HTTP server of the metrics: `GET /metrics`, with hyper, on one thread.
 //!
-//! Connections are served concurrently, at most `MOST_CONNECTIONS` of them. When one more comes the oldest is closed, so
-//! clients that are slow or silent delay only themselves, however many there are. A request must arrive within
-//! `REQUEST_TIME`, a whole exchange must end within `EXCHANGE_TIME`, and one connection carries one request.
+//! Connections are served concurrently, at most `MAX_CONNECTIONS` of them. When one more comes the oldest is closed, so
+//! slow or silent clients delay only themselves. A request must arrive within `HEAD_TIMEOUT`, a connection ends within
+//! `CONNECTION_TIMEOUT` and carries one request.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -24,21 +24,21 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
 /// Connections at a time.
-const MOST_CONNECTIONS: usize = 64;
-/// How long a request's head may take to arrive.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long a connection may last.
-const EXCHANGE_TIME: Duration = Duration::from_secs(20);
+const MAX_CONNECTIONS: usize = 64;
+/// The time for a request's head to arrive.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The time for a connection.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// The longest head of a request.
-const HEAD_BYTES: usize = 16 << 10;
-/// The wait after a failed accept: out of descriptors, say. It passes, and trying again at once would not help.
+const MAX_HEAD_BYTES: usize = 16 << 10;
+/// The pause after a failed accept, for example without a free descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// A thread that answers scrapers until this is dropped.
+/// The listening thread; ends when this is dropped.
 #[derive(Debug)]
 pub struct MetricsListener {
     address: SocketAddr,
@@ -48,10 +48,10 @@ pub struct MetricsListener {
 }
 
 impl MetricsListener {
-    /// Answers at `address` with what `text` gives.
+    /// Answers at `address` with `text()`.
     ///
     /// # Errors
-    /// When the address cannot be listened on.
+    /// If `address` cannot be bound.
     pub fn start(address: SocketAddr, text: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
@@ -64,13 +64,13 @@ impl MetricsListener {
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
             runtime.spawn(accept(listener, Arc::new(text)));
-            // An error says that the sender was dropped, which is how this is stopped. Open connections end with the runtime.
+            // An error means that the sender was dropped, which stops this. Open connections end with the runtime.
             let _ = runtime.block_on(stopped);
         })?;
         Ok(Self { address, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Where it listens; the port is the one that was given when 0 was asked for.
+    /// The bound address, with the port that the system chose for port 0.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -81,7 +81,7 @@ impl Drop for MetricsListener {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // It has no result, and a panic was printed where it happened.
+            // The thread has no result, and its panic was printed.
             let _ = thread.join();
         }
     }
@@ -95,7 +95,7 @@ async fn accept<F: Fn() -> String + Send + Sync + 'static>(listener: TcpListener
             continue;
         };
         open.retain(|connection| !connection.is_finished());
-        if open.len() >= MOST_CONNECTIONS {
+        if open.len() >= MAX_CONNECTIONS {
             if let Some(oldest) = open.pop_front() {
                 oldest.abort();
             }
@@ -104,16 +104,16 @@ async fn accept<F: Fn() -> String + Send + Sync + 'static>(listener: TcpListener
     }
 }
 
-/// One request and its response. What goes wrong with the connection concerns only its client.
+/// Handles one request. Errors of the connection concern only its client.
 async fn exchange<F: Fn() -> String>(stream: TcpStream, text: Arc<F>) {
     let service = service_fn(|request| ready(Ok::<_, Infallible>(respond(&request, text.as_ref()))));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_TIME)
-        .max_buf_size(HEAD_BYTES)
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    let _ = timeout(EXCHANGE_TIME, connection).await;
+    let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
 fn respond<B>(request: &Request<B>, text: &impl Fn() -> String) -> Response<String> {
@@ -147,7 +147,7 @@ mod tests {
 
     fn ask(address: SocketAddr, request: &[u8]) -> String {
         let mut scraper = TcpStream::connect(address).unwrap();
-        // A server that refuses a request may reset the connection at any of these steps; what came before that counts.
+        // A server that refuses a request may reset the connection at each step; the bytes before that count.
         let _ = scraper.write_all(request);
         let mut answer = String::new();
         let _ = scraper.read_to_string(&mut answer);
@@ -173,19 +173,19 @@ mod tests {
         }
         let head = ask(address, b"HEAD /metrics HTTP/1.1\r\n\r\n");
         assert!(head.starts_with("HTTP/1.1 200 ") && !head.contains("answer"), "{head}");
-        let long = [&b"GET /metrics HTTP/1.1\r\nX: "[..], &[b'x'; 4 * HEAD_BYTES], b"\r\n\r\n"].concat();
-        assert!(!ask(address, &long).contains("answer"), "a head without end is not kept");
+        let long = [&b"GET /metrics HTTP/1.1\r\nX: "[..], &[b'x'; 4 * MAX_HEAD_BYTES], b"\r\n\r\n"].concat();
+        assert!(!ask(address, &long).contains("answer"), "an endless head is not kept");
         assert!(ask(address, b"GET /metrics?x=1 HTTP/1.0\r\n\r\n").contains("answer 42"));
     }
 
     #[test]
-    fn silent_connections_delay_no_scraper_however_many_there_are() {
+    fn silent_connections_delay_no_scraper() {
         let listener = listener();
         let address = listener.address();
-        // Not one of them is read or closed before the end: each answer below comes while they are all there.
+        // None of them is read or closed before the end: each answer below arrives while all are open.
         let mut silent: Vec<TcpStream> = Vec::new();
         for begin in [&b""[..], b"G", b"GET /metr", b"GET /metrics HTTP/1.1\r\n"] {
-            for _ in 0..MOST_CONNECTIONS {
+            for _ in 0..MAX_CONNECTIONS {
                 let mut scraper = TcpStream::connect(address).unwrap();
                 scraper.write_all(begin).unwrap();
                 silent.push(scraper);
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_free_again_when_the_listener_is_gone() {
+    fn the_port_is_free_after_the_listener_is_dropped() {
         let listener = listener();
         let address = listener.address();
         let _silent = TcpStream::connect(address).unwrap();

@@ -1,19 +1,19 @@
-//! A status as Prometheus reads it: OpenMetrics text.
+//! A status as OpenMetrics text, for Prometheus.
 //!
-//! Names begin with `prereg_`; counters end in `_total`; sizes are bytes, times seconds. A series belongs to a client
-//! (`client`, `socket`) and ends with it, as its counters do.
+//! Names begin with `prereg_`; counters end in `_total`; sizes are in bytes, times in seconds. Series of clients have the label
+//! `socket` and are sums over the clients of that socket; a counter starts again at 0 when a client disconnects.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::status::{ClientStatus, Status};
+use super::status::{ClientStatus, LatencyStatus, Status};
 
 /// The metrics of `status` as text.
 #[must_use]
@@ -29,309 +29,271 @@ pub fn text(status: Status) -> String {
 #[derive(Debug)]
 struct Snapshot(Status);
 
-/// The labels of a client's series.
-type Labels<'a> = Vec<(&'static str, String)>;
-
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let status = &self.0;
-        let memory = &status.memory;
-        let mut single = |name: &str, help: &str, kind: MetricType, value: u64| match kind {
-            MetricType::Counter => {
-                let metric = ConstCounter::new(value);
-                metric.encode(encoder.encode_descriptor(name, help, None, kind)?)
+        for Family { name, help, kind, series } in FAMILIES {
+            let series = series(&self.0);
+            if !series.is_empty() {
+                encode(&mut encoder, (name, help, kind), &series)?;
             }
-            _ => {
-                let metric = ConstGauge::new(as_gauge(value));
-                metric.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)
-            }
-        };
-        let count = |items: usize| u64::try_from(items).unwrap_or(u64::MAX);
-        single("prereg_regions", "Pinned ranges", MetricType::Gauge, count(memory.regions.len()))?;
-        single(
-            "prereg_registrations",
-            "Live registrations of pinned ranges",
-            MetricType::Gauge,
-            memory.registrations,
-        )?;
-        single("prereg_pinned_bytes", "Memory pinned", MetricType::Gauge, memory.pinned_bytes)?;
-        single(
-            "prereg_charged_bytes",
-            "Memory charged against the locked-memory limit",
-            MetricType::Gauge,
-            memory.charged_bytes,
-        )?;
-        if let Some(limit) = memory.limit_bytes {
-            single("prereg_charge_limit_bytes", "The locked-memory limit", MetricType::Gauge, limit)?;
         }
-        if let Some(limit) = memory.total_limit_bytes {
-            single(
-                "prereg_memory_limit_bytes",
-                "Memory that may be pinned or promised for all clients",
-                MetricType::Gauge,
-                limit,
-            )?;
+        for Family { name, help, kind, series } in CLIENT_FAMILIES {
+            encode(&mut encoder, (name, help, kind), &by_socket(&self.0.clients, series))?;
         }
-        single(
-            "prereg_promised_bytes",
-            "Memory that is mapped and promised, and not pinned yet",
-            MetricType::Gauge,
-            memory.promised_bytes,
-        )?;
-        single(
-            "prereg_pinning_mappings",
-            "Mappings whose memory is being pinned in the background",
-            MetricType::Gauge,
-            memory.pinning_mappings,
-        )?;
-        single(
-            "prereg_refused_maps",
-            "Maps refused because there was no room for their memory",
-            MetricType::Counter,
-            memory.refused_maps_total,
-        )?;
-        single(
-            "prereg_failed_pins",
-            "Pins that failed after their map was answered",
-            MetricType::Counter,
-            memory.failed_pins_total,
-        )?;
-        single("prereg_pins", "Ranges pinned", MetricType::Counter, memory.pins_total)?;
-        single("prereg_unpins", "Ranges unpinned", MetricType::Counter, memory.unpins_total)?;
-        single(
-            "prereg_shared_maps",
-            "Maps that found their memory registered",
-            MetricType::Counter,
-            memory.shared_maps_total,
-        )?;
-        single(
-            "prereg_stale_extents",
-            "Registered pieces that a client had dropped behind our back",
-            MetricType::Counter,
-            memory.stale_extents_total,
-        )?;
-        single(
-            "prereg_memory_files",
-            "Files that clients handed over",
-            MetricType::Gauge,
-            count(memory.files.len()),
-        )?;
-        single("prereg_clients", "Clients connected", MetricType::Gauge, count(status.clients.len()))?;
-        single(
-            "prereg_clients_accepted",
-            "Clients that ever came",
-            MetricType::Counter,
-            status.accepted_total,
-        )?;
-        single(
-            "prereg_clients_turned_away",
-            "Clients that were too many",
-            MetricType::Counter,
-            status.turned_away_total,
-        )?;
-        endings(&mut encoder, status)?;
-        clients(&mut encoder, &status.clients)?;
-        latencies(&mut encoder, &status.clients)
+        latencies(&mut encoder, &self.0.clients)
     }
 }
 
-/// Gauges are signed; nothing here comes near the sign.
-fn as_gauge(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
+type Labels = Vec<(&'static str, String)>;
+/// The values of one metric by their labels.
+type Series = BTreeMap<Labels, u64>;
 
-/// The values of one client, each with the label that tells it from the client's others.
-type Series = Vec<(Option<(&'static str, String)>, u64)>;
-
-/// One metric, with the series it has for a client.
-struct Family {
+/// One metric, with its values in `T`.
+struct Family<T> {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    series: fn(&ClientStatus) -> Series,
+    series: fn(&T) -> Series,
+}
+
+macro_rules! families {
+    ($($kind:ident $name:literal $help:literal $series:expr;)*) => {
+        [$(Family { name: $name, help: $help, kind: MetricType::$kind, series: $series }),*]
+    };
+}
+
+const FAMILIES: [Family<Status>; 20] = families! {
+    Gauge "prereg_build_info" "Version of the server" |status| {
+        Series::from([(vec![("version", status.version.clone())], 1)])
+    };
+    Gauge "prereg_regions" "Pinned ranges" |status| one(len(&status.memory.regions));
+    Gauge "prereg_registrations" "Live registrations of pinned ranges" |status| one(status.memory.registrations);
+    Gauge "prereg_pinned_bytes" "Memory pinned" |status| one(status.memory.pinned_bytes);
+    Gauge "prereg_charged_bytes" "Memory charged against the locked-memory limit" |status| {
+        one(status.memory.charged_bytes)
+    };
+    Gauge "prereg_memlock_limit_bytes" "The locked-memory limit" |status| any(status.memory.memlock_limit_bytes);
+    Gauge "prereg_memory_limit_bytes" "Limit on memory pinned or promised for all clients" |status| {
+        any(status.memory.total_limit_bytes)
+    };
+    Gauge "prereg_promised_bytes" "Memory mapped and promised, and not pinned yet" |status| {
+        one(status.memory.promised_bytes)
+    };
+    Gauge "prereg_pinning_mappings" "Mappings whose memory is being pinned in the background" |status| {
+        one(status.memory.pinning_mappings)
+    };
+    Counter "prereg_refused_maps" "DMA_MAPs refused because of a limit" |status| one(status.memory.refused_maps_total);
+    Counter "prereg_failed_pins" "Pins that failed after the reply to DMA_MAP" |status| {
+        one(status.memory.failed_pins_total)
+    };
+    Counter "prereg_pins" "Ranges pinned" |status| one(status.memory.pins_total);
+    Counter "prereg_unpins" "Ranges unpinned" |status| one(status.memory.unpins_total);
+    Counter "prereg_map_cache_hits" "DMA_MAPs of memory that was registered already" |status| {
+        one(status.memory.map_cache_hits_total)
+    };
+    Counter "prereg_stale_extents" "Registered pieces whose pages a client had replaced" |status| {
+        one(status.memory.stale_extents_total)
+    };
+    Gauge "prereg_memory_files" "Memory files of clients" |status| one(len(&status.memory.files));
+    Counter "prereg_connections_accepted" "Connections accepted" |status| one(status.accepted_connections_total);
+    Counter "prereg_connections_rejected" "Connections rejected because there were too many" |status| {
+        one(status.rejected_connections_total)
+    };
+    Gauge "prereg_clients" "Connected clients" |status| {
+        let sockets = status.sockets.iter();
+        sockets.map(|socket| (vec![("socket", socket.path.clone())], socket.clients)).collect()
+    };
+    Counter "prereg_disconnects" "Ended connections" |status| by("reason", &status.disconnects_total);
+};
+
+const CLIENT_FAMILIES: [Family<ClientStatus>; 17] = families! {
+    Gauge "prereg_mappings" "Live mappings" |client| one(client.mappings);
+    Gauge "prereg_mapped_bytes" "Bytes mapped" |client| one(client.mapped_bytes);
+    Gauge "prereg_inflight_accesses" "Accesses in flight" |client| one(client.inflight_accesses);
+    Gauge "prereg_pending_unmaps" "DMA_UNMAPs without a reply, because the device still uses the memory" |client| {
+        one(len(&client.pending_unmaps))
+    };
+    Counter "prereg_maps" "DMA_MAPs" |client| one(client.maps_total);
+    Counter "prereg_unmaps" "DMA_UNMAPs" |client| one(client.unmaps_total);
+    Counter "prereg_requests" "Completed requests" |client| by("command", &client.requests.completed_total);
+    Counter "prereg_rejected_requests" "Rejected requests" |client| {
+        let mut sums = BTreeMap::new();
+        for (reason, count) in client.requests.rejected_total.values().flatten() {
+            *sums.entry(reason.clone()).or_default() += count;
+        }
+        by("reason", &sums)
+    };
+    Counter "prereg_nvme_commands" "Commands completed" |client| by_op(client, "_commands");
+    Counter "prereg_nvme_bytes" "Bytes transferred by commands" |client| by_op(client, "_bytes");
+    Counter "prereg_nvme_errors" "Commands completed with an error, by status code type and status code" |client| {
+        let errors = client.device.iter().filter_map(|(name, count)| {
+            let (sct, sc) = name.strip_prefix("status_")?.split_once('_')?;
+            Some((vec![("sct", sct.to_owned()), ("sc", sc.to_owned())], *count))
+        });
+        errors.collect()
+    };
+    Gauge "prereg_nvme_inflight_commands" "Commands in flight" |client| device(client, "in_flight");
+    Counter "prereg_nvme_interrupts" "Interrupts signalled" |client| device(client, "interrupts");
+    Gauge "prereg_nvme_io_queues" "Pairs of I/O queues" |client| device(client, "io_queues");
+    Counter "prereg_nvme_doorbell_messages" "Doorbell writes that arrived as messages" |client| device(client, "doorbells");
+    Counter "prereg_nvme_error_log_entries" "Entries of the error log" |client| device(client, "errors");
+    Gauge "prereg_nvme_csts" "The register CSTS" |client| device(client, "csts");
+};
+
+fn len<T>(items: &[T]) -> u64 {
+    u64::try_from(items.len()).unwrap_or(u64::MAX)
 }
 
 fn one(value: u64) -> Series {
-    vec![(None, value)]
+    Series::from([(Labels::new(), value)])
+}
+
+fn any(value: Option<u64>) -> Series {
+    value.map(one).unwrap_or_default()
 }
 
 fn by(label: &'static str, values: &BTreeMap<String, u64>) -> Series {
-    values.iter().map(|(name, value)| (Some((label, name.clone())), *value)).collect()
+    values.iter().map(|(name, value)| (vec![(label, name.clone())], *value)).collect()
 }
 
-/// Over all commands.
-fn reasons(refused: &BTreeMap<String, BTreeMap<String, u64>>) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
-    for (reason, count) in refused.values().flatten() {
-        *sums.entry(reason.clone()).or_default() += count;
+/// The counter `name` of the device.
+fn device(client: &ClientStatus, name: &str) -> Series {
+    any(client.device.get(name).copied())
+}
+
+/// The counters of the device whose names are a command and `suffix`.
+fn by_op(client: &ClientStatus, suffix: &str) -> Series {
+    let counters = client
+        .device
+        .iter()
+        .filter_map(|(name, value)| Some((name.strip_suffix(suffix)?.to_owned(), *value)));
+    by("op", &counters.collect())
+}
+
+/// The values of all clients, summed by socket.
+fn by_socket(clients: &[ClientStatus], series: fn(&ClientStatus) -> Series) -> Series {
+    let mut sums = Series::new();
+    for client in clients {
+        for (labels, value) in series(client) {
+            let labels = [vec![("socket", client.socket.clone())], labels].concat();
+            *sums.entry(labels).or_default() += value;
+        }
     }
     sums
 }
 
-const FAMILIES: [Family; 9] = [
-    Family {
-        name: "prereg_mappings",
-        help: "Live mappings of a device",
-        kind: MetricType::Gauge,
-        series: |client| one(client.mappings),
-    },
-    Family {
-        name: "prereg_mapped_bytes",
-        help: "What its mappings cover",
-        kind: MetricType::Gauge,
-        series: |client| one(client.mapped_bytes),
-    },
-    Family {
-        name: "prereg_accesses",
-        help: "Accesses under way",
-        kind: MetricType::Gauge,
-        series: |client| one(client.accesses),
-    },
-    Family {
-        name: "prereg_unmaps_waiting",
-        help: "Unmapped ranges not answered yet, because the device still uses them",
-        kind: MetricType::Gauge,
-        series: |client| one(u64::try_from(client.waiting.len()).unwrap_or(u64::MAX)),
-    },
-    Family {
-        name: "prereg_maps",
-        help: "DMA_MAPs",
-        kind: MetricType::Counter,
-        series: |client| one(client.maps_total),
-    },
-    Family {
-        name: "prereg_unmaps",
-        help: "DMA_UNMAPs",
-        kind: MetricType::Counter,
-        series: |client| one(client.unmaps_total),
-    },
-    Family {
-        name: "prereg_requests",
-        help: "Requests by command",
-        kind: MetricType::Counter,
-        series: |client| by("command", &client.requests.performed_total),
-    },
-    Family {
-        name: "prereg_refusals",
-        help: "Refused requests by reason",
-        kind: MetricType::Counter,
-        series: |client| by("reason", &reasons(&client.requests.refused_total)),
-    },
-    Family {
-        name: "prereg_device",
-        help: "The device's own counters",
-        kind: MetricType::Gauge,
-        series: |client| by("fact", &client.device),
-    },
-];
-
-fn clients(encoder: &mut DescriptorEncoder<'_>, clients: &[ClientStatus]) -> fmt::Result {
-    for Family { name, help, kind, series } in FAMILIES {
-        let mut family = encoder.encode_descriptor(name, help, None, kind)?;
-        for client in clients {
-            for (extra, value) in series(client) {
-                let labels = labels(client, extra);
-                let metric = family.encode_family(&labels)?;
-                match kind {
-                    MetricType::Counter => ConstCounter::new(value).encode(metric)?,
-                    _ => ConstGauge::new(as_gauge(value)).encode(metric)?,
-                }
-            }
+fn encode(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help, kind): (&str, &str, MetricType),
+    series: &Series,
+) -> fmt::Result {
+    let write = |metric: MetricEncoder<'_>, value: u64| match kind {
+        MetricType::Counter => ConstCounter::new(value).encode(metric),
+        // Gauges are signed; nothing here is near the sign.
+        _ => ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)).encode(metric),
+    };
+    let mut family = encoder.encode_descriptor(name, help, None, kind)?;
+    for (labels, value) in series {
+        if labels.is_empty() {
+            // A family would write empty braces.
+            return write(family, *value);
         }
+        write(family.encode_family(labels)?, *value)?;
     }
     Ok(())
 }
 
-fn endings(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
-    let kind = MetricType::Counter;
-    let mut family =
-        encoder.encode_descriptor("prereg_clients_ended", "Clients gone, by reason", None, kind)?;
-    for (reason, count) in &status.endings_total {
-        let labels = [("reason", reason.clone())];
-        ConstCounter::new(*count).encode(family.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
-
-/// The same buckets for every series and scrape: powers of two from 1 microsecond to 8 seconds, each with what it begins
-/// above, in nanoseconds. The last one has no end.
-fn bounds() -> impl Iterator<Item = (u64, u64)> {
+/// The buckets of every histogram: (lower bound, upper bound) in nanoseconds, powers of two from 1 microsecond to 8 seconds, and a
+/// last one without an upper bound.
+fn buckets() -> impl Iterator<Item = (u64, u64)> {
     let ends = (10..=33).map(|power| 1u64 << power).chain([u64::MAX]);
     ends.scan(0, |below, bound| Some((std::mem::replace(below, bound), bound)))
 }
 
-/// Seconds, as the convention wants; the device counts in nanoseconds.
 fn latencies(encoder: &mut DescriptorEncoder<'_>, clients: &[ClientStatus]) -> fmt::Result {
-    let name = "prereg_command_duration_seconds";
-    let help = "How long the device's commands took, by kind";
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    let name = "prereg_nvme_command_duration_seconds";
+    let mut family = encoder.encode_descriptor(name, "Latency of commands", None, MetricType::Histogram)?;
+    let mut histograms: BTreeMap<Labels, Vec<&LatencyStatus>> = BTreeMap::new();
     for client in clients {
         for latency in &client.latencies {
-            let labels = labels(client, Some(("command", latency.command.clone())));
-            let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
-            let buckets: Vec<(f64, u64)> = bounds()
-                .map(|(below, bound)| {
-                    let within = latency.buckets.iter().filter(|(at, _)| (below + 1..=bound).contains(at));
-                    (
-                        if bound == u64::MAX { f64::INFINITY } else { seconds(bound) },
-                        within.map(|(_, count)| count).sum(),
-                    )
-                })
-                .collect();
-            let count = buckets.iter().map(|(_, count)| count).sum();
-            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
-                seconds(latency.nanoseconds_total),
-                count,
-                &buckets,
-                None,
-            )?;
+            let labels = vec![("socket", client.socket.clone()), ("op", latency.command.clone())];
+            histograms.entry(labels).or_default().push(latency);
         }
     }
+    let seconds = |nanoseconds: u64| nanoseconds as f64 / 1e9;
+    for (labels, latencies) in histograms {
+        let counts = |below: u64, bound: u64| {
+            let all = latencies.iter().flat_map(|latency| &latency.buckets);
+            all.filter(|(at, _)| (below + 1..=bound).contains(at)).map(|(_, count)| count).sum::<u64>()
+        };
+        let buckets: Vec<(f64, u64)> = buckets()
+            .map(|(below, bound)| {
+                let end = if bound == u64::MAX { f64::INFINITY } else { seconds(bound) };
+                (end, counts(below, bound))
+            })
+            .collect();
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        let sum = latencies.iter().map(|latency| latency.nanoseconds_total).sum();
+        family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(seconds(sum), count, &buckets, None)?;
+    }
     Ok(())
-}
-
-fn labels(client: &ClientStatus, extra: Option<(&'static str, String)>) -> Labels<'static> {
-    let mut labels = vec![("client", client.id.to_string()), ("socket", client.socket.clone())];
-    labels.extend(extra);
-    labels
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::status::{LatencyStatus, MemoryStatus};
+    use crate::serve::status::MemoryStatus;
+
+    fn client(id: u64, socket: &str) -> ClientStatus {
+        ClientStatus { id, socket: socket.to_owned(), ..ClientStatus::default() }
+    }
+
+    fn assert_lines(text: &str, lines: &[&str]) {
+        for line in lines {
+            assert!(text.lines().any(|have| have == *line), "no `{line}` in:\n{text}");
+        }
+    }
 
     #[test]
     fn a_scrape_has_every_family_with_its_labels() {
         let client = ClientStatus {
-            id: 7,
-            socket: "disk.sock".to_owned(),
             mappings: 3,
             maps_total: 4000,
+            device: [("read_commands", 9), ("read_bytes", 4096), ("status_2_80", 1), ("in_flight", 2)]
+                .map(|(name, value)| (name.to_owned(), value))
+                .into(),
             latencies: vec![LatencyStatus {
                 command: "read".to_owned(),
                 nanoseconds_total: 5_000_000_000,
                 buckets: vec![(512, 1), (1 << 17, 2), (1 << 40, 1)],
             }],
-            ..ClientStatus::default()
+            ..client(7, "disk.sock")
         };
         let status = Status {
+            version: "1.2".to_owned(),
             memory: MemoryStatus { registrations: 1, pinned_bytes: 1 << 30, ..MemoryStatus::default() },
             clients: vec![client],
             ..Status::default()
         };
         let text = text(status);
-        for line in [
-            "prereg_registrations 1",
-            "prereg_pinned_bytes 1073741824",
-            "prereg_mappings{client=\"7\",socket=\"disk.sock\"} 3",
-            "prereg_maps_total{client=\"7\",socket=\"disk.sock\"} 4000",
-            "prereg_command_duration_seconds_sum{client=\"7\",socket=\"disk.sock\",command=\"read\"} 5.0",
-            "prereg_command_duration_seconds_count{client=\"7\",socket=\"disk.sock\",command=\"read\"} 4",
-            "# EOF",
-        ] {
-            assert!(text.lines().any(|have| have == line), "no `{line}` in:\n{text}");
-        }
+        assert_lines(
+            &text,
+            &[
+                "prereg_build_info{version=\"1.2\"} 1",
+                "prereg_registrations 1",
+                "prereg_pinned_bytes 1073741824",
+                "prereg_mappings{socket=\"disk.sock\"} 3",
+                "prereg_maps_total{socket=\"disk.sock\"} 4000",
+                "prereg_nvme_commands_total{socket=\"disk.sock\",op=\"read\"} 9",
+                "prereg_nvme_bytes_total{socket=\"disk.sock\",op=\"read\"} 4096",
+                "prereg_nvme_errors_total{socket=\"disk.sock\",sct=\"2\",sc=\"80\"} 1",
+                "prereg_nvme_inflight_commands{socket=\"disk.sock\"} 2",
+                "prereg_nvme_command_duration_seconds_sum{socket=\"disk.sock\",op=\"read\"} 5.0",
+                "prereg_nvme_command_duration_seconds_count{socket=\"disk.sock\",op=\"read\"} 4",
+                "# EOF",
+            ],
+        );
+        assert!(!text.contains("prereg_memlock_limit_bytes"), "no limit is no series");
         let of = |bound: &str| {
             let wanted = format!("le=\"{bound}\"");
             let line = text.lines().find(|line| line.contains(&wanted));
@@ -340,5 +302,13 @@ mod tests {
         assert_eq!(of("0.000001024"), Some(1));
         assert_eq!(of("0.000131072"), Some(3));
         assert_eq!(of("+Inf"), Some(4));
+    }
+
+    #[test]
+    fn clients_of_one_socket_are_one_series() {
+        let clients = [(1, "a"), (2, "b"), (3, "a")];
+        let clients = clients.map(|(id, socket)| ClientStatus { mappings: id, ..client(id, socket) });
+        let text = text(Status { clients: clients.into(), ..Status::default() });
+        assert_lines(&text, &["prereg_mappings{socket=\"a\"} 4", "prereg_mappings{socket=\"b\"} 2"]);
     }
 }

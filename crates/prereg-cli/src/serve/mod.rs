@@ -1,24 +1,24 @@
 //! `prereg serve`: devices for guests, joined from the server, the controller, the disks and the pin back end.
 //!
-//! - [`config`]: what is to be served, from a file or the command line; [`run`]: the server that does it, until told to stop;
-//! - [`status`]: what it is doing, as data; [`observe`] makes it, [`mod@print`] and [`metrics`] show it;
-//! - [`control`] and [`http`]: where it is asked for.
+//! - [`config`]: the options, from a file or the command line; [`run`]: the server, until a signal; `pin_limits`: its memory limits;
+//! - [`status`]: its state as data, made by [`collect`]; [`mod@print`] and [`metrics`] turn it into text;
+//! - [`control`] and [`http`]: the sockets that return it.
 
 mod cgroup;
+pub mod collect;
 pub mod config;
 pub mod control;
 pub mod http;
-mod memory;
 pub mod metrics;
-pub mod observe;
+mod pin_limits;
 pub mod print;
 pub mod run;
 pub mod status;
 
-/// Whether this process has root's files and folders.
+/// Whether this process runs as root.
 #[must_use]
 pub fn is_root() -> bool {
-    // The owner of a process's own folder is its effective user, for a process that was not made undumpable.
+    // Unless the process is not dumpable, its folder belongs to its effective user.
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }

@@ -1,19 +1,25 @@
-//! A status as people read it.
+//! Prints a status as text.
 
 use std::io::{self, Write};
 
 use super::status::{ClientStatus, MemoryStatus, Status};
-use crate::quantity::{Bytes, Count, Number};
+use crate::units::{Bytes, Count, Number};
 
-/// Regions that are listed for people.
-const REGIONS: usize = 16;
+/// Regions that are listed.
+const MAX_REGIONS: usize = 16;
 
 /// Writes `status` as text.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// If `out` cannot be written.
 pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "prereg {}, process {}, up {}", status.version, status.pid, Span(status.uptime_seconds))?;
+    writeln!(
+        out,
+        "prereg {}, process {}, up {}",
+        status.version,
+        status.pid,
+        Duration(status.uptime_seconds)
+    )?;
     memory(&status.memory, out)?;
     writeln!(out, "\nSockets")?;
     for socket in &status.sockets {
@@ -25,40 +31,44 @@ pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what QEMU cannot do with a served device, for who starts a guest; `docs/qemu.md` has the details.
+/// Writes the limits of QEMU with a served device; `docs/qemu.md` has the details.
 ///
 /// # Errors
-/// When `out` cannot be written.
+/// If `out` cannot be written.
 pub fn qemu_limits(has_msix: bool, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "What QEMU cannot do with it:")?;
+    writeln!(out, "QEMU cannot:")?;
     writeln!(out, "  migrate: QEMU reports success, but the device's state is lost")?;
     if has_msix {
         writeln!(out, "  unplug it with MSI-X: QEMU 11.1 aborts; serve with --interrupts msi instead")?;
     }
     writeln!(
         out,
-        "  stop at memory that is refused: it goes on with the device, whose I/O there fails; read this log"
+        "  stop when memory is refused: it continues with the device, whose I/O to that memory fails; read this log"
     )?;
-    writeln!(out, "  see code that the disk puts into shared memory under TCG: use KVM, or boot with -kernel")
+    writeln!(
+        out,
+        "  run code that the disk loads into shared memory under TCG reliably: use KVM, or boot with -kernel"
+    )
 }
 
 fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
-    let limit = memory.limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
+    let limit =
+        memory.memlock_limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
     writeln!(out, "\nMemory")?;
     writeln!(
         out,
         "  pinned {} by {}, charged {} ({limit})",
         Bytes(memory.pinned_bytes),
-        memory.back_end,
+        memory.backend,
         Bytes(memory.charged_bytes)
     )?;
     writeln!(
         out,
-        "  {}; {} pinned and {} unpinned since the start, {} found their memory registered",
+        "  {}; {} pinned and {} unpinned since the start, {} of registered memory",
         Number(memory.registrations, "live registration"),
         Number(memory.pins_total, "range"),
         Count(memory.unpins_total),
-        Number(memory.shared_maps_total, "map")
+        Number(memory.map_cache_hits_total, "map")
     )?;
     let total =
         memory.total_limit_bytes.map_or("no limit".to_owned(), |limit| format!("limit {}", Bytes(limit)));
@@ -68,14 +78,14 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
         Bytes(memory.promised_bytes),
         match (memory.promised_bytes, memory.pinning_mappings) {
             (0, 0) => String::new(),
-            (_, 0) => ", because it waits for the device's first access".to_owned(),
+            (_, 0) => ", to be pinned at the device's first access".to_owned(),
             (_, pinning) => format!(", {} being pinned in the background", Number(pinning, "mapping")),
         }
     )?;
     if memory.refused_maps_total + memory.failed_pins_total > 0 {
         writeln!(
             out,
-            "  {} refused for want of room, {} failed after their map",
+            "  {} refused because of a limit, {} failed after the reply",
             Number(memory.refused_maps_total, "map"),
             Number(memory.failed_pins_total, "pin")
         )?;
@@ -93,10 +103,10 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
         )?;
         match file.stale_extents {
             0 => writeln!(out)?,
-            stale => writeln!(out, "; {stale} stale, going with their last mapping")?,
+            stale => writeln!(out, "; {stale} stale, released with their last mapping")?,
         }
     }
-    for region in memory.regions.iter().take(REGIONS) {
+    for region in memory.regions.iter().take(MAX_REGIONS) {
         let holders: Vec<String> = region
             .holders
             .iter()
@@ -104,16 +114,16 @@ fn memory(memory: &MemoryStatus, out: &mut impl Write) -> io::Result<()> {
             .collect();
         writeln!(
             out,
-            "  region {:#x}  {}, used {}, mappings {}{}{}",
-            region.ua,
+            "  region {:#x}  {}, registrations {}, mappings {}{}{}",
+            region.user_address,
             Bytes(region.bytes),
-            region.used,
+            region.registrations,
             Count(region.mappings),
             if holders.is_empty() { String::new() } else { format!(" ({})", holders.join(", ")) },
-            if region.draining { ", waits for its last mapping" } else { "" }
+            if region.draining { ", released with its last mapping" } else { "" }
         )?;
     }
-    if let Some(more) = memory.regions.len().checked_sub(REGIONS).filter(|more| *more > 0) {
+    if let Some(more) = memory.regions.len().checked_sub(MAX_REGIONS).filter(|more| *more > 0) {
         writeln!(out, "  and {}; --json lists all", Number(more as u64, "more region"))?;
     }
     Ok(())
@@ -127,35 +137,35 @@ fn client(client: &ClientStatus, out: &mut impl Write) -> io::Result<()> {
     )?;
     writeln!(
         out,
-        "  {} of {}, {} under way; {}, {}",
+        "  {} of {}, {} in flight; {}, {}",
         Number(client.mappings, "mapping"),
         Bytes(client.mapped_bytes),
-        Number(client.accesses, "access"),
+        Number(client.inflight_accesses, "access"),
         Number(client.maps_total, "map"),
         Number(client.unmaps_total, "unmap")
     )?;
-    for waiting in &client.waiting {
-        for held in &waiting.mappings {
+    for unmap in &client.pending_unmaps {
+        for mapping in &unmap.mappings {
             writeln!(
                 out,
-                "  unmap waits for {}: {} at {:#x} is held by {} of the device",
-                Span(waiting.seconds),
-                Bytes(held.bytes),
-                held.iova,
-                Number(held.accesses, "access")
+                "  unmap pending for {}: {} at {:#x} is in use by {} of the device",
+                Duration(unmap.age_seconds),
+                Bytes(mapping.bytes),
+                mapping.iova,
+                Number(mapping.inflight_accesses, "access")
             )?;
         }
     }
     let requests = &client.requests;
-    list(out, "requests", requests.performed_total.iter().map(|(name, count)| (name.clone(), *count)))?;
-    let refused = requests.refused_total.iter().flat_map(|(command, reasons)| {
+    list(out, "requests", requests.completed_total.iter().map(|(name, count)| (name.clone(), *count)))?;
+    let rejected = requests.rejected_total.iter().flat_map(|(command, reasons)| {
         reasons.iter().map(move |(reason, count)| (format!("{command} ({reason})"), *count))
     });
-    list(out, "refused", refused)?;
+    list(out, "rejected", rejected)?;
     list(out, "device", client.device.iter().map(|(name, count)| (name.clone(), *count)))
 }
 
-/// What there is some of.
+/// Writes the counts that are not zero.
 fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, u64)>) -> io::Result<()> {
     let some: Vec<String> = counts
         .filter(|(_, count)| *count > 0)
@@ -164,12 +174,12 @@ fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, 
     if some.is_empty() { Ok(()) } else { writeln!(out, "  {what}: {}", some.join(", ")) }
 }
 
-/// Seconds in the two units that matter.
-struct Span(f64);
+/// A duration in seconds, printed in its two largest units.
+struct Duration(f64);
 
-impl std::fmt::Display for Span {
+impl std::fmt::Display for Duration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Saturating: a duration is never negative, and 2^64 seconds are enough.
+        // Saturating, and a duration is never negative.
         let seconds = self.0 as u64;
         match seconds {
             0..60 => write!(f, "{:.1} s", self.0),
@@ -183,10 +193,10 @@ impl std::fmt::Display for Span {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::status::{HeldStatus, RegionStatus, WaitingStatus};
+    use crate::serve::status::{MappingInUse, PendingUnmap, RegionStatus};
 
     #[test]
-    fn what_qemu_cannot_do_is_said_where_it_applies() {
+    fn limits_of_qemu_are_printed_where_they_apply() {
         for has_msix in [false, true] {
             let mut text = Vec::new();
             qemu_limits(has_msix, &mut text).unwrap();
@@ -197,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_what_is_said_in_words() {
+    fn holders_of_memory_are_printed() {
         let status = Status {
             version: "1".to_owned(),
             uptime_seconds: 3725.0,
@@ -205,7 +215,7 @@ mod tests {
                 pinned_bytes: 512 << 20,
                 regions: vec![RegionStatus {
                     bytes: 512 << 20,
-                    used: 1,
+                    registrations: 1,
                     mappings: 7,
                     ..RegionStatus::default()
                 }],
@@ -213,9 +223,9 @@ mod tests {
             },
             clients: vec![ClientStatus {
                 id: 3,
-                waiting: vec![WaitingStatus {
-                    seconds: 0.25,
-                    mappings: vec![HeldStatus { iova: 0x1000, bytes: 4096, accesses: 2 }],
+                pending_unmaps: vec![PendingUnmap {
+                    age_seconds: 0.25,
+                    mappings: vec![MappingInUse { iova: 0x1000, bytes: 4096, inflight_accesses: 2 }],
                 }],
                 ..ClientStatus::default()
             }],
@@ -229,7 +239,7 @@ mod tests {
             "pinned 512 MiB",
             "mappings 7",
             "Client 3",
-            "unmap waits for 0.2 s: 4 KiB at 0x1000 is held by 2 accesses of the device",
+            "unmap pending for 0.2 s: 4 KiB at 0x1000 is in use by 2 accesses of the device",
         ] {
             assert!(text.contains(part), "no `{part}` in:\n{text}");
         }

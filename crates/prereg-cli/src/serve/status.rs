@@ -1,45 +1,45 @@
-//! What a server is doing, as plain data: what `prereg status` prints and metrics are made from.
+//! The state of a server as plain data, from which `prereg status` and the metrics are made.
 //!
-//! The fields' names are the JSON's; they are an interface. Times are seconds, sizes bytes, counters count from the server's
-//! start.
+//! The names of the fields are the keys of the JSON, an interface. Times are in seconds, sizes in bytes; counters (`*_total`) begin
+//! at the server's start.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// A server.
+/// The state of a server.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Status {
     /// The program's version.
     pub version: String,
-    /// Its process.
+    /// Its process ID.
     pub pid: u32,
-    /// How long it runs.
+    /// Time since its start.
     pub uptime_seconds: f64,
     /// The clients' memory.
     pub memory: MemoryStatus,
-    /// What is served where.
+    /// The sockets.
     pub sockets: Vec<SocketStatus>,
-    /// Who is there.
+    /// The connected clients.
     pub clients: Vec<ClientStatus>,
-    /// Clients that ever came.
-    pub accepted_total: u64,
-    /// Clients that were turned away because there were too many.
-    pub turned_away_total: u64,
-    /// How clients ended, by reason.
-    pub endings_total: BTreeMap<String, u64>,
-    /// What all clients asked for, those that are gone included.
+    /// Connections accepted.
+    pub accepted_connections_total: u64,
+    /// Connections rejected because there were too many.
+    pub rejected_connections_total: u64,
+    /// Ended connections by reason.
+    pub disconnects_total: BTreeMap<String, u64>,
+    /// Requests of all clients, disconnected ones included.
     pub requests: RequestStatus,
 }
 
 /// Requests of one client, or of all.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct RequestStatus {
-    /// Performed, by command.
-    pub performed_total: BTreeMap<String, u64>,
-    /// Refused, by command and reason.
-    pub refused_total: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Accesses to memory that only the client can reach.
+    /// Completed requests by command.
+    pub completed_total: BTreeMap<String, u64>,
+    /// Rejected requests by command and reason.
+    pub rejected_total: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Accesses to memory that only the client can reach, by DMA_READ and DMA_WRITE.
     pub transfers_total: u64,
     /// The bytes they moved.
     pub transferred_bytes_total: u64,
@@ -49,13 +49,13 @@ pub struct RequestStatus {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct MemoryStatus {
     /// The pin back end.
-    pub back_end: String,
+    pub backend: String,
     /// Bytes pinned now.
     pub pinned_bytes: u64,
     /// Bytes charged against the locked-memory limit now.
     pub charged_bytes: u64,
-    /// The limit; none for who may pass it.
-    pub limit_bytes: Option<u64>,
+    /// RLIMIT_MEMLOCK; null if it does not apply.
+    pub memlock_limit_bytes: Option<u64>,
     /// Limit on the bytes pinned or promised for all clients together; null without a limit.
     #[serde(default)]
     pub total_limit_bytes: Option<u64>,
@@ -68,32 +68,32 @@ pub struct MemoryStatus {
     /// Mappings whose memory is being pinned in the background.
     #[serde(default)]
     pub pinning_mappings: u64,
-    /// DMA_MAPs that were refused for want of room.
+    /// DMA_MAPs refused because of a limit.
     #[serde(default)]
     pub refused_maps_total: u64,
     /// Pins that failed after their DMA_MAP was answered.
     #[serde(default)]
     pub failed_pins_total: u64,
-    /// Registrations that live now, over all regions.
+    /// Live registrations of all regions.
     pub registrations: u64,
-    /// Ranges pinned since the start: it does not grow with the guests' maps.
+    /// Ranges pinned; does not grow with the guests' maps.
     pub pins_total: u64,
-    /// Ranges unpinned since the start.
+    /// Ranges unpinned.
     pub unpins_total: u64,
-    /// DMA_MAPs that found their memory registered.
-    pub shared_maps_total: u64,
-    /// Registered pieces whose pages the client had dropped behind our back and that were registered anew.
+    /// DMA_MAPs of memory that was registered already.
+    pub map_cache_hits_total: u64,
+    /// Registered pieces whose pages a client had replaced in the file, so that they were registered again.
     pub stale_extents_total: u64,
-    /// The files behind it.
+    /// The files that clients passed.
     pub files: Vec<FileStatus>,
     /// The regions, by address.
     pub regions: Vec<RegionStatus>,
 }
 
-/// A file that clients handed over as memory.
+/// A file that clients passed as memory.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct FileStatus {
-    /// Its file system's device, major and minor.
+    /// Device of its file system, major and minor.
     pub device: String,
     /// Its inode.
     pub inode: u64,
@@ -104,9 +104,9 @@ pub struct FileStatus {
     /// Bytes of it that are mapped and promised, and not registered yet.
     #[serde(default)]
     pub promised_bytes: u64,
-    /// In how many pieces.
+    /// Registered pieces.
     pub extents: u64,
-    /// Pieces whose pages the file no longer has; they go with their last mapping.
+    /// Pieces whose pages the file no longer has; released with their last mapping.
     pub stale_extents: u64,
     /// Clients that share it.
     pub clients: u64,
@@ -116,99 +116,99 @@ pub struct FileStatus {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RegionStatus {
     /// Its first byte in the server.
-    pub ua: u64,
+    pub user_address: u64,
     /// Its length.
     pub bytes: u64,
     /// Registrations.
-    pub used: u64,
+    pub registrations: u64,
     /// Live mappings.
     pub mappings: u64,
-    /// Who holds the mappings.
+    /// Holders of the mappings.
     pub holders: Vec<HolderStatus>,
-    /// It waits for its last mapping.
+    /// Released with its last mapping.
     pub draining: bool,
 }
 
-/// Somebody who holds mappings of a region.
+/// A holder of mappings of a region.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct HolderStatus {
-    /// The client's number.
+    /// The client's ID.
     pub client: u64,
-    /// How many.
+    /// Its mappings.
     pub mappings: u64,
 }
 
 /// A socket.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SocketStatus {
-    /// Where.
+    /// Its path.
     pub path: String,
-    /// What is served there.
+    /// The device served on it.
     pub model: String,
-    /// Clients that are connected.
+    /// Connected clients.
     pub clients: u64,
 }
 
-/// A client.
+/// A connected client.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ClientStatus {
-    /// Its number, never given twice.
+    /// Its ID, never reused.
     pub id: u64,
     /// Its socket.
     pub socket: String,
     /// Its device.
     pub model: String,
-    /// Its process, when it connected.
+    /// Its process ID when it connected.
     pub pid: i32,
-    /// Its user.
+    /// Its user ID.
     pub uid: u32,
     /// Live mappings of its device.
     pub mappings: u64,
-    /// Bytes they cover.
+    /// Bytes mapped.
     pub mapped_bytes: u64,
-    /// Accesses under way.
-    pub accesses: u64,
+    /// Accesses in flight.
+    pub inflight_accesses: u64,
     /// DMA_MAPs.
     pub maps_total: u64,
     /// DMA_UNMAPs.
     pub unmaps_total: u64,
-    /// What it asked for.
+    /// Its requests.
     pub requests: RequestStatus,
-    /// Unmaps that are not answered yet, because the device still uses the memory.
-    pub waiting: Vec<WaitingStatus>,
+    /// DMA_UNMAPs without a reply, because the device still uses the memory.
+    pub pending_unmaps: Vec<PendingUnmap>,
     /// The device's own counters.
     pub device: BTreeMap<String, u64>,
-    /// How long the device's commands took.
+    /// Latencies of the device's commands.
     pub latencies: Vec<LatencyStatus>,
 }
 
-/// An unmap that is not answered yet.
+/// A DMA_UNMAP without a reply.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct WaitingStatus {
-    /// How long it has waited.
-    pub seconds: f64,
-    /// The mappings that are still held.
-    pub mappings: Vec<HeldStatus>,
+pub struct PendingUnmap {
+    /// Time since the request.
+    pub age_seconds: f64,
+    /// The mappings in use.
+    pub mappings: Vec<MappingInUse>,
 }
 
-/// An unmapped mapping that the device still uses.
+/// An unmapped mapping that accesses of the device still use.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct HeldStatus {
+pub struct MappingInUse {
     /// Its first byte.
     pub iova: u64,
     /// Its length.
     pub bytes: u64,
-    /// Accesses of the device that hold it.
-    pub accesses: u64,
+    /// Accesses in flight.
+    pub inflight_accesses: u64,
 }
 
-/// How long commands of one kind took, as a histogram.
+/// The latency histogram of one kind of command.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct LatencyStatus {
     /// The kind: `read`, `write`.
     pub command: String,
-    /// Their sum in nanoseconds.
+    /// Sum of the latencies, in nanoseconds.
     pub nanoseconds_total: u64,
-    /// How many took less than so many nanoseconds and not less than the bucket before: (bound, count), ascending.
+    /// Buckets (bound, count), ascending: commands that took less than `bound` nanoseconds and not less than the bound before.
     pub buckets: Vec<(u64, u64)>,
 }

@@ -1,19 +1,19 @@
-//! What is wrong with a trace, where, and what to do about it.
+//! Errors of traces, with file, line and remedy.
 //!
-//! A [`TraceError`] names the file and the line (the last one reached, for a file that ends too early). What it quotes
-//! from the file is shortened and made printable, so that a hostile file cannot drive the reader's terminal.
+//! For a file that ends too early the line is the last one read. Quotations from the file are shortened and made printable, so that a
+//! hostile file cannot control the user's terminal.
 
 use std::fmt;
 use std::io;
 
-/// A trace that is refused.
+/// The error of a trace.
 #[derive(Debug)]
 pub struct TraceError {
     /// The file, as the caller named it.
     pub file: String,
-    /// The line, counted from 1; `None` when the file could not be opened.
+    /// The line, counted from 1; `None` if the file could not be opened.
     pub line: Option<u64>,
-    /// What is wrong there.
+    /// The error at that line.
     pub problem: Problem,
 }
 
@@ -28,14 +28,14 @@ impl fmt::Display for TraceError {
 
 impl std::error::Error for TraceError {}
 
-/// What is wrong with one line, or with the file as a whole.
+/// The error of one line or of the whole file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// The file could not be opened.
     #[error("cannot open the trace: {0}")]
     Open(io::Error),
-    /// The file could not be read on, or its compressed data is damaged or ends too early.
+    /// The file could not be read, or its compressed data is damaged or ends too early.
     #[error("the file ends early or is damaged after this line: {0}; fetch it again")]
     Read(io::Error),
     /// A line longer than any that a recorder writes.
@@ -47,7 +47,7 @@ pub enum Problem {
     /// A line that is not UTF-8.
     #[error("the line is not text; this is not a trace (or it is compressed with something other than zstd)")]
     NotText,
-    /// The first field is none of the known ones.
+    /// The first field is unknown.
     #[error("unknown record '{0}'; known are # W D P I S G X R M (docs/traces.md)")]
     UnknownRecord(Quoted),
     /// Too few or too many fields.
@@ -57,30 +57,30 @@ pub enum Problem {
         record: &'static str,
         /// Its fields.
         wanted: &'static str,
-        /// How many the line has after the letter.
+        /// The number of fields after the letter.
         found: usize,
     },
-    /// A field that is not the number it should be.
+    /// A field that is not a valid number.
     #[error("{field} '{text}' is not {kind}")]
     Number {
         /// The field's name.
         field: &'static str,
-        /// What stands there.
+        /// The text of the field.
         text: Quoted,
-        /// What should stand there.
+        /// The expected kind of number.
         kind: &'static str,
     },
-    /// A record before the line that says how much memory the guest has.
+    /// A record before the line with the guest's memory.
     #[error(
         "no line '# guest RAM: guest-physical 0 to N' (bytes, hex) before the first record, so the guest's memory cannot be made"
     )]
     NoRam,
-    /// A guest-memory line that cannot be true.
+    /// An invalid size of guest memory.
     #[error("guest RAM of {bytes:#x} bytes: {why}")]
     Ram {
         /// The size claimed.
         bytes: u64,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
     /// A guest with more memory than the host.
@@ -90,13 +90,13 @@ pub enum Problem {
     RamMemory {
         /// The size claimed.
         bytes: u64,
-        /// What there is.
+        /// The host's memory.
         host: u64,
     },
-    /// A page size that no table has.
+    /// An invalid page size.
     #[error("page shift {0} is not in 12..=34, the shifts a table may have")]
     Shift(u64),
-    /// A window that cannot exist.
+    /// An invalid window.
     #[error("window {liobn:x} with {entries} entries of 2^{shift} bytes at {start:#x}: {why}")]
     Window {
         /// The table's number.
@@ -107,7 +107,7 @@ pub enum Problem {
         shift: u32,
         /// The entries claimed.
         entries: u64,
-        /// Why not.
+        /// The reason.
         why: &'static str,
     },
     /// A table too large to be filled on this host.
@@ -119,21 +119,21 @@ pub enum Problem {
         liobn: u64,
         /// The entries claimed.
         entries: u64,
-        /// What it and the tables that exist would take.
+        /// Memory for it and the existing tables.
         need: u64,
-        /// What there is.
+        /// The host's memory.
         host: u64,
     },
-    /// A window where another one is.
+    /// A window that overlaps another one.
     #[error(
         "window {liobn:x} overlaps window {other:x} of line {other_line}, which still exists; remove that one first (D)"
     )]
     Overlap {
         /// The new table's number.
         liobn: u64,
-        /// The one in the way.
+        /// The existing table's number.
         other: u64,
-        /// Where that one was made.
+        /// The line that created it.
         other_line: u64,
     },
     /// `D` or `X` names a table that does not exist at this point.
@@ -145,7 +145,7 @@ pub enum Problem {
         liobn: u64,
     },
     /// A list whose contents do not match its count.
-    #[error("the list says {count} entries and {found} are written down")]
+    #[error("the call has {count} entries and the line lists {found}")]
     ListLength {
         /// The count in the call.
         count: u64,
@@ -155,31 +155,31 @@ pub enum Problem {
     /// A run of entries that passes 2^64.
     #[error("the run '{0}' passes 2^64")]
     RunOverflow(Quoted),
-    /// A permission that is none.
+    /// An invalid permission.
     #[error("permission {0} is not 0 (refused), 1 (read), 2 (write) or 3 (both)")]
     Permission(u64),
-    /// More of something than the reader takes.
+    /// More items than the reader accepts.
     #[error("more than {limit} {what}; the trace is too large to be held in memory")]
     TooMany {
-        /// What there is too much of.
+        /// The items.
         what: &'static str,
         /// The limit.
         limit: u64,
     },
-    /// No memory to hold the trace.
+    /// No memory for the trace.
     #[error("no memory to hold the trace")]
     OutOfMemory,
-    /// A file without one record.
+    /// A file without a record.
     #[error("the file has no record; is it a trace?")]
     Empty,
 }
 
-/// A few characters of the file, safe to print.
+/// A printable quotation from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quoted(String);
 
 impl Quoted {
-    /// At most 40 characters of `text`, control characters escaped.
+    /// At most 40 characters of `text`, with control characters escaped.
     #[must_use]
     pub fn new(text: &str) -> Self {
         let mut shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();

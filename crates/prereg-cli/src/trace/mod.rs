@@ -1,11 +1,11 @@
-//! Hypercall traces: what a guest asked of its tables, and what it was answered.
+//! Hypercall traces: the calls of a guest on its tables, with their results.
 //!
-//! [`read`](read::read) opens a file, plain or zstd, and feeds its lines to the [`parse`]r, which owns all checks and
-//! gives back a [`Trace`](record::Trace): the whole file in memory, small enough that a replay measures tables and not
-//! the reading of text. The format is described in `docs/traces.md`.
+//! [`read`](read::read) opens a file, plain or zstd, and passes its lines to the parser ([`parse`]), which makes all checks and
+//! returns a [`Trace`](record::Trace): the whole file in memory, so that a replay does not measure the reading of text. The format is
+//! described in `docs/traces.md`.
 //!
-//! What goes wrong is always the file's fault and is told as a [`TraceError`](error::TraceError) with file and line.
-//! Nothing here pins, maps or allocates in proportion to a number that a file merely claims.
+//! Errors are [`TraceError`](error::TraceError)s with file and line. Nothing is pinned, mapped or allocated in proportion to a number
+//! that a file only claims.
 
 pub mod error;
 pub mod parse;

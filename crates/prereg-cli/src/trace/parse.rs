@@ -1,8 +1,7 @@
-//! From lines to records: every check a trace must pass before anything is pinned for it.
+//! The parser of traces, with every check before anything is pinned.
 //!
-//! A [`Parser`] takes one line after the other and owns the [`Trace`] in the making and the set of windows that exist
-//! at the current line. Numbers that a file claims are checked against [`Limits`] before memory is taken for them. A
-//! parser that returned an error is not used again.
+//! A [`Parser`] owns the [`Trace`] that is being built and the windows that exist at the current line. Numbers from the file are
+//! checked against [`Limits`] before memory is allocated for them. A parser that returned an error is not used again.
 
 use std::str::SplitAsciiWhitespace;
 
@@ -14,7 +13,7 @@ use super::record::{List, Lookup, PERMISSION, Record, Trace, Window};
 /// Windows that may exist at once; a machine has a few for each host bridge.
 const LIVE_WINDOWS: usize = 1024;
 
-/// What a reader takes at most.
+/// Limits of a trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Bytes of one line.
@@ -28,16 +27,16 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// For traces some fifty times the size of the bundled ones, on any host.
+    /// Limits for traces some fifty times the size of the bundled ones, on any host.
     fn default() -> Self {
         Self { line_bytes: 1 << 16, records: 1 << 24, values: 1 << 26, host_bytes: u64::MAX }
     }
 }
 
-/// The most entries that one list call may name; longer ones are refused unread, so a recorder has no contents.
+/// The most entries of a list call; longer ones are refused before the list is read, so their entries are not recorded.
 const LIST_MAX: u64 = 512;
 
-/// Bytes that a filled window takes: the guest's value of each entry, and the address of each 4 KiB behind it.
+/// Memory of a full window: the guest's value of each entry, and the address of each 4 KiB.
 fn filled_bytes(window: &Window) -> u64 {
     const VALUE: u64 = 8;
     const ADDRESS: u64 = 16;
@@ -56,16 +55,16 @@ pub struct Parser {
 }
 
 impl Parser {
-    /// A parser that has seen nothing.
+    /// A parser before the first line.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self { limits, trace: Trace::default(), ram: None, live: Vec::new() }
     }
 
-    /// Takes line `number`, without its end.
+    /// Parses line `number`, without its line end.
     ///
     /// # Errors
-    /// [`Problem`] with this line.
+    /// [`Problem`] of this line.
     pub fn line(&mut self, number: u64, text: &str) -> Result<(), Problem> {
         if let Some(comment) = text.strip_prefix('#') {
             return self.comment(comment);
@@ -87,7 +86,7 @@ impl Parser {
         self.push(number, record)
     }
 
-    /// The trace, once every line was taken.
+    /// The trace, after the last line.
     ///
     /// # Errors
     /// [`Problem::Empty`] for a file without a record.
@@ -111,7 +110,7 @@ impl Parser {
         Ok(())
     }
 
-    /// Comments are free text but for two: how much memory the guest has, and how many calls the file should have.
+    /// Parses the two comments with data: the guest's memory, and the number of calls of the file.
     fn comment(&mut self, comment: &str) -> Result<(), Problem> {
         let comment = comment.trim();
         if let Some(rest) = comment.strip_prefix("guest RAM: guest-physical 0 to ") {
@@ -174,7 +173,7 @@ impl Parser {
         if let Some((other, other_line)) = self.live.iter().find(in_the_way) {
             return Err(Problem::Overlap { liobn, other: other.liobn, other_line: *other_line });
         }
-        // All windows that exist at once must fit, not only each of them.
+        // All existing windows together must fit.
         let live = self.live.iter().map(|(window, _)| filled_bytes(window));
         let need = live.fold(filled_bytes(&window), u64::saturating_add);
         if need > self.limits.host_bytes {
@@ -197,7 +196,7 @@ impl Parser {
     fn put(fields: Fields<'_>) -> Result<Record, Problem> {
         let [liobn, ioba, tce, ret] = fields.exactly("P", "liobn ioba tce ret")?;
         Ok(Record::Put {
-            ret: answer(ret)?,
+            ret: return_code(ret)?,
             liobn: hex("liobn", liobn)?,
             ioba: BusAddr::new(hex("ioba", ioba)?),
             tce: hex("tce", tce)?,
@@ -207,7 +206,7 @@ impl Parser {
     fn get(fields: Fields<'_>) -> Result<Record, Problem> {
         let [liobn, ioba, tce, ret] = fields.exactly("G", "liobn ioba tce ret")?;
         Ok(Record::Get {
-            ret: answer(ret)?,
+            ret: return_code(ret)?,
             liobn: hex("liobn", liobn)?,
             ioba: BusAddr::new(hex("ioba", ioba)?),
             tce: hex("tce", tce)?,
@@ -217,7 +216,7 @@ impl Parser {
     fn stuff(fields: Fields<'_>) -> Result<Record, Problem> {
         let [liobn, ioba, tce, count, ret] = fields.exactly("S", "liobn ioba value n ret")?;
         Ok(Record::Stuff {
-            ret: answer(ret)?,
+            ret: return_code(ret)?,
             liobn: hex("liobn", liobn)?,
             ioba: BusAddr::new(hex("ioba", ioba)?),
             tce: hex("value", tce)?,
@@ -228,8 +227,8 @@ impl Parser {
     fn indirect(&mut self, mut fields: Fields<'_>) -> Result<Record, Problem> {
         let [liobn, ioba, at, count, ret] = fields.first("I", "liobn ioba list n ret tces...")?;
         let (liobn, ioba) = (hex("liobn", liobn)?, BusAddr::new(hex("ioba", ioba)?));
-        let (at, count, ret) = (GuestAddr::new(hex("list", at)?), decimal("n", count)?, answer(ret)?);
-        // Runs step by the page of the window; a call on a table that does not exist was written down with 4 KiB.
+        let (at, count, ret) = (GuestAddr::new(hex("list", at)?), decimal("n", count)?, return_code(ret)?);
+        // Runs increase by the page of the window, by 4 KiB if the table does not exist.
         let shift = self.live.iter().find(|(w, _)| w.liobn == liobn).map_or(PageShift::K4, |(w, _)| w.shift);
         let first = self.trace.values.len();
         let mut readable = true;
@@ -258,8 +257,8 @@ impl Parser {
         Ok(Record::Indirect { ret, liobn, ioba, list: index })
     }
 
-    /// `a` or `a:c`: c entries from `a` on, one page apart. At most `left` of them are kept; the count is returned in
-    /// full, for the caller to refuse.
+    /// Parses `a` or `a:c`: c entries from `a` on, one page apart. A run longer than `left` is not kept; its count is returned, for
+    /// the caller to refuse.
     fn run(&mut self, run: &str, shift: PageShift, left: u64) -> Result<u64, Problem> {
         let (value, count) = run.split_once(':').unwrap_or((run, "1"));
         let (value, count) = (hex("tce", value)?, decimal("the run's length", count)?);
@@ -314,7 +313,7 @@ impl Parser {
         Ok(Record::Mark(index))
     }
 
-    /// RTAS calls are there for information: what they did stands in the W and D lines after them.
+    /// Checks an RTAS call, which is only information: its effect is in the W and D lines after it.
     fn rtas(mut fields: Fields<'_>) -> Result<(), Problem> {
         let [token] = fields.first("R", "token args... : rets... : hcall-ret")?;
         decimal("the RTAS token", token)?;
@@ -327,7 +326,7 @@ impl Parser {
     }
 }
 
-/// The index the next element of `list` will have, once there is room for it.
+/// The index of the next element of `list`, for which memory is reserved.
 fn room<T>(list: &mut Vec<T>, limit: u64, what: &'static str) -> Result<u32, Problem> {
     if list.len() as u64 >= limit {
         return Err(Problem::TooMany { what, limit });
@@ -379,7 +378,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Digits only: the standard parser would also take a sign.
+/// Digits only: the standard parser also accepts a sign.
 fn digits(text: &str, radix: u32) -> Option<u64> {
     text.bytes()
         .all(|byte| byte.is_ascii_alphanumeric())
@@ -403,8 +402,8 @@ fn decimal(field: &'static str, text: &str) -> Result<u64, Problem> {
     })
 }
 
-/// A hypercall's answer: decimal, often negative.
-fn answer(text: &str) -> Result<i32, Problem> {
+/// A hypercall's return code: decimal, often negative.
+fn return_code(text: &str) -> Result<i32, Problem> {
     let (sign, number) = text.strip_prefix('-').map_or((1, text), |number| (-1, number));
     digits(number, 10).and_then(|number| i32::try_from(number).ok()).map(|number| sign * number).ok_or_else(
         || Problem::Number { field: "ret", text: Quoted::new(text), kind: "a decimal return code" },

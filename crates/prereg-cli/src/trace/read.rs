@@ -1,7 +1,6 @@
-//! Reading a trace file: plain or zstd, told apart by the first bytes, never by the name.
+//! Reads a trace file, plain or zstd, detected by the first bytes.
 //!
-//! Text is decompressed as a stream and cut into lines of bounded length; a file of any size therefore takes no more
-//! memory than its records do.
+//! Text is decompressed as a stream and split into lines of bounded length, so a file needs no more memory than its records.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -14,10 +13,10 @@ use super::record::Trace;
 /// The first bytes of a zstd frame (RFC 8878, section 3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// How much is read and decompressed at a time.
+/// Bytes read and decompressed at a time.
 const CHUNK: usize = 1 << 17;
 
-/// Reads the trace at `path`, all of it.
+/// Reads the trace at `path`.
 ///
 /// # Errors
 /// [`TraceError`]: the file cannot be opened or read, or is not a trace within `limits`.
@@ -25,7 +24,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Trace, TraceError> {
     let file = path.display().to_string();
     let open =
         |problem: io::Error| TraceError { file: file.clone(), line: None, problem: Problem::Open(problem) };
-    // Opening a folder succeeds; reading it does not, and would be blamed on a line.
+    // Opening a folder succeeds; reading it fails, and the error would name a line.
     let input = File::open(path).map_err(open)?;
     if input.metadata().map_err(open)?.is_dir() {
         return Err(open(io::Error::from(io::ErrorKind::IsADirectory)));
@@ -35,7 +34,7 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Trace, TraceError> {
     Ok(trace)
 }
 
-/// Reads a trace from `input`, plain or zstd. `file` is what messages call it.
+/// Reads a trace from `input`, plain or zstd. `file` is its name in messages.
 ///
 /// # Errors
 /// [`TraceError`], as [`read`].
@@ -60,14 +59,14 @@ pub fn read_from(mut input: impl Read, file: &str, limits: &Limits) -> Result<Tr
     Ok(trace)
 }
 
-/// Feeds every line of `input` to a parser.
+/// Parses every line of `input`.
 fn lines(mut input: impl BufRead, limits: &Limits) -> Result<Trace, (u64, Problem)> {
     let mut parser = Parser::new(*limits);
     let mut line = Vec::new();
     let mut number = 0u64;
     loop {
         line.clear();
-        // One byte more than a line may have, so that one of exactly the limit is told from a longer one.
+        // One byte more than the limit, to distinguish a line of exactly the limit from a longer one.
         let read = (&mut input)
             .take(limits.line_bytes as u64 + 2)
             .read_until(b'\n', &mut line)

@@ -1,69 +1,69 @@
-//! A trace in memory: one [`Record`] a line that matters, lists and windows aside.
+//! A trace in memory: a [`Record`] for each line that a replay acts on.
 //!
-//! A [`Trace`] owns everything. Records point into its tables by index; only [`parse`](super::parse) makes them, so an
-//! index is always inside. Records stay small because a replay streams through them while it measures something else.
+//! Records refer to lists, windows and lookups of the [`Trace`] by index. Only [`parse`](super::parse) makes them, so an index is
+//! always valid. Records are small because a replay reads them while it measures other work.
 
 use prereg::{BusAddr, GuestAddr, PageShift};
 
-/// One line of a trace that a replay acts on, in the guest's order.
+/// One line of a trace, in the guest's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
-    /// `W`: a table exists from here on. The index is one of [`Trace::windows`].
+    /// `W`: a table is created. An index of [`Trace::windows`].
     Window(u32),
-    /// `D`: the table is gone.
+    /// `D`: the table is removed.
     Remove {
         /// The table's number.
         liobn: u64,
     },
     /// `P`: H_PUT_TCE.
     Put {
-        /// What the guest was answered.
+        /// The recorded return code.
         ret: i32,
         /// The table's number.
         liobn: u64,
-        /// Where in the table.
+        /// The bus address of the entry.
         ioba: BusAddr,
         /// The entry.
         tce: u64,
     },
     /// `I`: H_PUT_TCE_INDIRECT.
     Indirect {
-        /// What the guest was answered.
+        /// The recorded return code.
         ret: i32,
         /// The table's number.
         liobn: u64,
-        /// Where in the table.
+        /// The bus address of the entry.
         ioba: BusAddr,
-        /// One of [`Trace::lists`].
+        /// An index of [`Trace::lists`].
         list: u32,
     },
     /// `S`: H_STUFF_TCE.
     Stuff {
-        /// What the guest was answered.
+        /// The recorded return code.
         ret: i32,
         /// The table's number.
         liobn: u64,
-        /// Where in the table.
+        /// The bus address of the entry.
         ioba: BusAddr,
         /// The entry to repeat.
         tce: u64,
-        /// How often.
+        /// The number of entries.
         count: u64,
     },
     /// `G`: H_GET_TCE.
     Get {
-        /// What the guest was answered.
+        /// The recorded return code.
         ret: i32,
         /// The table's number.
         liobn: u64,
-        /// Where in the table.
+        /// The bus address of the entry.
         ioba: BusAddr,
-        /// The entry that came back.
+        /// The entry returned.
         tce: u64,
     },
-    /// `X`: a device's own access; not a hypercall. The index is one of [`Trace::lookups`].
+    /// `X`: a device's access, not a hypercall. An index of [`Trace::lookups`].
     Lookup(u32),
-    /// `M`: the guest said where it is. The index is one of [`Trace::marks`].
+    /// `M`: a mark of the guest. An index of [`Trace::marks`].
     Mark(u32),
 }
 
@@ -75,18 +75,18 @@ impl Record {
     }
 }
 
-/// The arguments of a list call that no other call has.
+/// The list of a list call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct List {
-    /// Where the guest put the list.
+    /// Its guest address.
     pub at: GuestAddr,
-    /// How many entries it said the list has.
+    /// The number of entries in the call.
     pub count: u64,
     /// The first of its entries in [`Trace::values`].
     pub first: u32,
-    /// How many entries were recorded: `count`, or none for calls that are refused before the list is read.
+    /// The number of recorded entries: `count`, or 0 for calls that are refused before the list is read.
     pub recorded: u32,
-    /// Whether `at` was memory of the guest.
+    /// Whether `at` is guest memory.
     pub readable: bool,
 }
 
@@ -97,9 +97,9 @@ pub struct Window {
     pub liobn: u64,
     /// The bus address of its first entry.
     pub start: BusAddr,
-    /// The page of one entry.
+    /// The page size of an entry.
     pub shift: PageShift,
-    /// How many entries it has; never zero, and `start + (entries << shift)` is below 2^64.
+    /// The number of entries; never 0, and `start + (entries << shift)` is below 2^64.
     pub entries: u64,
 }
 
@@ -117,10 +117,10 @@ impl Window {
         BusAddr::new(self.start.raw() + (((self.entries - 1) << self.shift.get()) | self.shift.mask()))
     }
 
-    /// Whether both windows sit on one bus, so that an address means one thing only.
+    /// Whether both windows are on one bus.
     ///
-    /// The windows of a PCI host bridge share all of their number but the last byte; a virtual I/O device has a bus of
-    /// its own, and so has every number that the guest's firmware did not make up by that rule.
+    /// The numbers of a PCI host bridge's windows differ in the last byte only; a virtual I/O device, like any other number, has a
+    /// bus of its own.
     #[must_use]
     pub const fn shares_bus(&self, other: &Self) -> bool {
         const PCI: u64 = 0x8000_0000;
@@ -135,18 +135,18 @@ impl Window {
     }
 }
 
-/// What a device found at a bus address, and how often in a row.
+/// A device's accesses to a bus address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lookup {
     /// The table's number; the table exists.
     pub liobn: u64,
-    /// The page that the device addressed.
+    /// The page addressed.
     pub ioba: BusAddr,
-    /// The guest page it reached.
+    /// The guest page reached.
     pub gpa: GuestAddr,
     /// The permission bits of the entry: 1 read, 2 write.
     pub permission: u64,
-    /// Equal accesses in a row.
+    /// The number of equal accesses in a row.
     pub count: u64,
 }
 
@@ -157,9 +157,9 @@ pub struct Trace {
     pub name: String,
     /// The file as the caller named it.
     pub file: String,
-    /// Guest RAM: guest-physical 0 up to this many bytes.
+    /// Size of guest RAM, which begins at guest address 0.
     pub ram_bytes: u64,
-    /// What to do, in order.
+    /// The records, in order.
     pub records: Vec<Record>,
     /// The line of each record, for messages.
     pub lines: Vec<u32>,
@@ -171,11 +171,11 @@ pub struct Trace {
     pub values: Vec<u64>,
     /// Device accesses, by the index in [`Record::Lookup`].
     pub lookups: Vec<Lookup>,
-    /// What the guest said, by the index in [`Record::Mark`]; free of control characters.
+    /// The guest's marks, by the index in [`Record::Mark`]; without control characters.
     pub marks: Vec<Box<str>>,
-    /// How many of `records` are hypercalls.
+    /// The number of hypercalls in `records`.
     pub hypercalls: u64,
-    /// How many hypercalls the file's last line says it has, when it says so.
+    /// The number of hypercalls in the file's last line, if it has one.
     pub claimed_hypercalls: Option<u64>,
 }
 
@@ -186,9 +186,9 @@ impl Trace {
         &self.values[list.first as usize..][..list.recorded as usize]
     }
 
-    /// The index of the first record that gives a device access to memory, or of the first record when none does.
+    /// The index of the first record that maps, or 0 if none does.
     ///
-    /// Guests clear whole windows at boot; those calls map nothing and are measured apart.
+    /// Guests clear whole windows at boot; those calls map nothing and are timed separately.
     #[must_use]
     pub fn first_mapping(&self) -> usize {
         let maps = |record: &Record| match *record {
@@ -202,7 +202,7 @@ impl Trace {
     }
 }
 
-/// The bits of an entry that let a device in: 1 read, 2 write.
+/// The permission bits of an entry: 1 read, 2 write.
 pub const PERMISSION: u64 = 3;
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Fakes of the kernel's IOMMU containers: VFIO type1 v2, an iommufd address space, VFIO SPAPR TCE v2.
 //!
-//! Each follows its kernel source in what it accepts, the errors it returns, whether it cuts mappings, and what is left when
-//! the last device leaves. What a device reaches is kept page by page. Memory is that of a `SimHost`.
+//! Each follows its kernel source in accepted arguments, errors, cut mappings, and the state after the last device. The memory that a
+//! device reaches is recorded by page. Memory is that of a `SimHost`.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
@@ -15,10 +15,10 @@ use prereg_sim::SimHost;
 use prereg_vmm::DmaContainer;
 
 pub(crate) const PAGE: u64 = 4096;
-/// The end of the window that a SPAPR container translates.
+/// The end of a SPAPR container's window.
 pub(crate) const WINDOW: u64 = 48 * PAGE;
 
-/// Where a test maps read-only memory.
+/// The address of read-only memory in tests.
 pub(crate) const READ_ONLY: Range<u64> = 0x7100_0000..0x7200_0000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,14 +31,14 @@ pub(crate) enum Kind {
     Spapr,
 }
 
-/// Where a device's page is.
+/// The memory of a page that a device reaches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Page {
     Memory(u64),
     File(u64),
 }
 
-/// What a device reaches, by page.
+/// The pages that a device reaches.
 pub(crate) type Reach = BTreeMap<u64, (Page, Access)>;
 
 pub(crate) struct FakeContainer {
@@ -50,16 +50,16 @@ pub(crate) struct FakeContainer {
 
 #[derive(Default)]
 pub(crate) struct State {
-    /// By first address: the length. SPAPR containers remember pages only.
+    /// Lengths by first address. SPAPR containers have pages only.
     areas: BTreeMap<u64, u64>,
     pages: Reach,
     devices: u32,
     /// Mappings that a type1 container still accepts.
     available: usize,
     limit: usize,
-    /// Calls until one is refused, and with what; 0 is none.
+    /// Calls until one fails, and its errno; 0 for none.
     refuse: (u32, Option<Errno>),
-    /// Calls that were refused on purpose.
+    /// Calls that failed on purpose.
     refusals: u32,
 }
 
@@ -99,12 +99,12 @@ impl FakeContainer {
         self.state().areas.len()
     }
 
-    /// Refuses the `call`-th call from now, counted from 1, with `errno`.
+    /// Fails the `call`-th call from now, counted from 1, with `errno`.
     pub(crate) fn refuse(&self, call: u32, errno: Errno) {
         self.state().refuse = (call, Some(errno));
     }
 
-    /// Stops refusing. How many calls were refused since the last time.
+    /// Ends failures; returns their number since the last call.
     pub(crate) fn stop_refusing(&self) -> u32 {
         let mut state = self.state();
         state.refuse = (0, None);
@@ -160,7 +160,7 @@ impl FakeContainer {
         if self.kind != Kind::Iommufd || state.devices > 0 {
             let faults = pages.iter().any(|page| self.pin(*page, access).is_err());
             if faults && self.kind == Kind::Spapr {
-                // Memory that is not preregistered; what was set before is cleared.
+                // Memory that is not preregistered; the entries set before are cleared.
                 for page in 0..bytes / PAGE {
                     state.pages.remove(&(iova + page * PAGE));
                 }
@@ -182,7 +182,7 @@ impl FakeContainer {
         Ok(())
     }
 
-    /// How many bytes were unmapped.
+    /// Returns the number of bytes unmapped.
     pub(crate) fn unmap_pages(&self, iova: u64, bytes: u64) -> Result<u64, Errno> {
         let mut state = self.state();
         state.refused()?;
@@ -212,7 +212,7 @@ impl FakeContainer {
                 let mut unmapped = 0;
                 while let Some((start, length)) = state.area_meeting(iova, bytes) {
                     if start < iova || start + (length - 1) > last {
-                        // The areas before are gone by now.
+                        // The areas before are unmapped.
                         return Err(Errno::ENOENT);
                     }
                     state.drop_area(start, length);
@@ -230,7 +230,7 @@ impl FakeContainer {
                 for page in 0..bytes / PAGE {
                     state.pages.remove(&(iova + page * PAGE));
                 }
-                // The kernel reports the size that was asked for.
+                // The kernel reports the requested size.
                 Ok(bytes)
             }
         }
@@ -311,7 +311,7 @@ impl DmaContainer for FakeContainer {
     }
 }
 
-/// A device that is in the container while it lives.
+/// A device in the container; dropping it removes it.
 pub(crate) struct FakeDevice(Arc<FakeContainer>);
 
 impl std::fmt::Debug for FakeDevice {

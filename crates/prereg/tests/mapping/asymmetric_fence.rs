@@ -1,4 +1,4 @@
-//! The path that ships: mapping is inlined and passes a compiler fence, closing fences every thread of the process.
+//! The path of releases: mapping is inlined and has a compiler fence, closing fences every thread of the process.
 
 use prereg::{AddressSpace, AddressSpaceBuilder, Charge, Pin};
 

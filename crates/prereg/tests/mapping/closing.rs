@@ -1,6 +1,6 @@
 //! Maps during a close: between the store of CLOSING and the sum of the counters.
 //!
-//! The fence on every thread is where a closer waits, so a fence that lets another thread map first puts that map there.
+//! A close waits in the fence on every thread, so a fence that first lets another thread map places that map there.
 #![expect(unsafe_code, reason = "implements `Barrier`")]
 
 use std::sync::{Arc, Mutex, mpsc};
@@ -17,7 +17,7 @@ const K4: PageShift = PageShift::K4;
 
 type Act = Box<dyn FnOnce() + Send>;
 
-/// Does something once in the next fence, then passes the real one.
+/// Runs an action once in the next fence, then the fence of the process.
 struct Meeting {
     act: Mutex<Option<Act>>,
     fence: Arc<dyn Barrier>,
@@ -37,7 +37,7 @@ struct World {
     host: SimHost,
     space: AddressSpace,
     meeting: Arc<Meeting>,
-    /// A thread of its own maps what it is asked for.
+    /// A thread maps the pages that it receives.
     ask: mpsc::Sender<UserAddr>,
     mapped: Arc<Mutex<mpsc::Receiver<Result<Mapping, MapError>>>>,
     mapper: std::thread::JoinHandle<Translator>,
@@ -69,7 +69,7 @@ impl World {
         self.mapped.lock().unwrap().recv().unwrap()
     }
 
-    /// The next close meets a map of `ua`, whose result is received.
+    /// In the next close `ua` is mapped; the result is received.
     fn map_in_the_next_fence(&self, ua: UserAddr) -> mpsc::Receiver<Result<Mapping, MapError>> {
         let (ask, mapped) = (self.ask.clone(), self.mapped.clone());
         let (send, receive) = mpsc::channel();
@@ -83,7 +83,7 @@ impl World {
     fn end(self) {
         let Self { host, space, ask, mapper, .. } = self;
         drop(ask);
-        // The meeting may hold the other sender.
+        // The action may have the other sender.
         *self.meeting.act.lock().unwrap() = None;
         drop(mapper.join().unwrap());
         drop(space);
@@ -96,7 +96,7 @@ fn a_map_that_meets_a_close_wins_and_the_close_is_refused() {
     let w = World::new();
     let mut registration = w.register(0);
     let ua = UserAddr::new(A + 0x2345);
-    // In the index of the mapper's snapshot, and known only after it looks for a newer one.
+    // One in the index of the mapper's snapshot, and one known only after it looks for a newer snapshot.
     for known in [false, true] {
         if known {
             drop(w.map(ua).unwrap());

@@ -140,7 +140,7 @@ fn busy_tells_who_holds_what() {
         "ua 0x7f0000000000..=0x7f000000ffff is still mapped 4 times (3 by table entries of container 1, 1 by I/O in flight \
          of container 2); unmap first, then unregister again"
     );
-    // Units outlive the translator that entered them, and may be released by a drop or by another translator of the
+    // Units outlive the translator that acquired them, and may be released by a drop or by another translator of the
     // holder.
     let registration = error.into_inner();
     drop(t1);

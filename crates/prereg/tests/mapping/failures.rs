@@ -1,5 +1,5 @@
-//! The failure sweep: every outside call of every operation is made to fail, the 1st, the 2nd, ... until none is left
-//! to fail; after each failure the host and the state are unchanged (contract clause 10).
+//! The failure sweep: every port call of every operation fails in turn, the 1st, the 2nd, ... until the operation
+//! succeeds; after each failure the host and the state are unchanged (contract clause 10).
 
 use prereg::{
     Access, AddressSpace, EntryBlock, Granule, Holder, PageShift, RegisterError, SpaceState, UserAddr,
@@ -20,8 +20,8 @@ fn see(host: &SimHost, space: &AddressSpace) -> Before {
     Before { space: space.snapshot(), pinned: host.pinned_pages(), charged: host.charged_pages() }
 }
 
-/// Runs `operation` with the n-th outside call failing, for n = 1, 2, ... until it runs through. Returns how many calls
-/// could fail.
+/// Runs `operation` with the n-th port call failing, for n = 1, 2, ... until it succeeds. Returns the number of calls that
+/// can fail.
 fn sweep<T>(
     host: &SimHost,
     space: &AddressSpace,
@@ -89,7 +89,7 @@ fn sharing_makes_no_outside_call() {
 fn unregister_map_and_cleanup_have_nothing_that_can_fail() {
     let (host, space) = world();
     let memory = host.memory(A, 16 << 12);
-    // Every outside call from here on is asked to fail, one after the other: the releasing ones cannot.
+    // Every port call from here on is set to fail in turn; those that release cannot.
     for n in 1..8 {
         let registration = space.register(&memory).unwrap();
         let other = space.register(&memory).unwrap();

@@ -1,4 +1,4 @@
-//! Mapping and closing pass a SeqCst fence each, and mapping is not inlined.
+//! Mapping and closing have a SeqCst fence each, and mapping is not inlined.
 
 use prereg::{AddressSpace, AddressSpaceBuilder, Charge, Pin};
 

@@ -128,11 +128,11 @@ fn check_answers_as_map_would_and_counts_nothing() {
 #[test]
 fn the_runs_of_a_range_are_its_pages() {
     let (host, space) = world();
-    // The interpreter gets a tenth.
+    // A tenth under miri.
     let (many, paired, step) = if cfg!(miri) { (30, 20, 0x4_0000) } else { (300, 200, 0x1000) };
     let scattered = host.memory(A, many << 12);
     let huge = host.map(FAR, 4 << 20, MapSpec::huge(PageShift::M2));
-    // Pages that lie side by side in pairs.
+    // Pages that are contiguous in pairs.
     let pairs = A + (1 << 30);
     for page in 0..paired {
         host.map_alias(pairs + page * 0x2000, FAR + page * 0x4000, 0x2000);
@@ -156,7 +156,7 @@ fn the_runs_of_a_range_are_its_pages() {
             assert_eq!(runs, part.runs().collect::<Vec<_>>());
             let mut at = first + offset;
             for run in &runs {
-                // Every page of the run is where the next one is expected; the run after it begins elsewhere.
+                // Every page of the run follows the one before; the next run begins elsewhere.
                 for inside in (0..run.bytes).step_by(step).chain([run.bytes - 1]) {
                     let expected = if first == A + (2 << 30) {
                         Some(prereg::HostAddr::new(0x9_0000 + (at - first) + inside))

@@ -1,4 +1,4 @@
-//! Lists of pages: all of it or nothing, whatever is in the list.
+//! Lists of pages: all pages are mapped, or none, for any list.
 
 use prereg::{
     AddressSpace, Errno, Granule, Holder, HolderKind, ListError, MapError, Mapping, PageShift, Registration,
@@ -38,7 +38,7 @@ fn a_list_maps_what_single_maps_would() {
     let (host, space, registrations) = world();
     let mut t = space.translator();
     for length in [0usize, 1, 2, 63, 64, 65, 200, 513] {
-        // Every region, in no order, some pages more than once, bytes inside of pages.
+        // Every region, unordered, some pages repeated, offsets inside pages.
         let pages: Vec<UserAddr> = (0..length as u64)
             .map(|n| match n % 7 {
                 0 => UserAddr::new(FAR + n % 4096),
@@ -56,7 +56,7 @@ fn a_list_maps_what_single_maps_would() {
         assert!(mappings[length..].iter().all(Option::is_none), "places beyond the list stay empty");
         let counted: u64 = registrations.iter().map(mapped).sum();
         assert_eq!(counted, length as u64);
-        // Given back by hand, by drop and as a list.
+        // Released by a call, by a drop and as a list.
         if let Some(mapping) = mappings.first_mut().and_then(Option::take) {
             t.unmap(mapping);
         }
@@ -92,7 +92,7 @@ fn large_pages_are_mapped_where_they_are_contiguous() {
     assert_eq!(mapped(&registrations[1]), 2);
     let error = t.map_list(&[page(1024), page(0)], PageShift::K64, &mut mappings).unwrap_err();
     assert!(matches!(error, ListError::Page { index: 1, error: MapError::TooLarge { .. } }), "{error}");
-    // The mapping in the element before the failing page was released, the one in its own element is still there.
+    // The mapping in the element before the failing page was released, the one in its own element is live.
     assert_eq!((mapped(&registrations[1]), mappings.iter().flatten().count()), (1, 1));
 }
 
@@ -143,7 +143,7 @@ fn what_a_translator_with_more_counts_took_another_one_gives_back() {
     let (host, space, registrations) = world();
     let (mut old, mut new) = (space.translator(), space.translator());
     let before = old.map(page(0), K4).unwrap();
-    // More regions than the first counters; fewer under miri, where these take a quarter of an hour.
+    // More regions than the first counters; fewer under miri, where they take a quarter of an hour.
     let last = if cfg!(miri) { 24 } else { 699 };
     let at = |n: u64| A + (1 << 32) + (n << 13);
     let many: Vec<_> = (0..=last).map(|n| space.register(&host.memory(at(n), 1 << 12)).unwrap()).collect();
@@ -152,7 +152,7 @@ fn what_a_translator_with_more_counts_took_another_one_gives_back() {
     new.map_list(&[late, page(1), late, page(2)], K4, &mut mappings).unwrap();
     let many_last = many.last().unwrap();
     assert_eq!((mapped(many_last), mapped(&registrations[0])), (2, 3));
-    // The old one never looked since; the new one knows what the old one took before.
+    // The old one has not looked since; the new one has the units that the old one acquired before.
     new.unmap(before);
     old.unmap_list(&mut mappings);
     assert_eq!((mapped(many_last), mapped(&registrations[0])), (0, 0));

@@ -1,6 +1,6 @@
-//! Every test of mapping, once for each pair of fences: mapping runs through its own code in each of them.
+//! Every test of mapping, once for each pair of fences, which have code paths of their own.
 //!
-//! The files beside this one know nothing of fences: each makes its address spaces with `super::builder`.
+//! The other files are independent of the fence: they create their address spaces by `super::builder`.
 #![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 #![expect(clippy::duplicate_mod, reason = "the same tests run in both fence modes")]
 

@@ -1,4 +1,4 @@
-//! Regions that do not suit one table: small beside large, far from each other, and more than 65,535 of them.
+//! Regions that do not fit one index: small and large, far from each other, and more than 65,535 of them.
 
 use prereg::{
     AddressKind, AddressSpace, Charge, ChargeError, DirtyPages, Granule, HostAddr, PageShift, PageSink, Pin,
@@ -14,7 +14,7 @@ fn register(space: &AddressSpace, host: &SimHost, ua: u64, pages: u64) -> Regist
     space.register(&host.memory(ua, pages << 12)).unwrap()
 }
 
-/// Maps the byte at `ua` and looks whether the address is the right one.
+/// Maps the byte at `ua` and checks the address.
 fn reaches(t: &mut Translator, host: &SimHost, ua: u64) {
     let mapping = t.map(UserAddr::new(ua), K4).unwrap();
     assert_eq!(Some(mapping.hpa()), host.backs(ua), "{ua:#x}");
@@ -30,7 +30,7 @@ fn small_regions_beside_a_large_one_come_and_go_under_a_translator() {
     let (mut old, mut t) = (space.translator(), space.translator());
     let small = |index: u64| BIG + (pages << 12) + index * 0x3000 + if index % 5 == 0 { FAR } else { 0 };
     for round in 0..3 {
-        // More than a list may hold before the table is made anew.
+        // More than the list's limit, so that the index is rebuilt.
         let mut held: Vec<_> = (0..40).map(|index| register(&space, &host, small(index), 1)).collect();
         for index in 0..40 {
             reaches(&mut t, &host, small(index) + 5);
@@ -45,7 +45,7 @@ fn small_regions_beside_a_large_one_come_and_go_under_a_translator() {
             let mapped = t.map(UserAddr::new(small(index)), K4).map(drop).is_ok();
             assert_eq!(mapped, index % 2 == 0, "round {round}, region {index}");
         }
-        // It sat on the first snapshot all the while.
+        // It kept the first snapshot until now.
         reaches(&mut old, &host, BIG + 0x1000);
         drop(held);
     }
@@ -146,7 +146,7 @@ fn every_byte_is_found_wherever_the_host_pages_are() {
     for (index, formula) in formulas.into_iter().enumerate() {
         let space = super::builder(Formula(formula)).build().unwrap();
         let mut t = space.translator();
-        // A second region higher up, so that the index does not begin where it does.
+        // A second region at a higher address, so that the index begins elsewhere.
         let at = [BIG, BIG + (pages << 14)];
         let held = at.map(|at| space.register(&memory.memory(at, pages << 12)).unwrap());
         for at in at {

@@ -1,4 +1,4 @@
-//! Ports that lie, panic, block or call back: the space stays usable, its totals are right, and no thread waits for ever.
+//! Ports that return wrong results, panic, block or call back: the space stays usable, its totals are right, and no thread waits forever.
 #![expect(unsafe_code, reason = "implements `Pin` and `Memory` over a host whose addresses are invented")]
 
 use std::any::Any;
@@ -15,7 +15,7 @@ use prereg_sim::SimHost;
 const A: u64 = 0x7f00_0000_0000;
 const PAGES: u64 = 16;
 
-/// Which call of the host misbehaves.
+/// The call of the host that misbehaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Call {
     Charge,
@@ -26,7 +26,7 @@ enum Call {
 
 type Act = Box<dyn FnOnce(&mut PageSink<'_>) + Send>;
 
-/// A host that does one thing more, once, in a chosen call. The pins and charges themselves are as they should be.
+/// A host with an additional action, once, in a chosen call. Its pins and charges are correct.
 struct Contrary {
     host: SimHost,
     next: Mutex<Option<(Call, Act)>>,
@@ -158,7 +158,7 @@ fn a_list_too_short_too_long_or_past_the_end_fails_the_registration() {
             assert_eq!(pushed.is_ok(), pages <= PAGES && (at == 0x1000 || pages == 1), "{pages} at {at:#x}");
         });
         if (pages, at) == (PAGES + 1, 0x1000) || (pages, at) == (2, !0xfff) {
-            // Refused by the sink, so nothing is wrong with what the host pushes.
+            // Refused by the sink, so the pages that the host pushes are accepted.
             space.register(&host.range(0, PAGES)).unwrap().unregister().unwrap();
             continue;
         }
@@ -201,7 +201,7 @@ fn a_panic_while_many_are_released_leaves_none_behind() {
         panics(|| drop(Registration::unregister_many(many)));
         assert_usable(&host, &space);
 
-        // The space goes with all its regions, and so does a space whose regions all wait to be released.
+        // The space is dropped with all its regions; so is a space with draining regions only.
         let _many: Vec<Registration> = (0..5).map(register).collect();
         host.next(call, |_| panic!("a port that panics"));
         let space = Arc::into_inner(space).unwrap();
@@ -226,13 +226,13 @@ fn a_panic_of_what_keeps_the_memory_leaves_the_space_usable() {
     assert_usable(&host, &space);
 }
 
-/// Memory with something that is dropped with its region.
+/// Memory with a value that is dropped with its region.
 struct Kept<M> {
     memory: M,
     keep: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
-// SAFETY: there is no memory behind the addresses.
+// SAFETY: the addresses have no memory.
 unsafe impl<M: Memory> Memory for Kept<M> {
     fn ua(&self) -> UserAddr {
         self.memory.ua()
@@ -284,7 +284,7 @@ fn a_port_that_calls_back_for_its_own_range_is_refused() {
         let error = again.unwrap_err();
         assert!(matches!(error, RegisterError::Reentrant { .. }), "{call:?}: {error}");
         assert_eq!((error.errno(), shared, regions), (Errno::EDEADLK, None, 0));
-        // A span that is being pinned is in the way of a new region, one that is being unpinned would be waited for.
+        // A span that is being pinned blocks a new region; for one that is being unpinned a caller would wait.
         assert_eq!(
             new.unwrap_err().errno(),
             if matches!(call, Call::Charge | Call::Pin) { Errno::EINVAL } else { Errno::EDEADLK }
@@ -333,7 +333,7 @@ fn a_port_that_blocks_holds_up_its_own_range_only() {
                 let overlapping = space.register(&host.range(4, PAGES));
                 assert!(matches!(overlapping, Err(RegisterError::Overlap { .. })));
             }
-            // Another thread that wants the range waits, and then has it.
+            // Another thread that registers the range waits, and then succeeds.
             let waiter = scope.spawn(|| space.register(&host.range(0, PAGES)).unwrap());
             wait.0.send(()).unwrap();
             waiter.join().unwrap().unregister().unwrap();
@@ -363,7 +363,7 @@ fn a_share_waits_for_the_registration_under_way() {
                 space.share(UserAddr::new(A), PAGES << 12)
             });
             asked.recv().unwrap();
-            // The sharer may ask early or late: the answer is the same.
+            // The sharer's call may be early or late; the result is equal.
             for _ in 0..if cfg!(miri) { 20 } else { 1000 } {
                 std::thread::yield_now();
             }

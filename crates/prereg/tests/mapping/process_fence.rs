@@ -1,7 +1,7 @@
 //! A fence on every thread of the test process: `membarrier(2)`.
 //!
-//! Under miri, where each thread passes its own fence, it does nothing. Where the kernel has no such call there is no
-//! real fence for tests with threads, so the tests print that and end.
+//! Under miri, where each thread passes its own fence, it does nothing. Without the system call there is no
+//! fence for tests with threads, which then print a reason and end.
 #![expect(unsafe_code, reason = "implements `Barrier`, by a system call")]
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Releases and their cost: the call that unpins, the number of fences of a close, and no mixing of regions, slots and
+//! Releases and their cost: the call that unpins, the number of fences of a close, and no confusion of regions, slots and
 //! counters with earlier ones.
 
 use std::sync::Arc;
@@ -139,7 +139,7 @@ fn a_break_inside_a_large_page_counts_where_user_and_host_addresses_are_aligned_
 /// Fences by the standard barrier, counted.
 struct Counted(Arc<dyn Barrier>, AtomicU64);
 
-// SAFETY: the inner barrier's promise.
+// SAFETY: guaranteed by the inner barrier.
 #[expect(unsafe_code, reason = "counts the calls of a barrier")]
 unsafe impl Barrier for Counted {
     fn all_threads(&self) {

@@ -53,7 +53,7 @@ fn idle_translators_keep_a_bounded_number_of_regions() {
         })
         .collect();
     let state = space.snapshot();
-    // For each: what came and went until its index was left behind. The busy one counts as one more.
+    // For each: the regions released while its index was current. The busy one counts as one more.
     let bound = (idlers.len() as u64 + 1) * 3 * 64;
     assert!(state.unreclaimed <= bound, "{} regions are kept", state.unreclaimed);
     for t in &mut idlers {
@@ -105,7 +105,7 @@ fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
         region.unregister().unwrap();
         assert_eq!(space.snapshot().unreclaimed, kept, "the translator uses snapshot {at}");
         settle(3);
-        // The next publication frees what nothing names.
+        // The next publication frees what no hazard slot names.
         let _another = space.register(&host.memory(FAR + (2 << 40), 1 << 12)).unwrap();
         assert_eq!(space.snapshot().unreclaimed, kept, "snapshot {at}");
     }
@@ -137,11 +137,11 @@ fn an_old_translator_counts_in_slots_that_came_after_it() {
     let mut old = space.translator();
     let mut t = space.translator();
     let mut held = Vec::new();
-    // More than the counts that a translator has from the beginning.
+    // More than the initial counters of a translator.
     for index in 0..regions {
         let ua = A + (pages << 12) + index * 0x1000;
         held.push(space.register(&host.memory(ua, 1 << 12)).unwrap());
-        // Taken by the one, released by the other, whose counts are shorter.
+        // Acquired by one translator, released by the other, which has fewer counters.
         let mapping = t.map(UserAddr::new(ua), K4).unwrap();
         assert_eq!((held[index as usize].state().unwrap().mapped, Some(mapping.hpa())), (1, host.backs(ua)));
         old.unmap(mapping);
@@ -173,7 +173,7 @@ fn units_outlive_their_translator_while_other_holders_come() {
     host.assert_clean();
 }
 
-/// Snapshots come and go at the same addresses while a translator looks for the newest.
+/// Snapshots are created and freed at the same addresses while a translator looks for the newest.
 #[test]
 fn translators_refresh_while_snapshots_are_freed() {
     let (host, space) = world();
@@ -197,7 +197,7 @@ fn translators_refresh_while_snapshots_are_freed() {
     });
 }
 
-/// One thread releases units of holders that have no translator any more, another makes holders come and go.
+/// One thread releases units of holders without a translator, another creates and drops holders.
 #[test]
 fn units_of_other_holders_are_released_while_holders_go() {
     let (host, space) = world();

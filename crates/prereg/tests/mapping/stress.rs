@@ -1,7 +1,7 @@
 //! Random registers, unregisters, drains, maps, ranges and table entries on several threads; at the end nothing is
 //! left.
 //!
-//! Runs for a fixed number of rounds; `PREREG_STRESS_ROUNDS` asks for more (a million is a few minutes).
+//! Runs for a fixed number of rounds; `PREREG_STRESS_ROUNDS` sets another number (a million take a few minutes).
 
 use prereg::{Access, EntryBlock, Granule, Holder, HolderKind, MapError, PageShift, UserAddr};
 use prereg_sim::{MapSpec, SimHost};
@@ -41,7 +41,7 @@ fn whatever_threads_do_at_random_the_books_balance() {
     let holder = |container| Holder { container, kind: HolderKind::TableEntry };
     let block = EntryBlock::new(&space, K4, 64, holder(99)).unwrap();
     let (mapped, refused) = (std::sync::atomic::AtomicU64::new(0), std::sync::atomic::AtomicU64::new(0));
-    // One range is registered all the while, so that there is always something to map.
+    // One range stays registered, so that a map can always succeed.
     let (first, pages) = RANGES[2];
     let standing = space.register(&host.range(A + (first << 12), pages << 12)).unwrap();
     std::thread::scope(|scope| {
@@ -71,7 +71,7 @@ fn whatever_threads_do_at_random_the_books_balance() {
                 }
             });
         }
-        // Three that map, one of them with the block's own holder; translators come and go.
+        // Three threads that map, one of them with the block's holder; translators are created and dropped.
         for thread in 0..3u64 {
             let (host, space, block, mapped) = (&host, &space, &block, &mapped);
             scope.spawn(move || {
@@ -131,7 +131,7 @@ fn whatever_threads_do_at_random_the_books_balance() {
     space.reap();
     assert_eq!(space.snapshot().regions, []);
     host.assert_clean();
-    // Nothing of the past is in the way.
+    // A new registration of everything succeeds.
     for (first, pages) in RANGES {
         let registration = space.register(&host.range(A + (first << 12), pages << 12)).unwrap();
         assert_eq!(registration.state().unwrap().mapped, 0);

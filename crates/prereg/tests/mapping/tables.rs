@@ -1,4 +1,4 @@
-//! Memory for tables: every piece can be refused, and every piece comes back.
+//! Memory for tables: every allocation can fail, and all memory is released.
 #![expect(unsafe_code, reason = "a port to memory that fails at a chosen call")]
 
 use std::alloc::Layout;
@@ -15,14 +15,14 @@ use prereg_sim::SimHost;
 
 const A: u64 = 0x7f00_0000_0000;
 
-/// The heap's memory, but for the n-th call from now.
+/// The heap's memory, except that the n-th call from now fails.
 #[derive(Default)]
 struct Scarce {
     heap: HeapTables,
-    /// Calls until one fails; 0: none does.
+    /// Calls until one fails; 0 for none.
     left: AtomicU64,
     failed: AtomicU64,
-    /// Nothing is left at all.
+    /// Asserts that no memory is left.
     exhausted: AtomicBool,
 }
 
@@ -46,7 +46,7 @@ impl Scarce {
     }
 }
 
-// SAFETY: the heap's promises.
+// SAFETY: guaranteed by the heap.
 unsafe impl TableMemory for Scarce {
     fn allocate(&self, layout: Layout) -> Option<NonNull<u8>> {
         self.may().then(|| self.heap.allocate(layout))?
@@ -57,12 +57,12 @@ unsafe impl TableMemory for Scarce {
     }
 
     unsafe fn commit(&self, at: NonNull<u8>, layout: Layout, part: Range<usize>) -> bool {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         self.may() && unsafe { self.heap.commit(at, layout, part) }
     }
 
     unsafe fn release(&self, at: NonNull<u8>, layout: Layout) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.heap.release(at, layout) };
     }
 
@@ -84,8 +84,8 @@ fn seen(space: &AddressSpace) -> SpaceState {
     state
 }
 
-/// Runs `operation` with the n-th call for memory refused, for n = 1, 2, ... until it runs through. Returns how many calls
-/// could fail.
+/// Runs `operation` with the n-th call for memory refused, for n = 1, 2, ... until it succeeds. Returns the number of
+/// calls that can fail.
 fn sweep<T, E: std::fmt::Display>(
     tables: &Scarce,
     space: &AddressSpace,
@@ -131,7 +131,7 @@ fn whatever_memory_is_refused_nothing_half_done_is_left() {
         prereg::EntryBlockError::errno,
     );
     assert_eq!(calls, 1, "the entries; the holder's counts are the translator's");
-    // Mapping asks for no memory.
+    // Mapping allocates no memory.
     tables.fail_nth(1);
     block.set(&mut t, 0, UserAddr::new(A), Access::ReadWrite).unwrap();
     let mapping = t.map(UserAddr::new(A + 4096), PageShift::K4).unwrap();
@@ -210,7 +210,7 @@ fn a_region_that_went_while_memory_was_out_is_not_found_in_another_ones_slot() {
     two.unregister().unwrap();
     t.refresh();
     drop(space.translator());
-    // Between the standing regions, so the index has room for these; one of them has the slot of the region at `far`.
+    // Between existing regions, so the index covers these; one of them has the slot of the region at `far`.
     let _next = [32, 48].map(|page| space.register(&host.memory(A + (page << 12), 16 << 12)).unwrap());
     for ua in [far, farther] {
         let error = t.map(UserAddr::new(ua), PageShift::K4).unwrap_err();

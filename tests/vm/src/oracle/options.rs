@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::page_size::PageSize;
 
 pub(crate) const USAGE: &str = "\
-usage: cargo xtask oracle [--granule 4k|64k|both] [--set NAME]... [--scenarios DIR] [--answers DIR] [--fresh]
+usage: cargo xtask oracle [--page-size 4k|64k|both] [--set NAME]... [--scenarios DIR] [--answers DIR] [--fresh]
 
 Boots real kernels in an emulator, records their answers to the conformance scenarios and compares them with the stored ones.
 
-  --granule    page size of the kernel; both by default
+  --page-size  page size of the kernel; both by default
   --set        only this set, such as vfio or random-regions, with or without stored answers; may be repeated;
                by default every set that has stored answers
   --scenarios  folder of NAME.scn instead of conformance/scenarios
@@ -45,13 +45,13 @@ impl Options {
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
             match word.as_str() {
-                "--granule" => {
+                "--page-size" => {
                     let name = value()?;
                     options.page_sizes = match name.as_str() {
                         "both" => PageSize::ALL.to_vec(),
                         _ => vec![
                             PageSize::parse(name)
-                                .ok_or_else(|| format!("granule {name} is none of 4k, 64k and both"))?,
+                                .ok_or_else(|| format!("page size {name} is none of 4k, 64k and both"))?,
                         ],
                     };
                 }
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn without_words_both_granules_and_every_stored_set_are_asked() {
+    fn without_words_both_page_sizes_and_every_stored_set_are_asked() {
         let options = parse("").expect("no words are right").expect("no help is asked for");
         assert_eq!(options.page_sizes, PageSize::ALL);
         assert!(options.sets.is_empty() && !options.fresh);
@@ -90,11 +90,11 @@ mod tests {
 
     #[test]
     fn words_choose_and_wrong_words_are_refused() {
-        let options = parse("--granule 64k --set vfio --set regions").expect("right").expect("no help");
+        let options = parse("--page-size 64k --set vfio --set regions").expect("right").expect("no help");
         assert_eq!(options.page_sizes, [PageSize::Large]);
         assert_eq!(options.sets, ["vfio", "regions"]);
         assert_eq!(parse("--help"), Ok(None));
-        for wrong in ["--granule", "--granule 16k", "--set", "--set ../vfio", "vfio", "--answers"] {
+        for wrong in ["--page-size", "--page-size 16k", "--set", "--set ../vfio", "vfio", "--answers"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

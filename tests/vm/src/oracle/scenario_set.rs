@@ -95,7 +95,7 @@ mod tests {
         };
         assert_eq!(named(&[]).expect("one set"), ["one-64k"]);
         assert_eq!(named(&["--set", "two"]).expect("by name"), ["two-4k", "two-64k"]);
-        assert!(named(&["--granule", "4k"]).is_err(), "nothing is stored for 4 KiB");
+        assert!(named(&["--page-size", "4k"]).is_err(), "nothing is stored for 4 KiB");
         assert!(named(&["--set", "three"]).is_err(), "there is no such file");
     }
 }

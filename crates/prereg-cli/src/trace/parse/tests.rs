@@ -1,4 +1,4 @@
-//! Good lines become the records they say; every bad line is refused with its file and number.
+//! Valid lines become records; every invalid line is refused with its file and number.
 
 use std::io::Write;
 
@@ -98,14 +98,14 @@ fn every_bad_line_is_refused_with_file_and_line() {
         ("W 180000001 0 12 1\n", "wider than 32 bits"),
         ("W 80000000 800000000000000 12 1\n", "overlaps window 80000000 of line 2"),
         ("W 80000001 3ffff000 12 2\n", "overlaps window 80000000 of line 2"),
-        ("I 80000000 0 500000 4 0 1000003:3\n", "the list says 4 entries and 3 are written down"),
-        ("I 80000000 0 500000 4 0 1000003:5\n", "the list says 4 entries and 5 are"),
-        ("I 80000000 0 500000 4 0 1000003:18446744073709551615 1000003:2\n", "the list says 4 entries"),
-        ("I 80000000 0 500000 4 0 ? 1000003:4\n", "the list says 4 entries and 4 are"),
+        ("I 80000000 0 500000 4 0 1000003:3\n", "the call has 4 entries and the line lists 3"),
+        ("I 80000000 0 500000 4 0 1000003:5\n", "the call has 4 entries and the line lists 5"),
+        ("I 80000000 0 500000 4 0 1000003:18446744073709551615 1000003:2\n", "the call has 4 entries"),
+        ("I 80000000 0 500000 4 0 ? 1000003:4\n", "the call has 4 entries and the line lists 4"),
         ("I 80000000 0 500000 4 0 1000003:0\n", "the run's length '1000003:0'"),
         ("I 80000000 0 500000 4 0 1000003:\n", "the run's length '' is not a decimal"),
         ("I 80000000 0 500000 2 0 fffffffffffff003:2\n", "the run 'fffffffffffff003:2' passes 2^64"),
-        ("I 80000000 0 500000 513 -4 1000003:513\n", "the list says 513 entries and 513"),
+        ("I 80000000 0 500000 513 -4 1000003:513\n", "the call has 513 entries and the line lists 513"),
         ("R call : 0 : 0\n", "the RTAS token 'call'"),
         ("R 2026 0 0\n", "R takes token args"),
         ("# guest RAM: guest-physical 0 to 40000000\n", "an earlier line gave another size"),
@@ -129,7 +129,7 @@ fn a_trace_needs_memory_and_records() {
 }
 
 #[test]
-fn windows_of_two_host_bridges_and_of_virtual_devices_may_start_alike() {
+fn windows_of_two_host_bridges_and_of_virtual_devices_may_start_at_the_same_address() {
     after_head("W 80000100 0 12 262144\nW 71000000 0 12 65536\nW 71000001 0 12 65536\n").unwrap();
     after_head("D 80000000\nW 80000000 0 21 512\nD 80000000\nW 80000001 0 12 4\n").unwrap();
 }
@@ -198,13 +198,13 @@ fn a_truncated_or_damaged_zstd_file_is_refused_with_the_line_reached() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_refused() {
+fn bytes_that_are_not_text_are_refused() {
     let message = read_from(&[0xff, 0xfe, 0x00, b'\n'][..], "t.tce", &Limits::default()).unwrap_err();
     assert!(message.to_string().starts_with("t.tce:1: the line is not text"));
 }
 
 #[test]
-fn marks_cannot_drive_a_terminal() {
+fn marks_cannot_control_a_terminal() {
     let trace = after_head("M \u{1b}]0;owned\u{7} done\n").unwrap();
     assert_eq!(&*trace.marks[0], "?]0;owned? done");
 }

@@ -42,7 +42,7 @@ scenarios! {
     }
 
     fn scenario_04_a_registration_cannot_be_put_twice(w) {
-        // `unregister` takes the handle; what can still be stale is one whose address space went first.
+        // `unregister` consumes the handle; it can only be stale if its address space was dropped before.
         let reg = w.reg_a();
         let host = w.host.clone();
         w.teardown();
@@ -120,7 +120,7 @@ scenarios! {
     }
 
     fn scenario_10_inc_on_a_dead_region_is_enxio(w) {
-        // No handle keeps a released region, so the region is closed under a mapping: for good, and not yet released.
+        // No handle keeps a released region, so the region is closed while it is mapped: for ever, and not yet released.
         let reg = w.reg_a();
         let mut t = w.space.translator();
         let held = t.map(w.at(0), w.shift()).unwrap();
@@ -139,7 +139,7 @@ scenarios! {
     }
 
     fn scenario_11_a_dec_too_many_is_reported_and_stays_at_one(w) {
-        // A mapping cannot be released twice: it is moved. The counter beneath refuses and reports.
+        // A mapping cannot be released twice, because it is moved. The counter refuses and reports it.
         let rundown = RundownRef::new();
         assert_eq!(rundown.leave(), Err(RefUnderflow));
         assert_eq!(rundown.count(), 0);
@@ -184,7 +184,7 @@ scenarios! {
             });
             for _ in 0..rounds {
                 let reg = space.register(&memory).unwrap();
-                // Once for the snapshot that has the region, once for the race.
+                // First for the snapshot that has the region, then for the race.
                 start.send(()).unwrap();
                 start.send(()).unwrap();
                 let put = reg.unregister();
@@ -198,7 +198,7 @@ scenarios! {
                     }
                     (Err(error), Ok(())) => {
                         put_won += 1;
-                        // Met the closed ref, or came so late that the lookup found nothing.
+                        // It found the closed ref, or the lookup found no region.
                         assert!(
                             matches!(error, MapError::Closing { .. } | MapError::Unregistered { .. }),
                             "{error}"

@@ -158,7 +158,7 @@ scenarios! {
         for ua in [A, A + (2 << 20)] {
             assert_eq!(t.map(UserAddr::new(ua), PageShift::M2).unwrap_err().errno(), Errno::EFAULT);
         }
-        // Callers that lay memory out can still query parts.
+        // Parts can be queried.
         assert_eq!(reg.largest_page_in(UserAddr::new(A), 2 << 20), Some(PageShift::M2));
         assert_eq!(reg.largest_page_in(UserAddr::new(A + (2 << 20)), 2 << 20), Some(w.shift()));
         w.teardown();
@@ -173,8 +173,8 @@ scenarios! {
     }
 
     fn scenario_31_contiguous_memory_counts_whatever_made_it_so(w) {
-        // Linux counts transparent huge pages as base pages, for it cannot know that they stay together. Here they are
-        // pinned before their addresses are read, so what is contiguous stays so (contract clause 9).
+        // Linux counts transparent huge pages as base pages, because they can be split later. Here they are
+        // pinned before their addresses are read, so contiguous pages stay contiguous (contract clause 9).
         w.host.limit_pages(None);
         let reg = w.space.register(&w.host.map(A, 4 << 20, MapSpec::huge(PageShift::M2))).unwrap();
         assert_eq!(reg.largest_page(), PageShift::M2);

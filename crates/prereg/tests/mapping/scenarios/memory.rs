@@ -1,4 +1,4 @@
-//! Scenarios 42 to 54: memory that cannot be pinned, memory that changes beneath, dirty marks, device memory.
+//! Scenarios 42 to 54: memory that cannot be pinned, memory that is replaced, dirty marks, device memory.
 
 use prereg::{Errno, HostAddr, PageShift, PinError, RegisterError, UserAddr};
 use prereg_sim::{MapSpec, Protection};

@@ -1,4 +1,4 @@
-//! Scenarios 55 to 60: readers that lag behind, owners that go, many owners at once.
+//! Scenarios 55 to 60: readers with old snapshots, owners that are dropped, many owners at once.
 
 use std::sync::Barrier;
 
@@ -9,7 +9,7 @@ use super::world::scenarios;
 scenarios! {
     fn scenario_55_a_lagging_reader_is_safe_and_refused(w) {
         let reg = w.reg_a();
-        // Sits on a snapshot that names A, as a reader inside a read section does.
+        // Keeps a snapshot that names A, like a reader inside a read section.
         let mut t = w.space.translator();
         t.check(w.at(0), w.shift()).unwrap();
         reg.unregister().unwrap();

@@ -1,9 +1,9 @@
-//! The stage of every scenario: a pretended host, an address space, regions A and B.
+//! The fixture of the scenarios: a simulated host, an address space, regions A and B.
 
 use prereg::{AddressSpace, Granule, PageShift, RegionState, Registration, UserAddr};
 use prereg_sim::{SimHost, SimMemory};
 
-/// Aligned to 1 GiB, so that only a scenario's own offsets limit alignment.
+/// Aligned to 1 GiB, so that only a scenario's offsets limit alignment.
 pub(crate) const A: u64 = 0x7f00_0000_0000;
 
 pub(crate) struct World {
@@ -53,7 +53,7 @@ impl World {
         self.granule.shift()
     }
 
-    /// The two counters of a registration's region as the kernel has them.
+    /// The two counters of a registration's region, as the kernel counts.
     pub(crate) fn counters(&self, registration: &Registration) -> (u64, u64) {
         let state: RegionState = registration.state().unwrap();
         (state.used, state.kernel_mapped())
@@ -70,7 +70,7 @@ impl World {
     }
 }
 
-/// Each scenario as two tests, one a system page size.
+/// Each scenario as two tests, one for each system page size.
 macro_rules! scenarios {
     ($($(#[$attr:meta])* fn $name:ident($world:ident) $body:block)*) => {
         $($(#[$attr])* fn $name($world: super::world::World) { $body })*

@@ -86,7 +86,7 @@ fn doorbells(stage: &Stage<'_>) -> Verdict {
     compare(stage, &disk, &booted)?;
     let of = |name: &str| number(&status, &format!("/clients/0/{name}"));
     let commands = of("device/read_commands")? + of("device/write_commands")?;
-    let messages = of("requests/performed_total/REGION_WRITE")?;
+    let messages = of("requests/completed_total/REGION_WRITE")?;
     // With doorbells as messages there would be one for almost every command.
     ensure(messages < commands / 4, || {
         format!("{messages} messages that write registers for {commands} commands: doorbells came by message")

@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Sizes and counts as text.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A count with its thousands apart: `1,027,282`.
+/// A count with thousands separators: `1,027,282`.
 #[derive(Clone, Copy, Debug)]
 pub struct Count(pub u64);
 
@@ -40,7 +40,7 @@ impl fmt::Display for Count {
     }
 }
 
-/// A number of things by their name in the singular: `1 map`, `2 maps`, `0 accesses`.
+/// A count with a noun, which is given in the singular: `1 map`, `2 maps`, `0 accesses`.
 #[derive(Clone, Copy, Debug)]
 pub struct Number(pub u64, pub &'static str);
 
@@ -56,10 +56,10 @@ impl fmt::Display for Number {
     }
 }
 
-/// A number of bytes as people write it: `4096`, `64K`, `256M`, `1G`, `1GiB`.
+/// Parses a size in bytes: `4096`, `64K`, `256M`, `1G`, `1GiB`.
 ///
 /// # Errors
-/// In words.
+/// The reason.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &*text[number.len()..].to_ascii_lowercase() {
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_take_the_largest_unit_that_fits() {
+    fn bytes_have_the_largest_unit_that_fits() {
         for (bytes, shown) in [
             (0, "0 B"),
             (1023, "1023 B"),
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_as_people_write_them() {
+    fn sizes_are_parsed_with_their_suffix() {
         for (text, bytes) in
             [("4096", 4096), ("64K", 65536), ("256m", 256 << 20), ("1GiB", 1 << 30), ("0", 0)]
         {
@@ -105,14 +105,14 @@ mod tests {
     }
 
     #[test]
-    fn one_thing_is_named_in_the_singular() {
+    fn a_noun_is_in_the_plural_unless_the_count_is_one() {
         let shown = [(0, "map"), (1, "map"), (2000, "map"), (1, "access"), (3, "access")]
             .map(|(count, name)| Number(count, name).to_string());
         assert_eq!(shown, ["0 maps", "1 map", "2,000 maps", "1 access", "3 accesses"]);
     }
 
     #[test]
-    fn counts_have_their_thousands_apart() {
+    fn counts_have_thousands_separators() {
         for (count, shown) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_027_282, "1,027,282")] {
             assert_eq!(Count(count).to_string(), shown);
         }

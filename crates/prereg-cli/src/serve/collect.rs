@@ -1,4 +1,4 @@
-//! From what a server knows of itself to a [`Status`].
+//! Collects a [`Status`] from the state of a server.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -7,23 +7,23 @@ use prereg_linux::MemlockAccount;
 use prereg_vfio_user::server::{ClientState, RequestCounts, ServerState, StoreState};
 
 use super::status::{
-    ClientStatus, FileStatus, HeldStatus, HolderStatus, LatencyStatus, MemoryStatus, RegionStatus,
-    RequestStatus, SocketStatus, Status, WaitingStatus,
+    ClientStatus, FileStatus, HolderStatus, LatencyStatus, MappingInUse, MemoryStatus, PendingUnmap,
+    RegionStatus, RequestStatus, SocketStatus, Status,
 };
 
-/// What does not change while a server runs.
+/// The constant part of the status.
 #[derive(Debug)]
-pub struct Observer {
-    /// When it began.
+pub struct Collector {
+    /// Start of the server.
     pub started: Instant,
     /// The pin back end.
-    pub back_end: &'static str,
-    /// The system page.
+    pub backend: &'static str,
+    /// The host's page size.
     pub granule: prereg::Granule,
 }
 
-impl Observer {
-    /// `state` as a status.
+impl Collector {
+    /// The status of a server in `state`.
     #[must_use]
     pub fn status(&self, state: ServerState) -> Status {
         Status {
@@ -42,9 +42,9 @@ impl Observer {
                     ),
                 })
                 .collect(),
-            accepted_total: state.accepted,
-            turned_away_total: state.turned_away,
-            endings_total: state.endings,
+            accepted_connections_total: state.accepted,
+            rejected_connections_total: state.turned_away,
+            disconnects_total: state.endings,
             requests: requests(state.requests),
             clients: state.clients.into_iter().map(client).collect(),
         }
@@ -54,10 +54,10 @@ impl Observer {
         let shift = self.granule.shift().get();
         let space = &store.space;
         MemoryStatus {
-            back_end: self.back_end.to_owned(),
+            backend: self.backend.to_owned(),
             pinned_bytes: space.pinned_pages << shift,
             charged_bytes: space.charged_pages << shift,
-            limit_bytes: MemlockAccount::new(self.granule).limit().map(|pages| pages << shift),
+            memlock_limit_bytes: MemlockAccount::new(self.granule).limit().map(|pages| pages << shift),
             total_limit_bytes: store.total_bytes_limit,
             client_limit_bytes: store.client_bytes_limit,
             promised_bytes: store.files.iter().map(|file| file.promised_bytes).sum(),
@@ -67,7 +67,7 @@ impl Observer {
             registrations: space.regions.iter().map(|region| region.used).sum(),
             pins_total: space.pins,
             unpins_total: space.unpins,
-            shared_maps_total: store.shared,
+            map_cache_hits_total: store.shared,
             stale_extents_total: store.stale,
             files: store
                 .files
@@ -87,9 +87,9 @@ impl Observer {
                 .regions
                 .iter()
                 .map(|region| RegionStatus {
-                    ua: region.ua.raw(),
+                    user_address: region.ua.raw(),
                     bytes: region.bytes,
-                    used: region.used,
+                    registrations: region.used,
                     mappings: region.mapped,
                     holders: region
                         .mappings
@@ -113,22 +113,22 @@ fn client(state: ClientState) -> ClientStatus {
         uid: state.uid,
         mappings: iova.mappings,
         mapped_bytes: u64::try_from(iova.bytes).unwrap_or(u64::MAX),
-        accesses: iova.accesses,
+        inflight_accesses: iova.accesses,
         maps_total: state.dma.maps,
         unmaps_total: state.dma.unmaps,
         requests: requests(state.requests),
-        waiting: state
+        pending_unmaps: state
             .unmaps
             .iter()
-            .map(|unmap| WaitingStatus {
-                seconds: unmap.waited.as_secs_f64(),
+            .map(|unmap| PendingUnmap {
+                age_seconds: unmap.waited.as_secs_f64(),
                 mappings: unmap
                     .mappings
                     .iter()
-                    .map(|held| HeldStatus {
+                    .map(|held| MappingInUse {
                         iova: held.iova.raw(),
                         bytes: held.bytes,
-                        accesses: held.accesses,
+                        inflight_accesses: held.accesses,
                     })
                     .collect(),
             })
@@ -168,10 +168,10 @@ fn requests(counts: RequestCounts) -> RequestStatus {
         ..RequestStatus::default()
     };
     for (command, counts) in counts.commands {
-        status.performed_total.insert(command.to_owned(), counts.performed);
+        status.completed_total.insert(command.to_owned(), counts.performed);
         if !counts.refused.is_empty() {
             let refused: BTreeMap<String, u64> = counts.refused.into_iter().collect();
-            status.refused_total.insert(command.to_owned(), refused);
+            status.rejected_total.insert(command.to_owned(), refused);
         }
     }
     status

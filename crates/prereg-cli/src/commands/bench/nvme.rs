@@ -5,16 +5,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Outcome;
-use crate::failure::Failure;
+use crate::commands::Outcome;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::quantity::{Bytes, Count, parse_bytes};
-use crate::serve::config::Doorbells;
+use crate::serve::config::nvme::Doorbells;
+use crate::units::{Bytes, Count, parse_bytes};
 use prereg_benches::nvme::{Plan, Results};
 
 const MORE: &str = "\
 A driver in this process drives the queues of two servers in processes of their own, over shared memory. The disks are files, \
-made in --dir and removed afterwards.
+created in --dir and removed afterwards.
 
   fixed       transfers straight into the registered pages of the guest
   plain       lets the kernel pin the pages for each I/O
@@ -35,13 +35,13 @@ pub struct NvmeBenchArgs {
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 
-    /// Bytes of each disk, at least 1M (suffixes K, M, G)
+    /// Size of each disk, at least 1M (suffixes K, M, G)
     #[arg(long, default_value = "256M", value_parser = parse_disk)]
     size: u64,
 
     /// Repetitions
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    reps: u32,
+    iterations: u32,
 
     /// I/Os of 4 KiB in a repetition; of 128 KiB a quarter of it
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(8..=10_000_000))]
@@ -68,13 +68,18 @@ fn parse_disk(text: &str) -> Result<u64, String> {
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`], [`Failure::Interrupted`].
-pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, Failure> {
-    let program = std::env::current_exe().map_err(|error| Failure::host("starting the server", error))?;
+/// [`CommandError::Host`], [`CommandError::Interrupted`].
+pub fn run(
+    args: &NvmeBenchArgs,
+    out: &mut impl Write,
+    interrupt: &Interrupt,
+) -> Result<Outcome, CommandError> {
+    let program =
+        std::env::current_exe().map_err(|error| CommandError::host("starting the server", error))?;
     let plan = Plan {
         folder: args.dir.clone().unwrap_or_else(std::env::temp_dir),
         disk: args.size.next_multiple_of(1 << 20),
-        repetitions: args.reps,
+        repetitions: args.iterations,
         batch: args.batch,
         mapped_doorbells: args.doorbells == Doorbells::Mmap,
         program,
@@ -86,10 +91,10 @@ pub fn run(args: &NvmeBenchArgs, out: &mut impl Write, interrupt: &Interrupt) ->
     } else {
         print(&results, out)?;
     }
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }
 
-fn print(results: &Results, out: &mut impl Write) -> Result<(), Failure> {
+fn print(results: &Results, out: &mut impl Write) -> Result<(), CommandError> {
     writeln!(
         out,
         "{} repetitions, {}, doorbells through {}",

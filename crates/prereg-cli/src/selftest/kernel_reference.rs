@@ -1,45 +1,45 @@
-//! The kernel's own answers to the sequences that matter, beside ours: where they differ is why the back end takes care.
+//! The results of a sequence of calls, by the kernel without checks and by the back end.
 
 use std::sync::Arc;
 
 use prereg::{Access, AddressSpace, BusAddr, Errno, Registration};
 use prereg_linux::{GuestMemory, HostReport, RawSpaprContainer, SpaprTable, VfioHost, VfioSpaprV2};
 
-use super::report::{Bad, Report, Row, Said, failed};
+use super::report::{NotPassed, Report, Row, StepResult, failed};
 
-/// What a call answered, in a word.
+/// The result of a call as text.
 type Answer = String;
 
-/// Where the sequences map.
+/// The bus address of the mappings.
 const AT: u64 = 2 << 20;
 
-/// Runs the sequences, ours first: the kernel's leave a region behind.
+/// Runs the sequence on the back end first, because the kernel never releases one of its regions.
 pub(super) fn run(device: &str, report: &mut Report) {
     let mut rows = Vec::new();
-    let said = sequences(device, &mut rows);
-    report.side_by_side = rows;
-    report.note("kernel asked", said);
+    let result = sequences(device, &mut rows);
+    report.kernel_reference = rows;
+    report.record("kernel reference", result);
 }
 
-fn sequences(device: &str, rows: &mut Vec<Row>) -> Said {
-    let words = |error: &dyn std::fmt::Display| Bad::Failed(error.to_string());
-    let ours = ours(device).map_err(Bad::Failed)?;
+fn sequences(device: &str, rows: &mut Vec<Row>) -> StepResult {
+    let failure = |error: &dyn std::fmt::Display| NotPassed::Failed(error.to_string());
+    let ours = ours(device).map_err(NotPassed::Failed)?;
     let memory =
-        GuestMemory::memfd("answers", HostReport::probe().page_bytes).map_err(|error| words(&error))?;
-    let kernel = RawSpaprContainer::open(&VfioHost::system(), device).map_err(|error| words(&error))?;
+        GuestMemory::memfd("answers", HostReport::probe().page_bytes).map_err(|error| failure(&error))?;
+    let kernel = RawSpaprContainer::open(&VfioHost::system(), device).map_err(|error| failure(&error))?;
     let kernels = kernels(&kernel, &memory);
     rows.extend(CALLS.iter().zip(kernels).zip(&ours).map(|((call, kernel), ours)| Row {
         call: (*call).to_owned(),
         kernel,
         ours: ours.clone(),
     }));
-    // Ours are a contract; the kernel's are whatever this kernel says.
+    // Ours are fixed by the contract; the kernel's depend on its version.
     let expected = ["0", "0", "EINVAL", "EBUSY", "0", "0", "ENOENT", "0"];
     if ours.iter().zip(expected).all(|(ours, expected)| ours == expected) {
         let differ = rows.iter().filter(|row| row.kernel != row.ours).count();
-        Ok(format!("{} calls, {differ} answered otherwise by the kernel", rows.len()))
+        Ok(format!("{} calls, {differ} with another result from the kernel", rows.len()))
     } else {
-        failed(format!("we answered {ours:?}, and {expected:?} is the contract"))
+        failed(format!("the results are {ours:?} instead of {expected:?}"))
     }
 }
 
@@ -90,7 +90,7 @@ fn ours(device: &str) -> Result<[Answer; 8], String> {
         Err(error) => error.errno().to_string(),
     };
     let unregister = |held: &mut Option<Registration>| match held.take().map(Registration::unregister) {
-        // Without a registration there is nothing that could be given up.
+        // There is no registration.
         None => Errno::ENOENT.to_string(),
         Some(Ok(())) => "0".to_owned(),
         Some(Err(refused)) => {

@@ -1,8 +1,8 @@
-//! Choosing how guest memory is pinned, and pinning it.
+//! The pin back ends of `replay`.
 //!
-//! [`register`] makes the back end, faults the memory in, registers it and gives back a [`Pinned`], which owns the
-//! address space and the registration until [`Pinned::release`] gives all back and counts what did not come. When the
-//! choice is left to us and this user may not pin that much, the pretend back end takes over, and says why.
+//! [`register`] opens the back end, prefaults the memory and registers it. The [`RegisteredMemory`] owns the address space and
+//! the registration until [`RegisteredMemory::release`], which returns a [`LeakCheck`]. If the back end is not chosen and this user
+//! may not pin that much, the simulated one is used, with a notice.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,59 +18,58 @@ use prereg_linux::{
 };
 use prereg_sim::SimHost;
 
-use crate::failure::Failure;
+use crate::error::CommandError;
 use crate::interrupt::{Interrupt, Interrupted};
 use crate::progress::Progress;
-use crate::quantity::{Bytes, Count};
+use crate::units::{Bytes, Count};
 
-/// How to pin.
+/// A pin back end of `replay`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum PinChoice {
-    /// io-uring if this user may pin that much, else sim
+pub enum ReplayBackend {
+    /// io-uring if this user may pin that much, otherwise sim
     Auto,
-    /// Real pins, through io_uring's registered buffers
+    /// Pins by registered buffers of io_uring
     IoUring,
-    /// Locked, but not pinned: pages may still move; for comparison
+    /// Locked, but not pinned: pages may move; for comparison
     Mlock,
-    /// Pretend: nothing is pinned, addresses are invented
+    /// Simulated: nothing is pinned, addresses are invented
     Sim,
 }
 
-/// Something that pins and charges.
+/// A back end that pins and charges.
 pub trait Host: Pin + Charge {}
 
 impl<T: Pin + Charge + ?Sized> Host for T {}
 
 /// Registered guest memory.
-pub struct Pinned {
-    /// The one registration; present until `release`.
+pub struct RegisteredMemory {
     registration: Registration,
     space: Arc<AddressSpace>,
     host: Arc<dyn Host>,
-    /// What the kernel counted before anything was registered.
+    /// The kernel's count before the registration.
     before: Option<KernelCount>,
-    /// How long faulting in and registering took.
+    /// Duration of prefault and registration.
     pub took: Duration,
-    /// Why this is not the back end one would wish for, and what would allow that.
+    /// The reason and remedy if the simulated back end replaces another one.
     pub notice: Option<String>,
 }
 
-/// What is still held after everything was given back. It can be asked more than once.
+/// Finds pins and charges that remain after the release.
 #[derive(Clone, Debug)]
-pub struct Ledger {
+pub struct LeakCheck {
     space: Arc<AddressSpace>,
     before: Option<KernelCount>,
 }
 
-impl Ledger {
-    /// System pages that are still pinned or charged, by our own books or by the kernel's, whichever says more.
+impl LeakCheck {
+    /// System pages that are still pinned or charged, by the address space's count or the kernel's, whichever is larger.
     #[must_use]
     pub fn leaked_pages(&self) -> u64 {
         let state = self.space.snapshot();
         state.pinned_pages.max(state.charged_pages).max(self.kernel_excess_pages())
     }
 
-    /// System pages that the kernel counts as locked or pinned above what it counted before.
+    /// System pages that the kernel counts as locked or pinned in excess of the count before the registration.
     #[must_use]
     pub fn kernel_excess_pages(&self) -> u64 {
         match (self.before, KernelCount::now()) {
@@ -84,14 +83,14 @@ impl Ledger {
     }
 }
 
-impl Pinned {
+impl RegisteredMemory {
     /// The address space.
     #[must_use]
     pub fn space(&self) -> &Arc<AddressSpace> {
         &self.space
     }
 
-    /// The back end, for pinning beside the address space.
+    /// The back end, for pins without the address space.
     #[must_use]
     pub fn host(&self) -> &Arc<dyn Host> {
         &self.host
@@ -102,93 +101,94 @@ impl Pinned {
         &self.registration
     }
 
-    /// Unregisters. No mapping may be left.
+    /// Unregisters.
     ///
     /// # Errors
-    /// [`Failure::Host`] when mappings are left: the unregister is refused, as it must be, and they are named.
-    pub fn release(self) -> Result<Ledger, Failure> {
+    /// [`CommandError::Host`] if mappings are live; the message names them.
+    pub fn release(self) -> Result<LeakCheck, CommandError> {
         let Self { registration, space, before, .. } = self;
-        registration.unregister().map_err(|refused| Failure::host("unregistering guest memory", refused))?;
-        Ok(Ledger { space, before })
+        registration
+            .unregister()
+            .map_err(|refused| CommandError::host("unregistering guest memory", refused))?;
+        Ok(LeakCheck { space, before })
     }
 }
 
-impl std::fmt::Debug for Pinned {
+impl std::fmt::Debug for RegisteredMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Pinned").field("backend", &self.host.name()).finish_non_exhaustive()
+        f.debug_struct("RegisteredMemory").field("backend", &self.host.name()).finish_non_exhaustive()
     }
 }
 
-/// Pins `memory` in the way chosen.
+/// Registers `memory` on a back end.
 ///
 /// # Errors
-/// [`Failure::Host`] when the host refuses, [`Failure::Interrupted`]; nothing is pinned then.
+/// [`CommandError::Host`] if the host refuses, [`CommandError::Interrupted`]; nothing is pinned then.
 pub fn register(
     memory: &GuestMemory,
-    choice: PinChoice,
+    choice: ReplayBackend,
     interrupt: &Interrupt,
     progress: Progress,
-) -> Result<Pinned, Failure> {
+) -> Result<RegisteredMemory, CommandError> {
     let what = || format!("pinning {} of guest memory", Bytes(memory.bytes()));
-    let started = Refusal::from_choice(choice, memory, interrupt, progress);
+    let started = RegisterFailure::from_choice(choice, memory, interrupt, progress);
     match started {
         Ok(pinned) => Ok(pinned),
-        Err(Refusal::Interrupted(interrupted)) => Err(interrupted.into()),
-        Err(Refusal::Not(why)) if choice == PinChoice::Auto => {
-            let mut pinned = pretend(memory)
-                .map_err(|error| Failure::host("registering on the pretend back end", error))?;
+        Err(RegisterFailure::Interrupted(interrupted)) => Err(interrupted.into()),
+        Err(RegisterFailure::Host(why)) if choice == ReplayBackend::Auto => {
+            let mut pinned = register_simulated(memory)
+                .map_err(|error| CommandError::host("registering on the simulated back end", error))?;
             pinned.notice = Some(format!(
-                "this user cannot pin {}: {why}; replaying on the pretend back end (sim) instead: nothing is pinned, \
-                 addresses are invented",
+                "this user cannot pin {}: {why}; replaying on the simulated back end (sim): nothing is pinned, addresses \
+                 are invented",
                 Bytes(memory.bytes())
             ));
             Ok(pinned)
         }
-        Err(Refusal::Not(why)) => Err(Failure::host(what(), why)),
+        Err(RegisterFailure::Host(why)) => Err(CommandError::host(what(), why)),
     }
 }
 
-/// Why a real back end did not take the memory.
-enum Refusal {
+/// Errors of registering on a back end.
+enum RegisterFailure {
     Interrupted(Interrupted),
-    /// In words, with the remedy.
-    Not(String),
+    /// The reason, with the remedy.
+    Host(String),
 }
 
-impl Refusal {
-    fn not(error: impl ToString) -> Self {
-        Self::Not(error.to_string())
+impl RegisterFailure {
+    fn host(error: impl ToString) -> Self {
+        Self::Host(error.to_string())
     }
 
     fn from_choice(
-        choice: PinChoice,
+        choice: ReplayBackend,
         memory: &GuestMemory,
         interrupt: &Interrupt,
         progress: Progress,
-    ) -> Result<Pinned, Self> {
-        let real: Arc<dyn Host> = match choice {
-            PinChoice::Sim => return pretend(memory).map_err(Self::Not),
-            PinChoice::Auto | PinChoice::IoUring => Arc::new(IoUring::new().map_err(Self::not)?),
-            PinChoice::Mlock => Arc::new(Mlock::new().map_err(Self::not)?),
+    ) -> Result<RegisteredMemory, Self> {
+        let host: Arc<dyn Host> = match choice {
+            ReplayBackend::Sim => return register_simulated(memory).map_err(Self::Host),
+            ReplayBackend::Auto | ReplayBackend::IoUring => Arc::new(IoUring::new().map_err(Self::host)?),
+            ReplayBackend::Mlock => Arc::new(Mlock::new().map_err(Self::host)?),
         };
-        may_lock(memory.bytes()).map_err(Self::Not)?;
+        check_lockable(memory.bytes()).map_err(Self::Host)?;
         let before = KernelCount::now();
         let start = Instant::now();
-        touch(memory, interrupt, progress)?;
-        let space = Arc::new(AddressSpace::builder(Arc::clone(&real)).build().map_err(Self::not)?);
-        let registration = space.register(memory).map_err(|error| Self::Not(in_words(&error)))?;
+        prefault_memory(memory, interrupt, progress)?;
+        let space = Arc::new(AddressSpace::builder(Arc::clone(&host)).build().map_err(Self::host)?);
+        let registration = space.register(memory).map_err(|error| Self::Host(message(&error)))?;
         let took = start.elapsed();
         interrupt.check().map_err(Self::Interrupted)?;
-        Ok(Pinned { registration, space, host: real, before, took, notice: None })
+        Ok(RegisteredMemory { registration, space, host, before, took, notice: None })
     }
 }
 
-/// The limit on locked memory and the memory there is, before anything is touched: both refusals come in words, and
-/// neither after seconds of faulting pages in.
+/// Checks the limit on locked memory and the available memory before any page is touched, which takes seconds.
 ///
 /// # Errors
-/// In words: what stands against it, and what would allow it.
-pub fn may_lock(bytes: u64) -> Result<(), String> {
+/// The reason and the remedy.
+pub fn check_lockable(bytes: u64) -> Result<(), String> {
     let granule = Pagemap::open().map_or(Granule::K4, |map| map.granule());
     let limit = MemlockAccount::with_current_privilege(granule).limit();
     if let Some(limit) = limit.map(|pages| pages << granule.shift().get()) {
@@ -214,13 +214,17 @@ pub fn may_lock(bytes: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// What a limit should have above the memory itself: io_uring charges its rings too.
+/// Addition to a suggested limit, because io_uring charges its rings too.
 const SPARE_KIB: u64 = 1024;
 
-/// Faults the memory in with as many threads as there are processors, before the pin would do it with one.
-fn touch(memory: &GuestMemory, interrupt: &Interrupt, progress: Progress) -> Result<(), Refusal> {
-    let stage = progress.stage("touching guest memory", memory.bytes());
-    let report = |done: u64, total: u64| stage.at_of(done, total);
+/// Prefaults the memory with a thread for each processor; the pin would do it with one.
+fn prefault_memory(
+    memory: &GuestMemory,
+    interrupt: &Interrupt,
+    progress: Progress,
+) -> Result<(), RegisterFailure> {
+    let bar = progress.bar("touching guest memory", memory.bytes());
+    let report = |done: u64, total: u64| bar.position_of(done, total);
     let flag = interrupt.flag();
     let how = Prefault {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -229,16 +233,16 @@ fn touch(memory: &GuestMemory, interrupt: &Interrupt, progress: Progress) -> Res
     };
     match prefault(memory, how) {
         Ok(()) => Ok(()),
-        Err(PrefaultError::Cancelled { .. }) => Err(Refusal::Interrupted(Interrupted)),
-        Err(error) => Err(Refusal::not(error)),
+        Err(PrefaultError::Cancelled { .. }) => Err(RegisterFailure::Interrupted(Interrupted)),
+        Err(error) => Err(RegisterFailure::host(error)),
     }
 }
 
-/// Registers on the pretend back end: the memory is real, the pins are not.
+/// Registers on the simulated back end; the memory is real.
 ///
 /// # Errors
-/// In words.
-fn pretend(memory: &GuestMemory) -> Result<Pinned, String> {
+/// The reason.
+fn register_simulated(memory: &GuestMemory) -> Result<RegisteredMemory, String> {
     let sim = SimHost::new(Granule::K4);
     sim.memory(memory.ua().raw(), memory.bytes());
     let host: Arc<dyn Host> = Arc::new(sim);
@@ -250,11 +254,11 @@ fn pretend(memory: &GuestMemory) -> Result<Pinned, String> {
     }
     let space = Arc::new(builder.build().map_err(|error| error.to_string())?);
     let registration = space.register(memory).map_err(|error| error.to_string())?;
-    Ok(Pinned { registration, space, host, before, took: start.elapsed(), notice: None })
+    Ok(RegisteredMemory { registration, space, host, before, took: start.elapsed(), notice: None })
 }
 
-/// A refusal with numbers that people think in.
-fn in_words(error: &RegisterError) -> String {
+/// The message of `error`, with sizes in readable units.
+fn message(error: &RegisterError) -> String {
     match error {
         RegisterError::Pin { error: PinError::Limit { need, used, limit }, .. } => format!(
             "its locked-memory limit is {}, {} of it in use and {} needed; to allow it, raise RLIMIT_MEMLOCK (ulimit -l) \
@@ -274,9 +278,9 @@ fn in_words(error: &RegisterError) -> String {
     }
 }
 
-/// What the addresses of a back end are called in reports.
+/// The name of an address kind in reports.
 #[must_use]
-pub const fn address_word(kind: AddressKind) -> &'static str {
+pub const fn address_kind_name(kind: AddressKind) -> &'static str {
     match kind {
         AddressKind::Physical => "physical",
         AddressKind::Iova => "iova",
@@ -291,14 +295,14 @@ pub const fn address_word(kind: AddressKind) -> &'static str {
 /// The host's memory, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostMemory {
-    /// All of it.
+    /// Total.
     pub total: u64,
-    /// What could be had without swapping.
+    /// Available without swapping.
     pub available: u64,
 }
 
 impl HostMemory {
-    /// From `/proc/meminfo`; `None` where that is missing or odd.
+    /// From `/proc/meminfo`; `None` if it is missing or malformed.
     #[must_use]
     pub fn now() -> Option<Self> {
         Self::parse(&std::fs::read_to_string("/proc/meminfo").ok()?)
@@ -330,13 +334,13 @@ mod tests {
     }
 
     #[test]
-    fn the_pretend_back_end_pins_and_gives_back_in_its_books() {
-        let memory = GuestMemory::memfd("pretend", 1 << 20).unwrap();
-        let pinned = register(&memory, PinChoice::Sim, &Interrupt::default(), Progress::none()).unwrap();
+    fn the_simulated_back_end_counts_pins_and_releases() {
+        let memory = GuestMemory::memfd("simulated", 1 << 20).unwrap();
+        let pinned = register(&memory, ReplayBackend::Sim, &Interrupt::default(), Progress::none()).unwrap();
         assert_eq!(pinned.space().snapshot().pinned_pages, 256);
         assert_eq!(pinned.notice, None);
-        let ledger = pinned.release().unwrap();
-        assert_eq!(ledger.space.snapshot().pinned_pages, 0);
-        assert_eq!(ledger.space.snapshot().charged_pages, 0);
+        let check = pinned.release().unwrap();
+        assert_eq!(check.space.snapshot().pinned_pages, 0);
+        assert_eq!(check.space.snapshot().charged_pages, 0);
     }
 }

@@ -7,12 +7,12 @@ use clap::Args;
 use prereg::PageShift;
 use serde::Serialize;
 
-use super::Outcome;
-use crate::failure::Failure;
+use crate::backend;
+use crate::commands::Outcome;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::pins;
 use crate::progress::Progress;
-use crate::quantity::{Bytes, parse_bytes};
+use crate::units::{Bytes, parse_bytes};
 use prereg_benches::registration::{Kind, Plan, Row, measure};
 use prereg_benches::stats::Summary;
 
@@ -21,19 +21,19 @@ All times are nanoseconds per system page, usually 4 KiB: the median, and the fa
 system calls alone, measured in turns with prereg in the same run. The ratio is registering relative to the pin call plus one \
 bulk read of pagemap, the median of the repetitions; so is the speed of two threads relative to one.
 
-Example: prereg bench registration --size 1G --reps 9";
+Example: prereg bench registration --size 1G --iterations 9";
 
 /// Measure the time of registering and unregistering memory, next to the raw system calls
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct RegistrationArgs {
-    /// Bytes of each memory, in whole 2 MiB (suffixes K, M, G)
+    /// Size of each memory, a multiple of 2M (suffixes K, M, G)
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     size: u64,
 
     /// Repetitions
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    reps: u32,
+    iterations: u32,
 
     /// Print JSON
     #[arg(long)]
@@ -53,36 +53,36 @@ struct Results {
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] if this user may not pin that much, [`Failure::Interrupted`].
+/// [`CommandError::Host`] if this user may not pin that much, [`CommandError::Interrupted`].
 pub fn run(
     args: &RegistrationArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,
     progress: Progress,
-) -> Result<Outcome, Failure> {
+) -> Result<Outcome, CommandError> {
     let what = || format!("measuring the registration of {}", Bytes(args.size));
     if args.size == 0 || args.size & PageShift::M2.mask() != 0 {
-        return Err(Failure::host(what(), "--size must be a multiple of 2 MiB, and not 0"));
+        return Err(CommandError::host(what(), "--size must be a multiple of 2 MiB, and not 0"));
     }
-    // The raw calls and prereg pin the memory in turns, never both.
-    pins::may_lock(args.size).map_err(|why| {
-        Failure::host(what(), format!("this user cannot pin that: {why}, or ask for less with --size"))
+    // The raw calls and prereg pin the memory in turns, never both at once.
+    backend::check_lockable(args.size).map_err(|why| {
+        CommandError::host(what(), format!("this user cannot pin that: {why}, or ask for less with --size"))
     })?;
-    let plan = Plan { bytes: args.size, reps: args.reps };
+    let plan = Plan { bytes: args.size, reps: args.iterations };
     let mut memories = Vec::new();
     for kind in Kind::ALL {
-        let stage = progress.stage(kind.name(), u64::from(args.reps) * 2);
-        memories.push(measure(kind, plan, &interrupt.flag(), &|done| stage.at(done))?);
+        let bar = progress.bar(kind.name(), u64::from(args.iterations) * 2);
+        memories.push(measure(kind, plan, &interrupt.flag(), &|done| bar.position(done))?);
     }
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let results = Results { bytes: args.size, repetitions: args.reps, processors, memories };
+    let results = Results { bytes: args.size, repetitions: args.iterations, processors, memories };
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &results)?;
         writeln!(out)?;
     } else {
         write!(out, "{results}")?;
     }
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }
 
 /// A summary, or a dash.
@@ -117,7 +117,7 @@ impl fmt::Display for Results {
             Bytes(self.bytes),
             self.repetitions
         )?;
-        writeln!(f, "memory that is present")?;
+        writeln!(f, "memory with pages")?;
         writeln!(
             f,
             "  {:<10} {:>9} {:>24} {:>24} {:>24} {:>7} {:>24} {:>24}",
@@ -141,7 +141,7 @@ impl fmt::Display for Results {
                 Cell(row.raw_unpin),
             )?;
         }
-        writeln!(f, "\nmemory that is not there yet ({} processors)", self.processors)?;
+        writeln!(f, "\nmemory without pages ({} processors)", self.processors)?;
         writeln!(f, "  {:<10} {:>24} {:>24} {:>7}", "memory", "1 thread", "2 threads", "faster")?;
         for row in self.memories.iter().filter(|row| row.skipped.is_none()) {
             writeln!(

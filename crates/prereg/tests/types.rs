@@ -1,4 +1,4 @@
-//! Addresses, page sizes, ranges, error numbers and `RundownRef`: values at their edges.
+//! Addresses, page sizes, ranges, error numbers and `RundownRef`: boundary values.
 #![expect(clippy::unwrap_used, reason = "a test reports by panicking")]
 
 use prereg::{

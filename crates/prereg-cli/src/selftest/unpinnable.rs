@@ -1,5 +1,5 @@
-//! Memory that cannot be pinned for a device: read-only, without access, past the end of its file, of a file on a disk, and
-//! a device's own registers.
+//! Memory that cannot be pinned for a device: read-only, without access, beyond the end of its file, of a file on a disk, and
+//! registers of a device.
 #![expect(unsafe_code, reason = "maps memory in ways that the safe kinds of memory rule out")]
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use prereg_linux::GuestMemory;
 
 use super::edu::Edu;
 
-/// A mapping that its memory keeps.
+/// A mapping owned by its memory.
 #[derive(Debug)]
 struct Mapped {
     start: usize,
@@ -21,7 +21,7 @@ struct Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         let start = std::ptr::with_exposed_provenance_mut(self.start);
-        // SAFETY: the mapping made by `map`, whole; whoever used it held this value.
+        // SAFETY: the mapping made by `map`, whole; its users own this value.
         unsafe { libc::munmap(start, self.bytes) };
     }
 }
@@ -37,14 +37,14 @@ fn map(bytes: usize, protection: libc::c_int, file: Option<&File>) -> io::Result
         return Err(io::Error::last_os_error());
     }
     let mapped = Arc::new(Mapped { start: start.expose_provenance(), bytes });
-    // SAFETY: the mapping lives as long as `mapped`, nobody else knows it, and nothing here reads or writes it. That it
-    // cannot be written is what it is made for: it is only ever offered to be refused.
+    // SAFETY: the mapping lives as long as `mapped`, no other code has its address, and nothing here reads or writes it: a
+    // back end only refuses it.
     Ok(unsafe { GuestMemory::from_raw_with_owner(start.cast(), bytes, mapped) })
 }
 
 const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
 
-/// Memory that may be read only.
+/// Read-only memory.
 ///
 /// # Errors
 /// Of `mmap`.
@@ -60,7 +60,7 @@ pub(super) fn no_access(bytes: usize) -> io::Result<GuestMemory> {
     map(bytes, libc::PROT_NONE, None)
 }
 
-/// A shared mapping of a file, which is made `length` bytes long.
+/// A shared mapping of a file that is truncated or extended to `length` bytes.
 ///
 /// # Errors
 /// Of the file system and `mmap`.
@@ -69,11 +69,11 @@ pub(super) fn of_file(file: &File, bytes: usize, length: u64) -> io::Result<Gues
     map(bytes, READ_WRITE, Some(file))
 }
 
-/// The registers of a device as memory, which keeps them mapped.
+/// The registers of a device as memory, which owns the device.
 pub(super) fn of_device(device: &Arc<Edu>) -> GuestMemory {
     let registers = device.registers();
     let bytes = usize::try_from(registers.bytes()).unwrap_or(0);
-    // SAFETY: the mapping lives as long as the device, which the memory keeps. It is only ever offered to be refused:
-    // nothing reads or writes it through this value.
+    // SAFETY: the mapping lives as long as the device, which the memory owns, and nothing reads or writes it through this
+    // value: a back end only refuses it.
     unsafe { GuestMemory::from_raw_with_owner(registers.as_ptr(), bytes, Arc::<Edu>::clone(device)) }
 }

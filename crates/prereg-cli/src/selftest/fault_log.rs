@@ -1,20 +1,20 @@
-//! What the kernel's log says of devices that were stopped by the IOMMU.
+//! IOMMU faults in the kernel's log.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 
-/// The kernel's log from some moment on.
+/// The part of the kernel's log after this was opened.
 #[derive(Debug)]
 pub(super) struct FaultLog {
     file: Option<File>,
 }
 
-/// Words of the lines in which IOMMU drivers report a fault.
+/// Words in fault messages of IOMMU drivers.
 const WORDS: [&str; 5] = ["DMAR:", "IO_PAGE_FAULT", "arm-smmu", "virtio_iommu", "EEH:"];
 
 impl FaultLog {
-    /// From now on. Empty for a user who may not read the log.
+    /// The log from now on; empty for a user without permission to read it.
     pub(super) fn from_now() -> Self {
         let open = || {
             let mut file =
@@ -25,12 +25,12 @@ impl FaultLog {
         Self { file: open() }
     }
 
-    /// The line since then that says most about a fault: one that names an address, if there is one.
+    /// A line that reports a fault, preferably with an address.
     pub(super) fn best(&mut self) -> Option<String> {
         let file = self.file.as_mut()?;
         let mut best = None;
         let mut record = [0; 8192];
-        // One record a read; the end is EAGAIN, a record that was overwritten EPIPE.
+        // Each read returns a record; EAGAIN is the end, EPIPE an overwritten record.
         for _ in 0..10_000 {
             match file.read(&mut record) {
                 Ok(length) => {
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_lines_about_faults_are_taken() {
+    fn only_lines_about_faults_are_found() {
         let fault =
             "3,812,9934,-;DMAR: [DMA Write NO_PASID] Request device [00:04.0] fault addr 0x100000\n KEY=x\n";
         assert!(fault_in(fault).unwrap().ends_with("fault addr 0x100000"));

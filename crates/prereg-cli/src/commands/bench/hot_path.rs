@@ -1,15 +1,15 @@
-//! `prereg bench hot-path`: the time of a counted translation, as a table, as JSON, as a plot.
+//! `prereg bench hot-path`: the time of mapping a registered page, as a table, as JSON, as a plot.
 
 use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Outcome;
-use crate::failure::Failure;
+use crate::commands::Outcome;
+use crate::error::CommandError;
 use crate::interrupt::Interrupt;
 use crate::progress::Progress;
-use crate::quantity::Bytes;
+use crate::units::Bytes;
 use prereg_benches::hot_path::measure::Row;
 use prereg_benches::hot_path::plan::Plan;
 use prereg_benches::hot_path::plot::plot;
@@ -18,7 +18,7 @@ const MORE: &str = "\
 All times are nanoseconds of the thread's own processor time for one operation, the loop around it (some 1 ns) included: \
 the median of 9 repetitions, and the fastest and slowest in brackets. The candidates take turns, each after a pass that warms \
 its caches. 'limit' is a flat table of 4-byte page numbers with plain counters and no safety at all; ratios are relative to it. \
-'prereg' answers 'translate' with yes or no: it returns no address without counting it.
+For 'prereg', 'translate' returns only whether the page can be mapped: it returns no address without counting it.
 
 Example: prereg bench hot-path --quick --plot hot-path.svg";
 
@@ -38,29 +38,29 @@ pub struct HotPathArgs {
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 
-    /// Pin real memory instead of inventing addresses (up to 8 GiB)
+    /// Pin memory (up to 8 GiB) instead of inventing addresses
     #[arg(long)]
-    real: bool,
+    pin_memory: bool,
 }
 
 /// Measures and prints.
 ///
 /// # Errors
-/// [`Failure::Host`] if this user may not pin that much or the plot cannot be written, [`Failure::Interrupted`].
+/// [`CommandError::Host`] if this user may not pin that much or the plot cannot be written, [`CommandError::Interrupted`].
 pub fn run(
     args: &HotPathArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,
     progress: Progress,
-) -> Result<Outcome, Failure> {
-    let plan = if args.quick { Plan::quick(args.real) } else { Plan::full(args.real) };
+) -> Result<Outcome, CommandError> {
+    let plan = if args.quick { Plan::quick(args.pin_memory) } else { Plan::full(args.pin_memory) };
     let rows = {
-        let stage = progress.stage("measuring the hot path", 0);
-        plan.measure(&interrupt.flag(), &|done, length| stage.at_of(done, length))?
+        let bar = progress.bar("measuring the hot path", 0);
+        plan.measure(&interrupt.flag(), &|done, length| bar.position_of(done, length))?
     };
     if let Some(file) = &args.plot {
         let written = std::fs::write(file, plot(&rows));
-        written.map_err(|error| Failure::host(format!("writing {}", file.display()), error))?;
+        written.map_err(|error| CommandError::host(format!("writing {}", file.display()), error))?;
     }
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &rows)?;
@@ -68,11 +68,11 @@ pub fn run(
     } else {
         print(&rows, out)?;
     }
-    Ok(Outcome::Clean)
+    Ok(Outcome::Ok)
 }
 
-/// Prints one block per shape and case.
-fn print(rows: &[Row], out: &mut impl Write) -> Result<(), Failure> {
+/// Prints one block for each shape and case.
+fn print(rows: &[Row], out: &mut impl Write) -> Result<(), CommandError> {
     let mut block = None;
     for row in rows {
         let key = (row.case, row.pattern, row.size, row.regions, row.layout, row.load);

@@ -1,42 +1,42 @@
-//! Counting the system calls of some work: it runs in a child that stops at each one.
+//! Counts the system calls of a function, which runs in a traced child.
 #![expect(unsafe_code, reason = "fork and ptrace")]
 
 use std::io;
 
-/// What a child did.
+/// The result of a child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Traced {
-    /// Times that it entered or left a system call.
+pub(super) struct SyscallCount {
+    /// Stops at the entry or exit of a system call.
     pub(super) stops: u64,
-    /// What its work answered.
+    /// The return value of its function.
     pub(super) code: i32,
 }
 
-/// Marks a stop at a system call apart from a real trap.
+/// The stop signal at a system call, which distinguishes it from a trap.
 const SYSTEM_CALL: libc::c_int = libc::SIGTRAP | 0x80;
 
 fn check(result: i64) -> io::Result<i64> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Runs `work` in a child made by `fork` and counts how often it stops at a system call, the end of the child included.
+/// Runs `work` in a child made by `fork` and counts its stops at system calls, `_exit` included.
 ///
-/// The child has this thread alone, and ends without running destructors. `work` must not lock or allocate: another thread
-/// may have held the lock when the child was made.
+/// The child has only this thread, and ends without destructors. `work` must not lock or allocate: another thread may have held
+/// the lock at the fork.
 ///
 /// # Errors
-/// Of `fork`, `ptrace` or `waitpid`; then the child is ended.
-pub(super) fn traced(work: impl FnOnce() -> u8) -> io::Result<Traced> {
+/// Those of `fork`, `ptrace` or `waitpid`; the child is killed.
+pub(super) fn count_syscalls(work: impl FnOnce() -> u8) -> io::Result<SyscallCount> {
     // SAFETY: the child runs `work`, which neither locks nor allocates, and ends by `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        // SAFETY: asks to be traced by the parent; no memory is touched.
+        // SAFETY: makes the parent the tracer; no memory is touched.
         let traced = unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) };
         if traced != 0 {
             // SAFETY: ends the child.
             unsafe { libc::_exit(255) };
         }
-        // SAFETY: stops the child until the parent goes on with it.
+        // SAFETY: stops the child until the parent continues it.
         unsafe { libc::raise(libc::SIGSTOP) };
         let code = work();
         // SAFETY: ends the child.
@@ -57,7 +57,7 @@ pub(super) fn traced(work: impl FnOnce() -> u8) -> io::Result<Traced> {
         check(unsafe { libc::ptrace(libc::PTRACE_SYSCALL, child, 0, 0) } as i64)?;
         let status = running.wait()?;
         if libc::WIFEXITED(status) {
-            return Ok(Traced { stops, code: libc::WEXITSTATUS(status) });
+            return Ok(SyscallCount { stops, code: libc::WEXITSTATUS(status) });
         }
         if !libc::WIFSTOPPED(status) {
             return Err(io::Error::other(format!(
@@ -69,7 +69,7 @@ pub(super) fn traced(work: impl FnOnce() -> u8) -> io::Result<Traced> {
     }
 }
 
-/// A child that is ended with its owner.
+/// A child that is killed when this is dropped.
 struct Child {
     pid: libc::pid_t,
     gone: bool,
@@ -97,7 +97,7 @@ impl Drop for Child {
         if self.gone {
             return;
         }
-        // SAFETY: our own child, which was not waited for to its end.
+        // SAFETY: a child of this process that was not reaped.
         unsafe { libc::kill(self.pid, libc::SIGKILL) };
         while !self.gone {
             if self.wait().is_err() {
@@ -111,22 +111,22 @@ impl Drop for Child {
 mod tests {
     use super::*;
 
-    fn ask_twice() -> u8 {
+    fn two_system_calls() -> u8 {
         for _ in 0..2 {
-            // SAFETY: takes nothing.
+            // SAFETY: no arguments.
             unsafe { libc::syscall(libc::SYS_getppid) };
         }
         7
     }
 
     #[test]
-    fn every_system_call_of_the_work_is_counted() {
-        let (Ok(none), Ok(two)) = (traced(|| 7), traced(ask_twice)) else {
+    fn every_system_call_is_counted() {
+        let (Ok(none), Ok(two)) = (count_syscalls(|| 7), count_syscalls(two_system_calls)) else {
             eprintln!("skipped: this process may not trace its children");
             return;
         };
         assert_eq!((none.code, two.code), (7, 7));
-        // Two stops a call: at its entry and at its end.
+        // Two stops for each call: entry and exit.
         assert_eq!(two.stops - none.stops, 4);
     }
 }

@@ -1,6 +1,6 @@
 //! Results of failed calls: a negative errno, and a message in the caller's buffer.
 //!
-//! Nothing is kept between calls or by thread: a caller that wants the sentence passes room for it.
+//! There is no state between calls or per thread: a caller that wants the message passes a struct for it.
 
 use std::ffi::{c_char, c_int};
 use std::fmt::{self, Write};
@@ -38,7 +38,7 @@ const ENOTRECOVERABLE: Errno = Errno::from_raw(131);
 
 /// Everything a call can fail with.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Failure {
+pub(crate) enum CallError {
     #[error("{0}")]
     Argument(&'static str),
     #[error("{what} is {found:#x}; it is one of {choices}")]
@@ -51,15 +51,15 @@ pub(crate) enum Failure {
     Misaligned(&'static str),
     #[error("{0} is not UTF-8 text")]
     NoText(&'static str),
-    #[error("what was passed is not a live {0}: released already, a copy, of another type, or never made")]
+    #[error("the argument is not a live {0}: it is released, a copy, of another type, or invalid")]
     Handle(&'static str),
     #[error(
-        "the size member of struct {name} says {found}, and this library's has {known} bytes; set all of it to zero, then size \
+        "the size member of struct {name} is {found}, and this library's struct has {known} bytes; set all of it to zero, then size \
          to sizeof"
     )]
     Size { name: &'static str, found: usize, known: usize },
     #[error(
-        "struct {name} of {found} bytes asks for something past the {known} bytes that this library ({}) knows; set that to \
+        "struct {name} of {found} bytes has members beyond the {known} bytes that this library ({}) knows; set them to \
          zero, or use a newer library", env!("CARGO_PKG_VERSION")
     )]
     Newer { name: &'static str, found: usize, known: usize },
@@ -71,10 +71,10 @@ pub(crate) enum Failure {
     NoPage { host: HostAddr, granule: PageShift },
     #[error("{0}")]
     Refused(String, Errno),
-    #[error("the process has no memory for what the call makes")]
+    #[error("the process has no memory for the call")]
     OutOfMemory,
     #[error(
-        "a defect of this library: it panicked, and the panic was caught; what the call was to change is undefined"
+        "a defect of this library: it panicked, and the panic was caught; the result of the call is undefined"
     )]
     Defect,
     #[error(transparent)]
@@ -111,7 +111,7 @@ pub(crate) enum Failure {
     IovaAccess(#[from] IovaAccessError),
 }
 
-impl Failure {
+impl CallError {
     pub(crate) fn errno(&self) -> Errno {
         match self {
             Self::Argument(_)
@@ -150,7 +150,7 @@ impl Failure {
         }
     }
 
-    /// The negative number; never 0 or positive, whatever a port said.
+    /// The negative errno; never 0 or positive, whatever a port returned.
     pub(crate) fn code(&self) -> c_int {
         match self.errno().raw() {
             number @ 1..=4095 => -number,
@@ -159,7 +159,7 @@ impl Failure {
     }
 }
 
-impl From<EntryBlockError> for Failure {
+impl From<EntryBlockError> for CallError {
     fn from(error: EntryBlockError) -> Self {
         match error {
             EntryBlockError::OutOfMemory(_) => Self::OutOfMemory,
@@ -168,26 +168,26 @@ impl From<EntryBlockError> for Failure {
     }
 }
 
-impl From<OutOfMemory> for Failure {
+impl From<OutOfMemory> for CallError {
     fn from(_: OutOfMemory) -> Self {
         Self::OutOfMemory
     }
 }
 
-impl From<TableError> for Failure {
+impl From<TableError> for CallError {
     fn from(error: TableError) -> Self {
         Self::Entry(error.into())
     }
 }
 
-impl From<&UnregisterError> for Failure {
+impl From<&UnregisterError> for CallError {
     fn from(error: &UnregisterError) -> Self {
         Self::Refused(error.to_string(), error.errno())
     }
 }
 
-/// Runs a call. A panic ends here: it would end the process at the border to C.
-pub(crate) fn answer(error: *mut prereg_error, work: impl FnOnce() -> Result<(), Failure>) -> c_int {
+/// Runs a call and catches its panic, which would end the process at the boundary to C.
+pub(crate) fn run_call(error: *mut prereg_error, work: impl FnOnce() -> Result<(), CallError>) -> c_int {
     let result = guarded(work);
     match &result {
         Ok(()) => {
@@ -198,37 +198,37 @@ pub(crate) fn answer(error: *mut prereg_error, work: impl FnOnce() -> Result<(),
     }
 }
 
-/// Like `answer`, for a function without an error parameter: returns `otherwise` on every failure.
-pub(crate) fn value_or<T>(otherwise: T, work: impl FnOnce() -> Result<T, Failure>) -> T {
+/// Like `run_call`, for a function without an error parameter: returns `otherwise` on every failure.
+pub(crate) fn value_or<T>(otherwise: T, work: impl FnOnce() -> Result<T, CallError>) -> T {
     guarded(work).unwrap_or(otherwise)
 }
 
-fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+fn guarded<T>(work: impl FnOnce() -> Result<T, CallError>) -> Result<T, CallError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
         // Its destructor could panic again.
         std::mem::forget(payload);
-        Err(Failure::Defect)
+        Err(CallError::Defect)
     })
 }
 
 #[cold]
-fn refuse(error: *mut prereg_error, failure: &Failure) -> c_int {
+fn refuse(error: *mut prereg_error, failure: &CallError) -> c_int {
     let code = failure.code();
     if !error.is_null() {
         let mut text = Text { bytes: [0; PREREG_MESSAGE_BYTES], length: 0 };
-        // Cannot fail: `Text` takes what fits and drops the rest.
+        // Cannot fail: `Text` truncates the message.
         let _ = write!(text, "{failure}");
-        let told = prereg_error { code, length: text.length as u32, message: text.bytes };
+        let filled = prereg_error { code, length: text.length as u32, message: text.bytes };
         #[expect(unsafe_code, reason = "the caller's struct")]
-        // SAFETY: not NULL; room for one by the caller's promise, wherever it lies.
+        // SAFETY: not NULL; the caller guarantees memory for one, at any alignment.
         unsafe {
-            error.write_unaligned(told);
+            error.write_unaligned(filled);
         }
     }
     code
 }
 
-/// Code, length and the first byte of the message: the rest of its room is left as it is.
+/// Writes code, length and an empty message; the rest of the message is unchanged.
 fn success(error: *mut prereg_error) {
     const BYTES: usize = std::mem::offset_of!(prereg_error, message) + 1;
     if !error.is_null() {
@@ -240,7 +240,7 @@ fn success(error: *mut prereg_error) {
     }
 }
 
-/// A message being written: without an allocation, so that it can be had in a signal handler.
+/// A message being written, without an allocation, so that signal handlers can use it.
 struct Text {
     bytes: [c_char; PREREG_MESSAGE_BYTES],
     length: usize,
@@ -267,10 +267,10 @@ mod tests {
 
     use super::*;
 
-    fn told(work: impl FnOnce() -> Result<(), Failure>) -> (c_int, prereg_error) {
-        // A struct that was used before, as a caller's often is.
+    fn result_of(work: impl FnOnce() -> Result<(), CallError>) -> (c_int, prereg_error) {
+        // A struct that was used before.
         let mut error = prereg_error { code: 77, length: 77, message: [c_char::MAX; PREREG_MESSAGE_BYTES] };
-        (answer(&raw mut error, work), error)
+        (run_call(&raw mut error, work), error)
     }
 
     fn text(error: &prereg_error) -> String {
@@ -280,26 +280,26 @@ mod tests {
 
     #[test]
     fn success_says_nothing() {
-        let (code, error) = told(|| Ok(()));
+        let (code, error) = result_of(|| Ok(()));
         assert_eq!((code, error.code, error.length, text(&error).as_str()), (0, 0, 0, ""));
     }
 
     #[test]
     fn a_refusal_says_its_number_and_its_sentence() {
-        let (code, error) = told(|| Err(Failure::Refused("still mapped".to_owned(), Errno::EBUSY)));
+        let (code, error) = result_of(|| Err(CallError::Refused("still mapped".to_owned(), Errno::EBUSY)));
         assert_eq!((code, error.code), (-16, -16));
         assert_eq!((text(&error).as_str(), error.length), ("still mapped", 12));
     }
 
     #[test]
     fn a_long_message_is_cut_between_two_characters() {
-        let (_, error) = told(|| Err(Failure::Refused("ü".repeat(400), Errno::EBUSY)));
+        let (_, error) = result_of(|| Err(CallError::Refused("ü".repeat(400), Errno::EBUSY)));
         assert_eq!((text(&error), error.length), ("ü".repeat(251), 502));
     }
 
     #[test]
     fn a_panic_is_an_answer() {
-        let (code, error) = told(|| panic!("a test of panics"));
+        let (code, error) = result_of(|| panic!("a test of panics"));
         assert_eq!(code, -131);
         assert!(text(&error).contains("defect"));
         assert_eq!(value_or(5, || panic!("a test of panics")), 5);
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn a_port_that_names_no_errno_still_gives_a_negative_number() {
         for raw in [0, -5, 70_000, i32::MIN] {
-            assert_eq!(Failure::Refused(String::new(), Errno::from_raw(raw)).code(), -5);
+            assert_eq!(CallError::Refused(String::new(), Errno::from_raw(raw)).code(), -5);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! One back end with its device, ready to be tried: the differences between back ends end here.
+//! The back end under test with its device. This file has all differences between back ends.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use prereg_linux::{
     VfioSpaprV2, VfioType1, WindowPlace,
 };
 
-/// Which back end.
+/// The choice of a back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum BackendChoice {
     /// A VFIO type1 container
@@ -49,8 +49,8 @@ pub(super) enum Backend {
 
 /// A back end, an address space on it, and the device.
 #[derive(Debug)]
-pub(super) struct Rig {
-    // The table goes before what it stands on.
+pub(super) struct BackendUnderTest {
+    // Dropped before the address space.
     table: Option<SpaprTable>,
     pub(super) space: AddressSpace,
     pub(super) device: Option<Arc<VfioDevice>>,
@@ -58,7 +58,7 @@ pub(super) struct Rig {
     pub(super) log: IoctlTrace,
 }
 
-/// Memory that the device can reach.
+/// Memory mapped for the device.
 #[derive(Debug)]
 pub(super) enum Exposed {
     /// A counted mapping, whose host address is the bus address.
@@ -67,31 +67,31 @@ pub(super) enum Exposed {
     Entries { first: BusAddr, pages: u64 },
 }
 
-/// Where memory is put into a window.
+/// Offset of the memory in a window.
 const IN_WINDOW: u64 = 1 << 20;
 
-impl Rig {
+impl BackendUnderTest {
     /// Opens the back end.
     pub(super) fn open(choice: BackendChoice, device: Option<&str>) -> Result<Self, String> {
         let log = IoctlTrace::new();
         let host = VfioHost::system().traced(&log);
-        let words = |error: prereg_linux::VfioError| error.to_string();
+        let failure = |error: prereg_linux::VfioError| error.to_string();
         let name = || device.ok_or("it needs a device: --device 0000:00:04.0");
         let (backend, opened) = match choice {
             BackendChoice::VfioType1 => {
-                let vfio = Arc::new(VfioType1::open_on(&host, name()?).map_err(words)?);
-                let opened = vfio.device(name()?).map_err(words)?;
+                let vfio = Arc::new(VfioType1::open_on(&host, name()?).map_err(failure)?);
+                let opened = vfio.device(name()?).map_err(failure)?;
                 (Backend::Type1(vfio), Some(Arc::new(opened)))
             }
             BackendChoice::VfioSpaprV2 => {
-                let vfio = Arc::new(VfioSpaprV2::open_on(&host, name()?).map_err(words)?);
-                let opened = vfio.device(name()?).map_err(words)?;
+                let vfio = Arc::new(VfioSpaprV2::open_on(&host, name()?).map_err(failure)?);
+                let opened = vfio.device(name()?).map_err(failure)?;
                 (Backend::Spapr(vfio), Some(Arc::new(opened)))
             }
             BackendChoice::Iommufd => {
                 let iommufd =
-                    Arc::new(Iommufd::open_on(&host, name()?, Placement::DeviceIoas).map_err(words)?);
-                let opened = iommufd.device(name()?).map_err(words)?;
+                    Arc::new(Iommufd::open_on(&host, name()?, Placement::DeviceIoas).map_err(failure)?);
+                let opened = iommufd.device(name()?).map_err(failure)?;
                 (Backend::Iommufd(iommufd), Some(opened))
             }
             BackendChoice::IoUring => {
@@ -116,7 +116,7 @@ impl Rig {
         self.table.as_ref()
     }
 
-    /// Lets the device reach `bytes` bytes from `ua` on.
+    /// Maps `bytes` bytes from `ua` for the device.
     pub(super) fn expose(
         &self,
         translator: &mut Translator,
@@ -136,7 +136,7 @@ impl Rig {
         }
     }
 
-    /// Takes it back.
+    /// Unmaps it.
     pub(super) fn withdraw(&self, translator: &mut Translator, exposed: Exposed) -> Result<(), String> {
         match (exposed, &self.table) {
             (Exposed::Mapped(mapping), _) => {
@@ -151,17 +151,17 @@ impl Rig {
         }
     }
 
-    /// Gives up everything: table, address space, device, back end. What stays is the log.
+    /// Closes table, address space, device and back end; returns the log.
     pub(super) fn close(self) -> IoctlTrace {
         self.log
     }
 }
 
-/// The default window, or one that a small limit on locked memory pays for.
+/// The table of the default window, or of a smaller one under a low limit on locked memory.
 fn table_for(vfio: &Arc<VfioSpaprV2>) -> Result<SpaprTable, String> {
     /// The tables of the default window are charged with 8 MiB.
     const ENOUGH: u64 = 32 << 20;
-    /// As far as the device reaches.
+    /// The reach of the device.
     const SMALL: u64 = super::edu::REACH;
     let allowance = HostReport::probe().memlock.allowance();
     let table = if allowance.is_none_or(|bytes| bytes >= ENOUGH) {
@@ -173,7 +173,7 @@ fn table_for(vfio: &Arc<VfioSpaprV2>) -> Result<SpaprTable, String> {
 }
 
 impl Exposed {
-    /// Where the device finds the first byte, if all bytes follow it there.
+    /// The bus address, if the memory is contiguous there.
     pub(super) fn bus(&self) -> Option<u64> {
         match self {
             Self::Mapped(mapping) => {
@@ -185,7 +185,7 @@ impl Exposed {
         }
     }
 
-    /// Mappings counted for it.
+    /// The number of its counted mappings.
     pub(super) const fn units(&self) -> u64 {
         match self {
             Self::Mapped(_) => 1,
@@ -195,7 +195,7 @@ impl Exposed {
 }
 
 impl Backend {
-    /// A new address space; with a limit of its own instead of the process's, if one is given.
+    /// A new address space, charged to `account` if one is given.
     pub(super) fn space(&self, account: Option<MemlockAccount>) -> Result<AddressSpace, OutOfMemory> {
         fn on<T: Pin + prereg::Charge + 'static>(
             pins: &Arc<T>,
@@ -214,7 +214,7 @@ impl Backend {
         }
     }
 
-    /// Times that the kernel was asked to pin.
+    /// Pin calls to the kernel.
     pub(super) fn pin_calls(&self) -> u64 {
         match self {
             Self::Type1(pins) => pins.state().map_calls,
@@ -224,7 +224,7 @@ impl Backend {
         }
     }
 
-    /// Bytes pinned now, and bytes that the kernel would not let go.
+    /// Bytes pinned, and bytes that the kernel did not release.
     pub(super) fn pinned(&self) -> (u64, u64) {
         match self {
             Self::Type1(pins) => (pins.state().pinned_bytes, pins.state().stuck_bytes),
@@ -234,7 +234,7 @@ impl Backend {
         }
     }
 
-    /// What it can do, in a sentence.
+    /// Its limits, in a sentence.
     pub(super) fn limits(&self) -> String {
         let ranges = |ranges: &[(prereg::Iova, prereg::Iova)]| {
             let list: Vec<_> =
@@ -265,9 +265,9 @@ impl Backend {
             Self::Iommufd(pins) => {
                 let limits = pins.limits();
                 let anchored = if pins.state().pins_without_device {
-                    "memory is held without a device"
+                    "memory stays pinned without a device"
                 } else {
-                    "memory is held while a device is attached"
+                    "memory stays pinned while a device is attached"
                 };
                 format!(
                     "I/O addresses {}; units of {} bytes; {anchored}",
@@ -282,7 +282,7 @@ impl Backend {
     }
 }
 
-/// The last address of a stretch, for comparing it with what a device reaches.
+/// The last address of `bytes` bytes.
 pub(super) const fn last(bus: u64, bytes: u64) -> HostAddr {
     HostAddr::new(bus.saturating_add(bytes - 1))
 }

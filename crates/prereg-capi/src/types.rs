@@ -1,11 +1,11 @@
-//! The words that C and Rust share: address kinds, holders, permissions, page sizes.
+//! Types that C and Rust share: address kinds, holders, permissions, page sizes.
 
 use prereg::{Access, AddressKind, Granule, Holder, HolderKind, PageShift};
 
-use crate::failure::Failure;
+use crate::error::CallError;
 use crate::record::{self, Record, records};
 
-/// Whatever suits the back end: physical addresses where this process may see them, else (slot, offset).
+/// Chosen by the back end: physical addresses if this process may read them, otherwise (slot, offset).
 pub const PREREG_ADDRESS_ANY: u32 = 0;
 /// Physical addresses.
 pub const PREREG_ADDRESS_PHYSICAL: u32 = 1;
@@ -15,9 +15,9 @@ pub const PREREG_ADDRESS_IOVA: u32 = 2;
 pub const PREREG_ADDRESS_SLOT_OFFSET: u32 = 3;
 /// Addresses of device memory.
 pub const PREREG_ADDRESS_DEVICE: u32 = 4;
-/// No device may be programmed with them: they are made up, or belong to memory that is not pinned.
+/// No device may use them: they are invented, or belong to memory that is not pinned.
 pub const PREREG_ADDRESS_INVENTED: u32 = 5;
-/// The user addresses themselves: the kernel knows where the pages are, and takes these wherever a host address is needed.
+/// The user addresses themselves: the kernel translates them wherever a host address is needed.
 pub const PREREG_ADDRESS_USER: u32 = 6;
 
 /// Held for anything else.
@@ -27,8 +27,7 @@ pub const PREREG_HOLDER_TABLE_ENTRY: u32 = 1;
 /// Held by an I/O in flight.
 pub const PREREG_HOLDER_IN_FLIGHT: u32 = 2;
 
-/// The holder of a registration or a mapping, for reports. A call that takes one takes NULL for a holder of no
-/// number and kind.
+/// The holder of a registration or a mapping, for reports. NULL is a holder without number and kind.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct prereg_holder {
@@ -49,8 +48,8 @@ pub const PREREG_ACCESS_READ: u32 = 1;
 /// The device may write memory.
 pub const PREREG_ACCESS_WRITE: u32 = 2;
 
-/// A holder as C names it.
-pub(crate) fn holder_from(holder: *const prereg_holder) -> Result<Holder, Failure> {
+/// The holder of a C struct.
+pub(crate) fn holder_from(holder: *const prereg_holder) -> Result<Holder, CallError> {
     let Some(holder) = record::read_if(holder)? else { return Ok(Holder::default()) };
     zero(prereg_holder::NAME, holder.reserved)?;
     let kind = match holder.kind {
@@ -62,7 +61,7 @@ pub(crate) fn holder_from(holder: *const prereg_holder) -> Result<Holder, Failur
     Ok(Holder { container: holder.container, kind })
 }
 
-/// A holder's kind as C sees it.
+/// The kind of a holder in C.
 pub(crate) const fn holder_kind(holder: Holder) -> u32 {
     match holder.kind {
         HolderKind::TableEntry => PREREG_HOLDER_TABLE_ENTRY,
@@ -71,26 +70,26 @@ pub(crate) const fn holder_kind(holder: Holder) -> u32 {
     }
 }
 
-/// A word of the caller's that is none of those there are.
+/// The error for a number that is not defined.
 #[cold]
-pub(crate) fn choice(what: &'static str, found: u32, choices: &'static str) -> Failure {
-    Failure::Choice { what, found: found.into(), choices }
+pub(crate) fn choice(what: &'static str, found: u32, choices: &'static str) -> CallError {
+    CallError::Choice { what, found: found.into(), choices }
 }
 
-/// A reserved member must be zero, so that it can gain a meaning.
-pub(crate) const fn zero(name: &'static str, reserved: u32) -> Result<(), Failure> {
-    if reserved == 0 { Ok(()) } else { Err(Failure::Reserved(name)) }
+/// Refuses a reserved member that is not zero, so that it can be defined later.
+pub(crate) const fn zero(name: &'static str, reserved: u32) -> Result<(), CallError> {
+    if reserved == 0 { Ok(()) } else { Err(CallError::Reserved(name)) }
 }
 
-/// A system page; 0 is this system's.
-pub(crate) fn granule_of(shift: u32) -> Result<Granule, Failure> {
+/// A system page size; 0 is the system's.
+pub(crate) fn granule_of(shift: u32) -> Result<Granule, CallError> {
     if shift == 0 {
         #[expect(unsafe_code, reason = "the page size is a system call")]
-        // SAFETY: asks for a number.
+        // SAFETY: numbers only.
         let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
         return PageShift::new(bytes.trailing_zeros())
             .and_then(Granule::new)
-            .ok_or(Failure::Argument("this system has no pages of 4 KiB to 16 MiB"));
+            .ok_or(CallError::Argument("this system has no pages of 4 KiB to 16 MiB"));
     }
     PageShift::new(shift)
         .and_then(Granule::new)
@@ -99,15 +98,15 @@ pub(crate) fn granule_of(shift: u32) -> Result<Granule, Failure> {
 
 /// A page size.
 #[inline]
-pub(crate) fn shift_from(shift: u32) -> Result<PageShift, Failure> {
+pub(crate) fn shift_from(shift: u32) -> Result<PageShift, CallError> {
     match PageShift::new(shift) {
         Some(shift) => Ok(shift),
         None => Err(choice("the page shift", shift, "0 to 63, the page size as a power of two")),
     }
 }
 
-/// `None` is any kind.
-pub(crate) fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure> {
+/// An address kind; `None` for any.
+pub(crate) fn kind_from(kind: u32) -> Result<Option<AddressKind>, CallError> {
     Ok(Some(match kind {
         PREREG_ADDRESS_ANY => return Ok(None),
         PREREG_ADDRESS_PHYSICAL => AddressKind::Physical,
@@ -120,7 +119,7 @@ pub(crate) fn kind_from(kind: u32) -> Result<Option<AddressKind>, Failure> {
     }))
 }
 
-/// A kind as C sees it.
+/// The number of an address kind in C.
 pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
     match kind {
         AddressKind::Physical => PREREG_ADDRESS_PHYSICAL,
@@ -133,8 +132,8 @@ pub(crate) const fn kind_number(kind: AddressKind) -> u32 {
     }
 }
 
-/// Access from its number in C.
-pub(crate) fn access_from(bits: u32) -> Result<Access, Failure> {
+/// The access of a number in C.
+pub(crate) fn access_from(bits: u32) -> Result<Access, CallError> {
     Access::from_bits(u64::from(bits))
         .filter(|_| bits <= 3)
         .ok_or_else(|| choice("access", bits, "PREREG_ACCESS_READ, PREREG_ACCESS_WRITE and both"))
