@@ -36,9 +36,8 @@ mod transport;
 pub use client::serve;
 pub use device::{Bus, Device, Ioeventfd, Layout, LayoutRegion, Model, Sparse};
 pub use dma::{
-    Dma, DmaError, DmaPiece, DmaSpace, DmaState, Drained, FileState, Hold, IovaLimits, MapMemoryError,
-    MemoryNote, MemoryPolicy, MemoryStore, NoteKind, RegisterWhen, Remote, RemoteError, StoreState,
-    Unmapping,
+    Dma, DmaError, DmaPiece, DmaSpace, DmaState, FileState, Hold, IovaLimits, MapMemoryError, MemoryNote,
+    MemoryPolicy, MemoryStore, NoteKind, OnDrained, RegisterWhen, Remote, RemoteError, StoreState, Unmapping,
 };
 pub use error::ServerError;
 pub use interrupts::Interrupts;

@@ -137,7 +137,7 @@ impl Verifier {
         let wanted = wanted.and_then(|gpa| machine.ram().ua(gpa));
         let system = machine.granule().shift();
         let pages = 1 << shift.get().saturating_sub(system.get());
-        let wrong = match hardware.take(&mut self.translator, index) {
+        let wrong = match hardware.hold_mapping(&mut self.translator, index) {
             Ok(None) => return,
             Ok(Some((mapping, _))) => misplaced(map, mapping.hpa(), wanted, pages, system),
             // Live, but out of a device's reach.

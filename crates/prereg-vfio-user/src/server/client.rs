@@ -202,7 +202,7 @@ impl Client {
         loop {
             match self.shared.conversation.next() {
                 Next::Action(action) => self.perform(action),
-                Next::Drained => self.drained(),
+                Next::OnDrained => self.drained(),
                 Next::Over(ending) => return ending,
             }
         }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use prereg::{Errno, Iova};
-use prereg_iommu::iova::Drained;
+use prereg_iommu::iova::OnDrained;
 
 use super::counts::Counts;
 use super::descriptor::Descriptor;
@@ -42,7 +42,7 @@ pub(crate) enum Next {
     /// Perform this.
     Action(Action<Descriptor>),
     /// See which unmaps are over.
-    Drained,
+    OnDrained,
     /// Let go of the client.
     Over(Ending),
 }
@@ -164,7 +164,7 @@ impl Conversation {
                 return Next::Action(action);
             }
             if self.drained.load(Ordering::Relaxed) && self.drained.swap(false, Ordering::Acquire) {
-                return Next::Drained;
+                return Next::OnDrained;
             }
             if let Some(ending) = inner.over {
                 return Next::Over(ending);
@@ -431,8 +431,8 @@ impl Remote for Conversation {
     }
 }
 
-impl Drained for Conversation {
-    fn drained(&self) {
+impl OnDrained for Conversation {
+    fn on_drained(&self) {
         // Pairs with the swap in `next`: what left before is seen to have left.
         self.drained.store(true, Ordering::Release);
         self.transport.wake();

@@ -45,7 +45,7 @@ pub use error::{DmaError, MapMemoryError, RemoteError};
 pub use hold::{Dma, DmaPiece, Hold};
 pub use notes::{MemoryNote, NoteKind};
 pub use policy::{MemoryPolicy, RegisterWhen};
-pub use prereg_iommu::iova::{Drained, IovaLimits, Unmapping};
+pub use prereg_iommu::iova::{IovaLimits, OnDrained, Unmapping};
 pub use remote::Remote;
 pub use space::DmaSpace;
 pub use state::{DmaState, FileState, StoreState};

@@ -137,7 +137,7 @@ fn maps_of_the_same_memory_over_and_over_run_into_a_bound_and_are_counted() {
     };
     let used = mapped * PAGES;
     assert_eq!(mapped, (1 << 18) / PAGES);
-    let full = IovaMapError::PieceLimit { pieces: PAGES, used, limit: 1 << 18 };
+    let full = IovaMapError::SegmentLimit { pieces: PAGES, used, limit: 1 << 18 };
     assert_eq!((refused, refused.errno()), (MapMemoryError::Map(full), Errno::ENOSPC));
     assert_eq!((store.snapshot().refused_maps, client.space.snapshot().iova.pieces), (1, used));
     let kinds: Vec<_> = store.take_notes().iter().map(|note| note.kind).collect();

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 use prereg::{Access, AddressKind, AddressSpace, Holder, HolderKind, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::server::{
-    Dma, DmaSpace, Drained, Hold, IovaLimits, MapMemoryError, MemoryPolicy, MemoryStore, Remote, RemoteError,
+    Dma, DmaSpace, Hold, IovaLimits, MapMemoryError, MemoryPolicy, MemoryStore, OnDrained, Remote,
+    RemoteError,
 };
 
 pub(crate) const PAGE: u64 = 0x1000;
@@ -36,8 +37,8 @@ impl Remote for Far {
     }
 }
 
-impl Drained for Far {
-    fn drained(&self) {
+impl OnDrained for Far {
+    fn on_drained(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -60,7 +61,7 @@ impl Client {
         let space = DmaSpace::new(
             store,
             Arc::clone(&far) as Arc<dyn Remote>,
-            Arc::clone(&far) as Arc<dyn Drained>,
+            Arc::clone(&far) as Arc<dyn OnDrained>,
             IovaLimits::default(),
             holder,
         )

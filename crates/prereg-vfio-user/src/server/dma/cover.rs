@@ -1,4 +1,4 @@
-//! Which registered piece of a file serves which part of it: an ordered map of stretches that never overlap.
+//! Which registered piece of a file serves which part of it: an ordered map of user_segments that never overlap.
 //!
 //! Plain numbers in, plain numbers out. A stretch begins at its first byte and ends before `end`; its value is the number of
 //! the registered piece that shows there. A newer piece shows where an older one was cut away.
@@ -38,7 +38,7 @@ impl Cover {
         })
     }
 
-    /// The stretches of `[first, end)` where nothing shows, in order.
+    /// The user_segments of `[first, end)` where nothing shows, in order.
     pub(super) fn gaps(&self, first: u64, end: u64) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
         let mut at = first;

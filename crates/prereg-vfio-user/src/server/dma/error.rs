@@ -84,7 +84,7 @@ impl From<IovaAccessError> for DmaError {
             IovaAccessError::Closing { iova } => Self::Closing { iova },
             IovaAccessError::Empty { iova } => Self::Range { offset: iova.raw(), bytes: 0 },
             IovaAccessError::Wraps { iova, bytes } => Self::Range { offset: iova.raw(), bytes },
-            IovaAccessError::Supply { iova, error } => Self::Memory { iova, errno: error.errno },
+            IovaAccessError::Provider { iova, error } => Self::Memory { iova, errno: error.errno },
             other => Self::Memory { iova: Iova::new(0), errno: other.errno() },
         }
     }

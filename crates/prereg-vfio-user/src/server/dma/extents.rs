@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prereg::Registration;
-use prereg_iommu::iova::LocalPiece;
+use prereg_iommu::iova::LocalSegment;
 use prereg_linux::{ChangeTime, FileStat, SharedMemory};
 
 use super::cover::{Cover, Shown};
@@ -92,7 +92,7 @@ pub(super) struct Reserved {
 /// What a file has that is bounded for a client, or what a client may still have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
-    /// Mapped stretches, each of which is two mappings of this process.
+    /// Mapped user_segments, each of which is two mappings of this process.
     pub(super) bases: usize,
     /// Extents that are not whole pieces, because pages were taken out of a piece or the file grew.
     pub(super) fragments: usize,
@@ -110,10 +110,10 @@ pub(super) enum Missing {
     /// Another thread is pinning the first byte that does not.
     Pinning,
     /// This stretch is to be pinned.
-    Stretch(u64, u64),
+    UserSegment(u64, u64),
 }
 
-/// Questions for single stretches that cost as much as one for this many pages: a system call against a walk.
+/// Questions for single user_segments that cost as much as one for this many pages: a system call against a walk.
 const PAGES_A_QUESTION: u64 = 128;
 /// A time of change that is older than this cannot be the time of another change too: ticks are 10 ms at most.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -157,21 +157,21 @@ impl Extents {
     }
 
     /// The registered memory of `[first, end)`, all of which shows.
-    pub(super) fn pieces(&self, first: u64, end: u64) -> Vec<LocalPiece> {
+    pub(super) fn pieces(&self, first: u64, end: u64) -> Vec<LocalSegment> {
         self.cover.parts(first, end).filter_map(|part| self.local_piece(part)).collect()
     }
 
     /// The same, if it is one piece.
-    pub(super) fn piece(&self, first: u64, end: u64) -> Option<LocalPiece> {
+    pub(super) fn piece(&self, first: u64, end: u64) -> Option<LocalSegment> {
         let part = self.cover.parts(first, end).next()?;
         if (part.first, part.end) == (first, end) { self.local_piece(part) } else { None }
     }
 
-    fn local_piece(&self, part: Shown) -> Option<LocalPiece> {
+    fn local_piece(&self, part: Shown) -> Option<LocalSegment> {
         let extent = self.extents.get(&part.extent)?;
         let ua = extent.memory.ua().checked_add(part.first - extent.first)?;
         let owner = Arc::<SharedMemory>::clone(&extent.memory);
-        Some(LocalPiece { ua, bytes: part.end - part.first, owner: Some(owner) })
+        Some(LocalSegment { ua, bytes: part.end - part.first, owner: Some(owner) })
     }
 
     /// The bases and fragments that it has.
@@ -282,9 +282,9 @@ impl Extents {
         }
         let (shown, pinning) = (self.cover.gap_around(at, whole), self.pinning.gap_around(at, whole));
         let around = (shown.0.max(pinning.0), shown.1.min(pinning.1));
-        let Some(extent) = extent else { return Missing::Stretch(around.0, around.1) };
+        let Some(extent) = extent else { return Missing::UserSegment(around.0, around.1) };
         let (from, to) = self.piece_around(at, extent);
-        Missing::Stretch(from.max(around.0), to.min(around.1))
+        Missing::UserSegment(from.max(around.0), to.min(around.1))
     }
 
     /// The piece of `extent` bytes, rounded up to a power of two and to pages, that has the byte at `at`.

@@ -1,14 +1,14 @@
 //! One file that clients handed over, registered once for all of them.
 //!
 //! Its lock is never held while memory is pinned or unpinned: a thread that pins reserves a stretch, pins it without the
-//! lock, and then shows it. A thread that wants the same stretch waits for that one; threads that want other stretches, and
+//! lock, and then shows it. A thread that wants the same stretch waits for that one; threads that want other user_segments, and
 //! threads that only look, do not wait.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use prereg::{Errno, Holder, Registration};
-use prereg_iommu::iova::LocalPiece;
+use prereg_iommu::iova::LocalSegment;
 use prereg_linux::{DataExtents, FileIdentity, FileStat, SharedError, SharedFile};
 
 use super::error::MapMemoryError;
@@ -185,7 +185,7 @@ impl File {
             }
             match extents.missing(first, end, whole, order.extent) {
                 Missing::Nothing => return Ok(None),
-                Missing::Stretch(from, to) => break (from, to),
+                Missing::UserSegment(from, to) => break (from, to),
                 Missing::Pinning => {
                     extents = self.settled.wait(extents).unwrap_or_else(PoisonError::into_inner);
                 }
@@ -306,12 +306,12 @@ impl Extending<'_> {
     }
 
     /// The registered memory of `[first, end)` if it is in one piece.
-    pub(super) fn piece(&self, first: u64, end: u64) -> Option<LocalPiece> {
+    pub(super) fn piece(&self, first: u64, end: u64) -> Option<LocalSegment> {
         self.extents.piece(first, end)
     }
 
     /// The registered memory of `[first, end)`.
-    pub(super) fn pieces(&self, first: u64, end: u64) -> Vec<LocalPiece> {
+    pub(super) fn pieces(&self, first: u64, end: u64) -> Vec<LocalSegment> {
         self.extents.pieces(first, end)
     }
 

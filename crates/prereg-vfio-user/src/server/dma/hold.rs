@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use prereg::{Access, Errno, HostAddr, Iova, UserAddr};
-use prereg_iommu::iova::{Held, IovaAccessError, IovaMap, Piece, Stretch};
+use prereg_iommu::iova::{HeldRange, HostSegment, IovaAccessError, IovaMap, UserSegment};
 use prereg_linux::{SharedError, SharedMemory};
 
 use super::error::DmaError;
@@ -112,7 +112,7 @@ impl Dma {
 /// it, and drop it. Once the client is cut off, copies and numbers fail with [`DmaError::Disconnected`].
 #[must_use = "the memory is held only while this lives"]
 pub struct Hold {
-    held: Held,
+    held: HeldRange,
     /// Only where some of it is remote.
     remote: Option<Arc<dyn Remote>>,
     iova: Iova,
@@ -143,8 +143,8 @@ enum Place<'a> {
 impl Hold {
     /// The parts in order, each contiguous for the device; memory that only the client can reach has none.
     pub fn pieces(&self) -> impl Iterator<Item = DmaPiece> + '_ {
-        self.held.pieces_and_owners().filter_map(|(piece, owner)| {
-            let Piece::Local { ua, host, bytes } = piece else { return None };
+        self.held.host_segments_with_owners().filter_map(|(piece, owner)| {
+            let HostSegment::Local { ua, host, bytes } = piece else { return None };
             let memory = owner?.downcast_ref::<SharedMemory>()?;
             let copy = memory.copy_ua().checked_add(ua.offset_from(memory.ua())?)?;
             Some(DmaPiece { ua, host, bytes, copy })
@@ -320,11 +320,13 @@ impl Hold {
         }
         let mut done = 0;
         let mut start = 0;
-        for stretch in self.held.stretches() {
+        for stretch in self.held.user_segments() {
             if done == len {
                 break;
             }
-            let (Stretch::Local { bytes, .. } | Stretch::Remote { bytes, .. }) = stretch else { break };
+            let (UserSegment::Local { bytes, .. } | UserSegment::Remote { bytes, .. }) = stretch else {
+                break;
+            };
             let at = offset + done as u64;
             let end = start + bytes;
             if at < end {
@@ -340,15 +342,15 @@ impl Hold {
     }
 
     /// Where the byte at `skip` of a stretch is.
-    fn place<'a>(&self, stretch: Stretch<'a>, skip: u64) -> Result<Place<'a>, DmaError> {
+    fn place<'a>(&self, stretch: UserSegment<'a>, skip: u64) -> Result<Place<'a>, DmaError> {
         let place = match stretch {
-            Stretch::Local { ua, owner: Some(owner), .. } => {
+            UserSegment::Local { ua, owner: Some(owner), .. } => {
                 owner.downcast_ref::<SharedMemory>().and_then(|memory| {
                     let offset = ua.offset_from(memory.ua())? + skip;
                     Some(Place::Local { memory, offset })
                 })
             }
-            Stretch::Remote { iova, .. } => iova.checked_add(skip).map(|iova| Place::Remote { iova }),
+            UserSegment::Remote { iova, .. } => iova.checked_add(skip).map(|iova| Place::Remote { iova }),
             _ => None,
         };
         // All memory that is mapped for a client came from a file, with this for an owner.

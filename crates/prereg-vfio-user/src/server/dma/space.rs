@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{Access, Holder, Iova, OutOfMemory, PageShift};
-use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap, IovaMapError, Unmapping};
+use prereg_iommu::iova::{Backing, IovaLimits, IovaMap, IovaMapError, OnDrained, Unmapping};
 use prereg_linux::{FileStat, SharedError};
 
 use super::client::{Client, Named, NamedFile};
@@ -30,13 +30,13 @@ pub struct DmaSpace {
 /// Tells whoever waits for an unmap, when what became free by it is released.
 struct Wake {
     store: Arc<MemoryStore>,
-    drained: Arc<dyn Drained>,
+    drained: Arc<dyn OnDrained>,
 }
 
-impl Drained for Wake {
-    fn drained(&self) {
+impl OnDrained for Wake {
+    fn on_drained(&self) {
         self.store.sweep();
-        self.drained.drained();
+        self.drained.on_drained();
     }
 }
 
@@ -49,7 +49,7 @@ impl DmaSpace {
     pub fn new(
         store: &Arc<MemoryStore>,
         remote: Arc<dyn Remote>,
-        drained: Arc<dyn Drained>,
+        drained: Arc<dyn OnDrained>,
         limits: IovaLimits,
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
@@ -152,7 +152,7 @@ impl DmaSpace {
             RegisterWhen::Background => self.map_promised(iova, bytes, access, named, offset),
             RegisterWhen::FirstUse => {
                 let supply = self.supply(named, offset, None);
-                Ok(self.bus.map.map(iova, bytes, Backing::Supplied(supply), access)?)
+                Ok(self.bus.map.map(iova, bytes, Backing::PerAccess(supply), access)?)
             }
             RegisterWhen::Eager => self.map_registered(iova, bytes, access, named, (offset, end)),
         }
@@ -180,7 +180,7 @@ impl DmaSpace {
         let piece = PageShift::new(piece.trailing_zeros()).ok_or(MapMemoryError::Offset { offset })?;
         let supply = self.supply(named, offset, Some(promise));
         let job = Box::new(PinJob::new(&supply, offset - (offset & piece.mask()), end));
-        let backing = Backing::OnDemand { supply, piece, skip: offset };
+        let backing = Backing::OnDemand { provider: supply, block: piece, skip: offset };
         self.bus.map.map(iova, bytes, backing, access)?;
         store.pin_in_background(job);
         Ok(())
@@ -218,8 +218,8 @@ impl DmaSpace {
         (first, end): (u64, u64),
     ) -> Result<(), IovaMapError> {
         let to = match extending.piece(first, end) {
-            Some(piece) => Backing::Piece(piece),
-            None => Backing::Pieces(extending.pieces(first, end)),
+            Some(piece) => Backing::Segment(piece),
+            None => Backing::Segments(extending.pieces(first, end)),
         };
         self.bus.map.map(iova, bytes, to, access)
     }

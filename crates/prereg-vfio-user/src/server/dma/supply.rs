@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use prereg::Errno;
-use prereg_iommu::iova::{LocalPiece, Supply, SupplyError};
+use prereg_iommu::iova::{LocalSegment, MemoryProvider, ProviderError};
 use prereg_linux::{DataExtents, FileStat, SharedError};
 
 use super::background::Job;
@@ -45,7 +45,7 @@ pub(super) struct FileSupply {
 }
 
 impl FileSupply {
-    fn pieces(&self, first: u64, end: u64) -> Result<Vec<LocalPiece>, MapMemoryError> {
+    fn pieces(&self, first: u64, end: u64) -> Result<Vec<LocalSegment>, MapMemoryError> {
         loop {
             let extending = self.file.lock().ok_or(MapMemoryError::Disconnected)?;
             if extending.covers(first, end) {
@@ -66,13 +66,13 @@ impl FileSupply {
     }
 }
 
-impl Supply for FileSupply {
-    fn supply(&self, offset: u64, bytes: u64) -> Result<Vec<LocalPiece>, SupplyError> {
+impl MemoryProvider for FileSupply {
+    fn provide(&self, offset: u64, bytes: u64) -> Result<Vec<LocalSegment>, ProviderError> {
         // The mapping was proved to lie inside the file, and the access inside the mapping.
         let first = self.offset + offset;
         self.pieces(first, first + bytes).map_err(|error| {
             self.client.pin_failed(&error);
-            SupplyError { errno: error.errno() }
+            ProviderError { errno: error.errno() }
         })
     }
 }
@@ -178,12 +178,12 @@ impl Job for PinJob {
 mod tests {
     use super::*;
 
-    /// Goes through a file of these stretches with pages; answers the pieces and how often the file was asked.
-    fn walk(stretches: &[(u64, u64)], end: u64, piece: u64) -> (Vec<(u64, u64, bool)>, u32) {
+    /// Goes through a file of these user_segments with pages; answers the pieces and how often the file was asked.
+    fn walk(user_segments: &[(u64, u64)], end: u64, piece: u64) -> (Vec<(u64, u64, bool)>, u32) {
         let (mut known, mut asked, mut at, mut found) = (KnownData::default(), 0, 0, Vec::new());
         let mut find = |at: u64| {
             asked += 1;
-            let stretch = stretches.iter().find(|(_, end)| *end > at);
+            let stretch = user_segments.iter().find(|(_, end)| *end > at);
             Ok(stretch.map(|&(first, end)| (first.max(at), end)))
         };
         while let Some(next) = known.next_piece((at, end), piece, &mut find).unwrap() {
@@ -202,10 +202,10 @@ mod tests {
 
     #[test]
     fn pieces_of_which_half_has_pages_are_found_whatever_the_stretches() {
-        let stretches = [(3, 5), (6, 8), (16, 17), (24, 26), (27, 40)];
-        let (pieces, asked) = walk(&stretches, 38, 8);
+        let user_segments = [(3, 5), (6, 8), (16, 17), (24, 26), (27, 40)];
+        let (pieces, asked) = walk(&user_segments, 38, 8);
         let there = [(0, 8, true), (16, 24, false), (24, 32, true), (32, 38, true)];
         assert_eq!(pieces, there);
-        assert!(asked <= 2 * stretches.len() as u32, "{asked}");
+        assert!(asked <= 2 * user_segments.len() as u32, "{asked}");
     }
 }
