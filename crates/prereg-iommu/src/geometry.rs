@@ -58,10 +58,10 @@ pub struct Geometry {
 
 impl Geometry {
     /// 4 KiB: the low 12 bits of a TCE are not address bits.
-    pub const MIN_SHIFT: PageShift = PageShift::K4;
+    const MIN_SHIFT: PageShift = PageShift::K4;
 
     /// 16 GiB: the largest page of KVM's guest-visible tables (docs/specification.md 3.2).
-    pub const MAX_GUEST_SHIFT: PageShift = PageShift::new(34).expect("a shift below 64");
+    const MAX_GUEST_SHIFT: PageShift = PageShift::new(34).expect("a shift below 64");
 
     const MAX_SHIFT: PageShift = PageShift::new(63).expect("a shift below 64");
 

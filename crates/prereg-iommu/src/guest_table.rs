@@ -20,7 +20,7 @@ type Page = [AtomicU64; 1 << PAGE_BITS];
 /// Every access is relaxed: a value is a number for the guest and publishes nothing. Of two concurrent writes of one entry, one
 /// stays.
 #[derive(Debug)]
-pub struct GuestTable {
+pub(crate) struct GuestTable {
     pages: Sparse<Page, PAGE_BITS>,
 }
 
@@ -29,33 +29,16 @@ impl GuestTable {
     ///
     /// # Errors
     /// [`OutOfMemory`] for its root, which takes 8 KiB at most.
-    pub fn new(entries: u64) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(entries: u64) -> Result<Self, OutOfMemory> {
         Ok(Self { pages: Sparse::new(entries)? })
-    }
-
-    /// The number of entries.
-    #[must_use]
-    pub const fn entries(&self) -> u64 {
-        self.pages.entries()
     }
 
     /// The value of entry `index`; zero if never written or outside the table.
     #[must_use]
     #[inline]
-    pub fn load(&self, index: u64) -> Tce {
+    pub(crate) fn load(&self, index: u64) -> Tce {
         let page = self.pages.block(index);
         Tce::new(page.map_or(0, |page| page[offset(index)].load(Ordering::Relaxed)))
-    }
-
-    /// Writes one entry.
-    ///
-    /// # Errors
-    /// [`TableError`]; then nothing was written. Writing zero needs no memory.
-    #[inline]
-    pub fn store(&self, index: u64, tce: Tce) -> Result<(), TableError> {
-        self.pages.check(index, 1)?;
-        self.value_slot(index, tce)?.write(tce);
-        Ok(())
     }
 
     /// Writes `tce` into `count` entries from `first` on. Zeros visit only allocated pages.
@@ -63,7 +46,7 @@ impl GuestTable {
     /// # Errors
     /// [`TableError::OutOfRange`] with nothing written; [`TableError::OutOfMemory`] with the entries before the missing page
     /// written.
-    pub fn fill(&self, first: u64, count: u64, tce: Tce) -> Result<(), TableError> {
+    pub(crate) fn fill(&self, first: u64, count: u64, tce: Tce) -> Result<(), TableError> {
         self.pages.check(first, count)?;
         if tce == Tce::NONE {
             let Ok(()) = self.pages.visit(first, count, |_, part, page| {
@@ -92,7 +75,7 @@ impl GuestTable {
     ///
     /// # Errors
     /// [`TableError`]. Pages allocated before a failure stay.
-    pub fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
+    pub(crate) fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
         self.pages.check(first, count)?;
         let mut index = first;
         while index < first + count {
@@ -119,7 +102,7 @@ impl GuestTable {
 
     /// Bytes of memory this table takes now.
     #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
+    pub(crate) fn memory_bytes(&self) -> u64 {
         self.pages.memory_bytes(|page| size_of_val(page) as u64)
     }
 }
@@ -144,6 +127,14 @@ const fn offset(index: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl GuestTable {
+        fn store(&self, index: u64, tce: Tce) -> Result<(), TableError> {
+            self.pages.check(index, 1)?;
+            self.value_slot(index, tce)?.write(tce);
+            Ok(())
+        }
+    }
 
     #[test]
     fn a_value_reads_back_as_it_was_written() {

@@ -118,14 +118,10 @@ pub enum Hypercall {
 }
 
 impl Hypercall {
-    /// The number of H_GET_TCE.
-    pub const GET_TCE: u64 = 0x1c;
-    /// The number of H_PUT_TCE.
-    pub const PUT_TCE: u64 = 0x20;
-    /// The number of H_STUFF_TCE.
-    pub const STUFF_TCE: u64 = 0x138;
-    /// The number of H_PUT_TCE_INDIRECT.
-    pub const PUT_TCE_INDIRECT: u64 = 0x13c;
+    const GET_TCE: u64 = 0x1c;
+    const PUT_TCE: u64 = 0x20;
+    const STUFF_TCE: u64 = 0x138;
+    const PUT_TCE_INDIRECT: u64 = 0x13c;
 
     /// Values in one H_PUT_TCE_INDIRECT, at most: a 4 KiB page.
     pub const MAX_LIST: usize = 512;

@@ -55,7 +55,7 @@ fn write(
 
 #[inline]
 pub(crate) fn get(table: &TceTable, ioba: BusAddr) -> Result<Tce, HReturn> {
-    Ok(table.values().load(locate(table, ioba, 1)?))
+    Ok(table.value(locate(table, ioba, 1)?))
 }
 
 #[inline]

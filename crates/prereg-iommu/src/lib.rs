@@ -7,7 +7,7 @@
 //!
 //! Ownership:
 //! - [`Hypercalls`] owns a guest's [`MemorySlots`] and [`TceTable`]s, and performs every call;
-//! - a [`TceTable`] owns its [`GuestTable`] (plain values) and shares [`HwTable`]s;
+//! - a [`TceTable`] owns the values that the guest wrote and shares [`HwTable`]s;
 //! - an [`HwTable`] owns its entries and shares the `AddressSpace` that they map;
 //! - a [`Container`](container::Container) owns the [`HwTable`]s of its windows and its registrations of memory;
 //! - an [`IovaMap`](iova::IovaMap) is the type1-like map of a device server.
@@ -67,7 +67,6 @@ mod tce;
 
 pub use dispatch::{CreateError, Hypercalls, Lookup, Rules};
 pub use geometry::{Geometry, GeometryError};
-pub use guest_table::GuestTable;
 pub use hw_table::{EntryError, HwTable};
 pub use hypercall::{GuestRead, HReturn, Hypercall, NotRam, Reply};
 pub use slots::{MemorySlot, MemorySlots, SlotError};

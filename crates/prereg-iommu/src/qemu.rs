@@ -75,7 +75,7 @@ fn write(
 
 #[inline]
 pub(crate) fn get(table: &TceTable, ioba: BusAddr) -> Result<Tce, HReturn> {
-    Ok(table.values().load(locate(table, ioba)?))
+    Ok(table.value(locate(table, ioba)?))
 }
 
 #[inline]

@@ -80,10 +80,6 @@ impl<T, const BLOCK: u32> Sparse<T, BLOCK> {
         Ok(Self { entries, root_shift, root })
     }
 
-    pub(crate) const fn entries(&self) -> u64 {
-        self.entries
-    }
-
     /// The offset of an entry in its block.
     #[inline]
     pub(crate) const fn offset(index: u64) -> usize {

@@ -178,10 +178,11 @@ impl TceTable {
         &self.geometry
     }
 
-    /// The guest-visible values.
+    /// The guest-visible value of entry `index`; zero if never written or outside the table.
     #[must_use]
-    pub const fn values(&self) -> &GuestTable {
-        &self.values
+    #[inline]
+    pub fn value(&self, index: u64) -> Tce {
+        self.values.load(index)
     }
 
     /// Attaches a hardware table, which follows the guest's writes from now on. Values written before are not mapped:

@@ -133,7 +133,7 @@ impl Verifier {
         let (guest, shift) = (table.geometry().shift(), hardware.geometry().shift());
         let split = guest.get() - shift.get();
         let inside = (index & ((1 << split) - 1)) << shift.get();
-        let wanted = table.values().load(index >> split).page(guest).checked_add(inside);
+        let wanted = table.value(index >> split).page(guest).checked_add(inside);
         let wanted = wanted.and_then(|gpa| machine.ram().ua(gpa));
         let system = machine.granule().shift();
         let pages = 1 << shift.get().saturating_sub(system.get());

@@ -94,7 +94,7 @@ impl Platform {
 
     /// Whether windows may have pages of `shift`.
     #[must_use]
-    pub const fn offers(&self, shift: u32) -> bool {
+    pub(super) const fn offers(&self, shift: u32) -> bool {
         shift < u64::BITS && self.page_sizes & (1 << shift) != 0
     }
 

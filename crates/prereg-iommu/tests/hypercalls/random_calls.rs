@@ -357,7 +357,7 @@ impl Run {
         let table = self.guest.calls.tables().next().unwrap();
         for index in 0..ENTRIES {
             assert_eq!(
-                table.values().load(index).raw(),
+                table.value(index).raw(),
                 self.model.values.get(&index).copied().unwrap_or(0),
                 "value {index}"
             );

@@ -223,7 +223,7 @@ fn scenario_117_a_second_table_that_fails_is_cleared_and_the_slow_path_converges
     let code = calls.fast(&mut translator, &no_list, put(0, 3)).code;
     assert_eq!((code, tables[0].live(), tables[1].live()), (TOO_HARD, 512, 0));
     assert_eq!(near.state().unwrap().mapped + far.state().unwrap().mapped, 512);
-    let values = |calls: &Hypercalls| calls.table(Liobn::new(LIOBN)).unwrap().values().load(0).raw();
+    let values = |calls: &Hypercalls| calls.table(Liobn::new(LIOBN)).unwrap().value(0).raw();
     assert_eq!(values(&calls), 0, "the guest's table is as it was");
 
     let reply = calls.call(&mut translator, &no_list, put(0, 3));
