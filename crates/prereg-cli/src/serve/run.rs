@@ -12,7 +12,7 @@ use prereg::{AddressKind, AddressSpace, Errno};
 use prereg_linux::{IoUring, raise_descriptor_limit};
 use prereg_nvme::controller::{DoorbellMode, InterruptKinds, NvmeDisk, NvmeModel, NvmeSettings};
 use prereg_nvme::disk::{Direct, Disk, DiskError, DiskOptions, FileDisk};
-use prereg_vfio_user::server::{MemoryStore, Model, Notice, Server, ServerSettings};
+use prereg_vfio_user::server::{DeviceFactory, MemoryStore, Notice, Server, ServerSettings};
 
 use super::config::{Buffers, Config, DirectIo, Doorbells, InterruptKind, NvmeConfig};
 use super::control::{self, ControlListener};
@@ -92,7 +92,7 @@ impl Serving {
         let store = Arc::new(MemoryStore::new(space, limits.policy));
         let server = Arc::new(Server::new(Arc::clone(&store), ServerSettings::default()));
         for served in &models {
-            let (path, model): (_, Arc<dyn Model>) =
+            let (path, model): (_, Arc<dyn DeviceFactory>) =
                 (&served.config.socket, Arc::<NvmeModel>::clone(&served.model));
             server.listen(path, model).map_err(|error| Failure::host("serving a device", error))?;
             fs::set_permissions(path, fs::Permissions::from_mode(served.config.mode))

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use prereg::{Access, AddressKind, AddressSpace, Holder, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::server::{
-    DmaSpace, OnDrained, IovaLimits, MemoryPolicy, MemoryStore, Remote, RemoteError,
+    DmaSpace, IovaLimits, MemoryPolicy, MemoryStore, OnDrained, Remote, RemoteError,
 };
 
 use super::*;
