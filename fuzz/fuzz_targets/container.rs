@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use prereg::{AddressSpace, Granule, Memory, UserRange};
-use prereg_iommu::container::{Argument, Container, Owner, PlainGroup, Platform, UserMemory};
+use prereg_iommu::container::{Argument, Container, Owner, Platform, SoftwareGroup, UserMemory};
 use prereg_sim::SimHost;
 
 const A: u64 = 0x7000_0000_0000;
@@ -58,7 +58,9 @@ fuzz_target!(|requests: Vec<Request>| {
     let owner = Owner::new(space.clone(), account.clone(), account, Arc::new(Ram(host.clone())));
     let mut containers = [1, 2].map(|number| {
         let mut container = Container::new(number);
-        container.attach(Arc::new(PlainGroup::new(number as u32, Platform::POWERNV))).expect("a first group");
+        container
+            .attach(Arc::new(SoftwareGroup::new(number as u32, Platform::POWERNV)))
+            .expect("a first group");
         container
     });
     for request in requests.iter().take(64) {

@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
 use prereg::{Access, AddressSpace, Errno, Granule, Holder, Iova, UserAddr};
-use prereg_iommu::iova::{Backing, Drained, Held, IovaLimits, IovaMap, LocalPiece, Piece, Unmapping};
+use prereg_iommu::iova::{
+    Backing, HeldRange, HostSegment, IovaLimits, IovaMap, LocalSegment, OnDrained, Unmapping,
+};
 use prereg_sim::SimHost;
 
 const UA: u64 = 0x20_0000_0000;
@@ -165,8 +167,8 @@ impl List {
 #[derive(Default)]
 struct DrainCount(AtomicU64);
 
-impl Drained for DrainCount {
-    fn drained(&self) {
+impl OnDrained for DrainCount {
+    fn on_drained(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -184,32 +186,32 @@ fn backing(to: u64, bytes: u64, how: u8) -> (Backing, Result<u64, Errno>) {
             (Backing::Local(UserAddr::new(ua)), if one_region { Ok(1) } else { Err(Errno::EFAULT) })
         }
         _ => {
-            let piece = |ua: u64, bytes| LocalPiece { ua: UserAddr::new(ua), bytes, owner: None };
+            let piece = |ua: u64, bytes| LocalSegment { ua: UserAddr::new(ua), bytes, owner: None };
             if ua < seam && end > seam {
                 let pieces = vec![piece(ua, seam - ua), piece(seam, end - seam)];
-                (Backing::Pieces(pieces), if inside { Ok(2) } else { Err(Errno::EFAULT) })
+                (Backing::Segments(pieces), if inside { Ok(2) } else { Err(Errno::EFAULT) })
             } else {
                 let pieces = vec![piece(ua, bytes)];
-                (Backing::Pieces(pieces), if inside { Ok(1) } else { Err(Errno::EFAULT) })
+                (Backing::Segments(pieces), if inside { Ok(1) } else { Err(Errno::EFAULT) })
             }
         }
     }
 }
 
 /// The pieces of an access are those of the list, in order.
-fn check_pieces(held: &Held, found: &[Listed], first: u64, bytes: u64, host: &SimHost) {
+fn check_pieces(held: &HeldRange, found: &[Listed], first: u64, bytes: u64, host: &SimHost) {
     let mut at = first;
-    for piece in held.pieces() {
+    for piece in held.host_segments() {
         let listed =
             found.iter().find(|listed| listed.first <= at && at <= listed.last).expect("in the list");
         let offset = at - listed.first;
         let length = match piece {
-            Piece::Local { ua, host: address, bytes } => {
+            HostSegment::Local { ua, host: address, bytes } => {
                 assert_eq!(Some(ua.raw()), listed.ua.map(|ua| ua + offset));
                 assert_eq!(Some(address), host.backs(ua.raw()));
                 bytes
             }
-            Piece::Remote { iova, bytes } => {
+            HostSegment::Remote { iova, bytes } => {
                 assert_eq!((listed.ua, iova.raw()), (None, at));
                 bytes
             }
@@ -229,10 +231,10 @@ fuzz_target!(|steps: Vec<Step>| {
     let high = space.register(&host.memory(UA + PAGES * PAGE, PAGES * PAGE)).expect("a region");
     let drains = Arc::new(DrainCount::default());
     let limits = IovaLimits { mappings: LIMIT, ..IovaLimits::default() };
-    let map = IovaMap::new(&space, limits, Holder::default(), Arc::clone(&drains) as Arc<dyn Drained>);
+    let map = IovaMap::new(&space, limits, Holder::default(), Arc::clone(&drains) as Arc<dyn OnDrained>);
     let map = map.expect("memory for a map");
     let mut list = List::default();
-    let mut holds: Vec<Held> = Vec::new();
+    let mut holds: Vec<HeldRange> = Vec::new();
     let mut unmappings: Vec<(Vec<u64>, Unmapping)> = Vec::new();
 
     for step in steps {
@@ -328,7 +330,7 @@ fn unmap(
 fn hold(
     map: &IovaMap,
     list: &mut List,
-    holds: &mut Vec<Held>,
+    holds: &mut Vec<HeldRange>,
     first: u64,
     bytes: u64,
     access: Access,

@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 use prereg::{BusAddr, Errno, GuestAddr, UserAddr};
-use prereg_iommu::{Geometry, GuestList, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, TceTable};
+use prereg_iommu::{Geometry, GuestRead, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, TceTable};
 
 use crate::caller::{out, out_if, tell};
 use crate::error::{CallError, prereg_error, run_call, value_or};
@@ -111,7 +111,7 @@ struct List {
     context: *mut c_void,
 }
 
-impl GuestList for List {
+impl GuestRead for List {
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         let function = self.function.ok_or(NotRam)?;
         // SAFETY: the caller's function with the caller's context, and room for the number of values that is passed to it.
@@ -307,7 +307,7 @@ pub extern "C" fn prereg_hypercall(
             code: answer.code.raw(),
             value: answer.value.map_or(0, |tce| tce.raw()),
             has_value: answer.value.is_some().into(),
-            handed_over: answer.handed_over.into(),
+            handed_over: answer.fell_back_to_userspace.into(),
         });
         Ok(())
     })

@@ -7,7 +7,9 @@ use std::ffi::{c_int, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prereg::{Iova, PageShift, Translator, UserAddr};
-use prereg_iommu::iova::{Backing, Drained, Held, IovaLimits, IovaMap, Piece, Stretch, Unmapping};
+use prereg_iommu::iova::{
+    Backing, HeldRange, HostSegment, IovaLimits, IovaMap, OnDrained, Unmapping, UserSegment,
+};
 
 use crate::caller::{out_if, tell};
 use crate::error::{CallError, prereg_error, run_call, value_or};
@@ -126,7 +128,7 @@ impl Marker {
 /// An access, and, if it writes, the map that marks its pages at its end.
 #[derive(Debug)]
 pub struct Hold {
-    held: Held,
+    held: HeldRange,
     writes: Option<Arc<Marker>>,
 }
 
@@ -135,8 +137,8 @@ impl Drop for Hold {
         let Some(marker) = &self.writes else { return };
         let mut translator = marker.translator();
         // While the memory is still held, so that no mark follows the unpin.
-        for stretch in self.held.stretches() {
-            if let Stretch::Local { ua, bytes, .. } = stretch {
+        for stretch in self.held.user_segments() {
+            if let UserSegment::Local { ua, bytes, .. } = stretch {
                 mark(&mut translator, marker.page, ua, bytes);
             }
         }
@@ -148,8 +150,8 @@ struct DrainCallback {
     function: Option<unsafe extern "C" fn(*mut c_void)>,
 }
 
-impl Drained for DrainCallback {
-    fn drained(&self) {
+impl OnDrained for DrainCallback {
+    fn on_drained(&self) {
         if let Some(function) = self.function {
             // SAFETY: the caller's function with the caller's context.
             unsafe { function(self.context.pointer) };
@@ -350,22 +352,22 @@ pub extern "C" fn prereg_hold_pieces(
     run_call(error, || {
         let (places, total) = (record::out_array(pieces, room)?, out_if(total, "total")?);
         let held = &body(hold)?.held;
-        for (index, piece) in held.pieces().skip(first).take(places.count()).enumerate() {
+        for (index, piece) in held.host_segments().skip(first).take(places.count()).enumerate() {
             places.write(index, &piece_of(piece));
         }
         if total.is_some() {
-            tell(total, held.pieces().count());
+            tell(total, held.host_segments().count());
         }
         Ok(())
     })
 }
 
-fn piece_of(piece: Piece) -> prereg_piece {
+fn piece_of(piece: HostSegment) -> prereg_piece {
     match piece {
-        Piece::Local { ua, host, bytes } => {
+        HostSegment::Local { ua, host, bytes } => {
             prereg_piece { size: 0, address: ua.raw(), host: host.raw(), bytes, is_remote: 0, reserved: 0 }
         }
-        Piece::Remote { iova, bytes } => {
+        HostSegment::Remote { iova, bytes } => {
             prereg_piece { size: 0, address: iova.raw(), host: 0, bytes, is_remote: 1, reserved: 0 }
         }
         _ => prereg_piece { size: 0, address: 0, host: 0, bytes: 0, is_remote: 1, reserved: 0 },

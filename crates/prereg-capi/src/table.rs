@@ -222,7 +222,7 @@ pub extern "C" fn prereg_table_take(
     let code = run_call(error, || {
         let (place, access) = (out(mapping, "mapping")?, out_if(access, "access")?);
         let reader = body_mut(translator)?;
-        if let Some((taken, allowed)) = body(table)?.take(&mut reader.translator, index)? {
+        if let Some((taken, allowed)) = body(table)?.hold_mapping(&mut reader.translator, index)? {
             reader.keep_page(&place, taken)?;
             tell(access, access_of(Some(allowed)));
             live = 1;

@@ -1,33 +1,32 @@
-//! The hypercalls of one guest: its tables by liobn, its memory slots, and the rules they follow.
+//! The hypercalls of one guest: its tables by liobn, its memory slots, and its rule set.
 //!
-//! A [`Hypercalls`] is read by any number of vCPU threads at once, each with its own translator; calls meet only where they
-//! change the same entry. Tables and slots are changed through `&mut`, between calls. Three parties: the guest's registers ([`Hypercall`]), guest
-//! memory ([`GuestList`]), and the address space behind the translator.
+//! Any number of vCPU threads may call a [`Hypercalls`] concurrently, each with its own translator; calls contend only for the
+//! same entry. Tables and slots are changed through `&mut`, between calls.
 
 use alloc::vec::Vec;
 
 use prereg::{Access, BusAddr, Errno, MapError, Mapping, OutOfMemory, Translator};
 
 use crate::geometry::Geometry;
-use crate::hypercall::{GuestList, HReturn, Hypercall, Reply};
+use crate::hypercall::{GuestRead, HReturn, Hypercall, Reply};
 use crate::slots::MemorySlots;
 use crate::table::{Liobn, TceTable, Translation};
 use crate::{kvm, qemu};
 
-/// Whose answers a guest gets.
+/// The rule set of the hypercalls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub enum Rules {
-    /// QEMU's in user space, for every call.
+    /// QEMU's user-space handlers, for every call.
     Qemu,
-    /// KVM's handlers first; a call they find too hard is done by QEMU's rules on the same table.
+    /// KVM's handlers first; QEMU's for calls that they find too hard.
     Kvm,
 }
 
-/// Why a table was not created. Nothing changed.
+/// Errors of creating a table. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
-    /// There is a table of that number. EBUSY.
+    /// The liobn is in use. EBUSY.
     #[error("{liobn} has a table already; remove it first")]
     Taken {
         /// The number.
@@ -49,81 +48,50 @@ impl CreateError {
     }
 }
 
-/// What a device's access to a bus address finds.
+/// A device's access to a bus address.
 #[derive(Debug)]
 pub struct Lookup {
-    /// The guest page and the permission of the guest-visible entry.
+    /// The guest page and access of the guest-visible entry.
     pub guest: Translation,
-    /// The memory itself, held for as long as this lives; `None` if no hardware table maps it.
+    /// The mapping of the memory, valid as long as this lives; `None` if no hardware table maps it.
     pub host: Option<(Mapping, Access)>,
 }
 
 /// The TCE tables of a guest and the calls that change them.
-///
-/// # Examples
-/// ```
-/// use prereg::{AddressSpace, BusAddr, Granule, GuestAddr, PageShift};
-/// use prereg_iommu::{Geometry, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce};
-/// use prereg_sim::SimHost;
-/// use std::sync::Arc;
-///
-/// // 1 MiB of guest memory, registered once.
-/// let host = SimHost::new(Granule::K4);
-/// let space = Arc::new(AddressSpace::builder(host.clone()).build()?);
-/// let ram = space.register(&host.memory(0x7000_0000, 1 << 20))?;
-/// let mut slots = MemorySlots::new();
-/// slots.insert(GuestAddr::new(0), ram.ua(), ram.bytes())?;
-///
-/// // A window of 16 pages that a device goes through.
-/// let mut calls = Hypercalls::new(Rules::Kvm, slots);
-/// let window = Geometry::for_guest(BusAddr::new(0), PageShift::K4, 16)?;
-/// let hardware = Arc::new(HwTable::new(space.clone(), window, 0)?);
-/// calls.create(Liobn::new(0x8000_0000), window)?.attach(hardware)?;
-///
-/// // The guest maps its page 2 at bus address 0x1000.
-/// let mut translator = space.translator();
-/// let no_lists = |_: GuestAddr, _: &mut [u64]| Err(NotRam);
-/// let put = Hypercall::Put { liobn: 0x8000_0000, ioba: BusAddr::new(0x1000), tce: Tce::new(0x2003) };
-/// assert_eq!(calls.call(&mut translator, &no_lists, put).code, HReturn::SUCCESS);
-///
-/// // One mapping lives, so the memory stays.
-/// assert!(ram.unregister().is_err());
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
 #[derive(Debug)]
 pub struct Hypercalls {
     rules: Rules,
     slots: MemorySlots,
-    /// The numbers of `tables`, in the same, ascending order: a search touches one cache line of these.
+    /// The liobns of `tables`, in the same ascending order: a binary search reads one or two cache lines.
     liobns: Vec<Liobn>,
     tables: Vec<TceTable>,
 }
 
 impl Hypercalls {
-    /// A guest with this memory and no tables.
+    /// A guest with memory and no tables.
     #[must_use]
     pub const fn new(rules: Rules, slots: MemorySlots) -> Self {
         Self { rules, slots, liobns: Vec::new(), tables: Vec::new() }
     }
 
-    /// The rules in force.
+    /// The rule set.
     #[must_use]
     pub const fn rules(&self) -> Rules {
         self.rules
     }
 
-    /// The guest's memory.
+    /// The memory slots.
     #[must_use]
     pub const fn slots(&self) -> &MemorySlots {
         &self.slots
     }
 
-    /// Replaces the guest's memory as a whole; returns what was there. Entries written before keep what they map.
+    /// Replaces the memory slots as a whole; returns the old ones. Existing entries keep their mappings.
     pub fn replace_slots(&mut self, slots: MemorySlots) -> MemorySlots {
         core::mem::replace(&mut self.slots, slots)
     }
 
-    /// Makes an empty table.
+    /// Creates an empty table.
     ///
     /// # Errors
     /// [`CreateError`].
@@ -137,7 +105,7 @@ impl Hypercalls {
         Ok(&mut self.tables[at])
     }
 
-    /// Takes a table away. Hardware tables that nobody else shares give all their units back when it is dropped.
+    /// Removes a table. Hardware tables that are not shared release all their units when it is dropped.
     pub fn remove(&mut self, liobn: Liobn) -> Option<TceTable> {
         let at = self.liobns.binary_search(&liobn).ok()?;
         self.liobns.remove(at);
@@ -167,9 +135,9 @@ impl Hypercalls {
         self.table(Liobn::from_register(register)?)
     }
 
-    /// Does a hypercall by the rules in force. The answer is final: a guest may see it.
+    /// Performs a hypercall by the rule set. The result is final and may be returned to the guest.
     #[inline]
-    pub fn call<G: GuestList + ?Sized>(
+    pub fn call<G: GuestRead + ?Sized>(
         &self,
         translator: &mut Translator,
         guest: &G,
@@ -180,7 +148,7 @@ impl Hypercalls {
             Rules::Kvm => {
                 let reply = self.fast(translator, guest, call);
                 if reply.code == HReturn::TOO_HARD {
-                    Reply { handed_over: true, ..self.slow(translator, guest, call) }
+                    Reply { fell_back_to_userspace: true, ..self.slow(translator, guest, call) }
                 } else {
                     reply
                 }
@@ -188,11 +156,11 @@ impl Hypercalls {
         }
     }
 
-    /// Does a hypercall as KVM's handlers do, whatever the rules in force; `TOO_HARD` where they leave it to user space.
-    /// Allocates only parts of tables that do not exist yet (and takes a lock of the address space for those of a hardware
-    /// table); on parts that exist it never waits, in a signal handler either.
+    /// Performs a hypercall by KVM's rules, whatever the rule set; `TOO_HARD` where KVM leaves it to user space. Allocates
+    /// only missing blocks of tables (taking a lock of the address space for hardware tables); otherwise it never blocks, also
+    /// in a signal handler.
     #[inline]
-    pub fn fast<G: GuestList + ?Sized>(
+    pub fn fast<G: GuestRead + ?Sized>(
         &self,
         translator: &mut Translator,
         guest: &G,
@@ -214,9 +182,9 @@ impl Hypercalls {
         }
     }
 
-    /// Does a hypercall as QEMU does in user space, whatever the rules in force.
+    /// Performs a hypercall by QEMU's rules, whatever the rule set.
     #[inline]
-    pub fn slow<G: GuestList + ?Sized>(
+    pub fn slow<G: GuestRead + ?Sized>(
         &self,
         translator: &mut Translator,
         guest: &G,
@@ -238,10 +206,10 @@ impl Hypercalls {
         }
     }
 
-    /// What a device behind `liobn` finds at `ioba`; `None` if there is no such table or the address is outside its window.
+    /// The access of a device behind `liobn` to `ioba`; `None` without such a table or outside its window.
     ///
     /// # Errors
-    /// As [`TceTable::take`].
+    /// As [`TceTable::hold_mapping`].
     #[inline]
     pub fn lookup(
         &self,
@@ -251,6 +219,6 @@ impl Hypercalls {
     ) -> Result<Option<Lookup>, MapError> {
         let Some(table) = self.table(liobn) else { return Ok(None) };
         let Some(guest) = table.translate(ioba) else { return Ok(None) };
-        Ok(Some(Lookup { guest, host: table.take(translator, ioba)? }))
+        Ok(Some(Lookup { guest, host: table.hold_mapping(translator, ioba)? }))
     }
 }

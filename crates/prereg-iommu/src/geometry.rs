@@ -1,27 +1,26 @@
-//! The geometry of a table: where its window starts on the bus, how big its pages are, how many entries it has.
+//! The geometry of a table: start on the bus, page size, number of entries.
 //!
-//! Holding a [`Geometry`] proves that the window is not empty, starts at a page and ends below 2^64, so shifting an entry
-//! number back to a bus address cannot wrap. The two rule sets find an entry in two ways: KVM refuses an address that is
-//! not the start of a page, QEMU rounds it down.
+//! A [`Geometry`] is not empty, starts at a page and ends below 2^64, so converting an entry number to a bus address cannot
+//! wrap. The rule sets look up entries in two ways: KVM refuses an unaligned address, QEMU rounds it down.
 
 use prereg::{BusAddr, Errno, PageShift};
 
-/// Why a table cannot have this shape. EINVAL.
+/// Errors of a table's geometry. EINVAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GeometryError {
     /// No entries.
     #[error("a table needs at least one entry")]
     Empty,
-    /// Pages of this size are not offered.
-    #[error("pages of 2^{} bytes are not offered; the shift may be {} to {}", shift.get(), Geometry::MIN_SHIFT.get(), largest.get())]
+    /// The page size is not supported.
+    #[error("pages of 2^{} bytes are not supported; the shift may be {} to {}", shift.get(), Geometry::MIN_SHIFT.get(), largest.get())]
     PageSize {
         /// The page size asked for.
         shift: PageShift,
-        /// The largest one offered.
+        /// The largest supported one.
         largest: PageShift,
     },
-    /// The window does not start at one of its pages.
+    /// The start of the window is not page-aligned.
     #[error("a window at {start} does not start at a page of {shift}")]
     Misaligned {
         /// The start asked for.
@@ -49,7 +48,7 @@ impl GeometryError {
     }
 }
 
-/// Start, page size and entry count of a table, proved to fit on the bus.
+/// Start, page size and number of entries of a table, checked to end below 2^64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Geometry {
     start: BusAddr,
@@ -59,10 +58,10 @@ pub struct Geometry {
 
 impl Geometry {
     /// 4 KiB: the low 12 bits of a TCE are not address bits.
-    pub const MIN_SHIFT: PageShift = PageShift::K4;
+    const MIN_SHIFT: PageShift = PageShift::K4;
 
-    /// 16 GiB: the largest page KVM makes a guest-visible table for (docs/specification.md 3.2).
-    pub const MAX_GUEST_SHIFT: PageShift = PageShift::new(34).expect("a shift below 64");
+    /// 16 GiB: the largest page of KVM's guest-visible tables (docs/specification.md 3.2).
+    const MAX_GUEST_SHIFT: PageShift = PageShift::new(34).expect("a shift below 64");
 
     const MAX_SHIFT: PageShift = PageShift::new(63).expect("a shift below 64");
 
@@ -74,7 +73,7 @@ impl Geometry {
         Self::within(start, shift, entries, Self::MAX_SHIFT)
     }
 
-    /// The same for a table that a guest sees: pages of 4 KiB to 16 GiB, as KVM's create call has it.
+    /// [`new`](Self::new) for a guest-visible table: pages of 4 KiB to 16 GiB, as in KVM.
     ///
     /// # Errors
     /// As [`Geometry::new`].
@@ -103,8 +102,8 @@ impl Geometry {
         }
     }
 
-    /// The same window in smaller pages: the shape of a hardware table that serves this one. `None` if `shift` is larger
-    /// than this table's or below 4 KiB.
+    /// This window in smaller pages: the geometry of a hardware table for it. `None` if `shift` is larger than this table's
+    /// or below 4 KiB.
     #[must_use]
     pub const fn split(&self, shift: PageShift) -> Option<Self> {
         if shift.get() < Self::MIN_SHIFT.get() || shift.get() > self.shift.get() {
@@ -144,24 +143,24 @@ impl Geometry {
         if index < self.entries { self.start.checked_add(index << self.shift.get()) } else { None }
     }
 
-    /// Whether the two windows share a bus address.
+    /// Whether the windows overlap.
     #[must_use]
     pub const fn intersects(&self, other: &Self) -> bool {
         self.start.raw() <= other.start.raw() + (other.bytes() - 1)
             && other.start.raw() <= self.start.raw() + (self.bytes() - 1)
     }
 
-    /// The entry whose page holds `ioba`, which is rounded down: QEMU's rule, and what a device's access finds.
+    /// The entry of the page that contains `ioba`: QEMU's rule, and that of device accesses.
     #[must_use]
     #[inline]
     pub const fn index(&self, ioba: BusAddr) -> Option<u64> {
-        // Below the start this wraps to a number that is past any table.
+        // Below the start this wraps to a number outside any table.
         let index = ioba.raw().wrapping_sub(self.start.raw()) >> self.shift.get();
         if index < self.entries { Some(index) } else { None }
     }
 
-    /// The first of the `pages` entries from `ioba` on, if `ioba` is the start of a page and all of them are inside: KVM's
-    /// rule (docs/specification.md 3.3). No pages pass anywhere inside and at the very end.
+    /// The first of `pages` entries from `ioba` on, if `ioba` is page-aligned and all of them are inside: KVM's rule
+    /// (docs/specification.md 3.3). Zero pages are valid everywhere inside and at the end.
     #[must_use]
     #[inline]
     pub const fn aligned_index(&self, ioba: BusAddr, pages: u64) -> Option<u64> {

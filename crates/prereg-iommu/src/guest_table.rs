@@ -1,7 +1,7 @@
-//! The guest-visible half of a TCE table: the values a guest wrote and may read back (docs/specification.md 3.2).
+//! The guest-visible half of a TCE table: the values that a guest wrote and may read back (docs/specification.md 3.2).
 //!
-//! It holds numbers, not mappings: any value is stored as it came. A page of 512 values exists from the first non-zero
-//! write into it; before that it reads as zeros, and writing zeros does not make it.
+//! Values are stored as they are and map nothing. A page of 512 values is allocated by the first non-zero write into it; until
+//! then it reads as zeros.
 
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -15,12 +15,12 @@ const PAGE_BITS: u32 = 9;
 
 type Page = [AtomicU64; 1 << PAGE_BITS];
 
-/// The values of a table of up to 2^52 entries. A guest that writes all of them makes it take 8 bytes an entry.
+/// The values of a table of up to 2^52 entries, at most 8 bytes an entry.
 ///
-/// Every access is relaxed: a value is a number for the guest, nothing is reached through it. Two writers of one entry
-/// leave the value of one of them.
+/// Every access is relaxed: a value is a number for the guest and publishes nothing. Of two concurrent writes of one entry, one
+/// stays.
 #[derive(Debug)]
-pub struct GuestTable {
+pub(crate) struct GuestTable {
     pages: Sparse<Page, PAGE_BITS>,
 }
 
@@ -29,41 +29,24 @@ impl GuestTable {
     ///
     /// # Errors
     /// [`OutOfMemory`] for its root, which takes 8 KiB at most.
-    pub fn new(entries: u64) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(entries: u64) -> Result<Self, OutOfMemory> {
         Ok(Self { pages: Sparse::new(entries)? })
     }
 
-    /// The number of entries.
-    #[must_use]
-    pub const fn entries(&self) -> u64 {
-        self.pages.entries()
-    }
-
-    /// The value of entry `index`; zero where nothing was ever written, and outside the table.
+    /// The value of entry `index`; zero if never written or outside the table.
     #[must_use]
     #[inline]
-    pub fn load(&self, index: u64) -> Tce {
+    pub(crate) fn load(&self, index: u64) -> Tce {
         let page = self.pages.block(index);
         Tce::new(page.map_or(0, |page| page[offset(index)].load(Ordering::Relaxed)))
     }
 
-    /// Writes one entry.
-    ///
-    /// # Errors
-    /// [`TableError`]; then nothing was written. Writing zero needs no memory.
-    #[inline]
-    pub fn store(&self, index: u64, tce: Tce) -> Result<(), TableError> {
-        self.pages.check(index, 1)?;
-        self.place(index, tce)?.write(tce);
-        Ok(())
-    }
-
-    /// Writes `tce` into `count` entries from `first` on. Zeros visit only what exists.
+    /// Writes `tce` into `count` entries from `first` on. Zeros visit only allocated pages.
     ///
     /// # Errors
     /// [`TableError::OutOfRange`] with nothing written; [`TableError::OutOfMemory`] with the entries before the missing page
     /// written.
-    pub fn fill(&self, first: u64, count: u64, tce: Tce) -> Result<(), TableError> {
+    pub(crate) fn fill(&self, first: u64, count: u64, tce: Tce) -> Result<(), TableError> {
         self.pages.check(first, count)?;
         if tce == Tce::NONE {
             let Ok(()) = self.pages.visit(first, count, |_, part, page| {
@@ -88,12 +71,11 @@ impl GuestTable {
         Ok(())
     }
 
-    /// Makes the pages of `count` entries from `first` on, so that writing them cannot fail for want of memory. A failure
-    /// leaves those made before it, which read as zeros.
+    /// Allocates the pages of `count` entries from `first` on, so that writing them cannot fail.
     ///
     /// # Errors
-    /// [`TableError`].
-    pub fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
+    /// [`TableError`]. Pages allocated before a failure stay.
+    pub(crate) fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
         self.pages.check(first, count)?;
         let mut index = first;
         while index < first + count {
@@ -103,15 +85,15 @@ impl GuestTable {
         Ok(())
     }
 
-    /// Where `tce` goes, made ready: writing it cannot fail.
+    /// The location for `tce`, allocated so that writing it cannot fail.
     #[inline]
-    pub(crate) fn place(&self, index: u64, tce: Tce) -> Result<Place<'_>, TableError> {
+    pub(crate) fn value_slot(&self, index: u64, tce: Tce) -> Result<ValueSlot<'_>, TableError> {
         let page = match self.pages.block(index) {
             Some(page) => page,
-            None if tce == Tce::NONE => return Ok(Place(None)),
+            None if tce == Tce::NONE => return Ok(ValueSlot(None)),
             None => self.page_or_make(index)?,
         };
-        Ok(Place(Some(&page[offset(index)])))
+        Ok(ValueSlot(Some(&page[offset(index)])))
     }
 
     fn page_or_make(&self, index: u64) -> Result<&Page, TableError> {
@@ -120,15 +102,15 @@ impl GuestTable {
 
     /// Bytes of memory this table takes now.
     #[must_use]
-    pub fn memory_bytes(&self) -> u64 {
+    pub(crate) fn memory_bytes(&self) -> u64 {
         self.pages.memory_bytes(|page| size_of_val(page) as u64)
     }
 }
 
-/// Where a value goes; nowhere if it is zero and its page reads as zeros anyway.
-pub(crate) struct Place<'a>(Option<&'a AtomicU64>);
+/// The location of a value; `None` for a zero in a page that is not allocated.
+pub(crate) struct ValueSlot<'a>(Option<&'a AtomicU64>);
 
-impl Place<'_> {
+impl ValueSlot<'_> {
     #[inline]
     pub(crate) fn write(self, tce: Tce) {
         if let Some(cell) = self.0 {
@@ -145,6 +127,14 @@ const fn offset(index: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl GuestTable {
+        fn store(&self, index: u64, tce: Tce) -> Result<(), TableError> {
+            self.pages.check(index, 1)?;
+            self.value_slot(index, tce)?.write(tce);
+            Ok(())
+        }
+    }
 
     #[test]
     fn a_value_reads_back_as_it_was_written() {

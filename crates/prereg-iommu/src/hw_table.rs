@@ -1,10 +1,10 @@
-//! The hardware half of a TCE table: what devices really go through. Each live entry is one counted mapping.
+//! The hardware half of a TCE table: the translations that devices use. Each live entry is one counted mapping.
 //!
-//! An entry lives in a [`prereg::EntryBlock`], which keeps the mapping and gives its unit back when the entry is
-//! replaced, cleared or dropped. So an address here is always a pinned one, a region with live entries cannot be
-//! unregistered, and dropping the table returns every unit, whoever still holds the memory.
+//! An entry lives in a [`prereg::EntryBlock`], which owns the mapping and releases its unit when the entry is replaced, cleared
+//! or dropped. So every address here is pinned, a region with live entries cannot be unregistered, and dropping the table
+//! releases every unit.
 //!
-//! Blocks exist from the first mapping in them. Clearing visits what exists and makes nothing.
+//! A block is created by the first mapping in it; clearing visits existing blocks only.
 
 use alloc::sync::Arc;
 
@@ -20,11 +20,11 @@ const BLOCK_BITS: u32 = 8;
 
 type Blocks = Sparse<EntryBlock, BLOCK_BITS>;
 
-/// Why an entry was not changed.
+/// Errors of changing an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryError {
-    /// The memory could not be mapped, or the entry not be reached just now. The mapping's errno.
+    /// The memory could not be mapped, or the entry was contended. The mapping's errno.
     #[error(transparent)]
     Map(#[from] MapError),
     /// No such entry, or no memory for its block. EINVAL or ENOMEM.
@@ -42,14 +42,13 @@ impl EntryError {
         }
     }
 
-    /// Whether another thread was at the same entry, so that the same call may succeed at once.
+    /// Whether another thread was changing the entry, so that a retry may succeed at once.
     #[must_use]
     pub const fn is_contended(&self) -> bool {
         matches!(self, Self::Map(MapError::Contended))
     }
 
-    /// Whether it says something about the memory asked for, rather than about the table or the caller: that memory cannot
-    /// be mapped, now or ever.
+    /// Whether the memory cannot be mapped, now or ever; other errors are about the table or the caller.
     #[must_use]
     pub const fn is_refusal(&self) -> bool {
         matches!(
@@ -64,9 +63,9 @@ impl EntryError {
     }
 }
 
-/// A table of counted mappings over one address space.
+/// A table of counted mappings of one address space.
 ///
-/// Threads may set and clear entries at the same time, each with its own translator.
+/// Threads may set and clear entries concurrently, each with its own translator.
 #[derive(Debug)]
 pub struct HwTable {
     geometry: Geometry,
@@ -76,23 +75,23 @@ pub struct HwTable {
 }
 
 impl HwTable {
-    /// An empty table. `container` is who its mappings are reported as held by when an unregister is refused.
+    /// An empty table, whose mappings are reported as held by `container`.
     ///
     /// # Errors
-    /// [`OutOfMemory`] for its root, which takes 8 KiB at most.
+    /// [`OutOfMemory`] for its root, which takes at most 8 KiB.
     pub fn new(space: Arc<AddressSpace>, geometry: Geometry, container: u64) -> Result<Self, OutOfMemory> {
         let holder = Holder { container, kind: HolderKind::TableEntry };
         Ok(Self { geometry, holder, blocks: Blocks::new(geometry.entries())?, space })
     }
 
-    /// Where the window is, its page size and its length.
+    /// Start, page size and length of the window.
     #[must_use]
     #[inline]
     pub const fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// Whose mappings its entries are. Units are booked right if the translators used here are of the same holder
+    /// The holder of the entries' mappings. Counts are right if the translators used here have the same holder
     /// (`AddressSpace::translator_for`).
     #[must_use]
     pub const fn holder(&self) -> Holder {
@@ -105,11 +104,11 @@ impl HwTable {
         &self.space
     }
 
-    /// Maps the page at `ua` into entry `index`. What was there before is given back, its page marked dirty if the device
+    /// Maps the page at `ua` into entry `index`. The previous mapping is released, its page marked dirty if the device
     /// could write it, and its access returned.
     ///
     /// # Errors
-    /// [`EntryError`]; then the entry is as it was.
+    /// [`EntryError`]; the entry is unchanged then.
     #[inline]
     pub fn set(
         &self,
@@ -125,11 +124,11 @@ impl HwTable {
         Ok(block.set(translator, Blocks::offset(index), ua, access)?)
     }
 
-    /// Maps `count` consecutive pages from `ua` on into the entries from `first` on: all of them or none.
+    /// Maps `count` consecutive pages from `ua` on into the entries from `first` on: all or none.
     ///
     /// # Errors
     /// [`EntryError`]. If the first page cannot be mapped nothing has changed; if a later one cannot, all `count` entries are
-    /// cleared and their units given back, those of what they held before included (docs/specification.md 3.8, B9).
+    /// cleared and their units released, including those of the replaced mappings (docs/specification.md 3.8, B9).
     pub fn set_run(
         &self,
         translator: &mut Translator,
@@ -154,10 +153,10 @@ impl HwTable {
         Ok(())
     }
 
-    /// Makes the blocks of `count` entries from `first` on, so that mapping there neither allocates nor takes a lock.
+    /// Creates the blocks of `count` entries from `first` on, so that mapping there neither allocates nor takes a lock.
     ///
     /// # Errors
-    /// [`TableError`]. Blocks made before a failure stay, empty.
+    /// [`TableError`]. Blocks created before a failure stay, empty.
     pub fn prepare(&self, first: u64, count: u64) -> Result<(), TableError> {
         self.blocks.check(first, count)?;
         let mut index = first;
@@ -172,15 +171,15 @@ impl HwTable {
     fn make_block(&self, index: u64) -> Result<&EntryBlock, TableError> {
         let shift = self.geometry.shift();
         self.blocks.block_or_make(index, || {
-            // No geometry has a page below 4 KiB, the other reason there is.
+            // The other error is for pages below 4 KiB, which no geometry has.
             EntryBlock::new(&self.space, shift, Blocks::BLOCK_LEN, self.holder).map_err(|_| OutOfMemory)
         })
     }
 
-    /// Clears entry `index`, gives its unit back and returns the access it had.
+    /// Clears entry `index`, releases its unit and returns its access.
     ///
     /// # Errors
-    /// [`EntryError`]; then the entry is as it was.
+    /// [`EntryError`]; the entry is unchanged then.
     #[inline]
     pub fn clear(&self, translator: &mut Translator, index: u64) -> Result<Option<Access>, EntryError> {
         match self.blocks.block(index) {
@@ -189,11 +188,11 @@ impl HwTable {
         }
     }
 
-    /// Clears `count` entries from `first` on; returns how many were live. Costs what exists of the range.
+    /// Clears `count` entries from `first` on; returns how many were live. Visits existing blocks only.
     ///
     /// # Errors
-    /// [`TableError::OutOfRange`] with nothing changed. A refusal by an entry ends the walk with the entries before it
-    /// cleared; repeating the call goes on from there.
+    /// [`TableError::OutOfRange`] with nothing changed. Any other error ends the walk with the entries before it cleared;
+    /// repeating the call goes on from there.
     pub fn clear_range(
         &self,
         translator: &mut Translator,
@@ -211,11 +210,11 @@ impl HwTable {
         Ok(cleared)
     }
 
-    /// Whether [`set`](Self::set) of the page at `ua` would find and translate it in this table's page size. Nothing is
-    /// counted or changed.
+    /// Checks whether [`set`](Self::set) of the page at `ua` would find and translate it in this table's page size. Nothing
+    /// is counted or changed.
     ///
     /// # Errors
-    /// Why not.
+    /// [`MapError`].
     #[inline]
     pub fn check(&self, translator: &mut Translator, ua: UserAddr) -> Result<(), MapError> {
         let shift = self.geometry.shift();
@@ -226,26 +225,26 @@ impl HwTable {
         }
     }
 
-    /// What a device may do through entry `index`, or `None` if it is not live.
+    /// The access that entry `index` allows, or `None` if it is not live.
     #[must_use]
     #[inline]
     pub fn access(&self, index: u64) -> Option<Access> {
         self.blocks.block(index)?.access(Blocks::offset(index))
     }
 
-    /// The entry at `index`, or `None` if it is not live. A host address comes only with a unit, from [`take`](Self::take).
+    /// The entry at `index`, or `None` if it is not live. A host address comes only with a unit, from [`hold_mapping`](Self::hold_mapping).
     #[must_use]
     #[inline]
     pub fn view(&self, index: u64) -> Option<EntryView> {
         self.blocks.block(index)?.view(Blocks::offset(index))
     }
 
-    /// One more unit on what entry `index` maps: what a device's own access holds until it is done. `None` if it is not live.
+    /// One more mapping of the page of entry `index`, for a device's access. `None` if it is not live.
     ///
     /// # Errors
     /// [`MapError::Closing`] if the region takes no new mappings, [`MapError::Contended`], [`MapError::Foreign`].
     #[inline]
-    pub fn take(
+    pub fn hold_mapping(
         &self,
         translator: &mut Translator,
         index: u64,
@@ -268,7 +267,7 @@ impl HwTable {
         });
     }
 
-    /// How many entries are live, counted now.
+    /// Counts the live entries.
     #[must_use]
     pub fn live(&self) -> u64 {
         let mut live = 0;

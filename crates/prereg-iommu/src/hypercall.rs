@@ -1,6 +1,6 @@
-//! The words of the TCE hypercalls: numbers, arguments, results, and how a list of values leaves guest memory.
+//! The TCE hypercalls: numbers, arguments, results, and the port that reads lists from guest memory.
 //!
-//! Numbers and results are the guest's registers as they are; unknown ones are kept, never folded into a known one.
+//! Numbers and results are the guest's register values; unknown ones are kept as they are.
 
 use core::fmt;
 
@@ -18,7 +18,7 @@ macro_rules! returns {
         impl HReturn {
             $($(#[$doc])* pub const $name: Self = Self($value);)*
 
-            /// The name of this result, or `None` for one that no call here gives.
+            /// The PAPR name, or `None` for a code that no call here returns.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
@@ -33,15 +33,15 @@ macro_rules! returns {
 returns! {
     /// Done.
     SUCCESS = 0, "H_SUCCESS";
-    /// Another vCPU is at the same entry and does not come to an end; nothing changed, the guest may try again.
+    /// Another vCPU does not leave the entry; nothing changed, the guest may retry.
     BUSY = 1, "H_BUSY";
-    /// The hardware table could not be changed: the caller's translator is of another address space.
+    /// The hardware table could not be changed: the translator belongs to another address space.
     HARDWARE = -1, "H_HARDWARE";
     /// A bad argument.
     PARAMETER = -4, "H_PARAMETER";
-    /// No memory for a part of a table.
+    /// No memory for a block of a table.
     RESOURCE = -16, "H_RESOURCE";
-    /// The fast path cannot do it; the slow path must. Never seen by a guest.
+    /// The fast path leaves the call to the slow one. Never returned to a guest.
     TOO_HARD = 9999, "H_TOO_HARD";
 }
 
@@ -74,7 +74,7 @@ impl fmt::Debug for HReturn {
     }
 }
 
-/// A TCE hypercall with its arguments as they stand in registers 4 to 7. Nothing is checked yet.
+/// A TCE hypercall with its arguments in registers 4 to 7, not yet checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Hypercall {
     /// H_GET_TCE: reads one entry.
@@ -90,18 +90,18 @@ pub enum Hypercall {
         liobn: u64,
         /// The bus address of the entry.
         ioba: BusAddr,
-        /// What to write.
+        /// The value.
         tce: Tce,
     },
-    /// H_PUT_TCE_INDIRECT: writes a list of up to 512 values that lies in guest memory.
+    /// H_PUT_TCE_INDIRECT: writes a list of up to 512 values from guest memory.
     PutIndirect {
         /// The table.
         liobn: u64,
         /// The bus address of the first entry.
         ioba: BusAddr,
-        /// Where the list lies: 8 bytes a value, big-endian.
+        /// The address of the list: 8 bytes a value, big-endian.
         list: GuestAddr,
-        /// How many values.
+        /// The number of values.
         pages: u64,
     },
     /// H_STUFF_TCE: writes one value into a range of entries.
@@ -110,24 +110,20 @@ pub enum Hypercall {
         liobn: u64,
         /// The bus address of the first entry.
         ioba: BusAddr,
-        /// What to write.
+        /// The value.
         tce: Tce,
-        /// How many entries.
+        /// The number of entries.
         pages: u64,
     },
 }
 
 impl Hypercall {
-    /// The number of H_GET_TCE.
-    pub const GET_TCE: u64 = 0x1c;
-    /// The number of H_PUT_TCE.
-    pub const PUT_TCE: u64 = 0x20;
-    /// The number of H_STUFF_TCE.
-    pub const STUFF_TCE: u64 = 0x138;
-    /// The number of H_PUT_TCE_INDIRECT.
-    pub const PUT_TCE_INDIRECT: u64 = 0x13c;
+    const GET_TCE: u64 = 0x1c;
+    const PUT_TCE: u64 = 0x20;
+    const STUFF_TCE: u64 = 0x138;
+    const PUT_TCE_INDIRECT: u64 = 0x13c;
 
-    /// The most values one H_PUT_TCE_INDIRECT may carry: a 4 KiB page of them.
+    /// Values in one H_PUT_TCE_INDIRECT, at most: a 4 KiB page.
     pub const MAX_LIST: usize = 512;
 
     /// The call of register 3 = `number` with registers 4 to 7 = `arguments`, or `None` if it is none of these four.
@@ -152,7 +148,7 @@ impl Hypercall {
         })
     }
 
-    /// The table it names, as it stands in the register.
+    /// The liobn, as it is in the register.
     #[must_use]
     #[inline]
     pub const fn liobn(&self) -> u64 {
@@ -165,28 +161,28 @@ impl Hypercall {
     }
 }
 
-/// The answer to a hypercall.
+/// The result of a hypercall.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub struct Reply {
     /// Register 3.
     pub code: HReturn,
-    /// Register 4 after an H_GET_TCE that succeeded; otherwise the register keeps what it had.
+    /// Register 4 after a successful H_GET_TCE; otherwise the register is unchanged.
     pub value: Option<Tce>,
-    /// Whether the fast path said H_TOO_HARD and the slow path gave this answer.
-    pub handed_over: bool,
+    /// Whether the fast path returned H_TOO_HARD and this is the slow path's result.
+    pub fell_back_to_userspace: bool,
 }
 
 impl Reply {
     #[inline]
     pub(crate) const fn plain(code: HReturn) -> Self {
-        Self { code, value: None, handed_over: false }
+        Self { code, value: None, fell_back_to_userspace: false }
     }
 
     #[inline]
     pub(crate) fn of_read(read: Result<Tce, HReturn>) -> Self {
         match read {
-            Ok(tce) => Self { code: HReturn::SUCCESS, value: Some(tce), handed_over: false },
+            Ok(tce) => Self { code: HReturn::SUCCESS, value: Some(tce), fell_back_to_userspace: false },
             Err(code) => Self::plain(code),
         }
     }
@@ -200,57 +196,55 @@ impl Reply {
     }
 }
 
-/// The list of an H_PUT_TCE_INDIRECT does not lie in guest memory.
+/// The list of an H_PUT_TCE_INDIRECT is not in guest memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("no guest memory at the address of the list")]
+#[error("the list is not in guest memory")]
 pub struct NotRam;
 
-/// The port to guest memory: copies a list of TCEs out of it.
+/// The port to guest memory: copies a list of TCEs.
 ///
-/// Called once a hypercall. What it fills in is all that is looked at, so a guest that changes the list meanwhile changes
-/// nothing: what was checked is what is written.
-pub trait GuestList {
-    /// Fills `values` with the `values.len()` (512 at most) numbers at `at`, which is a multiple of 4 KiB: 8 bytes
-    /// each, big-endian in guest memory, in the host's order here.
+/// Called once a hypercall, so a guest that changes the list meanwhile cannot make the validated and the written values differ.
+pub trait GuestRead {
+    /// Fills `values` (at most 512) from `at`, a multiple of 4 KiB: 8 bytes each, big-endian in guest memory, native here.
     ///
     /// # Errors
-    /// [`NotRam`] if they do not all lie in guest memory; what `values` holds then is ignored.
+    /// [`NotRam`] if they are not all in guest memory; `values` is ignored then.
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam>;
 }
 
-/// Most lists of a running guest are this short; longer ones pay for a buffer of the full size.
+/// Most lists of a running guest are this short; longer ones use a buffer of the full size.
 const SHORT_LIST: usize = 32;
 
-/// Reads a list of `count` values (512 at most) at `at` and shows them to `work`, with whether they could be read; if not,
-/// they are whatever they are.
+/// Reads `count` values (at most 512) at `at` and passes them to `work` with the result of the read; after an error their
+/// contents are arbitrary.
 #[inline]
-pub(crate) fn with_list<G: GuestList + ?Sized, T>(
+pub(crate) fn with_list<G: GuestRead + ?Sized, T>(
     guest: &G,
     at: GuestAddr,
     count: usize,
     work: impl FnOnce(&mut [u64], Result<(), NotRam>) -> T,
 ) -> T {
     if count <= SHORT_LIST {
-        buffered::<SHORT_LIST, G, T>(guest, at, count, work)
+        with_buffer::<SHORT_LIST, G, T>(guest, at, count, work)
     } else {
-        buffered::<{ Hypercall::MAX_LIST }, G, T>(guest, at, count, work)
+        with_buffer::<{ Hypercall::MAX_LIST }, G, T>(guest, at, count, work)
     }
 }
 
 #[inline]
-fn buffered<const ROOM: usize, G: GuestList + ?Sized, T>(
+fn with_buffer<const CAPACITY: usize, G: GuestRead + ?Sized, T>(
     guest: &G,
     at: GuestAddr,
     count: usize,
     work: impl FnOnce(&mut [u64], Result<(), NotRam>) -> T,
 ) -> T {
-    let mut buffer = [0; ROOM];
+    let mut buffer = [0; CAPACITY];
     let values = &mut buffer[..count];
     let read = guest.read_list(at, values);
     work(values, read)
 }
 
-impl<F: Fn(GuestAddr, &mut [u64]) -> Result<(), NotRam>> GuestList for F {
+impl<F: Fn(GuestAddr, &mut [u64]) -> Result<(), NotRam>> GuestRead for F {
     #[inline]
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         self(at, values)

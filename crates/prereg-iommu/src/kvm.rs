@@ -1,13 +1,12 @@
-//! The hypercalls as KVM's handlers do them: the fast path (docs/specification.md 3.3 to 3.8).
+//! KVM's hypercall handlers: the fast path (docs/specification.md 3.3 to 3.8).
 //!
-//! Every function answers with the handler's own code; `TOO_HARD` means that the slow path must do the call again. The
-//! order of checks is the kernel's. Where the kernel loses a unit we do not: a value without permission is an unmap
-//! wherever it comes from (B8), and a roll-back unmaps (B9). A list is copied out of guest memory once, so what was
-//! validated is what is written; the kernel reads it twice.
+//! Functions return the handler's code; `TOO_HARD` leaves the call to the slow path. The order of checks is the kernel's.
+//! Deviations, where the kernel loses a unit: a value without permission always unmaps (B8), and a roll-back unmaps (B9). A
+//! list is copied from guest memory once, so the validated values are the written ones; the kernel reads it twice.
 
 use prereg::{Access, BusAddr, GuestAddr, PageShift, Translator, UserAddr};
 
-use crate::hypercall::{GuestList, HReturn, Hypercall, with_list};
+use crate::hypercall::{GuestRead, HReturn, Hypercall, with_list};
 use crate::slots::MemorySlots;
 use crate::table::TceTable;
 use crate::tce::Tce;
@@ -19,10 +18,11 @@ fn locate(table: &TceTable, ioba: BusAddr, pages: u64) -> Result<u64, HReturn> {
     table.geometry().aligned_index(ioba, pages).ok_or(HReturn::PARAMETER)
 }
 
-/// Where `tce` points, or `None` without a permission; `TOO_HARD` if it does not start a guest page in a slot.
+/// The mapping that `tce` asks for, or `None` without a permission; `TOO_HARD` if it is not an aligned guest page in a
+/// slot.
 ///
-/// A guest page that leaves its slot can be stored but not mapped: the user memory behind the slot's end is not the
-/// guest's. (The kernel looks at the page's first byte only.)
+/// A guest page that leaves its slot can be stored but not mapped: the user memory behind the end of the slot is not the
+/// guest's. (The kernel checks only the page's first byte.)
 #[inline]
 fn target(table: &TceTable, slots: &MemorySlots, tce: Tce) -> Result<Target, HReturn> {
     let Some(access) = tce.access() else { return Ok(None) };
@@ -43,19 +43,19 @@ fn write(
     tce: Tce,
     target: Target,
 ) -> Result<(), HReturn> {
-    let place = table.place(index, tce).map_err(|_| HReturn::TOO_HARD)?;
+    let value_slot = table.value_slot(index, tce).map_err(|_| HReturn::TOO_HARD)?;
     let hardware = match target {
         Some((ua, access)) => table.map(translator, index, ua, access),
         None => table.unmap(translator, index, 1),
     };
     hardware.map_err(|_| HReturn::TOO_HARD)?;
-    place.write(tce);
+    value_slot.write(tce);
     Ok(())
 }
 
 #[inline]
 pub(crate) fn get(table: &TceTable, ioba: BusAddr) -> Result<Tce, HReturn> {
-    Ok(table.values().load(locate(table, ioba, 1)?))
+    Ok(table.value(locate(table, ioba, 1)?))
 }
 
 #[inline]
@@ -69,14 +69,14 @@ pub(crate) fn put(
     let index = locate(table, ioba, 1)?;
     let target = target(table, slots, tce)?;
     if let Some((ua, _)) = target {
-        // The first table needs no check of its own: a refusal of its first sub-page leaves everything as it is.
+        // The first table is not checked: if its first subpage is refused, nothing has changed yet.
         table.check(translator, ua, 1).map_err(|_| HReturn::TOO_HARD)?;
     }
     write(table, translator, index, tce, target)
 }
 
 #[inline]
-pub(crate) fn put_indirect<G: GuestList + ?Sized>(
+pub(crate) fn put_indirect<G: GuestRead + ?Sized>(
     table: &TceTable,
     slots: &MemorySlots,
     translator: &mut Translator,
@@ -110,7 +110,7 @@ fn put_values(
         any |= raw;
         if let Some((ua, _)) = target(table, slots, Tce::new(raw))? {
             table.check(translator, ua, 0).map_err(|_| HReturn::TOO_HARD)?;
-            // Read below, once the whole list is known to be good: by then it is here.
+            // Prefetched for the loop below, which runs once the whole list is validated.
             table.prefetch(translator, ua);
         }
     }
@@ -118,8 +118,8 @@ fn put_values(
     for (index, &raw) in (index..).zip(values) {
         let tce = Tce::new(raw);
         let target = target(table, slots, tce)?;
-        // The kernel looks every value up here, also one that maps nothing: so poison that points outside of RAM is
-        // refused in a list, though H_PUT_TCE takes it.
+        // The kernel looks up every value here, also without permission: poison outside of RAM is refused in a list,
+        // although H_PUT_TCE accepts it.
         if target.is_none() && slots.find(tce.address()).is_none() {
             return Err(HReturn::PARAMETER);
         }

@@ -1,19 +1,19 @@
-//! The hypercalls as QEMU does them in user space: the slow path, which always gives a final answer.
+//! QEMU's user-space hypercall handlers: the slow path, whose result is final.
 //!
-//! The guest's table keeps any value as it came. The bus address is rounded down to a page; a range that runs over
-//! the end is done up to there and then refused. A hardware entry follows its value if it can: permission, a whole page
-//! in one memory slot, registered memory. If it cannot, it maps nothing, and the guest is not told.
+//! The guest table stores any value. The bus address is rounded down to a page; a range beyond the end is performed up to the
+//! end and then refused. A hardware entry follows its value if it has a permission and a whole page in one memory slot that is
+//! registered; otherwise it is cleared, and the guest gets no error.
 
 use prereg::{Access, BusAddr, GuestAddr, PageShift, Translator, UserAddr};
 
 use crate::hw_table::EntryError;
-use crate::hypercall::{GuestList, HReturn, Hypercall, with_list};
+use crate::hypercall::{GuestRead, HReturn, Hypercall, with_list};
 use crate::slots::MemorySlots;
 use crate::sparse::TableError;
 use crate::table::TceTable;
 use crate::tce::Tce;
 
-/// Values of a list that are looked up before they are written.
+/// Values that are looked up before any of them is written.
 const BLOCK: usize = 32;
 
 #[inline]
@@ -21,7 +21,7 @@ fn locate(table: &TceTable, ioba: BusAddr) -> Result<u64, HReturn> {
     table.geometry().index(ioba).ok_or(HReturn::PARAMETER)
 }
 
-/// The first entry and how many of `pages` lie inside the table.
+/// The first entry, and how many of `pages` lie inside the table.
 #[inline]
 fn locate_range(table: &TceTable, ioba: BusAddr, pages: u64) -> Result<(u64, u64), HReturn> {
     if pages == 0 {
@@ -52,7 +52,7 @@ fn table_code(error: TableError) -> HReturn {
 
 type Target = Option<(UserAddr, Access)>;
 
-/// What `tce` maps, if it is a whole page in one slot.
+/// The mapping that `tce` asks for, if it is a whole page in one slot.
 #[inline]
 fn target(table: &TceTable, slots: &MemorySlots, tce: Tce) -> Target {
     let shift = table.geometry().shift();
@@ -67,15 +67,15 @@ fn write(
     tce: Tce,
     target: Target,
 ) -> Result<(), HReturn> {
-    let place = table.place(index, tce).map_err(table_code)?;
-    table.settle(translator, index, target).map_err(code)?;
-    place.write(tce);
+    let value_slot = table.value_slot(index, tce).map_err(table_code)?;
+    table.sync_hw(translator, index, target).map_err(code)?;
+    value_slot.write(tce);
     Ok(())
 }
 
 #[inline]
 pub(crate) fn get(table: &TceTable, ioba: BusAddr) -> Result<Tce, HReturn> {
-    Ok(table.values().load(locate(table, ioba)?))
+    Ok(table.value(locate(table, ioba)?))
 }
 
 #[inline]
@@ -91,7 +91,7 @@ pub(crate) fn put(
 }
 
 #[inline]
-pub(crate) fn put_indirect<G: GuestList + ?Sized>(
+pub(crate) fn put_indirect<G: GuestRead + ?Sized>(
     table: &TceTable,
     slots: &MemorySlots,
     translator: &mut Translator,
@@ -106,7 +106,7 @@ pub(crate) fn put_indirect<G: GuestList + ?Sized>(
     let (index, inside) = locate_range(table, ioba, pages)?;
     with_list(guest, list, inside as usize, |values, read| {
         if read.is_err() {
-            // Outside of RAM QEMU's bus reads as zeros, and so the call succeeds.
+            // QEMU's bus reads as zeros outside of RAM, so the call succeeds.
             values.fill(0);
         }
         put_values(table, slots, translator, index, values)
@@ -123,11 +123,11 @@ fn put_values(
 ) -> Result<(), HReturn> {
     let mut index = index;
     for values in values.chunks(BLOCK) {
-        // All are looked up before the first is mapped, so that what they wait for overlaps.
+        // All are prefetched before the first is mapped, so that the cache misses overlap.
         let mut targets = [None; BLOCK];
-        for (&raw, place) in values.iter().zip(&mut targets) {
-            *place = target(table, slots, Tce::new(raw));
-            if let Some((ua, _)) = *place {
+        for (&raw, value_slot) in values.iter().zip(&mut targets) {
+            *value_slot = target(table, slots, Tce::new(raw));
+            if let Some((ua, _)) = *value_slot {
                 table.prefetch(translator, ua);
             }
         }
@@ -159,7 +159,7 @@ pub(crate) fn stuff(
         }
     } else {
         table.prepare(index, inside, tce).map_err(table_code)?;
-        table.settle_none(translator, index, inside).map_err(code)?;
+        table.clear_hw(translator, index, inside).map_err(code)?;
         table.fill(index, inside, tce).map_err(table_code)?;
     }
     if inside < pages { Err(HReturn::PARAMETER) } else { Ok(()) }

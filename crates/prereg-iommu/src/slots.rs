@@ -1,48 +1,24 @@
-//! Guest memory slots: which user memory stands behind which guest-physical addresses.
+//! Guest memory slots: guest-physical ranges and the user memory behind them.
 //!
-//! A list of slots that share no guest byte, kept sorted. It is built up through `&mut` and then only read: a
-//! change of the guest's memory replaces the list that hypercalls use, as a whole, between two of them.
+//! A sorted list of slots without overlaps. It is built through `&mut` and then only read: when the guest's memory changes, the
+//! list is replaced as a whole between hypercalls.
 
 use alloc::vec::Vec;
 
 use prereg::{Errno, GuestAddr, PageShift, UserAddr};
 
-/// One range of guest-physical memory and the user memory behind it: whole 4 KiB pages, never empty, ending below 2^64
-/// on both sides.
+/// A guest-physical range and the user memory behind it: whole 4 KiB pages, not empty, ending below 2^64 on both sides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemorySlot {
-    first: GuestAddr,
-    last: GuestAddr,
-    ua: UserAddr,
-}
-
-impl MemorySlot {
     /// The first guest byte.
-    #[must_use]
-    pub const fn gpa(self) -> GuestAddr {
-        self.first
-    }
-
-    /// The last guest byte, inside the slot.
-    #[must_use]
-    pub const fn last(self) -> GuestAddr {
-        self.last
-    }
-
+    pub first: GuestAddr,
+    /// The last guest byte.
+    pub last: GuestAddr,
     /// The user address of the first byte.
-    #[must_use]
-    pub const fn ua(self) -> UserAddr {
-        self.ua
-    }
-
-    /// The length in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        self.last.raw() - self.first.raw() + 1
-    }
+    pub ua: UserAddr,
 }
 
-/// Why a slot was not added. Nothing changed. EINVAL, or EEXIST for an overlap, as KVM has it.
+/// Errors of adding a slot. Nothing changed. EINVAL, or EEXIST for an overlap, as in KVM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SlotError {
@@ -72,12 +48,12 @@ pub enum SlotError {
         /// The length asked for.
         bytes: u64,
     },
-    /// Another slot has some of these guest addresses.
+    /// The range overlaps another slot.
     #[error("the memory slot at {gpa} overlaps the one at {other}; remove that first")]
     Overlaps {
         /// The start asked for.
         gpa: GuestAddr,
-        /// The start of the slot in the way.
+        /// The start of that slot.
         other: GuestAddr,
     },
 }
@@ -118,8 +94,8 @@ impl MemorySlots {
         Self { sorted: Vec::new() }
     }
 
-    /// Puts `bytes` bytes of user memory from `ua` on behind the guest addresses from `gpa` on. Two slots may show the
-    /// same user memory; they may not share a guest address.
+    /// Adds a slot of `bytes` bytes from guest address `gpa` and user address `ua` on. Slots may share user memory, but not
+    /// guest addresses.
     ///
     /// # Errors
     /// [`SlotError`], in this order: misaligned, empty, wrapping, overlapping.
@@ -141,13 +117,13 @@ impl MemorySlots {
         Ok(())
     }
 
-    /// Takes away the slot that starts at `gpa`.
+    /// Removes the slot that starts at `gpa`.
     pub fn remove(&mut self, gpa: GuestAddr) -> Option<MemorySlot> {
         let at = self.sorted.binary_search_by_key(&gpa, |slot| slot.first).ok()?;
         Some(self.sorted.remove(at))
     }
 
-    /// The slot that holds `gpa`.
+    /// The slot that contains `gpa`.
     #[must_use]
     #[inline]
     pub fn find(&self, gpa: GuestAddr) -> Option<MemorySlot> {
@@ -155,8 +131,8 @@ impl MemorySlots {
         self.sorted.get(at).copied().filter(|slot| slot.first <= gpa)
     }
 
-    /// The user address behind `gpa`, if one slot holds all of `[gpa, gpa + bytes)`. Slots are not stitched together: their
-    /// user memory need not be. Zero bytes are held by the slot that holds `gpa`.
+    /// The user address behind `gpa`, if one slot contains all of `[gpa, gpa + bytes)`: the user memory of adjacent slots
+    /// need not be contiguous.
     #[must_use]
     #[inline]
     pub fn translate(&self, gpa: GuestAddr, bytes: u64) -> Option<UserAddr> {
@@ -210,7 +186,7 @@ mod tests {
             assert_eq!(slots.translate(gpa(guest), 1), user.map(ua), "{guest:#x}");
         }
         assert_eq!(
-            slots.iter().map(MemorySlot::gpa).collect::<Vec<_>>(),
+            slots.iter().map(|slot| slot.first).collect::<Vec<_>>(),
             [gpa(0), gpa(0x10_0000), gpa(0x40_0000)]
         );
     }
@@ -253,7 +229,7 @@ mod tests {
     fn a_removed_slot_translates_no_more() {
         let mut slots = three();
         assert_eq!(slots.remove(gpa(0x1000)), None);
-        assert_eq!(slots.remove(gpa(0)).map(MemorySlot::bytes), Some(0x10_0000));
+        assert_eq!(slots.remove(gpa(0)).map(|slot| slot.last.raw()), Some(0xf_ffff));
         assert_eq!(slots.translate(gpa(0), 1), None);
         assert_eq!(slots.translate(gpa(0x10_0000), 1), Some(ua(0x9000_0000)));
     }

@@ -1,9 +1,9 @@
-//! A sparse array of blocks: what tables of up to 2^52 entries are kept in.
+//! A sparse array of blocks for tables of up to 2^52 entries.
 //!
-//! A radix of fan-out 512 whose levels and blocks are made on first use and never freed before the array. The root is a
-//! plain slice as long as the table needs (1024 places at most), so a table of up to 2^19 entries is one slice of
-//! blocks, and a reader reaches an entry with three loads. Readers and writers of existing blocks meet no lock; those
-//! who make a block race for its place (see `published`). Walks cost what exists: a missing level is skipped whole.
+//! A radix tree of fan-out 512 whose levels and blocks are created at first use and freed with the array. The root is a slice
+//! as long as the table needs (at most 1024 slots), so a table of up to 2^19 entries is one slice of blocks, and a reader
+//! reaches an entry with three loads. Readers and writers of existing blocks take no lock; threads that create a block race for
+//! its slot. Walks skip missing levels, so they cost what exists.
 
 mod published;
 
@@ -16,20 +16,20 @@ use prereg::{Errno, OutOfMemory};
 
 use published::Published;
 
-/// Why an entry of a table could not be reached. Nothing changed.
+/// Errors of reaching an entry of a table. Nothing changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
     /// The table ends before that entry. EINVAL.
     #[error("entry {index} is outside a table of {entries} entries")]
     OutOfRange {
-        /// The entry asked for, or the first one too many of a range.
+        /// The entry asked for, or the first one outside of a range.
         index: u64,
-        /// How many there are.
+        /// The number of entries.
         entries: u64,
     },
-    /// A part of the table that did not exist yet could not be allocated. ENOMEM.
-    #[error("no memory for another part of the table")]
+    /// A level or block of the table could not be allocated. ENOMEM.
+    #[error("no memory for another block of the table")]
     OutOfMemory,
 }
 
@@ -53,7 +53,7 @@ impl From<OutOfMemory> for TableError {
 /// `entries` entries in blocks of `2^BLOCK`.
 pub(crate) struct Sparse<T, const BLOCK: u32> {
     entries: u64,
-    /// How many bits of an index one place of the root covers.
+    /// Bits of an index that one slot of the root covers.
     root_shift: u32,
     root: Level<T>,
 }
@@ -70,7 +70,7 @@ impl<T, const BLOCK: u32> Sparse<T, BLOCK> {
     /// Entries in a block.
     pub(crate) const BLOCK_LEN: usize = 1 << BLOCK;
 
-    /// An array in which nothing exists but the root.
+    /// An empty array: only the root exists.
     pub(crate) fn new(entries: u64) -> Result<Self, OutOfMemory> {
         let last = entries.saturating_sub(1);
         let index_bits = u64::BITS - last.leading_zeros();
@@ -80,17 +80,13 @@ impl<T, const BLOCK: u32> Sparse<T, BLOCK> {
         Ok(Self { entries, root_shift, root })
     }
 
-    pub(crate) const fn entries(&self) -> u64 {
-        self.entries
-    }
-
-    /// The number of an entry inside its block.
+    /// The offset of an entry in its block.
     #[inline]
     pub(crate) const fn offset(index: u64) -> usize {
         (index & ((1 << BLOCK) - 1)) as usize
     }
 
-    /// Proves that `[first, first + count)` lies in the table.
+    /// Checks that `[first, first + count)` lies in the table.
     #[inline]
     pub(crate) const fn check(&self, first: u64, count: u64) -> Result<(), TableError> {
         match first.checked_add(count) {
@@ -110,21 +106,21 @@ impl<T, const BLOCK: u32> Sparse<T, BLOCK> {
         }
         let mut level = &self.root;
         let mut shift = self.root_shift;
-        let mut place = (index >> shift) as usize;
+        let mut slot = (index >> shift) as usize;
         loop {
             match level {
-                Level::Blocks(blocks) => return blocks.get(place)?.get(),
+                Level::Blocks(blocks) => return blocks.get(slot)?.get(),
                 Level::Branches(branches) => {
-                    level = branches.get(place)?.get()?;
+                    level = branches.get(slot)?.get()?;
                     shift -= FAN_BITS;
-                    place = (index >> shift) as usize & ((1 << FAN_BITS) - 1);
+                    slot = (index >> shift) as usize & ((1 << FAN_BITS) - 1);
                 }
             }
         }
     }
 
-    /// Calls `visit` with each existing block that holds a part of `[first, first + count)`: the index of its first entry,
-    /// the part, the block. A range that leaves the table ends with the table.
+    /// Calls `visit` with each existing block that intersects `[first, first + count)`: index of its first entry, offsets
+    /// in range, block. A range beyond the table ends with the table.
     pub(crate) fn visit<E>(
         &self,
         first: u64,
@@ -145,14 +141,14 @@ impl<T, const BLOCK: u32> Sparse<T, BLOCK> {
         self.root.walk(self.root_shift, 0, first, last, &mut visit)
     }
 
-    /// Bytes taken: the array's own and what `of_block` says of each block.
+    /// Bytes taken: the array's own, and `of_block` of each block.
     pub(crate) fn memory_bytes(&self, of_block: impl Fn(&T) -> u64) -> u64 {
         self.root.memory_bytes(&of_block)
     }
 }
 
 impl<T: Send + Sync, const BLOCK: u32> Sparse<T, BLOCK> {
-    /// The block of entry `index`; `make` makes it if it is missing.
+    /// The block of entry `index`, created with `make` if it is missing.
     pub(crate) fn block_or_make(
         &self,
         index: u64,
@@ -161,25 +157,25 @@ impl<T: Send + Sync, const BLOCK: u32> Sparse<T, BLOCK> {
         self.check(index, 1)?;
         let mut level = &self.root;
         let mut shift = self.root_shift;
-        let mut place = (index >> shift) as usize;
+        let mut slot = (index >> shift) as usize;
         loop {
             match level {
                 Level::Blocks(blocks) => {
-                    return match blocks[place].get() {
+                    return match blocks[slot].get() {
                         Some(block) => Ok(block),
-                        None => Ok(blocks[place].publish(make()?)?),
+                        None => Ok(blocks[slot].publish(make()?)?),
                     };
                 }
                 Level::Branches(branches) => {
                     shift -= FAN_BITS;
-                    level = match branches[place].get() {
+                    level = match branches[slot].get() {
                         Some(level) => level,
                         None => {
                             let below = (shift - BLOCK) / FAN_BITS;
-                            branches[place].publish(Level::new(below, 1 << FAN_BITS)?)?
+                            branches[slot].publish(Level::new(below, 1 << FAN_BITS)?)?
                         }
                     };
-                    place = (index >> shift) as usize & ((1 << FAN_BITS) - 1);
+                    slot = (index >> shift) as usize & ((1 << FAN_BITS) - 1);
                 }
             }
         }
@@ -187,12 +183,12 @@ impl<T: Send + Sync, const BLOCK: u32> Sparse<T, BLOCK> {
 }
 
 impl<T> Level<T> {
-    /// A level of `places` with `below` levels between it and the blocks.
-    fn new(below: u32, places: usize) -> Result<Self, OutOfMemory> {
-        Ok(if below == 0 { Self::Blocks(vacant(places)?) } else { Self::Branches(vacant(places)?) })
+    /// A level of `slots` slots, `below` levels above the blocks.
+    fn new(below: u32, slots: usize) -> Result<Self, OutOfMemory> {
+        Ok(if below == 0 { Self::Blocks(empty_slots(slots)?) } else { Self::Branches(empty_slots(slots)?) })
     }
 
-    /// Both ends lie in this level, whose first entry is `base`.
+    /// Visits `first..=last`, both in this level, whose first entry is `base`.
     fn walk<E>(
         &self,
         shift: u32,
@@ -201,24 +197,24 @@ impl<T> Level<T> {
         last: u64,
         visit: &mut impl FnMut(u64, Range<usize>, &T) -> Result<(), E>,
     ) -> Result<(), E> {
-        let places = ((first - base) >> shift) as usize..=((last - base) >> shift) as usize;
-        let part = |place: usize| {
-            let start = base + ((place as u64) << shift);
+        let slots = ((first - base) >> shift) as usize..=((last - base) >> shift) as usize;
+        let clip = |slot: usize| {
+            let start = base + ((slot as u64) << shift);
             (start, first.max(start), last.min(start + ((1 << shift) - 1)))
         };
         match self {
             Self::Blocks(blocks) => {
-                for place in places {
-                    if let Some(block) = blocks[place].get() {
-                        let (start, from, to) = part(place);
+                for slot in slots {
+                    if let Some(block) = blocks[slot].get() {
+                        let (start, from, to) = clip(slot);
                         visit(start, (from - start) as usize..(to - start) as usize + 1, block)?;
                     }
                 }
             }
             Self::Branches(branches) => {
-                for place in places {
-                    if let Some(level) = branches[place].get() {
-                        let (start, from, to) = part(place);
+                for slot in slots {
+                    if let Some(level) = branches[slot].get() {
+                        let (start, from, to) = clip(slot);
                         level.walk(shift - FAN_BITS, start, from, to, visit)?;
                     }
                 }
@@ -242,10 +238,10 @@ impl<T> Level<T> {
     }
 }
 
-fn vacant<T>(places: usize) -> Result<Box<[Published<T>]>, OutOfMemory> {
+fn empty_slots<T>(slots: usize) -> Result<Box<[Published<T>]>, OutOfMemory> {
     let mut all = Vec::new();
-    all.try_reserve_exact(places).map_err(|_| OutOfMemory)?;
-    all.resize_with(places, Published::empty);
+    all.try_reserve_exact(slots).map_err(|_| OutOfMemory)?;
+    all.resize_with(slots, Published::empty);
     Ok(all.into_boxed_slice())
 }
 

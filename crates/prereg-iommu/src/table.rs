@@ -1,11 +1,11 @@
-//! A TCE table as a guest sees it, joined to the hardware tables that act on it.
+//! A guest-visible TCE table and the hardware tables attached to it.
 //!
-//! A [`TceTable`] owns the guest-visible values and shares any number of hardware tables, each of which another owner (a
-//! container's window) may share too. An entry of the guest table stands for `2^(guest shift - hardware shift)` entries of
-//! a hardware table, its sub-pages; they are mapped all or none.
+//! A [`TceTable`] owns the guest-visible values and shares any number of hardware tables with their other owners (the windows
+//! of containers). An entry of the guest table stands for `2^(guest shift - hardware shift)` entries of a hardware table, its
+//! subpages; they are mapped all or none.
 //!
-//! The two halves are changed one after the other, hardware first. Two vCPUs at the same entry may therefore leave the
-//! value of one beside the mapping of the other, as in the kernel; counts stay exact and every mapping stays a pinned one.
+//! Hardware tables are changed before the guest-visible value. Two vCPUs at one entry may therefore leave the value of one
+//! beside the mapping of the other, as in the kernel; counts stay exact and every mapping stays pinned.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -16,12 +16,12 @@ use prereg::{
 };
 
 use crate::geometry::Geometry;
-use crate::guest_table::{GuestTable, Place};
+use crate::guest_table::{GuestTable, ValueSlot};
 use crate::hw_table::{EntryError, HwTable};
 use crate::sparse::TableError;
 use crate::tce::Tce;
 
-/// A logical bus number: how a guest names a table. 32 bits; a register holds 64, and what is wider names nothing.
+/// A logical bus number, by which a guest names a table: 32 bits. Wider register values name no table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(transparent)]
 pub struct Liobn(u32);
@@ -39,7 +39,7 @@ impl Liobn {
         self.0
     }
 
-    /// The number in a guest's register, or `None` if it cannot be one.
+    /// The number in a guest's register, or `None` if it is wider than 32 bits.
     #[must_use]
     #[inline]
     pub const fn from_register(register: u64) -> Option<Self> {
@@ -53,11 +53,11 @@ impl fmt::Display for Liobn {
     }
 }
 
-/// Why a hardware table cannot serve a guest table. Nothing changed. EINVAL.
+/// Errors of attaching a hardware table. Nothing changed. EINVAL.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// Its pages are larger than the guest's, so one of them would show the guest's neighbours.
+    /// Its pages are larger than the guest's, so one would expose neighbouring guest pages.
     #[error(
         "the hardware table has pages of {hardware}, the guest's table of {guest}; they may not be larger"
     )]
@@ -67,7 +67,7 @@ pub enum AttachError {
         /// The guest's page size.
         guest: PageShift,
     },
-    /// Its window starts elsewhere.
+    /// Its window starts at another address.
     #[error("the hardware window starts at {hardware}, the guest's at {guest}; they must be the same")]
     OtherStart {
         /// The hardware's start.
@@ -75,7 +75,7 @@ pub enum AttachError {
         /// The guest's start.
         guest: BusAddr,
     },
-    /// Its window ends before the guest's.
+    /// Its window is smaller than the guest's.
     #[error("the hardware window has {hardware:#x} bytes, the guest's {guest:#x}; it may not be smaller")]
     TooSmall {
         /// The hardware's length in bytes.
@@ -83,7 +83,7 @@ pub enum AttachError {
         /// The guest's length in bytes.
         guest: u64,
     },
-    /// It maps the memory of another address space than the tables attached before.
+    /// It maps another address space than the tables attached before.
     #[error("the hardware table maps another address space than those attached before")]
     OtherSpace,
 }
@@ -96,23 +96,23 @@ impl AttachError {
     }
 }
 
-/// What the guest table says about a bus address.
+/// The guest table's translation of a bus address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
-    /// The guest page the entry names.
+    /// The guest page of the entry.
     pub page: GuestAddr,
-    /// Its size.
+    /// The page size.
     pub shift: PageShift,
-    /// What a device may do there; `None` if nothing.
+    /// The access it allows; `None` if nothing is mapped.
     pub access: Option<Access>,
 }
 
 #[derive(Debug)]
 struct Attached {
     table: Arc<HwTable>,
-    /// How often it was attached: each attach is taken back by one detach.
+    /// Number of attaches, each reverted by one detach.
     times: u64,
-    /// `log2` of its entries in one guest entry.
+    /// `log2` of its entries per guest entry.
     split: u32,
 }
 
@@ -157,7 +157,7 @@ pub struct TceTable {
 }
 
 impl TceTable {
-    /// A table of zeros with no hardware table: what a purely emulated device has.
+    /// A table of zeros without hardware tables, as a purely emulated device has.
     ///
     /// # Errors
     /// [`OutOfMemory`] for its root.
@@ -165,29 +165,30 @@ impl TceTable {
         Ok(Self { liobn, geometry, values: GuestTable::new(geometry.entries())?, attached: Vec::new() })
     }
 
-    /// The number the guest calls it by.
+    /// The logical bus number.
     #[must_use]
     pub const fn liobn(&self) -> Liobn {
         self.liobn
     }
 
-    /// Where the window is, its page size and its length.
+    /// Start, page size and length of the window.
     #[must_use]
     #[inline]
     pub const fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// The guest-visible values.
+    /// The guest-visible value of entry `index`; zero if never written or outside the table.
     #[must_use]
-    pub const fn values(&self) -> &GuestTable {
-        &self.values
+    #[inline]
+    pub fn value(&self, index: u64) -> Tce {
+        self.values.load(index)
     }
 
-    /// Lets `table` act on what the guest writes from now on. Values written before are not mapped after the fact: a guest
-    /// table is attached while it is empty, or its owner writes the values again.
+    /// Attaches a hardware table, which follows the guest's writes from now on. Values written before are not mapped:
+    /// attach while the guest table is empty, or write the values again.
     ///
-    /// Returns how often this table is attached now: the same one may be attached once for each group behind it.
+    /// Returns how often this hardware table is attached now; it may be attached once for each group behind it.
     ///
     /// # Errors
     /// [`AttachError`].
@@ -213,8 +214,8 @@ impl TceTable {
         Ok(1)
     }
 
-    /// Takes one [`attach`](Self::attach) of `table` back; after the last one the guest's writes no longer reach it. What
-    /// it maps stays until its owner clears or drops it. Returns how often it is still attached, or `None` if it was not.
+    /// Reverts one [`attach`](Self::attach). After the last one the guest's writes no longer reach the hardware table; its
+    /// entries stay until its owner clears or drops it. Returns how often it is still attached, or `None` if it was not.
     pub fn detach(&mut self, table: &Arc<HwTable>) -> Option<u64> {
         let at = self.attached.iter().position(|known| Arc::ptr_eq(&known.table, table))?;
         let known = &mut self.attached[at];
@@ -232,7 +233,7 @@ impl TceTable {
         self.attached.iter().map(|attached| &attached.table)
     }
 
-    /// What the guest wrote for the page that holds `ioba`; `None` outside the window.
+    /// The translation of `ioba` by the guest-visible values; `None` outside the window.
     #[must_use]
     #[inline]
     pub fn translate(&self, ioba: BusAddr) -> Option<Translation> {
@@ -241,14 +242,14 @@ impl TceTable {
         Some(Translation { page: tce.page(shift), shift, access: tce.access() })
     }
 
-    /// A counted mapping of the hardware page that holds `ioba`, from the first attached table that has one: what a device's
-    /// access holds until it is done. `None` if no table maps it.
+    /// A counted mapping of the hardware page of `ioba`, for a device's access, from the first attached table that maps it.
+    /// `None` if no table does.
     ///
     /// # Errors
     /// [`MapError::Closing`] if the region takes no new mappings, [`MapError::Foreign`] for a translator of another address
     /// space, [`MapError::Contended`] if another thread does not leave the entry.
     #[inline]
-    pub fn take(
+    pub fn hold_mapping(
         &self,
         translator: &mut Translator,
         ioba: BusAddr,
@@ -256,9 +257,10 @@ impl TceTable {
         for attached in &self.attached {
             let table = &attached.table;
             if let Some(index) = table.geometry().index(ioba) {
-                if let Some(found) =
-                    patiently(|| table.take(translator, index), |error| *error == MapError::Contended)?
-                {
+                if let Some(found) = retry_contended(
+                    || table.hold_mapping(translator, index),
+                    |error| *error == MapError::Contended,
+                )? {
                     return Ok(Some(found));
                 }
             }
@@ -271,8 +273,8 @@ impl TceTable {
         !self.attached.is_empty()
     }
 
-    /// Whether every hardware table could map the page at `ua` (of a guest page: its first sub-page, as in the kernel).
-    /// Skips `skip` tables, which the caller is about to try for good.
+    /// Checks whether every hardware table after the first `skip` could map the page at `ua` (of a guest page: its first
+    /// subpage, as in the kernel).
     #[inline]
     pub(crate) fn check(
         &self,
@@ -283,7 +285,7 @@ impl TceTable {
         self.attached.iter().skip(skip).try_for_each(|attached| attached.table.check(translator, ua))
     }
 
-    /// Asks for what mapping the page at `ua` will read.
+    /// Prefetches what mapping the page at `ua` will read.
     #[inline]
     pub(crate) fn prefetch(&self, translator: &Translator, ua: UserAddr) {
         if self.has_hardware() {
@@ -291,20 +293,20 @@ impl TceTable {
         }
     }
 
-    /// Where `tce` goes in the guest's half. Asked for before the hardware's half is changed, so that nothing can fail after.
+    /// The location for `tce`, allocated before the hardware tables are changed, so that the write after them cannot fail.
     #[inline]
-    pub(crate) fn place(&self, index: u64, tce: Tce) -> Result<Place<'_>, TableError> {
-        self.values.place(index, tce)
+    pub(crate) fn value_slot(&self, index: u64, tce: Tce) -> Result<ValueSlot<'_>, TableError> {
+        self.values.value_slot(index, tce)
     }
 
-    /// The same for `count` entries at once; zeros need nothing.
+    /// Allocates the values of `count` entries, so that filling them cannot fail; zeros need nothing.
     #[inline]
     pub(crate) fn prepare(&self, index: u64, count: u64, tce: Tce) -> Result<(), TableError> {
         if tce == Tce::NONE { Ok(()) } else { self.values.prepare(index, count) }
     }
 
-    /// Maps entry `index` to the page at `ua` in every hardware table. On failure the failing table has this entry as it was
-    /// or cleared, tables before it have the new mapping (docs/specification.md 3.4 step 5), and every unit is accounted for.
+    /// Maps entry `index` to the page at `ua` in every hardware table. On failure the failing table keeps its entry or has
+    /// it cleared, tables before it have the new mapping (docs/specification.md 3.4 step 5), and no unit is lost.
     #[inline]
     pub(crate) fn map(
         &self,
@@ -335,10 +337,10 @@ impl TceTable {
         self.attached.iter().try_for_each(|attached| attached.unmap(translator, index, count))
     }
 
-    /// Maps entry `index` in each hardware table that can and clears it in each that cannot. Waits for another thread at the
-    /// same entry.
+    /// Maps entry `index` in each hardware table that can and clears it in the others. Retries while another thread changes
+    /// the entry.
     #[inline]
-    pub(crate) fn settle(
+    pub(crate) fn sync_hw(
         &self,
         translator: &mut Translator,
         index: u64,
@@ -346,27 +348,30 @@ impl TceTable {
     ) -> Result<(), EntryError> {
         for attached in &self.attached {
             if let Some((ua, access)) = target {
-                match patiently(|| attached.map(translator, index, ua, access), EntryError::is_contended) {
+                match retry_contended(
+                    || attached.map(translator, index, ua, access),
+                    EntryError::is_contended,
+                ) {
                     Ok(()) => continue,
                     Err(error) if error.is_refusal() => {}
                     Err(error) => return Err(error),
                 }
             }
-            patiently(|| attached.unmap(translator, index, 1), EntryError::is_contended)?;
+            retry_contended(|| attached.unmap(translator, index, 1), EntryError::is_contended)?;
         }
         Ok(())
     }
 
-    /// Clears `count` entries from `index` on in every hardware table, waiting where another thread is at one of them.
+    /// Clears `count` entries from `index` on in every hardware table. Retries while another thread changes one of them.
     #[inline]
-    pub(crate) fn settle_none(
+    pub(crate) fn clear_hw(
         &self,
         translator: &mut Translator,
         index: u64,
         count: u64,
     ) -> Result<(), EntryError> {
         self.attached.iter().try_for_each(|attached| {
-            patiently(|| attached.unmap(translator, index, count), EntryError::is_contended)
+            retry_contended(|| attached.unmap(translator, index, count), EntryError::is_contended)
         })
     }
 
@@ -376,23 +381,23 @@ impl TceTable {
         self.values.fill(index, count, tce)
     }
 
-    /// Bytes of memory the guest-visible half takes now.
+    /// Bytes of memory that the guest-visible values take now.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
         self.values.memory_bytes()
     }
 }
 
-/// How often a contended entry is tried again: long enough for a thread that lost its processor in the middle of a change,
-/// and not for ever, in case the caller is a signal handler on top of that very thread. (One try looks 256 times.)
-const PATIENCE: u32 = 1 << 14;
+/// Attempts at a contended entry: enough for a thread that was preempted in the middle of a change, and bounded, in case
+/// the caller is a signal handler on top of that thread. (One attempt looks 256 times.)
+const MAX_RETRIES: u32 = 1 << 14;
 
 #[inline]
-fn patiently<T, E>(
+fn retry_contended<T, E>(
     mut attempt: impl FnMut() -> Result<T, E>,
     is_contended: impl Fn(&E) -> bool,
 ) -> Result<T, E> {
-    for _ in 0..PATIENCE {
+    for _ in 0..MAX_RETRIES {
         match attempt() {
             Err(error) if is_contended(&error) => core::hint::spin_loop(),
             answer => return answer,

@@ -1,7 +1,7 @@
-//! A translation control entry (TCE): what a guest writes into its table (docs/specification.md 3.1).
+//! Translation control entries (TCEs), the values of a guest's table (docs/specification.md 3.1).
 //!
-//! Bit 0 lets the device read, bit 1 lets it write, the rest is the guest-physical address. Without a permission bit
-//! there is no mapping, whatever the other bits say ("poison"); they are kept for the guest to read back.
+//! Bit 0 lets the device read, bit 1 lets it write, the rest is the guest-physical address. Without a permission bit nothing is
+//! mapped, whatever the other bits ("poison"); they are kept for the guest to read back.
 
 use core::fmt;
 
@@ -15,7 +15,7 @@ pub struct Tce(u64);
 impl Tce {
     const PERMISSIONS: u64 = 3;
 
-    /// No mapping, nothing else.
+    /// Zero: no mapping.
     pub const NONE: Self = Self(0);
 
     /// Any 64 bits are a TCE.
@@ -32,21 +32,21 @@ impl Tce {
         self.0
     }
 
-    /// What the device may do, or `None` if nothing is mapped.
+    /// The access allowed, or `None` if nothing is mapped.
     #[must_use]
     #[inline]
     pub fn access(self) -> Option<Access> {
         Access::from_bits(self.0 & Self::PERMISSIONS)
     }
 
-    /// The value without its permission bits: KVM's rules look at all of it.
+    /// The value without its permission bits, all of which KVM's rules check.
     #[must_use]
     #[inline]
     pub const fn address(self) -> GuestAddr {
         GuestAddr::new(self.0 & !Self::PERMISSIONS)
     }
 
-    /// The guest page that a table of `shift` makes of it: lower bits do not count.
+    /// The guest page in a table of page size `shift`: lower bits are ignored.
     #[must_use]
     #[inline]
     pub const fn page(self, shift: PageShift) -> GuestAddr {

@@ -2,7 +2,7 @@
 //!
 //! A [`Disk`] is shared by all I/O threads of a controller; each thread makes a [`DiskQueue`] of its own, puts requests
 //! into it and takes completions out, in any order. A request carries the guest memory it moves data to or from as
-//! [`Hold`]s: they stay with the request until its completion, so memory cannot be unmapped under an I/O in flight.
+//! [`DmaGuard`]s: they stay with the request until its completion, so memory cannot be unmapped under an I/O in flight.
 //!
 //! What "done" means: a completed write is readable from every queue; it is durable once a flush that was submitted
 //! after its completion has completed without a fault, or at once if it was a write with `fua`. A disk that has ever
@@ -18,7 +18,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prereg_vfio_user::server::Hold;
+use prereg_vfio_user::server::DmaGuard;
 
 pub use fault::{DiskError, DiskFault};
 pub use file::{Direct, DiskOptions, FileDisk};
@@ -103,7 +103,7 @@ pub struct Request {
 #[derive(Debug)]
 pub struct Segment {
     /// Keeps the memory mapped until the request is done.
-    pub hold: Hold,
+    pub hold: DmaGuard,
     /// Bytes from the start of the hold.
     pub offset: u64,
     /// The length.

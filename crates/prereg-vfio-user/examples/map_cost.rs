@@ -1,8 +1,9 @@
-//! What a DMA_MAP and a DMA_UNMAP of 4 KiB cost the server: `cargo run --release -p prereg-vfio-user --example map_cost`.
+//! Measures the server's cost of a DMA_MAP and a DMA_UNMAP of 4 KiB: `cargo run --release -p prereg-vfio-user --example
+//! map_cost`.
 //!
-//! A client maps pages and unmaps them one at a time, as a guest's IOMMU does, with 64 and with 65,279 other mappings alive. The
-//! processor time is that of the server's thread, as the kernel counts it. Beside it stands a thread that makes the same system
-//! calls for the same messages and nothing else: what is left is the server's own.
+//! A client maps and unmaps single pages, as for a guest's IOMMU, with 64 and with 65,279 other mappings alive. The processor
+//! time is that of the server's thread, as the kernel counts it. For comparison, a thread makes the system calls for these
+//! messages and nothing else; the difference is the server's own work.
 
 use std::error::Error;
 use std::fs;
@@ -15,13 +16,13 @@ use prereg::{Access, AddressSpace, Errno, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::{
-    Bus, Device, Interest, Layout, MemoryPolicy, MemoryStore, Model, Server, ServerSettings, Socket,
-    Transport,
+    Device, DeviceContext, DeviceFactory, Interest, Layout, MemoryPolicy, MemoryStore, Server,
+    ServerSettings, Socket, Transport,
 };
 use prereg_vfio_user::wire::Header;
 
 const PAGE: u64 = 4096;
-/// Maps and then unmaps in one round, rounds in one repeat; the best repeat counts.
+/// Maps and unmaps in a round, rounds in a repeat; the best repeat counts.
 const BATCH: u64 = 255;
 const ROUNDS: u64 = 40;
 const REPEATS: u64 = 20;
@@ -45,11 +46,11 @@ impl Device for Idle {
     fn client_gone(&self) {}
 }
 
-impl Model for Idle {
+impl DeviceFactory for Idle {
     fn name(&self) -> &str {
         "idle"
     }
-    fn attach(&self, _: Bus) -> Result<Arc<dyn Device>, Errno> {
+    fn attach(&self, _: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         Ok(Arc::new(Idle))
     }
 }
@@ -66,7 +67,7 @@ fn processor_time(name: &str) -> Result<u64, Box<dyn Error>> {
     Err("no such thread".into())
 }
 
-/// What a map and what an unmap cost, in nanoseconds of the server's thread.
+/// The cost of a map and of an unmap, in nanoseconds of the server's thread.
 fn measure(client: &mut Client, guest: &GuestMemory, thread: &str) -> Result<[f64; 2], Box<dyn Error>> {
     let ram = guest.descriptor().ok_or("a memfd has a descriptor")?;
     let place = |page: u64| Iova::new((1 << 40) + page * PAGE);
@@ -74,7 +75,7 @@ fn measure(client: &mut Client, guest: &GuestMemory, thread: &str) -> Result<[f6
     for _ in 0..REPEATS {
         let mut spent = [0; 2];
         for _ in 0..ROUNDS {
-            // The first message also sees to it that the thread has its name.
+            // The first message also ensures that the thread has its name.
             client.dma_map(place(BATCH), PAGE, Access::ReadWrite, Some((ram, 0)))?;
             client.dma_unmap(place(BATCH), PAGE)?;
             let start = processor_time(thread)?;
@@ -95,7 +96,7 @@ fn measure(client: &mut Client, guest: &GuestMemory, thread: &str) -> Result<[f6
     Ok(best)
 }
 
-/// The same messages, received and answered without a thought.
+/// Receives these messages and replies without any work.
 fn echo(stream: UnixStream) -> Result<(), Errno> {
     let socket = Socket::new(stream)?;
     let mut buffer = vec![0; 64 << 10];
@@ -106,7 +107,7 @@ fn echo(stream: UnixStream) -> Result<(), Errno> {
         let Some(head) = buffer[..received.bytes].first_chunk() else { return Ok(()) };
         let header = Header::read(head);
         for descriptor in descriptors.drain(..) {
-            // The server asks whose memory it is.
+            // The server requests the peer's credentials.
             fs::File::from(descriptor).metadata().map_err(|_| Errno::EIO)?;
         }
         let mut reply = Vec::new();
@@ -130,10 +131,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let store = Arc::new(MemoryStore::new(space, MemoryPolicy::EAGER));
     let server = Server::new(store.clone(), ServerSettings::default());
     let (ours, theirs) = UnixStream::pair()?;
-    let model: Arc<dyn Model> = Arc::new(Idle);
+    let model: Arc<dyn DeviceFactory> = Arc::new(Idle);
     let number = server.adopt(theirs, &model)?;
     let mut client = Client::over(ours);
-    client.introduce()?;
+    client.negotiate()?;
     let ram = guest.descriptor().ok_or("a memfd has a descriptor")?;
     let mut alive = 0;
     for mappings in [64, 65_535 - BATCH - 1] {

@@ -1,146 +1,145 @@
-//! What a session asks its server to do.
+//! Actions: requests of the client for the server to perform.
 
-use crate::answer::{
-    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, Introduced, ReadData, Token,
-    Unmapped, Written, WrittenMany,
+use crate::capabilities::Negotiated;
+use crate::reply::{
+    DeviceInfoReply, EmptyReply, IrqInfoReply, ReadReply, RegionInfoReply, RegionIoFdsReply, Token,
+    UnmapReply, VersionReply, WriteMultiReply, WriteReply,
 };
-use crate::capabilities::Terms;
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 use crate::transfer::{TransferError, TransferId};
 use crate::wire::{Command, IrqAction, MapMemory, RegionWrite, UnmapMemory};
 
-/// What the server has to do next, in the order the client asked. What has a token wants an answer, at any time and in any
-/// order; a client may count on the order in which the requests were performed.
+/// An action of the server, in the client's order. One with a token needs a reply, at any time and in any order; a client may
+/// rely on the order in which requests are performed.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Action<F> {
-    /// The client introduced itself, and may ask for the rest from here on.
+    /// VERSION: the client may send other requests from here on.
     Negotiated {
-        /// What both sides agree on.
-        terms: Terms,
-        /// Answer with `()`, before anything else is answered or asked; a failure turns the client away and ends the session.
-        token: Token<Introduced>,
+        /// The negotiated capabilities.
+        negotiated: Negotiated,
+        /// Answer with `()` before any other reply or request; a failure rejects the client and ends the session.
+        token: Token<VersionReply>,
     },
-    /// DMA_MAP: let the device reach memory. Sizes and page alignment are checked, what is mapped already is not, nor is
-    /// what the descriptor can give.
+    /// DMA_MAP: lets the device access memory. Sizes and page alignment are checked; overlaps and the size of the file are not.
     MapMemory {
-        /// What and where.
+        /// The mapping.
         map: MapMemory,
-        /// The memory; without one it is reached by [`Session::dma_read`](crate::Session::dma_read) and
+        /// The memory; without it, it is accessed by [`Session::dma_read`](crate::Session::dma_read) and
         /// [`Session::dma_write`](crate::Session::dma_write).
         memory: Option<F>,
         /// Answer with `()`.
-        token: Token<Acknowledged>,
+        token: Token<EmptyReply>,
     },
-    /// DMA_UNMAP: let the device reach memory no longer. Answer when no access is under way any more.
+    /// DMA_UNMAP: ends the device's access to memory. Answer when no access is under way any more.
     UnmapMemory {
-        /// Which.
+        /// The range.
         unmap: UnmapMemory,
         /// Answer with `()`.
-        token: Token<Unmapped>,
+        token: Token<UnmapReply>,
     },
     /// DEVICE_GET_INFO.
     DescribeDevice {
         /// Answer with a [`DeviceInfo`](crate::wire::DeviceInfo).
-        token: Token<AskedDevice>,
+        token: Token<DeviceInfoReply>,
     },
     /// DEVICE_GET_REGION_INFO.
     DescribeRegion {
-        /// The region, any number.
+        /// The region, not checked.
         index: u32,
-        /// Answer with a [`Region`](crate::Region); EINVAL for an index that no region has.
-        token: Token<AskedRegion>,
+        /// Answer with a [`Region`](crate::Region); EINVAL for an index without a region.
+        token: Token<RegionInfoReply>,
     },
     /// DEVICE_GET_REGION_IO_FDS.
     DescribeIoDescriptors {
-        /// The region, any number.
+        /// The region, not checked.
         index: u32,
         /// Answer with an [`IoRegion`](crate::IoRegion).
-        token: Token<AskedIoDescriptors>,
+        token: Token<RegionIoFdsReply>,
     },
     /// DEVICE_GET_IRQ_INFO.
     DescribeIrqs {
-        /// The kind of interrupt, any number.
+        /// The kind of interrupt, not checked.
         index: u32,
-        /// Answer with [`Irqs`](crate::Irqs); EINVAL for an index that no interrupt has.
-        token: Token<AskedIrq>,
+        /// Answer with an [`IrqDescription`](crate::IrqDescription); EINVAL for an unknown index.
+        token: Token<IrqInfoReply>,
     },
-    /// DEVICE_SET_IRQS. That the kind exists and has so many is not checked.
+    /// DEVICE_SET_IRQS. The kind and the range of interrupts are not checked.
     SetIrqs {
         /// The kind of interrupt.
         index: u32,
-        /// The first.
+        /// The first interrupt.
         start: u32,
-        /// How many; 0 (with [`IrqTargets::All`] and [`IrqAction::Trigger`]) turns the whole kind off.
+        /// The number of interrupts; 0 (with [`IrqTargets::All`] and [`IrqAction::Trigger`]) disables the whole kind.
         count: u32,
-        /// What happens to them, or is to be told of.
+        /// The action, performed now or when an eventfd is signalled.
         action: IrqAction,
-        /// To which of them.
+        /// The interrupts it applies to.
         targets: IrqTargets<F>,
         /// Answer with `()`.
-        token: Token<Acknowledged>,
+        token: Token<EmptyReply>,
     },
-    /// REGION_READ. That the region exists and is so long is not checked.
+    /// REGION_READ. The region and its length are not checked.
     ReadRegion {
         /// The region.
         region: u32,
-        /// Where, in bytes.
+        /// The offset in bytes.
         offset: u64,
-        /// How many bytes, at least 1 and at most the server's `max_data_xfer_size`.
+        /// The number of bytes, from 1 to the server's `max_data_xfer_size`.
         count: u32,
         /// Answer with the bytes.
-        token: Token<ReadData>,
+        token: Token<ReadReply>,
     },
-    /// REGION_WRITE. That the region exists and is so long is not checked.
+    /// REGION_WRITE. The region and its length are not checked.
     WriteRegion {
         /// The region.
         region: u32,
-        /// Where, in bytes.
+        /// The offset in bytes.
         offset: u64,
         /// The bytes, at least 1.
         data: Vec<u8>,
         /// Answer with `()`.
-        token: Token<Written>,
+        token: Token<WriteReply>,
     },
-    /// REGION_WRITE_MULTI: writes in their order.
+    /// REGION_WRITE_MULTI: writes in this order.
     WriteRegions {
-        /// At least 1.
+        /// The writes, at least 1.
         writes: Vec<RegionWrite>,
-        /// Answer with how many were performed.
-        token: Token<WrittenMany>,
+        /// Answer with the number of writes performed.
+        token: Token<WriteMultiReply>,
     },
     /// DEVICE_RESET.
     Reset {
         /// Answer with `()`.
-        token: Token<Acknowledged>,
+        token: Token<EmptyReply>,
     },
-    /// A transfer that the server asked for is over. Nothing to answer.
+    /// A transfer of the server has ended. Needs no reply.
     TransferEnded {
-        /// Which.
+        /// The range.
         transfer: TransferId,
-        /// What was read, or nothing for a write.
+        /// The data that was read; empty for a write.
         result: Result<Vec<u8>, TransferError>,
     },
-    /// The engine refused a message and has answered it, if an answer was wanted. For logs and counts; nothing to do.
+    /// The engine refused a message, and replied if a reply was wanted. For logs and counts; needs no action.
     Refused {
         /// The message's id.
         id: u16,
-        /// What it asked for.
+        /// The command.
         command: Command,
-        /// Why not.
-        refusal: Refusal,
+        /// The reason.
+        error: RequestError,
     },
 }
 
-/// Which interrupts of a range a DEVICE_SET_IRQS is for.
+/// The interrupts of a range that a DEVICE_SET_IRQS applies to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IrqTargets<F> {
     /// All of them, now.
     All,
     /// Those that are `true`, now; as many as the range has.
     Each(Vec<bool>),
-    /// None now: these are told when it happens, as many as the range has.
+    /// Those with these eventfds, one for each of the range, when they are signalled or to be signalled.
     Eventfds(Vec<F>),
-    /// None now: those that were told are told no longer.
+    /// Removes the eventfds of the range.
     NoEventfds,
 }

@@ -1,30 +1,31 @@
-//! What both sides can, and what they agree on (vfio-user specification, "VFIO_USER_VERSION").
+//! Capabilities and their negotiation (vfio-user specification, "VFIO_USER_VERSION").
 //!
-//! Capabilities travel as JSON. A reply may only name what the command named; what neither names has the specification's
-//! default. `max_msg_fds` and `max_data_xfer_size` are each side's own limit as a receiver, the rest is shared.
+//! Capabilities are JSON. A reply may only name capabilities that the command named; for the others the specification has
+//! defaults. `max_msg_fds` and `max_data_xfer_size` are each side's own limits as a receiver, the others are shared.
 
 use serde_json::{Map, Value};
 
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
 /// One side's capabilities.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Capabilities {
-    /// Descriptors it takes with one message. QEMU refuses a server that says more than 16.
+    /// Descriptors it accepts with one message. QEMU refuses a server with more than 16.
     pub max_msg_fds: u32,
-    /// Bytes of data it takes or gives in one message. QEMU refuses a server that says more than 64 MiB.
+    /// Bytes of data it accepts or returns in one message. QEMU refuses a server with more than 64 MiB.
     pub max_data_xfer_size: u32,
-    /// Page sizes of DMA maps, or'ed together; everything that is mapped is a multiple of the smallest. QEMU refuses a
-    /// server with pages below 4 KiB.
+    /// Page sizes of DMA maps, or'ed together; mappings are multiples of the smallest. QEMU refuses a server with pages below 4
+    /// KiB.
     pub page_sizes: u64,
-    /// DMA maps at a time. QEMU refuses a server that says more than 65,535.
+    /// DMA maps at a time. QEMU refuses a server with more than 65,535.
     pub max_dma_maps: u32,
-    /// Whether REGION_WRITE_MULTI is understood.
+    /// Whether REGION_WRITE_MULTI is supported.
     pub write_multiple: bool,
 }
 
 impl Default for Capabilities {
-    /// What a server of this crate can: 16 descriptors, 1 MiB, 4 KiB pages and multiples, 65,535 maps, many writes at once.
+    /// The capabilities of this crate's server: 16 descriptors, 1 MiB, 4 KiB pages and multiples, 65,535 maps,
+    /// REGION_WRITE_MULTI.
     fn default() -> Self {
         Self {
             max_msg_fds: 16,
@@ -36,8 +37,8 @@ impl Default for Capabilities {
     }
 }
 
-/// What a side that names nothing is taken to be able to.
-const UNNAMED: Capabilities = Capabilities {
+/// The capabilities of a side that names none.
+const DEFAULTS: Capabilities = Capabilities {
     max_msg_fds: 1,
     max_data_xfer_size: 1 << 20,
     page_sizes: 0x1000,
@@ -45,69 +46,69 @@ const UNNAMED: Capabilities = Capabilities {
     write_multiple: false,
 };
 
-/// What a session's two sides agreed on.
+/// The negotiated capabilities of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Terms {
+pub struct Negotiated {
     /// The minor version; the major one is 0.
     pub minor: u16,
-    /// Descriptors the client takes with one message.
+    /// Descriptors that the client accepts with one message.
     pub client_max_msg_fds: u32,
-    /// Bytes of data the client takes or gives in one message.
+    /// Bytes of data that the client accepts or returns in one message.
     pub client_max_data_xfer_size: u32,
-    /// Descriptors the server takes with one message.
+    /// Descriptors that the server accepts with one message.
     pub server_max_msg_fds: u32,
-    /// Bytes of data the server takes or gives in one message.
+    /// Bytes of data that the server accepts or returns in one message.
     pub server_max_data_xfer_size: u32,
-    /// Page sizes of DMA maps that both have, or'ed together; never 0.
+    /// Page sizes of DMA maps that both sides support, or'ed together; never 0.
     pub page_sizes: u64,
-    /// DMA maps at a time. The engine does not count them.
+    /// DMA maps at a time, not enforced by the engine.
     pub max_dma_maps: u32,
     /// Whether REGION_WRITE_MULTI may be sent.
     pub write_multiple: bool,
 }
 
-impl Terms {
-    /// The smallest page in bytes: what addresses and lengths of DMA maps are multiples of.
+impl Negotiated {
+    /// The smallest page size in bytes; addresses and lengths of DMA maps are multiples of it.
     #[must_use]
     pub fn smallest_page(&self) -> u64 {
         self.page_sizes & self.page_sizes.wrapping_neg()
     }
 }
 
-/// The newest minor version that is spoken.
+/// The newest supported minor version.
 const MINOR: u16 = 1;
-/// Version data beyond this is no list of capabilities; reading it could take many times its size.
-const LONGEST_DATA: usize = 16 << 10;
+/// Longer version data is refused: parsing it could take many times its size.
+const MAX_VERSION_DATA: usize = 16 << 10;
 
-/// Agrees with a client's proposal: the terms, and the reply's version data with its NUL.
+/// Negotiates with a client's proposal: the result, and the version data of the reply with its NUL.
 ///
 /// # Errors
-/// [`Refusal::Version`], [`Refusal::Capability`].
+/// [`RequestError::Version`], [`RequestError::Capability`].
 pub(crate) fn negotiate(
     server: &Capabilities,
     major: u16,
     minor: u16,
     data: &[u8],
-) -> Result<(Terms, Vec<u8>), Refusal> {
+) -> Result<(Negotiated, Vec<u8>), RequestError> {
     if major != 0 {
-        return Err(Refusal::Version { major, minor });
+        return Err(RequestError::Version { major, minor });
     }
     let proposed = parse(data)?;
     let client = Capabilities {
-        max_msg_fds: number32(&proposed, "max_msg_fds", UNNAMED.max_msg_fds)?,
-        max_data_xfer_size: number32(&proposed, "max_data_xfer_size", UNNAMED.max_data_xfer_size)?,
-        page_sizes: number(&proposed, "pgsizes", UNNAMED.page_sizes)?,
-        max_dma_maps: number32(&proposed, "max_dma_maps", UNNAMED.max_dma_maps)?,
+        max_msg_fds: number32(&proposed, "max_msg_fds", DEFAULTS.max_msg_fds)?,
+        max_data_xfer_size: number32(&proposed, "max_data_xfer_size", DEFAULTS.max_data_xfer_size)?,
+        page_sizes: number(&proposed, "pgsizes", DEFAULTS.page_sizes)?,
+        max_dma_maps: number32(&proposed, "max_dma_maps", DEFAULTS.max_dma_maps)?,
         write_multiple: match proposed.get("write_multiple") {
-            None => UNNAMED.write_multiple,
-            Some(value) => value.as_bool().ok_or(Refusal::Capability { name: "write_multiple" })?,
+            None => DEFAULTS.write_multiple,
+            Some(value) => value.as_bool().ok_or(RequestError::Capability { name: "write_multiple" })?,
         },
     };
     if client.max_data_xfer_size == 0 {
-        return Err(Refusal::Capability { name: "max_data_xfer_size" });
+        return Err(RequestError::Capability { name: "max_data_xfer_size" });
     }
-    let terms = Terms {
+    let negotiated = Negotiated {
         minor: minor.min(MINOR),
         client_max_msg_fds: client.max_msg_fds,
         client_max_data_xfer_size: client.max_data_xfer_size,
@@ -117,24 +118,24 @@ pub(crate) fn negotiate(
         max_dma_maps: client.max_dma_maps.min(server.max_dma_maps),
         write_multiple: client.write_multiple && server.write_multiple,
     };
-    if terms.page_sizes == 0 {
-        return Err(Refusal::Capability { name: "pgsizes" });
+    if negotiated.page_sizes == 0 {
+        return Err(RequestError::Capability { name: "pgsizes" });
     }
-    if terms.max_dma_maps == 0 {
-        return Err(Refusal::Capability { name: "max_dma_maps" });
+    if negotiated.max_dma_maps == 0 {
+        return Err(RequestError::Capability { name: "max_dma_maps" });
     }
-    Ok((terms, reply(&terms, &proposed)))
+    Ok((negotiated, reply(&negotiated, &proposed)))
 }
 
-/// The object under `capabilities`; an empty one where there is none, or no data at all.
-fn parse(data: &[u8]) -> Result<Map<String, Value>, Refusal> {
-    const MALFORMED: Refusal = Refusal::Capability { name: "capabilities" };
+/// The `capabilities` object; empty if it or all data is absent.
+fn parse(data: &[u8]) -> Result<Map<String, Value>, RequestError> {
+    const MALFORMED: RequestError = RequestError::Capability { name: "capabilities" };
     let end = data.iter().position(|byte| *byte == 0).unwrap_or(data.len());
     let json = data.get(..end).unwrap_or_default();
     if json.is_empty() {
         return Ok(Map::new());
     }
-    if json.len() > LONGEST_DATA {
+    if json.len() > MAX_VERSION_DATA {
         return Err(MALFORMED);
     }
     match serde_json::from_slice(json) {
@@ -147,33 +148,37 @@ fn parse(data: &[u8]) -> Result<Map<String, Value>, Refusal> {
     }
 }
 
-fn number(capabilities: &Map<String, Value>, name: &'static str, unnamed: u64) -> Result<u64, Refusal> {
+fn number(capabilities: &Map<String, Value>, name: &'static str, default: u64) -> Result<u64, RequestError> {
     match capabilities.get(name) {
-        None => Ok(unnamed),
-        Some(value) => value.as_u64().ok_or(Refusal::Capability { name }),
+        None => Ok(default),
+        Some(value) => value.as_u64().ok_or(RequestError::Capability { name }),
     }
 }
 
-/// A count or size; more than 32 bits can say is as good as all that they can.
-fn number32(capabilities: &Map<String, Value>, name: &'static str, unnamed: u32) -> Result<u32, Refusal> {
-    Ok(u32::try_from(number(capabilities, name, u64::from(unnamed))?).unwrap_or(u32::MAX))
+/// A count or size; larger numbers are cut to 32 bits' maximum.
+fn number32(
+    capabilities: &Map<String, Value>,
+    name: &'static str,
+    default: u32,
+) -> Result<u32, RequestError> {
+    Ok(u32::try_from(number(capabilities, name, u64::from(default))?).unwrap_or(u32::MAX))
 }
 
-/// What the client named, and what would be less than the client takes for granted.
-fn reply(terms: &Terms, proposed: &Map<String, Value>) -> Vec<u8> {
+/// The version data of the reply: capabilities that the client named, and those below the defaults.
+fn reply(negotiated: &Negotiated, proposed: &Map<String, Value>) -> Vec<u8> {
     let mut capabilities = Map::new();
     let mut say = |name: &str, value: Value, less: bool| {
         if less || proposed.contains_key(name) {
             capabilities.insert(name.to_owned(), value);
         }
     };
-    let descriptors = terms.server_max_msg_fds;
-    say("max_msg_fds", descriptors.into(), descriptors < UNNAMED.max_msg_fds);
-    let transfer = terms.server_max_data_xfer_size;
-    say("max_data_xfer_size", transfer.into(), transfer < UNNAMED.max_data_xfer_size);
-    say("pgsizes", terms.page_sizes.into(), false);
-    say("max_dma_maps", terms.max_dma_maps.into(), terms.max_dma_maps < UNNAMED.max_dma_maps);
-    say("write_multiple", terms.write_multiple.into(), false);
+    let descriptors = negotiated.server_max_msg_fds;
+    say("max_msg_fds", descriptors.into(), descriptors < DEFAULTS.max_msg_fds);
+    let transfer = negotiated.server_max_data_xfer_size;
+    say("max_data_xfer_size", transfer.into(), transfer < DEFAULTS.max_data_xfer_size);
+    say("pgsizes", negotiated.page_sizes.into(), false);
+    say("max_dma_maps", negotiated.max_dma_maps.into(), negotiated.max_dma_maps < DEFAULTS.max_dma_maps);
+    say("write_multiple", negotiated.write_multiple.into(), false);
     let data = Value::Object(Map::from_iter([("capabilities".to_owned(), Value::Object(capabilities))]));
     let mut data = data.to_string().into_bytes();
     data.push(0);

@@ -1,16 +1,15 @@
-//! A small client: what a virtual machine monitor says to a server, call by call.
+//! A blocking client, as a VMM uses a server.
 //!
-//! For tests, benchmarks and programs that drive a device from user space. A [`Client`] blocks, and has one request under way
-//! unless it is told otherwise ([`Client::post`], [`Client::wait`]). While it waits it answers the server's DMA_READ and
-//! DMA_WRITE from the [`ServedMemory`] that it was given.
+//! For tests, benchmarks and programs that drive a device from user space. A [`Client`] has one request under way unless it
+//! uses [`Client::post`] and [`Client::wait`]. While it waits it serves the server's DMA_READ and DMA_WRITE from its
+//! [`ServedMemory`].
 //!
-//! Who owns whom: a [`Client`] owns its socket and the memory that it serves; descriptors are lent for a call, those that came
-//! are the caller's. A part of a region that the server lets be mapped is memory of another process: map it with
-//! [`SharedFile`](prereg_linux::SharedFile). The loads and stores of its memory fail where a server that makes its file shorter
-//! would kill a client with a plain mapping by SIGBUS.
+//! Ownership: a [`Client`] owns its socket and the memory that it serves; descriptors are borrowed for a call, received ones
+//! belong to the caller. A mappable region is memory of another process: map it with [`SharedFile`](prereg_linux::SharedFile),
+//! whose loads and stores return an error where a server that truncates its file would kill a client with a plain mapping by
+//! SIGBUS.
 //!
-//! What goes wrong: a request that the server refuses is [`ClientError::Refused`] and the client goes on; everything else is
-//! the end of the connection.
+//! Errors: a refused request is [`ClientError::Refused`] and the client goes on; any other error ends the connection.
 //!
 //! ```no_run
 //! use prereg_vfio_user::client::Client;
@@ -32,4 +31,4 @@ pub use connection::{Client, Posted, Reply};
 pub use error::ClientError;
 pub use eventfd::Eventfd;
 pub use memory::{OwnMemory, ServedMemory};
-pub use requests::Agreed;
+pub use requests::ServerVersion;

@@ -1,46 +1,46 @@
-//! The table of commands: for each its number, how long its body is at least, and what it becomes.
+//! The table of commands: number, shortest body, handler.
 
 use crate::action::{Action, IrqTargets};
-use crate::answer::{
-    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, ReadData, Ticket, Token, Unmapped,
-    Written, WrittenMany,
+use crate::capabilities::Negotiated;
+use crate::reply::{
+    DeviceInfoReply, EmptyReply, IrqInfoReply, ReadReply, RegionInfoReply, RegionIoFdsReply, RequestMeta,
+    Token, UnmapReply, WriteMultiReply, WriteReply,
 };
-use crate::capabilities::Terms;
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 use crate::wire::{
     Command, DeviceInfo, IoRegionsInfo, IrqInfo, IrqSelection, MapMemory, RegionAccess, RegionInfo,
     RegionWrites, SetIrqs, UnmapMemory, Version,
 };
 
-/// A command that a client may send.
-pub(crate) struct Row<F> {
+/// A command that clients may send.
+pub(crate) struct CommandSpec<F> {
     command: Command,
-    /// Bytes of the shortest body.
+    /// The length of the shortest body.
     least: u32,
-    /// Whether descriptors that come along are used.
+    /// Whether the command uses descriptors.
     descriptors: bool,
     pub(crate) handler: Handler<F>,
 }
 
-/// What a command becomes.
+/// The handler of a command.
 pub(crate) enum Handler<F> {
-    /// The session's own affair.
+    /// Handled by the session.
     Version,
-    /// An action.
-    Action(fn(Request<'_, F>) -> Result<Action<F>, Refusal>),
+    /// Creates an action.
+    Action(fn(Request<'_, F>) -> Result<Action<F>, RequestError>),
 }
 
-/// A command whose length is right, from a client that introduced itself.
+/// A command of valid length, after VERSION.
 pub(crate) struct Request<'a, F> {
-    pub(crate) terms: &'a Terms,
-    /// Its `held` may grow by what the reply takes.
-    pub(crate) ticket: &'a mut Ticket,
+    pub(crate) negotiated: &'a Negotiated,
+    /// `held` may be increased by the size of the reply.
+    pub(crate) meta: &'a mut RequestMeta,
     pub(crate) body: &'a [u8],
-    /// None, unless the row uses them.
+    /// Empty if the command does not use descriptors.
     pub(crate) descriptors: Vec<F>,
 }
 
-impl<F> Row<F> {
+impl<F> CommandSpec<F> {
     const TABLE: [Self; 12] = [
         Self::new(Command::VERSION, Version::LEAST, Handler::Version),
         Self::new(Command::DMA_MAP, MapMemory::BYTES, Handler::Action(map)).with_descriptors(),
@@ -65,33 +65,33 @@ impl<F> Row<F> {
         self
     }
 
-    /// The row of `command`.
+    /// The specification of `command`.
     ///
     /// # Errors
-    /// [`Refusal::Command`].
-    pub(crate) fn find(command: Command) -> Result<&'static Self, Refusal>
+    /// [`RequestError::Command`].
+    pub(crate) fn find(command: Command) -> Result<&'static Self, RequestError>
     where
         F: 'static,
     {
-        let rows: &'static [Self; 12] = const { &Self::TABLE };
-        let row = rows.iter().find(|row| row.command == command);
-        row.ok_or(Refusal::Command { command: command.number() })
+        let specs: &'static [Self; 12] = const { &Self::TABLE };
+        let spec = specs.iter().find(|spec| spec.command == command);
+        spec.ok_or(RequestError::Command { command: command.number() })
     }
 
-    /// Whether descriptors that come along are used.
+    /// Whether the command uses descriptors.
     pub(crate) fn takes_descriptors(&self) -> bool {
         self.descriptors
     }
 
-    /// Whether a body of `found` bytes has the command's fixed part. What follows it is the room for the reply in some
-    /// clients' messages, and fields of later versions in others'.
+    /// Checks that a body of `found` bytes has the command's fixed part. Some clients send more: room for the reply, or fields
+    /// of later versions.
     ///
     /// # Errors
-    /// [`Refusal::Size`].
-    pub(crate) fn admit(&self, found: usize) -> Result<(), Refusal> {
+    /// [`RequestError::Size`].
+    pub(crate) fn check_length(&self, found: usize) -> Result<(), RequestError> {
         let found = u32::try_from(found).unwrap_or(u32::MAX);
         if found < self.least {
-            return Err(Refusal::Size { found, least: self.least, most: u32::MAX });
+            return Err(RequestError::Size { found, least: self.least, most: u32::MAX });
         }
         Ok(())
     }
@@ -99,81 +99,81 @@ impl<F> Row<F> {
 
 impl<F> Request<'_, F> {
     fn token<K>(&self, kind: K) -> Token<K> {
-        Token { ticket: *self.ticket, kind }
+        Token { meta: *self.meta, kind }
     }
 
-    fn aligned(&self, values: &[u64]) -> Result<(), Refusal> {
-        let page = self.terms.smallest_page();
-        // A power of two, and not 0: `negotiate` refuses that.
+    fn aligned(&self, values: &[u64]) -> Result<(), RequestError> {
+        let page = self.negotiated.smallest_page();
+        // A power of two: `negotiate` refuses 0.
         match values.iter().find(|value| **value & page.wrapping_sub(1) != 0) {
             None => Ok(()),
-            Some(value) => Err(Refusal::Unaligned { value: *value, page }),
+            Some(value) => Err(RequestError::Unaligned { value: *value, page }),
         }
     }
 
-    fn transferable(&self, count: u32) -> Result<(), Refusal> {
-        let most = self.terms.server_max_data_xfer_size;
-        if count > most { Err(Refusal::TooMuchData { count, most }) } else { Ok(()) }
+    fn transferable(&self, count: u32) -> Result<(), RequestError> {
+        let most = self.negotiated.server_max_data_xfer_size;
+        if count > most { Err(RequestError::TooMuchData { count, most }) } else { Ok(()) }
     }
 }
 
-fn map<F>(mut request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn map<F>(mut request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let map = MapMemory::read(request.body)?;
     request.aligned(&[map.iova.raw(), map.bytes])?;
-    // The first is the memory, whatever else comes along.
+    // The first is the memory; others are ignored.
     request.descriptors.truncate(1);
     let memory = request.descriptors.pop();
     if let (None, Some(flags)) = (&memory, MapMemory::needs_descriptor(request.body)) {
-        return Err(Refusal::Flags { flags });
+        return Err(RequestError::Flags { flags });
     }
     if memory.is_some() {
         request.aligned(&[map.offset])?;
         if map.offset.checked_add(map.bytes).is_none() {
-            return Err(Refusal::Range { start: map.offset, bytes: map.bytes });
+            return Err(RequestError::Range { start: map.offset, bytes: map.bytes });
         }
     }
-    let token = request.token(Acknowledged);
+    let token = request.token(EmptyReply);
     Ok(Action::MapMemory { map, memory, token })
 }
 
-fn unmap<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn unmap<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let unmap = UnmapMemory::read(request.body)?;
     if let UnmapMemory::Range { iova, bytes } = unmap {
         request.aligned(&[iova.raw(), bytes])?;
     }
-    Ok(Action::UnmapMemory { unmap, token: request.token(Unmapped(unmap)) })
+    Ok(Action::UnmapMemory { unmap, token: request.token(UnmapReply(unmap)) })
 }
 
-fn device<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn device<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     DeviceInfo::read_command(request.body)?;
-    Ok(Action::DescribeDevice { token: request.token(AskedDevice) })
+    Ok(Action::DescribeDevice { token: request.token(DeviceInfoReply) })
 }
 
-fn region<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn region<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let (index, argsz) = RegionInfo::read_command(request.body)?;
-    Ok(Action::DescribeRegion { index, token: request.token(AskedRegion { index, argsz }) })
+    Ok(Action::DescribeRegion { index, token: request.token(RegionInfoReply { index, argsz }) })
 }
 
-fn io_descriptors<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn io_descriptors<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let (index, argsz) = IoRegionsInfo::read_command(request.body)?;
-    Ok(Action::DescribeIoDescriptors { index, token: request.token(AskedIoDescriptors { index, argsz }) })
+    Ok(Action::DescribeIoDescriptors { index, token: request.token(RegionIoFdsReply { index, argsz }) })
 }
 
-fn irqs<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn irqs<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let index = IrqInfo::read_command(request.body)?;
-    Ok(Action::DescribeIrqs { index, token: request.token(AskedIrq { index }) })
+    Ok(Action::DescribeIrqs { index, token: request.token(IrqInfoReply { index }) })
 }
 
-fn set_irqs<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn set_irqs<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let SetIrqs { index, start, count, action, selection } = SetIrqs::read(request.body)?;
-    let token = request.token(Acknowledged);
+    let token = request.token(EmptyReply);
     let found = request.descriptors.len();
     let targets = match selection {
         IrqSelection::Eventfds if found == 0 => IrqTargets::NoEventfds,
         IrqSelection::Eventfds if found == count as usize => IrqTargets::Eventfds(request.descriptors),
         IrqSelection::Eventfds => {
             let found = u32::try_from(found).unwrap_or(u32::MAX);
-            return Err(Refusal::Descriptors { found, expected: count });
+            return Err(RequestError::Descriptors { found, expected: count });
         }
         IrqSelection::All => IrqTargets::All,
         IrqSelection::Each(each) => IrqTargets::Each(each.iter().map(|byte| *byte != 0).collect()),
@@ -181,32 +181,37 @@ fn set_irqs<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
     Ok(Action::SetIrqs { index, start, count, action, targets, token })
 }
 
-fn read<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn read<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let RegionAccess { offset, region, count, .. } = RegionAccess::read(request.body)?;
     request.transferable(count)?;
-    request.ticket.held += count as usize;
-    Ok(Action::ReadRegion { region, offset, count, token: request.token(ReadData { region, offset, count }) })
+    request.meta.held += count as usize;
+    Ok(Action::ReadRegion {
+        region,
+        offset,
+        count,
+        token: request.token(ReadReply { region, offset, count }),
+    })
 }
 
-fn write<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
+fn write<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
     let RegionAccess { offset, region, count, data } = RegionAccess::read(request.body)?;
     request.transferable(count)?;
     if data.len() != count as usize {
-        return Err(Refusal::Count { count: u64::from(count) });
+        return Err(RequestError::Count { count: u64::from(count) });
     }
-    let token = request.token(Written { region, offset, count });
+    let token = request.token(WriteReply { region, offset, count });
     Ok(Action::WriteRegion { region, offset, data: data.to_vec(), token })
 }
 
-fn write_many<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
-    if !request.terms.write_multiple {
-        return Err(Refusal::Command { command: Command::REGION_WRITE_MULTI.number() });
+fn write_many<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
+    if !request.negotiated.write_multiple {
+        return Err(RequestError::Command { command: Command::REGION_WRITE_MULTI.number() });
     }
     let writes = RegionWrites::read(request.body)?.into_inner();
     let count = writes.len() as u64;
-    Ok(Action::WriteRegions { writes, token: request.token(WrittenMany { count }) })
+    Ok(Action::WriteRegions { writes, token: request.token(WriteMultiReply { count }) })
 }
 
-fn reset<F>(request: Request<'_, F>) -> Result<Action<F>, Refusal> {
-    Ok(Action::Reset { token: request.token(Acknowledged) })
+fn reset<F>(request: Request<'_, F>) -> Result<Action<F>, RequestError> {
+    Ok(Action::Reset { token: request.token(EmptyReply) })
 }

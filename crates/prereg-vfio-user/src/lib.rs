@@ -1,33 +1,31 @@
-//! The vfio-user protocol, server side: an engine without I/O, and the server that performs what it asks for.
+//! The vfio-user protocol: an engine without I/O, a server around it, and a client.
 //!
 //! vfio-user is VFIO over a socket: the client (QEMU, cloud-hypervisor) has a guest, the server is its device.
-//! - [`server`] is what a device is written for: sockets, threads, the client's memory and interrupts around a
-//!   [`Device`](server::Device). Most users need nothing else, but for [`pci`], the device's configuration space.
+//! - [`server`] serves devices: sockets, threads, the client's memory and interrupts around a [`Device`](server::Device). With
+//!   [`pci`], the device's configuration space, it is all that most users need.
 //! - [`client`] drives a server from a program.
-//! - The engine, at the root of this crate, is bytes and descriptors in, actions and replies out.
+//! - The engine, at the root of this crate, turns bytes and descriptors into actions and replies.
 //!
-//! Of the engine: a [`Session`] is one client. Whoever owns the socket hands it what he received ([`Session::receive`]),
-//! performs what it asks for ([`Session::next_action`]), says how that went ([`Session::reply`]) and sends what it wants
-//! sent ([`Session::unsent`], [`Session::sent`]).
+//! A [`Session`] is the engine's state of one client. The owner of the socket passes it what it received
+//! ([`Session::receive`]), performs its actions ([`Session::next_action`]), passes it the results ([`Session::reply`]) and
+//! sends its frames ([`Session::unsent`], [`Session::sent`]).
 //!
-//! Who owns whom:
-//! - a [`Session`] owns the half-received message, the frames not sent yet and the transfers under way;
-//! - an [`Action`] owns its data, its descriptors and a [`Token`]; the token is the only way to answer, once, in any
-//!   order;
-//! - [`wire`] has the messages as structs that read and write themselves; a client can be built from it too.
+//! Ownership:
+//! - a [`Session`] owns the partly received message, the unsent frames and the transfers under way;
+//! - an [`Action`] owns its data, its descriptors and a [`Token`], which is the only way to reply: once, in any order;
+//! - [`wire`] has the messages as structs with `read` and `write`; clients can use it too.
 //!
-//! What goes wrong: a message that is well framed and wrong in itself is answered with an errno by the engine, the stream
-//! goes on with the next one, and [`Action::Refused`] says why. Only a stream whose frames can no longer be told apart, or a
-//! client of another major version, ends the session ([`SessionError`]). Nothing a client sends panics the engine or
-//! makes it hold more than [`Settings::held_bytes`] allows for.
+//! Errors: the engine replies with an errno to a malformed request, continues with the next message, and reports it as
+//! [`Action::Refused`]. Only a stream whose frames cannot be distinguished any more, or a client of another major version, ends
+//! the session ([`SessionError`]). No input panics the engine or makes it hold more than [`Settings::held_bytes`] allows.
 //!
-//! The engine never touches a descriptor: `F` is whatever the server's are, and dropping one closes it.
+//! The engine never uses a descriptor: `F` is the server's type, and dropping one closes it.
 //!
-//! Not spoken: migration (its commands are answered EOPNOTSUPP and its capability is not offered), dirty bitmaps, the
-//! second socket for commands of the server.
+//! Not supported: migration (its commands fail with EOPNOTSUPP and its capability is not offered), dirty bitmaps, the second
+//! socket for the server's commands.
 //!
-//! The source for every layout and rule is QEMU's `docs/interop/vfio-user.rst`, named "specification" in these pages,
-//! and `linux/vfio.h` where it points there.
+//! Layouts and rules are those of QEMU's `docs/interop/vfio-user.rst`, called "specification" in these pages, and of
+//! `linux/vfio.h` where it points there.
 //!
 //! ```
 //! use prereg_vfio_user::wire::{Command, Header, Version};
@@ -35,7 +33,7 @@
 //!
 //! let mut session: Session<std::fs::File> = Session::new(Settings::default());
 //!
-//! // What a client sends: first its version, then, without waiting, a reset.
+//! // A client sends its version and, without waiting, a reset.
 //! let mut bytes = Vec::new();
 //! Header::command(0, Command::VERSION)
 //!     .frame(&mut bytes, |body| Version { major: 0, minor: 1, data: b"{}\0" }.write(body));
@@ -44,8 +42,8 @@
 //!
 //! while let Some(action) = session.next_action() {
 //!     match action {
-//!         Action::Negotiated { terms, token } => {
-//!             assert_eq!(terms.minor, 1);
+//!         Action::Negotiated { negotiated, token } => {
+//!             assert_eq!(negotiated.minor, 1);
 //!             session.reply(token, Ok(()));
 //!         }
 //!         Action::Reset { token } => session.reply(token, Ok(())),
@@ -54,20 +52,20 @@
 //! }
 //! let (frames, descriptors) = session.unsent().expect("two replies");
 //! assert!(descriptors.is_empty());
-//! let length = frames.len(); // a socket takes fewer at times
+//! let length = frames.len(); // a socket may take fewer
 //! session.sent(length);
 //! # Ok::<(), prereg_vfio_user::SessionError>(())
 //! ```
 
 mod action;
-mod answer;
 mod capabilities;
 pub mod client;
 mod dispatch;
-mod inbox;
-mod outbox;
+mod frame_reader;
 pub mod pci;
-mod refusal;
+mod reply;
+mod request_error;
+mod send_queue;
 pub mod server;
 mod session;
 mod settings;
@@ -76,12 +74,12 @@ mod transfer;
 pub mod wire;
 
 pub use action::{Action, IrqTargets};
-pub use answer::{
-    Acknowledged, AskedDevice, AskedIoDescriptors, AskedIrq, AskedRegion, Introduced, IoRegion, Irqs, Kind,
-    Mmap, ReadData, Region, Token, Unmapped, Written, WrittenMany,
+pub use capabilities::{Capabilities, Negotiated};
+pub use reply::{
+    DeviceInfoReply, EmptyReply, IoRegion, IrqDescription, IrqInfoReply, Kind, Mmap, ReadReply, Region,
+    RegionInfoReply, RegionIoFdsReply, Token, UnmapReply, VersionReply, WriteMultiReply, WriteReply,
 };
-pub use capabilities::{Capabilities, Terms};
-pub use refusal::{Refusal, SessionError};
+pub use request_error::{RequestError, SessionError};
 pub use session::Session;
 pub use settings::Settings;
 pub use transfer::{TransferError, TransferId};

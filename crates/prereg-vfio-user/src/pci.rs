@@ -1,30 +1,30 @@
-//! PCI configuration space as data: what a device says it is, what may be written there, and what a write means.
+//! PCI configuration space as data: header, capabilities, and the meaning of writes.
 //!
-//! A [`ConfigBuilder`] puts a type 0 header and capabilities together, a [`ConfigSpace`] is read and written by a client, and a
-//! [`MsixTable`] is the table and the pending bits that lie in a BAR. Nothing here does I/O or waits; a device keeps these
-//! under its own lock and acts on what [`ConfigSpace::write`] says.
+//! A [`ConfigBuilder`] assembles a type 0 header and capabilities, a [`ConfigSpace`] is read and written by a client, and an
+//! [`MsixTable`] is the table and the pending bits in a BAR. Nothing here does I/O or blocks; a device keeps these under its
+//! own lock and acts on the result of [`ConfigSpace::write`].
 //!
-//! What goes wrong: what does not fit together is a [`PciError`] while it is built. Afterwards nothing fails: bits that are not
-//! to be written are not, and what lies outside reads as zeros.
+//! Errors: an invalid configuration is a [`PciError`] at build time. Afterwards nothing fails: read-only bits are not written,
+//! and reads outside return zeros.
 //!
-//! Sources: PCI Local Bus Specification 3.0, 6.1 (header), 6.2.5.1 (BARs), 6.8 (MSI, MSI-X); PCI Express Base Specification
-//! 2.0, 7.8; PCI Bus Power Management Interface Specification 1.2, 3.2. Numbers as in `linux/pci_regs.h`.
+//! Sources: PCI Local DeviceContext Specification 3.0, 6.1 (header), 6.2.5.1 (BARs), 6.8 (MSI, MSI-X); PCI Express Base Specification
+//! 2.0, 7.8; PCI DeviceContext Power Management Interface Specification 1.2, 3.2. Numbers as in `linux/pci_regs.h`.
 //!
 //! ```
-//! use prereg_vfio_user::pci::{Bar, ConfigBuilder, Identity, MsixPlace};
+//! use prereg_vfio_user::pci::{Bar, ConfigBuilder, Identity, MsixLocation};
 //!
 //! let identity = Identity { vendor: 0x1b36, device: 0x10, class: 0x01_08_02, ..Identity::default() };
 //! let mut config = ConfigBuilder::new(identity)
 //!     .with_bar(0, Bar::memory64(16 << 10))
 //!     .with_intx()
 //!     .with_express()
-//!     .with_msix(8, MsixPlace { table: (0, 0x2000), pending: (0, 0x3000) })
+//!     .with_msix(8, MsixLocation { table: (0, 0x2000), pending: (0, 0x3000) })
 //!     .build()?;
 //!
 //! let mut class = [0; 3];
 //! config.read(9, &mut class);
 //! assert_eq!(class, [2, 8, 1]);
-//! // How a driver learns the size of a BAR.
+//! // A driver sizes a BAR.
 //! config.write(0x10, &[0xff; 4]);
 //! let mut bar = [0; 4];
 //! config.read(0x10, &mut bar);
@@ -42,7 +42,7 @@ mod msix;
 mod tests;
 
 pub use bar::Bar;
-pub use build::{ConfigBuilder, Identity, MsixPlace};
-pub use config::{ConfigSpace, Msi, Written};
+pub use build::{ConfigBuilder, Identity, MsixLocation};
+pub use config::{ConfigChange, ConfigSpace, Msi};
 pub use error::PciError;
 pub use msix::{MsixMessage, MsixTable};

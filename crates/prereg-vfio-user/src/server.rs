@@ -1,44 +1,43 @@
-//! The server: sockets, threads and memory around the engine.
+//! The server: sockets, threads and client memory around the engine.
 //!
-//! A [`Server`] listens on sockets, one for each [`Model`]. A client that connects gets a thread of its own, a
-//! [`Session`](crate::Session), a space of mappings over the server's [`MemoryStore`], and a [`Device`] that the model
-//! makes for it. What the session asks for is performed on that thread; what has to wait (an unmap whose memory is in use,
-//! memory that only the client can reach) waits without holding up anything else.
+//! A [`Server`] listens on sockets, each with a [`DeviceFactory`]. Every client gets a thread, a [`Session`](crate::Session), a
+//! [`DmaSpace`] over the server's [`MemoryStore`], and a [`Device`] from the factory. The thread performs the session's
+//! actions; those that have to wait (an unmap of memory in use, memory that only the client can access) block nothing else.
 //!
-//! Who owns whom:
+//! Ownership:
 //! - a [`Server`] owns its [`Listening`] sockets and its clients' threads;
-//! - a client's thread owns the session's conversation, its mappings, and the only reference to the device that the server
-//!   keeps; a device owns its [`Bus`];
-//! - the [`MemoryStore`] outlives all clients and is shared by servers that are given the same one.
+//! - a client's thread owns the session, its mappings, and the server's only reference to the device; a device owns its
+//!   [`DeviceContext`];
+//! - the [`MemoryStore`] outlives all clients; servers may share one.
 //!
-//! What goes wrong: whatever a client sends is answered or ends that client alone. A client that is gone, or that breaks the
-//! protocol, leaves nothing behind: its transfers fail, its device is told ([`Device::client_gone`]), its mappings drain and
-//! its memory goes back to the store.
+//! Errors: a client's input is answered with an error or ends that client alone. After a disconnect or a protocol error nothing
+//! of the client remains: transfers fail, the device is notified ([`Device::client_gone`]), mappings drain and their memory is
+//! released.
 
-mod bound;
-mod client;
-mod conversation;
+mod bound_socket;
+mod client_thread;
 mod counts;
 mod descriptor;
 mod device;
 mod dma;
 mod error;
 mod eventfd;
+mod handlers;
 mod interrupts;
 mod irq_kind;
 mod listen;
 mod notices;
-mod perform;
 mod settings;
+mod shared_session;
 mod state;
 mod transport;
 
-pub use client::serve;
-pub use device::{Bus, Device, Ioeventfd, Layout, LayoutRegion, Model, Sparse};
+pub use client_thread::serve;
+pub use device::{Device, DeviceContext, DeviceFactory, Ioeventfd, Layout, LayoutRegion, Sparse};
 pub use dma::{
-    Dma, DmaError, DmaPiece, DmaSpace, DmaState, Drained, FileState, Hold, IovaLimits, MapMemoryError,
-    MemoryNote, MemoryPolicy, MemoryStore, NoteKind, RegisterWhen, Remote, RemoteError, StoreState,
-    Unmapping,
+    Dma, DmaError, DmaGuard, DmaSegment, DmaSpace, DmaState, FileState, IovaLimits, MapMemoryError,
+    MemoryNote, MemoryPolicy, MemoryStore, NoteKind, OnDrained, RegisterWhen, Remote, RemoteError,
+    StoreState, Unmapping,
 };
 pub use error::ServerError;
 pub use interrupts::Interrupts;
@@ -46,5 +45,5 @@ pub use irq_kind::IrqKind;
 pub use listen::{Listening, Server};
 pub use notices::Notice;
 pub use settings::ServerSettings;
-pub use state::{ClientState, CommandCounts, Ending, RequestCounts, ServerState, WaitingUnmap};
+pub use state::{ClientState, CommandCounts, DisconnectReason, PendingUnmap, RequestCounts, ServerState};
 pub use transport::{Interest, Ready, Received, Socket, Transport};

@@ -1,4 +1,4 @@
-//! One client: everything that was said and is to be said.
+//! The protocol state of one client.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -6,30 +6,30 @@ use std::fmt;
 use prereg::{Errno, Iova};
 
 use crate::action::Action;
-use crate::answer::{Introduced, Kind, Ticket, Token};
-use crate::capabilities::{Terms, negotiate};
-use crate::dispatch::{Handler, Request, Row};
-use crate::inbox::{Descriptors, Inbox, Message};
-use crate::outbox::Outbox;
-use crate::refusal::{Refusal, SessionError};
+use crate::capabilities::{Negotiated, negotiate};
+use crate::dispatch::{CommandSpec, Handler, Request};
+use crate::frame_reader::{Descriptors, FrameReader, Message};
+use crate::reply::{Kind, RequestMeta, Token, VersionReply};
+use crate::request_error::{RequestError, SessionError};
+use crate::send_queue::SendQueue;
 use crate::settings::Settings;
-use crate::transfer::{Ended, TransferError, TransferId, Transfers};
+use crate::transfer::{Finished, TransferError, TransferId, Transfers};
 use crate::wire::{Command, Header, MessageType, Version};
 
-/// What every unanswered request is reckoned to hold, besides its data and descriptors.
+/// Bytes counted for every unanswered request, besides its data and descriptors.
 const REQUEST_HELD: usize = 256;
-/// What an unanswered descriptor is reckoned to hold: there are fewer of them than of bytes.
+/// Bytes counted for an unanswered descriptor: there are fewer of them than of bytes.
 const DESCRIPTOR_HELD: usize = 4096;
 
-/// A client's session, server side. `F` is a descriptor; dropping one closes it.
+/// The server side of a client's session. `F` is a descriptor; dropping one closes it.
 pub struct Session<F> {
     settings: Settings,
-    terms: Option<Terms>,
-    inbox: Inbox<F>,
-    outbox: Outbox<F>,
+    negotiated: Option<Negotiated>,
+    frame_reader: FrameReader<F>,
+    send_queue: SendQueue<F>,
     actions: VecDeque<Action<F>>,
     transfers: Transfers,
-    /// By requests that are not answered.
+    /// Bytes held by unanswered requests.
     held: usize,
     messages: u64,
     over: Option<SessionError>,
@@ -40,13 +40,13 @@ impl<F: 'static> Session<F> {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let transfer = settings.capabilities.max_data_xfer_size.max(settings.transfer_window);
-        // Even a server that moves no data reads a VERSION.
-        let longest = transfer.max(4096).saturating_add(2 * Header::BYTES as u32);
+        // A server that moves no data still reads a VERSION.
+        let max_size = transfer.max(4096).saturating_add(2 * Header::BYTES as u32);
         Self {
             settings,
-            terms: None,
-            inbox: Inbox::new(longest),
-            outbox: Outbox::new(),
+            negotiated: None,
+            frame_reader: FrameReader::new(max_size),
+            send_queue: SendQueue::new(),
             actions: VecDeque::new(),
             transfers: Transfers::new(settings.transfer_window),
             held: 0,
@@ -55,32 +55,31 @@ impl<F: 'static> Session<F> {
         }
     }
 
-    /// What was agreed on; `None` before the client's VERSION.
+    /// The negotiated capabilities; `None` before the client's VERSION.
     #[must_use]
-    pub fn terms(&self) -> Option<&Terms> {
-        self.terms.as_ref()
+    pub fn negotiated(&self) -> Option<&Negotiated> {
+        self.negotiated.as_ref()
     }
 
-    /// Takes what one `recvmsg` brought: bytes of the stream, cut anywhere, and the descriptors that came with them.
+    /// Takes the result of one `recvmsg`: bytes of the stream, split anywhere, and the descriptors that came with them.
     ///
-    /// The descriptors are taken to belong to the message that holds the last of these bytes: Linux hands out bytes of
-    /// earlier messages together with the first ones that have descriptors, but nothing beyond those. For a client that
-    /// sends several messages and descriptors in one `sendmsg` there is no telling; who wants to, asks for no more than
-    /// [`Session::wanted`] at a time.
+    /// The descriptors are assigned to the message that contains the last of these bytes: Linux returns bytes of earlier
+    /// messages together with the first bytes that carry descriptors, but nothing beyond those. Several messages with
+    /// descriptors in one `sendmsg` cannot be distinguished, unless no more than [`Session::wanted`] bytes are received at a time.
     ///
     /// # Errors
-    /// The session is over: what was asked before is still to be done and what is unsent to be sent, nothing more is read,
-    /// and further calls fail in the same way. The descriptors are dropped.
+    /// The session has ended: earlier requests are still to be performed and unsent frames to be sent, but nothing more is
+    /// read, and further calls fail with this error. The descriptors are dropped.
     pub fn receive(
         &mut self,
         bytes: &[u8],
         descriptors: impl IntoIterator<Item = F>,
     ) -> Result<(), SessionError> {
-        self.take(bytes, descriptors, false)
+        self.receive_bytes(bytes, descriptors, false)
     }
 
-    /// The same when the system had no room for all descriptors (MSG_CTRUNC): their message is refused with EMFILE,
-    /// where it would otherwise be taken for one that never had any.
+    /// [`receive`](Self::receive) after the system dropped descriptors (MSG_CTRUNC): their message is refused with EMFILE,
+    /// instead of being taken for one without descriptors.
     ///
     /// # Errors
     /// As [`Session::receive`].
@@ -89,121 +88,121 @@ impl<F: 'static> Session<F> {
         bytes: &[u8],
         descriptors: impl IntoIterator<Item = F>,
     ) -> Result<(), SessionError> {
-        self.take(bytes, descriptors, true)
+        self.receive_bytes(bytes, descriptors, true)
     }
 
-    /// How many bytes complete the header that is under way, or the message once its header is there. Never 0.
+    /// Bytes missing for the header, or for the message once its header is complete. Never 0.
     #[must_use]
     pub fn wanted(&self) -> usize {
-        self.inbox.wanted()
+        self.frame_reader.wanted()
     }
 
-    /// Whether to go on reading from the client. False while it has too much unanswered or leaves too many replies unread,
-    /// and when the session is over.
+    /// Whether to read more from the client. False while it has too many unanswered requests or unread replies, and after the
+    /// session ended.
     #[must_use]
     pub fn wants_bytes(&self) -> bool {
         let most = self.settings.held_bytes;
-        // A request may wait for a transfer, whose reply comes behind everything that the client has sent.
+        // A request may wait for a transfer, whose reply comes after everything that the client has sent.
         let patient = self.held < most || !self.transfers.is_empty();
-        self.over.is_none() && self.outbox.bytes() < most && patient
+        self.over.is_none() && self.send_queue.bytes() < most && patient
     }
 
-    /// How many bytes of a message have come that is not whole yet, and how many it has; of its header itself where that is
-    /// not whole. `None` between messages.
+    /// Received bytes of an incomplete message, and its size; of the header while that is incomplete. `None` between messages.
     #[must_use]
     pub fn under_way(&self) -> Option<(u32, u32)> {
-        self.inbox.under_way()
+        self.frame_reader.under_way()
     }
 
-    /// How many messages have come whole, replies included.
+    /// Complete messages received, including replies.
     #[must_use]
     pub fn messages(&self) -> u64 {
         self.messages
     }
 
-    /// What to do next. Ask after every [`Session::receive`] until there is nothing.
+    /// The next action. Call it after every [`Session::receive`] until it returns `None`.
     pub fn next_action(&mut self) -> Option<Action<F>> {
         self.actions.pop_front()
     }
 
-    /// Answers a request, unless the client wanted no answer. A failure's errno is sent as it is, but 0 and less as EIO.
+    /// Replies to a request, unless the client wants no reply. A failure's errno is sent as it is, but 0 and negative ones as
+    /// EIO.
     pub fn reply<K: Kind<F>>(&mut self, token: Token<K>, answer: Result<K::Answer<'_>, Errno>) {
-        let Token { ticket, kind } = token;
-        self.held = self.held.saturating_sub(ticket.held);
-        if !ticket.wants_reply || self.is_closed() {
+        let Token { meta, kind } = token;
+        self.held = self.held.saturating_sub(meta.held);
+        if !meta.wants_reply || self.is_closed() {
             return;
         }
-        let room = self.terms.map_or(0, |terms| terms.client_max_msg_fds as usize);
-        let header = Header::reply(ticket.id, ticket.command);
+        let buffer = self.negotiated.map_or(0, |negotiated| negotiated.client_max_msg_fds as usize);
+        let header = Header::reply(meta.id, meta.command);
         let written = answer.and_then(|answer| {
-            self.outbox.frame(&header, |out, descriptors| kind.write(answer, room, out, descriptors))
+            self.send_queue.frame(&header, |out, descriptors| kind.write(answer, buffer, out, descriptors))
         });
         if let Err(errno) = written {
-            self.fail(&ticket, errno);
-            if ticket.command == Command::VERSION && self.over.is_none() {
-                self.end(SessionError::TurnedAway { errno });
+            self.fail(&meta, errno);
+            if meta.command == Command::VERSION && self.over.is_none() {
+                self.end(SessionError::Rejected { errno });
             }
         }
     }
 
-    /// What to send next, and the descriptors that go with its first byte. Ask after every [`Session::receive`],
+    /// The next bytes to send, and the descriptors that go with the first of them. Call it after every [`Session::receive`],
     /// [`Session::reply`], [`Session::dma_read`] and [`Session::dma_write`].
     #[must_use]
     pub fn unsent(&self) -> Option<(&[u8], &[F])> {
-        self.outbox.front()
+        self.send_queue.front()
     }
 
-    /// The first `bytes` of [`Session::unsent`] were sent, and all its descriptors, which are dropped now, if it was any.
+    /// Reports that the first `bytes` of [`Session::unsent`] were sent. If any were, its descriptors were sent too and are
+    /// dropped.
     pub fn sent(&mut self, bytes: usize) {
-        self.outbox.sent(bytes);
+        self.send_queue.sent(bytes);
     }
 
-    /// Bytes not sent yet, in all.
+    /// All unsent bytes.
     #[must_use]
     pub fn unsent_bytes(&self) -> usize {
-        self.outbox.bytes()
+        self.send_queue.bytes()
     }
 
-    /// Asks the client for `bytes` of its memory at `iova`; [`Action::TransferEnded`] brings them.
+    /// Starts to read `bytes` of the client's memory at `iova`; [`Action::TransferEnded`] has the data.
     ///
     /// # Errors
-    /// [`TransferError::NotNegotiated`], [`TransferError::Range`], [`TransferError::OutOfMemory`],
-    /// [`TransferError::Gone`].
+    /// [`TransferError::NotNegotiated`], [`TransferError::Range`], [`TransferError::OutOfMemory`], [`TransferError::Gone`].
     pub fn dma_read(&mut self, iova: Iova, bytes: usize) -> Result<TransferId, TransferError> {
         self.may_transfer()?;
-        let mut data = Transfers::room(iova, bytes)?;
+        let mut data = Transfers::buffer(iova, bytes)?;
         data.resize(bytes, 0);
         let id = self.transfers.start(Command::DMA_READ, iova, data);
-        self.transfers.ask(&mut self.outbox);
+        self.transfers.send_next(&mut self.send_queue);
         Ok(id)
     }
 
-    /// Has the client write `data` to its memory at `iova`; [`Action::TransferEnded`] says when it has.
+    /// Starts to write `data` to the client's memory at `iova`; [`Action::TransferEnded`] has the result.
     ///
     /// # Errors
     /// As [`Session::dma_read`].
     pub fn dma_write(&mut self, iova: Iova, data: &[u8]) -> Result<TransferId, TransferError> {
         self.may_transfer()?;
-        let mut copy = Transfers::room(iova, data.len())?;
+        let mut copy = Transfers::buffer(iova, data.len())?;
         copy.extend_from_slice(data);
         let id = self.transfers.start(Command::DMA_WRITE, iova, copy);
-        self.transfers.ask(&mut self.outbox);
+        self.transfers.send_next(&mut self.send_queue);
         Ok(id)
     }
 
-    /// The client is gone, or is to be: every transfer ends ([`Action::TransferEnded`]), nothing more is read, sent or
-    /// answered. Tokens may still be given back; nothing comes of it.
+    /// Ends the session, because the client is gone or to be disconnected: every transfer ends ([`Action::TransferEnded`]),
+    /// nothing more is read, sent or answered. Later replies are ignored.
     ///
     /// # Errors
-    /// [`SessionError::MidMessage`] when a message was under way; or what ended the session before.
+    /// [`SessionError::MidMessage`] if a message was incomplete; or the error that ended the session before.
     pub fn close(&mut self) -> Result<(), SessionError> {
-        let reason = match (self.over, self.inbox.under_way()) {
+        let reason = match (self.over, self.frame_reader.under_way()) {
             (Some(reason), _) => Some(reason),
             (None, Some((found, size))) => Some(SessionError::MidMessage { found, size }),
             (None, None) => None,
         };
-        self.inbox.claim();
-        self.outbox = Outbox::new();
+        self.frame_reader.take_descriptors();
+        self.send_queue = SendQueue::new();
         let ended = self.transfers.end();
         self.actions.extend(ended.into_iter().map(transfer_ended));
         self.over = Some(SessionError::Closed);
@@ -218,14 +217,14 @@ impl<F: 'static> Session<F> {
     }
 
     fn may_transfer(&self) -> Result<(), TransferError> {
-        match (self.over, self.terms) {
+        match (self.over, self.negotiated) {
             (Some(_), _) => Err(TransferError::Gone),
             (None, None) => Err(TransferError::NotNegotiated),
             (None, Some(_)) => Ok(()),
         }
     }
 
-    fn take(
+    fn receive_bytes(
         &mut self,
         bytes: &[u8],
         descriptors: impl IntoIterator<Item = F>,
@@ -237,23 +236,23 @@ impl<F: 'static> Session<F> {
             if let Some(reason) = self.over {
                 return Err(reason);
             }
-            let message = self.inbox.take(&mut input).map_err(|reason| self.end(reason))?;
+            let message = self.frame_reader.take(&mut input).map_err(|reason| self.end(reason))?;
             if input.is_empty() {
                 if let Some(more) = descriptors.take() {
-                    self.inbox.descriptors.add(more, self.settings.capabilities.max_msg_fds);
-                    self.inbox.descriptors.lost |= lost;
+                    self.frame_reader.descriptors.add(more, self.settings.capabilities.max_msg_fds);
+                    self.frame_reader.descriptors.lost |= lost;
                 }
             }
             if let Some(message) = message {
                 self.messages += 1;
-                let own = self.inbox.claim();
+                let own = self.frame_reader.take_descriptors();
                 self.message(&message, own);
             }
         }
         self.over.map_or(Ok(()), Err)
     }
 
-    /// Nothing more is read. Transfers end, for their replies would not be.
+    /// Stops reading. Transfers end, because their replies would not be read.
     fn end(&mut self, reason: SessionError) -> SessionError {
         self.over = Some(reason);
         let ended = self.transfers.end();
@@ -267,58 +266,58 @@ impl<F: 'static> Session<F> {
             let body = (!message.oversized).then_some(&*message.body);
             let ended = self.transfers.reply(header, body);
             self.actions.extend(ended.map(transfer_ended));
-            self.transfers.ask(&mut self.outbox);
+            self.transfers.send_next(&mut self.send_queue);
             return;
         }
-        if let Err(refusal) = self.command(message, descriptors) {
-            let ticket = self.ticket(header, 0);
-            if ticket.wants_reply {
-                self.fail(&ticket, refusal.errno());
+        if let Err(error) = self.command(message, descriptors) {
+            let meta = self.meta(header, 0);
+            if meta.wants_reply {
+                self.fail(&meta, error.errno());
             }
-            self.actions.push_back(Action::Refused { id: header.id, command: header.command, refusal });
-            if let Refusal::Version { major, minor } = refusal {
+            self.actions.push_back(Action::Refused { id: header.id, command: header.command, error });
+            if let RequestError::Version { major, minor } = error {
                 self.end(SessionError::Version { major, minor });
             }
         }
     }
 
-    fn command(&mut self, message: &Message<'_>, descriptors: Descriptors<F>) -> Result<(), Refusal> {
+    fn command(&mut self, message: &Message<'_>, descriptors: Descriptors<F>) -> Result<(), RequestError> {
         let (header, body) = (&message.header, &*message.body);
-        // Whatever else stands there: only replies have an error, and later versions may have more bits.
+        // Other fields are ignored: only replies have an error, and later versions may have more bits.
         if header.message_type() != MessageType::Command {
-            return Err(Refusal::Header { flags: header.flags, error: header.error });
+            return Err(RequestError::Header { flags: header.flags, error: header.error });
         }
-        let row = Row::<F>::find(header.command)?;
+        let spec = CommandSpec::<F>::find(header.command)?;
         if message.oversized {
-            return Err(Refusal::Oversized { size: header.size, most: self.inbox.longest() });
+            return Err(RequestError::Oversized { size: header.size, most: self.frame_reader.max_size() });
         }
-        row.admit(body.len())?;
-        let kept = if row.takes_descriptors() {
+        spec.check_length(body.len())?;
+        let kept = if spec.takes_descriptors() {
             let Descriptors { kept, too_many, lost } = descriptors;
             if lost {
-                return Err(Refusal::DescriptorsLost);
+                return Err(RequestError::DescriptorsLost);
             }
             if too_many {
                 let expected = self.settings.capabilities.max_msg_fds;
-                return Err(Refusal::Descriptors { found: expected.saturating_add(1), expected });
+                return Err(RequestError::Descriptors { found: expected.saturating_add(1), expected });
             }
             kept
         } else {
-            // A client may send along what the request does not need; it is closed here.
+            // Descriptors that the request does not use are closed.
             drop(descriptors);
             Vec::new()
         };
-        match (&row.handler, self.terms) {
+        match (&spec.handler, self.negotiated) {
             (Handler::Version, None) => self.version(header, body),
-            (Handler::Version, Some(_)) => Err(Refusal::Negotiated),
-            (Handler::Action(_), None) => Err(Refusal::NotNegotiated),
-            (Handler::Action(handler), Some(terms)) => {
-                let mut ticket = self.ticket(header, body.len() + kept.len() * DESCRIPTOR_HELD);
-                let request = Request { terms: &terms, ticket: &mut ticket, body, descriptors: kept };
+            (Handler::Version, Some(_)) => Err(RequestError::Negotiated),
+            (Handler::Action(_), None) => Err(RequestError::NotNegotiated),
+            (Handler::Action(handler), Some(negotiated)) => {
+                let mut meta = self.meta(header, body.len() + kept.len() * DESCRIPTOR_HELD);
+                let request = Request { negotiated: &negotiated, meta: &mut meta, body, descriptors: kept };
                 let action = handler(request)?;
-                let held = self.held.saturating_add(ticket.held);
+                let held = self.held.saturating_add(meta.held);
                 if held > self.settings.held_bytes.saturating_mul(2) {
-                    return Err(Refusal::Busy { held: self.held });
+                    return Err(RequestError::Busy { held: self.held });
                 }
                 self.held = held;
                 self.actions.push_back(action);
@@ -327,24 +326,24 @@ impl<F: 'static> Session<F> {
         }
     }
 
-    fn version(&mut self, header: &Header, body: &[u8]) -> Result<(), Refusal> {
+    fn version(&mut self, header: &Header, body: &[u8]) -> Result<(), RequestError> {
         let Version { major, minor, data } = Version::read(body)?;
-        let (terms, data) = negotiate(&self.settings.capabilities, major, minor, data)?;
+        let (negotiated, data) = negotiate(&self.settings.capabilities, major, minor, data)?;
         if header.wants_no_reply() {
-            // It would never learn what it agreed to.
-            return Err(Refusal::Header { flags: header.flags, error: header.error });
+            // The client would never see the negotiated capabilities.
+            return Err(RequestError::Header { flags: header.flags, error: header.error });
         }
-        self.transfers.limit(terms.client_max_data_xfer_size);
-        self.terms = Some(terms);
-        let ticket = self.ticket(header, body.len());
-        self.held = self.held.saturating_add(ticket.held);
-        let token = Token { ticket, kind: Introduced { minor: terms.minor, data } };
-        self.actions.push_back(Action::Negotiated { terms, token });
+        self.transfers.limit(negotiated.client_max_data_xfer_size);
+        self.negotiated = Some(negotiated);
+        let meta = self.meta(header, body.len());
+        self.held = self.held.saturating_add(meta.held);
+        let token = Token { meta, kind: VersionReply { minor: negotiated.minor, data } };
+        self.actions.push_back(Action::Negotiated { negotiated, token });
         Ok(())
     }
 
-    fn ticket(&self, header: &Header, held: usize) -> Ticket {
-        Ticket {
+    fn meta(&self, header: &Header, held: usize) -> RequestMeta {
+        RequestMeta {
             id: header.id,
             command: header.command,
             wants_reply: !header.wants_no_reply(),
@@ -352,23 +351,23 @@ impl<F: 'static> Session<F> {
         }
     }
 
-    fn fail(&mut self, ticket: &Ticket, errno: Errno) {
-        let header = Header::failure(ticket.id, ticket.command, errno);
-        let written: Result<(), std::convert::Infallible> = self.outbox.frame(&header, |_, _| Ok(()));
+    fn fail(&mut self, meta: &RequestMeta, errno: Errno) {
+        let header = Header::failure(meta.id, meta.command, errno);
+        let written: Result<(), std::convert::Infallible> = self.send_queue.frame(&header, |_, _| Ok(()));
         let Ok(()) = written;
     }
 }
 
-fn transfer_ended<F>((transfer, result): Ended) -> Action<F> {
+fn transfer_ended<F>((transfer, result): Finished) -> Action<F> {
     Action::TransferEnded { transfer, result }
 }
 
 impl<F> fmt::Debug for Session<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("terms", &self.terms)
+            .field("negotiated", &self.negotiated)
             .field("held", &self.held)
-            .field("unsent", &self.outbox.bytes())
+            .field("unsent", &self.send_queue.bytes())
             .field("actions", &self.actions.len())
             .field("over", &self.over)
             .finish_non_exhaustive()

@@ -1,6 +1,6 @@
-//! The system calls that `std` has no safe name for: sockets with descriptors, poll, eventfds.
+//! System calls without a safe wrapper in `std`: sockets with descriptors, poll, eventfds.
 //!
-//! Plain numbers and slices go in, values or an [`Errno`] come out; nothing here keeps state or blocks, but [`poll`].
+//! Arguments are numbers and slices, results values or an [`Errno`]; nothing here keeps state, and only [`poll`] blocks.
 #![expect(unsafe_code, reason = "system calls; every pointer handed over is made from a slice or a local")]
 
 use std::io;
@@ -15,22 +15,22 @@ use prereg::Errno;
 mod signal;
 pub(crate) use signal::signal;
 
-/// The most descriptors that Linux passes with one message (`SCM_MAX_FD`).
-pub(crate) const MOST_DESCRIPTORS: usize = 253;
+/// Descriptors of one message in Linux, at most (`SCM_MAX_FD`).
+pub(crate) const MAX_DESCRIPTORS: usize = 253;
 
-/// Room for [`MOST_DESCRIPTORS`] and their header; aligned as the header wants it.
+/// Buffer for [`MAX_DESCRIPTORS`] and their header, aligned for the header.
 #[repr(C, align(8))]
 struct Control([MaybeUninit<u8>; 1040]);
 
 const HEADER: usize = size_of::<libc::cmsghdr>();
 const _: () = assert!(HEADER % size_of::<usize>() == 0, "data follows the header at once");
-const _: () = assert!(HEADER + MOST_DESCRIPTORS * size_of::<RawFd>() <= size_of::<Control>());
+const _: () = assert!(HEADER + MAX_DESCRIPTORS * size_of::<RawFd>() <= size_of::<Control>());
 
 fn errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// The number behind `error`; EIO for the few that `std` makes up itself.
+/// The errno of `error`; EIO for errors that `std` creates.
 pub(crate) fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -43,26 +43,26 @@ fn length(result: isize) -> Result<usize, Errno> {
     usize::try_from(result).map_err(|_| errno())
 }
 
-/// What one [`receive`] brought.
+/// The result of a [`receive`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Received {
-    /// How many bytes; 0 at the end of the stream.
+    /// Bytes received; 0 at the end of the stream.
     pub(crate) bytes: usize,
-    /// Descriptors were sent that are not there.
+    /// Some descriptors were lost.
     pub(crate) truncated: bool,
 }
 
-/// Takes what there is, up to `buffer`, and appends the descriptors that came along. EAGAIN when there is nothing.
+/// Receives up to `buffer.len()` bytes and appends the descriptors. EAGAIN if there is nothing.
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     descriptors: &mut Vec<OwnedFd>,
 ) -> Result<Received, Errno> {
     let mut control = Control([MaybeUninit::uninit(); 1040]);
-    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: a `msghdr` of zeros is a valid one.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = &raw mut piece;
+    message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
     message.msg_controllen = size_of::<Control>() as _;
@@ -80,11 +80,11 @@ pub(crate) fn receive(
             let data = unsafe { libc::CMSG_DATA(header) };
             let count = (found.cmsg_len as usize).saturating_sub(HEADER) / size_of::<RawFd>();
             for at in 0..count {
-                // SAFETY: `cmsg_len` says that there are so many.
-                let place = unsafe { data.add(at * size_of::<RawFd>()) };
+                // SAFETY: `cmsg_len` covers `count` descriptors.
+                let index = unsafe { data.add(at * size_of::<RawFd>()) };
                 // SAFETY: the system wrote a descriptor there, perhaps unaligned.
-                let descriptor = unsafe { place.cast::<RawFd>().read_unaligned() };
-                // SAFETY: it is new in this process and nobody else knows it.
+                let descriptor = unsafe { index.cast::<RawFd>().read_unaligned() };
+                // SAFETY: the system has just created it for this process.
                 descriptors.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
         }
@@ -94,16 +94,17 @@ pub(crate) fn receive(
     Ok(Received { bytes, truncated })
 }
 
-/// Sends as much of `bytes` as goes at once, and `descriptors` with the first of them. EAGAIN when nothing goes.
+/// Sends as much of `bytes` as possible without blocking, and `descriptors` with the first of them. EAGAIN if nothing can be
+/// sent.
 ///
 /// # Errors
-/// EINVAL for more than [`MOST_DESCRIPTORS`]; the system's.
+/// EINVAL for more than [`MAX_DESCRIPTORS`]; the system's.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> Result<usize, Errno> {
-    if descriptors.len() > MOST_DESCRIPTORS {
+    if descriptors.len() > MAX_DESCRIPTORS {
         return Err(Errno::EINVAL);
     }
     let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
@@ -112,10 +113,10 @@ pub(crate) fn send(
         return length(unsafe { libc::send(socket.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) });
     }
     let mut control = Control([MaybeUninit::zeroed(); 1040]);
-    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: a `msghdr` of zeros is a valid one.
     let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
-    message.msg_iov = &raw mut piece;
+    message.msg_iov = &raw mut iov;
     message.msg_iovlen = 1;
     message.msg_control = control.0.as_mut_ptr().cast();
     let data = size_of_val(descriptors);
@@ -129,21 +130,21 @@ pub(crate) fn send(
     let start = control.0.as_mut_ptr();
     // SAFETY: `control` is longer than a header and aligned for one.
     unsafe { start.cast::<libc::cmsghdr>().write(header) };
-    // SAFETY: `control` has room behind the header for `MOST_DESCRIPTORS`, and there are no more.
-    let place = unsafe { start.add(HEADER) };
+    // SAFETY: `control` has room behind the header for `MAX_DESCRIPTORS`, and there are no more.
+    let index = unsafe { start.add(HEADER) };
     // SAFETY: as above; the list is on the heap and does not overlap.
-    unsafe { place.cast::<RawFd>().copy_from_nonoverlapping(raw.as_ptr(), raw.len()) };
+    unsafe { index.cast::<RawFd>().copy_from_nonoverlapping(raw.as_ptr(), raw.len()) };
     // SAFETY: the message names `bytes`, which is only read, and `control`; both live through the call.
     length(unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, flags) })
 }
 
-/// A descriptor to wait for, and what happened to it.
+/// A descriptor to poll, and its events.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub(crate) struct Waiting(libc::pollfd);
+pub(crate) struct PollFd(libc::pollfd);
 
-impl Waiting {
-    /// For a descriptor that stays open until the wait is over; a negative one is passed over.
+impl PollFd {
+    /// For a descriptor that stays open until the poll ends; a negative one is ignored.
     pub(crate) fn new(descriptor: RawFd, readable: bool, writable: bool) -> Self {
         let mut events = 0;
         if readable {
@@ -155,22 +156,22 @@ impl Waiting {
         Self(libc::pollfd { fd: descriptor, events, revents: 0 })
     }
 
-    /// There is something to read, or the other side hung up.
+    /// Readable, or the other side hung up.
     pub(crate) fn is_readable(&self) -> bool {
         self.0.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0
     }
 
-    /// The other side hung up, or the descriptor is broken.
+    /// The other side hung up, or the descriptor is invalid.
     pub(crate) fn is_over(&self) -> bool {
         self.0.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0
     }
 }
 
-/// Waits until something happens to one of `waiting`, or the time is over. A signal is nothing happening.
-pub(crate) fn poll(waiting: &mut [Waiting], time: Option<Duration>) -> Result<usize, Errno> {
+/// Waits for an event of `fds` or the timeout. A signal is reported as no event.
+pub(crate) fn poll(fds: &mut [PollFd], time: Option<Duration>) -> Result<usize, Errno> {
     let time = milliseconds(time);
-    // SAFETY: `Waiting` is a `pollfd`; the slice lives through the call.
-    let result = unsafe { libc::poll(waiting.as_mut_ptr().cast(), waiting.len() as libc::nfds_t, time) };
+    // SAFETY: `PollFd` is a `pollfd`; the slice lives through the call.
+    let result = unsafe { libc::poll(fds.as_mut_ptr().cast(), fds.len() as libc::nfds_t, time) };
     match usize::try_from(result) {
         Ok(ready) => Ok(ready),
         Err(_) if errno() == Errno::EINTR => Ok(0),
@@ -178,7 +179,7 @@ pub(crate) fn poll(waiting: &mut [Waiting], time: Option<Duration>) -> Result<us
     }
 }
 
-/// Descriptors that are waited for again and again, to be read; cheaper than [`poll`], which is told of them each time.
+/// An epoll set for repeated waits; cheaper than [`poll`], which passes the descriptors each time.
 #[derive(Debug)]
 pub(crate) struct Watch(OwnedFd);
 
@@ -189,12 +190,12 @@ impl AsFd for Watch {
 }
 
 impl Watch {
-    /// For these two, by their place; ready as long as there is something to read. They are owned by whoever owns this.
+    /// Level-triggered, by index. The owner of this keeps the descriptors open.
     pub(crate) fn new(descriptors: [BorrowedFd<'_>; 2]) -> Result<Self, Errno> {
         Self::with(descriptors.map(Some), libc::EPOLLIN)
     }
 
-    /// For these, by their place; ready once for each time that something arrives, whether or not it was read.
+    /// Edge-triggered, by index: ready once for each arrival, read or not.
     pub(crate) fn arrivals(descriptors: [Option<BorrowedFd<'_>>; 2]) -> Result<Self, Errno> {
         Self::with(descriptors, libc::EPOLLIN | libc::EPOLLET)
     }
@@ -203,11 +204,11 @@ impl Watch {
         // SAFETY: takes no pointer.
         let descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         check(descriptor)?;
-        // SAFETY: it is new and nobody else knows it.
+        // SAFETY: it is new and has no other owner.
         let watch = unsafe { OwnedFd::from_raw_fd(descriptor) };
-        for (place, watched) in (0..).zip(descriptors) {
+        for (index, watched) in (0..).zip(descriptors) {
             let Some(watched) = watched else { continue };
-            let mut event = libc::epoll_event { events: events as u32, u64: place };
+            let mut event = libc::epoll_event { events: events as u32, u64: index };
             let (add, watched) = (libc::EPOLL_CTL_ADD, watched.as_raw_fd());
             // SAFETY: `event` lives through the call and is only read.
             check(unsafe { libc::epoll_ctl(watch.as_raw_fd(), add, watched, &raw mut event) })?;
@@ -215,9 +216,9 @@ impl Watch {
         Ok(Self(watch))
     }
 
-    /// Waits until one of the two can be read or hung up, or the time is over: for each, what [`Waiting`] says of it. A
-    /// signal is nothing happening.
-    pub(crate) fn wait(&self, time: Option<Duration>) -> Result<[Waiting; 2], Errno> {
+    /// Waits until one of the two is readable or hung up, or the timeout; returns the events of each. A signal is reported as
+    /// no event.
+    pub(crate) fn wait(&self, time: Option<Duration>) -> Result<[PollFd; 2], Errno> {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; 2];
         let (list, time) = (events.as_mut_ptr(), milliseconds(time));
         // SAFETY: the list has room for two events and lives through the call.
@@ -227,42 +228,42 @@ impl Watch {
             Err(_) if errno() == Errno::EINTR => 0,
             Err(_) => return Err(errno()),
         };
-        let mut happened = [Waiting::new(-1, false, false); 2];
+        let mut happened = [PollFd::new(-1, false, false); 2];
         for event in events.iter().take(ready) {
-            if let Some(place) = happened.get_mut(event.u64 as usize) {
-                // The numbers of poll and epoll are the same.
-                place.0.revents = event.events as libc::c_short;
+            if let Some(index) = happened.get_mut(event.u64 as usize) {
+                // Poll and epoll use the same bits.
+                index.0.revents = event.events as libc::c_short;
             }
         }
         Ok(happened)
     }
 }
 
-/// Rounded up: who waits for a moment must not find that it has not come yet, again and again.
+/// Rounded up, so that a short wait does not spin.
 fn milliseconds(time: Option<Duration>) -> libc::c_int {
     time.map_or(-1, |time| i32::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX))
 }
 
-/// An eventfd that never blocks and that children do not inherit.
+/// A non-blocking eventfd that children do not inherit.
 pub(crate) fn eventfd() -> Result<OwnedFd, Errno> {
     // SAFETY: takes no pointer.
     let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if descriptor < 0 {
         return Err(errno());
     }
-    // SAFETY: it is new and nobody else knows it.
+    // SAFETY: it is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Takes an eventfd's count, without waiting whatever its flags say. EAGAIN when it is 0.
+/// Reads an eventfd's count without blocking, whatever its flags. EAGAIN if it is 0.
 ///
 /// # Errors
-/// The system's; EOPNOTSUPP before Linux 5.12 where the eventfd blocks.
+/// The system's; EOPNOTSUPP before Linux 5.12 for a blocking eventfd.
 pub(crate) fn take_count(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let mut count = [0u8; 8];
-    let piece = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
-    // SAFETY: `piece` names `count`, which lives through the call.
-    let result = unsafe { libc::preadv2(eventfd.as_raw_fd(), &raw const piece, 1, -1, libc::RWF_NOWAIT) };
+    let iov = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: `iov` names `count`, which lives through the call.
+    let result = unsafe { libc::preadv2(eventfd.as_raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
     match length(result) {
         Ok(8) => return Ok(u64::from_ne_bytes(count)),
         Ok(_) => return Err(Errno::EINVAL),
@@ -276,7 +277,7 @@ pub(crate) fn take_count(eventfd: BorrowedFd<'_>) -> Result<u64, Errno> {
     }
 }
 
-/// Adds one to an eventfd's count. Waits while that is full, unless the eventfd's flags say otherwise.
+/// Adds one to an eventfd's count. Blocks while that is full, unless the eventfd is non-blocking.
 pub(crate) fn add_one(eventfd: BorrowedFd<'_>) -> Result<(), Errno> {
     add(eventfd, 1)
 }
@@ -288,14 +289,14 @@ pub(crate) fn add(eventfd: BorrowedFd<'_>, count: u64) -> Result<(), Errno> {
     length(unsafe { libc::write(eventfd.as_raw_fd(), count.as_ptr().cast(), count.len()) }).map(|_| ())
 }
 
-/// Whether reading and writing wait (`O_NONBLOCK` is not set).
+/// Whether reading and writing block (`O_NONBLOCK` is not set).
 pub(crate) fn blocks(descriptor: BorrowedFd<'_>) -> bool {
     // SAFETY: takes no pointer.
     let flags = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_GETFL) };
     flags < 0 || flags & libc::O_NONBLOCK == 0
 }
 
-/// Who is at the other end of a Unix socket: process and user, as they were when it connected.
+/// Process and user at the other end of a Unix socket when it connected.
 pub(crate) fn peer(socket: BorrowedFd<'_>) -> Result<(i32, u32), Errno> {
     let mut who = libc::ucred { pid: 0, uid: 0, gid: 0 };
     let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
@@ -312,29 +313,28 @@ pub(crate) fn peer(socket: BorrowedFd<'_>) -> Result<(i32, u32), Errno> {
     if result == 0 { Ok((who.pid, who.uid)) } else { Err(errno()) }
 }
 
-/// Makes a socket at `path` with at most this mode from its first moment, and listens on it.
+/// Listens on a new socket at `path`, whose file is created with at most this mode.
 ///
 /// # Errors
-/// ENAMETOOLONG for a path that a socket's address has no room for; the system's.
+/// ENAMETOOLONG for a path that does not fit an address; the system's.
 pub(crate) fn listen(path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
     let bytes = path.as_os_str().as_bytes();
     // SAFETY: an address of zeros is a valid one.
     let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
-    // One less, for the NUL; an empty path would be an address of another kind.
+    // One byte less, for the NUL; an empty path would be another kind of address.
     if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
         return Err(Errno::from_raw(libc::ENAMETOOLONG));
     }
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    for (place, byte) in address.sun_path.iter_mut().zip(bytes) {
-        *place = *byte as libc::c_char;
+    for (index, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *index = *byte as libc::c_char;
     }
     // SAFETY: takes no pointer.
     let socket = unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     check(socket)?;
-    // SAFETY: it is new and nobody else knows it.
+    // SAFETY: it is new and has no other owner.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // The mode of the socket is the mode its file is made with.
-    // SAFETY: takes no pointer.
+    // The file of the socket gets the mode of the socket. SAFETY: takes no pointer.
     check(unsafe { libc::fchmod(socket.as_raw_fd(), mode) })?;
     let bytes = size_of::<libc::sockaddr_un>() as libc::socklen_t;
     // SAFETY: `address` lives through the call and is only read.
@@ -344,23 +344,23 @@ pub(crate) fn listen(path: &Path, mode: u32) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Locks a file against others who lock it; EAGAIN where one of them has it. Closing the file gives it back.
+/// Locks a file exclusively; EAGAIN if it is locked. Closing the file releases the lock.
 pub(crate) fn lock(file: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: takes no pointer.
     check(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })
 }
 
-/// An eventfd whose reader takes one at a time.
+/// An eventfd with semaphore semantics.
 #[cfg(test)]
 pub(crate) fn semaphore() -> Result<OwnedFd, Errno> {
     // SAFETY: takes no pointer.
     let descriptor = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_SEMAPHORE) };
     check(descriptor)?;
-    // SAFETY: it is new and nobody else knows it.
+    // SAFETY: it is new and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-/// Has reading and writing wait.
+/// Clears `O_NONBLOCK`.
 #[cfg(test)]
 pub(crate) fn set_blocking(descriptor: BorrowedFd<'_>) -> Result<(), Errno> {
     // SAFETY: takes no pointer.

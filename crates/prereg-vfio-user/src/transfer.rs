@@ -1,29 +1,29 @@
-//! DMA_READ and DMA_WRITE: the server reaches memory that it cannot map.
+//! DMA_READ and DMA_WRITE: access to client memory that the server cannot map.
 //!
-//! A transfer is cut into pieces that fit both the client's `max_data_xfer_size` and the window; only so many bytes are
-//! under way at a time, over all transfers, first come first served. A piece that comes back short is asked for again from
-//! there. The first error stops a transfer, which ends when its last piece is back.
+//! A transfer is split into chunks that fit both the client's `max_data_xfer_size` and the window; the window limits the bytes
+//! under way of all transfers, in order of arrival. The missing part of a short reply is requested again. The first error stops
+//! a transfer, which ends when its last chunk is answered.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use prereg::{Errno, Iova};
 
-use crate::outbox::Outbox;
+use crate::send_queue::SendQueue;
 use crate::wire::{Command, DmaAccess, DmaDone, Header};
 
 /// A transfer of a session.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct TransferId(u64);
 
-/// Why a transfer failed. What a write has done until then stays done.
+/// Errors of a transfer. A write may have been performed in part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
-    /// The client has not introduced itself. EINVAL.
-    #[error("nothing can be asked of a client before its VERSION")]
+    /// The client has not sent its VERSION. EINVAL.
+    #[error("no transfer is possible before the client's VERSION")]
     NotNegotiated,
-    /// No bytes, or past the end of all addresses. EINVAL.
-    #[error("{bytes:#x} bytes at {iova:?} are no range")]
+    /// The range is empty or passes the end of the address space. EINVAL.
+    #[error("{bytes:#x} bytes at {iova:?} are an invalid range")]
     Range {
         /// The first byte.
         iova: Iova,
@@ -36,15 +36,14 @@ pub enum TransferError {
         /// The length.
         bytes: u64,
     },
-    /// The client refused. Its errno: QEMU has ENODEV for memory that is not there, or a device that may not master the
-    /// bus.
+    /// The client refused. Its errno: QEMU returns ENODEV for memory that does not exist, or a device without bus mastering.
     #[error("the client refused the transfer: {errno}")]
     Refused {
-        /// What it said; EIO where it said 0.
+        /// The errno; EIO if it sent 0.
         errno: Errno,
     },
-    /// The client's reply is for another place, longer than asked for, empty, or malformed. EIO.
-    #[error("the client's reply does not fit what was asked")]
+    /// The reply has another address, too many or no bytes, or is malformed. EIO.
+    #[error("the client's reply does not match the request")]
     Malformed,
     /// The session ended. ENXIO.
     #[error("the client is gone")]
@@ -65,14 +64,14 @@ impl TransferError {
     }
 }
 
-/// What ended, and how.
-pub(crate) type Ended = (TransferId, Result<Vec<u8>, TransferError>);
+/// A finished transfer and its result.
+pub(crate) type Finished = (TransferId, Result<Vec<u8>, TransferError>);
 
-/// Messages under way at a time; far fewer than there are ids.
-const MOST_PIECES: usize = 256;
+/// Chunks under way at a time; far fewer than message ids.
+const MAX_CHUNKS: usize = 256;
 
 #[derive(Clone, Copy)]
-struct Piece {
+struct Chunk {
     offset: usize,
     bytes: usize,
 }
@@ -80,37 +79,37 @@ struct Piece {
 struct Transfer {
     command: Command,
     iova: Iova,
-    /// The data to write, or room for what is read.
+    /// The data to write, or the buffer for data that is read.
     data: Vec<u8>,
-    /// How much of it was ever asked for.
+    /// Bytes requested so far.
     asked: usize,
-    /// How much of it is there.
+    /// Bytes done.
     done: usize,
-    /// What came back short.
-    again: Vec<Piece>,
+    /// Missing parts of short replies.
+    retry: Vec<Chunk>,
     under_way: usize,
     error: Option<TransferError>,
 }
 
 impl Transfer {
-    fn next(&mut self, most: usize) -> Option<Piece> {
+    fn next(&mut self, most: usize) -> Option<Chunk> {
         if self.error.is_some() {
             return None;
         }
-        if let Some(piece) = self.again.pop() {
-            return Some(piece);
+        if let Some(chunk) = self.retry.pop() {
+            return Some(chunk);
         }
         let bytes = (self.data.len() - self.asked).min(most);
-        let piece = Piece { offset: self.asked, bytes };
+        let chunk = Chunk { offset: self.asked, bytes };
         self.asked += bytes;
-        (bytes > 0).then_some(piece)
+        (bytes > 0).then_some(chunk)
     }
 
     fn is_over(&self) -> bool {
         self.under_way == 0 && (self.error.is_some() || self.done == self.data.len())
     }
 
-    /// The address of a piece; it cannot wrap, because the whole range does not.
+    /// The address of a chunk; the range does not wrap, so neither does this.
     fn at(&self, offset: usize) -> Iova {
         Iova::new(self.iova.raw().wrapping_add(offset as u64))
     }
@@ -120,16 +119,16 @@ impl Transfer {
 pub(crate) struct Transfers {
     /// Bytes under way at most, and in one message.
     window: usize,
-    /// Bytes in one message at most, by the client's word too.
-    piece: usize,
+    /// Bytes in one message at most, also by the client's limit.
+    chunk: usize,
     bytes_under_way: usize,
     next_transfer: u64,
     next_id: u16,
     transfers: BTreeMap<TransferId, Transfer>,
-    /// Those with something left to ask, oldest first.
+    /// Those with something left to request, oldest first.
     waiting: VecDeque<TransferId>,
     /// By message id.
-    pieces: BTreeMap<u16, (TransferId, Piece)>,
+    chunks: BTreeMap<u16, (TransferId, Chunk)>,
 }
 
 impl Transfers {
@@ -137,100 +136,100 @@ impl Transfers {
         let window = window.max(1) as usize;
         Self {
             window,
-            piece: window,
+            chunk: window,
             bytes_under_way: 0,
             next_transfer: 0,
             next_id: 0,
             transfers: BTreeMap::new(),
             waiting: VecDeque::new(),
-            pieces: BTreeMap::new(),
+            chunks: BTreeMap::new(),
         }
     }
 
-    /// The client moves `most` bytes in a message.
+    /// Sets the client's `max_data_xfer_size`.
     pub(crate) fn limit(&mut self, most: u32) {
-        self.piece = self.window.min(most.max(1) as usize);
+        self.chunk = self.window.min(most.max(1) as usize);
     }
 
     pub(crate) fn is_empty(&self) -> bool {
         self.transfers.is_empty()
     }
 
-    /// Room for `bytes`, at a place that exists.
-    pub(crate) fn room(iova: Iova, bytes: usize) -> Result<Vec<u8>, TransferError> {
+    /// A buffer for `bytes`, after checking the range.
+    pub(crate) fn buffer(iova: Iova, bytes: usize) -> Result<Vec<u8>, TransferError> {
         let length = bytes as u64;
         let last = length.checked_sub(1).and_then(|more| iova.checked_add(more));
         last.ok_or(TransferError::Range { iova, bytes: length })?;
-        let mut room = Vec::new();
-        room.try_reserve_exact(bytes).map_err(|_| TransferError::OutOfMemory { bytes: length })?;
-        Ok(room)
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(bytes).map_err(|_| TransferError::OutOfMemory { bytes: length })?;
+        Ok(buffer)
     }
 
-    /// Starts a transfer; `data` is not empty and its range exists.
+    /// Starts a transfer; `data` is not empty and its range was checked.
     pub(crate) fn start(&mut self, command: Command, iova: Iova, data: Vec<u8>) -> TransferId {
         let id = TransferId(self.next_transfer);
         self.next_transfer += 1;
         let transfer =
-            Transfer { command, iova, data, asked: 0, done: 0, again: Vec::new(), under_way: 0, error: None };
+            Transfer { command, iova, data, asked: 0, done: 0, retry: Vec::new(), under_way: 0, error: None };
         self.transfers.insert(id, transfer);
         self.waiting.push_back(id);
         id
     }
 
-    /// Sends what the window allows.
-    pub(crate) fn ask<F>(&mut self, out: &mut Outbox<F>) {
-        while self.pieces.len() < MOST_PIECES {
+    /// Sends requests as the window allows.
+    pub(crate) fn send_next<F>(&mut self, out: &mut SendQueue<F>) {
+        while self.chunks.len() < MAX_CHUNKS {
             let Some(id) = self.waiting.front().copied() else { return };
-            let room = self.window.saturating_sub(self.bytes_under_way);
-            let most = self.piece;
+            let buffer = self.window.saturating_sub(self.bytes_under_way);
+            let most = self.chunk;
             let Some(transfer) = self.transfers.get_mut(&id) else {
                 self.waiting.pop_front();
                 continue;
             };
-            // A whole piece or nothing, so that a transfer is not cut smaller because others are under way.
+            // A whole chunk or none, so that concurrent transfers do not make chunks smaller.
             let left =
-                transfer.again.last().map_or(transfer.data.len() - transfer.asked, |piece| piece.bytes);
-            if self.bytes_under_way > 0 && left.min(most) > room {
+                transfer.retry.last().map_or(transfer.data.len() - transfer.asked, |chunk| chunk.bytes);
+            if self.bytes_under_way > 0 && left.min(most) > buffer {
                 return;
             }
-            let Some(piece) = transfer.next(most) else {
+            let Some(chunk) = transfer.next(most) else {
                 self.waiting.pop_front();
                 continue;
             };
             transfer.under_way += 1;
-            self.bytes_under_way += piece.bytes;
-            let iova = transfer.at(piece.offset);
+            self.bytes_under_way += chunk.bytes;
+            let iova = transfer.at(chunk.offset);
             let data = match transfer.command {
-                Command::DMA_WRITE => transfer.data.get(piece.offset..piece.offset + piece.bytes),
+                Command::DMA_WRITE => transfer.data.get(chunk.offset..chunk.offset + chunk.bytes),
                 _ => None,
             };
-            let access = DmaAccess { iova, bytes: piece.bytes as u64, data: data.unwrap_or_default() };
+            let access = DmaAccess { iova, bytes: chunk.bytes as u64, data: data.unwrap_or_default() };
             let header = Header::command(self.next_id, transfer.command);
             let sent: Result<(), std::convert::Infallible> = out.frame(&header, |out, _| {
                 access.write(out);
                 Ok(())
             });
             let Ok(()) = sent;
-            self.pieces.insert(self.next_id, (id, piece));
-            // Fewer pieces than ids: a free one comes soon.
-            while self.pieces.contains_key(&self.next_id) {
+            self.chunks.insert(self.next_id, (id, chunk));
+            // Fewer chunks than ids, so this ends.
+            while self.chunks.contains_key(&self.next_id) {
                 self.next_id = self.next_id.wrapping_add(1);
             }
         }
     }
 
-    /// A reply came; `body` is `None` when it was too long to be read. A reply to nothing is nothing.
-    pub(crate) fn reply(&mut self, header: &Header, body: Option<&[u8]>) -> Option<Ended> {
-        let (id, piece) = *self.pieces.get(&header.id)?;
+    /// Handles a reply; `body` is `None` if it was too long to be read. An unexpected reply is ignored.
+    pub(crate) fn reply(&mut self, header: &Header, body: Option<&[u8]>) -> Option<Finished> {
+        let (id, chunk) = *self.chunks.get(&header.id)?;
         let transfer = self.transfers.get_mut(&id)?;
-        self.pieces.remove(&header.id);
-        self.bytes_under_way -= piece.bytes;
+        self.chunks.remove(&header.id);
+        self.bytes_under_way -= chunk.bytes;
         transfer.under_way -= 1;
-        match landed(transfer, piece, header, body) {
+        match accept_reply(transfer, chunk, header, body) {
             Ok(done) => {
                 transfer.done += done;
-                if done < piece.bytes {
-                    transfer.again.push(Piece { offset: piece.offset + done, bytes: piece.bytes - done });
+                if done < chunk.bytes {
+                    transfer.retry.push(Chunk { offset: chunk.offset + done, bytes: chunk.bytes - done });
                     if transfer.error.is_none() && !self.waiting.contains(&id) {
                         self.waiting.push_front(id);
                     }
@@ -248,9 +247,9 @@ impl Transfers {
         Some((id, outcome(transfer)))
     }
 
-    /// The client is gone: every transfer ends.
-    pub(crate) fn end(&mut self) -> Vec<Ended> {
-        self.pieces.clear();
+    /// Ends every transfer, because the client is gone.
+    pub(crate) fn end(&mut self) -> Vec<Finished> {
+        self.chunks.clear();
         self.waiting.clear();
         self.bytes_under_way = 0;
         let ended = std::mem::take(&mut self.transfers);
@@ -266,10 +265,10 @@ fn outcome(transfer: Transfer) -> Result<Vec<u8>, TransferError> {
     }
 }
 
-/// How many bytes of the piece a reply brings or confirms, from its start.
-fn landed(
+/// The bytes of the chunk that a reply has or confirms, from its start.
+fn accept_reply(
     transfer: &mut Transfer,
-    piece: Piece,
+    chunk: Chunk,
     header: &Header,
     body: Option<&[u8]>,
 ) -> Result<usize, TransferError> {
@@ -289,16 +288,16 @@ fn landed(
         (access.iova, access.bytes, Some(access.data))
     };
     let bytes =
-        usize::try_from(bytes).ok().filter(|bytes| (1..=piece.bytes).contains(bytes)).ok_or(MALFORMED)?;
-    if iova != transfer.at(piece.offset) {
+        usize::try_from(bytes).ok().filter(|bytes| (1..=chunk.bytes).contains(bytes)).ok_or(MALFORMED)?;
+    if iova != transfer.at(chunk.offset) {
         return Err(MALFORMED);
     }
     if let Some(data) = data {
-        let room = transfer.data.get_mut(piece.offset..piece.offset + bytes).ok_or(MALFORMED)?;
+        let buffer = transfer.data.get_mut(chunk.offset..chunk.offset + bytes).ok_or(MALFORMED)?;
         if data.len() != bytes {
             return Err(MALFORMED);
         }
-        room.copy_from_slice(data);
+        buffer.copy_from_slice(data);
     }
     Ok(bytes)
 }

@@ -1,5 +1,4 @@
-//! Recorded sessions of the real client: every message of QEMU is built again, understood, and answered with the frame
-//! that the recorded server sent.
+//! Recorded sessions of QEMU: every message is built again, parsed, and answered with the frame of the recorded server.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
@@ -9,15 +8,15 @@ use std::collections::BTreeMap;
 
 use prereg::Errno;
 use prereg_vfio_user::wire::{Command, DeviceInfo, Header, IrqInfo, RegionAccess, RegionInfo, UnmapMemory};
-use prereg_vfio_user::{Action, IrqTargets, Irqs, Region, Session, Settings};
+use prereg_vfio_user::{Action, IrqDescription, IrqTargets, Region, Session, Settings};
 use recorded::Line;
 
-/// What a session asked for and was answered.
+/// Counts of a session's requests and replies.
 #[derive(Default, PartialEq, Eq, Debug)]
 struct Tally {
     messages: usize,
     replies: usize,
-    /// Requests whose reply is not in the log: of accesses it has only the first.
+    /// Requests whose reply is not in the log, which has only the first of equal accesses.
     unanswered: usize,
     maps: usize,
     memories: usize,
@@ -49,7 +48,7 @@ impl Replay {
         }
     }
 
-    /// The action has what the message says.
+    /// Checks the action against the message.
     fn check(&mut self, line: &Line<'_>, action: &Action<usize>) {
         match action {
             Action::Negotiated { .. } => assert_eq!(line.command, Command::VERSION),
@@ -90,7 +89,7 @@ impl Replay {
         }
     }
 
-    /// Says what the recorded server said, and compares the frame with the record.
+    /// Sends the recorded reply, and compares the frame with the record.
     fn server_says(&mut self, line: &Line<'_>) {
         let Some(action) = self.pending.remove(&(line.id, line.command)) else {
             assert!([Command::REGION_READ, Command::REGION_WRITE].contains(&line.command), "{}", line.text);
@@ -99,7 +98,7 @@ impl Replay {
         let negotiated = matches!(action, Action::Negotiated { .. });
         let errno = Errno::from_raw(line.error as i32);
         let failed = line.flags & 0x20 != 0;
-        // One of the recorded servers has no errno for its failures; ours says EIO then.
+        // One of the recorded servers has no errno for its failures; this one sends EIO.
         let error = if failed && line.error == 0 { 5 } else { line.error };
         let session = &mut self.session;
         match action {
@@ -120,7 +119,7 @@ impl Replay {
             }
             Action::DescribeIrqs { token, .. } => {
                 let [_, flags, _, count] = line.four();
-                session.reply(token, Ok(Irqs { flags, count }));
+                session.reply(token, Ok(IrqDescription { flags, count }));
             }
             Action::SetIrqs { token, .. } => session.reply(token, Ok(())),
             Action::ReadRegion { token, .. } => {
@@ -152,7 +151,7 @@ impl Replay {
     }
 }
 
-/// The reply's body has what the record says.
+/// Checks the body of a reply against the record.
 fn check_body(line: &Line<'_>, body: &[u8]) {
     match line.command {
         _ if line.flags & 0x20 != 0 => assert!(body.is_empty()),
@@ -215,7 +214,7 @@ fn replay(name: &str, piece: usize) -> Tally {
     replay.tally
 }
 
-/// Replays a session whole and in pieces; both must be the same.
+/// Replays a session at once and in parts; both must have equal results.
 fn expect(name: &str, expected: &Tally) {
     for piece in [usize::MAX, 1, 7] {
         let tally = replay(name, piece);

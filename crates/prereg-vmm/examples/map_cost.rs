@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use prereg::{Access, AddressSpace, Errno, Granule, Holder, Iova, RangeMapping, Translator, UserAddr};
-use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap};
+use prereg_iommu::iova::{Backing, IovaLimits, IovaMap, OnDrained};
 use prereg_sim::SimHost;
 use prereg_vmm::vm_memory::{PinnedIommu, RegisteredRam};
 use prereg_vmm::{DmaContainer, MemoryKind, PersistentMappings};
@@ -41,8 +41,8 @@ impl DmaContainer for Accepting {
 
 struct Ignore;
 
-impl Drained for Ignore {
-    fn drained(&self) {}
+impl OnDrained for Ignore {
+    fn on_drained(&self) {}
 }
 
 /// Nanoseconds for each map.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{Access, AddressSpace, Errno, Granule, Holder};
-use prereg_iommu::iova::{Drained, IovaLimits};
+use prereg_iommu::iova::{IovaLimits, OnDrained};
 use prereg_sim::SimHost;
 use prereg_vmm::vm_memory::{HeldMemory, PinnedIommu, PinnedIotlb, RegisteredRam};
 use proptest::prelude::*;
@@ -159,14 +159,14 @@ fn identity_over_holes_and_a_devices_memory_is_fine() {
 #[test]
 fn a_page_in_use_is_waited_for_and_never_translated_again() {
     struct Count(AtomicU64);
-    impl Drained for Count {
-        fn drained(&self) {
+    impl OnDrained for Count {
+        fn on_drained(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
     let world = World::new(&[(0, 0x10_000)]);
     let count = Arc::new(Count(AtomicU64::new(0)));
-    let (drained, ram) = (Arc::clone(&count) as Arc<dyn Drained>, Arc::clone(&world.ram));
+    let (drained, ram) = (Arc::clone(&count) as Arc<dyn OnDrained>, Arc::clone(&world.ram));
     let iotlb = PinnedIotlb::with_drained(&world.space, ram, Holder::default(), 4, drained).unwrap();
     drop(iotlb.update(gpa(0), 4 * PAGE, gpa(0), Permissions::ReadWrite).unwrap());
     let first = iotlb.translate(gpa(0), 1, Permissions::Read).unwrap();
@@ -261,8 +261,8 @@ fn an_access_that_ends_in_a_hole_holds_the_memory_before_it() {
 
 struct Ignore;
 
-impl Drained for Ignore {
-    fn drained(&self) {}
+impl OnDrained for Ignore {
+    fn on_drained(&self) {}
 }
 
 #[derive(Clone, Copy, Debug)]

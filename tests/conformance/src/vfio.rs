@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prereg::{Errno, MapError};
 use prereg_iommu::EntryError;
-use prereg_iommu::container::{Argument, Command, ContainerError, PlainGroup};
+use prereg_iommu::container::{Argument, Command, ContainerError, SoftwareGroup};
 use prereg_scenario::names::Kind;
 use prereg_scenario::transcript::Answer;
 
@@ -106,7 +106,7 @@ fn cause(error: &ContainerError) -> &'static str {
         ContainerError::MisalignedBus { .. } => "misaligned-bus",
         ContainerError::PastWindow { .. } => "past-window",
         ContainerError::TableShape { .. } => "table-shape",
-        ContainerError::TablePiece => "table-piece",
+        ContainerError::LevelTooLarge => "table-piece",
         ContainerError::NotAWindow { inside: true, .. } => "inside-window",
         ContainerError::Map { error: EntryError::Map(MapError::TooLarge { .. }), .. } => "page-too-large",
         ContainerError::Map { error: EntryError::Map(MapError::Closing { .. }), .. } => "closing",
@@ -139,7 +139,7 @@ fn attach(container: Option<Rc<OpenFile>>, file: &Rc<OpenFile>) -> Answer {
     let Some(joined) = container.container() else { return failed(EBADFD) };
     let platform = group.platform();
     // There are only a few groups.
-    let result = joined.borrow_mut().attach(Arc::new(PlainGroup::new(group.number as u32, platform)));
+    let result = joined.borrow_mut().attach(Arc::new(SoftwareGroup::new(group.number as u32, platform)));
     if let Err(error) = result {
         return refused(&error);
     }

@@ -133,7 +133,7 @@ impl Pass<'_, '_> {
         };
         let findings = &mut self.findings;
         findings.calls[kind] += 1;
-        findings.too_hard += u64::from(reply.handed_over);
+        findings.too_hard += u64::from(reply.fell_back_to_userspace);
         let same_code = reply.code.raw() == i64::from(ret);
         findings.return_mismatches += u64::from(!same_code);
         let ours = reply.value.map(Tce::raw);
@@ -150,7 +150,7 @@ impl Pass<'_, '_> {
             ));
         }
         if let Some(answers) = &mut findings.answers {
-            let handler = if reply.handed_over { HReturn::TOO_HARD } else { reply.code };
+            let handler = if reply.fell_back_to_userspace { HReturn::TOO_HARD } else { reply.code };
             answers.push(Answer {
                 line: self.trace.lines[number],
                 mark: self.mark.to_owned(),
@@ -202,7 +202,7 @@ impl Pass<'_, '_> {
 
     /// Whether the result is that of the kernel's handler, which fails before it writes an entry.
     fn by_handler(&self, reply: Reply) -> bool {
-        self.machine.calls.rules() == Rules::Kvm && !reply.handed_over
+        self.machine.calls.rules() == Rules::Kvm && !reply.fell_back_to_userspace
     }
 
     /// The entries of `count` that QEMU stores before it fails at the end of the table. More than `most` entries (for `None`: than

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use prereg::{AddressSpace, Granule, GuestAddr, Holder, HolderKind, PageShift, Translator, UserAddr};
 use prereg_iommu::Tce;
 use prereg_iommu::{
-    Geometry, GuestList, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Reply, Rules,
+    Geometry, GuestRead, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Reply, Rules,
     TceTable,
 };
 use prereg_linux::GuestMemory;
@@ -43,7 +43,7 @@ impl Ram<'_> {
     }
 }
 
-impl GuestList for Ram<'_> {
+impl GuestRead for Ram<'_> {
     #[inline]
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         let mut bytes = [0; LIST * 8];

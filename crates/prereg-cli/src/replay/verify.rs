@@ -132,11 +132,11 @@ impl Verifier {
         let (guest, shift) = (table.geometry().shift(), hardware.geometry().shift());
         let split = guest.get() - shift.get();
         let inside = (index & ((1 << split) - 1)) << shift.get();
-        let wanted = table.values().load(index >> split).page(guest).checked_add(inside);
+        let wanted = table.value(index >> split).page(guest).checked_add(inside);
         let wanted = wanted.and_then(|gpa| machine.ram().ua(gpa));
         let system = machine.granule().shift();
         let pages = 1 << shift.get().saturating_sub(system.get());
-        let wrong = match hardware.take(&mut self.translator, index) {
+        let wrong = match hardware.hold_mapping(&mut self.translator, index) {
             Ok(None) => return,
             Ok(Some((mapping, _))) => misplaced(map, mapping.hpa(), wanted, pages, system),
             // Live, but it cannot be mapped.

@@ -43,8 +43,8 @@ impl Collector {
                 })
                 .collect(),
             accepted_connections_total: state.accepted,
-            rejected_connections_total: state.turned_away,
-            disconnects_total: state.endings,
+            rejected_connections_total: state.rejected,
+            disconnects_total: state.disconnects,
             requests: requests(state.requests),
             clients: state.clients.into_iter().map(client).collect(),
         }
@@ -133,8 +133,8 @@ fn client(state: ClientState) -> ClientStatus {
                     .collect(),
             })
             .collect(),
-        latencies: latencies(&state.facts),
-        device: state.facts.into_iter().filter(|(name, _)| bucket(name).is_none()).collect(),
+        latencies: latencies(&state.metrics),
+        device: state.metrics.into_iter().filter(|(name, _)| bucket(name).is_none()).collect(),
     }
 }
 

@@ -12,7 +12,7 @@ use prereg::{AddressKind, AddressSpace, Errno};
 use prereg_linux::{IoUring, raise_descriptor_limit};
 use prereg_nvme::controller::{NvmeDisk, NvmeModel};
 use prereg_nvme::disk::{Disk, DiskError, FileDisk};
-use prereg_vfio_user::server::{MemoryStore, Model, Notice, Server, ServerSettings};
+use prereg_vfio_user::server::{DeviceFactory, MemoryStore, Notice, Server, ServerSettings};
 
 use super::collect::Collector;
 use super::config::Config;
@@ -92,7 +92,7 @@ impl RunningServer {
         let store = Arc::new(MemoryStore::new(space, limits.policy));
         let server = Arc::new(Server::new(Arc::clone(&store), ServerSettings::default()));
         for controller in &controllers {
-            let (path, model): (_, Arc<dyn Model>) =
+            let (path, model): (_, Arc<dyn DeviceFactory>) =
                 (&controller.config.socket, Arc::<NvmeModel>::clone(&controller.model));
             server.listen(path, model).map_err(|error| CommandError::host("serving a device", error))?;
             fs::set_permissions(path, fs::Permissions::from_mode(controller.config.mode.0)).map_err(

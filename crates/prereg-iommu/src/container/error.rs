@@ -1,84 +1,84 @@
-//! Why a container refused. Every kind has one errno; nothing has changed but what its text says.
+//! Errors of container requests. Each has one errno; nothing has changed except where documented.
 
 use prereg::{BusAddr, ChargeError, Errno, MapError, OutOfMemory, RangeError, RegisterError, UserAddr};
 
 use crate::hw_table::EntryError;
 
-/// Why a container call failed.
+/// Errors of container requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContainerError {
     /// Another process used the container first. EPERM.
     #[error("the container belongs to the process that used it first; use one of your own")]
     OtherOwner,
-    /// Nothing was registered through this container yet, or (first version) it is not enabled. EPERM.
-    #[error("the container is not enabled; register memory through it first (first version: enable it)")]
+    /// Nothing was registered through this container yet (version 1: it is not enabled). EPERM.
+    #[error("the container is not enabled; register memory through it first (version 1: enable it)")]
     NotEnabled,
-    /// No process has used the container yet. EPERM.
-    #[error("nobody has used the container yet, so nothing is registered through it")]
+    /// The container has no owner yet. EPERM.
+    #[error("no process has used the container yet, so nothing is registered through it")]
     NotBound,
-    /// No such request, or one of the container's other version. ENOTTY.
-    #[error("request {command:#x} is not one of this container")]
+    /// Not a request, or one of the container's other version. ENOTTY.
+    #[error("{command:#x} is not a request of this container")]
     NotARequest {
         /// The request's number.
         command: u32,
     },
-    /// The argument cannot be read or written as far as the request needs. EFAULT.
+    /// The argument is not accessible for the length of the request. EFAULT.
     #[error("the argument has {found} readable bytes and the request needs {needed}")]
     Argument {
         /// Bytes needed.
         needed: usize,
-        /// Bytes there.
+        /// Bytes accessible.
         found: usize,
     },
     /// `argsz` is smaller than the request's struct. EINVAL.
     #[error("argsz {argsz} is smaller than the {needed} bytes of the request")]
     ArgSize {
-        /// What the caller said.
+        /// The given size.
         argsz: u32,
-        /// What the request needs.
+        /// The size of the struct.
         needed: u32,
     },
-    /// A flag that the request does not have. EINVAL.
-    #[error("flags {flags:#x} are not all known to the request")]
+    /// Unknown flags. EINVAL.
+    #[error("the request does not know all of the flags {flags:#x}")]
     Flags {
         /// The flags.
         flags: u32,
     },
-    /// No group, or the wrong moment for this request. EINVAL.
+    /// No group, or no IOMMU set yet. EINVAL.
     #[error("the container has no group, or no IOMMU was set; attach a group, then set the IOMMU")]
     NoIommu,
     /// An IOMMU is set already. EINVAL.
     #[error("the container's IOMMU is set already")]
     IommuSet,
-    /// No such kind of IOMMU. ENODEV.
-    #[error("there is no IOMMU of kind {kind}")]
+    /// An unknown kind of IOMMU. ENODEV.
+    #[error("{kind} is no kind of IOMMU")]
     UnknownIommu {
-        /// The kind asked for.
+        /// The kind.
         kind: u64,
     },
-    /// A kind that can be asked about but not set, or that the platform lacks. EINVAL.
+    /// A kind that can be queried but not set, or that the platform lacks. EINVAL.
     #[error("an IOMMU of kind {kind} cannot be set on this platform")]
     UnfitIommu {
-        /// The kind asked for.
+        /// The kind.
         kind: u64,
     },
-    /// The group is in the container, or (first version) another one is. EBUSY.
-    #[error("group {number} cannot join: it is here already, or the container takes one group only")]
+    /// The group is in the container already, or (version 1) another one is. EBUSY.
+    #[error("group {number} cannot join: it has joined already, or the container takes one group only")]
     GroupTaken {
         /// The group.
         number: u32,
     },
-    /// The group's IOMMU is of another kind than that of the groups here. EPERM.
+    /// The group's platform differs from that of the other groups. EPERM.
     #[error("group {number} has another kind of IOMMU than the container's groups")]
     OtherPlatform {
         /// The group.
         number: u32,
     },
-    /// No group is attached. ENXIO, ENODEV for enabling.
+    /// No group is attached. ENXIO; ENODEV for enabling.
     #[error("no group is attached")]
     NoGroup {
-        /// Which of the two numbers.
+        /// The errno.
         errno: Errno,
     },
     /// The group's hardware refused a window. Its errno.
@@ -86,13 +86,13 @@ pub enum ContainerError {
     Hardware {
         /// The group.
         number: u32,
-        /// What it said.
+        /// Its errno.
         errno: Errno,
     },
     /// Not a range of whole system pages. EINVAL.
     #[error(transparent)]
     Range(#[from] RangeError),
-    /// This container has the very range registered. EBUSY.
+    /// This container has registered exactly this range. EBUSY.
     #[error("{bytes:#x} bytes at {ua} are registered through this container already")]
     Registered {
         /// The start.
@@ -100,8 +100,8 @@ pub enum ContainerError {
         /// The length.
         bytes: u64,
     },
-    /// There is no memory of the caller's that could be pinned. EFAULT.
-    #[error("there is no memory at {ua} that could be pinned")]
+    /// The caller has no memory there that could be pinned. EFAULT.
+    #[error("the caller has no memory at {ua} that could be pinned")]
     NoMemory {
         /// The start.
         ua: UserAddr,
@@ -119,7 +119,7 @@ pub enum ContainerError {
         /// The length.
         bytes: u64,
     },
-    /// It is the last registration of memory that is mapped. EBUSY; the registration stays.
+    /// The last registration of memory that is mapped. EBUSY; the registration stays.
     #[error("{bytes:#x} bytes at {ua} are still mapped {mapped} times; unmap first, then unregister again")]
     Mapped {
         /// The start.
@@ -129,26 +129,26 @@ pub enum ContainerError {
         /// Live mappings.
         mapped: u64,
     },
-    /// No window holds that bus address. ENXIO.
-    #[error("no window holds {ioba}")]
+    /// No window contains the bus address. ENXIO.
+    #[error("no window contains {ioba}")]
     NoWindow {
         /// The address.
         ioba: BusAddr,
     },
-    /// The length or the user address is not a multiple of the window's page. EINVAL.
-    #[error("{what:#x} is not a multiple of the window's {page:#x} byte pages")]
+    /// Length or user address is not a multiple of the window's page size. EINVAL.
+    #[error("{what:#x} is not a multiple of the window's page size, {page:#x} bytes")]
     Misaligned {
         /// The number.
         what: u64,
-        /// The page.
+        /// The page size.
         page: u64,
     },
-    /// The bus address is not the start of a page. EINVAL.
-    #[error("{ioba} is not the start of one of the window's {page:#x} byte pages")]
+    /// The bus address is not page-aligned. EINVAL.
+    #[error("{ioba} is not aligned to the window's pages of {page:#x} bytes")]
     MisalignedBus {
         /// The address.
         ioba: BusAddr,
-        /// The page.
+        /// The page size.
         page: u64,
     },
     /// The range starts in a window and ends outside it. EINVAL.
@@ -159,23 +159,23 @@ pub enum ContainerError {
         /// The length.
         bytes: u64,
     },
-    /// Neither reading nor writing was asked for. EINVAL.
+    /// Neither read nor write access. EINVAL.
     #[error("a mapping needs a permission: read, write or both")]
     NoPermission,
-    /// A page could not be mapped: EINVAL when no region holds it or its pages are too small, ENXIO when the region is
-    /// going, ENOMEM without memory for the table. What the call had mapped is cleared again.
+    /// A page could not be mapped: EINVAL if it is not registered or its pages are too small, ENXIO if the region is
+    /// closing, ENOMEM without memory for the table. Entries that the request had mapped are cleared.
     #[error("{ioba} was not mapped: {error}")]
     Map {
         /// The page's bus address.
         ioba: BusAddr,
-        /// Why.
+        /// The cause.
         error: EntryError,
     },
     /// All windows are in use. ENOSPC.
-    #[error("the container has as many windows as it may; remove one first")]
+    #[error("all windows of the container are in use; remove one first")]
     NoWindowLeft,
     /// The platform does not offer that page size. EINVAL.
-    #[error("windows with pages of 2^{shift} bytes are not offered")]
+    #[error("the platform has no windows with pages of 2^{shift} bytes")]
     PageSize {
         /// The shift asked for.
         shift: u32,
@@ -190,13 +190,13 @@ pub enum ContainerError {
         /// The levels.
         levels: u32,
     },
-    /// One level of the table is larger than memory comes in. ENOMEM.
-    #[error("a level of the table is larger than memory comes in; use more levels")]
-    TablePiece,
-    /// The table is over the owner's limit. ENOMEM.
+    /// A level of the table exceeds the largest allocation. ENOMEM.
+    #[error("a level of the table exceeds the largest allocation; use more levels")]
+    LevelTooLarge,
+    /// The table exceeds the owner's limit. ENOMEM.
     #[error("the window's table: {0}")]
     Charge(ChargeError),
-    /// No memory for our own tables. ENOMEM.
+    /// No memory for prereg's own tables. ENOMEM.
     #[error("no memory for the container's tables")]
     OutOfMemory,
     /// No window starts there. EINVAL.
@@ -204,7 +204,7 @@ pub enum ContainerError {
     NotAWindow {
         /// The address asked for.
         start: BusAddr,
-        /// Whether a window holds it.
+        /// Whether a window contains it.
         inside: bool,
     },
     /// Enabled already. EBUSY.
@@ -219,7 +219,7 @@ impl From<OutOfMemory> for ContainerError {
 }
 
 impl ContainerError {
-    /// The number that the request answers, as said at each kind.
+    /// The errno of the request, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -240,7 +240,7 @@ impl ContainerError {
                 _ => error.errno(),
             },
             Self::NoWindowLeft => Errno::ENOSPC,
-            Self::TablePiece | Self::Charge(_) | Self::OutOfMemory => Errno::ENOMEM,
+            Self::LevelTooLarge | Self::Charge(_) | Self::OutOfMemory => Errno::ENOMEM,
             Self::ArgSize { .. }
             | Self::Flags { .. }
             | Self::NoIommu

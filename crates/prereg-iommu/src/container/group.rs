@@ -1,4 +1,4 @@
-//! An IOMMU group: devices that cannot be told apart on the bus, and the hardware that windows are programmed into.
+//! IOMMU groups: devices that cannot be isolated from each other, and the hardware that windows are programmed into.
 
 use core::fmt;
 
@@ -7,14 +7,14 @@ use prereg::Errno;
 use super::platform::Platform;
 use crate::geometry::Geometry;
 
-/// A group as a container sees it.
+/// An IOMMU group.
 ///
-/// Windows belong to the container; each of its groups is programmed with all of them.
+/// Windows belong to the container, which programs all of them into each of its groups.
 pub trait Group: Send + Sync + fmt::Debug {
-    /// The group's number: two handles with the same number are the same group.
+    /// The number that identifies the group.
     fn number(&self) -> u32;
 
-    /// What its IOMMU offers. Groups of one container must agree.
+    /// The platform. Groups of one container must agree.
     fn platform(&self) -> &Platform;
 
     /// Programs window `slot`.
@@ -26,20 +26,20 @@ pub trait Group: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Takes window `slot` away. Every entry of it was cleared before.
+    /// Removes window `slot`, whose entries were cleared before.
     fn unset_window(&self, slot: usize) {
         let _ = slot;
     }
 }
 
-/// A group without hardware: its windows are reached through their tables only.
+/// A group without hardware: its windows are reached only through their tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PlainGroup {
+pub struct SoftwareGroup {
     number: u32,
     platform: Platform,
 }
 
-impl PlainGroup {
+impl SoftwareGroup {
     /// Group `number` on `platform`.
     #[must_use]
     pub const fn new(number: u32, platform: Platform) -> Self {
@@ -47,7 +47,7 @@ impl PlainGroup {
     }
 }
 
-impl Group for PlainGroup {
+impl Group for SoftwareGroup {
     fn number(&self) -> u32 {
         self.number
     }

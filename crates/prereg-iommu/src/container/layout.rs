@@ -1,13 +1,13 @@
-//! The requests of `linux/vfio.h` as bytes: numbers, struct layouts, `argsz`.
+//! The binary requests of `linux/vfio.h`: numbers, structs, `argsz`.
 //!
-//! Every number is in the machine's own byte order. A struct is read up to its least size; what follows is ignored, as a
-//! longer struct of a later version would be.
+//! Numbers are in native byte order. Bytes beyond the size of a struct are ignored, as those of a longer struct of a later
+//! version.
 
 use prereg::{BusAddr, UserAddr};
 
 use super::error::ContainerError;
 
-/// A request of a container, by its number.
+/// A request of a container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the names are those of linux/vfio.h")]
@@ -29,10 +29,10 @@ pub enum Command {
 impl Command {
     /// The number's type and base: `';'`, 100.
     const TYPE: u32 = (b';' as u32) << 8;
-    /// How POWER marks a request that its number gives no direction and size for; other machines have zeros there.
+    /// POWER's mark of an ioctl number without direction and size (`_IOC_NONE`); zeros on other machines.
     const POWER_NONE: u32 = 1 << 29;
 
-    /// The request of number `raw`, in the encoding of this or of a POWER machine.
+    /// The request of number `raw`, in this machine's encoding or POWER's.
     #[must_use]
     pub const fn from_raw(raw: u32) -> Option<Self> {
         match (raw & !Self::POWER_NONE).wrapping_sub(Self::TYPE) {
@@ -52,7 +52,7 @@ impl Command {
         }
     }
 
-    /// The number, without a machine's marks.
+    /// The number, without POWER's mark.
     #[must_use]
     pub const fn raw(self) -> u32 {
         Self::TYPE
@@ -72,8 +72,8 @@ impl Command {
             }
     }
 
-    /// How many bytes the argument of this request points at; 0 when it is a plain number or nothing. Copy that many in
-    /// (fewer when fewer are readable) and out again.
+    /// The size of the struct that the argument points at; 0 if it is a plain number or absent. Copy that many bytes in
+    /// (fewer if fewer are readable) and out again.
     #[must_use]
     pub const fn argument_bytes(self) -> usize {
         match self {
@@ -88,12 +88,12 @@ impl Command {
     }
 }
 
-/// What a request's argument is.
+/// The argument of a request.
 #[derive(PartialEq, Eq, Debug)]
 pub enum Argument<'a> {
     /// The number itself.
     Value(u64),
-    /// The caller's memory that it points at, as far as it is readable (and writable, where the request answers there).
+    /// The accessible bytes it points at; writable where the request writes its result.
     Bytes(&'a mut [u8]),
 }
 
@@ -101,7 +101,7 @@ impl Argument<'_> {
     pub(super) fn value(&self) -> u64 {
         match self {
             Self::Value(value) => *value,
-            // A pointer is a number that names nothing.
+            // No request takes this number.
             Self::Bytes(_) => u64::MAX,
         }
     }
@@ -126,7 +126,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// The first `least` bytes, in which `argsz` covers them all and `flags` has `known` bits only.
+/// The first `least` bytes, after checking that `argsz` covers them and `flags` has only `known` bits.
 fn head(bytes: &[u8], least: usize, known: u32) -> Result<&[u8], ContainerError> {
     let bytes = bytes.get(..least).ok_or(ContainerError::Argument { needed: least, found: bytes.len() })?;
     let (argsz, flags) = (u32_at(bytes, 0), u32_at(bytes, 4));
@@ -207,7 +207,7 @@ impl TceCreate {
         Ok(Self { shift: u32_at(bytes, 8), bytes: u64_at(bytes, 16), levels: u32_at(bytes, 24) })
     }
 
-    /// Answers where the window starts.
+    /// Writes the start of the window into the struct.
     pub(super) fn write(bytes: &mut [u8], start: BusAddr) {
         bytes[32..40].copy_from_slice(&start.raw().to_ne_bytes());
     }
@@ -227,18 +227,18 @@ impl TceRemove {
     }
 }
 
-/// What GET_INFO answers: `vfio_iommu_spapr_tce_info`.
+/// The result of GET_INFO: `vfio_iommu_spapr_tce_info`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Info {
-    /// Where the default window starts.
+    /// The start of the default window.
     pub dma32_start: u32,
     /// The length of the default window in bytes.
     pub dma32_bytes: u32,
-    /// What windows can be made; `None` without any.
+    /// Limits of created windows; `None` if none can be created.
     pub dynamic: Option<DynamicWindows>,
 }
 
-/// What windows can be made.
+/// Limits of created windows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DynamicWindows {
     /// Bit `k` stands for pages of `2^k` bytes.
@@ -254,7 +254,7 @@ impl Info {
     const FULL: usize = 32;
     const DYNAMIC: u32 = 1;
 
-    /// Writes the answer as far as `argsz` covers it. The request's flags are not looked at.
+    /// Writes the struct as far as `argsz` covers it. The request's flags are ignored.
     pub(super) fn write(&self, bytes: &mut [u8]) -> Result<(), ContainerError> {
         let found = bytes.len();
         let lacking = |needed| ContainerError::Argument { needed, found };

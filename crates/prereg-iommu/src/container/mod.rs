@@ -1,13 +1,12 @@
-//! VFIO containers for POWER: what a VMM's ioctls on `/dev/vfio/vfio` mean, over pre-registered memory.
+//! VFIO containers for POWER: the ioctls on `/dev/vfio/vfio` over pre-registered memory.
 //!
-//! A [`Container`] owns its groups' handles, its windows and its registrations. It decides and returns; it does no I/O.
-//! Requests come as bytes ([`Container::ioctl`]: the structs of `linux/vfio.h`, with the kernel's checks in the kernel's
-//! order) or typed (the methods of the same names). Every call says who calls: the container belongs to the first process
-//! that uses it, and that process pays for it, whoever closes it.
+//! A [`Container`] owns its group handles, windows and registrations. It decides and returns; it does no I/O. Requests are
+//! bytes ([`Container::ioctl`]: structs of `linux/vfio.h`, checked in the kernel's order) or typed methods. Every request names
+//! its caller: the first process that uses a container owns it and is charged for it.
 //!
-//! Where Linux breaks its own contract (docs/specification.md, section 4), this keeps it: memory that is mapped cannot be
-//! unregistered, ranges are checked to their end, a failing request charges nothing, no request answers a positive number
-//! for an error, and memory that another container maps when this one goes is released when that one lets go.
+//! This differs from Linux where Linux breaks its own contract (docs/specification.md, section 4): mapped memory cannot be
+//! unregistered, ranges are checked to their end, a failing request charges nothing, no request returns a positive number for
+//! an error, and memory that another container maps is released with its last mapping.
 
 mod error;
 mod group;
@@ -23,7 +22,7 @@ use alloc::vec::Vec;
 use prereg::{Access, BusAddr, Errno, UserAddr};
 
 pub use error::ContainerError;
-pub use group::{Group, PlainGroup};
+pub use group::{Group, SoftwareGroup};
 pub use layout::{Argument, Command, DynamicWindows, Info};
 pub use owner::{Owner, UserMemory};
 pub use platform::{Platform, TableLayout};
@@ -33,20 +32,19 @@ use crate::hw_table::HwTable;
 use layout::{MapDma, RegisterMemory, TceCreate, TceRemove, UnmapDma};
 use spapr::Spapr;
 
-/// The IOMMU of a container and the groups behind it.
 type Parts<'a> = (&'a mut Spapr, &'a [Arc<dyn Group>]);
 
 /// A VFIO container.
 ///
-/// One caller at a time (`&mut self`), as the kernel's own lock has it; its windows' tables are shared with whoever maps
-/// through them without it ([`Container::windows`]).
+/// One caller at a time (`&mut self`), as the kernel's own lock has it; guest tables share the windows' tables and
+/// map through them without it ([`Container::windows`]).
 ///
 /// # Examples
 /// ```
 /// use std::sync::Arc;
 ///
 /// use prereg::{AddressSpace, Errno, Granule, Memory, UserAddr, UserRange};
-/// use prereg_iommu::container::{Container, Owner, Platform, PlainGroup, UserMemory, Version};
+/// use prereg_iommu::container::{Container, Owner, Platform, SoftwareGroup, UserMemory, Version};
 /// use prereg::{Access, BusAddr};
 /// use prereg_sim::SimHost;
 ///
@@ -63,7 +61,7 @@ type Parts<'a> = (&'a mut Spapr, &'a [Arc<dyn Group>]);
 /// let vmm = Owner::new(space, Arc::new(host.clone()), Arc::new(host.clone()), Arc::new(Ram(host.clone())));
 ///
 /// let mut container = Container::new(1);
-/// container.attach(Arc::new(PlainGroup::new(0, Platform::POWERNV)))?;
+/// container.attach(Arc::new(SoftwareGroup::new(0, Platform::POWERNV)))?;
 /// container.set_iommu(Version::V2)?;
 /// let (ua, bytes) = (UserAddr::new(0x10_0000), 0x4000);
 /// container.register_memory(&vmm, ua, bytes)?;
@@ -88,13 +86,13 @@ impl Container {
     const ERROR_HANDLING: u64 = 5;
     const VERSION_2: u64 = 7;
 
-    /// An empty container. `number` is what reports of who holds a mapping call it; 0 stands for none.
+    /// An empty container. `number` names it as a holder of mappings in reports; 0 means none.
     #[must_use]
     pub const fn new(number: u64) -> Self {
         Self { number, groups: Vec::new(), iommu: None }
     }
 
-    /// The groups, in the order they came.
+    /// The groups, in the order they were attached.
     #[must_use]
     pub fn groups(&self) -> &[Arc<dyn Group>] {
         &self.groups
@@ -106,18 +104,18 @@ impl Container {
         self.iommu.as_ref().map(Spapr::version)
     }
 
-    /// The tables of the windows that exist, by slot: what a guest's tables are attached to.
+    /// The tables of the existing windows, by slot, for attaching them to guest tables.
     pub fn windows(&self) -> impl Iterator<Item = (usize, &Arc<HwTable>)> {
         self.iommu.iter().flat_map(Spapr::windows)
     }
 
     // ---- groups ---------------------------------------------------------------------------------------------------
 
-    /// Adds a group. If the IOMMU is set already, the group gets every window that exists.
+    /// Adds a group, programmed with the existing windows if the IOMMU is set.
     ///
     /// # Errors
-    /// EBUSY when it is here already or (first version) another is; EPERM when its platform is another; EINVAL when the
-    /// platform has no windows for the second version; the hardware's own. Then the container is as it was.
+    /// EBUSY if it is here already or (version 1) another is; EPERM if its platform differs; EINVAL if the platform has no
+    /// windows for version 2; the hardware's own. Nothing has changed then.
     pub fn attach(&mut self, group: Arc<dyn Group>) -> Result<(), ContainerError> {
         if let Some(iommu) = &self.iommu {
             Self::admit_group(&group, &self.groups, iommu.version())?;
@@ -148,8 +146,8 @@ impl Container {
         Ok(())
     }
 
-    /// Takes group `number` out; `false` when it is not here. The other groups keep every mapping. With the last group
-    /// goes the IOMMU: every entry is cleared, every window removed, every registration given up.
+    /// Removes group `number`; `false` if it is not here. The other groups keep every mapping. Removing the last group
+    /// drops the IOMMU: every entry is cleared, every window removed, every registration released.
     pub fn detach(&mut self, number: u32) -> bool {
         let Some(at) = self.groups.iter().position(|group| group.number() == number) else { return false };
         if self.groups.len() == 1 {
@@ -170,7 +168,7 @@ impl Container {
 
     // ---- requests -------------------------------------------------------------------------------------------------
 
-    /// Whether extension `kind` is there: 1 or 0.
+    /// Whether extension `kind` is supported: 1 or 0.
     #[must_use]
     pub fn check_extension(&self, kind: u64) -> u64 {
         u64::from(match kind {
@@ -183,7 +181,7 @@ impl Container {
     /// Sets the IOMMU.
     ///
     /// # Errors
-    /// EINVAL without a group or when one is set; as [`attach`](Self::attach) when the groups do not go together.
+    /// EINVAL without a group or if one is set; as [`attach`](Self::attach) if the groups do not fit together.
     pub fn set_iommu(&mut self, version: Version) -> Result<(), ContainerError> {
         let Some(first) = self.groups.first() else { return Err(ContainerError::NoIommu) };
         if self.iommu.is_some() {
@@ -211,11 +209,11 @@ impl Container {
     /// The IOMMU, if `caller` may use it.
     fn iommu(&self, caller: &Owner) -> Result<&Spapr, ContainerError> {
         let iommu = self.iommu.as_ref().ok_or(ContainerError::NoIommu)?;
-        iommu.admit(caller)?;
+        iommu.check_owner(caller)?;
         Ok(iommu)
     }
 
-    /// The IOMMU and the groups, if `caller` may use it and it is of `version`.
+    /// IOMMU and groups, if `caller` may use them and the version is `version`.
     fn versioned(
         &mut self,
         caller: &Owner,
@@ -230,7 +228,7 @@ impl Container {
         Ok((iommu, &self.groups))
     }
 
-    /// The same for requests of both versions.
+    /// IOMMU and groups, if `caller` may use them and the container is enabled.
     fn enabled(&mut self, caller: &Owner) -> Result<Parts<'_>, ContainerError> {
         self.iommu(caller)?;
         let iommu = self.iommu.as_mut().ok_or(ContainerError::NoIommu)?;
@@ -238,7 +236,7 @@ impl Container {
         Ok((iommu, &self.groups))
     }
 
-    /// The default window and what others can be made.
+    /// The default window and the limits of created ones.
     ///
     /// # Errors
     /// EINVAL without an IOMMU, EPERM for another process.
@@ -246,11 +244,11 @@ impl Container {
         Ok(self.iommu(caller)?.info())
     }
 
-    /// Registers `bytes` at `ua`: pins and charges them, or shares the region of just this range.
+    /// Registers `bytes` at `ua`: pins and charges them, or shares the region of exactly this range.
     ///
     /// # Errors
-    /// In this order: ENOTTY (first version), EPERM, EINVAL (range), EBUSY (registered through this container), then the
-    /// address space's: EINVAL (overlap), ENOMEM (limit), EFAULT (pin).
+    /// In this order: ENOTTY (version 1), EPERM, EINVAL (range), EBUSY (registered through this container), then the address
+    /// space's: EINVAL (overlap), ENOMEM (limit), EFAULT (pin).
     pub fn register_memory(
         &mut self,
         caller: &Owner,
@@ -262,11 +260,11 @@ impl Container {
         iommu.register(ua, bytes)
     }
 
-    /// Gives a registration of this container up.
+    /// Releases a registration of this container.
     ///
     /// # Errors
-    /// ENOTTY, EPERM (nobody's yet, or another's), EINVAL (misaligned), ENOENT (not registered through this container in
-    /// just this shape), EBUSY (the last registration of memory that is mapped; nothing has changed, unmap and repeat).
+    /// ENOTTY, EPERM (no owner yet, or another one), EINVAL (misaligned), ENOENT (this container did not register exactly this
+    /// range), EBUSY (the last registration of mapped memory; nothing has changed).
     pub fn unregister_memory(
         &mut self,
         caller: &Owner,
@@ -277,12 +275,12 @@ impl Container {
         iommu.unregister(ua, bytes)
     }
 
-    /// Maps `bytes` of memory at `ua` to the bus at `ioba`, page by page of the window. What was mapped there is replaced.
+    /// Maps `bytes` of memory at `ua` to bus address `ioba`, in pages of the window. Existing entries are replaced.
     ///
     /// # Errors
-    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, no permission, past the window's
-    /// end, memory not registered or its pages too small for the window's), ENXIO (the memory is going), ENOMEM. A failure
-    /// half way clears the entries that this call had written, whatever they held before; later ones keep what they hold.
+    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, no permission, beyond the window,
+    /// memory not registered or its pages smaller than the window's), ENXIO (memory is being released), ENOMEM. On a failure
+    /// half way the entries that this call had written are cleared; later ones keep their mappings.
     pub fn map_dma(
         &mut self,
         caller: &Owner,
@@ -295,21 +293,21 @@ impl Container {
         iommu.map(groups, access, ua, ioba, bytes)
     }
 
-    /// Clears the entries of `bytes` at `ioba`. What is not mapped is passed over.
+    /// Clears the entries of `bytes` at `ioba`, skipping those that are not mapped.
     ///
     /// # Errors
-    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, past the window's end).
+    /// EPERM (not enabled), the default window's, ENXIO (no window), EINVAL (misaligned, beyond the window).
     pub fn unmap_dma(&mut self, caller: &Owner, ioba: BusAddr, bytes: u64) -> Result<(), ContainerError> {
         let (iommu, groups) = self.enabled(caller)?;
         iommu.unmap(groups, ioba, bytes)
     }
 
-    /// Makes a window of `bytes` with pages of `2^shift` bytes and a table of `levels`, and says where it starts. The
-    /// window is as long as its table, which has one system page of entries at least.
+    /// Creates a window of `bytes` with pages of `2^shift` bytes and a table of `levels`, and returns its start. The window
+    /// is as long as its table, which has at least one system page of entries.
     ///
     /// # Errors
-    /// ENOTTY, EPERM, ENXIO (no group), the default window's, ENOSPC (both slots taken), EINVAL (page size; shape), ENOMEM
-    /// (limit; a level too large). Nothing is charged then.
+    /// ENOTTY, EPERM, ENXIO (no group), the default window's, ENOSPC (both slots taken), EINVAL (page size or shape), ENOMEM
+    /// (limit, or a level too large). Nothing is charged then.
     pub fn create_window(
         &mut self,
         caller: &Owner,
@@ -325,7 +323,7 @@ impl Container {
         iommu.create(groups, shift, bytes, levels)
     }
 
-    /// Removes the window that starts at `start`, with all its mappings.
+    /// Removes the window that starts at `start`, with its mappings.
     ///
     /// # Errors
     /// ENOTTY, EPERM, ENXIO (no group), EINVAL (no window starts there).
@@ -338,30 +336,30 @@ impl Container {
         iommu.remove(groups, start)
     }
 
-    /// Enables a container of the first version: charges the whole default window.
+    /// Enables a version 1 container: charges the whole default window.
     ///
     /// # Errors
-    /// ENOTTY (second version), EBUSY (enabled), ENODEV (no group), EPERM, ENOMEM (limit).
+    /// ENOTTY (version 2), EBUSY (enabled), ENODEV (no group), EPERM, ENOMEM (limit).
     pub fn enable(&mut self, caller: &Owner) -> Result<(), ContainerError> {
         let (iommu, groups) = self.versioned(caller, Version::V1, Command::Enable)?;
         iommu.enable(caller, groups)
     }
 
-    /// Disables it again: no more maps. What is mapped stays.
+    /// Disables a version 1 container: no more maps. Existing mappings stay.
     ///
     /// # Errors
-    /// ENOTTY (second version), EPERM.
+    /// ENOTTY (version 2), EPERM.
     pub fn disable(&mut self, caller: &Owner) -> Result<(), ContainerError> {
         let (iommu, _) = self.versioned(caller, Version::V1, Command::Disable)?;
         iommu.disable();
         Ok(())
     }
 
-    /// Any request, as it comes from a VMM: `command` is its number, `argument` what it points at. Answers what the call
-    /// returns: 0, or 1 for an extension that is there.
+    /// Performs a request: `command` is its number, `argument` the memory it points at. Returns 0, or 1 for a supported
+    /// extension.
     ///
     /// # Errors
-    /// As the typed methods, after the checks of the bytes: EFAULT when they are too few, EINVAL for `argsz` and flags. An
+    /// As the typed methods, after the checks of the bytes: EFAULT if they are too few, EINVAL for `argsz` and flags. An
     /// unknown request is EINVAL without an IOMMU and ENOTTY with one.
     pub fn ioctl(
         &mut self,

@@ -1,4 +1,4 @@
-//! Who uses a container: an address space, the account that pays, and the ways to its memory.
+//! The process that uses a container: its address space, its account and access to its memory.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -6,14 +6,14 @@ use core::fmt;
 
 use prereg::{AddressSpace, Charge, ChargeError, Memory, Pin, UserRange};
 
-/// A process' memory, as a container names it: by range.
+/// A process' memory, by range.
 pub trait UserMemory: Send + Sync {
-    /// The memory at `range`, to be pinned; `None` where there is none that could ever be. Whether every page can be pinned
-    /// is found out by the pin.
+    /// The memory at `range`, to be pinned; `None` if there is none that could be pinned. Single pages are checked by the
+    /// pin.
     fn at(&self, range: UserRange) -> Option<Box<dyn Memory>>;
 }
 
-/// A process that uses containers. Two owners are the same if their address space is.
+/// A process that uses containers, identified by its address space.
 #[derive(Clone)]
 pub struct Owner {
     space: Arc<AddressSpace>,
@@ -23,8 +23,8 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// `account` pays for tables (the address space has its own hand on the same account, for regions); `pins` serves
-    /// containers of the first version, which pin at every map.
+    /// `account` is charged for tables (the address space charges the same account for regions); `pins` serves containers
+    /// of version 1, which pin at every map.
     pub fn new(
         space: Arc<AddressSpace>,
         account: Arc<dyn Charge>,
@@ -34,7 +34,7 @@ impl Owner {
         Self { space, account, pins, memory }
     }
 
-    /// Where the regions are.
+    /// The address space with the registered regions.
     #[must_use]
     pub fn space(&self) -> &Arc<AddressSpace> {
         &self.space
@@ -67,7 +67,7 @@ impl fmt::Debug for Owner {
     }
 }
 
-/// Pages charged to an owner, given back to him when this goes, whoever lets it go.
+/// Charged pages; dropping it uncharges the owner.
 pub(super) struct Charged {
     account: Arc<dyn Charge>,
     pages: u64,
@@ -85,10 +85,10 @@ impl fmt::Debug for Charged {
     }
 }
 
-/// An account that nobody pays into: pins of the first version are covered by its charge for the whole window.
-pub(super) struct Free;
+/// An account without a limit: version 1 charges the whole window, so its pins are not charged.
+pub(super) struct NoCharge;
 
-impl Charge for Free {
+impl Charge for NoCharge {
     fn charge(&self, _: u64) -> Result<(), ChargeError> {
         Ok(())
     }

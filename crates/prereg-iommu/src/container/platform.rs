@@ -1,69 +1,69 @@
-//! What a platform's IOMMU offers: its windows, page sizes and levels, and what a table costs there.
+//! The IOMMU of a platform: its windows, page sizes and levels, and the size of its tables.
 //!
-//! Sizes are those that the kernel charges: a table is paid for as if every level were full, although levels exist only
-//! from their first entry on (here as there).
+//! Tables are charged like the kernel's: as if every level were full, although levels are allocated at their first entry (in
+//! the kernel too).
 
 use prereg::{BusAddr, Granule, PageShift};
 
 use crate::geometry::Geometry;
 
-/// How the tables of a platform are laid out and charged.
+/// Layout and charge of a platform's tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 #[non_exhaustive]
 pub enum TableLayout {
-    /// Tables in the host's memory, of one to several levels, with a parallel tree of user addresses that costs as much
-    /// again (the bare-metal platform).
+    /// Tables of one to several levels in host memory, with a parallel tree of user addresses of the same size (bare
+    /// metal).
     Levels {
-        /// The largest piece of contiguous memory that one level may take, in bytes.
-        largest_piece: u64,
+        /// The largest contiguous allocation for one level, in bytes.
+        max_level_bytes: u64,
     },
-    /// One level kept by a hypervisor underneath, charged once.
+    /// One level kept by a hypervisor, charged once.
     Hypervisor,
 }
 
-/// What a platform's IOMMU offers to a container.
+/// The IOMMU of a platform.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
 pub struct Platform {
-    /// Where the default window starts, which is where window 0 starts.
+    /// The start of the default window and of window 0.
     pub dma32_start: BusAddr,
     /// The length of the default window in bytes.
     pub dma32_bytes: u32,
-    /// Where window 1 starts.
+    /// The start of window 1.
     pub dma64_start: BusAddr,
-    /// Page sizes that windows may have: bit `k` stands for pages of `2^k` bytes.
+    /// Page sizes of windows: bit `k` stands for pages of `2^k` bytes.
     pub page_sizes: u64,
-    /// Windows that may exist at a time; 0: none but the default one, and no second version of the container.
+    /// Windows at a time; 0: only the default one, and no version 2 containers.
     pub max_windows: u32,
-    /// Levels that a table may have.
+    /// Levels of a table, at most.
     pub max_levels: u32,
-    /// How tables are laid out.
+    /// The layout of tables.
     pub layout: TableLayout,
-    /// Whether the error handling extension (EEH) is there.
+    /// Whether extended error handling (EEH) is supported.
     pub eeh: bool,
 }
 
-/// Why a table cannot be made in the shape asked for.
+/// Errors of planning a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Unbuildable {
+pub(super) enum TableShapeError {
     /// No table has this shape.
     Shape,
-    /// One level is larger than memory comes in.
+    /// A level exceeds the largest allocation.
     Piece,
 }
 
-/// What a table would cost, and what it would be.
+/// The charge and the geometry of a table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct TablePlan {
-    /// Pages to charge, which is done first.
+    /// Pages to charge; charged before the geometry is checked.
     pub(super) pages: u64,
-    pub(super) geometry: Result<Geometry, Unbuildable>,
+    pub(super) geometry: Result<Geometry, TableShapeError>,
 }
 
-/// Address bits that a table may reach, one less than which its levels may cover.
+/// Levels and page of a table must cover fewer address bits than this.
 const REACH_BITS: u32 = 55;
-/// An entry takes `2^3` bytes.
+/// An entry has `2^3` bytes.
 const ENTRY_BITS: u32 = 3;
-/// The least memory a table takes.
+/// The smallest table, in bytes.
 const LEAST_TABLE: u64 = 4096;
 
 impl Platform {
@@ -75,14 +75,14 @@ impl Platform {
         page_sizes: 1 << 12 | 1 << 16 | 1 << 21 | 1 << 30,
         max_windows: 2,
         max_levels: 5,
-        layout: TableLayout::Levels { largest_piece: 16 << 20 },
+        layout: TableLayout::Levels { max_level_bytes: 16 << 20 },
         eeh: true,
     };
 
-    /// Bare-metal POWER8, whose large pages have 16 and 256 MiB.
+    /// Bare-metal POWER8: large pages of 16 and 256 MiB.
     pub const POWERNV8: Self = Self { page_sizes: 1 << 12 | 1 << 16 | 1 << 24 | 1 << 28, ..Self::POWERNV };
 
-    /// A guest of a POWER hypervisor.
+    /// A guest of a POWER hypervisor (pSeries).
     pub const PSERIES: Self = Self {
         dma32_bytes: 0x4000_0000,
         page_sizes: 1 << 12 | 1 << 16 | 1 << 21 | 1 << 24,
@@ -94,12 +94,12 @@ impl Platform {
 
     /// Whether windows may have pages of `shift`.
     #[must_use]
-    pub const fn offers(&self, shift: u32) -> bool {
+    pub(super) const fn offers(&self, shift: u32) -> bool {
         shift < u64::BITS && self.page_sizes & (1 << shift) != 0
     }
 
-    /// What a table for a window of `bytes` in slot `slot` looks like and costs. The window is as long as its table, which
-    /// takes one system page at least. `None`: not even a cost can be named.
+    /// The table for a window of `bytes` in slot `slot`. A window is as long as its table, which takes at least one system
+    /// page. `None` if the size is invalid before anything can be charged.
     pub(super) fn plan(
         &self,
         granule: Granule,
@@ -114,7 +114,7 @@ impl Platform {
             return None;
         }
         let index_bits = bytes.trailing_zeros().checked_sub(shift.get())?;
-        let build = |entries| Geometry::new(start, shift, entries).map_err(|_| Unbuildable::Shape);
+        let build = |entries| Geometry::new(start, shift, entries).map_err(|_| TableShapeError::Shape);
         match self.layout {
             TableLayout::Hypervisor if levels == 1 => {
                 let pages = (1u64 << (index_bits + ENTRY_BITS)) >> page_bits;
@@ -123,16 +123,16 @@ impl Platform {
             TableLayout::Hypervisor if levels == 0 => None,
             TableLayout::Hypervisor => {
                 let pages = u64::from(u32::MAX) >> page_bits;
-                Some(TablePlan { pages, geometry: Err(Unbuildable::Shape) })
+                Some(TablePlan { pages, geometry: Err(TableShapeError::Shape) })
             }
             TableLayout::Levels { .. } if levels == 0 || levels > self.max_levels => None,
-            TableLayout::Levels { largest_piece } => {
+            TableLayout::Levels { max_level_bytes } => {
                 let piece_bits = (index_bits.div_ceil(levels) + ENTRY_BITS).max(page_bits);
                 let pages = (2 * Self::bytes_of_levels(index_bits, piece_bits, levels)) >> page_bits;
                 let geometry = if (piece_bits - ENTRY_BITS) * levels + shift.get() >= REACH_BITS {
-                    Err(Unbuildable::Shape)
-                } else if 1 << piece_bits > largest_piece {
-                    Err(Unbuildable::Piece)
+                    Err(TableShapeError::Shape)
+                } else if 1 << piece_bits > max_level_bytes {
+                    Err(TableShapeError::Piece)
                 } else {
                     build(1 << index_bits.max(page_bits - ENTRY_BITS))
                 };
@@ -141,14 +141,14 @@ impl Platform {
         }
     }
 
-    /// Bytes of all levels of a full table, each level in pieces of `2^piece_bits`.
+    /// Bytes of all levels of a full table, rounded up to `2^piece_bits` each.
     fn bytes_of_levels(index_bits: u32, piece_bits: u32, levels: u32) -> u64 {
         let piece = 1u64 << piece_bits;
         let mut level = (1u64 << (index_bits + ENTRY_BITS)).max(LEAST_TABLE);
         let mut bytes = 0;
         for _ in 0..levels {
             bytes += level.next_multiple_of(piece);
-            // The level above has one entry for each piece of this one.
+            // The level above has one entry for each table of this one.
             level = ((level / piece) << ENTRY_BITS).max(piece);
         }
         bytes
@@ -165,9 +165,9 @@ mod tests {
         shift: u32,
         bytes: u64,
         levels: u32,
-    ) -> Result<u64, Unbuildable> {
+    ) -> Result<u64, TableShapeError> {
         let shift = PageShift::new(shift).unwrap();
-        let plan = platform.plan(granule, 0, shift, bytes, levels).ok_or(Unbuildable::Shape)?;
+        let plan = platform.plan(granule, 0, shift, bytes, levels).ok_or(TableShapeError::Shape)?;
         plan.geometry?;
         Ok((plan.pages << granule.shift().get()) >> 10)
     }
@@ -202,9 +202,9 @@ mod tests {
             (Granule::K4, 16, 1 << 30, 6),
             (Granule::K64, 16, 64 << 30, 3),
         ] {
-            assert_eq!(kib(Platform::POWERNV, granule, shift, bytes, levels), Err(Unbuildable::Shape));
+            assert_eq!(kib(Platform::POWERNV, granule, shift, bytes, levels), Err(TableShapeError::Shape));
         }
-        assert_eq!(kib(Platform::POWERNV, Granule::K4, 16, 1 << 48, 1), Err(Unbuildable::Piece));
+        assert_eq!(kib(Platform::POWERNV, Granule::K4, 16, 1 << 48, 1), Err(TableShapeError::Piece));
     }
 
     #[test]

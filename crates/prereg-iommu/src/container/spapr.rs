@@ -1,11 +1,11 @@
-//! What a container is once its IOMMU is set: who uses it, what he registered, its windows.
+//! The IOMMU of a container: its owner, registrations and windows.
 //!
-//! Every request checks in the kernel's order and changes nothing when it refuses, but for two things that the kernel's
-//! does too: the first process that registers, creates or removes owns the container from then on even if that call
-//! fails, and the default window is made by the first request that needs it.
+//! Requests check in the kernel's order and change nothing when they fail, with two exceptions that the kernel has too: the
+//! first process that registers, creates or removes owns the container even if that request fails, and the first request that
+//! needs the default window creates it.
 //!
-//! Memory is found in the whole address space: a container may map what another container of the same process
-//! registered. A container that goes gives everything back; what others still map stays until they let go.
+//! A map finds memory in the whole address space, including what other containers of the process registered. A dropped
+//! container releases everything; memory that others still map is released with their last mapping.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -19,25 +19,25 @@ use prereg::{
 use super::error::ContainerError;
 use super::group::Group;
 use super::layout::{DynamicWindows, Info};
-use super::owner::{Charged, Free, Owner};
+use super::owner::{Charged, NoCharge, Owner};
 use super::platform::Platform;
 use super::windows::{SLOTS, Shape, Window};
 use crate::hw_table::HwTable;
 
-/// The two versions of the container.
+/// Version of the container.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
-    /// Every map pins its pages. Nothing is registered; the whole window is charged when the container is enabled.
+    /// Every map pins its pages; the whole window is charged when the container is enabled.
     V1,
-    /// Memory is registered first; a map looks it up.
+    /// Memory is registered first; maps look it up.
     V2,
 }
 
-/// The process that uses the container, and the handle that maps for it.
+/// The owner of the container, and the translator that maps for it.
 struct Bound {
     owner: Owner,
-    /// Where entries find their memory: the owner's address space, or (first version) one of the container's own, whose
-    /// regions are single pages that live as long as an entry maps them.
+    /// The space that entries map from: the owner's, or for version 1 one of the container's own, with regions of single
+    /// pages that live as long as an entry maps them.
     space: Arc<AddressSpace>,
     translator: Translator,
 }
@@ -47,13 +47,13 @@ pub(super) struct Spapr {
     number: u64,
     version: Version,
     platform: Platform,
-    /// The default window is to be made by the first request that needs it.
+    /// The first request that needs the default window creates it.
     default_pending: bool,
     enabled: bool,
     windows: [Option<Window>; SLOTS],
     registrations: BTreeMap<(UserAddr, u64), Registration>,
-    /// The charge of an enabled container of the first version.
-    enabling: Option<Charged>,
+    /// The charge of an enabled version 1 container.
+    enable_charge: Option<Charged>,
     bound: Option<Bound>,
 }
 
@@ -67,7 +67,7 @@ impl Spapr {
             enabled: false,
             windows: [None, None],
             registrations: BTreeMap::new(),
-            enabling: None,
+            enable_charge: None,
             bound: None,
         }
     }
@@ -81,24 +81,24 @@ impl Spapr {
         self.windows.iter().enumerate().filter_map(|(slot, window)| Some((slot, window.as_ref()?.table())))
     }
 
-    // ---- whose it is ----------------------------------------------------------------------------------------------
+    // ---- owner -----------------------------------------------------------------------------------------------------
 
     /// Refuses a process that is not the owner.
-    pub(super) fn admit(&self, caller: &Owner) -> Result<(), ContainerError> {
+    pub(super) fn check_owner(&self, caller: &Owner) -> Result<(), ContainerError> {
         match &self.bound {
             Some(bound) if !bound.owner.is(caller) => Err(ContainerError::OtherOwner),
             _ => Ok(()),
         }
     }
 
-    /// Makes `caller` the owner, if nobody is.
+    /// Makes `caller` the owner if there is none.
     pub(super) fn bind(&mut self, caller: &Owner) -> Result<(), ContainerError> {
-        self.admit(caller)?;
+        self.check_owner(caller)?;
         if self.bound.is_some() {
             return Ok(());
         }
         let space = match self.version {
-            Version::V1 => Arc::new(AddressSpaceBuilder::new(caller.pins().clone(), Free).build()?),
+            Version::V1 => Arc::new(AddressSpaceBuilder::new(caller.pins().clone(), NoCharge).build()?),
             Version::V2 => caller.space().clone(),
         };
         let holder = self.holder(HolderKind::TableEntry);
@@ -115,7 +115,7 @@ impl Spapr {
         self.bound.as_ref().ok_or(ContainerError::NotBound)
     }
 
-    /// Refuses as long as nobody owns it.
+    /// Refuses if there is no owner.
     pub(super) fn check_bound(&self) -> Result<(), ContainerError> {
         self.bound().map(drop)
     }
@@ -175,7 +175,7 @@ impl Spapr {
         self.windows.iter().flatten().find(holds).ok_or(ContainerError::NoWindow { ioba })
     }
 
-    /// `what` must be made of the window's pages.
+    /// Checks that `what` is a multiple of the window's page size.
     fn whole_pages(window: &Window, what: u64) -> Result<(), ContainerError> {
         let shift = window.table().geometry().shift();
         if what & shift.mask() == 0 {
@@ -214,8 +214,8 @@ impl Spapr {
         self.windows().find(|(_, table)| table.geometry().index(ioba).is_some()).map_or(0, |(slot, _)| slot)
     }
 
-    /// Pins every page for its entry alone: the page's region loses its only registration at once, and is unpinned by the
-    /// last entry that goes.
+    /// Pins every page for its entry alone: the page's region loses its only registration at once, so it is unpinned with
+    /// its last entry.
     fn map_pinning(
         window: &Window,
         bound: &mut Bound,
@@ -274,14 +274,14 @@ impl Spapr {
             max_levels: platform.max_levels,
         };
         Info {
-            // A default window starts below 4 GiB: it is the 32-bit one.
+            // The default window starts below 4 GiB.
             dma32_start: platform.dma32_start.raw() as u32,
             dma32_bytes: platform.dma32_bytes,
             dynamic: (self.version == Version::V2 && platform.max_windows > 0).then_some(dynamic),
         }
     }
 
-    /// Makes the default window if it is pending.
+    /// Creates the default window if it is pending.
     fn make_default(&mut self, groups: &[Arc<dyn Group>]) -> Result<(), ContainerError> {
         if !self.default_pending {
             return Ok(());
@@ -294,7 +294,7 @@ impl Spapr {
         Ok(())
     }
 
-    /// Makes a window in `slot` and programs it into every group.
+    /// Creates a window in `slot` and programs it into every group.
     fn make_window(
         &mut self,
         groups: &[Arc<dyn Group>],
@@ -343,7 +343,7 @@ impl Spapr {
         Ok(())
     }
 
-    /// Clears a window, takes it from the groups, and gives its charge back.
+    /// Clears a window, removes it from the groups and uncharges it.
     fn drop_window(&mut self, slot: usize, groups: &[Arc<dyn Group>]) {
         let Some(window) = self.windows[slot].take() else { return };
         if let Some(bound) = &mut self.bound {
@@ -354,7 +354,7 @@ impl Spapr {
         }
     }
 
-    /// Programs every window into a group that joins.
+    /// Programs every window into a joining group.
     pub(super) fn program(&self, group: &dyn Group) -> Result<(), ContainerError> {
         for (slot, table) in self.windows() {
             if let Err(errno) = group.set_window(slot, table.geometry()) {
@@ -367,21 +367,21 @@ impl Spapr {
         Ok(())
     }
 
-    /// Gives everything up. Windows go first, so that this container's own entries keep nothing busy.
+    /// Releases everything. Windows go first, so that this container's own entries keep no region busy.
     pub(super) fn release(&mut self, groups: &[Arc<dyn Group>]) {
         for slot in 0..SLOTS {
             self.drop_window(slot, groups);
         }
         while let Some((_, registration)) = self.registrations.pop_first() {
-            // Dropped if it is refused: others map the memory, and the last of them releases it.
+            // Dropped if refused: others map the memory, and it is released with their last mapping.
             if let Err(kept) = registration.unregister() {
                 drop(kept.into_inner());
             }
         }
-        self.enabling = None;
+        self.enable_charge = None;
     }
 
-    // ---- the first version ----------------------------------------------------------------------------------------
+    // ---- version 1 -------------------------------------------------------------------------------------------------
 
     pub(super) fn enable(&mut self, caller: &Owner, groups: &[Arc<dyn Group>]) -> Result<(), ContainerError> {
         if self.enabled {
@@ -393,14 +393,14 @@ impl Spapr {
         self.bind(caller)?;
         let bound = self.bound()?;
         let pages = u64::from(self.platform.dma32_bytes) >> bound.space.granule().shift().get();
-        self.enabling = Some(bound.owner.charge(pages).map_err(ContainerError::Charge)?);
+        self.enable_charge = Some(bound.owner.charge(pages).map_err(ContainerError::Charge)?);
         self.enabled = true;
         Ok(())
     }
 
     pub(super) fn disable(&mut self) {
         self.enabled = false;
-        self.enabling = None;
+        self.enable_charge = None;
     }
 }
 

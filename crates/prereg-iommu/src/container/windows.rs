@@ -1,4 +1,4 @@
-//! The windows of a container: up to two tables, what they cost, and the first one that waits to be made.
+//! The windows of a container: at most two, each a table and its charge.
 
 use alloc::sync::Arc;
 
@@ -6,22 +6,22 @@ use prereg::{Access, AddressSpace, BusAddr, MapError, PageShift, Translator, Use
 
 use super::error::ContainerError;
 use super::owner::{Charged, Owner};
-use super::platform::{Platform, Unbuildable};
+use super::platform::{Platform, TableShapeError};
 use crate::hw_table::{EntryError, HwTable};
 
-/// Slots for windows.
+/// Windows of a container, at most.
 pub(super) const SLOTS: usize = 2;
 
-/// One window: its table and what was charged for it.
+/// One window: its table and its charge.
 #[derive(Debug)]
 pub(super) struct Window {
     table: Arc<HwTable>,
-    /// Given back when the window goes, after its entries.
+    /// Uncharged when dropped, after the entries.
     _charged: Charged,
 }
 
 impl Window {
-    /// Charges and makes the table of a window for `slot`.
+    /// Charges and creates the table of a window for `slot`.
     pub(super) fn new(
         platform: &Platform,
         owner: &Owner,
@@ -36,8 +36,8 @@ impl Window {
         let plan = platform.plan(granule, slot, shift, bytes, levels).ok_or(unshaped)?;
         let charged = owner.charge(plan.pages).map_err(ContainerError::Charge)?;
         let geometry = plan.geometry.map_err(|why| match why {
-            Unbuildable::Shape => unshaped,
-            Unbuildable::Piece => ContainerError::TablePiece,
+            TableShapeError::Shape => unshaped,
+            TableShapeError::Piece => ContainerError::LevelTooLarge,
         })?;
         let table = HwTable::new(space.clone(), geometry, container)?;
         Ok(Self { table: Arc::new(table), _charged: charged })
@@ -47,7 +47,7 @@ impl Window {
         &self.table
     }
 
-    /// The first entry of `[ioba, ioba + bytes)` and how many there are, if all of them are in this window.
+    /// First entry and count of `[ioba, ioba + bytes)`, if this window contains all of it.
     pub(super) fn entries(&self, ioba: BusAddr, bytes: u64) -> Result<(u64, u64), ContainerError> {
         let geometry = self.table.geometry();
         let page = geometry.shift().bytes();
@@ -60,7 +60,7 @@ impl Window {
     }
 
     /// Maps `count` pages from `ua` on into the entries from `first` on. On failure the entries written so far are cleared,
-    /// what they held before included; the others keep what they hold.
+    /// and the units of the entries they replaced released; later entries keep their mappings.
     pub(super) fn map(
         &self,
         translator: &mut Translator,
@@ -68,12 +68,12 @@ impl Window {
         ua: UserAddr,
         access: Access,
     ) -> Result<(), ContainerError> {
-        // One look at the newest regions a call: an address that is gone is then unknown, not going.
+        // The newest snapshot of regions, once a call: memory that was released is then unregistered rather than closing.
         translator.refresh();
         let shift = self.table.geometry().shift();
         for step in 0..count {
             let set = match ua.checked_add(step << shift.get()) {
-                Some(ua) => patiently(|| self.table.set(translator, first + step, ua, access)),
+                Some(ua) => retry_contended(|| self.table.set(translator, first + step, ua, access)),
                 None => Err(MapError::Unregistered { ua, shift }.into()),
             };
             if let Err(error) = set {
@@ -85,9 +85,9 @@ impl Window {
         Ok(())
     }
 
-    /// Clears `count` entries from `first` on, as far as they are live.
+    /// Clears the live ones of `count` entries from `first` on.
     pub(super) fn clear(&self, translator: &mut Translator, first: u64, count: u64) {
-        let cleared = patiently(|| self.table.clear_range(translator, first, count));
+        let cleared = retry_contended(|| self.table.clear_range(translator, first, count));
         debug_assert!(cleared.is_ok(), "the range is inside and the translator is the table's: {cleared:?}");
     }
 
@@ -97,8 +97,8 @@ impl Window {
     }
 }
 
-/// Tries again while another thread (a hypercall on the same table) is at an entry: it is there for a few instructions.
-fn patiently<T>(mut change: impl FnMut() -> Result<T, EntryError>) -> Result<T, EntryError> {
+/// Repeats `change` while another thread (a hypercall on this table) changes the entry, which takes it a few instructions.
+fn retry_contended<T>(mut change: impl FnMut() -> Result<T, EntryError>) -> Result<T, EntryError> {
     loop {
         match change() {
             Err(error) if error.is_contended() => core::hint::spin_loop(),
@@ -107,7 +107,7 @@ fn patiently<T>(mut change: impl FnMut() -> Result<T, EntryError>) -> Result<T, 
     }
 }
 
-/// What a window is asked to be.
+/// The requested size of a window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Shape {
     pub(super) shift: PageShift,

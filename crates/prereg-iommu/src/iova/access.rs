@@ -1,4 +1,4 @@
-//! Accesses: what a device holds while it reads or writes.
+//! Accesses: ranges that a device holds while it reads or writes.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -6,93 +6,93 @@ use core::fmt;
 use prereg::{HostAddr, Iova, UserAddr};
 
 use super::backing::Owner;
-use super::mapping::{Inside, LeadsTo};
-use super::units::{Unit, Units};
+use super::mapping::{RundownGuard, Target};
+use super::segments::{MappedSegment, MappedSegments};
 
-/// An access under way: the memory stays pinned at its addresses until this is dropped, on whatever thread.
+/// An access under way: the memory stays pinned at its addresses until this is dropped, on any thread.
 ///
-/// If it was the last one of a mapping that is unmapped, the drop gives the mapping's units back, which may release memory,
-/// and tells [`Drained`](super::Drained).
+/// Dropping the last access of an unmapped mapping releases the mapping's units, which may release memory, and calls
+/// [`OnDrained`](super::OnDrained).
 #[must_use = "the memory is held only while this lives"]
-pub struct Held {
+pub struct HeldRange {
     parts: Parts,
     bytes: u64,
 }
 
 pub(super) enum Parts {
-    One(Part),
-    Many(Vec<Part>),
+    One(AccessPart),
+    Many(Vec<AccessPart>),
 }
 
-/// The part of an access that lies in one mapping. Dropped in this order: whoever finds the rundown ref empty finds the units given
-/// back too.
-pub(super) struct Part {
+/// The part of an access in one mapping. Fields are dropped in this order, so units are released before the rundown ref is
+/// empty.
+pub(super) struct AccessPart {
     pub(super) source: Source,
-    pub(super) inside: Inside,
-    /// Where it begins.
+    pub(super) inside: RundownGuard,
+    /// The start.
     pub(super) iova: u64,
     pub(super) bytes: u64,
 }
 
-/// Where a part's memory is.
+/// Location of a part's memory.
 pub(super) enum Source {
-    /// In the mapping's units, or those of its pieces.
+    /// In the segments of the mapping, or of its blocks.
     Mapped,
-    /// In units of its own, which begin where the part does.
-    Own(Units),
+    /// In segments of this access alone, which begin where the part does.
+    Own(MappedSegments),
     Remote,
 }
 
-/// A part of an access.
+/// A part of an access that is contiguous for the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Piece {
-    /// Registered memory that is contiguous for the device.
+pub enum HostSegment {
+    /// Registered memory.
     Local {
-        /// Where the owner of the memory finds it.
+        /// The user address.
         ua: UserAddr,
-        /// Where the device finds it.
+        /// The address for the device.
         host: HostAddr,
-        /// How long it is.
+        /// The length.
         bytes: u64,
     },
     /// Memory that is reached by other means.
     Remote {
-        /// Where.
+        /// The start.
         iova: Iova,
-        /// How long it is.
+        /// The length.
         bytes: u64,
     },
 }
 
-/// A part of an access that lies in one piece of registered memory, or in none.
+/// A part of an access that lies in one registered segment, or in remote memory.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
-pub enum Stretch<'a> {
-    /// In one piece of registered memory.
+pub enum UserSegment<'a> {
+    /// In one registered segment.
     Local {
-        /// Where it begins.
+        /// The start.
         ua: UserAddr,
-        /// How long it is.
+        /// The length.
         bytes: u64,
-        /// What was given along with the piece.
+        /// The owner of the segment.
         owner: Option<&'a Owner>,
     },
     /// Memory that is reached by other means.
     Remote {
-        /// Where.
+        /// The start.
         iova: Iova,
-        /// How long it is.
+        /// The length.
         bytes: u64,
     },
 }
 
-impl Held {
+impl HeldRange {
     pub(super) fn new(parts: Parts, bytes: u64) -> Self {
         Self { parts, bytes }
     }
 
-    fn parts(&self) -> &[Part] {
+    fn parts(&self) -> &[AccessPart] {
         match &self.parts {
             Parts::One(part) => core::slice::from_ref(part),
             Parts::Many(parts) => parts,
@@ -100,42 +100,42 @@ impl Held {
     }
 
     /// The parts in order, each contiguous for the device and inside one mapping.
-    pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
-        self.pieces_and_owners().map(|(piece, _)| piece)
+    pub fn host_segments(&self) -> impl Iterator<Item = HostSegment> + '_ {
+        self.host_segments_with_owners().map(|(piece, _)| piece)
     }
 
-    /// The same, with what was given along with the memory of each.
-    pub fn pieces_and_owners(&self) -> impl Iterator<Item = (Piece, Option<&Owner>)> + '_ {
+    /// [`host_segments`](Self::host_segments), each with the owner of its memory.
+    pub fn host_segments_with_owners(&self) -> impl Iterator<Item = (HostSegment, Option<&Owner>)> + '_ {
         self.parts().iter().flat_map(|part| {
-            let local = part.local().flat_map(|(unit, ua, bytes)| {
-                unit.mapping().runs_in(ua, bytes).scan(ua, |at, run| {
+            let local = part.local().flat_map(|(segment, ua, bytes)| {
+                segment.mapping().runs_in(ua, bytes).scan(ua, |at, run| {
                     let ua = *at;
-                    // Past the last byte only when nothing follows.
+                    // Wraps only after the last segment.
                     *at = UserAddr::new(ua.raw().wrapping_add(run.bytes));
-                    Some((Piece::Local { ua, host: run.host, bytes: run.bytes }, unit.owner()))
+                    Some((HostSegment::Local { ua, host: run.host, bytes: run.bytes }, segment.owner()))
                 })
             });
-            local.chain(part.remote().map(|(iova, bytes)| (Piece::Remote { iova, bytes }, None)))
+            local.chain(part.remote().map(|(iova, bytes)| (HostSegment::Remote { iova, bytes }, None)))
         })
     }
 
-    /// The parts in order, each in one piece of memory.
-    pub fn stretches(&self) -> impl Iterator<Item = Stretch<'_>> + '_ {
+    /// The parts in order, each in one segment of user memory.
+    pub fn user_segments(&self) -> impl Iterator<Item = UserSegment<'_>> + '_ {
         self.parts().iter().flat_map(|part| {
             let local = part.local();
             local
-                .map(|(unit, ua, bytes)| Stretch::Local { ua, bytes, owner: unit.owner() })
-                .chain(part.remote().map(|(iova, bytes)| Stretch::Remote { iova, bytes }))
+                .map(|(segment, ua, bytes)| UserSegment::Local { ua, bytes, owner: segment.owner() })
+                .chain(part.remote().map(|(iova, bytes)| UserSegment::Remote { iova, bytes }))
         })
     }
 
-    /// How many bytes.
+    /// The length.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether [`IovaMap::revoke`](super::IovaMap::revoke) was called: the memory is still held, and is not to be touched.
+    /// Whether [`IovaMap::revoke`](super::IovaMap::revoke) was called: the memory is still held, but must not be accessed.
     #[must_use]
     #[inline]
     pub fn is_revoked(&self) -> bool {
@@ -143,29 +143,29 @@ impl Held {
         self.parts().first().is_some_and(|part| part.inside.state().is_revoked())
     }
 
-    /// Whether none of it is reached by other means.
+    /// Whether all of it is registered memory.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.parts().iter().all(|part| part.remote().is_none())
     }
 }
 
-impl Part {
-    fn local(&self) -> impl Iterator<Item = (&Unit, UserAddr, u64)> {
+impl AccessPart {
+    fn local(&self) -> impl Iterator<Item = (&MappedSegment, UserAddr, u64)> {
         let offset = self.iova - self.inside.state().span.first;
-        let (whole, pieces) = match (&self.source, self.inside.leads_to()) {
-            (Source::Own(units), _) => (Some((units, 0, self.bytes)), None),
-            (Source::Mapped, LeadsTo::Local(units)) => (Some((units, offset, self.bytes)), None),
-            (Source::Mapped, LeadsTo::OnDemand(table)) => (None, Some(table)),
+        let (whole, blocks) = match (&self.source, self.inside.target()) {
+            (Source::Own(segments), _) => (Some((segments, 0, self.bytes)), None),
+            (Source::Mapped, Target::Local(segments)) => (Some((segments, offset, self.bytes)), None),
+            (Source::Mapped, Target::OnDemand(table)) => (None, Some(table)),
             _ => (None, None),
         };
-        let pieces = pieces.into_iter().flat_map(move |table| {
-            // All of it was supplied before the access was made.
+        let blocks = blocks.into_iter().flat_map(move |table| {
+            // All blocks were provided before the access was made.
             table
-                .segments(offset, self.bytes)
-                .filter_map(|segment| Some((table.get(segment.piece)?, segment.offset, segment.bytes)))
+                .ranges(offset, self.bytes)
+                .filter_map(|range| Some((table.get(range.block)?, range.offset, range.bytes)))
         });
-        whole.into_iter().chain(pieces).flat_map(|(units, offset, bytes)| units.parts(offset, bytes))
+        whole.into_iter().chain(blocks).flat_map(|(segments, offset, bytes)| segments.parts(offset, bytes))
     }
 
     fn remote(&self) -> Option<(Iova, u64)> {
@@ -173,8 +173,11 @@ impl Part {
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for HeldRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").field("bytes", &self.bytes).field("mappings", &self.parts().len()).finish()
+        f.debug_struct("HeldRange")
+            .field("bytes", &self.bytes)
+            .field("mappings", &self.parts().len())
+            .finish()
     }
 }

@@ -1,4 +1,4 @@
-//! What a mapping can lead to.
+//! Memory behind a mapping.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -7,74 +7,77 @@ use core::fmt;
 
 use prereg::{PageShift, UserAddr};
 
-use super::error::SupplyError;
+use super::error::ProviderError;
 
-/// What a mapping leads to.
+/// Memory behind a mapping.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Backing {
     /// Registered memory in one region.
     Local(UserAddr),
-    /// The same, with what is kept with it; as long as the mapping.
-    Piece(LocalPiece),
-    /// Registered memory in pieces, in the order of the addresses they appear at; together as long as the mapping.
-    Pieces(Vec<LocalPiece>),
-    /// Memory that is supplied, registered, at each access.
-    Supplied(Arc<dyn Supply>),
-    /// Memory that is supplied, registered, at its first access, and kept as long as the mapping: whole pieces of it at a time.
+    /// One segment of registered memory, as long as the mapping, with an owner.
+    Segment(LocalSegment),
+    /// Segments of registered memory, in the order of their I/O virtual addresses; together as long as the mapping.
+    Segments(Vec<LocalSegment>),
+    /// Memory that is provided, registered, at each access.
+    PerAccess(Arc<dyn MemoryProvider>),
+    /// Memory that is provided, registered, at its first access in whole blocks, and kept as long as the mapping.
     OnDemand {
-        /// Asked once for each piece that is accessed, more often only by threads that access it at the same time.
-        supply: Arc<dyn Supply>,
-        /// The size of a piece. A mapping has at most 2^24.
-        piece: PageShift,
-        /// Where in its first piece the mapping begins; only the bits below the size of a piece count.
+        /// Called once for each accessed block; more often only by threads that access it concurrently.
+        provider: Arc<dyn MemoryProvider>,
+        /// The size of a block. A mapping has at most 2^24 of them.
+        block: PageShift,
+        /// The offset of the mapping in its first block; bits above the block size are ignored.
         skip: u64,
     },
-    /// Memory that the owner of this map reaches by other means.
+    /// Memory that the user of the map reaches by other means.
     Remote,
 }
 
-/// What a caller wants kept with memory, of any type.
+/// A value of any type that is kept with memory.
 pub type Owner = dyn Any + Send + Sync;
 
-/// Registered memory: a part of one region.
+/// A segment of registered memory, inside one region.
 #[derive(Clone)]
-pub struct LocalPiece {
-    /// Where it begins.
+pub struct LocalSegment {
+    /// The start.
     pub ua: UserAddr,
-    /// How long it is.
+    /// The length.
     pub bytes: u64,
-    /// Kept as long as the mapping or an access of it, and shown to whoever accesses it.
+    /// Kept as long as the mapping or an access to it; accesses can borrow it.
     pub owner: Option<Arc<Owner>>,
 }
 
-/// The port of whoever registers memory only when it is used.
-pub trait Supply: Send + Sync {
-    /// The registered memory behind `bytes` bytes from `offset` on of the mapping, which lie inside it; called with no lock
-    /// held, on the thread of the access. What it answers adds up to `bytes`.
+/// The port that registers memory when it is used.
+pub trait MemoryProvider: Send + Sync {
+    /// The registered memory behind `bytes` bytes at `offset` in the mapping, which lie inside it; the segments add up to
+    /// `bytes`. Called with no lock held, on the thread of the access.
     ///
     /// # Errors
-    /// [`SupplyError`].
-    fn supply(&self, offset: u64, bytes: u64) -> Result<Vec<LocalPiece>, SupplyError>;
+    /// [`ProviderError`].
+    fn provide(&self, offset: u64, bytes: u64) -> Result<Vec<LocalSegment>, ProviderError>;
 }
 
 impl fmt::Debug for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Local(ua) => f.debug_tuple("Local").field(ua).finish(),
-            Self::Piece(piece) => f.debug_tuple("Piece").field(piece).finish(),
-            Self::Pieces(pieces) => f.debug_tuple("Pieces").field(pieces).finish(),
-            Self::Supplied(_) => f.write_str("Supplied"),
-            Self::OnDemand { piece, .. } => {
-                f.debug_struct("OnDemand").field("piece", piece).finish_non_exhaustive()
+            Self::Segment(piece) => f.debug_tuple("Segment").field(piece).finish(),
+            Self::Segments(pieces) => f.debug_tuple("Segments").field(pieces).finish(),
+            Self::PerAccess(_) => f.write_str("PerAccess"),
+            Self::OnDemand { block, .. } => {
+                f.debug_struct("OnDemand").field("block", block).finish_non_exhaustive()
             }
             Self::Remote => f.write_str("Remote"),
         }
     }
 }
 
-impl fmt::Debug for LocalPiece {
+impl fmt::Debug for LocalSegment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalPiece").field("ua", &self.ua).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("LocalSegment")
+            .field("ua", &self.ua)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }

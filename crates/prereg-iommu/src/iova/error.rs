@@ -1,8 +1,8 @@
-//! Why a map, an unmap or an access was refused. Nothing has changed then.
+//! Errors of map, unmap and access. Nothing has changed then.
 
 use prereg::{Access, Errno, Iova, MapError, PageShift};
 
-/// Why a mapping was not made or not taken away. Nothing changed.
+/// Errors of a map or unmap. Nothing has changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IovaMapError {
@@ -28,7 +28,7 @@ pub enum IovaMapError {
         /// The length asked for.
         bytes: u64,
     },
-    /// Outside of what can be mapped. EINVAL.
+    /// Outside the aperture. EINVAL.
     #[error("{iova} + {bytes:#x} bytes is not inside {first}..={last}")]
     Aperture {
         /// The start asked for.
@@ -40,10 +40,10 @@ pub enum IovaMapError {
         /// The last address.
         last: Iova,
     },
-    /// Something is mapped there. EEXIST.
+    /// The range overlaps a mapping. EEXIST.
     #[error("{iova} is mapped already ({bytes:#x} bytes there); unmap it first")]
     Exists {
-        /// Where the mapping in the way starts.
+        /// The start of that mapping.
         iova: Iova,
         /// Its length.
         bytes: u64,
@@ -51,59 +51,61 @@ pub enum IovaMapError {
     /// Too many mappings. ENOSPC.
     #[error("there are {limit} mappings already; unmap something, or map larger ranges")]
     Limit {
-        /// How many there may be.
+        /// The limit.
         limit: u32,
     },
     /// The memory is not registered (EFAULT), or is being unregistered (ENXIO).
     #[error(transparent)]
     Memory(#[from] MapError),
-    /// The pieces given do not add up to the range. EINVAL.
+    /// The given segments do not add up to the range. EINVAL.
     #[error("{given:#x} bytes of memory were given for a range of {bytes:#x}")]
-    Pieces {
+    LengthMismatch {
         /// Bytes of memory.
         given: u64,
         /// Bytes of the range.
         bytes: u64,
     },
-    /// The mappings would lead to too many pieces of memory together. ENOSPC.
+    /// All mappings together would have too many segments of memory. ENOSPC.
     #[error(
-        "{pieces} pieces of memory are needed beside {used} that are mapped, and the limit is {limit}; map less, map the same \
-         memory fewer times, or choose larger pieces"
+        "{segments} segments of memory are needed beside {used} that are mapped, and the limit is {limit}; map less, map the same \
+         memory fewer times, or choose larger blocks"
     )]
-    PieceLimit {
-        /// Pieces that the mapping leads to.
-        pieces: u64,
-        /// Pieces that other mappings lead to.
+    SegmentLimit {
+        /// Segments of the new mapping.
+        segments: u64,
+        /// Segments of the other mappings.
         used: u64,
-        /// How many there may be.
+        /// The limit.
         limit: u64,
     },
-    /// Memory that is supplied on demand would have too many pieces. ENOSPC.
-    #[error("{bytes:#x} bytes are more than {limit} pieces of {piece}; choose larger pieces")]
-    TooManyPieces {
+    /// Memory on demand would have too many blocks. ENOSPC.
+    #[error("{bytes:#x} bytes are more than {limit} blocks of {block}; choose larger blocks")]
+    TooManyBlocks {
         /// The length asked for.
         bytes: u64,
-        /// The size of a piece.
-        piece: PageShift,
-        /// How many there may be.
+        /// The size of a block.
+        block: PageShift,
+        /// The limit.
         limit: u64,
     },
-    /// Memory that is supplied on demand is in pieces that end behind the last byte a 64-bit address has. EINVAL.
+    /// Memory on demand has blocks that end above 2^64. EINVAL.
     #[error(
-        "{bytes:#x} bytes, {skip:#x} into a piece of {piece}, take pieces of more than 2^64 bytes; choose smaller pieces"
+        "{bytes:#x} bytes, {skip:#x} into a block of {block}, take blocks of more than 2^64 bytes; choose smaller blocks"
     )]
-    PiecesTooLarge {
-        /// Bytes of the first piece that lie before the mapping.
+    BlocksTooLarge {
+        /// The offset of the mapping in its first block.
         skip: u64,
         /// The length asked for.
         bytes: u64,
-        /// The size of a piece.
-        piece: PageShift,
+        /// The size of a block.
+        block: PageShift,
     },
-    /// The unmap would cut a mapping in two. EINVAL.
-    #[error("the mapping of {bytes:#x} bytes at {iova} reaches out of the range; unmap all of it or nothing")]
+    /// The unmap would split a mapping. EINVAL.
+    #[error(
+        "the mapping of {bytes:#x} bytes at {iova} is only partly in the range; unmap all of it or nothing"
+    )]
     Splits {
-        /// Where that mapping starts.
+        /// The start of that mapping.
         iova: Iova,
         /// Its length.
         bytes: u64,
@@ -111,27 +113,27 @@ pub enum IovaMapError {
 }
 
 impl IovaMapError {
-    /// EINVAL, EEXIST, ENOSPC, EFAULT or ENXIO, as said at each kind.
+    /// EINVAL, EEXIST, ENOSPC, EFAULT or ENXIO, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Exists { .. } => Errno::EEXIST,
-            Self::Limit { .. } | Self::TooManyPieces { .. } | Self::PieceLimit { .. } => Errno::ENOSPC,
+            Self::Limit { .. } | Self::TooManyBlocks { .. } | Self::SegmentLimit { .. } => Errno::ENOSPC,
             Self::Memory(error) => error.errno(),
             _ => Errno::EINVAL,
         }
     }
 }
 
-/// Why memory behind a mapping could not be had at its first use.
+/// The error of a [`MemoryProvider`](super::MemoryProvider).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the memory behind the mapping could not be had: {errno}")]
-pub struct SupplyError {
-    /// What stood in the way.
+#[error("the memory behind the mapping could not be provided: {errno}")]
+pub struct ProviderError {
+    /// The cause.
     pub errno: Errno,
 }
 
-/// Why an access was refused. Nothing is held.
+/// Errors of an access. Nothing is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IovaAccessError {
@@ -155,35 +157,35 @@ pub enum IovaAccessError {
         /// The first such byte.
         iova: Iova,
     },
-    /// The mapping does not allow that. EACCES.
+    /// The mapping does not allow the access. EACCES.
     #[error("the mapping at {iova} does not allow {access:?}")]
     Protected {
         /// The first such byte.
         iova: Iova,
-        /// What was asked for.
+        /// The access asked for.
         access: Access,
     },
-    /// The mapping is going away. ENXIO.
+    /// The mapping is being unmapped. ENXIO.
     #[error("the mapping at {iova} is being unmapped")]
     Closing {
         /// The first such byte.
         iova: Iova,
     },
-    /// Memory that was to be had at first use could not be had. Its errno.
+    /// The memory could not be provided. The provider's errno.
     #[error("at {iova}: {error}")]
-    Supply {
+    Provider {
         /// The first byte of the mapping asked for.
         iova: Iova,
-        /// What stood in the way.
-        error: SupplyError,
+        /// The cause.
+        error: ProviderError,
     },
-    /// What was supplied at first use is not registered (EFAULT) or being unregistered (ENXIO).
+    /// The provided memory is not registered (EFAULT) or being unregistered (ENXIO).
     #[error(transparent)]
     Memory(#[from] MapError),
 }
 
 impl IovaAccessError {
-    /// EINVAL, EFAULT, EACCES, ENXIO, or what stood in the way, as said at each kind.
+    /// EINVAL, EFAULT, EACCES, ENXIO or the provider's, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -191,7 +193,7 @@ impl IovaAccessError {
             Self::Unmapped { .. } => Errno::EFAULT,
             Self::Protected { .. } => Errno::EACCES,
             Self::Closing { .. } => Errno::ENXIO,
-            Self::Supply { error, .. } => error.errno,
+            Self::Provider { error, .. } => error.errno,
             Self::Memory(error) => error.errno(),
         }
     }

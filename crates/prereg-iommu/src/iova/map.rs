@@ -1,4 +1,4 @@
-//! The map itself: mappings in order, under one lock.
+//! The map: ordered mappings under one lock.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;
@@ -9,35 +9,35 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockW
 
 use prereg::{Access, AddressSpace, Errno, Holder, Iova, MapError, OutOfMemory, Translator, UserAddr};
 
-use super::access::{Held, Part, Parts, Source};
-use super::backing::{Backing, LocalPiece, Supply};
-use super::error::{IovaAccessError, IovaMapError, SupplyError};
-use super::limits::{IovaLimits, PieceCount, Span};
-use super::mapping::{Closing, Drained, Inside, LeadsTo, Mapping, MappingState};
-use super::on_demand::{OnDemand, Segment};
+use super::access::{AccessPart, HeldRange, Parts, Source};
+use super::backing::{Backing, LocalSegment, MemoryProvider};
+use super::error::{IovaAccessError, IovaMapError, ProviderError};
+use super::limits::{IovaLimits, IovaRange, SegmentCount};
+use super::mapping::{ClosingMappings, LiveMapping, MappingState, OnDrained, RundownGuard, Target};
+use super::on_demand::{BlockRange, OnDemand};
+use super::segments::MappedSegments;
 use super::state::IovaState;
-use super::units::Units;
 use super::unmapping::Unmapping;
 
-/// A device's I/O virtual address space: ranges of I/O virtual addresses, and the memory each leads to. Any thread may map,
+/// A device's I/O virtual address space: ranges of I/O virtual addresses and the memory behind them. Any thread may map,
 /// unmap and access at any time.
 pub struct IovaMap {
     limits: IovaLimits,
     live: RwLock<Live>,
-    closing: Arc<Closing>,
+    closing: Arc<ClosingMappings>,
 }
 
 struct Live {
     /// By first address. They never overlap.
-    mappings: BTreeMap<u64, Mapping>,
+    mappings: BTreeMap<u64, LiveMapping>,
     bytes: u128,
-    /// Map has it by owning the lock; an access whose memory is supplied locks it.
+    /// `map` reaches it through the exclusive lock; accesses whose memory is provided lock it.
     translator: Mutex<Translator>,
 }
 
 impl IovaMap {
-    /// An empty address space over the memory registered in `space`, whose mappings are counted as `holder`'s. `drained` is
-    /// told when the last access of an unmapped mapping has left.
+    /// An empty map over the memory registered in `space`, whose mappings are counted for `holder`. `drained` is called
+    /// when the last access of an unmapped mapping is dropped.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -45,101 +45,101 @@ impl IovaMap {
         space: &AddressSpace,
         limits: IovaLimits,
         holder: Holder,
-        drained: Arc<dyn Drained>,
+        drained: Arc<dyn OnDrained>,
     ) -> Result<Self, OutOfMemory> {
         let translator = Mutex::new(space.try_translator(holder)?);
         let live = RwLock::new(Live { mappings: BTreeMap::new(), bytes: 0, translator });
-        let closing = Closing::new(drained, PieceCount::new(limits.pieces));
+        let closing = ClosingMappings::new(drained, SegmentCount::new(limits.segments));
         Ok(Self { limits, live, closing: Arc::new(closing) })
     }
 
-    /// The limits it was made with.
+    /// The limits given to [`new`](Self::new).
     #[must_use]
     pub fn limits(&self) -> IovaLimits {
         self.limits
     }
 
-    /// Maps `[iova, iova + bytes)`, which may end at 2^64. Where a mapping was that still waits for its accesses, a new one
-    /// can be at once.
+    /// Maps `[iova, iova + bytes)`, which may end at 2^64. A range whose old mapping still waits for accesses can be mapped
+    /// again at once.
     ///
     /// # Errors
-    /// [`IovaMapError`], in this order: the range itself, what is mapped there, the number of mappings, the number of pieces, the
-    /// memory. Nothing is mapped or counted then.
+    /// [`IovaMapError`], in this order: the range, overlaps, the number of mappings, the number of segments, the memory.
+    /// Nothing is mapped or counted then.
     pub fn map(&self, iova: Iova, bytes: u64, to: Backing, access: Access) -> Result<(), IovaMapError> {
         let span = self.span(iova, bytes)?;
-        self.fits(&to, bytes)?;
-        // Made before the lock is taken, so that what is left of them on a failure is dropped after it: owners of memory and
-        // supplies run code of their callers.
+        self.check_backing(&to, bytes)?;
+        // Made before the lock is taken and dropped after it on failure: owners of memory and providers run code of the
+        // caller.
         let mut taken = Vec::new();
         let to = match to {
-            Backing::OnDemand { supply, piece, skip } => {
-                Prepared::Whole(LeadsTo::OnDemand(OnDemand::new(supply, piece, skip, bytes)?))
+            Backing::OnDemand { provider, block, skip } => {
+                NewTarget::Whole(Target::OnDemand(OnDemand::new(provider, block, skip, bytes)?))
             }
-            Backing::Supplied(supply) => Prepared::Whole(LeadsTo::Supplied(supply)),
-            Backing::Remote => Prepared::Whole(LeadsTo::Remote),
-            Backing::Local(ua) => Prepared::Piece(LocalPiece { ua, bytes, owner: None }),
-            Backing::Piece(piece) => Prepared::Piece(piece),
-            Backing::Pieces(pieces) => Prepared::Pieces(pieces),
+            Backing::PerAccess(provider) => NewTarget::Whole(Target::PerAccess(provider)),
+            Backing::Remote => NewTarget::Whole(Target::Remote),
+            Backing::Local(ua) => NewTarget::Segment(LocalSegment { ua, bytes, owner: None }),
+            Backing::Segment(segment) => NewTarget::Segment(segment),
+            Backing::Segments(segments) => NewTarget::Segments(segments),
         };
-        // Kept until the lock is released: dropping a piece may unmap memory.
+        // Kept until the lock is released: dropping a segment may unmap memory.
         let memory;
-        let pieces = to.pieces();
+        let segments = to.segments();
         let mut live = self.write();
         live.admits(span, self.limits)?;
-        self.closing.pieces.add(pieces)?;
-        let leads_to = match to {
-            Prepared::Whole(leads_to) => leads_to,
+        self.closing.segments.add(segments)?;
+        let target = match to {
+            NewTarget::Whole(target) => target,
             to => {
                 memory = to;
                 let translator = live.translator.get_mut().unwrap_or_else(PoisonError::into_inner);
-                match Units::of(translator, memory.local(), &mut taken) {
-                    Ok(units) => LeadsTo::Local(units),
+                match MappedSegments::of(translator, memory.local(), &mut taken) {
+                    Ok(segments) => Target::Local(segments),
                     Err(error) => {
-                        self.closing.pieces.subtract(pieces);
+                        self.closing.segments.subtract(segments);
                         return Err(error.into());
                     }
                 }
             }
         };
-        let state = Arc::new(MappingState::new(span, access, leads_to, pieces, Arc::clone(&self.closing)));
-        live.mappings.insert(span.first, Mapping { last: span.last, access, state });
+        let state = Arc::new(MappingState::new(span, access, target, segments, Arc::clone(&self.closing)));
+        live.mappings.insert(span.first, LiveMapping { last: span.last, access, state });
         live.bytes += u128::from(span.bytes());
         Ok(())
     }
 
-    /// Whether the memory begins at pages, and is as long as it should be.
-    fn fits(&self, to: &Backing, bytes: u64) -> Result<(), IovaMapError> {
+    /// Checks that the memory is page-aligned and as long as the range.
+    fn check_backing(&self, to: &Backing, bytes: u64) -> Result<(), IovaMapError> {
         let shift = self.limits.page;
         let at_a_page = |ua: UserAddr| match ua.is_aligned(shift) {
             true => Ok(()),
             false => Err(IovaMapError::Memory(MapError::Misaligned { ua, shift })),
         };
-        let adds_up = |pieces: &[LocalPiece]| {
-            pieces.iter().try_for_each(|piece| at_a_page(piece.ua))?;
-            match length(pieces) {
+        let adds_up = |segments: &[LocalSegment]| {
+            segments.iter().try_for_each(|segment| at_a_page(segment.ua))?;
+            match length(segments) {
                 Some(given) if given == bytes => Ok(()),
-                given => Err(IovaMapError::Pieces { given: given.unwrap_or(u64::MAX), bytes }),
+                given => Err(IovaMapError::LengthMismatch { given: given.unwrap_or(u64::MAX), bytes }),
             }
         };
         match to {
             Backing::Local(ua) => at_a_page(*ua),
-            Backing::Piece(piece) => adds_up(core::slice::from_ref(piece)),
-            Backing::Pieces(pieces) => adds_up(pieces),
-            Backing::Supplied(_) | Backing::OnDemand { .. } | Backing::Remote => Ok(()),
+            Backing::Segment(segment) => adds_up(core::slice::from_ref(segment)),
+            Backing::Segments(segments) => adds_up(segments),
+            Backing::PerAccess(_) | Backing::OnDemand { .. } | Backing::Remote => Ok(()),
         }
     }
 
-    /// Whether there is room for a mapping of `[iova, iova + bytes)` at this moment. Nothing is mapped or counted.
+    /// Checks whether `[iova, iova + bytes)` could be mapped now. Nothing is mapped or counted.
     ///
     /// # Errors
-    /// As [`map`](Self::map), but for the memory.
+    /// As [`map`](Self::map), except for the memory.
     pub fn admits(&self, iova: Iova, bytes: u64) -> Result<(), IovaMapError> {
         let span = self.span(iova, bytes)?;
         self.read().admits(span, self.limits)
     }
 
-    fn span(&self, iova: Iova, bytes: u64) -> Result<Span, IovaMapError> {
-        let span = Span::aligned(iova, bytes, self.limits.page)?;
+    fn span(&self, iova: Iova, bytes: u64) -> Result<IovaRange, IovaMapError> {
+        let span = IovaRange::aligned(iova, bytes, self.limits.page)?;
         let (first, last) = self.limits.aperture;
         if span.first < first.raw() || span.last > last.raw() {
             return Err(IovaMapError::Aperture { iova, bytes, first, last });
@@ -147,24 +147,24 @@ impl IovaMap {
         Ok(span)
     }
 
-    /// Unmaps every mapping in `[iova, iova + bytes)`, none included; the range may end at 2^64. They are gone when this
-    /// returns; the [`Unmapping`] tells when the accesses that were under way are.
+    /// Unmaps every mapping in `[iova, iova + bytes)`, which may contain none and may end at 2^64. The mappings are gone on
+    /// return; [`Unmapping::is_done`] is true once the accesses under way have ended.
     ///
     /// # Errors
     /// [`IovaMapError::Misaligned`], [`IovaMapError::Empty`], [`IovaMapError::Wraps`]; [`IovaMapError::Splits`] for a range
     /// that begins or ends inside a mapping. Nothing is unmapped then.
     pub fn unmap(&self, iova: Iova, bytes: u64) -> Result<Unmapping, IovaMapError> {
-        let span = Span::aligned(iova, bytes, self.limits.page)?;
+        let span = IovaRange::aligned(iova, bytes, self.limits.page)?;
         let mut unmapping = Unmapping::default();
         let mut live = self.write();
-        if let Some(mapping) = live.take_exactly(span) {
+        if let Some(mapping) = live.remove_exact(span) {
             drop(live);
             mapping.close(&mut unmapping);
             return Ok(unmapping);
         }
-        live.is_not_split_by(span)?;
+        live.check_not_split(span)?;
         let mut gone = Vec::new();
-        while let Some(mapping) = live.take_first(span) {
+        while let Some(mapping) = live.remove_first(span) {
             gone.push(mapping);
         }
         drop(live);
@@ -190,157 +190,155 @@ impl IovaMap {
         unmapping
     }
 
-    /// Holds the memory behind `[iova, iova + bytes)`, which may lie in several mappings that touch, for the device to do
-    /// with as `access` says.
+    /// Holds the memory behind `[iova, iova + bytes)`, which may span several adjacent mappings, for `access`.
     ///
     /// # Errors
     /// [`IovaAccessError`]; nothing is held then.
     #[inline]
-    pub fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Held, IovaAccessError> {
-        let span = Span::new(iova, bytes).ok_or(match bytes {
+    pub fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<HeldRange, IovaAccessError> {
+        let span = IovaRange::new(iova, bytes).ok_or(match bytes {
             0 => IovaAccessError::Empty { iova },
             _ => IovaAccessError::Wraps { iova, bytes },
         })?;
         let live = self.read();
         let found = live.part(span, access);
-        // The usual case: all of it in one mapping.
+        // The usual case: one mapping contains it.
         match found {
-            Ok(Found { part, is_supplied: true }) if part.bytes == bytes => {
-                Ok(Held::new(Parts::One(part), bytes))
+            Ok(FoundPart { part, is_present: true }) if part.bytes == bytes => {
+                Ok(HeldRange::new(Parts::One(part), bytes))
             }
-            found => self.hold_slowly(live, found, span, access),
+            found => self.hold_several(live, found, span, access),
         }
     }
 
     #[cold]
-    fn hold_slowly(
+    fn hold_several(
         &self,
         live: RwLockReadGuard<'_, Live>,
-        mut found: Result<Found, Refused>,
-        span: Span,
+        mut found: Result<FoundPart, Refusal>,
+        span: IovaRange,
         access: Access,
-    ) -> Result<Held, IovaAccessError> {
+    ) -> Result<HeldRange, IovaAccessError> {
         let mut parts = Vec::new();
         let mut missing = Vec::new();
         let refused = loop {
-            let Found { part, is_supplied } = match found {
+            let FoundPart { part, is_present } = match found {
                 Ok(found) => found,
                 Err(refused) => break Some(refused),
             };
             let last = part.iova + (part.bytes - 1);
-            if !is_supplied {
+            if !is_present {
                 missing.push(parts.len());
             }
             parts.push(part);
             if last == span.last {
                 break None;
             }
-            found = live.part(Span { first: last + 1, last: span.last }, access);
+            found = live.part(IovaRange { first: last + 1, last: span.last }, access);
         };
         drop(live);
         if let Some(refused) = refused {
             return Err(self.explain(refused, access));
         }
         for index in missing {
-            self.supply(&mut parts[index])?;
+            self.provide(&mut parts[index])?;
         }
-        Ok(Held::new(Parts::Many(parts), span.bytes()))
+        Ok(HeldRange::new(Parts::Many(parts), span.bytes()))
     }
 
-    /// Supplies the memory of `part`, which is inside its mapping.
-    fn supply(&self, part: &mut Part) -> Result<(), IovaAccessError> {
+    /// Provides the memory of `part`, which holds its mapping's rundown ref.
+    fn provide(&self, part: &mut AccessPart) -> Result<(), IovaAccessError> {
         let mapping = part.inside.state().span.first;
         let offset = part.iova - mapping;
-        match part.inside.leads_to() {
-            LeadsTo::Supplied(supply) => {
-                let units = self.units(&**supply, Iova::new(part.iova), offset, part.bytes)?;
-                part.source = Source::Own(units);
+        match part.inside.target() {
+            Target::PerAccess(provider) => {
+                let segments = self.segments(&**provider, Iova::new(part.iova), offset, part.bytes)?;
+                part.source = Source::Own(segments);
             }
-            LeadsTo::OnDemand(table) => {
-                let missing = |segment: &Segment| table.get(segment.piece).is_none();
-                for Segment { piece, .. } in table.segments(offset, part.bytes).filter(missing) {
-                    let (first, bytes) = table.extent(piece);
+            Target::OnDemand(table) => {
+                let missing = |range: &BlockRange| table.get(range.block).is_none();
+                for BlockRange { block, .. } in table.ranges(offset, part.bytes).filter(missing) {
+                    let (first, bytes) = table.extent(block);
                     let iova = Iova::new(mapping + first);
-                    let units = self.units(&*table.supply, iova, first, bytes)?;
-                    // The piece itself was counted when it was mapped, but not that its memory is in parts.
-                    let more = units.count().saturating_sub(1);
+                    let segments = self.segments(&*table.provider, iova, first, bytes)?;
+                    // The block was counted as one segment when it was mapped.
+                    let more = segments.count().saturating_sub(1);
                     let state = part.inside.state();
                     let full =
-                        |_| IovaAccessError::Supply { iova, error: SupplyError { errno: Errno::ENOSPC } };
-                    state.add_pieces(more).map_err(full)?;
-                    if table.set(piece, units).is_err() {
-                        // Another thread was faster: either's units are as good.
-                        state.subtract_pieces(more);
+                        |_| IovaAccessError::Provider { iova, error: ProviderError { errno: Errno::ENOSPC } };
+                    state.add_segments(more).map_err(full)?;
+                    if table.set(block, segments).is_err() {
+                        // Another thread was faster; its segments serve as well.
+                        state.subtract_segments(more);
                     }
                 }
             }
-            LeadsTo::Local(_) | LeadsTo::Remote => {}
+            Target::Local(_) | Target::Remote => {}
         }
         Ok(())
     }
 
-    /// The units of `bytes` bytes from `offset` on of a mapping, which are at `iova`.
-    fn units(
+    /// The segments of `bytes` bytes at `offset` in a mapping, which are at `iova`.
+    fn segments(
         &self,
-        supply: &dyn Supply,
+        provider: &dyn MemoryProvider,
         iova: Iova,
         offset: u64,
         bytes: u64,
-    ) -> Result<Units, IovaAccessError> {
-        let failed = |error| IovaAccessError::Supply { iova, error };
+    ) -> Result<MappedSegments, IovaAccessError> {
+        let failed = |error| IovaAccessError::Provider { iova, error };
         let mut tries = 0..TRIES;
         loop {
-            let pieces = supply.supply(offset, bytes).map_err(failed)?;
-            if length(&pieces) != Some(bytes) {
-                return Err(failed(SupplyError { errno: Errno::EIO }));
+            let segments = provider.provide(offset, bytes).map_err(failed)?;
+            if length(&segments) != Some(bytes) {
+                return Err(failed(ProviderError { errno: Errno::EIO }));
             }
             let mut taken = Vec::new();
             let live = self.read();
-            match Units::of(&mut live.translator(), &pieces, &mut taken) {
-                Ok(units) => return Ok(units),
-                // What was registered may be given up by its owner again before it is counted here.
+            match MappedSegments::of(&mut live.translator(), &segments, &mut taken) {
+                Ok(segments) => return Ok(segments),
+                // The owner may have unregistered the memory before it was counted here.
                 Err(error) if tries.next().is_none() => return Err(error.into()),
                 Err(_) => {}
             }
         }
     }
 
-    /// From here on [`Held::is_revoked`] says that no memory is to be touched any more; what is mapped stays so. For when the
-    /// owner of the memory is not to see what its device does any more.
+    /// Makes [`HeldRange::is_revoked`] return true: the device must not access the memory any more. Mappings and pins stay.
     pub fn revoke(&self) {
         self.closing.revoke();
     }
 
-    fn explain(&self, refused: Refused, access: Access) -> IovaAccessError {
+    fn explain(&self, refused: Refusal, access: Access) -> IovaAccessError {
         match refused {
-            Refused::Unmapped(iova) if self.closing.has(iova) => {
+            Refusal::Unmapped(iova) if self.closing.has(iova) => {
                 IovaAccessError::Closing { iova: Iova::new(iova) }
             }
-            Refused::Unmapped(iova) => IovaAccessError::Unmapped { iova: Iova::new(iova) },
-            Refused::Protected(iova) => IovaAccessError::Protected { iova: Iova::new(iova), access },
-            Refused::Closing(iova) => IovaAccessError::Closing { iova: Iova::new(iova) },
+            Refusal::Unmapped(iova) => IovaAccessError::Unmapped { iova: Iova::new(iova) },
+            Refusal::Protected(iova) => IovaAccessError::Protected { iova: Iova::new(iova), access },
+            Refusal::Closing(iova) => IovaAccessError::Closing { iova: Iova::new(iova) },
         }
     }
 
-    /// Looks at the newest regions, so that the tables of older ones can be freed. Never needed for correctness.
+    /// Updates the snapshot of regions, so that older tables can be freed. Never needed for correctness.
     pub fn refresh(&self) {
         self.read().translator().refresh();
     }
 
-    /// Everything there is to see.
+    /// The state, as plain data.
     #[must_use]
     pub fn snapshot(&self) -> IovaState {
         let live = self.read();
         IovaState {
             mappings: live.mappings.len() as u64,
             bytes: live.bytes,
-            pieces: self.closing.pieces.used(),
+            segments: self.closing.segments.used(),
             accesses: live.mappings.values().map(|mapping| mapping.state.inside()).sum(),
             closing: self.closing.states(),
         }
     }
 
-    // Every change of what the lock protects is made after the calls that could panic.
+    // The protected data is changed only after the calls that could panic, so a poisoned lock is consistent.
     fn read(&self) -> RwLockReadGuard<'_, Live> {
         self.live.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -350,49 +348,49 @@ impl IovaMap {
     }
 }
 
-/// Supplied memory is asked for so often before a refusal is believed.
+/// Attempts to map provided memory before a refusal is final.
 const TRIES: u32 = 3;
 
-fn length(pieces: &[LocalPiece]) -> Option<u64> {
-    pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.bytes))
+fn length(segments: &[LocalSegment]) -> Option<u64> {
+    segments.iter().try_fold(0u64, |sum, segment| sum.checked_add(segment.bytes))
 }
 
-/// What a new mapping leads to, as far as it can be known without the lock.
-enum Prepared {
-    Whole(LeadsTo),
-    Piece(LocalPiece),
-    Pieces(Vec<LocalPiece>),
+/// The target of a new mapping, as far as it is known without the lock.
+enum NewTarget {
+    Whole(Target),
+    Segment(LocalSegment),
+    Segments(Vec<LocalSegment>),
 }
 
-impl Prepared {
-    /// The registered memory that it is.
-    fn local(&self) -> &[LocalPiece] {
+impl NewTarget {
+    /// The segments of registered memory.
+    fn local(&self) -> &[LocalSegment] {
         match self {
             Self::Whole(_) => &[],
-            Self::Piece(piece) => core::slice::from_ref(piece),
-            Self::Pieces(pieces) => pieces,
+            Self::Segment(segment) => core::slice::from_ref(segment),
+            Self::Segments(segments) => segments,
         }
     }
 
-    /// Pieces that are counted for it.
-    fn pieces(&self) -> u64 {
+    /// Segments to count for it.
+    fn segments(&self) -> u64 {
         match self {
-            Self::Whole(leads_to) => leads_to.pieces(),
+            Self::Whole(target) => target.segments(),
             local => local.local().len() as u64,
         }
     }
 }
 
-/// What the start of a range lies in.
-struct Found {
-    /// The part of the range in the first mapping, inside its rundown ref.
-    part: Part,
-    /// Its memory need not be asked for.
-    is_supplied: bool,
+/// The first part of a range.
+struct FoundPart {
+    /// The part in the first mapping, whose rundown ref it holds.
+    part: AccessPart,
+    /// No memory has to be provided.
+    is_present: bool,
 }
 
-/// Why not, and the first byte that it is true of.
-enum Refused {
+/// The reason for a refusal, and the first byte it applies to.
+enum Refusal {
     Unmapped(u64),
     Protected(u64),
     Closing(u64),
@@ -403,16 +401,16 @@ impl Live {
         self.translator.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The mapping with the byte at `iova`.
+    /// The mapping that contains `iova`.
     #[inline]
-    fn at(&self, iova: u64) -> Option<&Mapping> {
+    fn at(&self, iova: u64) -> Option<&LiveMapping> {
         let (_, mapping) = self.mappings.range(..=iova).next_back()?;
         (mapping.last >= iova).then_some(mapping)
     }
 
-    /// Whether there is room for one more mapping, just there.
-    fn admits(&self, span: Span, limits: IovaLimits) -> Result<(), IovaMapError> {
-        // The last one that begins in the range or before it is the only one that can be in the way.
+    /// Checks that a mapping of `span` fits between the others and within the limit.
+    fn admits(&self, span: IovaRange, limits: IovaLimits) -> Result<(), IovaMapError> {
+        // Only the last mapping that begins in or before the range can overlap it.
         if let Some((_, mapping)) = self.mappings.range(..=span.last).next_back() {
             if mapping.last >= span.first {
                 let state = &mapping.state;
@@ -425,9 +423,9 @@ impl Live {
         Ok(())
     }
 
-    /// Whether the range begins and ends between mappings.
-    fn is_not_split_by(&self, span: Span) -> Result<(), IovaMapError> {
-        let splits = |mapping: &Mapping| {
+    /// Checks that the range does not begin or end inside a mapping.
+    fn check_not_split(&self, span: IovaRange) -> Result<(), IovaMapError> {
+        let splits = |mapping: &LiveMapping| {
             let state = &mapping.state;
             (state.span.first < span.first || state.span.last > span.last)
                 .then(|| IovaMapError::Splits { iova: state.iova(), bytes: state.span.bytes() })
@@ -439,55 +437,58 @@ impl Live {
         }
     }
 
-    /// Takes out the mapping of just this range: what an unmap nearly always names.
-    fn take_exactly(&mut self, span: Span) -> Option<Mapping> {
+    /// Removes the mapping of exactly this range: the usual unmap.
+    fn remove_exact(&mut self, span: IovaRange) -> Option<LiveMapping> {
         let Entry::Occupied(found) = self.mappings.entry(span.first) else { return None };
         if found.get().last != span.last {
             return None;
         }
         let mapping = found.remove();
-        self.account(&mapping);
+        self.count_removed(&mapping);
         Some(mapping)
     }
 
-    /// Takes out the first mapping that begins in the range.
-    fn take_first(&mut self, span: Span) -> Option<Mapping> {
+    /// Removes the first mapping that begins in the range.
+    fn remove_first(&mut self, span: IovaRange) -> Option<LiveMapping> {
         let (&first, _) = self.mappings.range(span.first..=span.last).next()?;
         let mapping = self.mappings.remove(&first)?;
-        self.account(&mapping);
+        self.count_removed(&mapping);
         Some(mapping)
     }
 
-    /// Notes that a mapping was taken out, and lists it as closing if an access is inside.
-    fn account(&mut self, mapping: &Mapping) {
+    /// Subtracts a removed mapping, and lists it as closing if accesses hold it.
+    fn count_removed(&mut self, mapping: &LiveMapping) {
         self.bytes -= u128::from(mapping.state.span.bytes());
         mapping.state.list_as_closing();
     }
 
-    /// The part of the range that lies in the mapping of its first byte.
+    /// The part of the range in the mapping of its first byte.
     #[inline]
-    fn part(&self, span: Span, access: Access) -> Result<Found, Refused> {
-        let mapping = self.at(span.first).ok_or(Refused::Unmapped(span.first))?;
+    fn part(&self, span: IovaRange, access: Access) -> Result<FoundPart, Refusal> {
+        let mapping = self.at(span.first).ok_or(Refusal::Unmapped(span.first))?;
         let state = &mapping.state;
         if mapping.access.bits() & access.bits() != access.bits() {
-            return Err(Refused::Protected(span.first));
+            return Err(Refusal::Protected(span.first));
         }
-        let inside: Inside = state.enter().map_err(|_| Refused::Closing(span.first))?;
-        let part = Span { first: span.first, last: mapping.last.min(span.last) };
-        let (source, is_supplied) = match inside.leads_to() {
-            LeadsTo::Local(_) => (Source::Mapped, true),
-            LeadsTo::OnDemand(table) => {
+        let inside: RundownGuard = state.enter().map_err(|_| Refusal::Closing(span.first))?;
+        let part = IovaRange { first: span.first, last: mapping.last.min(span.last) };
+        let (source, is_present) = match inside.target() {
+            Target::Local(_) => (Source::Mapped, true),
+            Target::OnDemand(table) => {
                 (Source::Mapped, table.has(part.first - state.span.first, part.bytes()))
             }
-            LeadsTo::Supplied(_) => (Source::Remote, false),
-            LeadsTo::Remote => (Source::Remote, true),
+            Target::PerAccess(_) => (Source::Remote, false),
+            Target::Remote => (Source::Remote, true),
         };
-        Ok(Found { part: Part { source, inside, iova: part.first, bytes: part.bytes() }, is_supplied })
+        Ok(FoundPart {
+            part: AccessPart { source, inside, iova: part.first, bytes: part.bytes() },
+            is_present,
+        })
     }
 }
 
-impl Mapping {
-    /// Closes a mapping that was taken out.
+impl LiveMapping {
+    /// Closes a removed mapping.
     fn close(self, unmapping: &mut Unmapping) {
         let is_empty = self.state.close();
         unmapping.add(self.state, is_empty);
@@ -496,7 +497,7 @@ impl Mapping {
 
 impl Drop for IovaMap {
     fn drop(&mut self) {
-        // Mappings with accesses inside belong to these from here on.
+        // Mappings that accesses hold are owned by these from here on.
         let _ = self.unmap_all();
     }
 }

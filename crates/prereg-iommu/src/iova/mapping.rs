@@ -1,12 +1,12 @@
-//! One mapping: the rundown ref that its accesses stand in, and what it leads to behind it.
+//! One mapping: the rundown ref that its accesses hold, and the memory behind it.
 //!
-//! What a mapping leads to, its units above all, is used by whoever is inside the rundown ref and taken out by whoever the rundown ref tells
-//! that it is closed and empty: one caller, once, after the last use (the head of `prereg`'s `rundown_ref.rs` has the proof). So the
-//! units are given back before anybody is told that the mapping is drained.
+//! The target of a mapping, its segments above all, is used by holders of the rundown ref and taken out once, by the caller to
+//! which the rundown ref reports that it is closed and empty (proof in `prereg`'s `rundown_ref.rs`). So the segments are
+//! released before the mapping is reported as drained.
 
 #![expect(
     unsafe_code,
-    reason = "the units of a mapping are behind its rundown, which says who may use and who may take them"
+    reason = "the segments of a mapping are behind its rundown, which says who may use and who may take them"
 )]
 
 use alloc::collections::BTreeMap;
@@ -18,80 +18,80 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prereg::{Access, Closed, DrainResult, Iova, LeaveResult, RundownRef};
 
-use super::backing::Supply;
-use super::limits::{PieceCount, PieceLimit, Span};
+use super::backing::MemoryProvider;
+use super::limits::{IovaRange, SegmentCount, SegmentLimit};
 use super::on_demand::OnDemand;
+use super::segments::MappedSegments;
 use super::state::ClosingState;
-use super::units::Units;
-use contents::Contents;
+use rundown_cell::RundownCell;
 
-/// The port of whoever waits for a mapping that was unmapped while accesses were under way.
-pub trait Drained: Send + Sync {
-    /// The last access of an unmapped mapping has left, and its units are given back. Called on the thread that left, with
-    /// no lock held, once for each mapping that had to wait.
-    fn drained(&self);
+/// The port that is notified when an unmapped mapping has no more accesses.
+pub trait OnDrained: Send + Sync {
+    /// The last access of an unmapped mapping has been dropped and its units are released. Called on the thread that
+    /// dropped it, with no lock held, once for each mapping that had to wait.
+    fn on_drained(&self);
 }
 
-/// A live mapping, as the map has it.
-pub(super) struct Mapping {
-    /// Its last address and what it allows, as `state` has them: beside the first address, where a search comes by.
+/// An entry of the map.
+pub(super) struct LiveMapping {
+    /// Copies of the state's, next to the key, so that a search does not load the state.
     pub(super) last: u64,
     pub(super) access: Access,
     pub(super) state: Arc<MappingState>,
 }
 
-/// Where a mapping leads.
-pub(super) enum LeadsTo {
-    Local(Units),
-    Supplied(Arc<dyn Supply>),
+/// The memory behind a mapping.
+pub(super) enum Target {
+    Local(MappedSegments),
+    PerAccess(Arc<dyn MemoryProvider>),
     OnDemand(OnDemand),
     Remote,
 }
 
-impl LeadsTo {
-    /// Pieces of memory that it needs room for: those it has, or will have as they are supplied.
-    pub(super) fn pieces(&self) -> u64 {
+impl Target {
+    /// Segments to count: those it has, or may get as blocks are provided.
+    pub(super) fn segments(&self) -> u64 {
         match self {
-            Self::Local(units) => units.count(),
-            Self::OnDemand(table) => table.pieces(),
-            Self::Supplied(_) | Self::Remote => 0,
+            Self::Local(segments) => segments.count(),
+            Self::OnDemand(table) => table.blocks(),
+            Self::PerAccess(_) | Self::Remote => 0,
         }
     }
 }
 
-/// What of a mapping is there until its last access has left.
+/// The state of a mapping until its last access is dropped.
 pub(super) struct MappingState {
-    pub(super) span: Span,
+    pub(super) span: IovaRange,
     pub(super) access: Access,
     rundown: RundownRef,
-    leads_to: Contents<LeadsTo>,
-    /// Pieces of memory that are counted for it.
-    pieces: AtomicU64,
-    /// It was unmapped, and nobody is inside any more.
+    target: RundownCell<Target>,
+    /// Segments that are counted for it.
+    segments: AtomicU64,
+    /// It was unmapped and the last access is dropped.
     done: AtomicBool,
-    closing: Arc<Closing>,
+    closing: Arc<ClosingMappings>,
 }
 
-/// Unmapped mappings that wait for their accesses, and who is told.
-pub(super) struct Closing {
-    /// By their own addresses, which differ while they live.
+/// Unmapped mappings that wait for accesses, and the port to notify.
+pub(super) struct ClosingMappings {
+    /// By the address of the state, which is unique while it lives.
     waiting: Mutex<BTreeMap<usize, Arc<MappingState>>>,
-    drained: Arc<dyn Drained>,
-    /// Pieces that these and the live mappings lead to.
-    pub(super) pieces: PieceCount,
-    /// No access is to touch memory any more.
+    drained: Arc<dyn OnDrained>,
+    /// Segments of these and of the live mappings.
+    pub(super) segments: SegmentCount,
+    /// No access may touch memory any more.
     revoked: AtomicBool,
 }
 
-impl Closing {
-    pub(super) fn new(drained: Arc<dyn Drained>, pieces: PieceCount) -> Self {
+impl ClosingMappings {
+    pub(super) fn new(drained: Arc<dyn OnDrained>, segments: SegmentCount) -> Self {
         let (waiting, revoked) = (Mutex::new(BTreeMap::new()), AtomicBool::new(false));
-        Self { waiting, drained, pieces, revoked }
+        Self { waiting, drained, segments, revoked }
     }
 
     pub(super) fn revoke(&self) {
-        // Release pairs with the Acquire in `is_revoked`: what the caller does after this is not seen by an access that finds
-        // it not revoked later.
+        // Release pairs with the Acquire in `is_revoked`: an access that reads false later does not see the caller's next
+        // steps.
         self.revoked.store(true, Ordering::Release);
     }
 
@@ -100,12 +100,12 @@ impl Closing {
         self.revoked.load(Ordering::Acquire)
     }
 
-    // Every change is one insertion or removal, so a panic elsewhere leaves the list right.
+    // Every change is one insertion or removal, so a poisoned list is consistent.
     fn waiting(&self) -> MutexGuard<'_, BTreeMap<usize, Arc<MappingState>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether one of them has the byte at `iova`.
+    /// Whether one of them contains `iova`.
     pub(super) fn has(&self, iova: u64) -> bool {
         self.waiting().values().any(|state| state.span.first <= iova && iova <= state.span.last)
     }
@@ -118,51 +118,51 @@ impl Closing {
 }
 
 impl MappingState {
-    /// A mapping for which `pieces` are counted.
+    /// A mapping for which `segments` are counted already.
     pub(super) fn new(
-        span: Span,
+        span: IovaRange,
         access: Access,
-        leads_to: LeadsTo,
-        pieces: u64,
-        closing: Arc<Closing>,
+        target: Target,
+        segments: u64,
+        closing: Arc<ClosingMappings>,
     ) -> Self {
-        let leads_to = Contents::new(leads_to);
-        let (pieces, done) = (AtomicU64::new(pieces), AtomicBool::new(false));
-        Self { span, access, rundown: RundownRef::new(), leads_to, pieces, done, closing }
+        let target = RundownCell::new(target);
+        let (segments, done) = (AtomicU64::new(segments), AtomicBool::new(false));
+        Self { span, access, rundown: RundownRef::new(), target, segments, done, closing }
     }
 
-    /// Counts pieces that the mapping leads to beyond those it was made with. The caller is inside the rundown ref.
-    pub(super) fn add_pieces(&self, pieces: u64) -> Result<(), PieceLimit> {
-        self.closing.pieces.add(pieces)?;
-        // Relaxed: whoever takes it in `finish` comes after the rundown ref was left.
-        self.pieces.fetch_add(pieces, Ordering::Relaxed);
+    /// Counts segments beyond those of [`new`](Self::new). The caller holds the rundown ref.
+    pub(super) fn add_segments(&self, segments: u64) -> Result<(), SegmentLimit> {
+        self.closing.segments.add(segments)?;
+        // Relaxed: `finish` reads it after the caller left the rundown ref.
+        self.segments.fetch_add(segments, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Takes back [`add_pieces`](Self::add_pieces).
-    pub(super) fn subtract_pieces(&self, pieces: u64) {
+    /// Reverts [`add_segments`](Self::add_segments).
+    pub(super) fn subtract_segments(&self, segments: u64) {
         // Relaxed, as above.
-        self.pieces.fetch_sub(pieces, Ordering::Relaxed);
-        self.closing.pieces.subtract(pieces);
+        self.segments.fetch_sub(segments, Ordering::Relaxed);
+        self.closing.segments.subtract(segments);
     }
 
     pub(super) fn iova(&self) -> Iova {
         Iova::new(self.span.first)
     }
 
-    /// Whether no access is to touch memory any more.
+    /// Whether no access may touch memory any more.
     pub(super) fn is_revoked(&self) -> bool {
         self.closing.is_revoked()
     }
 
-    /// Accesses inside.
+    /// Accesses under way.
     pub(super) fn inside(&self) -> u64 {
         self.rundown.count()
     }
 
-    /// Whether it was unmapped and the last access has left, its units given back.
+    /// Whether it was unmapped, its last access dropped and its units released.
     pub(super) fn is_done(&self) -> bool {
-        // Acquire pairs with the Release in `drained`: what happened inside, and giving the units back, is seen.
+        // Acquire pairs with the Release in `finish`: accesses and the release of units happened before.
         self.done.load(Ordering::Acquire)
     }
 
@@ -175,83 +175,83 @@ impl MappingState {
         }
     }
 
-    /// Lets an access in.
-    pub(super) fn enter(self: &Arc<Self>) -> Result<Inside, Closed> {
+    /// Begins an access.
+    pub(super) fn enter(self: &Arc<Self>) -> Result<RundownGuard, Closed> {
         self.rundown.enter()?;
-        Ok(Inside(Arc::clone(self)))
+        Ok(RundownGuard(Arc::clone(self)))
     }
 
-    /// Lists it as closing if somebody is inside. The lock of the mappings is held, and it is not among them any more: so
-    /// from here on nobody enters.
+    /// Lists it as closing if accesses hold it. The caller has the lock of the mappings and has removed this one, so no new
+    /// access can begin.
     pub(super) fn list_as_closing(self: &Arc<Self>) {
         if self.rundown.count() > 0 {
             self.closing.waiting().insert(Arc::as_ptr(self).addr(), Arc::clone(self));
         }
     }
 
-    /// Closes it for good. `true` when nobody is inside, and then its units are given back.
+    /// Closes it. Returns whether no access holds it; its units are released then.
     pub(super) fn close(self: &Arc<Self>) -> bool {
         match self.rundown.close_and_drain() {
             DrainResult::Empty => {
-                // SAFETY: the rundown ref says so.
-                let leads_to = unsafe { self.leads_to.take() };
-                self.finish(leads_to);
+                // SAFETY: the rundown ref is closed and empty, and reports that once.
+                let target = unsafe { self.target.take() };
+                self.finish(target);
                 true
             }
             DrainResult::Waiting(_) | DrainResult::Already => false,
         }
     }
 
-    /// Gives the units back, then says so.
-    fn finish(self: &Arc<Self>, leads_to: Option<LeadsTo>) {
-        drop(leads_to);
-        // Relaxed: those that changed it have left the rundown ref.
-        self.closing.pieces.subtract(self.pieces.load(Ordering::Relaxed));
+    /// Releases the units, then marks it as done.
+    fn finish(self: &Arc<Self>, target: Option<Target>) {
+        drop(target);
+        // Relaxed: accesses that changed it have left the rundown ref.
+        self.closing.segments.subtract(self.segments.load(Ordering::Relaxed));
         self.closing.waiting().remove(&Arc::as_ptr(self).addr());
-        // Release pairs with `is_done`.
+        // Release pairs with the Acquire in `is_done`.
         self.done.store(true, Ordering::Release);
     }
 }
 
-/// An access that is inside the rundown ref of a mapping.
-pub(super) struct Inside(Arc<MappingState>);
+/// An access that holds the rundown ref of a mapping.
+pub(super) struct RundownGuard(Arc<MappingState>);
 
-impl Inside {
+impl RundownGuard {
     pub(super) fn state(&self) -> &MappingState {
         &self.0
     }
 
-    /// What is behind the rundown ref.
-    pub(super) fn leads_to(&self) -> &LeadsTo {
-        // SAFETY: this is inside the rundown ref as long as it lives.
-        unsafe { self.0.leads_to.get() }
+    /// The memory behind the mapping.
+    pub(super) fn target(&self) -> &Target {
+        // SAFETY: this holds the rundown ref as long as it lives.
+        unsafe { self.0.target.get() }
     }
 }
 
-impl Drop for Inside {
+impl Drop for RundownGuard {
     fn drop(&mut self) {
-        // A leave without an enter cannot be: only `enter` makes this.
+        // `enter` made this, so `leave` cannot underflow.
         if self.0.rundown.leave() == Ok(LeaveResult::Last) {
-            // SAFETY: the rundown ref says so.
-            let leads_to = unsafe { self.0.leads_to.take() };
-            self.0.finish(leads_to);
-            self.0.closing.drained.drained();
+            // SAFETY: the rundown ref is closed and empty, and reports that once.
+            let target = unsafe { self.0.target.take() };
+            self.0.finish(target);
+            self.0.closing.drained.on_drained();
         }
     }
 }
 
-mod contents {
-    //! A value that is used by many and taken out by one; who when, a rundown ref beside it says.
+mod rundown_cell {
+    //! A value that many threads use and one takes out, as a rundown ref beside it permits.
 
     use core::cell::UnsafeCell;
 
-    pub(super) struct Contents<T>(UnsafeCell<Option<T>>);
+    pub(super) struct RundownCell<T>(UnsafeCell<Option<T>>);
 
-    // SAFETY: it is used by many threads at once, and taken out by another one than put it in, both by the rules of its
-    // methods.
-    unsafe impl<T: Send + Sync> Sync for Contents<T> {}
+    // SAFETY: many threads use the value, and one other than the creator may take it out, as the contracts of the methods
+    // allow.
+    unsafe impl<T: Send + Sync> Sync for RundownCell<T> {}
 
-    impl<T> Contents<T> {
+    impl<T> RundownCell<T> {
         pub(super) fn new(value: T) -> Self {
             Self(UnsafeCell::new(Some(value)))
         }
@@ -259,26 +259,26 @@ mod contents {
         /// The value.
         ///
         /// # Safety
-        /// As long as the caller uses it, nobody takes it out: he is inside the rundown ref.
+        /// The caller holds the rundown ref as long as it uses the value, so it is not taken out.
         pub(super) unsafe fn get(&self) -> &T {
-            // SAFETY: nobody takes it out, so nobody writes.
+            // SAFETY: not taken out by the caller's contract, so not written.
             let value = unsafe { &*self.0.get() };
             value.as_ref().expect("it is taken out only when the rundown is closed and empty")
         }
 
-        /// Takes it out.
+        /// Takes the value out.
         ///
         /// # Safety
-        /// Nobody uses it any more, or ever will: the rundown ref told the caller that it is closed and empty, which it tells once.
+        /// The rundown ref has reported to the caller, once, that it is closed and empty: no other use is left or can begin.
         pub(super) unsafe fn take(&self) -> Option<T> {
-            // SAFETY: nobody else has a reference into it.
+            // SAFETY: no other reference exists, by the caller's contract.
             let value = unsafe { &mut *self.0.get() };
             value.take()
         }
     }
 }
 
-impl fmt::Debug for Inside {
+impl fmt::Debug for RundownGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.0.closing_state(), f)
     }

@@ -1,34 +1,34 @@
-//! What is to be seen of a device's address space: plain data.
+//! Snapshots of a device's address space, as plain data.
 
 use alloc::vec::Vec;
 
 use prereg::{Access, Iova};
 
-/// A device's address space as it was at some moment.
+/// A snapshot of a device's address space.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct IovaState {
     /// Live mappings.
     pub mappings: u64,
-    /// Bytes they cover. At most 2^64, so it does not fit 64 bits.
+    /// Bytes they cover: at most 2^64, hence 128 bits.
     pub bytes: u128,
-    /// Pieces of registered memory that the mappings lead to, live or closing.
-    pub pieces: u64,
+    /// Segments of registered memory of live and closing mappings.
+    pub segments: u64,
     /// Accesses under way in live mappings.
     pub accesses: u64,
-    /// Mappings that were unmapped and wait for their accesses.
+    /// Unmapped mappings that wait for accesses.
     pub closing: Vec<ClosingState>,
 }
 
-/// A mapping that was unmapped and waits for its accesses.
+/// An unmapped mapping that waits for accesses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ClosingState {
-    /// Where it was.
+    /// The start.
     pub iova: Iova,
-    /// How long it was.
+    /// The length.
     pub bytes: u64,
-    /// What it allowed.
+    /// The access it allowed.
     pub access: Access,
     /// Accesses that hold it.
     pub accesses: u64,

@@ -1,7 +1,7 @@
-//! One place for one value that is made once, by whoever needs it first, and stays until its owner goes.
+//! A slot that is filled once, by the first thread that needs its value, and emptied with its owner.
 //!
-//! Readers pay one load. Makers race with a compare-exchange: the loser drops what it made and uses the winner's, so
-//! nobody ever waits for anybody (a once-cell of the standard library would let the loser sleep, and is twice as big).
+//! A read is one load. Threads that create the value race with a compare-exchange, and the losers drop theirs: no thread waits
+//! for another (the standard library's `OnceLock` blocks, and is twice as large).
 
 #![expect(
     unsafe_code,
@@ -17,11 +17,11 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use prereg::OutOfMemory;
 
-/// Empty, or a value that never moves and never changes hands.
+/// A slot for a value that is set once and does not move.
 ///
 /// # Invariants
-/// `at` is null, or comes from `Box::into_raw` of a `Box<T>` that this `Published` owns. It changes once at most, from
-/// null to that pointer.
+/// `at` is null, or comes from `Box::into_raw` of a `Box<T>` that this slot owns. It changes at most once, from null to that
+/// pointer.
 pub(crate) struct Published<T> {
     at: AtomicPtr<T>,
     owns: PhantomData<Box<T>>,
@@ -34,25 +34,25 @@ impl<T> Published<T> {
 
     #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
-        // Acquire pairs with the Release of the exchange in `publish`: whoever sees the pointer sees the value behind it.
+        // Acquire pairs with the Release of the exchange in `publish`: the value was written before the pointer is seen.
         let at = self.at.load(Ordering::Acquire);
-        // SAFETY: by the invariant `at` is null or points to a live `T` that is freed by our own drop only, which needs
-        // `&mut self` and so cannot run while the returned borrow of `self` lives. No `&mut T` is ever made before that.
+        // SAFETY: by the invariant `at` is null or points to a live `T`, which is freed only by our drop; that needs `&mut
+        // self`, so not while the returned borrow lives. No `&mut T` exists before.
         unsafe { at.as_ref() }
     }
 }
 
-// Publishing through `&self` moves the value to another thread, which may drop it: hence Send as well as Sync.
+// Publishing through `&self` moves the value to another thread, which may drop it: hence Send besides Sync.
 impl<T: Send + Sync> Published<T> {
-    /// Makes `value` the published one unless there is one already; returns the published one.
+    /// Sets `value` if the slot is empty; returns the value of the slot.
     pub(crate) fn publish(&self, value: T) -> Result<&T, OutOfMemory> {
         let ours = Box::into_raw(try_box(value)?);
-        // Release: the value is written before the pointer can be seen; pairs with the Acquire in `get`. On failure,
-        // Acquire: we go on to read what the winner wrote.
+        // Release pairs with the Acquire in `get`: the value is written before the pointer can be seen. Acquire on failure,
+        // to read the value of the thread that was faster.
         match self.at.compare_exchange(ptr::null_mut(), ours, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => {}
             Err(_) => {
-                // SAFETY: `ours` came from `Box::into_raw` above and was not published, so nobody else has it.
+                // SAFETY: `ours` came from `Box::into_raw` above and was not published, so it is ours alone.
                 drop(unsafe { Box::from_raw(ours) });
             }
         }
@@ -64,7 +64,7 @@ impl<T> Drop for Published<T> {
     fn drop(&mut self) {
         let at = *self.at.get_mut();
         if !at.is_null() {
-            // SAFETY: by the invariant `at` is a box that we own, and `&mut self` says that no borrow of it is left.
+            // SAFETY: by the invariant `at` is a box that we own, and `&mut self` proves that no borrow of it is left.
             drop(unsafe { Box::from_raw(at) });
         }
     }
@@ -76,7 +76,7 @@ impl<T: fmt::Debug> fmt::Debug for Published<T> {
     }
 }
 
-/// `Box::new` that says so when there is no memory.
+/// `Box::new` with an error instead of an abort when memory is exhausted.
 fn try_box<T>(value: T) -> Result<Box<T>, OutOfMemory> {
     let mut one = Vec::new();
     one.try_reserve_exact(1).map_err(|_| OutOfMemory)?;

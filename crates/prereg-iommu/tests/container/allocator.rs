@@ -1,17 +1,17 @@
-//! An allocator that runs out of memory on request: what a map does when a part of its table cannot be made.
+//! An allocator that fails on request, for maps that cannot allocate a block of their table.
 #![expect(unsafe_code, reason = "an allocator is an unsafe trait")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 thread_local! {
-    /// Allocations until this thread has no memory; 0: it always has.
+    /// Allocations until this thread's allocations fail; 0: they never do.
     static COUNTDOWN: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Failing;
 
-// SAFETY: every call goes to the system's allocator; a refusal is a null pointer, as the trait has it.
+// SAFETY: forwards every call to the system's allocator; failure is a null pointer, as the trait demands.
 unsafe impl GlobalAlloc for Failing {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let refuse = COUNTDOWN.try_with(|left| {
@@ -22,12 +22,12 @@ unsafe impl GlobalAlloc for Failing {
         if refuse == Ok(true) {
             return std::ptr::null_mut();
         }
-        // SAFETY: the caller's own promise about the layout.
+        // SAFETY: the caller's contract for the layout.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: allocated by `alloc` above with this layout, by the caller's promise.
+        // SAFETY: allocated by `alloc` above with this layout, by the caller's contract.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Failing {
 #[global_allocator]
 static ALLOCATOR: Failing = Failing;
 
-/// Runs `work` with memory for `allocations` more allocations.
+/// Runs `work`, in which `allocations` more allocations succeed.
 pub(crate) fn with_memory_for<T>(allocations: u64, work: impl FnOnce() -> T) -> T {
     COUNTDOWN.with(|left| left.set(allocations + 1));
     let result = work();

@@ -1,10 +1,10 @@
-//! Requests as bytes: numbers, `argsz`, flags, lengths, and what is answered in place.
+//! Binary requests: numbers, `argsz`, flags, lengths, and results written in place.
 
 use prereg::{Errno, UserAddr};
 use prereg_iommu::container::{Argument, Command, Container, Version};
 use proptest::prelude::*;
 
-use crate::world::{A, K4, Process, User, W1, group, number};
+use crate::fixture::{A, K4, Process, User, W1, group, number};
 
 const REGISTER: u32 = 0x3b75;
 const UNREGISTER: u32 = 0x3b76;
@@ -165,7 +165,7 @@ fn unknown_requests_are_enotty_and_einval_without_an_iommu() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 400 }))]
 
-    /// Whatever is in the bytes: an errno or success, and at the end nothing is left.
+    /// Any bytes return an errno or success, and nothing is left at the end.
     #[test]
     fn any_bytes_are_answered(
         requests in proptest::collection::vec(

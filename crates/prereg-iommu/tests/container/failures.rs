@@ -1,17 +1,17 @@
-//! The 1st, 2nd, ... outside call of every request fails: everything is as it was before the request.
+//! The 1st, 2nd, ... port call of every request fails: the state is as before the request.
 
 use std::sync::Arc;
 
 use prereg::{Access, BusAddr, Errno, GuestAddr, PageShift, UserAddr};
 use prereg_iommu::container::Version;
 use prereg_iommu::{
-    Geometry, GuestList, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce,
+    Geometry, GuestRead, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce,
 };
 
 use crate::allocator::with_memory_for;
-use crate::world::{A, B, K4, Process, User, number};
+use crate::fixture::{A, B, K4, Process, User, number};
 
-/// What can be seen of a container and its process.
+/// The visible state of a container and its process.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Picture {
     /// Start, `used` and `mapped` of every region.
@@ -66,7 +66,7 @@ fn a_request_that_fails_in_the_middle_changes_nothing() {
             }
             failures += 1;
             assert!(answer.is_err(), "{name}, call {nth}");
-            // A map that made the default window before it failed has made it.
+            // A map that created the default window before it failed keeps it.
             let mut after = picture(&process, &user);
             if after.windows > before.windows {
                 (after.locked, after.windows) = (before.locked, before.windows);
@@ -89,7 +89,7 @@ fn scenario_104_a_table_without_memory_gives_every_unit_back() {
         let process = Process::new();
         let mut user = User::new(&process, 0);
         user.register(A, 16).unwrap();
-        // Two entries at the end of a part of the table that exists; the third of five lies in one that does not.
+        // Two entries at the end of an existing block; the third of five is in one that does not exist.
         user.map(A, 255 * K4, K4).unwrap();
         user.unmap(255 * K4, K4).unwrap();
         let (owner, access) = (&process.owner, Some(Access::ReadWrite));
@@ -125,7 +125,7 @@ fn a_request_of_the_first_version_that_fails_changes_nothing() {
             let mut user = User::of(&process, 0, Version::V1);
             if enabled {
                 enable(&mut user).unwrap();
-                // Makes the default window too, so that its charge is none of the request's.
+                // Creates the default window too, so that its charge is none of the request's.
                 user.map(A, 16 * K4, K4).unwrap();
             }
             let before = picture(&process, &user);
@@ -153,7 +153,7 @@ fn a_request_of_the_first_version_that_fails_changes_nothing() {
 /// A list of one page each from the start of guest memory.
 struct Pages;
 
-impl GuestList for Pages {
+impl GuestRead for Pages {
     fn read_list(&self, _at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         for (value, page) in values.iter_mut().zip(0..) {
             *value = (page * K4) | 3;
@@ -165,7 +165,7 @@ impl GuestList for Pages {
 #[test]
 fn a_hypercall_without_memory_loses_no_unit() {
     let (liobn, list, pages) = (1, GuestAddr::new(0), 4);
-    // Across the end of a part of the tables, so that two parts are missing.
+    // Across the end of a block, so that two blocks are missing.
     let ioba = BusAddr::new(510 * K4);
     let calls = [
         Hypercall::Put { liobn, ioba, tce: Tce::new(3) },
@@ -193,7 +193,7 @@ fn a_hypercall_without_memory_loses_no_unit() {
                 let done = code == HReturn::SUCCESS;
                 if !done {
                     refused += 1;
-                    // With memory the same call goes through.
+                    // With memory the call succeeds.
                     assert_eq!(guest.call(&mut translator, &Pages, call).code, HReturn::SUCCESS);
                     assert_eq!(process.counts(A).1, 1 + hardware.live());
                 }

@@ -1,14 +1,14 @@
-//! Containers on the pretended host: the scenarios of docs/specification.md 61 to 104, bytes, failures, races, a model.
+//! Containers on the simulated host: scenarios 59 to 104 of docs/specification.md, binary requests, failures, races, a model.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
 mod allocator;
 mod bytes;
 mod failures;
+mod fixture;
 mod mappings;
 mod model;
 mod race;
 mod reference;
 mod registrations;
 mod windows;
-mod world;

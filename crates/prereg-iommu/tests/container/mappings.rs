@@ -6,7 +6,7 @@ use prereg::{Access, Errno, Granule, PageShift};
 use prereg_iommu::container::Version;
 use prereg_sim::{MapSpec, SimHost};
 
-use crate::world::{A, B, DEFAULT, K4, Process, User, fresh, number};
+use crate::fixture::{A, B, DEFAULT, K4, Process, User, fresh, number};
 
 #[test]
 fn scenario_72_every_entry_counts_once_and_the_default_window_is_paid_once() {

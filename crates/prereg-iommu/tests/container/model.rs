@@ -1,8 +1,8 @@
-//! Random requests, hypercalls and registrations next to the reference model.
+//! Random requests, hypercalls and registrations beside the reference model.
 //!
-//! After every step the whole visible state must agree with it: a region's `mapped` is one more
-//! than the entries that show it, the charge is the regions' and the tables', each registered page is pinned once, and
-//! every entry shows an address that is pinned where the user's page lies.
+//! After every step the visible state must equal the model's: a region's `mapped` is the number of entries that map it plus
+//! one, regions and tables are charged, each registered page is pinned once, and every entry has a pinned address of the user's
+//! page.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use prereg_iommu::container::Container;
 use prereg_iommu::{Geometry, HReturn, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Rules, Tce};
 use proptest::prelude::*;
 
+use crate::fixture::{A, Asked, K4, Process, User, group, number};
 use crate::reference::{DEFAULT_ENTRIES, ENTRIES, HOLE, Model, Modelled, Range, SMALL, Window};
-use crate::world::{A, Asked, K4, Process, User, group, number};
 
 /// Pages of memory.
 const PAGES: u64 = 24;
@@ -115,7 +115,7 @@ fn steps() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Ranges that were registered before are likelier to be asked for again.
+/// Makes ranges that were registered before more likely.
 fn aim(step: Step, model: &Model, round: usize) -> Step {
     let known: Vec<Range> = model.regions.keys().copied().collect();
     let pick = |seed: u64| known.get((seed as usize + round) % known.len().max(1)).copied();
@@ -137,7 +137,7 @@ impl Machine<'_> {
         UserAddr::new(A + page * K4)
     }
 
-    /// The guest's table is made anew over the first window of the first container, as a VMM would after a change.
+    /// Creates the guest's table anew over the first window of the first container, as a VMM does after a change.
     fn attach(&mut self) {
         self.calls.remove(Liobn::new(LIOBN as u32));
         let table =
@@ -154,7 +154,7 @@ impl Machine<'_> {
         self.calls.fast(&mut self.translator, &no_lists, call).code
     }
 
-    /// Performs `step` on both sides; the answers.
+    /// Performs `step` on both sides; returns both results.
     fn perform(&mut self, step: &Step, model: &mut Model) -> (Asked, Asked) {
         match *step {
             Step::Register { container, first, pages } => {
@@ -222,7 +222,7 @@ impl Machine<'_> {
                 } else {
                     found.map(|slot| modelled.windows[slot] = None).ok_or(Errno::EINVAL)
                 };
-                // The third is no window's start.
+                // The third is the start of no window.
                 let asked = if slot < 2 { start * K4 } else { HIGH * K4 + K4 };
                 (self.users[container].remove(asked), expected)
             }
@@ -236,7 +236,7 @@ impl Machine<'_> {
                 if container == 0 {
                     self.calls.remove(Liobn::new(LIOBN as u32));
                 }
-                // A closed group is free for the container that takes the old one's place.
+                // A closed container's group is free for the container that replaces it.
                 let user = &mut self.users[container];
                 user.container = Container::new(container as u64 + 1);
                 user.container.attach(group(container as u32)).unwrap();
@@ -325,7 +325,7 @@ impl Machine<'_> {
                 table.for_each_live(0, u64::MAX, |index, _| {
                     let ua = table.view(index).expect("a live entry").ua;
                     let page = (ua.raw() - Self::ua(0).raw()) / K4;
-                    match table.take(&mut translator, index) {
+                    match table.hold_mapping(&mut translator, index) {
                         Ok(taken) => {
                             let host = taken.map(|(mapping, _)| mapping.hpa());
                             assert_eq!(host, self.process.host.backs(ua.raw()), "the page's own address");

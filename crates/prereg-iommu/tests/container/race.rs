@@ -5,7 +5,7 @@ use std::thread;
 
 use prereg::Errno;
 
-use crate::world::{A, B, K4, Process, User};
+use crate::fixture::{A, B, K4, Process, User};
 
 /// Two threads that start every round together.
 struct Rounds {
@@ -68,7 +68,7 @@ fn scenario_90_a_map_racing_the_last_unregister_has_two_outcomes() {
             let mut won = 0;
             for round in 0..rounds {
                 if user.register(A, 16) == Err(Errno::EBUSY) {
-                    // It stayed ours when the map won.
+                    // The registration stayed if the map won.
                     assert_eq!(process.counts(A), (1, 1));
                 }
                 meeting.meet(3 * round + 1);

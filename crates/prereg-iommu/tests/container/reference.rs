@@ -1,19 +1,18 @@
-//! The reference: what containers, regions and windows are, in sets and maps, written from docs/specification.md.
+//! The reference model: containers, regions and windows as sets and maps, written from docs/specification.md.
 //!
-//! It knows regions by their pages, containers by what they registered, and windows by what each entry shows; it predicts
-//! every answer.
+//! Regions are sets of pages, containers what they registered, windows what each entry maps; it predicts every result.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use prereg::{Access, Errno};
 
-use crate::world::{Asked, DEFAULT};
+use crate::fixture::{Asked, DEFAULT};
 
-/// Memory ends here: pages from this one on cannot be pinned.
+/// The end of memory: pages from this one on cannot be pinned.
 pub(crate) const HOLE: u64 = 22;
 /// Entries of the small windows: a system page of them.
 pub(crate) const ENTRIES: u64 = 512;
-/// Pages that such a window is charged.
+/// Pages charged for such a window.
 pub(crate) const SMALL: u64 = 2;
 pub(crate) const DEFAULT_ENTRIES: u64 = 1 << 19;
 
@@ -21,7 +20,7 @@ pub(crate) type Range = (u64, u64);
 
 #[derive(Default)]
 pub(crate) struct Region {
-    /// Containers by number, and plain holders.
+    /// Containers by number, and other holders.
     pub(crate) owners: u64,
 }
 
@@ -60,7 +59,7 @@ impl Modelled {
         }
     }
 
-    /// The window that holds entry `at` of the bus, counted in pages from 0 or from the second window's start.
+    /// The window that contains entry `at`, counted in pages from 0 or from the second window's start.
     pub(crate) fn window(&mut self, at: u64) -> Option<&mut Window> {
         self.windows
             .iter_mut()
@@ -116,7 +115,7 @@ impl Model {
         Ok(())
     }
 
-    /// Regions that lost their last owner go with their last mapping.
+    /// Releases regions without owner and mappings.
     pub(crate) fn sweep(&mut self) {
         let gone: Vec<Range> = self
             .regions

@@ -1,9 +1,9 @@
-//! Scenarios 59 to 71 of docs/specification.md: whose a container is, and what it registered. A is 16 pages.
+//! Scenarios 59 to 71 of docs/specification.md: owners and registrations of containers. A is 16 pages.
 
 use prereg::Errno;
 use prereg_iommu::container::{Container, Version};
 
-use crate::world::{A, B, DEFAULT, K4, Process, User, W1, fresh, number};
+use crate::fixture::{A, B, DEFAULT, K4, Process, User, W1, fresh, number};
 
 #[test]
 fn scenario_61_requests_of_the_other_version_are_enotty() {

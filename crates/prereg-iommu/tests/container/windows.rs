@@ -1,12 +1,12 @@
-//! Scenarios 91 to 103 and 133 of docs/specification.md: windows, what they cost, and the groups they serve.
+//! Scenarios 91 to 103 and 133 of docs/specification.md: windows, their charges, and their groups.
 
 use std::sync::Arc;
 
 use prereg::{BusAddr, Errno, PageShift};
-use prereg_iommu::container::{Container, Group, PlainGroup, Platform, Version};
+use prereg_iommu::container::{Container, Group, Platform, SoftwareGroup, Version};
 use prereg_iommu::{Geometry, Liobn, TceTable};
 
-use crate::world::{A, Hardware, K4, Process, User, W1, fresh, group, number};
+use crate::fixture::{A, Hardware, K4, Process, User, W1, fresh, group, number};
 
 #[test]
 fn scenario_91_shapes_that_no_window_has_are_refused_and_cost_nothing() {
@@ -126,13 +126,13 @@ fn scenario_100_groups_that_do_not_go_together_are_refused() {
     fresh(|process| {
         let mut user = User::new(process, 0);
         assert_eq!(number(user.container.attach(group(0))), Err(Errno::EBUSY));
-        let foreign: Arc<dyn Group> = Arc::new(PlainGroup::new(1, Platform::PSERIES));
+        let foreign: Arc<dyn Group> = Arc::new(SoftwareGroup::new(1, Platform::PSERIES));
         assert_eq!(number(user.container.attach(foreign)), Err(Errno::EPERM));
         user.container.attach(group(1)).unwrap();
         let mut v1 = User::of(process, 2, Version::V1);
         assert_eq!(number(v1.container.attach(group(3))), Err(Errno::EBUSY));
         let none = Platform { max_windows: 0, ..Platform::POWERNV };
-        let plain: Arc<dyn Group> = Arc::new(PlainGroup::new(4, none));
+        let plain: Arc<dyn Group> = Arc::new(SoftwareGroup::new(4, none));
         assert_eq!(number(user.container.attach(plain)), Err(Errno::EINVAL));
         assert_eq!(user.container.groups().len(), 2);
     });

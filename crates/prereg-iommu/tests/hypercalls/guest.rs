@@ -1,16 +1,16 @@
-//! A guest on the pretended host: memory, an address space, one table, and short ways to call.
+//! A guest on the simulated host: memory, an address space, one table, and shorthands for calls.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use prereg::{AddressSpace, BusAddr, Granule, GuestAddr, PageShift, Registration, Translator};
 use prereg_iommu::{
-    Geometry, GuestList, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Reply, Rules,
+    Geometry, GuestRead, HReturn, HwTable, Hypercall, Hypercalls, Liobn, MemorySlots, NotRam, Reply, Rules,
     Tce,
 };
 use prereg_sim::SimHost;
 
-/// The guest-physical address of its memory, and the user address behind it.
+/// Guest-physical address of its memory, and the user address behind it.
 pub(crate) const G: u64 = 0x10_0000;
 pub(crate) const A: u64 = 0x7000_0000_0000;
 pub(crate) const RAM: u64 = 1 << 20;
@@ -20,11 +20,11 @@ pub(crate) const LIST: u64 = G + 0x8000;
 
 pub(crate) const GRANULES: [Granule; 2] = [Granule::K4, Granule::K64];
 
-/// Lists by the guest address they lie at.
+/// Lists by guest address.
 #[derive(Default, Clone)]
 pub(crate) struct Lists(pub(crate) HashMap<u64, Vec<u64>>);
 
-impl GuestList for Lists {
+impl GuestRead for Lists {
     fn read_list(&self, at: GuestAddr, values: &mut [u64]) -> Result<(), NotRam> {
         let list = self.0.get(&at.raw()).ok_or(NotRam)?;
         values.copy_from_slice(list.get(..values.len()).ok_or(NotRam)?);
@@ -62,8 +62,8 @@ impl Guest {
         Self { host, space, translator, calls, lists: Lists::default(), ram: None }
     }
 
-    /// The table of docs/specification.md's scenarios: 256 guest pages of 64 KiB at bus address 0, registered memory, and one
-    /// hardware table of 4 KiB pages.
+    /// The table of the scenarios of docs/specification.md: 256 guest pages of 64 KiB at bus address 0, registered memory, and
+    /// one hardware table of 4 KiB pages.
     pub(crate) fn of_the_scenarios(granule: Granule, rules: Rules) -> Self {
         let mut guest = Self::bare(granule, rules);
         guest.register(A, RAM);
@@ -100,7 +100,7 @@ impl Guest {
         self.calls.fast(&mut self.translator, &self.lists, call).code
     }
 
-    /// Puts `values` into guest memory and names the call that writes them from entry `ioba` on.
+    /// Puts `values` into guest memory; returns the call that writes them from entry `ioba` on.
     pub(crate) fn list(&mut self, ioba: u64, values: &[u64]) -> Hypercall {
         self.lists.0.insert(LIST, values.to_vec());
         indirect(ioba, LIST, values.len() as u64)
@@ -113,7 +113,7 @@ impl Guest {
         reply.value.unwrap().raw()
     }
 
-    /// The kernel's `mapped` of the region at `A`, less its 1: the live mappings.
+    /// Live mappings of the region at `A`.
     pub(crate) fn mapped(&self) -> u64 {
         self.mapped_at(A)
     }
@@ -126,13 +126,13 @@ impl Guest {
         self.hardware().iter().map(|table| table.live()).sum()
     }
 
-    /// Drops everything, and the host must be as it was.
+    /// Drops everything and asserts that the host is as before.
     pub(crate) fn end(mut self) {
         let ram = self.ram.take();
         self.end_with(ram);
     }
 
-    /// The same with registrations that the test holds.
+    /// [`end`](Self::end) with registrations that the test holds.
     pub(crate) fn end_with(self, registrations: impl IntoIterator<Item = Registration>) {
         let Self { host, space, translator, calls, .. } = self;
         drop((calls, translator));
@@ -165,7 +165,7 @@ pub(crate) fn indirect(ioba: u64, list: u64, pages: u64) -> Hypercall {
     }
 }
 
-/// Runs a scenario under KVM's rules with each system page size; afterwards nothing may be left on the host.
+/// Runs a scenario under KVM's rules with each system page size, and asserts that nothing is left on the host.
 pub(crate) fn on_each_granule(scenario: impl Fn(&mut Guest)) {
     for granule in GRANULES {
         let mut guest = Guest::of_the_scenarios(granule, Rules::Kvm);

@@ -1,4 +1,4 @@
-//! Hardware tables by themselves: units, runs, sparse windows and what they cost.
+//! Hardware tables alone: units, runs, sparse windows and their memory.
 
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ fn a_run_maps_all_pages_or_none() {
     let (_host, space, memory) = host(Granule::K4);
     let mut translator = space.translator();
     let table = HwTable::new(space, geometry(4096), 0).unwrap();
-    // Across a block of the table, up to the last page of the region.
+    // Across two blocks of the table, up to the last page of the region.
     table.set_run(&mut translator, 200, 256, page(0), Access::ReadWrite).unwrap();
     assert_eq!((table.live(), memory.state().unwrap().mapped), (256, 256));
     let middle = table.view(300).unwrap().ua;
@@ -99,7 +99,7 @@ fn a_range_outside_the_table_is_refused_whole() {
     assert_eq!(table.set_run(&mut translator, 98, 3, page(0), Access::Read), Err(outside(100)));
     assert_eq!(table.live(), 1);
     assert!(table.access(100).is_none() && table.view(100).is_none());
-    assert!(table.take(&mut translator, 100).unwrap().is_none());
+    assert!(table.hold_mapping(&mut translator, 100).unwrap().is_none());
     assert_eq!(table.clear_range(&mut translator, 100, 0), Ok(0));
 }
 

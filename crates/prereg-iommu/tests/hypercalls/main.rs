@@ -1,5 +1,5 @@
-//! The hypercalls from outside: the scenarios of docs/specification.md, the order of checks, random calls against a model, many
-//! vCPUs at once, and what large windows cost.
+//! The hypercalls by the public API: scenarios of docs/specification.md, the order of checks, random calls beside a model,
+//! concurrent vCPUs, and the memory of large windows.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 

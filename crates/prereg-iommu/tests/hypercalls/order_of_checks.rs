@@ -1,6 +1,6 @@
-//! Calls with several faults at once: the answer shows which check comes first, under each rule set.
+//! Calls with several faults: the result shows which check comes first, under each rule set.
 //!
-//! The window has 16 pages of 4 KiB at bus address 0x10_0000 and holds one live entry, number 3. Each row starts from there.
+//! The window has 16 pages of 4 KiB at bus address 0x10_0000 and one live entry, number 3. Each row starts from there.
 
 use prereg::{BusAddr, Granule, GuestAddr, PageShift};
 use prereg_iommu::{HReturn, Hypercall, Rules, Tce};
@@ -18,7 +18,7 @@ const END: u64 = START + 0x1_0000;
 const NO_RAM: u64 = 1 << 46;
 const NO_TABLE: u64 = 0x42;
 
-/// What a row leaves behind: entry numbers and their values, beyond the live one.
+/// The values that a row leaves, by entry number, besides the live one.
 type Left = &'static [(u64, u64)];
 
 const KEPT: Left = &[(3, G | 3)];
@@ -26,11 +26,11 @@ const KEPT: Left = &[(3, G | 3)];
 struct Row {
     what: &'static str,
     call: Hypercall,
-    /// What lies at `LIST`.
+    /// The list at `LIST`.
     list: &'static [u64],
-    /// KVM's handler alone, and what it leaves.
+    /// KVM's handler alone, and the values it leaves.
     fast: (HReturn, Left),
-    /// QEMU alone, and what it leaves.
+    /// QEMU alone, and the values it leaves.
     slow: (HReturn, Left),
 }
 
@@ -149,7 +149,7 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// Memory at guest address 0 too, as a real guest has it: a zero in a list has to be in a slot.
+/// Memory at guest address 0 too, as in a real guest: a zero in a list must be in a slot.
 fn guest(rules: Rules) -> Guest {
     let mut guest = Guest::bare(Granule::K4, rules);
     guest.register(A, RAM);
@@ -168,7 +168,7 @@ fn assert_left(guest: &mut Guest, left: Left, what: &str) {
     for index in 0..16 {
         let value = left.iter().find(|&&(at, _)| at == index).map_or(0, |&(_, value)| value);
         assert_eq!(guest.value(START + index * 0x1000), value, "{what}: value {index}");
-        // A hardware entry stands exactly where the value has a permission and its page is memory.
+        // A hardware entry is live exactly if its value has a permission and its page is memory.
         let page = value & !0xfff;
         let mapped = value & 3 != 0 && (G..G + RAM).contains(&page);
         let seen = table.view(index).map(|entry| (entry.ua.raw(), entry.access.bits()));
@@ -194,7 +194,7 @@ fn qemu_checks_in_this_order() {
         let mut guest = guest(Rules::Qemu);
         guest.lists.0.insert(LIST, row.list.to_vec());
         let reply = guest.call(row.call);
-        assert_eq!((reply.code, reply.handed_over), (row.slow.0, false), "{}", row.what);
+        assert_eq!((reply.code, reply.fell_back_to_userspace), (row.slow.0, false), "{}", row.what);
         assert_left(&mut guest, row.slow.1, row.what);
         guest.end();
     }
@@ -206,9 +206,14 @@ fn what_kvm_finds_too_hard_ends_as_qemu_would_end_it() {
         let mut guest = guest(Rules::Kvm);
         guest.lists.0.insert(LIST, row.list.to_vec());
         let reply = guest.call(row.call);
-        let handed_over = row.fast.0 == TOO_HARD;
-        let (code, left) = if handed_over { row.slow } else { row.fast };
-        assert_eq!((reply.code, reply.handed_over), (code, handed_over), "{}", row.what);
+        let fell_back_to_userspace = row.fast.0 == TOO_HARD;
+        let (code, left) = if fell_back_to_userspace { row.slow } else { row.fast };
+        assert_eq!(
+            (reply.code, reply.fell_back_to_userspace),
+            (code, fell_back_to_userspace),
+            "{}",
+            row.what
+        );
         assert_left(&mut guest, left, row.what);
         guest.end();
     }
@@ -227,7 +232,7 @@ fn a_list_has_512_values_at_most_whatever_the_window_could_take() {
         {
             let reply = guest.call(indirect(START, LIST, pages));
             assert_eq!(
-                (reply.code, reply.handed_over, guest.mapped()),
+                (reply.code, reply.fell_back_to_userspace, guest.mapped()),
                 (code, false, mapped),
                 "{pages} {rules:?}"
             );
@@ -247,7 +252,7 @@ fn a_read_answers_with_the_whole_value() {
     let rounded = guest.calls.slow(&mut guest.translator, &guest.lists, get(LIVE + 0x123));
     assert_eq!(rounded.value, Some(Tce::new(G | 3)));
     let failed = guest.call(to(NO_TABLE, get(LIVE)));
-    assert_eq!((failed.code, failed.value, failed.handed_over), (PARAMETER, None, true));
+    assert_eq!((failed.code, failed.value, failed.fell_back_to_userspace), (PARAMETER, None, true));
     let window = *guest.calls.tables().next().unwrap().geometry();
     assert_eq!(window.start(), BusAddr::new(START));
     guest.end();

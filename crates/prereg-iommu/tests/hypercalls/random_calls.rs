@@ -1,7 +1,7 @@
-//! Random calls against a model of the two rule sets, written from docs/specification.md with maps and nothing else.
+//! Random calls beside a model of the two rule sets, written from docs/specification.md with maps.
 //!
-//! After every step the answer, every guest-visible value, every hardware entry and every region's count must be the
-//! model's. The invariant above all: a region's `mapped` is 1 and the live hardware entries that lie in it.
+//! After every step the result, every guest-visible value, every hardware entry and every region's count must be the model's: a
+//! region's `mapped` is 1 plus the live hardware entries in it.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ const PAGE: u64 = 0x1_0000;
 const SUB: u64 = 0x1000;
 const ENTRIES: u64 = 12;
 
-/// Registered pieces as offsets and lengths in memory of 16 guest pages: some hold whole guest pages, some end in the middle
-/// of one, two touch inside one.
+/// Registered ranges as offsets and lengths in memory of 16 guest pages: some contain whole guest pages, some end inside one,
+/// two are adjacent inside one.
 const PIECES: [(u64, u64); 4] =
     [(0, 0x3_0000), (0x3_0000, 0x1_8000), (0x4_8000, 0x2_8000), (0x8_0000, 0x4000)];
 
@@ -33,11 +33,11 @@ enum Step {
     Call(Hypercall, Vec<u64>),
 }
 
-/// The window's state and the guest's memory.
+/// The state of the window and of the guest's memory.
 #[derive(Default)]
 struct Model {
     values: BTreeMap<u64, u64>,
-    /// Hardware entry to the user page it maps and the permission.
+    /// User page and permission by hardware entry.
     hardware: BTreeMap<u64, (u64, u64)>,
     registered: [bool; PIECES.len()],
 }
@@ -77,7 +77,7 @@ impl Model {
         }
     }
 
-    /// Maps entry `index`; on a sub-page that is not registered: nothing if it is the first, all cleared if not.
+    /// Maps entry `index`. If a subpage is not registered: no change if it is the first, all cleared otherwise.
     fn map(&mut self, index: u64, ua: u64, permission: u64) -> bool {
         match (0..16).find(|sub| self.piece_of(ua + sub * SUB).is_none()) {
             None => {
@@ -342,14 +342,14 @@ impl Run {
         if self.guest.calls.rules() == Rules::Kvm {
             (code, value) = self.model.fast(call, list);
         }
-        let handed_over = self.guest.calls.rules() == Rules::Kvm && code == TOO_HARD;
+        let fell_back_to_userspace = self.guest.calls.rules() == Rules::Kvm && code == TOO_HARD;
         if code == TOO_HARD {
             (code, value) = self.model.slow(call, list);
         }
         let reply = self.guest.call(call);
         assert_eq!(
-            (reply.code.raw(), reply.value.map(Tce::raw), reply.handed_over),
-            (code, value, handed_over)
+            (reply.code.raw(), reply.value.map(Tce::raw), reply.fell_back_to_userspace),
+            (code, value, fell_back_to_userspace)
         );
     }
 
@@ -357,7 +357,7 @@ impl Run {
         let table = self.guest.calls.tables().next().unwrap();
         for index in 0..ENTRIES {
             assert_eq!(
-                table.values().load(index).raw(),
+                table.value(index).raw(),
                 self.model.values.get(&index).copied().unwrap_or(0),
                 "value {index}"
             );
@@ -368,7 +368,7 @@ impl Run {
             let expected = self.model.hardware.get(&index);
             assert_eq!(seen, expected.copied(), "hardware {index}");
             if let Some((ua, _)) = seen {
-                let (mapping, _) = hardware.take(&mut self.guest.translator, index).unwrap().unwrap();
+                let (mapping, _) = hardware.hold_mapping(&mut self.guest.translator, index).unwrap().unwrap();
                 assert_eq!(Some(mapping.hpa()), self.guest.host.backs(ua));
                 assert!(self.guest.host.pin_count(ua) > 0, "an address in a table is a pinned one");
             }
@@ -383,7 +383,7 @@ impl Run {
     fn end(self) {
         let Self { guest, pieces, .. } = self;
         let host = guest.host.clone();
-        // The table goes first, and all memory with it.
+        // The table is dropped before the memory.
         guest.end_with(pieces.into_iter().flatten());
         host.assert_clean();
     }

@@ -1,7 +1,6 @@
-//! Scenarios 105 to 129 of docs/specification.md, by number, on pretended hosts with 4 KiB and 64 KiB system pages.
+//! Scenarios 105 to 129 of docs/specification.md, by number, on simulated hosts with 4 KiB and 64 KiB system pages.
 //!
-//! The table is the one of the scenarios: 64 KiB guest pages, 256 of them, over a hardware table of 4 KiB pages, so one
-//! guest entry is 16 hardware entries.
+//! The table has 256 guest pages of 64 KiB over a hardware table of 4 KiB pages, so one guest entry is 16 hardware entries.
 
 use std::sync::Arc;
 
@@ -33,7 +32,7 @@ fn scenario_106_put_outside_the_window_or_off_a_page_is_a_bad_parameter() {
     on_each_granule(|guest| {
         for ioba in [1, 0x1000, 0x8000, 256 * PAGE, 256 * PAGE - 1, 1 << 63, !0xffff, u64::MAX] {
             let reply = guest.call(put(ioba, G | 3));
-            assert_eq!((reply.code, reply.handed_over), (PARAMETER, false), "{ioba:#x}");
+            assert_eq!((reply.code, reply.fell_back_to_userspace), (PARAMETER, false), "{ioba:#x}");
         }
         assert_eq!(guest.mapped(), 0);
     });
@@ -48,7 +47,7 @@ fn scenario_107_put_maps_every_sub_page() {
         for index in 0..16 {
             let ua = A + index * 0x1000;
             assert_eq!(table.view(16 + index).unwrap().ua, UserAddr::new(ua));
-            let (mapping, _) = table.take(&mut guest.translator, 16 + index).unwrap().unwrap();
+            let (mapping, _) = table.hold_mapping(&mut guest.translator, 16 + index).unwrap().unwrap();
             assert_eq!(mapping.hpa(), guest.host.backs(ua).unwrap());
         }
         assert!(table.access(15).is_none() && table.access(32).is_none());
@@ -64,7 +63,7 @@ fn scenario_108_put_twice_counts_once() {
     });
 }
 
-/// Maps page `G` with `permission` at entry 0, unmaps it, and returns the system pages that the release calls dirty.
+/// Maps page `G` with `permission` at entry 0, unmaps it, and returns the system pages reported as dirty.
 fn dirty_after(granule: prereg::Granule, permission: u64) -> u64 {
     let mut guest = Guest::of_the_scenarios(granule, Rules::Kvm);
     assert_eq!(guest.fast(put(0, G | permission)), OK);
@@ -117,9 +116,9 @@ fn scenario_113_an_address_off_a_guest_page_is_too_hard_and_changes_nothing() {
             assert_eq!(guest.fast(put(0, tce)), TOO_HARD, "{tce:#x}");
         }
         assert_eq!((guest.mapped(), guest.value(0)), (16, G | 1));
-        // The slow path keeps the value as it is and maps the page that a device will find.
+        // The slow path stores the value and maps the page that a device will access.
         let reply = guest.call(put(0, (G + PAGE + 0x1000) | 3));
-        assert_eq!((reply.code, reply.handed_over), (OK, true));
+        assert_eq!((reply.code, reply.fell_back_to_userspace), (OK, true));
         assert_eq!((guest.mapped(), guest.value(0)), (16, (G + PAGE + 0x1000) | 3));
         let ua = guest.hardware()[0].view(0).unwrap().ua;
         assert_eq!(ua, UserAddr::new(A + PAGE));
@@ -149,13 +148,13 @@ fn scenario_115_unregistered_memory_is_too_hard_only_with_a_hardware_table() {
         assert_eq!(guest.fast(put(PAGE, G | 3)), TOO_HARD);
         assert_eq!((guest.value(0), guest.value(PAGE)), (G | 3, 0));
         let reply = guest.call(put(PAGE, G | 3));
-        assert_eq!((reply.code, reply.handed_over), (OK, true));
+        assert_eq!((reply.code, reply.fell_back_to_userspace), (OK, true));
         assert_eq!((guest.value(PAGE), guest.live()), (G | 3, 0));
         guest.end();
     }
 }
 
-/// 16 sub-pages of which the tenth is not registered: two regions with a hole of one system page.
+/// 16 subpages of which the tenth is not registered: two regions with a gap of one system page.
 fn with_a_hole() -> (Guest, prereg::Registration) {
     let mut guest = Guest::bare(prereg::Granule::K4, Rules::Kvm);
     guest.register(A, 9 * 0x1000);
@@ -171,7 +170,7 @@ fn scenario_116_a_sub_page_that_cannot_be_mapped_rolls_all_of_them_back() {
     assert_eq!(guest.fast(put(0, G | 3)), TOO_HARD);
     assert_eq!((guest.mapped(), guest.mapped_at(A + 0xa000), table.live(), guest.value(0)), (0, 0, 0, 0));
     let reply = guest.call(put(0, G | 3));
-    assert_eq!((reply.code, reply.handed_over), (OK, true));
+    assert_eq!((reply.code, reply.fell_back_to_userspace), (OK, true));
     assert_eq!((guest.mapped(), table.live(), guest.value(0)), (0, 0, G | 3));
     behind.unregister().unwrap();
     guest.end();
@@ -180,7 +179,7 @@ fn scenario_116_a_sub_page_that_cannot_be_mapped_rolls_all_of_them_back() {
 #[test]
 fn scenario_116_the_roll_back_gives_back_what_was_there_before_and_touches_no_neighbour() {
     let (mut guest, behind) = with_a_hole();
-    // Guest page 1 is whole and stands in both neighbours of entry 1, and in entry 1 itself.
+    // Guest page 1 is mapped in both neighbours of entry 1, and in entry 1 itself.
     let whole = guest.space.register(&guest.host.memory(A + PAGE, PAGE)).unwrap();
     let table = guest.attach(PageShift::K4);
     for ioba in [0, PAGE, 2 * PAGE] {
@@ -224,11 +223,14 @@ fn scenario_117_a_second_table_that_fails_is_cleared_and_the_slow_path_converges
     let code = calls.fast(&mut translator, &no_list, put(0, 3)).code;
     assert_eq!((code, tables[0].live(), tables[1].live()), (TOO_HARD, 512, 0));
     assert_eq!(near.state().unwrap().mapped + far.state().unwrap().mapped, 512);
-    let values = |calls: &Hypercalls| calls.table(Liobn::new(LIOBN)).unwrap().values().load(0).raw();
+    let values = |calls: &Hypercalls| calls.table(Liobn::new(LIOBN)).unwrap().value(0).raw();
     assert_eq!(values(&calls), 0, "the guest's table is as it was");
 
     let reply = calls.call(&mut translator, &no_list, put(0, 3));
-    assert_eq!((reply.code, reply.handed_over, tables[0].live(), tables[1].live()), (OK, true, 512, 0));
+    assert_eq!(
+        (reply.code, reply.fell_back_to_userspace, tables[0].live(), tables[1].live()),
+        (OK, true, 512, 0)
+    );
     assert_eq!(values(&calls), 3);
     assert_eq!(near.state().unwrap().mapped + far.state().unwrap().mapped, 512);
 
@@ -270,7 +272,7 @@ fn scenario_118_the_shape_of_a_list_is_checked() {
             (LIST, 257, PARAMETER),
         ] {
             let reply = guest.call(indirect(0, list, pages));
-            assert_eq!((reply.code, reply.handed_over), (code, false), "{list:#x} {pages}");
+            assert_eq!((reply.code, reply.fell_back_to_userspace), (code, false), "{list:#x} {pages}");
         }
         assert_eq!(guest.mapped(), 0);
     });
@@ -311,14 +313,14 @@ fn scenario_120_a_bad_value_in_a_list_stops_it_before_anything_changes() {
 #[test]
 fn scenario_121_a_list_that_changes_while_it_is_written_maps_what_was_checked() {
     on_each_granule(|guest| {
-        // Each look at guest memory finds something else: first good values, from then on bad ones.
+        // The first read of guest memory returns good values, later ones bad values.
         let looks = core::cell::Cell::new(0);
         let changing = |_: GuestAddr, values: &mut [u64]| {
             values.fill(if looks.replace(looks.get() + 1) == 0 { G | 3 } else { 1 << 50 | 3 });
             Ok(())
         };
         let reply = guest.calls.call(&mut guest.translator, &changing, indirect(0, LIST, 8));
-        assert_eq!((reply.code, reply.handed_over, looks.get()), (OK, false, 1));
+        assert_eq!((reply.code, reply.fell_back_to_userspace, looks.get()), (OK, false, 1));
         assert_eq!((guest.mapped(), guest.live()), (128, 128));
         assert!((0..8).all(|index| guest.value(index * PAGE) == G | 3));
     });
@@ -352,7 +354,7 @@ fn poison_outside_of_memory_in_a_list_is_refused_where_it_stands() {
         assert_eq!(guest.fast(before), OK);
         let list = guest.list(0, &[G | 3, G | 1, 1 << 50, G | 3]);
         let reply = guest.call(list);
-        assert_eq!((reply.code, reply.handed_over), (PARAMETER, false));
+        assert_eq!((reply.code, reply.fell_back_to_userspace), (PARAMETER, false));
         assert_eq!(guest.mapped(), 64, "the first two replaced, the others kept");
         let values = [0, 1, 2, 3].map(|index| guest.value(index * PAGE));
         assert_eq!(values, [G | 3, G | 1, (G + PAGE) | 3, (G + PAGE) | 3]);
@@ -365,7 +367,7 @@ fn scenario_123_stuff_of_a_value_with_permission_is_a_bad_parameter() {
         assert_eq!(guest.fast(put(0, G | 3)), OK);
         for tce in [G | 1, G | 2, G | 3, 1, u64::MAX] {
             let reply = guest.call(stuff(0, tce, 4));
-            assert_eq!((reply.code, reply.handed_over), (PARAMETER, false));
+            assert_eq!((reply.code, reply.fell_back_to_userspace), (PARAMETER, false));
         }
         assert_eq!((guest.mapped(), guest.value(0)), (16, G | 3));
     });
@@ -402,7 +404,7 @@ fn scenario_126_stuff_of_a_table_that_was_never_touched_allocates_nothing() {
         let table = |guest: &Guest| guest.calls.table(Liobn::new(LIOBN)).unwrap().memory_bytes();
         let before = (table(&guest), hardware.memory_bytes());
         let reply = guest.call(stuff(0, 0, 1 << 28));
-        assert_eq!((reply.code, reply.handed_over), (OK, false));
+        assert_eq!((reply.code, reply.fell_back_to_userspace), (OK, false));
         assert_eq!((table(&guest), hardware.memory_bytes()), before);
         assert!(before.0 + before.1 < 16 << 10, "{before:?}");
         guest.end();

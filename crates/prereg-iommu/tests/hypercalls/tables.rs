@@ -1,4 +1,4 @@
-//! Scenarios 130 to 133 of docs/specification.md: how tables come, go and join; and what a device behind one finds.
+//! Scenarios 130 to 133 of docs/specification.md: creating, removing and attaching tables, and device accesses.
 
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ fn a_translator_of_another_address_space_changes_nothing() {
 
 #[test]
 fn a_guest_page_that_leaves_its_slot_is_never_mapped() {
-    // The slot ends in the middle of the last guest page; the user memory behind its end is registered, but not the guest's.
+    // The slot ends inside the last guest page; the user memory behind its end is registered, but not the guest's.
     let mut guest = Guest::of_the_scenarios(prereg::Granule::K4, Rules::Kvm);
     let mut short = MemorySlots::new();
     short.insert(GuestAddr::new(G), UserAddr::new(A), RAM - 0x1000).unwrap();

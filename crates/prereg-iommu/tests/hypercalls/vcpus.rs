@@ -1,4 +1,4 @@
-//! Many vCPUs at once: whatever the order, counts are exact and every mapping is one of pinned memory.
+//! Concurrent vCPUs: counts are exact and every mapping is of pinned memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +85,7 @@ fn memory_that_comes_and_goes_under_the_calls_is_never_mapped_unpinned() {
                     let ioba = (round % 8) << 12;
                     let code = calls.fast(&mut translator, &no_list, put(ioba, G | 3)).code;
                     assert!(matches!(code, HReturn::SUCCESS | HReturn::TOO_HARD), "{code}");
-                    // While we hold the page it is pinned, whatever the other thread does.
+                    // The held page stays pinned, whatever the other thread does.
                     let found = calls.lookup(&mut translator, Liobn::new(LIOBN), BusAddr::new(ioba));
                     if let Ok(Some((mapping, _))) = found.map(|found| found.unwrap().host) {
                         assert!(host.pin_count(A) > 0);

@@ -1,12 +1,12 @@
-//! A device's address space: the rules of type 1, accesses under way, and the same against a naive model.
+//! A device's address space: the rules of type1, accesses under way, and a naive model.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod accesses;
 mod edges;
+mod fixture;
 mod limits;
 mod model;
 mod pieces;
 mod ranges;
 mod supplied;
 mod threads;
-mod world;

@@ -1,11 +1,11 @@
-//! The map against a list that is searched from end to end.
+//! The map beside a list that is searched linearly.
 
 use proptest::prelude::*;
 
 use prereg::{Access, Errno};
-use prereg_iommu::iova::{Backing, Held, IovaLimits, Piece, Unmapping};
+use prereg_iommu::iova::{Backing, HeldRange, HostSegment, IovaLimits, Unmapping};
 
-use crate::world::{BASE, PAGE, PAGES, World, iova, local};
+use crate::fixture::{BASE, Fixture, PAGE, PAGES, iova, local};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -16,7 +16,7 @@ enum Step {
     Drop { index: usize },
 }
 
-/// I/O pages that the steps play on.
+/// I/O pages that the steps use.
 const ROOM: u64 = 24;
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -57,11 +57,11 @@ struct Model {
     live: Vec<Mapping>,
     /// Unmapped ones that a hold may keep.
     closing: Vec<Mapping>,
-    /// The mappings each hold stands in.
+    /// The mappings of each hold.
     holds: Vec<Vec<u64>>,
     next: u64,
-    /// How often somebody had to be told.
-    rung: u64,
+    /// Expected calls of `on_drained`.
+    count: u64,
 }
 
 impl Model {
@@ -114,7 +114,7 @@ impl Model {
         closing.retain(|mapping| holds.iter().any(|hold| hold.contains(&mapping.id)));
     }
 
-    /// What a hold stands in, and the user page behind each page of it.
+    /// The mappings of a hold, and the user page behind each of its pages.
     fn hold(&mut self, at: u64, pages: u64, access: Access) -> Result<Vec<Option<u64>>, Errno> {
         if pages == 0 {
             return Err(Errno::EINVAL);
@@ -143,7 +143,7 @@ impl Model {
         let told = gone
             .iter()
             .filter(|&&id| self.closing.iter().any(|mapping| mapping.id == id) && self.inside(id) == 0);
-        self.rung += told.count() as u64;
+        self.count += told.count() as u64;
         self.settle();
     }
 
@@ -153,15 +153,15 @@ impl Model {
     }
 }
 
-fn user_pages(held: &Held) -> Vec<Option<u64>> {
+fn user_pages(held: &HeldRange) -> Vec<Option<u64>> {
     let mut pages = Vec::new();
-    for piece in held.pieces() {
+    for piece in held.host_segments() {
         match piece {
-            Piece::Local { ua, bytes, .. } => {
+            HostSegment::Local { ua, bytes, .. } => {
                 let first = (ua.raw() - BASE) / PAGE;
                 pages.extend((first..first + bytes / PAGE).map(Some));
             }
-            Piece::Remote { bytes, .. } => pages.extend((0..bytes / PAGE).map(|_| None)),
+            HostSegment::Remote { bytes, .. } => pages.extend((0..bytes / PAGE).map(|_| None)),
             other => panic!("{other:?}"),
         }
     }
@@ -170,21 +170,21 @@ fn user_pages(held: &Held) -> Vec<Option<u64>> {
 
 fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
     const LIMIT: usize = 9;
-    let world = World::with(IovaLimits { mappings: LIMIT as u32, ..IovaLimits::default() });
+    let fixture = Fixture::with(IovaLimits { mappings: LIMIT as u32, ..IovaLimits::default() });
     let mut model = Model::default();
-    let mut holds: Vec<Held> = Vec::new();
+    let mut holds: Vec<HeldRange> = Vec::new();
     let mut unmappings: Vec<(Vec<u64>, Unmapping)> = Vec::new();
     for step in steps {
         match step {
             Step::Map { at, pages, to, access } => {
                 let expected = model.map(at, pages, to, access, LIMIT);
                 let backing = to.map_or(Backing::Remote, local);
-                let got = world.map.map(iova(at), pages * PAGE, backing, access);
+                let got = fixture.map.map(iova(at), pages * PAGE, backing, access);
                 prop_assert_eq!(got.map_err(|error| error.errno()), expected);
             }
             Step::Unmap { at, pages } => {
                 let expected = model.unmap(at, pages);
-                match world.map.unmap(iova(at), pages * PAGE) {
+                match fixture.map.unmap(iova(at), pages * PAGE) {
                     Ok(unmapping) => {
                         let ids = expected.unwrap();
                         prop_assert_eq!(unmapping.mappings(), ids.len() as u64);
@@ -195,11 +195,11 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
             }
             Step::UnmapAll => {
                 let ids = model.unmap(0, 1 << 50).unwrap();
-                unmappings.push((ids, world.map.unmap_all()));
+                unmappings.push((ids, fixture.map.unmap_all()));
             }
             Step::Hold { at, pages, access } => {
                 let expected = model.hold(at, pages, access);
-                match world.map.hold(iova(at), pages * PAGE, access) {
+                match fixture.map.hold(iova(at), pages * PAGE, access) {
                     Ok(held) => {
                         prop_assert_eq!(user_pages(&held), expected.unwrap());
                         holds.push(held);
@@ -215,9 +215,9 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 }
             }
         }
-        prop_assert_eq!(world.mapped(), model.units());
-        prop_assert_eq!(world.bell.rung(), model.rung);
-        let state = world.map.snapshot();
+        prop_assert_eq!(fixture.mapped(), model.units());
+        prop_assert_eq!(fixture.drains.count(), model.count);
+        let state = fixture.map.snapshot();
         prop_assert_eq!(state.mappings, model.live.len() as u64);
         prop_assert_eq!(state.closing.len(), model.closing.len());
         let inside: usize = model.live.iter().map(|mapping| model.inside(mapping.id)).sum();
@@ -229,8 +229,8 @@ fn play(steps: Vec<Step>) -> Result<(), TestCaseError> {
         }
     }
     drop(holds);
-    drop(world.map);
-    prop_assert_eq!(world.registration.state().unwrap().mapped, 0);
+    drop(fixture.map);
+    prop_assert_eq!(fixture.registration.state().unwrap().mapped, 0);
     Ok(())
 }
 

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prereg::{Access, Errno};
-use prereg_iommu::iova::Piece;
+use prereg_iommu::iova::HostSegment;
 
-use crate::world::{PAGE, World, iova, local, ua};
+use crate::fixture::{Fixture, PAGE, iova, local, ua};
 
-/// A generator of numbers that need not be good.
+/// A simple pseudo-random generator.
 struct Numbers(u64);
 
 impl Numbers {
@@ -17,7 +17,7 @@ impl Numbers {
     }
 }
 
-/// Stops the other threads when its own ends, by a panic too: a failure must not become a test without end.
+/// Stops the other threads when dropped, by a panic too, so that a failure does not hang the test.
 struct Stops<'a>(&'a AtomicBool);
 
 impl Drop for Stops<'_> {
@@ -26,32 +26,33 @@ impl Drop for Stops<'_> {
     }
 }
 
-/// I/O pages that are fought over.
+/// I/O pages that the threads contend for.
 const SPOTS: u64 = 4;
 
-/// Each spot has a number of the user page behind it; an unmap that is over bumps the spot's count of ends, and no access that
-/// began before may still be inside then.
+/// Each spot has a number of the user page behind it; a completed unmap increments the spot's count, and no access that began
+/// before may still be under way then.
 #[test]
 fn no_access_is_inside_when_its_unmap_is_over() {
     let rounds = if cfg!(miri) { 8 } else { 5_000 };
-    let world = World::new();
+    let fixture = Fixture::new();
     let inside: [AtomicU64; 64] = std::array::from_fn(|_| AtomicU64::new(0));
     let stop = AtomicBool::new(false);
     let waited = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for seed in 0..2 {
-            let (world, inside, stop) = (&world, &inside, &stop);
+            let (fixture, inside, stop) = (&fixture, &inside, &stop);
             scope.spawn(move || {
                 let mut numbers = Numbers(seed);
                 while !stop.load(Ordering::Relaxed) {
-                    match world.map.hold(iova(numbers.below(SPOTS)), PAGE, Access::ReadWrite) {
+                    match fixture.map.hold(iova(numbers.below(SPOTS)), PAGE, Access::ReadWrite) {
                         Ok(held) => {
-                            let Some(Piece::Local { ua: at, host, .. }) = held.pieces().next() else {
+                            let Some(HostSegment::Local { ua: at, host, .. }) = held.host_segments().next()
+                            else {
                                 panic!("nothing behind it")
                             };
                             let page = (at.raw() - ua(0).raw()) / PAGE;
                             inside[page as usize].fetch_add(1, Ordering::SeqCst);
-                            assert_eq!(Some(host), world.host.backs(at.raw()));
+                            assert_eq!(Some(host), fixture.host.backs(at.raw()));
                             std::hint::spin_loop();
                             inside[page as usize].fetch_sub(1, Ordering::SeqCst);
                             drop(held);
@@ -63,19 +64,19 @@ fn no_access_is_inside_when_its_unmap_is_over() {
                 }
             });
         }
-        let (world, inside, stop, waited) = (&world, &inside, &stop, &waited);
+        let (fixture, inside, stop, waited) = (&fixture, &inside, &stop, &waited);
         scope.spawn(move || {
             let _stops = Stops(stop);
             let mut numbers = Numbers(99);
             for round in 0..rounds {
                 let spot = numbers.below(SPOTS);
-                // No page is used by two mappings at a time: the pages of a spot are its own.
+                // No page is used by two mappings at a time: each spot has its own pages.
                 let page = spot * 16 + round % 16;
-                world.map.map(iova(spot), PAGE, local(page), Access::ReadWrite).unwrap();
+                fixture.map.map(iova(spot), PAGE, local(page), Access::ReadWrite).unwrap();
                 if round % 3 == 0 {
                     std::thread::yield_now();
                 }
-                let unmapping = world.map.unmap(iova(spot), PAGE).unwrap();
+                let unmapping = fixture.map.unmap(iova(spot), PAGE).unwrap();
                 if !unmapping.is_done() {
                     waited.fetch_add(1, Ordering::SeqCst);
                     while !unmapping.is_done() {
@@ -83,23 +84,23 @@ fn no_access_is_inside_when_its_unmap_is_over() {
                     }
                 }
                 assert_eq!(inside[page as usize].load(Ordering::SeqCst), 0);
-                assert_eq!(world.mapped(), 0, "the unit is given back before anybody is told");
+                assert_eq!(fixture.mapped(), 0, "the unit is given back before anybody is told");
             }
         });
     });
-    assert!(waited.load(Ordering::SeqCst) <= world.bell.rung() && world.bell.rung() <= rounds);
-    assert!(world.map.snapshot().closing.is_empty());
-    assert_eq!(world.map.snapshot().accesses, 0);
+    assert!(waited.load(Ordering::SeqCst) <= fixture.drains.count() && fixture.drains.count() <= rounds);
+    assert!(fixture.map.snapshot().closing.is_empty());
+    assert_eq!(fixture.map.snapshot().accesses, 0);
 }
 
-/// Threads that all do everything leave nothing behind.
+/// Threads that do everything concurrently leave nothing behind.
 #[test]
 fn everybody_at_once_leaves_nothing() {
     let rounds = if cfg!(miri) { 15 } else { 5_000 };
-    let world = World::new();
+    let fixture = Fixture::new();
     std::thread::scope(|scope| {
         for seed in 0..4 {
-            let world = &world;
+            let fixture = &fixture;
             scope.spawn(move || {
                 let mut numbers = Numbers(seed);
                 let mut holds = Vec::new();
@@ -107,18 +108,18 @@ fn everybody_at_once_leaves_nothing() {
                     let (at, pages) = (numbers.below(16), 1 + numbers.below(3));
                     match numbers.below(6) {
                         0 | 1 => {
-                            let _ = world.map(at, pages, numbers.below(60));
+                            let _ = fixture.map(at, pages, numbers.below(60));
                         }
                         2 => {
-                            let _ = world.map.unmap(iova(at), pages * PAGE);
+                            let _ = fixture.map.unmap(iova(at), pages * PAGE);
                         }
                         3 if numbers.below(50) == 0 => {
-                            let _ = world.map.unmap_all();
+                            let _ = fixture.map.unmap_all();
                         }
                         3 => {
                             holds.pop();
                         }
-                        _ => holds.extend(world.map.hold(iova(at), pages * PAGE, Access::Read)),
+                        _ => holds.extend(fixture.map.hold(iova(at), pages * PAGE, Access::Read)),
                     }
                     if holds.len() > 8 {
                         holds.clear();
@@ -127,8 +128,8 @@ fn everybody_at_once_leaves_nothing() {
             });
         }
     });
-    assert!(world.map.unmap_all().is_done());
-    let state = world.map.snapshot();
+    assert!(fixture.map.unmap_all().is_done());
+    let state = fixture.map.snapshot();
     assert!(state.closing.is_empty() && state.bytes == 0);
-    assert_eq!(world.mapped(), 0);
+    assert_eq!(fixture.mapped(), 0);
 }

@@ -162,7 +162,7 @@ impl Clerk {
     /// Whether the admin queue is served. A device that may not reach memory has nothing to do, whatever rings, and nothing to try
     /// again; nor has one that halts or shuts down.
     fn serves(&self) -> bool {
-        matches!(self.stage, Stage::Open | Stage::Ordered { .. }) && self.hub.may_master() && !self.failed
+        matches!(self.stage, Stage::Open | Stage::Ordered { .. }) && self.hub.may_bus_master() && !self.failed
     }
 
     fn sleep(&mut self) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use prereg::{Errno, Iova};
-use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixPlace, MsixTable};
+use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixLocation, MsixTable};
 use prereg_vfio_user::server::{Device, IrqKind, Layout, LayoutRegion};
 
 use super::doorbells::PAGE;
@@ -100,7 +100,7 @@ impl Controller {
             builder = builder.with_msi(u32::from(settings.msi_vectors()));
         }
         if settings.interrupts.msix {
-            let place = MsixPlace { table: (0, TABLE as u32), pending: (0, PENDING as u32) };
+            let place = MsixLocation { table: (0, TABLE as u32), pending: (0, PENDING as u32) };
             builder = builder.with_msix(u32::from(settings.msix_vectors()), place);
         }
         builder.build().map_err(|_| Errno::EINVAL)
@@ -118,7 +118,7 @@ impl Controller {
     /// held back.
     fn obey(&self) {
         let (config, table) = (self.config(), self.table());
-        let says = config.says_messages();
+        let says = config.is_message_setup_known();
         let (is_msix, msi) = (config.is_msix_enabled(), config.msi());
         let is_msi = msi.is_some_and(|msi| msi.enabled);
         self.hub.line.set_in_use(match says {
@@ -128,18 +128,19 @@ impl Controller {
             true => InUse::Pin,
         });
         // A message is a write to memory.
-        let mute = !config.may_master();
+        let mute = !config.may_bus_master();
         let masks = msi.map_or(0, |msi| msi.masks);
         let function = mute || says && (!is_msix || config.is_msix_masked());
         let interrupts = self.hub.line.interrupts();
-        self.hub.set_master(config.may_master());
+        self.hub.set_master(config.may_bus_master());
         // The pin first: of a guest that turns messages on, no level may be left over.
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
         drop(config);
-        interrupts.set_held(IrqKind::Intx, |_| pin);
-        interrupts.set_held(IrqKind::Msi, |vector| mute || says && !is_msi || masks >> vector & 1 != 0);
-        interrupts.set_held(IrqKind::Msix, |vector| {
+        interrupts.set_device_masks(IrqKind::Intx, |_| pin);
+        interrupts
+            .set_device_masks(IrqKind::Msi, |vector| mute || says && !is_msi || masks >> vector & 1 != 0);
+        interrupts.set_device_masks(IrqKind::Msix, |vector| {
             function || table.get(vector as usize).copied().unwrap_or(false)
         });
     }
@@ -257,7 +258,7 @@ impl Device for Controller {
                 self.read_config(offset, into);
             }
             // As of a device that does not decode its address.
-            Layout::BAR0 if !self.config().answers_memory() => into.fill(0xff),
+            Layout::BAR0 if !self.config().should_decode_memory() => into.fill(0xff),
             Layout::BAR0 => {
                 let (mut at, mut left) = (offset, into);
                 while !left.is_empty() {
@@ -288,7 +289,7 @@ impl Device for Controller {
                 }
                 self.obey();
             }
-            Layout::BAR0 if !self.config().answers_memory() => {}
+            Layout::BAR0 if !self.config().should_decode_memory() => {}
             Layout::BAR0 => {
                 self.touched.store(true, Ordering::Relaxed);
                 let (mut at, mut left) = (offset, from);
@@ -335,8 +336,8 @@ impl Device for Controller {
         self.stop();
     }
 
-    fn facts(&self) -> Vec<(String, u64)> {
-        NvmeState::of(&self.hub).facts()
+    fn metrics(&self) -> Vec<(String, u64)> {
+        NvmeState::of(&self.hub).metrics()
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prereg::Errno;
-use prereg_vfio_user::server::Hold;
+use prereg_vfio_user::server::DmaGuard;
 
 use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
 use crate::engine::storage::{Broken, Span, Storage, Work};
@@ -83,8 +83,8 @@ impl DiskQueues {
     }
 }
 
-impl Storage<Hold> for DiskQueues {
-    fn submit(&mut self, work: Work<Hold>) -> Result<(), Work<Hold>> {
+impl Storage<DmaGuard> for DiskQueues {
+    fn submit(&mut self, work: Work<DmaGuard>) -> Result<(), Work<DmaGuard>> {
         let Work { nsid, tag, operation, data } = work;
         let queue = (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at));
         let Some(queue) = queue else {

@@ -40,7 +40,7 @@ impl NvmeState {
     /// `status_0_80` (commands that ended with that status type and code, in hexadecimal digits); `in_flight`, `interrupts`,
     /// `io_queues`, `doorbells`, `errors`, `csts`.
     #[must_use]
-    pub fn facts(&self) -> Vec<(String, u64)> {
+    pub fn metrics(&self) -> Vec<(String, u64)> {
         let mut facts = Vec::new();
         for kind in Kind::ALL {
             let (name, totals) = (kind.name(), self.totals.of(kind));

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use prereg::{Access, Iova};
-use prereg_vfio_user::server::{Dma, Hold};
+use prereg_vfio_user::server::{Dma, DmaGuard};
 
 use super::notices::Notices;
-use crate::engine::memory::{GuestHold, GuestMemory, Unreachable};
+use crate::engine::memory::{GuestGuard, GuestMemory, Unreachable};
 
 /// A client's memory.
 #[derive(Clone, Debug)]
@@ -22,9 +22,9 @@ impl Guest {
 }
 
 impl GuestMemory for Guest {
-    type Hold = Hold;
+    type Guard = DmaGuard;
 
-    fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Hold, Unreachable> {
+    fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<DmaGuard, Unreachable> {
         self.dma.hold(iova, bytes, access).map_err(|_| Unreachable)
     }
 
@@ -41,7 +41,7 @@ impl GuestMemory for Guest {
     }
 }
 
-impl GuestHold for Hold {
+impl GuestGuard for DmaGuard {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreachable> {
         Self::read(self, offset, into).map_err(|_| Unreachable)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use prereg::{Errno, Iova};
-use prereg_vfio_user::server::{Bus, Sparse};
+use prereg_vfio_user::server::{DeviceContext, Sparse};
 
 use super::doorbells::MappedDoorbells;
 use super::guest::Guest;
@@ -58,14 +58,14 @@ impl Hub {
     /// # Errors
     /// The system's number: no eventfds, no memory for doorbells.
     pub(super) fn new(
-        bus: &Bus,
+        bus: &DeviceContext,
         settings: &NvmeSettings,
         namespaces: Namespaces,
         disks: Vec<Arc<dyn Disk>>,
     ) -> Result<Self, Errno> {
         let queues = settings.io_queues + 1;
         let maps = match settings.doorbells {
-            DoorbellMode::Auto => !bus.terms.write_multiple,
+            DoorbellMode::Auto => !bus.negotiated.write_multiple,
             DoorbellMode::Trapped => false,
             DoorbellMode::Mapped => true,
         };
@@ -134,7 +134,7 @@ impl Hub {
     }
 
     /// Whether the function may reach memory.
-    pub(super) fn may_master(&self) -> bool {
+    pub(super) fn may_bus_master(&self) -> bool {
         // SeqCst: a thread that goes to sleep says so before it loads this, and `set_master` stores before it looks for sleepers.
         self.masters.load(Ordering::SeqCst)
     }

@@ -165,7 +165,7 @@ impl Line {
         up.queues.clear();
         self.settle(&mut up);
         self.pin.store(false, Ordering::Relaxed);
-        self.interrupts.forget_pending();
+        self.interrupts.clear_pending();
     }
 
     /// Whether the pin is up.

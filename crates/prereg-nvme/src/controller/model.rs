@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 
 use prereg::Errno;
-use prereg_vfio_user::server::{Bus, Device, Model};
+use prereg_vfio_user::server::{Device, DeviceContext, DeviceFactory};
 
 use super::clerk::Clerk;
 use super::device::Controller;
@@ -123,12 +123,12 @@ impl NvmeModel {
     }
 }
 
-impl Model for NvmeModel {
+impl DeviceFactory for NvmeModel {
     fn name(&self) -> &str {
         &self.name
     }
 
-    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+    fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         let shares = self.settings.shared || self.is_read_only();
         let lease = Past::admit(&self.past, shares)?;
         let config = Controller::config_space(&self.settings)?;

@@ -48,7 +48,7 @@ pub struct NvmeSettings {
     /// Serial number, 1 to 20 printable ASCII characters. No two controllers of one guest may have the same: the names of the
     /// subsystem and of namespaces are made from it.
     pub serial: String,
-    /// Model, up to 40 printable ASCII characters.
+    /// DeviceFactory, up to 40 printable ASCII characters.
     pub model: String,
     /// PCI vendor and device. The default belongs to nobody; some numbers make guests work around another device's faults.
     pub pci: (u16, u16),

@@ -73,7 +73,7 @@ impl Worker {
                 self.hear(message);
             }
             let now = self.hub.now();
-            let has_memory = self.hub.may_master();
+            let has_memory = self.hub.may_bus_master();
             let served = if has_memory {
                 self.lane.serve(now, &mut self.served)
             } else {
@@ -177,7 +177,7 @@ impl Worker {
         let at = self.lane.storage().listens_to();
         mailbox.doze(at);
         // After the store that shows that this thread sleeps, as for `may_sleep`.
-        if mailbox.is_empty() && !self.hub.may_master() {
+        if mailbox.is_empty() && !self.hub.may_bus_master() {
             self.lane.storage().wait(at, None);
         }
         mailbox.rise();

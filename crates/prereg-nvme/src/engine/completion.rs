@@ -6,7 +6,7 @@ use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
 use super::doorbell::{Doorbell, Rung, Word, distance};
-use super::memory::{GuestHold, GuestMemory, Unreachable};
+use super::memory::{GuestGuard, GuestMemory, Unreachable};
 use super::window::Window;
 use crate::spec::Completion;
 use crate::spec::number::COMPLETION_BYTES;

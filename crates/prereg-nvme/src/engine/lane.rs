@@ -87,7 +87,7 @@ pub struct Lane<M: GuestMemory, S> {
     page_shift: u32,
     flight: Flight,
     /// Work that the disks had no room for, in order.
-    stalled: VecDeque<Work<M::Hold>>,
+    stalled: VecDeque<Work<M::Guard>>,
     turn: usize,
     /// Somebody wants to know of every head, not only where room is waited for.
     watch_heads: bool,
@@ -96,7 +96,7 @@ pub struct Lane<M: GuestMemory, S> {
     done: Vec<Done>,
 }
 
-impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     /// Without queues.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>, memory: M, storage: S) -> Self {
         Self {
@@ -352,7 +352,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         }
     }
 
-    fn submit(&mut self, work: Work<M::Hold>) {
+    fn submit(&mut self, work: Work<M::Guard>) {
         if let Some(flying) = self.flight.get(work.tag) {
             flying.parts += 1;
         }

@@ -10,13 +10,13 @@ pub struct Unreachable;
 /// The guest's memory as the controller sees it.
 pub trait GuestMemory {
     /// A piece that stays mapped as long as it is held.
-    type Hold: GuestHold;
+    type Guard: GuestGuard;
 
     /// Holds `bytes` at `iova`. `access` is what the controller does.
     ///
     /// # Errors
     /// [`Unreachable`].
-    fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Self::Hold, Unreachable>;
+    fn hold(&self, iova: Iova, bytes: u64, access: Access) -> Result<Self::Guard, Unreachable>;
 
     /// Copies out.
     ///
@@ -38,7 +38,7 @@ pub trait GuestMemory {
 }
 
 /// A held piece of guest memory. Offsets are from its start.
-pub trait GuestHold: std::fmt::Debug {
+pub trait GuestGuard: std::fmt::Debug {
     /// Copies out.
     ///
     /// # Errors

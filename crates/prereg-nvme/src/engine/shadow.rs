@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use prereg::{Access, Iova};
 
 use super::doorbell::Word;
-use super::memory::{GuestHold, GuestMemory, Unreachable};
+use super::memory::{GuestGuard, GuestMemory, Unreachable};
 use super::window::Window;
 
 /// The two buffers of Doorbell Buffer Config.

@@ -4,7 +4,7 @@ use prereg::{Access, Iova};
 
 use super::board::BadDoorbell;
 use super::doorbell::{Doorbell, Word, distance};
-use super::memory::{GuestHold, GuestMemory, Unreachable};
+use super::memory::{GuestGuard, GuestMemory, Unreachable};
 use super::window::Window;
 use crate::spec::Command;
 use crate::spec::number::SUBMISSION_BYTES;

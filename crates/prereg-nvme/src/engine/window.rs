@@ -13,7 +13,7 @@ pub struct Window<M: GuestMemory> {
     iova: Iova,
     bytes: u64,
     access: Access,
-    held: Option<M::Hold>,
+    held: Option<M::Guard>,
     /// Taken while memory was going: not to be kept beyond the batch.
     brief: bool,
 }
@@ -28,7 +28,7 @@ impl<M: GuestMemory> Window<M> {
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn reach(&mut self, memory: &M) -> Result<&M::Hold, Unreachable> {
+    pub fn reach(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
         if self.held.is_none() {
             // Asked before the hold is taken: an announcement that comes after this question finds the window in its list.
             self.brief = !memory.settled();

@@ -56,7 +56,7 @@ fn a_message_that_nobody_was_there_for_comes_later() {
     let eventfds = tell(&mut driver, MSIX, 2);
     driver.enable();
     driver.create_pair(1);
-    driver.client.forget_irqs(MSIX).unwrap();
+    driver.client.clear_irqs(MSIX).unwrap();
     driver.put(1, FLUSH);
     driver.ring(1);
     until("it is done", || driver.peek(1).is_some());

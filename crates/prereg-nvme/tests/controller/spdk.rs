@@ -105,7 +105,7 @@ fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
     for _ in 0..20 {
         drop(connect(&bed));
     }
-    assert!(!bed.server.snapshot().endings.contains_key("turned-away"));
+    assert!(!bed.server.snapshot().disconnects.contains_key("turned-away"));
 }
 
 #[test]

@@ -179,7 +179,7 @@ fn several_queues_work_at_once() {
     let state = bed.model.snapshot();
     assert_eq!(state.len(), 1);
     assert_eq!(state[0].io_queues, 4);
-    let facts: std::collections::BTreeMap<_, _> = state[0].facts().into_iter().collect();
+    let facts: std::collections::BTreeMap<_, _> = state[0].metrics().into_iter().collect();
     assert_eq!(facts["write_commands"], 20 * 64);
     assert_eq!(facts["write_bytes"], 20 * 64 * 4096);
     let latencies: u64 =

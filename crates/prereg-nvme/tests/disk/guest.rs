@@ -7,7 +7,7 @@ use prereg::{Access, AddressKind, AddressSpace, Holder, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_nvme::disk::{Disk, DiskFault, DiskQueue, Done, Operation, Request, Segment, Wait};
 use prereg_vfio_user::server::{
-    Dma, DmaSpace, Drained, Hold, IovaLimits, MemoryPolicy, MemoryStore, Remote, RemoteError,
+    Dma, DmaGuard, DmaSpace, IovaLimits, MemoryPolicy, MemoryStore, OnDrained, Remote, RemoteError,
 };
 
 /// Where memory begins that only the client can reach.
@@ -32,8 +32,8 @@ pub(crate) struct Client {
 
 struct Nobody;
 
-impl Drained for Nobody {
-    fn drained(&self) {}
+impl OnDrained for Nobody {
+    fn on_drained(&self) {}
 }
 
 impl Client {
@@ -107,7 +107,7 @@ impl Guest {
         self.space.dma()
     }
 
-    pub(crate) fn hold(&self, iova: u64, bytes: u64) -> Hold {
+    pub(crate) fn hold(&self, iova: u64, bytes: u64) -> DmaGuard {
         self.dma().hold(Iova::new(iova), bytes, Access::ReadWrite).unwrap()
     }
 

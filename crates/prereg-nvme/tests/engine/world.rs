@@ -16,7 +16,7 @@ use prereg_nvme::engine::event::Event;
 use prereg_nvme::engine::identity::Identity;
 use prereg_nvme::engine::lane::{Lane, Served};
 use prereg_nvme::engine::log_page::Health;
-use prereg_nvme::engine::memory::{GuestHold, GuestMemory, Unreachable};
+use prereg_nvme::engine::memory::{GuestGuard, GuestMemory, Unreachable};
 use prereg_nvme::engine::namespace::{Namespace, Namespaces};
 use prereg_nvme::engine::registers::{AdminQueues, Effect, Registers};
 use prereg_nvme::engine::shared::{Limits, Shared};
@@ -94,7 +94,7 @@ impl Ram {
 }
 
 impl GuestMemory for Ram {
-    type Hold = RamHold;
+    type Guard = RamHold;
 
     fn hold(&self, iova: Iova, bytes: u64, _access: Access) -> Result<RamHold, Unreachable> {
         self.check(iova.raw(), bytes)?;
@@ -133,7 +133,7 @@ impl RamHold {
     }
 }
 
-impl GuestHold for RamHold {
+impl GuestGuard for RamHold {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Unreachable> {
         self.ram.read(self.at(offset, into.len()), into)
     }

@@ -1,17 +1,19 @@
-//! A device that copies memory and adds it up, in hardware as it were.
+//! A device that copies and sums memory.
 //!
-//! BAR 0, 4 KiB, little-endian registers, 8 bytes each: 0x00 source, 0x08 destination, 0x10 length, 0x18 command (1 copies, 2
-//! adds up; starts at once), 0x20 status (0 never ran, 1 done, 2 failed), 0x28 sum of the source's bytes. When a command is over
+//! BAR 0, 4 KiB, has little-endian registers of 8 bytes: 0x00 source, 0x08 destination, 0x10 length, 0x18 command (1 copies, 2
+//! sums; starts at once), 0x20 status (0 never ran, 1 done, 2 failed), 0x28 sum of the source's bytes. At the end of a command
 //! the device sends MSI-X vector 0, or asserts INTx until the status is written.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prereg::{Access, Errno, Iova};
-use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixPlace, PciError};
-use prereg_vfio_user::server::{Bus, Device, DmaError, IrqKind, Layout, LayoutRegion, Model};
+use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixLocation, PciError};
+use prereg_vfio_user::server::{
+    Device, DeviceContext, DeviceFactory, DmaError, IrqKind, Layout, LayoutRegion,
+};
 
 const BAR_BYTES: u64 = 4096;
-const MSIX: MsixPlace = MsixPlace { table: (0, 0x800), pending: (0, 0xc00) };
+const MSIX: MsixLocation = MsixLocation { table: (0, 0x800), pending: (0, 0xc00) };
 const PIECE: usize = 64 << 10;
 
 const DESTINATION: usize = 1;
@@ -20,15 +22,15 @@ const COMMAND: usize = 3;
 const STATUS: usize = 4;
 const SUM: usize = 5;
 
-/// What the example serves: a copier for each client.
+/// Creates a copier for each client.
 pub(crate) struct Copiers;
 
-impl Model for Copiers {
+impl DeviceFactory for Copiers {
     fn name(&self) -> &str {
         "copier"
     }
 
-    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+    fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         let config = config().map_err(|error| error.errno())?;
         let state = State { config, registers: [0; 6] };
         Ok(Arc::new(Copier { bus, state: Mutex::new(state) }))
@@ -36,7 +38,7 @@ impl Model for Copiers {
 }
 
 fn config() -> Result<ConfigSpace, PciError> {
-    // Vendor and device of QEMU's own teaching device have the same purpose, so this one takes numbers beside them.
+    // QEMU's educational device has this vendor id; the device id is another one.
     let identity = Identity { vendor: 0x1234, device: 0x11e9, class: 0x0b_40_00, ..Identity::default() };
     ConfigBuilder::new(identity)
         .with_bar(0, Bar::memory32(BAR_BYTES))
@@ -52,7 +54,7 @@ struct State {
 }
 
 struct Copier {
-    bus: Bus,
+    bus: DeviceContext,
     state: Mutex<State>,
 }
 
@@ -61,7 +63,7 @@ impl Copier {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Copies or adds up; the sum.
+    /// Copies or sums; returns the sum.
     fn run(&self, registers: &[u64; 6]) -> Result<u64, DmaError> {
         let [source, destination, length, command, ..] = *registers;
         let from = self.bus.dma.hold(Iova::new(source), length, Access::Read)?;

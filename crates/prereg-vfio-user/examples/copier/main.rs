@@ -1,6 +1,6 @@
-//! A whole device server: `cargo run -p prereg-vfio-user --example copier -- /run/copier.sock`.
+//! A complete device server: `cargo run -p prereg-vfio-user --example copier -- /run/copier.sock`.
 //!
-//! Serves the device of `device.rs` until its input ends.
+//! Serves the device of `device.rs` until its standard input ends.
 
 mod device;
 

@@ -1,4 +1,4 @@
-//! The connection: messages out, replies in, and the server's own requests answered meanwhile.
+//! The connection: sends requests, receives replies, serves the server's requests meanwhile.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,13 @@ use prereg::Errno;
 
 use super::error::ClientError;
 use super::memory::ServedMemory;
-use crate::sys::{self, Waiting};
+use crate::sys::{self, PollFd};
 use crate::wire::{Command, DmaAccess, DmaDone, Header, MessageType};
 
-/// The longest message that a client takes: the longest data and what is around it.
+/// The longest message that a client accepts: the largest data and its header.
 const LONGEST: u32 = (64 << 20) + 64;
 
-/// A request that was sent and is not answered yet.
+/// A request without a reply yet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a reply that nobody waits for is kept"]
 pub struct Posted {
@@ -25,12 +25,12 @@ pub struct Posted {
     command: Command,
 }
 
-/// A reply that says no error.
+/// A successful reply.
 #[derive(Debug)]
 pub struct Reply {
-    /// What follows the header.
+    /// The bytes after the header.
     pub body: Vec<u8>,
-    /// The descriptors that came along.
+    /// The descriptors that came with it.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -40,37 +40,37 @@ type Answer = (Header, Reply);
 pub struct Client {
     stream: UnixStream,
     next_id: u16,
-    patience: Duration,
+    timeout: Duration,
     memory: Option<Box<dyn ServedMemory>>,
-    /// Replies that came before anybody waited for them.
+    /// Replies that were not waited for yet.
     answers: BTreeMap<u16, Answer>,
 }
 
 impl Client {
-    /// Connects to the server that listens at `path` and agrees on the version.
+    /// Connects to the server at `path` and negotiates the version.
     ///
     /// # Errors
-    /// [`ClientError`]; EBUSY or ENFILE of a server that has no place.
+    /// [`ClientError`]; EBUSY or ENFILE of a server that takes no further client.
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|error| system("connect", &error))?;
         let mut client = Self::over(stream);
-        client.introduce()?;
+        client.negotiate()?;
         Ok(client)
     }
 
-    /// Over a connected socket. Nothing is said yet.
+    /// Uses a connected socket. Sends nothing yet.
     #[must_use]
     pub fn over(stream: UnixStream) -> Self {
-        let patience = Duration::from_secs(60);
-        Self { stream, next_id: 0, patience, memory: None, answers: BTreeMap::new() }
+        let timeout = Duration::from_secs(60);
+        Self { stream, next_id: 0, timeout, memory: None, answers: BTreeMap::new() }
     }
 
-    /// Waits so long for a reply, and no longer; 60 seconds unless changed.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Sets the timeout of replies; 60 seconds by default.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
-    /// Answers the server's DMA_READ and DMA_WRITE from `memory`; EFAULT where there is none.
+    /// Serves the server's DMA_READ and DMA_WRITE from `memory`; without it they fail with EFAULT.
     pub fn serve_from(&mut self, memory: impl ServedMemory + 'static) {
         self.memory = Some(Box::new(memory));
     }
@@ -84,9 +84,9 @@ impl Client {
     /// Sends bytes as they are, with descriptors at the first of them.
     ///
     /// # Errors
-    /// [`ClientError::Closed`], [`ClientError::TimedOut`] when the server does not take them, [`ClientError::System`].
+    /// [`ClientError::Closed`], [`ClientError::TimedOut`] if the server does not read them, [`ClientError::System`].
     pub fn send_raw(&mut self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         let (mut rest, mut descriptors) = (bytes, descriptors);
         while !rest.is_empty() {
             match sys::send(self.stream.as_fd(), rest, descriptors) {
@@ -102,12 +102,12 @@ impl Client {
         Ok(())
     }
 
-    /// Takes the next message, whatever it is.
+    /// Receives the next message of any kind.
     ///
     /// # Errors
     /// [`ClientError::Closed`], [`ClientError::TimedOut`], [`ClientError::Frame`], [`ClientError::System`].
     pub fn receive_raw(&mut self) -> Result<(Header, Reply), ClientError> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         let mut head = [0; Header::BYTES];
         let mut descriptors = Vec::new();
         self.fill(&mut head, &mut descriptors, deadline)?;
@@ -119,7 +119,7 @@ impl Client {
         Ok((header, Reply { body, descriptors }))
     }
 
-    /// Fills `room`, and asks for no byte more: descriptors come with the message that they belong to.
+    /// Fills `room` and reads no further byte: descriptors come with the bytes of their message.
     fn fill(
         &mut self,
         mut room: &mut [u8],
@@ -143,12 +143,12 @@ impl Client {
         if left.is_zero() {
             return Err(ClientError::TimedOut);
         }
-        let mut waiting = [Waiting::new(self.stream.as_raw_fd(), readable, !readable)];
+        let mut waiting = [PollFd::new(self.stream.as_raw_fd(), readable, !readable)];
         sys::poll(&mut waiting, Some(left)).map_err(|errno| lost("wait", errno))?;
         Ok(())
     }
 
-    /// Sends a request and does not wait for the reply.
+    /// Sends a request without waiting for the reply.
     ///
     /// # Errors
     /// As [`Client::send_raw`].
@@ -166,11 +166,11 @@ impl Client {
         Ok(Posted { id, command })
     }
 
-    /// Sends a request that is not to be answered.
+    /// Sends a request without reply.
     ///
     /// # Errors
     /// As [`Client::send_raw`].
-    pub fn tell(
+    pub fn send_no_reply(
         &mut self,
         command: Command,
         descriptors: &[BorrowedFd<'_>],
@@ -195,22 +195,22 @@ impl Client {
                     None => Ok(reply),
                 };
             }
-            self.take_one()?;
+            self.process_one()?;
         }
     }
 
-    /// Whether the reply to a request has come; waits for nothing.
+    /// Whether the reply to a request was received; does not block.
     ///
     /// # Errors
     /// As [`Client::receive_raw`].
     pub fn is_answered(&mut self, posted: Posted) -> Result<bool, ClientError> {
         while !self.answers.contains_key(&posted.id) {
-            let mut waiting = [Waiting::new(self.stream.as_raw_fd(), true, false)];
+            let mut waiting = [PollFd::new(self.stream.as_raw_fd(), true, false)];
             sys::poll(&mut waiting, Some(Duration::ZERO)).map_err(|errno| lost("wait", errno))?;
             if !waiting[0].is_readable() {
                 return Ok(false);
             }
-            self.take_one()?;
+            self.process_one()?;
         }
         Ok(true)
     }
@@ -229,11 +229,11 @@ impl Client {
         self.wait(posted)
     }
 
-    /// Waits for one message and deals with it: a reply is kept, a request of the server answered.
+    /// Waits for one message and processes it: keeps a reply, answers a request of the server.
     ///
     /// # Errors
     /// As [`Client::receive_raw`] and [`Client::send_raw`].
-    pub fn take_one(&mut self) -> Result<(), ClientError> {
+    pub fn process_one(&mut self) -> Result<(), ClientError> {
         let (header, reply) = self.receive_raw()?;
         if header.message_type() == MessageType::Reply {
             self.answers.insert(header.id, (header, reply));
@@ -287,7 +287,7 @@ fn system(what: &'static str, error: &std::io::Error) -> ClientError {
     ClientError::System { what, errno: sys::errno_of(error) }
 }
 
-/// A connection that the server ended says so in several ways.
+/// Maps the errnos of a closed connection to one error.
 fn lost(what: &'static str, errno: Errno) -> ClientError {
     match errno.raw() {
         libc::EPIPE | libc::ECONNRESET => ClientError::Closed,

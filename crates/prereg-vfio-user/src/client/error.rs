@@ -1,32 +1,32 @@
-//! What can go wrong for a client.
+//! Errors of a client.
 
 use prereg::Errno;
 
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 use crate::wire::Command;
 
-/// Why a request failed, or the connection.
+/// Errors of a request or the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// The server refused the request; the connection goes on. Its errno.
     #[error("the server refused {command}: {errno}")]
     Refused {
-        /// What was asked.
+        /// The command.
         command: Command,
-        /// What it said.
+        /// The errno.
         errno: Errno,
     },
-    /// A reply is not one to what was asked. EIO.
-    #[error("the server's reply to {command} makes no sense: {why}")]
+    /// A reply does not match its request. EIO.
+    #[error("the server's reply to {command} is malformed: {why}")]
     Malformed {
-        /// What was asked.
+        /// The command.
         command: Command,
-        /// What is wrong with it.
-        why: Refusal,
+        /// The reason.
+        why: RequestError,
     },
-    /// The stream cannot be told apart any more. EIO.
-    #[error("a message of {size} bytes, which none has")]
+    /// The stream cannot be parsed any more. EIO.
+    #[error("a message has an invalid size of {size} bytes")]
     Frame {
         /// The size in its header.
         size: u32,
@@ -34,21 +34,21 @@ pub enum ClientError {
     /// The server closed the connection. ENXIO.
     #[error("the server closed the connection")]
     Closed,
-    /// The server did not answer in time. ETIMEDOUT.
-    #[error("the server did not answer in time")]
+    /// The server did not reply in time. ETIMEDOUT.
+    #[error("the server did not reply in time")]
     TimedOut,
-    /// The system refused. Its errno.
+    /// A system call failed. Its errno.
     #[error("cannot {what}: {errno}")]
     System {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
-        /// What the system said.
+        /// Its errno.
         errno: Errno,
     },
 }
 
 impl ClientError {
-    /// The error number.
+    /// The errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {

@@ -1,4 +1,4 @@
-//! Eventfds: how a client is told of interrupts.
+//! Eventfds for interrupts.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use prereg::Errno;
 
 use super::error::ClientError;
-use crate::sys::{self, Waiting};
+use crate::sys::{self, PollFd};
 
-/// An eventfd that nobody has to wait for.
+/// A non-blocking eventfd.
 #[derive(Debug)]
 pub struct Eventfd(OwnedFd);
 
 impl Eventfd {
-    /// A new one with a count of 0.
+    /// A new eventfd with a count of 0.
     ///
     /// # Errors
     /// [`ClientError::System`].
@@ -27,12 +27,12 @@ impl Eventfd {
         sys::take_count(self.0.as_fd()).unwrap_or(0)
     }
 
-    /// Adds one; false when the count is full.
+    /// Adds one; false if the count is full.
     pub fn add(&self) -> bool {
         sys::add_one(self.0.as_fd()) != Err(Errno::EAGAIN)
     }
 
-    /// Waits for a count and takes it; 0 when the time is over.
+    /// Waits for a count and takes it; 0 at the timeout.
     #[must_use]
     pub fn wait(&self, time: Duration) -> u64 {
         let deadline = Instant::now() + time;
@@ -42,7 +42,7 @@ impl Eventfd {
             if count > 0 || left.is_zero() {
                 return count;
             }
-            let mut waiting = [Waiting::new(self.0.as_raw_fd(), true, false)];
+            let mut waiting = [PollFd::new(self.0.as_raw_fd(), true, false)];
             if sys::poll(&mut waiting, Some(left)).is_err() {
                 return 0;
             }

@@ -1,23 +1,23 @@
-//! Memory of a client that the server reaches by messages alone.
+//! Client memory that the server accesses by messages.
 
 use prereg::{Errno, Iova};
 
-/// What a client answers DMA_READ and DMA_WRITE from.
+/// Memory for the server's DMA_READ and DMA_WRITE.
 pub trait ServedMemory: Send {
-    /// Fills `into` with what lies at `iova` and behind it.
+    /// Fills `into` from `iova`.
     ///
     /// # Errors
-    /// What the server is answered; ENODEV for memory that is not there, as QEMU has it.
+    /// The errno of the reply; ENODEV for memory that does not exist, as in QEMU.
     fn read(&mut self, iova: Iova, into: &mut [u8]) -> Result<(), Errno>;
 
-    /// Puts `from` at `iova` and behind it.
+    /// Writes `from` to `iova`.
     ///
     /// # Errors
-    /// What the server is answered.
+    /// The errno of the reply.
     fn write(&mut self, iova: Iova, from: &[u8]) -> Result<(), Errno>;
 }
 
-/// Memory of the client's own process at one address.
+/// Memory of the client's process at one address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OwnMemory {
     start: Iova,
@@ -31,7 +31,7 @@ impl OwnMemory {
         Self { start, bytes }
     }
 
-    /// What is there.
+    /// The contents.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

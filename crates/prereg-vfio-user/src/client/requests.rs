@@ -1,4 +1,4 @@
-//! The requests, one function each.
+//! The requests, one method each.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -7,16 +7,16 @@ use prereg::{Access, Iova};
 use super::connection::{Client, Posted, Reply};
 use super::error::ClientError;
 use crate::capabilities::Capabilities;
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 use crate::wire::{
     Command, DeviceInfo, IoRegionsInfo, IrqAction, IrqInfo, IrqSelection, MapMemory, RegionAccess,
     RegionInfo, RegionWrite, RegionWrites, SetIrqs, UnmapMemory, Version,
 };
 
-/// What the server said to the client's VERSION.
+/// The server's reply to VERSION.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Agreed {
+pub struct ServerVersion {
     /// The major version.
     pub major: u16,
     /// The minor version.
@@ -25,17 +25,17 @@ pub struct Agreed {
     pub json: String,
 }
 
-/// What a reply makes no sense by.
-fn makes_no_sense(command: Command) -> impl FnOnce(Refusal) -> ClientError {
+/// Maps a malformed reply to an error.
+fn makes_no_sense(command: Command) -> impl FnOnce(RequestError) -> ClientError {
     move |why| ClientError::Malformed { command, why }
 }
 
 impl Client {
-    /// VERSION 0.1 with the capabilities that a server of this crate has.
+    /// VERSION 0.1 with the default capabilities of a server of this crate.
     ///
     /// # Errors
     /// As [`Client::request`].
-    pub fn introduce(&mut self) -> Result<Agreed, ClientError> {
+    pub fn negotiate(&mut self) -> Result<ServerVersion, ClientError> {
         let Capabilities { max_msg_fds, max_data_xfer_size, page_sizes, max_dma_maps, write_multiple } =
             Capabilities::default();
         self.version(
@@ -51,7 +51,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::request`].
-    pub fn version(&mut self, major: u16, minor: u16, json: &str) -> Result<Agreed, ClientError> {
+    pub fn version(&mut self, major: u16, minor: u16, json: &str) -> Result<ServerVersion, ClientError> {
         let mut data = json.as_bytes().to_vec();
         data.push(0);
         let reply =
@@ -59,10 +59,10 @@ impl Client {
         let Version { major, minor, data } =
             Version::read(&reply.body).map_err(makes_no_sense(Command::VERSION))?;
         let json = data.split(|byte| *byte == 0).next().unwrap_or_default();
-        Ok(Agreed { major, minor, json: String::from_utf8_lossy(json).into_owned() })
+        Ok(ServerVersion { major, minor, json: String::from_utf8_lossy(json).into_owned() })
     }
 
-    /// DMA_MAP of memory at an offset of a descriptor, or of memory that is reached by messages alone.
+    /// DMA_MAP of memory at an offset of a descriptor, or of memory that is accessed by messages.
     ///
     /// # Errors
     /// As [`Client::request`].
@@ -130,7 +130,7 @@ impl Client {
         DeviceInfo::read(&reply.body).map_err(makes_no_sense(command))
     }
 
-    /// DEVICE_GET_REGION_INFO, asked again with room where it takes that.
+    /// DEVICE_GET_REGION_INFO, repeated with a larger `argsz` if needed.
     ///
     /// # Errors
     /// As [`Client::request`]; [`ClientError::Malformed`].
@@ -147,7 +147,7 @@ impl Client {
         }
     }
 
-    /// DEVICE_GET_REGION_IO_FDS, asked again with room where it takes that.
+    /// DEVICE_GET_REGION_IO_FDS, repeated with a larger `argsz` if needed.
     ///
     /// # Errors
     /// As [`Client::request`]; [`ClientError::Malformed`].
@@ -182,7 +182,7 @@ impl Client {
         self.request(Command::DEVICE_SET_IRQS, eventfds, |out| set.write(out)).map(|_| ())
     }
 
-    /// DEVICE_SET_IRQS: these eventfds are told of the interrupts from `start` on, one each.
+    /// DEVICE_SET_IRQS: sets an eventfd for each interrupt from `start` on.
     ///
     /// # Errors
     /// As [`Client::request`].
@@ -197,11 +197,11 @@ impl Client {
         self.set_irqs(&SetIrqs { index, start, count, action, selection }, eventfds)
     }
 
-    /// DEVICE_SET_IRQS: nobody is told of this kind any more.
+    /// DEVICE_SET_IRQS: removes the eventfds of a kind.
     ///
     /// # Errors
     /// As [`Client::request`].
-    pub fn forget_irqs(&mut self, index: u32) -> Result<(), ClientError> {
+    pub fn clear_irqs(&mut self, index: u32) -> Result<(), ClientError> {
         let (action, selection) = (IrqAction::Trigger, IrqSelection::All);
         self.set_irqs(&SetIrqs { index, start: 0, count: 0, action, selection }, &[])
     }
@@ -217,7 +217,7 @@ impl Client {
         let Reply { body, .. } = self.request(command, &[], |out| access.write(out))?;
         let access = RegionAccess::read(&body).map_err(makes_no_sense(command))?;
         if access.data.len() != into.len() {
-            let why = Refusal::Count { count: access.data.len() as u64 };
+            let why = RequestError::Count { count: access.data.len() as u64 };
             return Err(ClientError::Malformed { command, why });
         }
         into.copy_from_slice(access.data);
@@ -234,17 +234,17 @@ impl Client {
         self.request(Command::REGION_WRITE, &[], |out| access.write(out)).map(|_| ())
     }
 
-    /// REGION_WRITE without a reply, as virtual machine monitors post them.
+    /// REGION_WRITE without a reply, as VMMs post them.
     ///
     /// # Errors
-    /// As [`Client::tell`].
+    /// As [`Client::send_no_reply`].
     pub fn region_post(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<(), ClientError> {
         let count = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let access = RegionAccess { offset, region, count, data };
-        self.tell(Command::REGION_WRITE, &[], |out| access.write(out))
+        self.send_no_reply(Command::REGION_WRITE, &[], |out| access.write(out))
     }
 
-    /// REGION_WRITE_MULTI; says how many were performed.
+    /// REGION_WRITE_MULTI; returns the number of writes performed.
     ///
     /// # Errors
     /// As [`Client::request`]; [`ClientError::Malformed`].

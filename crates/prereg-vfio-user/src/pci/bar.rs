@@ -1,10 +1,10 @@
 //! Base address registers.
 
-/// A BAR: its kind and length.
+/// A BAR: kind and length.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bar {
     pub(super) bytes: u64,
-    /// The lowest bits of the register, which say the kind.
+    /// The low bits of the register: the kind.
     pub(super) kind: u32,
 }
 
@@ -19,19 +19,19 @@ impl Bar {
         Self { bytes, kind: 0 }
     }
 
-    /// Memory of `bytes`, a power of two from 16, anywhere; takes the next BAR's place as well.
+    /// Memory of `bytes`, a power of two from 16, anywhere; also uses the next BAR.
     #[must_use]
     pub const fn memory64(bytes: u64) -> Self {
         Self { bytes, kind: Self::WIDE }
     }
 
-    /// Ports: `bytes`, a power of two from 4 to 256.
+    /// I/O ports: `bytes`, a power of two from 4 to 256.
     #[must_use]
     pub const fn io(bytes: u64) -> Self {
         Self { bytes, kind: Self::IO }
     }
 
-    /// The same without side effects of reading.
+    /// Marks it as prefetchable.
     #[must_use]
     pub const fn prefetchable(mut self) -> Self {
         if !self.is_io() {
@@ -40,25 +40,25 @@ impl Bar {
         self
     }
 
-    /// Its length.
+    /// The length.
     #[must_use]
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether it takes two registers.
+    /// Whether it uses two registers.
     #[must_use]
     pub const fn is_wide(&self) -> bool {
         self.kind & Self::WIDE != 0
     }
 
-    /// Whether it is ports.
+    /// Whether it is I/O ports.
     #[must_use]
     pub const fn is_io(&self) -> bool {
         self.kind & Self::IO != 0
     }
 
-    /// Whether the length is one that its kind can have.
+    /// Whether the length is valid for the kind.
     pub(super) const fn is_possible(&self) -> bool {
         let (least, most) = match (self.is_io(), self.is_wide()) {
             (true, _) => (4, 256),
@@ -68,7 +68,7 @@ impl Bar {
         self.bytes.is_power_of_two() && self.bytes >= least && self.bytes <= most
     }
 
-    /// The address bits that can be written.
+    /// The writable address bits.
     pub(super) const fn mask(&self) -> u64 {
         !(self.bytes - 1)
     }

@@ -1,19 +1,19 @@
-//! How a configuration space is put together.
+//! The builder of configuration spaces.
 
 use super::bar::Bar;
 use super::config::{ConfigSpace, Registers};
 use super::error::PciError;
 
-/// What a device is.
+/// The identity of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Identity {
     /// Vendor.
     pub vendor: u16,
     /// Device.
     pub device: u16,
-    /// Vendor of the subsystem; the vendor itself where this is 0.
+    /// Subsystem vendor; 0 stands for the vendor.
     pub subsystem_vendor: u16,
-    /// Subsystem; the device itself where this is 0.
+    /// Subsystem; 0 stands for the device.
     pub subsystem: u16,
     /// Revision.
     pub revision: u8,
@@ -21,16 +21,16 @@ pub struct Identity {
     pub class: u32,
 }
 
-/// Where the MSI-X table and the pending bits are: BAR and offset in it.
+/// The location of the MSI-X table and the pending bits: BAR and offset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct MsixPlace {
+pub struct MsixLocation {
     /// The table, 16 bytes a vector.
     pub table: (u8, u32),
     /// The pending bits, 8 bytes for every 64 vectors.
     pub pending: (u8, u32),
 }
 
-/// Puts a configuration space together. Capabilities stand in the order in which they were added.
+/// Builds a configuration space. Capabilities are listed in the order they are added.
 #[derive(Clone, Debug)]
 pub struct ConfigBuilder {
     identity: Identity,
@@ -44,7 +44,7 @@ pub struct ConfigBuilder {
 enum Capability {
     Power,
     Msi { vectors: u32 },
-    Msix { vectors: u32, place: MsixPlace },
+    Msix { vectors: u32, place: MsixLocation },
     Express,
 }
 
@@ -84,7 +84,7 @@ impl ConfigBuilder {
         self.error.get_or_insert(error);
     }
 
-    /// The same with a BAR.
+    /// Adds a BAR.
     #[must_use]
     pub fn with_bar(mut self, index: usize, bar: Bar) -> Self {
         match self.bars.get_mut(index) {
@@ -94,7 +94,7 @@ impl ConfigBuilder {
         self
     }
 
-    /// The same with an interrupt pin, INTA.
+    /// Adds the interrupt pin INTA.
     #[must_use]
     pub fn with_intx(mut self) -> Self {
         self.intx = true;
@@ -109,13 +109,13 @@ impl ConfigBuilder {
         self
     }
 
-    /// The same with power management: D0 and D3hot, the latter without a reset on the way back.
+    /// Adds power management: D0 and D3hot, without a reset on the way back.
     #[must_use]
     pub fn with_power_management(self) -> Self {
         self.with(Capability::Power)
     }
 
-    /// The same with `vectors` messages, a power of two up to 32, of 64-bit addresses, each with a mask.
+    /// Adds MSI with `vectors`, a power of two up to 32, 64-bit addresses and per-vector masks.
     #[must_use]
     pub fn with_msi(mut self, vectors: u32) -> Self {
         if !vectors.is_power_of_two() || vectors > 32 {
@@ -124,25 +124,25 @@ impl ConfigBuilder {
         self.with(Capability::Msi { vectors })
     }
 
-    /// The same with `vectors` messages, 1 to 2048, by a table.
+    /// Adds MSI-X with `vectors`, 1 to 2048.
     #[must_use]
-    pub fn with_msix(mut self, vectors: u32, place: MsixPlace) -> Self {
+    pub fn with_msix(mut self, vectors: u32, place: MsixLocation) -> Self {
         if !(1..=2048).contains(&vectors) {
             self.fail(PciError::Vectors { count: vectors });
         }
         self.with(Capability::Msix { vectors, place })
     }
 
-    /// The same as an endpoint on PCI Express that can be reset by function; its space has 4096 bytes.
+    /// Adds PCI Express: an endpoint with function level reset, and a space of 4096 bytes.
     #[must_use]
     pub fn with_express(self) -> Self {
         self.with(Capability::Express)
     }
 
-    /// Puts it together.
+    /// Builds the space.
     ///
     /// # Errors
-    /// [`PciError`], the first that was made.
+    /// The first [`PciError`] of the calls.
     pub fn build(self) -> Result<ConfigSpace, PciError> {
         if let Some(error) = self.error {
             return Err(error);
@@ -181,7 +181,7 @@ impl ConfigBuilder {
         registers.set16(2, device);
         let io = self.bars.iter().flatten().any(Bar::is_io);
         let memory = self.bars.iter().flatten().any(|bar| !bar.is_io());
-        // Bus master, parity and system errors; INTx disable where there is one.
+        // DeviceContext master, parity and system errors; INTx disable if there is a pin.
         let command =
             u16::from(io) | u16::from(memory) << 1 | 1 << 2 | 1 << 6 | 1 << 8 | u16::from(self.intx) << 10;
         registers.writable16(4, command);
@@ -214,7 +214,7 @@ impl ConfigBuilder {
         Ok(())
     }
 
-    fn check_place(&self, vectors: u32, place: MsixPlace) -> Result<(), PciError> {
+    fn check_place(&self, vectors: u32, place: MsixLocation) -> Result<(), PciError> {
         let parts = [(place.table, vectors * 16), (place.pending, vectors.div_ceil(64) * 8)];
         for ((bar, offset), bytes) in parts {
             let there = self.bars.get(usize::from(bar)).copied().flatten().filter(|bar| !bar.is_io());
@@ -234,14 +234,14 @@ impl ConfigBuilder {
 }
 
 fn power(registers: &mut Registers, at: usize) {
-    // Version 3; no soft reset when it comes back from D3hot.
+    // Version 3; no soft reset from D3hot.
     registers.set16(at + 2, 3);
     registers.set16(at + 4, 1 << 3);
     registers.writable16(at + 4, 0b11);
 }
 
 fn msi(registers: &mut Registers, at: usize, vectors: u32) {
-    // Masks for each vector, 64-bit addresses, and how many vectors there are as a power of two.
+    // Per-vector masks, 64-bit addresses, and the number of vectors as a power of two.
     registers.set16(at + 2, 1 << 8 | 1 << 7 | (vectors.trailing_zeros() as u16) << 1);
     registers.writable16(at + 2, 0x71);
     registers.writable32(at + 4, !0b11);
@@ -250,7 +250,7 @@ fn msi(registers: &mut Registers, at: usize, vectors: u32) {
     registers.writable32(at + 16, u32::MAX >> (32 - vectors));
 }
 
-fn msix(registers: &mut Registers, at: usize, vectors: u32, place: MsixPlace) {
+fn msix(registers: &mut Registers, at: usize, vectors: u32, place: MsixLocation) {
     registers.set16(at + 2, (vectors - 1) as u16);
     registers.writable16(at + 2, 0xc000);
     registers.set32(at + 4, place.table.1 | u32::from(place.table.0));
@@ -260,7 +260,7 @@ fn msix(registers: &mut Registers, at: usize, vectors: u32, place: MsixPlace) {
 fn express_endpoint(registers: &mut Registers, at: usize) {
     // Version 2, an endpoint.
     registers.set16(at + 2, 2);
-    // Errors by role, reset by function.
+    // Role-based errors, function level reset.
     registers.set32(at + 4, 1 << 15 | 1 << 28);
     registers.set16(at + 8, 0x2810);
     registers.writable16(at + 8, 0x7fff);
@@ -269,7 +269,7 @@ fn express_endpoint(registers: &mut Registers, at: usize) {
     registers.set32(at + 12, 0x11);
     registers.writable16(at + 16, 0x01fb);
     registers.set16(at + 18, 0x11);
-    // Completion timeouts can be turned off.
+    // Completion timeouts can be disabled.
     registers.set32(at + 36, 1 << 4);
     registers.writable16(at + 40, 1 << 4);
     registers.set16(at + 48, 1);

@@ -1,8 +1,8 @@
-//! A configuration space: its bytes, which of their bits can be written, and what a write means.
+//! A configuration space: its bytes, their writable bits, and the meaning of a write.
 
 use super::bar::Bar;
 
-/// Bytes with a mask of the bits that can be written, and of those that are cleared by writing 1.
+/// Bytes with masks of the writable bits and of those that are cleared by writing 1.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Registers {
     bytes: Vec<u8>,
@@ -64,7 +64,7 @@ impl Registers {
     }
 }
 
-/// Copies what lies at `offset`; zeros beyond the end.
+/// Copies the bytes at `offset`; zeros beyond the end.
 pub(super) fn copy(bytes: &[u8], offset: u64, into: &mut [u8]) {
     let there = usize::try_from(offset).ok().and_then(|offset| bytes.get(offset..)).unwrap_or_default();
     let (found, beyond) = into.split_at_mut(there.len().min(into.len()));
@@ -78,39 +78,39 @@ fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     }
 }
 
-/// What a write changed. Several things may be true of one.
+/// The parts that a write changed; there may be several.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
-pub struct Written {
-    /// The function is to be reset; its configuration space has been already.
+pub struct ConfigChange {
+    /// The function must be reset; its configuration space is already.
     pub reset: bool,
-    /// The command register: bus mastering, memory, ports.
+    /// The command register: bus mastering, memory, I/O.
     pub command: bool,
-    /// Which interrupts are in use, or masked: INTx disable, MSI, MSI-X.
+    /// The interrupts in use or their masks: INTx disable, MSI, MSI-X.
     pub interrupts: bool,
-    /// Where BARs lie.
+    /// The addresses of BARs.
     pub bars: bool,
     /// The power state.
     pub power: bool,
 }
 
-/// MSI as the driver set it up.
+/// The driver's MSI setup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Msi {
-    /// In use.
+    /// Enabled.
     pub enabled: bool,
-    /// How many vectors the driver gave it.
+    /// Vectors enabled by the driver.
     pub vectors: u32,
-    /// Where messages go.
+    /// The address of messages.
     pub address: u64,
-    /// What they say, for vector 0.
+    /// The data of vector 0.
     pub data: u16,
-    /// A bit for each vector that is masked.
+    /// A mask bit for each vector.
     pub masks: u32,
 }
 
-/// Where the capabilities are; 0 for one that is not there.
+/// Offsets of capabilities; 0 if absent.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Places {
     power: usize,
@@ -119,23 +119,24 @@ struct Places {
     express: usize,
 }
 
-/// A device's configuration space.
+/// The configuration space of a device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigSpace {
     registers: Registers,
-    /// As it was built.
+    /// The state after the build, for a reset.
     initial: Vec<u8>,
     bars: [Option<Bar>; 6],
     places: Places,
     said: Said,
 }
 
-/// What was written since the last reset. Some clients keep registers to themselves, so what was never written says nothing.
+/// Registers written since the last reset. Some clients do not forward writes, so a register that was never written says
+/// nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 struct Said {
     /// The command register.
     command: bool,
-    /// Memory space was on.
+    /// Memory space was enabled.
     memory: bool,
     /// The control word of MSI or of MSI-X.
     messages: bool,
@@ -170,20 +171,20 @@ impl ConfigSpace {
         self.initial = self.registers.bytes.clone();
     }
 
-    /// Its length in bytes: 256, or 4096 of a device on PCI Express.
+    /// The length in bytes: 256, or 4096 with PCI Express.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.registers.bytes.len() as u64
     }
 
-    /// Reads what lies at `offset`; zeros beyond the end.
+    /// Reads the bytes at `offset`; zeros beyond the end.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         copy(&self.registers.bytes, offset, into);
     }
 
-    /// Writes what can be written, and says what that changed.
-    pub fn write(&mut self, offset: u64, from: &[u8]) -> Written {
-        let Ok(start) = usize::try_from(offset) else { return Written::default() };
+    /// Writes the writable bits; returns the parts that changed.
+    pub fn write(&mut self, offset: u64, from: &[u8]) -> ConfigChange {
+        let Ok(start) = usize::try_from(offset) else { return ConfigChange::default() };
         let before = (self.command(), self.interrupts(), self.bar_bytes(), self.power_state());
         let mut reset = false;
         let express = self.places.express;
@@ -199,7 +200,7 @@ impl ConfigSpace {
         if reset {
             self.reset();
         }
-        Written {
+        ConfigChange {
             reset,
             command: before.0 != self.command(),
             interrupts: before.1 != self.interrupts(),
@@ -208,7 +209,7 @@ impl ConfigSpace {
         }
     }
 
-    /// Puts everything back to how it was built, as a reset of the function does.
+    /// Restores the state after the build, as a function reset does.
     pub fn reset(&mut self) {
         self.registers.bytes.copy_from_slice(&self.initial);
         self.said = Said::default();
@@ -218,7 +219,7 @@ impl ConfigSpace {
         self.registers.get16(4)
     }
 
-    /// All that says which interrupts are in use.
+    /// All registers that determine the interrupts in use.
     fn interrupts(&self) -> (u16, Option<Msi>, u16) {
         let msix = if self.places.msix == 0 { 0 } else { self.registers.get16(self.places.msix + 2) };
         (self.command() & Self::INTX_DISABLE, self.msi(), msix)
@@ -228,59 +229,58 @@ impl ConfigSpace {
         std::array::from_fn(|index| self.registers.get32(0x10 + 4 * index))
     }
 
-    /// Whether the device may reach memory.
+    /// Whether bus mastering is enabled.
     #[must_use]
     pub fn is_bus_master(&self) -> bool {
         self.command() & Self::BUS_MASTER != 0
     }
 
-    /// Whether the device is to reach memory: the driver said so, or has not said anything.
+    /// Whether the device may access memory: bus mastering is enabled, or the register was never written.
     #[must_use]
-    pub fn may_master(&self) -> bool {
+    pub fn may_bus_master(&self) -> bool {
         !self.said.command || self.is_bus_master()
     }
 
-    /// Whether accesses to memory BARs are to be answered: the driver turned memory space on, or has not said anything. One
-    /// that turns on bus mastering without ever turning on memory space leaves that to its client, which decides by itself
-    /// which accesses it sends.
+    /// Whether accesses to memory BARs must be answered: memory space is enabled, or was never written. A driver that enables
+    /// bus mastering without ever enabling memory space leaves this to its client, which forwards the accesses it chooses.
     #[must_use]
-    pub fn answers_memory(&self) -> bool {
+    pub fn should_decode_memory(&self) -> bool {
         !self.said.command || self.is_memory_enabled() || !self.said.memory && self.is_bus_master()
     }
 
-    /// Whether the driver said which messages are in use. Where it has not, its client knows.
+    /// Whether the driver has written the registers of MSI or MSI-X. If not, only its client knows which messages are in use.
     #[must_use]
-    pub fn says_messages(&self) -> bool {
+    pub fn is_message_setup_known(&self) -> bool {
         self.said.messages
     }
 
-    /// Says which vectors of MSI are pending.
+    /// Sets the pending bits of MSI.
     pub fn set_msi_pending(&mut self, pending: u32) {
         if self.places.msi != 0 {
             self.registers.set32(self.places.msi + 20, pending);
         }
     }
 
-    /// Whether its memory BARs are answered.
+    /// Whether memory space is enabled.
     #[must_use]
     pub fn is_memory_enabled(&self) -> bool {
         self.command() & Self::MEMORY != 0
     }
 
-    /// Whether its ports are answered.
+    /// Whether I/O space is enabled.
     #[must_use]
     pub fn is_io_enabled(&self) -> bool {
         self.command() & Self::IO != 0
     }
 
-    /// Whether INTx is not to be asserted: because the driver said so, or because messages are in use.
+    /// Whether INTx must not be asserted: it is disabled, or messages are in use.
     #[must_use]
     pub fn is_intx_disabled(&self) -> bool {
         let messages = self.msi().is_some_and(|msi| msi.enabled) || self.is_msix_enabled();
         self.command() & Self::INTX_DISABLE != 0 || messages
     }
 
-    /// Says in the status register whether the device wants attention by INTx, disabled or not.
+    /// Sets the interrupt bit of the status register, which does not depend on INTx disable.
     pub fn set_intx_status(&mut self, asserted: bool) {
         let status = self.registers.get(6) & !Self::INTX_STATUS;
         self.registers.set8(6, if asserted { status | Self::INTX_STATUS } else { status });
@@ -292,7 +292,7 @@ impl ConfigSpace {
         if self.places.power == 0 { 0 } else { self.registers.get(self.places.power + 4) & 0b11 }
     }
 
-    /// MSI; `None` for a device without.
+    /// The MSI setup; `None` for a device without MSI.
     #[must_use]
     pub fn msi(&self) -> Option<Msi> {
         let at = self.places.msi;
@@ -310,19 +310,19 @@ impl ConfigSpace {
         })
     }
 
-    /// Whether MSI-X is in use.
+    /// Whether MSI-X is enabled.
     #[must_use]
     pub fn is_msix_enabled(&self) -> bool {
         self.places.msix != 0 && self.registers.get16(self.places.msix + 2) & 1 << 15 != 0
     }
 
-    /// Whether all vectors of MSI-X are masked.
+    /// Whether the function mask of MSI-X is set.
     #[must_use]
     pub fn is_msix_masked(&self) -> bool {
         self.places.msix != 0 && self.registers.get16(self.places.msix + 2) & 1 << 14 != 0
     }
 
-    /// Where a BAR lies; `None` for one that the device does not have.
+    /// The address of a BAR; `None` if the device does not have it.
     #[must_use]
     pub fn bar(&self, index: usize) -> Option<u64> {
         let bar = self.bars.get(index).copied().flatten()?;

@@ -1,18 +1,18 @@
 //! The MSI-X table and its pending bits.
 //!
-//! Virtual machine monitors often keep the table themselves and never show it to the device; then all vectors stay masked
-//! here, and whether a vector is wanted is known from its eventfd alone.
+//! VMMs often keep the table themselves and never forward it to the device; then all vectors stay masked here, and only their
+//! eventfds say which are in use.
 
 use super::config::copy;
 
-/// What one vector sends.
+/// The message of a vector.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MsixMessage {
-    /// Where to.
+    /// The address.
     pub address: u64,
-    /// What.
+    /// The data.
     pub data: u32,
-    /// Not now.
+    /// Masked.
     pub masked: bool,
 }
 
@@ -23,14 +23,14 @@ pub struct MsixTable {
     table: Vec<u8>,
     /// A bit a vector, in words of 8 bytes.
     pending: Vec<u8>,
-    /// Something of the table was written since the last reset.
+    /// The table was written since the last reset.
     shown: bool,
 }
 
 impl MsixTable {
     const ENTRY: usize = 16;
 
-    /// `vectors` vectors, at most 2048, all of them masked.
+    /// A table of `vectors` masked vectors, at most 2048.
     #[must_use]
     pub fn new(vectors: u32) -> Self {
         let vectors = vectors.min(2048) as usize;
@@ -39,7 +39,7 @@ impl MsixTable {
         Self { table, pending: vec![0; vectors.div_ceil(64) * 8], shown: false }
     }
 
-    /// How many.
+    /// The number of vectors.
     #[must_use]
     pub fn vectors(&self) -> u32 {
         // At most 2048.
@@ -56,13 +56,13 @@ impl MsixTable {
         copy(&self.pending, offset, into);
     }
 
-    /// Writes the table, and answers the vectors that are pending and not masked any more; they are pending no longer.
+    /// Writes the table; returns the vectors that were pending and are unmasked now, whose pending bits are cleared.
     pub fn write_table(&mut self, offset: u64, from: &[u8]) -> Vec<u32> {
         let Ok(start) = usize::try_from(offset) else { return Vec::new() };
         self.shown |= start < self.table.len();
         for (at, value) in (start..self.table.len()).zip(from) {
             let value = match at % Self::ENTRY {
-                // The lowest bits of an address, and all of the control word but the mask, are not to be written.
+                // The low address bits, and all control bits but the mask, are read-only.
                 0 => value & !0b11,
                 12 => value & 1,
                 13.. => 0,
@@ -80,7 +80,7 @@ impl MsixTable {
         ready
     }
 
-    /// Whether a vector is masked, as far as the table was ever shown to the device.
+    /// Whether a vector is masked; false if the table was never written.
     #[must_use]
     pub fn is_masked(&self, vector: u32) -> bool {
         self.shown && self.message(vector).is_some_and(|message| message.masked)
@@ -90,7 +90,7 @@ impl MsixTable {
         self.is_pending(vector) && self.message(vector).is_some_and(|message| !message.masked)
     }
 
-    /// What a vector sends; `None` for one that there is not.
+    /// The message of a vector; `None` if there is no such vector.
     #[must_use]
     pub fn message(&self, vector: u32) -> Option<MsixMessage> {
         let entry = self.table.get(vector as usize * Self::ENTRY..)?.first_chunk::<16>()?;
@@ -102,13 +102,13 @@ impl MsixTable {
         })
     }
 
-    /// Whether a vector was to be sent while it was masked.
+    /// Whether a vector was triggered while it was masked.
     #[must_use]
     pub fn is_pending(&self, vector: u32) -> bool {
         self.pending.get(vector as usize / 8).is_some_and(|byte| byte & 1 << (vector % 8) != 0)
     }
 
-    /// Notes whether a vector is to be sent when it is unmasked.
+    /// Sets the pending bit of a vector.
     pub fn set_pending(&mut self, vector: u32, pending: bool) {
         if vector >= self.vectors() {
             return;
@@ -119,7 +119,7 @@ impl MsixTable {
         }
     }
 
-    /// Masks every vector and forgets what is pending, as a reset does.
+    /// Masks every vector and clears the pending bits, as a reset does.
     pub fn reset(&mut self) {
         *self = Self::new(self.vectors());
     }

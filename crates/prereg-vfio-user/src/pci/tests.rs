@@ -1,4 +1,4 @@
-//! What a driver sees and does.
+//! The driver's view.
 
 use super::*;
 
@@ -10,7 +10,7 @@ const IDENTITY: Identity = Identity {
     revision: 2,
     class: 0x01_08_02,
 };
-const PLACE: MsixPlace = MsixPlace { table: (0, 0x2000), pending: (0, 0x3000) };
+const PLACE: MsixLocation = MsixLocation { table: (0, 0x2000), pending: (0, 0x3000) };
 
 fn full() -> ConfigSpace {
     ConfigBuilder::new(IDENTITY)
@@ -40,7 +40,7 @@ fn get32(config: &ConfigSpace, offset: u64) -> u32 {
     u32::from_le_bytes(get(config, offset))
 }
 
-/// Walks the list as a driver does.
+/// Walks the capability list like a driver.
 fn capability(config: &ConfigSpace, id: u8) -> Option<u64> {
     let [mut at] = get(config, 0x34);
     for _ in 0..48 {
@@ -217,7 +217,7 @@ fn what_does_not_fit_together_is_refused() {
     ];
     for (table, pending) in places {
         assert!(
-            with_bar().with_msix(64, MsixPlace { table, pending }).build().is_err(),
+            with_bar().with_msix(64, MsixLocation { table, pending }).build().is_err(),
             "{table:?} {pending:?}"
         );
     }

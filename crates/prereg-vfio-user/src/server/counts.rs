@@ -1,4 +1,4 @@
-//! What is counted of clients: requests by command, and refusals by command and reason.
+//! Counts of requests by command, and of refusals by command and reason.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,10 +9,10 @@ use prereg::Errno;
 use super::state::{CommandCounts, RequestCounts};
 use crate::wire::Command;
 
-/// One more than the highest number that a command has.
+/// The highest command number plus one.
 const COMMANDS: usize = 19;
 
-/// Counts of one client, or of all that are gone. They only grow and nothing hangs on them, so no ordering is asked of them.
+/// Counts of one client, or of all disconnected ones. Relaxed: reports only.
 #[derive(Default, Debug)]
 pub(crate) struct Counts {
     performed: [AtomicU64; COMMANDS],
@@ -22,33 +22,33 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// A request was performed, well or badly.
+    /// Counts a performed request, successful or not.
     pub(crate) fn performed(&self, command: Command) {
         if let Some(count) = self.performed.get(usize::from(command.number())) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A request was refused.
+    /// Counts a refused request.
     pub(crate) fn refused(&self, command: Command, reason: &str) {
-        // Numbers that are no command's are one: a client has 65,536 of them.
+        // Unknown numbers share one key: a client could send 65,536 of them.
         let command = command.name().map_or(Command::new(u16::MAX), |_| command);
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         *refused.entry((command, reason.to_owned())).or_default() += 1;
     }
 
-    /// A request failed with `errno`.
+    /// Counts a request that failed with `errno`.
     pub(crate) fn failed(&self, command: Command, errno: Errno) {
         self.refused(command, &errno.to_string());
     }
 
-    /// Bytes were moved by the client.
+    /// Counts a transfer.
     pub(crate) fn transferred(&self, bytes: usize) {
         self.transfers.fetch_add(1, Ordering::Relaxed);
         self.transferred_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Adds what is counted here to `into`.
+    /// Adds these counts to `into`.
     pub(crate) fn add_to(&self, into: &mut RequestCounts) {
         for (number, count) in (0..).zip(&self.performed) {
             let performed = count.load(Ordering::Relaxed);

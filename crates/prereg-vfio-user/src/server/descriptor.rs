@@ -1,4 +1,4 @@
-//! A descriptor of a session: one that a client sent, or one of the device's that is sent to it.
+//! A descriptor of a session: received from the client, or the device's and sent to it.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 /// A descriptor.
 #[derive(Debug)]
 pub(crate) enum Descriptor {
-    /// It came from the client; dropping it closes it.
+    /// Received from the client; dropping it closes it.
     Own(OwnedFd),
-    /// It goes to the client and stays the device's.
+    /// Sent to the client; stays open for the device.
     Shared(Arc<OwnedFd>),
 }
 
 impl Descriptor {
-    /// The descriptor itself, of one that came; `None` of one that goes.
+    /// The received descriptor; `None` for one to send.
     pub(crate) fn into_own(self) -> Option<OwnedFd> {
         match self {
             Self::Own(descriptor) => Some(descriptor),

@@ -1,7 +1,7 @@
-//! What a device is to the server: a few functions, and a bus that it reaches its client by.
+//! Devices as the server sees them, and the context through which a device accesses its client.
 //!
-//! A [`Model`] is what a socket serves; it makes one [`Device`] for each client. The server keeps the bounds: no access
-//! reaches a device that its [`Layout`] does not allow. Everything here is called on the client's thread, one call at a time.
+//! A [`DeviceFactory`] serves a socket: it creates a [`Device`] for each client. The server checks accesses against the
+//! device's [`Layout`]. Everything here is called on the client's thread, one call at a time.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -12,17 +12,17 @@ use prereg::{Errno, Iova};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use super::irq_kind::IrqKind;
-use crate::capabilities::Terms;
+use crate::capabilities::Negotiated;
 use crate::wire::SparseArea;
 
-/// The parts of a region that a client may map.
+/// The mappable memory of a region.
 #[derive(Clone, Debug)]
 pub struct Sparse {
     /// The memory.
     pub fd: Arc<OwnedFd>,
-    /// Where the region starts in it, in bytes.
+    /// The offset of the region in it, in bytes.
     pub offset: u64,
-    /// The parts, in bytes from the start of the region; all of it where there are none.
+    /// The mappable areas, in bytes from the start of the region; none means all of it.
     pub areas: Vec<SparseArea>,
 }
 
@@ -31,50 +31,50 @@ pub struct Sparse {
 pub struct Ioeventfd {
     /// The eventfd.
     pub fd: Arc<OwnedFd>,
-    /// Where in the region, in bytes.
+    /// The offset in the region, in bytes.
     pub offset: u64,
     /// The length of the write in bytes; 0 for any.
     pub bytes: u64,
-    /// Only writes of this value.
+    /// The only value that is signalled.
     pub datamatch: Option<u64>,
 }
 
 /// A region of a device.
 #[derive(Clone, Default, Debug)]
 pub struct LayoutRegion {
-    /// Its length in bytes; 0 for an index that the device does not use.
+    /// The length in bytes; 0 for an unused index.
     pub bytes: u64,
     /// Whether it can be read.
     pub readable: bool,
     /// Whether it can be written.
     pub writable: bool,
-    /// How it can be mapped, if it can.
+    /// The mappable memory.
     pub mmap: Option<Sparse>,
-    /// Eventfds that stand for writes to it.
+    /// Eventfds for writes to it.
     pub ioeventfds: Vec<Ioeventfd>,
 }
 
 impl LayoutRegion {
-    /// `bytes` to read and write.
+    /// A region of `bytes`, readable and writable.
     #[must_use]
     pub fn read_write(bytes: u64) -> Self {
         Self { bytes, readable: true, writable: true, ..Self::default() }
     }
 
-    /// `bytes` to read.
+    /// A region of `bytes`, read-only.
     #[must_use]
     pub fn read_only(bytes: u64) -> Self {
         Self { bytes, readable: true, ..Self::default() }
     }
 
-    /// The same with parts that can be mapped.
+    /// Adds mappable memory.
     #[must_use]
     pub fn with_mmap(mut self, mmap: Sparse) -> Self {
         self.mmap = Some(mmap);
         self
     }
 
-    /// The same with one more eventfd.
+    /// Adds an eventfd.
     #[must_use]
     pub fn with_ioeventfd(mut self, ioeventfd: Ioeventfd) -> Self {
         self.ioeventfds.push(ioeventfd);
@@ -82,14 +82,14 @@ impl LayoutRegion {
     }
 }
 
-/// What a device consists of.
+/// Regions and interrupts of a device.
 #[derive(Clone, Default, Debug)]
 pub struct Layout {
-    /// By index; a client is told of as many as there are.
+    /// Regions by index.
     pub regions: Vec<LayoutRegion>,
-    /// How many interrupts of each kind, by [`IrqKind::index`].
+    /// The number of interrupts of each kind, by [`IrqKind::index`].
     pub irqs: [u32; 5],
-    /// Whether DEVICE_RESET does something.
+    /// Whether DEVICE_RESET is supported.
     pub resets: bool,
 }
 
@@ -100,17 +100,17 @@ impl Layout {
     pub const ROM: u32 = 6;
     /// Configuration space.
     pub const CONFIG: u32 = 7;
-    /// How many regions a PCI device has: six BARs, ROM, configuration space, VGA.
+    /// Regions of a PCI device: six BARs, ROM, configuration space, VGA.
     pub const PCI_REGIONS: u32 = 9;
 
-    /// A PCI device that can be reset, with its nine regions, all empty, and no interrupts.
+    /// A PCI device with reset, nine empty regions and no interrupts.
     #[must_use]
     pub fn pci() -> Self {
         let regions = (0..Self::PCI_REGIONS).map(|_| LayoutRegion::default()).collect();
         Self { regions, irqs: [0; 5], resets: true }
     }
 
-    /// The same with region `index`; an index beyond the last makes empty ones up to it.
+    /// Sets region `index`, adding empty regions before it as needed.
     #[must_use]
     pub fn with_region(mut self, index: u32, region: LayoutRegion) -> Self {
         let index = index as usize;
@@ -121,7 +121,7 @@ impl Layout {
         self
     }
 
-    /// The same with `count` interrupts of a kind; there is at most one INTx, ERR and REQ.
+    /// Sets the number of interrupts of a kind; at most one for INTx, ERR and REQ.
     #[must_use]
     pub fn with_irqs(mut self, kind: IrqKind, count: u32) -> Self {
         self.irqs[kind.index()] = count;
@@ -131,70 +131,70 @@ impl Layout {
 
 /// A device of one client.
 pub trait Device: Send + Sync + 'static {
-    /// What it consists of; asked once, before anything else.
+    /// The layout; called once, before anything else.
     fn layout(&self) -> Layout;
 
-    /// Reads `into.len()` bytes, at least 1, that lie in the region.
+    /// Reads `into.len()` bytes, at least 1, which lie in the region.
     ///
     /// # Errors
-    /// What the client is answered.
+    /// The errno of the reply.
     fn read(&self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Errno>;
 
-    /// Writes `from.len()` bytes, at least 1, that lie in the region.
+    /// Writes `from.len()` bytes, at least 1, which lie in the region.
     ///
     /// # Errors
-    /// What the client is answered.
+    /// The errno of the reply.
     fn write(&self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno>;
 
-    /// Puts the device back to where it began; returns when it is quiet.
+    /// Resets the device; returns when no I/O is under way.
     ///
     /// # Errors
-    /// What the client is answered.
+    /// The errno of the reply.
     fn reset(&self) -> Result<(), Errno>;
 
-    /// `bytes` at `iova` (up to 2^64 - `iova`; 0 bytes at 0 for everything) are about to be unmapped: who keeps a hold for long
-    /// gives it back now, or the client waits for its answer until he does.
+    /// `bytes` at `iova` (up to 2^64 - `iova`; 0 bytes at 0 for everything) are about to be unmapped. The device drops
+    /// long-lived guards now; the client's reply waits for the last one.
     fn dma_unmapping(&self, _iova: Iova, _bytes: u64) {}
 
-    /// The client is about to be told how to map a region that can be mapped. From here on it may have done so.
+    /// The client is about to see how to map this region, and may have mapped it from here on.
     fn region_offered(&self, _region: u32) {}
 
-    /// The client is gone: stop, and give every hold back. Transfers fail from here on. Called once.
+    /// The client is gone: stop, and drop every guard. Transfers fail from here on. Called once.
     fn client_gone(&self);
 
     /// Counters for metrics and status, by name.
-    fn facts(&self) -> Vec<(String, u64)> {
+    fn metrics(&self) -> Vec<(String, u64)> {
         Vec::new()
     }
 }
 
-/// What a socket serves.
-pub trait Model: Send + Sync + 'static {
-    /// What it is called in status and metrics.
+/// Creates the devices of a socket.
+pub trait DeviceFactory: Send + Sync + 'static {
+    /// The name in status and metrics.
     fn name(&self) -> &str;
 
-    /// Makes the device of a client that has said its version.
+    /// Creates the device of a client after its VERSION.
     ///
     /// # Errors
-    /// What the client's VERSION is answered: EBUSY for a model that serves only one at a time.
-    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno>;
+    /// The errno of the reply to VERSION: EBUSY if only one client is served at a time.
+    fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno>;
 }
 
-/// How a device reaches its client.
+/// A device's access to its client.
 #[derive(Clone)]
-pub struct Bus {
+pub struct DeviceContext {
     /// The client's memory.
     pub dma: Dma,
     /// The client's interrupts.
     pub interrupts: Interrupts,
-    /// The client's number, counted up by the server; no two clients of a server have the same.
+    /// The client's number, unique per server.
     pub client: u64,
-    /// What was agreed on with it.
-    pub terms: Terms,
+    /// The negotiated capabilities.
+    pub negotiated: Negotiated,
 }
 
-impl fmt::Debug for Bus {
+impl fmt::Debug for DeviceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Bus").field("client", &self.client).finish_non_exhaustive()
+        f.debug_struct("DeviceContext").field("client", &self.client).finish_non_exhaustive()
     }
 }

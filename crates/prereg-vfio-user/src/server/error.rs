@@ -1,11 +1,11 @@
-//! Why a server cannot serve.
+//! Errors of serving.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use prereg::Errno;
 
-/// Why a socket cannot be listened on, or a client not be served.
+/// Errors of listening on a socket or serving a client.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -15,26 +15,26 @@ pub enum ServerError {
         /// The socket.
         path: PathBuf,
     },
-    /// Something that is no socket has that name. EEXIST.
+    /// The path exists and is not a socket. EEXIST.
     #[error("{} exists and is no socket; remove it or choose another path", path.display())]
     NotASocket {
         /// The file.
         path: PathBuf,
     },
-    /// The system refused.
+    /// A system call failed.
     #[error("cannot {what} {}: {}", path.display(), explain(path, *errno))]
     System {
-        /// What was tried.
+        /// The operation.
         what: &'static str,
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// Its errno.
         errno: Errno,
     },
-    /// There are as many clients as the settings allow. ENFILE.
+    /// The limit of clients is reached. ENFILE.
     #[error("there are {most} clients, as many as the server takes; raise max_clients")]
     TooMany {
-        /// How many.
+        /// The limit.
         most: usize,
     },
     /// The server was stopped. ENXIO.
@@ -43,7 +43,7 @@ pub enum ServerError {
 }
 
 impl ServerError {
-    /// The error number.
+    /// The errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -56,7 +56,7 @@ impl ServerError {
     }
 }
 
-/// The system's number in words, with the remedy where there is one.
+/// The errno in words, with the remedy if there is one.
 fn explain(path: &Path, errno: Errno) -> String {
     match errno.raw() {
         libc::ENAMETOOLONG => format!(
@@ -69,5 +69,5 @@ fn explain(path: &Path, errno: Errno) -> String {
     }
 }
 
-/// The bytes of an address' path without the NUL (`unix(7)`).
+/// Bytes of a socket's path without the NUL, at most (`unix(7)`).
 const LONGEST_PATH: usize = 107;

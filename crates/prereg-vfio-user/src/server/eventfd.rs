@@ -1,7 +1,7 @@
-//! A client's eventfd: signalled and read without trust.
+//! A client's eventfd, signalled and read without blocking.
 //!
-//! An eventfd that came over a socket is shared with the client, which can fill it up, drain it and change its flags at any
-//! time. Neither a signal nor a read waits for it: see `sys::signal` and [`sys::take_count`].
+//! An eventfd that came over a socket is shared with the client, which can fill it, drain it and change its flags at any time.
+//! Neither a signal nor a read waits for it: see `sys::signal` and [`sys::take_count`].
 
 use std::fs::{File, read_link, read_to_string};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -17,13 +17,13 @@ use crate::sys;
 pub(crate) struct Eventfd(OwnedFd);
 
 impl Eventfd {
-    /// Takes a descriptor for what it is said to be.
+    /// Checks that `descriptor` is an eventfd.
     ///
     /// # Errors
-    /// EINVAL for one that is no eventfd.
+    /// EINVAL for any other descriptor.
     pub(crate) fn new(descriptor: OwnedFd) -> Result<Self, Errno> {
         let file = File::from(descriptor);
-        // What has no name has no type either: eventfds, epoll sets and the like, none of which a write could hurt.
+        // Anonymous inodes have no file type: eventfds, epoll sets and others, none of which a write could harm.
         let kind = file.metadata().map_err(|error| sys::errno_of(&error))?.mode() & libc::S_IFMT;
         let link = read_link(format!("/proc/self/fd/{}", file.as_raw_fd()));
         if kind != 0 || link.is_ok_and(|link| link != Path::new("anon_inode:[eventfd]")) {
@@ -37,17 +37,17 @@ impl Eventfd {
         sys::signal(self.0.as_fd());
     }
 
-    /// Whether it was signalled since the last time. An eventfd with semaphore semantics keeps the rest of its count.
+    /// Whether it was signalled since the last call. An eventfd with semaphore semantics keeps the rest of its count.
     pub(crate) fn take(&self) -> bool {
         sys::take_count(self.0.as_fd()).is_ok_and(|count| count > 0)
     }
 
-    /// Whether both are one eventfd, by whatever descriptors. False where the kernel does not say (before Linux 5.2).
+    /// Whether both descriptors are of one eventfd. False before Linux 5.2, which has no id.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.id().is_some_and(|id| other.id() == Some(id))
     }
 
-    /// The kernel's number of the eventfd.
+    /// The kernel's id of the eventfd.
     fn id(&self) -> Option<u64> {
         let info = read_to_string(format!("/proc/self/fdinfo/{}", self.0.as_raw_fd())).ok()?;
         info.lines().find_map(|line| line.strip_prefix("eventfd-id:"))?.trim().parse().ok()

@@ -5,13 +5,13 @@
 pub enum IrqKind {
     /// The level-triggered pin.
     Intx = 0,
-    /// Messages, up to 32.
+    /// MSI, up to 32.
     Msi = 1,
-    /// Messages by a table.
+    /// MSI-X.
     Msix = 2,
-    /// The device met an error that it cannot recover from.
+    /// An unrecoverable error of the device.
     Err = 3,
-    /// The server wants the device back.
+    /// The server requests the device back.
     Req = 4,
 }
 
@@ -19,7 +19,7 @@ impl IrqKind {
     /// All of them, by index.
     pub const ALL: [Self; 5] = [Self::Intx, Self::Msi, Self::Msix, Self::Err, Self::Req];
 
-    /// The kind of an index; `None` for an index that no kind has.
+    /// The kind with this index.
     #[must_use]
     pub fn from_index(index: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(index).ok()?).copied()

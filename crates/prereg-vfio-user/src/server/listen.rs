@@ -1,7 +1,7 @@
 //! The server: listening sockets, and a thread for each client.
 //!
-//! One more thread accepts, on all sockets. It also sees when a client hangs up, so that a thread of that client which is held
-//! up by an eventfd that the client filled is freed even though it does not look at its socket.
+//! One more thread accepts clients on all sockets. It also detects that a client hung up, so that a client's thread that does
+//! not read its socket ends its work early.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,27 +15,27 @@ use std::time::{Duration, Instant};
 
 use prereg::Errno;
 
-use super::bound::Bound;
-use super::client::{Client, Others, Shared};
-use super::conversation::Conversation;
+use super::bound_socket::BoundSocket;
+use super::client_thread::{ClientShared, ClientThread, Departures};
 use super::counts::Counts;
-use super::device::Model;
+use super::device::DeviceFactory;
 use super::dma::MemoryStore;
 use super::error::ServerError;
 use super::notices::{self, Notice, Notices};
 use super::settings::ServerSettings;
-use super::state::{Ending, RequestCounts, ServerState};
+use super::shared_session::SharedSession;
+use super::state::{DisconnectReason, RequestCounts, ServerState};
 use super::transport::Socket;
-use crate::sys::{self, Waiting};
+use crate::sys::{self, PollFd};
 
-/// Clients that are told that there are too many, at a time; what comes after that is cut off unheard.
-const MOST_REFUSED: usize = 16;
-/// How long one of them is listened to.
-const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
-/// How many are accepted on one socket before the next has its turn.
-const ACCEPTED: usize = 16;
-/// How long nobody is accepted when the process has no descriptor or memory left.
-const CONGESTION: Duration = Duration::from_millis(100);
+/// Clients at a time that get a reply that there are too many; more are disconnected without one.
+const MAX_REJECTED: usize = 16;
+/// Timeout for the VERSION of such a client.
+const REJECTED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Clients accepted on one socket before the next one's turn.
+const ACCEPT_BATCH: usize = 16;
+/// Pause of accepting when the process has no descriptor or memory left.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// A server. Dropping it is [`Server::stop`].
 pub struct Server {
@@ -46,42 +46,42 @@ pub struct Server {
 struct Inner {
     store: Arc<MemoryStore>,
     settings: ServerSettings,
-    /// Tells the accepting thread that the lists changed; made with it.
+    /// Wakes the accepting thread when the lists changed.
     state: Mutex<State>,
-    /// A client ended or was seen to have hung up, or the server stops.
+    /// A client disconnected or hung up, or the server stops.
     ended: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     wake: Option<Arc<OwnedFd>>,
-    sockets: Vec<(Arc<Bound>, Arc<dyn Model>)>,
+    sockets: Vec<(Arc<BoundSocket>, Arc<dyn DeviceFactory>)>,
     clients: BTreeMap<u64, Connected>,
     accepted: u64,
-    turned_away: u64,
-    /// Clients that have left.
+    rejected_clients: u64,
+    /// Clients that have disconnected.
     departures: u64,
-    endings: BTreeMap<String, u64>,
+    disconnects: BTreeMap<String, u64>,
     notices: Notices,
-    /// Of clients that are gone.
+    /// Of disconnected clients.
     gone: RequestCounts,
     stopped: bool,
 }
 
 struct Connected {
-    shared: Arc<Shared>,
+    shared: Arc<ClientShared>,
     socket: Arc<Socket>,
-    model: Arc<dyn Model>,
-    /// There is no place for it, which it is told.
-    refused: bool,
-    /// It lost its place before it said anything.
-    cut: bool,
-    /// Seen to have hung up.
+    model: Arc<dyn DeviceFactory>,
+    /// Rejected because there are too many; still to be answered.
+    rejected: bool,
+    /// Evicted before its VERSION.
+    evicted: bool,
+    /// Has hung up.
     gone: bool,
 }
 
 impl Inner {
-    /// Every change of the lists is whole before anything is called that could fail.
+    /// The lists are changed completely before any call that could panic.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,7 +90,7 @@ impl Inner {
 impl State {
     fn wake(&self) {
         if let Some(wake) = &self.wake {
-            // A count that is full wakes as well.
+            // A full count wakes as well.
             let _ = sys::add_one(wake.as_fd());
         }
     }
@@ -104,14 +104,14 @@ impl Server {
         Self { inner: Arc::new(Inner { store, settings, state, ended }), acceptor: Mutex::default() }
     }
 
-    /// Listens on a new socket at `path` and makes a device of `model` for each client. The socket of a server that is dead is
-    /// replaced.
+    /// Listens on a new socket at `path`, creating a device with `model` for each client. The socket of a server that has ended
+    /// is replaced.
     ///
     /// # Errors
     /// [`ServerError::Live`], [`ServerError::NotASocket`], [`ServerError::System`], [`ServerError::Stopped`].
-    pub fn listen(&self, path: &Path, model: Arc<dyn Model>) -> Result<Listening, ServerError> {
+    pub fn listen(&self, path: &Path, model: Arc<dyn DeviceFactory>) -> Result<Listening, ServerError> {
         self.accept_clients(path)?;
-        let socket = Arc::new(Bound::new(path, self.inner.settings.socket_mode)?);
+        let socket = Arc::new(BoundSocket::new(path, self.inner.settings.socket_mode)?);
         let mut state = self.inner.lock();
         if state.stopped {
             drop(state);
@@ -123,37 +123,37 @@ impl Server {
         Ok(Listening { socket, server: Arc::downgrade(&self.inner) })
     }
 
-    /// Serves the client at the other end of `stream`, a device of `model`; says its number.
+    /// Serves the client connected to `stream` with a device of `model`; returns its number.
     ///
     /// # Errors
     /// [`ServerError::TooMany`], [`ServerError::System`], [`ServerError::Stopped`].
-    pub fn adopt(&self, stream: UnixStream, model: &Arc<dyn Model>) -> Result<u64, ServerError> {
+    pub fn adopt(&self, stream: UnixStream, model: &Arc<dyn DeviceFactory>) -> Result<u64, ServerError> {
         self.accept_clients(Path::new(""))?;
         let most = self.inner.settings.max_clients;
-        match self.inner.admit(stream, None, model) {
+        match self.inner.start_client(stream, None, model) {
             Ok(Admitted::Served(number)) => Ok(number),
-            Ok(Admitted::TurnedAway) => Err(ServerError::TooMany { most }),
+            Ok(Admitted::Rejected) => Err(ServerError::TooMany { most }),
             Err(Errno::ENXIO) => Err(ServerError::Stopped),
             Err(errno) => Err(ServerError::System { what: "serve a client of", path: PathBuf::new(), errno }),
         }
     }
 
-    /// Everything that is to be known, as plain data.
+    /// A snapshot as plain data.
     #[must_use]
     pub fn snapshot(&self) -> ServerState {
         let mut snapshot = ServerState { store: self.inner.store.snapshot(), ..ServerState::default() };
-        let clients: Vec<Arc<Shared>> = {
+        let clients: Vec<Arc<ClientShared>> = {
             let state = self.inner.lock();
-            let name = |(socket, model): &(Arc<Bound>, Arc<dyn Model>)| {
+            let name = |(socket, model): &(Arc<BoundSocket>, Arc<dyn DeviceFactory>)| {
                 (socket.path().to_owned(), model.name().to_owned())
             };
             snapshot.sockets = state.sockets.iter().map(name).collect();
-            (snapshot.accepted, snapshot.turned_away) = (state.accepted, state.turned_away);
-            snapshot.endings = state.endings.clone();
+            (snapshot.accepted, snapshot.rejected) = (state.accepted, state.rejected_clients);
+            snapshot.disconnects = state.disconnects.clone();
             snapshot.requests = state.gone.clone();
             state.clients.values().map(|client| client.shared.clone()).collect()
         };
-        // Not under the lock: a device may take its time.
+        // Without the lock: a device's metrics may take time.
         for client in clients {
             client.counts.add_to(&mut snapshot.requests);
             snapshot.clients.push(client.snapshot());
@@ -161,26 +161,25 @@ impl Server {
         snapshot
     }
 
-    /// Takes what an operator should hear of clients that could not attach, oldest first. Few are kept.
+    /// Takes the notices about clients that could not attach, oldest first. Few are kept.
     #[must_use]
     pub fn take_notices(&self) -> Vec<Notice> {
         self.inner.lock().notices.take()
     }
 
-    /// Releases memory that was unplugged from guests: files of which nothing was mapped at this call and the one before,
-    /// though others of the same client were. The protocol does not tell it from memory that is not in use at the moment, so
-    /// whoever has a clock calls this every second or so; memory that is wanted again is registered again.
+    /// Releases memory that was unplugged from guests: files of which nothing is mapped, at this call and the one before, while
+    /// others of the client are. The protocol does not tell this from memory that is unused for the moment, so call it every
+    /// second or so; memory that is mapped again is registered again.
     pub fn release_idle(&self) {
-        let clients: Vec<Arc<Shared>> =
+        let clients: Vec<Arc<ClientShared>> =
             self.inner.lock().clients.values().map(|client| client.shared.clone()).collect();
         for client in clients {
             client.release_idle();
         }
     }
 
-    /// Accepts no client any more, removes the sockets and ends every session: from here on no client sees what its device
-    /// does, so what the caller has fail after this (pins that it cancels) is not told to a guest as an I/O error.
-    /// [`stop`](Self::stop) waits for the devices.
+    /// Stops accepting, removes the sockets and ends every session: no client sees what its device does from here on, so that
+    /// pins which the caller cancels next do not appear as I/O errors in a guest. [`stop`](Self::stop) waits for the devices.
     pub fn cut_off(&self) {
         let (sockets, clients) = {
             let mut state = self.inner.lock();
@@ -196,7 +195,7 @@ impl Server {
         }
     }
 
-    /// As [`cut_off`](Self::cut_off), and waits until the devices are quiet.
+    /// Like [`cut_off`](Self::cut_off), and waits until all devices have ended.
     pub fn stop(self) {
         self.end();
     }
@@ -213,11 +212,11 @@ impl Server {
             let _ = sys::add_one(wake.as_fd());
         }
         let acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // It has nothing to say.
+        // Its result is `()`.
         let _ = acceptor.map(JoinHandle::join);
     }
 
-    /// Starts the accepting thread, the first time.
+    /// Starts the accepting thread at the first call.
     fn accept_clients(&self, path: &Path) -> Result<(), ServerError> {
         let mut acceptor = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
         if self.inner.lock().stopped {
@@ -254,11 +253,11 @@ impl fmt::Debug for Server {
 
 enum Admitted {
     Served(u64),
-    TurnedAway,
+    Rejected,
 }
 
 impl Inner {
-    /// The accepting thread: whoever knocks, and whoever hangs up.
+    /// The accepting thread: new clients, and clients that hang up.
     fn accept(self: &Arc<Self>, wake: &Arc<OwnedFd>) {
         let mut congested = false;
         loop {
@@ -272,32 +271,30 @@ impl Inner {
                 };
                 (state.sockets.clone(), state.clients.iter().filter_map(there).collect::<Vec<_>>())
             };
-            let mut waiting = vec![Waiting::new(wake.as_raw_fd(), true, false)];
-            // A socket is passed over while nothing could be made of its clients.
+            let mut waiting = vec![PollFd::new(wake.as_raw_fd(), true, false)];
+            // Listening sockets are skipped while resources are short.
             waiting.extend(
-                sockets
-                    .iter()
-                    .map(|(socket, _)| Waiting::new(socket.listener.as_raw_fd(), !congested, false)),
+                sockets.iter().map(|(socket, _)| PollFd::new(socket.listener.as_raw_fd(), !congested, false)),
             );
             waiting.extend(
-                clients.iter().map(|(_, socket)| Waiting::new(socket.as_fd().as_raw_fd(), false, false)),
+                clients.iter().map(|(_, socket)| PollFd::new(socket.as_fd().as_raw_fd(), false, false)),
             );
-            if sys::poll(&mut waiting, congested.then_some(CONGESTION)).is_err() {
-                thread::sleep(CONGESTION);
+            if sys::poll(&mut waiting, congested.then_some(ACCEPT_BACKOFF)).is_err() {
+                thread::sleep(ACCEPT_BACKOFF);
                 continue;
             }
             let (woken, waiting) = waiting.split_at(1);
-            if woken.iter().any(Waiting::is_readable) {
+            if woken.iter().any(PollFd::is_readable) {
                 let _ = sys::take_count(wake.as_fd());
             }
-            let (knocking, hanging) = waiting.split_at(sockets.len());
+            let (listening, hung_up) = waiting.split_at(sockets.len());
             congested = false;
             for (socket, model) in
-                sockets.iter().zip(knocking).filter(|(_, w)| w.is_readable()).map(|(s, _)| s)
+                sockets.iter().zip(listening).filter(|(_, w)| w.is_readable()).map(|(s, _)| s)
             {
-                congested |= !self.answer_the_door(socket, model);
+                congested |= !self.accept_pending(socket, model);
             }
-            for (number, _) in clients.iter().zip(hanging).filter(|(_, w)| w.is_over()).map(|(c, _)| c) {
+            for (number, _) in clients.iter().zip(hung_up).filter(|(_, w)| w.is_over()).map(|(c, _)| c) {
                 let shared = self.lock().clients.get_mut(number).map(|client| {
                     client.gone = true;
                     client.shared.clone()
@@ -310,17 +307,17 @@ impl Inner {
         }
     }
 
-    /// Accepts who knocks, but not for ever, because others knock elsewhere; false when the process lacks what that takes.
-    fn answer_the_door(self: &Arc<Self>, socket: &Bound, model: &Arc<dyn Model>) -> bool {
-        for _ in 0..ACCEPTED {
+    /// Accepts a batch of clients of one socket; false if resources are short.
+    fn accept_pending(self: &Arc<Self>, socket: &BoundSocket, model: &Arc<dyn DeviceFactory>) -> bool {
+        for _ in 0..ACCEPT_BATCH {
             let admitted = match socket.listener.accept() {
-                Ok((stream, _)) => self.admit(stream, Some(socket.path()), model),
+                Ok((stream, _)) => self.start_client(stream, Some(socket.path()), model),
                 Err(error) => Err(sys::errno_of(&error)),
             };
             match admitted {
                 Ok(_) => {}
                 Err(Errno::EAGAIN) => return true,
-                // Whoever knocked has left again.
+                // The client has disconnected already.
                 Err(errno) if errno.raw() == libc::ECONNABORTED || errno == Errno::EINTR => {}
                 Err(Errno::ENXIO) => return true,
                 Err(_) => return false,
@@ -329,96 +326,105 @@ impl Inner {
         true
     }
 
-    /// Gives a client its thread.
+    /// Starts a client's thread.
     ///
     /// # Errors
     /// The system's; ENXIO when the server is stopped.
-    fn admit(
+    fn start_client(
         self: &Arc<Self>,
         stream: UnixStream,
         path: Option<&Path>,
-        model: &Arc<dyn Model>,
+        model: &Arc<dyn DeviceFactory>,
     ) -> Result<Admitted, Errno> {
         let socket = Arc::new(Socket::new(stream)?);
         let peer = socket.peer().unwrap_or((0, u32::MAX));
         let mut state = self.lock();
-        // Those that were cut off are gone in a moment; until then few more are.
-        while state.clients.values().filter(|client| client.cut).count() >= MOST_REFUSED && !state.stopped {
-            let waited = self.ended.wait_timeout(state, CONGESTION);
+        // Bounds the number of evicted clients whose threads have not ended.
+        while state.clients.values().filter(|client| client.evicted).count() >= MAX_REJECTED && !state.stopped
+        {
+            let waited = self.ended.wait_timeout(state, ACCEPT_BACKOFF);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.stopped {
             return Err(Errno::ENXIO);
         }
-        let refused = state.clients.values().filter(|client| client.refused).count();
-        let placed = state.clients.values().filter(|client| !client.refused && !client.cut).count();
-        let mut refuse = placed >= self.settings.max_clients;
-        if refuse {
-            // One that has said nothing so far has no place to keep against one that comes; the oldest goes first.
+        let rejected = state.clients.values().filter(|client| client.rejected).count();
+        let placed = state.clients.values().filter(|client| !client.rejected && !client.evicted).count();
+        let mut reject = placed >= self.settings.max_clients;
+        if reject {
+            // A client without VERSION gives way to a new one; the oldest first.
             let is_silent = |client: &&mut Connected| {
-                !client.refused && !client.cut && client.shared.conversation.terms().is_none()
+                !client.rejected && !client.evicted && client.shared.session.negotiated().is_none()
             };
             if let Some(silent) = state.clients.values_mut().find(is_silent) {
-                silent.cut = true;
-                silent.shared.conversation.cut();
-                refuse = false;
+                silent.evicted = true;
+                silent.shared.session.evict();
+                reject = false;
             }
         }
-        state.turned_away += u64::from(refuse);
-        if refuse && refused >= MOST_REFUSED {
-            return Ok(Admitted::TurnedAway);
+        state.rejected_clients += u64::from(reject);
+        if reject && rejected >= MAX_REJECTED {
+            return Ok(Admitted::Rejected);
         }
         let number = state.accepted;
         state.accepted += 1;
-        let patience = if refuse { Some(REFUSED_PATIENCE) } else { self.settings.patience };
+        let patience = if reject { Some(REJECTED_TIMEOUT) } else { self.settings.stall_timeout };
         let counts = Arc::new(Counts::default());
         let transport = Box::new(socket.clone());
         let session = self.settings.session;
-        let conversation = Arc::new(Conversation::new(transport, session, patience, counts.clone()));
+        let session = Arc::new(SharedSession::new(transport, session, patience, counts.clone()));
         let path = path.map(Path::to_owned);
         let name = model.name().to_owned();
-        let shared = Arc::new(Shared::new(number, path, name, peer, conversation, counts));
-        let errno = refuse.then_some(Errno::ENFILE);
-        let others: Arc<dyn Others> = self.clone();
-        let client = Client::new(shared.clone(), self.store.clone(), model.clone(), errno, Some(others));
+        let shared = Arc::new(ClientShared::new(number, path, name, peer, session, counts));
+        let errno = reject.then_some(Errno::ENFILE);
+        let departures_of_others: Arc<dyn Departures> = self.clone();
+        let client = ClientThread::new(
+            shared.clone(),
+            self.store.clone(),
+            model.clone(),
+            errno,
+            Some(departures_of_others),
+        );
         let inner = self.clone();
         let thread = thread::Builder::new().name(format!("vfio-user-{number}"));
         let started = thread.spawn(move || {
-            let ending = catch_unwind(AssertUnwindSafe(|| client.serve())).unwrap_or(Ending::Panicked);
-            inner.finish(number, ending);
+            let reason =
+                catch_unwind(AssertUnwindSafe(|| client.serve())).unwrap_or(DisconnectReason::Panicked);
+            inner.finish(number, reason);
         });
         started.map_err(|error| sys::errno_of(&error))?;
-        // The thread finds this when it ends: it cannot take the lock before.
+        // The thread's `finish` finds this entry: it needs the lock that is held here.
         let model = model.clone();
-        state
-            .clients
-            .insert(number, Connected { shared, socket, model, refused: refuse, cut: false, gone: false });
+        state.clients.insert(
+            number,
+            Connected { shared, socket, model, rejected: reject, evicted: false, gone: false },
+        );
         state.wake();
-        Ok(if refuse { Admitted::TurnedAway } else { Admitted::Served(number) })
+        Ok(if reject { Admitted::Rejected } else { Admitted::Served(number) })
     }
 
-    /// A client's thread is at its end.
-    fn finish(&self, number: u64, ending: Ending) {
+    /// Removes a client at the end of its thread.
+    fn finish(&self, number: u64, reason: DisconnectReason) {
         let mut state = self.lock();
         if let Some(client) = state.clients.remove(&number) {
             client.shared.counts.add_to(&mut state.gone);
             let mut requests = RequestCounts::default();
             client.shared.counts.add_to(&mut requests);
-            if let Some(reason) = notices::reason(&ending, &requests, client.shared.was_offered()) {
-                let Shared { number, pid, socket, .. } = &*client.shared;
+            if let Some(reason) = notices::reason(&reason, &requests, client.shared.was_offered()) {
+                let ClientShared { number, pid, socket, .. } = &*client.shared;
                 let (socket, is_unmappable) = (socket.clone(), reason == notices::UNMAPPABLE);
                 let notice = Notice { client: *number, pid: *pid, socket, reason, is_unmappable };
                 state.notices.add(notice, Instant::now());
             }
         }
-        *state.endings.entry(ending.name().to_owned()).or_default() += 1;
+        *state.disconnects.entry(reason.name().to_owned()).or_default() += 1;
         state.departures += 1;
         state.wake();
         self.ended.notify_all();
     }
 }
 
-impl Others for Inner {
+impl Departures for Inner {
     fn departures(&self) -> u64 {
         self.lock().departures
     }
@@ -432,7 +438,7 @@ impl Others for Inner {
             let Some(own) = state.clients.get(&number).filter(|own| !own.gone && !state.stopped) else {
                 return false;
             };
-            // A client that is about to leave has closed its end, whether or not its thread has come to that.
+            // A client that is about to leave has closed its socket, whether or not its thread has noticed.
             let leaves = |other: &Connected| {
                 other.shared.number != number
                     && Arc::ptr_eq(&other.model, &own.model)
@@ -448,21 +454,21 @@ impl Others for Inner {
     }
 }
 
-/// A socket that is listened on, until [`Listening::close`] or the server's end.
+/// A listening socket, until [`Listening::close`] or the server's end.
 #[derive(Clone)]
 pub struct Listening {
-    socket: Arc<Bound>,
+    socket: Arc<BoundSocket>,
     server: Weak<Inner>,
 }
 
 impl Listening {
-    /// Where.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.socket.path()
     }
 
-    /// Accepts nobody any more and removes the socket; the clients that it has stay.
+    /// Stops accepting and removes the socket; its clients stay connected.
     pub fn close(&self) {
         let Some(server) = self.server.upgrade() else { return };
         let mut state = server.lock();

@@ -1,27 +1,27 @@
-//! Clients that could not attach, with the reason, for the operator. The same reason is given once for a socket; other reasons are
-//! limited in number and in time, because a client chooses what it is refused. All of them are in the counts.
+//! Notices about clients that could not attach, for the operator. A reason is reported once for a socket; other reasons are
+//! limited in number and rate, because clients can cause them. The counts have all of them.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::state::{Ending, RequestCounts};
-use crate::refusal::SessionError;
+use super::state::{DisconnectReason, RequestCounts};
+use crate::request_error::SessionError;
 
-/// A client that left without having used its device, and why it may have.
+/// A client that left without using its device, and the likely reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Notice {
-    /// Its number.
+    /// The client's number.
     pub client: u64,
-    /// Its process, as it was when it connected; 0 where that is not known.
+    /// Its process when it connected; 0 if unknown.
     pub pid: i32,
-    /// The socket it came by.
+    /// The socket it connected to.
     pub socket: Option<PathBuf>,
-    /// What was refused and why, for people.
+    /// The refused requests and their reasons, as text.
     pub reason: String,
-    /// Nothing was refused, but no region of its device could be mapped, and it may have needed one.
+    /// Nothing was refused, but the device has no mappable region, which the client may need.
     pub is_unmappable: bool,
 }
 
@@ -35,20 +35,20 @@ impl fmt::Display for Notice {
     }
 }
 
-/// Notices that wait to be taken, and the reasons that are known.
+/// Notices to be taken, and recent reasons.
 #[derive(Default, Debug)]
 pub(crate) struct Notices {
     waiting: VecDeque<Notice>,
     known: VecDeque<(Option<PathBuf>, String)>,
-    /// When a notice is next due at the long-term rate; those of a burst come before.
+    /// The time of the next notice at the long-term rate; those of a burst come before.
     due: Option<Instant>,
 }
 
-/// Notices, or known reasons, at most.
+/// Notices, and recent reasons, at most.
 const MOST: usize = 32;
-/// The long-term rate: one for each of these.
+/// Interval of notices at the long-term rate.
 const PACE: Duration = Duration::from_secs(60);
-/// Notices above that rate.
+/// Notices in excess of that rate.
 const BURST: u32 = 16;
 
 impl Notices {
@@ -72,10 +72,13 @@ impl Notices {
     }
 }
 
-/// Why a client that ended in this way and asked for this could not attach; `None` for one that could. `is_mappable`: it was
-/// told how to map a region.
-pub(crate) fn reason(ending: &Ending, requests: &RequestCounts, is_mappable: bool) -> Option<String> {
-    if let Ending::Broken(SessionError::TurnedAway { errno }) = ending {
+/// The reason why a client could not attach; `None` if it could. `is_mappable`: it has seen how to map a region.
+pub(crate) fn reason(
+    ending: &DisconnectReason,
+    requests: &RequestCounts,
+    is_mappable: bool,
+) -> Option<String> {
+    if let DisconnectReason::Broken(SessionError::Rejected { errno }) = ending {
         let why = match errno.raw() {
             libc::EBUSY => "another client is served; one at a time is, unless the disk is shared",
             libc::ENFILE => "as many clients are served as the limit allows",
@@ -83,10 +86,10 @@ pub(crate) fn reason(ending: &Ending, requests: &RequestCounts, is_mappable: boo
         };
         return Some(format!("{why} ({errno})"));
     }
-    if let Ending::Broken(SessionError::Version { major, minor }) = ending {
+    if let DisconnectReason::Broken(SessionError::Version { major, minor }) = ending {
         return Some(format!("it speaks version {major}.{minor} of the protocol, and 0.1 is spoken here"));
     }
-    // A device that was written to was attached, whatever was refused besides.
+    // A device that was written to was attached, whatever else was refused.
     let has_written = ["REGION_WRITE", "REGION_WRITE_MULTI"]
         .iter()
         .any(|name| requests.commands.get(name).is_some_and(|counts| counts.performed > 0));
@@ -103,10 +106,10 @@ pub(crate) fn reason(ending: &Ending, requests: &RequestCounts, is_mappable: boo
         return Some(format!("refused were {}", refused.join(", ")));
     }
     let has_looked = requests.commands.get("DEVICE_GET_REGION_INFO").is_some_and(|info| info.performed > 0);
-    (*ending == Ending::Gone && has_looked && !is_mappable).then(|| UNMAPPABLE.to_owned())
+    (*ending == DisconnectReason::Gone && has_looked && !is_mappable).then(|| UNMAPPABLE.to_owned())
 }
 
-/// Why an initiator that rings doorbells through memory leaves at once.
+/// The reason for clients that need doorbells in mapped memory.
 pub(crate) const UNMAPPABLE: &str = "it left after it read the regions, none of which can be mapped; some clients need one, such as SPDK's NVMe initiator";
 
 #[cfg(test)]
@@ -147,27 +150,27 @@ mod tests {
     #[test]
     fn a_client_that_leaves_a_device_without_a_mappable_region_may_have_needed_one() {
         let mut requests = RequestCounts::default();
-        assert_eq!(reason(&Ending::Gone, &requests, false), None, "it did not look");
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, false), None, "it did not look");
         requests.commands.entry("DEVICE_GET_REGION_INFO").or_default().performed = 1;
-        assert_eq!(reason(&Ending::Gone, &requests, true), None);
-        assert_eq!(reason(&Ending::Stopped, &requests, false), None);
-        assert_eq!(reason(&Ending::Gone, &requests, false).as_deref(), Some(UNMAPPABLE));
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, true), None);
+        assert_eq!(reason(&DisconnectReason::Stopped, &requests, false), None);
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, false).as_deref(), Some(UNMAPPABLE));
         requests.commands.entry("REGION_WRITE").or_default().performed = 1;
-        assert_eq!(reason(&Ending::Gone, &requests, false), None);
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, false), None);
     }
 
     #[test]
     fn a_client_that_used_its_device_could_attach() {
         let mut requests = RequestCounts::default();
-        assert_eq!(reason(&Ending::Gone, &requests, true), None);
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, true), None);
         let mut refused = CommandCounts::default();
         refused.refused.insert("argsz".to_owned(), 1);
         requests.commands.insert("DEVICE_GET_REGION_INFO", refused);
-        let why = reason(&Ending::Gone, &requests, true);
+        let why = reason(&DisconnectReason::Gone, &requests, true);
         assert_eq!(why.as_deref(), Some("refused were DEVICE_GET_REGION_INFO: argsz"));
         requests.commands.entry("REGION_WRITE").or_default().performed = 1;
-        assert_eq!(reason(&Ending::Gone, &requests, true), None);
-        let turned_away = Ending::Broken(SessionError::TurnedAway { errno: Errno::EBUSY });
+        assert_eq!(reason(&DisconnectReason::Gone, &requests, true), None);
+        let turned_away = DisconnectReason::Broken(SessionError::Rejected { errno: Errno::EBUSY });
         assert!(reason(&turned_away, &requests, false).is_some_and(|why| why.contains("one at a time")));
     }
 }

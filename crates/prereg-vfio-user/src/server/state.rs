@@ -1,4 +1,4 @@
-//! A server's state as plain data, for status and metrics.
+//! Snapshots of a server, as plain data for status and metrics.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,40 +8,40 @@ use prereg::Errno;
 use prereg_iommu::iova::ClosingState;
 
 use super::dma::{DmaState, StoreState};
-use crate::capabilities::Terms;
-use crate::refusal::SessionError;
+use crate::capabilities::Negotiated;
+use crate::request_error::SessionError;
 
-/// Why the server let go of a client.
+/// The reason why a client was disconnected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Ending {
-    /// It left.
+pub enum DisconnectReason {
+    /// The client disconnected.
     #[error("the client left")]
     Gone,
-    /// It broke the protocol, left in the middle of a message, or was turned away.
+    /// A protocol error, a disconnect inside a message, or a rejected VERSION.
     #[error(transparent)]
     Broken(SessionError),
-    /// It kept the server waiting for the rest of a message, or for its VERSION.
+    /// The rest of a message, or VERSION, did not come in time.
     #[error("the client kept the server waiting for the rest of a message")]
     Stalled,
-    /// The connection broke.
+    /// The connection failed.
     #[error("the connection broke: {0}")]
     Lost(Errno),
     /// The server was stopped.
     #[error("the server was stopped")]
     Stopped,
-    /// The device failed in a way that no device may.
+    /// The device panicked.
     #[error("the device panicked")]
     Panicked,
 }
 
-impl Ending {
-    /// A word for each, for counts.
+impl DisconnectReason {
+    /// A word for each variant, for counts.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Gone => "left",
-            Self::Broken(SessionError::TurnedAway { .. }) => "turned-away",
+            Self::Broken(SessionError::Rejected { .. }) => "turned-away",
             Self::Broken(SessionError::MidMessage { .. }) => "left-mid-message",
             Self::Broken(_) => "protocol",
             Self::Stalled => "stalled",
@@ -52,13 +52,13 @@ impl Ending {
     }
 }
 
-/// What is counted of one command.
+/// Counts of one command.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct CommandCounts {
-    /// Requests that reached the server; those that failed there are counted below too.
+    /// Requests that reached the device or server, including failed ones.
     pub performed: u64,
-    /// By reason: what the engine calls it for a message that is wrong in itself, the errno for a request that failed.
+    /// By reason: the engine's name for malformed messages, the errno for failed requests.
     pub refused: BTreeMap<String, u64>,
 }
 
@@ -66,9 +66,9 @@ pub struct CommandCounts {
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct RequestCounts {
-    /// By the specification's name without prefix; `unknown` for numbers that it does not have.
+    /// By the specification's name without prefix; `unknown` for other numbers.
     pub commands: BTreeMap<&'static str, CommandCounts>,
-    /// DMA_READs and DMA_WRITEs that succeeded, of any length.
+    /// Successful DMA_READs and DMA_WRITEs, of any length.
     pub transfers: u64,
     /// The bytes they moved.
     pub transferred_bytes: u64,
@@ -77,12 +77,12 @@ pub struct RequestCounts {
 /// An unmap that waits for accesses.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct WaitingUnmap {
+pub struct PendingUnmap {
     /// The client's id of the request.
     pub id: u16,
-    /// How long it has waited.
+    /// The time since the request.
     pub waited: Duration,
-    /// The mappings that accesses still hold, and how many each.
+    /// The mappings that accesses still hold.
     pub mappings: Vec<ClosingState>,
 }
 
@@ -90,44 +90,44 @@ pub struct WaitingUnmap {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct ClientState {
-    /// Its number; no two clients of a server have the same.
+    /// Its number, unique per server.
     pub client: u64,
-    /// The socket it came by; `None` for one that was handed over.
+    /// The socket it connected to; `None` for an adopted one.
     pub socket: Option<PathBuf>,
-    /// The model's name.
+    /// The name of the device factory.
     pub model: String,
-    /// Its process, as it was when it connected; 0 where that is not known.
+    /// Its process when it connected; 0 if unknown.
     pub pid: i32,
     /// Its user.
     pub uid: u32,
-    /// What was agreed on; `None` before its VERSION.
-    pub terms: Option<Terms>,
-    /// Its mappings, accesses, and closing mappings with how many accesses hold each.
+    /// The negotiated capabilities; `None` before its VERSION.
+    pub negotiated: Option<Negotiated>,
+    /// Its mappings, accesses, and closing mappings with the number of accesses that hold each.
     pub dma: DmaState,
-    /// Unmaps that are not answered yet.
-    pub unmaps: Vec<WaitingUnmap>,
-    /// What it asked for.
+    /// Unmaps without a reply yet.
+    pub unmaps: Vec<PendingUnmap>,
+    /// Counts of its requests.
     pub requests: RequestCounts,
     /// The device's own counters.
-    pub facts: Vec<(String, u64)>,
+    pub metrics: Vec<(String, u64)>,
 }
 
 /// A server.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct ServerState {
-    /// Its sockets, with the model's name.
+    /// Its sockets, with the names of the device factories.
     pub sockets: Vec<(PathBuf, String)>,
-    /// Clients that are there.
+    /// Connected clients.
     pub clients: Vec<ClientState>,
-    /// Clients that ever came.
+    /// Clients accepted so far.
     pub accepted: u64,
-    /// Clients that were turned away because there were too many.
-    pub turned_away: u64,
-    /// What all clients asked for, those that are gone included.
+    /// Clients rejected because there were too many.
+    pub rejected: u64,
+    /// Counts of all clients, including disconnected ones.
     pub requests: RequestCounts,
-    /// How clients ended, by reason.
-    pub endings: BTreeMap<String, u64>,
+    /// Disconnected clients, by reason.
+    pub disconnects: BTreeMap<String, u64>,
     /// The memory.
     pub store: StoreState,
 }

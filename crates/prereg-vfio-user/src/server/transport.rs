@@ -1,4 +1,4 @@
-//! How a session's bytes travel: a Unix socket, or whatever else carries bytes and descriptors.
+//! The transport of a session: a Unix socket, or anything else that carries bytes and descriptors.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -8,65 +8,65 @@ use std::time::Duration;
 
 use prereg::Errno;
 
-use crate::sys::{self, Waiting, Watch};
+use crate::sys::{self, PollFd, Watch};
 
-/// What one [`Transport::receive`] brought.
+/// The result of a [`Transport::receive`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Received {
-    /// How many bytes; 0 when the client is gone.
+    /// Bytes received; 0 at the end of the stream.
     pub bytes: usize,
-    /// Descriptors were sent that did not arrive.
+    /// Some descriptors were lost.
     pub truncated: bool,
 }
 
-/// What to wait for.
+/// Events to wait for.
 #[derive(Clone, Copy, Debug)]
 pub struct Interest<'a> {
-    /// Something to receive.
+    /// Bytes to receive.
     pub readable: bool,
     /// Room to send.
     pub writable: bool,
-    /// An eventfd with a count.
+    /// A count of this eventfd.
     pub eventfd: Option<BorrowedFd<'a>>,
-    /// Until then; `None` for ever.
+    /// The timeout; `None` for none.
     pub time: Option<Duration>,
 }
 
-/// What happened.
+/// Events that occurred.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Ready {
-    /// There is something to receive, the end included.
+    /// There is something to receive, or the end of the stream.
     pub readable: bool,
-    /// The client is gone, whether or not there is something to receive.
+    /// The client hung up; there may be something left to receive.
     pub over: bool,
     /// The eventfd has a count.
     pub eventfd: bool,
 }
 
-/// Carries a session's bytes and descriptors. Only [`Transport::wait`] waits.
+/// Carries a session's bytes and descriptors. Only [`Transport::wait`] blocks.
 pub trait Transport: Send + Sync + 'static {
-    /// Takes what there is, up to `into`, and appends its descriptors.
+    /// Receives up to `into.len()` bytes and appends their descriptors.
     ///
     /// # Errors
-    /// EAGAIN when there is nothing; anything else is the end.
+    /// EAGAIN if there is nothing; any other ends the session.
     fn receive(&self, into: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> Result<Received, Errno>;
 
-    /// Sends as much as goes, with the descriptors at its first byte; says how much that was.
+    /// Sends as much as possible, with the descriptors at the first byte; returns the number of bytes.
     ///
     /// # Errors
-    /// EAGAIN when nothing goes; anything else is the end.
+    /// EAGAIN if nothing can be sent; any other ends the session.
     fn send(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> Result<usize, Errno>;
 
-    /// Waits until something of `interest` happened, or [`Transport::wake`] was called since the last wait.
+    /// Waits for one of `interest`, or for a [`Transport::wake`] since the last wait.
     ///
     /// # Errors
-    /// The end.
+    /// Any error ends the session.
     fn wait(&self, interest: Interest<'_>) -> Result<Ready, Errno>;
 
-    /// Ends the wait that is under way, or else the next one.
+    /// Ends the current wait, or the next one.
     fn wake(&self);
 
-    /// Ends the connection: nothing is received or sent any more, and the other side sees that.
+    /// Ends the connection in both directions; the other side sees that.
     fn shut(&self);
 }
 
@@ -96,12 +96,12 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 pub struct Socket {
     stream: UnixStream,
     wake: OwnedFd,
-    /// For both of them.
+    /// Of both.
     watch: Watch,
 }
 
 impl Socket {
-    /// Over `stream`, whose flags do not matter.
+    /// A transport over `stream`, blocking or not.
     ///
     /// # Errors
     /// The system's: no descriptor left.
@@ -111,13 +111,13 @@ impl Socket {
         Ok(Self { stream, wake, watch })
     }
 
-    /// Whether the other end was closed, though what it sent before may not have been read.
+    /// Whether the other end was closed; bytes that it sent may be unread.
     pub(crate) fn is_hung_up(&self) -> bool {
-        let mut waiting = [Waiting::new(self.stream.as_raw_fd(), false, false)];
+        let mut waiting = [PollFd::new(self.stream.as_raw_fd(), false, false)];
         sys::poll(&mut waiting, Some(Duration::ZERO)).is_ok() && waiting[0].is_over()
     }
 
-    /// The process and the user at the other end, as they were when it connected.
+    /// Process and user at the other end when it connected.
     ///
     /// # Errors
     /// The system's.
@@ -152,19 +152,19 @@ impl Transport for Socket {
         let Interest { readable, writable, eventfd, time } = interest;
         let [socket, woken, eventfd] = if readable && !writable && eventfd.is_none() {
             let [socket, woken] = self.watch.wait(time)?;
-            [socket, woken, Waiting::new(-1, false, false)]
+            [socket, woken, PollFd::new(-1, false, false)]
         } else {
             let eventfd = eventfd.map_or(-1, |eventfd| eventfd.as_raw_fd());
             let mut waiting = [
-                Waiting::new(self.stream.as_raw_fd(), readable, writable),
-                Waiting::new(self.wake.as_raw_fd(), true, false),
-                Waiting::new(eventfd, true, false),
+                PollFd::new(self.stream.as_raw_fd(), readable, writable),
+                PollFd::new(self.wake.as_raw_fd(), true, false),
+                PollFd::new(eventfd, true, false),
             ];
             sys::poll(&mut waiting, time)?;
             waiting
         };
         if woken.is_readable() {
-            // Nobody else takes it; that it was there is all that matters.
+            // Only this thread takes it, and the count does not matter.
             let _ = sys::take_count(self.wake.as_fd());
         }
         Ok(Ready {
@@ -180,7 +180,7 @@ impl Transport for Socket {
     }
 
     fn shut(&self) {
-        // Fails where the client did so before.
+        // Fails if the client has disconnected.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 }

@@ -1,12 +1,12 @@
-//! Signals an eventfd that another process shares, without waiting.
+//! Signals an eventfd that another process shares, without blocking.
 //!
-//! A write to an eventfd whose count is full waits, unless `O_NONBLOCK` is set. That flag belongs to the open file, so the other
-//! process can clear it between any check and the write, and writes to an eventfd take no `RWF_NOWAIT`. The kernel's own signal
-//! does not wait: it adds one, and leaves a full count as it is. Linux AIO gives it to a process: with `IOCB_FLAG_RESFD` the
-//! kernel signals an eventfd when an operation ends, and a poll of what is ready ends at once.
+//! A write to an eventfd whose count is full blocks, unless `O_NONBLOCK` is set. That flag belongs to the open file, so the
+//! other process can clear it between any check and the write, and eventfds do not support `RWF_NOWAIT` for writes. The
+//! kernel's own signal does not block: it adds one, and leaves a full count as it is. Linux AIO offers it: with
+//! `IOCB_FLAG_RESFD` the kernel signals an eventfd when an operation ends, and a poll of a ready descriptor ends at once.
 //!
-//! Where AIO is switched off (no `CONFIG_AIO`, a system call filter, no context left), `O_NONBLOCK` is set before each write. A
-//! client that clears it in that moment, with a full count, then holds up the thread that signals, until it reads or leaves.
+//! Without AIO (no `CONFIG_AIO`, a system call filter, no context left), `O_NONBLOCK` is set before each write. A client that
+//! clears it in between, with a full count, then blocks the signalling thread until it reads or disconnects.
 #![expect(unsafe_code, reason = "system calls of Linux AIO; every pointer handed over is made from a local")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -44,12 +44,12 @@ struct Event {
 
 const POLL: u16 = 5;
 const SIGNALS: u32 = 1;
-/// Ended operations that may wait to be collected.
-const ROOM: libc::c_long = 256;
-/// How many of them are collected at a time.
-const COLLECTED: usize = 64;
-/// Another thread may use the room that was made.
-const TRIES: u32 = 16;
+/// Completed operations that may wait to be collected.
+const MAX_EVENTS: libc::c_long = 256;
+/// Operations collected at a time.
+const COLLECT_BATCH: usize = 64;
+/// Attempts: another thread may use the room first.
+const MAX_TRIES: u32 = 16;
 
 /// An AIO context, and a descriptor that is always ready.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Signals {
         let ready = eventfd().ok()?;
         let mut context: libc::c_ulong = 0;
         // SAFETY: `context` lives through the call, which writes it.
-        let made = unsafe { libc::syscall(libc::SYS_io_setup, ROOM, &raw mut context) };
+        let made = unsafe { libc::syscall(libc::SYS_io_setup, MAX_EVENTS, &raw mut context) };
         (made == 0).then_some(Self { context, ready })
     }
 
@@ -83,9 +83,9 @@ impl Signals {
         submitted == 1
     }
 
-    /// Makes room for more operations.
+    /// Collects completed operations.
     fn collect(&self) {
-        let mut events = [Event::default(); COLLECTED];
+        let mut events = [Event::default(); COLLECT_BATCH];
         let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `events` has room for as many as are asked for, and lives through the call, as the time does.
         let _ = unsafe {
@@ -93,7 +93,7 @@ impl Signals {
                 libc::SYS_io_getevents,
                 self.context,
                 0 as libc::c_long,
-                COLLECTED as libc::c_long,
+                COLLECT_BATCH as libc::c_long,
                 events.as_mut_ptr(),
                 &raw const at_once,
             )
@@ -101,7 +101,7 @@ impl Signals {
     }
 
     fn signal(&self, eventfd: BorrowedFd<'_>) -> bool {
-        (0..TRIES).any(|_| {
+        (0..MAX_TRIES).any(|_| {
             let is_done = self.submit(eventfd);
             if !is_done {
                 self.collect();
@@ -113,7 +113,7 @@ impl Signals {
 
 /// Adds one to the count of `eventfd`; a full count stays as it is.
 pub(crate) fn signal(eventfd: BorrowedFd<'_>) {
-    /// One context for all clients: how many a host may have is limited.
+    /// One context for all clients: the host limits their number.
     static SIGNALS: OnceLock<Option<Signals>> = OnceLock::new();
     let signals = SIGNALS.get_or_init(Signals::new);
     if !signals.as_ref().is_some_and(|signals| signals.signal(eventfd)) {
@@ -121,11 +121,11 @@ pub(crate) fn signal(eventfd: BorrowedFd<'_>) {
     }
 }
 
-/// For hosts without AIO, see above.
+/// Fallback for hosts without AIO, see above.
 fn write(eventfd: BorrowedFd<'_>) {
     // SAFETY: takes no pointer.
     if unsafe { libc::fcntl(eventfd.as_raw_fd(), libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK) } == 0 {
-        // What can go wrong is a count that is full.
+        // Fails only if the count is full.
         let _ = add_one(eventfd);
     }
 }
@@ -140,10 +140,10 @@ mod tests {
     #[test]
     fn each_signal_adds_one_whatever_must_be_collected() {
         let eventfd = eventfd().unwrap();
-        for _ in 0..3 * ROOM {
+        for _ in 0..3 * MAX_EVENTS {
             signal(eventfd.as_fd());
         }
-        assert_eq!(take_count(eventfd.as_fd()), Ok(3 * ROOM as u64));
+        assert_eq!(take_count(eventfd.as_fd()), Ok(3 * MAX_EVENTS as u64));
     }
 
     #[test]

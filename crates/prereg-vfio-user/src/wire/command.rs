@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A command's number; one without a name here is kept as it came.
+/// A command's number, known or not.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Command(u16);
 
@@ -12,7 +12,7 @@ macro_rules! commands {
         impl Command {
             $(pub const $name: Self = Self($number);)*
 
-            /// The specification's name without its prefix, or `None` for a number that it does not have.
+            /// The specification's name without its prefix, or `None` for an unknown number.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 {
@@ -46,7 +46,7 @@ commands! {
 }
 
 impl Command {
-    /// Keeps any number.
+    /// Any number.
     #[must_use]
     pub const fn new(number: u16) -> Self {
         Self(number)

@@ -3,26 +3,26 @@
 use prereg::{Access, Iova};
 
 use super::bytes::{Fields, Put};
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
-/// `bytes` at `iova`, at least one; a sum of exactly 2^64 is fine.
-fn range(iova: u64, bytes: u64) -> Result<(), Refusal> {
+/// Checks that `bytes` is not 0 and `iova + bytes` at most 2^64.
+fn range(iova: u64, bytes: u64) -> Result<(), RequestError> {
     match bytes.checked_sub(1).and_then(|more| iova.checked_add(more)) {
         Some(_) => Ok(()),
-        None => Err(Refusal::Range { start: iova, bytes }),
+        None => Err(RequestError::Range { start: iova, bytes }),
     }
 }
 
 /// The body of DMA_MAP. Its reply has none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MapMemory {
-    /// What the device may do there.
+    /// The access of the device.
     pub access: Access,
-    /// Where the memory starts in the descriptor that comes along; nothing where none comes.
+    /// The start of the memory in the descriptor, if there is one.
     pub offset: u64,
-    /// Where the device finds it.
+    /// The address for the device.
     pub iova: Iova,
-    /// How much, at least 1; `iova + bytes` is at most 2^64.
+    /// The length, at least 1; `iova + bytes` is at most 2^64.
     pub bytes: u64,
 }
 
@@ -30,26 +30,26 @@ impl MapMemory {
     /// Bytes of the body.
     pub const BYTES: u32 = 32;
 
-    /// Flags that say how a descriptor is to be used: by a mapping, or by reads and writes. Either needs one, and the server
-    /// chooses the way by itself.
+    /// Flags for how to use a descriptor: by a mapping, or by reads and writes. Either needs a descriptor; the server chooses
+    /// the way itself.
     const BY_DESCRIPTOR: u32 = 0b11 << 2;
 
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::Flags`] (unknown ones, or neither read nor write),
-    /// [`Refusal::Range`].
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::Flags`] (unknown ones, or neither read nor write),
+    /// [`RequestError::Range`].
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
         let bits = u64::from(flags & !Self::BY_DESCRIPTOR);
         let access = Access::from_bits(bits).filter(|access| access.bits() == bits);
-        let access = access.ok_or(Refusal::Flags { flags })?;
+        let access = access.ok_or(RequestError::Flags { flags })?;
         let (offset, iova, bytes) = (fields.u64()?, fields.u64()?, fields.u64()?);
         range(iova, bytes)?;
         Ok(Self { access, offset, iova: Iova::new(iova), bytes })
     }
 
-    /// The flags of a body that says that a descriptor comes along; `None` of one that leaves it open.
+    /// The flags of a body that needs a descriptor; `None` if it does not.
     #[must_use]
     pub fn needs_descriptor(body: &[u8]) -> Option<u32> {
         let flags = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
@@ -66,14 +66,14 @@ impl MapMemory {
 /// The body of DMA_UNMAP, and of its reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnmapMemory {
-    /// Every mapping that lies in a range, none included.
+    /// Every mapping in a range, or none.
     Range {
         /// The first byte.
         iova: Iova,
-        /// How many, at least 1; `iova + bytes` is at most 2^64.
+        /// The length, at least 1; `iova + bytes` is at most 2^64.
         bytes: u64,
     },
-    /// Every mapping there is.
+    /// Every mapping.
     All,
 }
 
@@ -85,17 +85,17 @@ impl UnmapMemory {
     const ALL: u32 = 2;
 
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::Flags`], [`Refusal::DirtyBitmap`], [`Refusal::Range`],
-    /// [`Refusal::NotZero`] where "all" comes with a range.
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::Flags`], [`RequestError::DirtyBitmap`],
+    /// [`RequestError::Range`], [`RequestError::NotZero`] for "all" with a range.
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
         if flags & !(Self::DIRTY_BITMAP | Self::ALL) != 0 {
-            return Err(Refusal::Flags { flags });
+            return Err(RequestError::Flags { flags });
         }
         if flags & Self::DIRTY_BITMAP != 0 {
-            return Err(Refusal::DirtyBitmap);
+            return Err(RequestError::DirtyBitmap);
         }
         if flags & Self::ALL != 0 {
             fields.zero64("address")?;
@@ -120,11 +120,11 @@ impl UnmapMemory {
 /// The body of DMA_READ and DMA_WRITE; data follows in a write's command and in a read's reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DmaAccess<'a> {
-    /// Where.
+    /// The start.
     pub iova: Iova,
-    /// How many bytes.
+    /// The length.
     pub bytes: u64,
-    /// Those bytes, or nothing.
+    /// The data, or nothing.
     pub data: &'a [u8],
 }
 
@@ -133,8 +133,8 @@ impl<'a> DmaAccess<'a> {
     pub const BYTES: u32 = 16;
 
     /// # Errors
-    /// [`Refusal::Size`].
-    pub fn read(body: &'a [u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`].
+    pub fn read(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         Ok(Self { iova: Iova::new(fields.u64()?), bytes: fields.u64()?, data: fields.rest() })
     }
@@ -148,18 +148,18 @@ impl<'a> DmaAccess<'a> {
 /// The body of the reply to DMA_WRITE.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DmaDone {
-    /// Where.
+    /// The start.
     pub iova: Iova,
-    /// How many bytes were written.
+    /// Bytes written.
     pub bytes: u64,
 }
 
 impl DmaDone {
-    /// The specification has a count of 4 bytes here and of 8 everywhere else; clients send 8. Both are read.
+    /// Reads a count of 4 bytes, as in the specification here, or of 8, as everywhere else and sent by clients.
     ///
     /// # Errors
-    /// [`Refusal::Size`].
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`].
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         let iova = Iova::new(fields.u64()?);
         let bytes = if body.len() == 12 { u64::from(fields.u32()?) } else { fields.u64()? };

@@ -1,34 +1,34 @@
-//! The sixteen bytes before every message (vfio-user specification, "Header").
+//! The 16-byte header of every message (vfio-user specification, "Header").
 
 use prereg::Errno;
 
 use super::bytes::{Put, length};
 use super::command::Command;
 
-/// Whether a message asks or answers.
+/// The type of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum MessageType {
-    /// It asks.
+    /// A command.
     Command,
-    /// It answers the command with the same id.
+    /// The reply to the command with this id.
     Reply,
-    /// A type that the specification does not have.
+    /// A type that is not in the specification.
     Unknown,
 }
 
 /// A message's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Header {
-    /// Chosen by who sent the command, repeated in its reply. The receiver reads nothing into it.
+    /// Chosen by the sender of the command, repeated in the reply. Any value is valid.
     pub id: u16,
-    /// What is asked, or was.
+    /// The command.
     pub command: Command,
-    /// Bytes of the whole message, this header included.
+    /// Bytes of the whole message, including this header.
     pub size: u32,
-    /// Type and marks, with every bit as it came.
+    /// Type and flags; unknown bits are kept.
     pub flags: u32,
-    /// An errno, where [`Header::is_error`].
+    /// An errno, if [`Header::is_error`].
     pub error: u32,
 }
 
@@ -41,13 +41,13 @@ impl Header {
     const NO_REPLY: u32 = 1 << 4;
     const ERROR: u32 = 1 << 5;
 
-    /// A command that wants a reply; [`Header::frame`] finds the size.
+    /// A command that wants a reply; [`Header::frame`] sets the size.
     #[must_use]
     pub const fn command(id: u16, command: Command) -> Self {
         Self { id, command, size: 0, flags: 0, error: 0 }
     }
 
-    /// The same without a reply.
+    /// Marks the command as one without reply.
     #[must_use]
     pub const fn without_reply(mut self) -> Self {
         self.flags |= Self::NO_REPLY;
@@ -60,8 +60,8 @@ impl Header {
         Self { id, command, size: 0, flags: Self::REPLY, error: 0 }
     }
 
-    /// A reply that says what went wrong; its message ends with the header. A number that is no errno is sent as EIO, so
-    /// that a failure is never taken for "0, no error".
+    /// An error reply, which has no body. A number that is no errno is sent as EIO, so that a failure is never taken for "0, no
+    /// error".
     #[must_use]
     pub fn failure(id: u16, command: Command, errno: Errno) -> Self {
         let error = u32::try_from(errno.raw()).ok().filter(|error| *error != 0);
@@ -69,7 +69,7 @@ impl Header {
         Self { id, command, size: 0, flags: Self::REPLY | Self::ERROR, error }
     }
 
-    /// Asks or answers.
+    /// The type.
     #[must_use]
     pub const fn message_type(&self) -> MessageType {
         match self.flags & Self::TYPE {
@@ -79,26 +79,26 @@ impl Header {
         }
     }
 
-    /// Whether a command's sender waits for no reply.
+    /// Whether the sender of a command expects no reply.
     #[must_use]
     pub const fn wants_no_reply(&self) -> bool {
         self.flags & Self::NO_REPLY != 0
     }
 
-    /// Whether a reply says that the command failed.
+    /// Whether a reply is an error.
     #[must_use]
     pub const fn is_error(&self) -> bool {
         self.flags & Self::ERROR != 0
     }
 
-    /// The errno of a failed reply. The specification lets it be 0; that is EIO here.
+    /// The errno of an error reply. The specification allows 0, which is EIO here.
     #[must_use]
     pub fn errno(&self) -> Option<Errno> {
         let known = || i32::try_from(self.error).ok().filter(|error| *error != 0).map(Errno::from_raw);
         self.is_error().then(|| known().unwrap_or(Errno::EIO))
     }
 
-    /// Reads a header; its size is not judged.
+    /// Reads a header; its size is not checked.
     #[must_use]
     pub fn read(bytes: &[u8; Self::BYTES]) -> Self {
         let u16_at = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
@@ -112,12 +112,12 @@ impl Header {
         }
     }
 
-    /// Writes the header as it stands.
+    /// Writes the header as it is.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.u16(self.id).u16(self.command.number()).u32(self.size).u32(self.flags).u32(self.error);
     }
 
-    /// Writes a message: the header with the size that comes out, and the body that `body` writes.
+    /// Writes a message: the header with the final size, and the body that `body` writes.
     pub fn frame<R>(&self, out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>) -> R) -> R {
         let start = out.len();
         self.write(out);

@@ -1,16 +1,16 @@
 //! DEVICE_GET_IRQ_INFO and DEVICE_SET_IRQS.
 
 use super::bytes::{Fields, Put, length};
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
 /// The body of DEVICE_GET_IRQ_INFO's reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IrqInfo {
     /// The kind of interrupt: 0 INTx, 1 MSI, 2 MSI-X, 3 error, 4 request, for a PCI device.
     pub index: u32,
-    /// `VFIO_IRQ_INFO_*`: bit 0 eventfd, 1 maskable, 2 masks itself, 3 cannot grow.
+    /// `VFIO_IRQ_INFO_*`: bit 0 eventfd, 1 maskable, 2 automasked, 3 noresize.
     pub flags: u32,
-    /// How many there are.
+    /// The number of interrupts.
     pub count: u32,
 }
 
@@ -18,11 +18,11 @@ impl IrqInfo {
     /// Bytes of both bodies.
     pub const BYTES: u32 = 16;
 
-    /// Reads the command's body: the index asked for.
+    /// Reads the command's body: the index.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`].
-    pub fn read_command(body: &[u8]) -> Result<u32, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`].
+    pub fn read_command(body: &[u8]) -> Result<u32, RequestError> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let (_flags, index, _count) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -37,8 +37,8 @@ impl IrqInfo {
     /// Reads the reply's body.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`].
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`].
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
@@ -51,25 +51,26 @@ impl IrqInfo {
     }
 }
 
-/// What happens to the interrupts of a DEVICE_SET_IRQS, or when.
+/// The action of a DEVICE_SET_IRQS.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IrqAction {
-    /// They are masked.
+    /// Mask.
     Mask,
-    /// They are unmasked.
+    /// Unmask.
     Unmask,
-    /// They are triggered.
+    /// Trigger.
     Trigger,
 }
 
-/// Which of a range of interrupts the action is for, as the body says it.
+/// The interrupts of a range that the action applies to, as in the body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IrqSelection<'a> {
     /// All of them, now.
     All,
     /// Those with a byte that is not zero, now.
     Each(&'a [u8]),
-    /// None now: eventfds come with the message, one for each, or none to forget those that came before.
+    /// Those with an eventfd in the message, one for each, when it is signalled or to be signalled; without eventfds the
+    /// existing ones are removed.
     Eventfds,
 }
 
@@ -80,11 +81,12 @@ pub struct SetIrqs<'a> {
     pub index: u32,
     /// The first of the range.
     pub start: u32,
-    /// How many; 0 (with [`IrqSelection::All`] and [`IrqAction::Trigger`], and a start of 0) turns the whole kind off.
+    /// The number of interrupts; 0 (with [`IrqSelection::All`], [`IrqAction::Trigger`] and a start of 0) disables the whole
+    /// kind.
     pub count: u32,
-    /// What happens.
+    /// The action.
     pub action: IrqAction,
-    /// To which.
+    /// The interrupts it applies to.
     pub selection: IrqSelection<'a>,
 }
 
@@ -102,14 +104,14 @@ impl<'a> SetIrqs<'a> {
     const TRIGGER: u32 = 1 << 5;
 
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::Flags`] (not one kind of data and one action),
-    /// [`Refusal::Range`], [`Refusal::Count`] where a count of 0 has no meaning.
-    pub fn read(body: &'a [u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::Flags`] (not exactly one kind of data and one
+    /// action), [`RequestError::Range`], [`RequestError::Count`] for an invalid count of 0.
+    pub fn read(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         fields.argsz(Self::BYTES)?;
         let flags = fields.u32()?;
         let (index, start, count) = (fields.u32()?, fields.u32()?, fields.u32()?);
-        let refused = Refusal::Flags { flags };
+        let refused = RequestError::Flags { flags };
         if flags & !(Self::DATA | Self::ACTION) != 0 {
             return Err(refused);
         }
@@ -120,14 +122,14 @@ impl<'a> SetIrqs<'a> {
             _ => return Err(refused),
         };
         if start.checked_add(count).is_none() {
-            return Err(Refusal::Range { start: u64::from(start), bytes: u64::from(count) });
+            return Err(RequestError::Range { start: u64::from(start), bytes: u64::from(count) });
         }
         let selection = match flags & Self::DATA {
             Self::NONE => IrqSelection::All,
             Self::BOOL => {
                 let each = fields.rest();
                 if length(each.len()) != count {
-                    return Err(Refusal::Count { count: u64::from(count) });
+                    return Err(RequestError::Count { count: u64::from(count) });
                 }
                 IrqSelection::Each(each)
             }
@@ -136,7 +138,7 @@ impl<'a> SetIrqs<'a> {
         };
         let turns_off = selection == IrqSelection::All && action == IrqAction::Trigger && start == 0;
         if count == 0 && !turns_off {
-            return Err(Refusal::Count { count: 0 });
+            return Err(RequestError::Count { count: 0 });
         }
         Ok(Self { index, start, count, action, selection })
     }

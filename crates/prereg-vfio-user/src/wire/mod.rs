@@ -1,8 +1,7 @@
-//! Every message as bytes: numbers and layouts alone, no behaviour.
+//! Every message as bytes: numbers and layouts.
 //!
-//! Numbers are in the byte order of the machine, as the specification has it ("Protocol Specification"). A struct reads
-//! itself from a body whose fields it has proved, and writes itself to the end of a buffer. Numbers from outside that have
-//! no name here are kept ([`Command`]) or refused, never folded into another one.
+//! Numbers are in native byte order, as the specification has it ("Protocol Specification"). A struct reads itself from a body,
+//! checking its fields, and appends itself to a buffer. Unknown numbers are kept ([`Command`]) or refused.
 
 mod bytes;
 mod command;

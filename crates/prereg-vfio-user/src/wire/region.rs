@@ -1,50 +1,49 @@
 //! Regions: DEVICE_GET_REGION_INFO, DEVICE_GET_REGION_IO_FDS, REGION_READ, REGION_WRITE, REGION_WRITE_MULTI.
 
 use super::bytes::{Fields, Put, length};
-use crate::refusal::Refusal;
+use crate::request_error::RequestError;
 
-/// A part of a region that a client may map.
+/// A mappable area of a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SparseArea {
-    /// Where it starts in the region, in bytes.
+    /// The offset in the region, in bytes.
     pub offset: u64,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub bytes: u64,
 }
 
 /// The body of DEVICE_GET_REGION_INFO's reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RegionInfo {
-    /// Bytes that the whole reply's body needs, its areas included; more than the client had room for when those are
-    /// left out.
+    /// Bytes of the complete reply body with its areas, even if the client had no room for them.
     pub argsz: u32,
-    /// `VFIO_REGION_INFO_FLAG_*`: bit 0 read, 1 write, 2 mmap (a descriptor comes along), 3 capabilities follow.
+    /// `VFIO_REGION_INFO_FLAG_*`: bit 0 read, 1 write, 2 mmap (with a descriptor), 3 capabilities.
     pub flags: u32,
     /// The region.
     pub index: u32,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub bytes: u64,
-    /// Where it starts in the descriptor.
+    /// The offset of the region in the descriptor.
     pub offset: u64,
-    /// The parts that may be mapped; all of it where there are none.
+    /// The areas that may be mapped; none means all of it.
     pub areas: Vec<SparseArea>,
 }
 
 impl RegionInfo {
     /// Bytes of the command's body, and of the reply's without areas.
     pub const BYTES: u32 = 32;
-    /// May be read.
+    /// Readable.
     pub const READ: u32 = 1;
-    /// May be written.
+    /// Writable.
     pub const WRITE: u32 = 1 << 1;
-    /// May be mapped.
+    /// Mappable.
     pub const MMAP: u32 = 1 << 2;
     /// Capabilities follow.
     pub const CAPABILITIES: u32 = 1 << 3;
 
     const SPARSE_MMAP: u16 = 1;
 
-    /// Bytes of the reply's body with `areas` areas; `None` when the protocol cannot say so many.
+    /// Bytes of the reply's body with `areas` areas; `None` above 32 bits.
     #[must_use]
     pub fn bytes_with(areas: usize) -> Option<u32> {
         match areas {
@@ -53,12 +52,12 @@ impl RegionInfo {
         }
     }
 
-    /// Reads the command's body: the index asked for and the room for the reply. The other fields are the reply's, and
-    /// clients send the whole buffer that the reply is to fill.
+    /// Reads the command's body: the index and the room for the reply. Other fields are the reply's and ignored; clients send
+    /// the whole buffer for it.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`].
-    pub fn read_command(body: &[u8]) -> Result<(u32, u32), Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`].
+    pub fn read_command(body: &[u8]) -> Result<(u32, u32), RequestError> {
         let mut fields = Fields::new(body);
         let argsz = fields.argsz(Self::BYTES)?;
         let (_flags, index, _capabilities) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -71,11 +70,11 @@ impl RegionInfo {
         out.u32(argsz).u32(0).u32(index).u32(0).u64(0).u64(0);
     }
 
-    /// Reads the reply's body, and of its capabilities the areas.
+    /// Reads the reply's body, and the areas of its capabilities.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::Count`].
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::Count`].
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         let argsz = fields.argsz(Self::BYTES)?;
         let (flags, index, first) = (fields.u32()?, fields.u32()?, fields.u32()?);
@@ -85,7 +84,7 @@ impl RegionInfo {
         let mut before = 0;
         while next > before {
             let chain = body.get(next as usize..);
-            let mut fields = Fields::new(chain.ok_or(Refusal::Count { count: u64::from(next) })?);
+            let mut fields = Fields::new(chain.ok_or(RequestError::Count { count: u64::from(next) })?);
             let (id, _version) = (fields.u16()?, fields.u16()?);
             before = next;
             next = fields.u32()?;
@@ -100,7 +99,7 @@ impl RegionInfo {
         Ok(Self { argsz, flags, index, bytes, offset, areas })
     }
 
-    /// Writes the reply's body, with its areas where the flags say that capabilities follow.
+    /// Writes the reply's body, with its areas if the flags have capabilities.
     pub fn write(&self, out: &mut Vec<u8>) {
         let follow = self.flags & Self::CAPABILITIES != 0;
         let first = if follow { Self::BYTES } else { 0 };
@@ -114,21 +113,21 @@ impl RegionInfo {
     }
 }
 
-/// How the descriptor of a [`IoSubregion`] is told of an access.
+/// The kind of descriptor of an [`IoSubregion`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IoRegionKind {
-    /// An eventfd: a write is one more in its count.
+    /// An eventfd, signalled at each write.
     Eventfd {
         /// `KVM_IOEVENTFD_FLAG_*`.
         flags: u32,
-        /// Only writes of this value, where the flags say so.
+        /// The only value that is signalled, depending on the flags.
         datamatch: u64,
     },
     /// An ioregionfd: accesses are messages on it.
     Ioregion {
         /// `KVM_IOREGION_*`.
         flags: u32,
-        /// Comes back in each message.
+        /// Repeated in each message.
         user_data: u64,
     },
 }
@@ -136,38 +135,38 @@ pub enum IoRegionKind {
 /// A part of a region whose accesses go to a descriptor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoSubregion {
-    /// Where it starts in the region, in bytes.
+    /// The offset in the region, in bytes.
     pub offset: u64,
-    /// The length of an access in bytes; 0 where it does not matter.
+    /// The length of an access in bytes; 0 for any.
     pub bytes: u64,
-    /// Which of the descriptors that come along.
+    /// The index of the descriptor.
     pub descriptor: u32,
-    /// How it is told.
+    /// The kind of descriptor.
     pub kind: IoRegionKind,
 }
 
 /// The bodies of DEVICE_GET_REGION_IO_FDS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IoRegionsInfo {
-    /// Bytes that the whole reply's body needs.
+    /// Bytes of the complete reply body.
     pub argsz: u32,
     /// The region.
     pub index: u32,
-    /// The parts; none where the client had no room for them.
+    /// The subregions; empty if the client had no room for them.
     pub subregions: Vec<IoSubregion>,
 }
 
 impl IoRegionsInfo {
-    /// Bytes of the command's body, and of the reply's without parts.
+    /// Bytes of the command's body, and of the reply's without subregions.
     pub const BYTES: u32 = 16;
-    /// Bytes of one part.
+    /// Bytes of a subregion.
     pub const SUBREGION: u32 = 40;
 
-    /// Reads the command's body: the index asked for and the room for the reply.
+    /// Reads the command's body: the index and the room for the reply.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::NotZero`].
-    pub fn read_command(body: &[u8]) -> Result<(u32, u32), Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::NotZero`].
+    pub fn read_command(body: &[u8]) -> Result<(u32, u32), RequestError> {
         let mut fields = Fields::new(body);
         let argsz = fields.argsz(Self::BYTES)?;
         fields.zero32("flags")?;
@@ -184,8 +183,8 @@ impl IoRegionsInfo {
     /// Reads the reply's body.
     ///
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::ArgSize`], [`Refusal::NotZero`], [`Refusal::Flags`] for an unknown kind.
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::ArgSize`], [`RequestError::NotZero`], [`RequestError::Flags`] for an unknown kind.
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         let argsz = fields.argsz(Self::BYTES)?;
         fields.zero32("flags")?;
@@ -199,7 +198,7 @@ impl IoRegionsInfo {
             let kind = match number {
                 0 => IoRegionKind::Eventfd { flags, datamatch: value },
                 1 => IoRegionKind::Ioregion { flags, user_data: value },
-                _ => return Err(Refusal::Flags { flags: number }),
+                _ => return Err(RequestError::Flags { flags: number }),
             };
             subregions.push(IoSubregion { offset, bytes, descriptor, kind });
         }
@@ -229,13 +228,13 @@ impl IoRegionsInfo {
 /// The body of REGION_READ and REGION_WRITE, and of their replies; data follows in a write and in the reply to a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RegionAccess<'a> {
-    /// Where in the region, in bytes.
+    /// The offset in the region, in bytes.
     pub offset: u64,
     /// The region.
     pub region: u32,
-    /// How many bytes; `offset + count` does not wrap.
+    /// The number of bytes; `offset + count` does not wrap.
     pub count: u32,
-    /// Those bytes, or nothing.
+    /// The data, or nothing.
     pub data: &'a [u8],
 }
 
@@ -244,8 +243,8 @@ impl<'a> RegionAccess<'a> {
     pub const BYTES: u32 = 16;
 
     /// # Errors
-    /// [`Refusal::Size`], [`Refusal::Range`] (no bytes, or past the end of any region).
-    pub fn read(body: &'a [u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Size`], [`RequestError::Range`] (no bytes, or beyond 2^64).
+    pub fn read(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         let (offset, region, count) = (fields.u64()?, fields.u32()?, fields.u32()?);
         span(offset, count)?;
@@ -258,11 +257,11 @@ impl<'a> RegionAccess<'a> {
     }
 }
 
-fn span(offset: u64, count: u32) -> Result<(), Refusal> {
+fn span(offset: u64, count: u32) -> Result<(), RequestError> {
     let bytes = u64::from(count);
     match offset.checked_add(bytes) {
         Some(_) if bytes > 0 => Ok(()),
-        _ => Err(Refusal::Range { start: offset, bytes }),
+        _ => Err(RequestError::Range { start: offset, bytes }),
     }
 }
 
@@ -276,7 +275,7 @@ pub struct RegionWrite {
 }
 
 impl RegionWrite {
-    /// `data` to `offset` of `region`; `None` unless there are 1 to 8 bytes that lie below 2^64.
+    /// A write of `data` to `offset` of `region`; `None` unless it has 1 to 8 bytes below 2^64.
     #[must_use]
     pub fn new(region: u32, offset: u64, data: &[u8]) -> Option<Self> {
         let mut padded = [0; 8];
@@ -286,7 +285,7 @@ impl RegionWrite {
         Some(Self { offset, region, count, data: padded })
     }
 
-    /// Where in the region, in bytes.
+    /// The offset in the region, in bytes.
     #[must_use]
     pub fn offset(&self) -> u64 {
         self.offset
@@ -310,7 +309,7 @@ impl RegionWrite {
 pub struct RegionWrites(Vec<RegionWrite>);
 
 impl RegionWrites {
-    /// The least body: a count.
+    /// The length of the shortest body: a count.
     pub const LEAST: u32 = 8;
 
     /// These writes, in this order.
@@ -326,20 +325,20 @@ impl RegionWrites {
     }
 
     /// # Errors
-    /// [`Refusal::Count`] (no writes, more or fewer than follow, or one with none or more than 8 bytes),
-    /// [`Refusal::Range`], [`Refusal::Size`].
-    pub fn read(body: &[u8]) -> Result<Self, Refusal> {
+    /// [`RequestError::Count`] (no writes, a wrong count, or a write of 0 or more than 8 bytes), [`RequestError::Range`],
+    /// [`RequestError::Size`].
+    pub fn read(body: &[u8]) -> Result<Self, RequestError> {
         let mut fields = Fields::new(body);
         let count = fields.u64()?;
         let there = (body.len() as u64 - u64::from(Self::LEAST)) / 24;
         if count == 0 || count != there {
-            return Err(Refusal::Count { count });
+            return Err(RequestError::Count { count });
         }
         let mut writes = Vec::with_capacity(there as usize);
         for _ in 0..count {
             let (offset, region, count) = (fields.u64()?, fields.u32()?, fields.u32()?);
             if !(1..=8).contains(&count) {
-                return Err(Refusal::Count { count: u64::from(count) });
+                return Err(RequestError::Count { count: u64::from(count) });
             }
             span(offset, count)?;
             writes.push(RegionWrite { offset, region, count, data: fields.eight()? });
@@ -356,11 +355,11 @@ impl RegionWrites {
         }
     }
 
-    /// Reads the reply's body: how many writes were performed.
+    /// Reads the reply's body: the number of writes performed.
     ///
     /// # Errors
-    /// [`Refusal::Size`].
-    pub fn read_reply(body: &[u8]) -> Result<u64, Refusal> {
+    /// [`RequestError::Size`].
+    pub fn read_reply(body: &[u8]) -> Result<u64, RequestError> {
         let mut fields = Fields::new(body);
         let done = fields.u64()?;
         fields.end()?;

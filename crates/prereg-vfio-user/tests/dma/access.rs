@@ -1,9 +1,9 @@
-//! Reading and writing: across mappings, in memory that is elsewhere, numbers, bounds.
+//! Reads and writes: across mappings, in remote memory, numbers, bounds.
 
 use prereg::{Access, Errno, Iova};
 use prereg_vfio_user::server::{DmaError, MemoryPolicy, RemoteError};
 
-use crate::world::{Client, PAGE, byte_of, iova, sealed, store, unsealed};
+use crate::fixture::{Client, PAGE, byte_of, iova, sealed, store, unsealed};
 
 #[test]
 fn copies_go_across_mappings_files_and_to_the_far_side() {

@@ -1,4 +1,4 @@
-//! Memory that is pinned after its DMA_MAP was answered. The pretended host blocks pins until the test lets them go on.
+//! Memory that is pinned after the reply to its DMA_MAP. The simulated host blocks pins until the test lets them continue.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +9,8 @@ use prereg_linux::GuestMemory;
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
 
+use crate::fixture::{Client, PAGE, iova, pinned, sealed, unsealed};
 use crate::hooked::everywhere;
-use crate::world::{Client, PAGE, iova, pinned, sealed, unsealed};
 
 /// Pages of a piece.
 const PIECE: u64 = 4;
@@ -29,13 +29,13 @@ struct GateState {
     begun: u64,
     /// Pins up to this number wait.
     held: u64,
-    /// Pins from this number on fail, up to the other one, and how.
+    /// Pins from the first number up to the second fail, with this error.
     failing: (u64, u64),
     failure: Option<PinError>,
 }
 
 impl Gate {
-    /// Waits at the gate. Answers whether the pin may be made.
+    /// Waits at the gate. Returns whether the pin may be made.
     fn pass(&self) -> Result<(), PinError> {
         let mut state = self.state.lock().unwrap();
         state.begun += 1;
@@ -48,12 +48,12 @@ impl Gate {
         state.failure.filter(|_| fails).map_or(Ok(()), Err)
     }
 
-    /// Lets the first pin wait.
+    /// Makes the first pin wait.
     pub(crate) fn hold_first(&self) {
         self.hold_up_to(1);
     }
 
-    /// Lets pins up to this number wait.
+    /// Lets pins up to this number continue.
     fn hold_up_to(&self, number: u64) {
         self.state.lock().unwrap().held = number;
     }
@@ -68,7 +68,7 @@ impl Gate {
         (state.failing, state.failure) = ((from, to), Some(failure));
     }
 
-    /// Waits until so many pins were begun.
+    /// Waits until this many pins have begun.
     pub(crate) fn wait_begun(&self, pins: u64) {
         let state = self.state.lock().unwrap();
         drop(self.changed.wait_while(state, |state| state.begun < pins).unwrap());
@@ -79,7 +79,7 @@ impl Gate {
     }
 }
 
-pub(crate) fn world(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
+pub(crate) fn fixture(policy: MemoryPolicy) -> (SimHost, Arc<Gate>, Arc<MemoryStore>) {
     let (host, gate) = (SimHost::new(Granule::K4), Arc::new(Gate::default()));
     let pass = Arc::clone(&gate);
     let space = AddressSpace::builder(everywhere(&host, move || pass.pass())).build().unwrap();
@@ -106,7 +106,7 @@ struct Held {
 }
 
 fn held(pages: u64) -> Held {
-    let (host, gate, store) = world(POLICY);
+    let (host, gate, store) = fixture(POLICY);
     gate.hold_first();
     let (_memory, fd) = filled(pages, pages);
     let client = Client::new(&store, 1);
@@ -126,7 +126,7 @@ fn a_map_is_answered_and_looked_at_while_its_memory_is_being_pinned() {
     let state = store.snapshot();
     assert_eq!((pinned(&store), state.pinning_mappings, state.registrations), (16, 0, 4));
     assert_eq!((state.files[0].registered_bytes, state.files[0].promised_bytes), (16 * PAGE, 0));
-    // What is pinned already is mapped as ever.
+    // Pinned memory can be mapped meanwhile.
     client.map(100, 2, &fd, 5).unwrap();
     assert_eq!(store.snapshot().shared, 1);
     drop(client);
@@ -141,7 +141,7 @@ fn a_device_overtakes_the_background_and_is_not_held_up_by_it() {
     assert_eq!((gate.begun(), pinned(&store)), (2, PIECE), "only the piece that it touched");
     client.dma.write(iova(14), b"once").unwrap();
     assert_eq!(gate.begun(), 2);
-    // Who wants the very piece that is being pinned has it by that pin.
+    // A thread that needs the piece being pinned waits for that pin.
     std::thread::scope(|scope| {
         let access = scope.spawn(|| client.dma.write(iova(1), b"both"));
         gate.hold_none();
@@ -155,7 +155,7 @@ fn a_device_overtakes_the_background_and_is_not_held_up_by_it() {
 
 #[test]
 fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
-    let (host, gate, store) = world(MemoryPolicy::BACKGROUND);
+    let (host, gate, store) = fixture(MemoryPolicy::BACKGROUND);
     let Some(sparse) = unsealed(1) else { return };
     sparse.set_len(1 << 40).unwrap();
     let client = Client::new(&store, 1);
@@ -164,8 +164,8 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
     assert_eq!((gate.begun(), pinned(&store), sparse.metadata().unwrap().blocks()), (0, 0, 0));
     assert_eq!(store.snapshot().files[0].promised_bytes, 1 << 40);
     drop(client);
-    // With a limit it is refused, also before anything is pinned; the reason is noted once a client.
-    let (limited_host, gate, limited) = world(MemoryPolicy::BACKGROUND.with_total_bytes(1 << 30));
+    // Above the limit it is refused before anything is pinned; the reason is noted once a client.
+    let (limited_host, gate, limited) = fixture(MemoryPolicy::BACKGROUND.with_total_bytes(1 << 30));
     let client = Client::new(&limited, 5);
     for _ in 0..3 {
         let refused = client.map(0, (1 << 40) / PAGE, &sparse, 0).unwrap_err();
@@ -185,7 +185,7 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
 
 #[test]
 fn only_pieces_with_pages_are_pinned_before_a_device_comes() {
-    let (_host, _gate, store) = world(POLICY);
+    let (_host, _gate, store) = fixture(POLICY);
     let (memory, fd) = sealed(32);
     // A full piece, half of one, and a single page.
     for page in [8, 9, 10, 11, 16, 17, 24] {
@@ -208,7 +208,7 @@ fn unmapping_ends_what_is_under_way_and_does_not_wait_for_it() {
     gate.hold_none();
     store.wait_for_background();
     assert_eq!(gate.begun(), 1, "no further piece");
-    // The one piece stays with the file, as memory that was unmapped does, and can be mapped again.
+    // The piece stays registered, as unmapped memory does, and can be mapped again.
     client.map(0, 1, &fd, 0).unwrap();
     assert_eq!((gate.begun(), client.space.snapshot().iova.mappings), (1, 1));
     drop((client, store));
@@ -230,12 +230,12 @@ fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
 
 #[test]
 fn a_client_that_is_cut_off_sees_nothing_of_a_cancelled_pin() {
-    let (host, gate, store) = world(MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE));
+    let (host, gate, store) = fixture(MemoryPolicy::BACKGROUND.with_extent(PIECE * PAGE));
     let (memory, fd) = filled(16, 0);
     let client = Client::new(&store, 1);
     client.map(0, 16, &fd, 0).unwrap();
     store.wait_for_background();
-    // As a completion queue: held before the end, written after it.
+    // Like a completion queue: held before the end, written after it.
     let queue = client.hold(0, 1);
     queue.write(0, &[1; 8]).unwrap();
     gate.hold_up_to(2);
@@ -272,9 +272,9 @@ fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
 
 #[test]
 fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
-    let (_host, gate, store) = world(POLICY);
+    let (_host, gate, store) = fixture(POLICY);
     const BAD: PinError = PinError::Fault { ua: UserAddr::new(0), why: "of the test" };
-    // The second piece in the background, and the device's first tries.
+    // The second piece in the background, and the device's first attempts.
     gate.fail(2, 3, BAD);
     let (_memory, fd) = filled(16, 16);
     let client = Client::new(&store, 9);
@@ -303,7 +303,7 @@ fn the_background_ends_at_the_first_piece_without_room_and_says_so_once() {
     const STOPPED: PinError =
         PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "of the test" };
     for failure in [PinError::OutOfMemory, FULL, STOPPED] {
-        let (host, gate, store) = world(POLICY);
+        let (host, gate, store) = fixture(POLICY);
         gate.fail(2, 100, failure);
         let (_memory, fd) = filled(64, 64);
         let client = Client::new(&store, 9);
@@ -326,14 +326,14 @@ fn the_background_ends_at_the_first_piece_without_room_and_says_so_once() {
 
 #[test]
 fn clients_share_the_charge_of_one_file_and_the_room_for_all() {
-    let (host, _gate, store) = world(POLICY.with_total_bytes(20 * PAGE).with_client_bytes(16 * PAGE));
+    let (host, _gate, store) = fixture(POLICY.with_total_bytes(20 * PAGE).with_client_bytes(16 * PAGE));
     let ((_a, shared), (_b, other), (_c, large)) = (filled(12, 12), filled(10, 0), filled(20, 0));
     let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
     one.map(0, 12, &shared, 0).unwrap();
     two.map(0, 12, &shared, 0).unwrap();
     store.wait_for_background();
     assert_eq!(pinned(&store), 12);
-    // A client's own limit comes first. Whole pieces are charged, as far as the file has them.
+    // A client's own limit is checked first. Whole pieces are charged, up to the end of the file.
     let refused = two.map(100, 10, &other, 0).unwrap_err();
     assert_eq!(refused, MapMemoryError::Quota { bytes: 10 * PAGE, left: 4 * PAGE });
     two.map(100, 3, &other, 0).unwrap();
@@ -342,7 +342,7 @@ fn clients_share_the_charge_of_one_file_and_the_room_for_all() {
     let refused = three.map(0, 5, &large, 0).unwrap_err();
     assert_eq!(refused, MapMemoryError::Limit { bytes: 8 * PAGE, used: 16 * PAGE, limit: 20 * PAGE });
     three.map(0, 4, &large, 8).unwrap();
-    // What was unmapped makes room, pinned or not.
+    // Unmapped memory makes room, pinned or not.
     two.unmap(100, 3);
     two.unmap(200, 2);
     three.map(4, 4, &large, 0).unwrap();
@@ -356,13 +356,13 @@ fn clients_share_the_charge_of_one_file_and_the_room_for_all() {
 
 #[test]
 fn maps_that_come_and_go_faster_than_they_are_pinned_do_not_pile_up() {
-    let (_host, gate, store) = world(POLICY);
+    let (_host, gate, store) = fixture(POLICY);
     gate.hold_first();
     let (_memory, fd) = filled(4, 4);
     let client = Client::new(&store, 1);
     client.map(0, 1, &fd, 0).unwrap();
     gate.wait_begun(1);
-    // As many threads as the store may have are kept busy by one piece, which all mappings want.
+    // All threads of the store are busy with one piece, which all mappings need.
     for _ in 0..5000 {
         client.map(1, 1, &fd, 1).unwrap();
         client.unmap(1, 1);

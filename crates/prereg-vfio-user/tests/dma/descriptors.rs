@@ -1,4 +1,4 @@
-//! Descriptors that are no memory, not enough of it, or not open for what is asked.
+//! Descriptors that are no memory, too short, or not open for the access.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use prereg::{Access, Errno, Iova};
 use prereg_vfio_user::server::MemoryPolicy;
 
-use crate::world::{Client, PAGE, another, iova, pinned, sealed, store, unsealed};
+use crate::fixture::{Client, PAGE, another, iova, pinned, sealed, store, unsealed};
 
-/// The same file, opened anew.
+/// The file, opened again.
 fn reopened(file: &impl AsFd, options: &OpenOptions) -> File {
     options.open(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).unwrap()
 }
@@ -63,7 +63,7 @@ fn a_descriptor_must_be_open_for_what_the_device_does() {
     assert_eq!(client.space.snapshot().files, 0);
     client.map(0, 2, &file, 0).unwrap();
     assert_eq!(errno(&read_only, Access::Write), Errno::EACCES);
-    // It is registered already, and the mapping keeps the device from writing.
+    // It is registered already, and the mapping does not allow the device to write.
     client.map_for(10, 1, &read_only, 1, Access::Read).unwrap();
     assert!(client.dma.read(iova(10), &mut [0; 8]).is_ok());
     assert_eq!(client.dma.write(iova(10), &[1]).unwrap_err().errno(), Errno::EACCES);
@@ -78,7 +78,7 @@ fn memory_that_cannot_be_pinned_is_reached_through_the_client() {
     let (_memory, fd) = sealed(2);
     let read_only = reopened(&fd, OpenOptions::new().read(true));
     let mut files = vec![(read_only, Access::Read)];
-    // The file system of the sources may be in memory itself.
+    // The file system of the sources may be tmpfs.
     if let Ok(file) = tempfile::tempfile_in(".") {
         file.set_len(2 * PAGE).unwrap();
         if prereg_linux::SharedFile::of(another(&file)).is_err() {

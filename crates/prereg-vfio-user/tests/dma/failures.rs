@@ -1,12 +1,12 @@
-//! Every call to the outside fails once: nothing is left of the operation it was made for.
+//! Every port call fails once: nothing is left of its operation.
 
 use prereg::{AddressSpace, Granule};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 use std::sync::Arc;
 
+use crate::fixture::{Client, PAGE, sealed};
 use crate::hooked::everywhere;
-use crate::world::{Client, PAGE, sealed};
 
 fn play(policy: MemoryPolicy, fail: u64) -> bool {
     let host = SimHost::new(Granule::K4);
@@ -16,16 +16,16 @@ fn play(policy: MemoryPolicy, fail: u64) -> bool {
     ));
     let (_memory, fd) = sealed(32);
     let (_other_memory, other) = sealed(32);
-    // Whole files are registered by the first map of them.
+    // Whole files are registered by their first map.
     let fd_of_two = if policy == MemoryPolicy::EAGER { &other } else { &fd };
     let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
     one.map(0, 1, &fd, 20).unwrap();
-    let _ = one.dma.hold(crate::world::iova(0), 1, prereg::Access::Read).unwrap();
+    let _ = one.dma.hold(crate::fixture::iova(0), 1, prereg::Access::Read).unwrap();
     let before = (host.pinned_pages(), host.charged_pages());
     host.fail_nth(fail);
     let mapped = two.map(0, 16, fd_of_two, 2).and_then(|()| {
         // Memory at first use fails here instead.
-        let held = two.dma.hold(crate::world::iova(1), 14 * PAGE, prereg::Access::Read);
+        let held = two.dma.hold(crate::fixture::iova(1), 14 * PAGE, prereg::Access::Read);
         held.map(|_| ()).map_err(|_| prereg_vfio_user::server::MapMemoryError::Disconnected)
     });
     let failed = host.has_failed();
@@ -34,11 +34,11 @@ fn play(policy: MemoryPolicy, fail: u64) -> bool {
     if failed {
         assert_eq!((host.pinned_pages(), host.charged_pages()), before, "after failing call {fail}");
         assert_eq!(two.space.snapshot().iova.accesses, 0);
-        // And it can be done after all.
+        // Without the failure it succeeds.
         if two.space.snapshot().iova.mappings == 0 {
             two.map(0, 16, fd_of_two, 2).unwrap();
         }
-        assert!(two.dma.hold(crate::world::iova(1), 14 * PAGE, prereg::Access::Read).is_ok());
+        assert!(two.dma.hold(crate::fixture::iova(1), 14 * PAGE, prereg::Access::Read).is_ok());
     }
     drop((one, two));
     host.assert_clean();

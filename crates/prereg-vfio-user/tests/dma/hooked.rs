@@ -1,4 +1,4 @@
-//! A back end with calls of the test before and after its pins and unpins.
+//! A back end that calls hooks of the test before and after its pins and unpins.
 
 use prereg::{
     AddressKind, Charge, ChargeError, DirtyPages, Granule, PageSink, Pin, PinError, PinId, UserRange,
@@ -29,7 +29,7 @@ impl<P> Hooked<P> {
     }
 }
 
-/// A pretended host on which every address is memory; `admits` is called before each pin.
+/// A simulated host on which every address is memory; `admits` is called before each pin.
 pub(crate) fn everywhere(
     host: &SimHost,
     admits: impl Fn() -> Result<(), PinError> + Send + Sync + 'static,
@@ -44,7 +44,7 @@ pub(crate) fn everywhere(
     Hooked { admits: Box::new(admits), unpinned: Box::new(unpinned), ..Hooked::new(host.clone()) }
 }
 
-// SAFETY: every call is passed on to a back end that keeps the promise.
+// SAFETY: every call is forwarded to a back end that keeps the contract.
 #[expect(unsafe_code, reason = "what the addresses are is a promise")]
 unsafe impl<P: Pin> Pin for Hooked<P> {
     fn name(&self) -> &'static str {

@@ -1,4 +1,4 @@
-//! Pins that finish after the world around them changed.
+//! Pins that finish after the state around them changed.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use prereg::{AddressSpace, Errno, Granule, PinError};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore};
 
-use crate::background::{filled, world};
+use crate::background::{filled, fixture};
+use crate::fixture::{Client, PAGE, another, pinned, pins, sealed};
 use crate::hole::punch;
 use crate::hooked::{Hooked, everywhere};
-use crate::world::{Client, PAGE, another, pinned, pins, sealed};
 
 #[test]
 fn a_pin_of_pages_that_were_taken_out_meanwhile_is_made_again() {
@@ -52,7 +52,7 @@ fn a_pin_of_pages_that_were_taken_out_meanwhile_is_made_again() {
 #[test]
 fn memory_that_is_unmapped_and_mapped_again_while_it_is_pinned_is_charged_once() {
     let (host, gate, store) =
-        world(MemoryPolicy::BACKGROUND.with_extent(4 * PAGE).with_total_bytes(6 * PAGE));
+        fixture(MemoryPolicy::BACKGROUND.with_extent(4 * PAGE).with_total_bytes(6 * PAGE));
     gate.hold_first();
     let (_memory, fd) = filled(4, 4);
     let client = Client::new(&store, 1);

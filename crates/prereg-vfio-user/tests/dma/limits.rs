@@ -1,4 +1,4 @@
-//! Memory that there is not enough of, and clients that want too much.
+//! Limits: too little memory, and clients that request too much.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, mpsc};
@@ -10,10 +10,10 @@ use prereg_linux::{GuestMemory, MemlockAccount};
 use prereg_sim::SimHost;
 use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
 
-use crate::background::{filled, world};
+use crate::background::{filled, fixture};
+use crate::fixture::{Client, PAGE, another, iova, pinned, pins, sealed, store};
 use crate::hole::punch;
 use crate::hooked::{Hooked, everywhere};
-use crate::world::{Client, PAGE, another, iova, pinned, pins, sealed, store};
 
 fn limited(pages: u64, policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     let account = MemlockAccount::with_limit(Granule::K4, Some(pages));
@@ -43,7 +43,7 @@ fn memory_that_nothing_maps_makes_room_for_memory_that_is_wanted() {
     one.map(0, 6, &first, 0).unwrap();
     assert_eq!(two.map(0, 8, &second, 0).unwrap_err().errno(), Errno::ENOMEM);
     assert_eq!(two.space.snapshot().files, 0, "a refused file is not kept");
-    // As a DIMM that was unplugged: still named, no longer mapped.
+    // Like an unplugged DIMM: its file stays, but is not mapped any more.
     one.unmap(0, 6);
     two.map(0, 8, &second, 0).unwrap();
     assert_eq!(pinned(&store), 8);
@@ -64,7 +64,7 @@ fn one_client_has_a_bound_of_its_own() {
     assert_eq!(error.errno(), Errno::ENOMEM);
     two.map(0, 1, &second, 0).unwrap();
     assert_eq!(pinned(&store), 11);
-    // What is registered already costs nothing more in all, but it counts for each client that has it.
+    // Registered memory costs nothing more in total, but counts for each client that uses it.
     let shared = MapMemoryError::Quota { bytes: 5 * PAGE, left: 4 * PAGE };
     assert_eq!(one.map(1, 1, &second, 0), Err(shared));
     assert_eq!((pinned(&store), one.space.snapshot().files), (11, 1));
@@ -76,16 +76,16 @@ fn one_client_has_a_bound_of_its_own() {
 #[test]
 fn memory_that_another_client_had_charged_counts_whenever_it_is_mapped() {
     for policy in [MemoryPolicy::BACKGROUND, MemoryPolicy::EAGER, MemoryPolicy::FIRST_USE] {
-        let (_host, _gate, store) = world(policy.with_extent(2 * PAGE).with_client_bytes(8 * PAGE));
+        let (_host, _gate, store) = fixture(policy.with_extent(2 * PAGE).with_client_bytes(8 * PAGE));
         let ((_a, large), (_b, small)) = (filled(8, 8), filled(2, 2));
         let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
         two.map(0, 8, &large, 0).unwrap();
-        // At first use memory stays as long as an access holds it, and is released for others after that.
+        // Memory at first use stays as long as an access holds it, and can be released for others after that.
         let held = two.hold(0, 8);
         store.wait_for_background();
         one.map(0, 2, &small, 0).unwrap();
         let own = one.hold(0, 2);
-        // Registered, so it needs no charge: refused for the client's own limit all the same.
+        // Registered, so it needs no charge, but refused for the client's own limit.
         let refused = one.map(10, 2, &large, 0).unwrap_err();
         assert_eq!(refused, MapMemoryError::Quota { bytes: 8 * PAGE, left: 6 * PAGE }, "{policy:?}");
         let state = store.snapshot();
@@ -101,7 +101,7 @@ fn memory_that_another_client_had_charged_counts_whenever_it_is_mapped() {
 #[test]
 fn memory_that_was_released_all_over_a_file_is_registered_again_in_few_mappings() {
     const PIECES: u64 = 1000;
-    let (host, _gate, store) = world(MemoryPolicy::EAGER.with_extent(PAGE).with_total_bytes(PIECES * PAGE));
+    let (host, _gate, store) = fixture(MemoryPolicy::EAGER.with_extent(PAGE).with_total_bytes(PIECES * PAGE));
     let ((_a, fd), (_b, other)) = (sealed(PIECES), sealed(PIECES / 2));
     let (one, two) = (Client::new(&store, 1), Client::new(&store, 2));
     for page in 0..PIECES {
@@ -125,7 +125,7 @@ fn memory_that_was_released_all_over_a_file_is_registered_again_in_few_mappings(
 #[test]
 fn maps_of_the_same_memory_over_and_over_run_into_a_bound_and_are_counted() {
     const PAGES: u64 = 4096;
-    let (_host, _gate, store) = world(MemoryPolicy::EAGER.with_extent(PAGE));
+    let (_host, _gate, store) = fixture(MemoryPolicy::EAGER.with_extent(PAGE));
     let (_memory, fd) = sealed(PAGES);
     let client = Client::new(&store, 1);
     let mut mapped = 0;
@@ -137,9 +137,9 @@ fn maps_of_the_same_memory_over_and_over_run_into_a_bound_and_are_counted() {
     };
     let used = mapped * PAGES;
     assert_eq!(mapped, (1 << 18) / PAGES);
-    let full = IovaMapError::PieceLimit { pieces: PAGES, used, limit: 1 << 18 };
+    let full = IovaMapError::SegmentLimit { segments: PAGES, used, limit: 1 << 18 };
     assert_eq!((refused, refused.errno()), (MapMemoryError::Map(full), Errno::ENOSPC));
-    assert_eq!((store.snapshot().refused_maps, client.space.snapshot().iova.pieces), (1, used));
+    assert_eq!((store.snapshot().refused_maps, client.space.snapshot().iova.segments), (1, used));
     let kinds: Vec<_> = store.take_notes().iter().map(|note| note.kind).collect();
     assert_eq!(kinds, [NoteKind::MapRefused]);
     client.unmap(0, PAGES);
@@ -193,7 +193,7 @@ fn a_file_full_of_holes_runs_into_a_bound_and_not_the_process() {
     let mut refused = 0;
     for piece in 0..MOST + 9 {
         let page = 2 * piece;
-        // The other half of the piece stays mapped until the half that was punched is registered again.
+        // The other half of the piece stays mapped until the punched half is registered again.
         client.map(100_000 + page, 2, &fd, page).unwrap();
         punch(fd.as_fd(), page * PAGE, PAGE);
         match client.map(page, 1, &fd, page) {
@@ -250,7 +250,7 @@ fn holes_do_not_make_a_client_exceed_the_limits() {
         client.dma.write(iova(0), b"pinned").unwrap();
         assert_eq!(pinned(&store), 4);
         punch(fd.as_fd(), 0, 4 * PAGE);
-        // The old pages are mapped, and new ones do not fit beside them.
+        // The old pages are mapped, and new ones do not fit besides them.
         assert_eq!(client.map(200, 4, &fd, 0).unwrap_err().errno(), Errno::ENOMEM);
         assert!(client.dma.write(iova(100), b"promised").is_err());
         assert_eq!(pinned(&store), 4);
@@ -273,7 +273,7 @@ fn a_map_that_can_never_fit_costs_no_other_client_its_idle_memory() {
         one.unmap(0, 6);
         assert_eq!(two.map(0, 1, &large, 0).unwrap_err().errno(), Errno::ENOMEM);
         assert_eq!(pinned(&store), 6);
-        // Its own idle memory makes room for a client with a bound of its own.
+        // The client's own idle memory makes room within its limit.
         let (_c, other) = sealed(8);
         one.map(0, 1, &other, 0).unwrap();
     }
@@ -281,7 +281,7 @@ fn a_map_that_can_never_fit_costs_no_other_client_its_idle_memory() {
 
 #[test]
 fn other_clients_map_while_memory_is_unpinned_to_make_room() {
-    /// How long it takes to fail when the other client is made to wait.
+    /// Time after which the test fails if the other client is made to wait.
     const PATIENCE: Duration = Duration::from_secs(10);
     let host = SimHost::new(Granule::K4);
     let (map_other, asked) = mpsc::channel::<()>();
@@ -306,7 +306,7 @@ fn other_clients_map_while_memory_is_unpinned_to_make_room() {
         scope.spawn(move || {
             asked.recv_timeout(PATIENCE).unwrap();
             other.map(0, 1, file, 0).unwrap();
-            // Not received when the test has failed already.
+            // The receiver is gone if the test has failed already.
             let _ = mapped.send(());
         });
         two.map(0, 8, &wanted, 0).unwrap();

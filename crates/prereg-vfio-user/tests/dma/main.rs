@@ -1,10 +1,11 @@
-//! Clients' memory: registered once, mapped often, taken away in every way a client can.
+//! Client memory: registered once, mapped often, and removed in every way a client can.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod access;
 mod background;
 mod descriptors;
 mod failures;
+mod fixture;
 mod hole;
 mod hooked;
 mod late;
@@ -13,4 +14,3 @@ mod policy;
 mod sharing;
 mod stale;
 mod threads;
-mod world;

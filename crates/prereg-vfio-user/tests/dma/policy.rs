@@ -1,9 +1,9 @@
-//! When memory is registered, and how much of it at a time.
+//! Policies: time and size of registrations.
 
 use prereg::Access;
 use prereg_vfio_user::server::{DmaError, MemoryPolicy};
 
-use crate::world::{Client, PAGE, iova, pinned, sealed, store, unsealed};
+use crate::fixture::{Client, PAGE, iova, pinned, sealed, store, unsealed};
 
 #[test]
 fn pieces_are_registered_as_they_are_mapped() {

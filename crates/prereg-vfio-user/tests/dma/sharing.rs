@@ -1,9 +1,9 @@
-//! One file is registered once, and as long as a client that named it is there.
+//! A file is registered once, as long as a client uses it.
 
 use prereg::Access;
 use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy};
 
-use crate::world::{Client, PAGE, iova, pinned, sealed, store};
+use crate::fixture::{Client, PAGE, iova, pinned, sealed, store};
 
 #[test]
 fn a_thousand_maps_of_two_clients_are_one_pin() {

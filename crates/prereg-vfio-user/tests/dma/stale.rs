@@ -1,4 +1,4 @@
-//! Files that are made shorter, longer, or get holes while they are mapped, or between two mappings.
+//! Files that are truncated, extended or get holes while they are mapped, or between two mappings.
 
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -8,8 +8,8 @@ use prereg::Access;
 use prereg_linux::{GuestMemory, HugeSize, PageBacking, Pagemap};
 use prereg_vfio_user::server::{DmaError, MemoryPolicy};
 
+use crate::fixture::{Client, PAGE, byte_of, iova, pinned, sealed, store, unsealed};
 use crate::hole::punch;
-use crate::world::{Client, PAGE, byte_of, iova, pinned, sealed, store, unsealed};
 
 #[test]
 fn a_file_that_shrinks_under_an_access_is_an_error_and_no_signal() {
@@ -62,14 +62,14 @@ fn a_sealed_file_can_get_holes_and_is_read_all_the_same() {
     assert_eq!(found, [5, 0, 0, 0]);
 }
 
-/// Whether the device's address of the page at `at` is that of the client's page. `None` where this user may not know.
+/// Whether the device's address of page `at` is that of the client's page. `None` if this user may not see it.
 fn is_the_clients(client: &Client, at: u64, page_of_client: prereg::UserAddr) -> Option<bool> {
     let map = Pagemap::open().unwrap();
     let PageBacking::Frames(frame) = map.page(page_of_client).unwrap() else { return None };
     Some(client.hold(at, 1).pieces().next().unwrap().host == frame)
 }
 
-/// With physical addresses where this user may see them: then the pages themselves are compared.
+/// Uses physical addresses if this user may see them, to compare the pages themselves.
 fn physical_store() -> Option<std::sync::Arc<prereg_vfio_user::server::MemoryStore>> {
     let pins = prereg_linux::IoUring::new().map_err(|error| eprintln!("skipped: {error}")).ok()?;
     let space = prereg::AddressSpace::builder(pins).build().unwrap();
@@ -82,7 +82,7 @@ fn memory_that_was_given_back_and_taken_again_is_registered_again() {
     let (memory, fd) = sealed(16);
     let client = Client::new(&store, 1);
     let page = |number: u64| memory.ua().checked_add(number * PAGE).unwrap();
-    // As virtio-mem does it: plugged in blocks, unplugged (unmapped, then punched), plugged again.
+    // Like virtio-mem: plugs blocks, unplugs them (unmaps, then punches), plugs them again.
     for block in 0..4 {
         client.map(100 + 4 * block, 4, &fd, 4 * block).unwrap();
     }
@@ -100,7 +100,7 @@ fn memory_that_was_given_back_and_taken_again_is_registered_again() {
     assert_eq!((state.registrations, state.stale), (2, 1));
     assert_eq!((state.files[0].extents, state.files[0].stale_extents), (2, 1));
     assert_eq!(state.space.pinned_pages, 20, "the old ones are still mapped elsewhere");
-    // When nothing maps the old registration any more it goes, and the four pages that are nobody's with it.
+    // When nothing maps the old registration any more it is released, with its four pages that are no longer the file's.
     for at in [100, 108, 112] {
         client.unmap(at, 4);
     }
@@ -121,7 +121,7 @@ fn one_client_that_punches_under_its_own_mapping_harms_no_other() {
     bad.map(0, 8, &fd, 0).unwrap();
     memory.write(3 * PAGE, &[1]).unwrap();
     punch(fd.as_fd(), 3 * PAGE, PAGE);
-    // Its own device still reads there, by the processor, which brings a new page in.
+    // The device still reads there by the processor, which allocates a new page.
     assert_eq!(bad.byte(3), 0);
     memory.write(3 * PAGE, &[2]).unwrap();
     good.map(50, 8, &fd, 0).unwrap();
@@ -146,13 +146,13 @@ fn a_stretch_without_holes_is_found_fresh_however_often_the_file_changes() {
         memory.write((round % 64) * PAGE, &[1]).unwrap();
         client.unmap(round % 7, 1);
         if round % 50 == 0 {
-            // Long enough for the time of change to be believed.
+            // Long enough to trust the change time.
             std::thread::sleep(Duration::from_millis(120));
         }
     }
     let state = store.snapshot();
     assert_eq!((state.registrations, state.stale), (1, 0));
-    // And after that belief, a hole is seen at once.
+    // After that a hole is still detected at once.
     punch(fd.as_fd(), 9 * PAGE, PAGE);
     client.map(0, 1, &fd, 9).unwrap();
     let state = store.snapshot();

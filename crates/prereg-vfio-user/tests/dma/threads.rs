@@ -1,4 +1,4 @@
-//! Clients on threads of their own, over the same files, doing everything at once.
+//! Concurrent clients on threads of their own, sharing files.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 use prereg::{Access, Errno};
 use prereg_vfio_user::server::MemoryPolicy;
 
+use crate::fixture::{Client, PAGE, iova, pinned, sealed, store};
 use crate::hole::punch;
-use crate::world::{Client, PAGE, iova, pinned, sealed, store};
 
 struct Numbers(u64);
 
@@ -64,7 +64,7 @@ fn everybody(policy: MemoryPolicy, rounds: u64) {
             });
         }
     });
-    // A piece that was being pinned for a client that went is released when its pin ends.
+    // A piece that was being pinned for a disconnected client is released when its pin ends.
     store.wait_for_background();
     assert_eq!(pinned(&store), 0);
     assert!(store.snapshot().files.is_empty());

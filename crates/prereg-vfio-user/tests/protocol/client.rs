@@ -1,13 +1,13 @@
-//! A client in the test's hand: builds frames, feeds them, collects what comes back. Descriptors are counted, so that a
-//! test sees one that is kept or lost.
+//! A client driven by the test: builds frames, feeds them, collects replies. Counts descriptors, so that kept or lost ones are
+//! detected.
 
 use std::fmt;
 use std::rc::Rc;
 
 use prereg_vfio_user::wire::{Command, Header, Version};
-use prereg_vfio_user::{Action, Session, SessionError, Settings, Terms};
+use prereg_vfio_user::{Action, Negotiated, Session, SessionError, Settings};
 
-/// A descriptor that knows whether it is still held.
+/// A counted descriptor.
 #[derive(Clone)]
 pub(crate) struct Fd {
     pub(crate) number: u32,
@@ -20,7 +20,7 @@ impl fmt::Debug for Fd {
     }
 }
 
-/// Where descriptors come from.
+/// The source of descriptors.
 #[derive(Default)]
 pub(crate) struct Pool(Rc<()>);
 
@@ -33,13 +33,13 @@ impl Pool {
         (0..count).map(|number| self.fd(number)).collect()
     }
 
-    /// Descriptors that somebody holds.
+    /// Descriptors that are held.
     pub(crate) fn held(&self) -> usize {
         Rc::strong_count(&self.0) - 1
     }
 }
 
-/// A frame that came back.
+/// A received frame.
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) header: Header,
@@ -79,7 +79,7 @@ pub(crate) fn version(id: u16, major: u16, minor: u16, json: &str) -> Vec<u8> {
     bytes
 }
 
-/// The body that `write` makes.
+/// The body that `write` writes.
 pub(crate) fn body(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = Vec::new();
     write(&mut bytes);
@@ -87,12 +87,12 @@ pub(crate) fn body(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 impl Client {
-    /// One that has not said anything.
+    /// A client before its VERSION.
     pub(crate) fn silent(settings: Settings) -> Self {
         Self { session: Session::new(settings), pool: Pool::default() }
     }
 
-    /// One that has agreed on QEMU's terms.
+    /// A client after negotiating QEMU's capabilities.
     pub(crate) fn new() -> Self {
         Self::with(Settings::default(), QEMU)
     }
@@ -107,12 +107,12 @@ impl Client {
         client
     }
 
-    /// Lets in the client that has just said its VERSION.
-    pub(crate) fn accept(&mut self) -> Terms {
+    /// Accepts the client that has just sent its VERSION.
+    pub(crate) fn accept(&mut self) -> Negotiated {
         let action = self.session.next_action();
-        let Some(Action::Negotiated { terms, token }) = action else { panic!("{action:?}") };
+        let Some(Action::Negotiated { negotiated, token }) = action else { panic!("{action:?}") };
         self.session.reply(token, Ok(()));
-        terms
+        negotiated
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
@@ -132,10 +132,10 @@ impl Client {
         actions.remove(0)
     }
 
-    /// The errno of a command that the engine itself refuses; the next command must still be understood.
+    /// The errno of a command that the engine refuses; the next command must still work.
     pub(crate) fn refusal(&mut self, bytes: &[u8], fds: u32) -> i32 {
         let action = self.action(bytes, fds);
-        let Action::Refused { id, refusal, .. } = action else { panic!("not refused: {action:?}") };
+        let Action::Refused { id, error: refusal, .. } = action else { panic!("not refused: {action:?}") };
         let frames = self.frames();
         assert_eq!(frames.len(), 1);
         assert_eq!(frames[0].header.id, id);
@@ -149,7 +149,7 @@ impl Client {
         refusal.errno().raw()
     }
 
-    /// Everything that is to be sent, frame by frame.
+    /// All frames to be sent.
     pub(crate) fn frames(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some((bytes, fds)) = self.session.unsent() {

@@ -1,10 +1,10 @@
-//! What the device is: DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_REGION_IO_FDS, DEVICE_GET_IRQ_INFO.
+//! Descriptions of the device: DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_GET_REGION_IO_FDS, DEVICE_GET_IRQ_INFO.
 
 use prereg::Errno;
 use prereg_vfio_user::wire::{
     Command, DeviceInfo, IoRegionKind, IoRegionsInfo, IoSubregion, IrqInfo, RegionInfo, SparseArea,
 };
-use prereg_vfio_user::{Action, IoRegion, Irqs, Mmap, Region, Settings};
+use prereg_vfio_user::{Action, IoRegion, IrqDescription, Mmap, Region, Settings};
 
 use crate::client::{Client, Fd, Frame, QEMU, body, command};
 
@@ -16,7 +16,7 @@ fn words(command_number: Command, words: &[u32]) -> Vec<u8> {
 #[test]
 fn the_device_is_described() {
     let mut client = Client::new();
-    // 16 bytes as QEMU counts, 32 as vfio_user's client does, a longer struct as newer kernels have it.
+    // 16 bytes as in QEMU, 32 as in the client of vfio_user, a longer struct as in newer kernels.
     for sent in [[16, 0, 0, 0].as_slice(), &[32, 0, 0, 0], &[20, 0, 0, 0, 0], &[24, 0, 0, 0, 0, 0]] {
         let Action::DescribeDevice { token } = client.action(&words(Command::DEVICE_GET_INFO, sent), 0)
         else {
@@ -41,7 +41,7 @@ fn areas(count: u64) -> Vec<SparseArea> {
     (0..count).map(|area| SparseArea { offset: area << 12, bytes: 0x1000 }).collect()
 }
 
-/// The reply to the question for region 5 with `argsz` bytes of room.
+/// The reply to DEVICE_GET_REGION_INFO for region 5 with this `argsz`.
 fn region(client: &mut Client, argsz: u32, answer: Region<Fd>) -> Frame {
     let sent =
         command(3, Command::DEVICE_GET_REGION_INFO, &body(|out| RegionInfo::write_command(5, argsz, out)));
@@ -192,7 +192,7 @@ fn interrupts_are_described() {
     let mut client = Client::with(Settings::default(), QEMU);
     let sent = words(Command::DEVICE_GET_IRQ_INFO, &[16, 0, 2, 0]);
     let Action::DescribeIrqs { index: 2, token } = client.action(&sent, 0) else { panic!() };
-    client.session.reply(token, Ok(Irqs { flags: 9, count: 8 }));
+    client.session.reply(token, Ok(IrqDescription { flags: 9, count: 8 }));
     let frame = client.frame();
     assert_eq!(frame.body, words(Command::DEVICE_GET_IRQ_INFO, &[16, 9, 2, 8])[16..]);
     assert_eq!(IrqInfo::read(&frame.body), Ok(IrqInfo { index: 2, flags: 9, count: 8 }));

@@ -1,4 +1,4 @@
-//! To which message a descriptor belongs, and that none is kept that belongs to none.
+//! The assignment of descriptors to messages; descriptors of no message are closed.
 
 use prereg::{Access, Iova};
 use prereg_vfio_user::Action;
@@ -23,7 +23,7 @@ fn memories(client: &mut Client) -> Vec<Option<u32>> {
 #[test]
 fn descriptors_belong_to_the_last_message_they_came_with() {
     let mut client = Client::new();
-    // Linux glues messages without descriptors to the one with, and stops there.
+    // Linux joins messages without descriptors to the one with, and stops there.
     let bytes = [map(1), map(2), map(3)].concat();
     let fd = client.pool.fd(30);
     client.session.receive(&bytes, [fd]).unwrap();

@@ -1,4 +1,4 @@
-//! What a session holds for a client that asks much and reads little.
+//! The memory of a session whose client sends many requests and reads few replies.
 
 use prereg_vfio_user::wire::{Command, RegionAccess, RegionInfo};
 use prereg_vfio_user::{Action, Mmap, Region, Settings};

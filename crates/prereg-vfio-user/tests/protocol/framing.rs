@@ -1,4 +1,4 @@
-//! How the stream is cut into messages, whatever pieces it comes in.
+//! The stream is split into messages, however it is received.
 
 use prereg::{Access, Iova};
 use prereg_vfio_user::wire::{
@@ -9,7 +9,7 @@ use prereg_vfio_user::{Action, SessionError, Settings};
 
 use crate::client::{Client, Fd, QEMU, body, command, version};
 
-/// A message of every command, wrong ones between them, each with the descriptors that come along.
+/// A message of every command, malformed ones between them, each with its descriptors.
 fn everything() -> Vec<(Vec<u8>, u32)> {
     let map = MapMemory { access: Access::ReadWrite, offset: 0x1000, iova: Iova::new(0), bytes: 0x2000 };
     let set = |selection| SetIrqs { index: 2, start: 0, count: 2, action: IrqAction::Trigger, selection };
@@ -42,8 +42,8 @@ fn everything() -> Vec<(Vec<u8>, u32)> {
     ]
 }
 
-/// What the session asks for, and says by itself, when the stream comes in pieces of these lengths. Descriptors come with
-/// the piece that holds the byte `place` of their message.
+/// The actions and frames of a session whose stream comes in parts of these lengths. Descriptors come with the part that
+/// contains byte `place` of their message.
 fn outcome(pieces: impl Fn(usize) -> usize, first_byte: bool) -> (Vec<String>, Vec<String>) {
     let mut client = Client::silent(Settings::default());
     let messages = everything();
@@ -58,7 +58,7 @@ fn outcome(pieces: impl Fn(usize) -> usize, first_byte: bool) -> (Vec<String>, V
     }
     let (mut at, mut actions) = (0, Vec::new());
     while at < stream.len() {
-        // Linux ends a piece after the first buffer with descriptors; one buffer is one message here.
+        // Linux ends a part after the first buffer with descriptors; one buffer is one message here.
         let mut end = at.saturating_add(pieces(at)).min(stream.len());
         let mut fds: Vec<Fd> = Vec::new();
         if let Some(index) = places.iter().position(|(place, _)| (at..end).contains(place)) {
@@ -132,7 +132,7 @@ fn a_size_below_the_header_ends_the_session() {
         assert_eq!(client.send(&bytes), Err(end));
         assert_eq!(client.send(&bytes), Err(end), "nothing more is read");
         assert!(!client.session.wants_bytes());
-        // What was asked before is still answered.
+        // Earlier requests are still answered.
         let Some(Action::Reset { token }) = client.session.next_action() else { panic!() };
         client.session.reply(token, Ok(()));
         assert_eq!(client.frame().header.id, 1);

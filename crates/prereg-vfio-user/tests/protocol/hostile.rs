@@ -1,4 +1,4 @@
-//! Clients that send anything. What must hold is the judge's.
+//! Clients that send anything, checked by the judge.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use crate::client::{QEMU, version};
 use crate::judge::judge;
 
-/// A step of the judge's in which the server receives `bytes`.
+/// A step of the judge's script in which the server receives `bytes`.
 fn receive(how: u8, bytes: &[u8]) -> Vec<u8> {
     let mut step = vec![how & !7];
     step.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
@@ -17,7 +17,7 @@ fn receive(how: u8, bytes: &[u8]) -> Vec<u8> {
     step
 }
 
-/// Numbers that are right somewhere, or just wrong.
+/// Numbers that are valid somewhere, or nearly.
 fn word() -> impl Strategy<Value = u32> {
     prop_oneof![
         4 => prop::sample::select(vec![0, 1, 2, 3, 4, 8, 16, 20, 24, 32, 36, 0x21, 0x24, 4096, 8192]),
@@ -26,7 +26,7 @@ fn word() -> impl Strategy<Value = u32> {
     ]
 }
 
-/// A message of a command that exists or does not, with a body of such numbers; its size is right, mostly.
+/// A message of a known or unknown command, with a body of such numbers; its size is mostly right.
 fn message() -> impl Strategy<Value = Vec<u8>> {
     let flags =
         prop_oneof![8 => Just(0_u32), 2 => Just(0x10), 1 => Just(1), 1 => Just(0x21), 1 => any::<u32>()];
@@ -52,7 +52,7 @@ fn step() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         6 => (any::<u8>(), message()).prop_map(|(how, bytes)| receive(how & 0x38 & (how >> 2), &bytes)),
         2 => (any::<u8>(), vec(message(), 1..5)).prop_map(|(how, list)| receive(how, &list.concat())),
-        // One message in pieces.
+        // One message in parts.
         2 => (any::<u8>(), message(), any::<prop::sample::Index>()).prop_map(|(how, bytes, at)| {
             let (first, second) = bytes.split_at(at.index(bytes.len()));
             [receive(how & 0x18, first), receive(how & 0x20, second)].concat()

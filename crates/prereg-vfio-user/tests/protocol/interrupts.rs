@@ -1,4 +1,4 @@
-//! DEVICE_SET_IRQS: every kind of data with every action, and what is neither.
+//! DEVICE_SET_IRQS: every kind of data with every action, and invalid combinations.
 
 use prereg_vfio_user::wire::{Command, IrqAction};
 use prereg_vfio_user::{Action, IrqTargets};

@@ -1,18 +1,18 @@
-//! A client that sends anything, a server that answers anyhow, and what must hold all the same. Used by the tests and by
+//! Plays scripts of a client that sends anything and a server with any replies, and checks invariants. Used by the tests and by
 //! the fuzzer.
 //!
-//! A script is bytes. Each step starts with one: its three low bits say what to do, the rest how.
-//! - 0, 1, 2: the server receives. Two bytes of length, then the bytes themselves; bits 3..6 are how many descriptors come
-//!   along, bit 6 that some were lost.
-//! - 3: the server answers the request that the next byte chooses; bit 3 says badly, bits 4 and 5 how much.
+//! A script is bytes. Each step begins with one whose three low bits choose it:
+//! - 0, 1, 2: the server receives. Two bytes of length, then the bytes; bits 3..6 are the number of descriptors, bit 6 says
+//!   that some were lost.
+//! - 3: the server replies to the request that the next byte chooses; bit 3 says with an error, bits 4 and 5 how much data.
 //! - 4: the server sends some bytes, or all (the next byte).
 //! - 5, 6: the server reads, or writes, memory of the client: one byte of page, two of length.
-//! - 7: the server closes the session if all bits are set; else it answers and sends everything.
+//! - 7: the server closes the session if all bits are set; else it replies to everything and sends it.
 //!
-//! When the script is over the server answers and sends everything. What holds:
+//! At the end of the script the server replies to everything and sends it. Invariants:
 //! - frames are well formed, and descriptors only begin one;
-//! - every command that came whole and wants a reply gets exactly one, until the stream is lost or closed;
-//! - nobody holds a descriptor in the end, and a session with everything answered and sent wants to read on.
+//! - every complete command that wants a reply gets exactly one, until the stream is lost or closed;
+//! - no descriptor is held in the end, and a session with everything answered and sent wants to read on.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -20,12 +20,12 @@ use std::rc::Rc;
 use prereg::{Errno, Iova};
 use prereg_vfio_user::wire::{Command, DeviceInfo, IoRegionKind, IoSubregion, SparseArea};
 use prereg_vfio_user::{
-    Action, Capabilities, IoRegion, IrqTargets, Irqs, Mmap, Region, Session, SessionError, Settings,
+    Action, Capabilities, IoRegion, IrqDescription, IrqTargets, Mmap, Region, Session, SessionError, Settings,
 };
 
 type Fd = Rc<()>;
 
-/// Bytes of data and of skipped messages are few, so that scripts reach the limits.
+/// Small limits of data and of skipped messages, so that scripts reach them.
 const SETTINGS: Settings = Settings {
     capabilities: Capabilities {
         max_msg_fds: 4,
@@ -42,30 +42,30 @@ struct Judge {
     session: Session<Fd>,
     pool: Fd,
     pending: Vec<Action<Fd>>,
-    /// All that the client sent while it was read.
+    /// All bytes that the client sent while they were read.
     input: Vec<u8>,
-    /// All that was sent to it, with the places where descriptors came.
+    /// All bytes sent to it, with the offsets of descriptors.
     output: Vec<u8>,
     places: Vec<usize>,
     over: Option<SessionError>,
     closed: bool,
 }
 
-/// What came of a script.
+/// The outcome of a script.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// Whether the client ever introduced itself well.
+    /// Whether the client ever sent a valid VERSION.
     pub(crate) negotiated: bool,
-    /// How many replies went out without an error, and with one.
+    /// Replies without an error, and with one.
     pub(crate) replies: (usize, usize),
-    /// Why the stream ended, if it did.
+    /// The error that ended the stream, if any.
     pub(crate) over: Option<SessionError>,
 }
 
 /// Plays a script.
 ///
 /// # Panics
-/// When something does not hold.
+/// If an invariant does not hold.
 pub(crate) fn judge(script: &[u8]) -> Verdict {
     let mut judge = Judge {
         session: Session::new(SETTINGS),
@@ -98,7 +98,7 @@ pub(crate) fn judge(script: &[u8]) -> Verdict {
         }
     }
     judge.settle();
-    let negotiated = judge.session.terms().is_some();
+    let negotiated = judge.session.negotiated().is_some();
     if judge.over.is_none() && !judge.closed {
         assert!(judge.session.wants_bytes(), "everything is answered and sent: {:?}", judge.session);
     }
@@ -150,7 +150,7 @@ impl Judge {
         }
     }
 
-    /// Answers well or badly, with much or little.
+    /// Replies with success or an error, and much or little data.
     fn answer(&mut self, action: Action<Fd>, how: u8) {
         let bad = how & 8 != 0;
         let amount = usize::from(how >> 4 & 3);
@@ -185,7 +185,7 @@ impl Judge {
                 session.reply(token, or_error(bad, IoRegion { subregions, descriptors }));
             }
             Action::DescribeIrqs { token, .. } => {
-                session.reply(token, or_error(bad, Irqs { flags: 9, count: 4 }));
+                session.reply(token, or_error(bad, IrqDescription { flags: 9, count: 4 }));
             }
             Action::SetIrqs { count, targets, token, .. } => {
                 match targets {
@@ -197,7 +197,7 @@ impl Judge {
             }
             Action::ReadRegion { count, token, .. } => {
                 assert!((1..=4096).contains(&count));
-                // With the largest amount a byte too much, which must become a failure.
+                // The largest amount is one byte too much, which must become an error.
                 let data = vec![0x11; (count as usize + 1) * (amount + 1) / 4];
                 session.reply(token, or_error(bad, &data[..]));
             }
@@ -235,7 +235,7 @@ impl Judge {
             5 => self.session.dma_read(iova, bytes),
             _ => self.session.dma_write(iova, &vec![0x22; bytes]),
         };
-        let possible = self.session.terms().is_some() && self.over.is_none() && !self.closed;
+        let possible = self.session.negotiated().is_some() && self.over.is_none() && !self.closed;
         assert_eq!(result.is_ok(), possible && bytes > 0);
     }
 
@@ -254,7 +254,7 @@ impl Judge {
         }
     }
 
-    /// Reads the output as a client would.
+    /// Reads the output like a client.
     fn check_output(&self) -> (usize, usize) {
         let mut wanted = commands(&self.input);
         let (mut good, mut bad) = (0, 0);
@@ -294,7 +294,7 @@ impl Judge {
         }
         if !self.closed {
             assert!(rest.is_empty(), "half a frame");
-            // A VERSION that is not spoken ends the reading, so that what came with it stays unread.
+            // An unsupported VERSION ends the reading, so bytes after it stay unread.
             if !matches!(self.over, Some(SessionError::Version { .. })) {
                 let unanswered: Vec<_> = wanted.iter().filter(|(_, count)| **count > 0).collect();
                 assert!(unanswered.is_empty(), "no reply to {unanswered:?}");
@@ -305,7 +305,7 @@ impl Judge {
     }
 }
 
-/// The commands of a stream that want a reply, by id and number, up to where frames can no longer be told apart.
+/// The commands of a stream that want a reply, by id and number, until frames cannot be distinguished any more.
 fn commands(mut stream: &[u8]) -> BTreeMap<(u16, u16), usize> {
     let mut found = BTreeMap::new();
     while let Some(head) = stream.first_chunk::<16>() {

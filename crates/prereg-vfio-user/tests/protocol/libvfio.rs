@@ -1,23 +1,23 @@
-//! Message by message: what libvfio-user, the library behind most servers, accepts, and what is accepted here.
+//! Messages that libvfio-user, the library behind most servers, accepts, and that are accepted here.
 //!
-//! Clients are written against that library, so whatever it takes is taken here, but for the rows that say `Stricter`.
-//! A row is a message as a client might send it, with how many descriptors come along.
+//! Clients are written for that library, so everything that it accepts is accepted here, except for the rows that say
+//! `Stricter`. A row is a message of a client, with its number of descriptors.
 
 use prereg_vfio_user::Action;
 use prereg_vfio_user::wire::Command;
 
 use crate::client::{Client, command};
 
-/// What becomes of a message.
+/// The fate of a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Here {
-    /// Both perform it.
+    /// Both accept it.
     Taken,
     /// Both refuse it.
     Refused,
-    /// It is refused here, though the library takes it, for this reason.
+    /// The library accepts it; refused here for this reason.
     Stricter(&'static str),
-    /// It is taken here, though the library refuses it, for this reason.
+    /// The library refuses it; accepted here for this reason.
     Milder(&'static str),
 }
 
@@ -27,14 +27,14 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// A body of `bytes` bytes that begins with `start`; the rest is what a client left in its buffer.
+/// A body of `bytes` bytes that begins with `start`; the rest is leftover data of the client's buffer.
 fn buffer(start: &[u32], bytes: usize) -> Vec<u8> {
     let mut body = words(start);
     body.resize(bytes, 0xa5);
     body
 }
 
-/// `argsz`, `flags`, then the offset, address and length of a map.
+/// `argsz`, `flags`, then offset, address and length of a map.
 fn map(argsz: u32, flags: u32, tail: usize) -> Vec<u8> {
     buffer(&[argsz, flags, 0, 0, 0x10_0000, 0, 0x1000, 0], 32 + tail)
 }
@@ -184,7 +184,7 @@ fn every_message_that_the_library_takes_is_taken() {
         assert_eq!(client.pool.held(), 0, "{number:?} {what}: descriptors are left");
         let frames = client.frames().len();
         assert_eq!(frames, usize::from(refused), "a refusal is answered at once");
-        // The stream goes on with the next message.
+        // The stream continues with the next message.
         assert!(matches!(client.action(&command(8, Command::DEVICE_RESET, &[]), 0), Action::Reset { .. }));
     }
 }

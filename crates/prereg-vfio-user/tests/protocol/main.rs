@@ -1,4 +1,4 @@
-//! The engine from outside: framing, negotiation, every request with its good and bad forms, transfers, flow control,
+//! The engine by its public API: framing, negotiation, valid and invalid forms of every request, transfers, flow control,
 //! hostile input.
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]

@@ -1,26 +1,26 @@
-//! VERSION: what both sides agree on, and what they cannot.
+//! VERSION: negotiation and its failures.
 
 use prereg::Errno;
 use prereg_vfio_user::wire::{Command, Header, Version};
-use prereg_vfio_user::{Action, Capabilities, SessionError, Settings, Terms};
+use prereg_vfio_user::{Action, Capabilities, Negotiated, SessionError, Settings};
 
 use crate::client::{Client, QEMU, command, version};
 
-fn agreed(settings: Settings, minor: u16, json: &str) -> (Terms, String) {
+fn agreed(settings: Settings, minor: u16, json: &str) -> (Negotiated, String) {
     let mut client = Client::silent(settings);
     client.send(&version(7, 0, minor, json)).unwrap();
-    let terms = client.accept();
+    let negotiated = client.accept();
     let frame = client.frame();
     assert_eq!((frame.header.id, frame.header.command), (7, Command::VERSION));
     let reply = Version::read(&frame.body).unwrap();
-    assert_eq!((reply.major, reply.minor), (0, terms.minor));
+    assert_eq!((reply.major, reply.minor), (0, negotiated.minor));
     let (nul, data) = reply.data.split_last().unwrap();
     assert_eq!(*nul, 0);
-    assert_eq!(client.session.terms(), Some(&terms));
-    (terms, String::from_utf8(data.to_vec()).unwrap())
+    assert_eq!(client.session.negotiated(), Some(&negotiated));
+    (negotiated, String::from_utf8(data.to_vec()).unwrap())
 }
 
-/// The errno of a VERSION that leaves the session waiting for a better one.
+/// The errno of a VERSION that leaves the session waiting for another one.
 fn refused(json: &str) -> i32 {
     let mut client = Client::silent(Settings::default());
     let action = client.action(&version(0, 0, 0, json), 0);
@@ -33,16 +33,16 @@ fn refused(json: &str) -> i32 {
 
 #[test]
 fn qemu_is_answered_in_its_own_words_and_no_longer_than_it_asked() {
-    let (terms, json) = agreed(Settings::default(), 0, QEMU);
+    let (negotiated, json) = agreed(Settings::default(), 0, QEMU);
     assert_eq!(
         json,
         r#"{"capabilities":{"max_data_xfer_size":1048576,"max_dma_maps":65535,"max_msg_fds":16,"pgsizes":4096,"write_multiple":true}}"#
     );
     // QEMU has no room for a reply that is longer than its command.
     assert!(json.len() <= QEMU.len());
-    assert_eq!((terms.client_max_msg_fds, terms.server_max_msg_fds), (16, 16));
-    assert_eq!((terms.page_sizes, terms.smallest_page()), (4096, 4096));
-    assert!(terms.write_multiple);
+    assert_eq!((negotiated.client_max_msg_fds, negotiated.server_max_msg_fds), (16, 16));
+    assert_eq!((negotiated.page_sizes, negotiated.smallest_page()), (4096, 4096));
+    assert!(negotiated.write_multiple);
 }
 
 #[test]
@@ -50,10 +50,13 @@ fn a_client_that_names_nothing_has_the_specifications_defaults() {
     for json in
         ["", "{}", r#"{"capabilities":{}}"#, r#"{"capabilities":{"migration":{"pgsize":4096}},"else":3}"#]
     {
-        let (terms, reply) = agreed(Settings::default(), 0, json);
+        let (negotiated, reply) = agreed(Settings::default(), 0, json);
         assert_eq!(reply, r#"{"capabilities":{}}"#);
-        assert_eq!((terms.client_max_msg_fds, terms.client_max_data_xfer_size), (1, 1 << 20));
-        assert_eq!((terms.page_sizes, terms.max_dma_maps, terms.write_multiple), (4096, 65_535, false));
+        assert_eq!((negotiated.client_max_msg_fds, negotiated.client_max_data_xfer_size), (1, 1 << 20));
+        assert_eq!(
+            (negotiated.page_sizes, negotiated.max_dma_maps, negotiated.write_multiple),
+            (4096, 65_535, false)
+        );
     }
 }
 
@@ -62,7 +65,7 @@ fn version_data_may_be_missing() {
     let mut client = Client::silent(Settings::default());
     client.send(&command(0, Command::VERSION, &[0; 4])).unwrap();
     client.accept();
-    // Version and JSON with its NUL: a client finds both.
+    // Version and JSON with its NUL.
     assert_eq!(client.frame().body, b"\0\0\0\0{\"capabilities\":{}}\0");
 }
 
@@ -83,9 +86,12 @@ fn limits_below_the_defaults_are_said_unasked() {
 fn shared_limits_are_what_both_can() {
     let json =
         r#"{"capabilities":{"pgsizes":2166784,"max_dma_maps":100,"write_multiple":false,"max_msg_fds":3}}"#;
-    let (terms, reply) = agreed(Settings::default(), 0, json);
-    assert_eq!((terms.page_sizes, terms.smallest_page()), (0x211000 & !0xfff, 0x1000));
-    assert_eq!((terms.max_dma_maps, terms.write_multiple, terms.client_max_msg_fds), (100, false, 3));
+    let (negotiated, reply) = agreed(Settings::default(), 0, json);
+    assert_eq!((negotiated.page_sizes, negotiated.smallest_page()), (0x211000 & !0xfff, 0x1000));
+    assert_eq!(
+        (negotiated.max_dma_maps, negotiated.write_multiple, negotiated.client_max_msg_fds),
+        (100, false, 3)
+    );
     assert!(reply.contains(r#""max_dma_maps":100"#));
     assert!(reply.contains(r#""write_multiple":false"#));
 }
@@ -93,8 +99,8 @@ fn shared_limits_are_what_both_can() {
 #[test]
 fn numbers_beyond_32_bits_are_no_trouble() {
     let json = r#"{"capabilities":{"max_msg_fds":18446744073709551615,"pgsizes":18446744073709547520}}"#;
-    let (terms, _) = agreed(Settings::default(), 0, json);
-    assert_eq!((terms.client_max_msg_fds, terms.page_sizes), (u32::MAX, !0xfff));
+    let (negotiated, _) = agreed(Settings::default(), 0, json);
+    assert_eq!((negotiated.client_max_msg_fds, negotiated.page_sizes), (u32::MAX, !0xfff));
 }
 
 #[test]
@@ -158,9 +164,9 @@ fn version_comes_first_and_once() {
     client.send(&version(0, 0, 0, QEMU)).unwrap();
     client.accept();
     client.frame();
-    let terms = *client.session.terms().unwrap();
+    let negotiated = *client.session.negotiated().unwrap();
     assert_eq!(client.refusal(&version(1, 0, 0, "{}"), 0), 22);
-    assert_eq!(client.session.terms(), Some(&terms));
+    assert_eq!(client.session.negotiated(), Some(&negotiated));
 }
 
 #[test]
@@ -172,7 +178,7 @@ fn a_client_without_a_place_is_told_why_and_the_session_ends() {
     client.session.reply(token, Err(Errno::EBUSY));
     let frame = client.frame();
     assert_eq!((frame.header.id, frame.error()), (3, 16));
-    let over = SessionError::TurnedAway { errno: Errno::EBUSY };
+    let over = SessionError::Rejected { errno: Errno::EBUSY };
     assert_eq!(client.send(&command(4, Command::DEVICE_RESET, &[])), Err(over));
     assert!(!client.session.wants_bytes());
     assert_eq!(client.session.close(), Err(over));
@@ -187,5 +193,5 @@ fn a_version_that_wants_no_reply_agrees_on_nothing() {
         .frame(&mut bytes, |out| out.extend_from_slice(&[0; 4]));
     assert!(matches!(client.action(&bytes, 0), Action::Refused { .. }));
     assert!(client.session.unsent().is_none());
-    assert_eq!(client.session.terms(), None);
+    assert_eq!(client.session.negotiated(), None);
 }

@@ -67,7 +67,7 @@ fn who_wants_no_reply_gets_none() {
         let Some(Action::WriteRegion { token, .. }) = client.session.next_action() else { panic!() };
         client.session.reply(token, if fails { Err(Errno::EIO) } else { Ok(()) });
     }
-    // Nor for what the engine refuses.
+    // Nor for requests that the engine refuses.
     Header::command(3, Command::REGION_WRITE).without_reply().frame(&mut bytes, |_| ());
     Header::command(4, Command::new(77)).without_reply().frame(&mut bytes, |_| ());
     client.send(&bytes).unwrap();

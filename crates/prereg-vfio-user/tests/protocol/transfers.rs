@@ -11,7 +11,7 @@ fn memory(iova: u64, bytes: u64) -> Vec<u8> {
     (iova..iova + bytes).map(|at| (at ^ (at >> 8) ^ (at >> 16)) as u8).collect()
 }
 
-/// A client's reply to one of the server's commands, of which it moves at most `most` bytes.
+/// A client's reply to one of the server's commands, which moves at most `most` bytes.
 fn answer(frame: &Frame, most: u64) -> Vec<u8> {
     let asked = DmaAccess::read(&frame.body).unwrap();
     let bytes = asked.bytes.min(most);
@@ -39,7 +39,7 @@ fn ended(client: &mut Client) -> Option<(TransferId, Result<Vec<u8>, TransferErr
     }
 }
 
-/// Answers until nothing is asked; how many bytes were under way at most, and how many messages there were.
+/// Replies until no request is left; returns the most bytes under way, and the number of messages.
 fn serve(client: &mut Client, most: u64, limit: u64) -> (u64, usize) {
     let (mut widest, mut count) = (0, 0);
     loop {
@@ -74,7 +74,7 @@ fn a_small_read_is_one_message() {
 fn large_transfers_are_cut_and_never_have_more_than_the_window_under_way() {
     for json in [QEMU, r#"{"capabilities":{"max_data_xfer_size":5000}}"#] {
         let mut client = Client::with(Settings::default(), json);
-        let limit = u64::from(client.session.terms().unwrap().client_max_data_xfer_size).min(128 << 10);
+        let limit = u64::from(client.session.negotiated().unwrap().client_max_data_xfer_size).min(128 << 10);
         let bytes = 1_000_000;
         let read = client.session.dma_read(Iova::new(0x777), bytes).unwrap();
         let write = client.session.dma_write(Iova::new(0x999), &memory(0x999, 300_000)).unwrap();

@@ -26,7 +26,7 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// `None` for a line that is no message.
+    /// `None` for a line without a message.
     pub(crate) fn parse(text: &'a str) -> Option<Self> {
         let (head, tail) = text.split_once(" sz=")?;
         let mut words = head.split_whitespace().skip(1);

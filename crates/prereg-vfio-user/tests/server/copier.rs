@@ -7,7 +7,7 @@ use prereg::{Access, Iova};
 use prereg_vfio_user::client::{Client, Eventfd, OwnMemory};
 use prereg_vfio_user::server::{MemoryPolicy, Server, ServerSettings};
 
-use crate::bed::{memory, store};
+use crate::fixture::{memory, store};
 
 #[path = "../../examples/copier/device.rs"]
 mod device;
@@ -57,10 +57,10 @@ fn the_example_copies_and_adds_up() {
     guest.read(0x8_0000, &mut copy).unwrap();
     assert_eq!(copy, data);
 
-    // From memory that it can only ask for, into memory that it maps; told by INTx.
+    // From remote memory into mapped memory; signalled by INTx.
     client.serve_from(OwnMemory::new(Iova::new(1 << 32), data.clone()));
     client.dma_map(Iova::new(1 << 32), 299_008, Access::Read, None).unwrap();
-    client.forget_irqs(2).unwrap();
+    client.clear_irqs(2).unwrap();
     client.set_eventfds(0, 0, &[told.as_fd()]).unwrap();
     command(&mut client, 1 << 32, 0, 4096, 1);
     assert_eq!((told.wait(Duration::from_secs(60)), register(&mut client, 0x20)), (1, 1));
@@ -69,7 +69,7 @@ fn the_example_copies_and_adds_up() {
     assert_eq!(page, data[..4096]);
     client.region_write(0, 0x20, &[0; 8]).unwrap();
 
-    // Where nothing is, and where it may not write.
+    // An unmapped address, and one that is read-only.
     command(&mut client, 1 << 20, 0, 4096, 2);
     assert_eq!(register(&mut client, 0x20), 2);
     command(&mut client, 0, 1 << 32, 4096, 1);

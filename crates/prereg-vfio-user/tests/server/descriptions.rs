@@ -1,4 +1,4 @@
-//! What a device is said to be: DEVICE_GET_INFO, regions, mappings, eventfds, interrupts.
+//! Descriptions of a device: DEVICE_GET_INFO, regions, mappings, eventfds, interrupts.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use prereg_vfio_user::client::{ClientError, Eventfd};
 use prereg_vfio_user::server::{Device, Ioeventfd, ServerSettings};
 use prereg_vfio_user::wire::{Command, DeviceInfo, IoRegionKind, RegionInfo, SparseArea};
 
-use crate::bed::{BAR_BYTES, Bed, CONFIG, Probes, ROM, WRITE_ONLY};
+use crate::fixture::{BAR_BYTES, CONFIG, Fixture, Probes, ROM, WRITE_ONLY};
 
 fn refused(command: Command, errno: Errno) -> ClientError {
     ClientError::Refused { command, errno }
@@ -17,15 +17,15 @@ fn refused(command: Command, errno: Errno) -> ClientError {
 
 #[test]
 fn a_pci_device_has_nine_regions_and_five_kinds_of_interrupt() {
-    let bed = Bed::new();
-    let info = bed.client().device_info().unwrap();
+    let fixture = Fixture::new();
+    let info = fixture.client().device_info().unwrap();
     assert_eq!(info, DeviceInfo { resets: true, regions: 9, irqs: 5 });
 }
 
 #[test]
 fn regions_say_how_long_they_are_and_what_may_be_done() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let (read, write) = (RegionInfo::READ, RegionInfo::WRITE);
     let expected = [
         (0, BAR_BYTES, read | write),
@@ -49,8 +49,8 @@ fn regions_say_how_long_they_are_and_what_may_be_done() {
 
 #[test]
 fn what_is_written_through_a_mapping_is_there_for_the_device() {
-    let bed = Bed::with(Probes::with_doorbells(Vec::new()), ServerSettings::default());
-    let mut client = bed.client();
+    let fixture = Fixture::with(Probes::with_doorbells(Vec::new()), ServerSettings::default());
+    let mut client = fixture.client();
     let (info, descriptor) = client.region_info(0).unwrap();
     assert_eq!(info.areas, [SparseArea { offset: 0x1000, bytes: 0x1000 }]);
     assert_eq!(info.flags & RegionInfo::MMAP, RegionInfo::MMAP);
@@ -58,7 +58,7 @@ fn what_is_written_through_a_mapping_is_there_for_the_device() {
     let page = SharedFile::of(descriptor).unwrap().map(info.offset + 0x1000, 0x1000).unwrap();
     assert!(page.is_direct(), "its file is sealed against shrinking");
     page.store_u32(8, 0x1234_5678).unwrap();
-    let layout = bed.probes.device(0).layout();
+    let layout = fixture.probes.device(0).layout();
     let theirs = layout.regions[0].mmap.as_ref().unwrap();
     let theirs = SharedFile::of(theirs.fd.try_clone().unwrap()).unwrap().map(0x1000, 0x1000).unwrap();
     assert_eq!(theirs.load_u32(8), Ok(0x1234_5678));
@@ -75,8 +75,8 @@ fn a_server_that_cuts_its_file_short_costs_the_client_an_error_and_not_its_life(
     };
     file.set_len(BAR_BYTES).unwrap();
     let offered = file.try_clone().unwrap().into();
-    let bed = Bed::with(Probes::with_doorbells_in(offered, Vec::new()), ServerSettings::default());
-    let mut client = bed.client();
+    let fixture = Fixture::with(Probes::with_doorbells_in(offered, Vec::new()), ServerSettings::default());
+    let mut client = fixture.client();
     let (info, descriptor) = client.region_info(0).unwrap();
     let page = SharedFile::of(descriptor.unwrap()).unwrap().map(info.offset + 0x1000, 0x1000).unwrap();
     assert!(!page.is_direct(), "nothing keeps its pages there");
@@ -123,8 +123,8 @@ fn an_eventfd_goes_once_however_many_writes_it_stands_for() {
         |fd: &Arc<_>, offset, datamatch| Ioeventfd { fd: Arc::clone(fd), offset, bytes: 4, datamatch };
     let offered =
         vec![ioeventfd(&one, 0x1000, None), ioeventfd(&two, 0x1004, Some(7)), ioeventfd(&one, 0x1008, None)];
-    let bed = Bed::with(Probes::with_doorbells(offered), ServerSettings::default());
-    let mut client = bed.client();
+    let fixture = Fixture::with(Probes::with_doorbells(offered), ServerSettings::default());
+    let mut client = fixture.client();
     let (info, descriptors) = client.region_io_fds(0).unwrap();
     let parts: Vec<_> =
         info.subregions.iter().map(|part| (part.offset, part.bytes, part.descriptor)).collect();
@@ -137,8 +137,8 @@ fn an_eventfd_goes_once_however_many_writes_it_stands_for() {
 
 #[test]
 fn interrupts_say_how_many_they_are_and_what_they_can() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let expected = [(0, 1, 0b111), (1, 4, 0b1001), (2, 64, 1), (3, 1, 0b1001), (4, 1, 0b1001)];
     for (index, count, flags) in expected {
         let info = client.irq_info(index).unwrap();
@@ -149,9 +149,9 @@ fn interrupts_say_how_many_they_are_and_what_they_can() {
 
 #[test]
 fn a_reset_reaches_the_device() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    assert!(!bed.probes.device(0).said("reset"));
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    assert!(!fixture.probes.device(0).said("reset"));
     client.reset().unwrap();
-    assert!(bed.probes.device(0).said("reset"));
+    assert!(fixture.probes.device(0).said("reset"));
 }

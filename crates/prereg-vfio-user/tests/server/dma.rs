@@ -1,4 +1,4 @@
-//! DMA_MAP and DMA_UNMAP: what is mapped, what waits, and what two clients share.
+//! DMA_MAP and DMA_UNMAP: mappings, waiting unmaps, and memory shared by two clients.
 
 use std::os::fd::AsFd;
 
@@ -6,7 +6,7 @@ use prereg::{Access, Errno, Iova};
 use prereg_vfio_user::client::{Client, ClientError};
 use prereg_vfio_user::server::DmaError;
 
-use crate::bed::{Bed, memory, until, wrong_descriptors};
+use crate::fixture::{Fixture, memory, until, wrong_descriptors};
 
 const MIB: u64 = 1 << 20;
 const BOTH: Access = Access::ReadWrite;
@@ -25,12 +25,12 @@ fn errno(result: Result<(), ClientError>) -> i32 {
 
 #[test]
 fn a_device_reads_and_writes_what_its_client_mapped() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     guest.write(0x5000, b"from the guest").unwrap();
     client.dma_map(iova(0x10_0000), MIB, BOTH, Some((guest.descriptor().unwrap(), 0))).unwrap();
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let dma = fixture.probes.device(0).bus.dma.clone();
     let mut back = [0; 14];
     dma.read(iova(0x10_5000), &mut back).unwrap();
     assert_eq!(&back, b"from the guest");
@@ -39,14 +39,14 @@ fn a_device_reads_and_writes_what_its_client_mapped() {
     guest.read(0x7ffe, &mut back).unwrap();
     assert_eq!(&back, b"from the device");
     client.dma_unmap(iova(0x10_0000), MIB).unwrap();
-    assert!(bed.probes.device(0).said("unmapping 0x100000 0x100000"));
+    assert!(fixture.probes.device(0).said("unmapping 0x100000 0x100000"));
     assert!(matches!(dma.read(iova(0x10_5000), &mut back), Err(DmaError::Unmapped { .. })));
 }
 
 #[test]
 fn an_unmap_covers_no_one_and_many_mappings_and_splits_none() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
     for page in 0..16 {
@@ -55,26 +55,26 @@ fn an_unmap_covers_no_one_and_many_mappings_and_splits_none() {
     assert_eq!(errno(client.dma_unmap(iova(1 << 40), MIB)), 0, "nothing is there");
     assert_eq!(errno(client.dma_unmap(iova(0x1000), 0x1_0000)), 22);
     assert_eq!(errno(client.dma_unmap(iova(0x1_0000), 0x1000)), 22);
-    assert_eq!(bed.snapshot().clients[0].dma.iova.mappings, 16);
+    assert_eq!(fixture.snapshot().clients[0].dma.iova.mappings, 16);
     assert_eq!(errno(client.dma_unmap(iova(0), 0x8_0000)), 0);
-    assert_eq!(bed.snapshot().clients[0].dma.iova.mappings, 8);
-    // What QEMU says when a guest turns its IOMMU off: the end is exactly 2^64.
+    assert_eq!(fixture.snapshot().clients[0].dma.iova.mappings, 8);
+    // QEMU's unmap when a guest disables its IOMMU: the end is exactly 2^64.
     assert_eq!(errno(client.dma_unmap(iova(0x1000), u64::MAX - 0xfff)), 0);
-    assert_eq!(bed.snapshot().clients[0].dma.iova.mappings, 0);
+    assert_eq!(fixture.snapshot().clients[0].dma.iova.mappings, 0);
     client.dma_map(iova(0), MIB, BOTH, Some((ram, 0))).unwrap();
     client.dma_unmap_all().unwrap();
     client.dma_unmap_all().unwrap();
-    assert_eq!(bed.snapshot().clients[0].dma.iova.mappings, 0);
+    assert_eq!(fixture.snapshot().clients[0].dma.iova.mappings, 0);
 }
 
 #[test]
 fn maps_that_cannot_be_are_refused_and_change_nothing() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
     client.dma_map(iova(MIB), MIB, BOTH, Some((ram, 0))).unwrap();
-    let before = bed.snapshot();
+    let before = fixture.snapshot();
     for (at, bytes) in
         [(MIB, MIB), (0, 2 * MIB), (2 * MIB - 0x1000, MIB), (MIB + 0x1000, 0x1000), (0, !0xfff)]
     {
@@ -95,29 +95,29 @@ fn maps_that_cannot_be_are_refused_and_change_nothing() {
             "past the end"
         );
     }
-    let after = bed.snapshot();
+    let after = fixture.snapshot();
     assert_eq!(after.clients[0].dma.iova, before.clients[0].dma.iova);
     assert_eq!(after.store.space.regions, before.store.space.regions);
 }
 
 #[test]
 fn descriptors_that_are_no_memory_are_refused() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    for (kind, wrong) in wrong_descriptors(bed.folder.path()) {
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    for (kind, wrong) in wrong_descriptors(fixture.folder.path()) {
         let result = errno(client.dma_map(iova(0), 0x1000, BOTH, Some((wrong.as_fd(), 0))));
         assert_ne!(result, 0, "{kind}");
         client.dma_unmap(iova(0), 0x1000).unwrap();
     }
-    assert!(bed.snapshot().store.files.is_empty());
+    assert!(fixture.snapshot().store.files.is_empty());
 }
 
 #[test]
 fn two_clients_with_the_same_memory_share_one_registration() {
-    let bed = Bed::new();
+    let fixture = Fixture::new();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
-    let mut clients = [bed.client(), bed.client(), bed.client()];
+    let mut clients = [fixture.client(), fixture.client(), fixture.client()];
     for (at, client) in (0..).zip(&mut clients) {
         client.dma_map(iova(at * MIB), MIB, BOTH, Some((ram, 0))).unwrap();
         for page in 0..64 {
@@ -125,30 +125,30 @@ fn two_clients_with_the_same_memory_share_one_registration() {
             client.dma_map(iova(place), 0x1000, Access::Read, Some((ram, page * 0x1000))).unwrap();
         }
     }
-    let state = bed.snapshot();
+    let state = fixture.snapshot();
     assert_eq!((state.store.files.len(), state.store.space.regions.len()), (1, 1));
     assert_eq!(state.store.registrations, 1);
     assert_eq!(state.clients.iter().map(|client| client.dma.iova.mappings).sum::<u64>(), 3 * 65);
     let [first, second, third] = clients;
     drop((first, second));
-    until("two of them leave", || bed.snapshot().clients.len() == 1);
-    let dma = bed.probes.device(2).bus.dma.clone();
+    until("two of them leave", || fixture.snapshot().clients.len() == 1);
+    let dma = fixture.probes.device(2).bus.dma.clone();
     dma.write(iova(2 * MIB), b"still here").unwrap();
-    assert_eq!(bed.snapshot().store.space.regions.len(), 1);
+    assert_eq!(fixture.snapshot().store.space.regions.len(), 1);
     drop(third);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn an_unmap_is_answered_when_the_last_access_has_left_and_nobody_waits_meanwhile() {
-    let bed = Bed::new();
-    let (mut client, mut other) = (bed.client(), bed.client());
+    let fixture = Fixture::new();
+    let (mut client, mut other) = (fixture.client(), fixture.client());
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
     for client in [&mut client, &mut other] {
         client.dma_map(iova(0), MIB, BOTH, Some((ram, 0))).unwrap();
     }
-    let probe = bed.probes.device(0);
+    let probe = fixture.probes.device(0);
     let holds: Vec<_> =
         (0..3).map(|at| probe.bus.dma.hold(iova(at * 0x1000), 0x1000, BOTH).unwrap()).collect();
     let unmap = client.post_dma_unmap(iova(0), MIB).unwrap();
@@ -159,11 +159,11 @@ fn an_unmap_is_answered_when_the_last_access_has_left_and_nobody_waits_meanwhile
         Err(DmaError::Closing { .. } | DmaError::Unmapped { .. })
     ));
 
-    let state = bed.snapshot();
+    let state = fixture.snapshot();
     let waits = &state.clients[0].unmaps;
     assert_eq!((waits.len(), waits[0].mappings.len(), waits[0].mappings[0].accesses), (1, 1, 3));
 
-    // The range is free at once, for this client as for the other.
+    // The range is free at once, for both clients.
     client.dma_map(iova(0), 0x1000, BOTH, Some((ram, 0x4000))).unwrap();
     other.dma_unmap(iova(0), MIB).unwrap();
     probe.bus.dma.write(iova(0), b"new").unwrap();
@@ -181,29 +181,29 @@ fn an_unmap_is_answered_when_the_last_access_has_left_and_nobody_waits_meanwhile
     }
     drop(holds);
     client.wait(unmap).unwrap();
-    assert!(bed.snapshot().clients[0].unmaps.is_empty());
+    assert!(fixture.snapshot().clients[0].unmaps.is_empty());
 }
 
 #[test]
 fn holds_given_back_when_the_device_is_told_do_not_make_the_client_wait() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     client.dma_map(iova(0), MIB, BOTH, Some((guest.descriptor().unwrap(), 0))).unwrap();
-    let probe = bed.probes.device(0);
+    let probe = fixture.probes.device(0);
     let hold = probe.bus.dma.hold(iova(0), 0x1000, BOTH).unwrap();
     probe.holds.lock().unwrap().push(hold);
-    // The device gives them back only when its client is gone; so the unmap waits, and the end does not.
+    // The device drops them only when its client is gone; so the unmap waits, but the disconnect does not.
     let unmap = client.post_dma_unmap(iova(0), MIB).unwrap();
     assert!(!client.is_answered(unmap).unwrap());
     drop(client);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn a_client_has_as_many_maps_as_were_agreed_on() {
-    let bed = Bed::new();
-    let mut client = Client::over(std::os::unix::net::UnixStream::connect(&bed.path).unwrap());
+    let fixture = Fixture::new();
+    let mut client = Client::over(std::os::unix::net::UnixStream::connect(&fixture.path).unwrap());
     client.version(0, 1, r#"{"capabilities":{"max_dma_maps":3}}"#).unwrap();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
@@ -218,13 +218,13 @@ fn a_client_has_as_many_maps_as_were_agreed_on() {
 
 #[test]
 fn a_device_keeps_to_what_the_mapping_allows() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
     client.dma_map(iova(0), 0x1000, Access::Read, Some((ram, 0))).unwrap();
     client.dma_map(iova(0x1000), 0x1000, Access::Write, Some((ram, 0x1000))).unwrap();
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let dma = fixture.probes.device(0).bus.dma.clone();
     dma.read(iova(0), &mut [0; 4096]).unwrap();
     dma.write(iova(0x1000), &[0; 4096]).unwrap();
     assert!(matches!(dma.write(iova(0), &[0]), Err(DmaError::Protected { .. })));
@@ -234,8 +234,8 @@ fn a_device_keeps_to_what_the_mapping_allows() {
 
 #[test]
 fn a_hundred_thousand_maps_are_too_many_and_leave_nothing() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(MIB);
     let ram = guest.descriptor().unwrap();
     let (mut good, mut full) = (0u32, 0u32);
@@ -255,7 +255,7 @@ fn a_hundred_thousand_maps_are_too_many_and_leave_nothing() {
         }
     }
     assert_eq!((good, full), (65_535, 100_000 - 65_535));
-    assert_eq!(bed.snapshot().store.registrations, 1, "however many maps");
+    assert_eq!(fixture.snapshot().store.registrations, 1, "however many maps");
     drop(client);
-    bed.settle();
+    fixture.settle();
 }

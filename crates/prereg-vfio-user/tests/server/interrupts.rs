@@ -1,4 +1,4 @@
-//! DEVICE_SET_IRQS, and what a device's interrupts do.
+//! DEVICE_SET_IRQS, and a device's interrupts.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -7,7 +7,7 @@ use prereg_vfio_user::client::{Client, ClientError, Eventfd};
 use prereg_vfio_user::server::IrqKind;
 use prereg_vfio_user::wire::{IrqAction, IrqSelection, SetIrqs};
 
-use crate::bed::{Bed, wrong_descriptors};
+use crate::fixture::{Fixture, wrong_descriptors};
 
 const INTX: u32 = 0;
 const MSI: u32 = 1;
@@ -41,9 +41,9 @@ use IrqSelection::{All, Each, Eventfds};
 
 #[test]
 fn vectors_are_told_one_by_one_and_forgotten_one_by_one() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let told = eventfds(3);
     client.set_eventfds(MSIX, 5, &lent(&told)).unwrap();
     assert!(!interrupts.enabled(IrqKind::Msix, 4) && interrupts.enabled(IrqKind::Msix, 7));
@@ -51,15 +51,15 @@ fn vectors_are_told_one_by_one_and_forgotten_one_by_one() {
     assert_eq!([told[0].take(), told[1].take(), told[2].take()], [0, 1, 0]);
     assert_eq!(set(&mut client, (MSIX, 6, 1), Trigger, Eventfds, &[]), 0);
     assert!(!interrupts.trigger(IrqKind::Msix, 6) && interrupts.trigger(IrqKind::Msix, 7));
-    client.forget_irqs(MSIX).unwrap();
+    client.clear_irqs(MSIX).unwrap();
     assert!(!interrupts.trigger(IrqKind::Msix, 7));
-    client.forget_irqs(MSIX).unwrap();
+    client.clear_irqs(MSIX).unwrap();
 }
 
 #[test]
 fn a_client_can_trigger_what_it_is_told_of() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let told = eventfds(4);
     assert_eq!(set(&mut client, (MSI, 0, 4), Trigger, All, &[]), 22, "nobody is told");
     client.set_eventfds(MSI, 0, &lent(&told)).unwrap();
@@ -70,8 +70,8 @@ fn a_client_can_trigger_what_it_is_told_of() {
 
 #[test]
 fn what_vfio_refuses_is_refused() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let two = eventfds(2);
     let two = lent(&two);
     for index in [ERR, 4] {
@@ -94,10 +94,10 @@ fn what_vfio_refuses_is_refused() {
 
 #[test]
 fn descriptors_that_are_no_eventfds_are_refused_and_closed() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let good = Eventfd::new().unwrap();
-    for (kind, wrong) in wrong_descriptors(bed.folder.path()) {
+    for (kind, wrong) in wrong_descriptors(fixture.folder.path()) {
         if kind == "eventfd" {
             continue;
         }
@@ -107,14 +107,14 @@ fn descriptors_that_are_no_eventfds_are_refused_and_closed() {
         let unmask = set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[wrong.as_fd()]);
         assert_eq!(unmask, 22, "{kind}");
     }
-    assert!(!bed.probes.device(0).bus.interrupts.enabled(IrqKind::Msix, 0), "all of them or none");
+    assert!(!fixture.probes.device(0).bus.interrupts.enabled(IrqKind::Msix, 0), "all of them or none");
 }
 
 #[test]
 fn intx_is_told_once_until_it_is_unmasked_and_again_if_it_is_still_asserted() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let told = Eventfd::new().unwrap();
     interrupts.set_level(true);
     client.set_eventfds(INTX, 0, &[told.as_fd()]).unwrap();
@@ -137,9 +137,9 @@ fn intx_is_told_once_until_it_is_unmasked_and_again_if_it_is_still_asserted() {
 
 #[test]
 fn intx_is_unmasked_by_an_eventfd_as_well() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let (told, unmask) = (Eventfd::new().unwrap(), Eventfd::new().unwrap());
     client.set_eventfds(INTX, 0, &[told.as_fd()]).unwrap();
     assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[unmask.as_fd()]), 0);
@@ -153,16 +153,16 @@ fn intx_is_unmasked_by_an_eventfd_as_well() {
     unmask.add();
     client.device_info().unwrap();
     assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[]), 0);
-    client.forget_irqs(INTX).unwrap();
+    client.clear_irqs(INTX).unwrap();
     interrupts.set_level(true);
     assert_eq!(told.take(), 0);
 }
 
 #[test]
 fn intx_is_masked_by_an_eventfd_as_well() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let [told, mask, unmask] = [0, 1, 2].map(|_| Eventfd::new().unwrap());
     client.set_eventfds(INTX, 0, &[told.as_fd()]).unwrap();
     assert_eq!(set(&mut client, (INTX, 0, 1), Mask, Eventfds, &[mask.as_fd()]), 0);
@@ -178,9 +178,9 @@ fn intx_is_masked_by_an_eventfd_as_well() {
 
 #[test]
 fn messages_are_masked_and_unmasked_one_by_one() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     for (index, kind) in [(MSI, IrqKind::Msi), (MSIX, IrqKind::Msix)] {
         let told = eventfds(4);
         client.set_eventfds(index, 0, &lent(&told)).unwrap();
@@ -203,39 +203,39 @@ fn messages_are_masked_and_unmasked_one_by_one() {
 
 #[test]
 fn a_message_without_an_eventfd_waits_for_one_and_is_one_message() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     for _ in 0..1_000_000 {
         assert!(!interrupts.trigger(IrqKind::Msix, 63));
     }
     assert!(!interrupts.trigger(IrqKind::Msix, 64) && !interrupts.is_pending(IrqKind::Msix, 64), "not there");
-    client.forget_irqs(MSIX).unwrap();
+    client.clear_irqs(MSIX).unwrap();
     assert!(interrupts.is_pending(IrqKind::Msix, 63), "turned off and on again to change another");
     let told = Eventfd::new().unwrap();
     client.set_eventfds(MSIX, 63, &[told.as_fd()]).unwrap();
     assert_eq!(told.take(), 1);
-    // The same beside another reason to wait.
-    interrupts.set_held(IrqKind::Msix, |vector| vector == 63);
+    // With another event to wait for.
+    interrupts.set_device_masks(IrqKind::Msix, |vector| vector == 63);
     assert!(interrupts.trigger(IrqKind::Msix, 63));
     assert_eq!(set(&mut client, (MSIX, 63, 1), Mask, All, &[]), 0);
-    interrupts.set_held(IrqKind::Msix, |_| false);
+    interrupts.set_device_masks(IrqKind::Msix, |_| false);
     assert_eq!(told.take(), 0, "still masked by the client");
     assert_eq!(set(&mut client, (MSIX, 63, 1), Unmask, All, &[]), 0);
     assert_eq!(told.take(), 1);
-    interrupts.set_held(IrqKind::Msix, |_| true);
+    interrupts.set_device_masks(IrqKind::Msix, |_| true);
     interrupts.trigger(IrqKind::Msix, 63);
-    interrupts.forget_pending();
-    interrupts.set_held(IrqKind::Msix, |_| false);
+    interrupts.clear_pending();
+    interrupts.set_device_masks(IrqKind::Msix, |_| false);
     assert_eq!(told.take(), 0, "forgotten by a reset");
 }
 
 #[test]
 fn no_message_is_lost_while_its_eventfd_is_replaced_again_and_again() {
     const ROUNDS: u64 = 2000;
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let pair = eventfds(2);
     let mut told = 0;
     for round in 0..ROUNDS {
@@ -252,9 +252,9 @@ fn no_message_is_lost_while_its_eventfd_is_replaced_again_and_again() {
 
 #[test]
 fn errors_and_requests_have_one_line_each() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let told = Eventfd::new().unwrap();
     for (index, kind) in [(ERR, IrqKind::Err), (4, IrqKind::Req)] {
         client.set_eventfds(index, 0, &[told.as_fd()]).unwrap();
@@ -267,9 +267,9 @@ fn errors_and_requests_have_one_line_each() {
 
 #[test]
 fn a_full_eventfd_holds_nobody_up() {
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let told = Eventfd::new().unwrap();
     client.set_eventfds(MSIX, 0, &[told.as_fd()]).unwrap();
     use std::io::Write;
@@ -277,21 +277,21 @@ fn a_full_eventfd_holds_nobody_up() {
     file.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
     assert!(interrupts.trigger(IrqKind::Msix, 0));
     drop(client);
-    bed.settle();
+    fixture.settle();
     assert!(!interrupts.trigger(IrqKind::Msix, 0), "nobody is told when the client is gone");
 }
 
 #[test]
 fn a_full_eventfd_that_is_made_to_wait_afterwards_holds_no_thread_up() {
     use std::io::Write;
-    let bed = Bed::new();
-    let mut client = bed.client();
-    let interrupts = bed.probes.device(0).bus.interrupts.clone();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
+    let interrupts = fixture.probes.device(0).bus.interrupts.clone();
     let told = Eventfd::new().unwrap();
     client.set_eventfds(MSIX, 0, &[told.as_fd()]).unwrap();
     let another = || told.as_fd().try_clone_to_owned().unwrap();
     std::fs::File::from(another()).write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
-    // The flag is of the open file, so it changes for the server too; this call sets it on descriptors of any kind.
+    // The flag belongs to the open file, so it changes for the server too; this call sets it on descriptors of any kind.
     std::os::unix::net::UnixStream::from(another()).set_nonblocking(false).unwrap();
     let (done, is_done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -304,8 +304,8 @@ fn a_full_eventfd_that_is_made_to_wait_afterwards_holds_no_thread_up() {
 
 #[test]
 fn one_eventfd_does_not_both_signal_and_unmask_intx() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let (both, other) = (Eventfd::new().unwrap(), Eventfd::new().unwrap());
     client.set_eventfds(INTX, 0, &[both.as_fd()]).unwrap();
     assert_eq!(set(&mut client, (INTX, 0, 1), Unmask, Eventfds, &[both.as_fd()]), 22);

@@ -1,13 +1,13 @@
-//! A client that sends anything, by a script, to the server that performs; and what must hold whatever it sends.
+//! Plays scripts of a client that sends anything to a server, and checks invariants.
 //!
-//! One file, because the fuzz target takes it in by its path.
+//! One file, because the fuzz target includes it by its path.
 //!
-//! No socket and no second thread: the script is the transport. Each step is a few bytes: a well-formed message with numbers from
-//! a small world (so that maps meet, overlap and cover each other), bytes as they come, a reply to what the server asked, a
-//! file that gets shorter, or a pause. The script's end is the client's.
+//! No socket and no second thread: the script is the transport. A step is a few bytes: a well-formed message with numbers of a
+//! small world (so that maps meet, overlap and cover each other), arbitrary bytes, a reply to a request of the server, a
+//! truncated file, or a pause. The client disconnects at the end of the script.
 //!
-//! What must hold: no panic; every reply belongs to a request, and no request has two; when the session is over the device was
-//! told once, nothing is registered, and no descriptor is open that was not before.
+//! Invariants: no panic; every reply belongs to a request, and no request has two; at the end the device was notified once,
+//! nothing is registered, and no descriptor is open that was not before.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -20,8 +20,8 @@ use prereg::{Access, AddressSpace, Errno, Iova};
 use prereg_linux::{GuestMemory, IoUring, Mlock};
 use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::server::{
-    Bus, Device, Ending, Hold, Interest, Ioeventfd, IrqKind, Layout, LayoutRegion, MemoryPolicy, MemoryStore,
-    Model, Ready, Received, ServerSettings, Sparse, Transport, serve,
+    Device, DeviceContext, DeviceFactory, DisconnectReason, DmaGuard, Interest, Ioeventfd, IrqKind, Layout,
+    LayoutRegion, MemoryPolicy, MemoryStore, Ready, Received, ServerSettings, Sparse, Transport, serve,
 };
 use prereg_vfio_user::wire::{
     Command, DeviceInfo, DmaAccess, DmaDone, Header, IoRegionsInfo, IrqAction, IrqInfo, IrqSelection,
@@ -33,7 +33,7 @@ const PAGE: u64 = 4096;
 const FILE: u64 = 16 * PAGE;
 const REGION: u64 = 0x100;
 
-/// What one script came to.
+/// The outcome of a script.
 #[derive(Default, Debug)]
 pub(crate) struct Verdict {
     pub(crate) replies: usize,
@@ -41,7 +41,7 @@ pub(crate) struct Verdict {
     pub(crate) transfers: usize,
 }
 
-/// Bytes of the script, one after the other; zeros when it is over.
+/// The bytes of a script; zeros at its end.
 struct Script {
     bytes: Vec<u8>,
     at: usize,
@@ -67,7 +67,7 @@ impl Script {
         }
     }
 
-    /// A place in a world of 32 pages, and at its ends.
+    /// An address in a world of 32 pages, and at its ends.
     fn iova(&mut self) -> u64 {
         match self.byte() {
             byte @ 0..=0xdf => u64::from(byte % 32) * PAGE,
@@ -85,7 +85,7 @@ impl Script {
     }
 }
 
-/// What the client has.
+/// The client's resources.
 struct World {
     files: [GuestMemory; 2],
     changing: File,
@@ -119,7 +119,7 @@ impl World {
     }
 }
 
-/// Memory that can be made shorter, which a sealed memfd cannot.
+/// Memory that can be truncated, unlike a sealed memfd.
 fn changing() -> File {
     static NAMES: AtomicU32 = AtomicU32::new(0);
     let name = format!("prereg-judge-{}-{}", std::process::id(), NAMES.fetch_add(1, Ordering::Relaxed));
@@ -135,15 +135,15 @@ struct State {
     script: Script,
     world: World,
     next_id: u16,
-    /// What the client sends, up to where it is cut; then its descriptors.
+    /// Bytes that the client sends, up to a cut, with the descriptors at their end.
     outgoing: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
-    /// What it received and has not read.
+    /// Bytes that it received and has not read.
     incoming: Vec<u8>,
-    /// Replies it waits for, by id and command.
+    /// Replies that it waits for, by id and command.
     waiting: BTreeMap<(u16, Command), usize>,
-    /// What it sent is not only messages.
+    /// It sent bytes that are no messages.
     raw: bool,
-    /// What the server asked of it.
+    /// Requests of the server.
     asked: VecDeque<(Header, Vec<u8>)>,
     verdict: Verdict,
     idle: u32,
@@ -241,7 +241,7 @@ impl State {
                 }
             }
             19 => {
-                // Bytes as they come, perhaps with descriptors in the middle of a message.
+                // Arbitrary bytes, perhaps with descriptors in the middle of a message.
                 let bytes = (0..self.script.byte() % 40).map(|_| self.script.byte()).collect();
                 let descriptors = self.descriptors();
                 self.raw = true;
@@ -285,7 +285,7 @@ impl State {
         self.send(Command::DEVICE_SET_IRQS, descriptors, |out| set.write(out));
     }
 
-    /// Answers a request of the server, well or badly.
+    /// Replies to a request of the server, with success or an error.
     fn answer(&mut self) {
         let how = self.script.byte();
         let Some((header, body)) = self.asked.pop_front() else { return };
@@ -306,7 +306,7 @@ impl State {
         self.outgoing.push_back((out, Vec::new()));
     }
 
-    /// Reads what the server sent, as a client would.
+    /// Reads the server's bytes like a client.
     fn read(&mut self) {
         while let Some(head) = self.incoming.first_chunk() {
             let header = Header::read(head);
@@ -378,7 +378,7 @@ impl Transport for Play {
     fn wait(&self, interest: Interest<'_>) -> Result<Ready, Errno> {
         let state = &mut *self.0.lock().unwrap();
         state.idle = if interest.readable { 0 } else { state.idle + 1 };
-        // A client that is not listened to has nothing to do but to leave, some time.
+        // A client that is not read from can only disconnect.
         let over = state.idle > 1000;
         Ok(Ready { readable: interest.readable, over, eventfd: interest.eventfd.is_some() })
     }
@@ -388,10 +388,10 @@ impl Transport for Play {
     fn shut(&self) {}
 }
 
-/// A device that does with its memory what the client's writes say.
+/// A device whose accesses follow the client's writes.
 struct Doer {
-    bus: Bus,
-    held: Mutex<Vec<Hold>>,
+    bus: DeviceContext,
+    held: Mutex<Vec<DmaGuard>>,
     gone: Arc<AtomicU32>,
     fd: Arc<OwnedFd>,
 }
@@ -472,12 +472,12 @@ struct Doers {
     fd: Arc<OwnedFd>,
 }
 
-impl Model for Doers {
+impl DeviceFactory for Doers {
     fn name(&self) -> &str {
         "doer"
     }
 
-    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+    fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         self.attached.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new(Doer { bus, held: Mutex::default(), gone: self.gone.clone(), fd: self.fd.clone() }))
     }
@@ -494,10 +494,10 @@ thread_local! {
     };
 }
 
-/// Plays a script, and judges.
+/// Plays a script and checks the invariants.
 ///
 /// # Panics
-/// When something does not hold.
+/// If one does not hold.
 pub(crate) fn judge(script: &[u8]) -> Verdict {
     let store = STORE.with(Arc::clone);
     let world = World::new();
@@ -514,22 +514,22 @@ pub(crate) fn judge(script: &[u8]) -> Verdict {
         verdict: Verdict::default(),
         idle: 0,
     };
-    // Nearly every client says its version.
+    // Nearly every client sends its version.
     if state.script.byte() < 0xf0 {
         let data = b"{\"capabilities\":{\"max_msg_fds\":8,\"write_multiple\":true}}\0";
         state.send(Command::VERSION, Vec::new(), |out| Version { major: 0, minor: 1, data }.write(out));
     }
     let gone = Arc::new(AtomicU32::new(0));
     let doers = Arc::new(Doers { attached: AtomicU32::new(0), gone: gone.clone(), fd });
-    let model: Arc<dyn Model> = doers.clone();
+    let model: Arc<dyn DeviceFactory> = doers.clone();
     let mut settings = ServerSettings::default();
-    settings.patience = None;
+    settings.stall_timeout = None;
     settings.session.held_bytes = 64 << 10;
     settings.session.capabilities.max_data_xfer_size = 4096;
     settings.session.transfer_window = 8192;
     let state = Arc::new(Mutex::new(state));
     let ending = serve(Play(state.clone()), &model, &store, &settings);
-    assert_ne!(ending, Ending::Panicked);
+    assert_ne!(ending, DisconnectReason::Panicked);
 
     let attached = doers.attached.load(Ordering::Relaxed);
     assert!(attached <= 1, "one device for a client");

@@ -1,4 +1,4 @@
-//! Scripts at random, under the judge that the fuzzer has too.
+//! Random scripts, checked by the judge that the fuzzer uses too.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails may panic anywhere")]
 
-mod bed;
 mod copier;
 mod descriptions;
 mod dma;
+mod fixture;
 mod hostile;
 mod interrupts;
 mod judge;

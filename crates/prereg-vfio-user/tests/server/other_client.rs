@@ -1,7 +1,7 @@
-//! The client of the crate `vfio_user`, which cloud-hypervisor is built on: each of its requests, and each error.
+//! The client of the crate `vfio_user`, which cloud-hypervisor uses: each of its requests, and each error.
 //!
-//! What it makes of an error is its own affair: it does not look at those of DMA_MAP, SET_IRQS and RESET, and waits for the
-//! body of a reply that has none in all others, for ever. Then the test looks at what the server says and did, and stops it.
+//! It ignores the errors of DMA_MAP, SET_IRQS and RESET, and waits for ever for the body of a reply without one in all others.
+//! Then the test checks the server's counts, and stops it.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
@@ -13,19 +13,19 @@ use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::server::{IrqKind, Server, ServerSettings};
 use vfio_user::Client;
 
-use crate::bed::{BAR_BYTES, Bed, CONFIG, Probes, ROM, memory, until};
+use crate::fixture::{BAR_BYTES, CONFIG, Fixture, Probes, ROM, memory, until};
 
 const MSIX: u32 = 2;
 const ERR: u32 = 3;
-/// Eventfds and trigger, nothing and trigger, nothing and unmask.
+/// Eventfds and trigger; nothing and trigger; nothing and unmask.
 const TELL: u32 = 0x24;
 const TRIGGER: u32 = 0x21;
 const UNMASK: u32 = 0x11;
 
 #[test]
 fn it_learns_what_the_device_is() {
-    let bed = Bed::with(Probes::with_doorbells(Vec::new()), ServerSettings::default());
-    let mut client = Client::new(&bed.path).unwrap();
+    let fixture = Fixture::with(Probes::with_doorbells(Vec::new()), ServerSettings::default());
+    let mut client = Client::new(&fixture.path).unwrap();
     let sizes: Vec<u64> = (0..9).map(|index| client.region(index).unwrap().size).collect();
     assert_eq!(sizes, [BAR_BYTES, 0, 16, 0, 0x100, 0, 0x800, 0x1000, 0]);
     assert!(client.region(9).is_none());
@@ -41,13 +41,13 @@ fn it_learns_what_the_device_is() {
         assert_eq!((irqs.index, irqs.count), (index, count));
     }
     client.shutdown().unwrap();
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn it_reads_writes_maps_and_is_told() {
-    let bed = Bed::new();
-    let mut client = Client::new(&bed.path).unwrap();
+    let fixture = Fixture::new();
+    let mut client = Client::new(&fixture.path).unwrap();
     client.region_write(0, 0x10, b"by another client").unwrap();
     let mut back = [0; 17];
     client.region_read(0, 0x10, &mut back).unwrap();
@@ -58,14 +58,14 @@ fn it_reads_writes_maps_and_is_told() {
     guest.write(0x2000, b"guest").unwrap();
     let ram = guest.descriptor().unwrap().as_raw_fd();
     client.dma_map(0x1000, 1 << 30, 0x8000, ram).unwrap();
-    let device = bed.probes.device(0);
+    let device = fixture.probes.device(0);
     let mut back = [0; 5];
     device.bus.dma.read(Iova::new((1 << 30) + 0x1000), &mut back).unwrap();
     assert_eq!(&back, b"guest");
 
     let told: Vec<Eventfd> = (0..8).map(|_| Eventfd::new().unwrap()).collect();
     let numbers: Vec<_> = told.iter().map(|eventfd| eventfd.as_fd().as_raw_fd()).collect();
-    // It says that it takes one descriptor, and sends as many as it likes.
+    // Its capabilities say one descriptor, but it sends any number.
     client.set_irqs(MSIX, TELL, 0, 8, &numbers).unwrap();
     assert!(device.bus.interrupts.trigger(IrqKind::Msix, 5));
     assert_eq!(told[5].wait(Duration::from_secs(60)), 1);
@@ -84,13 +84,13 @@ fn it_reads_writes_maps_and_is_told() {
     client.dma_unmap(0, 1 << 40).unwrap();
     assert!(device.bus.dma.read(Iova::new(1 << 30), &mut back).is_err());
     drop(client);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn errors_that_it_does_not_look_at_leave_the_stream_in_step() {
-    let bed = Bed::new();
-    let mut client = Client::new(&bed.path).unwrap();
+    let fixture = Fixture::new();
+    let mut client = Client::new(&fixture.path).unwrap();
     let guest = memory(1 << 20);
     let ram = guest.descriptor().unwrap().as_raw_fd();
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -115,21 +115,21 @@ fn errors_that_it_does_not_look_at_leave_the_stream_in_step() {
     let mut back = [0; 4];
     client.region_read(ROM, 0, &mut back).unwrap();
     assert_eq!(back, [6; 4]);
-    let requests = bed.snapshot().clients.remove(0).requests;
+    let requests = fixture.snapshot().clients.remove(0).requests;
     let refused = |command: &str| requests.commands[command].refused.values().sum::<u64>();
     assert_eq!((refused("DMA_MAP"), refused("DEVICE_SET_IRQS")), (7, 5));
-    assert_eq!(bed.snapshot().clients[0].dma.iova.mappings, 1);
+    assert_eq!(fixture.snapshot().clients[0].dma.iova.mappings, 1);
 }
 
-/// What it asks for and then waits for without an end.
+/// Sends a request whose reply it waits for without end.
 fn refused_for_ever(
     command: &str,
     errno: &str,
     ask: impl FnOnce(&mut Client) -> Result<(), vfio_user::Error> + Send + 'static,
 ) {
-    let bed = Bed::new();
-    let mut other = bed.client();
-    let path = bed.path.clone();
+    let fixture = Fixture::new();
+    let mut other = fixture.client();
+    let path = fixture.path.clone();
     let asking = thread::spawn(move || {
         let mut client = Client::new(&path).unwrap();
         let guest = memory(1 << 20);
@@ -137,11 +137,11 @@ fn refused_for_ever(
         ask(&mut client)
     });
     until("it is refused", || {
-        let state = bed.snapshot();
+        let state = fixture.snapshot();
         state.requests.commands.get(command).is_some_and(|counts| counts.refused.get(errno) == Some(&1))
     });
     other.device_info().unwrap();
-    let Bed { server, probes, .. } = bed;
+    let Fixture { server, probes, .. } = fixture;
     Server::stop(server);
     assert!(asking.join().unwrap().is_err(), "it found out that something is wrong only now");
     assert!(probes.device(1).said("gone"));
@@ -161,11 +161,11 @@ fn errors_that_it_cannot_read_are_answered_all_the_same() {
 
 #[test]
 fn a_place_that_is_taken_is_an_error_and_no_device() {
-    let bed = Bed::with(Probes::exclusive(), ServerSettings::default());
-    let first = Client::new(&bed.path).unwrap();
-    assert!(Client::new(&bed.path).is_err());
-    assert_eq!(bed.probes.count(), 1);
+    let fixture = Fixture::with(Probes::exclusive(), ServerSettings::default());
+    let first = Client::new(&fixture.path).unwrap();
+    assert!(Client::new(&fixture.path).is_err());
+    assert_eq!(fixture.probes.count(), 1);
     drop(first);
-    bed.settle();
-    Client::new(&bed.path).unwrap();
+    fixture.settle();
+    Client::new(&fixture.path).unwrap();
 }

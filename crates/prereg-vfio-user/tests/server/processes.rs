@@ -1,4 +1,4 @@
-//! Clients that are processes of their own, and are killed.
+//! Clients that are processes and are killed.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
@@ -7,11 +7,11 @@ use std::process::{Child, Command, Stdio};
 use prereg::{Access, Iova};
 use prereg_vfio_user::client::{Client, Eventfd};
 
-use crate::bed::{Bed, memory, until};
+use crate::fixture::{Fixture, memory, until};
 
 const SOCKET: &str = "PREREG_TEST_CLIENT_OF";
 
-/// Not a test of its own: what the client's process does, when another test starts it.
+/// Not a test of its own: the client process of another test.
 #[test]
 fn a_client_process() {
     let Some(path) = std::env::var_os(SOCKET) else { return };
@@ -26,11 +26,11 @@ fn a_client_process() {
     }
 }
 
-fn start(bed: &Bed) -> Child {
+fn start(fixture: &Fixture) -> Child {
     let test = std::env::current_exe().unwrap();
     let mut child = Command::new(test)
         .args(["--exact", "processes::a_client_process", "--nocapture"])
-        .env(SOCKET, &bed.path)
+        .env(SOCKET, &fixture.path)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -41,27 +41,27 @@ fn start(bed: &Bed) -> Child {
 
 #[test]
 fn a_client_that_is_killed_leaves_no_pin() {
-    let bed = Bed::new();
-    let mut staying = bed.client();
-    let mut child = start(&bed);
-    let state = bed.snapshot();
+    let fixture = Fixture::new();
+    let mut staying = fixture.client();
+    let mut child = start(&fixture);
+    let state = fixture.snapshot();
     let theirs = state.clients.iter().find(|client| client.pid == child.id() as i32).unwrap();
     assert_eq!((theirs.dma.iova.mappings, state.store.files.len()), (1, 1));
-    // An I/O is in flight, and an unmap never asked for.
-    let probe = bed.probes.device(1);
+    // An I/O is in flight, and no unmap was sent.
+    let probe = fixture.probes.device(1);
     let hold = probe.bus.dma.hold(Iova::new(0x1000), 0x1000, Access::Write).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
     until("the device is told", || probe.said("gone"));
     hold.write(0, b"what was held is still there").unwrap();
-    assert_eq!(bed.snapshot().store.space.regions.len(), 1);
+    assert_eq!(fixture.snapshot().store.space.regions.len(), 1);
     drop(hold);
-    until("its memory is given back", || bed.snapshot().store.space.regions.is_empty());
+    until("its memory is given back", || fixture.snapshot().store.space.regions.is_empty());
     staying.device_info().unwrap();
-    let mut next = start(&bed);
-    assert_eq!(bed.snapshot().store.files.len(), 1);
+    let mut next = start(&fixture);
+    assert_eq!(fixture.snapshot().store.files.len(), 1);
     next.kill().unwrap();
     next.wait().unwrap();
     drop(staying);
-    bed.settle();
+    fixture.settle();
 }

@@ -4,7 +4,7 @@ use prereg::Errno;
 use prereg_vfio_user::client::ClientError;
 use prereg_vfio_user::wire::RegionWrite;
 
-use crate::bed::{BAR_BYTES, Bed, CONFIG, HOOK, ROM, WRITE_ONLY, until};
+use crate::fixture::{BAR_BYTES, CONFIG, Fixture, HOOK, ROM, WRITE_ONLY, until};
 
 fn errno(result: Result<impl Sized, ClientError>) -> i32 {
     match result {
@@ -16,8 +16,8 @@ fn errno(result: Result<impl Sized, ClientError>) -> i32 {
 
 #[test]
 fn what_is_written_can_be_read() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     for bytes in [1, 2, 4, 8, 3, 4096, BAR_BYTES as usize] {
         let data: Vec<u8> = (0..bytes).map(|byte| byte as u8 ^ bytes as u8).collect();
         client.region_write(0, BAR_BYTES - bytes as u64, &data).unwrap();
@@ -29,8 +29,8 @@ fn what_is_written_can_be_read() {
 
 #[test]
 fn nothing_outside_of_a_region_reaches_the_device() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let mut four = [0; 4];
     for (region, offset) in [
         (0, BAR_BYTES - 3),
@@ -49,14 +49,14 @@ fn nothing_outside_of_a_region_reaches_the_device() {
     assert_eq!(errno(client.region_write(ROM, 0, &four)), 22);
     client.region_read(ROM, 0x7fc, &mut four).unwrap();
     assert_eq!(four, [6; 4]);
-    assert!(bed.probes.device(0).calls.lock().unwrap().is_empty());
+    assert!(fixture.probes.device(0).calls.lock().unwrap().is_empty());
 }
 
 #[test]
 fn a_devices_errno_is_the_clients() {
-    let bed = Bed::new();
-    bed.probes.hook(|_, offset, _| Err(Errno::from_raw(offset as i32)));
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    fixture.probes.hook(|_, offset, _| Err(Errno::from_raw(offset as i32)));
+    let mut client = fixture.client();
     assert_eq!(errno(client.region_read(HOOK, 0, &mut [0; 4])), 5);
     for number in [1, 16, 110] {
         assert_eq!(errno(client.region_write(HOOK, number, &[0; 4])), number as i32);
@@ -66,8 +66,8 @@ fn a_devices_errno_is_the_clients() {
 
 #[test]
 fn posted_writes_are_performed_in_their_order_and_not_answered() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     for value in 0..100u32 {
         client.region_post(0, 0, &value.to_le_bytes()).unwrap();
     }
@@ -79,8 +79,8 @@ fn posted_writes_are_performed_in_their_order_and_not_answered() {
 
 #[test]
 fn many_writes_stop_at_the_first_that_fails() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let write = |region, offset, byte| RegionWrite::new(region, offset, &[byte; 2]).unwrap();
     let done = client.write_multi(vec![write(0, 0, 1), write(0, 2, 2), write(0, 0, 3)]).unwrap();
     assert_eq!(done, 3);
@@ -96,30 +96,30 @@ fn many_writes_stop_at_the_first_that_fails() {
 
 #[test]
 fn requests_are_counted_by_command_and_refusals_by_reason() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     client.region_write(0, 0, &[1]).unwrap();
     errno(client.region_write(1, 0, &[1]));
     errno(client.region_write(0, 0, &[]));
-    let state = bed.snapshot();
+    let state = fixture.snapshot();
     let writes = &state.requests.commands["REGION_WRITE"];
     assert_eq!((writes.performed, writes.refused["EINVAL"], writes.refused["size"]), (2, 1, 1));
     assert_eq!(state.clients[0].requests.commands["VERSION"].performed, 1);
     drop(client);
-    bed.settle();
-    let state = bed.snapshot();
+    fixture.settle();
+    let state = fixture.snapshot();
     assert_eq!(state.requests.commands["REGION_WRITE"].performed, 2, "also when the client is gone");
-    assert_eq!(state.endings["left"], 1);
+    assert_eq!(state.disconnects["left"], 1);
 }
 
 #[test]
 fn a_device_that_panics_takes_only_its_client_down() {
-    let bed = Bed::new();
-    bed.probes.hook(|_, _, _| panic!("a device must not, and this one does"));
-    let (mut one, mut other) = (bed.client(), bed.client());
+    let fixture = Fixture::new();
+    fixture.probes.hook(|_, _, _| panic!("a device must not, and this one does"));
+    let (mut one, mut other) = (fixture.client(), fixture.client());
     assert_eq!(one.region_write(HOOK, 0, &[1]).unwrap_err(), ClientError::Closed);
     other.region_write(0, 0, &[1]).unwrap();
-    until("it is gone", || bed.snapshot().endings.get("device-panicked") == Some(&1));
-    assert!(bed.probes.device(0).said("gone"));
+    until("it is gone", || fixture.snapshot().disconnects.get("device-panicked") == Some(&1));
+    assert!(fixture.probes.device(0).said("gone"));
     other.device_info().unwrap();
 }

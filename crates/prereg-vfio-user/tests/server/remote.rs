@@ -1,4 +1,4 @@
-//! Memory that only the client can reach: DMA_READ and DMA_WRITE.
+//! Memory that only the client can access: DMA_READ and DMA_WRITE.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use prereg_vfio_user::client::{Client, OwnMemory, ServedMemory};
 use prereg_vfio_user::server::DmaError;
 use prereg_vfio_user::wire::{Command, Header, MessageType};
 
-use crate::bed::{Bed, HOOK, until};
+use crate::fixture::{Fixture, HOOK, until};
 
 const START: u64 = 0x10_0000;
 
@@ -18,28 +18,28 @@ fn iova(offset: u64) -> Iova {
     Iova::new(START + offset)
 }
 
-/// A client with `bytes` of memory that no descriptor stands for.
-fn with_memory(bed: &Bed, bytes: usize) -> (Client, Vec<u8>) {
+/// A client with `bytes` of memory without a descriptor.
+fn with_memory(fixture: &Fixture, bytes: usize) -> (Client, Vec<u8>) {
     let data: Vec<u8> = (0..bytes).map(|at| ((at * 31) >> 3) as u8).collect();
-    let mut client = bed.client();
+    let mut client = fixture.client();
     client.serve_from(OwnMemory::new(iova(0), data.clone()));
     client.dma_map(iova(0), bytes as u64, Access::ReadWrite, None).unwrap();
     (client, data)
 }
 
-/// Answers the server until `done` is told.
+/// Serves the server's requests until `done` is set.
 fn serve(client: &mut Client, done: &mpsc::Receiver<()>) {
     while done.try_recv() == Err(mpsc::TryRecvError::Empty) {
-        // Its answer comes behind whatever the server asks meanwhile.
+        // Its reply comes after the server's requests meanwhile.
         client.device_info().unwrap();
     }
 }
 
 #[test]
 fn other_threads_read_and_write_it_in_pieces() {
-    let bed = Bed::new();
-    let (mut client, data) = with_memory(&bed, 1 << 20);
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let fixture = Fixture::new();
+    let (mut client, data) = with_memory(&fixture, 1 << 20);
+    let dma = fixture.probes.device(0).bus.dma.clone();
     let (say, done) = mpsc::channel();
     let worker = thread::spawn(move || {
         let mut back = vec![0; (1 << 20) - 3];
@@ -54,15 +54,15 @@ fn other_threads_read_and_write_it_in_pieces() {
     let (back, again) = worker.join().unwrap();
     assert_eq!(back, data[3..]);
     assert_eq!(again, back[..300_000]);
-    let requests = &bed.snapshot().clients[0].requests;
+    let requests = &fixture.snapshot().clients[0].requests;
     assert!(requests.transfers >= 3 && requests.transferred_bytes >= 1 << 20);
 }
 
 #[test]
 fn several_threads_wait_at_once_and_each_gets_its_own() {
-    let bed = Bed::new();
-    let (mut client, data) = with_memory(&bed, 64 << 10);
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let fixture = Fixture::new();
+    let (mut client, data) = with_memory(&fixture, 64 << 10);
+    let dma = fixture.probes.device(0).bus.dma.clone();
     let (say, done) = mpsc::channel();
     let all = thread::spawn(move || {
         thread::scope(|scope| {
@@ -86,22 +86,22 @@ fn several_threads_wait_at_once_and_each_gets_its_own() {
 
 #[test]
 fn the_clients_own_thread_can_have_it_in_the_middle_of_a_request() {
-    let bed = Bed::new();
-    bed.probes.hook(|probe, _, from| {
+    let fixture = Fixture::new();
+    fixture.probes.hook(|probe, _, from| {
         let mut back = vec![0; 200_000];
         probe.bus.dma.read(iova(0), &mut back).map_err(|error| error.errno())?;
         probe.bus.dma.write(iova(200_000), &back[..1000]).map_err(|error| error.errno())?;
         probe.say(format!("{from:?} {}", back[199_999]));
         Ok(())
     });
-    let (mut client, data) = with_memory(&bed, 1 << 20);
-    // What the client sends behind it waits its turn.
+    let (mut client, data) = with_memory(&fixture, 1 << 20);
+    // Requests that the client sends after it wait.
     let first = client.post(Command::REGION_WRITE, &[], |out| region_write(out, 1)).unwrap();
     let second = client.post(Command::REGION_WRITE, &[], |out| region_write(out, 2)).unwrap();
     client.wait(second).unwrap();
     assert!(client.is_answered(first).unwrap());
     let byte = data[199_999];
-    let calls = bed.probes.device(0).calls.lock().unwrap().clone();
+    let calls = fixture.probes.device(0).calls.lock().unwrap().clone();
     assert_eq!(calls, [format!("[1] {byte}"), format!("[2] {byte}")]);
 }
 
@@ -113,17 +113,17 @@ fn region_write(out: &mut Vec<u8>, byte: u8) {
 #[test]
 fn a_device_that_waits_for_its_workers_does_not_wait_for_ever() {
     // The worker's read needs the client, whose thread waits for the worker.
-    let bed = Bed::new();
-    bed.probes.hook(|probe, _, _| {
+    let fixture = Fixture::new();
+    fixture.probes.hook(|probe, _, _| {
         let dma = probe.bus.dma.clone();
         let worker = thread::spawn(move || dma.read(iova(0), &mut [0; 4096]));
         worker.join().unwrap().map_err(|error| error.errno())
     });
-    let (mut client, _) = with_memory(&bed, 8192);
+    let (mut client, _) = with_memory(&fixture, 8192);
     client.region_write(HOOK, 0, &[0]).unwrap();
 }
 
-/// Refuses, each time with another number.
+/// Refuses each request with another number.
 struct Refusing(Arc<AtomicU32>);
 
 impl ServedMemory for Refusing {
@@ -138,15 +138,15 @@ impl ServedMemory for Refusing {
 
 #[test]
 fn the_clients_errno_is_the_devices() {
-    let bed = Bed::new();
-    bed.probes.hook(|probe, offset, _| {
+    let fixture = Fixture::new();
+    fixture.probes.hook(|probe, offset, _| {
         let result = match offset {
             0 => probe.bus.dma.read(iova(0), &mut [0; 16]),
             _ => probe.bus.dma.write(iova(0), &[0; 16]),
         };
         result.map_err(|error| error.errno())
     });
-    let (mut client, _) = with_memory(&bed, 4096);
+    let (mut client, _) = with_memory(&fixture, 4096);
     client.serve_from(Refusing(Arc::default()));
     for errno in 1..4 {
         assert_eq!(client.region_write(HOOK, 0, &[0]).unwrap_err().errno().raw(), errno);
@@ -156,15 +156,15 @@ fn the_clients_errno_is_the_devices() {
 
 #[test]
 fn who_waits_for_a_client_that_leaves_is_told() {
-    let bed = Bed::new();
-    let (mut client, _) = with_memory(&bed, 4096);
+    let fixture = Fixture::new();
+    let (mut client, _) = with_memory(&fixture, 4096);
     let workers: Vec<_> = (0..4)
         .map(|_| {
-            let dma = bed.probes.device(0).bus.dma.clone();
+            let dma = fixture.probes.device(0).bus.dma.clone();
             thread::spawn(move || dma.read(iova(0), &mut [0; 4096]))
         })
         .collect();
-    // All four ask, and none is answered.
+    // All four requests are sent, and none is answered.
     for _ in 0..4 {
         let (header, _) = client.receive_raw().unwrap();
         assert_eq!((header.command, header.message_type()), (Command::DMA_READ, MessageType::Command));
@@ -173,25 +173,25 @@ fn who_waits_for_a_client_that_leaves_is_told() {
     for worker in workers {
         assert_eq!(worker.join().unwrap(), Err(DmaError::Disconnected));
     }
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn who_waits_when_the_server_stops_is_told() {
-    let bed = Bed::new();
-    let (mut client, _) = with_memory(&bed, 4096);
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let fixture = Fixture::new();
+    let (mut client, _) = with_memory(&fixture, 4096);
+    let dma = fixture.probes.device(0).bus.dma.clone();
     let worker = thread::spawn(move || dma.write(iova(0), &[1; 4096]));
     assert_eq!(client.receive_raw().unwrap().0.command, Command::DMA_WRITE);
-    bed.server.stop();
+    fixture.server.stop();
     assert_eq!(worker.join().unwrap(), Err(DmaError::Disconnected));
 }
 
 #[test]
 fn an_unmap_waits_for_a_transfer_that_is_under_way() {
-    let bed = Bed::new();
-    let (mut client, data) = with_memory(&bed, 4096);
-    let dma = bed.probes.device(0).bus.dma.clone();
+    let fixture = Fixture::new();
+    let (mut client, data) = with_memory(&fixture, 4096);
+    let dma = fixture.probes.device(0).bus.dma.clone();
     let worker = thread::spawn(move || {
         let mut back = vec![0; 4096];
         dma.read(iova(0), &mut back).map(|()| back)
@@ -200,7 +200,7 @@ fn an_unmap_waits_for_a_transfer_that_is_under_way() {
     let unmap = client.post_dma_unmap(iova(0), 4096).unwrap();
     client.device_info().unwrap();
     assert!(!client.is_answered(unmap).unwrap());
-    let state = bed.snapshot();
+    let state = fixture.snapshot();
     assert_eq!(state.clients[0].unmaps.len(), 1);
     let mut reply = Vec::new();
     Header::reply(header.id, header.command).frame(&mut reply, |out| {
@@ -210,13 +210,13 @@ fn an_unmap_waits_for_a_transfer_that_is_under_way() {
     client.send_raw(&reply, &[]).unwrap();
     client.wait(unmap).unwrap();
     assert_eq!(worker.join().unwrap().unwrap(), data);
-    until("the unmap is forgotten", || bed.snapshot().clients[0].unmaps.is_empty());
+    until("the unmap is forgotten", || fixture.snapshot().clients[0].unmaps.is_empty());
 }
 
 #[test]
 fn replies_to_nothing_are_nothing() {
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let mut bytes = Vec::new();
     for id in 0..200 {
         Header::reply(id, Command::DMA_READ).frame(&mut bytes, |out| out.resize(100, 7));

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 static ONE: Mutex<()> = Mutex::new(());
 
-/// No other test of this program runs while this lives.
+/// Prevents other tests of this program from running.
 pub(crate) struct Quiet {
     _guard: MutexGuard<'static, ()>,
 }
@@ -15,7 +15,7 @@ impl Quiet {
     }
 }
 
-/// How many descriptors this process has open.
+/// Open descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }

@@ -1,4 +1,4 @@
-//! Descriptors that come where none belong.
+//! Unexpected descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -6,10 +6,10 @@ use prereg::{Access, Iova};
 use prereg_vfio_user::client::{Client, Eventfd};
 use prereg_vfio_user::wire::{Command, Header, MapMemory, UnmapMemory};
 
-use crate::bed::{Bed, memory};
 use crate::count::{Quiet, descriptors};
+use crate::fixture::{Fixture, memory};
 
-/// The errno of a frame that is refused; the stream must go on.
+/// The errno of a refused frame; the stream must continue.
 fn refused(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> i32 {
     client.send_raw(bytes, descriptors).unwrap();
     let (header, reply) = client.receive_raw().unwrap();
@@ -19,7 +19,7 @@ fn refused(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) ->
     errno
 }
 
-/// Has a frame performed although descriptors come along that it does not need.
+/// Performs a frame with descriptors that it does not need.
 fn taken(client: &mut Client, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
     client.send_raw(bytes, descriptors).unwrap();
     let (header, _) = client.receive_raw().unwrap();
@@ -42,8 +42,8 @@ fn map_body() -> Vec<u8> {
 #[test]
 fn descriptors_where_none_belong_and_too_many_are_closed() {
     let _quiet = Quiet::here();
-    let bed = Bed::new();
-    let mut client = bed.client();
+    let fixture = Fixture::new();
+    let mut client = fixture.client();
     let guest = memory(1 << 20);
     let eventfd = Eventfd::new().unwrap();
     let ram = guest.descriptor().unwrap();
@@ -51,7 +51,7 @@ fn descriptors_where_none_belong_and_too_many_are_closed() {
     let mut body = Vec::new();
     UnmapMemory::All.write(&mut body);
     let unmap = frame(Header::command(3, Command::DMA_UNMAP), &body);
-    // The memory itself stays known for a while.
+    // The memory itself stays registered for a while.
     taken(&mut client, &map, &[ram]);
     taken(&mut client, &unmap, &[]);
     let before = descriptors();
@@ -68,7 +68,7 @@ fn descriptors_where_none_belong_and_too_many_are_closed() {
         taken(&mut client, &reset, &vec![eventfd.as_fd(); count]);
         taken(&mut client, &unmap, &vec![eventfd.as_fd(); count]);
     }
-    // Descriptors of a reply that was never asked for.
+    // Descriptors of an unexpected reply.
     let reply = frame(Header::reply(3, Command::DMA_READ), &[0; 16]);
     client.send_raw(&reply, &[ram; 5]).unwrap();
     // One byte at a time, each with a descriptor, is too many as well.

@@ -1,4 +1,4 @@
-//! A session of a client, cut off at every byte: whatever was mapped, told and opened until then is gone.
+//! A client's session, cut off at every byte: everything that was mapped, set and opened is released.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,10 +12,10 @@ use prereg_vfio_user::wire::{
     SetIrqs, UnmapMemory, Version,
 };
 
-use crate::bed::{Bed, Probes, memory, until};
 use crate::count::{Quiet, descriptors};
+use crate::fixture::{Fixture, Probes, memory, until};
 
-/// A message of the client, with its descriptor if it has one.
+/// A message of the client and its descriptor, if any.
 struct Message {
     bytes: Vec<u8>,
     descriptor: Option<OwnedFd>,
@@ -28,7 +28,7 @@ fn message(command: Command, descriptor: Option<BorrowedFd<'_>>, body: impl FnOn
     Message { bytes, descriptor }
 }
 
-/// Each thing that a client can ask for, as the recorded ones have it: from the version to the reset.
+/// Every request of a client, as in the recorded sessions: from VERSION to reset.
 fn session() -> Vec<Message> {
     let guest = memory(1 << 20);
     let eventfd = Eventfd::new().unwrap();
@@ -58,7 +58,7 @@ fn session() -> Vec<Message> {
     ]
 }
 
-/// Sends the first `bytes` of a session and hangs up.
+/// Sends the first `bytes` of a session and disconnects.
 fn cut(path: &Path, session: &[Message], mut bytes: usize) {
     let mut client = Client::over(UnixStream::connect(path).unwrap());
     for Message { bytes: message, descriptor } in session {
@@ -77,31 +77,31 @@ fn a_client_that_leaves_at_any_byte_leaves_nothing() {
     let _quiet = Quiet::here();
     let mut settings = ServerSettings::default();
     settings.max_clients = 10_000;
-    let bed = Bed::with(Probes::new(), settings);
-    let mut other = bed.client();
+    let fixture = Fixture::with(Probes::new(), settings);
+    let mut other = fixture.client();
     let session = session();
     let length = session.iter().map(|message| message.bytes.len()).sum::<usize>();
     other.device_info().unwrap();
     let before = descriptors();
     for bytes in 1..=length {
-        cut(&bed.path, &session, bytes);
+        cut(&fixture.path, &session, bytes);
         if bytes % 50 == 0 {
             other.device_info().unwrap();
         }
     }
     until("all of them are gone", || {
-        let state = bed.snapshot();
+        let state = fixture.snapshot();
         state.clients.len() == 1 && state.accepted == length as u64 + 1
     });
-    // What the test keeps of their devices keeps a socket open.
-    bed.probes.shared.devices.lock().unwrap().retain(|device| !device.said("gone"));
+    // The test's references to devices keep a socket open.
+    fixture.probes.shared.devices.lock().unwrap().retain(|device| !device.said("gone"));
     until("their descriptors are closed", || descriptors() == before);
-    let state = bed.snapshot();
+    let state = fixture.snapshot();
     assert!(state.store.files.is_empty() && state.store.space.regions.is_empty());
-    let ends =
-        ["left", "left-mid-message", "connection"].map(|end| state.endings.get(end).copied().unwrap_or(0));
-    assert_eq!(ends.iter().sum::<u64>(), length as u64, "{:?}", state.endings);
+    let ends = ["left", "left-mid-message", "connection"]
+        .map(|end| state.disconnects.get(end).copied().unwrap_or(0));
+    assert_eq!(ends.iter().sum::<u64>(), length as u64, "{:?}", state.disconnects);
     other.device_info().unwrap();
     drop(other);
-    bed.settle();
+    fixture.settle();
 }

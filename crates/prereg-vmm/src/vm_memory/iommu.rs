@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use prereg::{Access, AddressSpace, Errno, GuestAddr, Holder, Iova, OutOfMemory};
 use prereg_iommu::iova::{
-    Backing, Drained, Held, IovaAccessError, IovaLimits, IovaMap, IovaMapError, LocalPiece, Stretch,
-    Unmapping,
+    Backing, HeldRange, IovaAccessError, IovaLimits, IovaMap, IovaMapError, LocalSegment, OnDrained,
+    Unmapping, UserSegment,
 };
 use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Iommu, Iotlb, Permissions};
@@ -64,15 +64,15 @@ impl IommuMapError {
 /// Without a callback: the caller of an unmap polls its [`Unmapping`].
 pub(super) struct NoCallback;
 
-impl Drained for NoCallback {
-    fn drained(&self) {}
+impl OnDrained for NoCallback {
+    fn on_drained(&self) {}
 }
 
 /// A translation under way: the addresses, and the memory held at them.
 pub struct Translated {
     iotlb: Iotlb,
     /// Releases the memory when dropped.
-    held: Option<Held>,
+    held: Option<HeldRange>,
 }
 
 impl PinnedIommu {
@@ -98,7 +98,7 @@ impl PinnedIommu {
         ram: Arc<RegisteredRam>,
         limits: IovaLimits,
         holder: Holder,
-        drained: Arc<dyn Drained>,
+        drained: Arc<dyn OnDrained>,
     ) -> Result<Self, OutOfMemory> {
         Ok(Self { map: IovaMap::new(space, limits, holder, drained)?, ram })
     }
@@ -128,9 +128,9 @@ impl PinnedIommu {
         if to.0.checked_add(bytes).is_none() {
             return Err(not_ram);
         }
-        let piece = |(bytes, ua): (u64, Option<_>)| Some(LocalPiece { ua: ua?, bytes, owner: None });
+        let piece = |(bytes, ua): (u64, Option<_>)| Some(LocalSegment { ua: ua?, bytes, owner: None });
         let pieces: Option<Vec<_>> = self.ram.parts(to, bytes).into_iter().map(piece).collect();
-        Ok(Backing::Pieces(pieces.ok_or(not_ram)?))
+        Ok(Backing::Segments(pieces.ok_or(not_ram)?))
     }
 
     /// Unmaps every mapping in the range. They are gone when this returns; the returned value reports when the accesses under way
@@ -146,7 +146,7 @@ impl PinnedIommu {
     ///
     /// # Errors
     /// [`IovaAccessError`]; nothing is held then.
-    pub fn hold(&self, iova: GuestAddress, bytes: u64, access: Access) -> Result<Held, IovaAccessError> {
+    pub fn hold(&self, iova: GuestAddress, bytes: u64, access: Access) -> Result<HeldRange, IovaAccessError> {
         self.map.hold(Iova::new(iova.0), bytes, access)
     }
 
@@ -162,7 +162,7 @@ impl PinnedIommu {
         &self.map
     }
 
-    fn held(&self, iova: u64, bytes: u64, access: Permissions) -> Result<Held, IovaAccessError> {
+    fn held(&self, iova: u64, bytes: u64, access: Permissions) -> Result<HeldRange, IovaAccessError> {
         let hold = |access| self.map.hold(Iova::new(iova), bytes, access);
         match access {
             Permissions::Read => hold(Access::Read),
@@ -177,10 +177,16 @@ impl PinnedIommu {
     }
 
     /// The guest addresses behind a held access, entered into `iotlb`.
-    fn enter(&self, iotlb: &mut Iotlb, iova: u64, held: &Held, access: Permissions) -> Result<(), String> {
+    fn enter(
+        &self,
+        iotlb: &mut Iotlb,
+        iova: u64,
+        held: &HeldRange,
+        access: Permissions,
+    ) -> Result<(), String> {
         let mut at = iova;
-        for stretch in held.stretches() {
-            let Stretch::Local { ua, bytes, .. } = stretch else {
+        for stretch in held.user_segments() {
+            let UserSegment::Local { ua, bytes, .. } = stretch else {
                 return Err("the mapping leads to memory that is not the guest's".to_owned());
             };
             let gpa = self.ram.guest(ua, bytes).ok_or("the mapping leads out of the guest's memory")?;

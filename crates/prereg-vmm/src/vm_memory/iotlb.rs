@@ -18,7 +18,7 @@ use prereg::{
     AddressSpace, DrainResult, Errno, Holder, Iova, LeaveResult, OutOfMemory, RangeMapping, RundownRef,
     Translator,
 };
-use prereg_iommu::iova::Drained;
+use prereg_iommu::iova::OnDrained;
 use vm_memory::iommu::{Error, IotlbIterator, IovaRange};
 use vm_memory::{GuestAddress, Iommu, Iotlb, Permissions};
 
@@ -31,7 +31,7 @@ pub struct PinnedIotlb {
     limit: usize,
     ram: Arc<RegisteredRam>,
     translator: Mutex<Translator>,
-    drained: Arc<dyn Drained>,
+    drained: Arc<dyn OnDrained>,
 }
 
 #[derive(Default)]
@@ -54,7 +54,7 @@ struct Uses {
     rundown: RundownRef,
     /// The entry is gone, and so are they.
     done: AtomicBool,
-    drained: Arc<dyn Drained>,
+    drained: Arc<dyn OnDrained>,
 }
 
 /// Errors of an update. Nothing changed.
@@ -115,7 +115,7 @@ impl Drop for Use {
         if self.0.rundown.leave() == Ok(LeaveResult::Last) {
             // Release pairs with `is_done`: the memory was used before.
             self.0.done.store(true, Ordering::Release);
-            self.0.drained.drained();
+            self.0.drained.on_drained();
         }
     }
 }
@@ -168,7 +168,7 @@ impl PinnedIotlb {
         ram: Arc<RegisteredRam>,
         holder: Holder,
         limit: usize,
-        drained: Arc<dyn Drained>,
+        drained: Arc<dyn OnDrained>,
     ) -> Result<Self, OutOfMemory> {
         let translator = Mutex::new(space.try_translator(holder)?);
         Ok(Self { table: RwLock::default(), limit, ram, translator, drained })

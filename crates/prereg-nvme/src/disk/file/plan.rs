@@ -1,7 +1,7 @@
 //! Decides how the data of a request reach guest memory. Looks and answers, moves nothing.
 
 use prereg_linux::{IoSegment, IoSegments, SlotAddress};
-use prereg_vfio_user::server::DmaPiece;
+use prereg_vfio_user::server::DmaSegment;
 
 use crate::disk::system::Alignment;
 use crate::disk::{DiskFault, Segment};
@@ -71,7 +71,7 @@ struct Transfers {
 
 impl Transfers {
     /// Adds `bytes` of `piece` from `skip` on. `false`: direct I/O would refuse it.
-    fn add(&mut self, piece: DmaPiece, skip: u64, bytes: u64) -> bool {
+    fn add(&mut self, piece: DmaSegment, skip: u64, bytes: u64) -> bool {
         let moved = |at: prereg::UserAddr| prereg::UserAddr::new(at.raw().wrapping_add(skip));
         let part = IoSegment { ua: moved(piece.ua), plain: moved(piece.copy), bytes };
         if let Some(demand) = self.means.direct {

@@ -9,7 +9,7 @@ use crate::engine::storage::Storage;
 use crate::engine::submission::FETCH;
 use crate::spec::Status;
 
-impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     pub(super) fn fetch(&mut self, now: u64, served: &mut Served) {
         let queues = self.submission.len();
         for step in 0..queues {

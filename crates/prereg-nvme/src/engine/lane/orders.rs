@@ -6,7 +6,7 @@ use crate::engine::memory::GuestMemory;
 use crate::engine::storage::Storage;
 use crate::spec::Status;
 
-impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     /// Carries an order out. `number` is the lane's own, for the doorbells of the queues it makes.
     ///
     /// `None`: it will be done with a later [`Served::closed`] or [`Served::durable`].

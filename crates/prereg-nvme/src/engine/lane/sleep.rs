@@ -6,7 +6,7 @@ use crate::engine::memory::GuestMemory;
 use crate::engine::shadow::Shadow;
 use crate::engine::storage::Storage;
 
-impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     /// Before sleeping: asks the guest to ring doorbells, and returns whether none was rung in the meantime. To be called after the
     /// store by which threads that ring see that the lane sleeps.
     pub fn may_sleep(&mut self) -> bool {

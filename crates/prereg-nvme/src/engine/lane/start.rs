@@ -16,7 +16,7 @@ use crate::engine::storage::{Span, Storage, Work};
 use crate::engine::{prp, sgl};
 use crate::spec::{Command, DataPointer, Status};
 
-impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     /// A command was taken: checks it and hands it to the disks, or ends it.
     pub(super) fn begin(&mut self, sq: u16, command: &Command, now: u64, served: &mut Served) {
         let tag = self.flight.begin(Flying {
@@ -153,7 +153,7 @@ impl<M: GuestMemory, S: Storage<M::Hold>> Lane<M, S> {
         pieces.push((begin, data));
         pieces.retain(|(_, data)| !data.is_empty());
         // A disk reads whole blocks; a bucket may leave out whole blocks only.
-        let is_whole = |(begin, data): &(u64, Vec<Span<M::Hold>>)| {
+        let is_whole = |(begin, data): &(u64, Vec<Span<M::Guard>>)| {
             begin % block == 0 && data.iter().map(|span| span.bytes).sum::<u64>() % block == 0
         };
         if !pieces.iter().all(is_whole) {

@@ -1,23 +1,23 @@
-//! Threads that pin promised memory after its DMA_MAP was answered.
+//! Threads that pin promised memory after the reply to its DMA_MAP.
 //!
-//! A job is one mapping. The clients take turns, and a client's jobs among themselves: one piece of a job, then the next
-//! client's, so neither a large guest nor one with many mappings keeps another one waiting. A job holds its mapping weakly: an
-//! unmap, a reset of the map or a disconnect ends it at the next piece. Only what has pages is pinned: a piece of which less than
-//! half has pages waits for a device to reach it, because pinning fills it. A piece that a device reaches first is pinned by the
-//! device's own thread and is found registered here.
+//! A job is one mapping. Clients take turns, and so do the jobs of a client, one piece at a time, so neither a large guest nor
+//! one with many mappings delays another. A job has a weak reference to its mapping: an unmap, a reset of the map or a
+//! disconnect ends it at the next piece. A piece of which less than half has pages is left to the device's first access,
+//! because pinning allocates the rest. A piece that a device accesses first is pinned by the device's thread and found
+//! registered here.
 //!
-//! Nothing depends on these threads: a thread that cannot be started, or a piece that cannot be pinned here, leaves the work
-//! to the first access. A job ends at the first piece for which there is no room (ENOMEM, ENOSPC) or whose pin was cancelled
-//! (EINTR), because the next one would fare no better.
+//! Nothing depends on these threads: if a thread cannot be started or a piece cannot be pinned, the first access does it. A job
+//! ends at the first piece that fails for lack of memory or slots (ENOMEM, ENOSPC) or whose pin was cancelled (EINTR), because
+//! the next one would fail too.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Threads at most: the kernel zeroes pages on all of them.
+/// Threads at most; the kernel zeroes pages on all of them.
 const THREADS: usize = 4;
-/// Jobs of a client at which those of gone mappings are looked for first.
+/// Jobs of a client above which jobs of unmapped mappings are removed.
 const PRUNE: usize = 1024;
 
 /// The threads and their queue.
@@ -30,7 +30,7 @@ pub(super) struct Background {
 #[derive(Debug, Default)]
 struct Queue {
     state: Mutex<State>,
-    /// A job was added, or it is over.
+    /// A job was added, or the queue was stopped.
     work: Condvar,
     /// No job is left.
     idle: Condvar,
@@ -40,12 +40,12 @@ struct Queue {
 struct State {
     /// Clients with jobs, in the order of their turns.
     clients: VecDeque<ClientJobs>,
-    /// Jobs that a thread has in hand.
+    /// Jobs that a thread is working on.
     busy: usize,
     stopped: bool,
 }
 
-/// The jobs of one client, in the order of their turns: never none.
+/// The jobs of one client, in the order of their turns; never empty.
 #[derive(Debug)]
 struct ClientJobs {
     client: u64,
@@ -54,14 +54,14 @@ struct ClientJobs {
 }
 
 impl State {
-    /// Queues a job behind the others of its client, and the client behind the others if it has none.
+    /// Queues a job behind the others of its client; a client without jobs behind the other clients.
     fn add(&mut self, job: Box<dyn Job>) {
         let client = job.client();
         let Some(of_client) = self.clients.iter_mut().find(|jobs| jobs.client == client) else {
             self.clients.push_back(ClientJobs { client, jobs: VecDeque::from([job]), prune_at: PRUNE });
             return;
         };
-        // Mappings that come and go faster than they are pinned do not pile up.
+        // Bounds the jobs of mappings that are unmapped before they are pinned.
         if of_client.jobs.len() >= of_client.prune_at {
             of_client.jobs.retain(|job| job.is_wanted());
             of_client.prune_at = PRUNE.max(2 * of_client.jobs.len());
@@ -69,7 +69,7 @@ impl State {
         of_client.jobs.push_back(job);
     }
 
-    /// Takes out the next job of the client whose turn it is.
+    /// Takes the next job of the next client.
     fn take(&mut self) -> Option<Box<dyn Job>> {
         let mut of_client = self.clients.pop_front()?;
         let job = of_client.jobs.pop_front();
@@ -84,15 +84,15 @@ impl State {
     }
 }
 
-/// What is left to do for one mapping.
+/// The remaining work for one mapping.
 pub(super) trait Job: Send + fmt::Debug {
-    /// The number of the client whose mapping it is.
+    /// The number of the mapping's client.
     fn client(&self) -> u64;
 
-    /// Whether the mapping is still there.
+    /// Whether the mapping exists.
     fn is_wanted(&self) -> bool;
 
-    /// Pins the next piece. Answers what is left to do.
+    /// Pins the next piece; returns the remaining work.
     fn pin_next(self: Box<Self>) -> Option<Box<dyn Job>>;
 }
 
@@ -101,7 +101,7 @@ impl Background {
         Self { queue: Arc::default(), threads: Mutex::new(Vec::new()) }
     }
 
-    /// Takes a mapping on.
+    /// Queues a job.
     pub(super) fn push(&self, job: Box<dyn Job>) {
         if !self.start() {
             return;
@@ -115,7 +115,7 @@ impl Background {
         self.queue.work.notify_one();
     }
 
-    /// Waits until no mapping has anything left to be pinned in the background.
+    /// Waits until no job is left.
     pub(super) fn wait(&self) {
         let mut state = self.queue.state();
         while !state.stopped && (state.busy > 0 || !state.clients.is_empty()) {
@@ -123,13 +123,13 @@ impl Background {
         }
     }
 
-    /// Mappings that are not done.
+    /// Jobs that are not done.
     pub(super) fn jobs(&self) -> u64 {
         let state = self.queue.state();
         (state.jobs() + state.busy) as u64
     }
 
-    /// Starts no piece any more.
+    /// Starts no further piece.
     pub(super) fn stop(&self) {
         let mut state = self.queue.state();
         state.stopped = true;
@@ -140,7 +140,7 @@ impl Background {
         self.queue.idle.notify_all();
     }
 
-    /// Starts the threads with the first job. `false` when there are none.
+    /// Starts the threads at the first job. `false` if there are none.
     fn start(&self) -> bool {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if !threads.is_empty() {
@@ -192,7 +192,7 @@ impl Drop for Background {
         self.stop();
         let threads = std::mem::take(self.threads.get_mut().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
-            // The last reference to the store may have been one of a thread's own.
+            // The last reference to the store may have been dropped by one of these threads.
             if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
             }
@@ -204,7 +204,7 @@ impl Drop for Background {
 mod tests {
     use super::*;
 
-    /// So many pieces of a client's mapping.
+    /// A mapping of `left` pieces.
     #[derive(Debug)]
     struct Pieces {
         client: u64,

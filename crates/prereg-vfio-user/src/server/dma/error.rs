@@ -1,10 +1,10 @@
-//! What can go wrong between a device and its client's memory.
+//! Errors of a client's memory.
 
 use prereg::{Errno, Iova, RegisterError};
 use prereg_iommu::iova::{IovaAccessError, IovaMapError};
 use prereg_linux::SharedError;
 
-/// Why a device could not reach memory. Nothing is held then; a write may have been done in part.
+/// Errors of a device's access. Nothing is held; a write may have been performed in part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaError {
@@ -14,55 +14,55 @@ pub enum DmaError {
         /// The first such byte.
         iova: Iova,
     },
-    /// The mapping does not allow it. EACCES.
+    /// The mapping does not allow the access. EACCES.
     #[error("the mapping at {iova} does not allow that access")]
     Protected {
         /// The first such byte.
         iova: Iova,
     },
-    /// The mapping is going away. ENXIO.
+    /// The mapping is being unmapped. ENXIO.
     #[error("the mapping at {iova} is being unmapped")]
     Closing {
         /// The first such byte.
         iova: Iova,
     },
-    /// The client made the file behind the memory shorter. EFAULT.
-    #[error("the client took away the memory behind {iova}")]
+    /// The client truncated the file behind the memory. EFAULT.
+    #[error("the client truncated the file behind {iova}")]
     Gone {
-        /// Where the access began.
+        /// The start of the access.
         iova: Iova,
     },
-    /// The client refused to move the bytes. Its errno.
+    /// The client refused the transfer. Its errno.
     #[error("the client answered {0}")]
     Remote(Errno),
     /// The client is gone. ENXIO.
     #[error("the client is gone")]
     Disconnected,
-    /// Memory that only the client can reach cannot be reached from the thread that talks with it. EDEADLK.
+    /// Memory that only the client can access, requested from the thread that receives its replies. EDEADLK.
     #[error(
-        "this memory is reached through the client's thread, which is the one that asks; ask from another thread"
+        "this memory is accessed through the client, whose replies this thread receives; access it from another thread"
     )]
     WouldDeadlock,
-    /// An offset or length outside of the hold, or an address that is not aligned. EINVAL.
-    #[error("{bytes:#x} bytes at offset {offset:#x} are not inside the hold, or not aligned")]
+    /// An offset or length outside of the guard, or a misaligned address. EINVAL.
+    #[error("{bytes:#x} bytes at offset {offset:#x} are not inside the guard, or not aligned")]
     Range {
-        /// The offset or address asked for.
+        /// The offset or address.
         offset: u64,
         /// The length asked for.
         bytes: u64,
     },
-    /// The memory could not be registered at its first use, or the system refused a copy. Its errno.
-    #[error("the memory behind {iova} could not be had: {errno}")]
+    /// The memory could not be registered at first use, or a copy failed. Its errno.
+    #[error("the memory behind {iova} could not be registered or copied: {errno}")]
     Memory {
-        /// Where the access began.
+        /// The start of the access.
         iova: Iova,
-        /// What stood in the way.
+        /// The cause.
         errno: Errno,
     },
 }
 
 impl DmaError {
-    /// The error number, as said at each kind.
+    /// The errno, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -84,60 +84,58 @@ impl From<IovaAccessError> for DmaError {
             IovaAccessError::Closing { iova } => Self::Closing { iova },
             IovaAccessError::Empty { iova } => Self::Range { offset: iova.raw(), bytes: 0 },
             IovaAccessError::Wraps { iova, bytes } => Self::Range { offset: iova.raw(), bytes },
-            IovaAccessError::Supply { iova, error } => Self::Memory { iova, errno: error.errno },
+            IovaAccessError::Provider { iova, error } => Self::Memory { iova, errno: error.errno },
             other => Self::Memory { iova: Iova::new(0), errno: other.errno() },
         }
     }
 }
 
-/// Why a DMA_MAP was refused. Nothing is mapped, registered or kept open for it then.
+/// Errors of a DMA_MAP. Nothing is mapped, registered or kept open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapMemoryError {
-    /// The range of I/O virtual addresses is not to be had. Its errno.
+    /// The range of I/O virtual addresses cannot be mapped. Its errno.
     #[error(transparent)]
     Map(#[from] IovaMapError),
-    /// The descriptor is no memory, not enough of it, or not open for what the device is to do. Its errno.
+    /// The descriptor is no memory, is too short, or is not open for the access. Its errno.
     #[error(transparent)]
     Memory(#[from] SharedError),
-    /// The memory cannot be registered: a limit, most of the time. Its errno.
+    /// The memory cannot be registered, mostly because of a limit. Its errno.
     #[error(transparent)]
     Register(#[from] RegisterError),
-    /// The offset in the file is not the start of a page. EINVAL.
-    #[error("offset {offset:#x} of the file is not the start of a page")]
+    /// The offset in the file is not page-aligned. EINVAL.
+    #[error("offset {offset:#x} of the file is not page-aligned")]
     Offset {
         /// The offset.
         offset: u64,
     },
-    /// More than all clients together may have registered. ENOMEM.
+    /// The limit of all clients together. ENOMEM.
     #[error(
         "{bytes:#x} bytes of memory are needed beside {used:#x} in use, and the limit for all clients is {limit:#x}"
     )]
     Limit {
-        /// Bytes that would have to be registered.
+        /// Bytes to be registered.
         bytes: u64,
         /// Bytes registered or promised already.
         used: u64,
-        /// What all clients together may have.
+        /// The limit.
         limit: u64,
     },
-    /// More than one client may have registered. ENOMEM.
+    /// The limit of one client. ENOMEM.
     #[error(
         "{bytes:#x} bytes of memory of one file are needed for a client that may have {left:#x} beside its other files; raise \
          the limit for a client"
     )]
     Quota {
-        /// Bytes of the file that would count for the client, those included that are registered or promised already, for
-        /// whichever client.
+        /// Bytes of the file that would count for the client, including those registered or promised for any client.
         bytes: u64,
-        /// Bytes that the client may have beside its other files.
+        /// Bytes left to the client besides its other files.
         left: u64,
     },
-    /// More files than one client may hand over. ENOSPC.
-    #[error("the client handed over {0} files already")]
+    /// Too many files of one client. ENOSPC.
+    #[error("the client uses {0} files already, as many as it may")]
     TooManyFiles(usize),
-    /// Memory that would take more regions, or mappings of this process, than one client may have: holes were punched into it
-    /// all over. ENOSPC.
+    /// Too many regions, or mappings of this process, for one client's files, because of holes punched into them. ENOSPC.
     #[error(
         "the client's files are in too many fragments, because holes were punched into them all over; unmap them whole"
     )]
@@ -148,7 +146,7 @@ pub enum MapMemoryError {
 }
 
 impl MapMemoryError {
-    /// The error number, as said at each kind.
+    /// The errno, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -163,18 +161,18 @@ impl MapMemoryError {
     }
 }
 
-/// Why a client did not move bytes.
+/// Errors of access through the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteError {
-    /// It answered with an error.
+    /// The client replied with an error.
     #[error("the client answered {0}")]
     Refused(Errno),
-    /// It is gone.
+    /// The client is gone.
     #[error("the client is gone")]
     Disconnected,
-    /// The thread that asks is the one that talks with the client.
-    #[error("the thread that asks is the one that talks with the client")]
+    /// The calling thread is the one that receives the client's replies.
+    #[error("the calling thread is the one that receives the client's replies")]
     WouldDeadlock,
 }
 

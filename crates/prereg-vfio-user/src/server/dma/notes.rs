@@ -5,40 +5,40 @@ use std::sync::{Mutex, PoisonError};
 
 use super::error::MapMemoryError;
 
-/// What happened to a client's memory.
+/// Kinds of notes about a client's memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum NoteKind {
-    /// A DMA_MAP was refused because there was no room for its memory, or for one more mapping, file or piece of it.
+    /// A DMA_MAP was refused for lack of room for its memory, or for another mapping, file or piece.
     MapRefused,
-    /// Memory that was mapped could not be pinned: the device's accesses to it fail.
+    /// Mapped memory could not be pinned: the device's accesses to it fail.
     PinFailed,
-    /// There was no room to pin more of a mapping in the background: the rest of it is tried again when a device reaches it.
+    /// No room to pin more of a mapping in the background: the rest is tried again at the device's first access.
     BackgroundEnded,
 }
 
-/// The first thing of a kind that happened to a client. Later ones are only counted.
+/// The first event of a kind of one client; later ones are only counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct MemoryNote {
     /// The client's number.
     pub client: u64,
-    /// What happened.
+    /// The kind.
     pub kind: NoteKind,
-    /// Why.
+    /// The cause.
     pub error: MapMemoryError,
 }
 
-/// Notes that were not fetched yet.
+/// Notes to be taken.
 #[derive(Debug, Default)]
 pub(super) struct Notes(Mutex<VecDeque<MemoryNote>>);
 
-/// Notes kept at most. Clients that come and go, each with a note, push out the oldest.
+/// Notes kept at most; the oldest are dropped first.
 const MOST: usize = 64;
 
 impl Notes {
     pub(super) fn add(&self, note: MemoryNote) {
-        // Every change is one insertion or removal.
+        // Every change is one insertion or removal, so a poisoned lock is consistent.
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.len() == MOST {
             notes.pop_front();

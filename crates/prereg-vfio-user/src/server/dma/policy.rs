@@ -1,37 +1,36 @@
-//! When memory behind a descriptor is registered, how much of it at a time, and how much of it at most.
+//! The policy of registering: when, how much at a time, and limits.
 
-/// When memory is registered.
+/// The time of registration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum RegisterWhen {
-    /// DMA_MAP is answered once the memory is charged. Threads in the background then pin what has pages, piece by piece; a
-    /// device that reaches a piece before that pins it at once, and a piece without pages is pinned when a device first
-    /// reaches it.
+    /// The reply to DMA_MAP follows once the memory is charged. Background threads then pin the pieces that have pages; a
+    /// device that accesses a piece before pins it at once, and a piece without pages is pinned at the first access.
     #[default]
     Background,
-    /// Before the first DMA_MAP that names it is answered: I/O never waits for a pin, but the client waits for all of it.
+    /// Before the reply to the first DMA_MAP of a file: I/O never waits for a pin, but the client waits for all of it.
     Eager,
-    /// At the first access of the device: memory that no device uses is neither pinned nor charged.
+    /// At the first access of the device: unused memory is neither pinned nor charged.
     FirstUse,
 }
 
-/// How the memory of clients is registered.
+/// The policy of registering client memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct MemoryPolicy {
-    /// When.
+    /// The time of registration.
     pub when: RegisterWhen,
-    /// In pieces of this size in bytes (rounded up to a power of two and to pages). `None` for whole files; in the background, for
-    /// pieces of a size that follows from `total_bytes`.
+    /// The size of a piece in bytes (rounded up to a power of two and to pages). `None`: whole files; in the background, a size
+    /// that follows from `total_bytes`.
     pub extent: Option<u64>,
-    /// The number of bytes that one client may have registered or promised; `None` for as many as all together.
+    /// The limit of registered and promised bytes of one client; `None` for that of all together.
     pub client_bytes: Option<u64>,
-    /// The number of bytes that all clients together may have registered or promised; `None` for as many as the system allows.
+    /// The limit of registered and promised bytes of all clients together; `None` for the system's.
     pub total_bytes: Option<u64>,
 }
 
 impl MemoryPolicy {
-    /// In the background, after DMA_MAP was answered.
+    /// In the background, after the reply.
     pub const BACKGROUND: Self = Self::of(RegisterWhen::Background);
     /// Whole files at the first DMA_MAP.
     pub const EAGER: Self = Self::of(RegisterWhen::Eager);
@@ -65,8 +64,8 @@ impl MemoryPolicy {
 
     /// The size of a piece of a file of `length` bytes.
     ///
-    /// A host's limit is at most 4096 pieces: large enough that the tables stay small, small enough that pinning one takes
-    /// milliseconds. A file is at most 2^16 pieces, whatever the policy says.
+    /// The limit is at most 4096 pieces: large enough to keep the tables small, small enough to pin one in milliseconds. A file
+    /// has at most 2^16 pieces, whatever the policy.
     pub(super) fn piece(&self, length: u64) -> Option<u64> {
         const UNLIMITED: u64 = 16 << 20;
         const SMALLEST: u64 = 2 << 20;

@@ -1,18 +1,17 @@
-//! Which parts of a file are promised to mappings: intervals, each with the number of promises that cover it.
+//! Promised parts of a file: disjoint intervals, each with the number of promises that cover it.
 //!
-//! Plain numbers in, plain numbers out. A part that is promised is charged whether it is pinned yet or not, so that what a
-//! client was told it may have can be pinned later.
+//! A promised part is charged whether it is pinned yet or not, so that memory whose DMA_MAP succeeded can be pinned later.
 
 use std::collections::BTreeMap;
 
-/// Intervals by first byte: end, and number of promises. They never overlap, and the number is never zero.
+/// End and number of promises (never zero) by first byte; disjoint.
 #[derive(Debug, Default)]
 pub(super) struct Promises {
     intervals: BTreeMap<u64, (u64, u64)>,
 }
 
 impl Promises {
-    /// Cuts the interval that has `at` in its middle in two.
+    /// Splits the interval that contains `at` and begins before it.
     fn cut_at(&mut self, at: u64) {
         if let Some((_, (end, count))) = self.intervals.range_mut(..at).next_back() {
             if *end > at {
@@ -23,7 +22,7 @@ impl Promises {
         }
     }
 
-    /// One more promise of `[first, end)`.
+    /// Adds a promise of `[first, end)`.
     pub(super) fn add(&mut self, first: u64, end: u64) {
         self.cut_at(first);
         self.cut_at(end);
@@ -44,7 +43,7 @@ impl Promises {
         self.join(first, end);
     }
 
-    /// One promise of `[first, end)` less, which was added with just this range.
+    /// Removes a promise that was added with exactly this range.
     pub(super) fn remove(&mut self, first: u64, end: u64) {
         self.cut_at(first);
         self.cut_at(end);
@@ -60,7 +59,7 @@ impl Promises {
         self.join(first, end);
     }
 
-    /// Joins neighbours with the same number at both ends of a range that changed: cuts do not pile up.
+    /// Joins adjacent intervals with equal numbers at both ends of a changed range, which bounds the number of intervals.
     fn join(&mut self, first: u64, end: u64) {
         for at in [first, end] {
             let Some(&(to, count)) = self.intervals.get(&at) else { continue };
@@ -76,7 +75,7 @@ impl Promises {
         self.intervals.is_empty()
     }
 
-    /// Promised parts of `[first, end)`, in order, cut to it.
+    /// The promised parts of `[first, end)`, in order, clipped to it.
     pub(super) fn parts(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         let before = self.intervals.range(..first).next_back().filter(move |(_, (to, _))| *to > first);
         let inside = self.intervals.range(first..end.max(first));

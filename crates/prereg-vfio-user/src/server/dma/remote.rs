@@ -1,18 +1,18 @@
-//! Memory that has no descriptor: only its client can reach it.
+//! Memory without a descriptor, which only its client can access.
 
 use prereg::Iova;
 
 use super::error::RemoteError;
 
-/// The port to memory that the client moves bytes of: DMA_READ and DMA_WRITE. Blocks until the client has answered.
+/// The port to a client's memory by DMA_READ and DMA_WRITE. Blocks until the client replies.
 pub trait Remote: Send + Sync {
-    /// Reads `into.len()` bytes, any number of them.
+    /// Reads `into.len()` bytes.
     ///
     /// # Errors
-    /// [`RemoteError`]; what `into` holds is then not to be used.
+    /// [`RemoteError`]; `into` must not be used then.
     fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), RemoteError>;
 
-    /// Writes `from.len()` bytes, any number of them.
+    /// Writes `from.len()` bytes.
     ///
     /// # Errors
     /// [`RemoteError`]; a part may have been written.

@@ -1,9 +1,9 @@
-//! What is to be seen of clients' memory: plain data.
+//! Snapshots of client memory, as plain data.
 
 use prereg::SpaceState;
 use prereg_iommu::iova::IovaState;
 
-/// One file whose memory clients handed over.
+/// A file of clients.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct FileState {
@@ -13,54 +13,54 @@ pub struct FileState {
     pub ino: u64,
     /// Its length in bytes, as last seen.
     pub bytes: u64,
-    /// Clients that named it.
+    /// Clients that use it.
     pub clients: u64,
-    /// Registered pieces of it.
+    /// Registered extents.
     pub extents: u64,
-    /// Bytes of it that are registered, counting pages twice that are registered twice.
+    /// Registered bytes; pages in two extents count twice.
     pub registered_bytes: u64,
-    /// Bytes of it that clients mapped and that are charged, but not registered yet.
+    /// Bytes that are mapped and charged, but not registered yet.
     pub promised_bytes: u64,
-    /// Registered pieces that hold pages the file no longer has, and wait for their mappings to go.
+    /// Extents with pages that are no longer the file's, which are still mapped.
     pub stale_extents: u64,
 }
 
-/// A store of memory as it was at some moment.
+/// A snapshot of a [`MemoryStore`](super::MemoryStore).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct StoreState {
-    /// The address space: regions, pins, who holds what.
+    /// The address space: regions, pins, holders.
     pub space: SpaceState,
     /// The files.
     pub files: Vec<FileState>,
-    /// Registrations made since the beginning.
+    /// Registrations so far.
     pub registrations: u64,
-    /// DMA_MAPs that found their memory registered.
+    /// DMA_MAPs of registered memory.
     pub shared: u64,
-    /// Pieces found stale since the beginning.
+    /// Ranges found stale so far.
     pub stale: u64,
-    /// Mappings that threads in the background are still pinning the memory of.
+    /// Mappings whose memory is being pinned in the background.
     pub pinning_mappings: u64,
-    /// What all clients together may have registered or promised, in bytes.
+    /// The limit of registered and promised bytes of all clients together.
     pub total_bytes_limit: Option<u64>,
-    /// What one client may have registered or promised, in bytes.
+    /// The limit of registered and promised bytes of one client.
     pub client_bytes_limit: Option<u64>,
-    /// DMA_MAPs that were refused because there was no room for their memory.
+    /// DMA_MAPs refused for lack of room.
     pub refused_maps: u64,
-    /// Pins after DMA_MAP was answered that failed; the accesses that wanted the memory failed too.
+    /// Pins that failed after the reply to DMA_MAP; the accesses that needed them failed too.
     pub failed_pins: u64,
 }
 
-/// A client's mappings as they were at some moment.
+/// A snapshot of a client's mappings.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct DmaState {
     /// Its mappings.
     pub iova: IovaState,
-    /// DMA_MAPs since the beginning.
+    /// DMA_MAPs so far.
     pub maps: u64,
-    /// DMA_UNMAPs since the beginning.
+    /// DMA_UNMAPs so far.
     pub unmaps: u64,
-    /// Files it named.
+    /// Its files.
     pub files: u64,
 }

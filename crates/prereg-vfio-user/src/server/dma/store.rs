@@ -13,38 +13,38 @@ use super::error::MapMemoryError;
 use super::file::{File, Promise, release};
 use super::notes::MemoryNote;
 use super::policy::MemoryPolicy;
-use super::registrar::Registrar;
+use super::register_context::RegisterContext;
 use super::state::StoreState;
 
-/// The memory of all clients of a server: one address space, and the files that clients handed over, each registered once
-/// however many clients named it, as long as one of them is there.
+/// The memory of all clients of a server: one address space, and the clients' files, each registered once as long as a client
+/// uses it.
 #[derive(Debug)]
 pub struct MemoryStore {
-    registrar: Registrar,
-    files: Mutex<BTreeMap<FileIdentity, Named>>,
-    /// The clients' maps, which read the address space's tables.
+    context: RegisterContext,
+    files: Mutex<BTreeMap<FileIdentity, FileEntry>>,
+    /// The clients' maps, which read the tables of the address space.
     maps: Mutex<Vec<Weak<IovaMap>>>,
-    /// Held while it is found out whether there is room, until the promise is made.
+    /// Held from checking the limits until the promise is made.
     admission: Mutex<()>,
     background: Background,
 }
 
-/// A file, and how many clients named it.
+/// A file, and how many clients use it.
 #[derive(Debug)]
-struct Named {
+struct FileEntry {
     file: Arc<File>,
     clients: u64,
 }
 
-/// There is no room.
-struct Refused {
+/// A limit would be exceeded.
+struct OverLimit {
     error: MapMemoryError,
-    /// Files with memory that nothing maps, which makes room when it is released; none when that would not be enough.
-    relief: Vec<Arc<File>>,
+    /// Files with unmapped memory whose release would make room; empty if that is not enough.
+    reclaim: Vec<Arc<File>>,
 }
 
-impl Refused {
-    /// If `bytes` more than what is charged for `files` are more than `limit`. `error` is told what is charged.
+impl OverLimit {
+    /// Checks whether `bytes` more than the charges of `files` exceed `limit`. `error` gets the charged bytes.
     fn over(
         limit: u64,
         bytes: u64,
@@ -55,18 +55,18 @@ impl Refused {
         if used.saturating_add(bytes) <= limit {
             return None;
         }
-        let spare = files.iter().map(|file| file.spare_bytes()).sum();
-        let is_enough = used.saturating_sub(spare).saturating_add(bytes) <= limit;
-        Some(Self { error: error(used), relief: if is_enough { files } else { Vec::new() } })
+        let releasable = files.iter().map(|file| file.releasable_bytes()).sum();
+        let is_enough = used.saturating_sub(releasable).saturating_add(bytes) <= limit;
+        Some(Self { error: error(used), reclaim: if is_enough { files } else { Vec::new() } })
     }
 }
 
 impl MemoryStore {
-    /// A store without files. How pages are pinned was chosen with `space`.
+    /// A store without files. `space` determines how pages are pinned.
     #[must_use]
     pub fn new(space: AddressSpace, policy: MemoryPolicy) -> Self {
         Self {
-            registrar: Registrar::new(space, policy),
+            context: RegisterContext::new(space, policy),
             files: Mutex::new(BTreeMap::new()),
             maps: Mutex::new(Vec::new()),
             admission: Mutex::new(()),
@@ -74,26 +74,26 @@ impl MemoryStore {
         }
     }
 
-    /// The address space that the memory is registered in.
+    /// The address space of all registrations.
     #[must_use]
     pub fn space(&self) -> &AddressSpace {
-        &self.registrar.space
+        &self.context.space
     }
 
     /// The policy.
     #[must_use]
     pub fn policy(&self) -> MemoryPolicy {
-        self.registrar.policy
+        self.context.policy
     }
 
-    /// Everything there is to see.
+    /// A snapshot as plain data.
     #[must_use]
     pub fn snapshot(&self) -> StoreState {
         let files: Vec<_> =
             self.files().values().map(|named| (Arc::clone(&named.file), named.clients)).collect();
-        let counts = &self.registrar.counts;
+        let counts = &self.context.counts;
         StoreState {
-            space: self.registrar.space.snapshot(),
+            space: self.context.space.snapshot(),
             files: files.into_iter().map(|(file, clients)| file.state(clients)).collect(),
             registrations: counts.registrations.get(),
             shared: counts.shared.get(),
@@ -106,19 +106,18 @@ impl MemoryStore {
         }
     }
 
-    /// Notes about clients since the last call.
+    /// Takes the notes about clients.
     #[must_use]
     pub fn take_notes(&self) -> Vec<MemoryNote> {
-        self.registrar.notes.take()
+        self.context.notes.take()
     }
 
-    /// Waits until everything that is mapped and has pages is pinned, or was found not to be pinnable.
+    /// Waits until all mapped memory with pages is pinned, or its pin has failed.
     pub fn wait_for_background(&self) {
         self.background.wait();
     }
 
-    /// Starts no pin in the background any more: memory is pinned at its first use from now on. For a server that is to end
-    /// soon.
+    /// Starts no further pin in the background: memory is pinned at first use from now on. For a server that is about to stop.
     pub fn stop_background(&self) {
         self.background.stop();
     }
@@ -127,8 +126,8 @@ impl MemoryStore {
         self.background.push(job);
     }
 
-    /// Charges what is needed so that `range` of a file of `length` bytes can be registered, if there is room, now and while
-    /// the promise lives. `client_files` answers the files that are charged to the client. No file may be locked.
+    /// Charges, within the limits, what `range` of a file of `length` bytes needs to be registered, while the promise lives.
+    /// `client_files` returns the files charged to the client. No file may be locked.
     pub(super) fn promise(
         &self,
         client_files: impl Fn() -> Vec<Arc<File>>,
@@ -138,22 +137,22 @@ impl MemoryStore {
     ) -> Result<Promise, MapMemoryError> {
         let policy = self.policy();
         let whole = file.whole(length).max(end);
-        // Once for each of the two limits.
+        // One for each of the two limits.
         let mut reliefs = 2;
         loop {
-            // It guards no data.
+            // It protects no data.
             let admission = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-            let extending = file.lock().ok_or(MapMemoryError::Disconnected)?;
-            let (from, to) = extending.around(first, end, whole, policy.piece(length));
-            let bytes = extending.uncharged_bytes(from, to);
-            // What is charged already has room, unless pages were taken out: those stay charged beside the new ones.
-            let is_charged = bytes == 0 && !extending.has_stale();
-            drop(extending);
+            let extents = file.lock().ok_or(MapMemoryError::Disconnected)?;
+            let (from, to) = extents.around(first, end, whole, policy.piece(length));
+            let bytes = extents.uncharged_bytes(from, to);
+            // Charged memory fits the limits, unless pages were removed: those stay charged besides the new ones.
+            let is_charged = bytes == 0 && !extents.has_stale();
+            drop(extents);
             let refused = self
                 .over_client_limit(&client_files, file, bytes)
                 .or_else(|| if is_charged { None } else { self.over_total_limit(bytes) });
-            let Some(Refused { error, relief }) = refused else { return Ok(file.promise(from, to)) };
-            let gone = if reliefs > 0 { self.take_unmapped(&relief, false) } else { Vec::new() };
+            let Some(OverLimit { error, reclaim }) = refused else { return Ok(file.promise(from, to)) };
+            let gone = if reliefs > 0 { self.take_unmapped(&reclaim, false) } else { Vec::new() };
             // Unpinning takes long, and other clients wait for the admission.
             drop(admission);
             if !self.release(gone) {
@@ -163,8 +162,8 @@ impl MemoryStore {
         }
     }
 
-    /// Looks whether memory of a file that is charged may be registered: not if pages that were taken out of it use the room up.
-    /// No file may be locked.
+    /// Checks whether promised memory of a file may be registered: not if removed pages use up the limit. No file may be
+    /// locked.
     pub(super) fn admit_promised(
         &self,
         client_files: impl Fn() -> Vec<Arc<File>>,
@@ -177,8 +176,8 @@ impl MemoryStore {
         })
     }
 
-    /// Looks whether a client may have what is charged for its files, `file` among them: other clients may have had it charged.
-    /// No file may be locked.
+    /// Checks whether a client may use the charged memory of its files, `file` among them, which other clients may have had
+    /// charged. No file may be locked.
     pub(super) fn admit_shared(
         &self,
         client_files: impl Fn() -> Vec<Arc<File>>,
@@ -187,24 +186,24 @@ impl MemoryStore {
         self.admit(|| self.over_client_limit(&client_files, file, 0))
     }
 
-    /// Looks twice whether there is room, the second time after unmapped memory was released.
-    fn admit(&self, refused: impl Fn() -> Option<Refused>) -> Result<(), MapMemoryError> {
-        let Some(Refused { error, relief }) = refused() else { return Ok(()) };
-        if !self.release(self.take_unmapped(&relief, false)) {
+    /// Checks a limit, a second time after releasing unmapped memory.
+    fn admit(&self, refused: impl Fn() -> Option<OverLimit>) -> Result<(), MapMemoryError> {
+        let Some(OverLimit { error, reclaim }) = refused() else { return Ok(()) };
+        if !self.release(self.take_unmapped(&reclaim, false)) {
             return Err(error);
         }
         refused().map_or(Ok(()), |refused| Err(refused.error))
     }
 
-    /// Why `bytes` more of `file` cannot be charged to a client. A file counts whole for each client that names it.
+    /// Checks whether `bytes` more of `file` exceed the client's limit. A file counts whole for each client that uses it.
     fn over_client_limit(
         &self,
         client_files: impl Fn() -> Vec<Arc<File>>,
         file: &File,
         bytes: u64,
-    ) -> Option<Refused> {
+    ) -> Option<OverLimit> {
         let limit = self.policy().client_bytes?;
-        Refused::over(limit, bytes, client_files(), |used| {
+        OverLimit::over(limit, bytes, client_files(), |used| {
             let of_it = file.charged_bytes();
             MapMemoryError::Quota {
                 bytes: of_it + bytes,
@@ -213,19 +212,19 @@ impl MemoryStore {
         })
     }
 
-    /// Why `bytes` more cannot be charged in all.
-    fn over_total_limit(&self, bytes: u64) -> Option<Refused> {
+    /// Checks whether `bytes` more exceed the total limit.
+    fn over_total_limit(&self, bytes: u64) -> Option<OverLimit> {
         let limit = self.policy().total_bytes?;
         let files = self.files().values().map(|named| Arc::clone(&named.file)).collect();
-        Refused::over(limit, bytes, files, |used| MapMemoryError::Limit { bytes, used, limit })
+        OverLimit::over(limit, bytes, files, |used| MapMemoryError::Limit { bytes, used, limit })
     }
 
-    pub(super) fn registrar(&self) -> &Registrar {
-        &self.registrar
+    pub(super) fn context(&self) -> &RegisterContext {
+        &self.context
     }
 
-    // Every change is one insertion, removal or count.
-    fn files(&self) -> MutexGuard<'_, BTreeMap<FileIdentity, Named>> {
+    // Every change is one insertion, removal or count, so a poisoned lock is consistent.
+    fn files(&self) -> MutexGuard<'_, BTreeMap<FileIdentity, FileEntry>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -233,31 +232,31 @@ impl MemoryStore {
         self.maps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One more client names the file behind `fd`.
+    /// Adds a client to the file behind `fd`.
     pub(super) fn name(
         &self,
         fd: OwnedFd,
-        facts: &FileStat,
+        stat: &FileStat,
         access: Access,
     ) -> Result<Arc<File>, MapMemoryError> {
         let mut files = self.files();
-        if let Some(named) = files.get_mut(&facts.identity) {
-            // Seals may have come after the registration: who could not write any more may not do it by a device either.
+        if let Some(named) = files.get_mut(&stat.identity) {
+            // Seals may have been added after the registration: a client that cannot write any more may not write by a device
+            // either.
             if access != Access::Read && !SharedFile::may_be_written(fd.as_fd()) {
                 return Err(SharedError::Sealed.into());
             }
             named.clients += 1;
             return Ok(Arc::clone(&named.file));
         }
-        // No call in here can be made to wait by whoever owns the file.
-        let file = Arc::new(File::new(fd, facts)?);
-        files.insert(facts.identity, Named { file: Arc::clone(&file), clients: 1 });
+        // The owner of the file cannot make these calls block.
+        let file = Arc::new(File::new(fd, stat)?);
+        files.insert(stat.identity, FileEntry { file: Arc::clone(&file), clients: 1 });
         Ok(file)
     }
 
-    /// A client does not name these files any more. What no other one names is given up: released now, or when the last access
-    /// has left.
-    pub(super) fn unname(&self, gone: impl IntoIterator<Item = Arc<File>>) {
+    /// Removes a client from these files. A file without clients is released, now or with its last access.
+    pub(super) fn remove_file(&self, gone: impl IntoIterator<Item = Arc<File>>) {
         for file in gone {
             let mut files = self.files();
             let Some(named) = files.get_mut(&file.identity()).filter(|named| Arc::ptr_eq(&named.file, &file))
@@ -268,20 +267,20 @@ impl MemoryStore {
             if named.clients == 0 {
                 files.remove(&file.identity());
                 drop(files);
-                file.close(&self.registrar);
+                file.close(&self.context);
             }
         }
         self.refresh();
     }
 
-    /// Takes a client's map into the list of those that are told when regions go.
+    /// Adds a client's map to those that are refreshed when regions are released.
     pub(super) fn add_map(&self, map: &Arc<IovaMap>) {
         let mut maps = self.maps();
         maps.retain(|map| map.strong_count() > 0);
         maps.push(Arc::downgrade(map));
     }
 
-    /// Lets every map look at the newest tables: an idle one would keep the old ones, and a number of regions that is bounded.
+    /// Updates the region snapshot of every map: an idle one would keep old tables, and a bounded number of regions.
     pub(super) fn refresh(&self) {
         let maps: Vec<_> = self.maps().iter().filter_map(Weak::upgrade).collect();
         for map in maps {
@@ -289,36 +288,36 @@ impl MemoryStore {
         }
     }
 
-    /// Releases stale memory that nothing maps any more.
-    pub(super) fn sweep(&self) {
-        if self.registrar.has_stale() {
+    /// Releases unmapped stale memory.
+    pub(super) fn release_stale(&self) {
+        if self.context.has_stale() {
             self.release_unmapped(true);
         }
     }
 
-    /// Releases memory that nothing maps and that was not promised, of files that no other thread has locked: what is stale,
-    /// or everything. What is wanted again is registered again. Answers whether anything was released.
+    /// Releases unmapped memory that is not promised, of files that no other thread has locked: stale, or all. It is registered
+    /// again when it is mapped. Returns whether anything was released.
     pub(super) fn release_unmapped(&self, only_stale: bool) -> bool {
         let has_some =
-            |file: &&Arc<File>| file.try_lock().is_some_and(|extending| extending.has_unmapped(only_stale));
-        // Usually none: then this costs no memory. Released without the lock on the list.
+            |file: &&Arc<File>| file.try_lock().is_some_and(|extents| extents.has_unmapped(only_stale));
+        // Usually none, without an allocation. Released without the lock of the list.
         let files: Vec<_> =
             self.files().values().map(|named| &named.file).filter(has_some).cloned().collect();
         self.release(self.take_unmapped(&files, only_stale))
     }
 
-    /// Takes such memory out of `files`, for [`release`](Self::release).
+    /// Removes unmapped extents of `files`, for [`release`](Self::release).
     fn take_unmapped(&self, files: &[Arc<File>], only_stale: bool) -> Vec<Registration> {
         let mut gone = Vec::new();
         for file in files {
-            if let Some(mut extending) = file.try_lock() {
-                gone.extend(extending.release_unmapped(only_stale, &self.registrar));
+            if let Some(mut extents) = file.try_lock() {
+                gone.extend(extents.release_unmapped(only_stale, &self.context));
             }
         }
         gone
     }
 
-    /// Releases what was taken out of files. Answers whether that is anything.
+    /// Releases removed extents. Returns whether there were any.
     fn release(&self, gone: Vec<Registration>) -> bool {
         let released = !gone.is_empty();
         if released {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use prereg::{Access, AddressKind, AddressSpace, Holder, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::server::{
-    DmaSpace, Drained, IovaLimits, MemoryPolicy, MemoryStore, Remote, RemoteError,
+    DmaSpace, IovaLimits, MemoryPolicy, MemoryStore, OnDrained, Remote, RemoteError,
 };
 
 use super::*;
@@ -29,8 +29,8 @@ struct Fixture {
 
 struct Nobody;
 
-impl Drained for Nobody {
-    fn drained(&self) {}
+impl OnDrained for Nobody {
+    fn on_drained(&self) {}
 }
 
 impl Remote for Nobody {

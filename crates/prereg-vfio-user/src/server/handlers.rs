@@ -1,4 +1,4 @@
-//! How each request is performed. One function a command; each answers its token, but for an unmap that has to wait.
+//! Handlers of requests, one for each command. Each replies, except for an unmap that has to wait.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,14 +7,14 @@ use std::time::Instant;
 use prereg::{Errno, Holder, HolderKind, Iova, PageShift};
 use prereg_iommu::iova::IovaLimits;
 
-use super::client::{Attached, Client, SUCCESSION, Waiting};
+use super::client_thread::{Attached, ClientThread, RECONNECT_TIMEOUT, UnansweredUnmap};
 use super::descriptor::Descriptor;
-use super::device::{Bus, Device, Layout, LayoutRegion};
+use super::device::{Device, DeviceContext, Layout, LayoutRegion};
 use super::dma::DmaSpace;
 use super::interrupts::Interrupts;
 use crate::action::{Action, IrqTargets};
-use crate::answer::{IoRegion, Kind, Mmap, Region, Token};
-use crate::capabilities::Terms;
+use crate::capabilities::Negotiated;
+use crate::reply::{IoRegion, Kind, Mmap, Region, Token};
 use crate::wire::{Command, DeviceInfo, IoRegionKind, IoSubregion, MapMemory, RegionWrite, UnmapMemory};
 
 /// `KVM_IOEVENTFD_FLAG_DATAMATCH`.
@@ -22,32 +22,32 @@ const DATAMATCH: u32 = 1;
 /// Kinds of interrupt.
 const IRQS: u32 = 5;
 
-impl Client {
+impl ClientThread {
     /// Performs one request of the client.
     pub(crate) fn perform(&mut self, action: Action<Descriptor>) {
         match action {
-            Action::Negotiated { terms, token } => {
+            Action::Negotiated { negotiated, token } => {
                 self.shared.counts.performed(Command::VERSION);
-                match self.attach(&terms) {
-                    Ok(()) => self.shared.conversation.reply(token, Ok(())),
+                match self.attach(&negotiated) {
+                    Ok(()) => self.shared.session.reply(token, Ok(())),
                     Err(errno) => {
                         self.shared.counts.failed(Command::VERSION, errno);
-                        self.shared.conversation.turn_away(token, errno);
+                        self.shared.session.reject(token, errno);
                     }
                 }
             }
             Action::MapMemory { map, memory, token } => {
                 let result = self.map(map, memory);
-                self.answer(Command::DMA_MAP, token, result);
+                self.reply(Command::DMA_MAP, token, result);
             }
             Action::UnmapMemory { unmap, token } => match self.unmap(unmap) {
                 Ok(unmapping) if !unmapping.is_done() => {
-                    let waiting = Waiting { unmapping, token, since: Instant::now() };
+                    let waiting = UnansweredUnmap { unmapping, token, since: Instant::now() };
                     self.shared.waiting().push(waiting);
-                    // Perhaps it was done meanwhile, and was told before anybody knew of it.
+                    // It may have completed before it was listed.
                     self.drained();
                 }
-                result => self.answer(Command::DMA_UNMAP, token, result.map(|_| ())),
+                result => self.reply(Command::DMA_UNMAP, token, result.map(|_| ())),
             },
             Action::DescribeDevice { token } => {
                 let info = |attached: &Attached| DeviceInfo {
@@ -56,7 +56,7 @@ impl Client {
                     irqs: IRQS,
                 };
                 let result = self.attached().map(info);
-                self.answer(Command::DEVICE_GET_INFO, token, result);
+                self.reply(Command::DEVICE_GET_INFO, token, result);
             }
             Action::DescribeRegion { index, token } => {
                 let result = self.region(index).map(describe);
@@ -64,48 +64,48 @@ impl Client {
                     attached.device.region_offered(index);
                     self.shared.offered();
                 }
-                self.answer(Command::DEVICE_GET_REGION_INFO, token, result);
+                self.reply(Command::DEVICE_GET_REGION_INFO, token, result);
             }
             Action::DescribeIoDescriptors { index, token } => {
                 let result = self.region(index).map(io_descriptors);
-                self.answer(Command::DEVICE_GET_REGION_IO_FDS, token, result);
+                self.reply(Command::DEVICE_GET_REGION_IO_FDS, token, result);
             }
             Action::DescribeIrqs { index, token } => {
                 let result = self.attached().and_then(|attached| attached.interrupts.describe(index));
-                self.answer(Command::DEVICE_GET_IRQ_INFO, token, result);
+                self.reply(Command::DEVICE_GET_IRQ_INFO, token, result);
             }
             Action::SetIrqs { index, start, count, action, targets, token } => {
                 let result = own(targets).and_then(|targets| {
                     self.attached()?.interrupts.set(index, start, count, action, targets)
                 });
-                self.answer(Command::DEVICE_SET_IRQS, token, result);
+                self.reply(Command::DEVICE_SET_IRQS, token, result);
             }
             Action::ReadRegion { region, offset, count, token } => {
                 let mut data = std::mem::take(&mut self.data);
                 data.clear();
                 data.resize(count as usize, 0);
                 let result = self.read(region, offset, &mut data);
-                self.answer(Command::REGION_READ, token, result.map(|()| &data[..]));
+                self.reply(Command::REGION_READ, token, result.map(|()| &data[..]));
                 self.data = data;
             }
             Action::WriteRegion { region, offset, data, token } => {
                 let result = self.write(region, offset, &data);
-                self.answer(Command::REGION_WRITE, token, result);
+                self.reply(Command::REGION_WRITE, token, result);
             }
             Action::WriteRegions { writes, token } => {
                 let result = self.write_many(&writes);
-                self.answer(Command::REGION_WRITE_MULTI, token, result);
+                self.reply(Command::REGION_WRITE_MULTI, token, result);
             }
             Action::Reset { token } => {
                 let result = self.attached().and_then(|attached| attached.device.reset());
-                self.answer(Command::DEVICE_RESET, token, result);
+                self.reply(Command::DEVICE_RESET, token, result);
             }
-            // The conversation keeps these for itself.
+            // Handled by the session.
             Action::TransferEnded { .. } | Action::Refused { .. } => {}
         }
     }
 
-    /// Answers the unmaps whose last access has left.
+    /// Replies to the unmaps whose last access was dropped.
     pub(crate) fn drained(&mut self) {
         let done: Vec<_> = {
             let mut waiting = self.shared.waiting();
@@ -114,12 +114,12 @@ impl Client {
             *waiting = rest;
             done
         };
-        for Waiting { token, .. } in done {
-            self.answer(Command::DMA_UNMAP, token, Ok(()));
+        for UnansweredUnmap { token, .. } in done {
+            self.reply(Command::DMA_UNMAP, token, Ok(()));
         }
     }
 
-    fn answer<K: Kind<Descriptor>>(
+    fn reply<K: Kind<Descriptor>>(
         &self,
         command: Command,
         token: Token<K>,
@@ -129,48 +129,56 @@ impl Client {
         if let Err(errno) = &result {
             self.shared.counts.failed(command, *errno);
         }
-        self.shared.conversation.reply(token, result);
+        self.shared.session.reply(token, result);
     }
 
-    /// The device, for a client that was let in.
+    /// The state after VERSION.
     fn attached(&self) -> Result<&Attached, Errno> {
         self.attached.as_ref().ok_or(Errno::ENODEV)
     }
 
-    fn attach(&mut self, terms: &Terms) -> Result<(), Errno> {
-        if let Some(errno) = self.refuse {
+    fn attach(&mut self, negotiated: &Negotiated) -> Result<(), Errno> {
+        if let Some(errno) = self.reject_with {
             return Err(errno);
         }
-        let page = PageShift::new(terms.smallest_page().trailing_zeros()).ok_or(Errno::EINVAL)?;
-        let limits = IovaLimits { page, mappings: terms.max_dma_maps, ..IovaLimits::default() };
+        let page = PageShift::new(negotiated.smallest_page().trailing_zeros()).ok_or(Errno::EINVAL)?;
+        let limits = IovaLimits { page, mappings: negotiated.max_dma_maps, ..IovaLimits::default() };
         let holder = Holder { container: self.shared.number, kind: HolderKind::InFlight };
-        let conversation = &self.shared.conversation;
-        let space = DmaSpace::new(&self.store, conversation.clone(), conversation.clone(), limits, holder);
+        let session = &self.shared.session;
+        let space = DmaSpace::new(&self.store, session.clone(), session.clone(), limits, holder);
         let space = Arc::new(space.map_err(|_| Errno::ENOMEM)?);
         let interrupts = Interrupts::new([0; 5]);
         let (dma, client) = (space.dma(), self.shared.number);
-        let device = self.succeed(Bus { dma, interrupts: interrupts.clone(), client, terms: *terms })?;
-        conversation.interrupts(interrupts.clone());
+        let device = self.attach_device(DeviceContext {
+            dma,
+            interrupts: interrupts.clone(),
+            client,
+            negotiated: *negotiated,
+        })?;
+        session.interrupts(interrupts.clone());
         self.shared.attached(&space, &device);
-        // From here on the device is told when the client is gone, also if it fails in what follows.
+        // From here on the device is notified of the client's end, even if the next steps fail.
         let attached = Attached { device, layout: Layout::default(), interrupts, space };
         let Attached { device, layout, interrupts, .. } = self.attached.insert(attached);
         *layout = device.layout();
-        interrupts.arrange(layout.irqs);
+        interrupts.set_counts(layout.irqs);
         Ok(())
     }
 
     /// Attaches the device. If another session has it whose client has hung up, waits for the end of that session: a client that
     /// reconnects at once comes before it.
-    fn succeed(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
-        let deadline = Instant::now() + SUCCESSION;
+    fn attach_device(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
+        let deadline = Instant::now() + RECONNECT_TIMEOUT;
         loop {
-            let seen = self.others.as_ref().map_or(0, |others| others.departures());
+            let seen = self
+                .departures_of_others
+                .as_ref()
+                .map_or(0, |departures_of_others| departures_of_others.departures());
             let result = self.model.attach(bus.clone());
             let waited = || {
-                self.others
-                    .as_ref()
-                    .is_some_and(|others| others.await_departure(self.shared.number, seen, deadline))
+                self.departures_of_others.as_ref().is_some_and(|departures_of_others| {
+                    departures_of_others.await_departure(self.shared.number, seen, deadline)
+                })
             };
             match result {
                 Err(Errno::EBUSY) if waited() => {}
@@ -203,7 +211,7 @@ impl Client {
         self.attached()?.layout.regions.get(index as usize).ok_or(Errno::EINVAL)
     }
 
-    /// The region, if `[offset, offset + bytes)` lies in it.
+    /// The region, if it contains `[offset, offset + bytes)`.
     fn within(&self, region: u32, offset: u64, bytes: usize) -> Result<&LayoutRegion, Errno> {
         let region = self.region(region)?;
         let end = offset.checked_add(bytes as u64).ok_or(Errno::EINVAL)?;
@@ -224,11 +232,11 @@ impl Client {
         self.attached()?.device.write(region, offset, from)
     }
 
-    /// How many were performed; a failure only where not even the first was.
+    /// The number of writes performed; an error only if the first one failed.
     fn write_many(&self, writes: &[RegionWrite]) -> Result<u64, Errno> {
         let mut done = 0;
         for write in writes {
-            // One message holds tens of thousands of them, and each may be a reset.
+            // One message has up to tens of thousands of writes, and each may be a reset.
             if self.shared.has_left() {
                 break;
             }
@@ -254,7 +262,7 @@ fn describe(region: &LayoutRegion) -> Region<Descriptor> {
     Region { bytes: region.bytes, readable: region.readable, writable: region.writable, mmap }
 }
 
-/// Each eventfd goes once, however many writes it stands for.
+/// Each eventfd is sent once, however many subregions use it.
 fn io_descriptors(region: &LayoutRegion) -> IoRegion<Descriptor> {
     let mut sent: Vec<Arc<OwnedFd>> = Vec::new();
     let mut subregions = Vec::new();
@@ -277,7 +285,7 @@ fn io_descriptors(region: &LayoutRegion) -> IoRegion<Descriptor> {
     IoRegion { subregions, descriptors: sent.into_iter().map(Descriptor::Shared).collect() }
 }
 
-/// The same targets with the descriptors that came.
+/// The targets with received descriptors.
 fn own(targets: IrqTargets<Descriptor>) -> Result<IrqTargets<OwnedFd>, Errno> {
     Ok(match targets {
         IrqTargets::All => IrqTargets::All,

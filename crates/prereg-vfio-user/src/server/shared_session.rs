@@ -1,10 +1,10 @@
-//! A session that several threads take part in: the client's own, and those of the device that wait for its memory.
+//! A session shared by several threads: the client's own, and device threads that wait for remote memory.
 //!
-//! Whoever waits takes his turn at the transport: one thread at a time polls, receives, and hands what came to those it is
-//! for; the others sleep until a turn is over. So memory that only the client can reach is had from any thread, also from
-//! inside a call to the device while the client's own thread is busy there, and nobody waits for a thread that waits for him.
+//! One thread at a time polls and receives, and hands results to the threads they belong to; the others sleep until it is done.
+//! So any thread can access remote memory, even inside a call to the device that keeps the client's thread busy, and no two
+//! threads wait for each other.
 //!
-//! One lock keeps the session. It is held while bytes are taken and given, which never waits, and never while a device is
+//! One lock protects the session. It is held while bytes are received and sent without blocking, and never while a device is
 //! called, an eventfd written or the transport polled.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,94 +15,93 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use prereg::{Errno, Iova};
-use prereg_iommu::iova::Drained;
+use prereg_iommu::iova::OnDrained;
 
 use super::counts::Counts;
 use super::descriptor::Descriptor;
 use super::dma::{Remote, RemoteError};
 use super::interrupts::Interrupts;
-use super::state::Ending;
+use super::state::DisconnectReason;
 use super::transport::{Interest, Ready, Transport};
 use crate::action::Action;
-use crate::answer::{Introduced, Kind, Token};
-use crate::capabilities::Terms;
-use crate::refusal::SessionError;
+use crate::capabilities::Negotiated;
+use crate::reply::{Kind, Token, VersionReply};
+use crate::request_error::SessionError;
 use crate::session::Session;
 use crate::settings::Settings;
 use crate::transfer::{TransferError, TransferId};
 use crate::wire::Header;
 
-/// Bytes that are received at a time.
-const RECEIVED: usize = 64 << 10;
-/// How long a client that is let go of may take to read why.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Bytes received at a time.
+const RECEIVE_BYTES: usize = 64 << 10;
+/// Time for a disconnected client to read the last replies.
+const LINGER: Duration = Duration::from_secs(1);
 
-/// What the client's thread is to do.
+/// The next task of the client's thread.
 pub(crate) enum Next {
-    /// Perform this.
+    /// Perform an action.
     Action(Action<Descriptor>),
-    /// See which unmaps are over.
-    Drained,
-    /// Let go of the client.
-    Over(Ending),
+    /// Reply to the unmaps that have completed.
+    OnDrained,
+    /// Disconnect the client.
+    Over(DisconnectReason),
 }
 
 /// A client's session, for all threads.
-pub(crate) struct Conversation {
+pub(crate) struct SharedSession {
     transport: Box<dyn Transport>,
-    patience: Option<Duration>,
+    stall_timeout: Option<Duration>,
     counts: Arc<Counts>,
     interrupts: OnceLock<Interrupts>,
-    /// A mapping's last access has left. Written before the transport is woken and read after a wait, so the wake's own
-    /// ordering is enough.
+    /// The last access of a mapping was dropped. Stored before the transport is woken and read after a wait; the Release and
+    /// Acquire of the swap pair.
     drained: AtomicBool,
     inner: Mutex<Inner>,
-    turned: Condvar,
+    polled: Condvar,
 }
 
 struct Inner {
     session: Session<Descriptor>,
     received: Received,
     pending: VecDeque<Action<Descriptor>>,
-    /// Transfers that are over, for the threads that asked.
+    /// Finished transfers, for the threads that started them.
     ended: BTreeMap<TransferId, Result<Vec<u8>, TransferError>>,
-    /// Somebody is at the transport.
-    reading: bool,
-    /// Threads that sleep until he is done.
-    sleepers: u32,
-    /// Since when the client owes the rest of a message, and how many it had sent by then.
-    owing: Option<(Instant, u64)>,
-    over: Option<Ending>,
+    /// A thread is polling the transport.
+    polling: bool,
+    /// Threads that wait for it.
+    waiters: u32,
+    /// The time since a message has been incomplete, and the number of messages before it.
+    partial_since: Option<(Instant, u64)>,
+    over: Option<DisconnectReason>,
 }
 
-/// What one receive brought, until the session takes it: a client that asks for much at once is not listened to for a while,
-/// in the middle of what it said if need be.
+/// Received bytes that the session has not taken: while a client has too many unanswered requests its bytes stay here, even in
+/// the middle of a message.
 struct Received {
     buffer: Vec<u8>,
-    /// Where what is left begins and ends.
-    rest: Range<usize>,
-    /// They belong to the last byte of it.
+    /// The range of the bytes left.
+    unread: Range<usize>,
+    /// They belong to the last of these bytes.
     descriptors: Vec<OwnedFd>,
     truncated: bool,
 }
 
 impl Received {
     fn new() -> Self {
-        Self { buffer: vec![0; RECEIVED], rest: 0..0, descriptors: Vec::new(), truncated: false }
+        Self { buffer: vec![0; RECEIVE_BYTES], unread: 0..0, descriptors: Vec::new(), truncated: false }
     }
 
-    /// The next message, if it is all there, or else as much of one as there is; the descriptors with the last byte, and whether some of
-    /// them were lost.
+    /// The next message or the part of it that was received; with the last byte the descriptors, and whether some were lost.
     fn take(&mut self, session: &Session<Descriptor>) -> (&[u8], Vec<OwnedFd>, bool) {
-        let rest = self.buffer.get(self.rest.clone()).unwrap_or_default();
-        let bytes = match rest.first_chunk() {
-            // A size that no message has is the session's to judge.
+        let unread = self.buffer.get(self.unread.clone()).unwrap_or_default();
+        let bytes = match unread.first_chunk() {
+            // The session refuses an invalid size.
             Some(head) if session.under_way().is_none() => Header::read(head).size.max(1) as usize,
             _ => session.wanted(),
         };
-        let message = rest.get(..bytes).unwrap_or(rest);
-        self.rest.start += message.len();
-        if self.rest.is_empty() {
+        let message = unread.get(..bytes).unwrap_or(unread);
+        self.unread.start += message.len();
+        if self.unread.is_empty() {
             (message, std::mem::take(&mut self.descriptors), self.truncated)
         } else {
             (message, Vec::new(), false)
@@ -110,11 +109,11 @@ impl Received {
     }
 }
 
-impl Conversation {
+impl SharedSession {
     pub(crate) fn new(
         transport: Box<dyn Transport>,
         settings: Settings,
-        patience: Option<Duration>,
+        stall_timeout: Option<Duration>,
         counts: Arc<Counts>,
     ) -> Self {
         let inner = Inner {
@@ -122,103 +121,106 @@ impl Conversation {
             received: Received::new(),
             pending: VecDeque::new(),
             ended: BTreeMap::new(),
-            reading: false,
-            sleepers: 0,
-            owing: None,
+            polling: false,
+            waiters: 0,
+            partial_since: None,
             over: None,
         };
         Self {
             transport,
-            patience,
+            stall_timeout,
             counts,
             interrupts: OnceLock::new(),
             drained: AtomicBool::new(false),
             inner: Mutex::new(inner),
-            turned: Condvar::new(),
+            polled: Condvar::new(),
         }
     }
 
-    /// A panic elsewhere leaves the session whole: nothing of a device's runs under the lock.
+    /// A poisoned lock is consistent: no device code runs under it.
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The interrupts whose eventfds are waited for too; set once.
+    /// Sets the interrupts whose eventfds are polled too.
     pub(crate) fn interrupts(&self, interrupts: Interrupts) {
-        // Only one is ever made.
+        // Called once.
         let _ = self.interrupts.set(interrupts);
     }
 
-    /// Waits for something to do. For the client's own thread.
+    /// Waits for the next task. For the client's thread.
     pub(crate) fn next(&self) -> Next {
         let mut inner = self.lock();
         loop {
-            if inner.over == Some(Ending::Stopped) {
-                return Next::Over(Ending::Stopped);
+            if inner.over == Some(DisconnectReason::Stopped) {
+                return Next::Over(DisconnectReason::Stopped);
             }
             if let Some(action) = inner.pending.pop_front() {
-                // What may take long is not made to hold up answers that are there.
+                // Replies are sent before an action that may take long.
                 if !matches!(action, Action::MapMemory { .. } | Action::UnmapMemory { .. }) {
                     self.flush(&mut inner);
                 }
                 return Next::Action(action);
             }
             if self.drained.load(Ordering::Relaxed) && self.drained.swap(false, Ordering::Acquire) {
-                return Next::Drained;
+                return Next::OnDrained;
             }
-            if let Some(ending) = inner.over {
-                return Next::Over(ending);
+            if let Some(reason) = inner.over {
+                return Next::Over(reason);
             }
             self.flush(&mut inner);
             if inner.over.is_none() {
-                inner = self.turn(inner);
+                inner = self.poll_once(inner);
             }
         }
     }
 
-    /// Answers a request.
+    /// Replies to a request.
     pub(crate) fn reply<K: Kind<Descriptor>>(&self, token: Token<K>, answer: Result<K::Answer<'_>, Errno>) {
         self.lock().session.reply(token, answer);
     }
 
-    /// Answers a VERSION that there is no place for; nothing more is listened to.
-    pub(crate) fn turn_away(&self, token: Token<Introduced>, errno: Errno) {
+    /// Rejects a VERSION; nothing more is read.
+    pub(crate) fn reject(&self, token: Token<VersionReply>, errno: Errno) {
         let mut inner = self.lock();
         inner.session.reply(token, Err(errno));
-        inner.over.get_or_insert(Ending::Broken(SessionError::TurnedAway { errno }));
+        inner.over.get_or_insert(DisconnectReason::Broken(SessionError::Rejected { errno }));
     }
 
-    /// What was agreed on.
-    pub(crate) fn terms(&self) -> Option<Terms> {
-        self.lock().session.terms().copied()
+    /// The negotiated capabilities.
+    pub(crate) fn negotiated(&self) -> Option<Negotiated> {
+        self.lock().session.negotiated().copied()
     }
 
-    /// Stops, whatever is under way: transfers fail, nothing more is performed, sent or answered.
+    /// Stops at once: transfers fail, nothing more is performed, sent or answered.
     pub(crate) fn stop(&self) {
         let mut inner = self.lock();
-        inner.over = Some(Ending::Stopped);
+        inner.over = Some(DisconnectReason::Stopped);
         self.close(&mut inner);
         drop(inner);
         self.transport.wake();
     }
 
-    /// Lets go of a client that has not introduced itself.
-    pub(crate) fn cut(&self) {
+    /// Disconnects a client that has not sent its VERSION.
+    pub(crate) fn evict(&self) {
         let mut inner = self.lock();
-        inner.over.get_or_insert(Ending::Stalled);
+        inner.over.get_or_insert(DisconnectReason::Stalled);
         self.close(&mut inner);
         drop(inner);
         self.transport.wake();
     }
 
-    /// Lets go of the client, after it was told what is to be told and had a moment to read it.
-    pub(crate) fn farewell(&self) {
-        let deadline = Instant::now() + FAREWELL;
+    /// Disconnects the client after sending pending replies and giving it time to read them.
+    pub(crate) fn close_gracefully(&self) {
+        let deadline = Instant::now() + LINGER;
         let mut inner = self.lock();
         loop {
             self.flush(&mut inner);
             let left = deadline.saturating_duration_since(Instant::now());
-            if inner.session.unsent().is_none() || left.is_zero() || inner.over == Some(Ending::Stopped) {
+            if inner.session.unsent().is_none()
+                || left.is_zero()
+                || inner.over == Some(DisconnectReason::Stopped)
+            {
                 break;
             }
             drop(inner);
@@ -229,89 +231,90 @@ impl Conversation {
                 break;
             }
         }
-        inner.over.get_or_insert(Ending::Gone);
+        inner.over.get_or_insert(DisconnectReason::Gone);
         self.close(&mut inner);
         drop(inner);
         self.transport.shut();
     }
 
-    /// Waits for what the transport brings, or until somebody else's wait is over.
-    fn turn<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
-        if inner.reading {
-            inner.sleepers += 1;
-            inner = self.turned.wait(inner).unwrap_or_else(PoisonError::into_inner);
-            inner.sleepers -= 1;
+    /// Polls the transport once, or waits for another thread's poll.
+    fn poll_once<'a>(&'a self, mut inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        if inner.polling {
+            inner.waiters += 1;
+            inner = self.polled.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner.waiters -= 1;
             return inner;
         }
-        if !inner.received.rest.is_empty() && inner.session.wants_bytes() {
+        if !inner.received.unread.is_empty() && inner.session.wants_bytes() {
             self.feed(&mut inner);
             return inner;
         }
         let readable = inner.session.wants_bytes();
         let writable = inner.session.unsent().is_some();
         let time = self.time_left(&mut inner, readable);
-        inner.reading = true;
+        inner.polling = true;
         drop(inner);
-        let switches =
-            self.interrupts.get().and_then(|interrupts| Some((interrupts, interrupts.switches()?)));
-        let eventfd = switches.as_ref().map(|(_, switches)| switches.as_fd());
+        let mask_eventfds =
+            self.interrupts.get().and_then(|interrupts| Some((interrupts, interrupts.mask_eventfds()?)));
+        let eventfd = mask_eventfds.as_ref().map(|(_, mask_eventfds)| mask_eventfds.as_fd());
         let ready = self.transport.wait(Interest { readable, writable, eventfd, time });
-        if let (Ok(Ready { eventfd: true, .. }), Some((interrupts, switches))) = (&ready, &switches) {
-            interrupts.switched(switches);
+        if let (Ok(Ready { eventfd: true, .. }), Some((interrupts, mask_eventfds))) = (&ready, &mask_eventfds)
+        {
+            interrupts.handle_mask_eventfds(mask_eventfds);
         }
         let mut inner = self.lock();
-        inner.reading = false;
+        inner.polling = false;
         match ready {
-            Err(errno) => self.hang_up(&mut inner, Ending::Lost(errno)),
+            Err(errno) => self.disconnect(&mut inner, DisconnectReason::Lost(errno)),
             Ok(ready) if ready.readable => self.receive(&mut inner),
-            Ok(ready) if ready.over => self.hang_up(&mut inner, Ending::Gone),
+            Ok(ready) if ready.over => self.disconnect(&mut inner, DisconnectReason::Gone),
             Ok(_) if self.time_left(&mut inner, readable) == Some(Duration::ZERO) => {
-                self.hang_up(&mut inner, Ending::Stalled);
+                self.disconnect(&mut inner, DisconnectReason::Stalled);
             }
             Ok(_) => {}
         }
         if writable {
             self.flush(&mut inner);
         }
-        if inner.sleepers > 0 {
-            self.turned.notify_all();
+        if inner.waiters > 0 {
+            self.polled.notify_all();
         }
         inner
     }
 
-    /// How long the client may still owe a message; `None` when it owes none, or is not listened to.
+    /// Time left for the client to complete a message; `None` if none is incomplete or the client is not read from.
     fn time_left(&self, inner: &mut Inner, readable: bool) -> Option<Duration> {
-        let patience = self.patience?;
-        let silent = inner.session.terms().is_none();
+        let stall_timeout = self.stall_timeout?;
+        let silent = inner.session.negotiated().is_none();
         if !silent && (!readable || inner.session.under_way().is_none()) {
-            inner.owing = None;
+            inner.partial_since = None;
             return None;
         }
         let messages = inner.session.messages();
-        let since = match inner.owing {
+        let since = match inner.partial_since {
             Some((since, sent)) if silent || sent == messages => since,
             _ => Instant::now(),
         };
-        inner.owing = Some((since, messages));
-        Some(patience.saturating_sub(since.elapsed()))
+        inner.partial_since = Some((since, messages));
+        Some(stall_timeout.saturating_sub(since.elapsed()))
     }
 
     fn receive(&self, inner: &mut Inner) {
-        let Received { buffer, rest, descriptors, truncated } = &mut inner.received;
+        let Received { buffer, unread, descriptors, truncated } = &mut inner.received;
         match self.transport.receive(buffer, descriptors) {
-            Ok(received) if received.bytes == 0 => self.hang_up(inner, Ending::Gone),
+            Ok(received) if received.bytes == 0 => self.disconnect(inner, DisconnectReason::Gone),
             Ok(received) => {
-                (*rest, *truncated) = (0..received.bytes, received.truncated);
+                (*unread, *truncated) = (0..received.bytes, received.truncated);
                 self.feed(inner);
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Err(errno) => self.hang_up(inner, Ending::Lost(errno)),
+            Err(errno) => self.disconnect(inner, DisconnectReason::Lost(errno)),
         }
     }
 
-    /// Gives the session what was received, message by message, as long as it wants more.
+    /// Passes received messages to the session as long as it accepts more.
     fn feed(&self, inner: &mut Inner) {
-        while !inner.received.rest.is_empty() && inner.session.wants_bytes() {
+        while !inner.received.unread.is_empty() && inner.session.wants_bytes() {
             let Inner { session, received, .. } = &mut *inner;
             let (message, descriptors, truncated) = received.take(session);
             let descriptors = descriptors.into_iter().map(Descriptor::Own);
@@ -321,26 +324,26 @@ impl Conversation {
                 session.receive(message, descriptors)
             };
             if let Err(error) = result {
-                inner.over.get_or_insert(Ending::Broken(error));
+                inner.over.get_or_insert(DisconnectReason::Broken(error));
             }
         }
         self.route(inner);
     }
 
-    /// Hands what the session asks for to whom it is for. Refusals are only counted: nobody may let them pile up.
+    /// Passes actions on. Refusals are only counted, so they cannot pile up.
     fn route(&self, inner: &mut Inner) {
         while let Some(action) = inner.session.next_action() {
             match action {
                 Action::TransferEnded { transfer, result } => {
                     inner.ended.insert(transfer, result);
                 }
-                Action::Refused { command, refusal, .. } => self.counts.refused(command, refusal.name()),
+                Action::Refused { command, error, .. } => self.counts.refused(command, error.name()),
                 action => inner.pending.push_back(action),
             }
         }
     }
 
-    /// Sends what goes.
+    /// Sends what the transport accepts.
     fn flush(&self, inner: &mut Inner) {
         while let Some((bytes, descriptors)) = inner.session.unsent() {
             let descriptors: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -351,39 +354,39 @@ impl Conversation {
                 }
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
-                    if inner.reading {
-                        // He does not wait for room yet.
+                    if inner.polling {
+                        // The polling thread does not wait for writability yet.
                         self.transport.wake();
                     }
                     return;
                 }
                 Err(errno) => {
                     drop(descriptors);
-                    return self.hang_up(inner, Ending::Lost(errno));
+                    return self.disconnect(inner, DisconnectReason::Lost(errno));
                 }
             }
         }
     }
 
-    /// The client is gone, or is to be.
-    fn hang_up(&self, inner: &mut Inner, ending: Ending) {
+    /// Ends the session, because the client is gone or to be disconnected.
+    fn disconnect(&self, inner: &mut Inner, reason: DisconnectReason) {
         let closed = inner.session.close();
-        let ending = match closed {
-            Err(error) if ending == Ending::Gone => Ending::Broken(error),
-            _ => ending,
+        let reason = match closed {
+            Err(error) if reason == DisconnectReason::Gone => DisconnectReason::Broken(error),
+            _ => reason,
         };
-        inner.over.get_or_insert(ending);
+        inner.over.get_or_insert(reason);
         self.close(inner);
     }
 
     fn close(&self, inner: &mut Inner) {
-        // Why the session is over is known to the caller.
+        // The caller knows the reason.
         let _ = inner.session.close();
         self.route(inner);
-        self.turned.notify_all();
+        self.polled.notify_all();
     }
 
-    /// Has the client move bytes, and waits until it has.
+    /// Starts a transfer and waits for its end.
     fn transfer(
         &self,
         start: impl FnOnce(&mut Session<Descriptor>) -> Result<TransferId, TransferError>,
@@ -395,7 +398,7 @@ impl Conversation {
             if let Some(result) = inner.ended.remove(&id) {
                 return result.map_err(remote);
             }
-            inner = self.turn(inner);
+            inner = self.poll_once(inner);
         }
     }
 }
@@ -407,7 +410,7 @@ fn remote(error: TransferError) -> RemoteError {
     }
 }
 
-impl Remote for Conversation {
+impl Remote for SharedSession {
     fn read(&self, iova: Iova, into: &mut [u8]) -> Result<(), RemoteError> {
         if into.is_empty() {
             return Ok(());
@@ -431,9 +434,9 @@ impl Remote for Conversation {
     }
 }
 
-impl Drained for Conversation {
-    fn drained(&self) {
-        // Pairs with the swap in `next`: what left before is seen to have left.
+impl OnDrained for SharedSession {
+    fn on_drained(&self) {
+        // Pairs with the swap in `next`: the thread that sees it sees the access as ended.
         self.drained.store(true, Ordering::Release);
         self.transport.wake();
     }

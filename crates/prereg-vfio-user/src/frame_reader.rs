@@ -1,29 +1,29 @@
-//! Where messages are put together from whatever pieces the stream comes in.
+//! Reassembles messages from a stream.
 //!
-//! A message that lies whole in what was received is not copied. Of one that does not, only what came is held, never what
-//! its header promises.
+//! A message that is complete in the received bytes is not copied. Of an incomplete one only the received bytes are held, not
+//! the size in its header.
 
 use std::borrow::Cow;
 
-use crate::refusal::SessionError;
+use crate::request_error::SessionError;
 use crate::wire::Header;
 
-/// Messages up to here are skipped when they are too long to be read; a header that says more is taken for a lost stream.
-/// As much as QEMU allows a server to say for `max_data_xfer_size`.
-const LONGEST_SKIPPED: u32 = 64 << 20;
+/// Too long messages are skipped up to this size; a larger one is treated as a lost stream. It is the largest
+/// `max_data_xfer_size` that QEMU accepts.
+const MAX_SKIPPED: u32 = 64 << 20;
 
-/// A message that came whole.
+/// A complete message.
 pub(crate) struct Message<'a> {
     pub(crate) header: Header,
-    /// Nothing, if the message was skipped.
+    /// Empty if the message was skipped.
     pub(crate) body: Cow<'a, [u8]>,
     pub(crate) oversized: bool,
 }
 
-/// The descriptors that came with a message.
+/// The descriptors of a message.
 pub(crate) struct Descriptors<F> {
     pub(crate) kept: Vec<F>,
-    /// More came than are ever taken; none is kept.
+    /// More came than are accepted; all are dropped.
     pub(crate) too_many: bool,
     /// The system dropped some.
     pub(crate) lost: bool,
@@ -34,7 +34,7 @@ impl<F> Descriptors<F> {
         Self { kept: Vec::new(), too_many: false, lost: false }
     }
 
-    /// Adds some, but never holds more than `most`.
+    /// Adds descriptors, up to `most` in total.
     pub(crate) fn add(&mut self, more: impl IntoIterator<Item = F>, most: u32) {
         for descriptor in more {
             if self.too_many || self.kept.len() >= most as usize {
@@ -47,26 +47,26 @@ impl<F> Descriptors<F> {
     }
 }
 
-/// The half-received message.
-pub(crate) struct Inbox<F> {
+/// Reads frames from a stream.
+pub(crate) struct FrameReader<F> {
     /// The longest message that is read.
-    longest: u32,
+    max_size: u32,
     head: [u8; Header::BYTES],
     head_length: usize,
-    /// Known when `head` is full.
+    /// Set when `head` is complete.
     header: Option<Header>,
     body: Vec<u8>,
-    /// Bytes of the body still to come.
+    /// Bytes of the body still missing.
     left: u32,
-    /// With the bytes so far.
+    /// The descriptors received with the bytes so far.
     pub(crate) descriptors: Descriptors<F>,
 }
 
-impl<F> Inbox<F> {
-    /// Reads messages of up to `longest` bytes.
-    pub(crate) fn new(longest: u32) -> Self {
+impl<F> FrameReader<F> {
+    /// Reads messages of up to `max_size` bytes.
+    pub(crate) fn new(max_size: u32) -> Self {
         Self {
-            longest,
+            max_size,
             head: [0; Header::BYTES],
             head_length: 0,
             header: None,
@@ -77,11 +77,11 @@ impl<F> Inbox<F> {
     }
 
     /// The longest message that is read.
-    pub(crate) fn longest(&self) -> u32 {
-        self.longest
+    pub(crate) fn max_size(&self) -> u32 {
+        self.max_size
     }
 
-    /// Bytes that complete the header, or the message once its header is there. Never 0.
+    /// Bytes missing for the header, or for the message once its header is complete. Never 0.
     pub(crate) fn wanted(&self) -> usize {
         match self.header {
             None => Header::BYTES - self.head_length,
@@ -89,7 +89,7 @@ impl<F> Inbox<F> {
         }
     }
 
-    /// Bytes of the message under way that came, and of all of it as far as known.
+    /// Received bytes of an incomplete message, and its size as far as known.
     pub(crate) fn under_way(&self) -> Option<(u32, u32)> {
         match self.header {
             Some(header) => Some((header.size - self.left, header.size)),
@@ -98,23 +98,23 @@ impl<F> Inbox<F> {
         }
     }
 
-    /// Takes bytes off the front of `input` until a message is whole; `None` when `input` ends before.
+    /// Consumes `input` until a message is complete; `None` if `input` ends before.
     pub(crate) fn take<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Message<'a>>, SessionError> {
         let header = match self.header {
             Some(header) => header,
             None => {
                 if self.head_length == 0 {
-                    if let Some(message) = self.whole(input)? {
+                    if let Some(message) = self.whole_message(input)? {
                         return Ok(Some(message));
                     }
                 }
                 let wanted = Header::BYTES - self.head_length;
-                let piece = split(input, wanted);
-                if let Some(room) = self.head.get_mut(self.head_length..self.head_length + piece.len()) {
-                    room.copy_from_slice(piece);
+                let part = split(input, wanted);
+                if let Some(room) = self.head.get_mut(self.head_length..self.head_length + part.len()) {
+                    room.copy_from_slice(part);
                 }
-                self.head_length += piece.len();
-                if piece.len() < wanted {
+                self.head_length += part.len();
+                if part.len() < wanted {
                     return Ok(None);
                 }
                 let header = checked(&self.head)?;
@@ -123,13 +123,13 @@ impl<F> Inbox<F> {
                 header
             }
         };
-        let oversized = header.size > self.longest;
-        let piece = split(input, self.left as usize);
+        let oversized = header.size > self.max_size;
+        let part = split(input, self.left as usize);
         if !oversized {
-            self.body.extend_from_slice(piece);
+            self.body.extend_from_slice(part);
         }
-        // A piece is at most what was left.
-        self.left -= piece.len() as u32;
+        // A part is at most `left`.
+        self.left -= part.len() as u32;
         if self.left > 0 {
             return Ok(None);
         }
@@ -138,11 +138,11 @@ impl<F> Inbox<F> {
         Ok(Some(Message { header, body: Cow::Owned(std::mem::take(&mut self.body)), oversized }))
     }
 
-    /// A message that lies whole at the front of `input`.
-    fn whole<'a>(&self, input: &mut &'a [u8]) -> Result<Option<Message<'a>>, SessionError> {
+    /// A message that is complete at the front of `input`.
+    fn whole_message<'a>(&self, input: &mut &'a [u8]) -> Result<Option<Message<'a>>, SessionError> {
         let Some(head) = input.first_chunk() else { return Ok(None) };
         let header = checked(head)?;
-        if header.size > self.longest || input.len() < header.size as usize {
+        if header.size > self.max_size || input.len() < header.size as usize {
             return Ok(None);
         }
         let message = split(input, header.size as usize);
@@ -150,30 +150,30 @@ impl<F> Inbox<F> {
         Ok(Some(Message { header, body: Cow::Borrowed(body), oversized: false }))
     }
 
-    /// The descriptors so far, for the message that is now whole.
-    pub(crate) fn claim(&mut self) -> Descriptors<F> {
+    /// Takes the descriptors so far, for the message that is complete now.
+    pub(crate) fn take_descriptors(&mut self) -> Descriptors<F> {
         std::mem::replace(&mut self.descriptors, Descriptors::none())
     }
 }
 
-/// A header whose size can be believed.
+/// Reads a header and checks its size.
 fn checked(head: &[u8; Header::BYTES]) -> Result<Header, SessionError> {
     let header = Header::read(head);
     let Header { id, size, .. } = header;
     if size < Header::BYTES as u32 {
         return Err(SessionError::ShortMessage { id, size });
     }
-    if size > LONGEST_SKIPPED {
-        return Err(SessionError::LongMessage { id, size, most: LONGEST_SKIPPED });
+    if size > MAX_SKIPPED {
+        return Err(SessionError::LongMessage { id, size, most: MAX_SKIPPED });
     }
     Ok(header)
 }
 
-/// Up to `bytes` off the front.
+/// Removes up to `bytes` from the front.
 fn split<'a>(input: &mut &'a [u8], bytes: usize) -> &'a [u8] {
-    let (piece, rest) = input.split_at(bytes.min(input.len()));
+    let (part, rest) = input.split_at(bytes.min(input.len()));
     *input = rest;
-    piece
+    part
 }
 
 #[cfg(test)]
@@ -183,23 +183,23 @@ mod tests {
 
     #[test]
     fn what_is_skipped_is_not_held() {
-        let mut inbox: Inbox<()> = Inbox::new(100);
+        let mut frame_reader: FrameReader<()> = FrameReader::new(100);
         let mut bytes = Vec::new();
         Header::command(1, Command::REGION_WRITE).frame(&mut bytes, |out| out.resize(10_000, 0));
         let (first, last) = bytes.split_at(9_999);
-        assert!(matches!(inbox.take(&mut &*first), Ok(None)));
-        assert_eq!((inbox.body.capacity(), inbox.wanted()), (0, 1));
-        let message = inbox.take(&mut &*last).unwrap().unwrap();
+        assert!(matches!(frame_reader.take(&mut &*first), Ok(None)));
+        assert_eq!((frame_reader.body.capacity(), frame_reader.wanted()), (0, 1));
+        let message = frame_reader.take(&mut &*last).unwrap().unwrap();
         assert!(message.oversized && message.body.is_empty());
     }
 
     #[test]
     fn only_what_came_is_held() {
-        let mut inbox: Inbox<()> = Inbox::new(1 << 20);
+        let mut frame_reader: FrameReader<()> = FrameReader::new(1 << 20);
         let mut bytes = Vec::new();
         Header::command(1, Command::REGION_WRITE).frame(&mut bytes, |out| out.resize(1 << 19, 0));
         let start = &bytes[..100];
-        assert!(matches!(inbox.take(&mut &*start), Ok(None)));
-        assert!(inbox.body.capacity() < 1000, "not what the header promises");
+        assert!(matches!(frame_reader.take(&mut &*start), Ok(None)));
+        assert!(frame_reader.body.capacity() < 1000, "not what the header promises");
     }
 }

@@ -1,4 +1,4 @@
-//! The stage: a store that really pins where this host allows it, clients, and memory that they hand over.
+//! A store that really pins if this host allows it, clients, and their memory.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex};
 use prereg::{Access, AddressKind, AddressSpace, Holder, HolderKind, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::server::{
-    Dma, DmaSpace, Drained, Hold, IovaLimits, MapMemoryError, MemoryPolicy, MemoryStore, Remote, RemoteError,
+    Dma, DmaGuard, DmaSpace, IovaLimits, MapMemoryError, MemoryPolicy, MemoryStore, OnDrained, Remote,
+    RemoteError,
 };
 
 pub(crate) const PAGE: u64 = 0x1000;
 
-/// Memory of a client that is somewhere else: a hundred pages, which it moves bytes of, and a count of how often it was rung.
+/// Remote memory of a hundred pages, and a count of drain notifications.
 pub(crate) struct Far {
     pub(crate) bytes: Mutex<Vec<u8>>,
     pub(crate) answer: Mutex<Result<(), RemoteError>>,
@@ -36,8 +37,8 @@ impl Remote for Far {
     }
 }
 
-impl Drained for Far {
-    fn drained(&self) {
+impl OnDrained for Far {
+    fn on_drained(&self) {
         self.rung.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -60,7 +61,7 @@ impl Client {
         let space = DmaSpace::new(
             store,
             Arc::clone(&far) as Arc<dyn Remote>,
-            Arc::clone(&far) as Arc<dyn Drained>,
+            Arc::clone(&far) as Arc<dyn OnDrained>,
             IovaLimits::default(),
             holder,
         )
@@ -68,7 +69,7 @@ impl Client {
         Self { dma: space.dma(), space, far }
     }
 
-    /// Maps `pages` pages of `file` from page `from` on at I/O page `at`, with a descriptor of its own, as QEMU does.
+    /// Maps `pages` pages of `file` from page `from` on at I/O page `at`, with a new descriptor, like QEMU.
     pub(crate) fn map(&self, at: u64, pages: u64, file: &impl AsFd, from: u64) -> Result<(), MapMemoryError> {
         self.map_for(at, pages, file, from, Access::ReadWrite)
     }
@@ -84,12 +85,12 @@ impl Client {
         self.space.map(iova(at), pages * PAGE, access, Some((another(file), from * PAGE)))
     }
 
-    /// Unmaps, which must not have to wait.
+    /// Unmaps, which must complete at once.
     pub(crate) fn unmap(&self, at: u64, pages: u64) {
         assert!(self.space.unmap(iova(at), pages * PAGE).unwrap().is_done());
     }
 
-    pub(crate) fn hold(&self, at: u64, pages: u64) -> Hold {
+    pub(crate) fn hold(&self, at: u64, pages: u64) -> DmaGuard {
         self.dma.hold(iova(at), pages * PAGE, Access::ReadWrite).unwrap()
     }
 
@@ -109,7 +110,7 @@ pub(crate) fn another(file: &impl AsFd) -> OwnedFd {
     file.as_fd().try_clone_to_owned().unwrap()
 }
 
-/// A back end that pins, with addresses that any user gets; `None`, with the reason told, where there is none.
+/// A back end that pins, with addresses that any user gets; `None`, with a printed reason, if there is none.
 pub(crate) fn pins() -> Option<IoUring> {
     match IoUring::builder().addresses(AddressKind::SlotOffset).build() {
         Ok(pins) => Some(pins),
@@ -125,14 +126,14 @@ pub(crate) fn store(policy: MemoryPolicy) -> Option<Arc<MemoryStore>> {
     Some(Arc::new(MemoryStore::new(AddressSpace::builder(pins()?).build().unwrap(), policy)))
 }
 
-/// A memfd that is sealed against shrinking, as QEMU makes them, as the client has it.
+/// The client's memfd, sealed against shrinking like QEMU's.
 pub(crate) fn sealed(pages: u64) -> (GuestMemory, OwnedFd) {
     let memory = GuestMemory::memfd("guest", pages * PAGE).unwrap();
     let fd = another(&memory.descriptor().unwrap());
     (memory, fd)
 }
 
-/// A file of tmpfs that anybody may truncate. `None`, with the reason told, where there is no tmpfs.
+/// A file of tmpfs that can be truncated. `None`, with a printed reason, without tmpfs.
 pub(crate) fn unsealed(pages: u64) -> Option<File> {
     match tempfile::tempfile_in("/dev/shm") {
         Ok(file) => {
@@ -146,7 +147,7 @@ pub(crate) fn unsealed(pages: u64) -> Option<File> {
     }
 }
 
-/// What the client finds in its file.
+/// The client's view of its file.
 pub(crate) fn byte_of(file: &File, offset: u64) -> u8 {
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();

@@ -1,4 +1,4 @@
-//! A server with devices that the test looks into.
+//! A server with devices that the test can inspect.
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,19 +11,19 @@ use prereg::{AddressSpace, Errno, Iova};
 use prereg_linux::{GuestMemory, IoUring, Mlock};
 use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::{
-    Bus, Device, Hold, Ioeventfd, IrqKind, Layout, LayoutRegion, MemoryPolicy, MemoryStore, Model, Server,
-    ServerSettings, ServerState, Sparse,
+    Device, DeviceContext, DeviceFactory, DmaGuard, Ioeventfd, IrqKind, Layout, LayoutRegion, MemoryPolicy,
+    MemoryStore, Server, ServerSettings, ServerState, Sparse,
 };
 use prereg_vfio_user::wire::SparseArea;
 
-/// What a device of the test does when a region other than BAR 0 is written.
+/// Called when a region other than BAR 0 is written.
 pub(crate) type Hook = Box<dyn Fn(&Probe, u64, &[u8]) -> Result<(), Errno> + Send + Sync>;
 
-/// A device that remembers what it is told.
+/// A device that records the calls to it.
 pub(crate) struct Probe {
-    pub(crate) bus: Bus,
+    pub(crate) bus: DeviceContext,
     pub(crate) bar: Mutex<Vec<u8>>,
-    pub(crate) holds: Mutex<Vec<Hold>>,
+    pub(crate) holds: Mutex<Vec<DmaGuard>>,
     pub(crate) calls: Mutex<Vec<String>>,
     doorbells: Option<Arc<OwnedFd>>,
     model: Arc<Shared>,
@@ -35,14 +35,14 @@ pub(crate) struct Shared {
     hook: Mutex<Option<Arc<Hook>>>,
     /// Serves one client at a time.
     exclusive: bool,
-    /// The next device that is left waits for this before it has gone.
+    /// The next device whose client disconnects waits for this before it ends.
     pub(crate) parting: Mutex<Option<Receiver<()>>>,
     ioeventfds: Vec<Ioeventfd>,
 }
 
 pub(crate) const BAR_BYTES: u64 = 0x4000;
 pub(crate) const CONFIG: u32 = 7;
-/// A region that can only be read, one that can only be written, and one that calls the hook.
+/// A read-only region, a write-only one, and one that calls the hook.
 pub(crate) const ROM: u32 = 6;
 pub(crate) const WRITE_ONLY: u32 = 2;
 pub(crate) const HOOK: u32 = 4;
@@ -112,14 +112,14 @@ impl Device for Probe {
 
     fn client_gone(&self) {
         if let Some(parting) = self.model.parting.lock().unwrap().take() {
-            // An error is a test that is over.
+            // An error means that the test is over.
             let _ = parting.recv();
         }
         self.say("gone");
         self.holds.lock().unwrap().clear();
     }
 
-    fn facts(&self) -> Vec<(String, u64)> {
+    fn metrics(&self) -> Vec<(String, u64)> {
         vec![("calls".to_owned(), self.calls.lock().unwrap().len() as u64)]
     }
 }
@@ -151,7 +151,7 @@ impl Probes {
         Self { shared, doorbells: Some(Arc::new(file)) }
     }
 
-    /// The `index`th device that was ever made.
+    /// The device number `index`, counted from the first.
     pub(crate) fn device(&self, index: usize) -> Arc<Probe> {
         self.shared.devices.lock().unwrap()[index].clone()
     }
@@ -168,12 +168,12 @@ impl Probes {
     }
 }
 
-impl Model for Probes {
+impl DeviceFactory for Probes {
     fn name(&self) -> &str {
         "probe"
     }
 
-    fn attach(&self, bus: Bus) -> Result<Arc<dyn Device>, Errno> {
+    fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         let mut devices = self.shared.devices.lock().unwrap();
         if self.shared.exclusive && devices.iter().any(|device| !device.said("gone")) {
             return Err(Errno::EBUSY);
@@ -191,7 +191,7 @@ impl Model for Probes {
     }
 }
 
-/// A store whose pins are real.
+/// A store that really pins.
 pub(crate) fn store(policy: MemoryPolicy) -> Arc<MemoryStore> {
     let space = match IoUring::new() {
         Ok(ring) => AddressSpace::builder(ring).build().unwrap(),
@@ -201,7 +201,7 @@ pub(crate) fn store(policy: MemoryPolicy) -> Arc<MemoryStore> {
 }
 
 /// A server that listens on one socket.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) server: Server,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) probes: Probes,
@@ -209,7 +209,7 @@ pub(crate) struct Bed {
     pub(crate) folder: tempfile::TempDir,
 }
 
-impl Bed {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with(Probes::new(), ServerSettings::default())
     }
@@ -234,7 +234,7 @@ impl Bed {
         self.server.snapshot()
     }
 
-    /// Waits until every client is gone, and looks whether anything of them is left.
+    /// Waits until every client has disconnected, and asserts that nothing of them is left.
     pub(crate) fn settle(&self) {
         until("the clients leave", || self.snapshot().clients.is_empty());
         let left = |probe: &Probe| !probe.said("gone");
@@ -246,7 +246,7 @@ impl Bed {
     }
 }
 
-/// Waits for something that must come.
+/// Waits for a condition that must become true.
 pub(crate) fn until(what: &str, mut come: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !come() {
@@ -260,7 +260,7 @@ pub(crate) fn memory(bytes: u64) -> GuestMemory {
     GuestMemory::memfd("guest", bytes).unwrap()
 }
 
-/// A descriptor that is not what it is said to be, of each kind.
+/// Descriptors of each kind that are not eventfds or memory.
 pub(crate) fn wrong_descriptors(folder: &Path) -> Vec<(&'static str, OwnedFd)> {
     let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
     vec![

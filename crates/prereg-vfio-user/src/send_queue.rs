@@ -1,21 +1,21 @@
 //! Frames that wait to be sent, in order.
 //!
-//! Frames without descriptors share a buffer, so that many replies cost one system call. A frame with descriptors has its
-//! own: a receiver gets descriptors with the first byte of what they were sent with.
+//! Frames without descriptors share a buffer, so that many replies take one system call. A frame with descriptors has its own,
+//! because a receiver gets descriptors with the first byte they were sent with.
 
 use std::collections::VecDeque;
 
 use crate::wire::Header;
 
-/// From this length on a buffer takes no further frame.
+/// A buffer of this length takes no further frame.
 const FULL: usize = 64 << 10;
 
 struct Buffer<F> {
     bytes: Vec<u8>,
-    /// How many of them are sent.
+    /// Bytes of it that were sent.
     sent: usize,
     descriptors: Vec<F>,
-    /// It began with descriptors, so it takes no further frame.
+    /// Begins with descriptors, so it takes no further frame.
     alone: bool,
 }
 
@@ -30,24 +30,24 @@ impl<F> Buffer<F> {
 }
 
 /// Frames that wait to be sent.
-pub(crate) struct Outbox<F> {
+pub(crate) struct SendQueue<F> {
     buffers: VecDeque<Buffer<F>>,
     unsent: usize,
-    /// An empty buffer with room.
+    /// An empty buffer for reuse.
     spare: Vec<u8>,
 }
 
-impl<F> Outbox<F> {
+impl<F> SendQueue<F> {
     pub(crate) fn new() -> Self {
         Self { buffers: VecDeque::new(), unsent: 0, spare: Vec::new() }
     }
 
-    /// Bytes not sent yet.
+    /// Unsent bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.unsent
     }
 
-    /// Appends a frame; nothing, if `body` fails.
+    /// Appends a frame; nothing if `body` fails.
     pub(crate) fn frame<E>(
         &mut self,
         header: &Header,
@@ -82,12 +82,12 @@ impl<F> Outbox<F> {
         result
     }
 
-    /// What goes out next.
+    /// The next bytes to send.
     pub(crate) fn front(&self) -> Option<(&[u8], &[F])> {
         self.buffers.front().map(|buffer| (buffer.unsent(), buffer.descriptors.as_slice()))
     }
 
-    /// `bytes` of [`Outbox::front`] went out, and its descriptors with the first of them.
+    /// Reports that `bytes` of [`SendQueue::front`] were sent, and its descriptors with the first of them.
     pub(crate) fn sent(&mut self, bytes: usize) {
         let Some(buffer) = self.buffers.front_mut() else { return };
         let bytes = bytes.min(buffer.unsent().len());

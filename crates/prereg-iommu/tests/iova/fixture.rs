@@ -1,10 +1,10 @@
-//! The stage: a pretended host, one registered region and one that is not contiguous with it, a map, and a bell.
+//! A simulated host, one registered region and one that is not contiguous with it, a map, and a count of drained mappings.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{Access, AddressSpace, Granule, Holder, HolderKind, Iova, Registration, UserAddr};
-use prereg_iommu::iova::{Backing, Drained, IovaLimits, IovaMap, IovaMapError};
+use prereg_iommu::iova::{Backing, IovaLimits, IovaMap, IovaMapError, OnDrained};
 use prereg_sim::SimHost;
 
 pub(crate) const PAGE: u64 = 0x1000;
@@ -12,31 +12,31 @@ pub(crate) const PAGE: u64 = 0x1000;
 pub(crate) const PAGES: u64 = 64;
 pub(crate) const BASE: u64 = 0x7f00_0000_0000;
 
-/// Counts how often it was rung.
+/// Counts the calls of `on_drained`.
 #[derive(Default)]
-pub(crate) struct Bell(AtomicU64);
+pub(crate) struct DrainCounter(AtomicU64);
 
-impl Bell {
-    pub(crate) fn rung(&self) -> u64 {
+impl DrainCounter {
+    pub(crate) fn count(&self) -> u64 {
         self.0.load(Ordering::SeqCst)
     }
 }
 
-impl Drained for Bell {
-    fn drained(&self) {
+impl OnDrained for DrainCounter {
+    fn on_drained(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-pub(crate) struct World {
+pub(crate) struct Fixture {
     pub(crate) map: IovaMap,
-    pub(crate) bell: Arc<Bell>,
+    pub(crate) drains: Arc<DrainCounter>,
     pub(crate) registration: Registration,
     pub(crate) space: AddressSpace,
     pub(crate) host: SimHost,
 }
 
-impl World {
+impl Fixture {
     pub(crate) fn new() -> Self {
         Self::with(IovaLimits::default())
     }
@@ -45,10 +45,10 @@ impl World {
         let host = SimHost::new(Granule::K4);
         let space = AddressSpace::builder(host.clone()).build().unwrap();
         let registration = space.register(&host.memory(BASE, PAGES * PAGE)).unwrap();
-        let bell = Arc::new(Bell::default());
+        let drains = Arc::new(DrainCounter::default());
         let holder = Holder { container: 7, kind: HolderKind::InFlight };
-        let map = IovaMap::new(&space, limits, holder, Arc::clone(&bell) as Arc<dyn Drained>).unwrap();
-        Self { map, bell, registration, space, host }
+        let map = IovaMap::new(&space, limits, holder, Arc::clone(&drains) as Arc<dyn OnDrained>).unwrap();
+        Self { map, drains, registration, space, host }
     }
 
     /// Live mappings of the region.

@@ -1,4 +1,4 @@
-//! A machine with processes, groups and containers, and short ways to ask.
+//! A machine with processes, groups and containers, and shorthands for requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use prereg::{Access, AddressSpace, BusAddr, Errno, Granule, Memory, RegionState, UserAddr, UserRange};
 use prereg_iommu::Geometry;
 use prereg_iommu::container::{
-    Container, ContainerError, Group, Owner, PlainGroup, Platform, UserMemory, Version,
+    Container, ContainerError, Group, Owner, Platform, SoftwareGroup, UserMemory, Version,
 };
 use prereg_sim::SimHost;
 
-/// Where region A starts, and region B right behind its 16 pages.
+/// Start of region A; region B begins right after its 16 pages.
 pub(crate) const A: u64 = 0x7000_0000_0000;
 pub(crate) const K4: u64 = 4096;
 pub(crate) const B: u64 = A + 16 * K4;
@@ -61,7 +61,7 @@ impl Process {
     }
 }
 
-/// Runs `scenario` in a fresh process and looks that nothing is left.
+/// Runs `scenario` in a new process and asserts that nothing is left.
 pub(crate) fn fresh(scenario: impl FnOnce(&Process)) {
     let process = Process::new();
     scenario(&process);
@@ -77,7 +77,7 @@ pub(crate) struct User<'p> {
 }
 
 pub(crate) fn group(number: u32) -> Arc<dyn Group> {
-    Arc::new(PlainGroup::new(number, Platform::POWERNV))
+    Arc::new(SoftwareGroup::new(number, Platform::POWERNV))
 }
 
 pub(crate) fn number<T>(result: Result<T, ContainerError>) -> Result<T, Errno> {
@@ -88,7 +88,7 @@ pub(crate) fn number<T>(result: Result<T, ContainerError>) -> Result<T, Errno> {
 }
 
 impl<'p> User<'p> {
-    /// A second-version container with group `group`.
+    /// A version 2 container with group `group_number`.
     pub(crate) fn new(process: &'p Process, group_number: u32) -> Self {
         Self::of(process, group_number, Version::V2)
     }

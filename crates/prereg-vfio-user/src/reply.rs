@@ -1,7 +1,7 @@
-//! Tokens, and what each kind of request is answered with.
+//! Tokens, and the replies to each kind of request.
 //!
-//! A token remembers of its request whatever the reply repeats, so the session keeps no list of requests and replies may
-//! go out in any order.
+//! A token has everything that the reply repeats of the request, so the session keeps no list of requests and replies may be
+//! sent in any order.
 
 use prereg::Errno;
 
@@ -12,33 +12,33 @@ use crate::wire::{
     SparseArea, UnmapMemory, Version,
 };
 
-/// The right to answer one request, once. Dropped, it leaves the client waiting for ever.
+/// The right to reply to one request, once. If dropped, no reply is sent and the client waits for ever.
 #[must_use = "the client waits for the reply"]
 #[derive(Debug)]
 pub struct Token<K> {
-    pub(crate) ticket: Ticket,
+    pub(crate) meta: RequestMeta,
     pub(crate) kind: K,
 }
 
 impl<K> Token<K> {
-    /// The id that the client gave its request; for logs.
+    /// The client's id of the request; for logs.
     #[must_use]
     pub fn id(&self) -> u16 {
-        self.ticket.id
+        self.meta.id
     }
 }
 
-/// What the session knows of every request.
+/// The session's data of a request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket {
+pub(crate) struct RequestMeta {
     pub(crate) id: u16,
     pub(crate) command: Command,
     pub(crate) wants_reply: bool,
-    /// Bytes that it is reckoned to hold until it is answered.
+    /// Bytes counted for it until it is answered.
     pub(crate) held: usize,
 }
 
-/// How a kind of request is answered. The kinds are those of this module.
+/// A kind of request, which determines its reply. The kinds are those of this module.
 pub trait Kind<F>: Write<F> {}
 
 impl<F, K: Write<F>> Kind<F> for K {}
@@ -46,15 +46,15 @@ impl<F, K: Write<F>> Kind<F> for K {}
 pub(crate) mod private {
     use prereg::Errno;
 
-    /// Writes an answer's body. Sealed: the reply must be the one that the request is due.
+    /// Writes the body of a reply. Sealed: every request has its own kind of reply.
     pub trait Write<F> {
-        /// What the server says when the request succeeded.
+        /// The result of a request that succeeded.
         type Answer<'a>;
 
-        /// Appends the reply's body to `out` and its descriptors, at most `room`, to `descriptors`.
+        /// Appends the body to `out` and its descriptors, at most `room`, to `descriptors`.
         ///
         /// # Errors
-        /// What the client is answered instead when the answer cannot be said.
+        /// The errno to reply with if the result cannot be sent.
         fn write(
             self,
             answer: Self::Answer<'_>,
@@ -65,11 +65,11 @@ pub(crate) mod private {
     }
 }
 
-/// DMA_MAP, DEVICE_SET_IRQS, DEVICE_RESET: the reply says that it is done. Answered with `()`.
+/// DMA_MAP, DEVICE_SET_IRQS, DEVICE_RESET: the reply has no body. Answer with `()`.
 #[derive(Debug)]
-pub struct Acknowledged;
+pub struct EmptyReply;
 
-impl<F> Write<F> for Acknowledged {
+impl<F> Write<F> for EmptyReply {
     type Answer<'a> = ();
 
     fn write(self, (): (), _: usize, _: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -77,15 +77,15 @@ impl<F> Write<F> for Acknowledged {
     }
 }
 
-/// VERSION: the reply has what was agreed on. Answered with `()`.
+/// VERSION: the reply has the negotiated capabilities. Answer with `()`.
 #[derive(Debug)]
-pub struct Introduced {
+pub struct VersionReply {
     pub(crate) minor: u16,
-    /// The reply's version data with its NUL.
+    /// The version data of the reply, with its NUL.
     pub(crate) data: Vec<u8>,
 }
 
-impl<F> Write<F> for Introduced {
+impl<F> Write<F> for VersionReply {
     type Answer<'a> = ();
 
     fn write(self, (): (), _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -94,11 +94,11 @@ impl<F> Write<F> for Introduced {
     }
 }
 
-/// DMA_UNMAP: the reply repeats the request. Answered with `()`.
+/// DMA_UNMAP: the reply repeats the request. Answer with `()`.
 #[derive(Debug)]
-pub struct Unmapped(pub(crate) UnmapMemory);
+pub struct UnmapReply(pub(crate) UnmapMemory);
 
-impl<F> Write<F> for Unmapped {
+impl<F> Write<F> for UnmapReply {
     type Answer<'a> = ();
 
     fn write(self, (): (), _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -107,11 +107,11 @@ impl<F> Write<F> for Unmapped {
     }
 }
 
-/// DEVICE_GET_INFO. Answered with a [`DeviceInfo`].
+/// DEVICE_GET_INFO. Answer with a [`DeviceInfo`].
 #[derive(Debug)]
-pub struct AskedDevice;
+pub struct DeviceInfoReply;
 
-impl<F> Write<F> for AskedDevice {
+impl<F> Write<F> for DeviceInfoReply {
     type Answer<'a> = DeviceInfo;
 
     fn write(self, answer: DeviceInfo, _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -120,38 +120,38 @@ impl<F> Write<F> for AskedDevice {
     }
 }
 
-/// A region, as a server describes it.
+/// A region, as the server describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Region<F> {
-    /// Its length in bytes; 0 for an index that the device does not use.
+    /// The length in bytes; 0 for an unused index.
     pub bytes: u64,
-    /// REGION_READ is answered.
+    /// REGION_READ is supported.
     pub readable: bool,
-    /// REGION_WRITE is answered.
+    /// REGION_WRITE is supported.
     pub writable: bool,
-    /// How to map it, if it can be.
+    /// The memory to map, if it can be mapped.
     pub mmap: Option<Mmap<F>>,
 }
 
-/// How a client maps a region.
+/// The memory of a region that a client may map.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mmap<F> {
     /// The memory.
     pub descriptor: F,
-    /// Where the region starts in it, in bytes.
+    /// The offset of the region in it, in bytes.
     pub offset: u64,
-    /// The parts that may be mapped; all of it where there are none.
+    /// The areas that may be mapped; none means all of it.
     pub areas: Vec<SparseArea>,
 }
 
-/// DEVICE_GET_REGION_INFO. Answered with a [`Region`].
+/// DEVICE_GET_REGION_INFO. Answer with a [`Region`].
 #[derive(Debug)]
-pub struct AskedRegion {
+pub struct RegionInfoReply {
     pub(crate) index: u32,
     pub(crate) argsz: u32,
 }
 
-impl<F> Write<F> for AskedRegion {
+impl<F> Write<F> for RegionInfoReply {
     type Answer<'a> = Region<F>;
 
     fn write(
@@ -173,8 +173,8 @@ impl<F> Write<F> for AskedRegion {
         };
         if let Some(mmap) = answer.mmap.filter(|_| room > 0) {
             info.argsz = RegionInfo::bytes_with(mmap.areas.len()).ok_or(Errno::EOVERFLOW)?;
-            // A client without the room asks again with it. Until then nothing says that the region can be mapped: QEMU
-            // takes a mark of capabilities that are not there for an error, and all of the region would be too much.
+            // A client with a too small `argsz` asks again. Until then the region is not described as mappable: QEMU treats a
+            // capabilities flag without capabilities as an error, and without the areas the client would map all of the region.
             if info.argsz <= self.argsz {
                 info.flags |= RegionInfo::MMAP;
                 if !mmap.areas.is_empty() {
@@ -190,23 +190,23 @@ impl<F> Write<F> for AskedRegion {
     }
 }
 
-/// The parts of a region whose accesses go to descriptors.
+/// The subregions of a region whose accesses go to descriptors.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct IoRegion<F> {
-    /// Each names its descriptor by its place in `descriptors`.
+    /// Each names its descriptor by index in `descriptors`.
     pub subregions: Vec<IoSubregion>,
-    /// At most as many as the client takes with one message.
+    /// At most the client's `max_msg_fds`.
     pub descriptors: Vec<F>,
 }
 
-/// DEVICE_GET_REGION_IO_FDS. Answered with an [`IoRegion`].
+/// DEVICE_GET_REGION_IO_FDS. Answer with an [`IoRegion`].
 #[derive(Debug)]
-pub struct AskedIoDescriptors {
+pub struct RegionIoFdsReply {
     pub(crate) index: u32,
     pub(crate) argsz: u32,
 }
 
-impl<F> Write<F> for AskedIoDescriptors {
+impl<F> Write<F> for RegionIoFdsReply {
     type Answer<'a> = IoRegion<F>;
 
     fn write(
@@ -234,39 +234,39 @@ impl<F> Write<F> for AskedIoDescriptors {
     }
 }
 
-/// What a server says of a kind of interrupt.
+/// A kind of interrupt, as the server describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Irqs {
-    /// `VFIO_IRQ_INFO_*`: bit 0 eventfd, 1 maskable, 2 masks itself, 3 cannot grow.
+pub struct IrqDescription {
+    /// `VFIO_IRQ_INFO_*`: bit 0 eventfd, 1 maskable, 2 automasked, 3 noresize.
     pub flags: u32,
-    /// How many there are.
+    /// The number of interrupts.
     pub count: u32,
 }
 
-/// DEVICE_GET_IRQ_INFO. Answered with [`Irqs`].
+/// DEVICE_GET_IRQ_INFO. Answer with an [`IrqDescription`].
 #[derive(Debug)]
-pub struct AskedIrq {
+pub struct IrqInfoReply {
     pub(crate) index: u32,
 }
 
-impl<F> Write<F> for AskedIrq {
-    type Answer<'a> = Irqs;
+impl<F> Write<F> for IrqInfoReply {
+    type Answer<'a> = IrqDescription;
 
-    fn write(self, answer: Irqs, _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
+    fn write(self, answer: IrqDescription, _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
         IrqInfo { index: self.index, flags: answer.flags, count: answer.count }.write(out);
         Ok(())
     }
 }
 
-/// REGION_READ. Answered with the bytes, at most as many as were asked for; EIO goes out for more.
+/// REGION_READ. Answer with the bytes, at most the requested count; more is sent as EIO.
 #[derive(Debug)]
-pub struct ReadData {
+pub struct ReadReply {
     pub(crate) region: u32,
     pub(crate) offset: u64,
     pub(crate) count: u32,
 }
 
-impl<F> Write<F> for ReadData {
+impl<F> Write<F> for ReadReply {
     type Answer<'a> = &'a [u8];
 
     fn write(self, data: &[u8], _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -276,15 +276,15 @@ impl<F> Write<F> for ReadData {
     }
 }
 
-/// REGION_WRITE. Answered with `()`: all of it was written.
+/// REGION_WRITE. Answer with `()`: all of it was written.
 #[derive(Debug)]
-pub struct Written {
+pub struct WriteReply {
     pub(crate) region: u32,
     pub(crate) offset: u64,
     pub(crate) count: u32,
 }
 
-impl<F> Write<F> for Written {
+impl<F> Write<F> for WriteReply {
     type Answer<'a> = ();
 
     fn write(self, (): (), _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {
@@ -293,14 +293,13 @@ impl<F> Write<F> for Written {
     }
 }
 
-/// REGION_WRITE_MULTI. Answered with how many of the writes, from the first, were performed; EIO goes out for more than
-/// there were.
+/// REGION_WRITE_MULTI. Answer with the number of writes performed, counted from the first; more than requested is sent as EIO.
 #[derive(Debug)]
-pub struct WrittenMany {
+pub struct WriteMultiReply {
     pub(crate) count: u64,
 }
 
-impl<F> Write<F> for WrittenMany {
+impl<F> Write<F> for WriteMultiReply {
     type Answer<'a> = u64;
 
     fn write(self, done: u64, _: usize, out: &mut Vec<u8>, _: &mut Vec<F>) -> Result<(), Errno> {

@@ -1,4 +1,4 @@
-//! A listening socket and its file: made without a moment in which others may connect, removed only while it is ours.
+//! A listening socket and its file. The file is created with its final mode and removed only while it belongs to the socket.
 
 use std::fs::{self, File, symlink_metadata};
 use std::os::fd::AsFd;
@@ -13,17 +13,17 @@ use prereg::Errno;
 use super::error::ServerError;
 use crate::sys;
 
-/// A socket that is listened on.
+/// A listening socket.
 #[derive(Debug)]
-pub(crate) struct Bound {
+pub(crate) struct BoundSocket {
     pub(crate) listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, so that a successor's is left alone.
+    /// Device and inode of the file, to leave the file of a later server alone.
     identity: (u64, u64),
 }
 
-impl Bound {
-    /// Makes the socket at `path`. The file of a server that is dead is replaced.
+impl BoundSocket {
+    /// Creates the socket at `path`, replacing the file of a server that has ended.
     ///
     /// # Errors
     /// [`ServerError`].
@@ -37,7 +37,7 @@ impl Bound {
             result => result,
         };
         let listener = UnixListener::from(listener.map_err(|errno| system("listen on", path, errno))?);
-        // What the process' umask took away from the mode.
+        // Restores mode bits that the process' umask removed.
         let permissions = fs::Permissions::from_mode(mode);
         fs::set_permissions(path, permissions).map_err(|error| failed("set the mode of", path, &error))?;
         let file = symlink_metadata(path).map_err(|error| failed("look at", path, &error))?;
@@ -50,18 +50,18 @@ impl Bound {
         &self.path
     }
 
-    /// Removes the file, if it is still this socket's.
+    /// Removes the file if it still belongs to this socket.
     pub(crate) fn remove(&self) {
         let _guard = DirectoryLock::take(&self.path);
         let ours = |file: &fs::Metadata| (file.dev(), file.ino()) == self.identity;
         if symlink_metadata(&self.path).is_ok_and(|file| ours(&file)) {
-            // Where that is not possible the next server finds nobody there, and replaces it.
+            // If this fails, the next server finds that nothing listens, and replaces the file.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Makes room at `path`, if what is there is the socket of a server that is dead.
+/// Removes the file at `path` if it is the socket of a server that has ended.
 fn clear(path: &Path) -> Result<(), ServerError> {
     let file = match symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -78,7 +78,7 @@ fn clear(path: &Path) -> Result<(), ServerError> {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(failed("connect to", path, &error))
         }
-        // Whatever else it said, somebody said it.
+        // Any other error came from a listening server.
         _ => Err(ServerError::Live { path: path.to_owned() }),
     }
 }
@@ -91,11 +91,11 @@ fn failed(what: &'static str, path: &Path, error: &io::Error) -> ServerError {
     system(what, path, sys::errno_of(error))
 }
 
-/// Keeps two servers from clearing away each other's new socket. Lives as long as its file is open.
+/// Prevents two servers from removing each other's new socket. Held as long as the file is open.
 struct DirectoryLock(#[expect(dead_code, reason = "closing the file gives the lock back")] File);
 
 impl DirectoryLock {
-    /// Waits a moment for it; who holds it longer than any server does is not waited for.
+    /// Waits at most a second, longer than any server holds the lock.
     fn take(path: &Path) -> Option<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new("."))).ok()?;

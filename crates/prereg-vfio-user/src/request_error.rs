@@ -1,38 +1,38 @@
-//! What a client did wrong: a message that is refused, and a stream that cannot go on.
+//! Errors of requests, and errors that end a session.
 //!
-//! Every [`Refusal`] has one errno and leaves the stream in step and the session as it was. A [`SessionError`] is the end.
+//! A [`RequestError`] has one errno and changes neither the stream nor the session. A [`SessionError`] ends the session.
 
 use prereg::Errno;
 
-/// Why the engine refused a message by itself.
+/// The engine's reason to refuse a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
-    /// The command is not one that a server answers. EOPNOTSUPP.
+pub enum RequestError {
+    /// The command is not supported. EOPNOTSUPP.
     #[error("command {command} is not supported")]
     Command {
-        /// Its number.
+        /// The number.
         command: u16,
     },
-    /// The header is of a type that is neither command nor reply, or a VERSION that wants no reply. EINVAL.
-    #[error("header flags {flags:#x} with error field {error} are not those of this command")]
+    /// The type is neither command nor reply, or a VERSION wants no reply. EINVAL.
+    #[error("header flags {flags:#x} with error field {error} are invalid for this command")]
     Header {
         /// The header's flags.
         flags: u32,
         /// The header's error field.
         error: u32,
     },
-    /// The body has a length that the command cannot have. EINVAL.
+    /// The length of the body is invalid for the command. EINVAL.
     #[error("the body has {found} bytes and the command takes {least} to {most}")]
     Size {
-        /// Bytes there.
+        /// Bytes received.
         found: u32,
         /// The shortest.
         least: u32,
         /// The longest.
         most: u32,
     },
-    /// The message is longer than the server reads; its body was skipped. E2BIG.
+    /// The message is too long for the server; its body was skipped. E2BIG.
     #[error("the message has {size} bytes and the server reads {most}; keep to its max_data_xfer_size")]
     Oversized {
         /// The size in the header.
@@ -40,15 +40,15 @@ pub enum Refusal {
         /// The longest that is read.
         most: u32,
     },
-    /// `argsz` is less than the fixed part of the message. EINVAL.
+    /// `argsz` is smaller than the fixed part of the message. EINVAL.
     #[error("argsz is {argsz} and must be at least {needed}")]
     ArgSize {
-        /// What the client said.
+        /// The given size.
         argsz: u32,
-        /// What is needed.
+        /// The needed size.
         needed: u32,
     },
-    /// Flags that are unknown, exclude each other or say nothing. EINVAL.
+    /// Flags that are unknown, contradict each other, or are missing. EINVAL.
     #[error("flags {flags:#x} are unknown or do not go together")]
     Flags {
         /// The flags.
@@ -59,18 +59,18 @@ pub enum Refusal {
     NotZero {
         /// The field.
         field: &'static str,
-        /// What is there.
+        /// The value.
         found: u64,
     },
-    /// A range is empty or runs past the end of its space. EINVAL.
-    #[error("{bytes:#x} bytes at {start:#x} are no range")]
+    /// A range is empty or passes the end of its space. EINVAL.
+    #[error("{bytes:#x} bytes at {start:#x} are an invalid range")]
     Range {
         /// The first byte.
         start: u64,
         /// The length.
         bytes: u64,
     },
-    /// An address or a length is not a multiple of the smallest page size agreed on. EINVAL.
+    /// An address or length is not a multiple of the smallest negotiated page size. EINVAL.
     #[error("{value:#x} is not a multiple of the page size {page:#x}")]
     Unaligned {
         /// The address, length or offset.
@@ -78,7 +78,7 @@ pub enum Refusal {
         /// The page size in bytes.
         page: u64,
     },
-    /// A count is zero, or does not fit what follows it. EINVAL.
+    /// A count is zero, or does not match the data. EINVAL.
     #[error("count {count} does not fit the message")]
     Count {
         /// The count.
@@ -89,55 +89,53 @@ pub enum Refusal {
     TooMuchData {
         /// The count.
         count: u32,
-        /// The most.
+        /// The limit.
         most: u32,
     },
-    /// Too many or too few descriptors for a message that uses them. EINVAL.
+    /// The number of descriptors is wrong for the request. EINVAL.
     #[error("{found} descriptors came with the message, which takes {expected}")]
     Descriptors {
-        /// How many came; what is over the server's max_msg_fds is counted as one.
+        /// Descriptors received; those beyond the server's max_msg_fds are counted as one.
         found: u32,
-        /// How many it takes at most.
+        /// Descriptors expected, or at most accepted.
         expected: u32,
     },
     /// The system dropped descriptors of this message. EMFILE.
-    #[error(
-        "descriptors of the message were lost on the way in; the server's limit of open files is too low"
-    )]
+    #[error("descriptors of the message were dropped; raise the server's limit of open files")]
     DescriptorsLost,
-    /// A dirty bitmap was asked for. EOPNOTSUPP.
+    /// A dirty bitmap was requested. EOPNOTSUPP.
     #[error("dirty bitmaps are not supported")]
     DirtyBitmap,
-    /// Something other than VERSION came first. EINVAL.
+    /// A request came before VERSION. EINVAL.
     #[error("the first message must be VERSION")]
     NotNegotiated,
-    /// VERSION came again. EINVAL.
-    #[error("the version was agreed on before")]
+    /// A second VERSION. EINVAL.
+    #[error("the version was negotiated before")]
     Negotiated,
-    /// The capabilities are not JSON, of the wrong type, or leave nothing to agree on. EINVAL.
-    #[error("capability {name} is malformed or leaves nothing to agree on")]
+    /// The capabilities are not JSON, have wrong types, or have nothing in common with the server's. EINVAL.
+    #[error("capability {name} is malformed or has nothing in common with the server's")]
     Capability {
-        /// Which; `capabilities` for the whole.
+        /// The capability; `capabilities` for the whole.
         name: &'static str,
     },
-    /// A major version that is not spoken; the session ends. EINVAL.
-    #[error("version {major}.{minor} is not spoken here; 0.1 is")]
+    /// The major version is not supported; the session ends. EINVAL.
+    #[error("version {major}.{minor} is not supported; use 0.1")]
     Version {
         /// The client's.
         major: u16,
         /// The client's.
         minor: u16,
     },
-    /// Too much is unanswered. EAGAIN.
+    /// Too many unanswered requests. EAGAIN.
     #[error("the session holds {held} bytes of unanswered requests; wait for replies")]
     Busy {
-        /// What they are reckoned at.
+        /// Bytes counted for them.
         held: usize,
     },
 }
 
-impl Refusal {
-    /// A word for each kind, for counts.
+impl RequestError {
+    /// A word for each variant, for counts.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
@@ -163,13 +161,13 @@ impl Refusal {
         }
     }
 
-    /// The error number that the client is answered.
+    /// The errno of the reply.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Command { .. } | Self::DirtyBitmap => Errno::EOPNOTSUPP,
             Self::Oversized { .. } | Self::TooMuchData { .. } => Errno::E2BIG,
-            // "Too many open files": the contract has no other use for it, so it has no name there.
+            // EMFILE, for which `Errno` has no constant.
             Self::DescriptorsLost => Errno::from_raw(24),
             Self::Busy { .. } => Errno::EAGAIN,
             Self::Header { .. }
@@ -189,21 +187,21 @@ impl Refusal {
     }
 }
 
-/// Why a session ended. What was to be sent before is still to be sent; nothing more is read.
+/// The reason why a session ended. Unsent frames are still to be sent; nothing more is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// A header that says its message is shorter than a header: nobody knows where the next one starts. EINVAL.
-    #[error("message {id} says it has {size} bytes, fewer than its header; the stream is lost")]
+    /// The size in a header is smaller than a header, so the start of the next message is unknown. EINVAL.
+    #[error("message {id} has a size of {size} bytes, less than its header; the stream is lost")]
     ShortMessage {
         /// The message's id.
         id: u16,
         /// The size in its header.
         size: u32,
     },
-    /// A header that says more than any message has. E2BIG.
+    /// The size in a header is larger than that of any message. E2BIG.
     #[error(
-        "message {id} says it has {size} bytes, more than the {most} that are skipped; the stream is lost"
+        "message {id} has a size of {size} bytes, more than the {most} that are skipped; the stream is lost"
     )]
     LongMessage {
         /// The message's id.
@@ -213,42 +211,42 @@ pub enum SessionError {
         /// The longest message that is skipped.
         most: u32,
     },
-    /// The client speaks another major version. EINVAL.
-    #[error("the client speaks version {major}.{minor}, the server 0.1; use a client of major version 0")]
+    /// The client has another major version. EINVAL.
+    #[error("the client has version {major}.{minor}, the server 0.1; use a client of major version 0")]
     Version {
         /// The client's.
         major: u16,
         /// The client's.
         minor: u16,
     },
-    /// The server had no place for the client. What it told the client.
-    #[error("the client was turned away: {errno}")]
-    TurnedAway {
-        /// The answer to its VERSION.
+    /// The server rejected the client, with this errno.
+    #[error("the client was rejected: {errno}")]
+    Rejected {
+        /// The errno of the reply to VERSION.
         errno: Errno,
     },
-    /// The client went away in the middle of a message. EIO.
-    #[error("the client went away after {found} of a message's {size} bytes")]
+    /// The client disconnected inside a message. EIO.
+    #[error("the client disconnected after {found} of a message's {size} bytes")]
     MidMessage {
-        /// Bytes that came.
+        /// Bytes received.
         found: u32,
-        /// The size in its header; of the header itself where that did not come whole.
+        /// The size in the header; that of a header if it is incomplete.
         size: u32,
     },
-    /// The session was closed before. ENXIO.
+    /// The session was closed. ENXIO.
     #[error("the session is closed")]
     Closed,
 }
 
 impl SessionError {
-    /// The error number.
+    /// The errno.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
             Self::ShortMessage { .. } | Self::Version { .. } => Errno::EINVAL,
             Self::LongMessage { .. } => Errno::E2BIG,
             Self::MidMessage { .. } => Errno::EIO,
-            Self::TurnedAway { errno } => *errno,
+            Self::Rejected { errno } => *errno,
             Self::Closed => Errno::ENXIO,
         }
     }

@@ -1,30 +1,30 @@
-//! Memory that is registered when a device first uses it, or in the background before that.
+//! Memory that is registered at the device's first access, or in the background before.
 
 use std::sync::{Arc, Weak};
 
 use prereg::Errno;
-use prereg_iommu::iova::{LocalPiece, Supply, SupplyError};
+use prereg_iommu::iova::{LocalSegment, MemoryProvider, ProviderError};
 use prereg_linux::{DataExtents, FileStat, SharedError};
 
 use super::background::Job;
-use super::client::Client;
+use super::client_files::ClientFiles;
 use super::error::MapMemoryError;
 use super::file::{File, Promise};
 
-/// What is left to pin of one mapping. It does not keep the mapping.
+/// The remaining pins of one mapping, with a weak reference to it.
 #[derive(Debug)]
 pub(super) struct PinJob {
-    supply: Weak<FileSupply>,
+    provider: Weak<FileProvider>,
     /// The number of its client.
     client: u64,
-    /// Where in its file to go on, and where to stop.
+    /// The next offset in the file, and the end.
     at: u64,
     end: u64,
     data: KnownData,
 }
 
-/// The stretch of a file with pages that was found last. A file without holes is one stretch: the kernel walks it to its end to
-/// find that out, which is not to be done once a piece.
+/// The range of a file with pages that was found last. The kernel walks a file without holes to its end to find it, so it is
+/// cached over pieces.
 #[derive(Debug, Default)]
 struct KnownData {
     first: u64,
@@ -33,31 +33,31 @@ struct KnownData {
 
 /// The memory behind one DMA_MAP: a range of a file.
 #[derive(Debug)]
-pub(super) struct FileSupply {
-    pub(super) client: Arc<Client>,
+pub(super) struct FileProvider {
+    pub(super) client: Arc<ClientFiles>,
     pub(super) file: Arc<File>,
-    /// The file as it was when it was mapped.
-    pub(super) facts: FileStat,
-    /// Where the mapping begins in it.
+    /// The file's attributes when it was mapped.
+    pub(super) stat: FileStat,
+    /// The start of the mapping in the file.
     pub(super) offset: u64,
-    /// All of the mapping's pieces are charged. `None`: each is when it is registered.
+    /// Keeps all of the mapping charged. `None`: each piece is charged when it is registered.
     pub(super) promise: Option<Promise>,
 }
 
-impl FileSupply {
-    fn pieces(&self, first: u64, end: u64) -> Result<Vec<LocalPiece>, MapMemoryError> {
+impl FileProvider {
+    fn pieces(&self, first: u64, end: u64) -> Result<Vec<LocalSegment>, MapMemoryError> {
         loop {
-            let extending = self.file.lock().ok_or(MapMemoryError::Disconnected)?;
-            if extending.covers(first, end) {
-                return Ok(extending.pieces(first, end));
+            let extents = self.file.lock().ok_or(MapMemoryError::Disconnected)?;
+            if extents.covers(first, end) {
+                return Ok(extents.pieces(first, end));
             }
-            drop(extending);
+            drop(extents);
             let is_promised = self.promise.is_some();
-            let promise = self.client.register(&self.file, self.facts.bytes, (first, end), is_promised)?;
-            let extending = self.file.lock().ok_or(MapMemoryError::Disconnected)?;
-            // Under the promise nothing of it is released for want of memory, but it may be found stale.
-            let found = extending.covers(first, end).then(|| extending.pieces(first, end));
-            drop(extending);
+            let promise = self.client.register(&self.file, self.stat.bytes, (first, end), is_promised)?;
+            let extents = self.file.lock().ok_or(MapMemoryError::Disconnected)?;
+            // The promise prevents a release for lack of memory, but it may be found stale.
+            let found = extents.covers(first, end).then(|| extents.pieces(first, end));
+            drop(extents);
             drop(promise);
             if let Some(found) = found {
                 return Ok(found);
@@ -66,19 +66,19 @@ impl FileSupply {
     }
 }
 
-impl Supply for FileSupply {
-    fn supply(&self, offset: u64, bytes: u64) -> Result<Vec<LocalPiece>, SupplyError> {
-        // The mapping was proved to lie inside the file, and the access inside the mapping.
+impl MemoryProvider for FileProvider {
+    fn provide(&self, offset: u64, bytes: u64) -> Result<Vec<LocalSegment>, ProviderError> {
+        // The mapping lies inside the file, and the access inside the mapping.
         let first = self.offset + offset;
         self.pieces(first, first + bytes).map_err(|error| {
             self.client.pin_failed(&error);
-            SupplyError { errno: error.errno() }
+            ProviderError { errno: error.errno() }
         })
     }
 }
 
 impl KnownData {
-    /// The first stretch with pages at `at` or behind it. `find` is asked for it where it is not known.
+    /// The first range with pages at or after `at`, from the cache or by `find`.
     fn next(
         &mut self,
         at: u64,
@@ -91,8 +91,8 @@ impl KnownData {
         Ok(Some((at.max(self.first), self.end)))
     }
 
-    /// The next piece at `at` or behind it, before `end`, that has a page, and whether at least half of it has. `None` when
-    /// nothing has pages any more.
+    /// The next piece at or after `at`, before `end`, that has a page, and whether at least half of it has. `None` if no page
+    /// is left.
     fn next_piece(
         &mut self,
         (at, end): (u64, u64),
@@ -113,21 +113,21 @@ impl KnownData {
 }
 
 impl PinJob {
-    /// All of `[first, end)` of a mapping's file.
-    pub(super) fn new(supply: &Arc<FileSupply>, first: u64, end: u64) -> Self {
-        let (client, data) = (supply.client.number(), KnownData::default());
-        Self { supply: Arc::downgrade(supply), client, at: first, end, data }
+    /// Pins `[first, end)` of a mapping's file.
+    pub(super) fn new(provider: &Arc<FileProvider>, first: u64, end: u64) -> Self {
+        let (client, data) = (provider.client.number(), KnownData::default());
+        Self { provider: Arc::downgrade(provider), client, at: first, end, data }
     }
 
-    /// Goes on to the next piece that has pages; returns its start and end if at least half of it has pages, and an empty range if
-    /// fewer have. `None` when no page is left.
+    /// Advances to the next piece with pages; returns its range if at least half of it has pages, else an empty range. `None`
+    /// if no page is left.
     fn next_piece(&mut self, file: &File, piece: u64) -> Result<Option<(u64, u64)>, SharedError> {
         let to = self.at.saturating_add(piece).min(self.end);
-        if file.lock().is_some_and(|extending| extending.covers(self.at, to)) {
+        if file.lock().is_some_and(|extents| extents.covers(self.at, to)) {
             self.at = to;
             return Ok(Some((to, to)));
         }
-        // Opened only where the file has to be asked.
+        // Opened only if the file must be queried.
         let mut extents = None;
         let mut find = |at| match &extents {
             Some(extents) => DataExtents::next_data(extents, at),
@@ -147,15 +147,15 @@ impl Job for PinJob {
     }
 
     fn is_wanted(&self) -> bool {
-        self.supply.strong_count() > 0
+        self.provider.strong_count() > 0
     }
 
     fn pin_next(mut self: Box<Self>) -> Option<Box<dyn Job>> {
-        let supply = self.supply.upgrade()?;
+        let provider = self.provider.upgrade()?;
         let (client, file, length) =
-            (Arc::clone(&supply.client), Arc::clone(&supply.file), supply.facts.bytes);
-        // From here on an unmap does not wait for this thread to give the promise back.
-        drop(supply);
+            (Arc::clone(&provider.client), Arc::clone(&provider.file), provider.stat.bytes);
+        // From here on this thread does not delay the drop of the promise by an unmap.
+        drop(provider);
         let piece = client.store().policy().piece(length)?;
         let (from, to) = self.next_piece(&file, piece).ok()??;
         if from < to && self.is_wanted() {
@@ -166,7 +166,7 @@ impl Job for PinJob {
                     client.background_ended(&error);
                     return None;
                 }
-                // Its device finds out for itself, if it ever gets there.
+                // The device gets the error if it accesses the piece.
                 Err(error) => client.pin_failed(&error),
             }
         }
@@ -178,12 +178,12 @@ impl Job for PinJob {
 mod tests {
     use super::*;
 
-    /// Goes through a file of these stretches with pages; answers the pieces and how often the file was asked.
-    fn walk(stretches: &[(u64, u64)], end: u64, piece: u64) -> (Vec<(u64, u64, bool)>, u32) {
+    /// Walks a file with these ranges of pages; returns the pieces and the number of queries.
+    fn walk(ranges: &[(u64, u64)], end: u64, piece: u64) -> (Vec<(u64, u64, bool)>, u32) {
         let (mut known, mut asked, mut at, mut found) = (KnownData::default(), 0, 0, Vec::new());
         let mut find = |at: u64| {
             asked += 1;
-            let stretch = stretches.iter().find(|(_, end)| *end > at);
+            let stretch = ranges.iter().find(|(_, end)| *end > at);
             Ok(stretch.map(|&(first, end)| (first.max(at), end)))
         };
         while let Some(next) = known.next_piece((at, end), piece, &mut find).unwrap() {
@@ -202,10 +202,10 @@ mod tests {
 
     #[test]
     fn pieces_of_which_half_has_pages_are_found_whatever_the_stretches() {
-        let stretches = [(3, 5), (6, 8), (16, 17), (24, 26), (27, 40)];
-        let (pieces, asked) = walk(&stretches, 38, 8);
+        let ranges = [(3, 5), (6, 8), (16, 17), (24, 26), (27, 40)];
+        let (pieces, asked) = walk(&ranges, 38, 8);
         let there = [(0, 8, true), (16, 24, false), (24, 32, true), (32, 38, true)];
         assert_eq!(pieces, there);
-        assert!(asked <= 2 * stretches.len() as u32, "{asked}");
+        assert!(asked <= 2 * ranges.len() as u32, "{asked}");
     }
 }
