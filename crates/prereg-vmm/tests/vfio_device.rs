@@ -4,6 +4,7 @@
 //! are skipped: `cargo xtask vm` runs them in a guest that has such devices. `edu` copies between its buffer and the bus.
 #![expect(clippy::unwrap_used, reason = "a test's helpers")]
 
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::sleep;
@@ -37,6 +38,8 @@ const COMMAND: u64 = 0x98;
 const BUFFER: u32 = 0x4_0000;
 const START: u32 = 1;
 const TO_MEMORY: u32 = 2;
+/// The value of the first register: "edu", version 1.0.
+const ID: u32 = 0x0100_00ed;
 
 /// An open `edu` device.
 struct Edu(Attached<VfioDevice>);
@@ -62,11 +65,11 @@ impl Edu {
         u32::from_le_bytes(command) & START != 0
     }
 
-    /// Copies one page, as the device does it: a transfer that the IOMMU refuses ends as any other.
-    fn transfer(&self, source: u32, destination: u32, direction: u32) {
+    /// Copies bytes, as the device does it: a transfer that the IOMMU refuses ends as any other.
+    fn transfer(&self, source: u32, destination: u32, bytes: u32, direction: u32) {
         self.set(SOURCE, source);
         self.set(DESTINATION, destination);
-        self.set(COUNT, PAGE as u32);
+        self.set(COUNT, bytes);
         self.set(COMMAND, START | direction);
         while self.is_busy() {
             sleep(Duration::from_millis(1));
@@ -75,12 +78,42 @@ impl Edu {
 
     /// Reads the page at `iova` into the buffer.
     fn read(&self, iova: u64) {
-        self.transfer(u32::try_from(iova).unwrap(), BUFFER, 0);
+        self.transfer(u32::try_from(iova).unwrap(), BUFFER, PAGE as u32, 0);
     }
 
     /// Writes the buffer to the page at `iova`.
     fn write(&self, iova: u64) {
-        self.transfer(BUFFER, u32::try_from(iova).unwrap(), TO_MEMORY);
+        self.transfer(BUFFER, u32::try_from(iova).unwrap(), PAGE as u32, TO_MEMORY);
+    }
+
+    /// Reads the four bytes at `iova` into the buffer.
+    fn read_u32(&self, iova: u64) {
+        self.transfer(u32::try_from(iova).unwrap(), BUFFER, 4, 0);
+    }
+}
+
+/// The first page of a device's registers.
+struct Registers(*mut u8);
+
+impl Registers {
+    #[expect(unsafe_code, reason = "maps memory")]
+    fn of(edu: &Edu) -> Self {
+        let offset = i64::try_from(edu.0.get_region_offset(BAR0)).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let (place, bytes) = (std::ptr::null_mut(), PAGE as usize);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let begin =
+            unsafe { libc::mmap(place, bytes, protection, libc::MAP_SHARED, edu.0.as_raw_fd(), offset) };
+        assert_ne!(begin, libc::MAP_FAILED);
+        Self(begin.cast())
+    }
+}
+
+impl Drop for Registers {
+    #[expect(unsafe_code, reason = "unmaps memory")]
+    fn drop(&mut self) {
+        // SAFETY: this is what `of` mapped, and no pointer into it is left.
+        unsafe { libc::munmap(self.0.cast(), PAGE as usize) };
     }
 }
 
@@ -209,6 +242,28 @@ fn a_device_does_not_write_what_is_mapped_for_reading() {
     assert!(host.page(0) == bytes, "the device does not write it");
     host.vfio.vfio_dma_unmap(IOVA, 2 * PAGE as usize).unwrap();
     drop(edu);
+    host.end();
+}
+
+#[test]
+#[expect(unsafe_code, reason = "a promise about the memory")]
+fn a_device_reaches_the_registers_of_another_which_cannot_be_pinned() {
+    let Some([device, other]) = devices() else { return };
+    let host = Host::new();
+    let (edu, other) = (Edu::open(&host.vfio, &device), Edu::open(&host.vfio, &other));
+    let registers = Registers::of(&other);
+    host.map(OTHER_IOVA, 0, Access::ReadWrite);
+    // SAFETY: `registers` live as long as the mapping, and are not used otherwise.
+    unsafe { host.vfio.vfio_dma_map(IOVA, PAGE as usize, registers.0) }.unwrap();
+    let mappings = host.vfio.mappings().snapshot().mappings;
+    assert_eq!(mappings.iter().map(|mapping| mapping.pinned).collect::<Vec<_>>(), [false, true]);
+    assert_eq!(host.counted(), (PAGE, RAM), "the memory only");
+    edu.read_u32(IOVA);
+    edu.write(OTHER_IOVA);
+    assert_eq!(host.page(0)[..4], ID.to_le_bytes(), "the device read a register of the other one");
+    host.vfio.vfio_dma_unmap(IOVA, PAGE as usize).unwrap();
+    host.vfio.vfio_dma_unmap(OTHER_IOVA, PAGE as usize).unwrap();
+    drop((registers, edu, other));
     host.end();
 }
 
