@@ -78,3 +78,15 @@ fn the_back_ends_of_the_kernel_say_what_is_missing() {
     let Some(installed) = Installed::new() else { return };
     assert_eq!(installed.c("tests/c/kernel.c").unwrap(), "kernel: all as expected\n");
 }
+
+#[test]
+fn devices_reach_what_is_registered_through_the_kernels_vfio() {
+    let Some(installed) = Installed::new() else { return };
+    if !Path::new("/usr/include/linux/vfio.h").exists() {
+        return eprintln!("skipped: no linux/vfio.h on this machine");
+    }
+    // Without devices it is compiled and ends as skipped.
+    if let Some(said) = installed.c("tests/c/vfio_device.c") {
+        assert_eq!(said, "vfio_device: all as expected\n");
+    }
+}

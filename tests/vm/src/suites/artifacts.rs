@@ -81,6 +81,8 @@ struct Built {
     guest_tool: OnceCell<PathBuf>,
     power_prereg: OnceCell<PathBuf>,
     power_tests: OnceCell<Vec<PathBuf>>,
+    vmm_test: OnceCell<PathBuf>,
+    c_test: OnceCell<PathBuf>,
 }
 
 /// The value of `cell`, made now if it is empty.
@@ -230,8 +232,8 @@ impl Artifacts {
     /// The program `prereg`, static, for PC guests and for this machine.
     pub(crate) fn prereg(&self) -> Result<PathBuf, Error> {
         once(&self.built.prereg, || {
-            let target = Target::pc(&self.checkout, self.cache.folder("target-pc")?);
-            program::build(&target, &self.checkout.join("Cargo.toml"), Some("prereg-cli"), "prereg")
+            let manifest = self.checkout.join("Cargo.toml");
+            program::build(&self.pc_target()?, &manifest, Some("prereg-cli"), "prereg")
         })
     }
 
@@ -254,8 +256,32 @@ impl Artifacts {
     /// The core's test programs, static, for POWER guests.
     pub(crate) fn power_tests(&self) -> Result<Vec<PathBuf>, Error> {
         once(&self.built.power_tests, || {
-            program::tests(&self.power_target()?, &self.checkout.join("Cargo.toml"), "prereg")
+            let manifest = self.checkout.join("Cargo.toml");
+            program::tests(&self.power_target()?, &manifest, "prereg", &["--lib", "--tests"])
         })
+    }
+
+    /// The test of prereg-vmm on the kernel's VFIO, static, for PC guests.
+    pub(crate) fn vmm_test(&self) -> Result<PathBuf, Error> {
+        once(&self.built.vmm_test, || {
+            let chosen = ["--features", "vfio-cdev", "--test", "vfio_device"];
+            let manifest = self.checkout.join("Cargo.toml");
+            let built = program::tests(&self.pc_target()?, &manifest, "prereg-vmm", &chosen)?;
+            built.into_iter().next().ok_or_else(|| Error::Missing {
+                place: manifest,
+                what: "the test vfio_device of prereg-vmm".to_owned(),
+                remedy: "cargo names no program for it",
+            })
+        })
+    }
+
+    /// The test of the C library on the kernel's VFIO, static, for PC guests.
+    pub(crate) fn c_test(&self) -> Result<PathBuf, Error> {
+        once(&self.built.c_test, || program::c_test(&self.pc_target()?, &self.checkout, "vfio_device"))
+    }
+
+    fn pc_target(&self) -> Result<Target, Error> {
+        Ok(Target::pc(&self.checkout, self.cache.folder("target-pc")?))
     }
 
     fn power_target(&self) -> Result<Target, Error> {

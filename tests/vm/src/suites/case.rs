@@ -13,7 +13,7 @@ pub(crate) enum Suite {
     Nvme,
     /// Third-party tools, firmware and bootloaders on such a disk.
     Strangers,
-    /// VFIO of Debian's kernels under `prereg selftest`.
+    /// VFIO of Debian's kernels under `prereg selftest`, prereg-vmm and the C library.
     Vfio,
     /// iommufd, which Debian's kernels do not have, under `prereg selftest`.
     Iommufd,
@@ -69,13 +69,17 @@ pub(crate) enum Requirement {
     PowerTests,
     /// `prereg` for PCs, and a kernel with iommufd, built from source.
     Iommufd,
+    /// The test of prereg-vmm for PCs.
+    VmmTest,
+    /// The test of the C library for PCs.
+    CTest,
 }
 
 impl Requirement {
     /// Fetches the artifacts that do not come from this workspace.
     pub(crate) fn fetch(self, artifacts: &Artifacts) -> Result<(), Error> {
         match self {
-            Self::Program | Self::Disk => Ok(()),
+            Self::Program | Self::Disk | Self::VmmTest | Self::CTest => Ok(()),
             Self::Strangers => artifacts.strangers().map(|_| ()),
             Self::Power | Self::PowerTests => artifacts.power().map(|_| ()),
             Self::Iommufd => artifacts.iommufd_kernel().map(|_| ()),
@@ -91,6 +95,8 @@ impl Requirement {
             Self::Program | Self::Iommufd => artifacts.prereg().map(|_| ()),
             Self::Power => artifacts.power_prereg().map(|_| ()),
             Self::PowerTests => artifacts.power_tests().map(|_| ()),
+            Self::VmmTest => artifacts.vmm_test().map(|_| ()),
+            Self::CTest => artifacts.c_test().map(|_| ()),
         }
     }
 }

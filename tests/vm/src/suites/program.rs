@@ -85,14 +85,37 @@ pub(crate) fn build(
     Ok(target.folder.join(target.triple).join("release").join(name))
 }
 
-/// Builds the test programs of `package`: those of its library and of its tests folder.
+/// Builds the test programs of `package` that cargo's arguments `chosen` name.
 ///
 /// # Errors
 /// As [`build`].
-pub(crate) fn tests(target: &Target, manifest: &Path, package: &str) -> Result<Vec<PathBuf>, Error> {
+pub(crate) fn tests(
+    target: &Target,
+    manifest: &Path,
+    package: &str,
+    chosen: &[&str],
+) -> Result<Vec<PathBuf>, Error> {
     let mut cargo = target.cargo("test", manifest);
-    cargo.args(["--package", package, "--lib", "--tests", "--no-run", "--message-format=json"]);
+    cargo.args(["--package", package, "--no-run", "--message-format=json"]).args(chosen);
     Ok(executables(&run(&mut cargo)?))
+}
+
+/// Compiles the test program `name` of the C library, the package `prereg-capi`, with the library in it.
+///
+/// # Errors
+/// As [`build`].
+pub(crate) fn c_test(target: &Target, checkout: &Path, name: &str) -> Result<PathBuf, Error> {
+    let mut cargo = target.cargo("rustc", &checkout.join("Cargo.toml"));
+    run(cargo.args(["--package", "prereg-capi", "--lib", "--crate-type", "staticlib"]))?;
+    let package = checkout.join("crates/prereg-capi");
+    let built = target.folder.join(target.triple).join("release");
+    let program = built.join(name);
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu99", "-O1", "-Wall", "-Wextra", "-static", "-o"]).arg(&program);
+    cc.arg("-I").arg(package.join("include")).arg(package.join(format!("tests/c/{name}.c")));
+    cc.arg(built.join("libprereg_c.a")).args(["-lpthread", "-ldl", "-lm", "-lgcc_eh", "-lc"]);
+    run(&mut cc)?;
+    Ok(program)
 }
 
 /// The programs named in cargo's messages, one message per line.

@@ -1,8 +1,10 @@
-//! VFIO of Debian's kernels: with `prereg selftest`, a device does DMA to memory that was registered once.
+//! VFIO of Debian's kernels: a device does DMA to memory that was registered once, driven by `prereg selftest`, by prereg-vmm's
+//! adapter, and by a C program.
 //!
 //! The device is QEMU's `edu`, which copies between its buffer and the bus on command. On a PC it is behind each of QEMU's
 //! IOMMUs, on POWER behind powernv's, with 4 KiB and 64 KiB pages. For iommufd the kernel is built from source.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::case::{Case, Requirement, Stage, Suite, Verdict};
@@ -30,6 +32,20 @@ pub(crate) const CASES: &[Case] = &[
         name: "vfio-virtio",
         shows: "type1 behind virtio-iommu",
         run: |stage| pc(stage, "-device virtio-iommu-pci", "unsafe_interrupts backend=vfio-type1"),
+    },
+    Case {
+        suite: Suite::Vfio,
+        requires: Requirement::VmmTest,
+        name: "vfio-vmm",
+        shows: "PinnedVfio over a type1 container: DMA, EBUSY, unmaps, devices that leave and arrive",
+        run: |stage| program(stage, stage.artifacts.vmm_test()?),
+    },
+    Case {
+        suite: Suite::Vfio,
+        requires: Requirement::CTest,
+        name: "vfio-c",
+        shows: "type1 through the C library, in a container of its own and in the caller's",
+        run: |stage| program(stage, stage.artifacts.c_test()?),
     },
     Case {
         suite: Suite::Vfio,
@@ -89,9 +105,17 @@ fn on(stage: &Stage<'_>, board: Board, iommu: &str, line: &str) -> Verdict {
     guest.qemu_args("-device edu,id=edu");
     guest.kernel_args(line);
     guest.files.push(("bin/prereg".to_owned(), stage.artifacts.prereg()?));
-    let mut booted = guest.boot(stage, "guest")?;
-    booted.finish(LIMIT)?;
-    Ok(seen(&booted))
+    finished(stage, &guest)
+}
+
+/// Runs a test program in a guest with two devices.
+fn program(stage: &Stage<'_>, program: PathBuf) -> Verdict {
+    let mut guest = Guest::new(Board::Pc, "vfio-program");
+    guest.drivers = vec!["vfio_pci", "vfio_iommu_type1"];
+    guest.qemu_args("-device intel-iommu,intremap=on -device edu -device edu");
+    guest.kernel_args("intel_iommu=on");
+    guest.files.push(("bin/vfio-program".to_owned(), program));
+    finished(stage, &guest)
 }
 
 fn power(stage: &Stage<'_>, page_size: PageSize) -> Verdict {
@@ -100,6 +124,10 @@ fn power(stage: &Stage<'_>, page_size: PageSize) -> Verdict {
     guest.qemu_args("-device edu,bus=pcie.0");
     guest.kernel_args("backend=vfio-spapr-v2");
     guest.files.push(("bin/prereg".to_owned(), stage.artifacts.power_prereg()?));
+    finished(stage, &guest)
+}
+
+fn finished(stage: &Stage<'_>, guest: &Guest) -> Verdict {
     let mut booted = guest.boot(stage, "guest")?;
     booted.finish(LIMIT)?;
     Ok(seen(&booted))
