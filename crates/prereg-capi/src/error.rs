@@ -37,7 +37,7 @@ pub struct prereg_error {
 const ENOTRECOVERABLE: Errno = Errno::from_raw(131);
 
 /// Everything a call can fail with.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub(crate) enum CallError {
     #[error("{0}")]
     Argument(&'static str),
@@ -110,6 +110,8 @@ pub(crate) enum CallError {
     #[error(transparent)]
     IovaAccess(#[from] IovaAccessError),
 }
+
+prereg::debug_as_display!(CallError);
 
 impl CallError {
     pub(crate) fn errno(&self) -> Errno {

@@ -9,7 +9,7 @@ use crate::interrupt::Interrupted;
 use crate::trace::error::TraceError;
 
 /// The error of a command that did not run to its end. Everything it pinned is released.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum CommandError {
     /// Interrupted by a signal. Exit code 130.
@@ -40,6 +40,8 @@ pub enum CommandError {
         why: String,
     },
 }
+
+prereg::debug_as_display!(CommandError);
 
 impl CommandError {
     /// The host's error for the operation `what`.

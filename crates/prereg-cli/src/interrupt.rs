@@ -8,9 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Interrupt(Arc<AtomicBool>);
 
 /// The error of an interrupted command. Everything it pinned is released.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted; everything that was pinned is released")]
 pub struct Interrupted;
+
+prereg::debug_as_display!(Interrupted);
 
 impl Interrupt {
     /// A flag that the signals set. At most one in a process.

@@ -23,7 +23,7 @@ pub enum Rules {
 }
 
 /// Errors of creating a table. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CreateError {
     /// The liobn is in use. EBUSY.
@@ -36,6 +36,8 @@ pub enum CreateError {
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
 }
+
+prereg::debug_as_display!(CreateError);
 
 impl CreateError {
     /// EBUSY or ENOMEM.

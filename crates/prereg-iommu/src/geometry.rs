@@ -6,7 +6,7 @@
 use prereg::{BusAddr, Errno, PageShift};
 
 /// Errors of a table's geometry. EINVAL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum GeometryError {
     /// No entries.
@@ -39,6 +39,8 @@ pub enum GeometryError {
         entries: u64,
     },
 }
+
+prereg::debug_as_display!(GeometryError);
 
 impl GeometryError {
     /// EINVAL.

@@ -21,7 +21,7 @@ const BLOCK_BITS: u32 = 8;
 type Blocks = Sparse<EntryBlock, BLOCK_BITS>;
 
 /// Errors of changing an entry.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryError {
     /// The memory could not be mapped, or the entry was contended. The mapping's errno.
@@ -31,6 +31,8 @@ pub enum EntryError {
     #[error(transparent)]
     Table(#[from] TableError),
 }
+
+prereg::debug_as_display!(EntryError);
 
 impl EntryError {
     /// EFAULT, ENXIO, EAGAIN, EINVAL or ENOMEM.

@@ -197,9 +197,11 @@ impl Reply {
 }
 
 /// The list of an H_PUT_TCE_INDIRECT is not in guest memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the list is not in guest memory")]
 pub struct NotRam;
+
+prereg::debug_as_display!(NotRam);
 
 /// The port to guest memory: copies a list of TCEs.
 ///

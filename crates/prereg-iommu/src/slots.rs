@@ -19,7 +19,7 @@ pub struct MemorySlot {
 }
 
 /// Errors of adding a slot. Nothing changed. EINVAL, or EEXIST for an overlap, as in KVM.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SlotError {
     /// Zero bytes.
@@ -57,6 +57,8 @@ pub enum SlotError {
         other: GuestAddr,
     },
 }
+
+prereg::debug_as_display!(SlotError);
 
 impl SlotError {
     /// EINVAL or EEXIST.

@@ -17,7 +17,7 @@ use prereg::{Errno, OutOfMemory};
 use published::Published;
 
 /// Errors of reaching an entry of a table. Nothing changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TableError {
     /// The table ends before that entry. EINVAL.
@@ -32,6 +32,8 @@ pub enum TableError {
     #[error("no memory for another block of the table")]
     OutOfMemory,
 }
+
+prereg::debug_as_display!(TableError);
 
 impl TableError {
     /// EINVAL or ENOMEM.

@@ -54,7 +54,7 @@ impl fmt::Display for Liobn {
 }
 
 /// Errors of attaching a hardware table. Nothing changed. EINVAL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
     /// Its pages are larger than the guest's, so one would expose neighbouring guest pages.
@@ -87,6 +87,8 @@ pub enum AttachError {
     #[error("the hardware table maps another address space than those attached before")]
     OtherSpace,
 }
+
+prereg::debug_as_display!(AttachError);
 
 impl AttachError {
     /// EINVAL.

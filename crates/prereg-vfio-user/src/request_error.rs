@@ -5,7 +5,7 @@
 use prereg::Errno;
 
 /// The engine's reason to refuse a message.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
     /// The command is not supported. EOPNOTSUPP.
@@ -134,6 +134,8 @@ pub enum RequestError {
     },
 }
 
+prereg::debug_as_display!(RequestError);
+
 impl RequestError {
     /// A word for each variant, for counts.
     #[must_use]
@@ -188,7 +190,7 @@ impl RequestError {
 }
 
 /// The reason why a session ended. Unsent frames are still to be sent; nothing more is read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The size in a header is smaller than a header, so the start of the next message is unknown. EINVAL.
@@ -237,6 +239,8 @@ pub enum SessionError {
     #[error("the session is closed")]
     Closed,
 }
+
+prereg::debug_as_display!(SessionError);
 
 impl SessionError {
     /// The errno.

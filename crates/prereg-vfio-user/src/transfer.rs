@@ -16,7 +16,7 @@ use crate::wire::{Command, DmaAccess, DmaDone, Header};
 pub struct TransferId(u64);
 
 /// Errors of a transfer. A write may have been performed in part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransferError {
     /// The client has not sent its VERSION. EINVAL.
@@ -49,6 +49,8 @@ pub enum TransferError {
     #[error("the client is gone")]
     Gone,
 }
+
+prereg::debug_as_display!(TransferError);
 
 impl TransferError {
     /// The error number.

@@ -16,9 +16,9 @@
 			exit(1);                                                             \
 		}                                                                            \
 	} while (0)
-#define SAYS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
+#define MESSAGE_HAS(why, text) EXPECT(strstr((why).message, text) != NULL && strlen((why).message) == (why).length)
 
-/* All zeros but for the size: how a struct is made that crosses. */
+/* A struct of zeros with its size. */
 #define SIZED(variable) (memset(&(variable), 0, sizeof(variable)), (void)((variable).size = sizeof(variable)))
 
 #define PAGE ((uint64_t)4096)

@@ -169,7 +169,7 @@ static void a_container_of_the_library(void)
 	MUST(prereg_space_remove_device(space, names[0], &why));
 	reaches(second, bus, 0, 4);
 	EXPECT(prereg_space_remove_device(space, names[1], &why) == -EBUSY);
-	SAYS(why, "the last one of its container");
+	MESSAGE_HAS(why, "the last one of its container");
 
 	MUST(prereg_unmap_range(translator, &range));
 	EXPECT(locked() == before + BYTES);
@@ -196,7 +196,7 @@ static void a_container_of_the_caller(void)
 	struct prereg_range range;
 	volatile unsigned char *registers;
 	uint64_t before, bus;
-	char link[64], target[256];
+	char link[128], target[256];
 	uint16_t command;
 	ssize_t length;
 

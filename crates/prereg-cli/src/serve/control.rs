@@ -38,7 +38,7 @@ pub struct ControlListener {
 }
 
 /// Errors of the control socket, on both sides.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ControlError {
     /// Another server answers there.
@@ -90,6 +90,8 @@ pub enum ControlError {
         error: io::Error,
     },
 }
+
+prereg::debug_as_display!(ControlError);
 
 /// The default path: in the system's runtime folder for root, in the user's own otherwise; `None` without one.
 #[must_use]

@@ -29,7 +29,7 @@ impl fmt::Display for TraceError {
 impl std::error::Error for TraceError {}
 
 /// The error of one line or of the whole file.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
     /// The file could not be opened.
@@ -173,6 +173,8 @@ pub enum Problem {
     #[error("the file has no record; is it a trace?")]
     Empty,
 }
+
+prereg::debug_as_display!(Problem);
 
 /// A printable quotation from the file.
 #[derive(Clone, Debug, PartialEq, Eq)]

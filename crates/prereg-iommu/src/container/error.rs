@@ -5,7 +5,7 @@ use prereg::{BusAddr, ChargeError, Errno, MapError, OutOfMemory, RangeError, Reg
 use crate::hw_table::EntryError;
 
 /// Errors of container requests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ContainerError {
     /// Another process used the container first. EPERM.
@@ -211,6 +211,8 @@ pub enum ContainerError {
     #[error("the container is enabled already")]
     Enabled,
 }
+
+prereg::debug_as_display!(ContainerError);
 
 impl From<OutOfMemory> for ContainerError {
     fn from(OutOfMemory: OutOfMemory) -> Self {

@@ -3,7 +3,7 @@
 use prereg::{Access, Errno, Iova, MapError, PageShift};
 
 /// Errors of a map or unmap. Nothing has changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IovaMapError {
     /// Zero bytes. EINVAL.
@@ -112,6 +112,8 @@ pub enum IovaMapError {
     },
 }
 
+prereg::debug_as_display!(IovaMapError);
+
 impl IovaMapError {
     /// EINVAL, EEXIST, ENOSPC, EFAULT or ENXIO, as documented at each variant.
     #[must_use]
@@ -126,15 +128,17 @@ impl IovaMapError {
 }
 
 /// The error of a [`MemoryProvider`](super::MemoryProvider).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the memory behind the mapping could not be provided: {errno}")]
 pub struct ProviderError {
     /// The cause.
     pub errno: Errno,
 }
 
+prereg::debug_as_display!(ProviderError);
+
 /// Errors of an access. Nothing is held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IovaAccessError {
     /// Zero bytes. EINVAL.
@@ -183,6 +187,8 @@ pub enum IovaAccessError {
     #[error(transparent)]
     Memory(#[from] MapError),
 }
+
+prereg::debug_as_display!(IovaAccessError);
 
 impl IovaAccessError {
     /// EINVAL, EFAULT, EACCES, ENXIO or the provider's, as documented at each variant.

@@ -133,7 +133,7 @@ impl NvmeSettings {
 }
 
 /// Why a model cannot be made.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NvmeError {
     /// A setting. EINVAL.
@@ -161,6 +161,8 @@ pub enum NvmeError {
         shift: u8,
     },
 }
+
+prereg::debug_as_display!(NvmeError);
 
 impl NvmeError {
     /// The error number, as said at each kind.

@@ -6,7 +6,7 @@ use prereg::Errno;
 use prereg_vfio_user::server::DmaError;
 
 /// Why one request failed. The disk goes on.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskFault {
     /// The storage failed.
@@ -32,6 +32,8 @@ pub enum DiskFault {
     Lost(Errno),
 }
 
+prereg::debug_as_display!(DiskFault);
+
 impl DiskFault {
     /// EIO, ENOSPC, EROFS, EILSEQ for a mismatch, EINVAL for a range, or what was met.
     #[must_use]
@@ -48,7 +50,7 @@ impl DiskFault {
 }
 
 /// Why a disk cannot be opened, or a queue of it cannot go on.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
     /// The file cannot be opened or asked.
@@ -123,6 +125,8 @@ pub enum DiskError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(DiskError);
 
 impl DiskError {
     /// The system's number, or the one that says it best.

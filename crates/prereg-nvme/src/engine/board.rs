@@ -47,7 +47,7 @@ impl Doorbells for TrappedDoorbells {
 }
 
 /// Why a doorbell write was ignored (figure 147).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadDoorbell {
     /// The register belongs to no queue, or is no register.
     #[error("a doorbell of no queue was rung")]
@@ -56,6 +56,8 @@ pub enum BadDoorbell {
     #[error("a doorbell was rung with a value that its queue cannot have")]
     Value,
 }
+
+prereg::debug_as_display!(BadDoorbell);
 
 /// All queues of a controller from outside.
 pub struct Board {

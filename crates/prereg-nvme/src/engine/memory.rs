@@ -3,9 +3,11 @@
 use prereg::{Access, Iova};
 
 /// Guest memory that cannot be reached: not mapped, not for this kind of access, or lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the guest's memory cannot be reached there")]
 pub struct Unreachable;
+
+prereg::debug_as_display!(Unreachable);
 
 /// The guest's memory as the controller sees it.
 pub trait GuestMemory {

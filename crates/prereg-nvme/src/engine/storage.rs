@@ -28,9 +28,11 @@ pub struct Span<H> {
 }
 
 /// A disk's queue broke; what it was doing will not be done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the queue of a disk broke")]
 pub struct Broken;
+
+prereg::debug_as_display!(Broken);
 
 /// A lane's way to all disks.
 pub trait Storage<H> {

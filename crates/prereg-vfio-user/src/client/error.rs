@@ -6,7 +6,7 @@ use crate::request_error::RequestError;
 use crate::wire::Command;
 
 /// Errors of a request or the connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// The server refused the request; the connection goes on. Its errno.
@@ -46,6 +46,8 @@ pub enum ClientError {
         errno: Errno,
     },
 }
+
+prereg::debug_as_display!(ClientError);
 
 impl ClientError {
     /// The errno.

@@ -3,7 +3,7 @@
 use prereg::Errno;
 
 /// Errors of building a configuration space. EINVAL.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PciError {
     /// Invalid index or size of a BAR.
@@ -41,6 +41,8 @@ pub enum PciError {
         id: u8,
     },
 }
+
+prereg::debug_as_display!(PciError);
 
 impl PciError {
     /// The errno.

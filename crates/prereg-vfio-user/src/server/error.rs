@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use prereg::Errno;
 
 /// Errors of listening on a socket or serving a client.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
     /// Another server listens there. EBUSY.
@@ -41,6 +41,8 @@ pub enum ServerError {
     #[error("the server is stopped")]
     Stopped,
 }
+
+prereg::debug_as_display!(ServerError);
 
 impl ServerError {
     /// The errno.

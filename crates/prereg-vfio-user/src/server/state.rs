@@ -12,7 +12,7 @@ use crate::capabilities::Negotiated;
 use crate::request_error::SessionError;
 
 /// The reason why a client was disconnected.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DisconnectReason {
     /// The client disconnected.
@@ -34,6 +34,8 @@ pub enum DisconnectReason {
     #[error("the device panicked")]
     Panicked,
 }
+
+prereg::debug_as_display!(DisconnectReason);
 
 impl DisconnectReason {
     /// A word for each variant, for counts.

@@ -60,7 +60,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Errors of a configuration.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -83,6 +83,8 @@ pub enum ConfigError {
     #[error("{0}")]
     Unservable(String),
 }
+
+prereg::debug_as_display!(ConfigError);
 
 impl Config {
     /// Reads and checks `file`. Relative paths in it are relative to its folder.

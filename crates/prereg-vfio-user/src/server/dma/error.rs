@@ -5,7 +5,7 @@ use prereg_iommu::iova::{IovaAccessError, IovaMapError};
 use prereg_linux::SharedError;
 
 /// Errors of a device's access. Nothing is held; a write may have been performed in part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DmaError {
     /// Nothing is mapped there. EFAULT.
@@ -61,6 +61,8 @@ pub enum DmaError {
     },
 }
 
+prereg::debug_as_display!(DmaError);
+
 impl DmaError {
     /// The errno, as documented at each variant.
     #[must_use]
@@ -91,7 +93,7 @@ impl From<IovaAccessError> for DmaError {
 }
 
 /// Errors of a DMA_MAP. Nothing is mapped, registered or kept open.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapMemoryError {
     /// The range of I/O virtual addresses cannot be mapped. Its errno.
@@ -145,6 +147,8 @@ pub enum MapMemoryError {
     Disconnected,
 }
 
+prereg::debug_as_display!(MapMemoryError);
+
 impl MapMemoryError {
     /// The errno, as documented at each variant.
     #[must_use]
@@ -162,7 +166,7 @@ impl MapMemoryError {
 }
 
 /// Errors of access through the client.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RemoteError {
     /// The client replied with an error.
@@ -175,6 +179,8 @@ pub enum RemoteError {
     #[error("the calling thread is the one that receives the client's replies")]
     WouldDeadlock,
 }
+
+prereg::debug_as_display!(RemoteError);
 
 impl From<RemoteError> for DmaError {
     fn from(error: RemoteError) -> Self {
