@@ -241,8 +241,10 @@ fn latencies(encoder: &mut DescriptorEncoder<'_>, clients: &[ClientStatus]) -> f
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::serve::status::MemoryStatus;
+    use crate::serve::status::{MemoryStatus, SocketStatus};
 
     fn client(id: u64, socket: &str) -> ClientStatus {
         ClientStatus { id, socket: socket.to_owned(), ..ClientStatus::default() }
@@ -251,6 +253,39 @@ mod tests {
     fn assert_lines(text: &str, lines: &[&str]) {
         for line in lines {
             assert!(text.lines().any(|have| have == *line), "no `{line}` in:\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_that_there_are() {
+        let memory = MemoryStatus {
+            total_limit_bytes: Some(1),
+            memlock_limit_bytes: Some(1),
+            ..MemoryStatus::default()
+        };
+        let latencies = vec![LatencyStatus { buckets: vec![(512, 1)], ..LatencyStatus::default() }];
+        let device =
+            [("csts", 1), ("in_flight", 1), ("read_commands", 1), ("read_bytes", 1), ("status_2_80", 1)]
+                .map(|(name, value)| (name.to_owned(), value));
+        let client = ClientStatus { device: device.into(), latencies, ..client(7, "disk.sock") };
+        let disconnects_total = [("closed".to_owned(), 1)].into();
+        let sockets = vec![SocketStatus { path: "disk.sock".to_owned(), ..SocketStatus::default() }];
+        let text =
+            text(Status { memory, sockets, clients: vec![client], disconnects_total, ..Status::default() });
+        for file in ["grafana-dashboard.json", "prometheus-rules.yml"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packaging").join(file);
+            let queries = std::fs::read_to_string(path).unwrap();
+            let mut names = 0;
+            for (at, _) in queries.match_indices("prereg_") {
+                let is_name = |byte: char| byte.is_ascii_alphanumeric() || byte == '_';
+                let name = queries[at..].split(|byte| !is_name(byte)).next().unwrap();
+                names += 1;
+                assert!(
+                    text.lines().any(|line| line.split(['{', ' ']).next() == Some(name)),
+                    "{file}: {name}"
+                );
+            }
+            assert!(names > 8, "{file} has {names} names");
         }
     }
 
