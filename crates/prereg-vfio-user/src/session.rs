@@ -164,6 +164,11 @@ impl<F: 'static> Session<F> {
         self.send_queue.bytes()
     }
 
+    /// The number of replies to DMA_READs and DMA_WRITEs so far, if another one is due.
+    pub(crate) fn awaited_reply(&self) -> Option<u64> {
+        self.transfers.awaited()
+    }
+
     /// Starts to read `bytes` of the client's memory at `iova`; [`Action::TransferEnded`] has the data.
     ///
     /// # Errors

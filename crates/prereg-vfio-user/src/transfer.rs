@@ -131,6 +131,8 @@ pub(crate) struct Transfers {
     waiting: VecDeque<TransferId>,
     /// By message id.
     chunks: BTreeMap<u16, (TransferId, Chunk)>,
+    /// Chunks that the client has replied to.
+    answered: u64,
 }
 
 impl Transfers {
@@ -145,7 +147,13 @@ impl Transfers {
             transfers: BTreeMap::new(),
             waiting: VecDeque::new(),
             chunks: BTreeMap::new(),
+            answered: 0,
         }
+    }
+
+    /// The number of chunks that were replied to before, if a reply is due.
+    pub(crate) fn awaited(&self) -> Option<u64> {
+        (!self.chunks.is_empty()).then_some(self.answered)
     }
 
     /// Sets the client's `max_data_xfer_size`.
@@ -225,6 +233,7 @@ impl Transfers {
         let (id, chunk) = *self.chunks.get(&header.id)?;
         let transfer = self.transfers.get_mut(&id)?;
         self.chunks.remove(&header.id);
+        self.answered += 1;
         self.bytes_under_way -= chunk.bytes;
         transfer.under_way -= 1;
         match accept_reply(transfer, chunk, header, body) {

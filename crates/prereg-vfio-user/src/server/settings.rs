@@ -15,8 +15,8 @@ pub struct ServerSettings {
     /// Clients at a time, over all sockets. More are rejected with ENFILE, unless a client has not sent its VERSION yet: then
     /// that one is evicted instead.
     pub max_clients: usize,
-    /// Time for a client from its connection to its VERSION, and from the first byte of a message to the last; then it is
-    /// disconnected. `None`: no limit.
+    /// Time for a client from its connection to its VERSION, from the first byte of a message to the last, and from a DMA_READ or
+    /// DMA_WRITE to its reply; then it is disconnected. `None`: no limit.
     pub stall_timeout: Option<Duration>,
 }
 

@@ -72,6 +72,8 @@ struct Inner {
     waiters: u32,
     /// The time since a message has been incomplete, and the number of messages before it.
     partial_since: Option<(Instant, u64)>,
+    /// The time since a reply of the client has been due, and the number of replies before it.
+    awaited_since: Option<(Instant, u64)>,
     over: Option<DisconnectReason>,
 }
 
@@ -124,6 +126,7 @@ impl SharedSession {
             polling: false,
             waiters: 0,
             partial_since: None,
+            awaited_since: None,
             over: None,
         };
         Self {
@@ -251,7 +254,8 @@ impl SharedSession {
         }
         let readable = inner.session.wants_bytes();
         let writable = inner.session.unsent().is_some();
-        let time = self.time_left(&mut inner, readable);
+        let time =
+            self.time_left(&mut inner, readable).into_iter().chain(self.reply_time_left(&mut inner)).min();
         inner.polling = true;
         drop(inner);
         let mask_eventfds =
@@ -272,6 +276,9 @@ impl SharedSession {
                 self.disconnect(&mut inner, DisconnectReason::Stalled);
             }
             Ok(_) => {}
+        }
+        if self.reply_time_left(&mut inner) == Some(Duration::ZERO) {
+            self.disconnect(&mut inner, DisconnectReason::Stalled);
         }
         if writable {
             self.flush(&mut inner);
@@ -296,6 +303,19 @@ impl SharedSession {
             _ => Instant::now(),
         };
         inner.partial_since = Some((since, messages));
+        Some(stall_timeout.saturating_sub(since.elapsed()))
+    }
+
+    /// Time left for the client to reply to a DMA_READ or DMA_WRITE; `None` if no reply is due.
+    fn reply_time_left(&self, inner: &mut Inner) -> Option<Duration> {
+        let stall_timeout = self.stall_timeout?;
+        let replies = inner.session.awaited_reply();
+        inner.awaited_since = match (replies, inner.awaited_since) {
+            (Some(replies), Some((since, before))) if before == replies => Some((since, before)),
+            (Some(replies), _) => Some((Instant::now(), replies)),
+            (None, _) => None,
+        };
+        let (since, _) = inner.awaited_since?;
         Some(stall_timeout.saturating_sub(since.elapsed()))
     }
 
@@ -394,6 +414,10 @@ impl SharedSession {
         let mut inner = self.lock();
         let id = start(&mut inner.session).map_err(remote)?;
         self.flush(&mut inner);
+        if inner.polling && inner.awaited_since.is_none() {
+            // The polling thread does not know of a deadline yet.
+            self.transport.wake();
+        }
         loop {
             if let Some(result) = inner.ended.remove(&id) {
                 return result.map_err(remote);

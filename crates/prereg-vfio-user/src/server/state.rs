@@ -21,8 +21,8 @@ pub enum DisconnectReason {
     /// A protocol error, a disconnect inside a message, or a rejected VERSION.
     #[error(transparent)]
     Broken(SessionError),
-    /// The rest of a message, or VERSION, did not come in time.
-    #[error("the client kept the server waiting for the rest of a message")]
+    /// VERSION, the rest of a message, or the reply to a DMA_READ or DMA_WRITE did not come in time.
+    #[error("the client kept the server waiting for a message, the rest of one or a reply")]
     Stalled,
     /// The connection failed.
     #[error("the connection broke: {0}")]

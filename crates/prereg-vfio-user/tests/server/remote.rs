@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use prereg::{Access, Errno, Iova};
 use prereg_vfio_user::client::{Client, OwnMemory, ServedMemory};
-use prereg_vfio_user::server::DmaError;
-use prereg_vfio_user::wire::{Command, Header, MessageType};
+use prereg_vfio_user::server::{DmaError, ServerSettings};
+use prereg_vfio_user::wire::{Command, DeviceInfo, Header, MessageType};
 
-use crate::fixture::{Fixture, HOOK, until};
+use crate::fixture::{Fixture, HOOK, Probes, until};
 
 const START: u64 = 0x10_0000;
 
@@ -185,6 +186,52 @@ fn who_waits_when_the_server_stops_is_told() {
     assert_eq!(client.receive_raw().unwrap().0.command, Command::DMA_WRITE);
     fixture.server.stop();
     assert_eq!(worker.join().unwrap(), Err(DmaError::Disconnected));
+}
+
+/// A fixture whose clients are cut off after half a second of waiting.
+fn impatient() -> Fixture {
+    let mut settings = ServerSettings::default();
+    settings.stall_timeout = Some(Duration::from_millis(500));
+    Fixture::with(Probes::new(), settings)
+}
+
+#[test]
+fn a_client_that_does_not_reply_is_cut_off_though_it_sends_other_messages() {
+    let fixture = impatient();
+    let (mut client, _) = with_memory(&fixture, 4096);
+    let dma = fixture.probes.device(0).bus.dma.clone();
+    let worker = thread::spawn(move || dma.read(iova(0), &mut [0; 16]));
+    assert_eq!(client.receive_raw().unwrap().0.command, Command::DMA_READ);
+    while client.post(Command::DEVICE_GET_INFO, &[], DeviceInfo::write_command).is_ok() {
+        thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(worker.join().unwrap(), Err(DmaError::Disconnected));
+    until("it is cut off", || fixture.snapshot().disconnects.get("stalled") == Some(&1));
+}
+
+#[test]
+fn a_client_that_does_not_reply_inside_its_own_request_is_cut_off() {
+    /// Replies when the test has ended.
+    struct Silent(mpsc::Receiver<()>);
+    impl ServedMemory for Silent {
+        fn read(&mut self, _: Iova, _: &mut [u8]) -> Result<(), Errno> {
+            self.0.recv().map_err(|_| Errno::EIO)
+        }
+        fn write(&mut self, _: Iova, _: &[u8]) -> Result<(), Errno> {
+            Err(Errno::EIO)
+        }
+    }
+    let fixture = impatient();
+    fixture
+        .probes
+        .hook(|probe, _, _| probe.bus.dma.read(iova(0), &mut [0; 16]).map_err(|error| error.errno()));
+    let (mut client, _) = with_memory(&fixture, 4096);
+    let (end, ended) = mpsc::channel();
+    client.serve_from(Silent(ended));
+    let waiting = thread::spawn(move || client.region_write(HOOK, 0, &[0]).is_err());
+    until("it is cut off", || fixture.snapshot().disconnects.get("stalled") == Some(&1));
+    drop(end);
+    assert!(waiting.join().unwrap());
 }
 
 #[test]
