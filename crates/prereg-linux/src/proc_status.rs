@@ -6,7 +6,7 @@ pub struct KernelCount {
     /// Locked with `mlock`, in bytes (`VmLck`).
     pub locked: u64,
     /// Pinned through io_uring and similar, in bytes (`VmPin`). A page in two slots counts twice; a huge page counts
-    /// once per ring and in full.
+    /// once per ring and in full. Linux 7.3 does not count the buffers of a ring made with CAP_IPC_LOCK.
     pub pinned: u64,
 }
 

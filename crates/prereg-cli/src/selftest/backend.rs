@@ -195,6 +195,11 @@ impl Exposed {
 }
 
 impl Backend {
+    /// Whether the kernel may leave pins out of its counts: Linux 7.3 counts io_uring's only without CAP_IPC_LOCK.
+    pub(super) fn may_be_uncounted(&self) -> bool {
+        matches!(self, Self::IoUring(_)) && HostReport::probe().memlock.privileged
+    }
+
     /// A new address space, charged to `account` if one is given.
     pub(super) fn space(&self, account: Option<MemlockAccount>) -> Result<AddressSpace, OutOfMemory> {
         fn on<T: Pin + prereg::Charge + 'static>(

@@ -87,14 +87,20 @@ fn register(tested: &BackendUnderTest, memory: &GuestMemory) -> Result<(Registra
     }
     let text = format!("{} pinned by one call", Bytes(MEMORY));
     match (before, counted()) {
-        (Some(before), Some(after)) if after < before + MEMORY => {
-            failed(format!("{text}, but the kernel counts {before} bytes before and {after} after"))
-        }
-        (Some(before), Some(after)) => {
-            Ok((registration, format!("{text}; the kernel counts {} more", Bytes(after - before))))
-        }
+        (Some(before), Some(after)) => match difference(before, after, rig.backend.may_be_uncounted()) {
+            Some(difference) => Ok((registration, format!("{text}; the kernel counts {difference} more"))),
+            None => failed(format!("{text}, but the kernel counts {before} bytes before and {after} after")),
+        },
         _ => Ok((registration, text)),
     }
+}
+
+/// The kernel's count of [`MEMORY`] that was pinned, as text; `None` if it is too low.
+fn difference(without: u64, with: u64, may_be_uncounted: bool) -> Option<String> {
+    if may_be_uncounted && with == without {
+        return Some("nothing (CAP_IPC_LOCK)".to_owned());
+    }
+    with.checked_sub(without).filter(|bytes| *bytes >= MEMORY).map(|bytes| Bytes(bytes).to_string())
 }
 
 fn pattern(bytes: u64, seed: u8) -> Vec<u8> {
@@ -204,10 +210,10 @@ fn unregister(tested: &BackendUnderTest, registration: Registration) -> StepResu
         return failed(format!("{pinned} bytes are still pinned, {stuck} stuck"));
     }
     match (before, counted()) {
-        (Some(before), Some(after)) if after + MEMORY > before => {
-            failed(format!("the kernel counts {before} bytes before and {after} after"))
-        }
-        (Some(before), Some(after)) => Ok(format!("the kernel counts {} less", Bytes(before - after))),
+        (Some(before), Some(after)) => match difference(after, before, rig.backend.may_be_uncounted()) {
+            Some(difference) => Ok(format!("the kernel counts {difference} less")),
+            None => failed(format!("the kernel counts {before} bytes before and {after} after")),
+        },
         _ => Ok("the kernel's count cannot be read".to_owned()),
     }
 }
@@ -226,4 +232,19 @@ fn unreachable(edu: Option<&Edu>, memory: &GuestMemory, bus: Option<u64>) -> Ste
     }
     let fault = faults.best().map_or("no fault in the kernel's log".to_owned(), |line| format!("\"{line}\""));
     Ok(format!("the device wrote to {bus:#x} and no byte changed; {fault}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_may_be_uncounted_but_not_miscounted() {
+        assert_eq!(difference(0, MEMORY, false).as_deref(), Some("4 MiB"));
+        assert_eq!(difference(0, MEMORY, true).as_deref(), Some("4 MiB"));
+        assert_eq!(difference(9, 9, true).as_deref(), Some("nothing (CAP_IPC_LOCK)"));
+        assert_eq!(difference(9, 9, false), None);
+        assert_eq!(difference(0, MEMORY - 1, true), None);
+        assert_eq!(difference(MEMORY, 0, true), None);
+    }
 }

@@ -16,8 +16,11 @@ pub(crate) const CASES: &[Case] = &[
         suite: Suite::Vfio,
         requires: Requirement::Program,
         name: "vfio-intel",
-        shows: "type1 behind intel-iommu, as root and as an ordinary user",
-        run: |stage| pc(stage, "-device intel-iommu,intremap=on", "intel_iommu=on backend=vfio-type1"),
+        shows: "type1 behind intel-iommu, as root and as an ordinary user; io_uring as root",
+        run: |stage| {
+            let line = "intel_iommu=on backend=vfio-type1 also=io-uring";
+            pc(stage, "-device intel-iommu,intremap=on", line)
+        },
     },
     Case {
         suite: Suite::Vfio,
