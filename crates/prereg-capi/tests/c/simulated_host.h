@@ -1,6 +1,6 @@
 /* A simulated host that counts pins and checks that nothing is left. */
-#ifndef WORLD_H
-#define WORLD_H
+#ifndef SIMULATED_HOST_H
+#define SIMULATED_HOST_H
 
 #include <errno.h>
 #include <inttypes.h>
@@ -25,7 +25,7 @@
 #define RAM ((uint64_t)0x10000000)
 #define FRAME(page) ((uint64_t)0x40000000 + (page) * PAGE)
 
-struct world {
+struct simulated_host {
 	uint64_t pinned, charged, limit, released;
 	int fail_pin;           /* what the next pin returns */
 	int scattered;          /* no two pages are contiguous, so marks are exact */
@@ -39,82 +39,84 @@ struct world {
 	uint64_t dirty_pages;   /* of the first 64 pages of the region, as bits */
 };
 
-static int world_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_list *pages, uint64_t *id)
+static int simulated_host_pin(void *context, uint64_t ua, uint64_t bytes, prereg_page_list *pages, uint64_t *id)
 {
-	struct world *world = context;
+	struct simulated_host *simulated = context;
 
-	world->list = pages;
-	if (world->fail_pin != 0)
-		return world->fail_pin;
-	if (world->push_off_page != 0)
-		EXPECT(prereg_page_list_push(pages, world->push_off_page, 1) == -EINVAL);
-	if (world->scattered) {
+	simulated->list = pages;
+	if (simulated->fail_pin != 0)
+		return simulated->fail_pin;
+	if (simulated->push_off_page != 0)
+		EXPECT(prereg_page_list_push(pages, simulated->push_off_page, 1) == -EINVAL);
+	if (simulated->scattered) {
 		uint64_t page;
 
 		for (page = (ua - RAM) / PAGE; page < (ua - RAM + bytes) / PAGE; page++)
 			EXPECT(prereg_page_list_push(pages, FRAME(2 * page), 1) == 0);
-	} else if (!world->push_too_few)
+	} else if (!simulated->push_too_few)
 		EXPECT(prereg_page_list_push(pages, FRAME((ua - RAM) / PAGE), bytes / PAGE) == 0);
-	if (world->push_too_many)
+	if (simulated->push_too_many)
 		EXPECT(prereg_page_list_push(pages, 0x1000, 1) == -E2BIG);
-	if (world->push_past_end)
+	if (simulated->push_past_end)
 		EXPECT(prereg_page_list_push(pages, UINT64_MAX - PAGE + 1, 2) == -EINVAL);
-	if (world->reenter != NULL) {
+	if (simulated->reenter != NULL) {
 		prereg_registration *again = NULL;
 
-		EXPECT(prereg_register(world->reenter, ua, bytes, NULL, NULL, &again, NULL) == -EDEADLK && again == NULL);
+		EXPECT(prereg_register(simulated->reenter, ua, bytes, NULL, NULL, &again, NULL) == -EDEADLK && again == NULL);
 	}
-	world->pinned += bytes / PAGE;
+	simulated->pinned += bytes / PAGE;
 	*id = ua / PAGE;
 	return 0;
 }
 
-static void world_unpin(void *context, uint64_t id, uint64_t ua, uint64_t bytes, prereg_dirty_pages *dirty)
+static void simulated_host_unpin(void *context, uint64_t id, uint64_t ua, uint64_t bytes, prereg_dirty_pages *dirty)
 {
-	struct world *world = context;
+	struct simulated_host *simulated = context;
 	uint64_t page;
 
 	EXPECT(id == ua / PAGE);
 	while ((page = prereg_dirty_pages_next(dirty)) != UINT64_MAX) {
-		world->dirty++;
+		simulated->dirty++;
 		if (page < 64)
-			world->dirty_pages |= (uint64_t)1 << page;
+			simulated->dirty_pages |= (uint64_t)1 << page;
 	}
-	world->pinned -= bytes / PAGE;
+	simulated->pinned -= bytes / PAGE;
 }
 
-static int world_charge(void *context, uint64_t pages, uint64_t *charged, uint64_t *limit)
+static int simulated_host_charge(void *context, uint64_t pages, uint64_t *charged, uint64_t *limit)
 {
-	struct world *world = context;
+	struct simulated_host *simulated = context;
 
-	*charged = world->charged;
-	*limit = world->limit;
-	if (world->charged + pages > world->limit)
+	*charged = simulated->charged;
+	*limit = simulated->limit;
+	if (simulated->charged + pages > simulated->limit)
 		return -1;
-	world->charged += pages;
+	simulated->charged += pages;
 	return 0;
 }
 
-static void world_uncharge(void *context, uint64_t pages)
+static void simulated_host_uncharge(void *context, uint64_t pages)
 {
-	((struct world *)context)->charged -= pages;
+	((struct simulated_host *)context)->charged -= pages;
 }
 
-static void world_release(void *context)
+static void simulated_host_release(void *context)
 {
-	((struct world *)context)->released++;
+	((struct simulated_host *)context)->released++;
 }
 
-static prereg_space *world_space(struct world *world)
+static prereg_space *simulated_host_space(struct simulated_host *simulated)
 {
-	struct prereg_pin_ops pins = { sizeof(pins), world, 12, PREREG_ADDRESS_INVENTED, world_pin, world_unpin, world_release };
-	struct prereg_charge_ops charges = { sizeof(charges), world, world_charge, world_uncharge, world_release };
+	struct prereg_pin_ops pins = { sizeof(pins), simulated, 12, PREREG_ADDRESS_INVENTED, simulated_host_pin,
+				       simulated_host_unpin, simulated_host_release };
+	struct prereg_charge_ops charges = { sizeof(charges), simulated, simulated_host_charge, simulated_host_uncharge,
+					     simulated_host_release };
 	struct prereg_options options;
 	struct prereg_error why;
 	prereg_space *space = NULL;
 
-	memset(world, 0, sizeof(*world));
-	world->limit = 100000;
+	memset(simulated, 0, sizeof(*simulated));
+	simulated->limit = 100000;
 	SIZED(options);
 	options.backend = PREREG_BACKEND_CALLBACKS;
 	options.pin = &pins;
@@ -124,12 +126,12 @@ static prereg_space *world_space(struct world *world)
 	return space;
 }
 
-static void world_end(struct world *world, prereg_space **space)
+static void simulated_host_end(struct simulated_host *simulated, prereg_space **space)
 {
 	EXPECT(prereg_space_free(space) == 0 && *space == NULL);
 	EXPECT(prereg_space_free(space) == 0);
-	EXPECT(world->pinned == 0 && world->charged == 0);
-	EXPECT(world->released == 2);
+	EXPECT(simulated->pinned == 0 && simulated->charged == 0);
+	EXPECT(simulated->released == 2);
 }
 
 #endif
