@@ -1,14 +1,14 @@
 /* Tables, guests and their hypercalls, SPAPR containers by ioctl, IOVA maps. */
-#include "world.h"
+#include "simulated_host.h"
 #include <linux/vfio.h>
 
 #define LIOBN 0x80000000u
 
 static void tables_and_hypercalls(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	prereg_translator *reader = NULL;
 	prereg_table *table = NULL, *bad = NULL;
@@ -101,7 +101,7 @@ static void tables_and_hypercalls(void)
 	EXPECT(prereg_guest_remove_table(guest, LIOBN, &why) == -ENOENT);
 	EXPECT(prereg_unregister(&ram, &times, &why) == 0);
 	EXPECT(prereg_guest_free(&guest) == 0 && prereg_translator_free(&reader) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 struct lists {
@@ -123,10 +123,10 @@ static int read_list(void *context, uint64_t gpa, uint64_t *values, size_t count
 
 static void indirect(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
 	struct lists lists = { 0, 0 };
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	prereg_translator *reader = NULL;
 	prereg_table *table = NULL;
@@ -158,7 +158,7 @@ static void indirect(void)
 	EXPECT(prereg_hypercall(guest, reader, &call, NULL, NULL, &reply, &why) == 0 && prereg_table_live(table) == 0);
 	EXPECT(prereg_guest_free(&guest) == 0 && prereg_table_free(&table) == 0);
 	EXPECT(prereg_translator_free(&reader) == 0 && prereg_unregister(&ram, NULL, &why) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 struct hardware {
@@ -194,11 +194,11 @@ static int request(prereg_container *container, prereg_owner *owner, unsigned co
 
 static void spapr(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct hardware hardware = { 0, 0, 0 };
 	struct prereg_group_ops ops = { sizeof(ops), &hardware, set_window, unset_window, hardware_released };
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_owner *owner = NULL;
 	prereg_container *container = NULL;
 	prereg_table *window = NULL, *none = NULL;
@@ -235,7 +235,7 @@ static void spapr(void)
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_REGISTER_MEMORY, &memory, 8) == -EFAULT);
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_REGISTER_MEMORY, &memory, sizeof(memory)) == 0);
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_REGISTER_MEMORY, &memory, sizeof(memory)) == -EBUSY);
-	EXPECT(world.pinned == 1024);
+	EXPECT(simulated.pinned == 1024);
 
 	memset(&create, 0, sizeof(create));
 	create.argsz = sizeof(create);
@@ -244,7 +244,7 @@ static void spapr(void)
 	create.levels = 1;
 	hardware.refuse = 1;
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_TCE_CREATE, &create, sizeof(create)) == -ENODEV);
-	EXPECT(world.charged == 1024);
+	EXPECT(simulated.charged == 1024);
 	hardware.refuse = 0;
 	EXPECT(request(container, owner, VFIO_IOMMU_SPAPR_TCE_CREATE, &create, sizeof(create)) == 0);
 
@@ -279,7 +279,7 @@ static void spapr(void)
 	EXPECT(prereg_container_detach(container, 3, &why) == 0 && hardware.released == 1);
 	EXPECT(hardware.windows == 0);
 	EXPECT(prereg_container_free(&container) == 0 && prereg_owner_free(&owner) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 static void drained(void *context)
@@ -289,12 +289,12 @@ static void drained(void *context)
 
 static void iova(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
 	int told = 0;
 	struct prereg_drained tell = { sizeof(tell), &told, drained, drained };
 	struct prereg_iova_limits limits = { sizeof(limits), 0x1000, 0xffffffff, 2, 0 };
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	prereg_iova *map = NULL, *bad = NULL;
 	prereg_hold *hold = NULL, *other = NULL;
@@ -341,7 +341,7 @@ static void iova(void)
 	EXPECT(prereg_iova_unmap_all(map, NULL, &why) == 0);
 	EXPECT(prereg_unregister(&ram, &live, &why) == 0);
 	EXPECT(prereg_iova_free(&map) == 0 && told == 3);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 int main(void)

@@ -1,14 +1,14 @@
 /* The core: registering, mapping, releasing, state, refused calls. */
-#include "world.h"
+#include "simulated_host.h"
 #include <signal.h>
 
 static void registering(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *one = NULL, *two = NULL, *bad = (void *)1;
-	struct prereg_keep keep = { sizeof(keep), &world, world_release };
+	struct prereg_keep keep = { sizeof(keep), &simulated, simulated_host_release };
 	struct prereg_region region;
 	struct prereg_run runs[2];
 	struct prereg_holder holder = { sizeof(holder), 7, PREREG_HOLDER_TABLE_ENTRY, 0 };
@@ -24,10 +24,10 @@ static void registering(void)
 
 	EXPECT(prereg_register(space, RAM, 16 * PAGE, &holder, &keep, &one, &why) == 0);
 	EXPECT(prereg_space_is_preregistered(space) == 1);
-	EXPECT(world.pinned == 16 && world.charged == 16 && world.released == 0);
+	EXPECT(simulated.pinned == 16 && simulated.charged == 16 && simulated.released == 0);
 	/* The same range is shared, and the second owner's context is not needed. */
 	EXPECT(prereg_register(space, RAM, 16 * PAGE, NULL, &keep, &two, &why) == 0);
-	EXPECT(world.pinned == 16 && world.released == 1);
+	EXPECT(simulated.pinned == 16 && simulated.released == 1);
 	EXPECT(prereg_registration_ua(one) == RAM && prereg_registration_bytes(one) == 16 * PAGE);
 	EXPECT(prereg_registration_state(two, &region, NULL) == 0);
 	EXPECT(region.used == 2 && region.mapped == 1 && region.pages == 16 && region.flags == 0);
@@ -51,77 +51,77 @@ static void registering(void)
 	EXPECT(prereg_register(space, RAM, 0, NULL, &keep, &bad, &why) == -EINVAL);
 	EXPECT(prereg_register(space, UINT64_MAX - PAGE + 1, PAGE, NULL, &keep, &bad, &why) == -EINVAL);
 	EXPECT(prereg_share(space, RAM, PAGE, NULL, &bad, &why) == -ENOENT && bad == NULL);
-	world.limit = 20;
+	simulated.limit = 20;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -ENOMEM);
 	MESSAGE_HAS(why, "16 already locked passes the limit of 20");
-	world.limit = 1000;
-	world.fail_pin = -EPERM;
+	simulated.limit = 1000;
+	simulated.fail_pin = -EPERM;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EPERM);
 	MESSAGE_HAS(why, "pin function");
-	world.fail_pin = 5;
+	simulated.fail_pin = 5;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EIO);
-	world.fail_pin = 0;
-	world.push_too_many = 1;
+	simulated.fail_pin = 0;
+	simulated.push_too_many = 1;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
-	world.push_too_many = 0;
-	world.push_too_few = 1;
+	simulated.push_too_many = 0;
+	simulated.push_too_few = 1;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
-	world.push_past_end = 1;
+	simulated.push_past_end = 1;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
-	world.push_past_end = 0;
+	simulated.push_past_end = 0;
 	/* Not rounded to the start of a page. */
 	for (total = 1; total < PAGE; total = 2 * total + 1) {
-		world.push_off_page = FRAME(0) + total;
+		simulated.push_off_page = FRAME(0) + total;
 		EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP);
 		MESSAGE_HAS(why, "not the start of a page");
 	}
-	world.push_off_page = 0x7b;
-	world.push_too_few = 0;
+	simulated.push_off_page = 0x7b;
+	simulated.push_too_few = 0;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EOPNOTSUPP && bad == NULL);
-	world.push_too_few = 1;
-	world.push_off_page = 0;
-	EXPECT(prereg_page_list_push(world.list, FRAME(0), 1) == -EINVAL);
-	world.reenter = space;
+	simulated.push_too_few = 1;
+	simulated.push_off_page = 0;
+	EXPECT(prereg_page_list_push(simulated.list, FRAME(0), 1) == -EINVAL);
+	simulated.reenter = space;
 	EXPECT(prereg_register(space, RAM + 32 * PAGE, 5 * PAGE, NULL, &keep, &bad, &why) == -EFAULT);
-	world.reenter = NULL;
-	world.push_too_few = 0;
+	simulated.reenter = NULL;
+	simulated.push_too_few = 0;
 	/* Failed calls take no context and leave nothing. */
-	EXPECT(world.pinned == 16 && world.charged == 16 && world.released == 1);
+	EXPECT(simulated.pinned == 16 && simulated.charged == 16 && simulated.released == 1);
 
 	EXPECT(prereg_unregister(&one, NULL, &why) == 0 && one == NULL);
 	EXPECT(prereg_unregister(&one, NULL, &why) == 0);
-	EXPECT(world.pinned == 16 && world.released == 1);
+	EXPECT(simulated.pinned == 16 && simulated.released == 1);
 	EXPECT(prereg_share(space, RAM, 16 * PAGE, &holder, &one, &why) == 0);
 	EXPECT(prereg_unregister(&one, NULL, NULL) == 0 && prereg_unregister(&two, NULL, NULL) == 0);
-	EXPECT(world.pinned == 0 && world.charged == 0 && world.released == 2);
-	world.released = 0;
-	world_end(&world, &space);
+	EXPECT(simulated.pinned == 0 && simulated.charged == 0 && simulated.released == 2);
+	simulated.released = 0;
+	simulated_host_end(&simulated, &space);
 }
 
 static void device_memory(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *bar = NULL, *bad = NULL;
 	struct prereg_region region;
 
 	SIZED(region);
 	EXPECT(prereg_register_device(space, RAM, 4 * PAGE, 0xf0000000, &bar, &why) == 0);
-	EXPECT(world.pinned == 0 && world.charged == 0);
+	EXPECT(simulated.pinned == 0 && simulated.charged == 0);
 	EXPECT(prereg_space_device_at(space, 0xf0001000, 16 * PAGE) == 3 * PAGE);
 	EXPECT(prereg_space_device_at(space, 0xe0001000, PAGE) == 0);
 	EXPECT(prereg_registration_state(bar, &region, &why) == 0 && region.flags == PREREG_REGION_DEVICE);
 	EXPECT(prereg_register_device(space, RAM + 64 * PAGE, 4 * PAGE, UINT64_MAX - PAGE + 1, &bad, &why) == -EINVAL);
 	EXPECT(prereg_unregister(&bar, NULL, &why) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 static void mapping(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	prereg_translator *reader = NULL, *other = NULL;
 	struct prereg_mapping one, two, copy;
@@ -170,29 +170,29 @@ static void mapping(void)
 	EXPECT(prereg_map_range(reader, RAM, PAGE, &range, &why) == 0);
 	EXPECT(prereg_drain(&ram, &draining, &why) == 0 && ram == NULL && draining != NULL);
 	EXPECT(prereg_drain(&ram, NULL, &why) == 0);
-	EXPECT(prereg_draining_is_done(draining) == 0 && world.pinned == 16);
+	EXPECT(prereg_draining_is_done(draining) == 0 && simulated.pinned == 16);
 	EXPECT(prereg_map(reader, RAM, 12, &two, &why) == -ENXIO);
 	EXPECT(prereg_mapping_drop(&one) == 0);
 	EXPECT(prereg_unmap_range(reader, &range) == 0);
 	EXPECT(prereg_space_reap(space) == 0);
-	EXPECT(prereg_draining_is_done(draining) == 1 && world.pinned == 0);
+	EXPECT(prereg_draining_is_done(draining) == 1 && simulated.pinned == 0);
 	EXPECT(prereg_draining_wait(&draining) == 0 && draining == NULL);
 	EXPECT(prereg_register(space, RAM, PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_drain(&ram, &draining, &why) == 0 && prereg_draining_free(&draining) == 0);
 	EXPECT(prereg_register(space, RAM, PAGE, NULL, NULL, &ram, &why) == 0);
-	EXPECT(prereg_unregister_when_idle(&ram, &why) == 0 && ram == NULL && world.pinned == 0);
+	EXPECT(prereg_unregister_when_idle(&ram, &why) == 0 && ram == NULL && simulated.pinned == 0);
 	EXPECT(prereg_unregister_when_idle(&ram, &why) == 0);
 
 	EXPECT(prereg_translator_refresh(reader) == 0);
 	EXPECT(prereg_translator_free(&reader) == 0 && prereg_translator_free(&other) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 static void many(void)
 {
-	struct world a, b;
+	struct simulated_host a, b;
 	struct prereg_error why;
-	prereg_space *first = world_space(&a), *second = world_space(&b);
+	prereg_space *first = simulated_host_space(&a), *second = simulated_host_space(&b);
 	prereg_registration *list[6];
 	prereg_translator *reader = NULL;
 	struct prereg_mapping mapping;
@@ -217,15 +217,15 @@ static void many(void)
 	EXPECT(prereg_unregister_many(NULL, 0, NULL, &why) == 0);
 	EXPECT(prereg_unregister_many(NULL, 1, NULL, &why) == -EINVAL);
 	EXPECT(prereg_translator_free(&reader) == 0);
-	world_end(&a, &first);
-	world_end(&b, &second);
+	simulated_host_end(&a, &first);
+	simulated_host_end(&b, &second);
 }
 
 static void seen(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL, *more = NULL;
 	prereg_translator *reader = NULL;
 	prereg_state *state = NULL;
@@ -259,20 +259,20 @@ static void seen(void)
 
 	/* The space is freed first: mapped memory stays until it is unmapped, calls on handles return -ENOENT. */
 	EXPECT(prereg_space_free(&space) == 0);
-	EXPECT(world.pinned == 2 && mapping.hpa == FRAME(0));
+	EXPECT(simulated.pinned == 2 && mapping.hpa == FRAME(0));
 	EXPECT(prereg_registration_state(ram, &region, &why) == 0 && region.flags == PREREG_REGION_DRAINING);
 	EXPECT(prereg_registration_state(more, &region, &why) == -ENOENT);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == -ENOENT && ram == NULL);
 	EXPECT(prereg_unregister_many(&more, 1, &total, &why) == -ENOENT && more == NULL && total == 1);
-	EXPECT(prereg_mapping_drop(&mapping) == 0 && world.pinned == 0 && world.charged == 0);
-	EXPECT(prereg_translator_free(&reader) == 0 && world.released == 2);
+	EXPECT(prereg_mapping_drop(&mapping) == 0 && simulated.pinned == 0 && simulated.charged == 0);
+	EXPECT(prereg_translator_free(&reader) == 0 && simulated.released == 2);
 }
 
 static void entries(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	prereg_translator *reader = NULL;
 	prereg_entries *block = NULL, *bad = NULL;
@@ -308,9 +308,9 @@ static void entries(void)
 	EXPECT(prereg_mark_dirty(reader, RAM + 40 * PAGE) == 0);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == 0);
 	/* Page 1 by its entry, page 0 with its block, page 40 by a call; adjacent pages may be marked with them. */
-	EXPECT(world.dirty >= 3 && world.dirty < 64);
+	EXPECT(simulated.dirty >= 3 && simulated.dirty < 64);
 	EXPECT(prereg_translator_free(&reader) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 static void backends(void)
@@ -380,9 +380,9 @@ static void backends(void)
 /* NULL, and handles of another type, for every handle parameter. */
 static void bad_handles(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_translator *reader = NULL;
 	prereg_registration *ram = NULL;
 	struct prereg_holder holder = { sizeof(holder), 0, 9, 0 };
@@ -412,7 +412,7 @@ static void bad_handles(void)
 	EXPECT(prereg_draining_is_done(NULL) == 1 && prereg_draining_wait(NULL) == 0);
 	EXPECT(prereg_page_list_push(NULL, 0, 1) == -EINVAL && prereg_dirty_pages_next(NULL) == UINT64_MAX);
 	EXPECT(prereg_translator_free(&reader) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 static prereg_translator *handlers_own;
@@ -430,9 +430,9 @@ static void handler(int number)
 
 static void in_a_signal_handler(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *space = world_space(&world);
+	prereg_space *space = simulated_host_space(&simulated);
 	prereg_registration *ram = NULL;
 	int i;
 
@@ -443,7 +443,7 @@ static void in_a_signal_handler(void)
 		raise(SIGUSR1);
 	EXPECT(handled == 100);
 	EXPECT(prereg_translator_free(&handlers_own) == 0 && prereg_unregister(&ram, NULL, &why) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 int main(void)

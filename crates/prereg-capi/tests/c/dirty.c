@@ -1,9 +1,9 @@
 /* Dirty pages reported to unpin: every page of an access that writes, of each kind, and no other. */
-#include "world.h"
+#include "simulated_host.h"
 
 #define PAGES 48
 
-static struct world world;
+static struct simulated_host simulated;
 static prereg_space *space;
 static prereg_registration *ram;
 static prereg_translator *reader;
@@ -12,8 +12,8 @@ static void begin(void)
 {
 	struct prereg_error why;
 
-	space = world_space(&world);
-	world.scattered = 1;
+	space = simulated_host_space(&simulated);
+	simulated.scattered = 1;
 	EXPECT(prereg_register(space, RAM, PAGES * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 }
@@ -29,11 +29,11 @@ static void end(unsigned first, unsigned last)
 		wanted |= (uint64_t)1 << page;
 	EXPECT(prereg_translator_free(&reader) == 0);
 	EXPECT(prereg_unregister(&ram, NULL, &why) == 0);
-	if (world.dirty_pages != wanted) {
-		fprintf(stderr, "unpin was told of %#" PRIx64 " instead of %#" PRIx64 "\n", world.dirty_pages, wanted);
+	if (simulated.dirty_pages != wanted) {
+		fprintf(stderr, "unpin was told of %#" PRIx64 " instead of %#" PRIx64 "\n", simulated.dirty_pages, wanted);
 		exit(1);
 	}
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 #define NONE 64, 64

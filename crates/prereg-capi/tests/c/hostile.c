@@ -1,11 +1,11 @@
 /* A program that violates the rules: copies, freed and foreign handles, NULL, misaligned and invalid arguments, in any order and
  * from several threads. Every call returns, no other mapping is released, and at the end nothing is left. */
-#include "world.h"
+#include "simulated_host.h"
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static struct world world;
+static struct simulated_host simulated;
 static prereg_space *space;
 static prereg_registration *ram;
 static prereg_translator *reader;
@@ -30,7 +30,7 @@ static void begin(void)
 {
 	struct prereg_error why;
 
-	space = world_space(&world);
+	space = simulated_host_space(&simulated);
 	EXPECT(prereg_register(space, RAM, 64 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 }
@@ -40,7 +40,7 @@ static void end(void)
 	struct prereg_error why;
 
 	EXPECT(prereg_translator_free(&reader) == 0 && prereg_unregister(&ram, NULL, &why) == 0);
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 }
 
 /* The number of mappings of the region. */
@@ -616,7 +616,7 @@ static void closed_in_any_order(void)
 			EXPECT(code == 0);
 			closed |= 1u << which;
 		}
-		EXPECT(world.pinned == 0 && world.charged == 0 && world.released == 2);
+		EXPECT(simulated.pinned == 0 && simulated.charged == 0 && simulated.released == 2);
 	}
 }
 
@@ -673,7 +673,7 @@ static void *makes_a_translator(void *place)
 
 static void of_other_threads_and_spaces(void)
 {
-	struct world other_world;
+	struct simulated_host other_host;
 	struct prereg_error why;
 	prereg_space *other;
 	prereg_translator *foreign = NULL, *threads = NULL;
@@ -682,7 +682,7 @@ static void of_other_threads_and_spaces(void)
 	pthread_t thread;
 
 	begin();
-	other = world_space(&other_world);
+	other = simulated_host_space(&other_host);
 	EXPECT(pthread_create(&thread, NULL, makes_a_translator, &threads) == 0 && pthread_join(thread, NULL) == 0);
 	EXPECT(prereg_translator_new(other, NULL, &foreign, &why) == 0);
 	EXPECT(prereg_map(threads, RAM, 12, &mapping, &why) == 0 && prereg_map(foreign, RAM, 12, &mapping, &why) == -EFAULT);
@@ -692,7 +692,7 @@ static void of_other_threads_and_spaces(void)
 	MESSAGE_HAS(why, "another address space");
 	EXPECT(prereg_entries_free(&block) == 0);
 	EXPECT(prereg_translator_free(&foreign) == 0 && prereg_translator_free(&threads) == 0);
-	world_end(&other_world, &other);
+	simulated_host_end(&other_host, &other);
 	end();
 }
 

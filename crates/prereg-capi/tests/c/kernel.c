@@ -1,5 +1,5 @@
 /* The back ends of VFIO and iommufd on a machine without them: an errno, and a message with the cause. */
-#include "world.h"
+#include "simulated_host.h"
 #include <unistd.h>
 
 #define NO_DEVICE "ffff:ff:1f.7"
@@ -67,9 +67,9 @@ static void options_of_other_back_ends_are_refused(void)
 
 static void other_spaces_have_none_of_it(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
-	prereg_space *made_up = world_space(&world);
+	prereg_space *made_up = simulated_host_space(&simulated);
 	prereg_device *device = (void *)1;
 	prereg_window *window = (void *)1;
 	prereg_io_table *table = (void *)1;
@@ -108,7 +108,7 @@ static void other_spaces_have_none_of_it(void)
 	EXPECT(prereg_window_set_list(window, reader, 0, &page, 1, 3, &why) == -EINVAL);
 	EXPECT(prereg_io_table_live(table) == 0 && prereg_io_table_free(&table) == 0);
 	EXPECT(prereg_translator_free(&reader) == 0);
-	world_end(&world, &made_up);
+	simulated_host_end(&simulated, &made_up);
 }
 
 int main(void)

@@ -1,8 +1,8 @@
 /* Structs of other versions of the header, reserved members, unused options. */
-#include "world.h"
+#include "simulated_host.h"
 #include <stddef.h>
 
-static struct world world;
+static struct simulated_host simulated;
 static prereg_space *space;
 
 /* Structs of a later header. */
@@ -50,7 +50,7 @@ static void inputs(void)
 	holder.later = (uint64_t)1 << 56;
 	EXPECT(prereg_register(space, RAM, PAGE, &holder.now, NULL, &ram, &why) == -EINVAL && ram == NULL);
 	MESSAGE_HAS(why, "prereg_holder of 32 bytes has members beyond the 24 bytes");
-	EXPECT(world.pinned == 0);
+	EXPECT(simulated.pinned == 0);
 }
 
 /* Every struct that a call reads, with an invalid size. */
@@ -93,8 +93,8 @@ static void impossible_sizes(void)
 		options.pin = &pins;
 		EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL);
 		SIZED(pins);
-		pins.pin = world_pin;
-		pins.unpin = world_unpin;
+		pins.pin = simulated_host_pin;
+		pins.unpin = simulated_host_unpin;
 		SIZED(charges);
 		charges.size = sizes[i];
 		options.charge = &charges;
@@ -125,7 +125,7 @@ static void impossible_sizes(void)
 		drained.size = sizes[i];
 		EXPECT(prereg_iova_new(space, NULL, NULL, &drained, &map, &why) == -EINVAL);
 	}
-	EXPECT(world.pinned == 0 && bad == NULL && ram == NULL && table == NULL && map == NULL);
+	EXPECT(simulated.pinned == 0 && bad == NULL && ram == NULL && table == NULL && map == NULL);
 	EXPECT(prereg_guest_free(&guest) == 0 && prereg_container_free(&container) == 0);
 	EXPECT(prereg_translator_free(&reader) == 0);
 }
@@ -201,7 +201,7 @@ static void unused_options(void)
 			case 6: options.fixed_bytes = PAGE; break;
 			case 7: options.fixed_host = PAGE; break;
 			case 8: options.progress = progress; break;
-			case 9: options.progress_context = &world; break;
+			case 9: options.progress_context = &simulated; break;
 			case 10: options.pin = &pins; break;
 			case 11: options.device = "0000:00:00.0"; break;
 			default: options.placement = 1; break;
@@ -212,7 +212,7 @@ static void unused_options(void)
 		}
 	}
 	SIZED(options);
-	options.progress_context = &world;
+	options.progress_context = &simulated;
 	EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL && bad == NULL);
 	options.backend = PREREG_BACKEND_IOMMUFD + 1;
 	EXPECT(prereg_space_new(&options, &bad, &why) == -EINVAL);
@@ -233,7 +233,7 @@ static void outputs(void)
 	prereg_state *state = NULL;
 	size_t total, i;
 
-	world.scattered = 1;
+	simulated.scattered = 1;
 	EXPECT(prereg_register(space, RAM, 4 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &reader, &why) == 0);
 	/* Older: only its members are filled. */
@@ -283,13 +283,13 @@ static void outputs(void)
 
 int main(void)
 {
-	space = world_space(&world);
+	space = simulated_host_space(&simulated);
 	inputs();
 	impossible_sizes();
 	reserved();
 	unused_options();
 	outputs();
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 	puts("sizes: all as expected");
 	return 0;
 }

@@ -1,6 +1,6 @@
 /* Threads map, each with its own translator, while another registers and unregisters: every address is pinned, and at the end
  * nothing is left. */
-#include "world.h"
+#include "simulated_host.h"
 #include <pthread.h>
 
 #define ROUNDS 2000
@@ -33,14 +33,14 @@ static void *maps(void *argument)
 
 int main(void)
 {
-	struct world world;
+	struct simulated_host simulated;
 	struct prereg_error why;
 	prereg_registration *ram = NULL;
 	pthread_t threads[THREADS];
 	unsigned long done[THREADS] = { 0 }, busy = 0, all = 0;
 	int i, code;
 
-	space = world_space(&world);
+	space = simulated_host_space(&simulated);
 	for (i = 0; i < THREADS; i++)
 		EXPECT(pthread_create(&threads[i], NULL, maps, &done[i]) == 0);
 	for (i = 0; i < ROUNDS; i++) {
@@ -54,7 +54,7 @@ int main(void)
 		EXPECT(pthread_join(threads[i], NULL) == 0);
 		all += done[i];
 	}
-	world_end(&world, &space);
+	simulated_host_end(&simulated, &space);
 	printf("threads: %d registrations, %lu maps, %lu times busy\n", ROUNDS, all, busy);
 	return 0;
 }

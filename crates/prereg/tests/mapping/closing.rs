@@ -33,7 +33,7 @@ unsafe impl Barrier for Meeting {
     }
 }
 
-struct World {
+struct Fixture {
     host: SimHost,
     space: AddressSpace,
     meeting: Arc<Meeting>,
@@ -43,7 +43,7 @@ struct World {
     mapper: std::thread::JoinHandle<Translator>,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let host = SimHost::new(Granule::K4);
         let meeting = Arc::new(Meeting { act: Mutex::new(None), fence: process_fence() });
@@ -93,7 +93,7 @@ impl World {
 
 #[test]
 fn a_map_that_meets_a_close_wins_and_the_close_is_refused() {
-    let w = World::new();
+    let w = Fixture::new();
     let mut registration = w.register(0);
     let ua = UserAddr::new(A + 0x2345);
     // One in the index of the mapper's snapshot, and one known only after it looks for a newer snapshot.
@@ -118,7 +118,7 @@ fn a_map_that_meets_a_close_wins_and_the_close_is_refused() {
 
 #[test]
 fn one_of_many_that_is_mapped_meanwhile_is_refused_and_the_others_are_released() {
-    let w = World::new();
+    let w = Fixture::new();
     let many = vec![w.register(0), w.register(10), w.register(20)];
     let ua = many[1].ua();
     drop(w.map(ua).unwrap());
@@ -141,7 +141,7 @@ fn one_of_many_that_is_mapped_meanwhile_is_refused_and_the_others_are_released()
 
 #[test]
 fn a_map_that_meets_a_drain_is_closed_out() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.register(0);
     let ua = registration.ua();
     let kept = w.map(ua).unwrap();
@@ -156,12 +156,12 @@ fn a_map_that_meets_a_drain_is_closed_out() {
 
 #[test]
 fn a_map_that_meets_the_end_of_the_space_is_closed_out() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.register(0);
     let ua = registration.ua();
     drop(w.map(ua).unwrap());
     let met = w.map_in_the_next_fence(ua);
-    let World { host, space, ask, mapper, meeting, .. } = w;
+    let Fixture { host, space, ask, mapper, meeting, .. } = w;
     drop(space);
     assert_eq!(met.recv().unwrap().map(drop), Err(MapError::Closing { ua }));
     host.assert_clean();

@@ -10,7 +10,7 @@ use prereg_sim::{SimHost, SimMemory};
 const A: u64 = 0x7f00_0000_0000;
 const K4: PageShift = PageShift::K4;
 
-fn world() -> (SimHost, AddressSpace, SimMemory) {
+fn set_up() -> (SimHost, AddressSpace, SimMemory) {
     let host = SimHost::new(Granule::K4);
     let memory = host.memory(A, 16 << 12);
     (host.clone(), super::builder(host).build().unwrap(), memory)
@@ -22,7 +22,7 @@ fn a(page: u64) -> UserAddr {
 
 #[test]
 fn a_dropped_registration_is_released_by_the_last_unmap() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     let (one, two) = (t.map(a(0), K4).unwrap(), t.map(a(1), K4).unwrap());
@@ -39,7 +39,7 @@ fn a_dropped_registration_is_released_by_the_last_unmap() {
 
 #[test]
 fn a_translator_only_queues_and_the_next_writer_releases() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     let mapping = t.map(a(0), K4).unwrap();
@@ -52,7 +52,7 @@ fn a_translator_only_queues_and_the_next_writer_releases() {
 
 #[test]
 fn registering_a_draining_range_again_shares_what_is_pinned() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     let mapping = t.map(a(0), K4).unwrap();
@@ -69,7 +69,7 @@ fn registering_a_draining_range_again_shares_what_is_pinned() {
 
 #[test]
 fn overlapping_a_draining_region_is_refused_until_it_is_gone() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     let mapping = t.map(a(0), K4).unwrap();
@@ -83,7 +83,7 @@ fn overlapping_a_draining_region_is_refused_until_it_is_gone() {
 
 #[test]
 fn unregister_when_idle_waits_for_the_mapping() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     let mapping = t.map(a(0), K4).unwrap();
@@ -107,7 +107,7 @@ fn unregister_when_idle_waits_for_the_mapping() {
 
 #[test]
 fn drain_of_an_idle_or_shared_region_is_done_at_once() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let (one, two) = (space.register(&memory).unwrap(), space.register(&memory).unwrap());
     let mut t = space.translator();
     let mapping = t.map(a(0), K4).unwrap();
@@ -123,7 +123,7 @@ fn drain_of_an_idle_or_shared_region_is_done_at_once() {
 
 #[test]
 fn busy_tells_who_holds_what() {
-    let (_host, space, memory) = world();
+    let (_host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let tables = Holder { container: 1, kind: HolderKind::TableEntry };
     let flights = Holder { container: 2, kind: HolderKind::InFlight };
@@ -159,7 +159,7 @@ fn busy_tells_who_holds_what() {
 
 #[test]
 fn registrations_are_reported_by_holder() {
-    let (_host, space, memory) = world();
+    let (_host, space, memory) = set_up();
     let holder = |container| Holder { container, kind: HolderKind::Other };
     let registrations: Vec<Registration> =
         [1, 2, 1].iter().map(|&container| space.register_for(&memory, holder(container)).unwrap()).collect();
@@ -173,8 +173,8 @@ fn registrations_are_reported_by_holder() {
 
 #[test]
 fn a_mapping_may_be_given_to_a_translator_of_another_space() {
-    let (host, space, memory) = world();
-    let (host2, space2, memory2) = world();
+    let (host, space, memory) = set_up();
+    let (host2, space2, memory2) = set_up();
     let (_one, _two) = (space.register(&memory).unwrap(), space2.register(&memory2).unwrap());
     let (mut t1, mut t2) = (space.translator(), space2.translator());
     t2.unmap(t1.map(a(0), K4).unwrap());
@@ -187,7 +187,7 @@ fn a_mapping_may_be_given_to_a_translator_of_another_space() {
 
 #[test]
 fn handles_that_outlive_the_owner_find_nothing() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let registration = space.register(&memory).unwrap();
     let mut t = space.translator();
     drop(space);
@@ -198,8 +198,8 @@ fn handles_that_outlive_the_owner_find_nothing() {
 
 #[test]
 fn many_are_unregistered_together_and_each_is_judged_by_itself() {
-    let (host, space, memory) = world();
-    let (host2, space2, memory2) = world();
+    let (host, space, memory) = set_up();
+    let (host2, space2, memory2) = set_up();
     let more = host.memory(A + (64 << 12), 16 << 12);
     let mut t = space.translator();
     let all = vec![

@@ -14,13 +14,13 @@ fn a(page: u64) -> UserAddr {
     UserAddr::new(A + (page << 12))
 }
 
-struct World {
+struct Fixture {
     host: SimHost,
     space: AddressSpace,
     block: EntryBlock,
 }
 
-impl World {
+impl Fixture {
     fn new() -> Self {
         let host = SimHost::new(Granule::K4);
         let space = super::builder(host.clone()).build().unwrap();
@@ -35,7 +35,7 @@ impl World {
 
 #[test]
 fn set_replace_clear_count_as_many_units_as_entries_live() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     assert_eq!(w.block.set(&mut t, 3, a(5), Access::Read), Ok(None));
@@ -57,7 +57,7 @@ fn set_replace_clear_count_as_many_units_as_entries_live() {
 
 #[test]
 fn a_refused_set_changes_nothing() {
-    let w = World::new();
+    let w = Fixture::new();
     let _registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     w.block.set(&mut t, 0, a(1), Access::Read).unwrap();
@@ -68,7 +68,7 @@ fn a_refused_set_changes_nothing() {
     let past = w.block.set(&mut t, 64, a(1), Access::Read).unwrap_err();
     assert_eq!((past, past.errno()), (MapError::NoEntry { index: 64, len: 64 }, Errno::EINVAL));
     assert_eq!(past.to_string(), "there is no entry 64: the block has 64 entries");
-    let other = World::new();
+    let other = Fixture::new();
     let mut foreign = other.space.translator();
     assert_eq!(w.block.set(&mut foreign, 0, a(1), Access::Read), Err(MapError::Foreign));
     assert_eq!(w.block.clear(&mut foreign, 0), Err(MapError::Foreign));
@@ -79,7 +79,7 @@ fn a_refused_set_changes_nothing() {
 
 #[test]
 fn a_user_address_that_an_entry_cannot_remember_is_refused() {
-    let w = World::new();
+    let w = Fixture::new();
     let high = 1u64 << 56;
     let _high = w.space.register(&w.host.memory(high, 1 << 12)).unwrap();
     let _below = w.space.register(&w.host.memory(high - (1 << 12), 1 << 12)).unwrap();
@@ -94,7 +94,7 @@ fn a_user_address_that_an_entry_cannot_remember_is_refused() {
 
 #[test]
 fn an_entry_set_by_another_holder_is_counted_with_the_block() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let other = Holder { container: 8, kind: HolderKind::InFlight };
     let (mut t, mut own) = (w.space.translator_for(other), w.space.translator_for(TABLES));
@@ -113,7 +113,7 @@ fn an_entry_set_by_another_holder_is_counted_with_the_block() {
 
 #[test]
 fn an_entry_holds_the_pinned_address() {
-    let w = World::new();
+    let w = Fixture::new();
     let _registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     w.block.set(&mut t, 9, a(3), Access::ReadWrite).unwrap();
@@ -131,14 +131,14 @@ fn an_entry_holds_the_pinned_address() {
 
 #[test]
 fn dropping_a_block_gives_every_unit_back() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.space.register(&w.host.memory(A, 64 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     for i in 0..64 {
         w.block.set(&mut t, i as usize, a(i), Access::ReadWrite).unwrap();
     }
     assert_eq!(registration.state().unwrap().mappings, [HolderTotal { holder: TABLES, count: 64 }]);
-    let World { host, space, block } = w;
+    let Fixture { host, space, block } = w;
     drop(registration);
     drop(space);
     assert_eq!(host.pinned_pages(), 64, "mapped by another table");
@@ -149,7 +149,7 @@ fn dropping_a_block_gives_every_unit_back() {
 
 #[test]
 fn what_a_device_could_write_is_dirty_when_its_entry_goes() {
-    let w = World::new();
+    let w = Fixture::new();
     let registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let mut t = w.space.translator_for(TABLES);
     for (index, page, access) in
@@ -167,7 +167,7 @@ fn what_a_device_could_write_is_dirty_when_its_entry_goes() {
 
 #[test]
 fn large_entries_mark_and_count_as_one() {
-    let w = World::new();
+    let w = Fixture::new();
     let memory = w.host.map(A, 4 << 20, MapSpec::huge(PageShift::M2));
     let registration = w.space.register(&memory).unwrap();
     let block = EntryBlock::new(&w.space, PageShift::M2, 2, TABLES).unwrap();
@@ -182,7 +182,7 @@ fn large_entries_mark_and_count_as_one() {
 
 #[test]
 fn threads_that_fight_over_the_same_entries_keep_the_books() {
-    let w = World::new();
+    let w = Fixture::new();
     let _registration = w.space.register(&w.host.memory(A, 16 << 12)).unwrap();
     let rounds = if cfg!(miri) { 40 } else { 100_000 };
     std::thread::scope(|scope| {
@@ -218,7 +218,7 @@ fn threads_that_fight_over_the_same_entries_keep_the_books() {
         }
     });
     assert_eq!(w.mapped(), w.block.live());
-    let World { host, space, block } = w;
+    let Fixture { host, space, block } = w;
     drop(block);
     drop(space);
     host.assert_clean();

@@ -47,14 +47,14 @@ fn sweep<T>(
     unreachable!("some n is past the last call")
 }
 
-fn world() -> (SimHost, AddressSpace) {
+fn set_up() -> (SimHost, AddressSpace) {
     let host = SimHost::new(Granule::K4);
     (host.clone(), super::builder(host).build().unwrap())
 }
 
 #[test]
 fn register_charges_then_pins_and_gives_both_back() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let memory = host.memory(A, 64 << 12);
     let (calls, registration) = sweep(&host, &space, || space.register(&memory));
     assert_eq!(calls, 2, "one charge, one pin");
@@ -64,7 +64,7 @@ fn register_charges_then_pins_and_gives_both_back() {
 
 #[test]
 fn register_beside_others_leaves_them_alone() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let _left = space.register(&host.memory(A, 16 << 12)).unwrap();
     let _right = space.register(&host.memory(A + (32 << 12), 16 << 12)).unwrap();
     let mut t = space.translator();
@@ -77,7 +77,7 @@ fn register_beside_others_leaves_them_alone() {
 
 #[test]
 fn sharing_makes_no_outside_call() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let memory = host.memory(A, 16 << 12);
     let _first = space.register(&memory).unwrap();
     let (calls, again) = sweep(&host, &space, || space.register(&memory));
@@ -87,7 +87,7 @@ fn sharing_makes_no_outside_call() {
 
 #[test]
 fn unregister_map_and_cleanup_have_nothing_that_can_fail() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let memory = host.memory(A, 16 << 12);
     // Every port call from here on is set to fail in turn; those that release cannot.
     for n in 1..8 {

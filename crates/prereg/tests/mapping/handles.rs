@@ -10,7 +10,7 @@ const A: u64 = 0x7f00_0000_0000;
 const FAR: u64 = 0x5500_0000_0000;
 const K4: PageShift = PageShift::K4;
 
-fn world() -> (SimHost, AddressSpace) {
+fn set_up() -> (SimHost, AddressSpace) {
     let host = SimHost::new(Granule::K4);
     (host.clone(), super::builder(host).build().unwrap())
 }
@@ -37,7 +37,7 @@ fn a_mapping_says_whether_its_region_was_registered_on_demand() {
 
 #[test]
 fn debug_output_names_what_a_caller_needs() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let holder = Holder { container: 3, kind: HolderKind::InFlight };
     let registration = space.register(&host.memory(A, 4 << 12)).unwrap();
     let mut t = space.translator_for(holder);
@@ -72,7 +72,7 @@ fn debug_output_names_what_a_caller_needs() {
 
 #[test]
 fn a_block_of_entries_knows_its_size() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let block = EntryBlock::new(&space, PageShift::K64, 5, Holder::default()).unwrap();
     assert_eq!((block.len(), block.is_empty(), block.shift()), (5, false, PageShift::K64));
     assert_eq!((block.memory_bytes(), block.live()), (80, 0));
@@ -91,7 +91,7 @@ fn a_block_of_entries_knows_its_size() {
 
 #[test]
 fn check_answers_as_map_would_and_counts_nothing() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let near = space.register(&host.map(A, 1 << 21, MapSpec::huge(PageShift::M2))).unwrap();
     let far = space.register(&host.memory(FAR, 2 << 12)).unwrap();
     let mut t = space.translator();
@@ -127,7 +127,7 @@ fn check_answers_as_map_would_and_counts_nothing() {
 /// Contiguous pages, scattered ones, one beyond the next, in each kind of page table.
 #[test]
 fn the_runs_of_a_range_are_its_pages() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     // A tenth under miri.
     let (many, paired, step) = if cfg!(miri) { (30, 20, 0x4_0000) } else { (300, 200, 0x1000) };
     let scattered = host.memory(A, many << 12);

@@ -23,7 +23,7 @@ fn mapped(registration: &Registration) -> u64 {
 }
 
 /// 256 scattered pages, a hole of 16, 512 contiguous ones, and one page far away.
-fn world() -> (SimHost, AddressSpace, [Registration; 3]) {
+fn set_up() -> (SimHost, AddressSpace, [Registration; 3]) {
     let host = SimHost::new(Granule::K4);
     let space = super::builder(host.clone()).build().unwrap();
     let scattered = space.register(&host.memory(A, 256 << 12)).unwrap();
@@ -35,7 +35,7 @@ fn world() -> (SimHost, AddressSpace, [Registration; 3]) {
 
 #[test]
 fn a_list_maps_what_single_maps_would() {
-    let (host, space, registrations) = world();
+    let (host, space, registrations) = set_up();
     let mut t = space.translator();
     for length in [0usize, 1, 2, 63, 64, 65, 200, 513] {
         // Every region, unordered, some pages repeated, offsets inside pages.
@@ -68,7 +68,7 @@ fn a_list_maps_what_single_maps_would() {
 
 #[test]
 fn one_bad_page_anywhere_and_nothing_is_mapped() {
-    let (_host, space, registrations) = world();
+    let (_host, space, registrations) = set_up();
     let mut t = space.translator();
     for bad in [0usize, 1, 63, 64, 99] {
         let mut pages: Vec<UserAddr> = (0..100).map(page).collect();
@@ -85,7 +85,7 @@ fn one_bad_page_anywhere_and_nothing_is_mapped() {
 
 #[test]
 fn large_pages_are_mapped_where_they_are_contiguous() {
-    let (_host, space, registrations) = world();
+    let (_host, space, registrations) = set_up();
     let mut t = space.translator();
     let mut mappings = places(2);
     t.map_list(&[page(1024), page(1027)], PageShift::M2, &mut mappings).unwrap();
@@ -98,7 +98,7 @@ fn large_pages_are_mapped_where_they_are_contiguous() {
 
 #[test]
 fn a_list_needs_a_place_for_each_page() {
-    let (_host, space, registrations) = world();
+    let (_host, space, registrations) = set_up();
     let mut t = space.translator();
     let error = t.map_list(&[page(0), page(1)], K4, &mut places(1)).unwrap_err();
     assert_eq!(error, ListError::OutputTooSmall { pages: 2, capacity: 1 });
@@ -108,7 +108,7 @@ fn a_list_needs_a_place_for_each_page() {
 
 #[test]
 fn a_list_over_a_closing_region_is_refused_whole() {
-    let (_host, space, [scattered, huge, far]) = world();
+    let (_host, space, [scattered, huge, far]) = set_up();
     let mut t = space.translator();
     let held = t.map(page(1024), K4).unwrap();
     let draining = huge.drain();
@@ -123,7 +123,7 @@ fn a_list_over_a_closing_region_is_refused_whole() {
 
 #[test]
 fn mappings_of_another_holder_go_back_to_where_they_were_counted() {
-    let (_host, space, registrations) = world();
+    let (_host, space, registrations) = set_up();
     let (mut mine, mut other) = (
         space.translator_for(Holder { container: 1, kind: HolderKind::InFlight }),
         space.translator_for(Holder { container: 2, kind: HolderKind::InFlight }),
@@ -140,7 +140,7 @@ fn mappings_of_another_holder_go_back_to_where_they_were_counted() {
 
 #[test]
 fn what_a_translator_with_more_counts_took_another_one_gives_back() {
-    let (host, space, registrations) = world();
+    let (host, space, registrations) = set_up();
     let (mut old, mut new) = (space.translator(), space.translator());
     let before = old.map(page(0), K4).unwrap();
     // More regions than the first counters; fewer under miri, where they take a quarter of an hour.
@@ -162,7 +162,7 @@ fn what_a_translator_with_more_counts_took_another_one_gives_back() {
 
 #[test]
 fn a_hint_is_only_a_hint() {
-    let (_host, space, registrations) = world();
+    let (_host, space, registrations) = set_up();
     let t = space.translator();
     for ua in [0, A, A + 4095, A + (256 << 12), FAR, u64::MAX] {
         t.prefetch(UserAddr::new(ua));

@@ -14,7 +14,7 @@ const K4: PageShift = PageShift::K4;
 /// Too far away for the index that covers `A`, so a region there is listed in a snapshot.
 const FAR: u64 = 0x5500_0000_0000;
 
-fn world() -> (SimHost, AddressSpace, SimMemory) {
+fn set_up() -> (SimHost, AddressSpace, SimMemory) {
     let host = SimHost::new(Granule::K4);
     let memory = host.memory(A, 16 << 12);
     (host.clone(), super::builder(host).build().unwrap(), memory)
@@ -30,8 +30,8 @@ fn other(container: u64) -> Holder {
 
 #[test]
 fn a_translator_of_another_space_releases_a_drained_region_at_once() {
-    let (host, space, memory) = world();
-    let (_, elsewhere, _) = world();
+    let (host, space, memory) = set_up();
+    let (_, elsewhere, _) = set_up();
     let registration = space.register(&memory).unwrap();
     let mapping = space.translator().map(a(0), K4).unwrap();
     drop(registration);
@@ -43,7 +43,7 @@ fn a_translator_of_another_space_releases_a_drained_region_at_once() {
 #[test]
 fn no_translator_of_the_space_releases_a_drained_region() {
     for (holder, page_last) in [(Holder::default(), false), (Holder::default(), true), (other(1), true)] {
-        let (host, space, memory) = world();
+        let (host, space, memory) = set_up();
         let registration = space.register(&memory).unwrap();
         let (mut t, mut u) = (space.translator(), space.translator_for(holder));
         let (page, range) = (t.map(a(0), K4).unwrap(), t.map_range(a(0), 3 << 12).unwrap());
@@ -64,7 +64,7 @@ fn no_translator_of_the_space_releases_a_drained_region() {
 
 #[test]
 fn a_drain_is_done_when_its_region_is_gone_whatever_came_after() {
-    let (host, space, memory) = world();
+    let (host, space, memory) = set_up();
     let mut t = space.translator();
     let drain = |registration: Registration, t: &mut Translator| {
         let mapping = t.map(a(0), K4).unwrap();
@@ -84,7 +84,7 @@ fn a_drain_is_done_when_its_region_is_gone_whatever_came_after() {
 
 #[test]
 fn a_large_page_of_a_region_that_went_unseen_is_unregistered() {
-    let (host, space, _) = world();
+    let (host, space, _) = set_up();
     let _standing = space.register(&host.memory(A + (16 << 12), 64 << 12)).unwrap();
     let scattered = host.range(FAR, 16 << 12);
     for page in 0..16 {
@@ -103,7 +103,7 @@ fn a_large_page_of_a_region_that_went_unseen_is_unregistered() {
 
 #[test]
 fn regions_that_come_and_go_in_the_index_are_freed_though_translators_are_idle() {
-    let (host, space, _) = world();
+    let (host, space, _) = set_up();
     let (_below, _above) = (
         space.register(&host.memory(A + (16 << 12), 16 << 12)).unwrap(),
         space.register(&host.memory(A + (48 << 12), 16 << 12)).unwrap(),
@@ -122,7 +122,7 @@ fn regions_that_come_and_go_in_the_index_are_freed_though_translators_are_idle()
 
 #[test]
 fn a_break_inside_a_large_page_counts_where_user_and_host_addresses_are_aligned_alike() {
-    let (host, space, _) = world();
+    let (host, space, _) = set_up();
     // One page at the beginning of a large one on the host, then 15 pages that follow the beginning of another.
     let large = 1 << 21;
     let at = A + (1 << 30);

@@ -10,7 +10,7 @@ const K4: PageShift = PageShift::K4;
 /// Too far away for the index that covers `A`, so each of these regions is listed in a snapshot of its own.
 const FAR: u64 = 0x5500_0000_0000;
 
-fn world() -> (SimHost, AddressSpace) {
+fn set_up() -> (SimHost, AddressSpace) {
     let host = SimHost::new(Granule::K4);
     (host.clone(), super::builder(host).build().unwrap())
 }
@@ -37,7 +37,7 @@ fn churn(host: &SimHost, space: &AddressSpace, t: &mut Translator, ua: u64, roun
 
 #[test]
 fn idle_translators_keep_a_bounded_number_of_regions() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     // The index covers both and the gap between them, in entries of 16 pages.
     let _below = space.register(&host.memory(A, 32 << 12)).unwrap();
     let _above = space.register(&host.memory(A + (48 << 12), 16 << 12)).unwrap();
@@ -69,7 +69,7 @@ fn idle_translators_keep_a_bounded_number_of_regions() {
 
 #[test]
 fn the_state_names_who_keeps_regions() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
     let mut late = space.translator_for(idle(2));
     let region = space.register(&host.memory(FAR, 1 << 12)).unwrap();
@@ -89,7 +89,7 @@ fn the_state_names_who_keeps_regions() {
 #[test]
 fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
     for (at, kept) in [(0, 0), (1, 1), (2, 1), (3, 0)] {
-        let (host, space) = world();
+        let (host, space) = set_up();
         let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
         let mut t = space.translator();
         let mut settle = |now: u32| {
@@ -113,7 +113,7 @@ fn a_region_is_kept_for_every_snapshot_that_names_it_and_no_other() {
 
 #[test]
 fn a_region_that_only_an_old_snapshot_names_is_not_registered() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
     let far = UserAddr::new(FAR);
     let region = space.register(&host.memory(FAR, 2 << 12)).unwrap();
@@ -131,7 +131,7 @@ fn a_region_that_only_an_old_snapshot_names_is_not_registered() {
 
 #[test]
 fn an_old_translator_counts_in_slots_that_came_after_it() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let (pages, regions) = if cfg!(miri) { (64, 40) } else { (1024, 300) };
     let standing = space.register(&host.memory(A, pages << 12)).unwrap();
     let mut old = space.translator();
@@ -158,7 +158,7 @@ fn an_old_translator_counts_in_slots_that_came_after_it() {
 
 #[test]
 fn units_outlive_their_translator_while_other_holders_come() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let registration = space.register(&host.memory(A, 16 << 12)).unwrap();
     let mut t = space.translator_for(idle(1));
     let mapping = t.map(UserAddr::new(A), K4).unwrap();
@@ -176,7 +176,7 @@ fn units_outlive_their_translator_while_other_holders_come() {
 /// Snapshots are created and freed at the same addresses while a translator looks for the newest.
 #[test]
 fn translators_refresh_while_snapshots_are_freed() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let _standing = space.register(&host.memory(A, 16 << 12)).unwrap();
     let rounds = if cfg!(miri) { 12 } else { 3000 };
     std::thread::scope(|scope| {
@@ -200,7 +200,7 @@ fn translators_refresh_while_snapshots_are_freed() {
 /// One thread releases units of holders without a translator, another creates and drops holders.
 #[test]
 fn units_of_other_holders_are_released_while_holders_go() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let registration = space.register(&host.memory(A, 16 << 12)).unwrap();
     let rounds = if cfg!(miri) { 8 } else { 2000 };
     std::thread::scope(|scope| {
@@ -223,7 +223,7 @@ fn units_of_other_holders_are_released_while_holders_go() {
 
 #[test]
 fn a_mark_goes_to_the_region_that_is_registered_now() {
-    let (host, space) = world();
+    let (host, space) = set_up();
     let _standing = space.register(&host.memory(A, 64 << 12)).unwrap();
     let memory = host.memory(FAR, 3 << 12);
     let first = space.register(&memory).unwrap();

@@ -71,7 +71,7 @@ unsafe impl TableMemory for Scarce {
     }
 }
 
-fn world() -> (SimHost, Arc<Scarce>, AddressSpace) {
+fn set_up() -> (SimHost, Arc<Scarce>, AddressSpace) {
     let (host, tables) = (SimHost::new(Granule::K4), Arc::new(Scarce::default()));
     let space = super::builder(host.clone()).tables(tables.clone()).build().unwrap();
     (host, tables, space)
@@ -115,7 +115,7 @@ fn sweep<T, E: std::fmt::Display>(
 
 #[test]
 fn whatever_memory_is_refused_nothing_half_done_is_left() {
-    let (host, tables, space) = world();
+    let (host, tables, space) = set_up();
     let holder = Holder { container: 3, kind: HolderKind::TableEntry };
     let (calls, mut t) = sweep(&tables, &space, || space.try_translator(holder), prereg::OutOfMemory::errno);
     assert!(calls >= 3, "counts, a reader and its holder's counts: {calls}");
@@ -146,7 +146,7 @@ fn whatever_memory_is_refused_nothing_half_done_is_left() {
 
 #[test]
 fn giving_up_works_without_memory() {
-    let (host, tables, space) = world();
+    let (host, tables, space) = set_up();
     let mut t = space.translator();
     let registrations: Vec<_> = (0..if cfg!(miri) { 40 } else { 200 })
         .map(|n| space.register(&host.memory(A + (n << 14), 1 << 12)).unwrap())
@@ -182,7 +182,7 @@ fn an_address_space_without_memory_is_not_made() {
 
 #[test]
 fn what_tables_take_is_seen_and_comes_back() {
-    let (host, _, space) = world();
+    let (host, _, space) = set_up();
     let empty = space.snapshot().tables;
     assert!(empty.used > 0 && !empty.is_locked() && empty.unlocked_because.is_some());
     let t = space.translator();
@@ -198,7 +198,7 @@ fn what_tables_take_is_seen_and_comes_back() {
 
 #[test]
 fn a_region_that_went_while_memory_was_out_is_not_found_in_another_ones_slot() {
-    let (host, tables, space) = world();
+    let (host, tables, space) = set_up();
     let (far, farther) = (0x5500_0000_0000, 0x5600_0000_0000);
     let _standing = [0, 64].map(|page| space.register(&host.memory(A + (page << 12), 32 << 12)).unwrap());
     let mut t = space.translator();

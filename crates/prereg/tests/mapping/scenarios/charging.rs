@@ -2,7 +2,7 @@
 
 use prereg::{ChargeError, Errno, RegisterError};
 
-use super::world::{A, scenarios};
+use super::fixture::{A, scenarios};
 
 scenarios! {
     fn scenario_38_equality_with_the_limit_is_allowed(w) {

@@ -4,7 +4,7 @@ use std::sync::mpsc::sync_channel;
 
 use prereg::{Errno, MapError, RefUnderflow, Refusal, RundownRef};
 
-use super::world::scenarios;
+use super::fixture::scenarios;
 
 scenarios! {
     fn scenario_01_register_pins_and_charges_once(w) {

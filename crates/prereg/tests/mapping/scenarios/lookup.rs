@@ -3,10 +3,10 @@
 use prereg::{Errno, MapError, PageShift, RegisterError, UserAddr};
 use prereg_sim::MapSpec;
 
-use super::world::{A, World, scenarios};
+use super::fixture::{A, Fixture, scenarios};
 
 /// Asserts that registering `pages` pages from page `first` on is refused for overlap and changes nothing.
-fn overlaps(w: &World, first: u64, pages: u64) {
+fn overlaps(w: &Fixture, first: u64, pages: u64) {
     let before = w.space.snapshot();
     let error = w.space.register(&w.mem(first, pages)).unwrap_err();
     assert!(matches!(error, RegisterError::Overlap { .. }), "{error}");

@@ -3,10 +3,10 @@
 use prereg::{Errno, HostAddr, PageShift, PinError, RegisterError, UserAddr};
 use prereg_sim::{MapSpec, Protection};
 
-use super::world::{A, World, scenarios};
+use super::fixture::{A, Fixture, scenarios};
 
 /// Asserts that registering A fails at page `at` and leaves nothing behind.
-fn faults(w: &World, at: u64) {
+fn faults(w: &Fixture, at: u64) {
     let error = w.space.register(&w.host.range(A, 16 * w.p)).unwrap_err();
     let RegisterError::Pin { error: pin, .. } = error else { panic!("{error}") };
     assert!(matches!(pin, PinError::Fault { ua, .. } if ua == w.at(at)), "{pin}");

@@ -6,7 +6,7 @@
 
 mod charging;
 mod counters;
+mod fixture;
 mod lookup;
 mod memory;
 mod owners;
-mod world;

@@ -4,7 +4,7 @@ use std::sync::Barrier;
 
 use prereg::{Errno, Holder, HolderKind};
 
-use super::world::scenarios;
+use super::fixture::scenarios;
 
 scenarios! {
     fn scenario_55_a_lagging_reader_is_safe_and_refused(w) {
@@ -57,7 +57,7 @@ scenarios! {
     }
 
     fn scenario_59_the_owner_pays_whoever_lets_go(w) {
-        let other = super::world::World::new(w.granule);
+        let other = super::fixture::Fixture::new(w.granule);
         let reg = w.reg_a();
         let _theirs = other.reg_a();
         std::thread::scope(|scope| {

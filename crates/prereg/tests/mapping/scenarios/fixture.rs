@@ -6,7 +6,7 @@ use prereg_sim::{SimHost, SimMemory};
 /// Aligned to 1 GiB, so that only a scenario's offsets limit alignment.
 pub(crate) const A: u64 = 0x7f00_0000_0000;
 
-pub(crate) struct World {
+pub(crate) struct Fixture {
     pub(crate) host: SimHost,
     pub(crate) space: AddressSpace,
     /// The system page in bytes.
@@ -14,7 +14,7 @@ pub(crate) struct World {
     pub(crate) granule: Granule,
 }
 
-impl World {
+impl Fixture {
     pub(crate) fn new(granule: Granule) -> Self {
         let host = SimHost::new(granule);
         host.limit_pages(64);
@@ -72,13 +72,13 @@ impl World {
 
 /// Each scenario as two tests, one for each system page size.
 macro_rules! scenarios {
-    ($($(#[$attr:meta])* fn $name:ident($world:ident) $body:block)*) => {
-        $($(#[$attr])* fn $name($world: super::world::World) { $body })*
+    ($($(#[$attr:meta])* fn $name:ident($fixture:ident) $body:block)*) => {
+        $($(#[$attr])* fn $name($fixture: super::fixture::Fixture) { $body })*
         mod k4 {
-            $(#[test] fn $name() { super::$name(super::super::world::World::new(prereg::Granule::K4)); })*
+            $(#[test] fn $name() { super::$name(super::super::fixture::Fixture::new(prereg::Granule::K4)); })*
         }
         mod k64 {
-            $(#[test] fn $name() { super::$name(super::super::world::World::new(prereg::Granule::K64)); })*
+            $(#[test] fn $name() { super::$name(super::super::fixture::Fixture::new(prereg::Granule::K64)); })*
         }
     };
 }
