@@ -1,12 +1,12 @@
 //! The controller as a vfio-user device: threads, interrupts, disks and a client's memory around the engine.
 //!
-//! A [`NvmeModel`] is what a socket serves. For each client it makes a controller: a thread for the admin queue (the clerk)
+//! A [`NvmeModel`] is what a socket serves. For each client it makes a controller: a thread for the admin queue (the admin_thread)
 //! and, as soon as I/O queues need them, a few threads that serve I/O queues (the workers). All queues whose completions
 //! go to the same completion queue are served by the same worker.
 //!
 //! Who owns whom:
 //! - the model owns the disks and what outlives a client (counters, settings); controllers are the server's;
-//! - a controller owns its hub and its clerk; the clerk owns the workers and whatever admin commands change; a worker owns its
+//! - a controller owns its hub and its admin_thread; the admin_thread owns the workers and whatever admin commands change; a worker owns its
 //!   queues and its way to the disks;
 //! - the hub is what they share: registers, doorbells, mailboxes, interrupts.
 //!
@@ -32,23 +32,23 @@
 //! [`Device::reset`]: prereg_vfio_user::server::Device::reset
 //! [`Device::client_gone`]: prereg_vfio_user::server::Device::client_gone
 
-mod clerk;
+mod admin_channel;
+mod admin_thread;
 mod device;
 mod disks;
 mod doorbells;
-mod facts;
 mod guest;
-mod hub;
-mod inbox;
-mod line;
-mod mailbox;
+mod io_channel;
+mod io_thread;
+mod irq;
 mod model;
-mod notices;
-mod past;
 mod poll_schedule;
 mod settings;
-mod worker;
+mod shared;
+mod stats;
+mod subsystem;
+mod unmap_watch;
 
-pub use facts::NvmeState;
 pub use model::{NvmeDisk, NvmeModel};
 pub use settings::{DoorbellMode, InterruptKinds, NvmeError, NvmeSettings};
+pub use stats::NvmeState;

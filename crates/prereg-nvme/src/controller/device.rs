@@ -10,15 +10,15 @@ use prereg::{Errno, Iova};
 use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixLocation, MsixTable};
 use prereg_vfio_user::server::{Device, IrqKind, Layout, LayoutRegion};
 
+use super::admin_channel::{AdminMsg, Message, ResetAck};
 use super::doorbells::PAGE;
-use super::facts::NvmeState;
-use super::hub::Hub;
-use super::inbox::{Answer, Message, ToClerk};
-use super::line::InUse;
-use super::past::Lease;
+use super::irq::IrqMode;
 use super::settings::NvmeSettings;
-use crate::engine::board::BadDoorbell;
-use crate::engine::event::Event;
+use super::shared::ControllerShared;
+use super::stats::NvmeState;
+use super::subsystem::Lease;
+use crate::engine::async_event::AsyncEvent;
+use crate::engine::queue_table::BadDoorbell;
 use crate::engine::registers::Effect;
 use crate::spec::register::DOORBELLS;
 
@@ -32,7 +32,7 @@ const CLASS: u32 = 0x01_08_02;
 /// A controller of one client.
 #[derive(Debug)]
 pub(super) struct Controller {
-    hub: Arc<Hub>,
+    shared: Arc<ControllerShared>,
     layout: Layout,
     config: Mutex<ConfigSpace>,
     table: Mutex<MsixTable>,
@@ -44,7 +44,7 @@ pub(super) struct Controller {
 /// What ends with the client.
 #[derive(Debug)]
 struct Running {
-    clerk: JoinHandle<()>,
+    admin_thread: JoinHandle<()>,
     lease: Lease,
 }
 
@@ -54,14 +54,14 @@ impl Controller {
     /// # Errors
     /// EINVAL for a configuration that cannot be, which the settings' check rules out.
     pub(super) fn new(
-        hub: Arc<Hub>,
+        shared: Arc<ControllerShared>,
         settings: &NvmeSettings,
-        clerk: JoinHandle<()>,
+        admin_thread: JoinHandle<()>,
         lease: Lease,
         config: ConfigSpace,
     ) -> Self {
         let mut bar = LayoutRegion::read_write(BAR_BYTES);
-        if let Some(sparse) = &hub.mapped {
+        if let Some(sparse) = &shared.mapped {
             bar = bar.with_mmap(sparse.clone());
         }
         let layout = Layout::pci()
@@ -73,12 +73,12 @@ impl Controller {
             .with_irqs(IrqKind::Err, 1)
             .with_irqs(IrqKind::Req, 1);
         Self {
-            hub,
+            shared,
             layout,
             config: Mutex::new(config),
             table: Mutex::new(MsixTable::new(u32::from(settings.msix_vectors()))),
             touched: AtomicBool::new(true),
-            running: Mutex::new(Some(Running { clerk, lease })),
+            running: Mutex::new(Some(Running { admin_thread, lease })),
         }
     }
 
@@ -116,23 +116,23 @@ impl Controller {
 
     /// Has the configuration space and the table obeyed: who may reach memory, which interrupts are in use, and which of them are
     /// held back.
-    fn obey(&self) {
+    fn apply_config(&self) {
         let (config, table) = (self.config(), self.table());
         let says = config.is_message_setup_known();
         let (is_msix, msi) = (config.is_msix_enabled(), config.msi());
         let is_msi = msi.is_some_and(|msi| msi.enabled);
-        self.hub.line.set_in_use(match says {
-            false => InUse::Told,
-            true if is_msix => InUse::Msix,
-            true if is_msi => InUse::Msi,
-            true => InUse::Pin,
+        self.shared.irq.set_mode(match says {
+            false => IrqMode::FromClient,
+            true if is_msix => IrqMode::Msix,
+            true if is_msi => IrqMode::Msi,
+            true => IrqMode::Pin,
         });
         // A message is a write to memory.
         let mute = !config.may_bus_master();
         let masks = msi.map_or(0, |msi| msi.masks);
         let function = mute || says && (!is_msix || config.is_msix_masked());
-        let interrupts = self.hub.line.interrupts();
-        self.hub.set_master(config.may_bus_master());
+        let interrupts = self.shared.irq.interrupts();
+        self.shared.set_master(config.may_bus_master());
         // The pin first: of a guest that turns messages on, no level may be left over.
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
@@ -146,11 +146,11 @@ impl Controller {
     }
 
     fn read_config(&self, offset: u64, into: &mut [u8]) {
-        let interrupts = self.hub.line.interrupts();
+        let interrupts = self.shared.irq.interrupts();
         let pending = (0..32).filter(|vector| interrupts.is_pending(IrqKind::Msi, *vector));
         let pending = pending.fold(0, |pending, vector| pending | 1 << vector);
         let mut config = self.config();
-        config.set_intx_status(self.hub.line.is_up());
+        config.set_intx_status(self.shared.irq.is_asserted());
         config.set_msi_pending(pending);
         config.read(offset, into);
     }
@@ -158,7 +158,7 @@ impl Controller {
     fn read_pending(&self, offset: u64, into: &mut [u8]) {
         let mut table = self.table();
         for vector in 0..table.vectors() {
-            table.set_pending(vector, self.hub.line.interrupts().is_pending(IrqKind::Msix, vector));
+            table.set_pending(vector, self.shared.irq.interrupts().is_pending(IrqKind::Msix, vector));
         }
         table.read_pending(offset, into);
     }
@@ -169,27 +169,27 @@ impl Controller {
         if !self.touched.swap(false, Ordering::Relaxed) {
             return;
         }
-        let answer = Arc::new(Answer::default());
-        self.hub.inbox.post(ToClerk::Reset(Arc::clone(&answer)));
-        answer.wait();
+        let ack = Arc::new(ResetAck::default());
+        self.shared.admin_channel.send(AdminMsg::Reset(Arc::clone(&ack)));
+        ack.wait();
         self.table().reset();
-        self.obey();
+        self.apply_config();
     }
 
     fn write_registers(&self, offset: u64, from: &[u8]) {
         let mut effects = Vec::new();
-        let mut registers = self.hub.registers();
+        let mut registers = self.shared.registers();
         registers.write(offset, from, &mut effects);
         let cc = registers.configuration();
-        self.hub.line.set_mask(registers.mask());
+        self.shared.irq.set_mask(registers.mask());
         drop(registers);
         for effect in effects {
             match effect {
-                Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
-                Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
-                Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.mask_changed(vectors),
-                Effect::Masked(_) => self.hub.line.mask_changed(0),
+                Effect::Enable(queues) => self.shared.admin_channel.send(AdminMsg::Enable(queues, cc)),
+                Effect::Disable => self.shared.admin_channel.send(AdminMsg::Disable),
+                Effect::Shutdown => self.shared.admin_channel.send(AdminMsg::Shutdown),
+                Effect::Unmasked(vectors) => self.shared.irq.mask_changed(vectors),
+                Effect::Masked(_) => self.shared.irq.mask_changed(0),
             }
         }
     }
@@ -197,27 +197,29 @@ impl Controller {
     fn write_doorbells(&self, offset: u64, from: &[u8]) {
         // A guest that writes half a doorbell names a queue all the same; anything odder names none.
         if let (&[low, high], 0) = (from, offset % 4) {
-            self.hub.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
+            self.shared.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
             return;
         }
         if offset % 4 != 0 || from.len() % 4 != 0 {
-            self.hub.inbox.tell(Message::Event(Event::from(BadDoorbell::Register)));
+            self.shared
+                .admin_channel
+                .send_message(Message::AsyncEvent(AsyncEvent::from(BadDoorbell::Register)));
             return;
         }
         for (at, value) in (offset / 4..).zip(from.chunks_exact(4)) {
-            self.hub.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
+            self.shared.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
         }
     }
 
     /// Ends the threads. The first call does; it returns when they have given everything back.
     fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { clerk, lease }) = running else { return };
-        let was_safe = self.hub.registers().is_safe_to_leave();
-        self.hub.inbox.post(ToClerk::Stop);
-        // A clerk that panicked has dropped what it held all the same.
-        let _ = clerk.join();
-        lease.end(&self.hub, was_safe);
+        let Some(Running { admin_thread, lease }) = running else { return };
+        let was_safe = self.shared.registers().is_safe_to_leave();
+        self.shared.admin_channel.send(AdminMsg::Stop);
+        // A admin_thread that panicked has dropped what it held all the same.
+        let _ = admin_thread.join();
+        lease.end(&self.shared, was_safe);
     }
 }
 
@@ -252,7 +254,7 @@ impl Device for Controller {
     }
 
     fn read(&self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         match region {
             Layout::CONFIG => {
                 self.read_config(offset, into);
@@ -264,7 +266,7 @@ impl Device for Controller {
                 while !left.is_empty() {
                     let (piece, rest) = left.split_at_mut(in_page(at, left.len()));
                     match Page::of(at) {
-                        Page::Registers => self.hub.registers().read(at, piece),
+                        Page::Registers => self.shared.registers().read(at, piece),
                         // What a doorbell reads is not defined.
                         Page::Doorbells => piece.fill(0),
                         Page::Table => self.table().read_table(at - TABLE, piece),
@@ -280,14 +282,14 @@ impl Device for Controller {
     }
 
     fn write(&self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         match region {
             Layout::CONFIG => {
                 let written = self.config().write(offset, from);
                 if written.reset {
                     self.reset_function();
                 }
-                self.obey();
+                self.apply_config();
             }
             Layout::BAR0 if !self.config().should_decode_memory() => {}
             Layout::BAR0 => {
@@ -301,7 +303,7 @@ impl Device for Controller {
                         Page::Table => {
                             // What became due is known from the interrupts themselves.
                             drop(self.table().write_table(at - TABLE, piece));
-                            self.obey();
+                            self.apply_config();
                         }
                         Page::Pending => {}
                     }
@@ -315,21 +317,21 @@ impl Device for Controller {
     }
 
     fn reset(&self) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         self.config().reset();
         self.reset_function();
-        self.obey();
+        self.apply_config();
         Ok(())
     }
 
     fn region_offered(&self, region: u32) {
-        if region == Layout::BAR0 && self.hub.mapped.is_some() {
-            self.hub.offer_doorbells();
+        if region == Layout::BAR0 && self.shared.mapped.is_some() {
+            self.shared.offer_doorbells();
         }
     }
 
     fn dma_unmapping(&self, iova: Iova, bytes: u64) {
-        self.hub.unmapping(iova, bytes);
+        self.shared.unmapping(iova, bytes);
     }
 
     fn client_gone(&self) {
@@ -337,7 +339,7 @@ impl Device for Controller {
     }
 
     fn metrics(&self) -> Vec<(String, u64)> {
-        NvmeState::of(&self.hub).metrics()
+        NvmeState::of(&self.shared).metrics()
     }
 }
 

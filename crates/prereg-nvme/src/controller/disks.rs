@@ -1,4 +1,4 @@
-//! A worker's way to all disks: a queue for each.
+//! A io_thread's way to all disks: a queue for each.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use prereg_vfio_user::server::DmaGuard;
 use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
 use crate::engine::storage::{Broken, Span, Storage, Work};
 
-/// How long to listen to one of several disks that are busy, before turning to the next.
+/// How long to update_doorbell to one of several disks that are busy, before turning to the next.
 const TURN: Duration = Duration::from_micros(100);
-/// How long to sleep when there is nothing to listen to.
+/// How long to sleep when there is nothing to update_doorbell to.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// A queue for each disk; none at all after one of them broke.
@@ -58,14 +58,14 @@ impl DiskQueues {
     }
 
     /// Drops the queues, which waits for what the kernel has begun. Requests fail from here on.
-    pub(super) fn give_up(&mut self) {
+    pub(super) fn drop_queues(&mut self) {
         self.queues.clear();
         self.ready.clear();
         self.broken = true;
     }
 
     /// The eventfd to ring for who is about to [`wait`](Self::wait).
-    pub(super) fn listens_to(&mut self) -> usize {
+    pub(super) fn next_kick(&mut self) -> usize {
         let busy: Vec<usize> = (0..self.queues.len()).filter(|at| self.queues[*at].in_flight() > 0).collect();
         self.turn = self.turn.wrapping_add(1);
         if busy.is_empty() { 0 } else { busy[self.turn % busy.len()] }

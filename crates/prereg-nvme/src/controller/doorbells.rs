@@ -8,7 +8,7 @@ use prereg_linux::GuestMemory;
 use prereg_vfio_user::server::Sparse;
 use prereg_vfio_user::wire::SparseArea;
 
-use crate::engine::board::Doorbells;
+use crate::engine::queue_table::Doorbells;
 use crate::spec::register::DOORBELLS;
 
 /// Bytes of the page of doorbells.

@@ -6,15 +6,15 @@ use std::thread;
 use prereg::Errno;
 use prereg_vfio_user::server::{Device, DeviceContext, DeviceFactory};
 
-use super::clerk::Clerk;
+use super::admin_channel::Message;
+use super::admin_thread::AdminThread;
 use super::device::Controller;
-use super::facts::NvmeState;
-use super::hub::Hub;
-use super::inbox::Message;
-use super::past::Past;
 use super::settings::{NvmeError, NvmeSettings};
+use super::shared::ControllerShared;
+use super::stats::NvmeState;
+use super::subsystem::Subsystem;
 use crate::disk::{Changed, Disk, DiskError};
-use crate::engine::identity::Identity;
+use crate::engine::identify::Identity;
 use crate::engine::namespace::{Namespace, Namespaces};
 
 /// A disk as a namespace.
@@ -51,18 +51,18 @@ pub struct NvmeModel {
     name: String,
     settings: NvmeSettings,
     disks: Vec<NvmeDisk>,
-    past: Arc<Past>,
+    subsystem: Arc<Subsystem>,
 }
 
 impl NvmeModel {
-    /// The namespaces 1, 2, ... are `disks` in this order.
+    /// The namespaces 1, 2, ... are `disks` in this op.
     ///
     /// # Errors
     /// [`NvmeError`].
     pub fn new(name: &str, disks: Vec<NvmeDisk>, settings: NvmeSettings) -> Result<Self, NvmeError> {
         settings.check()?;
-        if disks.is_empty() || disks.len() > Namespaces::MOST {
-            return Err(NvmeError::Disks { asked: disks.len(), most: Namespaces::MOST });
+        if disks.is_empty() || disks.len() > Namespaces::MAX {
+            return Err(NvmeError::Disks { asked: disks.len(), most: Namespaces::MAX });
         }
         for (nsid, disk) in (1..).zip(&disks) {
             let shift = disk.disk.block_shift();
@@ -70,7 +70,7 @@ impl NvmeModel {
                 return Err(NvmeError::Block { nsid, shift });
             }
         }
-        Ok(Self { name: name.to_owned(), settings, disks, past: Arc::default() })
+        Ok(Self { name: name.to_owned(), settings, disks, subsystem: Arc::default() })
     }
 
     /// Looks whether disks have another size now, and tells the guests. Gives the namespaces that have.
@@ -91,16 +91,16 @@ impl NvmeModel {
     /// Tells the guests that a namespace is not what it was: its size, or its contents behind their back.
     pub fn namespace_changed(&self, nsid: u32) {
         let Some(disk) = (nsid as usize).checked_sub(1).and_then(|at| self.disks.get(at)) else { return };
-        self.past.for_each(|hub| {
-            resize(hub, nsid, disk);
-            hub.inbox.tell(Message::NamespaceChanged(nsid));
+        self.subsystem.for_each(|shared| {
+            resize(shared, nsid, disk);
+            shared.admin_channel.send_message(Message::NamespaceChanged(nsid));
         });
     }
 
     /// The controllers there are.
     #[must_use]
     pub fn snapshot(&self) -> Vec<NvmeState> {
-        self.past.present().iter().map(|hub| NvmeState::of(hub)).collect()
+        self.subsystem.controllers().iter().map(|shared| NvmeState::of(shared)).collect()
     }
 
     fn is_read_only(&self) -> bool {
@@ -130,10 +130,10 @@ impl DeviceFactory for NvmeModel {
 
     fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         let shares = self.settings.shared || self.is_read_only();
-        let lease = Past::admit(&self.past, shares)?;
+        let lease = Subsystem::attach_client(&self.subsystem, shares)?;
         let config = Controller::config_space(&self.settings)?;
         let disks = self.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
-        let hub = Arc::new(Hub::new(&bus, &self.settings, self.namespaces(), disks)?);
+        let shared = Arc::new(ControllerShared::new(&bus, &self.settings, self.namespaces(), disks)?);
         let identity = Identity {
             vendor: self.settings.pci.0,
             subsystem_vendor: self.settings.pci.0,
@@ -147,24 +147,24 @@ impl DeviceFactory for NvmeModel {
             shadow_doorbells: self.settings.shadow_doorbells && self.settings.interrupts.has_messages(),
             shared: shares,
         };
-        let (past, counted) = (Arc::clone(&self.past), Arc::downgrade(&hub));
-        let health = move || counted.upgrade().map(|hub| past.health(&hub)).unwrap_or_default();
-        let clerk = Clerk::new(Arc::clone(&hub), identity, Box::new(health));
-        let clerk = thread::Builder::new()
+        let (subsystem, counted) = (Arc::clone(&self.subsystem), Arc::downgrade(&shared));
+        let health = move || counted.upgrade().map(|shared| subsystem.health(&shared)).unwrap_or_default();
+        let admin_thread = AdminThread::new(Arc::clone(&shared), identity, Box::new(health));
+        let admin_thread = thread::Builder::new()
             .name("nvme-admin".to_owned())
-            .spawn(move || clerk.run())
+            .spawn(move || admin_thread.run())
             .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
-        self.past.arrived(&hub, |hub| {
+        self.subsystem.add_controller(&shared, |shared| {
             // Only the others were told of a size that changed since. Its guest has asked for nothing yet.
-            (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(hub, nsid, disk));
+            (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(shared, nsid, disk));
         });
-        Ok(Arc::new(Controller::new(hub, &self.settings, clerk, lease, config)))
+        Ok(Arc::new(Controller::new(shared, &self.settings, admin_thread, lease, config)))
     }
 }
 
 /// Has a namespace take over its disk's size. One at a time, with the list of controllers locked: the last one has the last size.
-fn resize(hub: &Hub, nsid: u32, disk: &NvmeDisk) {
-    if let Some(namespace) = hub.shared.namespaces.find(nsid) {
+fn resize(shared: &ControllerShared, nsid: u32, disk: &NvmeDisk) {
+    if let Some(namespace) = shared.engine.namespaces.find(nsid) {
         namespace.resize(disk.disk.bytes());
     }
 }

@@ -5,25 +5,25 @@
 
 /// The longest pause, reached after 16 times as long without a doorbell.
 const LONGEST: u64 = 25_000_000;
-const SHARE: u64 = 16;
+const DIVISOR: u64 = 16;
 /// The longest pause of a client that is idle for long, reached after 20 s.
 const LONGEST_AT_REST: u64 = 50_000_000;
-const SHARE_AT_REST: u64 = 400;
+const DIVISOR_AT_REST: u64 = 400;
 /// How often all workers look for themselves, and at rest.
 const WAKE_ALL: u64 = 100_000_000;
 const WAKE_ALL_AT_REST: u64 = 2_000_000_000;
-const WAKE_ALL_SHARE: u64 = 4;
+const WAKE_ALL_DIVISOR: u64 = 4;
 
 /// The pause before the next poll, at least `first`, when nothing was rung for `idle`.
 pub(super) fn pause(idle: u64, first: u64) -> u64 {
-    let busy = (idle / SHARE).clamp(first, LONGEST);
-    busy.max((idle / SHARE_AT_REST).min(LONGEST_AT_REST))
+    let busy = (idle / DIVISOR).clamp(first, LONGEST);
+    busy.max((idle / DIVISOR_AT_REST).min(LONGEST_AT_REST))
 }
 
 /// The time between two wakes of all workers, when nothing was rung for `idle`. A doorbell that was written with the value that it had
 /// when it was last polled is found by them alone; that happens to a queue that was in use a moment before.
 pub(super) fn wake_all(idle: u64) -> u64 {
-    (idle / WAKE_ALL_SHARE).clamp(WAKE_ALL, WAKE_ALL_AT_REST)
+    (idle / WAKE_ALL_DIVISOR).clamp(WAKE_ALL, WAKE_ALL_AT_REST)
 }
 
 #[cfg(test)]

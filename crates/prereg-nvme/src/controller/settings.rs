@@ -33,7 +33,7 @@ pub enum DoorbellMode {
     /// from any other, because some cannot do without.
     #[default]
     Auto,
-    /// As messages of the client: nothing runs while the guest is idle.
+    /// As messages of the client: nothing sg_list while the guest is idle.
     Trapped,
     /// Through memory that the guest writes: no message per doorbell, but the memory has to be polled. Workers poll while they are
     /// busy. While they sleep the admin thread polls for all of them, at intervals of 1/16 of the time since the last doorbell,

@@ -10,12 +10,12 @@
 //! to neighbouring blocks of a page would undo each other. That is why odd requests are copied instead of cached.
 //!
 //! Who owns whom: `storage` is the file and what it can; `shared` is what queues share; `queue` performs
-//! `requests` in `part`s, `plan` decides how, `carrier` is the thread that copies from and to memory which only the client can reach.
+//! `requests` in `part`s, `plan` decides how, `copy_thread` is the thread that copies from and to memory which only the client can reach.
 
-mod carrier;
+mod copy_thread;
+mod data_path;
 mod options;
 mod part;
-mod plan;
 mod queue;
 mod requests;
 mod shared;

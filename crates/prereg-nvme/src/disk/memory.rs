@@ -21,7 +21,7 @@ use super::{
 /// Bytes of a chunk.
 const CHUNK: usize = 64 << 10;
 /// Requests in flight at most.
-const MOST: usize = 1024;
+const MAX_IN_FLIGHT: usize = 1024;
 
 type Chunk = RwLock<Option<Box<[u8]>>>;
 
@@ -291,7 +291,7 @@ fn new_chunk() -> Option<Box<[u8]>> {
 
 impl DiskQueue for MemoryQueue {
     fn submit(&mut self, request: Request) -> Result<(), Request> {
-        if self.waiting.len() >= MOST {
+        if self.waiting.len() >= MAX_IN_FLIGHT {
             return Err(request);
         }
         self.waiting.push_back(request);

@@ -1,8 +1,8 @@
 //! Admin commands: what they ask for, and what is answered.
 //!
-//! [`Admin`] has everything that admin commands see and change but the I/O queues themselves: those are lanes'. A command that
-//! needs a lane gives an [`Order`]; whoever drives the controller has it carried out and says how that went
-//! ([`Admin::carried_out`]), which gives the answer.
+//! [`Admin`] has everything that admin commands see and change but the I/O queues themselves: those are poll_groups'. A command that
+//! needs a poll_group gives an [`QueueOp`]; whoever drives the controller has it carried out and says how that went
+//! ([`Admin::op_done`]), which gives the answer.
 
 mod data;
 mod queues;
@@ -11,21 +11,21 @@ use std::sync::Arc;
 
 use prereg::Iova;
 
+use super::async_event::{AsyncEvent, AsyncEvents};
 use super::error_log::Failure;
-use super::event::{Event, Events};
 use super::feature::Features;
-use super::identity::Identity;
+use super::identify::Identity;
 use super::log_page::Health;
 use super::memory::GuestMemory;
-use super::runs::Runs;
+use super::sg_list::SgList;
 use super::shadow::ShadowBuffers;
 use super::shared::Shared;
 use crate::spec::number::admin;
 use crate::spec::{Command, DataPointer, Status};
 
-/// What a lane has to do for a command to go on.
+/// What a poll_group has to do for a command to go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
+pub enum QueueOp {
     /// Make a completion queue.
     CreateCompletion {
         /// Its number.
@@ -69,7 +69,7 @@ pub enum Order {
         /// The command.
         cid: u16,
     },
-    /// All lanes use shadow doorbells.
+    /// All poll_groups use shadow doorbells.
     Shadow(ShadowBuffers),
     /// Everything written becomes durable.
     Flush,
@@ -77,18 +77,18 @@ pub enum Order {
 
 /// What a command came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+pub enum Outcome {
     /// The answer: result and status.
-    Answer(u32, Status),
+    Complete(u32, Status),
     /// It waits, perhaps for ever.
-    Held,
-    /// An order is to be carried out.
-    Order(Order),
+    Pending,
+    /// An op is to be carried out.
+    Op(QueueOp),
 }
 
 /// An answer to a command that waited.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Late {
+pub struct AerCompletion {
     /// The command.
     pub cid: u16,
     /// Its result.
@@ -103,14 +103,14 @@ pub struct Admin {
     shared: Arc<Shared>,
     identity: Identity,
     features: Features,
-    events: Events,
-    late: Vec<Late>,
+    events: AsyncEvents,
+    aer_completions: Vec<AerCompletion>,
     changed: Vec<u32>,
     /// By number: the completion queue of a submission queue.
     submission: Vec<Option<u16>>,
     /// By number: whether there is a completion queue.
     completion: Vec<bool>,
-    runs: Runs,
+    sg_list: SgList,
 }
 
 impl Admin {
@@ -122,12 +122,12 @@ impl Admin {
             features: Features::new(&shared),
             shared,
             identity,
-            events: Events::default(),
-            late: Vec::new(),
+            events: AsyncEvents::default(),
+            aer_completions: Vec::new(),
             changed: Vec::new(),
             submission: vec![None; queues],
             completion: vec![false; queues],
-            runs: Runs::default(),
+            sg_list: SgList::default(),
         }
     }
 
@@ -137,8 +137,8 @@ impl Admin {
         *self = Self::new(Arc::clone(&self.shared), self.identity.clone());
     }
 
-    /// Something to tell the guest; [`late`](Self::late) has the answer it goes with.
-    pub fn raise(&mut self, event: Event) {
+    /// Something to tell the guest; [`aer_completion`](Self::aer_completion) has the answer it goes with.
+    pub fn raise(&mut self, event: AsyncEvent) {
         self.events.raise(event);
     }
 
@@ -149,20 +149,20 @@ impl Admin {
             self.changed.sort_unstable();
         }
         if self.features.wants_namespaces() {
-            self.events.raise(Event::NamespaceChanged);
+            self.events.raise(AsyncEvent::NamespaceChanged);
         }
     }
 
     /// The next answer to a command that waited.
-    pub fn late(&mut self) -> Option<Late> {
-        if let Some(late) = self.late.pop() {
-            return Some(late);
+    pub fn next_aer_completion(&mut self) -> Option<AerCompletion> {
+        if let Some(aer_completion) = self.aer_completions.pop() {
+            return Some(aer_completion);
         }
         let (cid, event) = self.events.take()?;
-        Some(Late { cid, result: event.result(), status: Status::SUCCESS })
+        Some(AerCompletion { cid, result: event.result(), status: Status::SUCCESS })
     }
 
-    /// The commands that a completion queue's lane has to know.
+    /// The commands that a completion queue's poll_group has to know.
     #[must_use]
     pub fn completion_of(&self, sq: u16) -> Option<u16> {
         self.submission.get(usize::from(sq)).copied().flatten()
@@ -175,44 +175,39 @@ impl Admin {
         cc: u32,
         memory: &M,
         health: &dyn Fn() -> Health,
-    ) -> Verdict {
-        match self.judge(command, cc, memory, health) {
-            Ok(verdict) => verdict,
-            Err(status) => self.refuse(command, status),
+    ) -> Outcome {
+        match self.dispatch(command, cc, memory, health) {
+            Ok(outcome) => outcome,
+            Err(status) => self.fail(command, status),
         }
     }
 
-    /// An order of `command` was carried out, or refused.
-    pub fn carried_out(
-        &mut self,
-        command: &Command,
-        order: Order,
-        how: Result<u32, Status>,
-    ) -> (u32, Status) {
+    /// An op of `command` was carried out, or refused.
+    pub fn op_done(&mut self, command: &Command, op: QueueOp, how: Result<u32, Status>) -> (u32, Status) {
         let result = match how {
             Ok(result) => result,
             Err(status) => {
-                self.note(command, status);
+                self.log_error(command, status);
                 return (0, status);
             }
         };
-        match order {
-            Order::CreateCompletion { id, .. } => self.completion[usize::from(id)] = true,
-            Order::CreateSubmission { id, cq, .. } => self.submission[usize::from(id)] = Some(cq),
-            Order::DeleteCompletion { id } => self.completion[usize::from(id)] = false,
-            Order::DeleteSubmission { id, .. } => self.submission[usize::from(id)] = None,
-            Order::Abort { .. } | Order::Shadow(_) | Order::Flush => {}
+        match op {
+            QueueOp::CreateCompletion { id, .. } => self.completion[usize::from(id)] = true,
+            QueueOp::CreateSubmission { id, cq, .. } => self.submission[usize::from(id)] = Some(cq),
+            QueueOp::DeleteCompletion { id } => self.completion[usize::from(id)] = false,
+            QueueOp::DeleteSubmission { id, .. } => self.submission[usize::from(id)] = None,
+            QueueOp::Abort { .. } | QueueOp::Shadow(_) | QueueOp::Flush => {}
         }
         (result, Status::SUCCESS)
     }
 
-    fn refuse(&self, command: &Command, status: Status) -> Verdict {
-        self.note(command, status);
-        Verdict::Answer(0, status)
+    fn fail(&self, command: &Command, status: Status) -> Outcome {
+        self.log_error(command, status);
+        Outcome::Complete(0, status)
     }
 
-    fn note(&self, command: &Command, status: Status) {
-        self.shared.errors().note(Failure {
+    fn log_error(&self, command: &Command, status: Status) {
+        self.shared.errors().push(Failure {
             command: Some((0, command.cid())),
             status,
             nsid: command.nsid(),
@@ -220,13 +215,13 @@ impl Admin {
         });
     }
 
-    fn judge<M: GuestMemory>(
+    fn dispatch<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
         memory: &M,
         health: &dyn Fn() -> Health,
-    ) -> Result<Verdict, Status> {
+    ) -> Result<Outcome, Status> {
         let opcode = command.opcode();
         let is_known = matches!(
             opcode,
@@ -259,35 +254,35 @@ impl Admin {
             admin::SET_FEATURES => {
                 let has_queues =
                     self.completion.contains(&true) || self.submission.iter().any(Option::is_some);
-                let then = self.features.set(command, &self.shared, has_queues)?;
+                let effect = self.features.set(command, &self.shared, has_queues)?;
                 if self.features.is_temperature_outside() && self.features.wants_temperature() {
-                    self.events.raise(Event::Temperature);
+                    self.events.raise(AsyncEvent::Temperature);
                 }
-                self.follow(command, cc, memory, then)
+                self.apply_effect(command, cc, memory, effect)
             }
             admin::GET_FEATURES => {
-                let then = self.features.get(command, &self.shared)?;
-                self.follow(command, cc, memory, then)
+                let effect = self.features.get(command, &self.shared)?;
+                self.apply_effect(command, cc, memory, effect)
             }
-            admin::ASYNC_EVENT if self.events.request(command.cid()) => Ok(Verdict::Held),
+            admin::ASYNC_EVENT if self.events.request(command.cid()) => Ok(Outcome::Pending),
             admin::ASYNC_EVENT => Err(Status::ASYNC_EVENT_LIMIT),
             _ => Self::doorbell_buffer(command, cc),
         }
     }
 
-    fn abort(&mut self, command: &Command) -> Verdict {
+    fn abort(&mut self, command: &Command) -> Outcome {
         const NOT_ABORTED: u32 = 1;
         let (sq, cid) = ((command.dword(10) & 0xffff) as u16, (command.dword(10) >> 16) as u16);
         if sq == 0 {
             let found = self.events.abort(cid);
             if found {
-                self.late.push(Late { cid, result: 0, status: Status::ABORT_REQUESTED });
+                self.aer_completions.push(AerCompletion { cid, result: 0, status: Status::ABORT_REQUESTED });
             }
-            return Verdict::Answer(if found { 0 } else { NOT_ABORTED }, Status::SUCCESS);
+            return Outcome::Complete(if found { 0 } else { NOT_ABORTED }, Status::SUCCESS);
         }
         match self.completion_of(sq) {
-            Some(cq) => Verdict::Order(Order::Abort { sq, cq, cid }),
-            None => Verdict::Answer(NOT_ABORTED, Status::SUCCESS),
+            Some(cq) => Outcome::Op(QueueOp::Abort { sq, cq, cid }),
+            None => Outcome::Complete(NOT_ABORTED, Status::SUCCESS),
         }
     }
 }

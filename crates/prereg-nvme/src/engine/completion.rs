@@ -1,13 +1,13 @@
-//! A completion queue: a ring in guest memory that a lane fills and the guest empties.
+//! A completion queue: a ring in guest memory that a poll_group fills and the guest empties.
 
 use std::collections::VecDeque;
 
 use prereg::{Access, Iova};
 
-use super::board::BadDoorbell;
-use super::doorbell::{Doorbell, Rung, Word, distance};
+use super::doorbell::{Doorbell, DoorbellValue, ShadowValue, distance};
 use super::memory::{GuestGuard, GuestMemory, Unreachable};
-use super::window::Window;
+use super::queue_table::BadDoorbell;
+use super::ring_memory::RingMemory;
 use crate::spec::Completion;
 use crate::spec::number::COMPLETION_BYTES;
 
@@ -29,8 +29,8 @@ pub struct CompletionQueue<M: GuestMemory> {
     tail: u32,
     head: u32,
     phase: bool,
-    refused: Option<u32>,
-    window: Window<M>,
+    rejected: Option<u32>,
+    ring_memory: RingMemory<M>,
 }
 
 impl<M: GuestMemory> CompletionQueue<M> {
@@ -48,14 +48,14 @@ impl<M: GuestMemory> CompletionQueue<M> {
             tail: 0,
             head: 0,
             phase: true,
-            refused: None,
-            window: Window::new(iova, u64::from(entries) * COMPLETION_BYTES, Access::Write),
+            rejected: None,
+            ring_memory: RingMemory::new(iova, u64::from(entries) * COMPLETION_BYTES, Access::Write),
         }
     }
 
     /// Its memory.
-    pub fn window(&mut self) -> &mut Window<M> {
-        &mut self.window
+    pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
+        &mut self.ring_memory
     }
 
     /// Where the next entry will be put.
@@ -70,30 +70,35 @@ impl<M: GuestMemory> CompletionQueue<M> {
         self.head
     }
 
-    /// Whether the doorbell has something new: its register, and the guest's word in memory.
+    /// Whether the doorbell has something new: its register, and the guest's shadow in memory.
     #[must_use]
-    pub fn is_news(&self, register: u32, word: Word) -> bool {
-        match word {
-            Word::Absent => self.differs(register),
-            word => self.doorbell.is_news(register, word),
+    pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+        match shadow {
+            ShadowValue::Absent => self.is_new(register),
+            shadow => self.doorbell.has_changed(register, shadow),
         }
     }
 
-    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory. Returns what was
+    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's shadow in memory. Returns what was
     /// taken over.
     ///
     /// # Errors
     /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
-    pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<Option<Rung>, BadDoorbell> {
-        let Some(rung) = self.doorbell.look(register, word, self.head, self.entries, now) else {
+    pub fn update_doorbell(
+        &mut self,
+        register: u32,
+        shadow: ShadowValue,
+        now: u64,
+    ) -> Result<Option<DoorbellValue>, BadDoorbell> {
+        let Some(rung) = self.doorbell.next_value(register, shadow, self.head, self.entries, now) else {
             return Ok(None);
         };
         Ok(self.ring(rung.value())?.then_some(rung))
     }
 
-    /// Whether `head` is news: neither what it was, nor something refused before.
-    fn differs(&self, head: u32) -> bool {
-        head != self.head && self.refused != Some(head)
+    /// Whether `head` is news: neither what it was, nor something rejected before.
+    fn is_new(&self, head: u32) -> bool {
+        head != self.head && self.rejected != Some(head)
     }
 
     /// Completions that wait for room.
@@ -102,20 +107,20 @@ impl<M: GuestMemory> CompletionQueue<M> {
         self.backlog.len()
     }
 
-    /// Takes over the guest's head; false for one that was refused before.
+    /// Takes over the guest's head; false for one that was rejected before.
     ///
     /// # Errors
     /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
     fn ring(&mut self, head: u32) -> Result<bool, BadDoorbell> {
-        if !self.differs(head) {
+        if !self.is_new(head) {
             return Ok(head == self.head);
         }
-        let unread = distance(self.head, self.tail, self.entries);
-        if head >= self.entries || distance(self.head, head, self.entries) > unread {
-            self.refused = Some(head);
+        let has_unread = distance(self.head, self.tail, self.entries);
+        if head >= self.entries || distance(self.head, head, self.entries) > has_unread {
+            self.rejected = Some(head);
             return Err(BadDoorbell::Value);
         }
-        self.refused = None;
+        self.rejected = None;
         self.head = head;
         Ok(true)
     }
@@ -139,7 +144,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
             if distance(self.head, self.tail, self.entries) == self.entries - 1 {
                 break;
             }
-            let hold = self.window.reach(memory)?;
+            let hold = self.ring_memory.hold(memory)?;
             let at = u64::from(self.tail) * COMPLETION_BYTES;
             hold.write(at, &completion.front())?;
             // The phase is in the last dword; its store is a release, so the guest sees all of an entry or none.

@@ -1,8 +1,8 @@
-//! What was done, counted where it is done: each lane has counters of its own, and readers add them up.
+//! What was done, counted where it is done: each poll_group has counters of its own, and readers add them up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Buckets of a histogram: bucket `n` counts what took less than `2^n` nanoseconds and not less than half of that; the last
+/// BitBuckets of a histogram: bucket `n` counts what took less than `2^n` nanoseconds and not less than half of that; the last
 /// one has the rest.
 pub const BUCKETS: usize = 36;
 
@@ -26,7 +26,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All of them, in the order of their numbers.
+    /// All of them, in the op of their numbers.
     pub const ALL: [Self; 7] =
         [Self::Read, Self::Write, Self::Flush, Self::Zeroes, Self::Dataset, Self::Compare, Self::Other];
 
@@ -115,7 +115,7 @@ impl Counters {
     }
 
     /// So many commands are under way.
-    pub fn flying(&self, commands: u64) {
+    pub fn set_in_flight(&self, commands: u64) {
         self.in_flight.store(commands, Ordering::Relaxed);
     }
 
@@ -190,7 +190,7 @@ impl Totals {
         &self.kinds[kind as usize]
     }
 
-    /// Adds those of another lane.
+    /// Adds those of another poll_group.
     pub fn add(&mut self, other: &Self) {
         for (ours, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
             ours.commands += theirs.commands;

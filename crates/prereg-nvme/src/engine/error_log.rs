@@ -31,7 +31,7 @@ impl ErrorLog {
     const BYTES: usize = 64;
 
     /// Notes a failure.
-    pub fn note(&mut self, failure: Failure) {
+    pub fn push(&mut self, failure: Failure) {
         self.count += 1;
         if self.latest.len() == Self::ENTRIES {
             self.latest.pop_back();
@@ -73,7 +73,7 @@ mod tests {
     fn the_newest_is_first_and_the_oldest_is_forgotten() {
         let mut log = ErrorLog::default();
         for cid in 0..70 {
-            log.note(Failure { command: Some((1, cid)), status: Status::LBA_RANGE, nsid: 1, lba: 9 });
+            log.push(Failure { command: Some((1, cid)), status: Status::LBA_RANGE, nsid: 1, lba: 9 });
         }
         let page = log.page();
         assert_eq!(log.count(), 70);

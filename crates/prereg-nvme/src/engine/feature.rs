@@ -1,13 +1,13 @@
 //! Features (section 5.21.1): what the guest may set, and ask for.
 
-use super::identity::TEMPERATURE;
+use super::identify::TEMPERATURE;
 use super::shared::Shared;
 use crate::spec::number::{BROADCAST, feature};
 use crate::spec::{Command, Status};
 
 /// Bit 31 of dword 10 of Set Features: save. Nothing is saved here.
 const SAVE: u32 = 1 << 31;
-/// Bits of Asynchronous Event Configuration that mean something here: critical warnings, changed namespaces.
+/// Bits of Asynchronous AsyncEvent Configuration that mean something here: critical warnings, changed namespaces.
 const EVENTS: u32 = 0xff | EVENT_NAMESPACE;
 const EVENT_NAMESPACE: u32 = 1 << 8;
 const EVENT_TEMPERATURE: u32 = 1 << 1;
@@ -22,15 +22,15 @@ enum Select {
 
 /// Something that follows from a feature that was set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Then {
+pub enum FeatureEffect {
     /// Nothing but the result.
     Result(u32),
     /// What was written must become durable before the command ends: the write cache was turned off.
     Flush,
     /// The host identifier comes with the command: so many bytes.
-    TakeHostIdentifier(u64),
+    ReadHostIdentifier(u64),
     /// The host identifier goes with the completion: so many bytes.
-    GiveHostIdentifier(u64),
+    WriteHostIdentifier(u64),
 }
 
 /// The features of a controller.
@@ -92,8 +92,13 @@ impl Features {
     /// Set Features. `has_queues`: I/O queues exist.
     ///
     /// # Errors
-    /// The status to answer with; nothing was changed then.
-    pub fn set(&mut self, command: &Command, shared: &Shared, has_queues: bool) -> Result<Then, Status> {
+    /// The status to answer with; nothing was changed effect.
+    pub fn set(
+        &mut self,
+        command: &Command,
+        shared: &Shared,
+        has_queues: bool,
+    ) -> Result<FeatureEffect, Status> {
         let (word, value) = (command.dword(10), command.dword(11));
         if !is_known((word & 0xff) as u8) {
             return Err(Status::INVALID_FIELD);
@@ -130,7 +135,7 @@ impl Features {
                 let turned_off = shared.write_cache() && !on;
                 shared.set_write_cache(on);
                 if turned_off {
-                    return Ok(Then::Flush);
+                    return Ok(FeatureEffect::Flush);
                 }
             }
             feature::QUEUES => {
@@ -143,7 +148,7 @@ impl Features {
                 }
                 let asked = submission.max(completion) + 1;
                 self.queues = asked.min(u32::from(shared.limits.io_queues)) as u16;
-                return Ok(Then::Result(self.granted()));
+                return Ok(FeatureEffect::Result(self.granted()));
             }
             feature::COALESCING => shared.set_coalescing(value),
             feature::VECTOR => {
@@ -151,21 +156,21 @@ impl Features {
                 if vector >= shared.limits.vectors {
                     return Err(Status::INVALID_FIELD);
                 }
-                shared.set_exempt(vector, value & 1 << 16 != 0);
+                shared.set_coalescing_exempt(vector, value & 1 << 16 != 0);
             }
             feature::ATOMICITY => self.atomicity = value & 1,
             feature::ASYNC_EVENTS => self.events = value & EVENTS,
-            feature::HOST_IDENTIFIER => return Ok(Then::TakeHostIdentifier(host_bytes(value))),
+            feature::HOST_IDENTIFIER => return Ok(FeatureEffect::ReadHostIdentifier(host_bytes(value))),
             _ => return Err(Status::INVALID_FIELD),
         }
-        Ok(Then::Result(0))
+        Ok(FeatureEffect::Result(0))
     }
 
     /// Get Features.
     ///
     /// # Errors
     /// The status to answer with.
-    pub fn get(&self, command: &Command, shared: &Shared) -> Result<Then, Status> {
+    pub fn get(&self, command: &Command, shared: &Shared) -> Result<FeatureEffect, Status> {
         let (word, value) = (command.dword(10), command.dword(11));
         let id = (word & 0xff) as u8;
         let select = match word >> 8 & 7 {
@@ -179,17 +184,17 @@ impl Features {
             return Err(Status::INVALID_FIELD);
         }
         if select == Select::Capabilities {
-            return Ok(Then::Result(capabilities(id)));
+            return Ok(FeatureEffect::Result(capabilities(id)));
         }
         if id == feature::HOST_IDENTIFIER {
-            return Ok(Then::GiveHostIdentifier(host_bytes(value)));
+            return Ok(FeatureEffect::WriteHostIdentifier(host_bytes(value)));
         }
         let now = match select {
             Select::Current => self,
             _ => &Self::new(shared),
         };
         let current = select == Select::Current;
-        Ok(Then::Result(match id {
+        Ok(FeatureEffect::Result(match id {
             feature::ARBITRATION => now.arbitration,
             feature::TEMPERATURE => u32::from(*now.clone().threshold(value)?),
             feature::ERROR_RECOVERY => {
@@ -204,7 +209,7 @@ impl Features {
                 if vector >= shared.limits.vectors {
                     return Err(Status::INVALID_FIELD);
                 }
-                u32::from(vector) | u32::from(current && shared.is_exempt(vector)) << 16
+                u32::from(vector) | u32::from(current && shared.is_coalescing_exempt(vector)) << 16
             }
             feature::ATOMICITY => now.atomicity,
             feature::ASYNC_EVENTS => now.events,

@@ -1,6 +1,6 @@
 //! Log pages (section 5.14.1) other than the error log.
 
-use super::identity::TEMPERATURE;
+use super::identify::TEMPERATURE;
 use crate::spec::Page;
 use crate::spec::number::{admin, io};
 

@@ -32,7 +32,7 @@ pub trait GuestMemory {
 
     /// Whether a hold that begins now may be kept. `false` between the announcement that memory goes and its going: a hold
     /// taken in between must be given back soon, because nobody will ask for it.
-    fn settled(&self) -> bool {
+    fn may_keep_holds(&self) -> bool {
         true
     }
 }

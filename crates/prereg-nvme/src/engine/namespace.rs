@@ -79,12 +79,12 @@ pub struct Namespaces {
 
 impl Namespaces {
     /// The most namespaces a controller has here.
-    pub const MOST: usize = 256;
+    pub const MAX: usize = 256;
 
-    /// The namespaces 1, 2, ... in this order; those beyond [`MOST`](Self::MOST) are left out.
+    /// The namespaces 1, 2, ... in this op; those beyond [`MAX`](Self::MAX) are left out.
     #[must_use]
     pub fn new(mut list: Vec<Namespace>) -> Self {
-        list.truncate(Self::MOST);
+        list.truncate(Self::MAX);
         Self { list }
     }
 
@@ -100,7 +100,7 @@ impl Namespaces {
         self.list.get(nsid.checked_sub(1)? as usize)
     }
 
-    /// Their numbers above `nsid`, in order.
+    /// Their numbers above `nsid`, in op.
     pub fn above(&self, nsid: u32) -> impl Iterator<Item = u32> + '_ {
         (1..=self.count()).filter(move |one| *one > nsid)
     }

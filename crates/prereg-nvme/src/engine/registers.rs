@@ -7,13 +7,13 @@ use prereg::Iova;
 
 use crate::spec::register::{
     ACQ, AQA, ASQ, CAP, CC, CC_DEFINED, CC_ENABLE, CSTS, CSTS_FATAL, CSTS_READY, CSTS_SHUT, CSTS_SHUTDOWN,
-    CSTS_SHUTTING, INTMC, INTMS, MOST_PAGE_SHIFT, VERSION, VS, arbitration, capabilities, command_set,
+    CSTS_SHUTTING, INTMC, INTMS, MAX_PAGE_SHIFT, VERSION, VS, arbitration, capabilities, command_set,
     page_shift, shutdown,
 };
 
 /// Where the admin queues are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AdminQueues {
+pub struct AdminQueueConfig {
     /// The submission queue.
     pub submission: Iova,
     /// Its entries.
@@ -28,7 +28,7 @@ pub struct AdminQueues {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Begin to work, then say [`Registers::ready`].
-    Enable(AdminQueues),
+    Enable(AdminQueueConfig),
     /// Stop, forget everything, then say [`Registers::stopped`].
     Disable,
     /// Stop taking commands and make everything durable, then say [`Registers::shut_down`].
@@ -106,7 +106,7 @@ impl Registers {
         }
     }
 
-    /// Takes the bytes for `offset`, and says what follows, in order.
+    /// Takes the bytes for `offset`, and says what follows, in op.
     pub fn write(&mut self, offset: u64, from: &[u8], effects: &mut Vec<Effect>) {
         let mut left = from;
         let mut at = offset;
@@ -114,8 +114,8 @@ impl Registers {
             let within = (at & 3) as usize;
             let count = left.len().min(4 - within);
             let register = at & !3;
-            let stands = if matches!(register, INTMS | INTMC) { 0 } else { self.load(register) };
-            let mut word = stands.to_le_bytes();
+            let current = if matches!(register, INTMS | INTMC) { 0 } else { self.load(register) };
+            let mut word = current.to_le_bytes();
             word[within..within + count].copy_from_slice(&left[..count]);
             self.store(register, u32::from_le_bytes(word), effects);
             left = &left[count..];
@@ -229,16 +229,16 @@ impl Registers {
     }
 
     fn enable(&mut self, effects: &mut Vec<Effect>) {
-        let queues = AdminQueues {
+        let queues = AdminQueueConfig {
             submission: Iova::new(self.asq),
             submission_entries: (self.aqa & 0xfff) + 1,
             completion: Iova::new(self.acq),
             completion_entries: (self.aqa >> 16 & 0xfff) + 1,
         };
-        let page = (1u64 << page_shift(self.cc).min(MOST_PAGE_SHIFT)) - 1;
+        let page = (1u64 << page_shift(self.cc).min(MAX_PAGE_SHIFT)) - 1;
         let is_possible = command_set(self.cc) == 0
             && arbitration(self.cc) == 0
-            && page_shift(self.cc) <= MOST_PAGE_SHIFT
+            && page_shift(self.cc) <= MAX_PAGE_SHIFT
             && queues.submission_entries >= 2
             && queues.completion_entries >= 2
             && (self.asq | self.acq) & page == 0;
@@ -254,7 +254,7 @@ impl Registers {
 
 #[cfg(test)]
 mod tests {
-    use super::{AdminQueues, Effect, Registers};
+    use super::{AdminQueueConfig, Effect, Registers};
     use crate::spec::register::{ACQ, AQA, ASQ, CAP, CC, CSTS, INTMC, INTMS, VS};
     use prereg::Iova;
 
@@ -287,7 +287,7 @@ mod tests {
     fn enabling_gives_the_queues_that_were_set() {
         let mut registers = with_queues();
         let effects = write(&mut registers, CC, LINUX);
-        let queues = AdminQueues {
+        let queues = AdminQueueConfig {
             submission: Iova::new(0x1_2345_6000),
             submission_entries: 64,
             completion: Iova::new(0x7000),

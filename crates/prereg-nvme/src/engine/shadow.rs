@@ -5,9 +5,9 @@ use std::sync::atomic::{Ordering, fence};
 
 use prereg::{Access, Iova};
 
-use super::doorbell::Word;
+use super::doorbell::ShadowValue;
 use super::memory::{GuestGuard, GuestMemory, Unreachable};
-use super::window::Window;
+use super::ring_memory::RingMemory;
 
 /// The two buffers of Doorbell Buffer Config.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,20 +20,20 @@ pub struct ShadowBuffers {
     pub bytes: u64,
 }
 
-/// A lane's view of them.
+/// A poll_group's view of them.
 #[derive(Debug)]
 pub struct Shadow<M: GuestMemory> {
-    doorbells: Window<M>,
-    events: Window<M>,
+    doorbells: RingMemory<M>,
+    events: RingMemory<M>,
 }
 
 /// Nanoseconds until a word whose memory is away is looked at again: nothing tells when memory returns.
-const AWAY: u64 = 10_000_000;
+const RETRY_TIME: u64 = 10_000_000;
 
 /// When to look again at `now` for a guest's `word`, if nothing tells of it.
 #[must_use]
-pub fn look_again(word: Word, now: u64) -> Option<u64> {
-    (word == Word::Away).then(|| now.saturating_add(AWAY))
+pub fn retry_at(shadow: ShadowValue, now: u64) -> Option<u64> {
+    (shadow == ShadowValue::Unreachable).then(|| now.saturating_add(RETRY_TIME))
 }
 
 impl<M: GuestMemory> Shadow<M> {
@@ -41,8 +41,8 @@ impl<M: GuestMemory> Shadow<M> {
     #[must_use]
     pub fn new(buffers: ShadowBuffers) -> Self {
         Self {
-            doorbells: Window::new(buffers.doorbells, buffers.bytes, Access::ReadWrite),
-            events: Window::new(buffers.events, buffers.bytes, Access::ReadWrite),
+            doorbells: RingMemory::new(buffers.doorbells, buffers.bytes, Access::ReadWrite),
+            events: RingMemory::new(buffers.events, buffers.bytes, Access::ReadWrite),
         }
     }
 
@@ -51,16 +51,16 @@ impl<M: GuestMemory> Shadow<M> {
     /// # Errors
     /// [`Unreachable`].
     pub fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
-        self.doorbells.reach(memory)?.load_u32(at as u64 * 4)
+        self.doorbells.hold(memory)?.load_u32(at as u64 * 4)
     }
 
     /// Begins doorbell `at` with `value`, which is where the queue is.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn begin(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
-        self.doorbells.reach(memory)?.store_u32(at as u64 * 4, value)?;
-        self.events.reach(memory)?.store_u32(at as u64 * 4, value)
+    pub fn init(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
+        self.doorbells.hold(memory)?.store_u32(at as u64 * 4, value)?;
+        self.events.hold(memory)?.store_u32(at as u64 * 4, value)
     }
 
     /// Asks the guest to ring when it passes `value`, and gives what it wrote so far: from here on either it rings or this
@@ -68,31 +68,33 @@ impl<M: GuestMemory> Shadow<M> {
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn ask(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
-        self.events.reach(memory)?.store_u32(at as u64 * 4, value)?;
+    pub fn arm(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
+        self.events.hold(memory)?.store_u32(at as u64 * 4, value)?;
         // The guest writes its value, fences, and reads ours; we do the same the other way round.
         fence(Ordering::SeqCst);
         self.load(memory, at)
     }
 
     /// The guest's word for doorbell `at`, if there are buffers and they can be reached.
-    pub fn word(buffers: &mut Option<Self>, memory: &M, at: usize) -> Word {
-        match buffers {
-            None => Word::Absent,
-            Some(shadow) => shadow.load(memory, at).map_or(Word::Away, Word::Says),
+    pub fn value(shadow: &mut Option<Self>, memory: &M, at: usize) -> ShadowValue {
+        match shadow {
+            None => ShadowValue::Absent,
+            Some(shadow) => shadow.load(memory, at).map_or(ShadowValue::Unreachable, ShadowValue::Known),
         }
     }
 
     /// As [`word`](Self::word), after asking the guest to ring when it passes `value`.
-    pub fn word_from(buffers: &mut Option<Self>, memory: &M, at: usize, value: u32) -> Word {
-        match buffers {
-            None => Word::Absent,
-            Some(shadow) => shadow.ask(memory, at, value).map_or(Word::Away, Word::Says),
+    pub fn armed_value(shadow: &mut Option<Self>, memory: &M, at: usize, value: u32) -> ShadowValue {
+        match shadow {
+            None => ShadowValue::Absent,
+            Some(shadow) => {
+                shadow.arm(memory, at, value).map_or(ShadowValue::Unreachable, ShadowValue::Known)
+            }
         }
     }
 
     /// Both windows.
-    pub fn windows(&mut self) -> [&mut Window<M>; 2] {
+    pub fn buffers(&mut self) -> [&mut RingMemory<M>; 2] {
         [&mut self.doorbells, &mut self.events]
     }
 }

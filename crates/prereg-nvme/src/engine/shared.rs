@@ -1,11 +1,11 @@
-//! What the admin queue sets and all lanes go by.
+//! What the admin queue sets and all poll_groups go by.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::board::Board;
 use super::error_log::ErrorLog;
 use super::namespace::Namespaces;
+use super::queue_table::QueueTable;
 
 /// What a controller can do at most.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,12 +23,12 @@ pub struct Limits {
 impl Limits {
     /// The largest transfer in bytes.
     #[must_use]
-    pub const fn most_bytes(&self) -> u64 {
+    pub const fn max_transfer_bytes(&self) -> u64 {
         4096 << self.transfer_shift
     }
 }
 
-/// What lanes share.
+/// What poll_groups share.
 #[derive(Debug)]
 pub struct Shared {
     /// What there is at most.
@@ -36,7 +36,7 @@ pub struct Shared {
     /// The namespaces.
     pub namespaces: Namespaces,
     /// The doorbells.
-    pub board: Board,
+    pub queue_table: QueueTable,
     write_cache: AtomicBool,
     coalescing: AtomicU32,
     exempt: Box<[AtomicBool]>,
@@ -46,11 +46,11 @@ pub struct Shared {
 impl Shared {
     /// As after a reset.
     #[must_use]
-    pub fn new(limits: Limits, namespaces: Namespaces, board: Board) -> Self {
+    pub fn new(limits: Limits, namespaces: Namespaces, queue_table: QueueTable) -> Self {
         Self {
             limits,
             namespaces,
-            board,
+            queue_table,
             write_cache: AtomicBool::new(true),
             coalescing: AtomicU32::new(0),
             exempt: (0..limits.vectors).map(|_| AtomicBool::new(false)).collect(),
@@ -85,12 +85,12 @@ impl Shared {
 
     /// Whether `vector` is left out of it.
     #[must_use]
-    pub fn is_exempt(&self, vector: u16) -> bool {
+    pub fn is_coalescing_exempt(&self, vector: u16) -> bool {
         self.exempt.get(usize::from(vector)).is_none_or(|exempt| exempt.load(Ordering::Relaxed))
     }
 
     /// Says so.
-    pub fn set_exempt(&self, vector: u16, exempt: bool) {
+    pub fn set_coalescing_exempt(&self, vector: u16, exempt: bool) {
         if let Some(place) = self.exempt.get(usize::from(vector)) {
             place.store(exempt, Ordering::Relaxed);
         }
@@ -98,10 +98,10 @@ impl Shared {
 
     /// How long and for how many entries interrupts of `vector` are held back; `None` when they are not.
     #[must_use]
-    pub fn patience(&self, vector: u16) -> Option<(u64, u32)> {
+    pub fn coalescing_limits(&self, vector: u16) -> Option<(u64, u32)> {
         let value = self.coalescing();
         let (threshold, time) = (value & 0xff, value >> 8 & 0xff);
-        if time == 0 || self.is_exempt(vector) {
+        if time == 0 || self.is_coalescing_exempt(vector) {
             return None;
         }
         Some((u64::from(time) * 100_000, threshold + 1))
@@ -118,7 +118,7 @@ impl Shared {
         self.set_write_cache(true);
         self.set_coalescing(0);
         for vector in 0..self.limits.vectors {
-            self.set_exempt(vector, false);
+            self.set_coalescing_exempt(vector, false);
         }
     }
 }

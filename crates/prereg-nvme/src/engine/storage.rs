@@ -1,4 +1,4 @@
-//! The port to the disks, as one lane uses them.
+//! The port to the disks, as one poll_group uses them.
 
 use crate::disk::{DiskFault, Done, Operation};
 use crate::spec::Status;
@@ -14,7 +14,7 @@ pub struct Work<H> {
     pub tag: u64,
     /// What to do.
     pub operation: Operation,
-    /// Guest memory, in order.
+    /// Guest memory, in op.
     pub data: Vec<Span<H>>,
 }
 
@@ -32,7 +32,7 @@ pub struct Span<H> {
 #[error("the queue of a disk broke")]
 pub struct Broken;
 
-/// A lane's way to all disks.
+/// A poll_group's way to all disks.
 pub trait Storage<H> {
     /// Takes work.
     ///

@@ -1,11 +1,11 @@
-//! A submission queue: a ring in guest memory that the guest fills and a lane empties.
+//! A submission queue: a ring in guest memory that the guest fills and a poll_group empties.
 
 use prereg::{Access, Iova};
 
-use super::board::BadDoorbell;
-use super::doorbell::{Doorbell, Word, distance};
+use super::doorbell::{Doorbell, ShadowValue, distance};
 use super::memory::{GuestGuard, GuestMemory, Unreachable};
-use super::window::Window;
+use super::queue_table::BadDoorbell;
+use super::ring_memory::RingMemory;
 use crate::spec::Command;
 use crate::spec::number::SUBMISSION_BYTES;
 
@@ -20,7 +20,7 @@ pub struct SubmissionQueue<M: GuestMemory> {
     /// The completion queue that its commands are answered in.
     pub cq: u16,
     /// Commands taken and not answered yet.
-    pub flying: u32,
+    pub in_flight: u32,
     /// How its tail is rung.
     pub doorbell: Doorbell,
     /// Being deleted: nothing more is taken.
@@ -28,32 +28,32 @@ pub struct SubmissionQueue<M: GuestMemory> {
     entries: u32,
     head: u32,
     tail: u32,
-    refused: Option<u32>,
-    window: Window<M>,
+    rejected: Option<u32>,
+    ring_memory: RingMemory<M>,
 }
 
 impl<M: GuestMemory> SubmissionQueue<M> {
     /// An empty ring of `entries`, at least 2, at `iova`.
     #[must_use]
     pub fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
-        let window = Window::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
+        let ring_memory = RingMemory::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
         Self {
             id,
             cq,
-            flying: 0,
+            in_flight: 0,
             doorbell: Doorbell::default(),
             closing: false,
             entries,
             head: 0,
             tail: 0,
-            refused: None,
-            window,
+            rejected: None,
+            ring_memory,
         }
     }
 
     /// Its memory.
-    pub fn window(&mut self) -> &mut Window<M> {
-        &mut self.window
+    pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
+        &mut self.ring_memory
     }
 
     /// How far it was read.
@@ -68,29 +68,34 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         self.tail
     }
 
-    /// Whether the doorbell has something new: its register, and the guest's word in memory.
+    /// Whether the doorbell has something new: its register, and the guest's shadow in memory.
     #[must_use]
-    pub fn is_news(&self, register: u32, word: Word) -> bool {
-        match word {
-            Word::Absent => self.differs(register),
-            word => self.doorbell.is_news(register, word),
+    pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+        match shadow {
+            ShadowValue::Absent => self.is_new(register),
+            shadow => self.doorbell.has_changed(register, shadow),
         }
     }
 
-    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory.
+    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's shadow in memory.
     ///
     /// # Errors
     /// [`BadDoorbell`] for a tail that cannot be, once for each; the queue stays as it was.
-    pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<(), BadDoorbell> {
-        match self.doorbell.look(register, word, self.tail, self.entries, now) {
+    pub fn update_doorbell(
+        &mut self,
+        register: u32,
+        shadow: ShadowValue,
+        now: u64,
+    ) -> Result<(), BadDoorbell> {
+        match self.doorbell.next_value(register, shadow, self.tail, self.entries, now) {
             Some(rung) => self.ring(rung.value()),
             None => Ok(()),
         }
     }
 
-    /// Whether `tail` is news: neither what it was, nor something refused before.
-    fn differs(&self, tail: u32) -> bool {
-        tail != self.tail && self.refused != Some(tail)
+    /// Whether `tail` is news: neither what it was, nor something rejected before.
+    fn is_new(&self, tail: u32) -> bool {
+        tail != self.tail && self.rejected != Some(tail)
     }
 
     /// Commands that wait.
@@ -104,16 +109,16 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     /// # Errors
     /// [`BadDoorbell`] for one that is no tail this queue can have, once for each; the queue stays as it was.
     fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
-        if !self.differs(tail) {
+        if !self.is_new(tail) {
             return Ok(());
         }
         // A tail that went back says, in a ring, that more was added than there is room for.
         let room = self.entries - 1 - self.waiting();
         if tail >= self.entries || distance(self.tail, tail, self.entries) > room {
-            self.refused = Some(tail);
+            self.rejected = Some(tail);
             return Err(BadDoorbell::Value);
         }
-        self.refused = None;
+        self.rejected = None;
         self.tail = tail;
         Ok(())
     }
@@ -130,7 +135,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         }
         let mut bytes = [0u8; FETCH * SUBMISSION_BYTES as usize];
         let bytes = &mut bytes[..count * SUBMISSION_BYTES as usize];
-        self.window.reach(memory)?.read(u64::from(self.head) * SUBMISSION_BYTES, bytes)?;
+        self.ring_memory.hold(memory)?.read(u64::from(self.head) * SUBMISSION_BYTES, bytes)?;
         for raw in bytes.chunks_exact(SUBMISSION_BYTES as usize) {
             let mut entry = [0; SUBMISSION_BYTES as usize];
             entry.copy_from_slice(raw);

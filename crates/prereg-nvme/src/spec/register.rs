@@ -82,9 +82,9 @@ pub const CC_DEFINED: u32 = 0x00ff_fff1;
 pub const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
     const CONTIGUOUS: u64 = 1 << 16;
     const NVM_COMMANDS: u64 = 1 << 37;
-    const LARGEST_PAGE: u64 = ((MOST_PAGE_SHIFT - 12) as u64) << 52;
+    const LARGEST_PAGE: u64 = ((MAX_PAGE_SHIFT - 12) as u64) << 52;
     (entries - 1) as u64 | CONTIGUOUS | (half_seconds as u64) << 24 | NVM_COMMANDS | LARGEST_PAGE
 }
 
 /// The largest memory page: 64 KiB.
-pub const MOST_PAGE_SHIFT: u32 = 16;
+pub const MAX_PAGE_SHIFT: u32 = 16;

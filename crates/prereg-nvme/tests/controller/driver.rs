@@ -7,7 +7,7 @@ use prereg_linux::{GuestMemory, SharedFile, SharedMemory};
 use prereg_nvme::spec::{Completion, Status};
 use prereg_vfio_user::client::Client;
 
-use crate::bed::{Bed, until};
+use crate::fixture::{Fixture, until};
 
 /// Memory of the guest, from address 0 on.
 /// Little enough that two guests are within an ordinary user's limit of locked memory.
@@ -87,8 +87,8 @@ pub(crate) const FLUSH: [u32; 16] = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0
 
 impl Driver {
     /// Connected, with its memory mapped; bus master.
-    pub(crate) fn connect(bed: &Bed) -> Self {
-        let mut driver = Self::over(bed.client(), GuestMemory::memfd("guest", RAM).unwrap());
+    pub(crate) fn connect(fixture: &Fixture) -> Self {
+        let mut driver = Self::over(fixture.client(), GuestMemory::memfd("guest", RAM).unwrap());
         driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
         driver
     }
@@ -101,8 +101,8 @@ impl Driver {
     }
 
     /// Enabled, with `pairs` of I/O queues.
-    pub(crate) fn ready(bed: &Bed, pairs: u16) -> Self {
-        let mut driver = Self::connect(bed);
+    pub(crate) fn ready(fixture: &Fixture, pairs: u16) -> Self {
+        let mut driver = Self::connect(fixture);
         driver.enable();
         for id in 1..=pairs {
             driver.create_pair(id);

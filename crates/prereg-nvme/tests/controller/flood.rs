@@ -11,8 +11,8 @@ use prereg_vfio_user::wire::{
     Command, Header, IrqAction, IrqSelection, MapMemory, RegionAccess, SetIrqs, UnmapMemory,
 };
 
-use crate::bed::{Bed, settings};
 use crate::driver::{Driver, FLUSH, LINUX};
+use crate::fixture::{Fixture, settings};
 use prereg_nvme::spec::Status;
 
 /// Messages of a kind; a build without optimizations does a million of all kinds in the time of the other tests.
@@ -82,11 +82,11 @@ fn kinds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
 
 #[test]
 fn a_flood_of_any_kind_is_not_piled_up_and_the_next_client_is_served() {
-    let Some(bed) = Bed::new(settings()) else { return };
+    let Some(fixture) = Fixture::new(settings()) else { return };
     // What a session takes in any case, and what the allocator keeps of it.
-    drop(Driver::ready(&bed, 1));
+    drop(Driver::ready(&fixture, 1));
     for (kind, messages) in kinds() {
-        let mut driver = Driver::ready(&bed, 1);
+        let mut driver = Driver::ready(&fixture, 1);
         let told = Eventfd::new().unwrap();
         driver.client.set_eventfds(2, 0, &[told.as_fd()]).unwrap();
         let before = resident();
@@ -97,11 +97,11 @@ fn a_flood_of_any_kind_is_not_piled_up_and_the_next_client_is_served() {
         let grown = resident().saturating_sub(before);
         assert!(grown < BOUND, "{kind}: {grown} bytes more");
         drop(driver);
-        let mut next = Driver::ready(&bed, 1);
+        let mut next = Driver::ready(&fixture, 1);
         assert_eq!(next.io(FLUSH), Status::SUCCESS, "after {kind}");
     }
     // Nor is the end held up by what was asked and not done.
-    let mut last = Client::connect(&bed.path).unwrap();
+    let mut last = Client::connect(&fixture.path).unwrap();
     last.send_raw(&write(0, 0x14, &LINUX.to_le_bytes()).repeat(1000), &[]).unwrap();
-    drop(bed);
+    drop(fixture);
 }

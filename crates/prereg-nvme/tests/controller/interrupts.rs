@@ -10,8 +10,8 @@ use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::wire::{IrqAction, IrqSelection, SetIrqs};
 
-use crate::bed::{Bed, settings, until};
 use crate::driver::{DATA, Driver, ENTRIES, FLUSH, command, transfer, with_prp};
+use crate::fixture::{Fixture, settings, until};
 
 const INTX: u32 = 0;
 const MSI: u32 = 1;
@@ -29,8 +29,8 @@ fn tell(driver: &mut Driver, kind: u32, count: usize) -> Vec<Eventfd> {
 #[test]
 fn each_completion_queue_has_its_message() {
     for kind in [MSIX, MSI] {
-        let Some(bed) = Bed::new(settings()) else { return };
-        let mut driver = Driver::connect(&bed);
+        let Some(fixture) = Fixture::new(settings()) else { return };
+        let mut driver = Driver::connect(&fixture);
         let eventfds = tell(&mut driver, kind, 5);
         driver.enable();
         for id in 1..=4 {
@@ -51,8 +51,8 @@ fn each_completion_queue_has_its_message() {
 
 #[test]
 fn a_message_that_nobody_was_there_for_comes_later() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let eventfds = tell(&mut driver, MSIX, 2);
     driver.enable();
     driver.create_pair(1);
@@ -73,8 +73,8 @@ fn kinds_can_be_left_out() {
     {
         let mut settings = settings();
         settings.interrupts = InterruptKinds { intx, msi, msix };
-        let Some(bed) = Bed::new(settings) else { return };
-        let mut driver = Driver::connect(&bed);
+        let Some(fixture) = Fixture::new(settings) else { return };
+        let mut driver = Driver::connect(&fixture);
         let counts = [INTX, MSI, MSIX].map(|kind| driver.client.irq_info(kind).unwrap().count);
         assert_eq!(counts, [u32::from(intx), if msi { 8 } else { 0 }, if msix { 5 } else { 0 }]);
         let mut pin = [0];
@@ -97,8 +97,8 @@ pub(crate) fn unmask(driver: &mut Driver) {
 
 #[test]
 fn the_pin_is_up_until_heads_catch_up() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let pin = tell(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
@@ -142,8 +142,8 @@ fn the_pin_is_up_until_heads_catch_up() {
 
 #[test]
 fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let pin = tell(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
@@ -182,8 +182,8 @@ fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
 fn mapped_doorbells_are_heard() {
     let mut settings = settings();
     settings.doorbells = DoorbellMode::Mapped;
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     driver.map_doorbells();
     driver.enable();
     driver.create_pair(1);
@@ -196,7 +196,7 @@ fn mapped_doorbells_are_heard() {
         assert_eq!(driver.run(queue, transfer(2, 1, round * 8, 8, DATA, 0)).status, Status::SUCCESS);
         assert!(driver.get(DATA, 4096) == data);
     }
-    assert_eq!(bed.model.snapshot()[0].doorbells, 0, "none came as a message");
+    assert_eq!(fixture.model.snapshot()[0].doorbells, 0, "none came as a message");
     driver.ring_raw(2, 0xffff_ffff);
     driver.ring_raw(9, 77);
     let cid = driver.put(0, command(0x0c, 0, &[]));
@@ -214,8 +214,8 @@ fn mapped_doorbells_are_heard() {
 #[test]
 fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
     const SHADOW: u64 = 0x7_0000;
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     let config = with_prp(command(0x7c, 0, &[]), SHADOW, SHADOW + 0x1000);
     assert_eq!(driver.admin(config).status, Status::SUCCESS);
     for round in 0..3 * ENTRIES {
@@ -230,8 +230,8 @@ fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
 fn shadow_doorbells_need_a_ring_only_when_it_was_asked_for() {
     const SHADOW: u64 = 0x7_0000;
     const EVENTS: u64 = 0x7_1000;
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     assert_eq!(driver.admin(with_prp(command(0x7c, 0, &[]), SHADOW, EVENTS)).status, Status::SUCCESS);
     let word = |driver: &Driver, at: u64| {
         let bytes = driver.get(at, 4);

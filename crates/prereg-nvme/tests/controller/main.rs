@@ -1,8 +1,8 @@
 //! The controller behind a real server: a client over a socket with real memory, driving it as an operating system's driver
 //! does.
 
-mod bed;
 mod driver;
+mod fixture;
 mod flood;
 mod interrupts;
 mod lifecycle;

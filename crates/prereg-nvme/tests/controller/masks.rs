@@ -10,8 +10,8 @@ use prereg_nvme::controller::InterruptKinds;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::Eventfd;
 
-use crate::bed::{Bed, pins, settings, until};
 use crate::driver::{DATA, Driver, FLUSH, LINUX, command, transfer};
+use crate::fixture::{Fixture, pins, settings, until};
 use crate::interrupts::unmask;
 use crate::staged::StagedDisk;
 
@@ -69,8 +69,8 @@ fn until_pending(driver: &mut Driver, bits: u64) {
 
 #[test]
 fn msix_obeys_its_table_the_function_and_the_enable_bit() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
@@ -120,8 +120,8 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
 fn msi_obeys_its_masks() {
     let mut settings = settings();
     settings.interrupts.msix = false;
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSI, 1);
     driver.enable();
     driver.create_pair(1);
@@ -142,8 +142,8 @@ fn msi_obeys_its_masks() {
 
 #[test]
 fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     driver.enable();
     driver.create_pair_with(1, 0);
     let command = |driver: &mut Driver, value: u16| {
@@ -168,8 +168,8 @@ fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
 
 #[test]
 fn a_device_that_may_not_master_the_bus_waits() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
@@ -196,8 +196,10 @@ fn a_device_that_may_not_master_the_bus_waits() {
 fn a_device_that_may_not_master_the_bus_ends_what_it_began_and_shuts_down() {
     let disk = StagedDisk::new();
     let stage = disk.stage();
-    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![Arc::new(disk)])) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = pins().and_then(|pins| Fixture::with(settings(), pins, vec![Arc::new(disk)])) else {
+        return;
+    };
+    let mut driver = Driver::connect(&fixture);
     for is_reading in [false, true] {
         driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
         driver.enable();
@@ -217,15 +219,15 @@ fn a_device_that_may_not_master_the_bus_ends_what_it_began_and_shuts_down() {
         assert_eq!(driver.read_u32(0x1c), 0);
     }
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
     let mut settings = settings();
     settings.interrupts = InterruptKinds { intx: true, msi: false, msix: false };
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, INTX, 0);
     for round in 0..4000 {
         driver.enable();
@@ -253,8 +255,8 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
 
 #[test]
 fn a_device_without_memory_space_answers_nothing() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let version = 0x0001_0400;
     assert_eq!(driver.read_u32(8), version);
     driver.client.region_write(CONFIG, 4, &[4, 0]).unwrap();

@@ -5,15 +5,15 @@ use prereg_linux::GuestMemory;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::OwnMemory;
 
-use crate::bed::{Bed, settings, until};
 use crate::driver::{
     DATA, Driver, FLUSH, LINUX, RAM, command, completion_at, submission_at, transfer, with_prp,
 };
+use crate::fixture::{Fixture, settings, until};
 
 #[test]
 fn queues_at_bad_addresses_are_refused() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     for (submission, completion) in
         [(RAM, completion_at(0)), (submission_at(0), RAM), (!0xfff, 0), (RAM - 0x1000, !0xfff)]
     {
@@ -38,13 +38,13 @@ fn queues_at_bad_addresses_are_refused() {
     let sq = with_prp(command(1, 0, &[(10, 63 << 16 | 1), (11, 1 << 16 | 1)]), RAM - 0x800, 0);
     assert_eq!(driver.admin(sq).status, Status::PRP_OFFSET);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_with_queues_can_be_unmapped_and_mapped_again() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     for round in 0..20 {
         assert_eq!(driver.run(1 + round % 2, FLUSH).status, Status::SUCCESS);
         // Answered at once although queues are held: they are given back.
@@ -65,13 +65,13 @@ fn memory_with_queues_can_be_unmapped_and_mapped_again() {
         assert!(matches!(status, Status::SUCCESS | Status::DATA_TRANSFER), "{status}");
     }
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_returns() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     // The second queue in memory of its own.
     let apart = GuestMemory::memfd("apart", 0x10_0000).unwrap();
     let place = Iova::new(1 << 32);
@@ -106,13 +106,13 @@ fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_return
     driver.create_pair(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_without_a_descriptor_is_reached_by_messages() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let remote = Iova::new(1 << 40);
     let data: Vec<u8> = (0..0x8000u32).map(|at| (at / 7) as u8).collect();
     driver.client.serve_from(OwnMemory::new(remote, data.clone()));
@@ -142,13 +142,13 @@ fn memory_without_a_descriptor_is_reached_by_messages() {
     driver.put_u64(DATA + 8, remote.raw() + 0x4000);
     assert_eq!(answer(&mut driver, transfer(1, 1, 0, 24, remote.raw() + 0x2000, DATA)), Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_that_the_device_may_not_write_is_not_written() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let apart = GuestMemory::memfd("apart", 0x1000).unwrap();
     let place = Iova::new(1 << 32);
     driver.client.dma_map(place, 0x1000, Access::Read, apart.descriptor().map(|memory| (memory, 0))).unwrap();
@@ -160,8 +160,8 @@ fn memory_that_the_device_may_not_write_is_not_written() {
 
 #[test]
 fn doorbell_nonsense_harms_nobody() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     let mut state = 1u32;
     for _ in 0..2000 {
         state ^= state << 13;
@@ -180,5 +180,5 @@ fn doorbell_nonsense_harms_nobody() {
     assert_eq!(driver.run(2, FLUSH).status, Status::SUCCESS);
     assert_eq!(driver.run(1, FLUSH).status, Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }

@@ -14,8 +14,8 @@ use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::{Client, ClientError};
 use prereg_vfio_user::wire::{Command, Header, RegionInfo, UnmapMemory};
 
-use crate::bed::{Bed, settings};
 use crate::driver::{DATA, Driver, FLUSH, transfer};
+use crate::fixture::{Fixture, settings};
 
 const RAM: u64 = 4 << 20;
 
@@ -27,8 +27,8 @@ fn memory() -> GuestMemory {
     })
 }
 
-fn connect(bed: &Bed) -> Client {
-    let mut client = Client::over(UnixStream::connect(&bed.path).unwrap());
+fn connect(fixture: &Fixture) -> Client {
+    let mut client = Client::over(UnixStream::connect(&fixture.path).unwrap());
     let capabilities = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1048576}}"#;
     client.version(0, 1, capabilities).unwrap();
     client
@@ -51,8 +51,8 @@ fn bar(client: &mut Client) -> RegionInfo {
     RegionInfo::read(&request(client, Command::DEVICE_GET_REGION_INFO, &body)).unwrap()
 }
 
-fn drives(bed: &Bed) -> Driver {
-    let mut client = connect(bed);
+fn drives(fixture: &Fixture) -> Driver {
+    let mut client = connect(fixture);
     let mut info = vec![0; 0xff0];
     info[..4].copy_from_slice(&0xff0u32.to_ne_bytes());
     request(&mut client, Command::DEVICE_GET_INFO, &info);
@@ -72,9 +72,9 @@ fn drives(bed: &Bed) -> Driver {
 
 #[test]
 fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
-    let Some(bed) = Bed::new(settings()) else { return };
+    let Some(fixture) = Fixture::new(settings()) else { return };
     for round in 0..10 {
-        let mut driver = drives(&bed);
+        let mut driver = drives(&fixture);
         let data = driver.fill(DATA, 4096, round);
         assert_eq!(driver.io(transfer(1, 1, round * 8, 8, DATA, 0)), Status::SUCCESS);
         driver.ram.write(DATA, &[0; 4096]).unwrap();
@@ -103,16 +103,16 @@ fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
         assert!(!driver.client.receive_raw().unwrap().0.is_error());
     }
     for _ in 0..20 {
-        drop(connect(&bed));
+        drop(connect(&fixture));
     }
-    assert!(!bed.server.snapshot().disconnects.contains_key("turned-away"));
+    assert!(!fixture.server.snapshot().disconnects.contains_key("turned-away"));
 }
 
 #[test]
 fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
     let mappable = |settings: NvmeSettings, posts: bool| {
-        let bed = Bed::new(settings)?;
-        let mut client = if posts { bed.client() } else { connect(&bed) };
+        let fixture = Fixture::new(settings)?;
+        let mut client = if posts { fixture.client() } else { connect(&fixture) };
         Some(bar(&mut client).flags & RegionInfo::MMAP != 0)
     };
     for (mode, posts, mapped) in [
@@ -130,8 +130,8 @@ fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
 
 #[test]
 fn a_doorbell_is_heard_after_any_rest() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = drives(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = drives(&fixture);
     // From naps of the worker's own to those of the clerk for all.
     for rest in [0, 1, 5, 15, 25, 60, 150, 300] {
         std::thread::sleep(std::time::Duration::from_millis(rest));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use prereg_nvme::disk::{Changed, Disk, DiskCounters, DiskError, DiskQueue, Done, MemoryDisk, Request, Wait};
 
-use crate::bed::DISK;
+use crate::fixture::DISK;
 
 /// A disk in memory as the test stages it. All orderings are SeqCst: nothing of this is measured.
 pub(crate) struct StagedDisk {

@@ -23,21 +23,21 @@ pub(crate) struct Guest {
     space: DmaSpace,
 }
 
-/// The client's own memory, which it moves when asked, unless it is told to dawdle.
+/// The client's own memory, which it moves when asked, unless it is told to delay.
 pub(crate) struct Client {
     memory: Mutex<Vec<u8>>,
     dawdling: Mutex<bool>,
     goes_on: Condvar,
 }
 
-struct Nobody;
+struct NoopDrain;
 
-impl OnDrained for Nobody {
+impl OnDrained for NoopDrain {
     fn on_drained(&self) {}
 }
 
 impl Client {
-    pub(crate) fn dawdle(&self, yes: bool) {
+    pub(crate) fn delay(&self, yes: bool) {
         *self.dawdling.lock().unwrap_or_else(PoisonError::into_inner) = yes;
         self.goes_on.notify_all();
     }
@@ -92,7 +92,7 @@ impl Guest {
         });
         let remote: Arc<dyn Remote> = Arc::<Client>::clone(&client);
         let limits = IovaLimits::default();
-        let space = DmaSpace::new(&store, remote, Arc::new(Nobody), limits, Holder::default()).unwrap();
+        let space = DmaSpace::new(&store, remote, Arc::new(NoopDrain), limits, Holder::default()).unwrap();
         let ram = GuestMemory::memfd("guest", bytes).unwrap();
         let descriptor = ram.descriptor().unwrap().try_clone_to_owned().unwrap();
         if let Err(error) = space.map(Iova::new(0), bytes, Access::ReadWrite, Some((descriptor, 0))) {

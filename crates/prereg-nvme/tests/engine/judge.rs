@@ -107,7 +107,7 @@ pub(crate) fn judge(script: &[u8]) {
         machine.step();
     }
     assert_eq!(machine.read_u32(0x1c) & 1, 0, "it stops");
-    assert_eq!((machine.lane.flying(), machine.ram.holds()), (0, 0), "nothing is under way");
+    assert_eq!((machine.poll_group.in_flight(), machine.ram.holds()), (0, 0), "nothing is under way");
     assert!(machine.disks.inner().images[1].iter().all(|byte| *byte == 0x77), "write protected");
     // And it can be begun again.
     guest.begin(&mut machine);
@@ -160,8 +160,8 @@ fn follow(script: &mut Script<'_>, machine: &mut Machine, guest: &mut Guest) -> 
             let settled = script.byte()?;
             machine.ram.settle(settled % 2 == 0);
             let (at, bytes) = (Iova::new(script.address()?), u64::from(settled) * 0x400);
-            machine.lane.give_back_in(at, bytes);
-            machine.desk.give_back_in(at, bytes);
+            machine.poll_group.release_in(at, bytes);
+            machine.admin_queue.release_in(at, bytes);
         }
         10 => machine.pass(u64::from(script.byte()?) << 24),
         11 => {

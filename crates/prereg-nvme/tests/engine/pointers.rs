@@ -107,7 +107,7 @@ fn every_length_and_offset_of_prps_lands_where_it_should() {
         let seen = gathered(&guest, first, &pages, bytes);
         assert_eq!(guest.io(transfer(WRITE, 1, 4000, blocks as u32, first, second)), Status::SUCCESS);
         assert!(guest.machine.disks.inner().images[0][4000 * 512..][..bytes as usize] == seen);
-        assert_eq!(guest.machine.lane.flying(), 0);
+        assert_eq!(guest.machine.poll_group.in_flight(), 0);
     }
 }
 

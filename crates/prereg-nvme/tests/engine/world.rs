@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 use prereg::{Access, Iova};
 use prereg_nvme::disk::{DiskFault, Done, Operation};
-use prereg_nvme::engine::board::{Board, TrappedDoorbells, head_of, tail_of};
-use prereg_nvme::engine::desk::Desk;
-use prereg_nvme::engine::event::Event;
-use prereg_nvme::engine::identity::Identity;
-use prereg_nvme::engine::lane::{Lane, Served};
+use prereg_nvme::engine::admin_queue::AdminQueue;
+use prereg_nvme::engine::async_event::AsyncEvent;
+use prereg_nvme::engine::identify::Identity;
 use prereg_nvme::engine::log_page::Health;
 use prereg_nvme::engine::memory::{GuestGuard, GuestMemory, Unreachable};
 use prereg_nvme::engine::namespace::{Namespace, Namespaces};
-use prereg_nvme::engine::registers::{AdminQueues, Effect, Registers};
+use prereg_nvme::engine::poll_group::{PollGroup, PollResult};
+use prereg_nvme::engine::queue_table::{QueueTable, TrappedDoorbells, head_of, tail_of};
+use prereg_nvme::engine::registers::{AdminQueueConfig, Effect, Registers};
 use prereg_nvme::engine::shared::{Limits, Shared};
 use prereg_nvme::engine::storage::{Broken, Storage, Work};
 use prereg_nvme::spec::register::{CC, DOORBELLS, page_shift};
@@ -114,7 +114,7 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
-    fn settled(&self) -> bool {
+    fn may_keep_holds(&self) -> bool {
         self.0.borrow().settled
     }
 }
@@ -269,18 +269,18 @@ pub(crate) struct Machine {
     pub(crate) disks: Disks,
     pub(crate) shared: Arc<Shared>,
     pub(crate) registers: Registers,
-    pub(crate) desk: Desk<Ram>,
-    pub(crate) lane: Lane<Ram, Disks>,
+    pub(crate) admin_queue: AdminQueue<Ram>,
+    pub(crate) poll_group: PollGroup<Ram, Disks>,
     pub(crate) now: u64,
     /// Completion queues that interrupted, and their vectors.
     pub(crate) signals: Vec<(u16, u16)>,
-    /// What the lane found.
-    pub(crate) events: Vec<Event>,
-    /// When desk and lane want to be served again.
+    /// What the poll_group found.
+    pub(crate) events: Vec<AsyncEvent>,
+    /// When admin_queue and poll_group want to be polled again.
     pub(crate) until: Option<u64>,
     stopping: bool,
     /// Enabled again before it had stopped.
-    again: Option<AdminQueues>,
+    again: Option<AdminQueueConfig>,
 }
 
 impl Machine {
@@ -301,8 +301,8 @@ impl Machine {
             Namespace::new(disk as u64, 9, [2; 16]).write_protected(),
             Namespace::new(disk as u64, 12, [3; 16]),
         ]);
-        let board = Board::new(5, Box::new(TrappedDoorbells::new(5)));
-        let shared = Arc::new(Shared::new(limits, namespaces, board));
+        let queue_table = QueueTable::new(5, Box::new(TrappedDoorbells::new(5)));
+        let shared = Arc::new(Shared::new(limits, namespaces, queue_table));
         let ram = Ram::new(ram);
         let disks = Disks(Rc::new(RefCell::new(DisksInner {
             images: (0..3).map(|_| vec![0; disk]).collect(),
@@ -320,15 +320,15 @@ impl Machine {
             shadow_doorbells: true,
             shared: false,
         };
-        let desk = Desk::new(Arc::clone(&shared), identity, ram.clone());
-        let lane = Lane::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());
+        let admin_queue = AdminQueue::new(Arc::clone(&shared), identity, ram.clone());
+        let poll_group = PollGroup::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());
         Self {
             registers: Registers::new(limits.entries),
             ram,
             disks,
             shared,
-            desk,
-            lane,
+            admin_queue,
+            poll_group,
             now: 1,
             signals: Vec::new(),
             events: Vec::new(),
@@ -354,23 +354,23 @@ impl Machine {
                 Effect::Enable(queues) if self.stopping => self.again = Some(queues),
                 Effect::Enable(queues) => self.open(queues),
                 Effect::Disable => {
-                    self.desk.close();
-                    self.lane.halt();
+                    self.admin_queue.close();
+                    self.poll_group.halt();
                     self.stopping = true;
                     self.again = None;
                 }
-                Effect::Shutdown => self.lane.flush(self.now, &mut Served::default()),
+                Effect::Shutdown => self.poll_group.flush(self.now, &mut PollResult::default()),
                 Effect::Masked(_) | Effect::Unmasked(_) => {}
             }
         }
     }
 
-    fn open(&mut self, queues: AdminQueues) {
+    fn open(&mut self, queues: AdminQueueConfig) {
         let cc = self.registers.configuration();
-        self.lane.set_page_shift(page_shift(cc));
-        self.shared.board.open_submission(0, queues.submission_entries, 9);
-        self.shared.board.open_completion(0, queues.completion_entries, Some(0), 9);
-        match self.desk.open(queues, cc) {
+        self.poll_group.set_page_shift(page_shift(cc));
+        self.shared.queue_table.open_submission(0, queues.submission_entries, 9);
+        self.shared.queue_table.open_completion(0, queues.completion_entries, Some(0), 9);
+        match self.admin_queue.open(queues, cc) {
             Ok(()) => self.registers.ready(),
             Err(_) => self.registers.fatal(),
         }
@@ -388,8 +388,8 @@ impl Machine {
 
     /// Rings doorbell `at`.
     pub(crate) fn ring(&mut self, at: usize, value: u32) {
-        if let Err(bad) = self.shared.board.ring(at, value) {
-            self.desk.admin().raise(bad.into());
+        if let Err(bad) = self.shared.queue_table.ring(at, value) {
+            self.admin_queue.admin().raise(bad.into());
         }
     }
 
@@ -407,49 +407,49 @@ impl Machine {
     pub(crate) fn step(&mut self) -> bool {
         self.now += 1000;
         let cc = self.registers.configuration();
-        self.desk.reconfigure(cc);
-        let attended = self.desk.serve(self.now, &Health::default);
-        if attended.signal {
+        self.admin_queue.reconfigure(cc);
+        let admin = self.admin_queue.poll(self.now, &Health::default);
+        if admin.signal {
             self.signals.push((0, 0));
         }
-        if attended.fatal {
+        if admin.fatal {
             self.registers.fatal();
         }
-        let mut served = Served::default();
-        if let Some(order) = attended.order {
-            if let Some(how) = self.lane.carry_out(order, 0, self.now, &mut served) {
-                self.desk.carried_out(how);
+        let mut polled = PollResult::default();
+        if let Some(op) = admin.op {
+            if let Some(how) = self.poll_group.execute(op, 0, self.now, &mut polled) {
+                self.admin_queue.op_done(how);
             }
-            self.settle(&served);
+            self.settle(&polled);
         }
-        if self.lane.serve(self.now, &mut served).is_err() {
+        if self.poll_group.poll(self.now, &mut polled).is_err() {
             self.disks.inner().broken = false;
-            self.lane.fail_all(self.now, &mut served);
+            self.poll_group.fail_all(self.now, &mut polled);
         }
-        self.settle(&served);
-        self.until = attended.until.into_iter().chain(served.until).min();
-        if self.stopping && self.lane.flying() == 0 {
+        self.settle(&polled);
+        self.until = admin.until.into_iter().chain(polled.until).min();
+        if self.stopping && self.poll_group.in_flight() == 0 {
             self.stopping = false;
-            self.shared.board.close_all();
+            self.shared.queue_table.close_all();
             self.registers.stopped();
             if let Some(queues) = self.again.take() {
                 self.open(queues);
             }
         }
-        attended.progress || served.progress
+        admin.progress || polled.progress
     }
 
-    fn settle(&mut self, served: &Served) {
-        self.signals.extend(&served.signals);
-        for event in &served.events {
+    fn settle(&mut self, polled: &PollResult) {
+        self.signals.extend(&polled.signals);
+        for event in &polled.events {
             self.events.push(*event);
-            self.desk.admin().raise(*event);
+            self.admin_queue.admin().raise(*event);
         }
-        for _ in &served.closed {
-            self.desk.carried_out(Ok(0));
+        for _ in &polled.closed {
+            self.admin_queue.op_done(Ok(0));
         }
-        if let Some(status) = served.durable {
-            self.desk.carried_out(if status.is_success() { Ok(0) } else { Err(status) });
+        if let Some(status) = polled.durable {
+            self.admin_queue.op_done(if status.is_success() { Ok(0) } else { Err(status) });
             self.registers.shut_down();
         }
     }

@@ -14,21 +14,21 @@ pub(super) type Data = Arc<Vec<Segment>>;
 pub(super) struct Part {
     pub(super) key: usize,
     pub(super) data: Data,
-    pub(super) work: Work,
+    pub(super) op: PartOp,
     pub(super) tries: u8,
 }
 
 /// What a part does.
 #[derive(Clone, Copy)]
-pub(super) enum Work {
-    /// Straight between file and guest.
-    Straight(Transfer),
+pub(super) enum PartOp {
+    /// ZeroCopy between file and guest.
+    ZeroCopy(Transfer),
     /// Between file and buffer; `from` bytes of it are done.
-    Copied { transfer: Transfer, from: usize },
+    Bounce { transfer: Transfer, from: usize },
     /// Zeros from a buffer, `left` bytes more.
-    Zeros { at: u64, left: u64 },
+    WriteZeros { at: u64, left: u64 },
     /// `fallocate`.
-    Allocate { mode: i32, at: u64, bytes: u64 },
+    Fallocate { mode: i32, at: u64, bytes: u64 },
     /// `fdatasync`.
     Sync,
 }
@@ -41,7 +41,7 @@ pub(super) const fn offset_of(transfer: Transfer) -> u64 {
 }
 
 /// The same, `by` bytes further on.
-pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
+pub(super) const fn advanced(transfer: Transfer, by: u64) -> Transfer {
     match transfer {
         Transfer::Read(offset) => Transfer::Read(offset + by),
         Transfer::Write(offset) => Transfer::Write(offset + by),
@@ -49,7 +49,7 @@ pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
     }
 }
 
-/// What the kernel's refusal means to the guest.
+/// What the kernel's refusal caps to the guest.
 pub(super) fn fault_of(errno: Errno) -> DiskFault {
     match errno.raw() {
         // Not EFBIG: no file grows here, so that is a limit of this process or of the file system, a fault of the host.
@@ -60,7 +60,7 @@ pub(super) fn fault_of(errno: Errno) -> DiskFault {
 }
 
 /// Guest memory was not there: its hold knows best why.
-pub(super) fn gone(data: &[Segment]) -> DiskFault {
+pub(super) fn memory_fault(data: &[Segment]) -> DiskFault {
     let mut byte = [0];
     data.iter()
         .flat_map(|segment| [(segment, segment.offset), (segment, segment.offset + segment.bytes - 1)])

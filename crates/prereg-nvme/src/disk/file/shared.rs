@@ -82,14 +82,14 @@ impl Shared {
     }
 
     /// Something could not be made durable.
-    pub(super) fn lose(&self, errno: Errno) {
-        // Release, with the load in `lost`. The first failure is the one to tell of; a failed exchange means there was one.
+    pub(super) fn set_lost(&self, errno: Errno) {
+        // Release, with the load in `lost`. The first failure is the one to tell of; a failed exchange caps there was one.
         let _ = self.lost.compare_exchange(0, errno.raw(), Ordering::Release, Ordering::Relaxed);
     }
 
-    /// The fault of everything that promises durability after [`lose`](Self::lose).
+    /// The fault of everything that promises durability after [`set_lost`](Self::set_lost).
     pub(super) fn lost(&self) -> Option<DiskFault> {
-        // Acquire, with the exchange in `lose`: a flush that begins after a failure was handed out knows of it.
+        // Acquire, with the exchange in `set_lost`: a flush that begins after a failure was handed out knows of it.
         match self.lost.load(Ordering::Acquire) {
             0 => None,
             raw => Some(DiskFault::Lost(Errno::from_raw(raw))),
@@ -114,7 +114,7 @@ impl Shared {
     }
 
     /// Counts a request that is done.
-    pub(super) fn count_answer(&self, operation: &Operation, bytes: u64, fault: Option<&DiskFault>) {
+    pub(super) fn count_request(&self, operation: &Operation, bytes: u64, fault: Option<&DiskFault>) {
         let event = match (fault, operation) {
             (None | Some(DiskFault::Mismatch), Operation::Compare { .. }) => Event::Compare,
             (Some(_), _) => Event::Fault,

@@ -27,13 +27,13 @@ struct Fixture {
     _folder: tempfile::TempDir,
 }
 
-struct Nobody;
+struct NoopDrain;
 
-impl OnDrained for Nobody {
+impl OnDrained for NoopDrain {
     fn on_drained(&self) {}
 }
 
-impl Remote for Nobody {
+impl Remote for NoopDrain {
     fn read(&self, _: Iova, _: &mut [u8]) -> Result<(), RemoteError> {
         Err(RemoteError::Disconnected)
     }
@@ -57,7 +57,7 @@ impl Fixture {
             MemoryPolicy::EAGER,
         ));
         let limits = IovaLimits::default();
-        let nobody = (Arc::new(Nobody), Arc::new(Nobody));
+        let nobody = (Arc::new(NoopDrain), Arc::new(NoopDrain));
         let space = DmaSpace::new(&store, nobody.0, nobody.1, limits, Holder::default()).unwrap();
         let ram = GuestMemory::memfd("guest", BYTES).unwrap();
         ram.write(0, &vec![0x99; BYTES as usize]).unwrap();
@@ -253,7 +253,7 @@ fn after_a_failure_to_make_data_durable_nothing_claims_to_be() {
     fixture.submit(Operation::Flush, Vec::new());
     fixture.answer(Err(Errno::EIO), None);
     assert_eq!(fixture.finish(), Err(DiskFault::Io(Errno::EIO)));
-    fixture.disk.shared.lose(Errno::ENOSPC);
+    fixture.disk.shared.set_lost(Errno::ENOSPC);
     let lost = Err(DiskFault::Lost(Errno::EIO));
     let write = Operation::Write { offset: 0, fua: true };
     for operation in [Operation::Flush, Operation::Flush, write, zeroes(true)] {

@@ -1,10 +1,10 @@
-//! Where a command's data are, as a list of runs: what PRPs and SGLs come down to.
+//! Where a command's data are, as a list of sg_list: what PRPs and SGLs come down to.
 
 use prereg::Iova;
 
 /// A piece of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Run {
+pub enum SgEntry {
     /// Guest memory.
     Memory {
         /// Where.
@@ -13,20 +13,20 @@ pub enum Run {
         bytes: u64,
     },
     /// Data that a read leaves out (an SGL bit bucket).
-    Bucket {
+    BitBucket {
         /// How much.
         bytes: u64,
     },
 }
 
-/// The pieces of one transfer, in order; what touches is one piece.
+/// The pieces of one transfer, in op; what touches is one piece.
 #[derive(Clone, Default, Debug)]
-pub struct Runs {
-    list: Vec<Run>,
+pub struct SgList {
+    list: Vec<SgEntry>,
     bytes: u64,
 }
 
-impl Runs {
+impl SgList {
     /// Empties the list and keeps its room.
     pub fn clear(&mut self) {
         self.list.clear();
@@ -35,7 +35,7 @@ impl Runs {
 
     /// The pieces.
     #[must_use]
-    pub fn list(&self) -> &[Run] {
+    pub fn entries(&self) -> &[SgEntry] {
         &self.list
     }
 
@@ -46,30 +46,30 @@ impl Runs {
     }
 
     /// Appends guest memory.
-    pub fn memory(&mut self, iova: u64, bytes: u64) {
+    pub fn push_memory(&mut self, iova: u64, bytes: u64) {
         if bytes == 0 {
             return;
         }
         self.bytes += bytes;
-        if let Some(Run::Memory { iova: first, bytes: so_far }) = self.list.last_mut() {
+        if let Some(SgEntry::Memory { iova: first, bytes: so_far }) = self.list.last_mut() {
             if first.raw().checked_add(*so_far) == Some(iova) {
                 *so_far += bytes;
                 return;
             }
         }
-        self.list.push(Run::Memory { iova: Iova::new(iova), bytes });
+        self.list.push(SgEntry::Memory { iova: Iova::new(iova), bytes });
     }
 
     /// Appends data to leave out.
-    pub fn bucket(&mut self, bytes: u64) {
+    pub fn push_bit_bucket(&mut self, bytes: u64) {
         if bytes == 0 {
             return;
         }
         self.bytes += bytes;
-        if let Some(Run::Bucket { bytes: so_far }) = self.list.last_mut() {
+        if let Some(SgEntry::BitBucket { bytes: so_far }) = self.list.last_mut() {
             *so_far += bytes;
             return;
         }
-        self.list.push(Run::Bucket { bytes });
+        self.list.push(SgEntry::BitBucket { bytes });
     }
 }

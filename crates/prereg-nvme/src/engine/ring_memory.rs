@@ -1,6 +1,6 @@
 //! Guest memory that is used for long: queues and shadow doorbells.
 //!
-//! A [`Window`] holds its memory from the first use on, and gives it back when it is told that the memory goes. The next use
+//! A [`RingMemory`] holds its memory from the first use on, and gives it back when it is told that the memory goes. The next use
 //! holds it again, if it is there again.
 
 use prereg::{Access, Iova};
@@ -9,51 +9,51 @@ use super::memory::{GuestMemory, Unreachable};
 
 /// A range of guest memory and, most of the time, a hold of it.
 #[derive(Debug)]
-pub struct Window<M: GuestMemory> {
+pub struct RingMemory<M: GuestMemory> {
     iova: Iova,
     bytes: u64,
     access: Access,
     held: Option<M::Guard>,
     /// Taken while memory was going: not to be kept beyond the batch.
-    brief: bool,
+    release_after_batch: bool,
 }
 
-impl<M: GuestMemory> Window<M> {
+impl<M: GuestMemory> RingMemory<M> {
     /// Of a range that is held at its first use.
     pub fn new(iova: Iova, bytes: u64, access: Access) -> Self {
-        Self { iova, bytes, access, held: None, brief: false }
+        Self { iova, bytes, access, held: None, release_after_batch: false }
     }
 
     /// The memory, held now if it was not.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn reach(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
+    pub fn hold(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
         if self.held.is_none() {
             // Asked before the hold is taken: an announcement that comes after this question finds the window in its list.
-            self.brief = !memory.settled();
+            self.release_after_batch = !memory.may_keep_holds();
             self.held = Some(memory.hold(self.iova, self.bytes, self.access)?);
         }
         self.held.as_ref().ok_or(Unreachable)
     }
 
     /// The end of a batch: a hold that may not be kept is given back.
-    pub fn rest(&mut self) {
-        if self.brief {
-            self.give_back();
+    pub fn end_batch(&mut self) {
+        if self.release_after_batch {
+            self.release();
         }
     }
 
     /// Gives the hold back.
-    pub fn give_back(&mut self) {
+    pub fn release(&mut self) {
         self.held = None;
-        self.brief = false;
+        self.release_after_batch = false;
     }
 
     /// Gives the hold back if the window lies, in part, in what goes; 0 bytes are everything.
-    pub fn give_back_in(&mut self, iova: Iova, bytes: u64) {
+    pub fn release_in(&mut self, iova: Iova, bytes: u64) {
         if intersects((self.iova, self.bytes), (iova, bytes)) {
-            self.give_back();
+            self.release();
         }
     }
 

@@ -19,7 +19,7 @@ pub enum Owner {
 
 /// A command under way.
 #[derive(Clone, Copy, Debug)]
-pub struct Flying {
+pub struct InFlight {
     /// For whom.
     pub owner: Owner,
     /// What it is counted as.
@@ -40,33 +40,33 @@ pub struct Flying {
 
 /// Commands under way, by tag.
 #[derive(Debug, Default)]
-pub struct Flight {
-    list: Vec<Option<Flying>>,
+pub struct InFlightTable {
+    list: Vec<Option<InFlight>>,
     free: Vec<usize>,
 }
 
-impl Flight {
+impl InFlightTable {
     /// Takes a command; gives its tag.
-    pub fn begin(&mut self, flying: Flying) -> u64 {
+    pub fn begin(&mut self, in_flight: InFlight) -> u64 {
         if let Some(at) = self.free.pop() {
-            self.list[at] = Some(flying);
+            self.list[at] = Some(in_flight);
             return at as u64;
         }
-        self.list.push(Some(flying));
+        self.list.push(Some(in_flight));
         (self.list.len() - 1) as u64
     }
 
     /// The command of a tag.
-    pub fn get(&mut self, tag: u64) -> Option<&mut Flying> {
+    pub fn get(&mut self, tag: u64) -> Option<&mut InFlight> {
         self.list.get_mut(usize::try_from(tag).ok()?)?.as_mut()
     }
 
     /// The end of a command.
-    pub fn end(&mut self, tag: u64) -> Option<Flying> {
+    pub fn end(&mut self, tag: u64) -> Option<InFlight> {
         let at = usize::try_from(tag).ok()?;
-        let flying = self.list.get_mut(at)?.take()?;
+        let in_flight = self.list.get_mut(at)?.take()?;
         self.free.push(at);
-        Some(flying)
+        Some(in_flight)
     }
 
     /// How many are under way.

@@ -14,7 +14,7 @@ use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Server, ServerSettings};
 
 /// A server, its model and its socket.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) server: Server,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) model: Arc<NvmeModel>,
@@ -48,7 +48,7 @@ pub(crate) fn pins() -> Option<Arc<IoUring>> {
     }
 }
 
-impl Bed {
+impl Fixture {
     /// With one disk in memory.
     pub(crate) fn new(settings: NvmeSettings) -> Option<Self> {
         let disk = Arc::new(MemoryDisk::new(DISK, 9).unwrap());

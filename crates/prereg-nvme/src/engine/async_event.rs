@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 
-use super::board::BadDoorbell;
+use super::queue_table::BadDoorbell;
 use crate::spec::number::log;
 
 /// Something to tell the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
+pub enum AsyncEvent {
     /// A doorbell of no queue was rung.
     InvalidDoorbellRegister,
     /// A doorbell was rung with a value that its queue cannot have.
@@ -20,7 +20,7 @@ pub enum Event {
     NamespaceChanged,
 }
 
-impl From<BadDoorbell> for Event {
+impl From<BadDoorbell> for AsyncEvent {
     fn from(bad: BadDoorbell) -> Self {
         match bad {
             BadDoorbell::Register => Self::InvalidDoorbellRegister,
@@ -33,7 +33,7 @@ const ERROR: u8 = 0;
 const SMART: u8 = 1;
 const NOTICE: u8 = 2;
 
-impl Event {
+impl AsyncEvent {
     const fn kind(self) -> u8 {
         match self {
             Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue | Self::PersistentInternalError => {
@@ -71,14 +71,14 @@ impl Event {
 
 /// Requests that wait for events, and events that wait for requests.
 #[derive(Debug, Default)]
-pub struct Events {
+pub struct AsyncEvents {
     requests: VecDeque<u16>,
-    waiting: VecDeque<Event>,
+    waiting: VecDeque<AsyncEvent>,
     /// By kind: one was told and its log page not read since.
     masked: [bool; 3],
 }
 
-impl Events {
+impl AsyncEvents {
     /// Requests that may wait at a time.
     pub const REQUESTS: usize = 4;
 
@@ -98,7 +98,7 @@ impl Events {
     }
 
     /// Something to tell. What waits to be told already is not told twice.
-    pub fn raise(&mut self, event: Event) {
+    pub fn raise(&mut self, event: AsyncEvent) {
         if !self.waiting.contains(&event) {
             self.waiting.push_back(event);
         }
@@ -116,7 +116,7 @@ impl Events {
     }
 
     /// The next event that can be told, and the request that it answers.
-    pub fn take(&mut self) -> Option<(u16, Event)> {
+    pub fn take(&mut self) -> Option<(u16, AsyncEvent)> {
         if self.requests.is_empty() {
             return None;
         }
@@ -129,42 +129,42 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Events};
+    use super::{AsyncEvent, AsyncEvents};
     use crate::spec::number::log;
 
     #[test]
     fn an_event_waits_for_a_request_and_a_request_for_an_event() {
-        let mut events = Events::default();
-        events.raise(Event::NamespaceChanged);
+        let mut events = AsyncEvents::default();
+        events.raise(AsyncEvent::NamespaceChanged);
         assert_eq!(events.take(), None);
         assert!(events.request(7));
-        assert_eq!(events.take(), Some((7, Event::NamespaceChanged)));
+        assert_eq!(events.take(), Some((7, AsyncEvent::NamespaceChanged)));
         assert!(events.request(8));
         assert_eq!(events.take(), None);
     }
 
     #[test]
     fn a_kind_is_told_again_only_after_its_log_was_read() {
-        let mut events = Events::default();
+        let mut events = AsyncEvents::default();
         for cid in 0..4 {
             assert!(events.request(cid));
         }
         assert!(!events.request(4), "the limit");
-        events.raise(Event::InvalidDoorbellValue);
-        events.raise(Event::InvalidDoorbellValue);
-        events.raise(Event::InvalidDoorbellRegister);
-        assert_eq!(events.take(), Some((0, Event::InvalidDoorbellValue)));
+        events.raise(AsyncEvent::InvalidDoorbellValue);
+        events.raise(AsyncEvent::InvalidDoorbellValue);
+        events.raise(AsyncEvent::InvalidDoorbellRegister);
+        assert_eq!(events.take(), Some((0, AsyncEvent::InvalidDoorbellValue)));
         assert_eq!(events.take(), None);
-        events.raise(Event::NamespaceChanged);
-        assert_eq!(events.take(), Some((1, Event::NamespaceChanged)), "another kind is not masked");
+        events.raise(AsyncEvent::NamespaceChanged);
+        assert_eq!(events.take(), Some((1, AsyncEvent::NamespaceChanged)), "another kind is not masked");
         events.log_was_read(log::ERROR);
-        assert_eq!(events.take(), Some((2, Event::InvalidDoorbellRegister)));
+        assert_eq!(events.take(), Some((2, AsyncEvent::InvalidDoorbellRegister)));
     }
 
     #[test]
     fn results_are_what_the_specification_says() {
-        assert_eq!(Event::NamespaceChanged.result(), 0x0004_0002);
-        assert_eq!(Event::InvalidDoorbellValue.result(), 0x0001_0100);
-        assert_eq!(Event::PersistentInternalError.result(), 0x0001_0300);
+        assert_eq!(AsyncEvent::NamespaceChanged.result(), 0x0004_0002);
+        assert_eq!(AsyncEvent::InvalidDoorbellValue.result(), 0x0001_0100);
+        assert_eq!(AsyncEvent::PersistentInternalError.result(), 0x0001_0300);
     }
 }

@@ -1,7 +1,7 @@
 //! The doorbells, and what of a queue everybody may know: its size, how far it was filled, whom it interrupts.
 //!
-//! Whoever takes a guest's write stores the value here and forgets it; the lane that serves the queue finds it, and judges it
-//! there, because only the lane knows how far it is. What can be told without that (no such queue, out of range) is told at
+//! Whoever takes a guest's write stores the value here and forgets it; the poll_group that serves the queue finds it, and judges it
+//! there, because only the poll_group knows how far it is. What can be told without that (no such queue, out of range) is told at
 //! once.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
@@ -58,36 +58,37 @@ pub enum BadDoorbell {
 }
 
 /// All queues of a controller from outside.
-pub struct Board {
+pub struct QueueTable {
     doorbells: Box<dyn Doorbells>,
-    submission: Box<[Sizes]>,
-    completion: Box<[Sizes]>,
+    submission: Box<[QueueState]>,
+    completion: Box<[QueueState]>,
 }
 
 #[derive(Debug, Default)]
-struct Sizes {
+struct QueueState {
     /// 0: no such queue.
     entries: AtomicU32,
     /// Completion queues: where the next entry will be put.
     posted: AtomicU32,
     /// Completion queues: the head that the guest wrote to its memory, [`BY_REGISTER`] while its doorbell's register counts.
-    read: AtomicU32,
+    shadow_head: AtomicU32,
     /// Completion queues: the vector in the lower half, [`INTERRUPTS`] if it interrupts at all.
     vector: AtomicU32,
-    /// The lane that serves it.
-    lane: AtomicU32,
-    /// Completion queues: the lane waits for the head.
+    /// The poll_group that serves it.
+    poll_group: AtomicU32,
+    /// Completion queues: the poll_group waits for the head.
     awaited: AtomicBool,
 }
 
-impl Sizes {
+impl QueueState {
     /// The register of a completion queue's head has `value`: it counts if it is ahead of what the guest wrote to its memory. A
     /// register write that arrives late is behind.
-    fn forward(&self, value: u32, entries: u32) {
-        // Relaxed, as in `note_head`.
-        let read = self.read.load(Ordering::Relaxed);
+    fn register_written(&self, value: u32, entries: u32) {
+        // Relaxed, as in `set_shadow_head`.
+        let read = self.shadow_head.load(Ordering::Relaxed);
         if read != BY_REGISTER && (1..=entries / 2).contains(&distance(read, value, entries)) {
-            let _ = self.read.compare_exchange(read, BY_REGISTER, Ordering::Relaxed, Ordering::Relaxed);
+            let _ =
+                self.shadow_head.compare_exchange(read, BY_REGISTER, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 }
@@ -96,12 +97,12 @@ const INTERRUPTS: u32 = 1 << 16;
 /// No head of a queue.
 const BY_REGISTER: u32 = u32::MAX;
 
-impl Board {
+impl QueueTable {
     /// For `queues` pairs, the admin queue counted, none of which exists yet.
     #[must_use]
     pub fn new(queues: u16, doorbells: Box<dyn Doorbells>) -> Self {
-        let sizes = || (0..queues).map(|_| Sizes::default()).collect();
-        Self { doorbells, submission: sizes(), completion: sizes() }
+        let states = || (0..queues).map(|_| QueueState::default()).collect();
+        Self { doorbells, submission: states(), completion: states() }
     }
 
     /// How many pairs there can be.
@@ -111,23 +112,23 @@ impl Board {
     }
 
     /// A submission queue begins.
-    pub fn open_submission(&self, id: u16, entries: u32, lane: u32) {
+    pub fn open_submission(&self, id: u16, entries: u32, poll_group: u32) {
         self.doorbells.store(tail_of(id), 0);
         if let Some(queue) = self.submission.get(usize::from(id)) {
             // Relaxed but for the last: `entries` publishes the others to `ring`.
-            queue.lane.store(lane, Ordering::Relaxed);
+            queue.poll_group.store(poll_group, Ordering::Relaxed);
             queue.entries.store(entries, Ordering::Release);
         }
     }
 
     /// A completion queue begins.
-    pub fn open_completion(&self, id: u16, entries: u32, vector: Option<u16>, lane: u32) {
+    pub fn open_completion(&self, id: u16, entries: u32, vector: Option<u16>, poll_group: u32) {
         self.doorbells.store(head_of(id), 0);
         if let Some(queue) = self.completion.get(usize::from(id)) {
             // As in `open_submission`.
-            queue.lane.store(lane, Ordering::Relaxed);
+            queue.poll_group.store(poll_group, Ordering::Relaxed);
             queue.posted.store(0, Ordering::Relaxed);
-            queue.read.store(BY_REGISTER, Ordering::Relaxed);
+            queue.shadow_head.store(BY_REGISTER, Ordering::Relaxed);
             queue.awaited.store(false, Ordering::Relaxed);
             queue.vector.store(vector.map_or(0, |vector| u32::from(vector) | INTERRUPTS), Ordering::Relaxed);
             queue.entries.store(entries, Ordering::Release);
@@ -158,7 +159,7 @@ impl Board {
         }
     }
 
-    /// Doorbell `at` was rung: keeps the value, and gives the lane that should look, if one has to.
+    /// Doorbell `at` was rung: keeps the value, and gives the poll_group that should look, if one has to.
     ///
     /// # Errors
     /// [`BadDoorbell`]; nothing was kept.
@@ -173,13 +174,13 @@ impl Board {
             entries => {
                 self.doorbells.store(at, value);
                 if !is_tail {
-                    queue.forward(value, entries);
+                    queue.register_written(value, entries);
                 }
                 // Between the value and the question who waits for it, as between the two of `await_head`: one of both sides
                 // sees the other.
                 fence(Ordering::SeqCst);
-                let looks = is_tail || queue.awaited.load(Ordering::Relaxed);
-                Ok(looks.then(|| queue.lane.load(Ordering::Relaxed)))
+                let wakes = is_tail || queue.awaited.load(Ordering::Relaxed);
+                Ok(wakes.then(|| queue.poll_group.load(Ordering::Relaxed)))
             }
         }
     }
@@ -190,9 +191,9 @@ impl Board {
         self.submission.len() * 2
     }
 
-    /// Polls doorbells that a guest writes in memory: stores their values in `seen`, and calls `rung` with the lane of each whose
+    /// Polls doorbells that a guest writes in memory: stores their values in `seen`, and calls `rung` with the poll_group of each whose
     /// value differs from the one there.
-    pub fn look_around(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
+    pub fn poll_doorbells(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
         for id in 0..self.queues() {
             let at = usize::from(id);
             let lists = [(tail_of(id), &self.submission), (head_of(id), &self.completion)];
@@ -205,13 +206,13 @@ impl Board {
                 let Some(seen) = seen.get_mut(doorbell).filter(|seen| **seen != value) else { continue };
                 *seen = value;
                 if is_tail || queue.awaited.load(Ordering::Relaxed) {
-                    rung(queue.lane.load(Ordering::Relaxed));
+                    rung(queue.poll_group.load(Ordering::Relaxed));
                 }
             }
         }
     }
 
-    /// Says whether the lane wants to be told of the head of completion queue `id`; look at it again afterwards.
+    /// Says whether the poll_group wants to be told of the head of completion queue `id`; look at it again afterwards.
     pub fn await_head(&self, id: u16, awaited: bool) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             if queue.awaited.load(Ordering::Relaxed) != awaited {
@@ -242,24 +243,24 @@ impl Board {
 
     /// The head of completion queue `id` as the guest wrote it to its memory; `None`: the register counts. The register
     /// itself is left alone: the guest may write it at the same time.
-    pub fn note_head(&self, id: u16, head: Option<u32>) {
+    pub fn set_shadow_head(&self, id: u16, head: Option<u32>) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
-            // Relaxed: a single number, which `unread` looks at; the lane looks again after it changed this.
+            // Relaxed: a single number, which `has_unread` wakes at; the poll_group wakes again after it changed this.
             let head = head.unwrap_or(BY_REGISTER);
-            if queue.read.load(Ordering::Relaxed) != head {
-                queue.read.store(head, Ordering::Relaxed);
+            if queue.shadow_head.load(Ordering::Relaxed) != head {
+                queue.shadow_head.store(head, Ordering::Relaxed);
             }
             if head != BY_REGISTER {
                 // The register may have been written since the guest's memory was looked at.
-                queue.forward(self.head(id), queue.entries.load(Ordering::Acquire));
+                queue.register_written(self.head(id), queue.entries.load(Ordering::Acquire));
             }
         }
     }
 
     /// Completion queue `id` was filled up to `tail`.
-    pub fn posted(&self, id: u16, tail: u32) {
+    pub fn set_posted(&self, id: u16, tail: u32) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
-            // Release, with `unread`.
+            // Release, with `has_unread`.
             queue.posted.store(tail, Ordering::Release);
         }
     }
@@ -277,9 +278,9 @@ impl Board {
 
     /// Whether completion queue `id` interrupts and has entries that the guest has not taken.
     #[must_use]
-    pub fn unread(&self, id: u16) -> bool {
+    pub fn has_unread(&self, id: u16) -> bool {
         let Some(queue) = self.completion.get(usize::from(id)) else { return false };
-        let head = match queue.read.load(Ordering::Relaxed) {
+        let head = match queue.shadow_head.load(Ordering::Relaxed) {
             BY_REGISTER => self.head(id),
             head => head,
         };
@@ -287,9 +288,9 @@ impl Board {
     }
 }
 
-impl std::fmt::Debug for Board {
+impl std::fmt::Debug for QueueTable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Board").field("queues", &self.queues()).finish_non_exhaustive()
+        f.debug_struct("QueueTable").field("queues", &self.queues()).finish_non_exhaustive()
     }
 }
 
@@ -307,101 +308,105 @@ pub const fn head_of(queue: u16) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::{BadDoorbell, Board, TrappedDoorbells};
+    use super::{BadDoorbell, QueueTable, TrappedDoorbells};
 
-    fn board() -> Board {
-        Board::new(3, Box::new(TrappedDoorbells::new(3)))
+    fn queue_table() -> QueueTable {
+        QueueTable::new(3, Box::new(TrappedDoorbells::new(3)))
     }
 
     #[test]
     fn a_doorbell_of_no_queue_is_refused() {
-        let board = board();
-        assert_eq!(board.ring(2, 1), Err(BadDoorbell::Register), "not created");
-        assert_eq!(board.ring(6, 0), Err(BadDoorbell::Register), "beyond the last");
-        board.open_submission(1, 4, 7);
-        assert_eq!(board.ring(2, 3), Ok(Some(7)));
-        assert_eq!(board.ring(3, 0), Err(BadDoorbell::Register), "its completion queue was not created");
-        assert_eq!(board.ring(2, 4), Err(BadDoorbell::Value));
-        assert_eq!(board.tail(1), 3, "a refused value is not kept");
-        board.close_submission(1);
-        assert_eq!(board.ring(2, 1), Err(BadDoorbell::Register));
+        let queue_table = queue_table();
+        assert_eq!(queue_table.ring(2, 1), Err(BadDoorbell::Register), "not created");
+        assert_eq!(queue_table.ring(6, 0), Err(BadDoorbell::Register), "beyond the last");
+        queue_table.open_submission(1, 4, 7);
+        assert_eq!(queue_table.ring(2, 3), Ok(Some(7)));
+        assert_eq!(
+            queue_table.ring(3, 0),
+            Err(BadDoorbell::Register),
+            "its completion queue was not created"
+        );
+        assert_eq!(queue_table.ring(2, 4), Err(BadDoorbell::Value));
+        assert_eq!(queue_table.tail(1), 3, "a refused value is not kept");
+        queue_table.close_submission(1);
+        assert_eq!(queue_table.ring(2, 1), Err(BadDoorbell::Register));
     }
 
     #[test]
     fn a_head_wakes_only_who_waits_for_it() {
-        let board = board();
-        board.open_completion(1, 8, None, 4);
-        assert_eq!(board.ring(3, 1), Ok(None));
-        board.await_head(1, true);
-        assert_eq!(board.ring(3, 2), Ok(Some(4)));
-        board.await_head(1, false);
-        assert_eq!(board.ring(3, 3), Ok(None));
+        let queue_table = queue_table();
+        queue_table.open_completion(1, 8, None, 4);
+        assert_eq!(queue_table.ring(3, 1), Ok(None));
+        queue_table.await_head(1, true);
+        assert_eq!(queue_table.ring(3, 2), Ok(Some(4)));
+        queue_table.await_head(1, false);
+        assert_eq!(queue_table.ring(3, 3), Ok(None));
     }
 
     #[test]
     fn who_looks_around_finds_each_new_value_once() {
-        let board = board();
-        let mut seen = vec![0; board.doorbells()];
-        let mut look = |board: &Board| {
+        let queue_table = queue_table();
+        let mut seen = vec![0; queue_table.doorbells()];
+        let mut look = |queue_table: &QueueTable| {
             let mut rung = Vec::new();
-            board.look_around(&mut seen, |lane| rung.push(lane));
+            queue_table.poll_doorbells(&mut seen, |poll_group| rung.push(poll_group));
             rung
         };
-        board.open_submission(1, 8, 3);
-        board.open_completion(2, 8, None, 4);
-        assert!(look(&board).is_empty());
+        queue_table.open_submission(1, 8, 3);
+        queue_table.open_completion(2, 8, None, 4);
+        assert!(look(&queue_table).is_empty());
         // As a guest does that has mapped them.
-        board.doorbells.store(super::tail_of(1), 5);
-        board.doorbells.store(super::head_of(2), 5);
-        board.doorbells.store(super::tail_of(2), 5);
-        assert_eq!(look(&board), [3], "nobody waits for the head, and the other queue is not there");
-        assert!(look(&board).is_empty());
-        board.await_head(2, true);
-        board.doorbells.store(super::head_of(2), 6);
-        assert_eq!(look(&board), [4]);
+        queue_table.doorbells.store(super::tail_of(1), 5);
+        queue_table.doorbells.store(super::head_of(2), 5);
+        queue_table.doorbells.store(super::tail_of(2), 5);
+        assert_eq!(look(&queue_table), [3], "nobody waits for the head, and the other queue is not there");
+        assert!(look(&queue_table).is_empty());
+        queue_table.await_head(2, true);
+        queue_table.doorbells.store(super::head_of(2), 6);
+        assert_eq!(look(&queue_table), [4]);
     }
 
     #[test]
     fn the_head_that_was_written_last_is_read() {
-        let board = board();
-        board.open_completion(1, 8, Some(0), 4);
-        board.posted(1, 3);
-        board.note_head(1, Some(2));
-        assert!(board.unread(1));
-        board.ring(3, 3).unwrap();
-        assert!(!board.unread(1), "by its register");
-        board.posted(1, 5);
-        board.note_head(1, Some(5));
-        assert!(!board.unread(1), "in memory");
-        board.ring(3, 4).unwrap();
-        assert!(!board.unread(1), "a register write that came late");
-        board.posted(1, 6);
-        board.ring(3, 6).unwrap();
-        board.note_head(1, Some(5));
-        assert!(!board.unread(1), "the memory was looked at before the register was written");
+        let queue_table = queue_table();
+        queue_table.open_completion(1, 8, Some(0), 4);
+        queue_table.set_posted(1, 3);
+        queue_table.set_shadow_head(1, Some(2));
+        assert!(queue_table.has_unread(1));
+        queue_table.ring(3, 3).unwrap();
+        assert!(!queue_table.has_unread(1), "by its register");
+        queue_table.set_posted(1, 5);
+        queue_table.set_shadow_head(1, Some(5));
+        assert!(!queue_table.has_unread(1), "in memory");
+        queue_table.ring(3, 4).unwrap();
+        assert!(!queue_table.has_unread(1), "a register write that came late");
+        queue_table.set_posted(1, 6);
+        queue_table.ring(3, 6).unwrap();
+        queue_table.set_shadow_head(1, Some(5));
+        assert!(!queue_table.has_unread(1), "the memory was looked at before the register was written");
     }
 
     #[test]
     fn a_queue_begins_with_its_doorbell_at_zero() {
-        let board = board();
-        board.open_submission(1, 8, 0);
-        assert_eq!(board.ring(2, 5), Ok(Some(0)));
-        board.close_submission(1);
-        board.open_submission(1, 8, 0);
-        assert_eq!(board.tail(1), 0);
+        let queue_table = queue_table();
+        queue_table.open_submission(1, 8, 0);
+        assert_eq!(queue_table.ring(2, 5), Ok(Some(0)));
+        queue_table.close_submission(1);
+        queue_table.open_submission(1, 8, 0);
+        assert_eq!(queue_table.tail(1), 0);
     }
 
     #[test]
     fn only_a_queue_that_interrupts_has_a_vector_and_unread_entries() {
-        let board = board();
-        board.open_completion(1, 8, None, 0);
-        board.open_completion(2, 8, Some(5), 0);
-        board.posted(1, 3);
-        board.posted(2, 3);
-        assert_eq!((board.vector(1), board.vector(2)), (None, Some(5)));
-        assert!(!board.unread(1));
-        assert!(board.unread(2));
-        assert_eq!(board.ring(5, 3), Ok(None));
-        assert!(!board.unread(2));
+        let queue_table = queue_table();
+        queue_table.open_completion(1, 8, None, 0);
+        queue_table.open_completion(2, 8, Some(5), 0);
+        queue_table.set_posted(1, 3);
+        queue_table.set_posted(2, 3);
+        assert_eq!((queue_table.vector(1), queue_table.vector(2)), (None, Some(5)));
+        assert!(!queue_table.has_unread(1));
+        assert!(queue_table.has_unread(2));
+        assert_eq!(queue_table.ring(5, 3), Ok(None));
+        assert!(!queue_table.has_unread(2));
     }
 }

@@ -10,11 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prereg::Iova;
 
-use crate::engine::window::intersects;
+use crate::engine::ring_memory::intersects;
 
 /// What holds memory for long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Watched {
+pub(super) enum WatchedMemory {
     /// The admin queues.
     Admin,
     /// An I/O submission queue.
@@ -30,36 +30,37 @@ const MOST_SHADOWS: usize = 16;
 
 #[derive(Debug)]
 struct Range {
-    what: Watched,
+    what: WatchedMemory,
     /// The thread that holds it; `None`: all of them.
-    lane: Option<u32>,
+    poll_group: Option<u32>,
     iova: Iova,
     bytes: u64,
 }
 
 /// The list, and the epoch.
 #[derive(Debug, Default)]
-pub(super) struct Notices {
+pub(super) struct UnmapWatch {
     epoch: AtomicU32,
     ranges: Mutex<Vec<Range>>,
 }
 
-impl Notices {
+impl UnmapWatch {
     /// Before a range is first held.
-    pub(super) fn watch(&self, what: Watched, lane: Option<u32>, (iova, bytes): (Iova, u64)) {
+    pub(super) fn watch(&self, what: WatchedMemory, poll_group: Option<u32>, (iova, bytes): (Iova, u64)) {
         let mut ranges = self.ranges();
-        if what == Watched::Shadow && ranges.iter().filter(|range| range.what == what).count() >= MOST_SHADOWS
+        if what == WatchedMemory::Shadow
+            && ranges.iter().filter(|range| range.what == what).count() >= MOST_SHADOWS
         {
             // A guest that names ever new ones is asked for all of its memory instead.
             ranges.retain(|range| range.what != what);
-            ranges.push(Range { what, lane, iova: Iova::new(0), bytes: 0 });
+            ranges.push(Range { what, poll_group, iova: Iova::new(0), bytes: 0 });
         } else {
-            ranges.push(Range { what, lane, iova, bytes });
+            ranges.push(Range { what, poll_group, iova, bytes });
         }
     }
 
     /// After it was last held.
-    pub(super) fn unwatch(&self, what: Watched) {
+    pub(super) fn unwatch(&self, what: WatchedMemory) {
         self.ranges().retain(|range| range.what != what);
     }
 
@@ -70,23 +71,23 @@ impl Notices {
 
     /// Memory is about to be unmapped; gives whose holds lie in it, `None` for everybody's.
     pub(super) fn announce(&self, iova: Iova, bytes: u64) -> Vec<Option<u32>> {
-        if self.is_settled() {
+        if self.may_keep_holds() {
             // Release: who sees the message that follows from this sees the odd epoch. Only the client's thread writes.
             self.epoch.fetch_add(1, Ordering::Release);
         }
-        let mut lanes: Vec<_> = self
+        let mut poll_groups: Vec<_> = self
             .ranges()
             .iter()
             .filter(|range| intersects((range.iova, range.bytes), (iova, bytes)))
-            .map(|range| range.lane)
+            .map(|range| range.poll_group)
             .collect();
-        lanes.sort_unstable();
-        lanes.dedup();
-        lanes
+        poll_groups.sort_unstable();
+        poll_groups.dedup();
+        poll_groups
     }
 
     /// The client's thread does something else: what was announced has happened.
-    pub(super) fn settle(&self) {
+    pub(super) fn unmap_done(&self) {
         // Relaxed: this thread is the only writer.
         if self.epoch.load(Ordering::Relaxed) % 2 == 1 {
             // Release: whoever finds the even epoch finds the range closed.
@@ -95,7 +96,7 @@ impl Notices {
     }
 
     /// Whether a hold that begins now may be kept.
-    pub(super) fn is_settled(&self) -> bool {
+    pub(super) fn may_keep_holds(&self) -> bool {
         // Acquire: pairs with the stores of `announce` and `settle`.
         self.epoch.load(Ordering::Acquire) % 2 == 0
     }
@@ -108,41 +109,41 @@ impl Notices {
 
 #[cfg(test)]
 mod tests {
-    use super::{Notices, Watched};
+    use super::{UnmapWatch, WatchedMemory};
     use prereg::Iova;
 
     #[test]
     fn an_announcement_finds_whose_memory_it_is() {
-        let notices = Notices::default();
-        notices.watch(Watched::Submission(1), Some(3), (Iova::new(0x1000), 0x1000));
-        notices.watch(Watched::Completion(1), Some(3), (Iova::new(0x1800), 0x1000));
-        notices.watch(Watched::Shadow, None, (Iova::new(0x9000), 0x1000));
-        assert_eq!(notices.announce(Iova::new(0x4000), 0x1000), []);
-        assert_eq!(notices.announce(Iova::new(0x1fff), 1), [Some(3)]);
-        assert_eq!(notices.announce(Iova::new(0), 0), [None, Some(3)], "everything");
-        notices.unwatch(Watched::Submission(1));
-        assert_eq!(notices.announce(Iova::new(0x1000), 0x800), []);
+        let unmap_watch = UnmapWatch::default();
+        unmap_watch.watch(WatchedMemory::Submission(1), Some(3), (Iova::new(0x1000), 0x1000));
+        unmap_watch.watch(WatchedMemory::Completion(1), Some(3), (Iova::new(0x1800), 0x1000));
+        unmap_watch.watch(WatchedMemory::Shadow, None, (Iova::new(0x9000), 0x1000));
+        assert_eq!(unmap_watch.announce(Iova::new(0x4000), 0x1000), []);
+        assert_eq!(unmap_watch.announce(Iova::new(0x1fff), 1), [Some(3)]);
+        assert_eq!(unmap_watch.announce(Iova::new(0), 0), [None, Some(3)], "everything");
+        unmap_watch.unwatch(WatchedMemory::Submission(1));
+        assert_eq!(unmap_watch.announce(Iova::new(0x1000), 0x800), []);
     }
 
     #[test]
     fn a_guest_that_names_many_shadows_makes_no_long_list() {
-        let notices = Notices::default();
+        let unmap_watch = UnmapWatch::default();
         for at in 0..1000 {
-            notices.watch(Watched::Shadow, None, (Iova::new(at << 12), 0x1000));
+            unmap_watch.watch(WatchedMemory::Shadow, None, (Iova::new(at << 12), 0x1000));
         }
-        assert!(notices.ranges().len() <= super::MOST_SHADOWS);
-        assert_eq!(notices.announce(Iova::new(0x7000), 1), [None], "what was named first too");
+        assert!(unmap_watch.ranges().len() <= super::MOST_SHADOWS);
+        assert_eq!(unmap_watch.announce(Iova::new(0x7000), 1), [None], "what was named first too");
     }
 
     #[test]
     fn holds_are_not_kept_between_an_announcement_and_what_comes_next() {
-        let notices = Notices::default();
-        assert!(notices.is_settled());
-        notices.announce(Iova::new(0), 1);
-        notices.announce(Iova::new(0), 1);
-        assert!(!notices.is_settled());
-        notices.settle();
-        notices.settle();
-        assert!(notices.is_settled());
+        let unmap_watch = UnmapWatch::default();
+        assert!(unmap_watch.may_keep_holds());
+        unmap_watch.announce(Iova::new(0), 1);
+        unmap_watch.announce(Iova::new(0), 1);
+        assert!(!unmap_watch.may_keep_holds());
+        unmap_watch.unmap_done();
+        unmap_watch.unmap_done();
+        assert!(unmap_watch.may_keep_holds());
     }
 }

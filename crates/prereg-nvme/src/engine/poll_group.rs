@@ -1,16 +1,16 @@
-//! A lane: the I/O queues that one thread serves, from doorbell to completion entry.
+//! A poll_group: the I/O queues that one thread serves, from doorbell to completion entry.
 //!
-//! A lane owns its queues, the commands under way and its way to the disks; nobody else touches them. It is told what to
-//! do by calls and answers with a [`Served`]. It does not wait, and knows no time but the one it is given.
+//! A poll_group owns its queues, the commands under way and its way to the disks; nobody else touches them. It is told what to
+//! do by calls and answers with a [`PollResult`]. It does not wait, and knows no time but the one it is given.
 //!
-//! All submission queues of a completion queue are on the same lane, so a completion queue has one writer.
+//! All submission queues of a completion queue are on the same poll_group, so a completion queue has one writer.
 //!
 //! What goes wrong: a command that is wrong is answered with a status. A queue whose memory is away is left alone for a while
-//! (see `outage`); its completions wait. A doorbell that cannot be right is ignored and reported. A disk queue that broke ends
+//! (see `backoff`); its completions wait. A doorbell that cannot be right is ignored and reported. A disk queue that broke ends
 //! every command that was on it with an internal error.
 
 mod fetch;
-mod orders;
+mod ops;
 mod sleep;
 mod start;
 
@@ -19,44 +19,44 @@ use std::sync::Arc;
 
 use prereg::Iova;
 
-use super::board::{head_of, tail_of};
+use super::async_event::AsyncEvent;
+use super::backoff::Backoff;
 use super::completion::CompletionQueue;
 use super::counters::{Counters, Kind};
-use super::doorbell::Rung;
+use super::doorbell::DoorbellValue;
 use super::error_log::Failure;
-use super::event::Event;
-use super::flying::{Flight, Flying, Owner};
+use super::in_flight::{InFlight, InFlightTable, Owner};
 use super::memory::GuestMemory;
-use super::outage::Outage;
-use super::runs::Runs;
-use super::shadow::{Shadow, ShadowBuffers, look_again};
+use super::queue_table::{head_of, tail_of};
+use super::sg_list::SgList;
+use super::shadow::{Shadow, ShadowBuffers, retry_at};
 use super::shared::Shared;
 use super::storage::{Broken, Storage, Work, status_of};
 use super::submission::SubmissionQueue;
 use crate::disk::{Done, Operation};
 use crate::spec::{Command, Completion, Status};
 
-/// Commands of a lane that may be under way at a time.
-const MOST_FLYING: usize = 1024;
+/// Commands of a poll_group that may be under way at a time.
+const MAX_IN_FLIGHT: usize = 1024;
 
-/// What a lane wants done, and what it found.
+/// What a poll_group wants done, and what it found.
 #[derive(Debug, Default)]
-pub struct Served {
+pub struct PollResult {
     /// Completion queues that have news, and their vectors: interrupt.
     pub signals: Vec<(u16, u16)>,
     /// What to tell the guest.
-    pub events: Vec<Event>,
+    pub events: Vec<AsyncEvent>,
     /// Submission queues whose deletion is done.
     pub closed: Vec<u16>,
     /// Everything that was written before was made durable, or was not.
     pub durable: Option<Status>,
     /// Something moved: serve again before sleeping.
     pub progress: bool,
-    /// When to serve again even if nothing rings, in the nanoseconds of [`Lane::serve`].
+    /// When to serve again even if nothing rings, in the nanoseconds of [`PollGroup::poll`].
     pub until: Option<u64>,
 }
 
-impl Served {
+impl PollResult {
     fn clear(&mut self) {
         self.signals.clear();
         self.events.clear();
@@ -76,27 +76,27 @@ impl Served {
 
 /// The I/O queues of one thread.
 #[derive(Debug)]
-pub struct Lane<M: GuestMemory, S> {
+pub struct PollGroup<M: GuestMemory, S> {
     shared: Arc<Shared>,
     counters: Arc<Counters>,
     memory: M,
     storage: S,
-    submission: Vec<(SubmissionQueue<M>, Outage)>,
-    completion: Vec<(CompletionQueue<M>, Outage)>,
+    submission: Vec<(SubmissionQueue<M>, Backoff)>,
+    completion: Vec<(CompletionQueue<M>, Backoff)>,
     shadow: Option<Shadow<M>>,
     page_shift: u32,
-    flight: Flight,
-    /// Work that the disks had no room for, in order.
+    in_flight: InFlightTable,
+    /// Work that the disks had no room for, in op.
     stalled: VecDeque<Work<M::Guard>>,
-    turn: usize,
+    next_queue: usize,
     /// Somebody wants to know of every head, not only where room is waited for.
     watch_heads: bool,
     commands: Vec<Command>,
-    runs: Runs,
+    sg_list: SgList,
     done: Vec<Done>,
 }
 
-impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
+impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     /// Without queues.
     pub fn new(shared: Arc<Shared>, counters: Arc<Counters>, memory: M, storage: S) -> Self {
         Self {
@@ -108,12 +108,12 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
             completion: Vec::new(),
             shadow: None,
             page_shift: 12,
-            flight: Flight::default(),
+            in_flight: InFlightTable::default(),
             stalled: VecDeque::new(),
-            turn: 0,
+            next_queue: 0,
             watch_heads: false,
             commands: Vec::new(),
-            runs: Runs::default(),
+            sg_list: SgList::default(),
             done: Vec::new(),
         }
     }
@@ -125,11 +125,11 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
 
     /// Commands under way.
     #[must_use]
-    pub fn flying(&self) -> usize {
-        self.flight.count()
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.count()
     }
 
-    /// The completion queues of the lane.
+    /// The completion queues of the poll_group.
     pub fn completion_ids(&self) -> impl Iterator<Item = u16> + '_ {
         self.completion.iter().map(|(queue, _)| queue.id)
     }
@@ -156,23 +156,23 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
         vector: Option<u16>,
     ) -> Result<(), Status> {
         let mut queue = CompletionQueue::new(id, entries, iova, vector);
-        queue.window().reach(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
-        queue.window().rest();
-        self.begin_shadow(head_of(id), 0);
-        self.completion.push((queue, Outage::default()));
+        queue.ring_memory().hold(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
+        queue.ring_memory().end_batch();
+        self.init_shadow(head_of(id), 0);
+        self.completion.push((queue, Backoff::default()));
         Ok(())
     }
 
-    /// Adds a submission queue whose completion queue is on this lane.
+    /// Adds a submission queue whose completion queue is on this poll_group.
     ///
     /// # Errors
     /// [`Status::DATA_TRANSFER`] when the memory cannot be reached.
     pub fn add_submission(&mut self, id: u16, cq: u16, entries: u32, iova: Iova) -> Result<(), Status> {
         let mut queue = SubmissionQueue::new(id, cq, entries, iova);
-        queue.window().reach(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
-        queue.window().rest();
-        self.begin_shadow(tail_of(id), 0);
-        self.submission.push((queue, Outage::default()));
+        queue.ring_memory().hold(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
+        queue.ring_memory().end_batch();
+        self.init_shadow(tail_of(id), 0);
+        self.submission.push((queue, Backoff::default()));
         Ok(())
     }
 
@@ -182,7 +182,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     }
 
     /// Begins to delete a submission queue: nothing more is taken from it, what has not begun is aborted, and
-    /// [`Served::closed`] tells when the rest is done.
+    /// [`PollResult::closed`] tells when the rest is done.
     pub fn close_submission(&mut self, id: u16, now: u64) {
         if let Some((queue, _)) = self.submission.iter_mut().find(|(queue, _)| queue.id == id) {
             queue.closing = true;
@@ -202,24 +202,24 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     pub fn set_shadow(&mut self, buffers: ShadowBuffers) -> Result<(), Status> {
         let mut shadow = Shadow::new(buffers);
         for (queue, _) in &self.submission {
-            shadow.begin(&self.memory, tail_of(queue.id), queue.tail()).map_err(|_| Status::DATA_TRANSFER)?;
+            shadow.init(&self.memory, tail_of(queue.id), queue.tail()).map_err(|_| Status::DATA_TRANSFER)?;
         }
         for (queue, _) in &self.completion {
-            shadow.begin(&self.memory, head_of(queue.id), queue.head()).map_err(|_| Status::DATA_TRANSFER)?;
+            shadow.init(&self.memory, head_of(queue.id), queue.head()).map_err(|_| Status::DATA_TRANSFER)?;
         }
         for (queue, _) in &mut self.submission {
-            queue.doorbell.begin(queue.tail());
+            queue.doorbell.init(queue.tail());
         }
         for (queue, _) in &mut self.completion {
-            queue.doorbell.begin(queue.head());
+            queue.doorbell.init(queue.head());
         }
         self.shadow = Some(shadow);
         Ok(())
     }
 
-    /// Makes everything that was written durable, on all disks; [`Served::durable`] tells when, of this call or a later one.
-    pub fn flush(&mut self, now: u64, served: &mut Served) {
-        let tag = self.flight.begin(Flying {
+    /// Makes everything that was written durable, on all disks; [`PollResult::durable`] tells when, of this call or a later one.
+    pub fn flush(&mut self, now: u64, polled: &mut PollResult) {
+        let tag = self.in_flight.begin(InFlight {
             owner: Owner::Controller,
             kind: Kind::Flush,
             started: now,
@@ -230,30 +230,30 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
             status: Status::SUCCESS,
         });
         self.submit_all(tag, Operation::Flush);
-        self.part_done(tag, Status::SUCCESS, now, served);
+        self.part_done(tag, Status::SUCCESS, now, polled);
     }
 
     /// Gives holds of queues back that lie in what is about to be unmapped.
-    pub fn give_back_in(&mut self, iova: Iova, bytes: u64) {
+    pub fn release_in(&mut self, iova: Iova, bytes: u64) {
         for (queue, _) in &mut self.submission {
-            queue.window().give_back_in(iova, bytes);
+            queue.ring_memory().release_in(iova, bytes);
         }
         for (queue, _) in &mut self.completion {
-            queue.window().give_back_in(iova, bytes);
+            queue.ring_memory().release_in(iova, bytes);
         }
-        for window in self.shadow.iter_mut().flat_map(Shadow::windows) {
-            window.give_back_in(iova, bytes);
+        for buffer in self.shadow.iter_mut().flat_map(Shadow::buffers) {
+            buffer.release_in(iova, bytes);
         }
     }
 
     /// Forgets all queues at once, and every command that has not begun. What has begun goes on until
-    /// [`flying`](Self::flying) is 0; nobody is answered.
+    /// [`in_flight`](Self::in_flight) is 0; nobody is answered.
     pub fn halt(&mut self) {
         self.submission.clear();
         self.completion.clear();
         self.shadow = None;
         for work in std::mem::take(&mut self.stalled) {
-            self.part_done(work.tag, Status::ABORT_REQUESTED, 0, &mut Served::default());
+            self.part_done(work.tag, Status::ABORT_REQUESTED, 0, &mut PollResult::default());
         }
     }
 
@@ -262,73 +262,75 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     /// # Errors
     /// [`Broken`] when a disk queue broke. The storage is to be dropped, which ends what was on it, and
     /// [`fail_all`](Self::fail_all) called.
-    pub fn serve(&mut self, now: u64, served: &mut Served) -> Result<(), Broken> {
-        served.clear();
-        self.collect(now, served)?;
-        self.submit_stalled(served);
-        self.fetch(now, served);
-        self.deliver(now, served);
-        self.finish_closing(served);
-        self.rest();
-        self.counters.flying(self.flight.count() as u64);
+    pub fn poll(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
+        polled.clear();
+        self.collect(now, polled)?;
+        self.submit_stalled(polled);
+        self.fetch(now, polled);
+        self.deliver(now, polled);
+        self.finish_closing(polled);
+        self.end_batch();
+        self.counters.set_in_flight(self.in_flight.count() as u64);
         Ok(())
     }
 
-    /// As [`serve`](Self::serve) for a function that may not reach memory: what has begun ends and what needs no guest memory is begun,
+    /// As [`poll`](Self::poll) for a function that may not reach memory: what has begun ends and what needs no guest memory is begun,
     /// but no command is taken and no completion is put.
     ///
     /// # Errors
-    /// As for [`serve`](Self::serve).
-    pub fn serve_without_memory(&mut self, now: u64, served: &mut Served) -> Result<(), Broken> {
-        served.clear();
-        self.collect(now, served)?;
-        self.submit_without_memory(served);
-        self.finish_closing(served);
-        self.rest();
-        self.counters.flying(self.flight.count() as u64);
+    /// As for [`poll`](Self::poll).
+    pub fn poll_without_memory(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
+        polled.clear();
+        self.collect(now, polled)?;
+        self.submit_without_memory(polled);
+        self.finish_closing(polled);
+        self.end_batch();
+        self.counters.set_in_flight(self.in_flight.count() as u64);
         Ok(())
     }
 
     /// Ends every command under way with an internal error: their disk is gone.
-    pub fn fail_all(&mut self, now: u64, served: &mut Served) {
+    pub fn fail_all(&mut self, now: u64, polled: &mut PollResult) {
         self.stalled.clear();
-        for tag in self.flight.tags() {
-            if let Some(flying) = self.flight.get(tag) {
-                flying.parts = 1;
+        for tag in self.in_flight.tags() {
+            if let Some(in_flight) = self.in_flight.get(tag) {
+                in_flight.parts = 1;
             }
-            self.part_done(tag, Status::INTERNAL, now, served);
+            self.part_done(tag, Status::INTERNAL, now, polled);
         }
-        served.events.push(Event::PersistentInternalError);
+        polled.events.push(AsyncEvent::PersistentInternalError);
         // The completions are put with the next `serve`, if the function may reach memory.
-        served.progress = true;
+        polled.progress = true;
     }
 
-    fn begin_shadow(&mut self, at: usize, value: u32) {
+    fn init_shadow(&mut self, at: usize, value: u32) {
         if let Some(shadow) = &mut self.shadow {
             // A buffer that cannot be reached is met again by whoever looks for the doorbell.
-            let _ = shadow.begin(&self.memory, at, value);
+            let _ = shadow.init(&self.memory, at, value);
         }
     }
 
-    fn collect(&mut self, now: u64, served: &mut Served) -> Result<(), Broken> {
+    fn collect(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
         let mut done = std::mem::take(&mut self.done);
         let collected = self.storage.collect(&mut done);
         for Done { tag, result } in done.drain(..) {
-            served.progress = true;
-            let status = match (&result, self.flight.get(tag)) {
+            polled.progress = true;
+            let status = match (&result, self.in_flight.get(tag)) {
                 (Ok(()), _) => Status::SUCCESS,
-                (Err(fault), flying) => status_of(fault, flying.map_or(Kind::Other, |flying| flying.kind)),
+                (Err(fault), in_flight) => {
+                    status_of(fault, in_flight.map_or(Kind::Other, |in_flight| in_flight.kind))
+                }
             };
-            self.part_done(tag, status, now, served);
+            self.part_done(tag, status, now, polled);
         }
         self.done = done;
         collected
     }
 
-    fn submit_stalled(&mut self, served: &mut Served) {
+    fn submit_stalled(&mut self, polled: &mut PollResult) {
         while let Some(work) = self.stalled.pop_front() {
             match self.storage.submit(work) {
-                Ok(()) => served.progress = true,
+                Ok(()) => polled.progress = true,
                 Err(work) => {
                     self.stalled.push_front(work);
                     return;
@@ -338,7 +340,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     }
 
     /// Flushes of the controller and the like: they do not wait behind work that waits for the guest's memory.
-    fn submit_without_memory(&mut self, served: &mut Served) {
+    fn submit_without_memory(&mut self, polled: &mut PollResult) {
         for _ in 0..self.stalled.len() {
             let Some(work) = self.stalled.pop_front() else { return };
             if !work.data.is_empty() {
@@ -346,15 +348,15 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
                 continue;
             }
             match self.storage.submit(work) {
-                Ok(()) => served.progress = true,
+                Ok(()) => polled.progress = true,
                 Err(work) => self.stalled.push_back(work),
             }
         }
     }
 
     fn submit(&mut self, work: Work<M::Guard>) {
-        if let Some(flying) = self.flight.get(work.tag) {
-            flying.parts += 1;
+        if let Some(in_flight) = self.in_flight.get(work.tag) {
+            in_flight.parts += 1;
         }
         if !self.stalled.is_empty() {
             self.stalled.push_back(work);
@@ -372,107 +374,111 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
     }
 
     /// A part of a command is done, perhaps the last one.
-    fn part_done(&mut self, tag: u64, status: Status, now: u64, served: &mut Served) {
-        let Some(flying) = self.flight.get(tag) else { return };
-        flying.parts = flying.parts.saturating_sub(1);
-        if flying.status.is_success() {
-            flying.status = status;
+    fn part_done(&mut self, tag: u64, status: Status, now: u64, polled: &mut PollResult) {
+        let Some(in_flight) = self.in_flight.get(tag) else { return };
+        in_flight.parts = in_flight.parts.saturating_sub(1);
+        if in_flight.status.is_success() {
+            in_flight.status = status;
         }
-        if flying.parts > 0 {
+        if in_flight.parts > 0 {
             return;
         }
-        let Some(flying) = self.flight.end(tag) else { return };
-        match flying.owner {
-            Owner::Controller => served.durable = Some(flying.status),
-            Owner::Guest { sq, cid } => self.answer(sq, cid, &flying, now),
+        let Some(in_flight) = self.in_flight.end(tag) else { return };
+        match in_flight.owner {
+            Owner::Controller => polled.durable = Some(in_flight.status),
+            Owner::Guest { sq, cid } => self.answer(sq, cid, &in_flight, now),
         }
     }
 
-    fn answer(&mut self, sq: u16, cid: u16, flying: &Flying, now: u64) {
-        if flying.status.is_success() {
-            self.counters.succeeded(flying.kind, flying.bytes, now.saturating_sub(flying.started));
+    fn answer(&mut self, sq: u16, cid: u16, in_flight: &InFlight, now: u64) {
+        if in_flight.status.is_success() {
+            self.counters.succeeded(in_flight.kind, in_flight.bytes, now.saturating_sub(in_flight.started));
         } else {
-            self.counters.failed(flying.status);
-            self.note(Some((sq, cid)), flying.status, flying.nsid, flying.lba);
+            self.counters.failed(in_flight.status);
+            self.log_error(Some((sq, cid)), in_flight.status, in_flight.nsid, in_flight.lba);
         }
         // After a halt there is nobody to tell.
         let Some((queue, _)) = self.submission.iter_mut().find(|(queue, _)| queue.id == sq) else { return };
-        queue.flying = queue.flying.saturating_sub(1);
+        queue.in_flight = queue.in_flight.saturating_sub(1);
         let completion =
-            Completion { result: 0, sq_head: queue.head(), sq_id: sq, cid, status: flying.status };
+            Completion { result: 0, sq_head: queue.head(), sq_id: sq, cid, status: in_flight.status };
         let cq = queue.cq;
         if let Some((queue, _)) = self.completion.iter_mut().find(|(queue, _)| queue.id == cq) {
             queue.push(completion);
         }
     }
 
-    fn note(&self, command: Option<(u16, u16)>, status: Status, nsid: u32, lba: u64) {
-        self.shared.errors().note(Failure { command, status, nsid, lba });
+    fn log_error(&self, command: Option<(u16, u16)>, status: Status, nsid: u32, lba: u64) {
+        self.shared.errors().push(Failure { command, status, nsid, lba });
     }
 
-    fn deliver(&mut self, now: u64, served: &mut Served) {
-        for (queue, outage) in &mut self.completion {
-            let register = self.shared.board.head(queue.id);
-            let word = Shadow::word(&mut self.shadow, &self.memory, head_of(queue.id));
-            served.wake_at(look_again(word, now));
-            match queue.listen(register, word, now) {
-                // The interrupt pin must not take what was read for unread.
-                Ok(Some(Rung::Memory(head))) => self.shared.board.note_head(queue.id, Some(head)),
-                Ok(Some(Rung::Register(_))) => self.shared.board.note_head(queue.id, None),
+    fn deliver(&mut self, now: u64, polled: &mut PollResult) {
+        for (queue, backoff) in &mut self.completion {
+            let register = self.shared.queue_table.head(queue.id);
+            let shadow = Shadow::value(&mut self.shadow, &self.memory, head_of(queue.id));
+            polled.wake_at(retry_at(shadow, now));
+            match queue.update_doorbell(register, shadow, now) {
+                // The interrupt pin must not take what was read for has_unread.
+                Ok(Some(DoorbellValue::Shadow(head))) => {
+                    self.shared.queue_table.set_shadow_head(queue.id, Some(head))
+                }
+                Ok(Some(DoorbellValue::Register(_))) => {
+                    self.shared.queue_table.set_shadow_head(queue.id, None)
+                }
                 Ok(None) => {}
-                Err(bad) => served.events.push(bad.into()),
+                Err(bad) => polled.events.push(bad.into()),
             }
-            served.wake_at(queue.doorbell.due());
+            polled.wake_at(queue.doorbell.due());
             let mut put = 0;
-            if queue.backlog() > 0 && outage.may_try(now) {
+            if queue.backlog() > 0 && backoff.may_try(now) {
                 match queue.deliver(&self.memory, &mut put) {
-                    Ok(()) => outage.over(),
+                    Ok(()) => backoff.reset(),
                     Err(_) => {
-                        queue.window().give_back();
-                        if outage.met(now) {
-                            served.events.push(Event::PersistentInternalError);
+                        queue.ring_memory().release();
+                        if backoff.failed(now) {
+                            polled.events.push(AsyncEvent::PersistentInternalError);
                         }
                     }
                 }
             }
             if queue.backlog() > 0 {
-                served.wake_at(outage.next());
+                polled.wake_at(backoff.next());
             } else {
                 // Nothing waits for the memory, so nothing is tried.
-                outage.over();
+                backoff.reset();
             }
             if put > 0 {
-                served.progress = true;
-                self.shared.board.posted(queue.id, queue.tail());
+                polled.progress = true;
+                self.shared.queue_table.set_posted(queue.id, queue.tail());
                 if queue.unsignaled == 0 {
                     queue.since = now;
                 }
                 queue.unsignaled += put;
             }
             let (Some(vector), true) = (queue.vector, queue.unsignaled > 0) else { continue };
-            if let Some((time, threshold)) = self.shared.patience(vector) {
+            if let Some((time, threshold)) = self.shared.coalescing_limits(vector) {
                 let due = queue.since.saturating_add(time);
                 if queue.unsignaled < threshold && now < due {
-                    served.wake_at(Some(due));
+                    polled.wake_at(Some(due));
                     continue;
                 }
             }
             queue.unsignaled = 0;
-            served.signals.push((queue.id, vector));
+            polled.signals.push((queue.id, vector));
             self.counters.interrupted(1);
         }
     }
 
-    fn finish_closing(&mut self, served: &mut Served) {
-        for (queue, _) in self.submission.iter().filter(|(queue, _)| queue.closing && queue.flying == 0) {
+    fn finish_closing(&mut self, polled: &mut PollResult) {
+        for (queue, _) in self.submission.iter().filter(|(queue, _)| queue.closing && queue.in_flight == 0) {
             // A completion queue that is full must not keep its submission queue alive.
             if let Some((completion, _)) = self.completion.iter_mut().find(|(one, _)| one.id == queue.cq) {
                 completion.forget(queue.id);
             }
-            served.closed.push(queue.id);
-            served.progress = true;
+            polled.closed.push(queue.id);
+            polled.progress = true;
         }
-        self.submission.retain(|(queue, _)| !(queue.closing && queue.flying == 0));
+        self.submission.retain(|(queue, _)| !(queue.closing && queue.in_flight == 0));
     }
 
     /// Takes work back that no disk has begun. A command is ended only if none of it had begun.
@@ -480,7 +486,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
         let mut dropped = Vec::new();
         let mut kept = VecDeque::new();
         for work in std::mem::take(&mut self.stalled) {
-            let owner = self.flight.get(work.tag).map(|flying| flying.owner);
+            let owner = self.in_flight.get(work.tag).map(|in_flight| in_flight.owner);
             match owner {
                 Some(Owner::Guest { sq, cid }) if which(sq, cid) => dropped.push(work.tag),
                 _ => kept.push_back(work),
@@ -489,7 +495,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
         self.stalled = kept;
         let found = !dropped.is_empty();
         for tag in dropped {
-            self.part_done(tag, status, now, &mut Served::default());
+            self.part_done(tag, status, now, &mut PollResult::default());
         }
         found
     }

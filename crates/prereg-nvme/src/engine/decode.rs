@@ -1,7 +1,7 @@
 //! What an I/O command asks for, once everything about it that can be checked without its data was checked.
 
 use super::namespace::{Namespace, Namespaces};
-use super::sgl::Buckets;
+use super::sgl::BitBuckets;
 use crate::disk::Operation;
 use crate::spec::number::{BROADCAST, io};
 use crate::spec::{Command, Status};
@@ -18,17 +18,17 @@ pub enum Direction {
 impl Direction {
     /// What a bit bucket is.
     #[must_use]
-    pub const fn buckets(self) -> Buckets {
+    pub const fn buckets(self) -> BitBuckets {
         match self {
-            Self::ToGuest => Buckets::Count,
-            Self::FromGuest => Buckets::Ignore,
+            Self::ToGuest => BitBuckets::Count,
+            Self::FromGuest => BitBuckets::Ignore,
         }
     }
 }
 
 /// What to do about a command.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Plan {
+pub enum IoCommand {
     /// Move `bytes` between guest memory and the disk of namespace `nsid`.
     Transfer {
         /// The namespace.
@@ -41,7 +41,7 @@ pub enum Plan {
         direction: Direction,
     },
     /// An operation without data, on one namespace or on all of them.
-    Plain {
+    NoData {
         /// The namespace; `None` for all.
         nsid: Option<u32>,
         /// What the disk does.
@@ -55,16 +55,16 @@ pub enum Plan {
         ranges: u64,
     },
     /// Nothing: the command was a hint.
-    Nothing,
+    Nop,
 }
 
-/// What a lane knows that commands are judged by.
+/// What a poll_group knows that commands are judged by.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct DecodeContext<'a> {
     /// The namespaces.
     pub namespaces: &'a Namespaces,
     /// The most bytes of a transfer.
-    pub most_bytes: u64,
+    pub max_transfer_bytes: u64,
     /// Whether writes may be done before they are durable.
     pub write_cache: bool,
 }
@@ -80,7 +80,7 @@ pub const RANGE_BYTES: u64 = 16;
 ///
 /// # Errors
 /// The status to answer it with.
-pub fn plan(command: &Command, terms: Terms<'_>) -> Result<Plan, Status> {
+pub fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand, Status> {
     if !matches!(
         command.opcode(),
         io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET
@@ -91,22 +91,22 @@ pub fn plan(command: &Command, terms: Terms<'_>) -> Result<Plan, Status> {
         return Err(Status::INVALID_FIELD);
     }
     if command.opcode() == io::FLUSH && command.nsid() == BROADCAST {
-        return Ok(Plan::Plain { nsid: None, operation: Operation::Flush });
+        return Ok(IoCommand::NoData { nsid: None, operation: Operation::Flush });
     }
     let nsid = command.nsid();
-    let namespace = terms.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
+    let namespace = context.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
     let is_change = matches!(command.opcode(), io::WRITE | io::WRITE_ZEROES | io::DATASET);
     if is_change && namespace.is_read_only() {
         return Err(Status::WRITE_PROTECTED);
     }
     match command.opcode() {
-        io::FLUSH => Ok(Plan::Plain { nsid: Some(nsid), operation: Operation::Flush }),
+        io::FLUSH => Ok(IoCommand::NoData { nsid: Some(nsid), operation: Operation::Flush }),
         io::DATASET => Ok(if command.dword(11) & DATASET_DEALLOCATE != 0 {
-            Plan::Deallocate { nsid, ranges: u64::from(command.dword(10) & 0xff) + 1 }
+            IoCommand::Deallocate { nsid, ranges: u64::from(command.dword(10) & 0xff) + 1 }
         } else {
-            Plan::Nothing
+            IoCommand::Nop
         }),
-        opcode => blocks(command, opcode, nsid, namespace, terms),
+        opcode => blocks(command, opcode, nsid, namespace, context),
     }
 }
 
@@ -116,36 +116,36 @@ fn blocks(
     opcode: u8,
     nsid: u32,
     namespace: &Namespace,
-    terms: Terms<'_>,
-) -> Result<Plan, Status> {
+    context: DecodeContext<'_>,
+) -> Result<IoCommand, Status> {
     let count = u64::from(command.dword(12) & 0xffff) + 1;
     let offset = locate(namespace, command.quad(10), count)?;
     let bytes = count << namespace.block_shift();
-    if opcode != io::WRITE_ZEROES && bytes > terms.most_bytes {
+    if opcode != io::WRITE_ZEROES && bytes > context.max_transfer_bytes {
         return Err(Status::INVALID_FIELD);
     }
     // Without a write cache, nothing is done before it is durable.
-    let fua = command.dword(12) & FUA != 0 || !terms.write_cache;
+    let fua = command.dword(12) & FUA != 0 || !context.write_cache;
     Ok(match opcode {
-        io::READ => Plan::Transfer {
+        io::READ => IoCommand::Transfer {
             nsid,
             operation: Operation::Read { offset },
             bytes,
             direction: Direction::ToGuest,
         },
-        io::WRITE => Plan::Transfer {
+        io::WRITE => IoCommand::Transfer {
             nsid,
             operation: Operation::Write { offset, fua },
             bytes,
             direction: Direction::FromGuest,
         },
-        io::COMPARE => Plan::Transfer {
+        io::COMPARE => IoCommand::Transfer {
             nsid,
             operation: Operation::Compare { offset },
             bytes,
             direction: Direction::FromGuest,
         },
-        _ => Plan::Plain {
+        _ => IoCommand::NoData {
             nsid: Some(nsid),
             operation: Operation::WriteZeroes {
                 offset,

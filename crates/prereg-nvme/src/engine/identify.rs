@@ -1,7 +1,7 @@
 //! Who the controller says it is: the structures of Identify (figures 245, 247 and 249).
 
+use super::async_event::AsyncEvents;
 use super::error_log::ErrorLog;
-use super::event::Events;
 use super::namespace::{Namespace, Namespaces};
 use super::sgl;
 use super::shared::Limits;
@@ -69,7 +69,7 @@ pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces)
     page.put_u8(111, 1); // CNTRLTYPE: I/O controller
     page.put_u16(256, if identity.shadow_doorbells { OACS_DOORBELL_BUFFER } else { 0 });
     page.put_u8(258, ABORT_LIMIT);
-    page.put_u8(259, Events::REQUESTS as u8 - 1);
+    page.put_u8(259, AsyncEvents::REQUESTS as u8 - 1);
     page.put_u8(260, 1 << 1 | 1); // FRMW: one slot, read only
     page.put_u8(261, LPA);
     page.put_u8(262, ErrorLog::ENTRIES as u8 - 1);

@@ -6,13 +6,13 @@ use std::time::Instant;
 
 use prereg::Errno;
 
-use super::facts::NvmeState;
-use super::hub::Hub;
+use super::shared::ControllerShared;
+use super::stats::NvmeState;
 use crate::engine::log_page::Health;
 
 /// What outlives a client.
 #[derive(Debug)]
-pub(super) struct Past {
+pub(super) struct Subsystem {
     began: Instant,
     inner: Mutex<Inner>,
 }
@@ -20,7 +20,7 @@ pub(super) struct Past {
 #[derive(Debug, Default)]
 struct Inner {
     health: Health,
-    present: Vec<Weak<Hub>>,
+    controllers: Vec<Weak<ControllerShared>>,
     /// The numbers of clients that have not left.
     clients: BTreeSet<u16>,
 }
@@ -28,18 +28,18 @@ struct Inner {
 /// A client's place; it ends when its controller has given everything back.
 #[derive(Debug)]
 pub(super) struct Lease {
-    past: Arc<Past>,
+    subsystem: Arc<Subsystem>,
     /// The controller's number: no other that is there has it.
     pub(super) number: u16,
 }
 
-impl Default for Past {
+impl Default for Subsystem {
     fn default() -> Self {
         Self { began: Instant::now(), inner: Mutex::default() }
     }
 }
 
-impl Past {
+impl Subsystem {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // Whole between any two statements that matter: it is counts.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,10 +49,10 @@ impl Past {
     ///
     /// # Errors
     /// EBUSY when there is a client already and `shares` is not said.
-    pub(super) fn admit(past: &Arc<Self>, shares: bool) -> Result<Lease, Errno> {
+    pub(super) fn attach_client(subsystem: &Arc<Self>, shares: bool) -> Result<Lease, Errno> {
         /// The largest number that a controller may have.
         const LAST: u16 = 0xffef;
-        let mut inner = past.lock();
+        let mut inner = subsystem.lock();
         if !inner.clients.is_empty() && !shares {
             return Err(Errno::EBUSY);
         }
@@ -60,34 +60,39 @@ impl Past {
         let number = free.ok_or(Errno::EBUSY)?;
         inner.clients.insert(number);
         inner.health.power_cycles += 1;
-        inner.present.retain(|hub| hub.strong_count() > 0);
-        Ok(Lease { past: Arc::clone(past), number })
+        inner.controllers.retain(|shared| shared.strong_count() > 0);
+        Ok(Lease { subsystem: Arc::clone(subsystem), number })
     }
 
     /// A client's controller is there; `with` it is done before others do something [for each](Self::for_each).
-    pub(super) fn arrived(&self, hub: &Arc<Hub>, with: impl FnOnce(&Hub)) {
+    pub(super) fn add_controller(
+        &self,
+        shared: &Arc<ControllerShared>,
+        with: impl FnOnce(&ControllerShared),
+    ) {
         let mut inner = self.lock();
-        inner.present.push(Arc::downgrade(hub));
-        with(hub);
+        inner.controllers.push(Arc::downgrade(shared));
+        with(shared);
     }
 
     /// Does something with each controller that is there, while none arrives.
-    pub(super) fn for_each(&self, with: impl FnMut(&Arc<Hub>)) {
+    pub(super) fn for_each(&self, with: impl FnMut(&Arc<ControllerShared>)) {
         let inner = self.lock();
-        let present: Vec<Arc<Hub>> = inner.present.iter().filter_map(Weak::upgrade).collect();
-        present.iter().for_each(with);
+        let controllers: Vec<Arc<ControllerShared>> =
+            inner.controllers.iter().filter_map(Weak::upgrade).collect();
+        controllers.iter().for_each(with);
         drop(inner);
     }
 
     /// The controllers that are there.
-    pub(super) fn present(&self) -> Vec<Arc<Hub>> {
-        self.lock().present.iter().filter_map(Weak::upgrade).collect()
+    pub(super) fn controllers(&self) -> Vec<Arc<ControllerShared>> {
+        self.lock().controllers.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// The health log of a controller as of now.
-    pub(super) fn health(&self, hub: &Hub) -> Health {
+    pub(super) fn health(&self, shared: &ControllerShared) -> Health {
         let mut health = self.lock().health;
-        NvmeState::of(hub).add_to(&mut health);
+        NvmeState::of(shared).add_to(&mut health);
         health.power_on_hours = self.began.elapsed().as_secs() / 3600;
         health
     }
@@ -95,9 +100,9 @@ impl Past {
 
 impl Lease {
     /// The controller stopped.
-    pub(super) fn end(self, hub: &Hub, was_safe: bool) {
-        let state = NvmeState::of(hub);
-        let mut inner = self.past.lock();
+    pub(super) fn end(self, shared: &ControllerShared, was_safe: bool) {
+        let state = NvmeState::of(shared);
+        let mut inner = self.subsystem.lock();
         state.add_to(&mut inner.health);
         inner.health.unsafe_shutdowns += u64::from(!was_safe);
     }
@@ -105,6 +110,6 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.past.lock().clients.remove(&self.number);
+        self.subsystem.lock().clients.remove(&self.number);
     }
 }

@@ -1,4 +1,4 @@
-//! How a worker is told things and woken: messages, and an eventfd that is rung only when the worker sleeps.
+//! How a io_thread is told things and woken: messages, and an eventfd that is rung only when the io_thread is_asleep.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -7,20 +7,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prereg::{Errno, Iova};
 use prereg_vfio_user::client::Eventfd;
 
-use crate::engine::admin::Order;
+use crate::engine::admin::QueueOp;
 use crate::engine::shadow::ShadowBuffers;
 
-/// What a worker is told.
+/// What a io_thread is told.
 #[derive(Debug)]
-pub(super) enum ToWorker {
+pub(super) enum IoMsg {
     /// Carry this out; answered.
-    Order(Order),
+    Op(QueueOp),
     /// Make everything durable; answered.
     Flush,
     /// Forget all queues; answered when nothing is under way any more.
     Halt,
     /// Give holds in this range back; 0 bytes are everything.
-    GiveBack(Iova, u64),
+    Release(Iova, u64),
     /// The memory page that the guest chose.
     PageShift(u32),
     /// Use these shadow doorbells, as everybody does already.
@@ -29,22 +29,22 @@ pub(super) enum ToWorker {
     Stop,
 }
 
-/// A worker's mailbox.
+/// A io_thread's io_channel.
 #[derive(Debug)]
-pub(super) struct Mailbox {
-    messages: Mutex<Vec<ToWorker>>,
+pub(super) struct IoChannel {
+    messages: Mutex<Vec<IoMsg>>,
     any: AtomicBool,
-    /// 0: awake. Otherwise the eventfd that the worker sleeps on, counted from 1.
+    /// 0: awake. Otherwise the eventfd that the io_thread is_asleep on, counted from 1.
     asleep: AtomicUsize,
     /// One for each disk, because each disk's queue listens to one of its own.
     kicks: Vec<Eventfd>,
 }
 
 /// Messages that may wait before those that only give holds back are put together.
-const MANY: usize = 64;
+const MAX_MESSAGES: usize = 64;
 
-impl Mailbox {
-    /// For a worker with so many disks.
+impl IoChannel {
+    /// For a io_thread with so many disks.
     ///
     /// # Errors
     /// The system's number.
@@ -59,7 +59,7 @@ impl Mailbox {
         })
     }
 
-    /// The eventfds, for those who listen to them.
+    /// The eventfds, for those who update_doorbell to them.
     ///
     /// # Errors
     /// The system's number.
@@ -70,12 +70,12 @@ impl Mailbox {
     }
 
     /// Leaves a message.
-    pub(super) fn post(&self, message: ToWorker) {
+    pub(super) fn send(&self, message: IoMsg) {
         let mut messages = self.messages();
-        if matches!(message, ToWorker::GiveBack(..)) && messages.len() >= MANY {
+        if matches!(message, IoMsg::Release(..)) && messages.len() >= MAX_MESSAGES {
             // A client that unmaps faster than anybody looks makes no longer list: everything is given back.
-            let everything = ToWorker::GiveBack(Iova::new(0), 0);
-            if !messages.iter().any(|waiting| matches!(waiting, ToWorker::GiveBack(_, 0))) {
+            let everything = IoMsg::Release(Iova::new(0), 0);
+            if !messages.iter().any(|waiting| matches!(waiting, IoMsg::Release(_, 0))) {
                 messages.push(everything);
             }
         } else {
@@ -88,7 +88,7 @@ impl Mailbox {
     }
 
     /// Takes all messages.
-    pub(super) fn take(&self) -> Vec<ToWorker> {
+    pub(super) fn take(&self) -> Vec<IoMsg> {
         if !self.any.load(Ordering::Acquire) {
             return Vec::new();
         }
@@ -102,9 +102,9 @@ impl Mailbox {
         !self.any.load(Ordering::Acquire)
     }
 
-    /// Something was left somewhere that the worker should look at.
+    /// Something was left somewhere that the io_thread should look at.
     pub(super) fn wake(&self) {
-        // The worker says that it sleeps, fences, and looks once more; here it is left, fenced, and asked whether it sleeps.
+        // The io_thread says that it is_asleep, fences, and looks once more; here it is left, fenced, and asked whether it is_asleep.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) != 0 {
             let at = self.asleep.swap(0, Ordering::Relaxed);
@@ -115,24 +115,24 @@ impl Mailbox {
         }
     }
 
-    /// Whether the worker sleeps, as far as can be told.
-    pub(super) fn sleeps(&self) -> bool {
+    /// Whether the io_thread is_asleep, as far as can be told.
+    pub(super) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed) != 0
     }
 
-    /// The worker is about to sleep on eventfd `at`; it must look once more after this.
-    pub(super) fn doze(&self, at: usize) {
+    /// The io_thread is about to sleep on eventfd `at`; it must look once more after this.
+    pub(super) fn prepare_sleep(&self, at: usize) {
         self.asleep.store(at + 1, Ordering::Relaxed);
         // See `wake`.
         fence(Ordering::SeqCst);
     }
 
-    /// The worker is awake.
-    pub(super) fn rise(&self) {
+    /// The io_thread is awake.
+    pub(super) fn set_awake(&self) {
         self.asleep.store(0, Ordering::Relaxed);
     }
 
-    fn messages(&self) -> MutexGuard<'_, Vec<ToWorker>> {
+    fn messages(&self) -> MutexGuard<'_, Vec<IoMsg>> {
         // The list is whole between any two statements.
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -7,53 +7,53 @@ use std::time::Instant;
 use prereg::{Errno, Iova};
 use prereg_vfio_user::server::{DeviceContext, Sparse};
 
+use super::admin_channel::{AdminChannel, Message};
 use super::doorbells::MappedDoorbells;
 use super::guest::Guest;
-use super::inbox::{Inbox, Message};
-use super::line::Line;
-use super::mailbox::{Mailbox, ToWorker};
-use super::notices::Notices;
+use super::io_channel::{IoChannel, IoMsg};
+use super::irq::Irq;
 use super::settings::{DoorbellMode, NvmeSettings};
+use super::unmap_watch::UnmapWatch;
 use crate::disk::Disk;
-use crate::engine::board::{Board, Doorbells, TrappedDoorbells};
+use crate::engine::async_event::AsyncEvent;
 use crate::engine::counters::{Counters, Totals};
-use crate::engine::event::Event;
 use crate::engine::namespace::Namespaces;
+use crate::engine::queue_table::{Doorbells, QueueTable, TrappedDoorbells};
 use crate::engine::registers::Registers;
 use crate::engine::shared::{Limits, Shared};
 
-/// The clerk, where a lane is named.
-pub(super) const CLERK: u32 = u32::MAX;
+/// The admin_thread, where a poll_group is named.
+pub(super) const ADMIN_THREAD: u32 = u32::MAX;
 
-/// A worker from outside.
+/// A io_thread from outside.
 #[derive(Debug)]
-pub(super) struct WorkerEnd {
-    pub(super) mailbox: Mailbox,
+pub(super) struct IoThreadHandle {
+    pub(super) io_channel: IoChannel,
     pub(super) counters: Arc<Counters>,
 }
 
 /// What the threads of a controller share.
-pub(super) struct Hub {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct ControllerShared {
+    pub(super) engine: Arc<Shared>,
     pub(super) guest: Guest,
-    pub(super) notices: Arc<Notices>,
-    pub(super) line: Line,
-    pub(super) inbox: Inbox,
-    pub(super) workers: Vec<WorkerEnd>,
+    pub(super) unmap_watch: Arc<UnmapWatch>,
+    pub(super) irq: Irq,
+    pub(super) admin_channel: AdminChannel,
+    pub(super) io_threads: Vec<IoThreadHandle>,
     pub(super) disks: Vec<Arc<dyn Disk>>,
     /// How doorbells can be mapped, if they can.
     pub(super) mapped: Option<Sparse>,
     /// The client was told how, so doorbells may ring without a message.
-    offered: AtomicBool,
+    doorbells_offered: AtomicBool,
     /// The function may reach memory.
-    masters: AtomicBool,
+    bus_master: AtomicBool,
     pub(super) doorbells_rung: AtomicU64,
     registers: Mutex<Registers>,
     began: Instant,
 }
 
-impl Hub {
-    /// For a client. The namespaces are those of `disks`, in this order.
+impl ControllerShared {
+    /// For a client. The namespaces are those of `disks`, in this op.
     ///
     /// # Errors
     /// The system's number: no eventfds, no memory for doorbells.
@@ -82,22 +82,23 @@ impl Hub {
             vectors: settings.vectors(),
             transfer_shift: settings.transfer_shift,
         };
-        let shared = Arc::new(Shared::new(limits, namespaces, Board::new(queues, doorbells)));
-        let notices = Arc::new(Notices::default());
-        let workers = (0..settings.workers)
-            .map(|_| Ok(WorkerEnd { mailbox: Mailbox::new(disks.len())?, counters: Arc::default() }));
+        let engine = Arc::new(Shared::new(limits, namespaces, QueueTable::new(queues, doorbells)));
+        let unmap_watch = Arc::new(UnmapWatch::default());
+        let io_threads = (0..settings.workers).map(|_| {
+            Ok(IoThreadHandle { io_channel: IoChannel::new(disks.len())?, counters: Arc::default() })
+        });
         Ok(Self {
-            guest: Guest::new(bus.dma.clone(), Arc::clone(&notices)),
-            line: Line::new(bus.interrupts.clone(), Arc::clone(&shared)),
-            workers: workers.collect::<Result<_, Errno>>()?,
+            guest: Guest::new(bus.dma.clone(), Arc::clone(&unmap_watch)),
+            irq: Irq::new(bus.interrupts.clone(), Arc::clone(&engine)),
+            io_threads: io_threads.collect::<Result<_, Errno>>()?,
             registers: Mutex::new(Registers::new(settings.entries)),
-            shared,
-            notices,
-            inbox: Inbox::default(),
+            engine,
+            unmap_watch,
+            admin_channel: AdminChannel::default(),
             disks,
             mapped,
-            offered: AtomicBool::new(false),
-            masters: AtomicBool::new(true),
+            doorbells_offered: AtomicBool::new(false),
+            bus_master: AtomicBool::new(true),
             doorbells_rung: AtomicU64::new(0),
             began: Instant::now(),
         })
@@ -118,32 +119,32 @@ impl Hub {
     pub(super) fn reset_registers(&self, how: impl FnOnce(&mut Registers)) {
         let mut registers = self.registers();
         how(&mut registers);
-        self.line.set_mask(registers.mask());
+        self.irq.set_mask(registers.mask());
     }
 
     /// The client asked how to map the doorbells.
     pub(super) fn offer_doorbells(&self) {
         // Relaxed: the wake that follows makes the sleeping thread look again.
-        self.offered.store(true, Ordering::Relaxed);
-        self.inbox.wake();
+        self.doorbells_offered.store(true, Ordering::Relaxed);
+        self.admin_channel.wake();
     }
 
     /// Whether doorbells may ring without a message.
-    pub(super) fn has_silent_doorbells(&self) -> bool {
-        self.offered.load(Ordering::Relaxed)
+    pub(super) fn polls_doorbells(&self) -> bool {
+        self.doorbells_offered.load(Ordering::Relaxed)
     }
 
     /// Whether the function may reach memory.
     pub(super) fn may_bus_master(&self) -> bool {
         // SeqCst: a thread that goes to sleep says so before it loads this, and `set_master` stores before it looks for sleepers.
-        self.masters.load(Ordering::SeqCst)
+        self.bus_master.load(Ordering::SeqCst)
     }
 
     /// The guest let the function reach memory, or forbade it.
     pub(super) fn set_master(&self, may: bool) {
-        if self.masters.swap(may, Ordering::SeqCst) != may && may {
-            self.inbox.wake();
-            self.workers.iter().for_each(|worker| worker.mailbox.wake());
+        if self.bus_master.swap(may, Ordering::SeqCst) != may && may {
+            self.admin_channel.wake();
+            self.io_threads.iter().for_each(|io_thread| io_thread.io_channel.wake());
         }
     }
 
@@ -151,52 +152,54 @@ impl Hub {
     pub(super) fn ring(&self, at: usize, value: u32) {
         // Relaxed: a number by itself.
         self.doorbells_rung.fetch_add(1, Ordering::Relaxed);
-        match self.shared.board.ring(at, value) {
-            Ok(Some(CLERK)) => self.inbox.wake(),
-            Ok(Some(worker)) => {
-                if let Some(worker) = self.workers.get(worker as usize) {
-                    worker.mailbox.wake();
+        match self.engine.queue_table.ring(at, value) {
+            Ok(Some(ADMIN_THREAD)) => self.admin_channel.wake(),
+            Ok(Some(io_thread)) => {
+                if let Some(io_thread) = self.io_threads.get(io_thread as usize) {
+                    io_thread.io_channel.wake();
                 }
             }
             Ok(None) => {}
-            Err(bad) => self.inbox.tell(Message::Event(Event::from(bad))),
+            Err(bad) => self.admin_channel.send_message(Message::AsyncEvent(AsyncEvent::from(bad))),
         }
-        if at % 2 == 1 && self.line.uses_pin() {
-            self.line.taken((at / 2) as u16);
+        if at % 2 == 1 && self.irq.uses_pin() {
+            self.irq.head_written((at / 2) as u16);
         }
     }
 
     /// Memory is about to be unmapped.
     pub(super) fn unmapping(&self, iova: Iova, bytes: u64) {
-        for lane in self.notices.announce(iova, bytes) {
-            let workers = match lane {
-                Some(CLERK) => &[],
-                Some(worker) => self.workers.get(worker as usize).map_or(&[][..], std::slice::from_ref),
-                None => &self.workers[..],
+        for poll_group in self.unmap_watch.announce(iova, bytes) {
+            let io_threads = match poll_group {
+                Some(ADMIN_THREAD) => &[],
+                Some(io_thread) => {
+                    self.io_threads.get(io_thread as usize).map_or(&[][..], std::slice::from_ref)
+                }
+                None => &self.io_threads[..],
             };
-            for worker in workers {
-                worker.mailbox.post(ToWorker::GiveBack(iova, bytes));
+            for io_thread in io_threads {
+                io_thread.io_channel.send(IoMsg::Release(iova, bytes));
             }
-            if matches!(lane, None | Some(CLERK)) {
-                self.inbox.tell(Message::GiveBack(iova, bytes));
+            if matches!(poll_group, None | Some(ADMIN_THREAD)) {
+                self.admin_channel.send_message(Message::Release(iova, bytes));
             }
         }
     }
 
-    /// What all workers counted.
+    /// What all io_threads counted.
     pub(super) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
-        for worker in &self.workers {
-            totals.add(&worker.counters.totals());
+        for io_thread in &self.io_threads {
+            totals.add(&io_thread.counters.totals());
         }
         totals
     }
 }
 
-impl std::fmt::Debug for Hub {
+impl std::fmt::Debug for ControllerShared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Hub")
-            .field("workers", &self.workers.len())
+        f.debug_struct("ControllerShared")
+            .field("io_threads", &self.io_threads.len())
             .field("disks", &self.disks.len())
             .finish_non_exhaustive()
     }

@@ -17,9 +17,9 @@ use crate::engine::shared::Shared;
 
 /// Which interrupts the guest uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum InUse {
+pub(super) enum IrqMode {
     /// The configuration space does not say: those that the client is told of.
-    Told,
+    FromClient,
     /// The pin.
     Pin,
     /// MSI.
@@ -30,34 +30,34 @@ pub(super) enum InUse {
 
 /// A controller's interrupts.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct Irq {
     interrupts: Interrupts,
-    shared: Arc<Shared>,
+    engine: Arc<Shared>,
     /// INTMS: vectors 0 to 31, of the pin and of MSI.
     mask: AtomicU32,
-    /// [`InUse`].
-    in_use: AtomicU8,
+    /// [`IrqMode`].
+    mode: AtomicU8,
     /// The pin is what the guest uses.
-    pin: AtomicBool,
-    up: Mutex<Up>,
+    uses_pin: AtomicBool,
+    pin_state: Mutex<PinState>,
 }
 
 #[derive(Debug, Default)]
-struct Up {
-    /// Completion queues that want the pin up.
+struct PinState {
+    /// Completion queues that want the pin state.
     queues: BTreeSet<u16>,
     asserted: bool,
 }
 
-impl Line {
-    pub(super) fn new(interrupts: Interrupts, shared: Arc<Shared>) -> Self {
+impl Irq {
+    pub(super) fn new(interrupts: Interrupts, engine: Arc<Shared>) -> Self {
         Self {
             interrupts,
-            shared,
+            engine,
             mask: AtomicU32::new(0),
-            in_use: AtomicU8::new(InUse::Told as u8),
-            pin: AtomicBool::new(false),
-            up: Mutex::default(),
+            mode: AtomicU8::new(IrqMode::FromClient as u8),
+            uses_pin: AtomicBool::new(false),
+            pin_state: Mutex::default(),
         }
     }
 
@@ -67,78 +67,78 @@ impl Line {
     }
 
     /// The guest chose which interrupts it uses.
-    pub(super) fn set_in_use(&self, in_use: InUse) {
+    pub(super) fn set_mode(&self, mode: IrqMode) {
         // Relaxed: an interrupt that meets the change is told by what was in use before, or by what is now.
-        self.in_use.store(in_use as u8, Ordering::Relaxed);
-        if matches!(in_use, InUse::Msi | InUse::Msix) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+        if matches!(mode, IrqMode::Msi | IrqMode::Msix) {
             // What went by the pin until now goes by messages.
-            self.pin.store(false, Ordering::Relaxed);
-            let mut up = self.up();
-            up.queues.clear();
-            self.settle(&mut up);
+            self.uses_pin.store(false, Ordering::Relaxed);
+            let mut state = self.pin_state();
+            state.queues.clear();
+            self.update_level(&mut state);
         }
     }
 
-    fn in_use(&self) -> InUse {
-        const KINDS: [InUse; 4] = [InUse::Told, InUse::Pin, InUse::Msi, InUse::Msix];
-        match KINDS[usize::from(self.in_use.load(Ordering::Relaxed)) % KINDS.len()] {
-            InUse::Told if self.interrupts.any_enabled(IrqKind::Msix) => InUse::Msix,
-            InUse::Told if self.interrupts.any_enabled(IrqKind::Msi) => InUse::Msi,
-            in_use => in_use,
+    fn mode(&self) -> IrqMode {
+        const KINDS: [IrqMode; 4] = [IrqMode::FromClient, IrqMode::Pin, IrqMode::Msi, IrqMode::Msix];
+        match KINDS[usize::from(self.mode.load(Ordering::Relaxed)) % KINDS.len()] {
+            IrqMode::FromClient if self.interrupts.any_enabled(IrqKind::Msix) => IrqMode::Msix,
+            IrqMode::FromClient if self.interrupts.any_enabled(IrqKind::Msi) => IrqMode::Msi,
+            mode => mode,
         }
     }
 
     /// Completion queue `cq` has news, and interrupts with `vector`.
     pub(super) fn signal(&self, cq: u16, vector: u16) {
         let number = u32::from(vector);
-        match self.in_use() {
-            InUse::Msix => {
+        match self.mode() {
+            IrqMode::Msix => {
                 self.interrupts.trigger(IrqKind::Msix, number);
             }
             _ if self.is_masked(vector) => {}
-            InUse::Msi => {
+            IrqMode::Msi => {
                 self.interrupts.trigger(IrqKind::Msi, number);
             }
-            InUse::Told | InUse::Pin => {
+            IrqMode::FromClient | IrqMode::Pin => {
                 // A client may be about to change its vectors: then this is told by the new ones.
                 self.interrupts.trigger(IrqKind::Msix, number);
                 self.interrupts.trigger(IrqKind::Msi, number);
                 // Relaxed: who clears it does so when no queue is left; who misses it for a moment looks again.
-                self.pin.store(true, Ordering::Relaxed);
-                self.look(cq);
+                self.uses_pin.store(true, Ordering::Relaxed);
+                self.update_pin(cq);
             }
         }
     }
 
     /// Whether heads matter: the pin is what the guest uses.
     pub(super) fn uses_pin(&self) -> bool {
-        self.pin.load(Ordering::Relaxed)
+        self.uses_pin.load(Ordering::Relaxed)
     }
 
     /// The guest took entries of `cq`. This never raises the pin: entries can be seen, and taken, before the thread that put
-    /// them says how many there are, and until then what was taken looks like something unread.
-    pub(super) fn taken(&self, cq: u16) {
-        let mut up = self.up();
-        if !self.wants(cq) {
-            up.queues.remove(&cq);
-            self.settle(&mut up);
+    /// them says how many there are, and until then what was taken looks like something has_unread.
+    pub(super) fn head_written(&self, cq: u16) {
+        let mut state = self.pin_state();
+        if !self.wants_pin(cq) {
+            state.queues.remove(&cq);
+            self.update_level(&mut state);
         }
     }
 
-    fn wants(&self, cq: u16) -> bool {
-        self.shared.board.unread(cq)
-            && self.shared.board.vector(cq).is_some_and(|vector| !self.is_masked(vector))
+    fn wants_pin(&self, cq: u16) -> bool {
+        self.engine.queue_table.has_unread(cq)
+            && self.engine.queue_table.vector(cq).is_some_and(|vector| !self.is_masked(vector))
     }
 
-    /// Looks whether `cq` wants the pin up. For the thread that puts its entries.
-    pub(super) fn look(&self, cq: u16) {
-        let mut up = self.up();
-        if self.wants(cq) {
-            up.queues.insert(cq);
+    /// Looks whether `cq` wants the pin state. For the thread that puts its entries.
+    pub(super) fn update_pin(&self, cq: u16) {
+        let mut state = self.pin_state();
+        if self.wants_pin(cq) {
+            state.queues.insert(cq);
         } else {
-            up.queues.remove(&cq);
+            state.queues.remove(&cq);
         }
-        self.settle(&mut up);
+        self.update_level(&mut state);
     }
 
     /// INTMS and INTMC, and a reset: the vectors of `mask` are masked from now on, and no others. To be called with the registers
@@ -149,11 +149,11 @@ impl Line {
 
     /// The mask changed; the vectors of `unmasked` were masked until then.
     pub(super) fn mask_changed(&self, unmasked: u32) {
-        for cq in 0..self.shared.board.queues() {
-            let Some(vector) = self.shared.board.vector(cq) else { continue };
+        for cq in 0..self.engine.queue_table.queues() {
+            let Some(vector) = self.engine.queue_table.vector(cq) else { continue };
             if self.uses_pin() {
-                self.look(cq);
-            } else if vector < 32 && unmasked >> vector & 1 != 0 && self.shared.board.unread(cq) {
+                self.update_pin(cq);
+            } else if vector < 32 && unmasked >> vector & 1 != 0 && self.engine.queue_table.has_unread(cq) {
                 self.signal(cq, vector);
             }
         }
@@ -161,22 +161,22 @@ impl Line {
 
     /// No queue is left.
     pub(super) fn clear(&self) {
-        let mut up = self.up();
-        up.queues.clear();
-        self.settle(&mut up);
-        self.pin.store(false, Ordering::Relaxed);
+        let mut state = self.pin_state();
+        state.queues.clear();
+        self.update_level(&mut state);
+        self.uses_pin.store(false, Ordering::Relaxed);
         self.interrupts.clear_pending();
     }
 
-    /// Whether the pin is up.
-    pub(super) fn is_up(&self) -> bool {
-        self.up().asserted
+    /// Whether the pin is state.
+    pub(super) fn is_asserted(&self) -> bool {
+        self.pin_state().asserted
     }
 
-    fn settle(&self, up: &mut Up) {
-        let wanted = !up.queues.is_empty();
-        if wanted != up.asserted {
-            up.asserted = wanted;
+    fn update_level(&self, state: &mut PinState) {
+        let wanted = !state.queues.is_empty();
+        if wanted != state.asserted {
+            state.asserted = wanted;
             self.interrupts.set_level(wanted);
         }
     }
@@ -186,8 +186,8 @@ impl Line {
         vector < 32 && self.mask.load(Ordering::SeqCst) >> vector & 1 != 0
     }
 
-    fn up(&self) -> MutexGuard<'_, Up> {
+    fn pin_state(&self) -> MutexGuard<'_, PinState> {
         // Both fields are good by themselves.
-        self.up.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pin_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,7 +17,7 @@ use crate::disk::{DiskFault, Segment};
 
 /// What to do with a buffer and guest memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Copy {
+pub(super) enum CopyKind {
     /// Fills the buffer.
     FromGuest,
     /// Fills the memory.
@@ -27,16 +27,16 @@ pub(super) enum Copy {
 }
 
 /// One copy. `key` is the queue's name for it.
-pub(super) struct Job {
+pub(super) struct CopyJob {
     pub(super) key: usize,
-    pub(super) copy: Copy,
+    pub(super) copy: CopyKind,
     pub(super) data: Arc<Vec<Segment>>,
     pub(super) buffer: AlignedBuffer,
 }
 
 /// A job that is done.
-pub(super) struct Carried {
-    pub(super) job: Job,
+pub(super) struct CopyDone {
+    pub(super) job: CopyJob,
     pub(super) result: Result<(), DiskFault>,
 }
 
@@ -46,15 +46,19 @@ pub(super) fn buffer_of(bytes: u64) -> Result<AlignedBuffer, DiskFault> {
 }
 
 /// Does a copy here and now.
-pub(super) fn carry(copy: Copy, data: &[Segment], buffer: &mut AlignedBuffer) -> Result<(), DiskFault> {
+pub(super) fn copy_now(
+    copy: CopyKind,
+    data: &[Segment],
+    buffer: &mut AlignedBuffer,
+) -> Result<(), DiskFault> {
     let mut rest = buffer.as_mut_slice();
     for segment in data {
         let bytes = usize::try_from(segment.bytes).map_err(|_| DiskFault::Range)?;
         let (part, behind) = rest.split_at_mut_checked(bytes).ok_or(DiskFault::Range)?;
         match copy {
-            Copy::FromGuest => segment.hold.read(segment.offset, part).map_err(DiskFault::Data)?,
-            Copy::ToGuest => segment.hold.write(segment.offset, part).map_err(DiskFault::Data)?,
-            Copy::Compare => compare(segment, part)?,
+            CopyKind::FromGuest => segment.hold.read(segment.offset, part).map_err(DiskFault::Data)?,
+            CopyKind::ToGuest => segment.hold.write(segment.offset, part).map_err(DiskFault::Data)?,
+            CopyKind::Compare => compare(segment, part)?,
         }
         rest = behind;
     }
@@ -77,21 +81,21 @@ fn compare(segment: &Segment, with: &[u8]) -> Result<(), DiskFault> {
 
 /// The thread. Dropping it closes the door; what it is doing it finishes.
 #[derive(Debug)]
-pub(super) struct Carrier {
-    jobs: mpsc::Sender<Job>,
-    done: mpsc::Receiver<Carried>,
+pub(super) struct CopyThread {
+    jobs: mpsc::Sender<CopyJob>,
+    done: mpsc::Receiver<CopyDone>,
 }
 
-impl Carrier {
+impl CopyThread {
     /// Starts the thread; it rings `kick` after each job.
     pub(super) fn start(kick: &OwnedFd) -> std::io::Result<Self> {
         let kick = File::from(kick.try_clone()?);
-        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (jobs, inbox) = mpsc::channel::<CopyJob>();
         let (outbox, done) = mpsc::channel();
-        std::thread::Builder::new().name("disk-carrier".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("disk-copy".to_owned()).spawn(move || {
             for mut job in inbox {
-                let result = carry(job.copy, &job.data, &mut job.buffer);
-                if outbox.send(Carried { job, result }).is_err() {
+                let result = copy_now(job.copy, &job.data, &mut job.buffer);
+                if outbox.send(CopyDone { job, result }).is_err() {
                     return;
                 }
                 // EAGAIN: the count is full, so it rings already.
@@ -101,18 +105,18 @@ impl Carrier {
         Ok(Self { jobs, done })
     }
 
-    /// Hands a job over; gives it back if the thread is gone.
-    pub(super) fn give(&self, job: Job) -> Result<(), Job> {
+    /// Hands a job over; gives it back if the thread is memory_fault.
+    pub(super) fn send(&self, job: CopyJob) -> Result<(), CopyJob> {
         self.jobs.send(job).map_err(|refused| refused.0)
     }
 
     /// The next job that is done.
-    pub(super) fn take(&self) -> Option<Carried> {
+    pub(super) fn try_recv(&self) -> Option<CopyDone> {
         self.done.try_recv().ok()
     }
 }
 
 /// What is told when the thread cannot be had.
-pub(super) fn no_thread(error: &std::io::Error) -> DiskFault {
+pub(super) fn spawn_fault(error: &std::io::Error) -> DiskFault {
     DiskFault::Io(system::errno_of(error))
 }
