@@ -1,12 +1,13 @@
-//! The controller without I/O, threads and clocks: what registers, commands and queues mean.
+//! The controller without I/O, threads and clocks: what registers, commands and queues do.
 //!
-//! Whoever drives it lends it guest memory ([`memory::GuestMemory`]), disks ([`storage::Storage`]), doorbells
-//! ([`queue_table::Doorbells`]) and the time, and carries out what it asks for.
+//! The caller lends it guest memory ([`memory::GuestMemory`]), disks ([`storage::Storage`]), doorbells
+//! ([`queue_table::Doorbells`]) and the time, and executes what it asks for.
 //!
-//! Lowest first: `memory`, `storage` and `queue_table` (the ports), `sg_list`, `prp`, `sgl` (where data are), `namespace`, `plan` (what an
-//! I/O command means), `window`, `shadow`, `doorbell`, `submission`, `completion`, `backoff` (queues in guest memory), `in_flight`, `counters`,
-//! `error_log`, `event`, `shared`; then `poll_group` (I/O queues from doorbell to completion), `identity`, `feature`, `log_page`, `admin`
-//! (admin commands), `admin_queue` (the admin queue pair), and `registers`.
+//! Modules, lowest first: `memory`, `storage` and `queue_table` (the interfaces to the caller), `sg_list`, `prp`, `sgl` (where
+//! data are), `namespace`, `decode` (what an I/O command means), `ring_memory`, `shadow`, `doorbell`, `submission`,
+//! `completion`, `backoff` (queues in guest memory), `in_flight`, `counters`, `error_log`, `async_event`, `shared`; then
+//! `poll_group` (I/O queues from doorbell to completion), `identify`, `feature`, `log_page`, `admin` (admin commands),
+//! `admin_queue`, and `registers`.
 
 pub mod admin;
 pub mod admin_queue;

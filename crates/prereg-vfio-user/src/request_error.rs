@@ -101,9 +101,7 @@ pub enum RequestError {
         expected: u32,
     },
     /// The system dropped descriptors of this message. EMFILE.
-    #[error(
-        "descriptors of the message were dropped; raise the server's limit of open files"
-    )]
+    #[error("descriptors of the message were dropped; raise the server's limit of open files")]
     DescriptorsLost,
     /// A dirty bitmap was requested. EOPNOTSUPP.
     #[error("dirty bitmaps are not supported")]

@@ -1,9 +1,9 @@
-//! The admin thread's admin_channel: the controller state to reach, and messages.
+//! The admin thread's channel: the controller state to reach, and messages.
 //!
-//! A guest may write registers without waiting for replies, faster than they are served. So its requests are kept as a state to
-//! reach and not as a list: disabling and enabling the controller a million times is done once. Stop and reset overtake
-//! everything else. The messages are bounded: each kind of event and each namespace waits once, ranges to release are merged
-//! above a limit, and io_threads reply only to orders.
+//! A guest may write registers without waiting for replies, faster than they are served. So its requests are kept as a target
+//! state and not as a list: a million enables and disables are performed once. Stop and reset come before everything else.
+//! Messages are bounded: each kind of event and each namespace waits once, ranges to release are merged above a limit, and I/O
+//! threads reply only to operations.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,39 +15,39 @@ use crate::engine::async_event::AsyncEvent;
 use crate::engine::registers::AdminQueueConfig;
 use crate::spec::Status;
 
-/// What the admin_thread is told.
+/// A message to the admin thread.
 #[derive(Debug)]
 pub(super) enum AdminMsg {
-    /// Begin to work; the configuration.
+    /// Enable the controller; the value of CC.
     Enable(AdminQueueConfig, u32),
-    /// Stop, and forget everything.
+    /// Disable it and reset all state.
     Disable,
-    /// Make everything durable.
+    /// Flush all disks.
     Shutdown,
-    /// As `Disable`, and put the registers back too; answered.
+    /// As `Disable`, and reset the registers; acknowledged.
     Reset(Arc<ResetAck>),
-    /// As `Disable`, then end, and all io_threads too.
+    /// As `Disable`, then end all threads.
     Stop,
-    /// What does not change the state.
+    /// A message that does not change the controller's state.
     Message(Message),
 }
 
-/// What does not change the controller's state.
+/// A message that does not change the controller's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Message {
-    /// Give holds in this range back; 0 bytes are everything.
+    /// Release holds in this range; 0 bytes are all memory.
     Release(Iova, u64),
-    /// Tell the guest.
+    /// Report an event to the guest.
     AsyncEvent(AsyncEvent),
-    /// A namespace is not what it was.
+    /// Report that a namespace changed.
     NamespaceChanged(u32),
-    /// A io_thread's ack to an op.
+    /// An I/O thread's result of an operation.
     OpDone(Result<u32, Status>),
-    /// A io_thread's ack to `Flush`.
+    /// An I/O thread's reply to `Flush`.
     Flushed,
-    /// A io_thread's ack to `Halt`, by its number.
+    /// An I/O thread's reply to `Halt`, by its number.
     Halted(usize),
-    /// A io_thread panicked, by its number: it has dropped its queues and holds, and acks nothing more.
+    /// An I/O thread panicked, by its number: it has dropped its queues and holds, and sends no more replies.
     IoThreadPanicked(usize),
 }
 
@@ -61,7 +61,7 @@ pub(super) enum Change {
     Stop,
 }
 
-/// The admin_thread's admin_channel.
+/// The admin thread's channel.
 #[derive(Debug, Default)]
 pub(super) struct AdminChannel {
     inner: Mutex<Inner>,
@@ -77,7 +77,7 @@ struct Inner {
     woken: bool,
 }
 
-/// The state to reach, by the steps that lead there: stop or reset, off, on, shut down.
+/// The state to reach, by the steps that lead there: stop or reset, disable, enable, shut down.
 #[derive(Debug, Default)]
 struct TargetState {
     stop: bool,
@@ -85,15 +85,15 @@ struct TargetState {
     disable: bool,
     enable: Option<(AdminQueueConfig, u32)>,
     shutdown: bool,
-    /// Resets are answered at once: the thread that performs them has panicked.
+    /// Resets are acknowledged at once: the admin thread panicked.
     abandoned: bool,
 }
 
-/// Ranges that may wait to be released; with more, all memory is released.
+/// Ranges to release that may wait; above this, all memory is released.
 const MAX_RANGES: usize = 64;
 
 impl TargetState {
-    /// Off, whatever was target before.
+    /// Drops everything that was asked for before.
     fn clear(&mut self) {
         (self.disable, self.enable, self.shutdown) = (false, None, false);
     }
@@ -111,7 +111,7 @@ impl Inner {
                 self.ranges += 1;
                 self.messages.push_back(message);
             }
-            // Kept once, however often it happens before it is taken.
+            // Kept once, however often it happens before it is received.
             Message::AsyncEvent(_) | Message::NamespaceChanged(_) if self.messages.contains(&message) => {}
             message => self.messages.push_back(message),
         }
@@ -119,7 +119,7 @@ impl Inner {
 }
 
 impl AdminChannel {
-    /// Leaves something.
+    /// Sends a message.
     pub(super) fn send(&self, message: AdminMsg) {
         let mut inner = self.lock();
         let target = &mut inner.target;
@@ -146,25 +146,25 @@ impl AdminChannel {
         self.changed.notify_one();
     }
 
-    /// Leaves a message that does not change the state.
+    /// Sends a message that does not change the controller's state.
     pub(super) fn send_message(&self, message: Message) {
         self.send(AdminMsg::Message(message));
     }
 
-    /// The admin_thread panicked: no caller waits for it any more.
+    /// The admin thread panicked: completes all waiting and later resets.
     pub(super) fn abandon(&self) {
         let mut inner = self.lock();
         inner.target.abandoned = true;
         inner.target.reset.drain(..).for_each(|ack| ack.complete());
     }
 
-    /// Something was left somewhere that the admin_thread should look at.
+    /// Wakes the admin thread to look for work.
     pub(super) fn wake(&self) {
         self.lock().woken = true;
         self.changed.notify_one();
     }
 
-    /// Takes all messages; what is left from here on wakes.
+    /// Takes all messages; what is sent from here on wakes.
     pub(super) fn take(&self) -> VecDeque<Message> {
         let mut inner = self.lock();
         inner.woken = false;
@@ -172,8 +172,8 @@ impl AdminChannel {
         std::mem::take(&mut inner.messages)
     }
 
-    /// Takes the next step to the state that is target. Beginning to work and shutting down are for a admin_thread that `may_begin`
-    /// something; the others end whatever it does.
+    /// The next step to the target state. Enable and shutdown are only returned if `may_begin`; the others interrupt whatever
+    /// the admin thread does.
     pub(super) fn next_change(&self, may_begin: bool) -> Option<Change> {
         let target = &mut self.lock().target;
         if std::mem::take(&mut target.stop) {
@@ -194,7 +194,7 @@ impl AdminChannel {
         std::mem::take(&mut target.shutdown).then_some(Change::Shutdown)
     }
 
-    /// Waits until something was left since [`take`](Self::take), at most so long.
+    /// Waits until something was sent since [`take`](Self::take), at most for `limit`.
     pub(super) fn wait(&self, limit: Option<Duration>) {
         let inner = self.lock();
         let asleep = |inner: &mut Inner| !inner.woken;
@@ -205,19 +205,19 @@ impl AdminChannel {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Every state of its fields is a good one.
+        // Every state of its fields is valid.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Something that one thread waits for and another one gives.
+/// An acknowledgement that one thread waits for.
 #[derive(Debug, Default)]
 pub(super) struct ResetAck {
     completed: Mutex<bool>,
     changed: Condvar,
 }
 
-/// ResetAcks that are completed when this is dropped, also by a panic.
+/// Acknowledgements that are completed when this is dropped, also by a panic.
 #[derive(Debug)]
 pub(super) struct ResetAcks(Vec<Arc<ResetAck>>);
 

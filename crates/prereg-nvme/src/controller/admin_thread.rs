@@ -1,7 +1,7 @@
-//! The admin_thread: the thread that can_poll the admin queue, and turns the controller on and off.
+//! The admin thread: serves the admin queue, and enables and disables the controller.
 //!
-//! It does not wait for io_threads: it gives an op, goes on listening, and hears the ack in its admin_channel. While it stops the
-//! controller, what is to come next stays in the admin_channel, where the last word counts.
+//! It does not wait for I/O threads: it sends an operation and receives the result as a message. While it halts the controller,
+//! later requests stay in its channel, where they are merged.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -26,22 +26,23 @@ use crate::spec::Status;
 use crate::spec::number::{COMPLETION_BYTES, SUBMISSION_BYTES};
 use crate::spec::register::page_shift;
 
-/// How soon to look again for mapped doorbells, in nanoseconds: the admin queue's, and those of io_threads that sleep.
+/// The shortest pause between polls of mapped doorbells, in nanoseconds: the admin queue's, and those of I/O threads that
+/// sleep.
 const FIRST_PAUSE: u64 = 50_000;
 const FIRST_PAUSE_OF_IO_THREADS: u64 = 1_000_000;
 
-/// What the admin_thread is in the middle of.
+/// The state of the admin thread.
 enum Stage {
     Open,
-    /// Workers carry an op out.
+    /// I/O threads execute an operation.
     Executing {
         op: QueueOp,
         left: usize,
         result: Result<u32, Status>,
     },
-    /// A io_thread makes everything durable.
+    /// An I/O thread flushes the disks.
     ShuttingDown,
-    /// These io_threads end what they have begun.
+    /// These I/O threads finish their requests in flight.
     Halting {
         left: BTreeSet<usize>,
         after: AfterHalt,
@@ -54,7 +55,7 @@ enum AfterHalt {
     Stop,
 }
 
-/// The admin_thread.
+/// The admin thread.
 pub(super) struct AdminThread {
     shared: Arc<ControllerShared>,
     admin_queue: AdminQueue<Guest>,
@@ -63,15 +64,15 @@ pub(super) struct AdminThread {
     shadow: Option<ShadowBuffers>,
     stage: Stage,
     stopped: bool,
-    /// A io_thread panicked: nothing is served until a reset.
+    /// An I/O thread panicked: nothing is served until a reset.
     failed: bool,
-    /// When to try the admin queues again that could not be reached.
+    /// When to try the admin queues again, whose memory could not be reached.
     until: Option<u64>,
-    /// The doorbells' values when they were last looked at.
+    /// The doorbells' values when they were last polled.
     seen: Vec<u32>,
-    /// When all io_threads were last woken to look for themselves.
+    /// When all I/O threads were last woken to poll by themselves.
     last_wake_all: u64,
-    /// When an admin command was last served, and when a doorbell of a io_thread was last found last_doorbell.
+    /// When an admin command was last executed, and when a doorbell of an I/O thread last changed.
     last_command: u64,
     last_doorbell: u64,
 }
@@ -116,7 +117,7 @@ impl AdminThread {
         }
     }
 
-    /// Serves until it is told to stop.
+    /// Serves the admin queue until it receives Stop.
     pub(super) fn run(mut self) {
         loop {
             for message in self.shared.admin_channel.take() {
@@ -136,7 +137,7 @@ impl AdminThread {
             io_thread.io_channel.send(IoMsg::Stop);
         }
         for io_thread in self.io_threads.drain(..).flatten() {
-            // A io_thread that panicked has dropped what it held all the same.
+            // An I/O thread that panicked has dropped its holds too.
             let _ = io_thread.join();
         }
     }
@@ -163,8 +164,7 @@ impl AdminThread {
         polled.progress
     }
 
-    /// Whether the admin queue is served. A device that may not reach memory has nothing to do, whatever rings, and nothing to try
-    /// again; nor has one that halts or shuts down.
+    /// Whether to poll the admin queue: not while bus mastering is disabled, nor during a halt or a shutdown.
     fn can_poll(&self) -> bool {
         matches!(self.stage, Stage::Open | Stage::Executing { .. })
             && self.shared.may_bus_master()
@@ -184,7 +184,7 @@ impl AdminThread {
         self.shared.admin_channel.wait(retry.into_iter().chain(pause).min());
     }
 
-    /// Wakes the io_threads whose doorbells rang without a message; gives when to look again.
+    /// Wakes the I/O threads whose mapped doorbells changed; returns the time until the next poll.
     fn poll_doorbells(&mut self, now: u64) -> u64 {
         let shared = Arc::clone(&self.shared);
         let last_doorbell = &mut self.last_doorbell;
@@ -194,14 +194,14 @@ impl AdminThread {
                 io_thread.io_channel.wake();
             }
         });
-        // A doorbell that was written with the value it had, or in the shadow alone, looks like none.
+        // Polling misses a write of the same value, and one to the shadow doorbell alone.
         let idle = |since: u64| now.saturating_sub(since);
         if idle(self.last_wake_all) >= poll_schedule::wake_all(idle(self.last_doorbell)) {
             self.last_wake_all = now;
             self.started().for_each(|io_thread| shared.io_threads[io_thread].io_channel.wake());
         }
         let own = poll_schedule::pause(idle(self.last_command), FIRST_PAUSE);
-        // Those that are awake look for themselves.
+        // Those that are awake poll by themselves.
         let sleep = self.started().any(|io_thread| shared.io_threads[io_thread].io_channel.is_asleep());
         let others = poll_schedule::pause(idle(self.last_doorbell), FIRST_PAUSE_OF_IO_THREADS);
         if sleep { own.min(others) } else { own }
@@ -210,7 +210,7 @@ impl AdminThread {
     fn handle(&mut self, message: Message) {
         match message {
             Message::Release(iova, bytes) => self.admin_queue.release_in(iova, bytes),
-            // A guest that has not begun finds everything as it is when it does.
+            // A disabled controller reports no events.
             Message::AsyncEvent(_) | Message::NamespaceChanged(_) if !self.admin_queue.is_open() => {}
             Message::AsyncEvent(event) => self.admin_queue.admin().raise(event),
             Message::NamespaceChanged(nsid) => self.admin_queue.admin().namespace_changed(nsid),
@@ -226,7 +226,7 @@ impl AdminThread {
         }
     }
 
-    /// Goes on to the state that is wanted, as far as that goes without waiting.
+    /// Performs the changes of state that were asked for, as far as possible without waiting.
     fn apply_changes(&mut self) {
         while !self.stopped && !matches!(self.stage, Stage::Halting { .. }) {
             match self.shared.admin_channel.next_change(matches!(self.stage, Stage::Open)) {
@@ -265,7 +265,7 @@ impl AdminThread {
         }
     }
 
-    /// Any io_thread will do: a flush covers what was done by all.
+    /// One I/O thread is enough: a flush covers completed writes of all queues.
     fn shut_down(&mut self) {
         let io_thread = self.started().next();
         match io_thread {
@@ -302,15 +302,16 @@ impl AdminThread {
         }
     }
 
-    /// Its queues are lost, so the controller is, until its guest resets it. The io_thread is started anew when it is needed again.
+    /// The thread's queues are lost, so the controller fails until its guest resets it. The thread is started again when it is
+    /// next needed.
     fn io_thread_panicked(&mut self, io_thread: usize) {
         self.failed = true;
         self.shared.registers().fatal();
         if let Some(thread) = self.io_threads[io_thread].take() {
-            // Why is known, and printed where it happened.
+            // The panic was printed.
             let _ = thread.join();
         }
-        // Nothing of what it had not taken is for the next one.
+        // Messages that it had not received are not for the next one.
         drop(self.shared.io_threads[io_thread].io_channel.take());
         if matches!(self.stage, Stage::Executing { .. } | Stage::ShuttingDown) {
             self.stage = Stage::Open;
@@ -318,7 +319,7 @@ impl AdminThread {
         self.halted(io_thread);
     }
 
-    /// Nobody uses the guest's memory any more.
+    /// No thread uses guest memory any more.
     fn finish_halt(&mut self) {
         let shared = Arc::clone(&self.shared);
         shared.engine.queue_table.close_all();
@@ -338,7 +339,7 @@ impl AdminThread {
         }
     }
 
-    /// Gives an op to those it concerns.
+    /// Sends an operation to the I/O threads that have to execute it.
     fn dispatch(&mut self, op: QueueOp) {
         let targets: Vec<usize> = match op {
             QueueOp::CreateCompletion { id, .. } => {
@@ -369,7 +370,7 @@ impl AdminThread {
         }
     }
 
-    /// Notes what an op will hold for long, before it is held.
+    /// Registers the memory that an operation will hold, before it is held.
     fn watch(&self, op: QueueOp) {
         let watch = |what, io_thread: Option<usize>, range| {
             self.shared.unmap_watch.watch(what, io_thread.map(|io_thread| io_thread as u32), range);
@@ -404,12 +405,12 @@ impl AdminThread {
         }
     }
 
-    /// An op was carried out, or not.
+    /// An operation ended.
     fn finish_op(&mut self, op: QueueOp, result: Result<u32, Status>) {
         let unmap_watch = &self.shared.unmap_watch;
         match (op, result.is_ok()) {
             (QueueOp::Shadow(buffers), true) => self.shadow = Some(buffers),
-            // Buffers of before, if there were any, stay in use; what is watched in vain does no harm.
+            // Earlier buffers stay in use; the ranges watched for these do no harm.
             (QueueOp::Shadow(_), false) => {}
             (QueueOp::CreateCompletion { id, .. }, false) | (QueueOp::DeleteCompletion { id }, true) => {
                 unmap_watch.unwatch(WatchedMemory::Completion(id));
@@ -425,12 +426,12 @@ impl AdminThread {
         self.admin_queue.op_done(result);
     }
 
-    /// The io_thread of completion queue `id`, and of the submission queues that it acks.
+    /// The I/O thread of completion queue `id` and of its submission queues.
     fn io_thread_of(&self, id: u16) -> usize {
         usize::from(id.saturating_sub(1)) % self.io_threads.len()
     }
 
-    /// Starts a io_thread that has not been needed before.
+    /// Starts an I/O thread, unless it runs.
     fn start(&mut self, io_thread: usize) -> Result<(), Status> {
         if self.io_threads[io_thread].is_some() {
             return Ok(());

@@ -1,6 +1,6 @@
 //! The device that a client sees: configuration space, BAR 0, reset.
 //!
-//! BAR 0 has four pages: registers, doorbells, the MSI-X table, its pending bits.
+//! BAR 0 has four pages: registers, doorbells, the MSI-X table, the pending bit array.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,26 +22,26 @@ use crate::engine::queue_table::BadDoorbell;
 use crate::engine::registers::Effect;
 use crate::spec::register::DOORBELLS;
 
-/// The length of BAR 0.
+/// Bytes of BAR 0.
 const BAR_BYTES: u64 = 0x4000;
 const TABLE: u64 = DOORBELLS + PAGE;
 const PENDING: u64 = TABLE + 0x1000;
 /// Mass storage, NVM, NVM Express.
 const CLASS: u32 = 0x01_08_02;
 
-/// A controller of one client.
+/// The controller of one client.
 #[derive(Debug)]
 pub(super) struct Controller {
     shared: Arc<ControllerShared>,
     layout: Layout,
     config: Mutex<ConfigSpace>,
     table: Mutex<MsixTable>,
-    /// Something of the function was written since its last reset.
+    /// A register was written since the last reset.
     touched: AtomicBool,
     running: Mutex<Option<Running>>,
 }
 
-/// What ends with the client.
+/// Threads and state that end with the client.
 #[derive(Debug)]
 struct Running {
     admin_thread: JoinHandle<()>,
@@ -49,10 +49,9 @@ struct Running {
 }
 
 impl Controller {
-    /// Around threads that run already.
+    /// A controller whose threads run already.
     ///
-    /// # Errors
-    /// EINVAL for a configuration that cannot be, which the settings' check rules out.
+    /// # Errors EINVAL for an impossible configuration, which the settings' check excludes.
     pub(super) fn new(
         shared: Arc<ControllerShared>,
         settings: &NvmeSettings,
@@ -84,8 +83,7 @@ impl Controller {
 
     /// The configuration space of a controller.
     ///
-    /// # Errors
-    /// EINVAL for a configuration that cannot be.
+    /// # Errors EINVAL for an impossible configuration.
     pub(super) fn config_space(settings: &NvmeSettings) -> Result<ConfigSpace, Errno> {
         let (vendor, device) = settings.pci;
         let identity = Identity { vendor, device, revision: 1, class: CLASS, ..Identity::default() };
@@ -114,8 +112,7 @@ impl Controller {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the configuration space and the table obeyed: who may reach memory, which interrupts are in use, and which of them are
-    /// held back.
+    /// Applies the configuration space and the MSI-X table: bus mastering, the interrupt mode, and interrupt masks.
     fn apply_config(&self) {
         let (config, table) = (self.config(), self.table());
         let says = config.is_message_setup_known();
@@ -127,13 +124,13 @@ impl Controller {
             true if is_msi => IrqMode::Msi,
             true => IrqMode::Pin,
         });
-        // A message is a write to memory.
+        // A message is a DMA write.
         let mute = !config.may_bus_master();
         let masks = msi.map_or(0, |msi| msi.masks);
         let function = mute || says && (!is_msix || config.is_msix_masked());
         let interrupts = self.shared.irq.interrupts();
         self.shared.set_master(config.may_bus_master());
-        // The pin first: of a guest that turns messages on, no level may be left over.
+        // INTx first: when a guest enables messages, INTx must not stay asserted.
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
         drop(config);
@@ -163,7 +160,7 @@ impl Controller {
         table.read_pending(offset, into);
     }
 
-    /// Resets everything but the configuration space to its state at power-on. Does nothing if nothing was changed since.
+    /// Resets everything but the configuration space to its state at power-on, unless nothing was written since.
     fn reset_function(&self) {
         // Relaxed: only the client's thread resets and writes.
         if !self.touched.swap(false, Ordering::Relaxed) {
@@ -195,7 +192,7 @@ impl Controller {
     }
 
     fn write_doorbells(&self, offset: u64, from: &[u8]) {
-        // A guest that writes half a doorbell names a queue all the same; anything odder names none.
+        // A 16-bit write at the start of a doorbell counts; other partial writes are errors.
         if let (&[low, high], 0) = (from, offset % 4) {
             self.shared.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
             return;
@@ -211,13 +208,13 @@ impl Controller {
         }
     }
 
-    /// Ends the threads. The first call does; it returns when they have given everything back.
+    /// Stops the threads, at the first call; returns when they have released everything.
     fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { admin_thread, lease }) = running else { return };
         let was_safe = self.shared.registers().is_safe_to_leave();
         self.shared.admin_channel.send(AdminMsg::Stop);
-        // A admin_thread that panicked has dropped what it held all the same.
+        // An admin thread that panicked has dropped its holds too.
         let _ = admin_thread.join();
         lease.end(&self.shared, was_safe);
     }
@@ -242,7 +239,7 @@ impl Page {
     }
 }
 
-/// The part of an access that lies in the page it begins in.
+/// The bytes of an access that lie in its first page.
 fn in_page(offset: u64, bytes: usize) -> usize {
     let left = 0x1000 - (offset & 0xfff);
     bytes.min(usize::try_from(left).unwrap_or(bytes))
@@ -259,7 +256,7 @@ impl Device for Controller {
             Layout::CONFIG => {
                 self.read_config(offset, into);
             }
-            // As of a device that does not decode its address.
+            // Memory space is disabled: the device does not respond.
             Layout::BAR0 if !self.config().should_decode_memory() => into.fill(0xff),
             Layout::BAR0 => {
                 let (mut at, mut left) = (offset, into);
@@ -267,7 +264,7 @@ impl Device for Controller {
                     let (piece, rest) = left.split_at_mut(in_page(at, left.len()));
                     match Page::of(at) {
                         Page::Registers => self.shared.registers().read(at, piece),
-                        // What a doorbell reads is not defined.
+                        // Reads of doorbells are undefined.
                         Page::Doorbells => piece.fill(0),
                         Page::Table => self.table().read_table(at - TABLE, piece),
                         Page::Pending => self.read_pending(at - PENDING, piece),
@@ -301,7 +298,7 @@ impl Device for Controller {
                         Page::Registers => self.write_registers(at, piece),
                         Page::Doorbells => self.write_doorbells(at - DOORBELLS, piece),
                         Page::Table => {
-                            // What became due is known from the interrupts themselves.
+                            // `apply_config` sends what is now unmasked.
                             drop(self.table().write_table(at - TABLE, piece));
                             self.apply_config();
                         }

@@ -1,4 +1,4 @@
-//! A io_thread's way to all disks: a queue for each.
+//! The disk queues of an I/O thread, one for each disk.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use prereg_vfio_user::server::DmaGuard;
 use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
 use crate::engine::storage::{Broken, Span, Storage, Work};
 
-/// How long to update_doorbell to one of several disks that are busy, before turning to the next.
+/// How long to wait for one of several busy disks before polling the next.
 const TURN: Duration = Duration::from_micros(100);
-/// How long to sleep when there is nothing to update_doorbell to.
+/// How long to sleep without a disk queue.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A queue for each disk; none at all after one of them broke.
+/// A queue for each disk; none after one of them failed.
 pub(super) struct DiskQueues {
     disks: Vec<Arc<dyn Disk>>,
     kicks: Vec<Arc<OwnedFd>>,
@@ -26,10 +26,9 @@ pub(super) struct DiskQueues {
 }
 
 impl DiskQueues {
-    /// A queue for each of `disks`, each listening to its eventfd.
+    /// A queue for each of `disks`, each with its kick eventfd.
     ///
-    /// # Errors
-    /// [`DiskError`].
+    /// # Errors [`DiskError`].
     pub(super) fn new(disks: &[Arc<dyn Disk>], kicks: &[Arc<OwnedFd>]) -> Result<Self, DiskError> {
         let mut queues = Self {
             disks: disks.to_vec(),
@@ -43,10 +42,9 @@ impl DiskQueues {
         Ok(queues)
     }
 
-    /// Makes the queues anew if they are not there.
+    /// Makes the queues if they do not exist.
     ///
-    /// # Errors
-    /// [`DiskError`].
+    /// # Errors [`DiskError`].
     pub(super) fn open(&mut self) -> Result<(), DiskError> {
         if self.queues.is_empty() {
             let queues: Result<Vec<_>, _> =
@@ -57,21 +55,21 @@ impl DiskQueues {
         Ok(())
     }
 
-    /// Drops the queues, which waits for what the kernel has begun. Requests fail from here on.
+    /// Drops the queues, which waits for requests that the kernel has started. Later requests fail.
     pub(super) fn drop_queues(&mut self) {
         self.queues.clear();
         self.ready.clear();
         self.broken = true;
     }
 
-    /// The eventfd to ring for who is about to [`wait`](Self::wait).
+    /// The index of the eventfd that wakes the next [`wait`](Self::wait).
     pub(super) fn next_kick(&mut self) -> usize {
         let busy: Vec<usize> = (0..self.queues.len()).filter(|at| self.queues[*at].in_flight() > 0).collect();
         self.turn = self.turn.wrapping_add(1);
         if busy.is_empty() { 0 } else { busy[self.turn % busy.len()] }
     }
 
-    /// Waits for a completion, or for eventfd `at`, at most so long.
+    /// Waits for a completion or for eventfd `at`, at most for `limit`.
     pub(super) fn wait(&mut self, at: usize, limit: Option<Duration>) {
         let busy = self.queues.iter().filter(|queue| queue.in_flight() > 0).count();
         let limit = if busy > 1 { Some(limit.map_or(TURN, |limit| limit.min(TURN))) } else { limit };

@@ -1,4 +1,4 @@
-//! A io_thread: the thread that can_poll a poll_group.
+//! An I/O thread, which runs a poll group.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use super::shared::ControllerShared;
 use crate::engine::admin::QueueOp;
 use crate::engine::poll_group::{PollGroup, PollResult};
 
-/// How often to look for mapped doorbells at first, and how seldom at last.
+/// The first and the longest pause between polls of mapped doorbells.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const MAX_PAUSE: Duration = Duration::from_millis(1);
-/// Looks before the first pause: a guest that works rings again within moments.
+/// Polls before the first pause: a busy guest writes the next doorbell within microseconds.
 const SPIN_POLLS: u32 = 64;
-/// Naps before the admin_thread is left to look for doorbells: some 20 ms in all.
+/// Pauses before the admin thread polls for this one: about 20 ms in all.
 const PAUSED_POLLS: u32 = 24;
 
-/// A io_thread.
+/// An I/O thread.
 pub(super) struct IoThread {
     shared: Arc<ControllerShared>,
     number: u32,
     poll_group: PollGroup<Guest, DiskQueues>,
     polled: PollResult,
-    /// A submission queue whose deletion was ordered.
+    /// A submission queue that is being deleted.
     closing: Option<u16>,
     flush: Option<FlushFor>,
     halting: bool,
@@ -41,7 +41,7 @@ enum FlushFor {
 impl Drop for IoThread {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            // The admin_thread waits for the end of the thread, with which its queues and holds are dropped.
+            // The admin thread joins this thread, whose queues and holds are dropped by then.
             self.shared.admin_channel.send_message(Message::IoThreadPanicked(self.number as usize));
         }
     }
@@ -63,7 +63,7 @@ impl IoThread {
         }
     }
 
-    /// Serves until it is told to stop.
+    /// Runs the poll group until it receives Stop.
     pub(super) fn run(mut self) {
         loop {
             for message in self.shared.io_threads[self.number as usize].io_channel.take() {
@@ -77,11 +77,11 @@ impl IoThread {
             let polled = if has_memory {
                 self.poll_group.poll(now, &mut self.polled)
             } else {
-                // What is under way ends, for a shutdown or a reset that waits for it.
+                // Requests in flight complete, for a shutdown or a reset that waits for them.
                 self.poll_group.poll_without_memory(now, &mut self.polled)
             };
             if polled.is_err() {
-                // What the kernel still does with the guest's memory is waited for before anybody is answered.
+                // Wait for the kernel's accesses to guest memory before commands are completed.
                 self.poll_group.storage().drop_queues();
                 self.poll_group.fail_all(now, &mut self.polled);
             }
@@ -123,13 +123,13 @@ impl IoThread {
             }
             IoMsg::Release(iova, bytes) => self.poll_group.release_in(iova, bytes),
             IoMsg::PageShift(shift) => self.poll_group.set_page_shift(shift),
-            // Without them the doorbells themselves are looked at; who named the buffers was told that they can be reached.
+            // Without them the registers are polled; the command that named the buffers succeeded, so they can be reached.
             IoMsg::Shadow(buffers) => drop(self.poll_group.set_shadow(buffers)),
             IoMsg::Stop => {}
         }
     }
 
-    /// Passes on what the poll_group found.
+    /// Reports the results of a poll.
     fn report(&mut self) {
         for (cq, vector) in &self.polled.signals {
             self.shared.irq.signal(*cq, *vector);
@@ -153,7 +153,7 @@ impl IoThread {
         self.polled = polled;
         if self.halting && self.poll_group.in_flight() == 0 {
             self.halting = false;
-            // If they cannot be had, commands fail until the next reset tries again.
+            // If this fails, commands fail until the next reset tries again.
             let _ = self.poll_group.storage().open();
             self.shared.admin_channel.send_message(Message::Halted(self.number as usize));
         }
@@ -171,12 +171,12 @@ impl IoThread {
         }
     }
 
-    /// Sleeps until there is a message, or the device may reach memory again.
+    /// Sleeps until there is a message, or bus mastering is enabled again.
     fn pause(&mut self) {
         let io_channel = &self.shared.io_threads[self.number as usize].io_channel;
         let at = self.poll_group.storage().next_kick();
         io_channel.prepare_sleep(at);
-        // After the store that shows that this thread is_asleep, as for `may_sleep`.
+        // After the store that shows that this thread sleeps, as for `may_sleep`.
         if io_channel.is_empty() && !self.shared.may_bus_master() {
             self.poll_group.storage().wait(at, None);
         }

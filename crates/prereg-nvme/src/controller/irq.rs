@@ -1,11 +1,11 @@
-//! Interrupts: messages where the guest uses them, otherwise the pin.
+//! Interrupts: MSI-X or MSI if the guest enabled them, otherwise INTx.
 //!
-//! The pin is up as long as a completion queue that interrupts has entries which the guest has not taken, and its vector is
-//! not masked. Whoever puts entries and whoever takes the guest's heads both ask here to look again; looking is done
-//! under a lock, so the last one to look has seen both.
+//! INTx is asserted as long as a completion queue with interrupts enabled and an unmasked vector has entries that the guest has
+//! not consumed. The thread that posts entries and the thread that receives head doorbells both call this module; it evaluates
+//! the state under a lock, so the last call has seen both.
 //!
-//! A message that cannot be sent at the moment is pending in [`Interrupts`], which sends it when that is possible: its vector
-//! is masked, or clients turn all vectors off and on again to change one of them.
+//! [`Interrupts`] keeps a message that cannot be sent yet as pending: its vector is masked, or the client disables all vectors
+//! for a moment to change one of them.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
@@ -18,9 +18,9 @@ use crate::engine::shared::Shared;
 /// Which interrupts the guest uses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum IrqMode {
-    /// The configuration space does not say: those that the client is told of.
+    /// The configuration space does not say: those that the client has enabled.
     FromClient,
-    /// The pin.
+    /// INTx.
     Pin,
     /// MSI.
     Msi,
@@ -33,18 +33,18 @@ pub(super) enum IrqMode {
 pub(super) struct Irq {
     interrupts: Interrupts,
     engine: Arc<Shared>,
-    /// INTMS: vectors 0 to 31, of the pin and of MSI.
+    /// INTMS: vectors 0 to 31, for INTx and MSI.
     mask: AtomicU32,
-    /// [`IrqMode`].
+    /// An [`IrqMode`].
     mode: AtomicU8,
-    /// The pin is what the guest uses.
+    /// The guest uses INTx.
     uses_pin: AtomicBool,
     pin_state: Mutex<PinState>,
 }
 
 #[derive(Debug, Default)]
 struct PinState {
-    /// Completion queues that want the pin state.
+    /// Completion queues that assert INTx.
     queues: BTreeSet<u16>,
     asserted: bool,
 }
@@ -61,17 +61,17 @@ impl Irq {
         }
     }
 
-    /// The interrupts behind it, for the function's own masks.
+    /// The vfio-user interrupts, for masks of the function.
     pub(super) fn interrupts(&self) -> &Interrupts {
         &self.interrupts
     }
 
     /// The guest chose which interrupts it uses.
     pub(super) fn set_mode(&self, mode: IrqMode) {
-        // Relaxed: an interrupt that meets the change is told by what was in use before, or by what is now.
+        // Relaxed: an interrupt at the same time may use the old mode or the new one.
         self.mode.store(mode as u8, Ordering::Relaxed);
         if matches!(mode, IrqMode::Msi | IrqMode::Msix) {
-            // What went by the pin until now goes by messages.
+            // INTx is no longer used.
             self.uses_pin.store(false, Ordering::Relaxed);
             let mut state = self.pin_state();
             state.queues.clear();
@@ -88,7 +88,7 @@ impl Irq {
         }
     }
 
-    /// Completion queue `cq` has news, and interrupts with `vector`.
+    /// Completion queue `cq` has new entries, and interrupts with `vector`.
     pub(super) fn signal(&self, cq: u16, vector: u16) {
         let number = u32::from(vector);
         match self.mode() {
@@ -100,23 +100,23 @@ impl Irq {
                 self.interrupts.trigger(IrqKind::Msi, number);
             }
             IrqMode::FromClient | IrqMode::Pin => {
-                // A client may be about to change its vectors: then this is told by the new ones.
+                // The client may be changing its vectors: then the new ones get this interrupt.
                 self.interrupts.trigger(IrqKind::Msix, number);
                 self.interrupts.trigger(IrqKind::Msi, number);
-                // Relaxed: who clears it does so when no queue is left; who misses it for a moment looks again.
+                // Relaxed: it is cleared when no queue is left; who misses it for a moment looks again.
                 self.uses_pin.store(true, Ordering::Relaxed);
                 self.update_pin(cq);
             }
         }
     }
 
-    /// Whether heads matter: the pin is what the guest uses.
+    /// Whether the guest uses INTx, so that heads matter.
     pub(super) fn uses_pin(&self) -> bool {
         self.uses_pin.load(Ordering::Relaxed)
     }
 
-    /// The guest took entries of `cq`. This never raises the pin: entries can be seen, and taken, before the thread that put
-    /// them says how many there are, and until then what was taken looks like something has_unread.
+    /// The guest wrote the head of `cq`. This never asserts INTx: entries can be seen and consumed before the thread that
+    /// posted them stores the tail, and until then consumed entries look unread.
     pub(super) fn head_written(&self, cq: u16) {
         let mut state = self.pin_state();
         if !self.wants_pin(cq) {
@@ -130,7 +130,7 @@ impl Irq {
             && self.engine.queue_table.vector(cq).is_some_and(|vector| !self.is_masked(vector))
     }
 
-    /// Looks whether `cq` wants the pin state. For the thread that puts its entries.
+    /// Asserts or deasserts INTx for `cq`. For the thread that posts its entries.
     pub(super) fn update_pin(&self, cq: u16) {
         let mut state = self.pin_state();
         if self.wants_pin(cq) {
@@ -141,13 +141,13 @@ impl Irq {
         self.update_level(&mut state);
     }
 
-    /// INTMS and INTMC, and a reset: the vectors of `mask` are masked from now on, and no others. To be called with the registers
-    /// locked, so that both have the value that was written last; then [`mask_changed`](Self::mask_changed) without.
+    /// Sets the vectors that INTMS and INTMC mask. To be called with the registers locked, so that both have the last value;
+    /// then [`mask_changed`](Self::mask_changed) without the lock.
     pub(super) fn set_mask(&self, mask: u32) {
         self.mask.store(mask, Ordering::SeqCst);
     }
 
-    /// The mask changed; the vectors of `unmasked` were masked until then.
+    /// The mask changed; the vectors in `unmasked` were masked until then.
     pub(super) fn mask_changed(&self, unmasked: u32) {
         for cq in 0..self.engine.queue_table.queues() {
             let Some(vector) = self.engine.queue_table.vector(cq) else { continue };
@@ -159,7 +159,7 @@ impl Irq {
         }
     }
 
-    /// No queue is left.
+    /// All queues were deleted.
     pub(super) fn clear(&self) {
         let mut state = self.pin_state();
         state.queues.clear();
@@ -168,7 +168,7 @@ impl Irq {
         self.interrupts.clear_pending();
     }
 
-    /// Whether the pin is state.
+    /// Whether INTx is asserted.
     pub(super) fn is_asserted(&self) -> bool {
         self.pin_state().asserted
     }
@@ -182,12 +182,12 @@ impl Irq {
     }
 
     fn is_masked(&self, vector: u16) -> bool {
-        // SeqCst, with `set_mask`: a queue that finds itself masked was filled before the unmasking looks for it.
+        // SeqCst, with `set_mask`: a queue that finds itself masked has posted its entries before the unmasking looks for them.
         vector < 32 && self.mask.load(Ordering::SeqCst) >> vector & 1 != 0
     }
 
     fn pin_state(&self) -> MutexGuard<'_, PinState> {
-        // Both fields are good by themselves.
+        // Each field is valid by itself.
         self.pin_state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! What a socket serves: the disks, and a controller for each client.
+//! The NVMe subsystem that a server offers: disks, and a controller for each client.
 
 use std::sync::Arc;
 use std::thread;
@@ -25,13 +25,13 @@ pub struct NvmeDisk {
 }
 
 impl NvmeDisk {
-    /// `disk`, whose UUID is made from the controller's serial number and the namespace's number.
+    /// `disk`; its UUID is derived from the serial number and the namespace identifier.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>) -> Self {
         Self { disk, uuid: None }
     }
 
-    /// The same with a UUID of its own.
+    /// Sets the UUID.
     #[must_use]
     pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
         self.uuid = Some(uuid);
@@ -55,10 +55,9 @@ pub struct NvmeModel {
 }
 
 impl NvmeModel {
-    /// The namespaces 1, 2, ... are `disks` in this op.
+    /// A subsystem whose namespaces 1, 2, ... are `disks` in this order.
     ///
-    /// # Errors
-    /// [`NvmeError`].
+    /// # Errors [`NvmeError`].
     pub fn new(name: &str, disks: Vec<NvmeDisk>, settings: NvmeSettings) -> Result<Self, NvmeError> {
         settings.check()?;
         if disks.is_empty() || disks.len() > Namespaces::MAX {
@@ -73,10 +72,9 @@ impl NvmeModel {
         Ok(Self { name: name.to_owned(), settings, disks, subsystem: Arc::default() })
     }
 
-    /// Looks whether disks have another size now, and tells the guests. Gives the namespaces that have.
+    /// Checks whether disks changed their size, and reports it to the guests. Returns the namespaces that did.
     ///
-    /// # Errors
-    /// [`DiskError`] of the first disk that could not be asked; those before it were.
+    /// # Errors [`DiskError`] of the first disk whose size is unknown; those before it were updated.
     pub fn refresh(&self) -> Result<Vec<u32>, DiskError> {
         let mut changed = Vec::new();
         for (nsid, disk) in (1..).zip(&self.disks) {
@@ -88,7 +86,7 @@ impl NvmeModel {
         Ok(changed)
     }
 
-    /// Tells the guests that a namespace is not what it was: its size, or its contents behind their back.
+    /// Reports to the guests that a namespace changed: its size, or its contents by other means.
     pub fn namespace_changed(&self, nsid: u32) {
         let Some(disk) = (nsid as usize).checked_sub(1).and_then(|at| self.disks.get(at)) else { return };
         self.subsystem.for_each(|shared| {
@@ -97,7 +95,7 @@ impl NvmeModel {
         });
     }
 
-    /// The controllers there are.
+    /// Statistics of all controllers.
     #[must_use]
     pub fn snapshot(&self) -> Vec<NvmeState> {
         self.subsystem.controllers().iter().map(|shared| NvmeState::of(shared)).collect()
@@ -142,8 +140,8 @@ impl DeviceFactory for NvmeModel {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             uuid: uuid_of(&self.settings.serial, 0),
             controller: lease.number,
-            // Clients lower the pin when the guest next reaches a register, and a guest that writes its heads to memory may
-            // not do so for long: the interrupt would be without a cause until then.
+            // Clients deassert INTx at the next register access of the guest. A guest with shadow doorbells may make none for
+            // long, and INTx would stay asserted without a cause.
             shadow_doorbells: self.settings.shadow_doorbells && self.settings.interrupts.has_messages(),
             shared: shares,
         };
@@ -155,23 +153,23 @@ impl DeviceFactory for NvmeModel {
             .spawn(move || admin_thread.run())
             .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
         self.subsystem.add_controller(&shared, |shared| {
-            // Only the others were told of a size that changed since. Its guest has asked for nothing yet.
+            // Only the other controllers were told of a new size. This one's guest has read nothing yet.
             (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(shared, nsid, disk));
         });
         Ok(Arc::new(Controller::new(shared, &self.settings, admin_thread, lease, config)))
     }
 }
 
-/// Has a namespace take over its disk's size. One at a time, with the list of controllers locked: the last one has the last size.
+/// Sets a namespace's size from its disk. The list of controllers is locked: the last call sets the last size.
 fn resize(shared: &ControllerShared, nsid: u32, disk: &NvmeDisk) {
     if let Some(namespace) = shared.engine.namespaces.find(nsid) {
         namespace.resize(disk.disk.bytes());
     }
 }
 
-/// A UUID (version 8) that depends on nothing but its arguments.
+/// A UUID (version 8) that is a function of its arguments.
 fn uuid_of(serial: &str, nsid: u32) -> [u8; 16] {
-    // FNV-1a of 128 bits: a name, not a secret.
+    // 128-bit FNV-1a: an identifier, not a secret.
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let bytes = serial.bytes().chain(nsid.to_le_bytes());

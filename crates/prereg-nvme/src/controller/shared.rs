@@ -1,4 +1,4 @@
-//! What the threads of a controller share.
+//! The state that the threads of a controller share.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,17 +22,17 @@ use crate::engine::queue_table::{Doorbells, QueueTable, TrappedDoorbells};
 use crate::engine::registers::Registers;
 use crate::engine::shared::{Limits, Shared};
 
-/// The admin_thread, where a poll_group is named.
+/// The admin thread, in the place of a poll group's number.
 pub(super) const ADMIN_THREAD: u32 = u32::MAX;
 
-/// A io_thread from outside.
+/// The shared state of one I/O thread.
 #[derive(Debug)]
 pub(super) struct IoThreadHandle {
     pub(super) io_channel: IoChannel,
     pub(super) counters: Arc<Counters>,
 }
 
-/// What the threads of a controller share.
+/// The state that the threads of a controller share.
 pub(super) struct ControllerShared {
     pub(super) engine: Arc<Shared>,
     pub(super) guest: Guest,
@@ -41,11 +41,11 @@ pub(super) struct ControllerShared {
     pub(super) admin_channel: AdminChannel,
     pub(super) io_threads: Vec<IoThreadHandle>,
     pub(super) disks: Vec<Arc<dyn Disk>>,
-    /// How doorbells can be mapped, if they can.
+    /// How clients map doorbells, if they can.
     pub(super) mapped: Option<Sparse>,
-    /// The client was told how, so doorbells may ring without a message.
+    /// The client asked how, so doorbell writes may not be trapped.
     doorbells_offered: AtomicBool,
-    /// The function may reach memory.
+    /// Bus mastering is enabled.
     bus_master: AtomicBool,
     pub(super) doorbells_rung: AtomicU64,
     registers: Mutex<Registers>,
@@ -53,10 +53,9 @@ pub(super) struct ControllerShared {
 }
 
 impl ControllerShared {
-    /// For a client. The namespaces are those of `disks`, in this op.
+    /// For a client. The namespaces are `disks`, in this order.
     ///
-    /// # Errors
-    /// The system's number: no eventfds, no memory for doorbells.
+    /// # Errors The system's error number: no eventfds, no memory for doorbells.
     pub(super) fn new(
         bus: &DeviceContext,
         settings: &NvmeSettings,
@@ -111,11 +110,11 @@ impl ControllerShared {
 
     /// The registers.
     pub(super) fn registers(&self) -> MutexGuard<'_, Registers> {
-        // Every access leaves them whole.
+        // Every access leaves them consistent.
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends a reset of the registers, and of the interrupt mask with them: one that the guest wrote before is not left in force.
+    /// Resets the registers, and the interrupt mask with them: an earlier mask must not stay in force.
     pub(super) fn reset_registers(&self, how: impl FnOnce(&mut Registers)) {
         let mut registers = self.registers();
         how(&mut registers);
@@ -129,18 +128,19 @@ impl ControllerShared {
         self.admin_channel.wake();
     }
 
-    /// Whether doorbells may ring without a message.
+    /// Whether doorbells have to be polled.
     pub(super) fn polls_doorbells(&self) -> bool {
         self.doorbells_offered.load(Ordering::Relaxed)
     }
 
-    /// Whether the function may reach memory.
+    /// Whether bus mastering is enabled.
     pub(super) fn may_bus_master(&self) -> bool {
-        // SeqCst: a thread that goes to sleep says so before it loads this, and `set_master` stores before it looks for sleepers.
+        // SeqCst: a thread stores that it sleeps before it loads this, and `set_master` stores before it looks for sleeping
+        // threads.
         self.bus_master.load(Ordering::SeqCst)
     }
 
-    /// The guest let the function reach memory, or forbade it.
+    /// The guest enabled or disabled bus mastering.
     pub(super) fn set_master(&self, may: bool) {
         if self.bus_master.swap(may, Ordering::SeqCst) != may && may {
             self.admin_channel.wake();
@@ -148,9 +148,9 @@ impl ControllerShared {
         }
     }
 
-    /// A doorbell was written.
+    /// A doorbell write was trapped.
     pub(super) fn ring(&self, at: usize, value: u32) {
-        // Relaxed: a number by itself.
+        // Relaxed: an independent number.
         self.doorbells_rung.fetch_add(1, Ordering::Relaxed);
         match self.engine.queue_table.ring(at, value) {
             Ok(Some(ADMIN_THREAD)) => self.admin_channel.wake(),
@@ -186,7 +186,7 @@ impl ControllerShared {
         }
     }
 
-    /// What all io_threads counted.
+    /// The sum of all I/O threads' counters.
     pub(super) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for io_thread in &self.io_threads {

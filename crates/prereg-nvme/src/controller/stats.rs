@@ -1,4 +1,4 @@
-//! What a controller has done and is doing, as plain data.
+//! Statistics of a controller.
 
 use std::sync::atomic::Ordering;
 
@@ -6,7 +6,7 @@ use super::shared::ControllerShared;
 use crate::engine::counters::{Kind, Totals};
 use crate::engine::log_page::Health;
 
-/// A controller's numbers.
+/// Statistics of a controller.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct NvmeState {
@@ -14,7 +14,7 @@ pub struct NvmeState {
     pub totals: Totals,
     /// Pairs of I/O queues that exist.
     pub io_queues: u64,
-    /// Doorbell writes that came as messages.
+    /// Doorbell writes that were trapped.
     pub doorbells: u64,
     /// CSTS.
     pub status: u32,
@@ -28,15 +28,15 @@ impl NvmeState {
         Self {
             totals: shared.totals(),
             io_queues: (1..queue_table.queues()).filter(|id| queue_table.has_submission(*id)).count() as u64,
-            // Relaxed: a number by itself.
+            // Relaxed: an independent number.
             doorbells: shared.doorbells_rung.load(Ordering::Relaxed),
             status: shared.registers().status(),
             errors: shared.engine.errors().count(),
         }
     }
 
-    /// The numbers by name: `read_commands`, `read_bytes`, `read_nanoseconds`, `read_latency_lt_2_17_ns` (so many took less
-    /// than 2^17 ns and not less than half of that; empty buckets are left out), the same for every kind of command;
+    /// The numbers by name: `read_commands`, `read_bytes`, `read_nanoseconds`, `read_latency_lt_2_17_ns` (the number of
+    /// latencies below 2^17 ns and not below half of that; empty buckets are left out), the same for every kind of command;
     /// `status_0_80` (commands that ended with that status type and code, in hexadecimal digits); `in_flight`, `interrupts`,
     /// `io_queues`, `doorbells`, `errors`, `csts`.
     #[must_use]
@@ -69,7 +69,7 @@ impl NvmeState {
         metrics
     }
 
-    /// Adds what the health log counts.
+    /// Adds these numbers to the health log.
     pub(super) fn add_to(&self, health: &mut Health) {
         let (reads, compares) = (self.totals.of(Kind::Read), self.totals.of(Kind::Compare));
         let writes = self.totals.of(Kind::Write);

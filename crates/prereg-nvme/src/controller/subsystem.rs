@@ -1,4 +1,4 @@
-//! What outlives a client: the health log's counts, and who is there.
+//! State that outlives a client: the counts of the health log, and the list of controllers.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,7 +10,7 @@ use super::shared::ControllerShared;
 use super::stats::NvmeState;
 use crate::engine::log_page::Health;
 
-/// What outlives a client.
+/// The state of a model that outlives a client.
 #[derive(Debug)]
 pub(super) struct Subsystem {
     began: Instant,
@@ -21,15 +21,15 @@ pub(super) struct Subsystem {
 struct Inner {
     health: Health,
     controllers: Vec<Weak<ControllerShared>>,
-    /// The numbers of clients that have not left.
+    /// Controller identifiers in use.
     clients: BTreeSet<u16>,
 }
 
-/// A client's place; it ends when its controller has given everything back.
+/// A client's controller identifier, until the controller has released everything.
 #[derive(Debug)]
 pub(super) struct Lease {
     subsystem: Arc<Subsystem>,
-    /// The controller's number: no other that is there has it.
+    /// The controller identifier (CNTLID).
     pub(super) number: u16,
 }
 
@@ -41,16 +41,15 @@ impl Default for Subsystem {
 
 impl Subsystem {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Whole between any two statements that matter: it is counts.
+        // It has counts and lists, each valid by itself.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a place for a client.
+    /// Takes a controller identifier for a client.
     ///
-    /// # Errors
-    /// EBUSY when there is a client already and `shares` is not said.
+    /// # Errors EBUSY when there is another client and `shares` is false.
     pub(super) fn attach_client(subsystem: &Arc<Self>, shares: bool) -> Result<Lease, Errno> {
-        /// The largest number that a controller may have.
+        /// The largest controller identifier.
         const LAST: u16 = 0xffef;
         let mut inner = subsystem.lock();
         if !inner.clients.is_empty() && !shares {
@@ -64,7 +63,7 @@ impl Subsystem {
         Ok(Lease { subsystem: Arc::clone(subsystem), number })
     }
 
-    /// A client's controller is there; `with` it is done before others do something [for each](Self::for_each).
+    /// Adds a controller, and calls `with` before another call of [`for_each`](Self::for_each).
     pub(super) fn add_controller(
         &self,
         shared: &Arc<ControllerShared>,
@@ -75,7 +74,7 @@ impl Subsystem {
         with(shared);
     }
 
-    /// Does something with each controller that is there, while none arrives.
+    /// Calls `with` for each controller; none is added meanwhile.
     pub(super) fn for_each(&self, with: impl FnMut(&Arc<ControllerShared>)) {
         let inner = self.lock();
         let controllers: Vec<Arc<ControllerShared>> =
@@ -84,12 +83,12 @@ impl Subsystem {
         drop(inner);
     }
 
-    /// The controllers that are there.
+    /// All controllers.
     pub(super) fn controllers(&self) -> Vec<Arc<ControllerShared>> {
         self.lock().controllers.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The health log of a controller as of now.
+    /// The current health log of a controller.
     pub(super) fn health(&self, shared: &ControllerShared) -> Health {
         let mut health = self.lock().health;
         NvmeState::of(shared).add_to(&mut health);

@@ -1,9 +1,9 @@
-//! Which long-lived holds lie where, so that memory which is about to be unmapped is given back by those concerned.
+//! Which threads hold which memory for long, so that they release it before it is unmapped.
 //!
-//! The announcement comes before the unmap: between the two, a hold would be taken that nobody asks back. That time is an odd
-//! epoch. It begins with the announcement and ends with whatever the client's thread does next, because that thread closes
-//! the range before it does anything else. Who takes a hold for long looks at the epoch first, and in an odd one does not
-//! keep it. If he found it even, an announcement that comes later finds his range in the list.
+//! The announcement comes before the unmap: between the two, a thread could take a hold that is not asked back. That time is an
+//! odd epoch. It starts with the announcement and ends with the next call on the client's thread, which closes the range before
+//! it does anything else. A thread that takes a hold for long loads the epoch first, and does not keep the hold if it is odd.
+//! If it is even, a later announcement finds the range in the list.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use prereg::Iova;
 
 use crate::engine::ring_memory::intersects;
 
-/// What holds memory for long.
+/// A reason to hold memory for long.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum WatchedMemory {
     /// The admin queues.
@@ -21,23 +21,23 @@ pub(super) enum WatchedMemory {
     Submission(u16),
     /// An I/O completion queue.
     Completion(u16),
-    /// The shadow doorbells, which everybody has.
+    /// The shadow doorbells, which all threads hold.
     Shadow,
 }
 
-/// Ranges of shadow doorbells that are kept: those in use, those that failed, and some.
+/// Ranges of shadow doorbells that are kept: those in use and those that failed.
 const MOST_SHADOWS: usize = 16;
 
 #[derive(Debug)]
 struct Range {
     what: WatchedMemory,
-    /// The thread that holds it; `None`: all of them.
+    /// The thread that holds it; `None`: all threads.
     poll_group: Option<u32>,
     iova: Iova,
     bytes: u64,
 }
 
-/// The list, and the epoch.
+/// The ranges, and the epoch.
 #[derive(Debug, Default)]
 pub(super) struct UnmapWatch {
     epoch: AtomicU32,
@@ -45,13 +45,13 @@ pub(super) struct UnmapWatch {
 }
 
 impl UnmapWatch {
-    /// Before a range is first held.
+    /// Adds a range, before it is first held.
     pub(super) fn watch(&self, what: WatchedMemory, poll_group: Option<u32>, (iova, bytes): (Iova, u64)) {
         let mut ranges = self.ranges();
         if what == WatchedMemory::Shadow
             && ranges.iter().filter(|range| range.what == what).count() >= MOST_SHADOWS
         {
-            // A guest that names ever new ones is asked for all of its memory instead.
+            // For a guest that names ever new buffers, all memory is watched instead.
             ranges.retain(|range| range.what != what);
             ranges.push(Range { what, poll_group, iova: Iova::new(0), bytes: 0 });
         } else {
@@ -59,20 +59,20 @@ impl UnmapWatch {
         }
     }
 
-    /// After it was last held.
+    /// Removes ranges, after they were last held.
     pub(super) fn unwatch(&self, what: WatchedMemory) {
         self.ranges().retain(|range| range.what != what);
     }
 
-    /// Nothing is held for long any more.
+    /// Removes all ranges.
     pub(super) fn clear(&self) {
         self.ranges().clear();
     }
 
-    /// Memory is about to be unmapped; gives whose holds lie in it, `None` for everybody's.
+    /// Memory is about to be unmapped. Returns the threads that hold some of it, `None` for all threads.
     pub(super) fn announce(&self, iova: Iova, bytes: u64) -> Vec<Option<u32>> {
         if self.may_keep_holds() {
-            // Release: who sees the message that follows from this sees the odd epoch. Only the client's thread writes.
+            // Release: who receives the message that follows sees the odd epoch. Only the client's thread stores.
             self.epoch.fetch_add(1, Ordering::Release);
         }
         let mut poll_groups: Vec<_> = self
@@ -86,23 +86,23 @@ impl UnmapWatch {
         poll_groups
     }
 
-    /// The client's thread does something else: what was announced has happened.
+    /// The client's thread does something else: the announced unmap is done.
     pub(super) fn unmap_done(&self) {
         // Relaxed: this thread is the only writer.
         if self.epoch.load(Ordering::Relaxed) % 2 == 1 {
-            // Release: whoever finds the even epoch finds the range closed.
+            // Release: who loads the even epoch finds the range closed.
             self.epoch.fetch_add(1, Ordering::Release);
         }
     }
 
     /// Whether a hold that begins now may be kept.
     pub(super) fn may_keep_holds(&self) -> bool {
-        // Acquire: pairs with the stores of `announce` and `settle`.
+        // Acquire: pairs with the stores of `announce` and `unmap_done`.
         self.epoch.load(Ordering::Acquire) % 2 == 0
     }
 
     fn ranges(&self) -> MutexGuard<'_, Vec<Range>> {
-        // The list is whole between any two statements.
+        // The list is valid after every statement.
         self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

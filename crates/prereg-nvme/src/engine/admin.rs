@@ -1,8 +1,7 @@
-//! Admin commands: what they ask for, and what is answered.
+//! Admin commands.
 //!
-//! [`Admin`] has everything that admin commands see and change but the I/O queues themselves: those are poll_groups'. A command that
-//! needs a poll_group gives an [`QueueOp`]; whoever drives the controller has it carried out and says how that went
-//! ([`Admin::op_done`]), which gives the answer.
+//! [`Admin`] has all state of admin commands but the I/O queues, which belong to poll groups. A command that needs a poll group
+//! returns a [`QueueOp`]; the caller has it executed and reports the result to [`Admin::op_done`], which gives the completion.
 
 mod data;
 mod queues;
@@ -23,81 +22,81 @@ use super::shared::Shared;
 use crate::spec::number::admin;
 use crate::spec::{Command, DataPointer, Status};
 
-/// What a poll_group has to do for a command to go on.
+/// An operation of a poll group for an admin command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum QueueOp {
-    /// Make a completion queue.
+    /// Create a completion queue.
     CreateCompletion {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
-        /// Its length.
+        /// Entries.
         entries: u32,
-        /// Where it is.
+        /// Address of the queue.
         iova: Iova,
-        /// Its interrupt.
+        /// Interrupt vector.
         vector: Option<u16>,
     },
-    /// Make a submission queue.
+    /// Create a submission queue.
     CreateSubmission {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
         /// Its completion queue, which exists.
         cq: u16,
-        /// Its length.
+        /// Entries.
         entries: u32,
-        /// Where it is.
+        /// Address of the queue.
         iova: Iova,
     },
-    /// Take a completion queue away; nothing uses it.
+    /// Delete a completion queue that no submission queue uses.
     DeleteCompletion {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
     },
-    /// Take a submission queue away, once its commands have ended.
+    /// Delete a submission queue once its commands have ended.
     DeleteSubmission {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
         /// Its completion queue.
         cq: u16,
     },
-    /// Abort a command if that is still possible. Said to be done with 0, else with 1.
+    /// Abort a command that has not started. The result is 0 if it was aborted, else 1.
     Abort {
-        /// Its queue.
+        /// Its submission queue.
         sq: u16,
-        /// The queue's completion queue.
+        /// That queue's completion queue.
         cq: u16,
-        /// The command.
+        /// Command identifier.
         cid: u16,
     },
-    /// All poll_groups use shadow doorbells.
+    /// Use shadow doorbells, in all poll groups.
     Shadow(ShadowBuffers),
-    /// Everything written becomes durable.
+    /// Make all writes durable.
     Flush,
 }
 
-/// What a command came to.
+/// The outcome of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// The answer: result and status.
+    /// It is complete: result and status.
     Complete(u32, Status),
-    /// It waits, perhaps for ever.
+    /// It stays pending, perhaps for ever: an asynchronous event request.
     Pending,
-    /// An op is to be carried out.
+    /// An operation has to be executed first.
     Op(QueueOp),
 }
 
-/// An answer to a command that waited.
+/// The completion of an asynchronous event request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AerCompletion {
-    /// The command.
+    /// Command identifier.
     pub cid: u16,
-    /// Its result.
+    /// Result, dword 0.
     pub result: u32,
-    /// Its status.
+    /// Status.
     pub status: Status,
 }
 
-/// The state that admin commands work on.
+/// The state of admin commands.
 #[derive(Debug)]
 pub struct Admin {
     shared: Arc<Shared>,
@@ -106,15 +105,15 @@ pub struct Admin {
     events: AsyncEvents,
     aer_completions: Vec<AerCompletion>,
     changed: Vec<u32>,
-    /// By number: the completion queue of a submission queue.
+    /// The completion queue of each submission queue, by identifier.
     submission: Vec<Option<u16>>,
-    /// By number: whether there is a completion queue.
+    /// Whether each completion queue exists, by identifier.
     completion: Vec<bool>,
     sg_list: SgList,
 }
 
 impl Admin {
-    /// As after a reset.
+    /// The state after a reset.
     #[must_use]
     pub fn new(shared: Arc<Shared>, identity: Identity) -> Self {
         let queues = usize::from(shared.limits.io_queues) + 1;
@@ -131,18 +130,18 @@ impl Admin {
         }
     }
 
-    /// Back to what it was made as. Requests that waited are forgotten.
+    /// Resets the state. Pending asynchronous event requests are dropped.
     pub fn reset(&mut self) {
         self.shared.reset();
         *self = Self::new(Arc::clone(&self.shared), self.identity.clone());
     }
 
-    /// Something to tell the guest; [`aer_completion`](Self::aer_completion) has the answer it goes with.
+    /// Reports an event to the guest; [`next_aer_completion`](Self::next_aer_completion) has the completion.
     pub fn raise(&mut self, event: AsyncEvent) {
         self.events.raise(event);
     }
 
-    /// A namespace is not what it was.
+    /// Reports that a namespace changed.
     pub fn namespace_changed(&mut self, nsid: u32) {
         if !self.changed.contains(&nsid) {
             self.changed.push(nsid);
@@ -153,7 +152,7 @@ impl Admin {
         }
     }
 
-    /// The next answer to a command that waited.
+    /// The next completion of an asynchronous event request.
     pub fn next_aer_completion(&mut self) -> Option<AerCompletion> {
         if let Some(aer_completion) = self.aer_completions.pop() {
             return Some(aer_completion);
@@ -162,13 +161,13 @@ impl Admin {
         Some(AerCompletion { cid, result: event.result(), status: Status::SUCCESS })
     }
 
-    /// The commands that a completion queue's poll_group has to know.
+    /// The completion queue of submission queue `sq`.
     #[must_use]
     pub fn completion_of(&self, sq: u16) -> Option<u16> {
         self.submission.get(usize::from(sq)).copied().flatten()
     }
 
-    /// Executes `command`; `cc` is the configuration that the guest set.
+    /// Executes `command`; `cc` is the CC register.
     pub fn execute<M: GuestMemory>(
         &mut self,
         command: &Command,
@@ -182,7 +181,7 @@ impl Admin {
         }
     }
 
-    /// An op of `command` was carried out, or refused.
+    /// Records the result of `command`'s operation; returns the result and status of the completion.
     pub fn op_done(&mut self, command: &Command, op: QueueOp, how: Result<u32, Status>) -> (u32, Status) {
         let result = match how {
             Ok(result) => result,
@@ -239,7 +238,7 @@ impl Admin {
         if !is_known {
             return Err(Status::INVALID_OPCODE);
         }
-        // Admin commands come one by one, and on PCI Express they have PRPs (section 4.1).
+        // Admin commands are not fused, and use PRPs on PCI Express (section 4.1).
         if command.fuse() != 0 || !matches!(command.data(), DataPointer::Prp(..)) {
             return Err(Status::INVALID_FIELD);
         }

@@ -1,7 +1,7 @@
-//! The admin queue pair, and the commands that come through it, one at a time.
+//! The admin queue pair. Commands are executed one at a time.
 //!
-//! A [`AdminQueue`] takes a command, has [`Admin`] judge it, and puts the answer. A command that needs a poll_group stops the admin_queue: it
-//! gives the op and takes no other command before it was told how that went.
+//! An [`AdminQueue`] fetches a command, has [`Admin`] execute it, and posts the completion. A command that needs a poll group
+//! returns a [`QueueOp`]; no other command is fetched until [`op_done`](AdminQueue::op_done) reports its result.
 
 use std::sync::Arc;
 
@@ -20,27 +20,27 @@ use super::shared::Shared;
 use super::submission::SubmissionQueue;
 use crate::spec::{Command, Completion, Status};
 
-/// The vector that the admin completion queue interrupts.
+/// The vector of the admin completion queue.
 const VECTOR: u16 = 0;
-/// Commands a [`AdminQueue::poll`] takes.
+/// Commands that one [`AdminQueue::poll`] executes at most.
 const BATCH: usize = 16;
 
-/// What the admin_queue wants done, and what it found.
+/// The result of [`AdminQueue::poll`].
 #[derive(Debug, Default)]
 pub struct AdminPollResult {
-    /// The admin completion queue has news: interrupt vector 0.
+    /// Completions were posted: interrupt vector 0.
     pub signal: bool,
-    /// An op to carry out; then [`AdminQueue::op_done`].
+    /// An operation to execute; then call [`AdminQueue::op_done`].
     pub op: Option<QueueOp>,
-    /// The admin queue cannot be reached for good: CSTS.CFS.
+    /// The admin queue's memory cannot be reached for too long: set CSTS.CFS.
     pub fatal: bool,
-    /// Something moved: serve again before sleeping.
+    /// There was something to do: poll again before sleeping.
     pub progress: bool,
-    /// When to serve again even if nothing rings.
+    /// When to poll again without a doorbell.
     pub until: Option<u64>,
 }
 
-/// The admin queue pair and the state behind it.
+/// The admin queue pair, and the state of admin commands.
 #[derive(Debug)]
 pub struct AdminQueue<M: GuestMemory> {
     shared: Arc<Shared>,
@@ -49,7 +49,7 @@ pub struct AdminQueue<M: GuestMemory> {
     queues: Option<(SubmissionQueue<M>, CompletionQueue<M>)>,
     backoff: Backoff,
     shadow: Option<Shadow<M>>,
-    /// When to look for the shadow's memory, which was away.
+    /// When to retry the shadow doorbells, whose memory could not be reached.
     shadow_retry: Option<u64>,
     cc: u32,
     pending_op: Option<(Command, QueueOp)>,
@@ -57,7 +57,7 @@ pub struct AdminQueue<M: GuestMemory> {
 }
 
 impl<M: GuestMemory> AdminQueue<M> {
-    /// Without queues: closed.
+    /// Closed: without queues.
     pub fn new(shared: Arc<Shared>, identity: Identity, memory: M) -> Self {
         Self {
             admin: Admin::new(Arc::clone(&shared), identity),
@@ -73,26 +73,25 @@ impl<M: GuestMemory> AdminQueue<M> {
         }
     }
 
-    /// The state that admin commands work on.
+    /// The state of admin commands.
     pub fn admin(&mut self) -> &mut Admin {
         &mut self.admin
     }
 
-    /// The configuration that was in force when the admin_queue opened.
+    /// The CC register when the queues were opened.
     #[must_use]
     pub fn configuration(&self) -> u32 {
         self.cc
     }
 
-    /// The guest changed the configuration while the controller works: the entry sizes of queues.
+    /// Sets CC: the guest changed it while the controller is enabled (queue entry sizes).
     pub fn reconfigure(&mut self, cc: u32) {
         self.cc = cc;
     }
 
-    /// Opens with the admin queues of `queues`.
+    /// Opens the admin queues.
     ///
-    /// # Errors
-    /// [`Status::DATA_TRANSFER`] when they cannot be reached; the admin_queue stays closed.
+    /// # Errors [`Status::DATA_TRANSFER`] when their memory cannot be reached; they stay closed.
     pub fn open(&mut self, queues: AdminQueueConfig, cc: u32) -> Result<(), Status> {
         let mut submission = SubmissionQueue::new(0, 0, queues.submission_entries, queues.submission);
         let mut completion =
@@ -105,7 +104,7 @@ impl<M: GuestMemory> AdminQueue<M> {
         Ok(())
     }
 
-    /// Closes, and forgets everything that was set.
+    /// Closes the queues and resets all state.
     pub fn close(&mut self) {
         self.queues = None;
         self.backoff = Backoff::default();
@@ -116,13 +115,13 @@ impl<M: GuestMemory> AdminQueue<M> {
         self.admin.reset();
     }
 
-    /// Whether it is open.
+    /// Whether the queues are open.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.queues.is_some()
     }
 
-    /// Gives holds of the queues back that lie in what is about to be unmapped.
+    /// Releases holds of queue memory in a range that is about to be unmapped.
     pub fn release_in(&mut self, iova: prereg::Iova, bytes: u64) {
         if let Some((submission, completion)) = &mut self.queues {
             submission.ring_memory().release_in(iova, bytes);
@@ -133,7 +132,7 @@ impl<M: GuestMemory> AdminQueue<M> {
         }
     }
 
-    /// Does what there is to do.
+    /// Executes commands and posts completions.
     pub fn poll(&mut self, now: u64, health: &dyn Fn() -> Health) -> AdminPollResult {
         let mut polled = AdminPollResult::default();
         self.update_doorbells(now);
@@ -146,7 +145,7 @@ impl<M: GuestMemory> AdminQueue<M> {
         polled
     }
 
-    /// The op that [`poll`](Self::poll) gave was carried out, or not.
+    /// Reports the result of the operation that [`poll`](Self::poll) returned.
     pub fn op_done(&mut self, how: Result<u32, Status>) {
         let Some((command, op)) = self.pending_op.take() else { return };
         let (result, status) = self.admin.op_done(&command, op, how);
@@ -156,8 +155,8 @@ impl<M: GuestMemory> AdminQueue<M> {
         self.answer(command.cid(), result, status);
     }
 
-    /// Whether nothing was rung since the last [`poll`](Self::poll). To be called after whoever rings can see that the
-    /// admin_queue sleeps.
+    /// Whether no doorbell was written since the last [`poll`](Self::poll). To be called after the store that shows writers of
+    /// doorbells that this thread sleeps.
     pub fn may_sleep(&mut self) -> bool {
         let Some((submission, completion)) = &mut self.queues else { return true };
         let is_awaited = completion.backlog() > 0;
@@ -169,14 +168,14 @@ impl<M: GuestMemory> AdminQueue<M> {
         let shadow = Shadow::armed_value(&mut self.shadow, &self.memory, head_of(0), head);
         let room = is_awaited && completion.has_changed(register, shadow);
         self.end_batch();
-        // An op under way is no reason to stay awake: its end is reported.
+        // An operation in progress is no reason to stay awake: its end is reported.
         !news && !room
     }
 
     fn init_shadow(&mut self, buffers: ShadowBuffers) {
         let Some((submission, completion)) = &mut self.queues else { return };
         let mut shadow = Shadow::new(buffers);
-        // A buffer that cannot be reached concerns the poll_groups, which report it; the registers go on.
+        // A buffer that cannot be reached is reported by the poll groups; the registers still work.
         let _ = shadow.init(&self.memory, tail_of(0), submission.tail());
         let _ = shadow.init(&self.memory, head_of(0), completion.head());
         submission.doorbell.init(submission.tail());
@@ -203,7 +202,7 @@ impl<M: GuestMemory> AdminQueue<M> {
         }
     }
 
-    /// When to serve again without being woken.
+    /// When to poll again without being woken.
     fn next(&self) -> Option<u64> {
         let (submission, completion) = self.queues.as_ref()?;
         let is_waiting = completion.backlog() > 0 || submission.waiting() > 0 && self.pending_op.is_none();
@@ -222,7 +221,7 @@ impl<M: GuestMemory> AdminQueue<M> {
             if submission.waiting() == 0 || completion.backlog() > 0 || !self.backoff.may_try(now) {
                 return;
             }
-            // One at a time: the next one may depend on what an op of this one comes to.
+            // One at a time: the next command may depend on the result of this one's operation.
             let mut commands = std::mem::take(&mut self.commands);
             let fetched = submission.fetch(&self.memory, 1, &mut commands);
             let command = commands.pop();

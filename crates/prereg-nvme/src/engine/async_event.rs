@@ -1,22 +1,22 @@
-//! Asynchronous events (section 5.2): what the controller tells without having been asked.
+//! Asynchronous events (section 5.2).
 
 use std::collections::VecDeque;
 
 use super::queue_table::BadDoorbell;
 use crate::spec::number::log;
 
-/// Something to tell the guest.
+/// An event to report to the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AsyncEvent {
-    /// A doorbell of no queue was rung.
+    /// A doorbell of no queue was written.
     InvalidDoorbellRegister,
-    /// A doorbell was rung with a value that its queue cannot have.
+    /// A doorbell was written with a value out of range.
     InvalidDoorbellValue,
-    /// Queues cannot be reached, or a disk's queue broke; a reset may help.
+    /// Queue memory cannot be reached, or a disk queue failed; a reset may help.
     PersistentInternalError,
     /// The temperature crossed a threshold.
     Temperature,
-    /// A namespace is not what it was.
+    /// A namespace changed.
     NamespaceChanged,
 }
 
@@ -62,27 +62,27 @@ impl AsyncEvent {
         }
     }
 
-    /// Dword 0 of the completion that tells it (figure 146).
+    /// Dword 0 of the completion (figure 146).
     #[must_use]
     pub const fn result(self) -> u32 {
         self.kind() as u32 | (self.information() as u32) << 8 | (self.log() as u32) << 16
     }
 }
 
-/// Requests that wait for events, and events that wait for requests.
+/// Pending requests, and events that wait for a request.
 #[derive(Debug, Default)]
 pub struct AsyncEvents {
     requests: VecDeque<u16>,
     waiting: VecDeque<AsyncEvent>,
-    /// By kind: one was told and its log page not read since.
+    /// By type: one was reported and its log page was not read since.
     masked: [bool; 3],
 }
 
 impl AsyncEvents {
-    /// Requests that may wait at a time.
+    /// Requests that may be pending at a time (AERL + 1).
     pub const REQUESTS: usize = 4;
 
-    /// A request for an event; `false` when too many wait already.
+    /// Adds a request; `false` when too many are pending.
     pub fn request(&mut self, cid: u16) -> bool {
         if self.requests.len() == Self::REQUESTS {
             return false;
@@ -91,20 +91,20 @@ impl AsyncEvents {
         true
     }
 
-    /// Takes a request back; says whether it waited.
+    /// Removes a request; returns whether it was pending.
     pub fn abort(&mut self, cid: u16) -> bool {
         let at = self.requests.iter().position(|waiting| *waiting == cid);
         at.is_some_and(|at| self.requests.remove(at).is_some())
     }
 
-    /// Something to tell. What waits to be told already is not told twice.
+    /// Adds an event, unless the same one waits already.
     pub fn raise(&mut self, event: AsyncEvent) {
         if !self.waiting.contains(&event) {
             self.waiting.push_back(event);
         }
     }
 
-    /// The log page of events was read: they may be told again.
+    /// A log page was read: its event type may be reported again.
     pub fn log_was_read(&mut self, page: u8) {
         let kind = match page {
             log::ERROR => ERROR,
@@ -115,7 +115,7 @@ impl AsyncEvents {
         self.masked[usize::from(kind)] = false;
     }
 
-    /// The next event that can be told, and the request that it answers.
+    /// The next event that can be reported, and the request it completes.
     pub fn take(&mut self) -> Option<(u16, AsyncEvent)> {
         if self.requests.is_empty() {
             return None;

@@ -1,9 +1,9 @@
-//! A queue whose memory cannot be reached is tried again, less and less often, as long as something waits for it.
+//! A queue whose memory cannot be reached is retried at growing intervals, as long as something waits for it.
 //!
-//! Memory goes and comes back within moments when a guest's memory map is rearranged. What stays away for longer is reported
-//! to the guest, once; commands that wait are polled whenever the memory returns, without another doorbell.
+//! Memory disappears for moments when a guest's memory map changes. If it is away for longer, it is reported to the guest once; waiting
+//! commands are served when the memory returns, without another doorbell.
 
-/// When to try next.
+/// Since when it fails, and when to try next.
 #[derive(Clone, Copy, Debug)]
 struct State {
     since: u64,
@@ -11,28 +11,28 @@ struct State {
     reported: bool,
 }
 
-/// Whether a queue's memory is away.
+/// The retry state of one queue.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Backoff(Option<State>);
 
 const FIRST: u64 = 1_000_000;
 const LONGEST: u64 = 100_000_000;
-/// Nanoseconds after which the guest is reported.
+/// Nanoseconds of failures before they are reported to the guest.
 pub const REPORT_AFTER: u64 = 1_000_000_000;
 
 impl Backoff {
-    /// Whether it is worth trying at `now`.
+    /// Whether to try at `now`.
     #[must_use]
     pub fn may_try(&self, now: u64) -> bool {
         self.0.is_none_or(|state| now >= state.next)
     }
 
-    /// It was reached.
+    /// The memory was reached.
     pub fn reset(&mut self) {
         self.0 = None;
     }
 
-    /// It was not reached at `now`; says whether the guest should be reported.
+    /// The memory was not reached at `now`; returns whether to report it to the guest.
     pub fn failed(&mut self, now: u64) -> bool {
         let state = self.0.get_or_insert(State { since: now, next: now, reported: false });
         let away = now.saturating_sub(state.since);
@@ -42,7 +42,7 @@ impl Backoff {
         report
     }
 
-    /// When to try next without being asked.
+    /// When to try next.
     #[must_use]
     pub fn next(&self) -> Option<u64> {
         self.0.map(|state| state.next)

@@ -1,4 +1,4 @@
-//! A completion queue: a ring in guest memory that a poll_group fills and the guest empties.
+//! A completion queue: a ring in guest memory that a poll group fills and the guest empties.
 
 use std::collections::VecDeque;
 
@@ -11,18 +11,18 @@ use super::ring_memory::RingMemory;
 use crate::spec::Completion;
 use crate::spec::number::COMPLETION_BYTES;
 
-/// A ring of completions, and those that wait for room in it.
+/// A completion queue, and completions that wait for a free entry.
 #[derive(Debug)]
 pub struct CompletionQueue<M: GuestMemory> {
-    /// Its number.
+    /// Queue identifier.
     pub id: u16,
-    /// The interrupt, if it has one.
+    /// Interrupt vector, if interrupts are enabled.
     pub vector: Option<u16>,
-    /// Entries put since the last interrupt.
+    /// Entries posted since the last interrupt.
     pub unsignaled: u32,
-    /// How its head is rung.
+    /// State of the head doorbell.
     pub doorbell: Doorbell,
-    /// When the first of them was put, in nanoseconds.
+    /// When the first of the `unsignaled` entries was posted, in nanoseconds.
     pub since: u64,
     backlog: VecDeque<Completion>,
     entries: u32,
@@ -53,24 +53,24 @@ impl<M: GuestMemory> CompletionQueue<M> {
         }
     }
 
-    /// Its memory.
+    /// The ring's memory.
     pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
         &mut self.ring_memory
     }
 
-    /// Where the next entry will be put.
+    /// The tail: where the next entry goes.
     #[must_use]
     pub fn tail(&self) -> u32 {
         self.tail
     }
 
-    /// The head that was last believed.
+    /// The last valid head.
     #[must_use]
     pub fn head(&self) -> u32 {
         self.head
     }
 
-    /// Whether the doorbell has something new: its register, and the guest's shadow in memory.
+    /// Whether the register or the shadow doorbell has changed.
     #[must_use]
     pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         match shadow {
@@ -79,11 +79,9 @@ impl<M: GuestMemory> CompletionQueue<M> {
         }
     }
 
-    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's shadow in memory. Returns what was
-    /// taken over.
+    /// Updates the head from the doorbell at `now`. `register` must be loaded before `shadow`. Returns the value that was used.
     ///
-    /// # Errors
-    /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
+    /// # Errors [`BadDoorbell`] for a head beyond the tail, once for each value; the queue is unchanged.
     pub fn update_doorbell(
         &mut self,
         register: u32,
@@ -96,21 +94,20 @@ impl<M: GuestMemory> CompletionQueue<M> {
         Ok(self.ring(rung.value())?.then_some(rung))
     }
 
-    /// Whether `head` is news: neither what it was, nor something rejected before.
+    /// Whether `head` differs from the current head and from the last rejected one.
     fn is_new(&self, head: u32) -> bool {
         head != self.head && self.rejected != Some(head)
     }
 
-    /// Completions that wait for room.
+    /// Completions that wait for a free entry.
     #[must_use]
     pub fn backlog(&self) -> usize {
         self.backlog.len()
     }
 
-    /// Takes over the guest's head; false for one that was rejected before.
+    /// Sets the head; returns false for one that was rejected before.
     ///
-    /// # Errors
-    /// [`BadDoorbell`] for a head beyond what was put, once for each; the queue stays as it was.
+    /// # Errors [`BadDoorbell`] for a head beyond the tail, once for each value; the queue is unchanged.
     fn ring(&mut self, head: u32) -> Result<bool, BadDoorbell> {
         if !self.is_new(head) {
             return Ok(head == self.head);
@@ -125,20 +122,19 @@ impl<M: GuestMemory> CompletionQueue<M> {
         Ok(true)
     }
 
-    /// Queues a completion; [`deliver`](Self::deliver) puts it.
+    /// Adds a completion; [`deliver`](Self::deliver) writes it to the ring.
     pub fn push(&mut self, completion: Completion) {
         self.backlog.push_back(completion);
     }
 
-    /// Forgets the completions of a submission queue that wait for room.
+    /// Drops the waiting completions of submission queue `sq`.
     pub fn forget(&mut self, sq: u16) {
         self.backlog.retain(|completion| completion.sq_id != sq);
     }
 
-    /// Puts what fits; counts in `put` how many were put.
+    /// Writes as many completions as there are free entries, and adds their number to `put`.
     ///
-    /// # Errors
-    /// [`Unreachable`]; what was not put still waits.
+    /// # Errors [`Unreachable`]; completions that were not written still wait.
     pub fn deliver(&mut self, memory: &M, put: &mut u32) -> Result<(), Unreachable> {
         while let Some(completion) = self.backlog.front() {
             if distance(self.head, self.tail, self.entries) == self.entries - 1 {
@@ -147,7 +143,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
             let hold = self.ring_memory.hold(memory)?;
             let at = u64::from(self.tail) * COMPLETION_BYTES;
             hold.write(at, &completion.front())?;
-            // The phase is in the last dword; its store is a release, so the guest sees all of an entry or none.
+            // The phase tag is in the last dword, which is stored with release order: the guest sees all of an entry or none.
             hold.store_u32(at + 12, completion.last(self.phase))?;
             self.backlog.pop_front();
             *put += 1;

@@ -1,4 +1,4 @@
-//! What an I/O command asks for, once everything about it that can be checked without its data was checked.
+//! Decodes an I/O command, and checks everything that can be checked without its data.
 
 use super::namespace::{Namespace, Namespaces};
 use super::sgl::BitBuckets;
@@ -6,17 +6,17 @@ use crate::disk::Operation;
 use crate::spec::number::{BROADCAST, io};
 use crate::spec::{Command, Status};
 
-/// Which way data go.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
-    /// From the disk into guest memory.
+    /// From the disk to guest memory.
     ToGuest,
-    /// Out of guest memory.
+    /// From guest memory.
     FromGuest,
 }
 
 impl Direction {
-    /// What a bit bucket is.
+    /// How bit buckets are treated.
     #[must_use]
     pub const fn buckets(self) -> BitBuckets {
         match self {
@@ -26,46 +26,46 @@ impl Direction {
     }
 }
 
-/// What to do about a command.
+/// A decoded I/O command.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IoCommand {
-    /// Move `bytes` between guest memory and the disk of namespace `nsid`.
+    /// Transfers `bytes` between guest memory and the disk of namespace `nsid`.
     Transfer {
         /// The namespace.
         nsid: u32,
-        /// What the disk does.
+        /// The disk's operation.
         operation: Operation,
         /// The length, at least one block.
         bytes: u64,
-        /// Which way.
+        /// The direction.
         direction: Direction,
     },
     /// An operation without data, on one namespace or on all of them.
     NoData {
         /// The namespace; `None` for all.
         nsid: Option<u32>,
-        /// What the disk does.
+        /// The disk's operation.
         operation: Operation,
     },
-    /// Deallocate: the ranges, 16 bytes each, are in guest memory.
+    /// Deallocates ranges, which are in guest memory, 16 bytes each.
     Deallocate {
         /// The namespace.
         nsid: u32,
-        /// How many ranges.
+        /// The number of ranges.
         ranges: u64,
     },
-    /// Nothing: the command was a hint.
+    /// Nothing: the command is a hint.
     Nop,
 }
 
-/// What a poll_group knows that commands are judged by.
+/// The state that decoding depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeContext<'a> {
     /// The namespaces.
     pub namespaces: &'a Namespaces,
     /// The most bytes of a transfer.
     pub max_transfer_bytes: u64,
-    /// Whether writes may be done before they are durable.
+    /// Whether the write cache is enabled.
     pub write_cache: bool,
 }
 
@@ -76,10 +76,9 @@ const DATASET_DEALLOCATE: u32 = 1 << 2;
 /// Bytes of a range of Dataset Management (figure 352).
 pub const RANGE_BYTES: u64 = 16;
 
-/// Judges `command`.
+/// Decodes `command`.
 ///
-/// # Errors
-/// The status to answer it with.
+/// # Errors The status to complete it with.
 pub fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand, Status> {
     if !matches!(
         command.opcode(),
@@ -110,7 +109,7 @@ pub fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand
     }
 }
 
-/// Read, Write, Compare, Write Zeroes: a start and a count of blocks.
+/// Read, Write, Compare, Write Zeroes: a first block and a count.
 fn blocks(
     command: &Command,
     opcode: u8,
@@ -124,7 +123,7 @@ fn blocks(
     if opcode != io::WRITE_ZEROES && bytes > context.max_transfer_bytes {
         return Err(Status::INVALID_FIELD);
     }
-    // Without a write cache, nothing is done before it is durable.
+    // Without a write cache, every write is durable when it completes.
     let fua = command.dword(12) & FUA != 0 || !context.write_cache;
     Ok(match opcode {
         io::READ => IoCommand::Transfer {
@@ -157,7 +156,7 @@ fn blocks(
     })
 }
 
-/// Where `count` blocks from `first` lie, in bytes.
+/// The byte offset of `count` blocks from `first`.
 fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> {
     let end = first.checked_add(count).ok_or(Status::LBA_RANGE)?;
     if end > namespace.blocks() {
@@ -166,10 +165,9 @@ fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> 
     Ok(first << namespace.block_shift())
 }
 
-/// The ranges of a Dataset Management command as `(offset, bytes)`; empty ones are left out.
+/// The ranges of a Dataset Management command as `(offset, bytes)`, without empty ones.
 ///
-/// # Errors
-/// [`Status::LBA_RANGE`] when one lies outside.
+/// # Errors [`Status::LBA_RANGE`] when one is outside the namespace.
 pub fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
     let mut ranges = Vec::with_capacity(raw.len() / RANGE_BYTES as usize);
     for range in raw.chunks_exact(RANGE_BYTES as usize) {

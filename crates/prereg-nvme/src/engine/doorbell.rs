@@ -1,37 +1,36 @@
-//! One doorbell as the thread that serves its queue sees it: the register, and after Doorbell Buffer Config the guest's shadow
-//! in memory too (NVMe 1.4 section 5.7).
+//! One doorbell: its register and, after Doorbell Buffer Config, its shadow doorbell in guest memory (NVMe 1.4 section 5.7).
 //!
-//! Drivers differ: some write both for every queue, some use only one of the two for a queue, some change. So either counts.
-//! A driver that uses the shadow writes it before the register, and register writes are posted: they may arrive when the
-//! shadow, and the queue, are ahead of them. In a ring such a late value looks like one that is almost a whole ring ahead, and
-//! believing it would execute old commands again. Hence, once the guest has moved the shadow, a register value
-//! counts only if it is at most half a ring ahead and the shadow has stood still for [`SETTLE_TIME`] since.
+//! Drivers differ: some write both for every queue, some only one of the two, some change. So either counts. A driver that uses
+//! the shadow doorbell writes it before the register, and register writes are posted: they may arrive when the shadow doorbell
+//! and the queue are ahead of them. In a ring, such a late value looks like one almost a whole ring ahead; using it would
+//! execute old commands again. So once the guest has written the shadow doorbell, a register value counts only if it is at most
+//! half a ring ahead and the shadow doorbell has not changed for [`SETTLE_TIME`] since.
 
-/// Nanoseconds that a shadow in use must stand still before a register value that differs from it counts.
+/// Nanoseconds that a shadow doorbell in use must not change before a different register value counts.
 pub const SETTLE_TIME: u64 = 10_000_000;
 
-/// The guest's shadow for a doorbell.
+/// The state of a shadow doorbell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShadowValue {
     /// There was no Doorbell Buffer Config.
     Absent,
-    /// Its memory cannot be reached now.
+    /// Its memory cannot be reached at the moment.
     Unreachable,
-    /// What it says.
+    /// Its value.
     Known(u32),
 }
 
-/// A value to take over.
+/// The new value of a doorbell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DoorbellValue {
     /// From the register.
     Register(u32),
-    /// From the guest's memory.
+    /// From the shadow doorbell.
     Shadow(u32),
 }
 
 impl DoorbellValue {
-    /// The value.
+    /// The value itself.
     #[must_use]
     pub fn value(self) -> u32 {
         match self {
@@ -40,25 +39,25 @@ impl DoorbellValue {
     }
 }
 
-/// What was seen of a doorbell.
+/// The last values of a doorbell.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Doorbell {
     register: u32,
     shadow: u32,
-    /// The guest moved the shadow more recently than a register value counted.
+    /// The guest used the shadow doorbell last.
     uses_shadow: bool,
-    /// When the register's value counts, if the shadow stands still until then.
+    /// When the register's value counts, if the shadow doorbell does not change until then.
     due: Option<u64>,
 }
 
 impl Doorbell {
-    /// Starts over: both are `value`, which is where the queue is.
+    /// Sets both to `value`, the position in the queue.
     pub fn init(&mut self, value: u32) {
         *self = Self { register: value, shadow: value, ..Self::default() };
     }
 
-    /// The value to take over at `now`, if there is one, for a ring of `entries` that is at `current`. `register` must have been
-    /// loaded before the shadow: then a shadow is never older than the register value that came with it.
+    /// The new value at `now`, if there is one, for a ring of `entries` at position `current`. `register` must be loaded before
+    /// the shadow doorbell, which is then never older than the register value written with it.
     pub fn next_value(
         &mut self,
         register: u32,
@@ -92,20 +91,20 @@ impl Doorbell {
         Some(DoorbellValue::Register(self.register))
     }
 
-    /// Whether [`next_value`](Self::next_value) would find something else than the last time.
+    /// Whether [`next_value`](Self::next_value) would find another value than the last time.
     #[must_use]
     pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         register != self.register || matches!(shadow, ShadowValue::Known(shadow) if shadow != self.shadow)
     }
 
-    /// When to look again even if nothing is written.
+    /// When to call [`next_value`](Self::next_value) again without a write.
     #[must_use]
     pub fn due(&self) -> Option<u64> {
         self.due
     }
 }
 
-/// How many steps forward it is from `from` to `to` in a ring. Of numbers that do not lie in it, which a guest may write, any number.
+/// Steps from `from` forward to `to` in a ring. Any number if one of them is outside the ring, as values from the guest may be.
 #[must_use]
 pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
     if to >= from { to - from } else { to.wrapping_add(entries).wrapping_sub(from) }

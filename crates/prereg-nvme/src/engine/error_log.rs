@@ -1,19 +1,19 @@
-//! The error log (log page 01h): the latest failures, the newest first.
+//! The error log (log page 01h): the latest failures, newest first.
 
 use std::collections::VecDeque;
 
 use crate::spec::Status;
 
-/// A failure.
+/// One entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Failure {
-    /// The submission queue, and the command; `None` for an error of no command.
+    /// Submission queue and command identifier; `None` for an error of no command.
     pub command: Option<(u16, u16)>,
-    /// How it ended.
+    /// Status of the command.
     pub status: Status,
-    /// The namespace it named.
+    /// Namespace of the command.
     pub nsid: u32,
-    /// The first block it named.
+    /// First block of the command.
     pub lba: u64,
 }
 
@@ -25,12 +25,12 @@ pub struct ErrorLog {
 }
 
 impl ErrorLog {
-    /// How many it keeps.
+    /// Entries that are kept.
     pub const ENTRIES: usize = 64;
     /// Bytes of an entry (figure 193).
     const BYTES: usize = 64;
 
-    /// Notes a failure.
+    /// Adds a failure.
     pub fn push(&mut self, failure: Failure) {
         self.count += 1;
         if self.latest.len() == Self::ENTRIES {
@@ -39,7 +39,7 @@ impl ErrorLog {
         self.latest.push_front((self.count, failure));
     }
 
-    /// How many there ever were.
+    /// Failures since the controller was made.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
@@ -55,7 +55,7 @@ impl ErrorLog {
             entry[8..10].copy_from_slice(&sq.to_le_bytes());
             entry[10..12].copy_from_slice(&cid.to_le_bytes());
             entry[12..14].copy_from_slice(&(failure.status.bits() << 1).to_le_bytes());
-            // The field that was wrong is not told.
+            // Parameter Error Location: not reported.
             entry[14..16].copy_from_slice(&0xffffu16.to_le_bytes());
             entry[16..24].copy_from_slice(&failure.lba.to_le_bytes());
             entry[24..28].copy_from_slice(&failure.nsid.to_le_bytes());

@@ -1,44 +1,44 @@
-//! Commands under way: taken from a submission queue, not answered yet.
+//! Commands in flight: fetched and not completed yet.
 
 use super::counters::Kind;
 use crate::spec::Status;
 
-/// For whom something is under way.
+/// The origin of a command in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Owner {
-    /// The guest: submission queue and command.
+    /// The guest.
     Guest {
-        /// The queue.
+        /// Submission queue.
         sq: u16,
-        /// The command.
+        /// Command identifier.
         cid: u16,
     },
-    /// The controller itself, which makes all data durable.
+    /// The controller: a flush of all disks.
     Controller,
 }
 
-/// A command under way.
+/// A command in flight.
 #[derive(Clone, Copy, Debug)]
 pub struct InFlight {
-    /// For whom.
+    /// The origin of a command in flight.
     pub owner: Owner,
-    /// What it is counted as.
+    /// Its kind for counters.
     pub kind: Kind,
-    /// When it was taken, in nanoseconds.
+    /// When it was fetched, in nanoseconds.
     pub started: u64,
-    /// Bytes it moves or names.
+    /// Bytes to transfer, zero or deallocate.
     pub bytes: u64,
-    /// What it named, for the error log.
+    /// Its namespace, for the error log.
     pub nsid: u32,
-    /// Likewise.
+    /// Its first block, for the error log.
     pub lba: u64,
-    /// Pieces of work that are not done.
+    /// Disk requests that are not done.
     pub parts: u32,
-    /// The first failure of a part.
+    /// The first failure.
     pub status: Status,
 }
 
-/// Commands under way, by tag.
+/// Commands in flight, by tag.
 #[derive(Debug, Default)]
 pub struct InFlightTable {
     list: Vec<Option<InFlight>>,
@@ -46,7 +46,7 @@ pub struct InFlightTable {
 }
 
 impl InFlightTable {
-    /// Takes a command; gives its tag.
+    /// Adds a command; returns its tag.
     pub fn begin(&mut self, in_flight: InFlight) -> u64 {
         if let Some(at) = self.free.pop() {
             self.list[at] = Some(in_flight);
@@ -61,7 +61,7 @@ impl InFlightTable {
         self.list.get_mut(usize::try_from(tag).ok()?)?.as_mut()
     }
 
-    /// The end of a command.
+    /// Removes a command.
     pub fn end(&mut self, tag: u64) -> Option<InFlight> {
         let at = usize::try_from(tag).ok()?;
         let in_flight = self.list.get_mut(at)?.take()?;
@@ -69,13 +69,13 @@ impl InFlightTable {
         Some(in_flight)
     }
 
-    /// How many are under way.
+    /// Commands in flight.
     #[must_use]
     pub fn count(&self) -> usize {
         self.list.len() - self.free.len()
     }
 
-    /// The tags under way.
+    /// The tags in use.
     #[must_use]
     pub fn tags(&self) -> Vec<u64> {
         (0..).zip(&self.list).filter(|(_, one)| one.is_some()).map(|(tag, _)| tag).collect()

@@ -1,13 +1,13 @@
-//! A poll_group: the I/O queues that one thread serves, from doorbell to completion entry.
+//! A poll group: the I/O queues of one thread, from doorbell to completion entry.
 //!
-//! A poll_group owns its queues, the commands under way and its way to the disks; nobody else touches them. It is told what to
-//! do by calls and answers with a [`PollResult`]. It does not wait, and knows no time but the one it is given.
+//! A poll group owns its queues, their commands in flight and the queues to the disks. It never waits, and has no clock but the
+//! time it is given.
 //!
-//! All submission queues of a completion queue are on the same poll_group, so a completion queue has one writer.
+//! All submission queues of a completion queue are in the same poll group, so a completion queue has one writer.
 //!
-//! What goes wrong: a command that is wrong is answered with a status. A queue whose memory is away is left alone for a while
-//! (see `backoff`); its completions wait. A doorbell that cannot be right is ignored and reported. A disk queue that broke ends
-//! every command that was on it with an internal error.
+//! Errors: an invalid command ends with a status. A queue whose memory cannot be reached is retried later (see `backoff`); its
+//! completions wait. An invalid doorbell value is ignored and reported. When a disk queue fails, every command on it ends with
+//! an internal error.
 
 mod fetch;
 mod ops;
@@ -36,23 +36,23 @@ use super::submission::SubmissionQueue;
 use crate::disk::{Done, Operation};
 use crate::spec::{Command, Completion, Status};
 
-/// Commands of a poll_group that may be under way at a time.
+/// Commands of a poll group that may be in flight at a time.
 const MAX_IN_FLIGHT: usize = 1024;
 
-/// What a poll_group wants done, and what it found.
+/// The result of [`PollGroup::poll`].
 #[derive(Debug, Default)]
 pub struct PollResult {
-    /// Completion queues that have news, and their vectors: interrupt.
+    /// Completion queues to interrupt for, and their vectors.
     pub signals: Vec<(u16, u16)>,
-    /// What to tell the guest.
+    /// Events to report to the guest.
     pub events: Vec<AsyncEvent>,
-    /// Submission queues whose deletion is done.
+    /// Submission queues whose deletion is complete.
     pub closed: Vec<u16>,
-    /// Everything that was written before was made durable, or was not.
+    /// A flush of all disks ended with this status.
     pub durable: Option<Status>,
-    /// Something moved: serve again before sleeping.
+    /// There was something to do: poll again before sleeping.
     pub progress: bool,
-    /// When to serve again even if nothing rings, in the nanoseconds of [`PollGroup::poll`].
+    /// When to poll again without a doorbell, on the clock of [`PollGroup::poll`].
     pub until: Option<u64>,
 }
 
@@ -86,10 +86,10 @@ pub struct PollGroup<M: GuestMemory, S> {
     shadow: Option<Shadow<M>>,
     page_shift: u32,
     in_flight: InFlightTable,
-    /// Work that the disks had no room for, in op.
+    /// Disk requests that found a disk queue full, in order.
     stalled: VecDeque<Work<M::Guard>>,
     next_queue: usize,
-    /// Somebody wants to know of every head, not only where room is waited for.
+    /// Wake for every head doorbell, not only where a completion waits for a free entry.
     watch_heads: bool,
     commands: Vec<Command>,
     sg_list: SgList,
@@ -118,36 +118,35 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// The way to the disks.
+    /// The queues to the disks.
     pub fn storage(&mut self) -> &mut S {
         &mut self.storage
     }
 
-    /// Commands under way.
+    /// Commands in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.count()
     }
 
-    /// The completion queues of the poll_group.
+    /// The completion queues.
     pub fn completion_ids(&self) -> impl Iterator<Item = u16> + '_ {
         self.completion.iter().map(|(queue, _)| queue.id)
     }
 
-    /// The memory page that the guest chose.
+    /// Sets the memory page size (CC.MPS).
     pub fn set_page_shift(&mut self, shift: u32) {
         self.page_shift = shift;
     }
 
-    /// Whether to keep track of heads even where nobody waits for room: the interrupt pin goes down when they catch up.
+    /// Sets whether to follow every head: INTx is deasserted when a head reaches the tail.
     pub fn watch_heads(&mut self, watch: bool) {
         self.watch_heads = watch;
     }
 
-    /// Adds a completion queue of `entries` at `iova`. The caller has checked that there is none of that number.
+    /// Adds completion queue `id`, which must not exist.
     ///
-    /// # Errors
-    /// [`Status::DATA_TRANSFER`] when the memory cannot be reached.
+    /// # Errors [`Status::DATA_TRANSFER`] when its memory cannot be reached.
     pub fn add_completion(
         &mut self,
         id: u16,
@@ -163,10 +162,9 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// Adds a submission queue whose completion queue is on this poll_group.
+    /// Adds a submission queue whose completion queue is in this poll group.
     ///
-    /// # Errors
-    /// [`Status::DATA_TRANSFER`] when the memory cannot be reached.
+    /// # Errors [`Status::DATA_TRANSFER`] when its memory cannot be reached.
     pub fn add_submission(&mut self, id: u16, cq: u16, entries: u32, iova: Iova) -> Result<(), Status> {
         let mut queue = SubmissionQueue::new(id, cq, entries, iova);
         queue.ring_memory().hold(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
@@ -176,13 +174,13 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// Takes a completion queue away.
+    /// Removes a completion queue.
     pub fn remove_completion(&mut self, id: u16) {
         self.completion.retain(|(queue, _)| queue.id != id);
     }
 
-    /// Begins to delete a submission queue: nothing more is taken from it, what has not begun is aborted, and
-    /// [`PollResult::closed`] tells when the rest is done.
+    /// Starts the deletion of a submission queue: no more commands are fetched, commands that have not started are aborted, and
+    /// [`PollResult::closed`] reports when the others are done.
     pub fn close_submission(&mut self, id: u16, now: u64) {
         if let Some((queue, _)) = self.submission.iter_mut().find(|(queue, _)| queue.id == id) {
             queue.closing = true;
@@ -190,15 +188,14 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         self.drop_stalled(|sq, _| sq == id, Status::ABORTED_BY_DELETION, now);
     }
 
-    /// Ends a command that has not begun; says whether there was one.
+    /// Aborts a command that has not started; returns whether there was one.
     pub fn abort(&mut self, sq: u16, cid: u16, now: u64) -> bool {
         self.drop_stalled(|one, other| one == sq && other == cid, Status::ABORT_REQUESTED, now)
     }
 
-    /// Uses shadow doorbells from now on.
+    /// Starts to use shadow doorbells.
     ///
-    /// # Errors
-    /// [`Status::DATA_TRANSFER`] when the memory cannot be reached; then nothing changes.
+    /// # Errors [`Status::DATA_TRANSFER`] when their memory cannot be reached; nothing changes then.
     pub fn set_shadow(&mut self, buffers: ShadowBuffers) -> Result<(), Status> {
         let mut shadow = Shadow::new(buffers);
         for (queue, _) in &self.submission {
@@ -217,7 +214,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// Makes everything that was written durable, on all disks; [`PollResult::durable`] tells when, of this call or a later one.
+    /// Flushes all disks; [`PollResult::durable`] of this or a later call reports the end.
     pub fn flush(&mut self, now: u64, polled: &mut PollResult) {
         let tag = self.in_flight.begin(InFlight {
             owner: Owner::Controller,
@@ -233,7 +230,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         self.part_done(tag, Status::SUCCESS, now, polled);
     }
 
-    /// Gives holds of queues back that lie in what is about to be unmapped.
+    /// Releases holds of queue memory in a range that is about to be unmapped.
     pub fn release_in(&mut self, iova: Iova, bytes: u64) {
         for (queue, _) in &mut self.submission {
             queue.ring_memory().release_in(iova, bytes);
@@ -246,8 +243,8 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// Forgets all queues at once, and every command that has not begun. What has begun goes on until
-    /// [`in_flight`](Self::in_flight) is 0; nobody is answered.
+    /// Drops all queues, and every command that has not started. Commands that have started go on until
+    /// [`in_flight`](Self::in_flight) is 0; none is completed.
     pub fn halt(&mut self) {
         self.submission.clear();
         self.completion.clear();
@@ -257,11 +254,10 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// Does what there is to do at `now`, in nanoseconds of a clock that never goes back.
+    /// Fetches commands, starts them and posts completions. `now` is in nanoseconds of a monotonic clock.
     ///
-    /// # Errors
-    /// [`Broken`] when a disk queue broke. The storage is to be dropped, which ends what was on it, and
-    /// [`fail_all`](Self::fail_all) called.
+    /// # Errors [`Broken`] when a disk queue failed. The caller drops the storage, which ends its requests, and calls
+    /// [`fail_all`](Self::fail_all).
     pub fn poll(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
         polled.clear();
         self.collect(now, polled)?;
@@ -274,11 +270,10 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// As [`poll`](Self::poll) for a function that may not reach memory: what has begun ends and what needs no guest memory is begun,
-    /// but no command is taken and no completion is put.
+    /// As [`poll`](Self::poll), while bus mastering is disabled: requests that have started complete and those without guest
+    /// memory start, but no command is fetched and no completion posted.
     ///
-    /// # Errors
-    /// As for [`poll`](Self::poll).
+    /// # Errors As for [`poll`](Self::poll).
     pub fn poll_without_memory(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
         polled.clear();
         self.collect(now, polled)?;
@@ -289,7 +284,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// Ends every command under way with an internal error: their disk is gone.
+    /// Ends every command in flight with an internal error: the disk queues are gone.
     pub fn fail_all(&mut self, now: u64, polled: &mut PollResult) {
         self.stalled.clear();
         for tag in self.in_flight.tags() {
@@ -299,13 +294,13 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             self.part_done(tag, Status::INTERNAL, now, polled);
         }
         polled.events.push(AsyncEvent::PersistentInternalError);
-        // The completions are put with the next `serve`, if the function may reach memory.
+        // The completions are posted by the next `poll`, if bus mastering is enabled.
         polled.progress = true;
     }
 
     fn init_shadow(&mut self, at: usize, value: u32) {
         if let Some(shadow) = &mut self.shadow {
-            // A buffer that cannot be reached is met again by whoever looks for the doorbell.
+            // A buffer that cannot be reached is found again when the doorbell is polled.
             let _ = shadow.init(&self.memory, at, value);
         }
     }
@@ -339,7 +334,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// Flushes of the controller and the like: they do not wait behind work that waits for the guest's memory.
+    /// Requests without data, such as flushes, do not wait behind those that need guest memory.
     fn submit_without_memory(&mut self, polled: &mut PollResult) {
         for _ in 0..self.stalled.len() {
             let Some(work) = self.stalled.pop_front() else { return };
@@ -365,7 +360,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// The same operation on every namespace.
+    /// Submits `operation` to every namespace.
     fn submit_all(&mut self, tag: u64, operation: Operation) {
         let count = self.shared.namespaces.count();
         for nsid in 1..=count {
@@ -373,7 +368,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// A part of a command is done, perhaps the last one.
+    /// One disk request of a command is done, perhaps the last one.
     fn part_done(&mut self, tag: u64, status: Status, now: u64, polled: &mut PollResult) {
         let Some(in_flight) = self.in_flight.get(tag) else { return };
         in_flight.parts = in_flight.parts.saturating_sub(1);
@@ -397,7 +392,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             self.counters.failed(in_flight.status);
             self.log_error(Some((sq, cid)), in_flight.status, in_flight.nsid, in_flight.lba);
         }
-        // After a halt there is nobody to tell.
+        // After `halt` there is no queue.
         let Some((queue, _)) = self.submission.iter_mut().find(|(queue, _)| queue.id == sq) else { return };
         queue.in_flight = queue.in_flight.saturating_sub(1);
         let completion =
@@ -418,7 +413,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             let shadow = Shadow::value(&mut self.shadow, &self.memory, head_of(queue.id));
             polled.wake_at(retry_at(shadow, now));
             match queue.update_doorbell(register, shadow, now) {
-                // The interrupt pin must not take what was read for has_unread.
+                // INTx must not count consumed entries as unread.
                 Ok(Some(DoorbellValue::Shadow(head))) => {
                     self.shared.queue_table.set_shadow_head(queue.id, Some(head))
                 }
@@ -444,7 +439,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             if queue.backlog() > 0 {
                 polled.wake_at(backoff.next());
             } else {
-                // Nothing waits for the memory, so nothing is tried.
+                // Nothing waits for the memory, so nothing is retried.
                 backoff.reset();
             }
             if put > 0 {
@@ -471,7 +466,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
 
     fn finish_closing(&mut self, polled: &mut PollResult) {
         for (queue, _) in self.submission.iter().filter(|(queue, _)| queue.closing && queue.in_flight == 0) {
-            // A completion queue that is full must not keep its submission queue alive.
+            // A full completion queue must not delay the deletion.
             if let Some((completion, _)) = self.completion.iter_mut().find(|(one, _)| one.id == queue.cq) {
                 completion.forget(queue.id);
             }
@@ -481,7 +476,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         self.submission.retain(|(queue, _)| !(queue.closing && queue.in_flight == 0));
     }
 
-    /// Takes work back that no disk has begun. A command is ended only if none of it had begun.
+    /// Drops requests that no disk has started. A command ends only if none of its requests had started.
     fn drop_stalled(&mut self, which: impl Fn(u16, u16) -> bool, status: Status, now: u64) -> bool {
         let mut dropped = Vec::new();
         let mut kept = VecDeque::new();

@@ -9,13 +9,12 @@ use crate::spec::Status;
 /// Entries read at a time.
 const BATCH: usize = 64;
 
-/// Appends where `bytes` of data lie to `sg_list`.
+/// Appends the memory of `bytes` of data to `sg_list`.
 ///
-/// Every step of a chain needs at least one more page of the transfer, but for the first list page, which may begin at its
-/// last entry: a list that points to itself ends with the transfer.
+/// It ends even if a list points to itself: every list page but the first, which may start at its last entry, uses up at least
+/// one page of the transfer.
 ///
-/// # Errors
-/// [`Status::PRP_OFFSET`] for an entry that is misaligned, [`Status::DATA_TRANSFER`] for a list that cannot be read.
+/// # Errors [`Status::PRP_OFFSET`] for an entry that is misaligned, [`Status::DATA_TRANSFER`] for a list that cannot be read.
 pub fn walk<M: GuestMemory>(
     memory: &M,
     (first, second): (u64, u64),
@@ -47,7 +46,7 @@ pub fn walk<M: GuestMemory>(
     loop {
         let slots = (page - (list & (page - 1))) / 8;
         let needed = left.div_ceil(page);
-        // The last entry of a page is the next list when the data do not end here.
+        // The last entry of a page points to the next list page, unless the data end here.
         let (entries, chained) = if needed > slots { (slots - 1, true) } else { (needed, false) };
         left = entries_of(memory, list, entries, left, page, sg_list)?;
         if !chained {
@@ -86,7 +85,7 @@ fn entries_of<M: GuestMemory>(
             sg_list.push_memory(entry, bytes);
             left -= bytes;
         }
-        // Wraps only behind the last entry of the last page there is, where nothing more is read.
+        // Wraps only after the last entry of the last page of the address space, where nothing more is read.
         list = list.wrapping_add(now * 8);
         entries -= now;
     }

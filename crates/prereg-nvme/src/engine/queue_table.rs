@@ -1,31 +1,31 @@
-//! The doorbells, and what of a queue everybody may know: its size, how far it was filled, whom it interrupts.
+//! Doorbells, and the state of each queue that other threads may see: entries, tail, vector.
 //!
-//! Whoever takes a guest's write stores the value here and forgets it; the poll_group that serves the queue finds it, and judges it
-//! there, because only the poll_group knows how far it is. What can be told without that (no such queue, out of range) is told at
-//! once.
+//! The thread that receives a doorbell write stores the value here. The poll group that serves the queue loads and checks it,
+//! because only the poll group knows the position in the queue. Errors that need no position (no such queue, out of range) are
+//! reported at once.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 
 use super::doorbell::distance;
 
-/// Where doorbell values are: ours, or memory that the guest writes by itself. Doorbell `2 * queue` is the tail of a submission
-/// queue, the next one the head of a completion queue.
+/// Storage of doorbell values: in the controller, or in memory that the guest writes. Doorbell `2 * queue` is the tail of a
+/// submission queue, the next one the head of a completion queue.
 pub trait Doorbells: Send + Sync {
-    /// The value; whatever the guest wrote before ringing is seen by later reads.
+    /// Loads a value; what the guest wrote before the doorbell is visible to later reads.
     fn load(&self, at: usize) -> u32;
 
-    /// Puts a value there.
+    /// Stores a value.
     fn store(&self, at: usize, value: u32);
 }
 
-/// Doorbells that arrive one by one, as writes that somebody took.
+/// Doorbells whose writes are trapped.
 #[derive(Debug)]
 pub struct TrappedDoorbells {
     values: Box<[AtomicU32]>,
 }
 
 impl TrappedDoorbells {
-    /// For `queues` pairs, the admin queue counted.
+    /// For `queues` pairs, including the admin queues.
     #[must_use]
     pub fn new(queues: u16) -> Self {
         Self { values: (0..usize::from(queues) * 2).map(|_| AtomicU32::new(0)).collect() }
@@ -34,7 +34,7 @@ impl TrappedDoorbells {
 
 impl Doorbells for TrappedDoorbells {
     fn load(&self, at: usize) -> u32 {
-        // Acquire, with `store`: a doorbell's writer put commands into memory before it.
+        // Acquire, with `store`: the guest wrote commands to memory before the doorbell.
         self.values.get(at).map_or(0, |value| value.load(Ordering::Acquire))
     }
 
@@ -46,18 +46,18 @@ impl Doorbells for TrappedDoorbells {
     }
 }
 
-/// Why a doorbell write was ignored (figure 147).
+/// The reason why a doorbell write was ignored (figure 147).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BadDoorbell {
-    /// The register belongs to no queue, or is no register.
-    #[error("a doorbell of no queue was rung")]
+    /// The register is not a doorbell of an existing queue.
+    #[error("a doorbell of no queue was written")]
     Register,
-    /// The value cannot be right for the queue.
-    #[error("a doorbell was rung with a value that its queue cannot have")]
+    /// The value is out of range for the queue.
+    #[error("a doorbell was written with a value out of range")]
     Value,
 }
 
-/// All queues of a controller from outside.
+/// The state of all queues of a controller that several threads use.
 pub struct QueueTable {
     doorbells: Box<dyn Doorbells>,
     submission: Box<[QueueState]>,
@@ -66,23 +66,23 @@ pub struct QueueTable {
 
 #[derive(Debug, Default)]
 struct QueueState {
-    /// 0: no such queue.
+    /// 0: the queue does not exist.
     entries: AtomicU32,
-    /// Completion queues: where the next entry will be put.
+    /// Completion queues: the tail.
     posted: AtomicU32,
-    /// Completion queues: the head that the guest wrote to its memory, [`BY_REGISTER`] while its doorbell's register counts.
+    /// Completion queues: the head in the shadow doorbell, [`BY_REGISTER`] while the register counts.
     shadow_head: AtomicU32,
-    /// Completion queues: the vector in the lower half, [`INTERRUPTS`] if it interrupts at all.
+    /// Completion queues: the vector in bits 15:0, and [`INTERRUPTS`] if interrupts are enabled.
     vector: AtomicU32,
-    /// The poll_group that serves it.
+    /// The poll group that serves the queue.
     poll_group: AtomicU32,
-    /// Completion queues: the poll_group waits for the head.
+    /// Completion queues: the poll group waits for the head.
     awaited: AtomicBool,
 }
 
 impl QueueState {
-    /// The register of a completion queue's head has `value`: it counts if it is ahead of what the guest wrote to its memory. A
-    /// register write that arrives late is behind.
+    /// The head register was written with `value`. It counts if it is ahead of the shadow doorbell; a register write that
+    /// arrives late is behind.
     fn register_written(&self, value: u32, entries: u32) {
         // Relaxed, as in `set_shadow_head`.
         let read = self.shadow_head.load(Ordering::Relaxed);
@@ -94,34 +94,34 @@ impl QueueState {
 }
 
 const INTERRUPTS: u32 = 1 << 16;
-/// No head of a queue.
+/// In `shadow_head`: the register counts.
 const BY_REGISTER: u32 = u32::MAX;
 
 impl QueueTable {
-    /// For `queues` pairs, the admin queue counted, none of which exists yet.
+    /// For `queues` pairs, including the admin queues; none exists yet.
     #[must_use]
     pub fn new(queues: u16, doorbells: Box<dyn Doorbells>) -> Self {
         let states = || (0..queues).map(|_| QueueState::default()).collect();
         Self { doorbells, submission: states(), completion: states() }
     }
 
-    /// How many pairs there can be.
+    /// Pairs of queues, including the admin queues.
     #[must_use]
     pub fn queues(&self) -> u16 {
         self.submission.len() as u16
     }
 
-    /// A submission queue begins.
+    /// Creates a submission queue.
     pub fn open_submission(&self, id: u16, entries: u32, poll_group: u32) {
         self.doorbells.store(tail_of(id), 0);
         if let Some(queue) = self.submission.get(usize::from(id)) {
-            // Relaxed but for the last: `entries` publishes the others to `ring`.
+            // Relaxed: the store of `entries` publishes the others to `ring`.
             queue.poll_group.store(poll_group, Ordering::Relaxed);
             queue.entries.store(entries, Ordering::Release);
         }
     }
 
-    /// A completion queue begins.
+    /// Creates a completion queue.
     pub fn open_completion(&self, id: u16, entries: u32, vector: Option<u16>, poll_group: u32) {
         self.doorbells.store(head_of(id), 0);
         if let Some(queue) = self.completion.get(usize::from(id)) {
@@ -135,21 +135,21 @@ impl QueueTable {
         }
     }
 
-    /// A submission queue is no more.
+    /// Deletes a submission queue.
     pub fn close_submission(&self, id: u16) {
         if let Some(queue) = self.submission.get(usize::from(id)) {
             queue.entries.store(0, Ordering::Release);
         }
     }
 
-    /// A completion queue is no more.
+    /// Deletes a completion queue.
     pub fn close_completion(&self, id: u16) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             queue.entries.store(0, Ordering::Release);
         }
     }
 
-    /// All queues are no more, and no doorbell has a value.
+    /// Deletes all queues and clears all doorbells.
     pub fn close_all(&self) {
         for id in 0..self.queues() {
             self.close_submission(id);
@@ -159,15 +159,14 @@ impl QueueTable {
         }
     }
 
-    /// Doorbell `at` was rung: keeps the value, and gives the poll_group that should look, if one has to.
+    /// Stores the value written to doorbell `at`. Returns the poll group to wake, if one has to.
     ///
-    /// # Errors
-    /// [`BadDoorbell`]; nothing was kept.
+    /// # Errors [`BadDoorbell`]; nothing was stored.
     pub fn ring(&self, at: usize, value: u32) -> Result<Option<u32>, BadDoorbell> {
         let is_tail = at % 2 == 0;
         let list = if is_tail { &self.submission } else { &self.completion };
         let queue = list.get(at / 2).ok_or(BadDoorbell::Register)?;
-        // Acquire: pairs with the stores that open the queue.
+        // Acquire: pairs with the stores that create the queue.
         match queue.entries.load(Ordering::Acquire) {
             0 => Err(BadDoorbell::Register),
             entries if value >= entries => Err(BadDoorbell::Value),
@@ -176,8 +175,8 @@ impl QueueTable {
                 if !is_tail {
                     queue.register_written(value, entries);
                 }
-                // Between the value and the question who waits for it, as between the two of `await_head`: one of both sides
-                // sees the other.
+                // Between the store of the value and the load of `awaited`; `await_head` has the same between its two. One of
+                // the two sides sees the other's store.
                 fence(Ordering::SeqCst);
                 let wakes = is_tail || queue.awaited.load(Ordering::Relaxed);
                 Ok(wakes.then(|| queue.poll_group.load(Ordering::Relaxed)))
@@ -185,14 +184,14 @@ impl QueueTable {
         }
     }
 
-    /// How many doorbells there are.
+    /// The number of doorbells.
     #[must_use]
     pub fn doorbells(&self) -> usize {
         self.submission.len() * 2
     }
 
-    /// Polls doorbells that a guest writes in memory: stores their values in `seen`, and calls `rung` with the poll_group of each whose
-    /// value differs from the one there.
+    /// Polls doorbells that the guest writes in memory. Calls `rung` with the poll group of each whose value differs from
+    /// `seen`, and updates `seen`.
     pub fn poll_doorbells(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
         for id in 0..self.queues() {
             let at = usize::from(id);
@@ -212,7 +211,8 @@ impl QueueTable {
         }
     }
 
-    /// Says whether the poll_group wants to be told of the head of completion queue `id`; look at it again afterwards.
+    /// Sets whether the poll group waits for the head of completion queue `id`. The caller checks the head once more
+    /// afterwards.
     pub fn await_head(&self, id: u16, awaited: bool) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             if queue.awaited.load(Ordering::Relaxed) != awaited {
@@ -223,41 +223,41 @@ impl QueueTable {
         }
     }
 
-    /// Whether there is a submission queue `id`.
+    /// Whether submission queue `id` exists.
     #[must_use]
     pub fn has_submission(&self, id: u16) -> bool {
         self.submission.get(usize::from(id)).is_some_and(|queue| queue.entries.load(Ordering::Acquire) > 0)
     }
 
-    /// The tail that the guest last wrote for submission queue `id`.
+    /// The tail doorbell of submission queue `id`.
     #[must_use]
     pub fn tail(&self, id: u16) -> u32 {
         self.doorbells.load(tail_of(id))
     }
 
-    /// The head that the guest last wrote for completion queue `id`.
+    /// The head doorbell of completion queue `id`.
     #[must_use]
     pub fn head(&self, id: u16) -> u32 {
         self.doorbells.load(head_of(id))
     }
 
-    /// The head of completion queue `id` as the guest wrote it to its memory; `None`: the register counts. The register
-    /// itself is left alone: the guest may write it at the same time.
+    /// Sets the head that the guest wrote to the shadow doorbell of completion queue `id`; `None`: the register counts. The
+    /// register is left alone, because the guest may write it at the same time.
     pub fn set_shadow_head(&self, id: u16, head: Option<u32>) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
-            // Relaxed: a single number, which `has_unread` wakes at; the poll_group wakes again after it changed this.
+            // Relaxed: a single number for `has_unread`; the poll group updates the interrupt after it changes this.
             let head = head.unwrap_or(BY_REGISTER);
             if queue.shadow_head.load(Ordering::Relaxed) != head {
                 queue.shadow_head.store(head, Ordering::Relaxed);
             }
             if head != BY_REGISTER {
-                // The register may have been written since the guest's memory was looked at.
+                // The register may have been written since the shadow doorbell was loaded.
                 queue.register_written(self.head(id), queue.entries.load(Ordering::Acquire));
             }
         }
     }
 
-    /// Completion queue `id` was filled up to `tail`.
+    /// Sets the tail of completion queue `id`.
     pub fn set_posted(&self, id: u16, tail: u32) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             // Release, with `has_unread`.
@@ -265,7 +265,7 @@ impl QueueTable {
         }
     }
 
-    /// The vector of completion queue `id`, if that is one that interrupts.
+    /// The vector of completion queue `id`, if it has interrupts enabled.
     #[must_use]
     pub fn vector(&self, id: u16) -> Option<u16> {
         let queue = self.completion.get(usize::from(id))?;
@@ -276,7 +276,7 @@ impl QueueTable {
         (vector & INTERRUPTS != 0).then_some((vector & 0xffff) as u16)
     }
 
-    /// Whether completion queue `id` interrupts and has entries that the guest has not taken.
+    /// Whether completion queue `id` has interrupts enabled and entries that the guest has not consumed.
     #[must_use]
     pub fn has_unread(&self, id: u16) -> bool {
         let Some(queue) = self.completion.get(usize::from(id)) else { return false };
@@ -355,7 +355,7 @@ mod tests {
         queue_table.open_submission(1, 8, 3);
         queue_table.open_completion(2, 8, None, 4);
         assert!(look(&queue_table).is_empty());
-        // As a guest does that has mapped them.
+        // As a guest does that has mapped the doorbells.
         queue_table.doorbells.store(super::tail_of(1), 5);
         queue_table.doorbells.store(super::head_of(2), 5);
         queue_table.doorbells.store(super::tail_of(2), 5);

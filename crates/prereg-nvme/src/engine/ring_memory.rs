@@ -1,69 +1,68 @@
-//! Guest memory that is used for long: queues and shadow doorbells.
+//! Guest memory that is held for long: queues and shadow doorbells.
 //!
-//! A [`RingMemory`] holds its memory from the first use on, and gives it back when it is told that the memory goes. The next use
-//! holds it again, if it is there again.
+//! [`RingMemory`] is held from its first use until the unmap of its range is announced. The next use holds it again, if it is
+//! mapped again.
 
 use prereg::{Access, Iova};
 
 use super::memory::{GuestMemory, Unreachable};
 
-/// A range of guest memory and, most of the time, a hold of it.
+/// A range of guest memory that is usually held.
 #[derive(Debug)]
 pub struct RingMemory<M: GuestMemory> {
     iova: Iova,
     bytes: u64,
     access: Access,
     held: Option<M::Guard>,
-    /// Taken while memory was going: not to be kept beyond the batch.
+    /// Held while an unmap was announced: released after the batch.
     release_after_batch: bool,
 }
 
 impl<M: GuestMemory> RingMemory<M> {
-    /// Of a range that is held at its first use.
+    /// A range that is held at its first use.
     pub fn new(iova: Iova, bytes: u64, access: Access) -> Self {
         Self { iova, bytes, access, held: None, release_after_batch: false }
     }
 
     /// The memory, held now if it was not.
     ///
-    /// # Errors
-    /// [`Unreachable`].
+    /// # Errors [`Unreachable`].
     pub fn hold(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
         if self.held.is_none() {
-            // Asked before the hold is taken: an announcement that comes after this question finds the window in its list.
+            // Asked before the memory is held: a later announcement finds this range in the list.
             self.release_after_batch = !memory.may_keep_holds();
             self.held = Some(memory.hold(self.iova, self.bytes, self.access)?);
         }
         self.held.as_ref().ok_or(Unreachable)
     }
 
-    /// The end of a batch: a hold that may not be kept is given back.
+    /// Ends a batch: releases a hold that may not be kept.
     pub fn end_batch(&mut self) {
         if self.release_after_batch {
             self.release();
         }
     }
 
-    /// Gives the hold back.
+    /// Releases the hold.
     pub fn release(&mut self) {
         self.held = None;
         self.release_after_batch = false;
     }
 
-    /// Gives the hold back if the window lies, in part, in what goes; 0 bytes are everything.
+    /// Releases the hold if the range intersects `bytes` at `iova`; 0 bytes are all memory.
     pub fn release_in(&mut self, iova: Iova, bytes: u64) {
         if intersects((self.iova, self.bytes), (iova, bytes)) {
             self.release();
         }
     }
 
-    /// Where it lies, and how long it is.
+    /// Address and length.
     pub fn range(&self) -> (Iova, u64) {
         (self.iova, self.bytes)
     }
 }
 
-/// Whether two ranges have a byte in common; one of 0 bytes is everything. No sum of start and length wraps here.
+/// Whether two ranges intersect; one of 0 bytes is all memory. Sums saturate.
 #[must_use]
 pub fn intersects(one: (Iova, u64), other: (Iova, u64)) -> bool {
     if one.1 == 0 || other.1 == 0 {

@@ -1,25 +1,25 @@
-//! Where a command's data are, as a list of sg_list: what PRPs and SGLs come down to.
+//! The memory of a command's data, as PRPs and SGLs describe it.
 
 use prereg::Iova;
 
-/// A piece of a transfer.
+/// A segment of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SgEntry {
     /// Guest memory.
     Memory {
-        /// Where.
+        /// Address.
         iova: Iova,
-        /// How much.
+        /// Length.
         bytes: u64,
     },
     /// Data that a read leaves out (an SGL bit bucket).
     BitBucket {
-        /// How much.
+        /// Length.
         bytes: u64,
     },
 }
 
-/// The pieces of one transfer, in op; what touches is one piece.
+/// The segments of a transfer, in order; adjacent ones are merged.
 #[derive(Clone, Default, Debug)]
 pub struct SgList {
     list: Vec<SgEntry>,
@@ -27,19 +27,19 @@ pub struct SgList {
 }
 
 impl SgList {
-    /// Empties the list and keeps its room.
+    /// Empties the list and keeps its allocation.
     pub fn clear(&mut self) {
         self.list.clear();
         self.bytes = 0;
     }
 
-    /// The pieces.
+    /// The segments.
     #[must_use]
     pub fn entries(&self) -> &[SgEntry] {
         &self.list
     }
 
-    /// Their length together.
+    /// Their total length.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -60,7 +60,7 @@ impl SgList {
         self.list.push(SgEntry::Memory { iova: Iova::new(iova), bytes });
     }
 
-    /// Appends data to leave out.
+    /// Appends a bit bucket.
     pub fn push_bit_bucket(&mut self, bytes: u64) {
         if bytes == 0 {
             return;

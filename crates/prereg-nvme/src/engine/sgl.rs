@@ -6,13 +6,13 @@ use super::memory::GuestMemory;
 use super::sg_list::SgList;
 use crate::spec::Status;
 
-/// What SGLS of Identify Controller says of this file: dword alignment (bits 1:0 = 2), bit buckets (bit 16), and lists that are
-/// longer than the transfer (bit 18).
+/// SGLS of Identify Controller: dword alignment (bits 1:0 = 2), bit buckets (bit 16), and lists longer than the transfer (bit
+/// 18).
 pub const SUPPORT: u32 = 2 | 1 << 16 | 1 << 18;
 
 const DESCRIPTOR: u64 = 16;
 const BATCH: usize = 32;
-/// Descriptors of one command: more than any transfer of whole blocks needs, and an end for lists of empty blocks.
+/// Descriptors of one command at most: more than any transfer of whole blocks needs, and a limit for lists of empty blocks.
 const MAX_DESCRIPTORS: u64 = 4096;
 
 const DATA_BLOCK: u8 = 0;
@@ -20,12 +20,12 @@ const BIT_BUCKET: u8 = 1;
 const SEGMENT: u8 = 2;
 const LAST_SEGMENT: u8 = 3;
 
-/// Whether a bit bucket leaves data out. It does so only where the controller gives data.
+/// How bit buckets are treated. They leave data out only in transfers to the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BitBuckets {
-    /// Data for the guest: a bucket counts and is left out.
+    /// Transfers to the guest: a bucket's data are left out.
     Count,
-    /// Data from the guest: a bucket has no length.
+    /// Transfers from the guest: a bucket has no length.
     Ignore,
 }
 
@@ -44,10 +44,9 @@ impl Descriptor {
     }
 }
 
-/// Appends where `bytes` of data lie to `sg_list`.
+/// Appends the memory of `bytes` of data to `sg_list`.
 ///
-/// # Errors
-/// [`Status::SGL_TYPE`], [`Status::SGL_SEGMENT`], [`Status::SGL_COUNT`], [`Status::SGL_GRANULARITY`],
+/// # Errors [`Status::SGL_TYPE`], [`Status::SGL_SEGMENT`], [`Status::SGL_COUNT`], [`Status::SGL_GRANULARITY`],
 /// [`Status::SGL_DATA_LENGTH`] for a list that is too short, and [`Status::DATA_TRANSFER`] for one that cannot be read.
 pub fn walk<M: GuestMemory>(
     memory: &M,
@@ -73,7 +72,7 @@ pub fn walk<M: GuestMemory>(
     Ok(())
 }
 
-/// The descriptors of one segment; gives the segment that follows.
+/// Appends the descriptors of one segment; returns the next segment.
 fn segment<M: GuestMemory>(
     memory: &M,
     from: Descriptor,

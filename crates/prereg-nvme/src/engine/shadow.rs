@@ -1,5 +1,5 @@
-//! Shadow doorbells (section 5.7): the guest writes tails and heads to its own memory, and rings only when it passes the
-//! value that the controller left beside them.
+//! Shadow doorbells (section 5.7): the guest writes tails and heads to its own memory, and writes the register only when it
+//! passes the EventIdx value that the controller stored.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -12,32 +12,32 @@ use super::ring_memory::RingMemory;
 /// The two buffers of Doorbell Buffer Config.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShadowBuffers {
-    /// What the guest writes instead of doorbells.
+    /// The shadow doorbells.
     pub doorbells: Iova,
-    /// Where the controller says which value to ring at.
+    /// The EventIdx values.
     pub events: Iova,
-    /// The length of each: one memory page.
+    /// The length of each buffer: one memory page.
     pub bytes: u64,
 }
 
-/// A poll_group's view of them.
+/// Access to the buffers, for one poll group.
 #[derive(Debug)]
 pub struct Shadow<M: GuestMemory> {
     doorbells: RingMemory<M>,
     events: RingMemory<M>,
 }
 
-/// Nanoseconds until a word whose memory is away is looked at again: nothing tells when memory returns.
+/// Nanoseconds until a shadow doorbell that cannot be reached is tried again: nothing reports that memory is back.
 const RETRY_TIME: u64 = 10_000_000;
 
-/// When to look again at `now` for a guest's `word`, if nothing tells of it.
+/// When to load a shadow doorbell again that could not be reached.
 #[must_use]
 pub fn retry_at(shadow: ShadowValue, now: u64) -> Option<u64> {
     (shadow == ShadowValue::Unreachable).then(|| now.saturating_add(RETRY_TIME))
 }
 
 impl<M: GuestMemory> Shadow<M> {
-    /// Of the buffers that the guest named.
+    /// Access to `buffers`.
     #[must_use]
     pub fn new(buffers: ShadowBuffers) -> Self {
         Self {
@@ -46,36 +46,33 @@ impl<M: GuestMemory> Shadow<M> {
         }
     }
 
-    /// What the guest wrote for doorbell `at`.
+    /// Loads shadow doorbell `at`.
     ///
-    /// # Errors
-    /// [`Unreachable`].
+    /// # Errors [`Unreachable`].
     pub fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
         self.doorbells.hold(memory)?.load_u32(at as u64 * 4)
     }
 
-    /// Begins doorbell `at` with `value`, which is where the queue is.
+    /// Sets shadow doorbell `at` and its EventIdx to `value`, the position in the queue.
     ///
-    /// # Errors
-    /// [`Unreachable`].
+    /// # Errors [`Unreachable`].
     pub fn init(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
         self.doorbells.hold(memory)?.store_u32(at as u64 * 4, value)?;
         self.events.hold(memory)?.store_u32(at as u64 * 4, value)
     }
 
-    /// Asks the guest to ring when it passes `value`, and gives what it wrote so far: from here on either it rings or this
-    /// has it.
+    /// Sets the EventIdx of doorbell `at`, then loads the shadow doorbell: from here on the guest either writes the register,
+    /// or its value is in the result.
     ///
-    /// # Errors
-    /// [`Unreachable`].
+    /// # Errors [`Unreachable`].
     pub fn arm(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
         self.events.hold(memory)?.store_u32(at as u64 * 4, value)?;
-        // The guest writes its value, fences, and reads ours; we do the same the other way round.
+        // The guest stores its value, fences, and loads ours; we do the same with the two swapped.
         fence(Ordering::SeqCst);
         self.load(memory, at)
     }
 
-    /// The guest's word for doorbell `at`, if there are buffers and they can be reached.
+    /// The value of shadow doorbell `at`.
     pub fn value(shadow: &mut Option<Self>, memory: &M, at: usize) -> ShadowValue {
         match shadow {
             None => ShadowValue::Absent,
@@ -83,7 +80,7 @@ impl<M: GuestMemory> Shadow<M> {
         }
     }
 
-    /// As [`word`](Self::word), after asking the guest to ring when it passes `value`.
+    /// As [`value`](Self::value), after setting the EventIdx to `value`.
     pub fn armed_value(shadow: &mut Option<Self>, memory: &M, at: usize, value: u32) -> ShadowValue {
         match shadow {
             None => ShadowValue::Absent,
@@ -93,7 +90,7 @@ impl<M: GuestMemory> Shadow<M> {
         }
     }
 
-    /// Both windows.
+    /// Both buffers.
     pub fn buffers(&mut self) -> [&mut RingMemory<M>; 2] {
         [&mut self.doorbells, &mut self.events]
     }

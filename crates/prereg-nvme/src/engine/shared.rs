@@ -1,4 +1,4 @@
-//! What the admin queue sets and all poll_groups go by.
+//! State that the admin queue and all poll groups use.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use super::error_log::ErrorLog;
 use super::namespace::Namespaces;
 use super::queue_table::QueueTable;
 
-/// What a controller can do at most.
+/// The limits of a controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Pairs of I/O queues.
@@ -28,14 +28,14 @@ impl Limits {
     }
 }
 
-/// What poll_groups share.
+/// State that the admin queue and all poll groups use.
 #[derive(Debug)]
 pub struct Shared {
-    /// What there is at most.
+    /// The limits.
     pub limits: Limits,
     /// The namespaces.
     pub namespaces: Namespaces,
-    /// The doorbells.
+    /// Doorbells and queue states.
     pub queue_table: QueueTable,
     write_cache: AtomicBool,
     coalescing: AtomicU32,
@@ -44,7 +44,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// As after a reset.
+    /// The state after a reset.
     #[must_use]
     pub fn new(limits: Limits, namespaces: Namespaces, queue_table: QueueTable) -> Self {
         Self {
@@ -58,21 +58,20 @@ impl Shared {
         }
     }
 
-    // Relaxed throughout: settings take effect some time after the command that changes them; nothing else is read through
-    // them.
+    // Relaxed throughout: a setting takes effect some time after the command that changes it, and no other data depend on it.
 
-    /// Whether writes may be done before they are durable.
+    /// Whether the write cache is enabled.
     #[must_use]
     pub fn write_cache(&self) -> bool {
         self.write_cache.load(Ordering::Relaxed)
     }
 
-    /// Says so.
+    /// Sets it.
     pub fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
     }
 
-    /// Interrupt Coalescing as Set Features has it: threshold in bits 7:0, time in units of 100 us in bits 15:8.
+    /// Interrupt Coalescing as in Set Features: threshold in bits 7:0, time in units of 100 us in bits 15:8.
     #[must_use]
     pub fn coalescing(&self) -> u32 {
         self.coalescing.load(Ordering::Relaxed)
@@ -83,20 +82,20 @@ impl Shared {
         self.coalescing.store(value & 0xffff, Ordering::Relaxed);
     }
 
-    /// Whether `vector` is left out of it.
+    /// Whether interrupts of `vector` are not coalesced.
     #[must_use]
     pub fn is_coalescing_exempt(&self, vector: u16) -> bool {
         self.exempt.get(usize::from(vector)).is_none_or(|exempt| exempt.load(Ordering::Relaxed))
     }
 
-    /// Says so.
+    /// Sets it.
     pub fn set_coalescing_exempt(&self, vector: u16, exempt: bool) {
         if let Some(place) = self.exempt.get(usize::from(vector)) {
             place.store(exempt, Ordering::Relaxed);
         }
     }
 
-    /// How long and for how many entries interrupts of `vector` are held back; `None` when they are not.
+    /// The time and the number of entries to coalesce interrupts of `vector`; `None` for no coalescing.
     #[must_use]
     pub fn coalescing_limits(&self, vector: u16) -> Option<(u64, u32)> {
         let value = self.coalescing();
@@ -107,13 +106,13 @@ impl Shared {
         Some((u64::from(time) * 100_000, threshold + 1))
     }
 
-    /// What went wrong lately.
+    /// The error log.
     pub fn errors(&self) -> MutexGuard<'_, ErrorLog> {
-        // The log is whole between any two statements that change it.
+        // The log is consistent after every statement that changes it.
         self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Features back to what they are after a reset; the error log stays.
+    /// Resets the features; the error log stays.
     pub fn reset(&self) {
         self.set_write_cache(true);
         self.set_coalescing(0);

@@ -1,24 +1,24 @@
-//! The port to the disks, as one poll_group uses them.
+//! The interface to the disks, for one poll group.
 
 use crate::disk::{DiskFault, Done, Operation};
 use crate::spec::Status;
 
 use super::counters::Kind;
 
-/// Something for a disk to do.
+/// A request to a disk.
 #[derive(Debug)]
 pub struct Work<H> {
-    /// The namespace whose disk it is.
+    /// The namespace of the disk.
     pub nsid: u32,
-    /// Found again in [`Done`].
+    /// Returned in [`Done`].
     pub tag: u64,
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
-    /// Guest memory, in op.
+    /// Guest memory, in order.
     pub data: Vec<Span<H>>,
 }
 
-/// A held piece of guest memory, all of it.
+/// A held range of guest memory.
 #[derive(Debug)]
 pub struct Span<H> {
     /// The hold.
@@ -27,27 +27,25 @@ pub struct Span<H> {
     pub bytes: u64,
 }
 
-/// A disk's queue broke; what it was doing will not be done.
+/// A disk queue failed; its requests will not complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the queue of a disk broke")]
+#[error("a disk queue failed")]
 pub struct Broken;
 
-/// A poll_group's way to all disks.
+/// The queues of a poll group to all disks.
 pub trait Storage<H> {
-    /// Takes work.
+    /// Adds a request.
     ///
-    /// # Errors
-    /// The work itself when there is no room: collect first.
+    /// # Errors The request when the queue is full: collect first.
     fn submit(&mut self, work: Work<H>) -> Result<(), Work<H>>;
 
-    /// Starts what was submitted and appends what is done. Does not wait.
+    /// Starts the submitted requests and appends completed ones to `done`. Does not wait.
     ///
-    /// # Errors
-    /// [`Broken`].
+    /// # Errors [`Broken`].
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken>;
 }
 
-/// How a command of `kind` ends that met `fault`.
+/// The status of a command of `kind` that met `fault`.
 #[must_use]
 pub fn status_of(fault: &DiskFault, kind: Kind) -> Status {
     match fault {

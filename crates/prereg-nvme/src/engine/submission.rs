@@ -1,4 +1,4 @@
-//! A submission queue: a ring in guest memory that the guest fills and a poll_group empties.
+//! A submission queue: a ring in guest memory that the guest fills and a poll group empties.
 
 use prereg::{Access, Iova};
 
@@ -9,21 +9,21 @@ use super::ring_memory::RingMemory;
 use crate::spec::Command;
 use crate::spec::number::SUBMISSION_BYTES;
 
-/// Commands copied at a time.
+/// Commands fetched at a time.
 pub const FETCH: usize = 16;
 
-/// A ring of commands.
+/// A submission queue.
 #[derive(Debug)]
 pub struct SubmissionQueue<M: GuestMemory> {
-    /// Its number.
+    /// Queue identifier.
     pub id: u16,
-    /// The completion queue that its commands are answered in.
+    /// Its completion queue.
     pub cq: u16,
-    /// Commands taken and not answered yet.
+    /// Commands fetched and not completed yet.
     pub in_flight: u32,
-    /// How its tail is rung.
+    /// State of the tail doorbell.
     pub doorbell: Doorbell,
-    /// Being deleted: nothing more is taken.
+    /// Being deleted: no more commands are fetched.
     pub closing: bool,
     entries: u32,
     head: u32,
@@ -51,24 +51,24 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         }
     }
 
-    /// Its memory.
+    /// The ring's memory.
     pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
         &mut self.ring_memory
     }
 
-    /// How far it was read.
+    /// The head: the next command to fetch.
     #[must_use]
     pub fn head(&self) -> u16 {
         self.head as u16
     }
 
-    /// The tail that was last believed.
+    /// The last valid tail.
     #[must_use]
     pub fn tail(&self) -> u32 {
         self.tail
     }
 
-    /// Whether the doorbell has something new: its register, and the guest's shadow in memory.
+    /// Whether the register or the shadow doorbell has changed.
     #[must_use]
     pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         match shadow {
@@ -77,10 +77,9 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         }
     }
 
-    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's shadow in memory.
+    /// Updates the tail from the doorbell at `now`. `register` must be loaded before `shadow`.
     ///
-    /// # Errors
-    /// [`BadDoorbell`] for a tail that cannot be, once for each; the queue stays as it was.
+    /// # Errors [`BadDoorbell`] for an impossible tail, once for each value; the queue is unchanged.
     pub fn update_doorbell(
         &mut self,
         register: u32,
@@ -93,26 +92,25 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         }
     }
 
-    /// Whether `tail` is news: neither what it was, nor something rejected before.
+    /// Whether `tail` differs from the current tail and from the last rejected one.
     fn is_new(&self, tail: u32) -> bool {
         tail != self.tail && self.rejected != Some(tail)
     }
 
-    /// Commands that wait.
+    /// Commands that were not fetched yet.
     #[must_use]
     pub fn waiting(&self) -> u32 {
         distance(self.head, self.tail, self.entries)
     }
 
-    /// Takes over the guest's tail.
+    /// Sets the tail.
     ///
-    /// # Errors
-    /// [`BadDoorbell`] for one that is no tail this queue can have, once for each; the queue stays as it was.
+    /// # Errors [`BadDoorbell`] for an impossible tail, once for each value; the queue is unchanged.
     fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
         if !self.is_new(tail) {
             return Ok(());
         }
-        // A tail that went back says, in a ring, that more was added than there is room for.
+        // A tail that moved back is one that adds more commands than there are free entries.
         let room = self.entries - 1 - self.waiting();
         if tail >= self.entries || distance(self.tail, tail, self.entries) > room {
             self.rejected = Some(tail);
@@ -123,10 +121,9 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         Ok(())
     }
 
-    /// Copies up to `most` commands, and no more than [`FETCH`], and moves on.
+    /// Fetches up to `most` commands, and no more than [`FETCH`].
     ///
-    /// # Errors
-    /// [`Unreachable`]; then nothing was taken.
+    /// # Errors [`Unreachable`]; nothing was fetched.
     pub fn fetch(&mut self, memory: &M, most: usize, into: &mut Vec<Command>) -> Result<(), Unreachable> {
         let straight = (self.entries - self.head).min(self.waiting());
         let count = (straight as usize).min(most).min(FETCH);

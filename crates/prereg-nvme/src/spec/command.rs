@@ -2,25 +2,25 @@
 
 use super::number::SUBMISSION_BYTES;
 
-/// A command as the guest wrote it. Nothing in it is believed yet.
+/// A command as the guest wrote it, unchecked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Command {
     words: [u32; 16],
 }
 
-/// What the data pointer of a command is (PSDT, bits 15:14 of dword 0).
+/// The data pointer of a command, by PSDT (bits 15:14 of dword 0).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DataPointer {
-    /// Two physical region page entries.
+    /// Two PRP entries.
     Prp(u64, u64),
     /// One SGL descriptor: its address and its second quadword.
     Sgl(u64, u64),
-    /// The value that is reserved.
+    /// The reserved value of PSDT.
     Reserved,
 }
 
 impl Command {
-    /// From the bytes in a queue, little endian.
+    /// From a queue entry, little endian.
     #[must_use]
     pub fn from_bytes(bytes: &[u8; SUBMISSION_BYTES as usize]) -> Self {
         let mut words = [0; 16];
@@ -30,13 +30,13 @@ impl Command {
         Self { words }
     }
 
-    /// From its sixteen dwords.
+    /// From its 16 dwords.
     #[must_use]
     pub const fn from_words(words: [u32; 16]) -> Self {
         Self { words }
     }
 
-    /// The bytes as they stand in a queue.
+    /// The queue entry, little endian.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; SUBMISSION_BYTES as usize] {
         let mut bytes = [0; SUBMISSION_BYTES as usize];
@@ -52,7 +52,7 @@ impl Command {
         (self.words[0] & 0xff) as u8
     }
 
-    /// Fused operation: 0 for a command that stands by itself.
+    /// Fused operation: 0 for none.
     #[must_use]
     pub const fn fuse(&self) -> u32 {
         self.words[0] >> 8 & 3
@@ -70,14 +70,14 @@ impl Command {
         self.words[1]
     }
 
-    /// Where the data are.
+    /// The data pointer.
     #[must_use]
     pub const fn data(&self) -> DataPointer {
         let first = self.quad(6);
         let second = self.quad(8);
         match self.words[0] >> 14 & 3 {
             0 => DataPointer::Prp(first, second),
-            // The two differ in what the metadata pointer is, and there is no metadata.
+            // They differ in the metadata pointer only, and there is no metadata.
             1 | 2 => DataPointer::Sgl(first, second),
             _ => DataPointer::Reserved,
         }
@@ -89,7 +89,7 @@ impl Command {
         if at < 16 { self.words[at] } else { 0 }
     }
 
-    /// Command dwords `at` and `at + 1`, the lower first.
+    /// Command dwords `at` and `at + 1`, the low one first.
     #[must_use]
     pub const fn quad(&self, at: usize) -> u64 {
         self.dword(at) as u64 | (self.dword(at + 1) as u64) << 32

@@ -1,10 +1,10 @@
-//! Opcodes, identifiers and sizes by number.
+//! Opcodes, identifiers and sizes.
 
 /// Bytes of a submission queue entry.
 pub const SUBMISSION_BYTES: u64 = 64;
 /// Bytes of a completion queue entry.
 pub const COMPLETION_BYTES: u64 = 16;
-/// The namespace identifier that means all of them.
+/// The namespace identifier for all namespaces.
 pub const BROADCAST: u32 = 0xffff_ffff;
 
 /// Admin command opcodes (figure 139).
@@ -60,7 +60,7 @@ pub mod feature {
     pub const HOST_IDENTIFIER: u8 = 0x81;
 }
 
-/// What Identify gives, by CNS (figure 244).
+/// Values of CNS for Identify (figure 244).
 pub mod cns {
     #![expect(missing_docs, reason = "the names are the specification's own")]
     pub const NAMESPACE: u8 = 0x00;

@@ -1,4 +1,4 @@
-//! A 4 KiB page of data that a command gives: identify structures and log pages are filled field by field.
+//! A 4 KiB page of data for the guest: Identify structures and log pages are filled field by field.
 
 /// 4096 bytes, zero until a field is put.
 #[derive(Clone, PartialEq, Eq)]
@@ -22,7 +22,7 @@ impl Page {
         &self.bytes
     }
 
-    /// Puts `from` at `offset`. What would lie outside is left out.
+    /// Puts `from` at `offset`. Bytes outside the page are dropped.
     pub fn put(&mut self, offset: usize, from: &[u8]) {
         for (place, byte) in self.bytes.iter_mut().skip(offset).zip(from) {
             *place = *byte;
@@ -54,7 +54,7 @@ impl Page {
         self.put(offset, &value.to_le_bytes());
     }
 
-    /// Puts ASCII text, left justified, filled with spaces to `width`; anything else than printable ASCII becomes `_`.
+    /// Puts ASCII text, left justified, padded with spaces to `width`; other characters than printable ASCII become `_`.
     pub fn put_text(&mut self, offset: usize, width: usize, text: &str) {
         let mut field = vec![b' '; width];
         for (place, character) in field.iter_mut().zip(text.chars()) {

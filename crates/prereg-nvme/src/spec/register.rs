@@ -1,4 +1,4 @@
-//! Controller registers (section 3.1): where they lie and what their bits are.
+//! Controller registers (section 3.1): offsets and bits.
 
 /// Controller Capabilities, 8 bytes, read only.
 pub const CAP: u64 = 0x00;
@@ -24,17 +24,17 @@ pub const DOORBELLS: u64 = 0x1000;
 /// Version 1.4.0.
 pub const VERSION: u32 = 0x0001_0400;
 
-/// CC.EN: the controller works.
+/// CC.EN: enabled.
 pub const CC_ENABLE: u32 = 1;
-/// CSTS.RDY: it does.
+/// CSTS.RDY: ready.
 pub const CSTS_READY: u32 = 1;
-/// CSTS.CFS: something went wrong that cannot be told otherwise.
+/// CSTS.CFS: fatal error.
 pub const CSTS_FATAL: u32 = 1 << 1;
-/// CSTS.SHST: the shutdown that was asked for is under way.
+/// CSTS.SHST: shutdown in progress.
 pub const CSTS_SHUTTING: u32 = 1 << 2;
-/// CSTS.SHST: it is done.
+/// CSTS.SHST: shutdown complete.
 pub const CSTS_SHUT: u32 = 2 << 2;
-/// All of CSTS.SHST.
+/// All bits of CSTS.SHST.
 pub const CSTS_SHUTDOWN: u32 = 3 << 2;
 
 /// CC.CSS: the command set; 0 is the NVM command set.
@@ -43,7 +43,7 @@ pub const fn command_set(cc: u32) -> u32 {
     cc >> 4 & 7
 }
 
-/// CC.MPS as the shift of a memory page: 12 and up.
+/// CC.MPS as a shift: 12 and up.
 #[must_use]
 pub const fn page_shift(cc: u32) -> u32 {
     12 + (cc >> 7 & 0xf)
@@ -73,11 +73,11 @@ pub const fn completion_shift(cc: u32) -> u32 {
     cc >> 20 & 0xf
 }
 
-/// The bits of CC that mean something in 1.4.
+/// The bits of CC that revision 1.4 defines.
 pub const CC_DEFINED: u32 = 0x00ff_fff1;
 
-/// CAP for queues of up to `entries`, memory pages of 4 KiB to 64 KiB, round robin, contiguous queues, the NVM command
-/// set, and `half_seconds` for becoming ready.
+/// CAP for queues of up to `entries`, memory pages of 4 KiB to 64 KiB, round robin, contiguous queues, the NVM command set, and
+/// a timeout of `half_seconds`.
 #[must_use]
 pub const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
     const CONTIGUOUS: u64 = 1 << 16;

@@ -1,4 +1,4 @@
-//! Interrupts of all kinds, and doorbells of all kinds.
+//! All kinds of interrupts and doorbells.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -103,7 +103,7 @@ fn the_pin_is_up_until_heads_catch_up() {
     driver.enable();
     driver.create_pair_with(1, 0);
     assert!(pin[0].wait(LONG) >= 1);
-    // As a driver does: take everything, then let the pin speak again.
+    // As a driver does: consume everything, then unmask INTx.
     unmask(&mut driver);
     let status = |driver: &mut Driver| {
         let mut status = [0; 2];
@@ -124,12 +124,12 @@ fn the_pin_is_up_until_heads_catch_up() {
     driver.take(1);
     unmask(&mut driver);
     assert_eq!((status(&mut driver), pin[0].take()), (0, 0), "heads have caught up");
-    // Masked by the controller's own register.
+    // Masked by INTMS.
     driver.write_u32(0x0c, 1);
     driver.put(1, FLUSH);
     driver.ring(1);
     until("it is done", || driver.peek(1).is_some());
-    // A round trip on the admin queue; the worker has said what it had to say by the time the level is asked for.
+    // After a round trip on the admin queue the I/O thread has reported its interrupts.
     assert_eq!(status(&mut driver), 0);
     driver.write_u32(0x10, 1);
     assert_eq!(pin[0].wait(LONG), 1);
@@ -148,7 +148,7 @@ fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
     driver.enable();
     driver.create_pair_with(1, 0);
     driver.create_pair_with(2, 0);
-    // What the admin queue said.
+    // The admin queue's interrupt.
     until("the admin queue is quiet", || {
         unmask(&mut driver);
         pin[0].take() == 0
@@ -204,7 +204,7 @@ fn mapped_doorbells_are_heard() {
     assert_eq!(driver.take(0).cid, cid, "an event: a value that cannot be");
     driver.ring(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
-    // Again after a reset: the page begins at zero.
+    // After a reset the page is zero again.
     driver.disable();
     driver.enable();
     driver.create_pair(1);
@@ -219,7 +219,7 @@ fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
     let config = with_prp(command(0x7c, 0, &[]), SHADOW, SHADOW + 0x1000);
     assert_eq!(driver.admin(config).status, Status::SUCCESS);
     for round in 0..3 * ENTRIES {
-        // Tails by register on both queues; the second one's heads by both, as some drivers do.
+        // Tails by register in both queues; the second one's heads by both, as some drivers do.
         assert_eq!(driver.run(1, FLUSH).status, Status::SUCCESS, "round {round}");
         driver.ram.write(SHADOW + 2 * 8 + 4, &driver.head(2).to_le_bytes()).unwrap();
         assert_eq!(driver.run(2, FLUSH).status, Status::SUCCESS, "round {round}");
@@ -248,14 +248,14 @@ fn shadow_doorbells_need_a_ring_only_when_it_was_asked_for() {
         driver.ram.write(SHADOW + at, &new.to_le_bytes()).unwrap();
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let event = word(&driver, EVENTS + at);
-        // As the specification has it, on 16 bits.
+        // With 16-bit arithmetic, as in the specification.
         if (new.wrapping_sub(event).wrapping_sub(1) & 0xffff) < (new.wrapping_sub(old) & 0xffff) {
             driver.ring(queue);
             rings += 1;
         }
         for taken in 0..1 + round % 4 {
             assert_eq!(driver.take(queue).status, Status::SUCCESS, "round {round}, {taken} taken");
-            // Heads are shadowed too.
+            // Heads have shadow doorbells too.
             let head = driver.head(queue);
             driver.ram.write(SHADOW + at + 4, &head.to_le_bytes()).unwrap();
         }

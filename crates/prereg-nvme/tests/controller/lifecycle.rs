@@ -26,7 +26,7 @@ fn a_driver_finds_an_nvme_controller() {
     let mut bar = [0; 8];
     driver.client.region_read(7, 0x10, &mut bar).unwrap();
     assert_eq!(u64::from_le_bytes(bar), !0x3fff | 4);
-    // Capabilities: power, express, MSI, MSI-X, each once.
+    // Capabilities: power management, PCI Express, MSI, MSI-X, each once.
     let mut found = Vec::new();
     let mut at = [0];
     driver.client.region_read(7, 0x34, &mut at).unwrap();
@@ -62,7 +62,7 @@ fn a_controller_is_enabled_used_shut_down_and_reset_again_and_again() {
             0 => driver.disable(),
             1 => driver.client.reset().unwrap(),
             2 => {
-                // By function: bit 15 of the express capability's control register.
+                // Function level reset: bit 15 of Device Control.
                 let express = capability(&mut driver, 0x10);
                 driver.client.region_write(7, express + 8, &[0x10, 0xa8]).unwrap();
             }
@@ -113,7 +113,7 @@ fn a_reset_with_commands_under_way_is_quiet_when_it_returns() {
         } else {
             driver.disable();
         }
-        // Nobody writes to the guest's memory from here on.
+        // Guest memory is not written from here on.
         driver.ram.write(DATA, &[0xab; 0x2_0000]).unwrap();
         assert_eq!(driver.read_u32(0x1c), 0);
         assert!(driver.get(DATA, 0x2_0000).iter().all(|byte| *byte == 0xab));
@@ -136,7 +136,7 @@ fn a_client_that_leaves_in_the_middle_leaves_nothing() {
         drop(driver);
         fixture.settle();
     }
-    // The next one finds a health log that remembers.
+    // The next controller's health log has the counts of the one before.
     let mut driver = Driver::ready(&fixture, 1);
     let log = with_prp(command(2, 0xffff_ffff, &[(10, 2 | 127 << 16)]), DATA, 0);
     assert_eq!(driver.admin(log).status, Status::SUCCESS);
@@ -152,7 +152,7 @@ fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
     assert!(matches!(refused, ClientError::Refused { errno: Errno::EBUSY, .. }), "{refused}");
     assert_eq!(first.io(FLUSH), Status::SUCCESS);
     drop(first);
-    // Who comes at once waits until the one before is gone.
+    // A client that connects at once waits until the one before is gone.
     let mut next = Driver::ready(&fixture, 1);
     assert_eq!(next.io(FLUSH), Status::SUCCESS);
     drop((next, fixture));
@@ -173,7 +173,7 @@ fn a_namespace_that_changed_is_told() {
     assert_eq!(driver.admin(command(9, 0, &[(10, 11), (11, 1 << 8)])).status, Status::SUCCESS);
     let cid = driver.put(0, command(0x0c, 0, &[]));
     driver.ring(0);
-    // Answered behind it, so the request waits by now.
+    // The reply comes after the request, which waits by now.
     until("the request waits", || driver.read_u32(0x1c) == 1);
     fixture.model.namespace_changed(1);
     let told = driver.take(0);
@@ -203,7 +203,7 @@ fn a_thread_that_panics_fails_its_controller_and_holds_nothing_up() {
     driver.enable();
     driver.create_pair(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
-    // In the middle of a reset.
+    // During a reset.
     stage.close();
     driver.put(1, FLUSH);
     driver.ring(1);
@@ -249,7 +249,7 @@ fn a_failure_ends_with_the_reset_even_if_the_guest_does_not_wait() {
         driver.client.region_write(0, 0x28, &0xffff_ffff_0000u64.to_le_bytes()).unwrap();
         driver.write_u32(0x14, LINUX);
         driver.await_status(2, 2);
-        // Not ready, so there is nothing that the guest would wait for.
+        // Not ready, so the guest has nothing to wait for.
         driver.write_u32(0x14, 0);
         assert_eq!(driver.read_u32(0x1c), 0);
         driver.enable();

@@ -1,5 +1,4 @@
-//! The controller behind a real server: a client over a socket with real memory, driving it as an operating system's driver
-//! does.
+//! The controller behind a real server: a client on a socket with real memory, driving it as an operating system does.
 
 mod driver;
 mod fixture;

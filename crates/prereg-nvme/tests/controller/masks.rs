@@ -1,4 +1,4 @@
-//! What holds an interrupt back, or the whole device: the masks of MSI-X and MSI, INTx disable, bus mastering, memory space.
+//! Masks of interrupts and of the whole device: MSI-X and MSI masks, INTx disable, bus mastering, memory space.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -44,19 +44,19 @@ fn capability(driver: &mut Driver, id: u8) -> u64 {
     u64::from(at[0])
 }
 
-/// Has a command completed on queue 1, so that its interrupt is due.
+/// Completes a command on queue 1, so that its interrupt is due.
 fn complete(driver: &mut Driver) {
     driver.put(1, FLUSH);
     driver.ring(1);
     until("it is done", || driver.peek(1).is_some());
     assert_eq!(driver.take(1).status, Status::SUCCESS);
-    // A round trip of the worker: the interrupt of the command before is dealt with.
+    // After a round trip of the I/O thread the earlier command's interrupt is handled.
     driver.put(1, FLUSH);
     driver.ring(1);
     driver.take(1);
 }
 
-/// The pending bit of vector 1, in its place.
+/// The pending bit of vector 1.
 fn pending(driver: &mut Driver) -> u64 {
     let mut bits = [0; 8];
     driver.client.region_read(0, PENDING, &mut bits).unwrap();
@@ -85,14 +85,14 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
     assert!(told.wait(LONG) >= 1, "enabled and unmasked");
     until("all are told", || pending(&mut driver) & 2 == 0);
     assert!(told.take() <= 1);
-    // The vector's own mask.
+    // The vector's mask.
     set_mask(&mut driver, 1);
     complete(&mut driver);
     until_pending(&mut driver, 2);
     assert_eq!(told.take(), 0);
     set_mask(&mut driver, 0);
     assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
-    // All of the function's, and the function's enabling.
+    // The function mask, and MSI-X enable.
     for held in [0xc000, 0, 0x4000] {
         set_control(&mut driver, held);
         complete(&mut driver);
@@ -101,13 +101,13 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
         set_control(&mut driver, 0x8000);
         assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0), "{held:#x}");
     }
-    // Its eventfd is away for a while.
+    // Without its eventfd for a while.
     driver.client.clear_irqs(MSIX).unwrap();
     complete(&mut driver);
     until_pending(&mut driver, 2);
     let told = tell(&mut driver, MSIX, 1);
     assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
-    // A reset forgets what is pending, and which messages were chosen.
+    // A reset clears pending interrupts and the interrupt mode.
     set_mask(&mut driver, 1);
     complete(&mut driver);
     until_pending(&mut driver, 2);
@@ -176,7 +176,7 @@ fn a_device_that_may_not_master_the_bus_waits() {
     driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
     driver.put(1, FLUSH);
     driver.ring(1);
-    // Nothing can come, so there is nothing to wait for but some turns of the threads that must not do it.
+    // Nothing must happen, so there is no event to wait for, only some time for the threads.
     for _ in 0..200 {
         driver.client.device_info().unwrap();
     }
@@ -184,7 +184,7 @@ fn a_device_that_may_not_master_the_bus_waits() {
     driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
     assert_eq!(driver.take(1).status, Status::SUCCESS);
     assert_eq!(told.wait(LONG), 1);
-    // Turned off and reset, it is as at the beginning.
+    // Disabled and reset, it is as at the beginning.
     driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
     driver.put(1, FLUSH);
     driver.ring(1);
@@ -232,7 +232,7 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
     for round in 0..4000 {
         driver.enable();
         driver.client.region_post(0, 0x14, &(LINUX & !1).to_le_bytes()).unwrap();
-        // At another moment of the reset each time.
+        // At another point of the reset each time.
         for _ in 0..round % 160 {
             driver.client.region_post(0, 0x10, &[0; 4]).unwrap();
         }
@@ -242,7 +242,7 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
             driver.enable();
             driver.put(0, command(0x0a, 0, &[(10, 7)]));
             driver.ring(0);
-            // Before the head is written, which takes the pin down again and may come first.
+            // Before the head is written, which deasserts INTx again and may come first.
             assert_eq!(told.wait(LONG), 1, "round {round}: the mask reads 0");
             driver.take(0);
             driver.disable();
@@ -268,7 +268,7 @@ fn a_device_without_memory_space_answers_nothing() {
     assert_eq!(driver.read_u32(8), u32::MAX);
     driver.client.reset().unwrap();
     assert_eq!(driver.read_u32(8), version, "nothing was said since");
-    // As SPDK does, which never turns memory space on.
+    // As SPDK does, which never enables memory space.
     driver.client.region_write(CONFIG, 4, &[4, 4]).unwrap();
     assert_eq!(driver.read_u32(8), version);
 }

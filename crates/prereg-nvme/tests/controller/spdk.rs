@@ -1,6 +1,6 @@
-//! A client that behaves as SPDK's initiator does, as far as that differs from QEMU: memory in huge pages, the whole buffer of
-//! a reply sent with its request, doorbells that must be mapped, descriptors with requests that need none, memory space that
-//! is never turned on, and a new connection right after the one before was closed.
+//! A client that behaves as SPDK's initiator does, where that differs from QEMU: memory in huge pages, requests as long as the
+//! reply's buffer, mapped doorbells only, descriptors with requests that need none, memory space never enabled, and a new
+//! connection right after the last one was closed.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -19,7 +19,7 @@ use crate::fixture::{Fixture, settings};
 
 const RAM: u64 = 4 << 20;
 
-/// Memory as SPDK has it, where this host has any; else of small pages, and the test says so.
+/// Huge pages as SPDK has them, if this host has any; otherwise small pages, and the test says so.
 fn memory() -> GuestMemory {
     GuestMemory::memfd_hugetlb("spdk", RAM, HugeSize::M2).unwrap_or_else(|error| {
         eprintln!("small pages instead of huge ones: {error}");
@@ -34,7 +34,7 @@ fn connect(fixture: &Fixture) -> Client {
     client
 }
 
-/// A request whose body is the whole buffer for its reply; gives the reply's body.
+/// A request whose body is as long as its reply's buffer; returns the reply's body.
 fn request(client: &mut Client, command: Command, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Header::command(0x77, command).frame(&mut bytes, |out| out.extend_from_slice(body));
@@ -80,7 +80,7 @@ fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
         driver.ram.write(DATA, &[0; 4096]).unwrap();
         assert_eq!(driver.io(transfer(2, 1, round * 8, 8, DATA, 0)), Status::SUCCESS);
         assert!(driver.get(DATA, 4096) == data);
-        // Doorbells that come as messages are heard as well.
+        // Doorbells that are sent as messages work too.
         driver.put(1, FLUSH);
         let tail = driver.tail(1);
         driver.client.region_write(0, 0x1008, &tail.to_le_bytes()).unwrap();
@@ -132,7 +132,7 @@ fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
 fn a_doorbell_is_heard_after_any_rest() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = drives(&fixture);
-    // From naps of the worker's own to those of the clerk for all.
+    // From the I/O thread's own polling to the admin thread's.
     for rest in [0, 1, 5, 15, 25, 60, 150, 300] {
         std::thread::sleep(std::time::Duration::from_millis(rest));
         assert_eq!(driver.io(FLUSH), Status::SUCCESS, "after {rest} ms");

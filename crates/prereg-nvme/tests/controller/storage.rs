@@ -1,4 +1,4 @@
-//! Data: what is written is in the file, whatever the way there.
+//! Data: writes reach the file, on every path.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -15,7 +15,7 @@ const READ: u8 = 2;
 const COMPARE: u8 = 5;
 const IMAGE: u64 = 16 << 20;
 
-/// A server over an image file, which holds `IMAGE` bytes of 0x55.
+/// A server with an image file of `IMAGE` bytes of 0x55.
 fn bed_with_file(read_only: bool) -> Option<(Fixture, tempfile::NamedTempFile)> {
     let pins = pins()?;
     let image = tempfile::NamedTempFile::new().unwrap();
@@ -73,7 +73,7 @@ fn an_image_file_has_what_the_guest_wrote_and_flushed() {
         driver.ram.write(first, &[!data[0]]).unwrap();
         assert_eq!(driver.io(transfer(COMPARE, 1, lba, blocks, first, second)), Status::COMPARE_FAILURE);
     }
-    // Zeroes, deallocation, a forced write.
+    // Zeroes, deallocation, a write with FUA.
     assert_eq!(driver.io(command(8, 1, &[(10, 4100), (12, 99)])), Status::SUCCESS);
     expected[4100 * 512..4200 * 512].fill(0);
     driver.ram.write(DATA, &[0, 0, 0, 0, 16, 0, 0, 0, 0x40, 0x20, 0, 0, 0, 0, 0, 0]).unwrap();
@@ -85,7 +85,7 @@ fn an_image_file_has_what_the_guest_wrote_and_flushed() {
     expected[20_000 * 512..][..4096].copy_from_slice(&data);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
     let mut found = std::fs::read(image.path()).unwrap();
-    // What deallocated blocks read is the disk's business.
+    // What deallocated blocks read depends on the disk.
     for bytes in [&mut found, &mut expected] {
         bytes[0x2040 * 512..0x2050 * 512].fill(0);
     }

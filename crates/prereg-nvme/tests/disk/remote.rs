@@ -1,4 +1,4 @@
-//! Memory that only the client can reach: copied, and never at the cost of those who need not wait.
+//! Memory that only the client can reach: copied, without delays for other requests.
 
 use prereg_nvme::disk::{DiskOptions, FileDisk, Operation};
 

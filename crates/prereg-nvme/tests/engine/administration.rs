@@ -1,4 +1,4 @@
-//! Admin commands: what is answered, and that nothing else happens.
+//! Admin commands: their results, and that they have no other effects.
 
 use prereg_nvme::engine::async_event::AsyncEvent;
 use prereg_nvme::spec::Status;
@@ -288,7 +288,7 @@ fn log_pages_are_read_in_parts() {
     assert_eq!(log(&mut guest, 3, 8, 2, 0), Err(Status::INVALID_FIELD), "not a dword");
     assert_eq!(log(&mut guest, 0x80, 8, 0, 0), Err(Status::LOG_PAGE));
     assert_eq!(log(&mut guest, 5, 4096, 0, 0).unwrap()[1024 + 4], 3, "Write changes content");
-    // As long as a length can be said: 16 GiB.
+    // The longest possible length: 16 GiB.
     let huge = command(0x02, 0, &[(10, 3 | 0xffff << 16), (11, 0xffff)]);
     assert_eq!(guest.admin(with_prp(huge, PAGE, PAGE)).status, Status::INVALID_FIELD);
     let by_namespace = command(0x02, 1, &[(10, 2 | 127 << 16)]);
@@ -393,7 +393,7 @@ fn doorbell_nonsense_is_told_and_changes_nothing() {
     let told = guest.take(0).unwrap();
     assert_eq!((told.cid, told.result), (cid, 0x0001_0100), "a value out of range");
     assert_eq!(guest.io(command(0, 1, &[])), Status::SUCCESS);
-    // The tail goes back, which in a ring is a queue that is more than full.
+    // The tail moves back, which in a ring is a queue that is more than full.
     log(&mut guest, 1, 64, 0, 0).unwrap();
     guest.machine.ring(3, 9);
     guest.machine.run();

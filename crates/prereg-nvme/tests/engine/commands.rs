@@ -1,4 +1,4 @@
-//! I/O commands: what they do to the disk and to memory, and how they end.
+//! I/O commands: their effects on disk and memory, and their statuses.
 
 use prereg_nvme::disk::Operation;
 use prereg_nvme::engine::counters::Kind;

@@ -1,4 +1,4 @@
-//! Doorbells by register and by the guest's memory, alone, together and in turn.
+//! Doorbells by register and shadow doorbells, alone, together and in turn.
 
 use prereg::Iova;
 use prereg_nvme::engine::async_event::AsyncEvent;
@@ -35,14 +35,14 @@ fn shadow_doorbells_replace_doorbells() {
     guest.machine.ram.put(SHADOW + 8, &3u32.to_le_bytes());
     assert!(!guest.machine.poll_group.may_sleep(), "what came before the question is seen");
     guest.machine.run();
-    // A queue that is made afterwards begins at 0 whatever the buffer had.
+    // A queue that is created later starts at 0 whatever the buffer had.
     guest.machine.ram.put(SHADOW + 16, &7u32.to_le_bytes());
     guest.create_pair(2);
     assert_eq!(guest.machine.ram.get_u32(SHADOW + 16), 0);
     assert_eq!(guest.machine.events, []);
 }
 
-/// Sets the guest's word for a doorbell.
+/// Writes a shadow doorbell.
 fn set_word(guest: &Guest, doorbell: usize, value: u32) {
     guest.machine.ram.put(SHADOW + doorbell as u64 * 4, &value.to_le_bytes());
 }
@@ -66,7 +66,7 @@ fn the_admin_queue_is_rung_by_register_or_by_memory() {
         assert!(guest.machine.admin_queue.may_sleep());
         assert_eq!(guest.machine.ram.get_u32(EVENTS), guest.pairs[0].tail, "ring at the next one");
         if round % 20 == 19 {
-            // It changes to registers at rest.
+            // It changes to registers while idle.
             guest.put(0, identify);
             guest.ring(0);
             guest.machine.run();
@@ -87,7 +87,7 @@ fn after_doorbell_buffer_config_registers_count_too() {
         guest.ring(1);
         guest.machine.run();
         assert_eq!(guest.take(1).map(|done| done.cid), Some(cid), "round {round}");
-        // Some write both for heads.
+        // Some drivers write both for heads.
         if round % 3 == 0 {
             set_word(&guest, 3, guest.pairs[1].head);
         }

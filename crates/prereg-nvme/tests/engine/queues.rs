@@ -1,4 +1,4 @@
-//! Queues: wrapping, filling up, losing their memory, being deleted and reset while commands are under way.
+//! Queues: wrapping, filling up, losing their memory, being deleted and reset with commands in flight.
 
 use prereg::Iova;
 use prereg_nvme::engine::async_event::AsyncEvent;
@@ -60,7 +60,7 @@ fn a_full_completion_queue_is_waited_for() {
         }
         guest.ring(1);
         guest.machine.run();
-        // The first round fills the queue; then one is taken at a time.
+        // The first round fills the queue; then one entry is consumed at a time.
         if guest.peek(1).is_some() {
             while guest.peek(1).is_some() {
                 guest.take(1);
@@ -70,7 +70,7 @@ fn a_full_completion_queue_is_waited_for() {
         }
     }
     assert_eq!(ended, 3 * (ENTRIES - 1));
-    // Without heads, no more than fits is put, and nothing is overwritten.
+    // Without heads, no more than fits is posted, and nothing is overwritten.
     for _ in 0..ENTRIES - 1 {
         guest.put(1, FLUSH);
     }
@@ -255,7 +255,7 @@ fn a_queue_whose_memory_comes_back_late_goes_on_by_itself() {
         let mut polled = 0;
         for _ in 0..60 {
             guest.machine.run();
-            // The controller says itself when it wants to look again.
+            // The controller says when to poll again.
             let until = guest.machine.until.expect("it looks again");
             assert!(until > guest.machine.now, "it does not spin");
             guest.machine.now = until;
@@ -321,7 +321,7 @@ fn interrupts_are_put_together_until_there_are_enough_or_time_is_up() {
     guest.machine.pass(1_000_000);
     guest.machine.run();
     assert_eq!(guest.machine.signals.len(), 2);
-    // A vector can be left out.
+    // A vector can be excluded.
     guest.admin(command(0x09, 0, &[(10, 9), (11, 1 << 16 | 1)]));
     guest.machine.signals.clear();
     guest.put(1, FLUSH);

@@ -1,6 +1,6 @@
-//! A guest and its controller on one thread: memory, disks and interrupts that are made up.
+//! A guest and its controller on one thread: simulated memory, disks and interrupts.
 //!
-//! One file although it is long, because the fuzz target takes it by its path.
+//! More than 500 lines, because the fuzz target includes it by its path.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ use prereg_nvme::engine::storage::{Broken, Storage, Work};
 use prereg_nvme::spec::register::{CC, DOORBELLS, page_shift};
 use prereg_nvme::spec::{Completion, Status};
 
-/// The guest's memory: from address 0 on, with holes.
+/// Guest memory from address 0 on, with holes.
 #[derive(Clone, Debug)]
 pub(crate) struct Ram(Rc<RefCell<RamInner>>);
 
@@ -46,22 +46,22 @@ impl Ram {
         })))
     }
 
-    /// Takes `range` away.
+    /// Unmaps `range`.
     pub(crate) fn hole(&self, range: Range<u64>) {
         self.0.borrow_mut().holes.push(range);
     }
 
-    /// Gives everything back.
+    /// Maps everything again.
     pub(crate) fn mend(&self) {
         self.0.borrow_mut().holes.clear();
     }
 
-    /// Whether holds may be kept.
+    /// Sets whether holds may be kept.
     pub(crate) fn settle(&self, settled: bool) {
         self.0.borrow_mut().settled = settled;
     }
 
-    /// Holds that live.
+    /// Live holds.
     pub(crate) fn holds(&self) -> usize {
         self.0.borrow().holds
     }
@@ -161,18 +161,18 @@ impl Drop for RamHold {
     }
 }
 
-/// Disks that do what they are asked when they are polled.
+/// Disks that perform requests when they are polled.
 #[derive(Clone, Debug)]
 pub(crate) struct Disks(Rc<RefCell<DisksInner>>);
 
 #[derive(Debug, Default)]
 pub(crate) struct DisksInner {
     pub(crate) images: Vec<Vec<u8>>,
-    /// Operations as they were done, with their namespace.
+    /// Completed operations, with their namespace.
     pub(crate) done: Vec<(u32, Operation)>,
-    /// Requests that there is room for.
+    /// Requests that may wait.
     pub(crate) room: usize,
-    /// Nothing is done while this is set.
+    /// Set to perform nothing.
     pub(crate) stuck: bool,
     pub(crate) broken: bool,
     queue: VecDeque<Work<RamHold>>,
@@ -183,7 +183,7 @@ impl Disks {
         self.0.borrow_mut()
     }
 
-    /// A way to the same images with a queue of its own.
+    /// Performs one request.
     pub(crate) fn perform(inner: &mut DisksInner, work: Work<RamHold>) -> Done {
         let Work { nsid, tag, operation, data } = work;
         let image = &mut inner.images[nsid as usize - 1];
@@ -256,7 +256,7 @@ impl Storage<RamHold> for Disks {
     }
 }
 
-/// Blocks of the disks.
+/// Block size of the first two disks.
 pub(crate) const BLOCK: u64 = 512;
 /// Entries of all queues.
 pub(crate) const ENTRIES: u32 = 16;
@@ -274,9 +274,9 @@ pub(crate) struct Machine {
     pub(crate) now: u64,
     /// Completion queues that interrupted, and their vectors.
     pub(crate) signals: Vec<(u16, u16)>,
-    /// What the poll_group found.
+    /// Events of the poll group.
     pub(crate) events: Vec<AsyncEvent>,
-    /// When admin_queue and poll_group want to be polled again.
+    /// When to poll again.
     pub(crate) until: Option<u64>,
     stopping: bool,
     /// Enabled again before it had stopped.
@@ -293,7 +293,7 @@ impl Machine {
         Self::sized(transfer_shift, RAM, DISK)
     }
 
-    /// With so much memory, and disks of so many bytes.
+    /// With this much memory, and disks of this size.
     pub(crate) fn sized(transfer_shift: u8, ram: usize, disk: usize) -> Self {
         let limits = Limits { io_queues: 4, entries: 64, vectors: 5, transfer_shift };
         let namespaces = Namespaces::new(vec![
@@ -386,14 +386,14 @@ impl Machine {
         u32::from_le_bytes(bytes)
     }
 
-    /// Rings doorbell `at`.
+    /// Writes doorbell `at`.
     pub(crate) fn ring(&mut self, at: usize, value: u32) {
         if let Err(bad) = self.shared.queue_table.ring(at, value) {
             self.admin_queue.admin().raise(bad.into());
         }
     }
 
-    /// Lets the controller work until nothing moves, at most so many rounds.
+    /// Polls the controller until there is nothing to do.
     pub(crate) fn run(&mut self) {
         for _ in 0..10_000 {
             if !self.step() {
@@ -403,7 +403,7 @@ impl Machine {
         panic!("the controller works without end");
     }
 
-    /// One round; says whether something moved.
+    /// One round; returns whether there was something to do.
     pub(crate) fn step(&mut self) -> bool {
         self.now += 1000;
         let cc = self.registers.configuration();
@@ -463,7 +463,7 @@ impl Machine {
 /// CC as Linux sets it.
 pub(crate) const LINUX: u32 = 0x0046_0001;
 
-/// Where queue `id` lies; the admin queue is 0.
+/// The address of queue `id`; the admin queue is 0.
 pub(crate) const fn submission_at(id: u16) -> u64 {
     0x10_0000 + id as u64 * 0x2000
 }
@@ -488,7 +488,7 @@ pub(crate) struct Guest {
     pub(crate) next_cid: u16,
 }
 
-/// A command to be filled in: dwords by number.
+/// A command: dwords by number.
 pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16] {
     let mut command = [0; 16];
     command[0] = u32::from(opcode);
@@ -499,7 +499,7 @@ pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16
     command
 }
 
-/// The same with two PRP entries.
+/// `command` with two PRP entries.
 pub(crate) fn with_prp(mut command: [u32; 16], first: u64, second: u64) -> [u32; 16] {
     for (at, value) in [(6, first), (8, second)] {
         command[at] = value as u32;
@@ -515,7 +515,7 @@ pub(crate) fn transfer(opcode: u8, nsid: u32, lba: u64, count: u32, first: u64, 
 }
 
 impl Guest {
-    /// Enabled, with the admin queue and nothing else.
+    /// Enabled, with the admin queue only.
     pub(crate) fn enabled() -> Self {
         Self::over(Machine::new())
     }
@@ -557,7 +557,7 @@ impl Guest {
         self.pairs.push(Pair { id, tail: 0, head: 0, phase: true });
     }
 
-    /// Puts a command into a queue; gives its identifier.
+    /// Puts a command into a queue; returns its identifier.
     pub(crate) fn put(&mut self, at: usize, mut command: [u32; 16]) -> u16 {
         let cid = self.next_cid;
         self.next_cid = self.next_cid.wrapping_add(1);
@@ -569,13 +569,13 @@ impl Guest {
         cid
     }
 
-    /// Rings the tail.
+    /// Writes the tail doorbell.
     pub(crate) fn ring(&mut self, at: usize) {
         let pair = self.pairs[at];
         self.machine.ring(tail_of(pair.id), pair.tail);
     }
 
-    /// Takes the next completion, if there is one; the head is rung.
+    /// The next completion, if there is one; the head doorbell is written.
     pub(crate) fn take(&mut self, at: usize) -> Option<Completion> {
         let completion = self.peek(at)?;
         let pair = &mut self.pairs[at];

@@ -1,8 +1,8 @@
-//! Copies between buffers and guest memory, and a thread that does it where it can take long.
+//! Copies between bounce buffers and guest memory, and a thread for copies that can take long.
 //!
-//! Memory that only the client can reach is copied by asking the client, who answers when he likes. The I/O thread must
-//! not wait for that, so such copies are done by one thread a queue, made when the first is needed. Each job owns what it
-//! copies from and to: when the queue goes away the thread ends by itself after the job at hand.
+//! Memory that only the client can reach is copied by messages to the client, which may answer late. The I/O thread must not
+//! wait for that, so one thread per queue does such copies, started when the first is needed. Each job owns its memory: when
+//! the queue is dropped, the thread ends after the current job.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,18 +15,18 @@ use prereg_linux::AlignedBuffer;
 use crate::disk::system;
 use crate::disk::{DiskFault, Segment};
 
-/// What to do with a buffer and guest memory.
+/// A copy between a buffer and guest memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum CopyKind {
-    /// Fills the buffer.
+    /// Fill the buffer.
     FromGuest,
-    /// Fills the memory.
+    /// Fill guest memory.
     ToGuest,
-    /// Only looks whether they are equal.
+    /// Compare the two.
     Compare,
 }
 
-/// One copy. `key` is the queue's name for it.
+/// One copy. `key` is that of the request.
 pub(super) struct CopyJob {
     pub(super) key: usize,
     pub(super) copy: CopyKind,
@@ -34,7 +34,7 @@ pub(super) struct CopyJob {
     pub(super) buffer: AlignedBuffer,
 }
 
-/// A job that is done.
+/// A completed job.
 pub(super) struct CopyDone {
     pub(super) job: CopyJob,
     pub(super) result: Result<(), DiskFault>,
@@ -45,7 +45,7 @@ pub(super) fn buffer_of(bytes: u64) -> Result<AlignedBuffer, DiskFault> {
     usize::try_from(bytes).map_err(|_| Errno::ENOMEM).and_then(AlignedBuffer::zeroed).map_err(DiskFault::Io)
 }
 
-/// Does a copy here and now.
+/// Copies on this thread.
 pub(super) fn copy_now(
     copy: CopyKind,
     data: &[Segment],
@@ -79,7 +79,7 @@ fn compare(segment: &Segment, with: &[u8]) -> Result<(), DiskFault> {
     Ok(())
 }
 
-/// The thread. Dropping it closes the door; what it is doing it finishes.
+/// The thread. After a drop it ends with its current job.
 #[derive(Debug)]
 pub(super) struct CopyThread {
     jobs: mpsc::Sender<CopyJob>,
@@ -87,7 +87,7 @@ pub(super) struct CopyThread {
 }
 
 impl CopyThread {
-    /// Starts the thread; it rings `kick` after each job.
+    /// Starts the thread; it writes `kick` after each job.
     pub(super) fn start(kick: &OwnedFd) -> std::io::Result<Self> {
         let kick = File::from(kick.try_clone()?);
         let (jobs, inbox) = mpsc::channel::<CopyJob>();
@@ -98,25 +98,25 @@ impl CopyThread {
                 if outbox.send(CopyDone { job, result }).is_err() {
                     return;
                 }
-                // EAGAIN: the count is full, so it rings already.
+                // EAGAIN: the counter is at its limit, which wakes too.
                 let _ = (&kick).write(&1u64.to_ne_bytes());
             }
         })?;
         Ok(Self { jobs, done })
     }
 
-    /// Hands a job over; gives it back if the thread is memory_fault.
+    /// Sends a job; returns it if the thread has ended.
     pub(super) fn send(&self, job: CopyJob) -> Result<(), CopyJob> {
         self.jobs.send(job).map_err(|refused| refused.0)
     }
 
-    /// The next job that is done.
+    /// The next completed job.
     pub(super) fn try_recv(&self) -> Option<CopyDone> {
         self.done.try_recv().ok()
     }
 }
 
-/// What is told when the thread cannot be had.
+/// The fault when the thread cannot be started.
 pub(super) fn spawn_fault(error: &std::io::Error) -> DiskFault {
     DiskFault::Io(system::errno_of(error))
 }

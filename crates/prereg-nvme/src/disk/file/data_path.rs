@@ -1,4 +1,4 @@
-//! Decides how the data of a request reach guest memory. Looks and answers, moves nothing.
+//! Chooses how a request's data move. It moves nothing itself.
 
 use prereg_linux::{IoSegment, IoSegments, SlotAddress};
 use prereg_vfio_user::server::DmaSegment;
@@ -9,30 +9,29 @@ use crate::disk::{DiskFault, Segment};
 /// How the data of a request move.
 #[derive(Debug)]
 pub(super) enum DataPath {
-    /// ZeroCopy: transfers, each with its offset in the request.
+    /// Without a copy: transfers, each with its offset in the request.
     ZeroCopy(Vec<(u64, IoSegments)>),
-    /// Through a buffer of ours.
+    /// Through a bounce buffer.
     Bounce {
-        /// Some of the memory is the client's alone: copying can take as long as the client likes.
+        /// Some of the memory can only be reached by the client, so the copy may take long.
         remote: bool,
     },
 }
 
-/// What the queue can do.
+/// Capabilities of the queue.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caps {
-    /// What direct I/O demands; `None`: nothing.
+    /// The alignment that direct I/O requires; `None`: none.
     pub(super) direct: Option<Alignment>,
-    /// Host addresses name slots of fixed buffers.
+    /// Host addresses are slots of fixed buffers.
     pub(super) slots: bool,
-    /// Several pieces of one slot can be one transfer.
+    /// Several segments of one slot can be one transfer.
     pub(super) vectored: bool,
 }
 
-/// Plans for segments that `bytes_of` found sound.
+/// Chooses for segments that `bytes_of` has checked.
 ///
-/// # Errors
-/// [`DiskFault::Range`] when a hold has fewer bytes than it says.
+/// # Errors [`DiskFault::Range`] when a hold is shorter than it says.
 pub(super) fn choose(data: &[Segment], caps: Caps) -> Result<DataPath, DiskFault> {
     let remote = data.iter().any(|segment| !segment.hold.is_local());
     if remote {
@@ -64,13 +63,13 @@ pub(super) fn choose(data: &[Segment], caps: Caps) -> Result<DataPath, DiskFault
 
 struct Transfers {
     list: Vec<(u64, IoSegments)>,
-    /// Where in the request the next piece begins.
+    /// The offset in the request of the next segment.
     at: u64,
     caps: Caps,
 }
 
 impl Transfers {
-    /// Adds `bytes` of `piece` from `skip` on. `false`: direct I/O would refuse it.
+    /// Adds `bytes` of `piece` from `skip` on. `false`: direct I/O does not accept its alignment.
     fn add(&mut self, piece: DmaSegment, skip: u64, bytes: u64) -> bool {
         let moved = |at: prereg::UserAddr| prereg::UserAddr::new(at.raw().wrapping_add(skip));
         let part = IoSegment { ua: moved(piece.ua), plain: moved(piece.copy), bytes };

@@ -1,11 +1,11 @@
-//! One I/O thread's queue on a file: requests become transfers on a ring, completions become answers.
+//! One I/O thread's queue to a file: requests become SQEs, CQEs become results.
 //!
-//! A request is cut into parts by [`data_path`]; each part is one entry of the ring, tried again while the kernel says "not
-//! now", continued while it comes back short. What is not yet in the ring waits in `pending`, so a request of many parts
-//! needs no room beforehand. One system call a [`poll`](DiskQueue::poll) submits everything.
+//! A request is split into parts by [`data_path`]; each part is one SQE, retried on EAGAIN and continued after a short
+//! transfer. Parts without an SQE wait in `pending`, so a request of many parts needs no space beforehand. One system call per
+//! [`poll`](DiskQueue::poll) submits everything.
 //!
-//! Each part in flight owns the request's segments together with the others, so guest memory stays held for as long as
-//! the kernel may touch it, whatever becomes of the queue.
+//! Each part in flight shares ownership of the request's segments, so guest memory stays held as long as the kernel may access
+//! it, whatever happens to the queue.
 #![expect(unsafe_code, reason = "tells the ring that guest memory stays mapped, because its holds are kept")]
 
 #[cfg(test)]
@@ -32,14 +32,14 @@ use crate::disk::{
 const RING_ENTRIES: u32 = 256;
 /// Requests in flight at most.
 const MAX_IN_FLIGHT: usize = 1024;
-/// Bytes of one request at most: what one transfer can move.
+/// The longest request: what one transfer can move.
 const MAX_REQUEST_BYTES: u64 = 1 << 30;
-/// Zeros written by one transfer, where nothing else makes zeros.
+/// Zeros written by one transfer, where `fallocate` cannot zero.
 const ZERO_CHUNK: u64 = 1 << 20;
-/// How often the kernel may say "not now" about one part.
+/// How often one part is retried on EAGAIN.
 const MAX_TRIES: u8 = 100;
 
-/// A queue on a file.
+/// A queue to a file.
 pub(super) struct FileQueue {
     shared: Arc<Shared>,
     ring: IoRing<Part>,
@@ -70,7 +70,7 @@ impl FileQueue {
         })
     }
 
-    /// Whether the range is one of whole blocks inside the disk.
+    /// Whether a range has whole blocks and is inside the disk.
     fn inside(&self, offset: u64, bytes: u64) -> bool {
         let block = self.shared.storage.block();
         bytes > 0
@@ -78,7 +78,7 @@ impl FileQueue {
             && offset.checked_add(bytes).is_some_and(|end| end <= self.shared.bytes())
     }
 
-    /// Makes parts of a request. A fault here is its answer.
+    /// Makes the parts of a request. An error is its result.
     fn begin(&mut self, key: usize) -> Result<(), DiskFault> {
         let Some(active) = self.requests.get(key) else { return Ok(()) };
         let data = Arc::clone(&active.data);
@@ -140,7 +140,7 @@ impl FileQueue {
         }
     }
 
-    /// The bytes of a request's data, which lie inside the disk.
+    /// The length of a request's data, if they are inside the disk.
     fn measure(&mut self, key: usize, data: &[Segment], offset: u64) -> Result<u64, DiskFault> {
         let bytes = bytes_of(data).filter(|bytes| *bytes <= MAX_REQUEST_BYTES).ok_or(DiskFault::Range)?;
         if !self.inside(offset, bytes) {
@@ -209,7 +209,7 @@ impl FileQueue {
         }
     }
 
-    /// Copies for a part, here if that is quick, else on the copy_thread.
+    /// Copies for a part: on this thread, or on the copy thread if it may take long.
     fn copy(&mut self, remote: bool, mut job: CopyJob) {
         if !remote {
             let result = copy_thread::copy_now(job.copy, &job.data, &mut job.buffer);
@@ -229,7 +229,7 @@ impl FileQueue {
         }
     }
 
-    /// A copy is done: a write goes on to the file, anything else is at its end.
+    /// A copy is done: a write goes on to the file, other requests end.
     fn copied(&mut self, done: CopyDone) {
         let CopyDone { job, result } = done;
         let transfer = self.requests.get(job.key).and_then(|active| match active.operation {
@@ -247,7 +247,7 @@ impl FileQueue {
         }
     }
 
-    /// Moves pending parts into the ring, as many as it takes.
+    /// Moves pending parts to the ring, as many as fit.
     fn start(&mut self) -> Result<(), DiskError> {
         while let Some((part, memory)) = self.pending.pop_front() {
             if self.ring.sq_space() == 0 {
@@ -295,7 +295,7 @@ impl FileQueue {
                 part.tries += 1;
                 self.again(part, memory);
             }
-            // The table of fixed buffers was changing, or memory has memory_fault: the plain way tells which.
+            // The table of fixed buffers was changing, or memory is gone: a plain transfer shows which.
             Err(Errno::EFAULT) if io_path == Some(IoPath::Fixed) => match memory {
                 IoMemory::Guest(mut pieces) => {
                     pieces.clear_slot();
@@ -349,18 +349,18 @@ impl FileQueue {
         self.pending.push_back((part, memory));
     }
 
-    /// What of a short transfer can be built upon: direct I/O goes on at whole blocks only. `None`: nothing.
+    /// The bytes of a short transfer after which it can continue: direct I/O continues at whole blocks only. `None`: none.
     fn progress(&self, bytes: u64) -> Option<u64> {
         let whole = self.caps.direct.map_or(bytes, |demand| bytes - bytes % demand.offset);
         (whole > 0).then_some(whole)
     }
 
-    /// The file ended before its disk does.
+    /// The file is shorter than its disk.
     fn ended(&mut self, key: usize) {
         self.part_done(key, Err(DiskFault::Io(Errno::EIO)));
     }
 
-    /// File and buffer are done with each other; for a read the guest is next.
+    /// The transfer of a bounce buffer is done; a read is then copied to the guest.
     fn buffer_done(&mut self, part: Part, transfer: Transfer, buffer: AlignedBuffer) {
         if !matches!(transfer, Transfer::Read(_)) {
             return self.part_done(part.key, Ok(()));
@@ -374,7 +374,7 @@ impl FileQueue {
         self.copy(remote, CopyJob { key: part.key, copy, data: part.data, buffer });
     }
 
-    /// The kernel refused a part for good, unless there is another way to the same end.
+    /// The kernel rejected a part, unless there is another way.
     fn refused(&mut self, part: Part, errno: Errno) {
         let key = part.key;
         let fault = match part.op {
@@ -386,7 +386,7 @@ impl FileQueue {
                 fault_of(errno)
             }
             PartOp::ZeroCopy(_) if errno == Errno::EFAULT => memory_fault(&part.data),
-            // In the page cache an earlier write's failure can come back here, and then nowhere else.
+            // With the page cache, an earlier write's failure can be reported here, and only here.
             PartOp::ZeroCopy(Transfer::WriteDurable(_))
             | PartOp::Bounce { transfer: Transfer::WriteDurable(_), .. }
                 if self.caps.direct.is_none() =>
@@ -399,7 +399,7 @@ impl FileQueue {
         self.part_done(key, Err(fault));
     }
 
-    /// The file system does not know this `fallocate`: a discard is a hint, zeros must be had in another way.
+    /// The file system does not support this `fallocate` mode: a discard is a hint, zeros are made another way.
     fn without_mode(&mut self, part: Part, mode: i32, at: u64, bytes: u64) {
         self.shared.without_mode(mode);
         let deallocate = match self.requests.get(part.key).map(|active| &active.operation) {
@@ -433,7 +433,7 @@ impl FileQueue {
         self.finished.push(Done { tag: active.tag, result });
     }
 
-    /// Takes in what the ring and the copy_thread have done, and starts what follows from it.
+    /// Handles completions of the ring and the copy thread, and starts what follows.
     fn collect(&mut self) -> Result<(), DiskError> {
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
@@ -459,7 +459,7 @@ impl DiskQueue for FileQueue {
             fault: None,
             sync_after: false,
         });
-        // The request itself counts as a part until all others are there.
+        // The request itself counts as a part until all parts are added.
         let result = self.begin(key);
         self.part_done(key, result);
         Ok(())
@@ -485,7 +485,7 @@ impl DiskQueue for FileQueue {
                 break;
             }
         }
-        // What followed from the completions is on its way before the caller looks at them.
+        // Submits what followed from the completions before the caller handles them.
         self.ring.enter(IoWait::No).map_err(broke)?;
         done.append(&mut self.finished);
         Ok(())

@@ -1,9 +1,9 @@
-//! The requests of a queue that are not answered yet.
+//! The requests of a queue that are not done.
 
 use super::part::Data;
 use crate::disk::{DiskFault, Operation};
 
-/// A request, and how far it is.
+/// A request and its progress.
 pub(super) struct ActiveRequest {
     pub(super) tag: u64,
     pub(super) operation: Operation,
@@ -12,11 +12,11 @@ pub(super) struct ActiveRequest {
     /// Parts not done yet.
     pub(super) parts: usize,
     pub(super) fault: Option<DiskFault>,
-    /// An `fdatasync` is still to follow.
+    /// An `fdatasync` has to follow.
     pub(super) sync_after: bool,
 }
 
-/// Requests by small numbers, which are used again.
+/// Requests by small keys, which are reused.
 #[derive(Default)]
 pub(super) struct Requests {
     slots: Vec<Option<ActiveRequest>>,

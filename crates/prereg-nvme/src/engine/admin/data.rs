@@ -1,4 +1,4 @@
-//! Admin commands that give data to the guest, or take some.
+//! Admin commands that move data to or from the guest.
 
 use super::{Admin, Outcome, QueueOp};
 use crate::engine::feature::FeatureEffect;
@@ -10,11 +10,11 @@ use crate::spec::number::{BROADCAST, cns, log};
 use crate::spec::register::page_shift;
 use crate::spec::{Command, Page, Status};
 
-/// Command Set Identifier of the NVM command set, in bits 31:24 of dword 11 of Identify.
+/// Command Set Identifier of the NVM command set, bits 31:24 of dword 11 of Identify.
 const NVM_COMMAND_SET: u32 = 0;
 
 impl Admin {
-    /// What follows from a feature that was set or asked for.
+    /// Executes what has to follow Set or Get Features.
     pub(super) fn apply_effect<M: GuestMemory>(
         &mut self,
         command: &Command,
@@ -66,8 +66,8 @@ impl Admin {
                 named()?;
                 identify::controllers(&self.identity, (command.dword(10) >> 16) as u16)
             }
-            // Two structures of NVMe 2.0, which Linux asks every controller for: a namespace without metadata, and no limits of
-            // the NVM command set beyond MDTS. A refusal would leave an entry in the error log at each start.
+            // Two structures of NVMe 2.0 that Linux asks every controller for: a namespace without metadata, and no limits of
+            // the NVM command set beyond MDTS. An error status would leave an entry in the error log at each start.
             cns::COMMAND_SET_NAMESPACE if is_nvm => {
                 named()?;
                 Page::zeroed()
@@ -109,7 +109,7 @@ impl Admin {
         if offset % 4 != 0 || offset > page.len() as u64 || bytes > self.shared.limits.max_transfer_bytes() {
             return Err(Status::INVALID_FIELD);
         }
-        // What is asked for beyond the page reads zero.
+        // Bytes beyond the page read zero.
         let mut data = page[offset as usize..].to_vec();
         data.resize(bytes as usize, 0);
         let outcome = self.copy_to_guest(command, cc, memory, &data)?;
@@ -122,7 +122,7 @@ impl Admin {
         Ok(outcome)
     }
 
-    /// Finds out where `bytes` of data of a command are: `sg_list`.
+    /// Puts the memory of `bytes` of a command's data into `sg_list`.
     pub(super) fn locate<M: GuestMemory>(
         &mut self,
         command: &Command,
@@ -135,7 +135,7 @@ impl Admin {
         prp::walk(memory, pointers, bytes, page_shift(cc), &mut self.sg_list)
     }
 
-    /// Copies `data` to where the command wants it.
+    /// Copies `data` to the command's memory.
     pub(super) fn copy_to_guest<M: GuestMemory>(
         &mut self,
         command: &Command,

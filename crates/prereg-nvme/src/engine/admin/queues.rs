@@ -1,4 +1,4 @@
-//! Admin commands about queues: what can be, and the ops to make it so.
+//! Admin commands that create and delete queues: checks, and the operations.
 
 use prereg::Iova;
 
@@ -8,7 +8,7 @@ use crate::spec::register::{completion_shift, page_shift, submission_shift};
 use crate::spec::{Command, Status};
 
 impl Admin {
-    /// The number of an I/O queue that may exist.
+    /// A valid I/O queue identifier.
     pub(super) fn queue_id(&self, raw: u32) -> Result<u16, Status> {
         let id = (raw & 0xffff) as u16;
         if id == 0 || id > self.features.queues() { Err(Status::QUEUE_IDENTIFIER) } else { Ok(id) }
@@ -23,7 +23,7 @@ impl Admin {
         }
     }
 
-    /// Where a queue is: contiguous, and from the start of a page.
+    /// The address of a queue: contiguous and page aligned.
     pub(super) fn queue_memory(command: &Command, cc: u32) -> Result<Iova, Status> {
         const CONTIGUOUS: u32 = 1;
         if command.dword(11) & CONTIGUOUS == 0 {

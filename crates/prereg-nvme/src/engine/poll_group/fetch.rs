@@ -1,4 +1,4 @@
-//! Taking commands: whose turn it is, what the guest's tails say, and how much may be under way.
+//! Fetching commands, from each queue in turn.
 
 use super::{MAX_IN_FLIGHT, PollGroup, PollResult};
 use crate::engine::async_event::AsyncEvent;
@@ -19,7 +19,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
                 self.fetch_from(at, now, polled);
             }
             let (queue, backoff) = &self.submission[at];
-            // Otherwise what is in the way wakes the poll_group when it is gone.
+            // Otherwise something else wakes the poll group when commands can be fetched again.
             let could_go_on = queue.waiting() > 0
                 && !queue.closing
                 && self.stalled.is_empty()
@@ -38,7 +38,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         self.completion.iter().find(|(queue, _)| queue.id == cq).map_or(1, |(queue, _)| queue.backlog())
     }
 
-    /// Takes over the tail of a submission queue.
+    /// Updates the tail of a submission queue.
     fn update_doorbell(&mut self, at: usize, now: u64, polled: &mut PollResult) {
         let (queue, _) = &mut self.submission[at];
         let register = self.shared.queue_table.tail(queue.id);

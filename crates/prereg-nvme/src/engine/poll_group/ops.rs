@@ -1,4 +1,4 @@
-//! Orders of the admin queue, carried out on a poll_group.
+//! Operations of admin commands on a poll group.
 
 use super::{PollGroup, PollResult};
 use crate::engine::admin::QueueOp;
@@ -7,9 +7,9 @@ use crate::engine::storage::Storage;
 use crate::spec::Status;
 
 impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
-    /// Carries an op out. `number` is the poll_group's own, for the doorbells of the queues it makes.
+    /// Executes `op`. `number` is the poll group's own, for the doorbells of queues it creates.
     ///
-    /// `None`: it will be done with a later [`PollResult::closed`] or [`PollResult::durable`].
+    /// `None`: a later [`PollResult::closed`] or [`PollResult::durable`] reports the end.
     pub fn execute(
         &mut self,
         op: QueueOp,

@@ -1,4 +1,4 @@
-//! The end of a batch, and what a poll_group asks for before its thread sleeps.
+//! The end of a batch, and the checks before the thread sleeps.
 
 use super::PollGroup;
 use crate::engine::memory::GuestMemory;
@@ -7,13 +7,13 @@ use crate::engine::shadow::Shadow;
 use crate::engine::storage::Storage;
 
 impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
-    /// Before sleeping: asks the guest to ring doorbells, and returns whether none was rung in the meantime. To be called after the
-    /// store by which threads that ring see that the poll_group sleeps.
+    /// Sets the EventIdx of all shadow doorbells, and returns whether no doorbell was written since the last poll. To be called
+    /// after the store that shows writers of doorbells that this thread sleeps.
     pub fn may_sleep(&mut self) -> bool {
         let mut quiet = true;
         for at in 0..self.submission.len() {
             let (queue, backoff) = &self.submission[at];
-            // A queue that is not looked at anyhow must not keep the poll_group awake.
+            // A queue that is not polled must not keep the thread awake.
             if queue.closing || backoff.next().is_some() {
                 continue;
             }

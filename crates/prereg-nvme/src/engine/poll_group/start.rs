@@ -1,4 +1,4 @@
-//! The first steps of a command on a poll_group: from the entry in the queue to work for the disks.
+//! Starting a command: from the queue entry to disk requests.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::engine::{prp, sgl};
 use crate::spec::{Command, DataPointer, Status};
 
 impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
-    /// A command was taken: checks it and hands it to the disks, or ends it.
+    /// Starts a command that was fetched, or completes it with an error.
     pub(super) fn begin(&mut self, sq: u16, command: &Command, now: u64, polled: &mut PollResult) {
         let tag = self.in_flight.begin(InFlight {
             owner: Owner::Guest { sq, cid: command.cid() },
@@ -26,7 +26,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             bytes: 0,
             nsid: command.nsid(),
             lba: command.quad(10),
-            // One for the way up to the disks, so that a part that ends at once does not end the command.
+            // One until all requests are submitted, so that one that ends at once does not complete the command.
             parts: 1,
             status: Status::SUCCESS,
         });
@@ -89,7 +89,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// Finds out where the data of a command are: `sg_list`.
+    /// Puts the memory of a command's data into `sg_list`.
     fn locate(&mut self, data: DataPointer, bytes: u64, direction: Direction) -> Result<(), Status> {
         self.sg_list.clear();
         match data {
@@ -103,7 +103,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
     }
 
-    /// Copies what `sg_list` says out of guest memory.
+    /// Copies the data in `sg_list` from guest memory.
     fn gather(&self, into: &mut [u8]) -> Result<(), Status> {
         let mut left = into;
         for entry in self.sg_list.entries() {
@@ -116,7 +116,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         Ok(())
     }
 
-    /// Holds the memory and hands the work over: in one piece, or in several around what is left out.
+    /// Holds the memory and submits the transfer: one request, or several around bit buckets.
     fn transfer(
         &mut self,
         nsid: u32,
@@ -152,7 +152,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         }
         pieces.push((begin, data));
         pieces.retain(|(_, data)| !data.is_empty());
-        // A disk reads whole blocks; a bucket may leave out whole blocks only.
+        // A disk reads whole blocks, so a bit bucket must leave out whole blocks.
         let is_whole = |(begin, data): &(u64, Vec<Span<M::Guard>>)| {
             begin % block == 0 && data.iter().map(|span| span.bytes).sum::<u64>() % block == 0
         };
