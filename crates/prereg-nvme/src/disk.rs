@@ -85,20 +85,20 @@ pub enum Wait {
 
 /// An operation and its data.
 #[derive(Debug)]
-pub struct Request {
+pub struct Request<G = DmaGuard> {
     /// Returned in [`Done`].
     pub tag: u64,
     /// The operation.
     pub operation: Operation,
     /// Guest memory, in order: its total length is that of a read, write or compare. Empty for other operations.
-    pub data: Vec<Segment>,
+    pub data: Vec<Segment<G>>,
 }
 
 /// A segment of guest memory: part of a hold.
 #[derive(Debug)]
-pub struct Segment {
+pub struct Segment<G = DmaGuard> {
     /// Keeps the memory mapped until the request is done.
-    pub hold: DmaGuard,
+    pub hold: G,
     /// Bytes from the start of the hold.
     pub offset: u64,
     /// The length.

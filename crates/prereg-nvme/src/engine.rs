@@ -9,29 +9,29 @@
 //! `poll_group` (I/O queues from doorbell to completion), `identify`, `feature`, `log_page`, `admin` (admin commands),
 //! `admin_queue`, and `registers`.
 
-pub mod admin;
+pub(crate) mod admin;
 pub mod admin_queue;
 pub mod async_event;
-pub mod backoff;
-pub mod completion;
+pub(crate) mod backoff;
+pub(crate) mod completion;
 pub mod counters;
-pub mod decode;
+pub(crate) mod decode;
 pub mod doorbell;
-pub mod error_log;
-pub mod feature;
+pub(crate) mod error_log;
+pub(crate) mod feature;
 pub mod identify;
-pub mod in_flight;
+pub(crate) mod in_flight;
 pub mod log_page;
 pub mod memory;
 pub mod namespace;
 pub mod poll_group;
-pub mod prp;
+pub(crate) mod prp;
 pub mod queue_table;
 pub mod registers;
-pub mod ring_memory;
-pub mod sg_list;
-pub mod sgl;
-pub mod shadow;
+pub(crate) mod ring_memory;
+pub(crate) mod sg_list;
+pub(crate) mod sgl;
+pub(crate) mod shadow;
 pub mod shared;
 pub mod storage;
-pub mod submission;
+pub(crate) mod submission;

@@ -2,14 +2,14 @@
 //!
 //! Numbers from the guest stay numbers: an unknown opcode or log identifier is kept, and rejected where it is used.
 
-pub mod command;
-pub mod completion;
-pub mod number;
-pub mod page;
+mod command;
+mod completion;
+pub(crate) mod number;
+mod page;
 pub mod register;
-pub mod status;
+mod status;
 
-pub use command::{Command, DataPointer};
+pub(crate) use command::{Command, DataPointer};
 pub use completion::Completion;
-pub use page::Page;
+pub(crate) use page::Page;
 pub use status::Status;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use prereg::Errno;
 use prereg_vfio_user::server::DmaGuard;
 
-use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
-use crate::engine::storage::{Broken, Span, Storage, Work};
+use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Wait};
+use crate::engine::storage::{Broken, Storage};
 
 /// How long to wait for one of several busy disks before polling the next.
 const TURN: Duration = Duration::from_micros(100);
@@ -82,24 +82,14 @@ impl DiskQueues {
 }
 
 impl Storage<DmaGuard> for DiskQueues {
-    fn submit(&mut self, work: Work<DmaGuard>) -> Result<(), Work<DmaGuard>> {
-        let Work { nsid, tag, operation, data } = work;
-        let queue = (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at));
-        let Some(queue) = queue else {
-            self.ready.push(Done { tag, result: Err(DiskFault::Io(Errno::EIO)) });
-            return Ok(());
-        };
-        let data = data.into_iter().map(|Span { hold, bytes }| Segment { hold, offset: 0, bytes }).collect();
-        queue.submit(Request { tag, operation, data }).map_err(|request| Work {
-            nsid,
-            tag: request.tag,
-            operation: request.operation,
-            data: request
-                .data
-                .into_iter()
-                .map(|segment| Span { hold: segment.hold, bytes: segment.bytes })
-                .collect(),
-        })
+    fn submit(&mut self, nsid: u32, request: Request) -> Result<(), Request> {
+        match (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at)) {
+            Some(queue) => queue.submit(request),
+            None => {
+                self.ready.push(Done { tag: request.tag, result: Err(DiskFault::Io(Errno::EIO)) });
+                Ok(())
+            }
+        }
     }
 
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken> {

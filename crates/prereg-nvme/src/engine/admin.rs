@@ -76,7 +76,7 @@ pub enum QueueOp {
 
 /// The outcome of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// It is complete: result and status.
     Complete(u32, Status),
     /// It stays pending, perhaps for ever: an asynchronous event request.
@@ -87,13 +87,13 @@ pub enum Outcome {
 
 /// The completion of an asynchronous event request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AerCompletion {
+pub(crate) struct AerCompletion {
     /// Command identifier.
-    pub cid: u16,
+    pub(crate) cid: u16,
     /// Result, dword 0.
-    pub result: u32,
+    pub(crate) result: u32,
     /// Status.
-    pub status: Status,
+    pub(crate) status: Status,
 }
 
 /// The state of admin commands.
@@ -114,8 +114,7 @@ pub struct Admin {
 
 impl Admin {
     /// The state after a reset.
-    #[must_use]
-    pub fn new(shared: Arc<Shared>, identity: Identity) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> Self {
         let queues = usize::from(shared.limits.io_queues) + 1;
         Self {
             features: Features::new(&shared),
@@ -131,7 +130,7 @@ impl Admin {
     }
 
     /// Resets the state. Pending asynchronous event requests are dropped.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.shared.reset();
         *self = Self::new(Arc::clone(&self.shared), self.identity.clone());
     }
@@ -153,7 +152,7 @@ impl Admin {
     }
 
     /// The next completion of an asynchronous event request.
-    pub fn next_aer_completion(&mut self) -> Option<AerCompletion> {
+    pub(crate) fn next_aer_completion(&mut self) -> Option<AerCompletion> {
         if let Some(aer_completion) = self.aer_completions.pop() {
             return Some(aer_completion);
         }
@@ -162,13 +161,12 @@ impl Admin {
     }
 
     /// The completion queue of submission queue `sq`.
-    #[must_use]
-    pub fn completion_of(&self, sq: u16) -> Option<u16> {
+    pub(crate) fn completion_of(&self, sq: u16) -> Option<u16> {
         self.submission.get(usize::from(sq)).copied().flatten()
     }
 
     /// Executes `command`; `cc` is the CC register.
-    pub fn execute<M: GuestMemory>(
+    pub(crate) fn execute<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
@@ -182,7 +180,12 @@ impl Admin {
     }
 
     /// Records the result of `command`'s operation; returns the result and status of the completion.
-    pub fn op_done(&mut self, command: &Command, op: QueueOp, how: Result<u32, Status>) -> (u32, Status) {
+    pub(crate) fn op_done(
+        &mut self,
+        command: &Command,
+        op: QueueOp,
+        how: Result<u32, Status>,
+    ) -> (u32, Status) {
         let result = match how {
             Ok(result) => result,
             Err(status) => {

@@ -116,8 +116,7 @@ impl<M: GuestMemory> AdminQueue<M> {
     }
 
     /// Whether the queues are open.
-    #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.queues.is_some()
     }
 
@@ -266,7 +265,7 @@ impl<M: GuestMemory> AdminQueue<M> {
         while self.queues.is_some() {
             match self.admin.next_aer_completion() {
                 Some(aer_completion) => {
-                    self.answer(aer_completion.cid, aer_completion.result, aer_completion.status)
+                    self.answer(aer_completion.cid, aer_completion.result, aer_completion.status);
                 }
                 None => break,
             }

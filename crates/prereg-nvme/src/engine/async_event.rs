@@ -71,7 +71,7 @@ impl AsyncEvent {
 
 /// Pending requests, and events that wait for a request.
 #[derive(Debug, Default)]
-pub struct AsyncEvents {
+pub(crate) struct AsyncEvents {
     requests: VecDeque<u16>,
     waiting: VecDeque<AsyncEvent>,
     /// By type: one was reported and its log page was not read since.
@@ -80,10 +80,10 @@ pub struct AsyncEvents {
 
 impl AsyncEvents {
     /// Requests that may be pending at a time (AERL + 1).
-    pub const REQUESTS: usize = 4;
+    pub(crate) const REQUESTS: usize = 4;
 
     /// Adds a request; `false` when too many are pending.
-    pub fn request(&mut self, cid: u16) -> bool {
+    pub(crate) fn request(&mut self, cid: u16) -> bool {
         if self.requests.len() == Self::REQUESTS {
             return false;
         }
@@ -92,20 +92,20 @@ impl AsyncEvents {
     }
 
     /// Removes a request; returns whether it was pending.
-    pub fn abort(&mut self, cid: u16) -> bool {
+    pub(crate) fn abort(&mut self, cid: u16) -> bool {
         let at = self.requests.iter().position(|waiting| *waiting == cid);
         at.is_some_and(|at| self.requests.remove(at).is_some())
     }
 
     /// Adds an event, unless the same one waits already.
-    pub fn raise(&mut self, event: AsyncEvent) {
+    pub(crate) fn raise(&mut self, event: AsyncEvent) {
         if !self.waiting.contains(&event) {
             self.waiting.push_back(event);
         }
     }
 
     /// A log page was read: its event type may be reported again.
-    pub fn log_was_read(&mut self, page: u8) {
+    pub(crate) fn log_was_read(&mut self, page: u8) {
         let kind = match page {
             log::ERROR => ERROR,
             log::SMART => SMART,
@@ -116,7 +116,7 @@ impl AsyncEvents {
     }
 
     /// The next event that can be reported, and the request it completes.
-    pub fn take(&mut self) -> Option<(u16, AsyncEvent)> {
+    pub(crate) fn take(&mut self) -> Option<(u16, AsyncEvent)> {
         if self.requests.is_empty() {
             return None;
         }

@@ -13,27 +13,26 @@ struct State {
 
 /// The retry state of one queue.
 #[derive(Clone, Copy, Default, Debug)]
-pub struct Backoff(Option<State>);
+pub(crate) struct Backoff(Option<State>);
 
 const FIRST: u64 = 1_000_000;
 const LONGEST: u64 = 100_000_000;
 /// Nanoseconds of failures before they are reported to the guest.
-pub const REPORT_AFTER: u64 = 1_000_000_000;
+pub(crate) const REPORT_AFTER: u64 = 1_000_000_000;
 
 impl Backoff {
     /// Whether to try at `now`.
-    #[must_use]
-    pub fn may_try(&self, now: u64) -> bool {
+    pub(crate) fn may_try(&self, now: u64) -> bool {
         self.0.is_none_or(|state| now >= state.next)
     }
 
     /// The memory was reached.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.0 = None;
     }
 
     /// The memory was not reached at `now`; returns whether to report it to the guest.
-    pub fn failed(&mut self, now: u64) -> bool {
+    pub(crate) fn failed(&mut self, now: u64) -> bool {
         let state = self.0.get_or_insert(State { since: now, next: now, reported: false });
         let away = now.saturating_sub(state.since);
         state.next = now + away.clamp(FIRST, LONGEST);
@@ -43,8 +42,7 @@ impl Backoff {
     }
 
     /// When to try next.
-    #[must_use]
-    pub fn next(&self) -> Option<u64> {
+    pub(crate) fn next(&self) -> Option<u64> {
         self.0.map(|state| state.next)
     }
 }

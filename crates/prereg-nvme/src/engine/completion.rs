@@ -13,17 +13,17 @@ use crate::spec::number::COMPLETION_BYTES;
 
 /// A completion queue, and completions that wait for a free entry.
 #[derive(Debug)]
-pub struct CompletionQueue<M: GuestMemory> {
+pub(crate) struct CompletionQueue<M: GuestMemory> {
     /// Queue identifier.
-    pub id: u16,
+    pub(crate) id: u16,
     /// Interrupt vector, if interrupts are enabled.
-    pub vector: Option<u16>,
+    pub(crate) vector: Option<u16>,
     /// Entries posted since the last interrupt.
-    pub unsignaled: u32,
+    pub(crate) unsignaled: u32,
     /// State of the head doorbell.
-    pub doorbell: Doorbell,
+    pub(crate) doorbell: Doorbell,
     /// When the first of the `unsignaled` entries was posted, in nanoseconds.
-    pub since: u64,
+    pub(crate) since: u64,
     backlog: VecDeque<Completion>,
     entries: u32,
     tail: u32,
@@ -35,8 +35,7 @@ pub struct CompletionQueue<M: GuestMemory> {
 
 impl<M: GuestMemory> CompletionQueue<M> {
     /// An empty ring of `entries`, at least 2, at `iova`.
-    #[must_use]
-    pub fn new(id: u16, entries: u32, iova: Iova, vector: Option<u16>) -> Self {
+    pub(crate) fn new(id: u16, entries: u32, iova: Iova, vector: Option<u16>) -> Self {
         Self {
             id,
             vector,
@@ -54,25 +53,22 @@ impl<M: GuestMemory> CompletionQueue<M> {
     }
 
     /// The ring's memory.
-    pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
+    pub(crate) fn ring_memory(&mut self) -> &mut RingMemory<M> {
         &mut self.ring_memory
     }
 
     /// The tail: where the next entry goes.
-    #[must_use]
-    pub fn tail(&self) -> u32 {
+    pub(crate) fn tail(&self) -> u32 {
         self.tail
     }
 
     /// The last valid head.
-    #[must_use]
-    pub fn head(&self) -> u32 {
+    pub(crate) fn head(&self) -> u32 {
         self.head
     }
 
     /// Whether the register or the shadow doorbell has changed.
-    #[must_use]
-    pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+    pub(crate) fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         match shadow {
             ShadowValue::Absent => self.is_new(register),
             shadow => self.doorbell.has_changed(register, shadow),
@@ -82,7 +78,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
     /// Updates the head from the doorbell at `now`. `register` must be loaded before `shadow`. Returns the value that was used.
     ///
     /// # Errors [`BadDoorbell`] for a head beyond the tail, once for each value; the queue is unchanged.
-    pub fn update_doorbell(
+    pub(crate) fn update_doorbell(
         &mut self,
         register: u32,
         shadow: ShadowValue,
@@ -100,8 +96,7 @@ impl<M: GuestMemory> CompletionQueue<M> {
     }
 
     /// Completions that wait for a free entry.
-    #[must_use]
-    pub fn backlog(&self) -> usize {
+    pub(crate) fn backlog(&self) -> usize {
         self.backlog.len()
     }
 
@@ -123,19 +118,19 @@ impl<M: GuestMemory> CompletionQueue<M> {
     }
 
     /// Adds a completion; [`deliver`](Self::deliver) writes it to the ring.
-    pub fn push(&mut self, completion: Completion) {
+    pub(crate) fn push(&mut self, completion: Completion) {
         self.backlog.push_back(completion);
     }
 
     /// Drops the waiting completions of submission queue `sq`.
-    pub fn forget(&mut self, sq: u16) {
+    pub(crate) fn forget(&mut self, sq: u16) {
         self.backlog.retain(|completion| completion.sq_id != sq);
     }
 
     /// Writes as many completions as there are free entries, and adds their number to `put`.
     ///
     /// # Errors [`Unreachable`]; completions that were not written still wait.
-    pub fn deliver(&mut self, memory: &M, put: &mut u32) -> Result<(), Unreachable> {
+    pub(crate) fn deliver(&mut self, memory: &M, put: &mut u32) -> Result<(), Unreachable> {
         while let Some(completion) = self.backlog.front() {
             if distance(self.head, self.tail, self.entries) == self.entries - 1 {
                 break;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Buckets of a latency histogram: bucket `n` counts latencies below `2^n` ns and not below half of that; the last one has the
 /// rest.
-pub const BUCKETS: usize = 36;
+pub(crate) const BUCKETS: usize = 36;
 
 /// Kinds of commands that are counted separately.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -98,7 +98,7 @@ fn read(counter: &AtomicU64) -> u64 {
 
 impl Counters {
     /// Counts a command that succeeded.
-    pub fn succeeded(&self, kind: Kind, bytes: u64, nanoseconds: u64) {
+    pub(crate) fn succeeded(&self, kind: Kind, bytes: u64, nanoseconds: u64) {
         let kind = kind as usize;
         add(&self.commands[kind], 1);
         add(&self.bytes[kind], bytes);
@@ -115,12 +115,12 @@ impl Counters {
     }
 
     /// Sets the number of commands in flight.
-    pub fn set_in_flight(&self, commands: u64) {
+    pub(crate) fn set_in_flight(&self, commands: u64) {
         self.in_flight.store(commands, Ordering::Relaxed);
     }
 
     /// Counts interrupts.
-    pub fn interrupted(&self, times: u64) {
+    pub(crate) fn interrupted(&self, times: u64) {
         add(&self.interrupts, times);
     }
 

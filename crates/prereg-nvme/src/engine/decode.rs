@@ -8,7 +8,7 @@ use crate::spec::{Command, Status};
 
 /// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
+pub(crate) enum Direction {
     /// From the disk to guest memory.
     ToGuest,
     /// From guest memory.
@@ -17,8 +17,7 @@ pub enum Direction {
 
 impl Direction {
     /// How bit buckets are treated.
-    #[must_use]
-    pub const fn buckets(self) -> BitBuckets {
+    pub(crate) const fn buckets(self) -> BitBuckets {
         match self {
             Self::ToGuest => BitBuckets::Count,
             Self::FromGuest => BitBuckets::Ignore,
@@ -28,7 +27,7 @@ impl Direction {
 
 /// A decoded I/O command.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum IoCommand {
+pub(crate) enum IoCommand {
     /// Transfers `bytes` between guest memory and the disk of namespace `nsid`.
     Transfer {
         /// The namespace.
@@ -60,13 +59,13 @@ pub enum IoCommand {
 
 /// The state that decoding depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct DecodeContext<'a> {
+pub(crate) struct DecodeContext<'a> {
     /// The namespaces.
-    pub namespaces: &'a Namespaces,
+    pub(crate) namespaces: &'a Namespaces,
     /// The most bytes of a transfer.
-    pub max_transfer_bytes: u64,
+    pub(crate) max_transfer_bytes: u64,
     /// Whether the write cache is enabled.
-    pub write_cache: bool,
+    pub(crate) write_cache: bool,
 }
 
 const FUA: u32 = 1 << 30;
@@ -74,12 +73,12 @@ const DEALLOCATE: u32 = 1 << 25;
 const DATASET_DEALLOCATE: u32 = 1 << 2;
 
 /// Bytes of a range of Dataset Management (figure 352).
-pub const RANGE_BYTES: u64 = 16;
+pub(crate) const RANGE_BYTES: u64 = 16;
 
 /// Decodes `command`.
 ///
 /// # Errors The status to complete it with.
-pub fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand, Status> {
+pub(crate) fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand, Status> {
     if !matches!(
         command.opcode(),
         io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET
@@ -168,7 +167,7 @@ fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> 
 /// The ranges of a Dataset Management command as `(offset, bytes)`, without empty ones.
 ///
 /// # Errors [`Status::LBA_RANGE`] when one is outside the namespace.
-pub fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
+pub(crate) fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
     let mut ranges = Vec::with_capacity(raw.len() / RANGE_BYTES as usize);
     for range in raw.chunks_exact(RANGE_BYTES as usize) {
         let (mut count, mut first) = ([0; 4], [0; 8]);

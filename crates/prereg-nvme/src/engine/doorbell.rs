@@ -11,7 +11,7 @@ pub const SETTLE_TIME: u64 = 10_000_000;
 
 /// The state of a shadow doorbell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ShadowValue {
+pub(crate) enum ShadowValue {
     /// There was no Doorbell Buffer Config.
     Absent,
     /// Its memory cannot be reached at the moment.
@@ -22,7 +22,7 @@ pub enum ShadowValue {
 
 /// The new value of a doorbell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DoorbellValue {
+pub(crate) enum DoorbellValue {
     /// From the register.
     Register(u32),
     /// From the shadow doorbell.
@@ -31,8 +31,7 @@ pub enum DoorbellValue {
 
 impl DoorbellValue {
     /// The value itself.
-    #[must_use]
-    pub fn value(self) -> u32 {
+    pub(crate) fn value(self) -> u32 {
         match self {
             Self::Register(value) | Self::Shadow(value) => value,
         }
@@ -52,13 +51,13 @@ pub struct Doorbell {
 
 impl Doorbell {
     /// Sets both to `value`, the position in the queue.
-    pub fn init(&mut self, value: u32) {
+    pub(crate) fn init(&mut self, value: u32) {
         *self = Self { register: value, shadow: value, ..Self::default() };
     }
 
     /// The new value at `now`, if there is one, for a ring of `entries` at position `current`. `register` must be loaded before
     /// the shadow doorbell, which is then never older than the register value written with it.
-    pub fn next_value(
+    pub(crate) fn next_value(
         &mut self,
         register: u32,
         shadow: ShadowValue,
@@ -92,21 +91,18 @@ impl Doorbell {
     }
 
     /// Whether [`next_value`](Self::next_value) would find another value than the last time.
-    #[must_use]
-    pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+    pub(crate) fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         register != self.register || matches!(shadow, ShadowValue::Known(shadow) if shadow != self.shadow)
     }
 
     /// When to call [`next_value`](Self::next_value) again without a write.
-    #[must_use]
-    pub fn due(&self) -> Option<u64> {
+    pub(crate) fn due(&self) -> Option<u64> {
         self.due
     }
 }
 
 /// Steps from `from` forward to `to` in a ring. Any number if one of them is outside the ring, as values from the guest may be.
-#[must_use]
-pub fn distance(from: u32, to: u32, entries: u32) -> u32 {
+pub(crate) fn distance(from: u32, to: u32, entries: u32) -> u32 {
     if to >= from { to - from } else { to.wrapping_add(entries).wrapping_sub(from) }
 }
 

@@ -6,32 +6,32 @@ use crate::spec::Status;
 
 /// One entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Failure {
+pub(crate) struct Failure {
     /// Submission queue and command identifier; `None` for an error of no command.
-    pub command: Option<(u16, u16)>,
+    pub(crate) command: Option<(u16, u16)>,
     /// Status of the command.
-    pub status: Status,
+    pub(crate) status: Status,
     /// Namespace of the command.
-    pub nsid: u32,
+    pub(crate) nsid: u32,
     /// First block of the command.
-    pub lba: u64,
+    pub(crate) lba: u64,
 }
 
 /// The latest failures.
 #[derive(Debug, Default)]
-pub struct ErrorLog {
+pub(crate) struct ErrorLog {
     latest: VecDeque<(u64, Failure)>,
     count: u64,
 }
 
 impl ErrorLog {
     /// Entries that are kept.
-    pub const ENTRIES: usize = 64;
+    pub(crate) const ENTRIES: usize = 64;
     /// Bytes of an entry (figure 193).
     const BYTES: usize = 64;
 
     /// Adds a failure.
-    pub fn push(&mut self, failure: Failure) {
+    pub(crate) fn push(&mut self, failure: Failure) {
         self.count += 1;
         if self.latest.len() == Self::ENTRIES {
             self.latest.pop_back();
@@ -40,14 +40,12 @@ impl ErrorLog {
     }
 
     /// Failures since the controller was made.
-    #[must_use]
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// The log page.
-    #[must_use]
-    pub fn page(&self) -> Vec<u8> {
+    pub(crate) fn page(&self) -> Vec<u8> {
         let mut page = vec![0; Self::ENTRIES * Self::BYTES];
         for (entry, (number, failure)) in page.chunks_exact_mut(Self::BYTES).zip(&self.latest) {
             let (sq, cid) = failure.command.unwrap_or((0xffff, 0xffff));

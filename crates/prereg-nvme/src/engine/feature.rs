@@ -22,7 +22,7 @@ enum Select {
 
 /// An action that Set or Get Features requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FeatureEffect {
+pub(crate) enum FeatureEffect {
     /// Nothing: the result.
     Result(u32),
     /// All writes must become durable before the command ends: the write cache was disabled.
@@ -35,7 +35,7 @@ pub enum FeatureEffect {
 
 /// The features of a controller.
 #[derive(Clone, Debug)]
-pub struct Features {
+pub(crate) struct Features {
     arbitration: u32,
     over: u16,
     under: u16,
@@ -46,13 +46,12 @@ pub struct Features {
     /// Pairs of I/O queues granted.
     queues: u16,
     /// The host identifier, zero until it is set.
-    pub host: [u8; 16],
+    pub(crate) host: [u8; 16],
 }
 
 impl Features {
     /// The values after a reset.
-    #[must_use]
-    pub fn new(shared: &Shared) -> Self {
+    pub(crate) fn new(shared: &Shared) -> Self {
         Self {
             arbitration: 4,
             over: TEMPERATURE + 50,
@@ -66,33 +65,29 @@ impl Features {
     }
 
     /// Pairs of I/O queues that the guest may create.
-    #[must_use]
-    pub fn queues(&self) -> u16 {
+    pub(crate) fn queues(&self) -> u16 {
         self.queues
     }
 
     /// Whether the guest enabled namespace notices.
-    #[must_use]
-    pub fn wants_namespaces(&self) -> bool {
+    pub(crate) fn wants_namespaces(&self) -> bool {
         self.events & EVENT_NAMESPACE != 0
     }
 
     /// Whether the temperature is outside its thresholds.
-    #[must_use]
-    pub fn is_temperature_outside(&self) -> bool {
+    pub(crate) fn is_temperature_outside(&self) -> bool {
         TEMPERATURE >= self.over || TEMPERATURE <= self.under
     }
 
     /// Whether the guest enabled temperature warnings.
-    #[must_use]
-    pub fn wants_temperature(&self) -> bool {
+    pub(crate) fn wants_temperature(&self) -> bool {
         self.events & EVENT_TEMPERATURE != 0
     }
 
     /// Set Features. `has_queues`: I/O queues exist.
     ///
     /// # Errors The status to complete with; nothing was changed.
-    pub fn set(
+    pub(crate) fn set(
         &mut self,
         command: &Command,
         shared: &Shared,
@@ -168,7 +163,7 @@ impl Features {
     /// Get Features.
     ///
     /// # Errors The status to complete with.
-    pub fn get(&self, command: &Command, shared: &Shared) -> Result<FeatureEffect, Status> {
+    pub(crate) fn get(&self, command: &Command, shared: &Shared) -> Result<FeatureEffect, Status> {
         let (word, value) = (command.dword(10), command.dword(11));
         let id = (word & 0xff) as u8;
         let select = match word >> 8 & 7 {

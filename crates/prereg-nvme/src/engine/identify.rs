@@ -32,7 +32,7 @@ pub struct Identity {
 }
 
 /// The composite temperature in kelvins. It is mandatory, but there is no sensor.
-pub const TEMPERATURE: u16 = 298;
+pub(crate) const TEMPERATURE: u16 = 298;
 
 /// Abort Command Limit, zero based (ACL).
 const ABORT_LIMIT: u8 = 3;
@@ -51,8 +51,7 @@ const ONCS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
 const VWC: u8 = 1 | 3 << 1;
 
 /// Identify Controller.
-#[must_use]
-pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces) -> Page {
+pub(crate) fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces) -> Page {
     let mut page = Page::zeroed();
     page.put_u16(0, identity.vendor);
     page.put_u16(2, identity.subsystem_vendor);
@@ -103,8 +102,7 @@ fn subsystem_name(uuid: &[u8; 16]) -> String {
 }
 
 /// Identify Namespace.
-#[must_use]
-pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
+pub(crate) fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
     /// NSFEAT: the optimal sizes below are valid.
     const OPTIMAL: u8 = 1 << 4;
     /// DLFEAT: deallocated blocks read zero (bits 2:0), Write Zeroes may deallocate (bit 3).
@@ -131,8 +129,7 @@ pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
 }
 
 /// Namespace Identification Descriptor list: the UUID. NGUID and EUI64 need a registered vendor identifier.
-#[must_use]
-pub fn descriptors(namespace: &Namespace) -> Page {
+pub(crate) fn descriptors(namespace: &Namespace) -> Page {
     const UUID: u8 = 3;
     let mut page = Page::zeroed();
     page.put(0, &[UUID, 16, 0, 0]);
@@ -141,8 +138,7 @@ pub fn descriptors(namespace: &Namespace) -> Page {
 }
 
 /// The list of namespaces above `nsid`.
-#[must_use]
-pub fn list(namespaces: &Namespaces, nsid: u32) -> Page {
+pub(crate) fn list(namespaces: &Namespaces, nsid: u32) -> Page {
     let mut page = Page::zeroed();
     for (at, nsid) in (0..Page::BYTES / 4).zip(namespaces.above(nsid)) {
         page.put_u32(at * 4, nsid);
@@ -151,8 +147,7 @@ pub fn list(namespaces: &Namespaces, nsid: u32) -> Page {
 }
 
 /// The list of controllers from identifier `from` on: only this one.
-#[must_use]
-pub fn controllers(identity: &Identity, from: u16) -> Page {
+pub(crate) fn controllers(identity: &Identity, from: u16) -> Page {
     let mut page = Page::zeroed();
     if identity.controller >= from {
         page.put_u16(0, 1);

@@ -5,7 +5,7 @@ use crate::spec::Status;
 
 /// The origin of a command in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Owner {
+pub(crate) enum Owner {
     /// The guest.
     Guest {
         /// Submission queue.
@@ -19,35 +19,35 @@ pub enum Owner {
 
 /// A command in flight.
 #[derive(Clone, Copy, Debug)]
-pub struct InFlight {
+pub(crate) struct InFlight {
     /// The origin of a command in flight.
-    pub owner: Owner,
+    pub(crate) owner: Owner,
     /// Its kind for counters.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// When it was fetched, in nanoseconds.
-    pub started: u64,
+    pub(crate) started: u64,
     /// Bytes to transfer, zero or deallocate.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Its namespace, for the error log.
-    pub nsid: u32,
+    pub(crate) nsid: u32,
     /// Its first block, for the error log.
-    pub lba: u64,
+    pub(crate) lba: u64,
     /// Disk requests that are not done.
-    pub parts: u32,
+    pub(crate) parts: u32,
     /// The first failure.
-    pub status: Status,
+    pub(crate) status: Status,
 }
 
 /// Commands in flight, by tag.
 #[derive(Debug, Default)]
-pub struct InFlightTable {
+pub(crate) struct InFlightTable {
     list: Vec<Option<InFlight>>,
     free: Vec<usize>,
 }
 
 impl InFlightTable {
     /// Adds a command; returns its tag.
-    pub fn begin(&mut self, in_flight: InFlight) -> u64 {
+    pub(crate) fn begin(&mut self, in_flight: InFlight) -> u64 {
         if let Some(at) = self.free.pop() {
             self.list[at] = Some(in_flight);
             return at as u64;
@@ -57,12 +57,12 @@ impl InFlightTable {
     }
 
     /// The command of a tag.
-    pub fn get(&mut self, tag: u64) -> Option<&mut InFlight> {
+    pub(crate) fn get(&mut self, tag: u64) -> Option<&mut InFlight> {
         self.list.get_mut(usize::try_from(tag).ok()?)?.as_mut()
     }
 
     /// Removes a command.
-    pub fn end(&mut self, tag: u64) -> Option<InFlight> {
+    pub(crate) fn end(&mut self, tag: u64) -> Option<InFlight> {
         let at = usize::try_from(tag).ok()?;
         let in_flight = self.list.get_mut(at)?.take()?;
         self.free.push(at);
@@ -70,14 +70,12 @@ impl InFlightTable {
     }
 
     /// Commands in flight.
-    #[must_use]
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.list.len() - self.free.len()
     }
 
     /// The tags in use.
-    #[must_use]
-    pub fn tags(&self) -> Vec<u64> {
+    pub(crate) fn tags(&self) -> Vec<u64> {
         (0..).zip(&self.list).filter(|(_, one)| one.is_some()).map(|(tag, _)| tag).collect()
     }
 }

@@ -28,8 +28,12 @@ pub struct Health {
 }
 
 /// SMART / Health Information (figure 194).
-#[must_use]
-pub fn smart(health: &Health, errors: u64, is_temperature_outside: bool, all_read_only: bool) -> Vec<u8> {
+pub(crate) fn smart(
+    health: &Health,
+    errors: u64,
+    is_temperature_outside: bool,
+    all_read_only: bool,
+) -> Vec<u8> {
     // Critical warnings: bit 1 temperature, bit 3 media are read only.
     let warning = u8::from(is_temperature_outside) << 1 | u8::from(all_read_only) << 3;
     let mut page = Page::zeroed();
@@ -53,8 +57,7 @@ pub fn smart(health: &Health, errors: u64, is_temperature_outside: bool, all_rea
 }
 
 /// Firmware Slot Information: one slot, active.
-#[must_use]
-pub fn firmware(revision: &str) -> Vec<u8> {
+pub(crate) fn firmware(revision: &str) -> Vec<u8> {
     let mut page = Page::zeroed();
     page.put_u8(0, 1);
     page.put_text(8, 8, revision);
@@ -62,8 +65,7 @@ pub fn firmware(revision: &str) -> Vec<u8> {
 }
 
 /// Changed Namespace List.
-#[must_use]
-pub fn changed(namespaces: &[u32]) -> Vec<u8> {
+pub(crate) fn changed(namespaces: &[u32]) -> Vec<u8> {
     let mut page = Page::zeroed();
     for (at, nsid) in namespaces.iter().enumerate() {
         page.put_u32(at * 4, *nsid);
@@ -72,8 +74,7 @@ pub fn changed(namespaces: &[u32]) -> Vec<u8> {
 }
 
 /// Commands Supported and Effects.
-#[must_use]
-pub fn effects(shadow_doorbells: bool) -> Vec<u8> {
+pub(crate) fn effects(shadow_doorbells: bool) -> Vec<u8> {
     const SUPPORTED: u32 = 1;
     /// The command may change logical blocks (LBCC).
     const CONTENT: u32 = 1 << 1;

@@ -47,14 +47,12 @@ impl Namespace {
     }
 
     /// Whether it is write protected.
-    #[must_use]
-    pub const fn is_read_only(&self) -> bool {
+    pub(crate) const fn is_read_only(&self) -> bool {
         self.read_only
     }
 
     /// Whether deallocated blocks read zero.
-    #[must_use]
-    pub const fn zeroes_deallocated(&self) -> bool {
+    pub(crate) const fn zeroes_deallocated(&self) -> bool {
         self.discard_zeroes
     }
 
@@ -101,7 +99,7 @@ impl Namespaces {
     }
 
     /// The identifiers above `nsid`, in order.
-    pub fn above(&self, nsid: u32) -> impl Iterator<Item = u32> + '_ {
+    pub(crate) fn above(&self, nsid: u32) -> impl Iterator<Item = u32> + '_ {
         (1..=self.count()).filter(move |one| *one > nsid)
     }
 

@@ -31,9 +31,9 @@ use super::queue_table::{head_of, tail_of};
 use super::sg_list::SgList;
 use super::shadow::{Shadow, ShadowBuffers, retry_at};
 use super::shared::Shared;
-use super::storage::{Broken, Storage, Work, status_of};
+use super::storage::{Broken, Storage, status_of};
 use super::submission::SubmissionQueue;
-use crate::disk::{Done, Operation};
+use crate::disk::{Done, Operation, Request};
 use crate::spec::{Command, Completion, Status};
 
 /// Commands of a poll group that may be in flight at a time.
@@ -87,7 +87,7 @@ pub struct PollGroup<M: GuestMemory, S> {
     page_shift: u32,
     in_flight: InFlightTable,
     /// Disk requests that found a disk queue full, in order.
-    stalled: VecDeque<Work<M::Guard>>,
+    stalled: VecDeque<(u32, Request<M::Guard>)>,
     next_queue: usize,
     /// Wake for every head doorbell, not only where a completion waits for a free entry.
     watch_heads: bool,
@@ -130,7 +130,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     }
 
     /// The completion queues.
-    pub fn completion_ids(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(crate) fn completion_ids(&self) -> impl Iterator<Item = u16> + '_ {
         self.completion.iter().map(|(queue, _)| queue.id)
     }
 
@@ -140,14 +140,14 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     }
 
     /// Sets whether to follow every head: INTx is deasserted when a head reaches the tail.
-    pub fn watch_heads(&mut self, watch: bool) {
+    pub(crate) fn watch_heads(&mut self, watch: bool) {
         self.watch_heads = watch;
     }
 
     /// Adds completion queue `id`, which must not exist.
     ///
     /// # Errors [`Status::DATA_TRANSFER`] when its memory cannot be reached.
-    pub fn add_completion(
+    pub(crate) fn add_completion(
         &mut self,
         id: u16,
         entries: u32,
@@ -165,7 +165,13 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     /// Adds a submission queue whose completion queue is in this poll group.
     ///
     /// # Errors [`Status::DATA_TRANSFER`] when its memory cannot be reached.
-    pub fn add_submission(&mut self, id: u16, cq: u16, entries: u32, iova: Iova) -> Result<(), Status> {
+    pub(crate) fn add_submission(
+        &mut self,
+        id: u16,
+        cq: u16,
+        entries: u32,
+        iova: Iova,
+    ) -> Result<(), Status> {
         let mut queue = SubmissionQueue::new(id, cq, entries, iova);
         queue.ring_memory().hold(&self.memory).map_err(|_| Status::DATA_TRANSFER)?;
         queue.ring_memory().end_batch();
@@ -175,13 +181,13 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     }
 
     /// Removes a completion queue.
-    pub fn remove_completion(&mut self, id: u16) {
+    pub(crate) fn remove_completion(&mut self, id: u16) {
         self.completion.retain(|(queue, _)| queue.id != id);
     }
 
     /// Starts the deletion of a submission queue: no more commands are fetched, commands that have not started are aborted, and
     /// [`PollResult::closed`] reports when the others are done.
-    pub fn close_submission(&mut self, id: u16, now: u64) {
+    pub(crate) fn close_submission(&mut self, id: u16, now: u64) {
         if let Some((queue, _)) = self.submission.iter_mut().find(|(queue, _)| queue.id == id) {
             queue.closing = true;
         }
@@ -196,7 +202,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     /// Starts to use shadow doorbells.
     ///
     /// # Errors [`Status::DATA_TRANSFER`] when their memory cannot be reached; nothing changes then.
-    pub fn set_shadow(&mut self, buffers: ShadowBuffers) -> Result<(), Status> {
+    pub(crate) fn set_shadow(&mut self, buffers: ShadowBuffers) -> Result<(), Status> {
         let mut shadow = Shadow::new(buffers);
         for (queue, _) in &self.submission {
             shadow.init(&self.memory, tail_of(queue.id), queue.tail()).map_err(|_| Status::DATA_TRANSFER)?;
@@ -249,8 +255,8 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         self.submission.clear();
         self.completion.clear();
         self.shadow = None;
-        for work in std::mem::take(&mut self.stalled) {
-            self.part_done(work.tag, Status::ABORT_REQUESTED, 0, &mut PollResult::default());
+        for (_, request) in std::mem::take(&mut self.stalled) {
+            self.part_done(request.tag, Status::ABORT_REQUESTED, 0, &mut PollResult::default());
         }
     }
 
@@ -274,7 +280,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     /// memory start, but no command is fetched and no completion posted.
     ///
     /// # Errors As for [`poll`](Self::poll).
-    pub fn poll_without_memory(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
+    pub(crate) fn poll_without_memory(&mut self, now: u64, polled: &mut PollResult) -> Result<(), Broken> {
         polled.clear();
         self.collect(now, polled)?;
         self.submit_without_memory(polled);
@@ -323,11 +329,11 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     }
 
     fn submit_stalled(&mut self, polled: &mut PollResult) {
-        while let Some(work) = self.stalled.pop_front() {
-            match self.storage.submit(work) {
+        while let Some((nsid, request)) = self.stalled.pop_front() {
+            match self.storage.submit(nsid, request) {
                 Ok(()) => polled.progress = true,
-                Err(work) => {
-                    self.stalled.push_front(work);
+                Err(request) => {
+                    self.stalled.push_front((nsid, request));
                     return;
                 }
             }
@@ -337,26 +343,26 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     /// Requests without data, such as flushes, do not wait behind those that need guest memory.
     fn submit_without_memory(&mut self, polled: &mut PollResult) {
         for _ in 0..self.stalled.len() {
-            let Some(work) = self.stalled.pop_front() else { return };
-            if !work.data.is_empty() {
-                self.stalled.push_back(work);
+            let Some((nsid, request)) = self.stalled.pop_front() else { return };
+            if !request.data.is_empty() {
+                self.stalled.push_back((nsid, request));
                 continue;
             }
-            match self.storage.submit(work) {
+            match self.storage.submit(nsid, request) {
                 Ok(()) => polled.progress = true,
-                Err(work) => self.stalled.push_back(work),
+                Err(request) => self.stalled.push_back((nsid, request)),
             }
         }
     }
 
-    fn submit(&mut self, work: Work<M::Guard>) {
-        if let Some(in_flight) = self.in_flight.get(work.tag) {
+    fn submit(&mut self, nsid: u32, request: Request<M::Guard>) {
+        if let Some(in_flight) = self.in_flight.get(request.tag) {
             in_flight.parts += 1;
         }
         if !self.stalled.is_empty() {
-            self.stalled.push_back(work);
-        } else if let Err(work) = self.storage.submit(work) {
-            self.stalled.push_back(work);
+            self.stalled.push_back((nsid, request));
+        } else if let Err(request) = self.storage.submit(nsid, request) {
+            self.stalled.push_back((nsid, request));
         }
     }
 
@@ -364,7 +370,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     fn submit_all(&mut self, tag: u64, operation: Operation) {
         let count = self.shared.namespaces.count();
         for nsid in 1..=count {
-            self.submit(Work { nsid, tag, operation: operation.clone(), data: Vec::new() });
+            self.submit(nsid, Request { tag, operation: operation.clone(), data: Vec::new() });
         }
     }
 
@@ -415,10 +421,10 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             match queue.update_doorbell(register, shadow, now) {
                 // INTx must not count consumed entries as unread.
                 Ok(Some(DoorbellValue::Shadow(head))) => {
-                    self.shared.queue_table.set_shadow_head(queue.id, Some(head))
+                    self.shared.queue_table.set_shadow_head(queue.id, Some(head));
                 }
                 Ok(Some(DoorbellValue::Register(_))) => {
-                    self.shared.queue_table.set_shadow_head(queue.id, None)
+                    self.shared.queue_table.set_shadow_head(queue.id, None);
                 }
                 Ok(None) => {}
                 Err(bad) => polled.events.push(bad.into()),
@@ -480,11 +486,11 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
     fn drop_stalled(&mut self, which: impl Fn(u16, u16) -> bool, status: Status, now: u64) -> bool {
         let mut dropped = Vec::new();
         let mut kept = VecDeque::new();
-        for work in std::mem::take(&mut self.stalled) {
-            let owner = self.in_flight.get(work.tag).map(|in_flight| in_flight.owner);
+        for (nsid, request) in std::mem::take(&mut self.stalled) {
+            let owner = self.in_flight.get(request.tag).map(|in_flight| in_flight.owner);
             match owner {
-                Some(Owner::Guest { sq, cid }) if which(sq, cid) => dropped.push(work.tag),
-                _ => kept.push_back(work),
+                Some(Owner::Guest { sq, cid }) if which(sq, cid) => dropped.push(request.tag),
+                _ => kept.push_back((nsid, request)),
             }
         }
         self.stalled = kept;

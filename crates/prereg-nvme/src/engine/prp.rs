@@ -15,7 +15,7 @@ const BATCH: usize = 64;
 /// one page of the transfer.
 ///
 /// # Errors [`Status::PRP_OFFSET`] for an entry that is misaligned, [`Status::DATA_TRANSFER`] for a list that cannot be read.
-pub fn walk<M: GuestMemory>(
+pub(crate) fn walk<M: GuestMemory>(
     memory: &M,
     (first, second): (u64, u64),
     bytes: u64,

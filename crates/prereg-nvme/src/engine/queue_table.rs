@@ -106,8 +106,7 @@ impl QueueTable {
     }
 
     /// Pairs of queues, including the admin queues.
-    #[must_use]
-    pub fn queues(&self) -> u16 {
+    pub(crate) fn queues(&self) -> u16 {
         self.submission.len() as u16
     }
 
@@ -136,14 +135,14 @@ impl QueueTable {
     }
 
     /// Deletes a submission queue.
-    pub fn close_submission(&self, id: u16) {
+    pub(crate) fn close_submission(&self, id: u16) {
         if let Some(queue) = self.submission.get(usize::from(id)) {
             queue.entries.store(0, Ordering::Release);
         }
     }
 
     /// Deletes a completion queue.
-    pub fn close_completion(&self, id: u16) {
+    pub(crate) fn close_completion(&self, id: u16) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             queue.entries.store(0, Ordering::Release);
         }
@@ -192,7 +191,7 @@ impl QueueTable {
 
     /// Polls doorbells that the guest writes in memory. Calls `rung` with the poll group of each whose value differs from
     /// `seen`, and updates `seen`.
-    pub fn poll_doorbells(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
+    pub(crate) fn poll_doorbells(&self, seen: &mut [u32], mut rung: impl FnMut(u32)) {
         for id in 0..self.queues() {
             let at = usize::from(id);
             let lists = [(tail_of(id), &self.submission), (head_of(id), &self.completion)];
@@ -213,7 +212,7 @@ impl QueueTable {
 
     /// Sets whether the poll group waits for the head of completion queue `id`. The caller checks the head once more
     /// afterwards.
-    pub fn await_head(&self, id: u16, awaited: bool) {
+    pub(crate) fn await_head(&self, id: u16, awaited: bool) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             if queue.awaited.load(Ordering::Relaxed) != awaited {
                 queue.awaited.store(awaited, Ordering::Relaxed);
@@ -224,8 +223,7 @@ impl QueueTable {
     }
 
     /// Whether submission queue `id` exists.
-    #[must_use]
-    pub fn has_submission(&self, id: u16) -> bool {
+    pub(crate) fn has_submission(&self, id: u16) -> bool {
         self.submission.get(usize::from(id)).is_some_and(|queue| queue.entries.load(Ordering::Acquire) > 0)
     }
 
@@ -243,7 +241,7 @@ impl QueueTable {
 
     /// Sets the head that the guest wrote to the shadow doorbell of completion queue `id`; `None`: the register counts. The
     /// register is left alone, because the guest may write it at the same time.
-    pub fn set_shadow_head(&self, id: u16, head: Option<u32>) {
+    pub(crate) fn set_shadow_head(&self, id: u16, head: Option<u32>) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             // Relaxed: a single number for `has_unread`; the poll group updates the interrupt after it changes this.
             let head = head.unwrap_or(BY_REGISTER);
@@ -258,7 +256,7 @@ impl QueueTable {
     }
 
     /// Sets the tail of completion queue `id`.
-    pub fn set_posted(&self, id: u16, tail: u32) {
+    pub(crate) fn set_posted(&self, id: u16, tail: u32) {
         if let Some(queue) = self.completion.get(usize::from(id)) {
             // Release, with `has_unread`.
             queue.posted.store(tail, Ordering::Release);
@@ -266,8 +264,7 @@ impl QueueTable {
     }
 
     /// The vector of completion queue `id`, if it has interrupts enabled.
-    #[must_use]
-    pub fn vector(&self, id: u16) -> Option<u16> {
+    pub(crate) fn vector(&self, id: u16) -> Option<u16> {
         let queue = self.completion.get(usize::from(id))?;
         if queue.entries.load(Ordering::Acquire) == 0 {
             return None;

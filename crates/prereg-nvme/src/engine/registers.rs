@@ -153,8 +153,7 @@ impl Registers {
     }
 
     /// Whether the guest shut the controller down, or never enabled it.
-    #[must_use]
-    pub fn is_safe_to_leave(&self) -> bool {
+    pub(crate) fn is_safe_to_leave(&self) -> bool {
         self.csts & CSTS_SHUTDOWN == CSTS_SHUT || self.cc & CC_ENABLE == 0
     }
 

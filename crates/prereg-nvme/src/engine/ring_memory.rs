@@ -9,7 +9,7 @@ use super::memory::{GuestMemory, Unreachable};
 
 /// A range of guest memory that is usually held.
 #[derive(Debug)]
-pub struct RingMemory<M: GuestMemory> {
+pub(crate) struct RingMemory<M: GuestMemory> {
     iova: Iova,
     bytes: u64,
     access: Access,
@@ -20,14 +20,14 @@ pub struct RingMemory<M: GuestMemory> {
 
 impl<M: GuestMemory> RingMemory<M> {
     /// A range that is held at its first use.
-    pub fn new(iova: Iova, bytes: u64, access: Access) -> Self {
+    pub(crate) fn new(iova: Iova, bytes: u64, access: Access) -> Self {
         Self { iova, bytes, access, held: None, release_after_batch: false }
     }
 
     /// The memory, held now if it was not.
     ///
     /// # Errors [`Unreachable`].
-    pub fn hold(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
+    pub(crate) fn hold(&mut self, memory: &M) -> Result<&M::Guard, Unreachable> {
         if self.held.is_none() {
             // Asked before the memory is held: a later announcement finds this range in the list.
             self.release_after_batch = !memory.may_keep_holds();
@@ -37,34 +37,28 @@ impl<M: GuestMemory> RingMemory<M> {
     }
 
     /// Ends a batch: releases a hold that may not be kept.
-    pub fn end_batch(&mut self) {
+    pub(crate) fn end_batch(&mut self) {
         if self.release_after_batch {
             self.release();
         }
     }
 
     /// Releases the hold.
-    pub fn release(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.held = None;
         self.release_after_batch = false;
     }
 
     /// Releases the hold if the range intersects `bytes` at `iova`; 0 bytes are all memory.
-    pub fn release_in(&mut self, iova: Iova, bytes: u64) {
+    pub(crate) fn release_in(&mut self, iova: Iova, bytes: u64) {
         if intersects((self.iova, self.bytes), (iova, bytes)) {
             self.release();
         }
     }
-
-    /// Address and length.
-    pub fn range(&self) -> (Iova, u64) {
-        (self.iova, self.bytes)
-    }
 }
 
 /// Whether two ranges intersect; one of 0 bytes is all memory. Sums saturate.
-#[must_use]
-pub fn intersects(one: (Iova, u64), other: (Iova, u64)) -> bool {
+pub(crate) fn intersects(one: (Iova, u64), other: (Iova, u64)) -> bool {
     if one.1 == 0 || other.1 == 0 {
         return true;
     }

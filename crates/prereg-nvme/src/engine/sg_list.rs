@@ -4,7 +4,7 @@ use prereg::Iova;
 
 /// A segment of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SgEntry {
+pub(crate) enum SgEntry {
     /// Guest memory.
     Memory {
         /// Address.
@@ -21,36 +21,26 @@ pub enum SgEntry {
 
 /// The segments of a transfer, in order; adjacent ones are merged.
 #[derive(Clone, Default, Debug)]
-pub struct SgList {
+pub(crate) struct SgList {
     list: Vec<SgEntry>,
-    bytes: u64,
 }
 
 impl SgList {
     /// Empties the list and keeps its allocation.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.list.clear();
-        self.bytes = 0;
     }
 
     /// The segments.
-    #[must_use]
-    pub fn entries(&self) -> &[SgEntry] {
+    pub(crate) fn entries(&self) -> &[SgEntry] {
         &self.list
     }
 
-    /// Their total length.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Appends guest memory.
-    pub fn push_memory(&mut self, iova: u64, bytes: u64) {
+    pub(crate) fn push_memory(&mut self, iova: u64, bytes: u64) {
         if bytes == 0 {
             return;
         }
-        self.bytes += bytes;
         if let Some(SgEntry::Memory { iova: first, bytes: so_far }) = self.list.last_mut() {
             if first.raw().checked_add(*so_far) == Some(iova) {
                 *so_far += bytes;
@@ -61,11 +51,10 @@ impl SgList {
     }
 
     /// Appends a bit bucket.
-    pub fn push_bit_bucket(&mut self, bytes: u64) {
+    pub(crate) fn push_bit_bucket(&mut self, bytes: u64) {
         if bytes == 0 {
             return;
         }
-        self.bytes += bytes;
         if let Some(SgEntry::BitBucket { bytes: so_far }) = self.list.last_mut() {
             *so_far += bytes;
             return;

@@ -8,7 +8,7 @@ use crate::spec::Status;
 
 /// SGLS of Identify Controller: dword alignment (bits 1:0 = 2), bit buckets (bit 16), and lists longer than the transfer (bit
 /// 18).
-pub const SUPPORT: u32 = 2 | 1 << 16 | 1 << 18;
+pub(crate) const SUPPORT: u32 = 2 | 1 << 16 | 1 << 18;
 
 const DESCRIPTOR: u64 = 16;
 const BATCH: usize = 32;
@@ -22,7 +22,7 @@ const LAST_SEGMENT: u8 = 3;
 
 /// How bit buckets are treated. They leave data out only in transfers to the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum BitBuckets {
+pub(crate) enum BitBuckets {
     /// Transfers to the guest: a bucket's data are left out.
     Count,
     /// Transfers from the guest: a bucket has no length.
@@ -48,7 +48,7 @@ impl Descriptor {
 ///
 /// # Errors [`Status::SGL_TYPE`], [`Status::SGL_SEGMENT`], [`Status::SGL_COUNT`], [`Status::SGL_GRANULARITY`],
 /// [`Status::SGL_DATA_LENGTH`] for a list that is too short, and [`Status::DATA_TRANSFER`] for one that cannot be read.
-pub fn walk<M: GuestMemory>(
+pub(crate) fn walk<M: GuestMemory>(
     memory: &M,
     (first, second): (u64, u64),
     bytes: u64,

@@ -22,7 +22,7 @@ pub struct ShadowBuffers {
 
 /// Access to the buffers, for one poll group.
 #[derive(Debug)]
-pub struct Shadow<M: GuestMemory> {
+pub(crate) struct Shadow<M: GuestMemory> {
     doorbells: RingMemory<M>,
     events: RingMemory<M>,
 }
@@ -31,15 +31,13 @@ pub struct Shadow<M: GuestMemory> {
 const RETRY_TIME: u64 = 10_000_000;
 
 /// When to load a shadow doorbell again that could not be reached.
-#[must_use]
-pub fn retry_at(shadow: ShadowValue, now: u64) -> Option<u64> {
+pub(crate) fn retry_at(shadow: ShadowValue, now: u64) -> Option<u64> {
     (shadow == ShadowValue::Unreachable).then(|| now.saturating_add(RETRY_TIME))
 }
 
 impl<M: GuestMemory> Shadow<M> {
     /// Access to `buffers`.
-    #[must_use]
-    pub fn new(buffers: ShadowBuffers) -> Self {
+    pub(crate) fn new(buffers: ShadowBuffers) -> Self {
         Self {
             doorbells: RingMemory::new(buffers.doorbells, buffers.bytes, Access::ReadWrite),
             events: RingMemory::new(buffers.events, buffers.bytes, Access::ReadWrite),
@@ -49,14 +47,14 @@ impl<M: GuestMemory> Shadow<M> {
     /// Loads shadow doorbell `at`.
     ///
     /// # Errors [`Unreachable`].
-    pub fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
+    pub(crate) fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
         self.doorbells.hold(memory)?.load_u32(at as u64 * 4)
     }
 
     /// Sets shadow doorbell `at` and its EventIdx to `value`, the position in the queue.
     ///
     /// # Errors [`Unreachable`].
-    pub fn init(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
+    pub(crate) fn init(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
         self.doorbells.hold(memory)?.store_u32(at as u64 * 4, value)?;
         self.events.hold(memory)?.store_u32(at as u64 * 4, value)
     }
@@ -65,7 +63,7 @@ impl<M: GuestMemory> Shadow<M> {
     /// or its value is in the result.
     ///
     /// # Errors [`Unreachable`].
-    pub fn arm(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
+    pub(crate) fn arm(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
         self.events.hold(memory)?.store_u32(at as u64 * 4, value)?;
         // The guest stores its value, fences, and loads ours; we do the same with the two swapped.
         fence(Ordering::SeqCst);
@@ -73,7 +71,7 @@ impl<M: GuestMemory> Shadow<M> {
     }
 
     /// The value of shadow doorbell `at`.
-    pub fn value(shadow: &mut Option<Self>, memory: &M, at: usize) -> ShadowValue {
+    pub(crate) fn value(shadow: &mut Option<Self>, memory: &M, at: usize) -> ShadowValue {
         match shadow {
             None => ShadowValue::Absent,
             Some(shadow) => shadow.load(memory, at).map_or(ShadowValue::Unreachable, ShadowValue::Known),
@@ -81,7 +79,7 @@ impl<M: GuestMemory> Shadow<M> {
     }
 
     /// As [`value`](Self::value), after setting the EventIdx to `value`.
-    pub fn armed_value(shadow: &mut Option<Self>, memory: &M, at: usize, value: u32) -> ShadowValue {
+    pub(crate) fn armed_value(shadow: &mut Option<Self>, memory: &M, at: usize, value: u32) -> ShadowValue {
         match shadow {
             None => ShadowValue::Absent,
             Some(shadow) => {
@@ -91,7 +89,7 @@ impl<M: GuestMemory> Shadow<M> {
     }
 
     /// Both buffers.
-    pub fn buffers(&mut self) -> [&mut RingMemory<M>; 2] {
+    pub(crate) fn buffers(&mut self) -> [&mut RingMemory<M>; 2] {
         [&mut self.doorbells, &mut self.events]
     }
 }

@@ -22,8 +22,7 @@ pub struct Limits {
 
 impl Limits {
     /// The largest transfer in bytes.
-    #[must_use]
-    pub const fn max_transfer_bytes(&self) -> u64 {
+    pub(crate) const fn max_transfer_bytes(&self) -> u64 {
         4096 << self.transfer_shift
     }
 }
@@ -61,43 +60,39 @@ impl Shared {
     // Relaxed throughout: a setting takes effect some time after the command that changes it, and no other data depend on it.
 
     /// Whether the write cache is enabled.
-    #[must_use]
-    pub fn write_cache(&self) -> bool {
+    pub(crate) fn write_cache(&self) -> bool {
         self.write_cache.load(Ordering::Relaxed)
     }
 
     /// Sets it.
-    pub fn set_write_cache(&self, on: bool) {
+    pub(crate) fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
     }
 
     /// Interrupt Coalescing as in Set Features: threshold in bits 7:0, time in units of 100 us in bits 15:8.
-    #[must_use]
-    pub fn coalescing(&self) -> u32 {
+    pub(crate) fn coalescing(&self) -> u32 {
         self.coalescing.load(Ordering::Relaxed)
     }
 
     /// Sets it.
-    pub fn set_coalescing(&self, value: u32) {
+    pub(crate) fn set_coalescing(&self, value: u32) {
         self.coalescing.store(value & 0xffff, Ordering::Relaxed);
     }
 
     /// Whether interrupts of `vector` are not coalesced.
-    #[must_use]
-    pub fn is_coalescing_exempt(&self, vector: u16) -> bool {
+    pub(crate) fn is_coalescing_exempt(&self, vector: u16) -> bool {
         self.exempt.get(usize::from(vector)).is_none_or(|exempt| exempt.load(Ordering::Relaxed))
     }
 
     /// Sets it.
-    pub fn set_coalescing_exempt(&self, vector: u16, exempt: bool) {
+    pub(crate) fn set_coalescing_exempt(&self, vector: u16, exempt: bool) {
         if let Some(place) = self.exempt.get(usize::from(vector)) {
             place.store(exempt, Ordering::Relaxed);
         }
     }
 
     /// The time and the number of entries to coalesce interrupts of `vector`; `None` for no coalescing.
-    #[must_use]
-    pub fn coalescing_limits(&self, vector: u16) -> Option<(u64, u32)> {
+    pub(crate) fn coalescing_limits(&self, vector: u16) -> Option<(u64, u32)> {
         let value = self.coalescing();
         let (threshold, time) = (value & 0xff, value >> 8 & 0xff);
         if time == 0 || self.is_coalescing_exempt(vector) {
@@ -107,7 +102,7 @@ impl Shared {
     }
 
     /// The error log.
-    pub fn errors(&self) -> MutexGuard<'_, ErrorLog> {
+    pub(crate) fn errors(&self) -> MutexGuard<'_, ErrorLog> {
         // The log is consistent after every statement that changes it.
         self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -10,21 +10,21 @@ use crate::spec::Command;
 use crate::spec::number::SUBMISSION_BYTES;
 
 /// Commands fetched at a time.
-pub const FETCH: usize = 16;
+pub(crate) const FETCH: usize = 16;
 
 /// A submission queue.
 #[derive(Debug)]
-pub struct SubmissionQueue<M: GuestMemory> {
+pub(crate) struct SubmissionQueue<M: GuestMemory> {
     /// Queue identifier.
-    pub id: u16,
+    pub(crate) id: u16,
     /// Its completion queue.
-    pub cq: u16,
+    pub(crate) cq: u16,
     /// Commands fetched and not completed yet.
-    pub in_flight: u32,
+    pub(crate) in_flight: u32,
     /// State of the tail doorbell.
-    pub doorbell: Doorbell,
+    pub(crate) doorbell: Doorbell,
     /// Being deleted: no more commands are fetched.
-    pub closing: bool,
+    pub(crate) closing: bool,
     entries: u32,
     head: u32,
     tail: u32,
@@ -34,8 +34,7 @@ pub struct SubmissionQueue<M: GuestMemory> {
 
 impl<M: GuestMemory> SubmissionQueue<M> {
     /// An empty ring of `entries`, at least 2, at `iova`.
-    #[must_use]
-    pub fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
+    pub(crate) fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
         let ring_memory = RingMemory::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
         Self {
             id,
@@ -52,25 +51,22 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     }
 
     /// The ring's memory.
-    pub fn ring_memory(&mut self) -> &mut RingMemory<M> {
+    pub(crate) fn ring_memory(&mut self) -> &mut RingMemory<M> {
         &mut self.ring_memory
     }
 
     /// The head: the next command to fetch.
-    #[must_use]
-    pub fn head(&self) -> u16 {
+    pub(crate) fn head(&self) -> u16 {
         self.head as u16
     }
 
     /// The last valid tail.
-    #[must_use]
-    pub fn tail(&self) -> u32 {
+    pub(crate) fn tail(&self) -> u32 {
         self.tail
     }
 
     /// Whether the register or the shadow doorbell has changed.
-    #[must_use]
-    pub fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+    pub(crate) fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
         match shadow {
             ShadowValue::Absent => self.is_new(register),
             shadow => self.doorbell.has_changed(register, shadow),
@@ -80,7 +76,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     /// Updates the tail from the doorbell at `now`. `register` must be loaded before `shadow`.
     ///
     /// # Errors [`BadDoorbell`] for an impossible tail, once for each value; the queue is unchanged.
-    pub fn update_doorbell(
+    pub(crate) fn update_doorbell(
         &mut self,
         register: u32,
         shadow: ShadowValue,
@@ -98,8 +94,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     }
 
     /// Commands that were not fetched yet.
-    #[must_use]
-    pub fn waiting(&self) -> u32 {
+    pub(crate) fn waiting(&self) -> u32 {
         distance(self.head, self.tail, self.entries)
     }
 
@@ -124,7 +119,12 @@ impl<M: GuestMemory> SubmissionQueue<M> {
     /// Fetches up to `most` commands, and no more than [`FETCH`].
     ///
     /// # Errors [`Unreachable`]; nothing was fetched.
-    pub fn fetch(&mut self, memory: &M, most: usize, into: &mut Vec<Command>) -> Result<(), Unreachable> {
+    pub(crate) fn fetch(
+        &mut self,
+        memory: &M,
+        most: usize,
+        into: &mut Vec<Command>,
+    ) -> Result<(), Unreachable> {
         let straight = (self.entries - self.head).min(self.waiting());
         let count = (straight as usize).min(most).min(FETCH);
         if count == 0 {

@@ -19,8 +19,7 @@ pub struct Completion {
 
 impl Completion {
     /// The first three dwords, which are written before the last one.
-    #[must_use]
-    pub fn front(&self) -> [u8; 12] {
+    pub(crate) fn front(&self) -> [u8; 12] {
         let mut bytes = [0; 12];
         bytes[..4].copy_from_slice(&self.result.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.sq_head.to_le_bytes());

@@ -22,24 +22,23 @@ pub const ACQ: u64 = 0x30;
 pub const DOORBELLS: u64 = 0x1000;
 
 /// Version 1.4.0.
-pub const VERSION: u32 = 0x0001_0400;
+pub(crate) const VERSION: u32 = 0x0001_0400;
 
 /// CC.EN: enabled.
 pub const CC_ENABLE: u32 = 1;
 /// CSTS.RDY: ready.
-pub const CSTS_READY: u32 = 1;
+pub(crate) const CSTS_READY: u32 = 1;
 /// CSTS.CFS: fatal error.
-pub const CSTS_FATAL: u32 = 1 << 1;
+pub(crate) const CSTS_FATAL: u32 = 1 << 1;
 /// CSTS.SHST: shutdown in progress.
-pub const CSTS_SHUTTING: u32 = 1 << 2;
+pub(crate) const CSTS_SHUTTING: u32 = 1 << 2;
 /// CSTS.SHST: shutdown complete.
-pub const CSTS_SHUT: u32 = 2 << 2;
+pub(crate) const CSTS_SHUT: u32 = 2 << 2;
 /// All bits of CSTS.SHST.
-pub const CSTS_SHUTDOWN: u32 = 3 << 2;
+pub(crate) const CSTS_SHUTDOWN: u32 = 3 << 2;
 
 /// CC.CSS: the command set; 0 is the NVM command set.
-#[must_use]
-pub const fn command_set(cc: u32) -> u32 {
+pub(crate) const fn command_set(cc: u32) -> u32 {
     cc >> 4 & 7
 }
 
@@ -50,8 +49,7 @@ pub const fn page_shift(cc: u32) -> u32 {
 }
 
 /// CC.AMS: 0 is round robin.
-#[must_use]
-pub const fn arbitration(cc: u32) -> u32 {
+pub(crate) const fn arbitration(cc: u32) -> u32 {
     cc >> 11 & 7
 }
 
@@ -62,24 +60,21 @@ pub const fn shutdown(cc: u32) -> u32 {
 }
 
 /// CC.IOSQES, as a shift.
-#[must_use]
-pub const fn submission_shift(cc: u32) -> u32 {
+pub(crate) const fn submission_shift(cc: u32) -> u32 {
     cc >> 16 & 0xf
 }
 
 /// CC.IOCQES, as a shift.
-#[must_use]
-pub const fn completion_shift(cc: u32) -> u32 {
+pub(crate) const fn completion_shift(cc: u32) -> u32 {
     cc >> 20 & 0xf
 }
 
 /// The bits of CC that revision 1.4 defines.
-pub const CC_DEFINED: u32 = 0x00ff_fff1;
+pub(crate) const CC_DEFINED: u32 = 0x00ff_fff1;
 
 /// CAP for queues of up to `entries`, memory pages of 4 KiB to 64 KiB, round robin, contiguous queues, the NVM command set, and
 /// a timeout of `half_seconds`.
-#[must_use]
-pub const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
+pub(crate) const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
     const CONTIGUOUS: u64 = 1 << 16;
     const NVM_COMMANDS: u64 = 1 << 37;
     const LARGEST_PAGE: u64 = ((MAX_PAGE_SHIFT - 12) as u64) << 52;
@@ -87,4 +82,4 @@ pub const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
 }
 
 /// The largest memory page: 64 KiB.
-pub const MAX_PAGE_SHIFT: u32 = 16;
+pub(crate) const MAX_PAGE_SHIFT: u32 = 16;

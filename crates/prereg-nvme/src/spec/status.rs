@@ -82,8 +82,7 @@ impl Status {
     }
 
     /// From the status field of a completion, shifted right by the phase tag.
-    #[must_use]
-    pub const fn from_bits(bits: u16) -> Self {
+    pub(crate) const fn from_bits(bits: u16) -> Self {
         Self(bits & 0x7fff)
     }
 

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use prereg::{Access, Iova};
-use prereg_nvme::disk::{DiskFault, Done, Operation};
+use prereg_nvme::disk::{DiskFault, Done, Operation, Request};
 use prereg_nvme::engine::admin_queue::AdminQueue;
 use prereg_nvme::engine::async_event::AsyncEvent;
 use prereg_nvme::engine::identify::Identity;
@@ -20,7 +20,7 @@ use prereg_nvme::engine::poll_group::{PollGroup, PollResult};
 use prereg_nvme::engine::queue_table::{QueueTable, TrappedDoorbells, head_of, tail_of};
 use prereg_nvme::engine::registers::{AdminQueueConfig, Effect, Registers};
 use prereg_nvme::engine::shared::{Limits, Shared};
-use prereg_nvme::engine::storage::{Broken, Storage, Work};
+use prereg_nvme::engine::storage::{Broken, Storage};
 use prereg_nvme::spec::register::{CC, DOORBELLS, page_shift};
 use prereg_nvme::spec::{Completion, Status};
 
@@ -175,7 +175,7 @@ pub(crate) struct DisksInner {
     /// Set to perform nothing.
     pub(crate) stuck: bool,
     pub(crate) broken: bool,
-    queue: VecDeque<Work<RamHold>>,
+    queue: VecDeque<(u32, Request<RamHold>)>,
 }
 
 impl Disks {
@@ -184,37 +184,37 @@ impl Disks {
     }
 
     /// Performs one request.
-    pub(crate) fn perform(inner: &mut DisksInner, work: Work<RamHold>) -> Done {
-        let Work { nsid, tag, operation, data } = work;
+    fn perform(inner: &mut DisksInner, nsid: u32, request: Request<RamHold>) -> Done {
+        let Request { tag, operation, data } = request;
         let image = &mut inner.images[nsid as usize - 1];
         inner.done.push((nsid, operation.clone()));
-        let bytes: u64 = data.iter().map(|span| span.bytes).sum();
+        let bytes: u64 = data.iter().map(|segment| segment.bytes).sum();
         let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
         let mut result = Ok(());
         match operation {
             Operation::Read { offset } => {
                 let mut at = offset;
-                for span in &data {
-                    let moved = span.hold.write(0, &image[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.write(0, &image[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
             }
             Operation::Write { offset, .. } => {
                 let mut at = offset;
-                for span in &data {
-                    let moved = span.hold.read(0, &mut image[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.read(0, &mut image[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
             }
             Operation::Compare { offset } => {
                 let mut theirs = vec![0; bytes as usize];
                 let mut at = 0;
-                for span in &data {
-                    let moved = span.hold.read(0, &mut theirs[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.read(0, &mut theirs[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
                 if theirs != image[range(offset, bytes)] {
                     result = Err(DiskFault::Mismatch);
@@ -233,12 +233,12 @@ impl Disks {
 }
 
 impl Storage<RamHold> for Disks {
-    fn submit(&mut self, work: Work<RamHold>) -> Result<(), Work<RamHold>> {
+    fn submit(&mut self, nsid: u32, request: Request<RamHold>) -> Result<(), Request<RamHold>> {
         let mut inner = self.inner();
         if inner.queue.len() >= inner.room {
-            return Err(work);
+            return Err(request);
         }
-        inner.queue.push_back(work);
+        inner.queue.push_back((nsid, request));
         Ok(())
     }
 
@@ -249,8 +249,8 @@ impl Storage<RamHold> for Disks {
             return Err(Broken);
         }
         while !inner.stuck {
-            let Some(work) = inner.queue.pop_front() else { break };
-            done.push(Self::perform(inner, work));
+            let Some((nsid, request)) = inner.queue.pop_front() else { break };
+            done.push(Self::perform(inner, nsid, request));
         }
         Ok(())
     }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use prereg::Access;
 
 use super::{PollGroup, PollResult};
-use crate::disk::Operation;
+use crate::disk::{Operation, Request, Segment};
 use crate::engine::counters::Kind;
 use crate::engine::decode::{DecodeContext, Direction, IoCommand, RANGE_BYTES, decode, ranges};
 use crate::engine::in_flight::{InFlight, Owner};
 use crate::engine::memory::GuestMemory;
 use crate::engine::namespace::Namespace;
 use crate::engine::sg_list::SgEntry;
-use crate::engine::storage::{Span, Storage, Work};
+use crate::engine::storage::Storage;
 use crate::engine::{prp, sgl};
 use crate::spec::{Command, DataPointer, Status};
 
@@ -56,7 +56,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
                 {
                     in_flight.bytes = *bytes;
                 }
-                self.submit(Work { nsid, tag, operation, data: Vec::new() });
+                self.submit(nsid, Request { tag, operation, data: Vec::new() });
                 Ok(())
             }
             IoCommand::Deallocate { nsid, ranges: count } => {
@@ -69,12 +69,8 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
                     in_flight.bytes = ranges.iter().map(|(_, bytes)| bytes).sum();
                 }
                 if !ranges.is_empty() {
-                    self.submit(Work {
-                        nsid,
-                        tag,
-                        operation: Operation::Discard { ranges },
-                        data: Vec::new(),
-                    });
+                    let operation = Operation::Discard { ranges };
+                    self.submit(nsid, Request { tag, operation, data: Vec::new() });
                 }
                 Ok(())
             }
@@ -136,7 +132,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             match *entry {
                 SgEntry::Memory { iova, bytes } => {
                     let hold = self.memory.hold(iova, bytes, access).map_err(|_| Status::DATA_TRANSFER)?;
-                    data.push(Span { hold, bytes });
+                    data.push(Segment { hold, offset: 0, bytes });
                     at += bytes;
                 }
                 SgEntry::BitBucket { bytes } => {
@@ -147,14 +143,14 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
             }
         }
         if pieces.is_empty() {
-            self.submit(Work { nsid, tag, operation, data });
+            self.submit(nsid, Request { tag, operation, data });
             return Ok(());
         }
         pieces.push((begin, data));
         pieces.retain(|(_, data)| !data.is_empty());
         // A disk reads whole blocks, so a bit bucket must leave out whole blocks.
-        let is_whole = |(begin, data): &(u64, Vec<Span<M::Guard>>)| {
-            begin % block == 0 && data.iter().map(|span| span.bytes).sum::<u64>() % block == 0
+        let is_whole = |(begin, data): &(u64, Vec<Segment<M::Guard>>)| {
+            begin % block == 0 && data.iter().map(|segment| segment.bytes).sum::<u64>() % block == 0
         };
         if !pieces.iter().all(is_whole) {
             return Err(Status::SGL_DATA_LENGTH);
@@ -164,7 +160,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
                 Operation::Read { offset } => Operation::Read { offset: offset + begin },
                 other => other.clone(),
             };
-            self.submit(Work { nsid, tag, operation, data });
+            self.submit(nsid, Request { tag, operation, data });
         }
         Ok(())
     }
