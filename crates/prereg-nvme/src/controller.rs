@@ -1,20 +1,19 @@
-//! The controller as a vfio-user device: threads, interrupts, disks and a client's memory around the engine.
+//! The controller as a vfio-user device: threads, interrupts, disks and guest memory for the engine.
 //!
-//! A [`NvmeModel`] is what a socket serves. For each client it makes a controller: a thread for the admin queue (the clerk)
-//! and, as soon as I/O queues need them, a few threads that serve I/O queues (the workers). All queues whose completions
-//! go to the same completion queue are served by the same worker.
+//! A server makes a controller from an [`NvmeModel`] for each client: an admin thread, and a few I/O threads that start when
+//! I/O queues are created. All submission queues of a completion queue are served by the same I/O thread.
 //!
-//! Who owns whom:
-//! - the model owns the disks and what outlives a client (counters, settings); controllers are the server's;
-//! - a controller owns its hub and its clerk; the clerk owns the workers and whatever admin commands change; a worker owns its
-//!   queues and its way to the disks;
-//! - the hub is what they share: registers, doorbells, mailboxes, interrupts.
+//! Ownership:
+//! - the model owns the disks and what outlives a client (counters, settings); the server owns the controllers;
+//! - a controller owns the state that its threads share and the admin thread, which owns the I/O threads and the state of admin
+//!   commands; an I/O thread owns its queues and its disk queues;
+//! - the shared state has the registers, doorbells, message channels and interrupts.
 //!
-//! The client's thread only takes register accesses and leaves word; it waits in [`Device::reset`] and
-//! [`Device::client_gone`] alone, until the disks are done with what they began.
+//! The client's thread only performs register accesses and sends messages. It waits in [`Device::reset`] and
+//! [`Device::client_gone`] alone, until requests in flight are done.
 //!
-//! What goes wrong: what a guest does is answered by the engine. A client that unmaps queues that are in use finds their holds
-//! given back; a disk queue that broke ends its commands with an error and is made anew with the next reset.
+//! Errors: the engine answers whatever a guest does. Before a client's memory is unmapped, holds of queues in it are released.
+//! When a disk queue fails, its commands end with an error; it is made anew after the next reset.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -25,30 +24,30 @@
 //! let disk = Arc::new(MemoryDisk::new(64 << 20, 9)?);
 //! let model = NvmeModel::new("scratch", vec![NvmeDisk::new(disk)], NvmeSettings::new("SCRATCH0"))?;
 //! // `server.listen(path, Arc::new(model))` makes a controller for each client that connects to `path`.
-//! assert!(model.snapshot().is_empty(), "nobody is there yet");
+//! assert!(model.snapshot().is_empty(), "no client yet");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! [`Device::reset`]: prereg_vfio_user::server::Device::reset
 //! [`Device::client_gone`]: prereg_vfio_user::server::Device::client_gone
 
-mod clerk;
+mod admin_channel;
+mod admin_thread;
 mod device;
 mod disks;
 mod doorbells;
-mod facts;
 mod guest;
-mod hub;
-mod inbox;
-mod line;
-mod mailbox;
+mod io_channel;
+mod io_thread;
+mod irq;
 mod model;
-mod notices;
-mod past;
 mod poll_schedule;
 mod settings;
-mod worker;
+mod shared;
+mod stats;
+mod subsystem;
+mod unmap_watch;
 
-pub use facts::NvmeState;
 pub use model::{NvmeDisk, NvmeModel};
 pub use settings::{DoorbellMode, InterruptKinds, NvmeError, NvmeSettings};
+pub use stats::NvmeState;

@@ -1,13 +1,12 @@
-//! Storage behind a namespace: the port between the controller and what keeps the data.
+//! Disks: the storage of a namespace.
 //!
-//! A [`Disk`] is shared by all I/O threads of a controller; each thread makes a [`DiskQueue`] of its own, puts requests
-//! into it and takes completions out, in any order. A request carries the guest memory it moves data to or from as
-//! [`DmaGuard`]s: they stay with the request until its completion, so memory cannot be unmapped under an I/O in flight.
+//! A [`Disk`] is shared by all I/O threads of a controller; each thread makes its own [`DiskQueue`], submits requests and polls
+//! for completions, which come in any order. A request has the guest memory of its data as [`DmaGuard`]s: they stay with the
+//! request until it is done, so memory cannot be unmapped during I/O.
 //!
-//! What "done" means: a completed write is readable from every queue; it is durable once a flush that was submitted
-//! after its completion has completed without a fault, or at once if it was a write with `fua`. A disk that has ever
-//! failed to make data durable fails every later flush: the kernel forgets a failure once it has told somebody, a disk
-//! must not.
+//! A completed write is visible in every queue. It is durable once a flush that was submitted later has succeeded, or at once
+//! if it has `fua`. A disk that ever failed to make data durable fails every later flush: the kernel reports such an error only
+//! once.
 
 mod fault;
 mod file;
@@ -25,192 +24,192 @@ pub use file::{Direct, DiskOptions, FileDisk};
 pub use memory::MemoryDisk;
 pub use system::ignore_file_size_signal;
 
-/// What a namespace is stored on. Offsets and lengths are bytes, multiples of the block.
+/// The storage of a namespace. Offsets and lengths are in bytes, multiples of the block size.
 pub trait Disk: Send + Sync {
-    /// The size in bytes: a multiple of the block. It changes only in [`refresh`](Self::refresh).
+    /// The size in bytes, a multiple of the block size. It changes only in [`refresh`](Self::refresh).
     fn bytes(&self) -> u64;
 
-    /// The block: 9 for 512 bytes, 12 for 4096.
+    /// The block size as a shift: 9 for 512 bytes, 12 for 4096.
     fn block_shift(&self) -> u8;
 
-    /// Whether everything that would change the disk is answered with [`DiskFault::ReadOnly`].
+    /// Whether all writes fail with [`DiskFault::ReadOnly`].
     fn read_only(&self) -> bool;
 
     /// Whether blocks read zero after [`Operation::Discard`].
     fn discard_zeroes(&self) -> bool;
 
-    /// A queue for one I/O thread. `kick` is an eventfd that [`DiskQueue::poll`] listens to beside its completions; the
-    /// queue is its only reader.
+    /// Makes a queue for one I/O thread. `kick` is an eventfd that [`DiskQueue::poll`] waits for too; the queue is its only
+    /// reader.
     ///
     /// # Errors
     /// [`DiskError`].
     fn queue(&self, kick: Arc<OwnedFd>) -> Result<Box<dyn DiskQueue>, DiskError>;
 
-    /// Looks whether the storage has another size now, and takes it over.
+    /// Updates the size of the disk.
     ///
     /// # Errors
-    /// [`DiskError`]; then the size stays as it was.
+    /// [`DiskError`]; the size is unchanged.
     fn refresh(&self) -> Result<Changed, DiskError>;
 
-    /// What was done so far, over all queues.
+    /// Counters of all queues.
     fn counters(&self) -> DiskCounters;
 }
 
-/// One I/O thread's way to a [`Disk`].
+/// One I/O thread's queue to a [`Disk`].
 ///
-/// Dropping a queue waits for the I/O that the kernel has begun, and gives back every hold.
+/// Dropping it waits for I/O that the kernel has started, and releases every hold.
 pub trait DiskQueue: Send {
-    /// Takes a request. It may begin at once or with the next [`poll`](Self::poll); it completes in a `poll`, also if it
-    /// is refused.
+    /// Submits a request. It starts now or with the next [`poll`](Self::poll); its result comes from a `poll`, also if it is
+    /// rejected.
     ///
     /// # Errors
-    /// The request itself when the queue is full: poll first.
+    /// The request when the queue is full: poll first.
     fn submit(&mut self, request: Request) -> Result<(), Request>;
 
-    /// Starts what was submitted and appends what is done to `done`.
+    /// Starts the submitted requests and appends completed ones to `done`.
     ///
     /// # Errors
-    /// [`DiskError`] when the queue itself is broken; requests in flight may then never complete.
+    /// [`DiskError`] when the queue failed; requests in flight may never complete.
     fn poll(&mut self, wait: Wait, done: &mut Vec<Done>) -> Result<(), DiskError>;
 
-    /// Requests taken and not yet handed out as done.
+    /// Requests that were submitted and not returned as done.
     fn in_flight(&self) -> usize;
 }
 
-/// How long [`DiskQueue::poll`] may wait when nothing is done yet.
+/// How long [`DiskQueue::poll`] waits when no request is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
     /// Not at all.
     No,
-    /// Until a completion, or until the kick eventfd rings; the ring is consumed.
+    /// Until a completion, or until the kick eventfd is written, which is reset.
     Kick,
     /// As `Kick`, but at most this long.
     For(Duration),
 }
 
-/// What to do, and the memory to do it with.
+/// An operation and its data.
 #[derive(Debug)]
-pub struct Request {
-    /// The caller's name for it, found again in [`Done`].
+pub struct Request<G = DmaGuard> {
+    /// Returned in [`Done`].
     pub tag: u64,
-    /// What to do.
+    /// The operation.
     pub operation: Operation,
-    /// Guest memory, in order: its bytes together are the length of a read, write or compare. Empty for the others.
-    pub data: Vec<Segment>,
+    /// Guest memory, in order: its total length is that of a read, write or compare. Empty for other operations.
+    pub data: Vec<Segment<G>>,
 }
 
-/// A piece of guest memory: part of a hold.
+/// A segment of guest memory: part of a hold.
 #[derive(Debug)]
-pub struct Segment {
+pub struct Segment<G = DmaGuard> {
     /// Keeps the memory mapped until the request is done.
-    pub hold: DmaGuard,
+    pub hold: G,
     /// Bytes from the start of the hold.
     pub offset: u64,
     /// The length.
     pub bytes: u64,
 }
 
-/// What a request does. All numbers are bytes.
+/// An operation of a disk. All numbers are in bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// Reads from `offset` into the segments.
     Read {
-        /// Where on the disk.
+        /// Offset on the disk.
         offset: u64,
     },
     /// Writes the segments to `offset`.
     Write {
-        /// Where on the disk.
+        /// Offset on the disk.
         offset: u64,
-        /// Done means durable.
+        /// Completion means durable.
         fua: bool,
     },
-    /// Makes every write that was completed before, on whatever queue, durable.
+    /// Makes all writes durable that were completed before, in any queue.
     Flush,
-    /// Makes the range read zero.
+    /// Makes a range read zero.
     WriteZeroes {
-        /// Where on the disk.
+        /// Offset on the disk.
         offset: u64,
-        /// How much.
+        /// Length.
         bytes: u64,
-        /// The storage below may be given back.
+        /// The range may be deallocated.
         deallocate: bool,
-        /// Done means durable.
+        /// Completion means durable.
         fua: bool,
     },
-    /// The ranges `(offset, bytes)` are no longer needed. What they read afterwards is
-    /// [`discard_zeroes`](Disk::discard_zeroes).
+    /// The ranges `(offset, bytes)` are not needed any more. [`discard_zeroes`](Disk::discard_zeroes) says what they read
+    /// afterwards.
     Discard {
         /// The ranges.
         ranges: Vec<(u64, u64)>,
     },
-    /// Compares what is at `offset` with the segments.
+    /// Compares the data at `offset` with the segments.
     Compare {
-        /// Where on the disk.
+        /// Offset on the disk.
         offset: u64,
     },
 }
 
-/// A request that is done.
+/// A completed request.
 #[derive(Debug)]
 pub struct Done {
     /// The request's tag.
     pub tag: u64,
-    /// Whether it did what it was asked.
+    /// The result.
     pub result: Result<(), DiskFault>,
 }
 
-/// What [`Disk::refresh`] found.
+/// The result of [`Disk::refresh`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Changed {
-    /// The size is what it was.
+    /// The size is the same.
     No,
-    /// The size is another.
+    /// The size changed.
     Bytes {
-        /// What it was.
+        /// The old size.
         before: u64,
-        /// What it is.
+        /// The new size.
         now: u64,
     },
 }
 
-/// What a disk has done, as plain numbers over all its queues.
+/// Counters of a disk, over all its queues.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct DiskCounters {
-    /// Reads done without a fault.
+    /// Successful reads.
     pub reads: u64,
     /// Bytes they read.
     pub bytes_read: u64,
-    /// Writes done without a fault.
+    /// Successful writes.
     pub writes: u64,
     /// Bytes they wrote.
     pub bytes_written: u64,
-    /// Flushes done without a fault.
+    /// Successful flushes.
     pub flushes: u64,
-    /// Ranges made zero.
+    /// Ranges zeroed.
     pub zeroes: u64,
     /// Ranges discarded.
     pub discards: u64,
-    /// Compares done, equal or not.
+    /// Compares, equal or not.
     pub compares: u64,
-    /// Requests that ended with a fault.
+    /// Requests that failed.
     pub faults: u64,
-    /// Transfers straight into or out of registered memory.
+    /// Transfers with fixed buffers.
     pub fixed: u64,
-    /// Transfers into or out of guest memory that the kernel pinned for the one transfer.
+    /// Transfers with guest memory that the kernel pinned for one transfer.
     pub plain: u64,
-    /// Transfers through a buffer of ours.
+    /// Transfers through a bounce buffer.
     pub bounced: u64,
-    /// Transfers that came back short and were continued.
+    /// Short transfers that were continued.
     pub continued: u64,
-    /// Transfers that were refused for the moment, or by a table that had just changed, and tried again.
+    /// Transfers that were retried: the kernel was busy, or the table of fixed buffers had just changed.
     pub retried: u64,
-    /// `fdatasync` calls that the kernel was asked for.
+    /// `fdatasync` calls.
     pub syncs: u64,
 }
 
-/// The bytes of all segments. `None`: a segment reaches outside its hold, or there is nothing.
+/// The total length of all segments. `None`: a segment is outside its hold, or there is nothing.
 fn bytes_of(data: &[Segment]) -> Option<u64> {
     let inside = |segment: &Segment| {
         segment.bytes > 0

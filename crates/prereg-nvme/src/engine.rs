@@ -1,36 +1,37 @@
-//! The controller without I/O, threads and clocks: what registers, commands and queues mean.
+//! The controller without I/O, threads and clocks: what registers, commands and queues do.
 //!
-//! Whoever drives it lends it guest memory ([`memory::GuestMemory`]), disks ([`storage::Storage`]), doorbells
-//! ([`board::Doorbells`]) and the time, and carries out what it asks for.
+//! The caller lends it guest memory ([`memory::GuestMemory`]), disks ([`storage::Storage`]), doorbells
+//! ([`queue_table::Doorbells`]) and the time, and executes what it asks for.
 //!
-//! Lowest first: `memory`, `storage` and `board` (the ports), `runs`, `prp`, `sgl` (where data are), `namespace`, `plan` (what an
-//! I/O command means), `window`, `shadow`, `doorbell`, `submission`, `completion`, `outage` (queues in guest memory), `flying`, `counters`,
-//! `error_log`, `event`, `shared`; then `lane` (I/O queues from doorbell to completion), `identity`, `feature`, `log_page`, `admin`
-//! (admin commands), `desk` (the admin queue pair), and `registers`.
+//! Modules, lowest first: `memory`, `storage` and `queue_table` (the interfaces to the caller), `sg_list`, `prp`, `sgl` (where
+//! data are), `namespace`, `decode` (what an I/O command means), `ring_memory`, `shadow`, `doorbell`, `submission`,
+//! `completion`, `backoff` (queues in guest memory), `in_flight`, `counters`, `error_log`, `async_event`, `shared`; then
+//! `poll_group` (I/O queues from doorbell to completion), `identify`, `feature`, `log_page`, `admin` (admin commands),
+//! `admin_queue`, and `registers`.
 
-pub mod admin;
-pub mod board;
-pub mod completion;
+pub(crate) mod admin;
+pub mod admin_queue;
+pub mod async_event;
+pub(crate) mod backoff;
+pub(crate) mod completion;
 pub mod counters;
-pub mod desk;
+pub(crate) mod decode;
 pub mod doorbell;
-pub mod error_log;
-pub mod event;
-pub mod feature;
-pub mod flying;
-pub mod identity;
-pub mod lane;
+pub(crate) mod error_log;
+pub(crate) mod feature;
+pub mod identify;
+pub(crate) mod in_flight;
 pub mod log_page;
 pub mod memory;
 pub mod namespace;
-pub mod outage;
-pub mod plan;
-pub mod prp;
+pub mod poll_group;
+pub(crate) mod prp;
+pub mod queue_table;
 pub mod registers;
-pub mod runs;
-pub mod sgl;
-pub mod shadow;
+pub(crate) mod ring_memory;
+pub(crate) mod sg_list;
+pub(crate) mod sgl;
+pub(crate) mod shadow;
 pub mod shared;
 pub mod storage;
-pub mod submission;
-pub mod window;
+pub(crate) mod submission;

@@ -1,15 +1,15 @@
-//! The numbers and layouts of the NVM Express base specification, revision 1.4, and nothing that acts on them.
+//! Numbers and layouts of the NVM Express base specification, revision 1.4.
 //!
-//! Numbers from outside stay numbers: an opcode or a log identifier that nobody knows is kept and refused where it is used.
+//! Numbers from the guest stay numbers: an unknown opcode or log identifier is kept, and rejected where it is used.
 
-pub mod command;
-pub mod completion;
-pub mod number;
-pub mod page;
+mod command;
+mod completion;
+pub(crate) mod number;
+mod page;
 pub mod register;
-pub mod status;
+mod status;
 
-pub use command::{Command, DataPointer};
+pub(crate) use command::{Command, DataPointer};
 pub use completion::Completion;
-pub use page::Page;
+pub(crate) use page::Page;
 pub use status::Status;

@@ -87,7 +87,7 @@ fn register(tested: &BackendUnderTest, memory: &GuestMemory) -> Result<(Registra
     }
     let text = format!("{} pinned by one call", Bytes(MEMORY));
     match (before, counted()) {
-        (Some(before), Some(after)) => match difference(before, after, rig.backend.may_be_uncounted()) {
+        (Some(before), Some(after)) => match difference(before, after, tested.backend.may_be_uncounted()) {
             Some(difference) => Ok((registration, format!("{text}; the kernel counts {difference} more"))),
             None => failed(format!("{text}, but the kernel counts {before} bytes before and {after} after")),
         },
@@ -210,7 +210,7 @@ fn unregister(tested: &BackendUnderTest, registration: Registration) -> StepResu
         return failed(format!("{pinned} bytes are still pinned, {stuck} stuck"));
     }
     match (before, counted()) {
-        (Some(before), Some(after)) => match difference(after, before, rig.backend.may_be_uncounted()) {
+        (Some(before), Some(after)) => match difference(after, before, tested.backend.may_be_uncounted()) {
             Some(difference) => Ok(format!("the kernel counts {difference} less")),
             None => failed(format!("the kernel counts {before} bytes before and {after} after")),
         },

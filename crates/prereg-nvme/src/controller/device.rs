@@ -1,6 +1,6 @@
 //! The device that a client sees: configuration space, BAR 0, reset.
 //!
-//! BAR 0 has four pages: registers, doorbells, the MSI-X table, its pending bits.
+//! BAR 0 has four pages: registers, doorbells, the MSI-X table, the pending bit array.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,58 +10,58 @@ use prereg::{Errno, Iova};
 use prereg_vfio_user::pci::{Bar, ConfigBuilder, ConfigSpace, Identity, MsixLocation, MsixTable};
 use prereg_vfio_user::server::{Device, IrqKind, Layout, LayoutRegion};
 
+use super::admin_channel::{AdminMsg, Message, ResetAck};
 use super::doorbells::PAGE;
-use super::facts::NvmeState;
-use super::hub::Hub;
-use super::inbox::{Answer, Message, ToClerk};
-use super::line::InUse;
-use super::past::Lease;
+use super::irq::IrqMode;
 use super::settings::NvmeSettings;
-use crate::engine::board::BadDoorbell;
-use crate::engine::event::Event;
+use super::shared::ControllerShared;
+use super::stats::NvmeState;
+use super::subsystem::Lease;
+use crate::engine::async_event::AsyncEvent;
+use crate::engine::queue_table::BadDoorbell;
 use crate::engine::registers::Effect;
 use crate::spec::register::DOORBELLS;
 
-/// The length of BAR 0.
+/// Bytes of BAR 0.
 const BAR_BYTES: u64 = 0x4000;
 const TABLE: u64 = DOORBELLS + PAGE;
 const PENDING: u64 = TABLE + 0x1000;
 /// Mass storage, NVM, NVM Express.
 const CLASS: u32 = 0x01_08_02;
 
-/// A controller of one client.
+/// The controller of one client.
 #[derive(Debug)]
 pub(super) struct Controller {
-    hub: Arc<Hub>,
+    shared: Arc<ControllerShared>,
     layout: Layout,
     config: Mutex<ConfigSpace>,
     table: Mutex<MsixTable>,
-    /// Something of the function was written since its last reset.
+    /// A register was written since the last reset.
     touched: AtomicBool,
     running: Mutex<Option<Running>>,
 }
 
-/// What ends with the client.
+/// Threads and state that end with the client.
 #[derive(Debug)]
 struct Running {
-    clerk: JoinHandle<()>,
+    admin_thread: JoinHandle<()>,
     lease: Lease,
 }
 
 impl Controller {
-    /// Around threads that run already.
+    /// A controller whose threads run already.
     ///
     /// # Errors
-    /// EINVAL for a configuration that cannot be, which the settings' check rules out.
+    /// EINVAL for an impossible configuration, which the settings' check excludes.
     pub(super) fn new(
-        hub: Arc<Hub>,
+        shared: Arc<ControllerShared>,
         settings: &NvmeSettings,
-        clerk: JoinHandle<()>,
+        admin_thread: JoinHandle<()>,
         lease: Lease,
         config: ConfigSpace,
     ) -> Self {
         let mut bar = LayoutRegion::read_write(BAR_BYTES);
-        if let Some(sparse) = &hub.mapped {
+        if let Some(sparse) = &shared.mapped {
             bar = bar.with_mmap(sparse.clone());
         }
         let layout = Layout::pci()
@@ -73,19 +73,19 @@ impl Controller {
             .with_irqs(IrqKind::Err, 1)
             .with_irqs(IrqKind::Req, 1);
         Self {
-            hub,
+            shared,
             layout,
             config: Mutex::new(config),
             table: Mutex::new(MsixTable::new(u32::from(settings.msix_vectors()))),
             touched: AtomicBool::new(true),
-            running: Mutex::new(Some(Running { clerk, lease })),
+            running: Mutex::new(Some(Running { admin_thread, lease })),
         }
     }
 
     /// The configuration space of a controller.
     ///
     /// # Errors
-    /// EINVAL for a configuration that cannot be.
+    /// EINVAL for an impossible configuration.
     pub(super) fn config_space(settings: &NvmeSettings) -> Result<ConfigSpace, Errno> {
         let (vendor, device) = settings.pci;
         let identity = Identity { vendor, device, revision: 1, class: CLASS, ..Identity::default() };
@@ -114,26 +114,25 @@ impl Controller {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the configuration space and the table obeyed: who may reach memory, which interrupts are in use, and which of them are
-    /// held back.
-    fn obey(&self) {
+    /// Applies the configuration space and the MSI-X table: bus mastering, the interrupt mode, and interrupt masks.
+    fn apply_config(&self) {
         let (config, table) = (self.config(), self.table());
         let says = config.is_message_setup_known();
         let (is_msix, msi) = (config.is_msix_enabled(), config.msi());
         let is_msi = msi.is_some_and(|msi| msi.enabled);
-        self.hub.line.set_in_use(match says {
-            false => InUse::Told,
-            true if is_msix => InUse::Msix,
-            true if is_msi => InUse::Msi,
-            true => InUse::Pin,
+        self.shared.irq.set_mode(match says {
+            false => IrqMode::FromClient,
+            true if is_msix => IrqMode::Msix,
+            true if is_msi => IrqMode::Msi,
+            true => IrqMode::Pin,
         });
-        // A message is a write to memory.
+        // A message is a DMA write.
         let mute = !config.may_bus_master();
         let masks = msi.map_or(0, |msi| msi.masks);
         let function = mute || says && (!is_msix || config.is_msix_masked());
-        let interrupts = self.hub.line.interrupts();
-        self.hub.set_master(config.may_bus_master());
-        // The pin first: of a guest that turns messages on, no level may be left over.
+        let interrupts = self.shared.irq.interrupts();
+        self.shared.set_master(config.may_bus_master());
+        // INTx first: when a guest enables messages, INTx must not stay asserted.
         let pin = config.is_intx_disabled();
         let table: Vec<bool> = (0..table.vectors()).map(|vector| table.is_masked(vector)).collect();
         drop(config);
@@ -146,11 +145,11 @@ impl Controller {
     }
 
     fn read_config(&self, offset: u64, into: &mut [u8]) {
-        let interrupts = self.hub.line.interrupts();
+        let interrupts = self.shared.irq.interrupts();
         let pending = (0..32).filter(|vector| interrupts.is_pending(IrqKind::Msi, *vector));
         let pending = pending.fold(0, |pending, vector| pending | 1 << vector);
         let mut config = self.config();
-        config.set_intx_status(self.hub.line.is_up());
+        config.set_intx_status(self.shared.irq.is_asserted());
         config.set_msi_pending(pending);
         config.read(offset, into);
     }
@@ -158,66 +157,68 @@ impl Controller {
     fn read_pending(&self, offset: u64, into: &mut [u8]) {
         let mut table = self.table();
         for vector in 0..table.vectors() {
-            table.set_pending(vector, self.hub.line.interrupts().is_pending(IrqKind::Msix, vector));
+            table.set_pending(vector, self.shared.irq.interrupts().is_pending(IrqKind::Msix, vector));
         }
         table.read_pending(offset, into);
     }
 
-    /// Resets everything but the configuration space to its state at power-on. Does nothing if nothing was changed since.
+    /// Resets everything but the configuration space to its state at power-on, unless nothing was written since.
     fn reset_function(&self) {
         // Relaxed: only the client's thread resets and writes.
         if !self.touched.swap(false, Ordering::Relaxed) {
             return;
         }
-        let answer = Arc::new(Answer::default());
-        self.hub.inbox.post(ToClerk::Reset(Arc::clone(&answer)));
-        answer.wait();
+        let ack = Arc::new(ResetAck::default());
+        self.shared.admin_channel.send(AdminMsg::Reset(Arc::clone(&ack)));
+        ack.wait();
         self.table().reset();
-        self.obey();
+        self.apply_config();
     }
 
     fn write_registers(&self, offset: u64, from: &[u8]) {
         let mut effects = Vec::new();
-        let mut registers = self.hub.registers();
+        let mut registers = self.shared.registers();
         registers.write(offset, from, &mut effects);
         let cc = registers.configuration();
-        self.hub.line.set_mask(registers.mask());
+        self.shared.irq.set_mask(registers.mask());
         drop(registers);
         for effect in effects {
             match effect {
-                Effect::Enable(queues) => self.hub.inbox.post(ToClerk::Enable(queues, cc)),
-                Effect::Disable => self.hub.inbox.post(ToClerk::Disable),
-                Effect::Shutdown => self.hub.inbox.post(ToClerk::Shutdown),
-                Effect::Unmasked(vectors) => self.hub.line.mask_changed(vectors),
-                Effect::Masked(_) => self.hub.line.mask_changed(0),
+                Effect::Enable(queues) => self.shared.admin_channel.send(AdminMsg::Enable(queues, cc)),
+                Effect::Disable => self.shared.admin_channel.send(AdminMsg::Disable),
+                Effect::Shutdown => self.shared.admin_channel.send(AdminMsg::Shutdown),
+                Effect::Unmasked(vectors) => self.shared.irq.mask_changed(vectors),
+                Effect::Masked(_) => self.shared.irq.mask_changed(0),
             }
         }
     }
 
     fn write_doorbells(&self, offset: u64, from: &[u8]) {
-        // A guest that writes half a doorbell names a queue all the same; anything odder names none.
+        // A 16-bit write at the start of a doorbell counts; other partial writes are errors.
         if let (&[low, high], 0) = (from, offset % 4) {
-            self.hub.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
+            self.shared.ring((offset / 4) as usize, u32::from(u16::from_le_bytes([low, high])));
             return;
         }
         if offset % 4 != 0 || from.len() % 4 != 0 {
-            self.hub.inbox.tell(Message::Event(Event::from(BadDoorbell::Register)));
+            self.shared
+                .admin_channel
+                .send_message(Message::AsyncEvent(AsyncEvent::from(BadDoorbell::Register)));
             return;
         }
         for (at, value) in (offset / 4..).zip(from.chunks_exact(4)) {
-            self.hub.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
+            self.shared.ring(at as usize, u32::from_le_bytes([value[0], value[1], value[2], value[3]]));
         }
     }
 
-    /// Ends the threads. The first call does; it returns when they have given everything back.
+    /// Stops the threads, at the first call; returns when they have released everything.
     fn stop(&self) {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { clerk, lease }) = running else { return };
-        let was_safe = self.hub.registers().is_safe_to_leave();
-        self.hub.inbox.post(ToClerk::Stop);
-        // A clerk that panicked has dropped what it held all the same.
-        let _ = clerk.join();
-        lease.end(&self.hub, was_safe);
+        let Some(Running { admin_thread, lease }) = running else { return };
+        let was_safe = self.shared.registers().is_safe_to_leave();
+        self.shared.admin_channel.send(AdminMsg::Stop);
+        // An admin thread that panicked has dropped its holds too.
+        let _ = admin_thread.join();
+        lease.end(&self.shared, was_safe);
     }
 }
 
@@ -240,7 +241,7 @@ impl Page {
     }
 }
 
-/// The part of an access that lies in the page it begins in.
+/// The bytes of an access that lie in its first page.
 fn in_page(offset: u64, bytes: usize) -> usize {
     let left = 0x1000 - (offset & 0xfff);
     bytes.min(usize::try_from(left).unwrap_or(bytes))
@@ -252,20 +253,20 @@ impl Device for Controller {
     }
 
     fn read(&self, region: u32, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         match region {
             Layout::CONFIG => {
                 self.read_config(offset, into);
             }
-            // As of a device that does not decode its address.
+            // Memory space is disabled: the device does not respond.
             Layout::BAR0 if !self.config().should_decode_memory() => into.fill(0xff),
             Layout::BAR0 => {
                 let (mut at, mut left) = (offset, into);
                 while !left.is_empty() {
                     let (piece, rest) = left.split_at_mut(in_page(at, left.len()));
                     match Page::of(at) {
-                        Page::Registers => self.hub.registers().read(at, piece),
-                        // What a doorbell reads is not defined.
+                        Page::Registers => self.shared.registers().read(at, piece),
+                        // Reads of doorbells are undefined.
                         Page::Doorbells => piece.fill(0),
                         Page::Table => self.table().read_table(at - TABLE, piece),
                         Page::Pending => self.read_pending(at - PENDING, piece),
@@ -280,14 +281,14 @@ impl Device for Controller {
     }
 
     fn write(&self, region: u32, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         match region {
             Layout::CONFIG => {
                 let written = self.config().write(offset, from);
                 if written.reset {
                     self.reset_function();
                 }
-                self.obey();
+                self.apply_config();
             }
             Layout::BAR0 if !self.config().should_decode_memory() => {}
             Layout::BAR0 => {
@@ -299,9 +300,9 @@ impl Device for Controller {
                         Page::Registers => self.write_registers(at, piece),
                         Page::Doorbells => self.write_doorbells(at - DOORBELLS, piece),
                         Page::Table => {
-                            // What became due is known from the interrupts themselves.
+                            // `apply_config` sends what is now unmasked.
                             drop(self.table().write_table(at - TABLE, piece));
-                            self.obey();
+                            self.apply_config();
                         }
                         Page::Pending => {}
                     }
@@ -315,21 +316,21 @@ impl Device for Controller {
     }
 
     fn reset(&self) -> Result<(), Errno> {
-        self.hub.notices.settle();
+        self.shared.unmap_watch.unmap_done();
         self.config().reset();
         self.reset_function();
-        self.obey();
+        self.apply_config();
         Ok(())
     }
 
     fn region_offered(&self, region: u32) {
-        if region == Layout::BAR0 && self.hub.mapped.is_some() {
-            self.hub.offer_doorbells();
+        if region == Layout::BAR0 && self.shared.mapped.is_some() {
+            self.shared.offer_doorbells();
         }
     }
 
     fn dma_unmapping(&self, iova: Iova, bytes: u64) {
-        self.hub.unmapping(iova, bytes);
+        self.shared.unmapping(iova, bytes);
     }
 
     fn client_gone(&self) {
@@ -337,7 +338,7 @@ impl Device for Controller {
     }
 
     fn metrics(&self) -> Vec<(String, u64)> {
-        NvmeState::of(&self.hub).metrics()
+        NvmeState::of(&self.shared).metrics()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A worker's way to all disks: a queue for each.
+//! The disk queues of an I/O thread, one for each disk.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -7,15 +7,15 @@ use std::time::Duration;
 use prereg::Errno;
 use prereg_vfio_user::server::DmaGuard;
 
-use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Segment, Wait};
-use crate::engine::storage::{Broken, Span, Storage, Work};
+use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Wait};
+use crate::engine::storage::{Broken, Storage};
 
-/// How long to listen to one of several disks that are busy, before turning to the next.
+/// How long to wait for one of several busy disks before polling the next.
 const TURN: Duration = Duration::from_micros(100);
-/// How long to sleep when there is nothing to listen to.
+/// How long to sleep without a disk queue.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A queue for each disk; none at all after one of them broke.
+/// A queue for each disk; none after one of them failed.
 pub(super) struct DiskQueues {
     disks: Vec<Arc<dyn Disk>>,
     kicks: Vec<Arc<OwnedFd>>,
@@ -26,7 +26,7 @@ pub(super) struct DiskQueues {
 }
 
 impl DiskQueues {
-    /// A queue for each of `disks`, each listening to its eventfd.
+    /// A queue for each of `disks`, each with its kick eventfd.
     ///
     /// # Errors
     /// [`DiskError`].
@@ -43,7 +43,7 @@ impl DiskQueues {
         Ok(queues)
     }
 
-    /// Makes the queues anew if they are not there.
+    /// Makes the queues if they do not exist.
     ///
     /// # Errors
     /// [`DiskError`].
@@ -57,21 +57,21 @@ impl DiskQueues {
         Ok(())
     }
 
-    /// Drops the queues, which waits for what the kernel has begun. Requests fail from here on.
-    pub(super) fn give_up(&mut self) {
+    /// Drops the queues, which waits for requests that the kernel has started. Later requests fail.
+    pub(super) fn drop_queues(&mut self) {
         self.queues.clear();
         self.ready.clear();
         self.broken = true;
     }
 
-    /// The eventfd to ring for who is about to [`wait`](Self::wait).
-    pub(super) fn listens_to(&mut self) -> usize {
+    /// The index of the eventfd that wakes the next [`wait`](Self::wait).
+    pub(super) fn next_kick(&mut self) -> usize {
         let busy: Vec<usize> = (0..self.queues.len()).filter(|at| self.queues[*at].in_flight() > 0).collect();
         self.turn = self.turn.wrapping_add(1);
         if busy.is_empty() { 0 } else { busy[self.turn % busy.len()] }
     }
 
-    /// Waits for a completion, or for eventfd `at`, at most so long.
+    /// Waits for a completion or for eventfd `at`, at most for `limit`.
     pub(super) fn wait(&mut self, at: usize, limit: Option<Duration>) {
         let busy = self.queues.iter().filter(|queue| queue.in_flight() > 0).count();
         let limit = if busy > 1 { Some(limit.map_or(TURN, |limit| limit.min(TURN))) } else { limit };
@@ -84,24 +84,14 @@ impl DiskQueues {
 }
 
 impl Storage<DmaGuard> for DiskQueues {
-    fn submit(&mut self, work: Work<DmaGuard>) -> Result<(), Work<DmaGuard>> {
-        let Work { nsid, tag, operation, data } = work;
-        let queue = (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at));
-        let Some(queue) = queue else {
-            self.ready.push(Done { tag, result: Err(DiskFault::Io(Errno::EIO)) });
-            return Ok(());
-        };
-        let data = data.into_iter().map(|Span { hold, bytes }| Segment { hold, offset: 0, bytes }).collect();
-        queue.submit(Request { tag, operation, data }).map_err(|request| Work {
-            nsid,
-            tag: request.tag,
-            operation: request.operation,
-            data: request
-                .data
-                .into_iter()
-                .map(|segment| Span { hold: segment.hold, bytes: segment.bytes })
-                .collect(),
-        })
+    fn submit(&mut self, nsid: u32, request: Request) -> Result<(), Request> {
+        match (nsid as usize).checked_sub(1).and_then(|at| self.queues.get_mut(at)) {
+            Some(queue) => queue.submit(request),
+            None => {
+                self.ready.push(Done { tag: request.tag, result: Err(DiskFault::Io(Errno::EIO)) });
+                Ok(())
+            }
+        }
     }
 
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken> {

@@ -1,4 +1,4 @@
-//! Doorbells in memory that the client maps: the guest writes them without telling anybody.
+//! Doorbells in memory that the client maps: guest writes are not trapped.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use prereg_linux::GuestMemory;
 use prereg_vfio_user::server::Sparse;
 use prereg_vfio_user::wire::SparseArea;
 
-use crate::engine::board::Doorbells;
+use crate::engine::queue_table::Doorbells;
 use crate::spec::register::DOORBELLS;
 
 /// Bytes of the page of doorbells.
@@ -17,16 +17,16 @@ pub(super) const PAGE: u64 = 0x1000;
 /// A page of doorbells.
 #[derive(Debug)]
 pub(super) struct MappedDoorbells {
-    /// Sealed against shrinking, so that neither side's accesses can fault.
+    /// Sealed against shrinking, so that accesses of neither side can fault.
     memory: GuestMemory,
     descriptor: Arc<OwnedFd>,
 }
 
 impl MappedDoorbells {
-    /// A new page, all zero, that lies in its memory where it lies in the BAR.
+    /// A new page of zeros, at the same offset in its memory as in the BAR.
     ///
     /// # Errors
-    /// The system's number.
+    /// The system's error number.
     pub(super) fn new() -> Result<Self, Errno> {
         let memory = GuestMemory::memfd("nvme-doorbells", DOORBELLS + PAGE).map_err(|error| error.errno())?;
         let descriptor = memory.descriptor().ok_or(Errno::EBADF)?;
@@ -34,7 +34,7 @@ impl MappedDoorbells {
         Ok(Self { memory, descriptor: Arc::new(descriptor) })
     }
 
-    /// How a client maps it, as part of BAR 0.
+    /// How a client maps it, as a part of BAR 0.
     pub(super) fn sparse(&self) -> Sparse {
         Sparse {
             fd: Arc::clone(&self.descriptor),
@@ -50,7 +50,7 @@ impl Doorbells for MappedDoorbells {
     }
 
     fn store(&self, at: usize, value: u32) {
-        // Outside of the page there is no doorbell to be stored.
+        // There is no doorbell outside the page.
         let _ = self.memory.store_u32(DOORBELLS + at as u64 * 4, value);
     }
 }

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use prereg::{Access, Iova};
 use prereg_vfio_user::server::{Dma, DmaGuard};
 
-use super::notices::Notices;
+use super::unmap_watch::UnmapWatch;
 use crate::engine::memory::{GuestGuard, GuestMemory, Unreachable};
 
 /// A client's memory.
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
     dma: Dma,
-    notices: Arc<Notices>,
+    unmap_watch: Arc<UnmapWatch>,
 }
 
 impl Guest {
-    pub(super) fn new(dma: Dma, notices: Arc<Notices>) -> Self {
-        Self { dma, notices }
+    pub(super) fn new(dma: Dma, unmap_watch: Arc<UnmapWatch>) -> Self {
+        Self { dma, unmap_watch }
     }
 }
 
@@ -36,8 +36,8 @@ impl GuestMemory for Guest {
         self.dma.write(iova, from).map_err(|_| Unreachable)
     }
 
-    fn settled(&self) -> bool {
-        self.notices.is_settled()
+    fn may_keep_holds(&self) -> bool {
+        self.unmap_watch.may_keep_holds()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a socket serves: the disks, and a controller for each client.
+//! The NVMe subsystem that a server offers: disks, and a controller for each client.
 
 use std::sync::Arc;
 use std::thread;
@@ -6,15 +6,15 @@ use std::thread;
 use prereg::Errno;
 use prereg_vfio_user::server::{Device, DeviceContext, DeviceFactory};
 
-use super::clerk::Clerk;
+use super::admin_channel::Message;
+use super::admin_thread::AdminThread;
 use super::device::Controller;
-use super::facts::NvmeState;
-use super::hub::Hub;
-use super::inbox::Message;
-use super::past::Past;
 use super::settings::{NvmeError, NvmeSettings};
+use super::shared::ControllerShared;
+use super::stats::NvmeState;
+use super::subsystem::Subsystem;
 use crate::disk::{Changed, Disk, DiskError};
-use crate::engine::identity::Identity;
+use crate::engine::identify::Identity;
 use crate::engine::namespace::{Namespace, Namespaces};
 
 /// A disk as a namespace.
@@ -25,13 +25,13 @@ pub struct NvmeDisk {
 }
 
 impl NvmeDisk {
-    /// `disk`, whose UUID is made from the controller's serial number and the namespace's number.
+    /// `disk`; its UUID is derived from the serial number and the namespace identifier.
     #[must_use]
     pub fn new(disk: Arc<dyn Disk>) -> Self {
         Self { disk, uuid: None }
     }
 
-    /// The same with a UUID of its own.
+    /// Sets the UUID.
     #[must_use]
     pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
         self.uuid = Some(uuid);
@@ -51,18 +51,18 @@ pub struct NvmeModel {
     name: String,
     settings: NvmeSettings,
     disks: Vec<NvmeDisk>,
-    past: Arc<Past>,
+    subsystem: Arc<Subsystem>,
 }
 
 impl NvmeModel {
-    /// The namespaces 1, 2, ... are `disks` in this order.
+    /// A subsystem whose namespaces 1, 2, ... are `disks` in this order.
     ///
     /// # Errors
     /// [`NvmeError`].
     pub fn new(name: &str, disks: Vec<NvmeDisk>, settings: NvmeSettings) -> Result<Self, NvmeError> {
         settings.check()?;
-        if disks.is_empty() || disks.len() > Namespaces::MOST {
-            return Err(NvmeError::Disks { asked: disks.len(), most: Namespaces::MOST });
+        if disks.is_empty() || disks.len() > Namespaces::MAX {
+            return Err(NvmeError::Disks { asked: disks.len(), most: Namespaces::MAX });
         }
         for (nsid, disk) in (1..).zip(&disks) {
             let shift = disk.disk.block_shift();
@@ -70,13 +70,13 @@ impl NvmeModel {
                 return Err(NvmeError::Block { nsid, shift });
             }
         }
-        Ok(Self { name: name.to_owned(), settings, disks, past: Arc::default() })
+        Ok(Self { name: name.to_owned(), settings, disks, subsystem: Arc::default() })
     }
 
-    /// Looks whether disks have another size now, and tells the guests. Gives the namespaces that have.
+    /// Checks whether disks changed their size, and reports it to the guests. Returns the namespaces that did.
     ///
     /// # Errors
-    /// [`DiskError`] of the first disk that could not be asked; those before it were.
+    /// [`DiskError`] of the first disk whose size is unknown; those before it were updated.
     pub fn refresh(&self) -> Result<Vec<u32>, DiskError> {
         let mut changed = Vec::new();
         for (nsid, disk) in (1..).zip(&self.disks) {
@@ -88,19 +88,19 @@ impl NvmeModel {
         Ok(changed)
     }
 
-    /// Tells the guests that a namespace is not what it was: its size, or its contents behind their back.
+    /// Reports to the guests that a namespace changed: its size, or its contents by other means.
     pub fn namespace_changed(&self, nsid: u32) {
         let Some(disk) = (nsid as usize).checked_sub(1).and_then(|at| self.disks.get(at)) else { return };
-        self.past.for_each(|hub| {
-            resize(hub, nsid, disk);
-            hub.inbox.tell(Message::NamespaceChanged(nsid));
+        self.subsystem.for_each(|shared| {
+            resize(shared, nsid, disk);
+            shared.admin_channel.send_message(Message::NamespaceChanged(nsid));
         });
     }
 
-    /// The controllers there are.
+    /// Statistics of all controllers.
     #[must_use]
     pub fn snapshot(&self) -> Vec<NvmeState> {
-        self.past.present().iter().map(|hub| NvmeState::of(hub)).collect()
+        self.subsystem.controllers().iter().map(|shared| NvmeState::of(shared)).collect()
     }
 
     fn is_read_only(&self) -> bool {
@@ -130,10 +130,10 @@ impl DeviceFactory for NvmeModel {
 
     fn attach(&self, bus: DeviceContext) -> Result<Arc<dyn Device>, Errno> {
         let shares = self.settings.shared || self.is_read_only();
-        let lease = Past::admit(&self.past, shares)?;
+        let lease = Subsystem::attach_client(&self.subsystem, shares)?;
         let config = Controller::config_space(&self.settings)?;
         let disks = self.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
-        let hub = Arc::new(Hub::new(&bus, &self.settings, self.namespaces(), disks)?);
+        let shared = Arc::new(ControllerShared::new(&bus, &self.settings, self.namespaces(), disks)?);
         let identity = Identity {
             vendor: self.settings.pci.0,
             subsystem_vendor: self.settings.pci.0,
@@ -142,36 +142,36 @@ impl DeviceFactory for NvmeModel {
             firmware: env!("CARGO_PKG_VERSION").to_owned(),
             uuid: uuid_of(&self.settings.serial, 0),
             controller: lease.number,
-            // Clients lower the pin when the guest next reaches a register, and a guest that writes its heads to memory may
-            // not do so for long: the interrupt would be without a cause until then.
+            // Clients deassert INTx at the next register access of the guest. A guest with shadow doorbells may make none for
+            // long, and INTx would stay asserted without a cause.
             shadow_doorbells: self.settings.shadow_doorbells && self.settings.interrupts.has_messages(),
             shared: shares,
         };
-        let (past, counted) = (Arc::clone(&self.past), Arc::downgrade(&hub));
-        let health = move || counted.upgrade().map(|hub| past.health(&hub)).unwrap_or_default();
-        let clerk = Clerk::new(Arc::clone(&hub), identity, Box::new(health));
-        let clerk = thread::Builder::new()
+        let (subsystem, counted) = (Arc::clone(&self.subsystem), Arc::downgrade(&shared));
+        let health = move || counted.upgrade().map(|shared| subsystem.health(&shared)).unwrap_or_default();
+        let admin_thread = AdminThread::new(Arc::clone(&shared), identity, Box::new(health));
+        let admin_thread = thread::Builder::new()
             .name("nvme-admin".to_owned())
-            .spawn(move || clerk.run())
+            .spawn(move || admin_thread.run())
             .map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))?;
-        self.past.arrived(&hub, |hub| {
-            // Only the others were told of a size that changed since. Its guest has asked for nothing yet.
-            (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(hub, nsid, disk));
+        self.subsystem.add_controller(&shared, |shared| {
+            // Only the other controllers were told of a new size. This one's guest has read nothing yet.
+            (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(shared, nsid, disk));
         });
-        Ok(Arc::new(Controller::new(hub, &self.settings, clerk, lease, config)))
+        Ok(Arc::new(Controller::new(shared, &self.settings, admin_thread, lease, config)))
     }
 }
 
-/// Has a namespace take over its disk's size. One at a time, with the list of controllers locked: the last one has the last size.
-fn resize(hub: &Hub, nsid: u32, disk: &NvmeDisk) {
-    if let Some(namespace) = hub.shared.namespaces.find(nsid) {
+/// Sets a namespace's size from its disk. The list of controllers is locked: the last call sets the last size.
+fn resize(shared: &ControllerShared, nsid: u32, disk: &NvmeDisk) {
+    if let Some(namespace) = shared.engine.namespaces.find(nsid) {
         namespace.resize(disk.disk.bytes());
     }
 }
 
-/// A UUID (version 8) that depends on nothing but its arguments.
+/// A UUID (version 8) that is a function of its arguments.
 fn uuid_of(serial: &str, nsid: u32) -> [u8; 16] {
-    // FNV-1a of 128 bits: a name, not a secret.
+    // 128-bit FNV-1a: an identifier, not a secret.
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let bytes = serial.bytes().chain(nsid.to_le_bytes());

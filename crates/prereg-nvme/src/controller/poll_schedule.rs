@@ -1,29 +1,29 @@
-//! How often mapped doorbells are polled: the less often, the longer nothing was rung. All times are nanoseconds.
+//! How often mapped doorbells are polled: less often the longer none was written. All times are nanoseconds.
 //!
-//! A wake of an idle thread costs some 25 microseconds of processor time on a virtual machine. After 20 s without a doorbell a client
-//! costs 20 wakes in a second for its doorbells and one for each I/O thread in two seconds.
+//! Waking an idle thread costs about 25 microseconds of processor time on a virtual machine. After 20 s without a doorbell a
+//! client costs 20 wakes a second for its doorbells and one every two seconds for each I/O thread.
 
 /// The longest pause, reached after 16 times as long without a doorbell.
 const LONGEST: u64 = 25_000_000;
-const SHARE: u64 = 16;
+const DIVISOR: u64 = 16;
 /// The longest pause of a client that is idle for long, reached after 20 s.
 const LONGEST_AT_REST: u64 = 50_000_000;
-const SHARE_AT_REST: u64 = 400;
-/// How often all workers look for themselves, and at rest.
+const DIVISOR_AT_REST: u64 = 400;
+/// How often all I/O threads are woken to poll by themselves, and when idle for long.
 const WAKE_ALL: u64 = 100_000_000;
 const WAKE_ALL_AT_REST: u64 = 2_000_000_000;
-const WAKE_ALL_SHARE: u64 = 4;
+const WAKE_ALL_DIVISOR: u64 = 4;
 
-/// The pause before the next poll, at least `first`, when nothing was rung for `idle`.
+/// The pause before the next poll, at least `first`, when no doorbell was written for `idle`.
 pub(super) fn pause(idle: u64, first: u64) -> u64 {
-    let busy = (idle / SHARE).clamp(first, LONGEST);
-    busy.max((idle / SHARE_AT_REST).min(LONGEST_AT_REST))
+    let busy = (idle / DIVISOR).clamp(first, LONGEST);
+    busy.max((idle / DIVISOR_AT_REST).min(LONGEST_AT_REST))
 }
 
-/// The time between two wakes of all workers, when nothing was rung for `idle`. A doorbell that was written with the value that it had
-/// when it was last polled is found by them alone; that happens to a queue that was in use a moment before.
+/// The time between two wakes of all I/O threads, when no doorbell was written for `idle`. Only they find a doorbell that was
+/// written with the value of the last poll, which happens to a queue that was in use a moment before.
 pub(super) fn wake_all(idle: u64) -> u64 {
-    (idle / WAKE_ALL_SHARE).clamp(WAKE_ALL, WAKE_ALL_AT_REST)
+    (idle / WAKE_ALL_DIVISOR).clamp(WAKE_ALL, WAKE_ALL_AT_REST)
 }
 
 #[cfg(test)]

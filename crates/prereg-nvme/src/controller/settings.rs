@@ -1,11 +1,11 @@
-//! What a controller is made with.
+//! Settings of a controller.
 
 use prereg::Errno;
 
-/// Which kinds of interrupt the device offers. Each works alone; a device without any can still be polled.
+/// Which kinds of interrupt the device offers. Each works alone; a device without any can be polled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InterruptKinds {
-    /// The pin.
+    /// INTx.
     pub intx: bool,
     /// MSI, up to 32 vectors.
     pub msi: bool,
@@ -14,7 +14,7 @@ pub struct InterruptKinds {
 }
 
 impl InterruptKinds {
-    /// Whether there are messages.
+    /// Whether there are message interrupts.
     pub(super) fn has_messages(self) -> bool {
         self.msi || self.msix
     }
@@ -26,18 +26,19 @@ impl Default for InterruptKinds {
     }
 }
 
-/// How doorbells arrive.
+/// How doorbell writes arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum DoorbellMode {
-    /// As suits the client: as messages from one that puts several writes into a message, which QEMU does, and through memory
-    /// from any other, because some cannot do without.
+    /// Trapped for a client that puts several writes into a message, as QEMU does; mapped for any other, because some require
+    /// it.
     #[default]
     Auto,
-    /// As messages of the client: nothing runs while the guest is idle.
+    /// As messages of the client: nothing is polled.
     Trapped,
-    /// Through memory that the guest writes: no message per doorbell, but the memory has to be polled. Workers poll while they are
-    /// busy. While they sleep the admin thread polls for all of them, at intervals of 1/16 of the time since the last doorbell,
-    /// at most 25 ms, 50 ms after 20 s. Nothing is polled for a client that never asked for the region with the doorbells.
+    /// In memory that the guest writes: no message per doorbell, but the memory has to be polled. I/O threads poll while they
+    /// are busy. While they sleep the admin thread polls for all of them, at intervals of 1/16 of the time since the last
+    /// doorbell, at most 25 ms, 50 ms after 20 s. Nothing is polled for a client that never asked for the region with the
+    /// doorbells.
     Mapped,
 }
 
@@ -45,34 +46,35 @@ pub enum DoorbellMode {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct NvmeSettings {
-    /// Serial number, 1 to 20 printable ASCII characters. No two controllers of one guest may have the same: the names of the
-    /// subsystem and of namespaces are made from it.
+    /// Serial number, 1 to 20 printable ASCII characters. No two controllers of one guest may have the same: the subsystem's
+    /// NQN and the namespaces' UUIDs are derived from it.
     pub serial: String,
-    /// DeviceFactory, up to 40 printable ASCII characters.
+    /// DeviceFactory name, up to 40 printable ASCII characters.
     pub model: String,
-    /// PCI vendor and device. The default belongs to nobody; some numbers make guests work around another device's faults.
+    /// PCI vendor and device. The default is not assigned; with some identifiers guests apply quirks of another device.
     pub pci: (u16, u16),
-    /// Threads that serve I/O queues, 1 to 64.
+    /// I/O threads, 1 to 64.
     pub workers: u16,
     /// Pairs of I/O queues, 1 to 511.
     pub io_queues: u16,
-    /// Entries of a queue at most: 2 to 65,536.
+    /// The most entries of a queue: 2 to 65,536.
     pub entries: u32,
     /// The largest transfer as a power of two of 4 KiB: 0 to 10.
     pub transfer_shift: u8,
-    /// The interrupts.
+    /// The kinds of interrupt.
     pub interrupts: InterruptKinds,
-    /// How doorbells arrive.
+    /// How doorbell writes arrive.
     pub doorbells: DoorbellMode,
-    /// Whether Doorbell Buffer Config is offered.
+    /// Whether Doorbell Buffer Config is supported.
     pub shadow_doorbells: bool,
-    /// Whether several clients may be served at a time although they can write: only guests that know of each other stand it.
+    /// Whether several clients may use the disks at a time although they can write: only for guests that coordinate their
+    /// writes.
     pub shared: bool,
 }
 
 impl NvmeSettings {
-    /// The defaults: two workers, 16 pairs of queues of 1024 entries, transfers up to 1 MiB, all interrupts, doorbells that
-    /// suit the client and shadow doorbells, one client at a time.
+    /// The defaults: two I/O threads, 16 pairs of queues of 1024 entries, transfers up to 1 MiB, all kinds of interrupt,
+    /// doorbells as the client prefers and shadow doorbells, one client at a time.
     #[must_use]
     pub fn new(serial: &str) -> Self {
         Self {
@@ -90,10 +92,10 @@ impl NvmeSettings {
         }
     }
 
-    /// What is wrong with them, if anything is.
+    /// Checks all settings.
     ///
     /// # Errors
-    /// [`NvmeError`].
+    /// [`NvmeError`] for the first invalid one.
     pub(super) fn check(&self) -> Result<(), NvmeError> {
         let is_text = |text: &str, most: usize| {
             text.len() <= most && text.chars().all(|one| one.is_ascii_graphic() || one == ' ')
@@ -116,12 +118,12 @@ impl NvmeSettings {
         }
     }
 
-    /// MSI-X vectors: one for each completion queue, as far as the table's page goes.
+    /// MSI-X vectors: one for each completion queue, limited by the table's page.
     pub(super) fn msix_vectors(&self) -> u16 {
         if self.interrupts.msix { (self.io_queues + 1).min(256) } else { 0 }
     }
 
-    /// Vectors that a completion queue may name: those of MSI-X where the controller has it, as the standard prefers.
+    /// Vectors of completion queues: those of MSI-X if it is offered, as the specification prefers.
     pub(super) fn vectors(&self) -> u16 {
         if self.interrupts.msix { self.msix_vectors() } else { self.msi_vectors().max(1) }
     }
@@ -132,32 +134,32 @@ impl NvmeSettings {
     }
 }
 
-/// Why a model cannot be made.
+/// An error of [`NvmeModel::new`](super::NvmeModel::new).
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NvmeError {
-    /// A setting. EINVAL.
+    /// An invalid setting. EINVAL.
     #[error("the setting `{setting}` must be {allowed}")]
     Setting {
-        /// Which one.
+        /// Its name.
         setting: &'static str,
-        /// What it may be.
+        /// Allowed values.
         allowed: &'static str,
     },
     /// Too few or too many disks. EINVAL.
     #[error("a controller has 1 to {most} disks, not {asked}")]
     Disks {
-        /// How many were given.
+        /// Disks that were given.
         asked: usize,
-        /// How many there may be.
+        /// The most disks.
         most: usize,
     },
-    /// A disk has blocks that a namespace cannot have. EINVAL.
+    /// A disk's block size is not possible for a namespace. EINVAL.
     #[error("disk {nsid} has blocks of 2^{shift} bytes; a namespace has 512 or 4096")]
     Block {
-        /// The namespace it would be.
+        /// The namespace.
         nsid: usize,
-        /// Its block.
+        /// The block size as a shift.
         shift: u8,
     },
 }
@@ -165,7 +167,7 @@ pub enum NvmeError {
 prereg::debug_as_display!(NvmeError);
 
 impl NvmeError {
-    /// The error number, as said at each kind.
+    /// The error number, as documented at each variant.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         Errno::EINVAL

@@ -1,18 +1,18 @@
-//! What can go wrong with a request, and with a disk as a whole.
+//! Errors of requests and of disks.
 
 use std::path::PathBuf;
 
 use prereg::Errno;
 use prereg_vfio_user::server::DmaError;
 
-/// Why one request failed. The disk goes on.
+/// An error of one request. The disk still works.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskFault {
-    /// The storage failed.
+    /// I/O error.
     #[error("the storage failed with {0}")]
     Io(Errno),
-    /// There is no room below for what was written.
+    /// The storage is full.
     #[error("the storage below the disk is full")]
     NoSpace,
     /// The disk is read-only.
@@ -21,13 +21,13 @@ pub enum DiskFault {
     /// A compare found a difference.
     #[error("the data differ")]
     Mismatch,
-    /// The range is not one of whole blocks inside the disk.
+    /// The range is not a range of whole blocks inside the disk.
     #[error("the range is not one of whole blocks inside the disk")]
     Range,
-    /// The guest memory could not be reached.
+    /// Guest memory could not be reached.
     #[error("the guest memory could not be reached: {0}")]
     Data(DmaError),
-    /// An earlier write could not be made durable, so nothing can be promised about any of them.
+    /// An earlier write could not be made durable; no flush can succeed any more.
     #[error("an earlier write could not be made durable ({0}); the disk must be opened again")]
     Lost(Errno),
 }
@@ -35,7 +35,7 @@ pub enum DiskFault {
 prereg::debug_as_display!(DiskFault);
 
 impl DiskFault {
-    /// EIO, ENOSPC, EROFS, EILSEQ for a mismatch, EINVAL for a range, or what was met.
+    /// EIO, ENOSPC, EROFS, EILSEQ for a mismatch, EINVAL for a range, or the cause's error number.
     #[must_use]
     pub fn errno(&self) -> Errno {
         match self {
@@ -49,18 +49,18 @@ impl DiskFault {
     }
 }
 
-/// Why a disk cannot be opened, or a queue of it cannot go on.
+/// An error of opening a disk, or of its queue.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
-    /// The file cannot be opened or asked.
+    /// A system call on the file failed.
     #[error("{path}: cannot {during}: {}", system_text(*errno), path = .path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// The call.
+        /// The system call.
         during: &'static str,
-        /// The system's number.
+        /// The system's error number.
         errno: Errno,
     },
     /// Neither a regular file nor a block device.
@@ -69,23 +69,23 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
-    /// Another process has it.
+    /// Another process uses the file.
     #[error(
-        "{path}: in use by another process; two writers would destroy it (open it read-only in both to share it)",
+        "{path}: in use by another process; open it read-only in both to share it",
         path = .path.display()
     )]
     InUse {
         /// The file.
         path: PathBuf,
     },
-    /// The block asked for does not suit the file.
-    #[error("{path}: blocks of {asked} bytes cannot be had, {why}", path = .path.display())]
+    /// The block size is not possible for the file.
+    #[error("{path}: blocks of {asked} bytes are not possible: {why}", path = .path.display())]
     Block {
         /// The file.
         path: PathBuf,
-        /// Bytes a block.
+        /// The block size in bytes.
         asked: u64,
-        /// What stands against it.
+        /// The reason.
         why: &'static str,
     },
     /// Less than one block.
@@ -96,32 +96,32 @@ pub enum DiskError {
         /// Its size.
         bytes: u64,
     },
-    /// `Direct::On` was asked for and the file system has none.
-    #[error("{path}: direct I/O was asked for and cannot be had here ({errno})", path = .path.display())]
+    /// `Direct::On` was given, but the file system has no direct I/O.
+    #[error("{path}: direct I/O is not supported here ({errno})", path = .path.display())]
     NotDirect {
         /// The file.
         path: PathBuf,
-        /// The system's number.
+        /// The system's error number.
         errno: Errno,
     },
-    /// A disk in memory cannot be of this size.
+    /// A memory disk of this size is not possible.
     #[error(
-        "no disk in memory of {bytes} bytes in blocks of 2^{block_shift} ({errno}); blocks are 2^9 to 2^12 bytes"
+        "a memory disk of {bytes} bytes in blocks of 2^{block_shift} bytes is not possible ({errno}); blocks are 2^9 to 2^12 bytes"
     )]
     Memory {
-        /// The size asked for.
+        /// The size in bytes.
         bytes: u64,
-        /// The block asked for.
+        /// The block size as a shift.
         block_shift: u8,
         /// EINVAL, or ENOMEM.
         errno: Errno,
     },
-    /// The queue's ring cannot be made, or broke.
+    /// The queue's ring cannot be made, or failed.
     #[error("the I/O ring failed during {during}: {errno}")]
     Ring {
-        /// The call.
+        /// The system call.
         during: &'static str,
-        /// The system's number.
+        /// The system's error number.
         errno: Errno,
     },
 }
@@ -129,7 +129,7 @@ pub enum DiskError {
 prereg::debug_as_display!(DiskError);
 
 impl DiskError {
-    /// The system's number, or the one that says it best.
+    /// The system's error number, or the closest one.
     #[must_use]
     pub const fn errno(&self) -> Errno {
         match self {
@@ -143,7 +143,7 @@ impl DiskError {
     }
 }
 
-/// The system's number in words.
+/// The error as text.
 fn system_text(errno: Errno) -> String {
     std::io::Error::from_raw_os_error(errno.raw()).to_string()
 }

@@ -1,21 +1,20 @@
 //! A disk in a regular file or on a block device, through io_uring.
 //!
-//! A [`FileDisk`] owns the file, opened once and locked against other processes; its queues share it and own a ring each.
-//! Data go straight between file and guest memory: through fixed buffers where the guest's memory is registered, so that
-//! neither a copy nor a pin is made for an I/O; by plain reads and writes where that cannot be had. A buffer of ours stands
-//! between only for memory that is the client's alone, for compares, and for memory so oddly aligned that direct I/O would
-//! refuse it.
+//! A [`FileDisk`] owns the file, opened once and locked against other processes; its queues share it and own a ring each. Data
+//! move directly between file and guest memory: through fixed buffers where guest memory is registered, without a copy and
+//! without pinning per I/O; otherwise by plain reads and writes. A bounce buffer is used only for memory that only the client
+//! can reach, for compares, and for memory whose alignment direct I/O does not accept.
 //!
-//! One file is used in one manner, direct or through the page cache, never both at once: a cached write and a direct one
-//! to neighbouring blocks of a page would undo each other. That is why odd requests are copied instead of cached.
+//! A file is used in one way, direct or through the page cache, never both: a cached write and a direct one to neighbouring
+//! blocks of a page would overwrite each other. So misaligned requests are copied and not cached.
 //!
-//! Who owns whom: `storage` is the file and what it can; `shared` is what queues share; `queue` performs
-//! `requests` in `part`s, `plan` decides how, `carrier` is the thread that copies from and to memory which only the client can reach.
+//! Modules: `storage` is the file and its properties; `shared` is what queues share; `queue` performs `requests` in `part`s,
+//! `data_path` chooses how, `copy_thread` copies from and to memory that only the client can reach.
 
-mod carrier;
+mod copy_thread;
+mod data_path;
 mod options;
 mod part;
-mod plan;
 mod queue;
 mod requests;
 mod shared;
@@ -51,7 +50,7 @@ pub struct FileDisk {
 }
 
 impl FileDisk {
-    /// Opens `path` and locks it: for itself, or among readers if it is read-only.
+    /// Opens `path` and locks it: exclusively, or shared if it is read-only.
     ///
     /// # Errors
     /// [`DiskError`]; nothing is locked then.
@@ -61,18 +60,18 @@ impl FileDisk {
         Ok(Self { shared: Arc::new(Shared::new(storage, options.buffers, bytes)) })
     }
 
-    /// Whether the page cache is passed by, and if not, why.
+    /// Whether direct I/O is used.
     ///
     /// # Errors
-    /// The reason, for people.
+    /// The reason why not, as text.
     pub fn direct(&self) -> Result<(), &'static str> {
         self.shared.storage.cached_because.map_or(Ok(()), Err)
     }
 
-    /// Whether guest memory is reached through fixed buffers, and if not, why.
+    /// Whether fixed buffers are used.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason why not.
     pub fn fixed(&self) -> Result<(), PlainReason> {
         self.shared.pins.as_ref().map_or(Err(PlainReason::NoBackend), |pins| pins.fixed_io_support())
     }

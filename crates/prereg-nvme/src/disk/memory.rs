@@ -1,8 +1,8 @@
-//! A disk in this process's memory: gone with it. For scratch space, for tests and for fuzzing.
+//! A disk in this process's memory, for temporary data, tests and fuzzing.
 //!
-//! Memory is taken in chunks when they are first written and given back when they are discarded whole. Requests are
-//! performed inside [`poll`](DiskQueue::poll), one after the other, so a client that is slow to move its bytes is slow
-//! for the queue's own thread. Each chunk has a lock; a request is not atomic across chunks, nor is a real disk's.
+//! Memory is allocated in chunks when they are first written and freed when they are discarded whole. [`poll`](DiskQueue::poll)
+//! performs requests one after the other, so a client that is slow to copy its data slows down the queue's thread. Each chunk
+//! has a lock; a request is not atomic across chunks, nor is a real disk's.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,7 +21,7 @@ use super::{
 /// Bytes of a chunk.
 const CHUNK: usize = 64 << 10;
 /// Requests in flight at most.
-const MOST: usize = 1024;
+const MAX_IN_FLIGHT: usize = 1024;
 
 type Chunk = RwLock<Option<Box<[u8]>>>;
 
@@ -66,10 +66,10 @@ struct MemoryQueue {
 }
 
 impl MemoryDisk {
-    /// `bytes` of zeros in blocks of `1 << block_shift` bytes (9 to 12). `bytes` is rounded down to whole blocks.
+    /// A disk of `bytes`, rounded down to whole blocks of `1 << block_shift` bytes (9 to 12).
     ///
     /// # Errors
-    /// [`DiskError::Memory`] for a block of another size, for less than one block, and without memory for the list of
+    /// [`DiskError::Memory`] for another block size, for less than one block, and without memory for the list of
     /// chunks.
     pub fn new(bytes: u64, block_shift: u8) -> Result<Self, DiskError> {
         let refused = |errno| DiskError::Memory { bytes, block_shift, errno };
@@ -123,7 +123,7 @@ impl Disk for MemoryDisk {
 
     fn counters(&self) -> DiskCounters {
         let counts = &self.store.counts;
-        // Relaxed, all: numbers for reports.
+        // Relaxed: numbers for reports.
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         DiskCounters {
             reads: value(&counts.reads),
@@ -141,15 +141,15 @@ impl Disk for MemoryDisk {
 }
 
 impl Store {
-    /// Whether the range is one of whole blocks inside the disk.
+    /// Checks that a range has whole blocks and is inside the disk.
     fn check(&self, offset: u64, bytes: u64) -> Result<(), DiskFault> {
         let whole = (offset | bytes).trailing_zeros() >= u32::from(self.block_shift);
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
         if whole && inside { Ok(()) } else { Err(DiskFault::Range) }
     }
 
-    /// Calls `each` with every part of a checked range that lies in one chunk: the chunk, where in it, and where in the
-    /// range.
+    /// Calls `each` with the parts of a checked range that lie in one chunk: the chunk, the range in it, and the range in the
+    /// whole.
     fn parts(
         &self,
         offset: u64,
@@ -204,7 +204,8 @@ impl Store {
         })
     }
 
-    /// Calls `each` for all data in order, a buffer at a time: where on the disk, the buffer, and where in which segment.
+    /// Calls `each` for all data in order, a buffer at a time: the offset on the disk, the buffer, the segment and the offset
+    /// in it.
     fn move_data(
         &self,
         offset: u64,
@@ -230,7 +231,7 @@ impl Store {
 
     fn perform(&self, operation: &Operation, data: &[Segment]) -> Result<(), DiskFault> {
         let counts = &self.counts;
-        // Relaxed, all: numbers for reports.
+        // Relaxed: numbers for reports.
         let add = |counter: &AtomicU64, by: u64| {
             counter.fetch_add(by, Ordering::Relaxed);
         };
@@ -291,7 +292,7 @@ fn new_chunk() -> Option<Box<[u8]>> {
 
 impl DiskQueue for MemoryQueue {
     fn submit(&mut self, request: Request) -> Result<(), Request> {
-        if self.waiting.len() >= MOST {
+        if self.waiting.len() >= MAX_IN_FLIGHT {
             return Err(request);
         }
         self.waiting.push_back(request);

@@ -1,4 +1,4 @@
-//! System calls about files and events that `std` has no safe name for.
+//! System calls without a safe function in `std`.
 #![expect(unsafe_code, reason = "system calls; pointers are to our own memory")]
 
 use std::fs::File;
@@ -11,23 +11,23 @@ use prereg_linux::AlignedBuffer;
 
 /// Makes writes beyond the process's file size limit (RLIMIT_FSIZE) fail with EFBIG, which a guest sees as a write fault.
 ///
-/// By default such a write raises SIGXFSZ, which ends the process and every guest it serves. The disposition of a signal
-/// belongs to the whole process, so no disk changes it: a program that serves [`FileDisk`](super::FileDisk)s calls this once.
+/// By default such a write raises SIGXFSZ, which kills the process and with it every guest it serves. Signal dispositions
+/// belong to the whole process, so no disk changes them: a program that serves [`FileDisk`](super::FileDisk)s calls this once.
 pub fn ignore_file_size_signal() {
     // SAFETY: SIG_IGN installs no handler. The call fails only for a signal that does not exist.
     let _ = unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// What direct I/O demands of a file.
+/// The alignment that direct I/O requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::disk) struct Alignment {
-    /// Of the address of memory.
+    /// Of memory addresses.
     pub(in crate::disk) memory: u64,
-    /// Of offsets in the file, and of lengths.
+    /// Of file offsets and lengths.
     pub(in crate::disk) offset: u64,
 }
 
-/// The number behind `error`; EIO for the few that `std` makes up itself.
+/// The error number of `error`; EIO for errors that `std` makes itself.
 pub(in crate::disk) fn errno_of(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -36,11 +36,11 @@ fn last_errno() -> Errno {
     errno_of(&io::Error::last_os_error())
 }
 
-/// What the file system says of direct I/O on this file (`STATX_DIOALIGN`, Linux 6.1). `None`: it does not say;
-/// `Some(None)`: there is none.
+/// The alignment that the file system reports for direct I/O on this file (`STATX_DIOALIGN`, Linux 6.1). `None`: unknown;
+/// `Some(None)`: no direct I/O.
 pub(in crate::disk) fn stated_alignment(file: &File) -> Option<Option<Alignment>> {
     const STATX_DIOALIGN: u32 = 0x2000;
-    /// `struct statx` in words of 32 bits, and where in it the mask and the two alignments are.
+    /// `struct statx` in 32-bit words, and the indices of the mask and the two alignments.
     const WORDS: usize = 64;
     const MASK: usize = 0;
     const MEMORY: usize = 38;
@@ -64,7 +64,7 @@ pub(in crate::disk) fn stated_alignment(file: &File) -> Option<Option<Alignment>
     Some((memory > 0 && offset > 0).then_some(Alignment { memory, offset }))
 }
 
-/// Whether a direct read of `bytes` at offset `bytes` is let through.
+/// Whether a direct read of `bytes` at offset `bytes` works.
 pub(in crate::disk) fn can_read_by(file: &File, bytes: usize) -> Result<bool, Errno> {
     let mut buffer = AlignedBuffer::zeroed(bytes)?;
     let offset = libc::off64_t::try_from(bytes).map_err(|_| Errno::EINVAL)?;
@@ -80,7 +80,7 @@ pub(in crate::disk) fn can_read_by(file: &File, bytes: usize) -> Result<bool, Er
     }
 }
 
-/// Locks the file against other processes that do so too; `false` when one has it.
+/// Locks the file against other processes that lock it; `false` when one has it locked.
 pub(in crate::disk) fn lock(file: &File, shared: bool) -> Result<bool, Errno> {
     let how = if shared { libc::LOCK_SH } else { libc::LOCK_EX };
     // SAFETY: takes no pointer.
@@ -107,12 +107,13 @@ pub(in crate::disk) fn punch(file: &File, offset: u64, bytes: u64) -> Result<(),
     }
 }
 
-/// `fallocate` modes: storage is given back, or kept; both read zero and leave the size alone.
+/// `fallocate` modes that deallocate, or keep storage; both make the range read zero and keep the size.
 pub(in crate::disk) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 /// See [`PUNCH`].
 pub(in crate::disk) const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// Waits until the eventfd `event` rings, at most for `time` (`None`: for ever); whether it rang. The ring is taken.
+/// Waits until eventfd `event` is written, at most for `time` (`None`: for ever), and resets it. Returns whether it was
+/// written.
 pub(in crate::disk) fn wait_for_event(event: &OwnedFd, time: Option<Duration>) -> Result<bool, Errno> {
     let mut poll = libc::pollfd { fd: event.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let time = time.map(|time| libc::timespec {

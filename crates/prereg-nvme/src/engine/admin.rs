@@ -1,8 +1,7 @@
-//! Admin commands: what they ask for, and what is answered.
+//! Admin commands.
 //!
-//! [`Admin`] has everything that admin commands see and change but the I/O queues themselves: those are lanes'. A command that
-//! needs a lane gives an [`Order`]; whoever drives the controller has it carried out and says how that went
-//! ([`Admin::carried_out`]), which gives the answer.
+//! [`Admin`] has all state of admin commands but the I/O queues, which belong to poll groups. A command that needs a poll group
+//! returns a [`QueueOp`]; the caller has it executed and reports the result to [`Admin::op_done`], which gives the completion.
 
 mod data;
 mod queues;
@@ -11,208 +10,206 @@ use std::sync::Arc;
 
 use prereg::Iova;
 
+use super::async_event::{AsyncEvent, AsyncEvents};
 use super::error_log::Failure;
-use super::event::{Event, Events};
 use super::feature::Features;
-use super::identity::Identity;
+use super::identify::Identity;
 use super::log_page::Health;
 use super::memory::GuestMemory;
-use super::runs::Runs;
+use super::sg_list::SgList;
 use super::shadow::ShadowBuffers;
 use super::shared::Shared;
 use crate::spec::number::admin;
 use crate::spec::{Command, DataPointer, Status};
 
-/// What a lane has to do for a command to go on.
+/// An operation of a poll group for an admin command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Order {
-    /// Make a completion queue.
+pub enum QueueOp {
+    /// Create a completion queue.
     CreateCompletion {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
-        /// Its length.
+        /// Entries.
         entries: u32,
-        /// Where it is.
+        /// Address of the queue.
         iova: Iova,
-        /// Its interrupt.
+        /// Interrupt vector.
         vector: Option<u16>,
     },
-    /// Make a submission queue.
+    /// Create a submission queue.
     CreateSubmission {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
         /// Its completion queue, which exists.
         cq: u16,
-        /// Its length.
+        /// Entries.
         entries: u32,
-        /// Where it is.
+        /// Address of the queue.
         iova: Iova,
     },
-    /// Take a completion queue away; nothing uses it.
+    /// Delete a completion queue that no submission queue uses.
     DeleteCompletion {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
     },
-    /// Take a submission queue away, once its commands have ended.
+    /// Delete a submission queue once its commands have ended.
     DeleteSubmission {
-        /// Its number.
+        /// Queue identifier.
         id: u16,
         /// Its completion queue.
         cq: u16,
     },
-    /// Abort a command if that is still possible. Said to be done with 0, else with 1.
+    /// Abort a command that has not started. The result is 0 if it was aborted, else 1.
     Abort {
-        /// Its queue.
+        /// Its submission queue.
         sq: u16,
-        /// The queue's completion queue.
+        /// That queue's completion queue.
         cq: u16,
-        /// The command.
+        /// Command identifier.
         cid: u16,
     },
-    /// All lanes use shadow doorbells.
+    /// Use shadow doorbells, in all poll groups.
     Shadow(ShadowBuffers),
-    /// Everything written becomes durable.
+    /// Make all writes durable.
     Flush,
 }
 
-/// What a command came to.
+/// The outcome of a command.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// The answer: result and status.
-    Answer(u32, Status),
-    /// It waits, perhaps for ever.
-    Held,
-    /// An order is to be carried out.
-    Order(Order),
+pub(crate) enum Outcome {
+    /// It is complete: result and status.
+    Complete(u32, Status),
+    /// It stays pending, perhaps for ever: an asynchronous event request.
+    Pending,
+    /// An operation has to be executed first.
+    Op(QueueOp),
 }
 
-/// An answer to a command that waited.
+/// The completion of an asynchronous event request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Late {
-    /// The command.
-    pub cid: u16,
-    /// Its result.
-    pub result: u32,
-    /// Its status.
-    pub status: Status,
+pub(crate) struct AerCompletion {
+    /// Command identifier.
+    pub(crate) cid: u16,
+    /// Result, dword 0.
+    pub(crate) result: u32,
+    /// Status.
+    pub(crate) status: Status,
 }
 
-/// The state that admin commands work on.
+/// The state of admin commands.
 #[derive(Debug)]
 pub struct Admin {
     shared: Arc<Shared>,
     identity: Identity,
     features: Features,
-    events: Events,
-    late: Vec<Late>,
+    events: AsyncEvents,
+    aer_completions: Vec<AerCompletion>,
     changed: Vec<u32>,
-    /// By number: the completion queue of a submission queue.
+    /// The completion queue of each submission queue, by identifier.
     submission: Vec<Option<u16>>,
-    /// By number: whether there is a completion queue.
+    /// Whether each completion queue exists, by identifier.
     completion: Vec<bool>,
-    runs: Runs,
+    sg_list: SgList,
 }
 
 impl Admin {
-    /// As after a reset.
-    #[must_use]
-    pub fn new(shared: Arc<Shared>, identity: Identity) -> Self {
+    /// The state after a reset.
+    pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> Self {
         let queues = usize::from(shared.limits.io_queues) + 1;
         Self {
             features: Features::new(&shared),
             shared,
             identity,
-            events: Events::default(),
-            late: Vec::new(),
+            events: AsyncEvents::default(),
+            aer_completions: Vec::new(),
             changed: Vec::new(),
             submission: vec![None; queues],
             completion: vec![false; queues],
-            runs: Runs::default(),
+            sg_list: SgList::default(),
         }
     }
 
-    /// Back to what it was made as. Requests that waited are forgotten.
-    pub fn reset(&mut self) {
+    /// Resets the state. Pending asynchronous event requests are dropped.
+    pub(crate) fn reset(&mut self) {
         self.shared.reset();
         *self = Self::new(Arc::clone(&self.shared), self.identity.clone());
     }
 
-    /// Something to tell the guest; [`late`](Self::late) has the answer it goes with.
-    pub fn raise(&mut self, event: Event) {
+    /// Reports an event to the guest; [`next_aer_completion`](Self::next_aer_completion) has the completion.
+    pub fn raise(&mut self, event: AsyncEvent) {
         self.events.raise(event);
     }
 
-    /// A namespace is not what it was.
+    /// Reports that a namespace changed.
     pub fn namespace_changed(&mut self, nsid: u32) {
         if !self.changed.contains(&nsid) {
             self.changed.push(nsid);
             self.changed.sort_unstable();
         }
         if self.features.wants_namespaces() {
-            self.events.raise(Event::NamespaceChanged);
+            self.events.raise(AsyncEvent::NamespaceChanged);
         }
     }
 
-    /// The next answer to a command that waited.
-    pub fn late(&mut self) -> Option<Late> {
-        if let Some(late) = self.late.pop() {
-            return Some(late);
+    /// The next completion of an asynchronous event request.
+    pub(crate) fn next_aer_completion(&mut self) -> Option<AerCompletion> {
+        if let Some(aer_completion) = self.aer_completions.pop() {
+            return Some(aer_completion);
         }
         let (cid, event) = self.events.take()?;
-        Some(Late { cid, result: event.result(), status: Status::SUCCESS })
+        Some(AerCompletion { cid, result: event.result(), status: Status::SUCCESS })
     }
 
-    /// The commands that a completion queue's lane has to know.
-    #[must_use]
-    pub fn completion_of(&self, sq: u16) -> Option<u16> {
+    /// The completion queue of submission queue `sq`.
+    pub(crate) fn completion_of(&self, sq: u16) -> Option<u16> {
         self.submission.get(usize::from(sq)).copied().flatten()
     }
 
-    /// Executes `command`; `cc` is the configuration that the guest set.
-    pub fn execute<M: GuestMemory>(
+    /// Executes `command`; `cc` is the CC register.
+    pub(crate) fn execute<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
         memory: &M,
         health: &dyn Fn() -> Health,
-    ) -> Verdict {
-        match self.judge(command, cc, memory, health) {
-            Ok(verdict) => verdict,
-            Err(status) => self.refuse(command, status),
+    ) -> Outcome {
+        match self.dispatch(command, cc, memory, health) {
+            Ok(outcome) => outcome,
+            Err(status) => self.fail(command, status),
         }
     }
 
-    /// An order of `command` was carried out, or refused.
-    pub fn carried_out(
+    /// Records the result of `command`'s operation; returns the result and status of the completion.
+    pub(crate) fn op_done(
         &mut self,
         command: &Command,
-        order: Order,
+        op: QueueOp,
         how: Result<u32, Status>,
     ) -> (u32, Status) {
         let result = match how {
             Ok(result) => result,
             Err(status) => {
-                self.note(command, status);
+                self.log_error(command, status);
                 return (0, status);
             }
         };
-        match order {
-            Order::CreateCompletion { id, .. } => self.completion[usize::from(id)] = true,
-            Order::CreateSubmission { id, cq, .. } => self.submission[usize::from(id)] = Some(cq),
-            Order::DeleteCompletion { id } => self.completion[usize::from(id)] = false,
-            Order::DeleteSubmission { id, .. } => self.submission[usize::from(id)] = None,
-            Order::Abort { .. } | Order::Shadow(_) | Order::Flush => {}
+        match op {
+            QueueOp::CreateCompletion { id, .. } => self.completion[usize::from(id)] = true,
+            QueueOp::CreateSubmission { id, cq, .. } => self.submission[usize::from(id)] = Some(cq),
+            QueueOp::DeleteCompletion { id } => self.completion[usize::from(id)] = false,
+            QueueOp::DeleteSubmission { id, .. } => self.submission[usize::from(id)] = None,
+            QueueOp::Abort { .. } | QueueOp::Shadow(_) | QueueOp::Flush => {}
         }
         (result, Status::SUCCESS)
     }
 
-    fn refuse(&self, command: &Command, status: Status) -> Verdict {
-        self.note(command, status);
-        Verdict::Answer(0, status)
+    fn fail(&self, command: &Command, status: Status) -> Outcome {
+        self.log_error(command, status);
+        Outcome::Complete(0, status)
     }
 
-    fn note(&self, command: &Command, status: Status) {
-        self.shared.errors().note(Failure {
+    fn log_error(&self, command: &Command, status: Status) {
+        self.shared.errors().push(Failure {
             command: Some((0, command.cid())),
             status,
             nsid: command.nsid(),
@@ -220,13 +217,13 @@ impl Admin {
         });
     }
 
-    fn judge<M: GuestMemory>(
+    fn dispatch<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
         memory: &M,
         health: &dyn Fn() -> Health,
-    ) -> Result<Verdict, Status> {
+    ) -> Result<Outcome, Status> {
         let opcode = command.opcode();
         let is_known = matches!(
             opcode,
@@ -244,7 +241,7 @@ impl Admin {
         if !is_known {
             return Err(Status::INVALID_OPCODE);
         }
-        // Admin commands come one by one, and on PCI Express they have PRPs (section 4.1).
+        // Admin commands are not fused, and use PRPs on PCI Express (section 4.1).
         if command.fuse() != 0 || !matches!(command.data(), DataPointer::Prp(..)) {
             return Err(Status::INVALID_FIELD);
         }
@@ -259,35 +256,35 @@ impl Admin {
             admin::SET_FEATURES => {
                 let has_queues =
                     self.completion.contains(&true) || self.submission.iter().any(Option::is_some);
-                let then = self.features.set(command, &self.shared, has_queues)?;
+                let effect = self.features.set(command, &self.shared, has_queues)?;
                 if self.features.is_temperature_outside() && self.features.wants_temperature() {
-                    self.events.raise(Event::Temperature);
+                    self.events.raise(AsyncEvent::Temperature);
                 }
-                self.follow(command, cc, memory, then)
+                self.apply_effect(command, cc, memory, effect)
             }
             admin::GET_FEATURES => {
-                let then = self.features.get(command, &self.shared)?;
-                self.follow(command, cc, memory, then)
+                let effect = self.features.get(command, &self.shared)?;
+                self.apply_effect(command, cc, memory, effect)
             }
-            admin::ASYNC_EVENT if self.events.request(command.cid()) => Ok(Verdict::Held),
+            admin::ASYNC_EVENT if self.events.request(command.cid()) => Ok(Outcome::Pending),
             admin::ASYNC_EVENT => Err(Status::ASYNC_EVENT_LIMIT),
             _ => Self::doorbell_buffer(command, cc),
         }
     }
 
-    fn abort(&mut self, command: &Command) -> Verdict {
+    fn abort(&mut self, command: &Command) -> Outcome {
         const NOT_ABORTED: u32 = 1;
         let (sq, cid) = ((command.dword(10) & 0xffff) as u16, (command.dword(10) >> 16) as u16);
         if sq == 0 {
             let found = self.events.abort(cid);
             if found {
-                self.late.push(Late { cid, result: 0, status: Status::ABORT_REQUESTED });
+                self.aer_completions.push(AerCompletion { cid, result: 0, status: Status::ABORT_REQUESTED });
             }
-            return Verdict::Answer(if found { 0 } else { NOT_ABORTED }, Status::SUCCESS);
+            return Outcome::Complete(if found { 0 } else { NOT_ABORTED }, Status::SUCCESS);
         }
         match self.completion_of(sq) {
-            Some(cq) => Verdict::Order(Order::Abort { sq, cq, cid }),
-            None => Verdict::Answer(NOT_ABORTED, Status::SUCCESS),
+            Some(cq) => Outcome::Op(QueueOp::Abort { sq, cq, cid }),
+            None => Outcome::Complete(NOT_ABORTED, Status::SUCCESS),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! What was done, counted where it is done: each lane has counters of its own, and readers add them up.
+//! Counters of commands. Each poll group has its own; readers add them up.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Buckets of a histogram: bucket `n` counts what took less than `2^n` nanoseconds and not less than half of that; the last
-/// one has the rest.
-pub const BUCKETS: usize = 36;
+/// Buckets of a latency histogram: bucket `n` counts latencies below `2^n` ns and not below half of that; the last one has the
+/// rest.
+pub(crate) const BUCKETS: usize = 36;
 
-/// What commands are counted as.
+/// Kinds of commands that are counted separately.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {
     /// Read.
@@ -21,16 +21,16 @@ pub enum Kind {
     Dataset = 4,
     /// Compare.
     Compare = 5,
-    /// Anything else, which is refused.
+    /// Any other opcode; it is rejected.
     Other = 6,
 }
 
 impl Kind {
-    /// All of them, in the order of their numbers.
+    /// All kinds, in the order of their numbers.
     pub const ALL: [Self; 7] =
         [Self::Read, Self::Write, Self::Flush, Self::Zeroes, Self::Dataset, Self::Compare, Self::Other];
 
-    /// Of an I/O opcode.
+    /// The kind of an I/O opcode.
     #[must_use]
     pub const fn of(opcode: u8) -> Self {
         use crate::spec::number::io;
@@ -45,7 +45,7 @@ impl Kind {
         }
     }
 
-    /// In names of metrics.
+    /// The name in metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,7 +87,7 @@ impl Default for Counters {
     }
 }
 
-// Relaxed throughout: each number stands for itself, and who reads two of them does not ask for one moment.
+// Relaxed throughout: each counter is independent, and readers do not need a consistent set.
 fn add(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
@@ -97,8 +97,8 @@ fn read(counter: &AtomicU64) -> u64 {
 }
 
 impl Counters {
-    /// A command ended well.
-    pub fn succeeded(&self, kind: Kind, bytes: u64, nanoseconds: u64) {
+    /// Counts a command that succeeded.
+    pub(crate) fn succeeded(&self, kind: Kind, bytes: u64, nanoseconds: u64) {
         let kind = kind as usize;
         add(&self.commands[kind], 1);
         add(&self.bytes[kind], bytes);
@@ -107,24 +107,24 @@ impl Counters {
         add(&self.latency[kind][bucket.min(BUCKETS - 1)], 1);
     }
 
-    /// A command ended with `status`.
+    /// Counts a command that ended with `status`.
     pub fn failed(&self, status: crate::spec::Status) {
         if let Some(counter) = self.failures.get(usize::from(status.bits() & 0x7ff)) {
             add(counter, 1);
         }
     }
 
-    /// So many commands are under way.
-    pub fn flying(&self, commands: u64) {
+    /// Sets the number of commands in flight.
+    pub(crate) fn set_in_flight(&self, commands: u64) {
         self.in_flight.store(commands, Ordering::Relaxed);
     }
 
-    /// So many interrupts were asked for.
-    pub fn interrupted(&self, times: u64) {
+    /// Counts interrupts.
+    pub(crate) fn interrupted(&self, times: u64) {
         add(&self.interrupts, times);
     }
 
-    /// The numbers.
+    /// The current values.
     #[must_use]
     pub fn totals(&self) -> Totals {
         let mut totals = Totals {
@@ -151,16 +151,16 @@ impl Counters {
     }
 }
 
-/// What was done by commands of one kind that ended well.
+/// Totals of one kind of command, without those that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KindTotals {
-    /// How many.
+    /// Commands.
     pub commands: u64,
-    /// Data moved, or named, in bytes.
+    /// Bytes transferred, or zeroed, or deallocated.
     pub bytes: u64,
-    /// How long they took, together.
+    /// Sum of the latencies.
     pub nanoseconds: u64,
-    /// How long they took, by bucket: see [`BUCKETS`].
+    /// Latency histogram: see [`BUCKETS`].
     pub latency: [u64; BUCKETS],
 }
 
@@ -175,22 +175,22 @@ impl Default for KindTotals {
 pub struct Totals {
     /// By [`Kind`].
     pub kinds: [KindTotals; Kind::ALL.len()],
-    /// Commands that ended otherwise, by status.
+    /// Commands that failed, by status.
     pub failures: Vec<(crate::spec::Status, u64)>,
-    /// Commands under way.
+    /// Commands in flight.
     pub in_flight: u64,
-    /// Interrupts asked for.
+    /// Interrupts.
     pub interrupts: u64,
 }
 
 impl Totals {
-    /// Of one kind.
+    /// The totals of one kind.
     #[must_use]
     pub fn of(&self, kind: Kind) -> &KindTotals {
         &self.kinds[kind as usize]
     }
 
-    /// Adds those of another lane.
+    /// Adds the totals of another poll group.
     pub fn add(&mut self, other: &Self) {
         for (ours, theirs) in self.kinds.iter_mut().zip(&other.kinds) {
             ours.commands += theirs.commands;

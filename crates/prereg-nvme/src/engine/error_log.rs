@@ -1,37 +1,37 @@
-//! The error log (log page 01h): the latest failures, the newest first.
+//! The error log (log page 01h): the latest failures, newest first.
 
 use std::collections::VecDeque;
 
 use crate::spec::Status;
 
-/// A failure.
+/// One entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Failure {
-    /// The submission queue, and the command; `None` for an error of no command.
-    pub command: Option<(u16, u16)>,
-    /// How it ended.
-    pub status: Status,
-    /// The namespace it named.
-    pub nsid: u32,
-    /// The first block it named.
-    pub lba: u64,
+pub(crate) struct Failure {
+    /// Submission queue and command identifier; `None` for an error of no command.
+    pub(crate) command: Option<(u16, u16)>,
+    /// Status of the command.
+    pub(crate) status: Status,
+    /// Namespace of the command.
+    pub(crate) nsid: u32,
+    /// First block of the command.
+    pub(crate) lba: u64,
 }
 
 /// The latest failures.
 #[derive(Debug, Default)]
-pub struct ErrorLog {
+pub(crate) struct ErrorLog {
     latest: VecDeque<(u64, Failure)>,
     count: u64,
 }
 
 impl ErrorLog {
-    /// How many it keeps.
-    pub const ENTRIES: usize = 64;
+    /// Entries that are kept.
+    pub(crate) const ENTRIES: usize = 64;
     /// Bytes of an entry (figure 193).
     const BYTES: usize = 64;
 
-    /// Notes a failure.
-    pub fn note(&mut self, failure: Failure) {
+    /// Adds a failure.
+    pub(crate) fn push(&mut self, failure: Failure) {
         self.count += 1;
         if self.latest.len() == Self::ENTRIES {
             self.latest.pop_back();
@@ -39,15 +39,13 @@ impl ErrorLog {
         self.latest.push_front((self.count, failure));
     }
 
-    /// How many there ever were.
-    #[must_use]
-    pub fn count(&self) -> u64 {
+    /// Failures since the controller was made.
+    pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
     /// The log page.
-    #[must_use]
-    pub fn page(&self) -> Vec<u8> {
+    pub(crate) fn page(&self) -> Vec<u8> {
         let mut page = vec![0; Self::ENTRIES * Self::BYTES];
         for (entry, (number, failure)) in page.chunks_exact_mut(Self::BYTES).zip(&self.latest) {
             let (sq, cid) = failure.command.unwrap_or((0xffff, 0xffff));
@@ -55,7 +53,7 @@ impl ErrorLog {
             entry[8..10].copy_from_slice(&sq.to_le_bytes());
             entry[10..12].copy_from_slice(&cid.to_le_bytes());
             entry[12..14].copy_from_slice(&(failure.status.bits() << 1).to_le_bytes());
-            // The field that was wrong is not told.
+            // Parameter Error Location: not reported.
             entry[14..16].copy_from_slice(&0xffffu16.to_le_bytes());
             entry[16..24].copy_from_slice(&failure.lba.to_le_bytes());
             entry[24..28].copy_from_slice(&failure.nsid.to_le_bytes());
@@ -73,7 +71,7 @@ mod tests {
     fn the_newest_is_first_and_the_oldest_is_forgotten() {
         let mut log = ErrorLog::default();
         for cid in 0..70 {
-            log.note(Failure { command: Some((1, cid)), status: Status::LBA_RANGE, nsid: 1, lba: 9 });
+            log.push(Failure { command: Some((1, cid)), status: Status::LBA_RANGE, nsid: 1, lba: 9 });
         }
         let page = log.page();
         assert_eq!(log.count(), 70);

@@ -1,18 +1,18 @@
-//! Features (section 5.21.1): what the guest may set, and ask for.
+//! Features (section 5.21.1).
 
-use super::identity::TEMPERATURE;
+use super::identify::TEMPERATURE;
 use super::shared::Shared;
 use crate::spec::number::{BROADCAST, feature};
 use crate::spec::{Command, Status};
 
-/// Bit 31 of dword 10 of Set Features: save. Nothing is saved here.
+/// Bit 31 of dword 10 of Set Features: save. No feature is saveable.
 const SAVE: u32 = 1 << 31;
-/// Bits of Asynchronous Event Configuration that mean something here: critical warnings, changed namespaces.
+/// Supported bits of Asynchronous Event Configuration: critical warnings, changed namespaces.
 const EVENTS: u32 = 0xff | EVENT_NAMESPACE;
 const EVENT_NAMESPACE: u32 = 1 << 8;
 const EVENT_TEMPERATURE: u32 = 1 << 1;
 
-/// What Get Features asks for.
+/// The Select field of Get Features.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Select {
     Current,
@@ -20,39 +20,38 @@ enum Select {
     Capabilities,
 }
 
-/// Something that follows from a feature that was set.
+/// An action that Set or Get Features requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Then {
-    /// Nothing but the result.
+pub(crate) enum FeatureEffect {
+    /// Nothing: the result.
     Result(u32),
-    /// What was written must become durable before the command ends: the write cache was turned off.
+    /// All writes must become durable before the command ends: the write cache was disabled.
     Flush,
-    /// The host identifier comes with the command: so many bytes.
-    TakeHostIdentifier(u64),
-    /// The host identifier goes with the completion: so many bytes.
-    GiveHostIdentifier(u64),
+    /// Read the host identifier from guest memory: this many bytes.
+    ReadHostIdentifier(u64),
+    /// Write the host identifier to guest memory: this many bytes.
+    WriteHostIdentifier(u64),
 }
 
 /// The features of a controller.
 #[derive(Clone, Debug)]
-pub struct Features {
+pub(crate) struct Features {
     arbitration: u32,
     over: u16,
     under: u16,
-    /// Time limited error recovery, by namespace.
+    /// Time Limited Error Recovery, by namespace.
     recovery: Vec<u16>,
     atomicity: u32,
     events: u32,
     /// Pairs of I/O queues granted.
     queues: u16,
-    /// The host, all zero until it says so.
-    pub host: [u8; 16],
+    /// The host identifier, zero until it is set.
+    pub(crate) host: [u8; 16],
 }
 
 impl Features {
-    /// As after a reset.
-    #[must_use]
-    pub fn new(shared: &Shared) -> Self {
+    /// The values after a reset.
+    pub(crate) fn new(shared: &Shared) -> Self {
         Self {
             arbitration: 4,
             over: TEMPERATURE + 50,
@@ -66,34 +65,35 @@ impl Features {
     }
 
     /// Pairs of I/O queues that the guest may create.
-    #[must_use]
-    pub fn queues(&self) -> u16 {
+    pub(crate) fn queues(&self) -> u16 {
         self.queues
     }
 
-    /// Whether the guest wants to know of changed namespaces.
-    #[must_use]
-    pub fn wants_namespaces(&self) -> bool {
+    /// Whether the guest enabled namespace notices.
+    pub(crate) fn wants_namespaces(&self) -> bool {
         self.events & EVENT_NAMESPACE != 0
     }
 
     /// Whether the temperature is outside its thresholds.
-    #[must_use]
-    pub fn is_temperature_outside(&self) -> bool {
+    pub(crate) fn is_temperature_outside(&self) -> bool {
         TEMPERATURE >= self.over || TEMPERATURE <= self.under
     }
 
-    /// Whether the guest wants to be told so.
-    #[must_use]
-    pub fn wants_temperature(&self) -> bool {
+    /// Whether the guest enabled temperature warnings.
+    pub(crate) fn wants_temperature(&self) -> bool {
         self.events & EVENT_TEMPERATURE != 0
     }
 
     /// Set Features. `has_queues`: I/O queues exist.
     ///
     /// # Errors
-    /// The status to answer with; nothing was changed then.
-    pub fn set(&mut self, command: &Command, shared: &Shared, has_queues: bool) -> Result<Then, Status> {
+    /// The status to complete with; nothing was changed.
+    pub(crate) fn set(
+        &mut self,
+        command: &Command,
+        shared: &Shared,
+        has_queues: bool,
+    ) -> Result<FeatureEffect, Status> {
         let (word, value) = (command.dword(10), command.dword(11));
         if !is_known((word & 0xff) as u8) {
             return Err(Status::INVALID_FIELD);
@@ -111,12 +111,12 @@ impl Features {
         }
         match id {
             feature::ARBITRATION => self.arbitration = value,
-            // There is one power state, and no workload hint changes anything.
+            // There is one power state, and the workload hint has no effect.
             feature::POWER if value & 0x1f == 0 => {}
-            // All sensors (figure 276), of which there are none beside the composite temperature.
+            // All sensors (figure 276): there is only the composite temperature.
             feature::TEMPERATURE if value >> 16 & 0xf == 0xf && value >> 20 & 3 < 2 => {}
             feature::TEMPERATURE => *self.threshold(value)? = (value & 0xffff) as u16,
-            // Blocks that were never written are no error here, so it cannot be asked for (bit 16).
+            // Reads of unwritten blocks are no error here, so DULBE (bit 16) is not supported.
             feature::ERROR_RECOVERY if value & 1 << 16 == 0 => {
                 let recovery = (value & 0xffff) as u16;
                 match command.nsid() {
@@ -130,7 +130,7 @@ impl Features {
                 let turned_off = shared.write_cache() && !on;
                 shared.set_write_cache(on);
                 if turned_off {
-                    return Ok(Then::Flush);
+                    return Ok(FeatureEffect::Flush);
                 }
             }
             feature::QUEUES => {
@@ -143,7 +143,7 @@ impl Features {
                 }
                 let asked = submission.max(completion) + 1;
                 self.queues = asked.min(u32::from(shared.limits.io_queues)) as u16;
-                return Ok(Then::Result(self.granted()));
+                return Ok(FeatureEffect::Result(self.granted()));
             }
             feature::COALESCING => shared.set_coalescing(value),
             feature::VECTOR => {
@@ -151,26 +151,26 @@ impl Features {
                 if vector >= shared.limits.vectors {
                     return Err(Status::INVALID_FIELD);
                 }
-                shared.set_exempt(vector, value & 1 << 16 != 0);
+                shared.set_coalescing_exempt(vector, value & 1 << 16 != 0);
             }
             feature::ATOMICITY => self.atomicity = value & 1,
             feature::ASYNC_EVENTS => self.events = value & EVENTS,
-            feature::HOST_IDENTIFIER => return Ok(Then::TakeHostIdentifier(host_bytes(value))),
+            feature::HOST_IDENTIFIER => return Ok(FeatureEffect::ReadHostIdentifier(host_bytes(value))),
             _ => return Err(Status::INVALID_FIELD),
         }
-        Ok(Then::Result(0))
+        Ok(FeatureEffect::Result(0))
     }
 
     /// Get Features.
     ///
     /// # Errors
-    /// The status to answer with.
-    pub fn get(&self, command: &Command, shared: &Shared) -> Result<Then, Status> {
+    /// The status to complete with.
+    pub(crate) fn get(&self, command: &Command, shared: &Shared) -> Result<FeatureEffect, Status> {
         let (word, value) = (command.dword(10), command.dword(11));
         let id = (word & 0xff) as u8;
         let select = match word >> 8 & 7 {
             0 => Select::Current,
-            // What cannot be saved has the default saved.
+            // The saved value is the default, because nothing is saveable.
             1 | 2 => Select::Default,
             3 => Select::Capabilities,
             _ => return Err(Status::INVALID_FIELD),
@@ -179,17 +179,17 @@ impl Features {
             return Err(Status::INVALID_FIELD);
         }
         if select == Select::Capabilities {
-            return Ok(Then::Result(capabilities(id)));
+            return Ok(FeatureEffect::Result(capabilities(id)));
         }
         if id == feature::HOST_IDENTIFIER {
-            return Ok(Then::GiveHostIdentifier(host_bytes(value)));
+            return Ok(FeatureEffect::WriteHostIdentifier(host_bytes(value)));
         }
         let now = match select {
             Select::Current => self,
             _ => &Self::new(shared),
         };
         let current = select == Select::Current;
-        Ok(Then::Result(match id {
+        Ok(FeatureEffect::Result(match id {
             feature::ARBITRATION => now.arbitration,
             feature::TEMPERATURE => u32::from(*now.clone().threshold(value)?),
             feature::ERROR_RECOVERY => {
@@ -204,7 +204,7 @@ impl Features {
                 if vector >= shared.limits.vectors {
                     return Err(Status::INVALID_FIELD);
                 }
-                u32::from(vector) | u32::from(current && shared.is_exempt(vector)) << 16
+                u32::from(vector) | u32::from(current && shared.is_coalescing_exempt(vector)) << 16
             }
             feature::ATOMICITY => now.atomicity,
             feature::ASYNC_EVENTS => now.events,
@@ -217,7 +217,7 @@ impl Features {
         last | last << 16
     }
 
-    /// The threshold of the composite temperature that the value of a command names (figure 276). There are no sensors.
+    /// The composite temperature's threshold that `value` selects (figure 276). There are no other sensors.
     fn threshold(&mut self, value: u32) -> Result<&mut u16, Status> {
         match (value >> 16 & 0xf, value >> 20 & 3) {
             (0, 0) => Ok(&mut self.over),
@@ -232,13 +232,13 @@ fn is_known(id: u8) -> bool {
         || (feature::TEMPERATURE..=feature::ASYNC_EVENTS).contains(&id)
 }
 
-/// Bit 0 saveable, bit 1 by namespace, bit 2 changeable.
+/// Bit 0 saveable, bit 1 namespace specific, bit 2 changeable.
 fn capabilities(id: u8) -> u32 {
     let by_namespace = id == feature::ERROR_RECOVERY;
     1 << 2 | u32::from(by_namespace) << 1
 }
 
-/// The length of a host identifier, by bit 0 of dword 11.
+/// Bytes of the host identifier, by bit 0 of dword 11.
 fn host_bytes(value: u32) -> u64 {
     if value & 1 == 0 { 8 } else { 16 }
 }

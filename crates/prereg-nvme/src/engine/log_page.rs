@@ -1,36 +1,40 @@
 //! Log pages (section 5.14.1) other than the error log.
 
-use super::identity::TEMPERATURE;
+use super::identify::TEMPERATURE;
 use crate::spec::Page;
 use crate::spec::number::{admin, io};
 
-/// What the health log tells, counted since the model was made.
+/// The counts in the health log, since the model was made.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Health {
-    /// Bytes given to guests.
+    /// Bytes read by guests.
     pub bytes_read: u64,
-    /// Bytes taken from guests.
+    /// Bytes written by guests.
     pub bytes_written: u64,
     /// Read and Compare commands.
     pub reads: u64,
     /// Write commands.
     pub writes: u64,
-    /// Minutes that were spent in commands.
+    /// Sum of the latencies of all commands, in minutes.
     pub busy_minutes: u64,
     /// Controllers that were attached.
     pub power_cycles: u64,
     /// Hours since the model was made.
     pub power_on_hours: u64,
-    /// Controllers that left without having been shut down.
+    /// Controllers that were detached without a shutdown.
     pub unsafe_shutdowns: u64,
-    /// Commands that the storage failed.
+    /// Commands that failed with a media error.
     pub media_errors: u64,
 }
 
 /// SMART / Health Information (figure 194).
-#[must_use]
-pub fn smart(health: &Health, errors: u64, is_temperature_outside: bool, all_read_only: bool) -> Vec<u8> {
-    // Critical warnings: bit 1 temperature, bit 3 the media are read only.
+pub(crate) fn smart(
+    health: &Health,
+    errors: u64,
+    is_temperature_outside: bool,
+    all_read_only: bool,
+) -> Vec<u8> {
+    // Critical warnings: bit 1 temperature, bit 3 media are read only.
     let warning = u8::from(is_temperature_outside) << 1 | u8::from(all_read_only) << 3;
     let mut page = Page::zeroed();
     page.put_u8(0, warning);
@@ -52,9 +56,8 @@ pub fn smart(health: &Health, errors: u64, is_temperature_outside: bool, all_rea
     page.bytes()[..512].to_vec()
 }
 
-/// Firmware Slot Information: one slot, in use.
-#[must_use]
-pub fn firmware(revision: &str) -> Vec<u8> {
+/// Firmware Slot Information: one slot, active.
+pub(crate) fn firmware(revision: &str) -> Vec<u8> {
     let mut page = Page::zeroed();
     page.put_u8(0, 1);
     page.put_text(8, 8, revision);
@@ -62,8 +65,7 @@ pub fn firmware(revision: &str) -> Vec<u8> {
 }
 
 /// Changed Namespace List.
-#[must_use]
-pub fn changed(namespaces: &[u32]) -> Vec<u8> {
+pub(crate) fn changed(namespaces: &[u32]) -> Vec<u8> {
     let mut page = Page::zeroed();
     for (at, nsid) in namespaces.iter().enumerate() {
         page.put_u32(at * 4, *nsid);
@@ -72,10 +74,9 @@ pub fn changed(namespaces: &[u32]) -> Vec<u8> {
 }
 
 /// Commands Supported and Effects.
-#[must_use]
-pub fn effects(shadow_doorbells: bool) -> Vec<u8> {
+pub(crate) fn effects(shadow_doorbells: bool) -> Vec<u8> {
     const SUPPORTED: u32 = 1;
-    /// It may change the content of blocks.
+    /// The command may change logical blocks (LBCC).
     const CONTENT: u32 = 1 << 1;
     let mut page = Page::zeroed();
     let plain = [

@@ -1,8 +1,8 @@
-//! Namespaces as commands see them: sizes and permissions. What stores the data is somewhere else.
+//! Namespaces: sizes and permissions. The data are in disks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One namespace. Its number is its place in [`Namespaces`], from 1.
+/// One namespace. Its identifier is its index in [`Namespaces`], plus 1.
 #[derive(Debug)]
 pub struct Namespace {
     bytes: AtomicU64,
@@ -13,20 +13,20 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// `bytes` in blocks of `1 << block_shift`; `uuid` is its name in the world.
+    /// `bytes` in blocks of `1 << block_shift`.
     #[must_use]
     pub fn new(bytes: u64, block_shift: u8, uuid: [u8; 16]) -> Self {
         Self { bytes: AtomicU64::new(bytes), block_shift, read_only: false, discard_zeroes: false, uuid }
     }
 
-    /// The same, write protected.
+    /// Makes it write protected.
     #[must_use]
     pub fn write_protected(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// The same, whose blocks read zero once they were deallocated.
+    /// Makes its deallocated blocks read zero.
     #[must_use]
     pub fn zero_when_deallocated(mut self) -> Self {
         self.discard_zeroes = true;
@@ -36,59 +36,57 @@ impl Namespace {
     /// The size in whole blocks.
     #[must_use]
     pub fn blocks(&self) -> u64 {
-        // Relaxed: a single number; who must not miss its change is told by an event.
+        // Relaxed: a single number; an event reports its changes.
         self.bytes.load(Ordering::Relaxed) >> self.block_shift
     }
 
-    /// The block: 9 or 12.
+    /// The block size as a shift: 9 or 12.
     #[must_use]
     pub const fn block_shift(&self) -> u8 {
         self.block_shift
     }
 
-    /// Whether it may not be written.
-    #[must_use]
-    pub const fn is_read_only(&self) -> bool {
+    /// Whether it is write protected.
+    pub(crate) const fn is_read_only(&self) -> bool {
         self.read_only
     }
 
     /// Whether deallocated blocks read zero.
-    #[must_use]
-    pub const fn zeroes_deallocated(&self) -> bool {
+    pub(crate) const fn zeroes_deallocated(&self) -> bool {
         self.discard_zeroes
     }
 
-    /// Its name in the world.
+    /// Its UUID.
     #[must_use]
     pub const fn uuid(&self) -> &[u8; 16] {
         &self.uuid
     }
 
-    /// Takes over another size; says whether it is another.
+    /// Sets the size; returns whether it changed.
     pub fn resize(&self, bytes: u64) -> bool {
         // Relaxed: see `blocks`.
         self.bytes.swap(bytes, Ordering::Relaxed) != bytes
     }
 }
 
-/// All namespaces of a controller. They are all active, and none comes or goes.
+/// All namespaces of a controller. All are active, and the list never changes.
 #[derive(Debug)]
 pub struct Namespaces {
     list: Vec<Namespace>,
 }
 
 impl Namespaces {
-    /// The most namespaces a controller has here.
-    pub const MOST: usize = 256;
+    /// The most namespaces of a controller.
+    pub const MAX: usize = 256;
 
-    /// The namespaces 1, 2, ... in this order; those beyond [`MOST`](Self::MOST) are left out.
+    /// Namespaces 1, 2, ... in this order; those beyond [`MAX`](Self::MAX) are dropped.
     #[must_use]
     pub fn new(mut list: Vec<Namespace>) -> Self {
-        list.truncate(Self::MOST);
+        list.truncate(Self::MAX);
         Self { list }
     }
 
-    /// How many there are, which is the largest number too.
+    /// The number of namespaces, which is also the largest identifier.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.list.len() as u32
@@ -100,12 +98,12 @@ impl Namespaces {
         self.list.get(nsid.checked_sub(1)? as usize)
     }
 
-    /// Their numbers above `nsid`, in order.
-    pub fn above(&self, nsid: u32) -> impl Iterator<Item = u32> + '_ {
+    /// The identifiers above `nsid`, in order.
+    pub(crate) fn above(&self, nsid: u32) -> impl Iterator<Item = u32> + '_ {
         (1..=self.count()).filter(move |one| *one > nsid)
     }
 
-    /// All of them with their numbers.
+    /// All namespaces with their identifiers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Namespace)> {
         (1..).zip(&self.list)
     }

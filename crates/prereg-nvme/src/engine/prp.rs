@@ -3,32 +3,32 @@
 use prereg::Iova;
 
 use super::memory::GuestMemory;
-use super::runs::Runs;
+use super::sg_list::SgList;
 use crate::spec::Status;
 
 /// Entries read at a time.
 const BATCH: usize = 64;
 
-/// Appends where `bytes` of data lie to `runs`.
+/// Appends the memory of `bytes` of data to `sg_list`.
 ///
-/// Every step of a chain needs at least one more page of the transfer, but for the first list page, which may begin at its
-/// last entry: a list that points to itself ends with the transfer.
+/// It ends even if a list points to itself: every list page but the first, which may start at its last entry, uses up at least
+/// one page of the transfer.
 ///
 /// # Errors
 /// [`Status::PRP_OFFSET`] for an entry that is misaligned, [`Status::DATA_TRANSFER`] for a list that cannot be read.
-pub fn walk<M: GuestMemory>(
+pub(crate) fn walk<M: GuestMemory>(
     memory: &M,
     (first, second): (u64, u64),
     bytes: u64,
     page_shift: u32,
-    runs: &mut Runs,
+    sg_list: &mut SgList,
 ) -> Result<(), Status> {
     let page = 1u64 << page_shift;
     if first & 3 != 0 {
         return Err(Status::PRP_OFFSET);
     }
     let begun = bytes.min(page - (first & (page - 1)));
-    runs.memory(first, begun);
+    sg_list.push_memory(first, begun);
     let mut left = bytes - begun;
     if left == 0 {
         return Ok(());
@@ -37,7 +37,7 @@ pub fn walk<M: GuestMemory>(
         if second & (page - 1) != 0 {
             return Err(Status::PRP_OFFSET);
         }
-        runs.memory(second, left);
+        sg_list.push_memory(second, left);
         return Ok(());
     }
     if second & 7 != 0 {
@@ -47,9 +47,9 @@ pub fn walk<M: GuestMemory>(
     loop {
         let slots = (page - (list & (page - 1))) / 8;
         let needed = left.div_ceil(page);
-        // The last entry of a page is the next list when the data do not end here.
+        // The last entry of a page points to the next list page, unless the data end here.
         let (entries, chained) = if needed > slots { (slots - 1, true) } else { (needed, false) };
-        left = entries_of(memory, list, entries, left, page, runs)?;
+        left = entries_of(memory, list, entries, left, page, sg_list)?;
         if !chained {
             return Ok(());
         }
@@ -68,7 +68,7 @@ fn entries_of<M: GuestMemory>(
     mut entries: u64,
     mut left: u64,
     page: u64,
-    runs: &mut Runs,
+    sg_list: &mut SgList,
 ) -> Result<u64, Status> {
     let mut buffer = [0u8; BATCH * 8];
     while entries > 0 {
@@ -83,10 +83,10 @@ fn entries_of<M: GuestMemory>(
                 return Err(Status::PRP_OFFSET);
             }
             let bytes = left.min(page);
-            runs.memory(entry, bytes);
+            sg_list.push_memory(entry, bytes);
             left -= bytes;
         }
-        // Wraps only behind the last entry of the last page there is, where nothing more is read.
+        // Wraps only after the last entry of the last page of the address space, where nothing more is read.
         list = list.wrapping_add(now * 8);
         entries -= now;
     }

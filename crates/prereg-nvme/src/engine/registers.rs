@@ -1,19 +1,19 @@
-//! The controller's registers, without doorbells: what reads give, and what writes set in motion.
+//! The controller's registers, without doorbells.
 //!
-//! Registers are 4 or 8 bytes. Other accesses are made of those: a read gives the bytes that lie there, a write is taken dword
-//! by dword, the bytes it leaves out being those that stand there (or 0 where a 1 means something).
+//! Registers have 4 or 8 bytes. Other accesses work too: a read returns the bytes at its offset; a write is split into dwords,
+//! and bytes that it leaves out keep their value (or are 0 in registers where 1 has an effect).
 
 use prereg::Iova;
 
 use crate::spec::register::{
     ACQ, AQA, ASQ, CAP, CC, CC_DEFINED, CC_ENABLE, CSTS, CSTS_FATAL, CSTS_READY, CSTS_SHUT, CSTS_SHUTDOWN,
-    CSTS_SHUTTING, INTMC, INTMS, MOST_PAGE_SHIFT, VERSION, VS, arbitration, capabilities, command_set,
+    CSTS_SHUTTING, INTMC, INTMS, MAX_PAGE_SHIFT, VERSION, VS, arbitration, capabilities, command_set,
     page_shift, shutdown,
 };
 
-/// Where the admin queues are.
+/// Addresses and sizes of the admin queues.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AdminQueues {
+pub struct AdminQueueConfig {
     /// The submission queue.
     pub submission: Iova,
     /// Its entries.
@@ -24,18 +24,18 @@ pub struct AdminQueues {
     pub completion_entries: u32,
 }
 
-/// What a register write sets in motion.
+/// An action that a register write requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
-    /// Begin to work, then say [`Registers::ready`].
-    Enable(AdminQueues),
-    /// Stop, forget everything, then say [`Registers::stopped`].
+    /// Start, then call [`Registers::ready`].
+    Enable(AdminQueueConfig),
+    /// Stop and reset all state, then call [`Registers::stopped`].
     Disable,
-    /// Stop taking commands and make everything durable, then say [`Registers::shut_down`].
+    /// Stop to fetch commands and flush all disks, then call [`Registers::shut_down`].
     Shutdown,
-    /// These interrupts were masked and are not any more.
+    /// These vectors were unmasked.
     Unmasked(u32),
-    /// These interrupts were not masked and are now.
+    /// These vectors were masked.
     Masked(u32),
 }
 
@@ -49,18 +49,18 @@ pub struct Registers {
     aqa: u32,
     asq: u64,
     acq: u64,
-    /// Stopping takes time; so long, CSTS.RDY stays.
+    /// The controller stops: CSTS.RDY stays set until it has stopped.
     stopping: bool,
 }
 
-/// Half seconds until the guest gives up waiting for the controller: stopping waits for the disks.
+/// CAP.TO in half seconds. Stopping waits for the disks.
 const TIMEOUT: u8 = 60;
 
 impl Registers {
-    /// The length of the registers before the doorbells.
+    /// Bytes of the registers before the doorbells.
     pub const BYTES: u64 = 0x1000;
 
-    /// As after a power on. `entries`: the longest queue.
+    /// The state at power-on. `entries`: the most entries of a queue.
     #[must_use]
     pub fn new(entries: u32) -> Self {
         Self {
@@ -75,7 +75,7 @@ impl Registers {
         }
     }
 
-    /// Back to power on.
+    /// Back to the state at power-on.
     pub fn reset(&mut self) {
         *self = Self { capabilities: self.capabilities, ..Self::new(2) };
     }
@@ -92,13 +92,13 @@ impl Registers {
         self.csts
     }
 
-    /// The interrupts that are masked, by INTMS and INTMC.
+    /// The vectors that INTMS and INTMC mask.
     #[must_use]
     pub fn mask(&self) -> u32 {
         self.mask
     }
 
-    /// Gives the bytes at `offset`.
+    /// Reads the bytes at `offset`.
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         for (at, byte) in (offset..).zip(into) {
             let word = self.load(at & !3);
@@ -106,7 +106,7 @@ impl Registers {
         }
     }
 
-    /// Takes the bytes for `offset`, and says what follows, in order.
+    /// Writes the bytes at `offset`, and appends what follows, in order.
     pub fn write(&mut self, offset: u64, from: &[u8], effects: &mut Vec<Effect>) {
         let mut left = from;
         let mut at = offset;
@@ -114,8 +114,8 @@ impl Registers {
             let within = (at & 3) as usize;
             let count = left.len().min(4 - within);
             let register = at & !3;
-            let stands = if matches!(register, INTMS | INTMC) { 0 } else { self.load(register) };
-            let mut word = stands.to_le_bytes();
+            let current = if matches!(register, INTMS | INTMC) { 0 } else { self.load(register) };
+            let mut word = current.to_le_bytes();
             word[within..within + count].copy_from_slice(&left[..count]);
             self.store(register, u32::from_le_bytes(word), effects);
             left = &left[count..];
@@ -123,38 +123,37 @@ impl Registers {
         }
     }
 
-    /// The controller works. Says whether it still should: a stop may have been asked for in the meantime.
+    /// The controller started. Sets CSTS.RDY, unless the guest disabled it in the meantime.
     pub fn ready(&mut self) {
         if self.cc & CC_ENABLE != 0 && !self.stopping {
             self.csts |= CSTS_READY;
         }
     }
 
-    /// The controller stopped: as after a reset, but for the admin queues' registers. CSTS has what was written since the guest asked
-    /// for it: the guest need not wait before it enables the controller or shuts it down.
+    /// The controller stopped: the state after a reset, but the admin queue registers stay. CSTS keeps what was written since
+    /// the guest disabled it: the guest need not wait before it enables the controller or shuts it down.
     pub fn stopped(&mut self) {
         self.stopping = false;
         self.csts &= !CSTS_READY;
         self.mask = 0;
     }
 
-    /// Everything is durable.
+    /// All data are durable.
     pub fn shut_down(&mut self) {
         if self.csts & CSTS_SHUTDOWN == CSTS_SHUTTING {
             self.csts = self.csts & !CSTS_SHUTDOWN | CSTS_SHUT;
         }
     }
 
-    /// Something went wrong that cannot be told otherwise. A reset that was asked for in the meantime ends it.
+    /// Sets CSTS.CFS, unless the guest disabled the controller in the meantime.
     pub fn fatal(&mut self) {
         if self.cc & CC_ENABLE != 0 && !self.stopping {
             self.csts |= CSTS_FATAL;
         }
     }
 
-    /// Whether the guest shut the controller down, or never used it.
-    #[must_use]
-    pub fn is_safe_to_leave(&self) -> bool {
+    /// Whether the guest shut the controller down, or never enabled it.
+    pub(crate) fn is_safe_to_leave(&self) -> bool {
         self.csts & CSTS_SHUTDOWN == CSTS_SHUT || self.cc & CC_ENABLE == 0
     }
 
@@ -178,7 +177,7 @@ impl Registers {
     }
 
     fn store(&mut self, register: u64, value: u32, effects: &mut Vec<Effect>) {
-        /// Queues begin at a page of the smallest size.
+        /// Queues start at a multiple of 4 KiB, the smallest page.
         const PAGE: u64 = !0xfff;
         let low = |old: u64| old & !0xffff_ffff | u64::from(value);
         let high = |old: u64| old & 0xffff_ffff | u64::from(value) << 32;
@@ -211,12 +210,12 @@ impl Registers {
             (false, true) => self.enable(effects),
             (true, false) => {
                 self.stopping = true;
-                // A controller that could not work is not ready: its guest waits for nothing, and sees no failure of before.
+                // A controller that failed to start is not ready: its guest does not wait for it, and sees no old CSTS.CFS.
                 self.csts &= CSTS_READY;
                 effects.push(Effect::Disable);
             }
             (true, true) => {
-                // These may change only while the controller is disabled.
+                // These bits may change only while the controller is disabled.
                 const FIXED: u32 = 0x3ff0;
                 self.cc = self.cc & !FIXED | before & FIXED;
             }
@@ -229,20 +228,20 @@ impl Registers {
     }
 
     fn enable(&mut self, effects: &mut Vec<Effect>) {
-        let queues = AdminQueues {
+        let queues = AdminQueueConfig {
             submission: Iova::new(self.asq),
             submission_entries: (self.aqa & 0xfff) + 1,
             completion: Iova::new(self.acq),
             completion_entries: (self.aqa >> 16 & 0xfff) + 1,
         };
-        let page = (1u64 << page_shift(self.cc).min(MOST_PAGE_SHIFT)) - 1;
+        let page = (1u64 << page_shift(self.cc).min(MAX_PAGE_SHIFT)) - 1;
         let is_possible = command_set(self.cc) == 0
             && arbitration(self.cc) == 0
-            && page_shift(self.cc) <= MOST_PAGE_SHIFT
+            && page_shift(self.cc) <= MAX_PAGE_SHIFT
             && queues.submission_entries >= 2
             && queues.completion_entries >= 2
             && (self.asq | self.acq) & page == 0;
-        // A shutdown before it was enabled is over with this.
+        // Enabling ends an earlier shutdown.
         self.csts &= !CSTS_SHUTDOWN;
         if is_possible {
             effects.push(Effect::Enable(queues));
@@ -254,7 +253,7 @@ impl Registers {
 
 #[cfg(test)]
 mod tests {
-    use super::{AdminQueues, Effect, Registers};
+    use super::{AdminQueueConfig, Effect, Registers};
     use crate::spec::register::{ACQ, AQA, ASQ, CAP, CC, CSTS, INTMC, INTMS, VS};
     use prereg::Iova;
 
@@ -287,7 +286,7 @@ mod tests {
     fn enabling_gives_the_queues_that_were_set() {
         let mut registers = with_queues();
         let effects = write(&mut registers, CC, LINUX);
-        let queues = AdminQueues {
+        let queues = AdminQueueConfig {
             submission: Iova::new(0x1_2345_6000),
             submission_entries: 64,
             completion: Iova::new(0x7000),
@@ -341,7 +340,7 @@ mod tests {
         write(&mut registers, CC, LINUX | 1 << 4);
         registers.stopped();
         assert_eq!(word(&registers, CSTS), 2, "of after the reset");
-        // A shutdown with the same write as the reset.
+        // A shutdown in the same write as the reset.
         let mut registers = with_queues();
         write(&mut registers, CC, LINUX);
         registers.ready();

@@ -3,29 +3,29 @@
 use prereg::Iova;
 
 use super::memory::GuestMemory;
-use super::runs::Runs;
+use super::sg_list::SgList;
 use crate::spec::Status;
 
-/// What SGLS of Identify Controller says of this file: dword alignment (bits 1:0 = 2), bit buckets (bit 16), and lists that are
-/// longer than the transfer (bit 18).
-pub const SUPPORT: u32 = 2 | 1 << 16 | 1 << 18;
+/// SGLS of Identify Controller: dword alignment (bits 1:0 = 2), bit buckets (bit 16), and lists longer than the transfer (bit
+/// 18).
+pub(crate) const SUPPORT: u32 = 2 | 1 << 16 | 1 << 18;
 
 const DESCRIPTOR: u64 = 16;
 const BATCH: usize = 32;
-/// Descriptors of one command: more than any transfer of whole blocks needs, and an end for lists of empty blocks.
-const MOST: u64 = 4096;
+/// Descriptors of one command at most: more than any transfer of whole blocks needs, and a limit for lists of empty blocks.
+const MAX_DESCRIPTORS: u64 = 4096;
 
 const DATA_BLOCK: u8 = 0;
 const BIT_BUCKET: u8 = 1;
 const SEGMENT: u8 = 2;
 const LAST_SEGMENT: u8 = 3;
 
-/// Whether a bit bucket leaves data out. It does so only where the controller gives data.
+/// How bit buckets are treated. They leave data out only in transfers to the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Buckets {
-    /// Data for the guest: a bucket counts and is left out.
+pub(crate) enum BitBuckets {
+    /// Transfers to the guest: a bucket's data are left out.
     Count,
-    /// Data from the guest: a bucket has no length.
+    /// Transfers from the guest: a bucket has no length.
     Ignore,
 }
 
@@ -44,27 +44,27 @@ impl Descriptor {
     }
 }
 
-/// Appends where `bytes` of data lie to `runs`.
+/// Appends the memory of `bytes` of data to `sg_list`.
 ///
 /// # Errors
 /// [`Status::SGL_TYPE`], [`Status::SGL_SEGMENT`], [`Status::SGL_COUNT`], [`Status::SGL_GRANULARITY`],
 /// [`Status::SGL_DATA_LENGTH`] for a list that is too short, and [`Status::DATA_TRANSFER`] for one that cannot be read.
-pub fn walk<M: GuestMemory>(
+pub(crate) fn walk<M: GuestMemory>(
     memory: &M,
     (first, second): (u64, u64),
     bytes: u64,
-    buckets: Buckets,
-    runs: &mut Runs,
+    buckets: BitBuckets,
+    sg_list: &mut SgList,
 ) -> Result<(), Status> {
     let mut left = bytes;
     let mut seen = 0;
     let mut inline = Descriptor::new(first, second);
     if inline.kind != SEGMENT && inline.kind != LAST_SEGMENT {
-        take(inline, &mut left, buckets, runs)?;
+        append(inline, &mut left, buckets, sg_list)?;
         return if left == 0 { Ok(()) } else { Err(Status::SGL_DATA_LENGTH) };
     }
     while left > 0 {
-        match segment(memory, inline, &mut left, &mut seen, buckets, runs)? {
+        match segment(memory, inline, &mut left, &mut seen, buckets, sg_list)? {
             Some(next) => inline = next,
             None if left > 0 => return Err(Status::SGL_DATA_LENGTH),
             None => {}
@@ -73,14 +73,14 @@ pub fn walk<M: GuestMemory>(
     Ok(())
 }
 
-/// The descriptors of one segment; gives the segment that follows.
+/// Appends the descriptors of one segment; returns the next segment.
 fn segment<M: GuestMemory>(
     memory: &M,
     from: Descriptor,
     left: &mut u64,
     seen: &mut u64,
-    buckets: Buckets,
-    runs: &mut Runs,
+    buckets: BitBuckets,
+    sg_list: &mut SgList,
 ) -> Result<Option<Descriptor>, Status> {
     if from.sub != 0 {
         return Err(Status::SGL_TYPE);
@@ -94,7 +94,7 @@ fn segment<M: GuestMemory>(
     while at < count {
         let now = (count - at).min(BATCH as u64);
         *seen += now;
-        if *seen > MOST {
+        if *seen > MAX_DESCRIPTORS {
             return Err(Status::SGL_COUNT);
         }
         let batch = &mut buffer[..(now * DESCRIPTOR) as usize];
@@ -106,14 +106,14 @@ fn segment<M: GuestMemory>(
             second.copy_from_slice(&raw[8..]);
             let descriptor = Descriptor::new(u64::from_le_bytes(first), u64::from_le_bytes(second));
             let is_last = at + index as u64 + 1 == count;
-            let leads_on = matches!(descriptor.kind, SEGMENT | LAST_SEGMENT);
-            if leads_on != (is_last && from.kind == SEGMENT) {
+            let is_segment = matches!(descriptor.kind, SEGMENT | LAST_SEGMENT);
+            if is_segment != (is_last && from.kind == SEGMENT) {
                 return Err(Status::SGL_SEGMENT);
             }
-            if leads_on {
+            if is_segment {
                 return Ok(Some(descriptor));
             }
-            take(descriptor, left, buckets, runs)?;
+            append(descriptor, left, buckets, sg_list)?;
             if *left == 0 {
                 return Ok(None);
             }
@@ -123,7 +123,12 @@ fn segment<M: GuestMemory>(
     Ok(None)
 }
 
-fn take(descriptor: Descriptor, left: &mut u64, buckets: Buckets, runs: &mut Runs) -> Result<(), Status> {
+fn append(
+    descriptor: Descriptor,
+    left: &mut u64,
+    buckets: BitBuckets,
+    sg_list: &mut SgList,
+) -> Result<(), Status> {
     if descriptor.sub != 0 {
         return Err(Status::SGL_TYPE);
     }
@@ -133,14 +138,14 @@ fn take(descriptor: Descriptor, left: &mut u64, buckets: Buckets, runs: &mut Run
             if descriptor.address & 3 != 0 || descriptor.bytes & 3 != 0 {
                 return Err(Status::SGL_GRANULARITY);
             }
-            runs.memory(descriptor.address, bytes);
+            sg_list.push_memory(descriptor.address, bytes);
         }
-        BIT_BUCKET if buckets == Buckets::Ignore => return Ok(()),
+        BIT_BUCKET if buckets == BitBuckets::Ignore => return Ok(()),
         BIT_BUCKET => {
             if descriptor.bytes & 3 != 0 {
                 return Err(Status::SGL_GRANULARITY);
             }
-            runs.bucket(bytes);
+            sg_list.push_bit_bucket(bytes);
         }
         _ => return Err(Status::SGL_TYPE),
     }

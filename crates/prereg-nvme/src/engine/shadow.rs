@@ -1,98 +1,98 @@
-//! Shadow doorbells (section 5.7): the guest writes tails and heads to its own memory, and rings only when it passes the
-//! value that the controller left beside them.
+//! Shadow doorbells (section 5.7): the guest writes tails and heads to its own memory, and writes the register only when it
+//! passes the EventIdx value that the controller stored.
 
 use std::sync::atomic::{Ordering, fence};
 
 use prereg::{Access, Iova};
 
-use super::doorbell::Word;
+use super::doorbell::ShadowValue;
 use super::memory::{GuestGuard, GuestMemory, Unreachable};
-use super::window::Window;
+use super::ring_memory::RingMemory;
 
 /// The two buffers of Doorbell Buffer Config.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ShadowBuffers {
-    /// What the guest writes instead of doorbells.
+    /// The shadow doorbells.
     pub doorbells: Iova,
-    /// Where the controller says which value to ring at.
+    /// The EventIdx values.
     pub events: Iova,
-    /// The length of each: one memory page.
+    /// The length of each buffer: one memory page.
     pub bytes: u64,
 }
 
-/// A lane's view of them.
+/// Access to the buffers, for one poll group.
 #[derive(Debug)]
-pub struct Shadow<M: GuestMemory> {
-    doorbells: Window<M>,
-    events: Window<M>,
+pub(crate) struct Shadow<M: GuestMemory> {
+    doorbells: RingMemory<M>,
+    events: RingMemory<M>,
 }
 
-/// Nanoseconds until a word whose memory is away is looked at again: nothing tells when memory returns.
-const AWAY: u64 = 10_000_000;
+/// Nanoseconds until a shadow doorbell that cannot be reached is tried again: nothing reports that memory is back.
+const RETRY_TIME: u64 = 10_000_000;
 
-/// When to look again at `now` for a guest's `word`, if nothing tells of it.
-#[must_use]
-pub fn look_again(word: Word, now: u64) -> Option<u64> {
-    (word == Word::Away).then(|| now.saturating_add(AWAY))
+/// When to load a shadow doorbell again that could not be reached.
+pub(crate) fn retry_at(shadow: ShadowValue, now: u64) -> Option<u64> {
+    (shadow == ShadowValue::Unreachable).then(|| now.saturating_add(RETRY_TIME))
 }
 
 impl<M: GuestMemory> Shadow<M> {
-    /// Of the buffers that the guest named.
-    #[must_use]
-    pub fn new(buffers: ShadowBuffers) -> Self {
+    /// Access to `buffers`.
+    pub(crate) fn new(buffers: ShadowBuffers) -> Self {
         Self {
-            doorbells: Window::new(buffers.doorbells, buffers.bytes, Access::ReadWrite),
-            events: Window::new(buffers.events, buffers.bytes, Access::ReadWrite),
+            doorbells: RingMemory::new(buffers.doorbells, buffers.bytes, Access::ReadWrite),
+            events: RingMemory::new(buffers.events, buffers.bytes, Access::ReadWrite),
         }
     }
 
-    /// What the guest wrote for doorbell `at`.
+    /// Loads shadow doorbell `at`.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
-        self.doorbells.reach(memory)?.load_u32(at as u64 * 4)
+    pub(crate) fn load(&mut self, memory: &M, at: usize) -> Result<u32, Unreachable> {
+        self.doorbells.hold(memory)?.load_u32(at as u64 * 4)
     }
 
-    /// Begins doorbell `at` with `value`, which is where the queue is.
+    /// Sets shadow doorbell `at` and its EventIdx to `value`, the position in the queue.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn begin(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
-        self.doorbells.reach(memory)?.store_u32(at as u64 * 4, value)?;
-        self.events.reach(memory)?.store_u32(at as u64 * 4, value)
+    pub(crate) fn init(&mut self, memory: &M, at: usize, value: u32) -> Result<(), Unreachable> {
+        self.doorbells.hold(memory)?.store_u32(at as u64 * 4, value)?;
+        self.events.hold(memory)?.store_u32(at as u64 * 4, value)
     }
 
-    /// Asks the guest to ring when it passes `value`, and gives what it wrote so far: from here on either it rings or this
-    /// has it.
+    /// Sets the EventIdx of doorbell `at`, then loads the shadow doorbell: from here on the guest either writes the register,
+    /// or its value is in the result.
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub fn ask(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
-        self.events.reach(memory)?.store_u32(at as u64 * 4, value)?;
-        // The guest writes its value, fences, and reads ours; we do the same the other way round.
+    pub(crate) fn arm(&mut self, memory: &M, at: usize, value: u32) -> Result<u32, Unreachable> {
+        self.events.hold(memory)?.store_u32(at as u64 * 4, value)?;
+        // The guest stores its value, fences, and loads ours; we do the same with the two swapped.
         fence(Ordering::SeqCst);
         self.load(memory, at)
     }
 
-    /// The guest's word for doorbell `at`, if there are buffers and they can be reached.
-    pub fn word(buffers: &mut Option<Self>, memory: &M, at: usize) -> Word {
-        match buffers {
-            None => Word::Absent,
-            Some(shadow) => shadow.load(memory, at).map_or(Word::Away, Word::Says),
+    /// The value of shadow doorbell `at`.
+    pub(crate) fn value(shadow: &mut Option<Self>, memory: &M, at: usize) -> ShadowValue {
+        match shadow {
+            None => ShadowValue::Absent,
+            Some(shadow) => shadow.load(memory, at).map_or(ShadowValue::Unreachable, ShadowValue::Known),
         }
     }
 
-    /// As [`word`](Self::word), after asking the guest to ring when it passes `value`.
-    pub fn word_from(buffers: &mut Option<Self>, memory: &M, at: usize, value: u32) -> Word {
-        match buffers {
-            None => Word::Absent,
-            Some(shadow) => shadow.ask(memory, at, value).map_or(Word::Away, Word::Says),
+    /// As [`value`](Self::value), after setting the EventIdx to `value`.
+    pub(crate) fn armed_value(shadow: &mut Option<Self>, memory: &M, at: usize, value: u32) -> ShadowValue {
+        match shadow {
+            None => ShadowValue::Absent,
+            Some(shadow) => {
+                shadow.arm(memory, at, value).map_or(ShadowValue::Unreachable, ShadowValue::Known)
+            }
         }
     }
 
-    /// Both windows.
-    pub fn windows(&mut self) -> [&mut Window<M>; 2] {
+    /// Both buffers.
+    pub(crate) fn buffers(&mut self) -> [&mut RingMemory<M>; 2] {
         [&mut self.doorbells, &mut self.events]
     }
 }

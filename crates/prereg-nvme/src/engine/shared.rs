@@ -1,13 +1,13 @@
-//! What the admin queue sets and all lanes go by.
+//! State that the admin queue and all poll groups use.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::board::Board;
 use super::error_log::ErrorLog;
 use super::namespace::Namespaces;
+use super::queue_table::QueueTable;
 
-/// What a controller can do at most.
+/// The limits of a controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Pairs of I/O queues.
@@ -22,21 +22,20 @@ pub struct Limits {
 
 impl Limits {
     /// The largest transfer in bytes.
-    #[must_use]
-    pub const fn most_bytes(&self) -> u64 {
+    pub(crate) const fn max_transfer_bytes(&self) -> u64 {
         4096 << self.transfer_shift
     }
 }
 
-/// What lanes share.
+/// State that the admin queue and all poll groups use.
 #[derive(Debug)]
 pub struct Shared {
-    /// What there is at most.
+    /// The limits.
     pub limits: Limits,
     /// The namespaces.
     pub namespaces: Namespaces,
-    /// The doorbells.
-    pub board: Board,
+    /// Doorbells and queue states.
+    pub queue_table: QueueTable,
     write_cache: AtomicBool,
     coalescing: AtomicU32,
     exempt: Box<[AtomicBool]>,
@@ -44,13 +43,13 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// As after a reset.
+    /// The state after a reset.
     #[must_use]
-    pub fn new(limits: Limits, namespaces: Namespaces, board: Board) -> Self {
+    pub fn new(limits: Limits, namespaces: Namespaces, queue_table: QueueTable) -> Self {
         Self {
             limits,
             namespaces,
-            board,
+            queue_table,
             write_cache: AtomicBool::new(true),
             coalescing: AtomicU32::new(0),
             exempt: (0..limits.vectors).map(|_| AtomicBool::new(false)).collect(),
@@ -58,67 +57,62 @@ impl Shared {
         }
     }
 
-    // Relaxed throughout: settings take effect some time after the command that changes them; nothing else is read through
-    // them.
+    // Relaxed throughout: a setting takes effect some time after the command that changes it, and no other data depend on it.
 
-    /// Whether writes may be done before they are durable.
-    #[must_use]
-    pub fn write_cache(&self) -> bool {
+    /// Whether the write cache is enabled.
+    pub(crate) fn write_cache(&self) -> bool {
         self.write_cache.load(Ordering::Relaxed)
     }
 
-    /// Says so.
-    pub fn set_write_cache(&self, on: bool) {
+    /// Sets it.
+    pub(crate) fn set_write_cache(&self, on: bool) {
         self.write_cache.store(on, Ordering::Relaxed);
     }
 
-    /// Interrupt Coalescing as Set Features has it: threshold in bits 7:0, time in units of 100 us in bits 15:8.
-    #[must_use]
-    pub fn coalescing(&self) -> u32 {
+    /// Interrupt Coalescing as in Set Features: threshold in bits 7:0, time in units of 100 us in bits 15:8.
+    pub(crate) fn coalescing(&self) -> u32 {
         self.coalescing.load(Ordering::Relaxed)
     }
 
     /// Sets it.
-    pub fn set_coalescing(&self, value: u32) {
+    pub(crate) fn set_coalescing(&self, value: u32) {
         self.coalescing.store(value & 0xffff, Ordering::Relaxed);
     }
 
-    /// Whether `vector` is left out of it.
-    #[must_use]
-    pub fn is_exempt(&self, vector: u16) -> bool {
+    /// Whether interrupts of `vector` are not coalesced.
+    pub(crate) fn is_coalescing_exempt(&self, vector: u16) -> bool {
         self.exempt.get(usize::from(vector)).is_none_or(|exempt| exempt.load(Ordering::Relaxed))
     }
 
-    /// Says so.
-    pub fn set_exempt(&self, vector: u16, exempt: bool) {
+    /// Sets it.
+    pub(crate) fn set_coalescing_exempt(&self, vector: u16, exempt: bool) {
         if let Some(place) = self.exempt.get(usize::from(vector)) {
             place.store(exempt, Ordering::Relaxed);
         }
     }
 
-    /// How long and for how many entries interrupts of `vector` are held back; `None` when they are not.
-    #[must_use]
-    pub fn patience(&self, vector: u16) -> Option<(u64, u32)> {
+    /// The time and the number of entries to coalesce interrupts of `vector`; `None` for no coalescing.
+    pub(crate) fn coalescing_limits(&self, vector: u16) -> Option<(u64, u32)> {
         let value = self.coalescing();
         let (threshold, time) = (value & 0xff, value >> 8 & 0xff);
-        if time == 0 || self.is_exempt(vector) {
+        if time == 0 || self.is_coalescing_exempt(vector) {
             return None;
         }
         Some((u64::from(time) * 100_000, threshold + 1))
     }
 
-    /// What went wrong lately.
-    pub fn errors(&self) -> MutexGuard<'_, ErrorLog> {
-        // The log is whole between any two statements that change it.
+    /// The error log.
+    pub(crate) fn errors(&self) -> MutexGuard<'_, ErrorLog> {
+        // The log is consistent after every statement that changes it.
         self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Features back to what they are after a reset; the error log stays.
+    /// Resets the features; the error log stays.
     pub fn reset(&self) {
         self.set_write_cache(true);
         self.set_coalescing(0);
         for vector in 0..self.limits.vectors {
-            self.set_exempt(vector, false);
+            self.set_coalescing_exempt(vector, false);
         }
     }
 }

@@ -1,57 +1,34 @@
-//! The port to the disks, as one lane uses them.
+//! The interface to the disks, for one poll group.
 
-use crate::disk::{DiskFault, Done, Operation};
+use crate::disk::{DiskFault, Done, Request};
 use crate::spec::Status;
 
 use super::counters::Kind;
 
-/// Something for a disk to do.
-#[derive(Debug)]
-pub struct Work<H> {
-    /// The namespace whose disk it is.
-    pub nsid: u32,
-    /// Found again in [`Done`].
-    pub tag: u64,
-    /// What to do.
-    pub operation: Operation,
-    /// Guest memory, in order.
-    pub data: Vec<Span<H>>,
-}
-
-/// A held piece of guest memory, all of it.
-#[derive(Debug)]
-pub struct Span<H> {
-    /// The hold.
-    pub hold: H,
-    /// Its length.
-    pub bytes: u64,
-}
-
-/// A disk's queue broke; what it was doing will not be done.
+/// A disk queue failed; its requests will not complete.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the queue of a disk broke")]
+#[error("a disk queue failed")]
 pub struct Broken;
 
 prereg::debug_as_display!(Broken);
 
-/// A lane's way to all disks.
-pub trait Storage<H> {
-    /// Takes work.
+/// The queues of a poll group to all disks.
+pub trait Storage<G> {
+    /// Adds a request to the disk of namespace `nsid`.
     ///
     /// # Errors
-    /// The work itself when there is no room: collect first.
-    fn submit(&mut self, work: Work<H>) -> Result<(), Work<H>>;
+    /// The request when the queue is full: collect first.
+    fn submit(&mut self, nsid: u32, request: Request<G>) -> Result<(), Request<G>>;
 
-    /// Starts what was submitted and appends what is done. Does not wait.
+    /// Starts the submitted requests and appends completed ones to `done`. Does not wait.
     ///
     /// # Errors
     /// [`Broken`].
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken>;
 }
 
-/// How a command of `kind` ends that met `fault`.
-#[must_use]
-pub fn status_of(fault: &DiskFault, kind: Kind) -> Status {
+/// The status of a command of `kind` that met `fault`.
+pub(crate) fn status_of(fault: &DiskFault, kind: Kind) -> Status {
     match fault {
         DiskFault::NoSpace => Status::CAPACITY,
         DiskFault::ReadOnly => Status::WRITE_PROTECTED,

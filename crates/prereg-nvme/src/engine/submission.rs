@@ -1,128 +1,133 @@
-//! A submission queue: a ring in guest memory that the guest fills and a lane empties.
+//! A submission queue: a ring in guest memory that the guest fills and a poll group empties.
 
 use prereg::{Access, Iova};
 
-use super::board::BadDoorbell;
-use super::doorbell::{Doorbell, Word, distance};
+use super::doorbell::{Doorbell, ShadowValue, distance};
 use super::memory::{GuestGuard, GuestMemory, Unreachable};
-use super::window::Window;
+use super::queue_table::BadDoorbell;
+use super::ring_memory::RingMemory;
 use crate::spec::Command;
 use crate::spec::number::SUBMISSION_BYTES;
 
-/// Commands copied at a time.
-pub const FETCH: usize = 16;
+/// Commands fetched at a time.
+pub(crate) const FETCH: usize = 16;
 
-/// A ring of commands.
+/// A submission queue.
 #[derive(Debug)]
-pub struct SubmissionQueue<M: GuestMemory> {
-    /// Its number.
-    pub id: u16,
-    /// The completion queue that its commands are answered in.
-    pub cq: u16,
-    /// Commands taken and not answered yet.
-    pub flying: u32,
-    /// How its tail is rung.
-    pub doorbell: Doorbell,
-    /// Being deleted: nothing more is taken.
-    pub closing: bool,
+pub(crate) struct SubmissionQueue<M: GuestMemory> {
+    /// Queue identifier.
+    pub(crate) id: u16,
+    /// Its completion queue.
+    pub(crate) cq: u16,
+    /// Commands fetched and not completed yet.
+    pub(crate) in_flight: u32,
+    /// State of the tail doorbell.
+    pub(crate) doorbell: Doorbell,
+    /// Being deleted: no more commands are fetched.
+    pub(crate) closing: bool,
     entries: u32,
     head: u32,
     tail: u32,
-    refused: Option<u32>,
-    window: Window<M>,
+    rejected: Option<u32>,
+    ring_memory: RingMemory<M>,
 }
 
 impl<M: GuestMemory> SubmissionQueue<M> {
     /// An empty ring of `entries`, at least 2, at `iova`.
-    #[must_use]
-    pub fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
-        let window = Window::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
+    pub(crate) fn new(id: u16, cq: u16, entries: u32, iova: Iova) -> Self {
+        let ring_memory = RingMemory::new(iova, u64::from(entries) * SUBMISSION_BYTES, Access::Read);
         Self {
             id,
             cq,
-            flying: 0,
+            in_flight: 0,
             doorbell: Doorbell::default(),
             closing: false,
             entries,
             head: 0,
             tail: 0,
-            refused: None,
-            window,
+            rejected: None,
+            ring_memory,
         }
     }
 
-    /// Its memory.
-    pub fn window(&mut self) -> &mut Window<M> {
-        &mut self.window
+    /// The ring's memory.
+    pub(crate) fn ring_memory(&mut self) -> &mut RingMemory<M> {
+        &mut self.ring_memory
     }
 
-    /// How far it was read.
-    #[must_use]
-    pub fn head(&self) -> u16 {
+    /// The head: the next command to fetch.
+    pub(crate) fn head(&self) -> u16 {
         self.head as u16
     }
 
-    /// The tail that was last believed.
-    #[must_use]
-    pub fn tail(&self) -> u32 {
+    /// The last valid tail.
+    pub(crate) fn tail(&self) -> u32 {
         self.tail
     }
 
-    /// Whether the doorbell has something new: its register, and the guest's word in memory.
-    #[must_use]
-    pub fn is_news(&self, register: u32, word: Word) -> bool {
-        match word {
-            Word::Absent => self.differs(register),
-            word => self.doorbell.is_news(register, word),
+    /// Whether the register or the shadow doorbell has changed.
+    pub(crate) fn has_changed(&self, register: u32, shadow: ShadowValue) -> bool {
+        match shadow {
+            ShadowValue::Absent => self.is_new(register),
+            shadow => self.doorbell.has_changed(register, shadow),
         }
     }
 
-    /// Takes over what the doorbell says at `now`: its register, loaded before the guest's word in memory.
+    /// Updates the tail from the doorbell at `now`. `register` must be loaded before `shadow`.
     ///
     /// # Errors
-    /// [`BadDoorbell`] for a tail that cannot be, once for each; the queue stays as it was.
-    pub fn listen(&mut self, register: u32, word: Word, now: u64) -> Result<(), BadDoorbell> {
-        match self.doorbell.look(register, word, self.tail, self.entries, now) {
+    /// [`BadDoorbell`] for an impossible tail, once for each value; the queue is unchanged.
+    pub(crate) fn update_doorbell(
+        &mut self,
+        register: u32,
+        shadow: ShadowValue,
+        now: u64,
+    ) -> Result<(), BadDoorbell> {
+        match self.doorbell.next_value(register, shadow, self.tail, self.entries, now) {
             Some(rung) => self.ring(rung.value()),
             None => Ok(()),
         }
     }
 
-    /// Whether `tail` is news: neither what it was, nor something refused before.
-    fn differs(&self, tail: u32) -> bool {
-        tail != self.tail && self.refused != Some(tail)
+    /// Whether `tail` differs from the current tail and from the last rejected one.
+    fn is_new(&self, tail: u32) -> bool {
+        tail != self.tail && self.rejected != Some(tail)
     }
 
-    /// Commands that wait.
-    #[must_use]
-    pub fn waiting(&self) -> u32 {
+    /// Commands that were not fetched yet.
+    pub(crate) fn waiting(&self) -> u32 {
         distance(self.head, self.tail, self.entries)
     }
 
-    /// Takes over the guest's tail.
+    /// Sets the tail.
     ///
     /// # Errors
-    /// [`BadDoorbell`] for one that is no tail this queue can have, once for each; the queue stays as it was.
+    /// [`BadDoorbell`] for an impossible tail, once for each value; the queue is unchanged.
     fn ring(&mut self, tail: u32) -> Result<(), BadDoorbell> {
-        if !self.differs(tail) {
+        if !self.is_new(tail) {
             return Ok(());
         }
-        // A tail that went back says, in a ring, that more was added than there is room for.
+        // A tail that moved back is one that adds more commands than there are free entries.
         let room = self.entries - 1 - self.waiting();
         if tail >= self.entries || distance(self.tail, tail, self.entries) > room {
-            self.refused = Some(tail);
+            self.rejected = Some(tail);
             return Err(BadDoorbell::Value);
         }
-        self.refused = None;
+        self.rejected = None;
         self.tail = tail;
         Ok(())
     }
 
-    /// Copies up to `most` commands, and no more than [`FETCH`], and moves on.
+    /// Fetches up to `most` commands, and no more than [`FETCH`].
     ///
     /// # Errors
-    /// [`Unreachable`]; then nothing was taken.
-    pub fn fetch(&mut self, memory: &M, most: usize, into: &mut Vec<Command>) -> Result<(), Unreachable> {
+    /// [`Unreachable`]; nothing was fetched.
+    pub(crate) fn fetch(
+        &mut self,
+        memory: &M,
+        most: usize,
+        into: &mut Vec<Command>,
+    ) -> Result<(), Unreachable> {
         let straight = (self.entries - self.head).min(self.waiting());
         let count = (straight as usize).min(most).min(FETCH);
         if count == 0 {
@@ -130,7 +135,7 @@ impl<M: GuestMemory> SubmissionQueue<M> {
         }
         let mut bytes = [0u8; FETCH * SUBMISSION_BYTES as usize];
         let bytes = &mut bytes[..count * SUBMISSION_BYTES as usize];
-        self.window.reach(memory)?.read(u64::from(self.head) * SUBMISSION_BYTES, bytes)?;
+        self.ring_memory.hold(memory)?.read(u64::from(self.head) * SUBMISSION_BYTES, bytes)?;
         for raw in bytes.chunks_exact(SUBMISSION_BYTES as usize) {
             let mut entry = [0; SUBMISSION_BYTES as usize];
             entry.copy_from_slice(raw);

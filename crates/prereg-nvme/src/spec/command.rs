@@ -2,27 +2,26 @@
 
 use super::number::SUBMISSION_BYTES;
 
-/// A command as the guest wrote it. Nothing in it is believed yet.
+/// A command as the guest wrote it, unchecked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Command {
+pub(crate) struct Command {
     words: [u32; 16],
 }
 
-/// What the data pointer of a command is (PSDT, bits 15:14 of dword 0).
+/// The data pointer of a command, by PSDT (bits 15:14 of dword 0).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DataPointer {
-    /// Two physical region page entries.
+pub(crate) enum DataPointer {
+    /// Two PRP entries.
     Prp(u64, u64),
     /// One SGL descriptor: its address and its second quadword.
     Sgl(u64, u64),
-    /// The value that is reserved.
+    /// The reserved value of PSDT.
     Reserved,
 }
 
 impl Command {
-    /// From the bytes in a queue, little endian.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8; SUBMISSION_BYTES as usize]) -> Self {
+    /// From a queue entry, little endian.
+    pub(crate) fn from_bytes(bytes: &[u8; SUBMISSION_BYTES as usize]) -> Self {
         let mut words = [0; 16];
         for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
             *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -30,68 +29,45 @@ impl Command {
         Self { words }
     }
 
-    /// From its sixteen dwords.
-    #[must_use]
-    pub const fn from_words(words: [u32; 16]) -> Self {
-        Self { words }
-    }
-
-    /// The bytes as they stand in a queue.
-    #[must_use]
-    pub fn to_bytes(&self) -> [u8; SUBMISSION_BYTES as usize] {
-        let mut bytes = [0; SUBMISSION_BYTES as usize];
-        for (place, word) in bytes.chunks_exact_mut(4).zip(self.words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
     /// Opcode.
-    #[must_use]
-    pub const fn opcode(&self) -> u8 {
+    pub(crate) const fn opcode(&self) -> u8 {
         (self.words[0] & 0xff) as u8
     }
 
-    /// Fused operation: 0 for a command that stands by itself.
-    #[must_use]
-    pub const fn fuse(&self) -> u32 {
+    /// Fused operation: 0 for none.
+    pub(crate) const fn fuse(&self) -> u32 {
         self.words[0] >> 8 & 3
     }
 
     /// Command identifier.
-    #[must_use]
-    pub const fn cid(&self) -> u16 {
+    pub(crate) const fn cid(&self) -> u16 {
         (self.words[0] >> 16) as u16
     }
 
     /// Namespace identifier.
-    #[must_use]
-    pub const fn nsid(&self) -> u32 {
+    pub(crate) const fn nsid(&self) -> u32 {
         self.words[1]
     }
 
-    /// Where the data are.
-    #[must_use]
-    pub const fn data(&self) -> DataPointer {
+    /// The data pointer.
+    pub(crate) const fn data(&self) -> DataPointer {
         let first = self.quad(6);
         let second = self.quad(8);
         match self.words[0] >> 14 & 3 {
             0 => DataPointer::Prp(first, second),
-            // The two differ in what the metadata pointer is, and there is no metadata.
+            // They differ in the metadata pointer only, and there is no metadata.
             1 | 2 => DataPointer::Sgl(first, second),
             _ => DataPointer::Reserved,
         }
     }
 
     /// Command dword `at`, 0 to 15; 0 beyond.
-    #[must_use]
-    pub const fn dword(&self, at: usize) -> u32 {
+    pub(crate) const fn dword(&self, at: usize) -> u32 {
         if at < 16 { self.words[at] } else { 0 }
     }
 
-    /// Command dwords `at` and `at + 1`, the lower first.
-    #[must_use]
-    pub const fn quad(&self, at: usize) -> u64 {
+    /// Command dwords `at` and `at + 1`, the low one first.
+    pub(crate) const fn quad(&self, at: usize) -> u64 {
         self.dword(at) as u64 | (self.dword(at + 1) as u64) << 32
     }
 }
@@ -114,7 +90,6 @@ mod tests {
         assert_eq!((command.opcode(), command.fuse(), command.cid(), command.nsid()), (2, 1, 0x1234, 7));
         assert_eq!(command.data(), DataPointer::Sgl(0x1111_2222_3333_4444, 0x5555_6666_7777_8888));
         assert_eq!(command.quad(10), 0x9999_0000_aaaa);
-        assert_eq!(command.to_bytes(), bytes);
         assert_eq!((command.dword(16), command.quad(15)), (0, 0));
     }
 
@@ -128,7 +103,7 @@ mod tests {
             (3, DataPointer::Reserved),
         ] {
             words[0] = bits << 14;
-            assert_eq!(Command::from_words(words).data(), expected);
+            assert_eq!(Command { words }.data(), expected);
         }
     }
 }

@@ -2,25 +2,24 @@
 
 use super::status::Status;
 
-/// How a command ended, as it will stand in a completion queue.
+/// A completion queue entry without its phase tag.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Completion {
-    /// Command specific result.
+    /// Command specific result, dword 0.
     pub result: u32,
-    /// How far the controller had read the submission queue.
+    /// Submission queue head.
     pub sq_head: u16,
-    /// The submission queue.
+    /// Submission queue identifier.
     pub sq_id: u16,
-    /// The command.
+    /// Command identifier.
     pub cid: u16,
-    /// How it ended.
+    /// Status.
     pub status: Status,
 }
 
 impl Completion {
-    /// The first three dwords: what may be written before the entry counts.
-    #[must_use]
-    pub fn front(&self) -> [u8; 12] {
+    /// The first three dwords, which are written before the last one.
+    pub(crate) fn front(&self) -> [u8; 12] {
         let mut bytes = [0; 12];
         bytes[..4].copy_from_slice(&self.result.to_le_bytes());
         bytes[8..10].copy_from_slice(&self.sq_head.to_le_bytes());
@@ -28,13 +27,13 @@ impl Completion {
         bytes
     }
 
-    /// The last dword, with the phase that makes the entry count.
+    /// The last dword, whose phase tag makes the entry valid.
     #[must_use]
     pub const fn last(&self, phase: bool) -> u32 {
         self.cid as u32 | (self.status.bits() as u32) << 17 | (phase as u32) << 16
     }
 
-    /// From the bytes in a queue, with the phase.
+    /// From a queue entry, and its phase tag.
     #[must_use]
     pub const fn from_bytes(bytes: &[u8; 16]) -> (Self, bool) {
         let status = u16::from_le_bytes([bytes[14], bytes[15]]);

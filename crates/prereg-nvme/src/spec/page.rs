@@ -1,61 +1,59 @@
-//! A 4 KiB page of data that a command gives: identify structures and log pages are filled field by field.
+//! A 4 KiB page of data for the guest: Identify structures and log pages are filled field by field.
 
 /// 4096 bytes, zero until a field is put.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Page {
+pub(crate) struct Page {
     bytes: Box<[u8]>,
 }
 
 impl Page {
     /// Its length.
-    pub const BYTES: usize = 4096;
+    pub(crate) const BYTES: usize = 4096;
 
     /// All zero.
-    #[must_use]
-    pub fn zeroed() -> Self {
+    pub(crate) fn zeroed() -> Self {
         Self { bytes: vec![0; Self::BYTES].into_boxed_slice() }
     }
 
     /// The bytes.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Puts `from` at `offset`. What would lie outside is left out.
-    pub fn put(&mut self, offset: usize, from: &[u8]) {
+    /// Puts `from` at `offset`. Bytes outside the page are dropped.
+    pub(crate) fn put(&mut self, offset: usize, from: &[u8]) {
         for (place, byte) in self.bytes.iter_mut().skip(offset).zip(from) {
             *place = *byte;
         }
     }
 
     /// Puts one byte.
-    pub fn put_u8(&mut self, offset: usize, value: u8) {
+    pub(crate) fn put_u8(&mut self, offset: usize, value: u8) {
         self.put(offset, &[value]);
     }
 
     /// Puts two bytes.
-    pub fn put_u16(&mut self, offset: usize, value: u16) {
+    pub(crate) fn put_u16(&mut self, offset: usize, value: u16) {
         self.put(offset, &value.to_le_bytes());
     }
 
     /// Puts four bytes.
-    pub fn put_u32(&mut self, offset: usize, value: u32) {
+    pub(crate) fn put_u32(&mut self, offset: usize, value: u32) {
         self.put(offset, &value.to_le_bytes());
     }
 
     /// Puts eight bytes.
-    pub fn put_u64(&mut self, offset: usize, value: u64) {
+    pub(crate) fn put_u64(&mut self, offset: usize, value: u64) {
         self.put(offset, &value.to_le_bytes());
     }
 
     /// Puts sixteen bytes.
-    pub fn put_u128(&mut self, offset: usize, value: u128) {
+    pub(crate) fn put_u128(&mut self, offset: usize, value: u128) {
         self.put(offset, &value.to_le_bytes());
     }
 
-    /// Puts ASCII text, left justified, filled with spaces to `width`; anything else than printable ASCII becomes `_`.
-    pub fn put_text(&mut self, offset: usize, width: usize, text: &str) {
+    /// Puts ASCII text, left justified, padded with spaces to `width`; other characters than printable ASCII become `_`.
+    pub(crate) fn put_text(&mut self, offset: usize, width: usize, text: &str) {
         let mut field = vec![b' '; width];
         for (place, character) in field.iter_mut().zip(text.chars()) {
             let printable = character.is_ascii_graphic() || character == ' ';

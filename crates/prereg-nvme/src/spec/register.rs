@@ -1,4 +1,4 @@
-//! Controller registers (section 3.1): where they lie and what their bits are.
+//! Controller registers (section 3.1): offsets and bits.
 
 /// Controller Capabilities, 8 bytes, read only.
 pub const CAP: u64 = 0x00;
@@ -22,36 +22,34 @@ pub const ACQ: u64 = 0x30;
 pub const DOORBELLS: u64 = 0x1000;
 
 /// Version 1.4.0.
-pub const VERSION: u32 = 0x0001_0400;
+pub(crate) const VERSION: u32 = 0x0001_0400;
 
-/// CC.EN: the controller works.
+/// CC.EN: enabled.
 pub const CC_ENABLE: u32 = 1;
-/// CSTS.RDY: it does.
-pub const CSTS_READY: u32 = 1;
-/// CSTS.CFS: something went wrong that cannot be told otherwise.
-pub const CSTS_FATAL: u32 = 1 << 1;
-/// CSTS.SHST: the shutdown that was asked for is under way.
-pub const CSTS_SHUTTING: u32 = 1 << 2;
-/// CSTS.SHST: it is done.
-pub const CSTS_SHUT: u32 = 2 << 2;
-/// All of CSTS.SHST.
-pub const CSTS_SHUTDOWN: u32 = 3 << 2;
+/// CSTS.RDY: ready.
+pub(crate) const CSTS_READY: u32 = 1;
+/// CSTS.CFS: fatal error.
+pub(crate) const CSTS_FATAL: u32 = 1 << 1;
+/// CSTS.SHST: shutdown in progress.
+pub(crate) const CSTS_SHUTTING: u32 = 1 << 2;
+/// CSTS.SHST: shutdown complete.
+pub(crate) const CSTS_SHUT: u32 = 2 << 2;
+/// All bits of CSTS.SHST.
+pub(crate) const CSTS_SHUTDOWN: u32 = 3 << 2;
 
 /// CC.CSS: the command set; 0 is the NVM command set.
-#[must_use]
-pub const fn command_set(cc: u32) -> u32 {
+pub(crate) const fn command_set(cc: u32) -> u32 {
     cc >> 4 & 7
 }
 
-/// CC.MPS as the shift of a memory page: 12 and up.
+/// CC.MPS as a shift: 12 and up.
 #[must_use]
 pub const fn page_shift(cc: u32) -> u32 {
     12 + (cc >> 7 & 0xf)
 }
 
 /// CC.AMS: 0 is round robin.
-#[must_use]
-pub const fn arbitration(cc: u32) -> u32 {
+pub(crate) const fn arbitration(cc: u32) -> u32 {
     cc >> 11 & 7
 }
 
@@ -62,29 +60,26 @@ pub const fn shutdown(cc: u32) -> u32 {
 }
 
 /// CC.IOSQES, as a shift.
-#[must_use]
-pub const fn submission_shift(cc: u32) -> u32 {
+pub(crate) const fn submission_shift(cc: u32) -> u32 {
     cc >> 16 & 0xf
 }
 
 /// CC.IOCQES, as a shift.
-#[must_use]
-pub const fn completion_shift(cc: u32) -> u32 {
+pub(crate) const fn completion_shift(cc: u32) -> u32 {
     cc >> 20 & 0xf
 }
 
-/// The bits of CC that mean something in 1.4.
-pub const CC_DEFINED: u32 = 0x00ff_fff1;
+/// The bits of CC that revision 1.4 defines.
+pub(crate) const CC_DEFINED: u32 = 0x00ff_fff1;
 
-/// CAP for queues of up to `entries`, memory pages of 4 KiB to 64 KiB, round robin, contiguous queues, the NVM command
-/// set, and `half_seconds` for becoming ready.
-#[must_use]
-pub const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
+/// CAP for queues of up to `entries`, memory pages of 4 KiB to 64 KiB, round robin, contiguous queues, the NVM command set, and
+/// a timeout of `half_seconds`.
+pub(crate) const fn capabilities(entries: u32, half_seconds: u8) -> u64 {
     const CONTIGUOUS: u64 = 1 << 16;
     const NVM_COMMANDS: u64 = 1 << 37;
-    const LARGEST_PAGE: u64 = ((MOST_PAGE_SHIFT - 12) as u64) << 52;
+    const LARGEST_PAGE: u64 = ((MAX_PAGE_SHIFT - 12) as u64) << 52;
     (entries - 1) as u64 | CONTIGUOUS | (half_seconds as u64) << 24 | NVM_COMMANDS | LARGEST_PAGE
 }
 
 /// The largest memory page: 64 KiB.
-pub const MOST_PAGE_SHIFT: u32 = 16;
+pub(crate) const MAX_PAGE_SHIFT: u32 = 16;

@@ -1,8 +1,8 @@
-//! Status codes (section 4.6.1): how a command ended.
+//! Status codes (section 4.6.1).
 
 use std::fmt;
 
-/// The status field of a completion without its phase bit: code in bits 7:0, type in bits 10:8, Do Not Retry in bit 14.
+/// The status field of a completion without the phase tag: code in bits 7:0, type in bits 10:8, Do Not Retry in bit 14.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(u16);
 
@@ -17,7 +17,7 @@ macro_rules! statuses {
         impl Status {
             $(#[doc = concat!($text, ".")] pub const $name: Self = Self::new($kind, $code, Retry::$again);)*
 
-            /// What the specification calls it; `None` for a code that this controller never gives.
+            /// The specification's name; `None` for a code that this controller never returns.
             #[must_use]
             pub const fn name(self) -> Option<&'static str> {
                 match self.0 & 0x7ff {
@@ -26,7 +26,7 @@ macro_rules! statuses {
                 }
             }
 
-            /// Every status that this controller gives.
+            /// Every status that this controller returns.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
         }
     };
@@ -34,9 +34,9 @@ macro_rules! statuses {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Retry {
-    /// The same command may succeed later.
+    /// A retry may succeed.
     Again,
-    /// It would fail again.
+    /// A retry would fail again.
     Never,
 }
 
@@ -81,13 +81,12 @@ impl Status {
         Self(kind << 8 | code | never)
     }
 
-    /// From the status field of a completion, shifted right by the phase bit.
-    #[must_use]
-    pub const fn from_bits(bits: u16) -> Self {
+    /// From the status field of a completion, shifted right by the phase tag.
+    pub(crate) const fn from_bits(bits: u16) -> Self {
         Self(bits & 0x7fff)
     }
 
-    /// The field as a completion has it, without the phase bit.
+    /// The field as in a completion, without the phase tag.
     #[must_use]
     pub const fn bits(self) -> u16 {
         self.0
@@ -105,7 +104,7 @@ impl Status {
         (self.0 & 0xff) as u8
     }
 
-    /// Whether the command did what it was asked.
+    /// Whether the command succeeded.
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.0 & 0x7ff == 0

@@ -1,4 +1,4 @@
-//! A driver: what an operating system does with a controller, over a vfio-user client.
+//! A driver as in an operating system, over a vfio-user client.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -7,16 +7,15 @@ use prereg_linux::{GuestMemory, SharedFile, SharedMemory};
 use prereg_nvme::spec::{Completion, Status};
 use prereg_vfio_user::client::Client;
 
-use crate::bed::{Bed, until};
+use crate::fixture::{Fixture, until};
 
-/// Memory of the guest, from address 0 on.
-/// Little enough that two guests are within an ordinary user's limit of locked memory.
+/// Guest memory, from address 0 on. Little enough that two guests are within an ordinary user's limit of locked memory.
 pub(crate) const RAM: u64 = 3 << 20;
 /// Entries of every queue.
 pub(crate) const ENTRIES: u32 = 32;
-/// Where tests have their data.
+/// The address of data.
 pub(crate) const DATA: u64 = 0x10_0000;
-/// Where they have lists of pages.
+/// The address of PRP lists.
 pub(crate) const LIST: u64 = 0x8_0000;
 
 const BAR0: u32 = 0;
@@ -25,7 +24,7 @@ const CONFIG: u32 = 7;
 /// CC as Linux sets it.
 pub(crate) const LINUX: u32 = 0x0046_0001;
 
-/// Where queue `id` lies; the admin queue is 0.
+/// The address of queue `id`; the admin queue is 0.
 pub(crate) const fn submission_at(id: u16) -> u64 {
     0x1_0000 + id as u64 * 0x2000
 }
@@ -42,7 +41,7 @@ struct Pair {
     phase: bool,
 }
 
-/// How doorbells are rung.
+/// How doorbells are written.
 enum Doorbells {
     Posted,
     Mapped(SharedMemory),
@@ -68,7 +67,7 @@ pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16
     command
 }
 
-/// The same with two PRP entries.
+/// `command` with two PRP entries.
 pub(crate) fn with_prp(mut command: [u32; 16], first: u64, second: u64) -> [u32; 16] {
     for (at, value) in [(6, first), (8, second)] {
         command[at] = value as u32;
@@ -86,14 +85,14 @@ pub(crate) fn transfer(opcode: u8, nsid: u32, lba: u64, count: u32, first: u64, 
 pub(crate) const FLUSH: [u32; 16] = [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 impl Driver {
-    /// Connected, with its memory mapped; bus master.
-    pub(crate) fn connect(bed: &Bed) -> Self {
-        let mut driver = Self::over(bed.client(), GuestMemory::memfd("guest", RAM).unwrap());
+    /// Connected, with its memory mapped and bus mastering enabled.
+    pub(crate) fn connect(fixture: &Fixture) -> Self {
+        let mut driver = Self::over(fixture.client(), GuestMemory::memfd("guest", RAM).unwrap());
         driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
         driver
     }
 
-    /// Over a client that has introduced itself, with `ram` mapped.
+    /// Over a client that has negotiated a version, with `ram` mapped.
     pub(crate) fn over(mut client: Client, ram: GuestMemory) -> Self {
         let descriptor = ram.descriptor().unwrap();
         client.dma_map(Iova::new(0), ram.bytes(), Access::ReadWrite, Some((descriptor, 0))).unwrap();
@@ -101,8 +100,8 @@ impl Driver {
     }
 
     /// Enabled, with `pairs` of I/O queues.
-    pub(crate) fn ready(bed: &Bed, pairs: u16) -> Self {
-        let mut driver = Self::connect(bed);
+    pub(crate) fn ready(fixture: &Fixture, pairs: u16) -> Self {
+        let mut driver = Self::connect(fixture);
         driver.enable();
         for id in 1..=pairs {
             driver.create_pair(id);
@@ -141,7 +140,7 @@ impl Driver {
         self.pairs.clear();
     }
 
-    /// Rings doorbells through memory from now on.
+    /// Writes doorbells through mapped memory from now on.
     pub(crate) fn map_doorbells(&mut self) {
         let (info, descriptor) = self.client.region_info(BAR0).unwrap();
         assert_eq!(info.areas.len(), 1);
@@ -156,7 +155,7 @@ impl Driver {
         self.create_pair_with(id, u32::from(id));
     }
 
-    /// With another vector than its number.
+    /// With a vector other than its number.
     pub(crate) fn create_pair_with(&mut self, id: u16, vector: u32) {
         self.ram.write(completion_at(id), &[0; 0x1000]).unwrap();
         let size = (ENTRIES - 1) << 16 | u32::from(id);
@@ -167,7 +166,7 @@ impl Driver {
         self.pairs.push(Pair { id, tail: 0, head: 0, phase: true });
     }
 
-    /// Puts a command into the queue at `at`; gives its identifier.
+    /// Puts a command into the queue at `at`; returns its identifier.
     pub(crate) fn put(&mut self, at: usize, mut command: [u32; 16]) -> u16 {
         let cid = self.next_cid;
         self.next_cid = self.next_cid.wrapping_add(1);
@@ -187,13 +186,13 @@ impl Driver {
         self.pairs[at].head
     }
 
-    /// Rings the tail.
+    /// Writes the tail doorbell.
     pub(crate) fn ring(&mut self, at: usize) {
         let Pair { id, tail, .. } = self.pairs[at];
         self.ring_raw(usize::from(id) * 2, tail);
     }
 
-    /// Rings doorbell `at`.
+    /// Writes doorbell `at`.
     pub(crate) fn ring_raw(&mut self, at: usize, value: u32) {
         match &self.doorbells {
             Doorbells::Posted => {
@@ -203,7 +202,7 @@ impl Driver {
         }
     }
 
-    /// The next completion, if there is one; the head is not rung.
+    /// The next completion, if there is one; the head doorbell is not written.
     pub(crate) fn peek(&self, at: usize) -> Option<Completion> {
         let pair = self.pairs[at];
         let place = completion_at(pair.id) + u64::from(pair.head) * 16;
@@ -217,7 +216,7 @@ impl Driver {
         Some(Completion::from_bytes(&bytes).0)
     }
 
-    /// Waits for the next completion and rings the head.
+    /// Waits for the next completion and writes the head doorbell.
     pub(crate) fn take(&mut self, at: usize) -> Completion {
         let mut found = None;
         until("a completion comes", || {

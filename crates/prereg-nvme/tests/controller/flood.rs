@@ -1,5 +1,5 @@
-//! A guest that writes without waiting for answers: whatever it writes, the server holds no list of it, and the next client
-//! is served at once.
+//! A guest that writes without waiting for replies: the server keeps no list of the writes, and the next client is served at
+//! once.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -11,13 +11,13 @@ use prereg_vfio_user::wire::{
     Command, Header, IrqAction, IrqSelection, MapMemory, RegionAccess, SetIrqs, UnmapMemory,
 };
 
-use crate::bed::{Bed, settings};
 use crate::driver::{Driver, FLUSH, LINUX};
+use crate::fixture::{Fixture, settings};
 use prereg_nvme::spec::Status;
 
-/// Messages of a kind; a build without optimizations does a million of all kinds in the time of the other tests.
+/// Messages of a kind; a build without optimizations handles a million of all kinds in the time of the other tests.
 const MESSAGES: usize = 100_000;
-/// What may be held for one client: the session's bound, what is in its buffers, and the allocator's own.
+/// The most memory held for one client: the session's bound, its buffers, and the allocator's own.
 const BOUND: u64 = 8 << 20;
 
 /// Resident bytes of this process.
@@ -38,7 +38,7 @@ fn write(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
     posted(Command::REGION_WRITE, |out| RegionAccess { offset, region, count, data }.write(out))
 }
 
-/// Every kind of message that changes something, in pairs that undo each other where that is possible.
+/// Every kind of message that changes something, in pairs that undo each other where possible.
 fn kinds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let (on, off) = (LINUX.to_le_bytes(), (LINUX & !1).to_le_bytes());
     let shut = (LINUX | 1 << 14).to_le_bytes();
@@ -82,11 +82,11 @@ fn kinds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
 
 #[test]
 fn a_flood_of_any_kind_is_not_piled_up_and_the_next_client_is_served() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    // What a session takes in any case, and what the allocator keeps of it.
-    drop(Driver::ready(&bed, 1));
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    // The memory of a session without messages, and what the allocator keeps of it.
+    drop(Driver::ready(&fixture, 1));
     for (kind, messages) in kinds() {
-        let mut driver = Driver::ready(&bed, 1);
+        let mut driver = Driver::ready(&fixture, 1);
         let told = Eventfd::new().unwrap();
         driver.client.set_eventfds(2, 0, &[told.as_fd()]).unwrap();
         let before = resident();
@@ -97,11 +97,11 @@ fn a_flood_of_any_kind_is_not_piled_up_and_the_next_client_is_served() {
         let grown = resident().saturating_sub(before);
         assert!(grown < BOUND, "{kind}: {grown} bytes more");
         drop(driver);
-        let mut next = Driver::ready(&bed, 1);
+        let mut next = Driver::ready(&fixture, 1);
         assert_eq!(next.io(FLUSH), Status::SUCCESS, "after {kind}");
     }
-    // Nor is the end held up by what was asked and not done.
-    let mut last = Client::connect(&bed.path).unwrap();
+    // Requests that were not executed do not delay the end.
+    let mut last = Client::connect(&fixture.path).unwrap();
     last.send_raw(&write(0, 0x14, &LINUX.to_le_bytes()).repeat(1000), &[]).unwrap();
-    drop(bed);
+    drop(fixture);
 }

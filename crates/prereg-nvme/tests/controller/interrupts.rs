@@ -1,4 +1,4 @@
-//! Interrupts of all kinds, and doorbells of all kinds.
+//! All kinds of interrupts and doorbells.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -10,8 +10,8 @@ use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::Eventfd;
 use prereg_vfio_user::wire::{IrqAction, IrqSelection, SetIrqs};
 
-use crate::bed::{Bed, settings, until};
 use crate::driver::{DATA, Driver, ENTRIES, FLUSH, command, transfer, with_prp};
+use crate::fixture::{Fixture, settings, until};
 
 const INTX: u32 = 0;
 const MSI: u32 = 1;
@@ -29,8 +29,8 @@ fn tell(driver: &mut Driver, kind: u32, count: usize) -> Vec<Eventfd> {
 #[test]
 fn each_completion_queue_has_its_message() {
     for kind in [MSIX, MSI] {
-        let Some(bed) = Bed::new(settings()) else { return };
-        let mut driver = Driver::connect(&bed);
+        let Some(fixture) = Fixture::new(settings()) else { return };
+        let mut driver = Driver::connect(&fixture);
         let eventfds = tell(&mut driver, kind, 5);
         driver.enable();
         for id in 1..=4 {
@@ -51,8 +51,8 @@ fn each_completion_queue_has_its_message() {
 
 #[test]
 fn a_message_that_nobody_was_there_for_comes_later() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let eventfds = tell(&mut driver, MSIX, 2);
     driver.enable();
     driver.create_pair(1);
@@ -73,8 +73,8 @@ fn kinds_can_be_left_out() {
     {
         let mut settings = settings();
         settings.interrupts = InterruptKinds { intx, msi, msix };
-        let Some(bed) = Bed::new(settings) else { return };
-        let mut driver = Driver::connect(&bed);
+        let Some(fixture) = Fixture::new(settings) else { return };
+        let mut driver = Driver::connect(&fixture);
         let counts = [INTX, MSI, MSIX].map(|kind| driver.client.irq_info(kind).unwrap().count);
         assert_eq!(counts, [u32::from(intx), if msi { 8 } else { 0 }, if msix { 5 } else { 0 }]);
         let mut pin = [0];
@@ -97,13 +97,13 @@ pub(crate) fn unmask(driver: &mut Driver) {
 
 #[test]
 fn the_pin_is_up_until_heads_catch_up() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let pin = tell(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
     assert!(pin[0].wait(LONG) >= 1);
-    // As a driver does: take everything, then let the pin speak again.
+    // As a driver does: consume everything, then unmask INTx.
     unmask(&mut driver);
     let status = |driver: &mut Driver| {
         let mut status = [0; 2];
@@ -124,12 +124,12 @@ fn the_pin_is_up_until_heads_catch_up() {
     driver.take(1);
     unmask(&mut driver);
     assert_eq!((status(&mut driver), pin[0].take()), (0, 0), "heads have caught up");
-    // Masked by the controller's own register.
+    // Masked by INTMS.
     driver.write_u32(0x0c, 1);
     driver.put(1, FLUSH);
     driver.ring(1);
     until("it is done", || driver.peek(1).is_some());
-    // A round trip on the admin queue; the worker has said what it had to say by the time the level is asked for.
+    // After a round trip on the admin queue the I/O thread has reported its interrupts.
     assert_eq!(status(&mut driver), 0);
     driver.write_u32(0x10, 1);
     assert_eq!(pin[0].wait(LONG), 1);
@@ -142,13 +142,13 @@ fn the_pin_is_up_until_heads_catch_up() {
 
 #[test]
 fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let pin = tell(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
     driver.create_pair_with(2, 0);
-    // What the admin queue said.
+    // The admin queue's interrupt.
     until("the admin queue is quiet", || {
         unmask(&mut driver);
         pin[0].take() == 0
@@ -182,8 +182,8 @@ fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
 fn mapped_doorbells_are_heard() {
     let mut settings = settings();
     settings.doorbells = DoorbellMode::Mapped;
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     driver.map_doorbells();
     driver.enable();
     driver.create_pair(1);
@@ -196,7 +196,7 @@ fn mapped_doorbells_are_heard() {
         assert_eq!(driver.run(queue, transfer(2, 1, round * 8, 8, DATA, 0)).status, Status::SUCCESS);
         assert!(driver.get(DATA, 4096) == data);
     }
-    assert_eq!(bed.model.snapshot()[0].doorbells, 0, "none came as a message");
+    assert_eq!(fixture.model.snapshot()[0].doorbells, 0, "none came as a message");
     driver.ring_raw(2, 0xffff_ffff);
     driver.ring_raw(9, 77);
     let cid = driver.put(0, command(0x0c, 0, &[]));
@@ -204,7 +204,7 @@ fn mapped_doorbells_are_heard() {
     assert_eq!(driver.take(0).cid, cid, "an event: a value that cannot be");
     driver.ring(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
-    // Again after a reset: the page begins at zero.
+    // After a reset the page is zero again.
     driver.disable();
     driver.enable();
     driver.create_pair(1);
@@ -214,12 +214,12 @@ fn mapped_doorbells_are_heard() {
 #[test]
 fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
     const SHADOW: u64 = 0x7_0000;
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     let config = with_prp(command(0x7c, 0, &[]), SHADOW, SHADOW + 0x1000);
     assert_eq!(driver.admin(config).status, Status::SUCCESS);
     for round in 0..3 * ENTRIES {
-        // Tails by register on both queues; the second one's heads by both, as some drivers do.
+        // Tails by register in both queues; the second one's heads by both, as some drivers do.
         assert_eq!(driver.run(1, FLUSH).status, Status::SUCCESS, "round {round}");
         driver.ram.write(SHADOW + 2 * 8 + 4, &driver.head(2).to_le_bytes()).unwrap();
         assert_eq!(driver.run(2, FLUSH).status, Status::SUCCESS, "round {round}");
@@ -230,8 +230,8 @@ fn after_doorbell_buffer_config_a_driver_may_go_on_with_registers() {
 fn shadow_doorbells_need_a_ring_only_when_it_was_asked_for() {
     const SHADOW: u64 = 0x7_0000;
     const EVENTS: u64 = 0x7_1000;
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     assert_eq!(driver.admin(with_prp(command(0x7c, 0, &[]), SHADOW, EVENTS)).status, Status::SUCCESS);
     let word = |driver: &Driver, at: u64| {
         let bytes = driver.get(at, 4);
@@ -248,14 +248,14 @@ fn shadow_doorbells_need_a_ring_only_when_it_was_asked_for() {
         driver.ram.write(SHADOW + at, &new.to_le_bytes()).unwrap();
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let event = word(&driver, EVENTS + at);
-        // As the specification has it, on 16 bits.
+        // With 16-bit arithmetic, as in the specification.
         if (new.wrapping_sub(event).wrapping_sub(1) & 0xffff) < (new.wrapping_sub(old) & 0xffff) {
             driver.ring(queue);
             rings += 1;
         }
         for taken in 0..1 + round % 4 {
             assert_eq!(driver.take(queue).status, Status::SUCCESS, "round {round}, {taken} taken");
-            // Heads are shadowed too.
+            // Heads have shadow doorbells too.
             let head = driver.head(queue);
             driver.ram.write(SHADOW + at + 4, &head.to_le_bytes()).unwrap();
         }

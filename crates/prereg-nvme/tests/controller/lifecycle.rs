@@ -10,14 +10,14 @@ use prereg_nvme::disk::MemoryDisk;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::{Client, ClientError};
 
-use crate::bed::{Bed, DISK, pins, settings, until};
 use crate::driver::{DATA, Driver, FLUSH, LINUX, LIST, command, completion_at, transfer, with_prp};
+use crate::fixture::{DISK, Fixture, pins, settings, until};
 use crate::staged::StagedDisk;
 
 #[test]
 fn a_driver_finds_an_nvme_controller() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let mut class = [0; 3];
     driver.client.region_read(7, 9, &mut class).unwrap();
     assert_eq!(class, [2, 8, 1]);
@@ -26,7 +26,7 @@ fn a_driver_finds_an_nvme_controller() {
     let mut bar = [0; 8];
     driver.client.region_read(7, 0x10, &mut bar).unwrap();
     assert_eq!(u64::from_le_bytes(bar), !0x3fff | 4);
-    // Capabilities: power, express, MSI, MSI-X, each once.
+    // Capabilities: power management, PCI Express, MSI, MSI-X, each once.
     let mut found = Vec::new();
     let mut at = [0];
     driver.client.region_read(7, 0x34, &mut at).unwrap();
@@ -50,8 +50,8 @@ fn a_driver_finds_an_nvme_controller() {
 
 #[test]
 fn a_controller_is_enabled_used_shut_down_and_reset_again_and_again() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     for round in 0..10 {
         driver.enable();
         driver.create_pair(1);
@@ -62,7 +62,7 @@ fn a_controller_is_enabled_used_shut_down_and_reset_again_and_again() {
             0 => driver.disable(),
             1 => driver.client.reset().unwrap(),
             2 => {
-                // By function: bit 15 of the express capability's control register.
+                // Function level reset: bit 15 of Device Control.
                 let express = capability(&mut driver, 0x10);
                 driver.client.region_write(7, express + 8, &[0x10, 0xa8]).unwrap();
             }
@@ -75,7 +75,7 @@ fn a_controller_is_enabled_used_shut_down_and_reset_again_and_again() {
         assert_eq!(driver.read_u32(0x1c), 0);
     }
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 fn capability(driver: &mut Driver, id: u8) -> u64 {
@@ -94,8 +94,8 @@ fn capability(driver: &mut Driver, id: u8) -> u64 {
 
 #[test]
 fn a_reset_with_commands_under_way_is_quiet_when_it_returns() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     for round in 0..20 {
         driver.enable();
         driver.create_pair(1);
@@ -113,7 +113,7 @@ fn a_reset_with_commands_under_way_is_quiet_when_it_returns() {
         } else {
             driver.disable();
         }
-        // Nobody writes to the guest's memory from here on.
+        // Guest memory is not written from here on.
         driver.ram.write(DATA, &[0xab; 0x2_0000]).unwrap();
         assert_eq!(driver.read_u32(0x1c), 0);
         assert!(driver.get(DATA, 0x2_0000).iter().all(|byte| *byte == 0xab));
@@ -122,9 +122,9 @@ fn a_reset_with_commands_under_way_is_quiet_when_it_returns() {
 
 #[test]
 fn a_client_that_leaves_in_the_middle_leaves_nothing() {
-    let Some(bed) = Bed::new(settings()) else { return };
+    let Some(fixture) = Fixture::new(settings()) else { return };
     for pairs in [0, 1, 4] {
-        let mut driver = Driver::ready(&bed, pairs);
+        let mut driver = Driver::ready(&fixture, pairs);
         driver.put(0, command(0x0c, 0, &[]));
         driver.ring(0);
         for queue in 1..=usize::from(pairs) {
@@ -134,10 +134,10 @@ fn a_client_that_leaves_in_the_middle_leaves_nothing() {
             driver.ring(queue);
         }
         drop(driver);
-        bed.settle();
+        fixture.settle();
     }
-    // The next one finds a health log that remembers.
-    let mut driver = Driver::ready(&bed, 1);
+    // The next controller's health log has the counts of the one before.
+    let mut driver = Driver::ready(&fixture, 1);
     let log = with_prp(command(2, 0xffff_ffff, &[(10, 2 | 127 << 16)]), DATA, 0);
     assert_eq!(driver.admin(log).status, Status::SUCCESS);
     assert_eq!(driver.get(DATA + 112, 1), [4], "controllers that were attached");
@@ -146,20 +146,20 @@ fn a_client_that_leaves_in_the_middle_leaves_nothing() {
 
 #[test]
 fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut first = Driver::ready(&bed, 1);
-    let refused = Client::connect(&bed.path).unwrap_err();
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut first = Driver::ready(&fixture, 1);
+    let refused = Client::connect(&fixture.path).unwrap_err();
     assert!(matches!(refused, ClientError::Refused { errno: Errno::EBUSY, .. }), "{refused}");
     assert_eq!(first.io(FLUSH), Status::SUCCESS);
     drop(first);
-    // Who comes at once waits until the one before is gone.
-    let mut next = Driver::ready(&bed, 1);
+    // A client that connects at once waits until the one before is gone.
+    let mut next = Driver::ready(&fixture, 1);
     assert_eq!(next.io(FLUSH), Status::SUCCESS);
-    drop((next, bed));
+    drop((next, fixture));
     let mut settings = settings();
     settings.shared = true;
-    let Some(bed) = Bed::new(settings) else { return };
-    let (mut one, mut other) = (Driver::ready(&bed, 1), Driver::ready(&bed, 2));
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let (mut one, mut other) = (Driver::ready(&fixture, 1), Driver::ready(&fixture, 2));
     let data = one.fill(DATA, 4096, 5);
     assert_eq!(one.io(transfer(1, 1, 0, 8, DATA, 0)), Status::SUCCESS);
     assert_eq!(other.io(transfer(2, 1, 0, 8, DATA, 0)), Status::SUCCESS);
@@ -168,30 +168,32 @@ fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
 
 #[test]
 fn a_namespace_that_changed_is_told() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     assert_eq!(driver.admin(command(9, 0, &[(10, 11), (11, 1 << 8)])).status, Status::SUCCESS);
     let cid = driver.put(0, command(0x0c, 0, &[]));
     driver.ring(0);
-    // Answered behind it, so the request waits by now.
+    // The reply comes after the request, which waits by now.
     until("the request waits", || driver.read_u32(0x1c) == 1);
-    bed.model.namespace_changed(1);
+    fixture.model.namespace_changed(1);
     let told = driver.take(0);
     assert_eq!((told.cid, told.result), (cid, 0x0004_0002));
     let log = with_prp(command(2, 0, &[(10, 4 | 3 << 16)]), DATA, 0);
     assert_eq!(driver.admin(log).status, Status::SUCCESS);
     assert_eq!(driver.get(DATA, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(bed.model.refresh().unwrap(), Vec::<u32>::new());
-    bed.model.namespace_changed(0);
-    bed.model.namespace_changed(99);
+    assert_eq!(fixture.model.refresh().unwrap(), Vec::<u32>::new());
+    fixture.model.namespace_changed(0);
+    fixture.model.namespace_changed(99);
 }
 
 #[test]
 fn a_thread_that_panics_fails_its_controller_and_holds_nothing_up() {
     let disk = StagedDisk::new();
     let stage = disk.stage();
-    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![Arc::new(disk)])) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = pins().and_then(|pins| Fixture::with(settings(), pins, vec![Arc::new(disk)])) else {
+        return;
+    };
+    let mut driver = Driver::ready(&fixture, 1);
     // An I/O thread: the controller works again after a reset.
     stage.panic();
     driver.put(1, FLUSH);
@@ -201,7 +203,7 @@ fn a_thread_that_panics_fails_its_controller_and_holds_nothing_up() {
     driver.enable();
     driver.create_pair(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
-    // In the middle of a reset.
+    // During a reset.
     stage.close();
     driver.put(1, FLUSH);
     driver.ring(1);
@@ -218,34 +220,36 @@ fn a_thread_that_panics_fails_its_controller_and_holds_nothing_up() {
     driver.await_status(2, 2);
     driver.client.reset().unwrap();
     drop(driver);
-    bed.settle();
-    assert_eq!(Driver::ready(&bed, 1).io(FLUSH), Status::SUCCESS);
+    fixture.settle();
+    assert_eq!(Driver::ready(&fixture, 1).io(FLUSH), Status::SUCCESS);
 }
 
 #[test]
 fn a_size_that_changes_while_a_client_attaches_is_the_size_it_finds() {
     let disk = Arc::new(StagedDisk::new());
-    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![disk.clone()])) else { return };
-    let (grown, model) = (Arc::clone(&disk), Arc::clone(&bed.model));
+    let Some(fixture) = pins().and_then(|pins| Fixture::with(settings(), pins, vec![disk.clone()])) else {
+        return;
+    };
+    let (grown, model) = (Arc::clone(&disk), Arc::clone(&fixture.model));
     disk.interrupt(move || {
         grown.resize(2 * DISK);
         model.namespace_changed(1);
     });
-    let mut driver = Driver::ready(&bed, 0);
+    let mut driver = Driver::ready(&fixture, 0);
     assert_eq!(driver.admin(with_prp(command(6, 1, &[]), DATA, 0)).status, Status::SUCCESS);
     assert_eq!(driver.get(DATA, 8), (2 * DISK / 512).to_le_bytes());
 }
 
 #[test]
 fn a_failure_ends_with_the_reset_even_if_the_guest_does_not_wait() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     for _ in 0..100 {
         driver.write_u32(0x24, 0x1f_001f);
         driver.client.region_write(0, 0x28, &0xffff_ffff_0000u64.to_le_bytes()).unwrap();
         driver.write_u32(0x14, LINUX);
         driver.await_status(2, 2);
-        // Not ready, so there is nothing that the guest would wait for.
+        // Not ready, so the guest has nothing to wait for.
         driver.write_u32(0x14, 0);
         assert_eq!(driver.read_u32(0x1c), 0);
         driver.enable();
@@ -287,8 +291,8 @@ fn the_most_queues_can_be_made() {
     let mut settings = settings();
     settings.io_queues = 64;
     settings.workers = 3;
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::ready(&bed, 0);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::ready(&fixture, 0);
     for id in 1..=15 {
         driver.create_pair(id);
     }

@@ -1,8 +1,7 @@
-//! The controller behind a real server: a client over a socket with real memory, driving it as an operating system's driver
-//! does.
+//! The controller behind a real server: a client on a socket with real memory, driving it as an operating system does.
 
-mod bed;
 mod driver;
+mod fixture;
 mod flood;
 mod interrupts;
 mod lifecycle;

@@ -1,4 +1,4 @@
-//! What holds an interrupt back, or the whole device: the masks of MSI-X and MSI, INTx disable, bus mastering, memory space.
+//! Masks of interrupts and of the whole device: MSI-X and MSI masks, INTx disable, bus mastering, memory space.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -10,8 +10,8 @@ use prereg_nvme::controller::InterruptKinds;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::Eventfd;
 
-use crate::bed::{Bed, pins, settings, until};
 use crate::driver::{DATA, Driver, FLUSH, LINUX, command, transfer};
+use crate::fixture::{Fixture, pins, settings, until};
 use crate::interrupts::unmask;
 use crate::staged::StagedDisk;
 
@@ -44,19 +44,19 @@ fn capability(driver: &mut Driver, id: u8) -> u64 {
     u64::from(at[0])
 }
 
-/// Has a command completed on queue 1, so that its interrupt is due.
+/// Completes a command on queue 1, so that its interrupt is due.
 fn complete(driver: &mut Driver) {
     driver.put(1, FLUSH);
     driver.ring(1);
     until("it is done", || driver.peek(1).is_some());
     assert_eq!(driver.take(1).status, Status::SUCCESS);
-    // A round trip of the worker: the interrupt of the command before is dealt with.
+    // After a round trip of the I/O thread the earlier command's interrupt is handled.
     driver.put(1, FLUSH);
     driver.ring(1);
     driver.take(1);
 }
 
-/// The pending bit of vector 1, in its place.
+/// The pending bit of vector 1.
 fn pending(driver: &mut Driver) -> u64 {
     let mut bits = [0; 8];
     driver.client.region_read(0, PENDING, &mut bits).unwrap();
@@ -69,8 +69,8 @@ fn until_pending(driver: &mut Driver, bits: u64) {
 
 #[test]
 fn msix_obeys_its_table_the_function_and_the_enable_bit() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
@@ -85,14 +85,14 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
     assert!(told.wait(LONG) >= 1, "enabled and unmasked");
     until("all are told", || pending(&mut driver) & 2 == 0);
     assert!(told.take() <= 1);
-    // The vector's own mask.
+    // The vector's mask.
     set_mask(&mut driver, 1);
     complete(&mut driver);
     until_pending(&mut driver, 2);
     assert_eq!(told.take(), 0);
     set_mask(&mut driver, 0);
     assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
-    // All of the function's, and the function's enabling.
+    // The function mask, and MSI-X enable.
     for held in [0xc000, 0, 0x4000] {
         set_control(&mut driver, held);
         complete(&mut driver);
@@ -101,13 +101,13 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
         set_control(&mut driver, 0x8000);
         assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0), "{held:#x}");
     }
-    // Its eventfd is away for a while.
+    // Without its eventfd for a while.
     driver.client.clear_irqs(MSIX).unwrap();
     complete(&mut driver);
     until_pending(&mut driver, 2);
     let told = tell(&mut driver, MSIX, 1);
     assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
-    // A reset forgets what is pending, and which messages were chosen.
+    // A reset clears pending interrupts and the interrupt mode.
     set_mask(&mut driver, 1);
     complete(&mut driver);
     until_pending(&mut driver, 2);
@@ -120,8 +120,8 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
 fn msi_obeys_its_masks() {
     let mut settings = settings();
     settings.interrupts.msix = false;
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSI, 1);
     driver.enable();
     driver.create_pair(1);
@@ -142,8 +142,8 @@ fn msi_obeys_its_masks() {
 
 #[test]
 fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     driver.enable();
     driver.create_pair_with(1, 0);
     let command = |driver: &mut Driver, value: u16| {
@@ -168,15 +168,15 @@ fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
 
 #[test]
 fn a_device_that_may_not_master_the_bus_waits() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
     driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
     driver.put(1, FLUSH);
     driver.ring(1);
-    // Nothing can come, so there is nothing to wait for but some turns of the threads that must not do it.
+    // Nothing must happen, so there is no event to wait for, only some time for the threads.
     for _ in 0..200 {
         driver.client.device_info().unwrap();
     }
@@ -184,7 +184,7 @@ fn a_device_that_may_not_master_the_bus_waits() {
     driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
     assert_eq!(driver.take(1).status, Status::SUCCESS);
     assert_eq!(told.wait(LONG), 1);
-    // Turned off and reset, it is as at the beginning.
+    // Disabled and reset, it is as at the beginning.
     driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
     driver.put(1, FLUSH);
     driver.ring(1);
@@ -196,8 +196,10 @@ fn a_device_that_may_not_master_the_bus_waits() {
 fn a_device_that_may_not_master_the_bus_ends_what_it_began_and_shuts_down() {
     let disk = StagedDisk::new();
     let stage = disk.stage();
-    let Some(bed) = pins().and_then(|pins| Bed::with(settings(), pins, vec![Arc::new(disk)])) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = pins().and_then(|pins| Fixture::with(settings(), pins, vec![Arc::new(disk)])) else {
+        return;
+    };
+    let mut driver = Driver::connect(&fixture);
     for is_reading in [false, true] {
         driver.client.region_write(CONFIG, 4, &[6, 0]).unwrap();
         driver.enable();
@@ -217,20 +219,20 @@ fn a_device_that_may_not_master_the_bus_ends_what_it_began_and_shuts_down() {
         assert_eq!(driver.read_u32(0x1c), 0);
     }
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
     let mut settings = settings();
     settings.interrupts = InterruptKinds { intx: true, msi: false, msix: false };
-    let Some(bed) = Bed::new(settings) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings) else { return };
+    let mut driver = Driver::connect(&fixture);
     let told = tell(&mut driver, INTX, 0);
     for round in 0..4000 {
         driver.enable();
         driver.client.region_post(0, 0x14, &(LINUX & !1).to_le_bytes()).unwrap();
-        // At another moment of the reset each time.
+        // At another point of the reset each time.
         for _ in 0..round % 160 {
             driver.client.region_post(0, 0x10, &[0; 4]).unwrap();
         }
@@ -240,7 +242,7 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
             driver.enable();
             driver.put(0, command(0x0a, 0, &[(10, 7)]));
             driver.ring(0);
-            // Before the head is written, which takes the pin down again and may come first.
+            // Before the head is written, which deasserts INTx again and may come first.
             assert_eq!(told.wait(LONG), 1, "round {round}: the mask reads 0");
             driver.take(0);
             driver.disable();
@@ -253,8 +255,8 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
 
 #[test]
 fn a_device_without_memory_space_answers_nothing() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     let version = 0x0001_0400;
     assert_eq!(driver.read_u32(8), version);
     driver.client.region_write(CONFIG, 4, &[4, 0]).unwrap();
@@ -266,7 +268,7 @@ fn a_device_without_memory_space_answers_nothing() {
     assert_eq!(driver.read_u32(8), u32::MAX);
     driver.client.reset().unwrap();
     assert_eq!(driver.read_u32(8), version, "nothing was said since");
-    // As SPDK does, which never turns memory space on.
+    // As SPDK does, which never enables memory space.
     driver.client.region_write(CONFIG, 4, &[4, 4]).unwrap();
     assert_eq!(driver.read_u32(8), version);
 }

@@ -1,19 +1,19 @@
-//! Guest memory that is not there, goes, comes back, or is reached by messages alone.
+//! Guest memory that is missing, is unmapped, is mapped again, or can only be reached by messages.
 
 use prereg::{Access, Iova};
 use prereg_linux::GuestMemory;
 use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::OwnMemory;
 
-use crate::bed::{Bed, settings, until};
 use crate::driver::{
     DATA, Driver, FLUSH, LINUX, RAM, command, completion_at, submission_at, transfer, with_prp,
 };
+use crate::fixture::{Fixture, settings, until};
 
 #[test]
 fn queues_at_bad_addresses_are_refused() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
     for (submission, completion) in
         [(RAM, completion_at(0)), (submission_at(0), RAM), (!0xfff, 0), (RAM - 0x1000, !0xfff)]
     {
@@ -28,7 +28,7 @@ fn queues_at_bad_addresses_are_refused() {
     for at in [RAM, 1 << 60, !0xfff, RAM - 0x1000] {
         let cq = with_prp(command(5, 0, &[(10, 63 << 16 | 1), (11, 3)]), at, 0);
         let status = driver.admin(cq).status;
-        // 64 entries of 16 bytes are less than the last page of memory has.
+        // 64 entries of 16 bytes; the last page of memory has less.
         assert_eq!(
             status,
             if at == RAM - 0x1000 { Status::SUCCESS } else { Status::DATA_TRANSFER },
@@ -38,22 +38,22 @@ fn queues_at_bad_addresses_are_refused() {
     let sq = with_prp(command(1, 0, &[(10, 63 << 16 | 1), (11, 1 << 16 | 1)]), RAM - 0x800, 0);
     assert_eq!(driver.admin(sq).status, Status::PRP_OFFSET);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_with_queues_can_be_unmapped_and_mapped_again() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     for round in 0..20 {
         assert_eq!(driver.run(1 + round % 2, FLUSH).status, Status::SUCCESS);
-        // Answered at once although queues are held: they are given back.
+        // The reply comes at once although queues are held: they are released.
         driver.client.dma_unmap(Iova::new(0), RAM).unwrap();
         let descriptor = driver.ram.descriptor().unwrap().try_clone_to_owned().unwrap();
         let memory = Some((std::os::fd::AsFd::as_fd(&descriptor), 0));
         driver.client.dma_map(Iova::new(0), RAM, Access::ReadWrite, memory).unwrap();
     }
-    // With a command under way all the time.
+    // With a command in flight all the time.
     for round in 0..100u64 {
         driver.put(1, transfer(1, 1, round * 8, 8, DATA, 0));
         driver.ring(1);
@@ -65,14 +65,14 @@ fn memory_with_queues_can_be_unmapped_and_mapped_again() {
         assert!(matches!(status, Status::SUCCESS | Status::DATA_TRANSFER), "{status}");
     }
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_returns() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::connect(&bed);
-    // The second queue in memory of its own.
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::connect(&fixture);
+    // The second queue has its own memory.
     let apart = GuestMemory::memfd("apart", 0x10_0000).unwrap();
     let place = Iova::new(1 << 32);
     driver
@@ -106,13 +106,13 @@ fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_return
     driver.create_pair(1);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_without_a_descriptor_is_reached_by_messages() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let remote = Iova::new(1 << 40);
     let data: Vec<u8> = (0..0x8000u32).map(|at| (at / 7) as u8).collect();
     driver.client.serve_from(OwnMemory::new(remote, data.clone()));
@@ -120,7 +120,7 @@ fn memory_without_a_descriptor_is_reached_by_messages() {
     let answer = |driver: &mut Driver, command: [u32; 16]| {
         driver.put(1, command);
         driver.ring(1);
-        // The client answers the server while it waits for something itself.
+        // The client serves the server's requests while it waits for a reply.
         until("a completion comes", || {
             driver.read_u32(0x1c);
             driver.peek(1).is_some()
@@ -137,18 +137,18 @@ fn memory_without_a_descriptor_is_reached_by_messages() {
         answer(&mut driver, transfer(5, 1, 0, 16, remote.raw(), remote.raw() + 0x1000)),
         Status::SUCCESS
     );
-    // Lists too.
+    // PRP lists too.
     driver.put_u64(DATA, remote.raw() + 0x3000);
     driver.put_u64(DATA + 8, remote.raw() + 0x4000);
     assert_eq!(answer(&mut driver, transfer(1, 1, 0, 24, remote.raw() + 0x2000, DATA)), Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn memory_that_the_device_may_not_write_is_not_written() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let apart = GuestMemory::memfd("apart", 0x1000).unwrap();
     let place = Iova::new(1 << 32);
     driver.client.dma_map(place, 0x1000, Access::Read, apart.descriptor().map(|memory| (memory, 0))).unwrap();
@@ -160,8 +160,8 @@ fn memory_that_the_device_may_not_write_is_not_written() {
 
 #[test]
 fn doorbell_nonsense_harms_nobody() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     let mut state = 1u32;
     for _ in 0..2000 {
         state ^= state << 13;
@@ -169,7 +169,7 @@ fn doorbell_nonsense_harms_nobody() {
         state ^= state << 5;
         let (offset, value) = (0x1000 + u64::from(state % 0x1000), state.rotate_left(9));
         let bytes = value.to_le_bytes();
-        // Not the doorbells of the admin queue and the first queue, which go on working.
+        // Not the doorbells of the admin queue and the first queue, which must still work.
         if offset >= 0x1010 && !(0x1010..0x1018).contains(&offset) {
             let length = 1 + (state >> 20) as usize % 4;
             let _ = driver.client.region_write(0, offset, &bytes[..length]);
@@ -180,5 +180,5 @@ fn doorbell_nonsense_harms_nobody() {
     assert_eq!(driver.run(2, FLUSH).status, Status::SUCCESS);
     assert_eq!(driver.run(1, FLUSH).status, Status::SUCCESS);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }

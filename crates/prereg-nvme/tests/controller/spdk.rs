@@ -1,6 +1,6 @@
-//! A client that behaves as SPDK's initiator does, as far as that differs from QEMU: memory in huge pages, the whole buffer of
-//! a reply sent with its request, doorbells that must be mapped, descriptors with requests that need none, memory space that
-//! is never turned on, and a new connection right after the one before was closed.
+//! A client that behaves as SPDK's initiator does, where that differs from QEMU: memory in huge pages, requests as long as the
+//! reply's buffer, mapped doorbells only, descriptors with requests that need none, memory space never enabled, and a new
+//! connection right after the last one was closed.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -14,12 +14,12 @@ use prereg_nvme::spec::Status;
 use prereg_vfio_user::client::{Client, ClientError};
 use prereg_vfio_user::wire::{Command, Header, RegionInfo, UnmapMemory};
 
-use crate::bed::{Bed, settings};
 use crate::driver::{DATA, Driver, FLUSH, transfer};
+use crate::fixture::{Fixture, settings};
 
 const RAM: u64 = 4 << 20;
 
-/// Memory as SPDK has it, where this host has any; else of small pages, and the test says so.
+/// Huge pages as SPDK has them, if this host has any; otherwise small pages, and the test says so.
 fn memory() -> GuestMemory {
     GuestMemory::memfd_hugetlb("spdk", RAM, HugeSize::M2).unwrap_or_else(|error| {
         eprintln!("small pages instead of huge ones: {error}");
@@ -27,14 +27,14 @@ fn memory() -> GuestMemory {
     })
 }
 
-fn connect(bed: &Bed) -> Client {
-    let mut client = Client::over(UnixStream::connect(&bed.path).unwrap());
+fn connect(fixture: &Fixture) -> Client {
+    let mut client = Client::over(UnixStream::connect(&fixture.path).unwrap());
     let capabilities = r#"{"capabilities":{"max_msg_fds":8,"max_data_xfer_size":1048576}}"#;
     client.version(0, 1, capabilities).unwrap();
     client
 }
 
-/// A request whose body is the whole buffer for its reply; gives the reply's body.
+/// A request whose body is as long as its reply's buffer; returns the reply's body.
 fn request(client: &mut Client, command: Command, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     Header::command(0x77, command).frame(&mut bytes, |out| out.extend_from_slice(body));
@@ -51,8 +51,8 @@ fn bar(client: &mut Client) -> RegionInfo {
     RegionInfo::read(&request(client, Command::DEVICE_GET_REGION_INFO, &body)).unwrap()
 }
 
-fn drives(bed: &Bed) -> Driver {
-    let mut client = connect(bed);
+fn drives(fixture: &Fixture) -> Driver {
+    let mut client = connect(fixture);
     let mut info = vec![0; 0xff0];
     info[..4].copy_from_slice(&0xff0u32.to_ne_bytes());
     request(&mut client, Command::DEVICE_GET_INFO, &info);
@@ -72,15 +72,15 @@ fn drives(bed: &Bed) -> Driver {
 
 #[test]
 fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
-    let Some(bed) = Bed::new(settings()) else { return };
+    let Some(fixture) = Fixture::new(settings()) else { return };
     for round in 0..10 {
-        let mut driver = drives(&bed);
+        let mut driver = drives(&fixture);
         let data = driver.fill(DATA, 4096, round);
         assert_eq!(driver.io(transfer(1, 1, round * 8, 8, DATA, 0)), Status::SUCCESS);
         driver.ram.write(DATA, &[0; 4096]).unwrap();
         assert_eq!(driver.io(transfer(2, 1, round * 8, 8, DATA, 0)), Status::SUCCESS);
         assert!(driver.get(DATA, 4096) == data);
-        // Doorbells that come as messages are heard as well.
+        // Doorbells that are sent as messages work too.
         driver.put(1, FLUSH);
         let tail = driver.tail(1);
         driver.client.region_write(0, 0x1008, &tail.to_le_bytes()).unwrap();
@@ -103,16 +103,16 @@ fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
         assert!(!driver.client.receive_raw().unwrap().0.is_error());
     }
     for _ in 0..20 {
-        drop(connect(&bed));
+        drop(connect(&fixture));
     }
-    assert!(!bed.server.snapshot().disconnects.contains_key("turned-away"));
+    assert!(!fixture.server.snapshot().disconnects.contains_key("turned-away"));
 }
 
 #[test]
 fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
     let mappable = |settings: NvmeSettings, posts: bool| {
-        let bed = Bed::new(settings)?;
-        let mut client = if posts { bed.client() } else { connect(&bed) };
+        let fixture = Fixture::new(settings)?;
+        let mut client = if posts { fixture.client() } else { connect(&fixture) };
         Some(bar(&mut client).flags & RegionInfo::MMAP != 0)
     };
     for (mode, posts, mapped) in [
@@ -130,9 +130,9 @@ fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
 
 #[test]
 fn a_doorbell_is_heard_after_any_rest() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = drives(&bed);
-    // From naps of the worker's own to those of the clerk for all.
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = drives(&fixture);
+    // From the I/O thread's own polling to the admin thread's.
     for rest in [0, 1, 5, 15, 25, 60, 150, 300] {
         std::thread::sleep(std::time::Duration::from_millis(rest));
         assert_eq!(driver.io(FLUSH), Status::SUCCESS, "after {rest} ms");

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 
 use prereg_nvme::disk::{Changed, Disk, DiskCounters, DiskError, DiskQueue, Done, MemoryDisk, Request, Wait};
 
-use crate::bed::DISK;
+use crate::fixture::DISK;
 
-/// A disk in memory as the test stages it. All orderings are SeqCst: nothing of this is measured.
+/// A disk in memory that the test controls. All orderings are SeqCst: nothing is measured.
 pub(crate) struct StagedDisk {
     inner: MemoryDisk,
     bytes: AtomicU64,
     stage: Arc<Stage>,
-    /// Runs once, when the disk is next asked whether deallocated blocks read zero.
+    /// Called once, at the next call of `discard_zeroes`.
     interruption: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -31,7 +31,7 @@ impl Stage {
         self.closed.store(true, Ordering::SeqCst);
     }
 
-    /// Requests go on when their queue is next polled.
+    /// Requests continue at the next poll of their queue.
     pub(crate) fn open(&self) {
         self.closed.store(false, Ordering::SeqCst);
     }
@@ -61,7 +61,7 @@ impl StagedDisk {
         Arc::clone(&self.stage)
     }
 
-    /// Has another size from now on.
+    /// Sets the size.
     pub(crate) fn resize(&self, bytes: u64) {
         self.bytes.store(bytes, Ordering::SeqCst);
     }

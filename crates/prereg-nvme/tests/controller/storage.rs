@@ -1,4 +1,4 @@
-//! Data: what is written is in the file, whatever the way there.
+//! Data: writes reach the file, on every path.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -7,16 +7,16 @@ use std::sync::Arc;
 use prereg_nvme::disk::{Disk, DiskOptions, FileDisk, MemoryDisk};
 use prereg_nvme::spec::Status;
 
-use crate::bed::{Bed, pins, settings};
 use crate::driver::{DATA, Driver, FLUSH, LIST, command, transfer, with_prp};
+use crate::fixture::{Fixture, pins, settings};
 
 const WRITE: u8 = 1;
 const READ: u8 = 2;
 const COMPARE: u8 = 5;
 const IMAGE: u64 = 16 << 20;
 
-/// A server over an image file, which holds `IMAGE` bytes of 0x55.
-fn bed_with_file(read_only: bool) -> Option<(Bed, tempfile::NamedTempFile)> {
+/// A server with an image file of `IMAGE` bytes of 0x55.
+fn bed_with_file(read_only: bool) -> Option<(Fixture, tempfile::NamedTempFile)> {
     let pins = pins()?;
     let image = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(image.path(), vec![0x55; IMAGE as usize]).unwrap();
@@ -24,7 +24,7 @@ fn bed_with_file(read_only: bool) -> Option<(Bed, tempfile::NamedTempFile)> {
     let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(image.path(), options).unwrap());
     let mut settings = settings();
     settings.transfer_shift = 8;
-    Some((Bed::with(settings, pins, vec![disk])?, image))
+    Some((Fixture::with(settings, pins, vec![disk])?, image))
 }
 
 fn put_list(driver: &Driver, pages: &[u64]) -> u64 {
@@ -36,8 +36,8 @@ fn put_list(driver: &Driver, pages: &[u64]) -> u64 {
 
 #[test]
 fn an_image_file_has_what_the_guest_wrote_and_flushed() {
-    let Some((bed, image)) = bed_with_file(false) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some((fixture, image)) = bed_with_file(false) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     let mut expected = vec![0x55; IMAGE as usize];
     // Pages in any order, a first page with an offset, lengths from one block to the largest.
     for (step, (blocks, offset)) in
@@ -73,7 +73,7 @@ fn an_image_file_has_what_the_guest_wrote_and_flushed() {
         driver.ram.write(first, &[!data[0]]).unwrap();
         assert_eq!(driver.io(transfer(COMPARE, 1, lba, blocks, first, second)), Status::COMPARE_FAILURE);
     }
-    // Zeroes, deallocation, a forced write.
+    // Zeroes, deallocation, a write with FUA.
     assert_eq!(driver.io(command(8, 1, &[(10, 4100), (12, 99)])), Status::SUCCESS);
     expected[4100 * 512..4200 * 512].fill(0);
     driver.ram.write(DATA, &[0, 0, 0, 0, 16, 0, 0, 0, 0x40, 0x20, 0, 0, 0, 0, 0, 0]).unwrap();
@@ -85,19 +85,19 @@ fn an_image_file_has_what_the_guest_wrote_and_flushed() {
     expected[20_000 * 512..][..4096].copy_from_slice(&data);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
     let mut found = std::fs::read(image.path()).unwrap();
-    // What deallocated blocks read is the disk's business.
+    // What deallocated blocks read depends on the disk.
     for bytes in [&mut found, &mut expected] {
         bytes[0x2040 * 512..0x2050 * 512].fill(0);
     }
     assert!(found == expected);
     drop(driver);
-    bed.settle();
+    fixture.settle();
 }
 
 #[test]
 fn a_read_only_image_is_never_written() {
-    let Some((bed, image)) = bed_with_file(true) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some((fixture, image)) = bed_with_file(true) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let identify = with_prp(command(6, 1, &[]), DATA, 0);
     assert_eq!(driver.admin(identify).status, Status::SUCCESS);
     assert_eq!(driver.get(DATA + 99, 1), [1]);
@@ -105,21 +105,21 @@ fn a_read_only_image_is_never_written() {
     assert_eq!(driver.io(transfer(READ, 1, 9, 8, DATA, 0)), Status::SUCCESS);
     assert_eq!(driver.get(DATA, 4096), [0x55; 4096]);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
-    let mut second = Driver::ready(&bed, 1);
+    let mut second = Driver::ready(&fixture, 1);
     assert_eq!(
         second.io(transfer(READ, 1, 9, 8, DATA, 0)),
         Status::SUCCESS,
         "readers do not disturb each other"
     );
     drop((driver, second));
-    bed.settle();
+    fixture.settle();
     assert!(std::fs::read(image.path()).unwrap().iter().all(|byte| *byte == 0x55));
 }
 
 #[test]
 fn scatter_gather_lists_reach_the_disk() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 1);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 1);
     let data = [driver.fill(DATA + 4, 300, 1), driver.fill(DATA + 0x3000, 1748, 2)].concat();
     let descriptor = |driver: &Driver, at: u64, address: u64, bytes: u32, kind: u32| {
         driver.put_u64(at, address);
@@ -148,8 +148,8 @@ fn scatter_gather_lists_reach_the_disk() {
 
 #[test]
 fn several_queues_work_at_once() {
-    let Some(bed) = Bed::new(settings()) else { return };
-    let mut driver = Driver::ready(&bed, 4);
+    let Some(fixture) = Fixture::new(settings()) else { return };
+    let mut driver = Driver::ready(&fixture, 4);
     let page = |queue: u64, slot: u64| DATA + (queue * 16 + slot) * 0x1000;
     let lba = |queue: u64, slot: u64, round: u64| (round * 64 + queue * 16 + slot) * 8;
     for round in 0..20 {
@@ -176,7 +176,7 @@ fn several_queues_work_at_once() {
             assert!(driver.get(DATA + 0x10_0000, 4096) == *data);
         }
     }
-    let state = bed.model.snapshot();
+    let state = fixture.model.snapshot();
     assert_eq!(state.len(), 1);
     assert_eq!(state[0].io_queues, 4);
     let facts: std::collections::BTreeMap<_, _> = state[0].metrics().into_iter().collect();
@@ -195,8 +195,8 @@ fn namespaces_of_several_disks_work_at_once() {
         Arc::new(MemoryDisk::new(2 << 20, 12).unwrap()),
         Arc::new(MemoryDisk::new(4 << 20, 9).unwrap()),
     ];
-    let Some(bed) = Bed::with(settings(), pins, disks) else { return };
-    let mut driver = Driver::ready(&bed, 2);
+    let Some(fixture) = Fixture::with(settings(), pins, disks) else { return };
+    let mut driver = Driver::ready(&fixture, 2);
     for round in 0..30u64 {
         for queue in 1..=2usize {
             for nsid in 1..=3u32 {

@@ -1,7 +1,7 @@
-//! A flush reaches the file system, seen by what the file system says of the file's blocks.
+//! Flushes reach the file system: seen in the file's extents.
 //!
-//! Data written through the page cache have no place on the disk until somebody asks for it ("delayed allocation"), which
-//! the extent map of the file shows. What `fdatasync` was never called for stays so.
+//! Data written through the page cache have no blocks on the disk until writeback ("delayed allocation"), which the file's
+//! extents show. Without `fdatasync` they stay so.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -10,7 +10,7 @@ use prereg_nvme::disk::{Direct, Disk, DiskOptions, FileDisk, Operation};
 
 use super::guest::{Guest, perform, queue, write};
 
-/// `struct fiemap` with room for one `struct fiemap_extent`, of `include/uapi/linux/fiemap.h`.
+/// `struct fiemap` with one `struct fiemap_extent`, from `include/uapi/linux/fiemap.h`.
 #[repr(C)]
 #[derive(Default)]
 struct Extents {
@@ -28,7 +28,7 @@ struct Extents {
     reserved32: [u32; 3],
 }
 
-/// Whether the block at `offset` has data that have no place on the disk; `None` where the file system does not say.
+/// Whether the block at `offset` is delayed; `None` where the file system does not say.
 fn unplaced(file: &File, offset: u64) -> Option<bool> {
     const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
     const DELAYED: u32 = 0x4;
@@ -52,7 +52,7 @@ fn a_flush_makes_earlier_writes_of_every_queue_durable_and_no_write_does_it_by_i
     perform(&mut *first, write(0), data()).unwrap();
     match unplaced(&file, 0) {
         Some(true) => {}
-        // The kernel's own writer may have come by, in which case there is nothing to see.
+        // The kernel's writeback may have run, and then the test shows nothing.
         Some(false) => return eprintln!("skipped: this file system places data at once"),
         None => return eprintln!("skipped: this file system does not tell where data are"),
     }

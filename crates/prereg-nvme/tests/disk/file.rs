@@ -1,4 +1,4 @@
-//! Files as disks: which can be opened, and what happens to their storage.
+//! Which files can be opened as disks, and what happens to their storage.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};

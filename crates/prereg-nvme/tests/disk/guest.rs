@@ -1,4 +1,4 @@
-//! A guest's memory, mapped for a device as a client of the server would map it, and requests on it.
+//! A guest's memory, mapped for a device as by a client of the server, and requests on it.
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -10,34 +10,34 @@ use prereg_vfio_user::server::{
     Dma, DmaGuard, DmaSpace, IovaLimits, MemoryPolicy, MemoryStore, OnDrained, Remote, RemoteError,
 };
 
-/// Where memory begins that only the client can reach.
+/// The address of memory that only the client can reach.
 pub(crate) const REMOTE: u64 = 1 << 40;
-/// Bytes of either kind.
+/// Bytes of each kind of memory.
 pub(crate) const BYTES: u64 = 2 << 20;
 
 pub(crate) struct Guest {
     pub(crate) pins: Arc<IoUring>,
-    /// Mapped here too, so that the test can look at it without the server.
+    /// Mapped here too, so that the test can access it without the server.
     _ram: GuestMemory,
     pub(crate) client: Arc<Client>,
     space: DmaSpace,
 }
 
-/// The client's own memory, which it moves when asked, unless it is told to dawdle.
+/// The client's own memory, which it copies on request, with a delay if set.
 pub(crate) struct Client {
     memory: Mutex<Vec<u8>>,
     dawdling: Mutex<bool>,
     goes_on: Condvar,
 }
 
-struct Nobody;
+struct NoopDrain;
 
-impl OnDrained for Nobody {
+impl OnDrained for NoopDrain {
     fn on_drained(&self) {}
 }
 
 impl Client {
-    pub(crate) fn dawdle(&self, yes: bool) {
+    pub(crate) fn delay(&self, yes: bool) {
         *self.dawdling.lock().unwrap_or_else(PoisonError::into_inner) = yes;
         self.goes_on.notify_all();
     }
@@ -72,7 +72,7 @@ impl Guest {
         Self::of(BYTES, BYTES)
     }
 
-    /// With another amount of memory of its own, and slots of `slot` bytes.
+    /// With this much memory, and slots of `slot` bytes.
     pub(crate) fn of(bytes: u64, slot: u64) -> Option<Self> {
         let pins = match IoUring::builder().addresses(AddressKind::SlotOffset).slot_limit(slot).build() {
             Ok(pins) => Arc::new(pins),
@@ -92,7 +92,7 @@ impl Guest {
         });
         let remote: Arc<dyn Remote> = Arc::<Client>::clone(&client);
         let limits = IovaLimits::default();
-        let space = DmaSpace::new(&store, remote, Arc::new(Nobody), limits, Holder::default()).unwrap();
+        let space = DmaSpace::new(&store, remote, Arc::new(NoopDrain), limits, Holder::default()).unwrap();
         let ram = GuestMemory::memfd("guest", bytes).unwrap();
         let descriptor = ram.descriptor().unwrap().try_clone_to_owned().unwrap();
         if let Err(error) = space.map(Iova::new(0), bytes, Access::ReadWrite, Some((descriptor, 0))) {
@@ -112,7 +112,7 @@ impl Guest {
     }
 
     pub(crate) fn segment(&self, iova: u64, bytes: u64) -> Segment {
-        // Held from the start of its page on, as a controller may that holds whole pages.
+        // Held from the start of its page on, as by a controller that holds whole pages.
         let offset = iova % 4096;
         Segment { hold: self.hold(iova - offset, offset + bytes), offset, bytes }
     }
@@ -136,7 +136,7 @@ pub(crate) fn kick() -> Arc<OwnedFd> {
     // SAFETY: takes no pointer.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     assert!(fd >= 0);
-    // SAFETY: made above, and nobody else's.
+    // SAFETY: made above and not used otherwise.
     Arc::new(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -148,7 +148,7 @@ pub(crate) fn start(queue: &mut dyn DiskQueue, tag: u64, operation: Operation, d
     assert!(queue.submit(Request { tag, operation, data }).is_ok(), "the queue has room");
 }
 
-/// The next answers: at least one.
+/// The next completions: at least one.
 pub(crate) fn answers(queue: &mut dyn DiskQueue) -> Vec<Done> {
     let mut done = Vec::new();
     while done.is_empty() {
@@ -157,7 +157,7 @@ pub(crate) fn answers(queue: &mut dyn DiskQueue) -> Vec<Done> {
     done
 }
 
-/// Does one thing, alone.
+/// Performs one request alone.
 pub(crate) fn perform(
     queue: &mut dyn DiskQueue,
     operation: Operation,

@@ -10,26 +10,26 @@ use proptest::prelude::*;
 
 use super::guest::{BYTES, Guest, REMOTE, answers, queue, start};
 
-/// Blocks of the disk, and at most of one request.
+/// Blocks of the disk, and of one request at most.
 const BLOCKS: u64 = 256;
 const MOST: u64 = 24;
-/// Requests in flight at most; each has a part of the guest's memory for itself.
+/// Requests in flight at most; each has its own part of guest memory.
 const DEPTH: u64 = 8;
 const AREA: u64 = 128 << 10;
 
 #[derive(Clone, Copy, Debug)]
 enum Layout {
-    /// One piece.
+    /// One segment.
     Whole,
     /// Page by page, the last first in memory.
     Backwards,
-    /// Begins in mid-page, as a PRP list does.
+    /// Starts within a page, as a PRP list may.
     MidPage,
-    /// At an address that direct I/O refuses.
+    /// At an address that direct I/O does not accept.
     Odd,
-    /// In memory that only the client reaches.
+    /// In memory that only the client can reach.
     Remote,
-    /// Half here, half there.
+    /// Half of each.
     Mixed,
 }
 
@@ -76,7 +76,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..60)
 }
 
-/// Where in the guest the data of one request lie, in order.
+/// The guest memory of one request's data, in order.
 fn places(layout: Layout, area: u64, bytes: u64) -> Vec<(u64, u64)> {
     const PAGE: u64 = 4096;
     let pages = |from: u64| {
@@ -110,7 +110,7 @@ fn pattern(seed: u8, bytes: u64) -> Vec<u8> {
     (0..bytes).map(|at| seed ^ (at as u8) ^ ((at >> 8) as u8).wrapping_mul(31)).collect()
 }
 
-/// What a read must find, and where.
+/// The expected data of a read, and their address.
 type Expected = (Vec<(u64, u64)>, Vec<u8>);
 
 struct Waiting {
@@ -121,7 +121,7 @@ struct Waiting {
     result: Result<(), DiskFault>,
 }
 
-/// Runs the steps, as many at a time as do not touch each other's blocks.
+/// Runs the steps; those that share blocks run one after the other.
 fn run(guest: &Guest, disk: &dyn Disk, model: &mut [u8], steps: &[Step]) {
     let block = 1u64 << disk.block_shift();
     let mut queue = queue(disk);
@@ -246,7 +246,7 @@ proptest! {
     fn a_file_is_what_its_model_is(steps in steps(), cached: bool, fixed: bool, large: bool, pieces: bool) {
         let folder = tempfile::tempdir().unwrap();
         let direct = if cached { Direct::Off } else { Direct::Auto };
-        // Small slots: one hold is several pieces, and one request several transfers.
+        // Small slots: one hold has several segments, and one request several transfers.
         let slot = if pieces { 12 << 10 } else { BYTES };
         check_file(folder.path(), direct, fixed, if large { 12 } else { 9 }, slot, &steps);
     }
@@ -287,7 +287,7 @@ fn four_queues_at_once_keep_their_stripes() {
                 let mut queue = queue(disk);
                 let memory = stripe << 19;
                 guest.put(memory, &pattern(stripe as u8, 512 << 10));
-                // Blocks of all queues lie side by side in every page of the file.
+                // Blocks of all queues are adjacent in every page of the file.
                 for block in 0..1024u64 {
                     if queue.in_flight() >= 64 {
                         assert!(answers(&mut *queue).iter().all(|done| done.result.is_ok()));

@@ -1,4 +1,4 @@
-//! What is refused, and what a full or shrunken file does.
+//! Requests that are rejected, and files that are full or were truncated.
 
 use std::fs::File;
 use std::io::Write;
@@ -15,7 +15,7 @@ use prereg_nvme::disk::{
 
 use super::guest::{Guest, answers, kick, perform, queue, write};
 
-/// Set in the process that has a limit on the size of files.
+/// Set in the process with a file size limit.
 const LIMITED: &str = "PREREG_TEST_FILE_LIMIT";
 
 fn open(folder: &tempfile::TempDir, bytes: u64, options: DiskOptions) -> FileDisk {
@@ -171,7 +171,7 @@ fn a_list_of_pages_is_one_transfer_where_the_kernel_has_lists() {
     assert!(counters.fixed == 1 || counters.fixed == 32, "{counters:?}");
 }
 
-/// Runs in a process of its own, under a limit on the size of files, whose signal ends a process by default.
+/// Runs in a process of its own, with a file size limit, whose signal kills a process by default.
 #[test]
 fn a_write_beyond_the_file_size_limit_fails_and_the_disk_goes_on() {
     const NAME: &str = "limits::a_write_beyond_the_file_size_limit_fails_and_the_disk_goes_on";
@@ -192,7 +192,7 @@ fn a_write_beyond_the_file_size_limit_fails_and_the_disk_goes_on() {
     assert!(output.status.success() && text.contains("1 passed"), "{text}{output:?}");
 }
 
-/// What a process may write to under the smaller of the two limits, and under the larger.
+/// The largest offset under the smaller of the two limits, and under the larger.
 const LARGEST: [u64; 2] = [32 << 10, 64 << 10];
 
 fn below_the_limit(folder: &Path) {
@@ -206,7 +206,7 @@ fn below_the_limit(folder: &Path) {
         let data = || guest.segments(&[(0, 8192)]);
         assert_eq!(perform(&mut *queue, write(0), data()), Ok(()));
         assert_eq!(perform(&mut *queue, write(LARGEST[1] * 2), data()), refused);
-        // The limit lies in the middle of one of these: a short write, and none after it.
+        // The limit is in the middle of one of these: a short write, and none after it.
         let results = LARGEST.map(|limit| perform(&mut *queue, write(limit - 4096), data()));
         assert!(results.contains(&refused), "{results:?}");
         assert!(disk.counters().continued >= 1, "{:?}", disk.counters());

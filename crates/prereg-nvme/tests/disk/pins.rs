@@ -1,6 +1,6 @@
-//! What I/O costs in pins: none where memory is registered, and nothing stays pinned behind it.
+//! Pins of I/O: none where memory is registered, and none left afterwards.
 //!
-//! The kernel counts pins for a whole process, so each of these tests runs in one of its own.
+//! The kernel counts pins for a whole process, so each of these tests runs in a process of its own.
 
 use std::fs::File;
 use std::process::Command;

@@ -1,6 +1,6 @@
-//! Admin commands: what is answered, and that nothing else happens.
+//! Admin commands: their results, and that they have no other effects.
 
-use prereg_nvme::engine::event::Event;
+use prereg_nvme::engine::async_event::AsyncEvent;
 use prereg_nvme::spec::Status;
 
 use crate::world::{Guest, command, completion_at, submission_at, with_prp};
@@ -288,7 +288,7 @@ fn log_pages_are_read_in_parts() {
     assert_eq!(log(&mut guest, 3, 8, 2, 0), Err(Status::INVALID_FIELD), "not a dword");
     assert_eq!(log(&mut guest, 0x80, 8, 0, 0), Err(Status::LOG_PAGE));
     assert_eq!(log(&mut guest, 5, 4096, 0, 0).unwrap()[1024 + 4], 3, "Write changes content");
-    // As long as a length can be said: 16 GiB.
+    // The longest possible length: 16 GiB.
     let huge = command(0x02, 0, &[(10, 3 | 0xffff << 16), (11, 0xffff)]);
     assert_eq!(guest.admin(with_prp(huge, PAGE, PAGE)).status, Status::INVALID_FIELD);
     let by_namespace = command(0x02, 1, &[(10, 2 | 127 << 16)]);
@@ -316,8 +316,8 @@ fn events_wait_for_requests_up_to_the_limit() {
     guest.machine.run();
     assert_eq!(guest.take(0), None, "held");
     assert_eq!(guest.admin(command(0x0c, 0, &[])).status, Status::ASYNC_EVENT_LIMIT);
-    guest.machine.desk.admin().namespace_changed(2);
-    guest.machine.desk.admin().namespace_changed(3);
+    guest.machine.admin_queue.admin().namespace_changed(2);
+    guest.machine.admin_queue.admin().namespace_changed(3);
     guest.machine.run();
     let told = guest.take(0).unwrap();
     assert_eq!((told.cid, told.result, told.status), (waiting[0], 0x0004_0002, Status::SUCCESS));
@@ -326,7 +326,7 @@ fn events_wait_for_requests_up_to_the_limit() {
     assert_eq!([word(&retained, 0), word(&retained, 4), word(&retained, 8)], [2, 3, 0]);
     assert_eq!(log(&mut guest, 4, 16, 0, 0).unwrap(), retained);
     assert_eq!(word(&log(&mut guest, 4, 16, 0, 0).unwrap(), 0), 0, "read, and forgotten");
-    guest.machine.desk.admin().namespace_changed(1);
+    guest.machine.admin_queue.admin().namespace_changed(1);
     guest.machine.run();
     assert_eq!(guest.take(0).unwrap().cid, waiting[1]);
 }
@@ -336,7 +336,7 @@ fn namespace_events_are_told_only_to_who_asked() {
     let mut guest = Guest::enabled();
     guest.put(0, command(0x0c, 0, &[]));
     guest.ring(0);
-    guest.machine.desk.admin().namespace_changed(2);
+    guest.machine.admin_queue.admin().namespace_changed(2);
     guest.machine.run();
     assert_eq!(guest.take(0), None);
 }
@@ -393,11 +393,11 @@ fn doorbell_nonsense_is_told_and_changes_nothing() {
     let told = guest.take(0).unwrap();
     assert_eq!((told.cid, told.result), (cid, 0x0001_0100), "a value out of range");
     assert_eq!(guest.io(command(0, 1, &[])), Status::SUCCESS);
-    // The tail goes back, which in a ring is a queue that is more than full.
+    // The tail moves back, which in a ring is a queue that is more than full.
     log(&mut guest, 1, 64, 0, 0).unwrap();
     guest.machine.ring(3, 9);
     guest.machine.run();
-    assert_eq!(guest.machine.events, [Event::InvalidDoorbellValue], "a head beyond what was put");
+    assert_eq!(guest.machine.events, [AsyncEvent::InvalidDoorbellValue], "a head beyond what was put");
     assert_eq!(guest.io(command(0, 1, &[])), Status::SUCCESS);
 }
 
@@ -421,7 +421,7 @@ fn an_admin_queue_whose_memory_goes_for_good_is_fatal_after_a_while() {
     let mut guest = Guest::enabled();
     guest.put(0, command(0x06, 0, &[(10, 1)]));
     guest.machine.ram.hole(submission_at(0)..submission_at(0) + 0x1000);
-    guest.machine.desk.give_back_in(prereg::Iova::new(submission_at(0)), 0x1000);
+    guest.machine.admin_queue.release_in(prereg::Iova::new(submission_at(0)), 0x1000);
     guest.ring(0);
     for _ in 0..200 {
         guest.machine.pass(10_000_000);

@@ -1,4 +1,4 @@
-//! I/O commands: what they do to the disk and to memory, and how they end.
+//! I/O commands: their effects on disk and memory, and their statuses.
 
 use prereg_nvme::disk::Operation;
 use prereg_nvme::engine::counters::Kind;
@@ -158,7 +158,7 @@ fn a_disk_that_breaks_ends_its_commands() {
         assert_eq!((end.cid, end.status), (cid, Status::INTERNAL));
     }
     guest.machine.disks.inner().stuck = false;
-    assert_eq!(guest.machine.lane.flying(), 0);
+    assert_eq!(guest.machine.poll_group.in_flight(), 0);
     assert_eq!(guest.io(command(0, 1, &[])), Status::SUCCESS);
 }
 
@@ -167,7 +167,7 @@ fn what_was_done_is_counted() {
     let counters = std::sync::Arc::new(prereg_nvme::engine::counters::Counters::default());
     let mut guest = Guest::with_queues(0);
     let machine = &mut guest.machine;
-    machine.lane = prereg_nvme::engine::lane::Lane::new(
+    machine.poll_group = prereg_nvme::engine::poll_group::PollGroup::new(
         machine.shared.clone(),
         counters.clone(),
         machine.ram.clone(),

@@ -1,8 +1,8 @@
-//! Doorbells by register and by the guest's memory, alone, together and in turn.
+//! Doorbells by register and shadow doorbells, alone, together and in turn.
 
 use prereg::Iova;
-use prereg_nvme::engine::doorbell::STILL;
-use prereg_nvme::engine::event::Event;
+use prereg_nvme::engine::async_event::AsyncEvent;
+use prereg_nvme::engine::doorbell::SETTLE_TIME;
 use prereg_nvme::spec::Status;
 
 use crate::world::{ENTRIES, Guest, command, with_prp};
@@ -28,21 +28,21 @@ fn shadow_doorbells_replace_doorbells() {
     assert_eq!(guest.take(1).unwrap().cid, cid, "nothing was rung");
     guest.machine.ram.put(SHADOW + 12, &2u32.to_le_bytes());
     guest.machine.run();
-    assert!(guest.machine.lane.may_sleep());
+    assert!(guest.machine.poll_group.may_sleep());
     assert_eq!(guest.machine.ram.get_u32(EVENTS + 8), 2, "ring at the next one");
     assert_eq!(guest.machine.ram.get_u32(EVENTS + 12), 2);
     guest.put(1, FLUSH);
     guest.machine.ram.put(SHADOW + 8, &3u32.to_le_bytes());
-    assert!(!guest.machine.lane.may_sleep(), "what came before the question is seen");
+    assert!(!guest.machine.poll_group.may_sleep(), "what came before the question is seen");
     guest.machine.run();
-    // A queue that is made afterwards begins at 0 whatever the buffer had.
+    // A queue that is created later starts at 0 whatever the buffer had.
     guest.machine.ram.put(SHADOW + 16, &7u32.to_le_bytes());
     guest.create_pair(2);
     assert_eq!(guest.machine.ram.get_u32(SHADOW + 16), 0);
     assert_eq!(guest.machine.events, []);
 }
 
-/// Sets the guest's word for a doorbell.
+/// Writes a shadow doorbell.
 fn set_word(guest: &Guest, doorbell: usize, value: u32) {
     guest.machine.ram.put(SHADOW + doorbell as u64 * 4, &value.to_le_bytes());
 }
@@ -63,14 +63,14 @@ fn the_admin_queue_is_rung_by_register_or_by_memory() {
             assert_eq!(guest.take(0).unwrap().status, Status::INVALID_FIELD, "round {round}");
         }
         guest.machine.run();
-        assert!(guest.machine.desk.may_sleep());
+        assert!(guest.machine.admin_queue.may_sleep());
         assert_eq!(guest.machine.ram.get_u32(EVENTS), guest.pairs[0].tail, "ring at the next one");
         if round % 20 == 19 {
-            // It changes to registers at rest.
+            // It changes to registers while idle.
             guest.put(0, identify);
             guest.ring(0);
             guest.machine.run();
-            guest.machine.pass(STILL);
+            guest.machine.pass(SETTLE_TIME);
             guest.machine.run();
             guest.take(0).unwrap();
         }
@@ -87,7 +87,7 @@ fn after_doorbell_buffer_config_registers_count_too() {
         guest.ring(1);
         guest.machine.run();
         assert_eq!(guest.take(1).map(|done| done.cid), Some(cid), "round {round}");
-        // Some write both for heads.
+        // Some drivers write both for heads.
         if round % 3 == 0 {
             set_word(&guest, 3, guest.pairs[1].head);
         }
@@ -114,7 +114,7 @@ fn a_head_by_register_makes_room_after_heads_by_memory() {
             5 => {
                 guest.machine.ring(3, head);
                 guest.machine.run();
-                guest.machine.pass(STILL);
+                guest.machine.pass(SETTLE_TIME);
             }
             _ => {}
         }
@@ -136,7 +136,7 @@ fn a_register_write_that_comes_late_executes_nothing_again() {
         // The posted write of the first command arrives only now.
         guest.machine.ring(2, (guest.pairs[1].tail + ENTRIES - 1) % ENTRIES);
         guest.machine.run();
-        guest.machine.pass(2 * STILL);
+        guest.machine.pass(2 * SETTLE_TIME);
         guest.machine.run();
         assert_eq!(guest.take(1), None, "round {round}");
     }
@@ -157,8 +157,8 @@ fn a_driver_may_change_between_memory_and_registers() {
         guest.machine.run();
         if round % 10 == 5 {
             assert_eq!(guest.peek(1), None);
-            assert!(guest.machine.lane.may_sleep());
-            guest.machine.pass(STILL);
+            assert!(guest.machine.poll_group.may_sleep());
+            guest.machine.pass(SETTLE_TIME);
             guest.machine.run();
         }
         assert_eq!(guest.take(1).map(|done| done.cid), Some(cid), "round {round}");
@@ -188,9 +188,9 @@ fn nonsense_in_shadow_doorbells_is_told_and_ignored() {
     for value in [99, u32::MAX, ENTRIES] {
         guest.machine.ram.put(SHADOW + 8, &value.to_le_bytes());
         guest.machine.run();
-        assert!(guest.machine.lane.may_sleep(), "a value that was refused keeps nobody awake");
+        assert!(guest.machine.poll_group.may_sleep(), "a value that was refused keeps nobody awake");
     }
-    assert_eq!(guest.machine.events, [Event::InvalidDoorbellValue; 3]);
+    assert_eq!(guest.machine.events, [AsyncEvent::InvalidDoorbellValue; 3]);
     let cid = guest.put(1, FLUSH);
     guest.machine.ram.put(SHADOW + 8, &1u32.to_le_bytes());
     guest.machine.run();
@@ -205,7 +205,7 @@ fn a_head_that_was_refused_is_not_taken_the_second_time() {
         set_word(&guest, 3, value);
         guest.machine.run();
         assert_eq!(guest.machine.events.len(), told, "{value}");
-        assert!(!guest.machine.shared.board.unread(1), "{value}: nothing was put");
+        assert!(!guest.machine.shared.queue_table.has_unread(1), "{value}: nothing was put");
     }
 }
 
@@ -213,8 +213,8 @@ fn a_head_that_was_refused_is_not_taken_the_second_time() {
 fn shadow_doorbells_that_go_leave_the_doorbells() {
     let mut guest = Guest::with_queues(1);
     use_shadow(&mut guest);
-    guest.machine.lane.give_back_in(Iova::new(SHADOW), 0x2000);
+    guest.machine.poll_group.release_in(Iova::new(SHADOW), 0x2000);
     guest.machine.ram.hole(SHADOW..SHADOW + 0x2000);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
-    assert!(guest.machine.lane.may_sleep());
+    assert!(guest.machine.poll_group.may_sleep());
 }

@@ -1,21 +1,21 @@
 //! A guest that does anything, and what must hold whatever it does.
 //!
-//! A script is bytes. They say what the guest writes to registers, doorbells and its memory, which of its memory goes and
-//! comes, and what happens to the disks. Whatever that is: nothing panics; a reset ends it; then nothing is under way, no memory is
-//! held, and the disk that is write protected is as it was.
+//! A script is bytes. They say what the guest writes to registers, doorbells and its memory, which memory is unmapped and
+//! mapped again, and what the disks do. Whatever that is: nothing panics; a reset completes; then no command is in flight, no
+//! memory is held, and the write protected disk is unchanged.
 
 use prereg::Iova;
 
 use crate::world::{Machine, command, with_prp};
 
-/// The guest's memory, and each of the disks, in bytes.
+/// Bytes of guest memory, and of each disk.
 const RAM: usize = 128 << 10;
 const DISK: usize = 64 << 10;
-/// Queue `id` lies at `QUEUES + id * 0x2000`, its completion queue a page later.
+/// Queue `id` is at `QUEUES + id * 0x2000`, its completion queue a page later.
 const QUEUES: u64 = 0x1000;
 const ENTRIES: u32 = 16;
 const LINUX: u32 = 0x0046_0001;
-/// Rounds after which a controller that was told to stop must have stopped.
+/// Rounds within which a controller must stop.
 const PATIENCE: u32 = 1000;
 
 struct Script<'a>(&'a [u8]);
@@ -40,7 +40,7 @@ impl Script<'_> {
         Some(first.to_vec())
     }
 
-    /// An address: mostly of a page there is, at times anything.
+    /// An address: mostly of a page that exists, sometimes anything.
     fn address(&mut self) -> Option<u64> {
         let (kind, page) = (self.byte()?, u64::from(self.byte()?));
         Some(match kind % 8 {
@@ -52,7 +52,7 @@ impl Script<'_> {
     }
 }
 
-/// Where the guest puts its next command.
+/// The tails, and the next command identifier.
 #[derive(Default)]
 struct Guest {
     tails: [u32; 3],
@@ -70,7 +70,7 @@ impl Guest {
         machine.ring(queue * 2, self.tails[queue]);
     }
 
-    /// As a driver begins: the admin queue and two more.
+    /// As a driver starts: the admin queue and two pairs more.
     fn begin(&mut self, machine: &mut Machine) {
         machine.write_u32(0x24, (ENTRIES - 1) << 16 | (ENTRIES - 1));
         machine.write(0x28, &QUEUES.to_le_bytes());
@@ -88,7 +88,7 @@ impl Guest {
     }
 }
 
-/// Follows `script` and sees that everything holds that must.
+/// Runs `script` and checks what must hold.
 pub(crate) fn judge(script: &[u8]) {
     let mut script = Script(script);
     let mut machine = Machine::sized(4, RAM, DISK);
@@ -107,9 +107,9 @@ pub(crate) fn judge(script: &[u8]) {
         machine.step();
     }
     assert_eq!(machine.read_u32(0x1c) & 1, 0, "it stops");
-    assert_eq!((machine.lane.flying(), machine.ram.holds()), (0, 0), "nothing is under way");
+    assert_eq!((machine.poll_group.in_flight(), machine.ram.holds()), (0, 0), "nothing is under way");
     assert!(machine.disks.inner().images[1].iter().all(|byte| *byte == 0x77), "write protected");
-    // And it can be begun again.
+    // It can be enabled again.
     guest.begin(&mut machine);
     assert_eq!(machine.read_u32(0x1c), 1, "it works");
 }
@@ -127,7 +127,7 @@ fn follow(script: &mut Script<'_>, machine: &mut Machine, guest: &mut Guest) -> 
                 machine.ram.put(at, &bytes);
             }
         }
-        // A list of pages.
+        // A PRP list.
         2 => {
             let (at, count) = (script.address()?, u64::from(script.byte()?));
             for entry in 0..count {
@@ -160,8 +160,8 @@ fn follow(script: &mut Script<'_>, machine: &mut Machine, guest: &mut Guest) -> 
             let settled = script.byte()?;
             machine.ram.settle(settled % 2 == 0);
             let (at, bytes) = (Iova::new(script.address()?), u64::from(settled) * 0x400);
-            machine.lane.give_back_in(at, bytes);
-            machine.desk.give_back_in(at, bytes);
+            machine.poll_group.release_in(at, bytes);
+            machine.admin_queue.release_in(at, bytes);
         }
         10 => machine.pass(u64::from(script.byte()?) << 24),
         11 => {

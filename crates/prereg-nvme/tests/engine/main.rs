@@ -1,4 +1,4 @@
-//! The engine without threads and I/O: a guest's driver on one side, disks that are made up on the other.
+//! The engine without threads and I/O: a guest's driver on one side, simulated disks on the other.
 
 mod administration;
 mod commands;

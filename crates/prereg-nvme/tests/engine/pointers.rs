@@ -1,4 +1,4 @@
-//! Where data are: PRP lists and SGLs, good ones against a model, bad ones against their status.
+//! Data pointers: PRP lists and SGLs, valid ones against a model, invalid ones against their status.
 
 use prereg_nvme::spec::Status;
 use proptest::prelude::*;
@@ -17,14 +17,14 @@ fn guest() -> Guest {
     guest
 }
 
-/// Fills the disk with numbers that tell where they come from.
+/// Fills the disk with numbers that depend on the offset.
 fn number(guest: &mut Guest) {
     for (at, chunk) in guest.machine.disks.inner().images[0].chunks_exact_mut(4).enumerate() {
         chunk.copy_from_slice(&(at as u32 ^ 0x5aa5_0000).to_le_bytes());
     }
 }
 
-/// Writes a PRP list of `pages` at `list`, chained at page ends, and gives nothing back.
+/// Writes a PRP list of `pages` at `list`, chained at page ends.
 fn put_list(guest: &Guest, mut list: u64, pages: &[u64]) {
     let mut next_list = LIST + 0x10_0000;
     let mut left = pages;
@@ -43,7 +43,7 @@ fn put_list(guest: &Guest, mut list: u64, pages: &[u64]) {
     }
 }
 
-/// What a transfer of `bytes` at PRP `first` and then `pages` sees of memory.
+/// The memory of a transfer of `bytes` at PRP `first` and then `pages`.
 fn gathered(guest: &Guest, first: u64, pages: &[u64], bytes: u64) -> Vec<u8> {
     let begun = bytes.min(PAGE - first % PAGE);
     let mut data = guest.machine.ram.get(first, begun);
@@ -58,7 +58,7 @@ fn gathered(guest: &Guest, first: u64, pages: &[u64], bytes: u64) -> Vec<u8> {
 fn every_length_and_offset_of_prps_lands_where_it_should() {
     let mut guest = guest();
     number(&mut guest);
-    // Pages out of order, so that nothing merges by luck; and in order, so that it does.
+    // Pages out of order, so that none are merged by chance; and in order, so that they are.
     let scattered: Vec<u64> = (0..1200).map(|at| DATA + (at * 7 % 1000) * PAGE).take(600).collect();
     for (blocks, offset, list_offset, in_order) in [
         (1, 0, 0, true),
@@ -96,7 +96,7 @@ fn every_length_and_offset_of_prps_lands_where_it_should() {
         assert_eq!(guest.io(transfer(READ, 1, lba, blocks as u32, first, second)), Status::SUCCESS);
         let expected =
             guest.machine.disks.inner().images[0][(lba * BLOCK) as usize..][..bytes as usize].to_vec();
-        // A page that was named twice has what came last.
+        // A page that was named twice has the last data.
         let is_once = pages.iter().all(|page| pages.iter().filter(|other| *other == page).count() == 1);
         if is_once {
             assert!(
@@ -107,7 +107,7 @@ fn every_length_and_offset_of_prps_lands_where_it_should() {
         let seen = gathered(&guest, first, &pages, bytes);
         assert_eq!(guest.io(transfer(WRITE, 1, 4000, blocks as u32, first, second)), Status::SUCCESS);
         assert!(guest.machine.disks.inner().images[0][4000 * 512..][..bytes as usize] == seen);
-        assert_eq!(guest.machine.lane.flying(), 0);
+        assert_eq!(guest.machine.poll_group.in_flight(), 0);
     }
 }
 
@@ -132,7 +132,7 @@ fn a_list_that_points_to_itself_ends_with_the_transfer() {
     for at in 0..512 {
         guest.machine.ram.put_u64(LIST + at * 8, LIST);
     }
-    // Reading would overwrite the list itself; a write only reads it.
+    // A read would overwrite the list itself; a write only reads it.
     assert_eq!(guest.io(transfer(WRITE, 1, 0, 8192, DATA, LIST)), Status::SUCCESS);
     assert_eq!(guest.io(transfer(WRITE, 1, 0, 8192, DATA, LIST + 0xff8)), Status::SUCCESS);
 }
@@ -190,7 +190,7 @@ fn scatter_gather_lists_are_followed() {
     let image = guest.machine.disks.inner().images[0].clone();
     assert_eq!(guest.io(sgl(READ, 2, DATA + 4, 1024, BLOCK_KIND)), Status::SUCCESS);
     assert_eq!(guest.machine.ram.get(DATA + 4, 1024), image[..1024]);
-    // Two segments; blocks of odd lengths, one of none, one longer than what is left.
+    // Two segments; blocks of odd lengths, an empty one, one longer than the rest.
     let last = put_segment(
         &guest,
         LIST + 0x1000,
@@ -272,7 +272,7 @@ fn scatter_gather_lists_of_nothing_end() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Any list of data blocks, cut into segments anywhere, moves what one contiguous block would.
+    /// Any list of data blocks, split into segments anywhere, moves what one contiguous block would.
     #[test]
     fn any_cut_of_a_transfer_is_the_same_transfer(
         blocks in 1u32..32,
@@ -316,7 +316,7 @@ proptest! {
         }
         let (place, bytes, kind) = next.unwrap();
         prop_assert_eq!(guest.io(sgl(READ, blocks, place, bytes, kind)), Status::SUCCESS);
-        // A place that was named twice has what came last.
+        // Memory that was named twice has the last data.
         let is_once = |address: u64| expected.iter().filter(|(other, _)| *other == address).count() == 1;
         for (address, bytes) in expected.iter().filter(|(address, bytes)| is_once(*address) && bytes.len() < 0x2000) {
             prop_assert_eq!(&guest.machine.ram.get(*address, bytes.len() as u64), bytes);

@@ -1,7 +1,7 @@
-//! Queues: wrapping, filling up, losing their memory, being deleted and reset while commands are under way.
+//! Queues: wrapping, filling up, losing their memory, being deleted and reset with commands in flight.
 
 use prereg::Iova;
-use prereg_nvme::engine::event::Event;
+use prereg_nvme::engine::async_event::AsyncEvent;
 use prereg_nvme::spec::Status;
 
 use crate::doorbells::use_shadow;
@@ -60,7 +60,7 @@ fn a_full_completion_queue_is_waited_for() {
         }
         guest.ring(1);
         guest.machine.run();
-        // The first round fills the queue; then one is taken at a time.
+        // The first round fills the queue; then one entry is consumed at a time.
         if guest.peek(1).is_some() {
             while guest.peek(1).is_some() {
                 guest.take(1);
@@ -70,7 +70,7 @@ fn a_full_completion_queue_is_waited_for() {
         }
     }
     assert_eq!(ended, 3 * (ENTRIES - 1));
-    // Without heads, no more than fits is put, and nothing is overwritten.
+    // Without heads, no more than fits is posted, and nothing is overwritten.
     for _ in 0..ENTRIES - 1 {
         guest.put(1, FLUSH);
     }
@@ -120,7 +120,7 @@ fn deleting_a_submission_queue_waits_for_what_has_begun_and_aborts_the_rest() {
     guest.machine.run();
     assert_eq!(guest.take(0), None, "not deleted yet");
     assert!(
-        guest.machine.desk.may_sleep() && guest.machine.lane.may_sleep(),
+        guest.machine.admin_queue.may_sleep() && guest.machine.poll_group.may_sleep(),
         "waiting costs no processor time"
     );
     let end = guest.take(1).unwrap();
@@ -191,10 +191,10 @@ fn holds_of_queues_are_given_back_and_taken_again() {
     guest.io(FLUSH);
     let holds = guest.machine.ram.holds();
     assert_eq!(holds, 4, "two pairs");
-    guest.machine.lane.give_back_in(Iova::new(submission_at(1) + 64), 1);
+    guest.machine.poll_group.release_in(Iova::new(submission_at(1) + 64), 1);
     assert_eq!(guest.machine.ram.holds(), holds - 1);
-    guest.machine.lane.give_back_in(Iova::new(0), 0);
-    guest.machine.desk.give_back_in(Iova::new(0), 0);
+    guest.machine.poll_group.release_in(Iova::new(0), 0);
+    guest.machine.admin_queue.release_in(Iova::new(0), 0);
     assert_eq!(guest.machine.ram.holds(), 0);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
     assert!(guest.machine.ram.holds() >= 2);
@@ -203,12 +203,12 @@ fn holds_of_queues_are_given_back_and_taken_again() {
 #[test]
 fn holds_taken_while_memory_goes_are_not_kept() {
     let mut guest = Guest::with_queues(1);
-    guest.machine.lane.give_back_in(Iova::new(0), 0);
-    guest.machine.desk.give_back_in(Iova::new(0), 0);
+    guest.machine.poll_group.release_in(Iova::new(0), 0);
+    guest.machine.admin_queue.release_in(Iova::new(0), 0);
     guest.machine.ram.settle(false);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
     assert_eq!(use_shadow(&mut guest), Status::SUCCESS);
-    assert!(guest.machine.desk.may_sleep() && guest.machine.lane.may_sleep());
+    assert!(guest.machine.admin_queue.may_sleep() && guest.machine.poll_group.may_sleep());
     assert_eq!(guest.machine.ram.holds(), 0);
     guest.machine.ram.settle(true);
     assert_eq!(guest.io(FLUSH), Status::SUCCESS);
@@ -219,7 +219,7 @@ fn holds_taken_while_memory_goes_are_not_kept() {
 fn a_queue_whose_memory_comes_back_goes_on() {
     for range in [submission_at(1)..submission_at(1) + 0x1000, completion_at(1)..completion_at(1) + 0x1000] {
         let mut guest = Guest::with_queues(1);
-        guest.machine.lane.give_back_in(Iova::new(0), 0);
+        guest.machine.poll_group.release_in(Iova::new(0), 0);
         guest.machine.ram.hole(range);
         let cid = guest.put(1, FLUSH);
         guest.ring(1);
@@ -247,21 +247,21 @@ fn a_queue_whose_memory_comes_back_late_goes_on_by_itself() {
         (0, completion_at(0)..completion_at(0) + 0x1000),
     ] {
         let mut guest = Guest::with_queues(1);
-        guest.machine.lane.give_back_in(Iova::new(0), 0);
-        guest.machine.desk.give_back_in(Iova::new(0), 0);
+        guest.machine.poll_group.release_in(Iova::new(0), 0);
+        guest.machine.admin_queue.release_in(Iova::new(0), 0);
         guest.machine.ram.hole(range.clone());
         let cid = guest.put(at, command(0, 1, &[]));
         guest.ring(at);
-        let mut served = 0;
+        let mut polled = 0;
         for _ in 0..60 {
             guest.machine.run();
-            // The controller says itself when it wants to look again.
+            // The controller says when to poll again.
             let until = guest.machine.until.expect("it looks again");
             assert!(until > guest.machine.now, "it does not spin");
             guest.machine.now = until;
-            served += 1;
+            polled += 1;
         }
-        assert!(guest.machine.now > 3_000_000_000, "{} after {served}", guest.machine.now);
+        assert!(guest.machine.now > 3_000_000_000, "{} after {polled}", guest.machine.now);
         assert_eq!(guest.take(at), None);
         guest.machine.ram.mend();
         guest.machine.run();
@@ -274,7 +274,7 @@ fn a_queue_whose_memory_comes_back_late_goes_on_by_itself() {
 #[test]
 fn a_queue_whose_memory_stays_away_is_told() {
     let mut guest = Guest::with_queues(1);
-    guest.machine.lane.give_back_in(Iova::new(0), 0);
+    guest.machine.poll_group.release_in(Iova::new(0), 0);
     guest.machine.ram.hole(submission_at(1)..submission_at(1) + 0x1000);
     let cid = guest.put(0, command(0x0c, 0, &[]));
     guest.ring(0);
@@ -284,7 +284,7 @@ fn a_queue_whose_memory_stays_away_is_told() {
         guest.machine.pass(10_000_000);
         guest.machine.step();
     }
-    assert_eq!(guest.machine.events, [Event::PersistentInternalError], "once");
+    assert_eq!(guest.machine.events, [AsyncEvent::PersistentInternalError], "once");
     let told = guest.take(0).unwrap();
     assert_eq!((told.cid, told.result), (cid, 0x0001_0300));
 }
@@ -321,7 +321,7 @@ fn interrupts_are_put_together_until_there_are_enough_or_time_is_up() {
     guest.machine.pass(1_000_000);
     guest.machine.run();
     assert_eq!(guest.machine.signals.len(), 2);
-    // A vector can be left out.
+    // A vector can be excluded.
     guest.admin(command(0x09, 0, &[(10, 9), (11, 1 << 16 | 1)]));
     guest.machine.signals.clear();
     guest.put(1, FLUSH);

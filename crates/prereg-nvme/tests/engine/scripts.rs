@@ -1,4 +1,4 @@
-//! Guests that do anything, by chance and by name.
+//! Random guests, and some by name.
 
 use proptest::prelude::*;
 

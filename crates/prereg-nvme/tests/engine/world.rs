@@ -1,6 +1,6 @@
-//! A guest and its controller on one thread: memory, disks and interrupts that are made up.
+//! A guest and its controller on one thread: simulated memory, disks and interrupts.
 //!
-//! One file although it is long, because the fuzz target takes it by its path.
+//! More than 500 lines, because the fuzz target includes it by its path.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -9,22 +9,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use prereg::{Access, Iova};
-use prereg_nvme::disk::{DiskFault, Done, Operation};
-use prereg_nvme::engine::board::{Board, TrappedDoorbells, head_of, tail_of};
-use prereg_nvme::engine::desk::Desk;
-use prereg_nvme::engine::event::Event;
-use prereg_nvme::engine::identity::Identity;
-use prereg_nvme::engine::lane::{Lane, Served};
+use prereg_nvme::disk::{DiskFault, Done, Operation, Request};
+use prereg_nvme::engine::admin_queue::AdminQueue;
+use prereg_nvme::engine::async_event::AsyncEvent;
+use prereg_nvme::engine::identify::Identity;
 use prereg_nvme::engine::log_page::Health;
 use prereg_nvme::engine::memory::{GuestGuard, GuestMemory, Unreachable};
 use prereg_nvme::engine::namespace::{Namespace, Namespaces};
-use prereg_nvme::engine::registers::{AdminQueues, Effect, Registers};
+use prereg_nvme::engine::poll_group::{PollGroup, PollResult};
+use prereg_nvme::engine::queue_table::{QueueTable, TrappedDoorbells, head_of, tail_of};
+use prereg_nvme::engine::registers::{AdminQueueConfig, Effect, Registers};
 use prereg_nvme::engine::shared::{Limits, Shared};
-use prereg_nvme::engine::storage::{Broken, Storage, Work};
+use prereg_nvme::engine::storage::{Broken, Storage};
 use prereg_nvme::spec::register::{CC, DOORBELLS, page_shift};
 use prereg_nvme::spec::{Completion, Status};
 
-/// The guest's memory: from address 0 on, with holes.
+/// Guest memory from address 0 on, with holes.
 #[derive(Clone, Debug)]
 pub(crate) struct Ram(Rc<RefCell<RamInner>>);
 
@@ -46,22 +46,22 @@ impl Ram {
         })))
     }
 
-    /// Takes `range` away.
+    /// Unmaps `range`.
     pub(crate) fn hole(&self, range: Range<u64>) {
         self.0.borrow_mut().holes.push(range);
     }
 
-    /// Gives everything back.
+    /// Maps everything again.
     pub(crate) fn mend(&self) {
         self.0.borrow_mut().holes.clear();
     }
 
-    /// Whether holds may be kept.
+    /// Sets whether holds may be kept.
     pub(crate) fn settle(&self, settled: bool) {
         self.0.borrow_mut().settled = settled;
     }
 
-    /// Holds that live.
+    /// Live holds.
     pub(crate) fn holds(&self) -> usize {
         self.0.borrow().holds
     }
@@ -114,7 +114,7 @@ impl GuestMemory for Ram {
         Ok(())
     }
 
-    fn settled(&self) -> bool {
+    fn may_keep_holds(&self) -> bool {
         self.0.borrow().settled
     }
 }
@@ -161,21 +161,21 @@ impl Drop for RamHold {
     }
 }
 
-/// Disks that do what they are asked when they are polled.
+/// Disks that perform requests when they are polled.
 #[derive(Clone, Debug)]
 pub(crate) struct Disks(Rc<RefCell<DisksInner>>);
 
 #[derive(Debug, Default)]
 pub(crate) struct DisksInner {
     pub(crate) images: Vec<Vec<u8>>,
-    /// Operations as they were done, with their namespace.
+    /// Completed operations, with their namespace.
     pub(crate) done: Vec<(u32, Operation)>,
-    /// Requests that there is room for.
+    /// Requests that may wait.
     pub(crate) room: usize,
-    /// Nothing is done while this is set.
+    /// Set to perform nothing.
     pub(crate) stuck: bool,
     pub(crate) broken: bool,
-    queue: VecDeque<Work<RamHold>>,
+    queue: VecDeque<(u32, Request<RamHold>)>,
 }
 
 impl Disks {
@@ -183,38 +183,38 @@ impl Disks {
         self.0.borrow_mut()
     }
 
-    /// A way to the same images with a queue of its own.
-    pub(crate) fn perform(inner: &mut DisksInner, work: Work<RamHold>) -> Done {
-        let Work { nsid, tag, operation, data } = work;
+    /// Performs one request.
+    fn perform(inner: &mut DisksInner, nsid: u32, request: Request<RamHold>) -> Done {
+        let Request { tag, operation, data } = request;
         let image = &mut inner.images[nsid as usize - 1];
         inner.done.push((nsid, operation.clone()));
-        let bytes: u64 = data.iter().map(|span| span.bytes).sum();
+        let bytes: u64 = data.iter().map(|segment| segment.bytes).sum();
         let range = |offset: u64, bytes: u64| offset as usize..(offset + bytes) as usize;
         let mut result = Ok(());
         match operation {
             Operation::Read { offset } => {
                 let mut at = offset;
-                for span in &data {
-                    let moved = span.hold.write(0, &image[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.write(0, &image[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
             }
             Operation::Write { offset, .. } => {
                 let mut at = offset;
-                for span in &data {
-                    let moved = span.hold.read(0, &mut image[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.read(0, &mut image[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
             }
             Operation::Compare { offset } => {
                 let mut theirs = vec![0; bytes as usize];
                 let mut at = 0;
-                for span in &data {
-                    let moved = span.hold.read(0, &mut theirs[range(at, span.bytes)]);
+                for segment in &data {
+                    let moved = segment.hold.read(0, &mut theirs[range(at, segment.bytes)]);
                     result = result.and(moved.map_err(|_| DiskFault::Range));
-                    at += span.bytes;
+                    at += segment.bytes;
                 }
                 if theirs != image[range(offset, bytes)] {
                     result = Err(DiskFault::Mismatch);
@@ -233,12 +233,12 @@ impl Disks {
 }
 
 impl Storage<RamHold> for Disks {
-    fn submit(&mut self, work: Work<RamHold>) -> Result<(), Work<RamHold>> {
+    fn submit(&mut self, nsid: u32, request: Request<RamHold>) -> Result<(), Request<RamHold>> {
         let mut inner = self.inner();
         if inner.queue.len() >= inner.room {
-            return Err(work);
+            return Err(request);
         }
-        inner.queue.push_back(work);
+        inner.queue.push_back((nsid, request));
         Ok(())
     }
 
@@ -249,14 +249,14 @@ impl Storage<RamHold> for Disks {
             return Err(Broken);
         }
         while !inner.stuck {
-            let Some(work) = inner.queue.pop_front() else { break };
-            done.push(Self::perform(inner, work));
+            let Some((nsid, request)) = inner.queue.pop_front() else { break };
+            done.push(Self::perform(inner, nsid, request));
         }
         Ok(())
     }
 }
 
-/// Blocks of the disks.
+/// Block size of the first two disks.
 pub(crate) const BLOCK: u64 = 512;
 /// Entries of all queues.
 pub(crate) const ENTRIES: u32 = 16;
@@ -269,18 +269,18 @@ pub(crate) struct Machine {
     pub(crate) disks: Disks,
     pub(crate) shared: Arc<Shared>,
     pub(crate) registers: Registers,
-    pub(crate) desk: Desk<Ram>,
-    pub(crate) lane: Lane<Ram, Disks>,
+    pub(crate) admin_queue: AdminQueue<Ram>,
+    pub(crate) poll_group: PollGroup<Ram, Disks>,
     pub(crate) now: u64,
     /// Completion queues that interrupted, and their vectors.
     pub(crate) signals: Vec<(u16, u16)>,
-    /// What the lane found.
-    pub(crate) events: Vec<Event>,
-    /// When desk and lane want to be served again.
+    /// Events of the poll group.
+    pub(crate) events: Vec<AsyncEvent>,
+    /// When to poll again.
     pub(crate) until: Option<u64>,
     stopping: bool,
     /// Enabled again before it had stopped.
-    again: Option<AdminQueues>,
+    again: Option<AdminQueueConfig>,
 }
 
 impl Machine {
@@ -293,7 +293,7 @@ impl Machine {
         Self::sized(transfer_shift, RAM, DISK)
     }
 
-    /// With so much memory, and disks of so many bytes.
+    /// With this much memory, and disks of this size.
     pub(crate) fn sized(transfer_shift: u8, ram: usize, disk: usize) -> Self {
         let limits = Limits { io_queues: 4, entries: 64, vectors: 5, transfer_shift };
         let namespaces = Namespaces::new(vec![
@@ -301,8 +301,8 @@ impl Machine {
             Namespace::new(disk as u64, 9, [2; 16]).write_protected(),
             Namespace::new(disk as u64, 12, [3; 16]),
         ]);
-        let board = Board::new(5, Box::new(TrappedDoorbells::new(5)));
-        let shared = Arc::new(Shared::new(limits, namespaces, board));
+        let queue_table = QueueTable::new(5, Box::new(TrappedDoorbells::new(5)));
+        let shared = Arc::new(Shared::new(limits, namespaces, queue_table));
         let ram = Ram::new(ram);
         let disks = Disks(Rc::new(RefCell::new(DisksInner {
             images: (0..3).map(|_| vec![0; disk]).collect(),
@@ -320,15 +320,15 @@ impl Machine {
             shadow_doorbells: true,
             shared: false,
         };
-        let desk = Desk::new(Arc::clone(&shared), identity, ram.clone());
-        let lane = Lane::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());
+        let admin_queue = AdminQueue::new(Arc::clone(&shared), identity, ram.clone());
+        let poll_group = PollGroup::new(Arc::clone(&shared), Arc::default(), ram.clone(), disks.clone());
         Self {
             registers: Registers::new(limits.entries),
             ram,
             disks,
             shared,
-            desk,
-            lane,
+            admin_queue,
+            poll_group,
             now: 1,
             signals: Vec::new(),
             events: Vec::new(),
@@ -354,23 +354,23 @@ impl Machine {
                 Effect::Enable(queues) if self.stopping => self.again = Some(queues),
                 Effect::Enable(queues) => self.open(queues),
                 Effect::Disable => {
-                    self.desk.close();
-                    self.lane.halt();
+                    self.admin_queue.close();
+                    self.poll_group.halt();
                     self.stopping = true;
                     self.again = None;
                 }
-                Effect::Shutdown => self.lane.flush(self.now, &mut Served::default()),
+                Effect::Shutdown => self.poll_group.flush(self.now, &mut PollResult::default()),
                 Effect::Masked(_) | Effect::Unmasked(_) => {}
             }
         }
     }
 
-    fn open(&mut self, queues: AdminQueues) {
+    fn open(&mut self, queues: AdminQueueConfig) {
         let cc = self.registers.configuration();
-        self.lane.set_page_shift(page_shift(cc));
-        self.shared.board.open_submission(0, queues.submission_entries, 9);
-        self.shared.board.open_completion(0, queues.completion_entries, Some(0), 9);
-        match self.desk.open(queues, cc) {
+        self.poll_group.set_page_shift(page_shift(cc));
+        self.shared.queue_table.open_submission(0, queues.submission_entries, 9);
+        self.shared.queue_table.open_completion(0, queues.completion_entries, Some(0), 9);
+        match self.admin_queue.open(queues, cc) {
             Ok(()) => self.registers.ready(),
             Err(_) => self.registers.fatal(),
         }
@@ -386,14 +386,14 @@ impl Machine {
         u32::from_le_bytes(bytes)
     }
 
-    /// Rings doorbell `at`.
+    /// Writes doorbell `at`.
     pub(crate) fn ring(&mut self, at: usize, value: u32) {
-        if let Err(bad) = self.shared.board.ring(at, value) {
-            self.desk.admin().raise(bad.into());
+        if let Err(bad) = self.shared.queue_table.ring(at, value) {
+            self.admin_queue.admin().raise(bad.into());
         }
     }
 
-    /// Lets the controller work until nothing moves, at most so many rounds.
+    /// Polls the controller until there is nothing to do.
     pub(crate) fn run(&mut self) {
         for _ in 0..10_000 {
             if !self.step() {
@@ -403,53 +403,53 @@ impl Machine {
         panic!("the controller works without end");
     }
 
-    /// One round; says whether something moved.
+    /// One round; returns whether there was something to do.
     pub(crate) fn step(&mut self) -> bool {
         self.now += 1000;
         let cc = self.registers.configuration();
-        self.desk.reconfigure(cc);
-        let attended = self.desk.serve(self.now, &Health::default);
-        if attended.signal {
+        self.admin_queue.reconfigure(cc);
+        let admin = self.admin_queue.poll(self.now, &Health::default);
+        if admin.signal {
             self.signals.push((0, 0));
         }
-        if attended.fatal {
+        if admin.fatal {
             self.registers.fatal();
         }
-        let mut served = Served::default();
-        if let Some(order) = attended.order {
-            if let Some(how) = self.lane.carry_out(order, 0, self.now, &mut served) {
-                self.desk.carried_out(how);
+        let mut polled = PollResult::default();
+        if let Some(op) = admin.op {
+            if let Some(how) = self.poll_group.execute(op, 0, self.now, &mut polled) {
+                self.admin_queue.op_done(how);
             }
-            self.settle(&served);
+            self.settle(&polled);
         }
-        if self.lane.serve(self.now, &mut served).is_err() {
+        if self.poll_group.poll(self.now, &mut polled).is_err() {
             self.disks.inner().broken = false;
-            self.lane.fail_all(self.now, &mut served);
+            self.poll_group.fail_all(self.now, &mut polled);
         }
-        self.settle(&served);
-        self.until = attended.until.into_iter().chain(served.until).min();
-        if self.stopping && self.lane.flying() == 0 {
+        self.settle(&polled);
+        self.until = admin.until.into_iter().chain(polled.until).min();
+        if self.stopping && self.poll_group.in_flight() == 0 {
             self.stopping = false;
-            self.shared.board.close_all();
+            self.shared.queue_table.close_all();
             self.registers.stopped();
             if let Some(queues) = self.again.take() {
                 self.open(queues);
             }
         }
-        attended.progress || served.progress
+        admin.progress || polled.progress
     }
 
-    fn settle(&mut self, served: &Served) {
-        self.signals.extend(&served.signals);
-        for event in &served.events {
+    fn settle(&mut self, polled: &PollResult) {
+        self.signals.extend(&polled.signals);
+        for event in &polled.events {
             self.events.push(*event);
-            self.desk.admin().raise(*event);
+            self.admin_queue.admin().raise(*event);
         }
-        for _ in &served.closed {
-            self.desk.carried_out(Ok(0));
+        for _ in &polled.closed {
+            self.admin_queue.op_done(Ok(0));
         }
-        if let Some(status) = served.durable {
-            self.desk.carried_out(if status.is_success() { Ok(0) } else { Err(status) });
+        if let Some(status) = polled.durable {
+            self.admin_queue.op_done(if status.is_success() { Ok(0) } else { Err(status) });
             self.registers.shut_down();
         }
     }
@@ -463,7 +463,7 @@ impl Machine {
 /// CC as Linux sets it.
 pub(crate) const LINUX: u32 = 0x0046_0001;
 
-/// Where queue `id` lies; the admin queue is 0.
+/// The address of queue `id`; the admin queue is 0.
 pub(crate) const fn submission_at(id: u16) -> u64 {
     0x10_0000 + id as u64 * 0x2000
 }
@@ -488,7 +488,7 @@ pub(crate) struct Guest {
     pub(crate) next_cid: u16,
 }
 
-/// A command to be filled in: dwords by number.
+/// A command: dwords by number.
 pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16] {
     let mut command = [0; 16];
     command[0] = u32::from(opcode);
@@ -499,7 +499,7 @@ pub(crate) fn command(opcode: u8, nsid: u32, words: &[(usize, u32)]) -> [u32; 16
     command
 }
 
-/// The same with two PRP entries.
+/// `command` with two PRP entries.
 pub(crate) fn with_prp(mut command: [u32; 16], first: u64, second: u64) -> [u32; 16] {
     for (at, value) in [(6, first), (8, second)] {
         command[at] = value as u32;
@@ -515,7 +515,7 @@ pub(crate) fn transfer(opcode: u8, nsid: u32, lba: u64, count: u32, first: u64, 
 }
 
 impl Guest {
-    /// Enabled, with the admin queue and nothing else.
+    /// Enabled, with the admin queue only.
     pub(crate) fn enabled() -> Self {
         Self::over(Machine::new())
     }
@@ -557,7 +557,7 @@ impl Guest {
         self.pairs.push(Pair { id, tail: 0, head: 0, phase: true });
     }
 
-    /// Puts a command into a queue; gives its identifier.
+    /// Puts a command into a queue; returns its identifier.
     pub(crate) fn put(&mut self, at: usize, mut command: [u32; 16]) -> u16 {
         let cid = self.next_cid;
         self.next_cid = self.next_cid.wrapping_add(1);
@@ -569,13 +569,13 @@ impl Guest {
         cid
     }
 
-    /// Rings the tail.
+    /// Writes the tail doorbell.
     pub(crate) fn ring(&mut self, at: usize) {
         let pair = self.pairs[at];
         self.machine.ring(tail_of(pair.id), pair.tail);
     }
 
-    /// Takes the next completion, if there is one; the head is rung.
+    /// The next completion, if there is one; the head doorbell is written.
     pub(crate) fn take(&mut self, at: usize) -> Option<Completion> {
         let completion = self.peek(at)?;
         let pair = &mut self.pairs[at];

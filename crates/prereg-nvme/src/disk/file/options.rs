@@ -1,30 +1,31 @@
-//! What may be chosen when a file is opened as a disk.
+//! Options of a file disk.
 
 use std::sync::Arc;
 
 use prereg_linux::IoUring;
 
-/// Whether the page cache is passed by.
+/// Whether to use direct I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Direct {
-    /// Where the file system can, for blocks of the disk's size.
+    /// If the file system supports it for blocks of the disk's size.
     #[default]
     Auto,
-    /// Or not at all.
+    /// Always; otherwise opening fails.
     On,
     /// Never.
     Off,
 }
 
-/// How a file is opened as a disk.
+/// How to open a file as a disk.
 #[derive(Clone, Debug, Default)]
 pub struct DiskOptions {
-    /// Nothing is ever written.
+    /// The disk is read-only.
     pub read_only: bool,
-    /// Whether the page cache is passed by.
+    /// Whether to use direct I/O.
     pub direct: Direct,
-    /// The block: 9 (512 bytes) to 12 (4096). `None`: a device's own, and 512 bytes for a file, on whatever it lies.
+    /// The block size as a shift: 9 (512 bytes) to 12 (4096). `None`: a block device's own, and 512 bytes for a file, whatever
+    /// it is on.
     pub block_shift: Option<u8>,
-    /// The back end that registers the guest's memory, with (slot, offset) addresses. `None`: plain reads and writes.
+    /// The backend that registers guest memory, with (slot, offset) addresses. `None`: plain reads and writes.
     pub buffers: Option<Arc<IoUring>>,
 }

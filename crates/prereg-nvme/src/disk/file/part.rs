@@ -1,4 +1,4 @@
-//! A part of a request: one entry of the ring.
+//! A part of a request: one SQE.
 
 use std::sync::Arc;
 
@@ -7,41 +7,41 @@ use prereg_linux::Transfer;
 
 use crate::disk::{DiskFault, Segment};
 
-/// The guest memory of a request, kept by each of its parts.
+/// The guest memory of a request; each of its parts keeps it held.
 pub(super) type Data = Arc<Vec<Segment>>;
 
-/// One entry of the ring, before, in and after it.
+/// One SQE, before, during and after its execution.
 pub(super) struct Part {
     pub(super) key: usize,
     pub(super) data: Data,
-    pub(super) work: Work,
+    pub(super) op: PartOp,
     pub(super) tries: u8,
 }
 
-/// What a part does.
+/// The operation of a part.
 #[derive(Clone, Copy)]
-pub(super) enum Work {
-    /// Straight between file and guest.
-    Straight(Transfer),
-    /// Between file and buffer; `from` bytes of it are done.
-    Copied { transfer: Transfer, from: usize },
-    /// Zeros from a buffer, `left` bytes more.
-    Zeros { at: u64, left: u64 },
+pub(super) enum PartOp {
+    /// Between file and guest memory.
+    ZeroCopy(Transfer),
+    /// Between file and bounce buffer; `from` bytes of it are done.
+    Bounce { transfer: Transfer, from: usize },
+    /// Writes zeros from a buffer, `left` bytes more.
+    WriteZeros { at: u64, left: u64 },
     /// `fallocate`.
-    Allocate { mode: i32, at: u64, bytes: u64 },
+    Fallocate { mode: i32, at: u64, bytes: u64 },
     /// `fdatasync`.
     Sync,
 }
 
-/// Where in the file.
+/// The offset in the file.
 pub(super) const fn offset_of(transfer: Transfer) -> u64 {
     match transfer {
         Transfer::Read(offset) | Transfer::Write(offset) | Transfer::WriteDurable(offset) => offset,
     }
 }
 
-/// The same, `by` bytes further on.
-pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
+/// `transfer` at an offset that is `by` bytes higher.
+pub(super) const fn advanced(transfer: Transfer, by: u64) -> Transfer {
     match transfer {
         Transfer::Read(offset) => Transfer::Read(offset + by),
         Transfer::Write(offset) => Transfer::Write(offset + by),
@@ -49,18 +49,18 @@ pub(super) const fn moved(transfer: Transfer, by: u64) -> Transfer {
     }
 }
 
-/// What the kernel's refusal means to the guest.
+/// The fault for an error of the kernel.
 pub(super) fn fault_of(errno: Errno) -> DiskFault {
     match errno.raw() {
-        // Not EFBIG: no file grows here, so that is a limit of this process or of the file system, a fault of the host.
+        // Not EFBIG: files do not grow here, so it is a limit of this process or of the file system, an error of the host.
         libc::ENOSPC | libc::EDQUOT => DiskFault::NoSpace,
         libc::EROFS => DiskFault::ReadOnly,
         _ => DiskFault::Io(errno),
     }
 }
 
-/// Guest memory was not there: its hold knows best why.
-pub(super) fn gone(data: &[Segment]) -> DiskFault {
+/// The fault for guest memory that was not mapped, from a read through its hold.
+pub(super) fn memory_fault(data: &[Segment]) -> DiskFault {
     let mut byte = [0];
     data.iter()
         .flat_map(|segment| [(segment, segment.offset), (segment, segment.offset + segment.bytes - 1)])

@@ -1,11 +1,11 @@
-//! One I/O thread's queue on a file: requests become transfers on a ring, completions become answers.
+//! One I/O thread's queue to a file: requests become SQEs, CQEs become results.
 //!
-//! A request is cut into parts by [`plan`]; each part is one entry of the ring, tried again while the kernel says "not
-//! now", continued while it comes back short. What is not yet in the ring waits in `pending`, so a request of many parts
-//! needs no room beforehand. One system call a [`poll`](DiskQueue::poll) submits everything.
+//! A request is split into parts by [`data_path`]; each part is one SQE, retried on EAGAIN and continued after a short
+//! transfer. Parts without an SQE wait in `pending`, so a request of many parts needs no space beforehand. One system call per
+//! [`poll`](DiskQueue::poll) submits everything.
 //!
-//! Each part in flight owns the request's segments together with the others, so guest memory stays held for as long as
-//! the kernel may touch it, whatever becomes of the queue.
+//! Each part in flight shares ownership of the request's segments, so guest memory stays held as long as the kernel may access
+//! it, whatever happens to the queue.
 #![expect(unsafe_code, reason = "tells the ring that guest memory stays mapped, because its holds are kept")]
 
 #[cfg(test)]
@@ -19,58 +19,58 @@ use std::time::Instant;
 use prereg::Errno;
 use prereg_linux::{AlignedBuffer, Completed, IoMemory, IoPath, IoRing, IoWait, Transfer};
 
-use super::carrier::{self, Carried, Carrier, Copy, Job};
-use super::part::{Data, Part, Work, fault_of, gone, moved, offset_of};
-use super::plan::{self, Means, Plan};
-use super::requests::{Requests, Running};
+use super::copy_thread::{self, CopyDone, CopyJob, CopyKind, CopyThread};
+use super::data_path::{self, Caps, DataPath};
+use super::part::{Data, Part, PartOp, advanced, fault_of, memory_fault, offset_of};
+use super::requests::{ActiveRequest, Requests};
 use super::shared::{Event, Shared};
 use crate::disk::{
     DiskError, DiskFault, DiskQueue, Done, Operation, Request, Segment, Wait, bytes_of, system,
 };
 
 /// Entries of the ring.
-const ENTRIES: u32 = 256;
+const RING_ENTRIES: u32 = 256;
 /// Requests in flight at most.
-const MOST: usize = 1024;
-/// Bytes of one request at most: what one transfer can move.
-const MOST_BYTES: u64 = 1 << 30;
-/// Zeros written by one transfer, where nothing else makes zeros.
-const ZEROS: u64 = 1 << 20;
-/// How often the kernel may say "not now" about one part.
-const TRIES: u8 = 100;
+const MAX_IN_FLIGHT: usize = 1024;
+/// The longest request: what one transfer can move.
+const MAX_REQUEST_BYTES: u64 = 1 << 30;
+/// Zeros written by one transfer, where `fallocate` cannot zero.
+const ZERO_CHUNK: u64 = 1 << 20;
+/// How often one part is retried on EAGAIN.
+const MAX_TRIES: u8 = 100;
 
-/// A queue on a file.
+/// A queue to a file.
 pub(super) struct FileQueue {
     shared: Arc<Shared>,
     ring: IoRing<Part>,
-    means: Means,
+    caps: Caps,
     pending: VecDeque<(Part, IoMemory)>,
     requests: Requests,
     finished: Vec<Done>,
     kick: Arc<OwnedFd>,
-    carrier: Option<Carrier>,
+    copy_thread: Option<CopyThread>,
 }
 
 impl FileQueue {
     pub(super) fn new(shared: &Arc<Shared>, kick: Arc<OwnedFd>) -> Result<Self, DiskError> {
         let storage = &shared.storage;
-        let ring = IoRing::new(ENTRIES, Arc::clone(&storage.file), shared.pins.as_ref());
+        let ring = IoRing::new(RING_ENTRIES, Arc::clone(&storage.file), shared.pins.as_ref());
         let mut ring = ring.map_err(|error| DiskError::Ring { during: "making it", errno: error.errno() })?;
         ring.set_kick(Arc::clone(&kick));
-        let means = Means { direct: storage.direct, slots: ring.fixed().is_ok(), vectored: ring.vectored() };
+        let caps = Caps { direct: storage.direct, slots: ring.fixed().is_ok(), vectored: ring.vectored() };
         Ok(Self {
             shared: Arc::clone(shared),
             ring,
-            means,
+            caps,
             pending: VecDeque::new(),
             requests: Requests::default(),
             finished: Vec::new(),
             kick,
-            carrier: None,
+            copy_thread: None,
         })
     }
 
-    /// Whether the range is one of whole blocks inside the disk.
+    /// Whether a range has whole blocks and is inside the disk.
     fn inside(&self, offset: u64, bytes: u64) -> bool {
         let block = self.shared.storage.block();
         bytes > 0
@@ -78,11 +78,11 @@ impl FileQueue {
             && offset.checked_add(bytes).is_some_and(|end| end <= self.shared.bytes())
     }
 
-    /// Makes parts of a request. A fault here is its answer.
+    /// Makes the parts of a request. An error is its result.
     fn begin(&mut self, key: usize) -> Result<(), DiskFault> {
-        let Some(running) = self.requests.get(key) else { return Ok(()) };
-        let data = Arc::clone(&running.data);
-        let operation = running.operation.clone();
+        let Some(active) = self.requests.get(key) else { return Ok(()) };
+        let data = Arc::clone(&active.data);
+        let operation = active.operation.clone();
         let changes =
             !matches!(operation, Operation::Read { .. } | Operation::Flush | Operation::Compare { .. });
         if changes && self.shared.storage.read_only {
@@ -104,7 +104,7 @@ impl FileQueue {
             Operation::Flush => {
                 self.shared.lost().map_or(Ok(()), Err)?;
                 if !self.shared.storage.read_only {
-                    self.add(key, data, Work::Sync, IoMemory::None);
+                    self.add(key, data, PartOp::Sync, IoMemory::None);
                 }
                 Ok(())
             }
@@ -115,8 +115,8 @@ impl FileQueue {
                 if fua {
                     self.shared.lost().map_or(Ok(()), Err)?;
                 }
-                if let Some(running) = self.requests.get_mut(key) {
-                    running.sync_after = fua;
+                if let Some(active) = self.requests.get_mut(key) {
+                    active.sync_after = fua;
                 }
                 self.begin_zeros(key, data, offset, bytes, deallocate)
             }
@@ -127,7 +127,12 @@ impl FileQueue {
                 if self.shared.storage.punches {
                     for (at, bytes) in ranges.into_iter().filter(|(_, bytes)| *bytes > 0) {
                         let mode = system::PUNCH;
-                        self.add(key, Arc::clone(&data), Work::Allocate { mode, at, bytes }, IoMemory::None);
+                        self.add(
+                            key,
+                            Arc::clone(&data),
+                            PartOp::Fallocate { mode, at, bytes },
+                            IoMemory::None,
+                        );
                     }
                 }
                 Ok(())
@@ -135,14 +140,14 @@ impl FileQueue {
         }
     }
 
-    /// The bytes of a request's data, which lie inside the disk.
+    /// The length of a request's data, if they are inside the disk.
     fn measure(&mut self, key: usize, data: &[Segment], offset: u64) -> Result<u64, DiskFault> {
-        let bytes = bytes_of(data).filter(|bytes| *bytes <= MOST_BYTES).ok_or(DiskFault::Range)?;
+        let bytes = bytes_of(data).filter(|bytes| *bytes <= MAX_REQUEST_BYTES).ok_or(DiskFault::Range)?;
         if !self.inside(offset, bytes) {
             return Err(DiskFault::Range);
         }
-        if let Some(running) = self.requests.get_mut(key) {
-            running.bytes = bytes;
+        if let Some(active) = self.requests.get_mut(key) {
+            active.bytes = bytes;
         }
         Ok(bytes)
     }
@@ -150,32 +155,32 @@ impl FileQueue {
     fn begin_transfer(&mut self, key: usize, data: Data, transfer: Transfer) -> Result<(), DiskFault> {
         let offset = offset_of(transfer);
         let bytes = self.measure(key, &data, offset)?;
-        match plan::plan(&data, self.means)? {
-            Plan::Straight(transfers) => {
+        match data_path::choose(&data, self.caps)? {
+            DataPath::ZeroCopy(transfers) => {
                 for (at, pieces) in transfers {
-                    let work = Work::Straight(moved(transfer, at));
-                    self.add(key, Arc::clone(&data), work, IoMemory::Guest(pieces));
+                    let op = PartOp::ZeroCopy(advanced(transfer, at));
+                    self.add(key, Arc::clone(&data), op, IoMemory::Guest(pieces));
                 }
                 Ok(())
             }
-            Plan::Copied { .. } if matches!(transfer, Transfer::Read(_)) => {
+            DataPath::Bounce { .. } if matches!(transfer, Transfer::Read(_)) => {
                 self.read_buffer(key, data, offset, bytes)
             }
-            Plan::Copied { remote } => {
-                let buffer = carrier::buffer_of(bytes)?;
-                if let Some(running) = self.requests.get_mut(key) {
-                    running.parts += 1;
+            DataPath::Bounce { remote } => {
+                let buffer = copy_thread::buffer_of(bytes)?;
+                if let Some(active) = self.requests.get_mut(key) {
+                    active.parts += 1;
                 }
-                self.copy(remote, Job { key, copy: Copy::FromGuest, data, buffer });
+                self.copy(remote, CopyJob { key, copy: CopyKind::FromGuest, data, buffer });
                 Ok(())
             }
         }
     }
 
     fn read_buffer(&mut self, key: usize, data: Data, offset: u64, bytes: u64) -> Result<(), DiskFault> {
-        let buffer = carrier::buffer_of(bytes)?;
-        let work = Work::Copied { transfer: Transfer::Read(offset), from: 0 };
-        self.add(key, data, work, IoMemory::Buffer(buffer));
+        let buffer = copy_thread::buffer_of(bytes)?;
+        let op = PartOp::Bounce { transfer: Transfer::Read(offset), from: 0 };
+        self.add(key, data, op, IoMemory::Buffer(buffer));
         Ok(())
     }
 
@@ -188,59 +193,61 @@ impl FileQueue {
         deallocate: bool,
     ) -> Result<(), DiskFault> {
         if let Some(mode) = self.shared.zero_mode(deallocate) {
-            self.add(key, data, Work::Allocate { mode, at, bytes }, IoMemory::None);
+            self.add(key, data, PartOp::Fallocate { mode, at, bytes }, IoMemory::None);
         } else {
-            let buffer = carrier::buffer_of(bytes.min(ZEROS))?;
-            self.add(key, data, Work::Zeros { at, left: bytes }, IoMemory::Buffer(buffer));
+            let buffer = copy_thread::buffer_of(bytes.min(ZERO_CHUNK))?;
+            self.add(key, data, PartOp::WriteZeros { at, left: bytes }, IoMemory::Buffer(buffer));
         }
         Ok(())
     }
 
     /// Adds a part to a request.
-    fn add(&mut self, key: usize, data: Data, work: Work, memory: IoMemory) {
-        if let Some(running) = self.requests.get_mut(key) {
-            running.parts += 1;
-            self.pending.push_back((Part { key, data, work, tries: 0 }, memory));
+    fn add(&mut self, key: usize, data: Data, op: PartOp, memory: IoMemory) {
+        if let Some(active) = self.requests.get_mut(key) {
+            active.parts += 1;
+            self.pending.push_back((Part { key, data, op, tries: 0 }, memory));
         }
     }
 
-    /// Copies for a part, here if that is quick, else on the carrier.
-    fn copy(&mut self, remote: bool, mut job: Job) {
+    /// Copies for a part: on this thread, or on the copy thread if it may take long.
+    fn copy(&mut self, remote: bool, mut job: CopyJob) {
         if !remote {
-            let result = carrier::carry(job.copy, &job.data, &mut job.buffer);
-            return self.copied(Carried { job, result });
+            let result = copy_thread::copy_now(job.copy, &job.data, &mut job.buffer);
+            return self.copied(CopyDone { job, result });
         }
-        if self.carrier.is_none() {
-            match Carrier::start(&self.kick) {
-                Ok(carrier) => self.carrier = Some(carrier),
-                Err(error) => return self.copied(Carried { job, result: Err(carrier::no_thread(&error)) }),
+        if self.copy_thread.is_none() {
+            match CopyThread::start(&self.kick) {
+                Ok(copy_thread) => self.copy_thread = Some(copy_thread),
+                Err(error) => {
+                    return self.copied(CopyDone { job, result: Err(copy_thread::spawn_fault(&error)) });
+                }
             }
         }
-        if let Some(Err(job)) = self.carrier.as_ref().map(|carrier| carrier.give(job)) {
-            self.carrier = None;
-            self.copied(Carried { job, result: Err(DiskFault::Io(Errno::EIO)) });
+        if let Some(Err(job)) = self.copy_thread.as_ref().map(|copy_thread| copy_thread.send(job)) {
+            self.copy_thread = None;
+            self.copied(CopyDone { job, result: Err(DiskFault::Io(Errno::EIO)) });
         }
     }
 
-    /// A copy is done: a write goes on to the file, anything else is at its end.
-    fn copied(&mut self, carried: Carried) {
-        let Carried { job, result } = carried;
-        let transfer = self.requests.get(job.key).and_then(|running| match running.operation {
+    /// A copy is done: a write goes on to the file, other requests end.
+    fn copied(&mut self, done: CopyDone) {
+        let CopyDone { job, result } = done;
+        let transfer = self.requests.get(job.key).and_then(|active| match active.operation {
             Operation::Write { offset, fua: true } => Some(Transfer::WriteDurable(offset)),
             Operation::Write { offset, fua: false } => Some(Transfer::Write(offset)),
             _ => None,
         });
         match (result, transfer) {
             (Ok(()), Some(transfer)) => {
-                let work = Work::Copied { transfer, from: 0 };
-                let part = Part { key: job.key, data: job.data, work, tries: 0 };
+                let op = PartOp::Bounce { transfer, from: 0 };
+                let part = Part { key: job.key, data: job.data, op, tries: 0 };
                 self.pending.push_back((part, IoMemory::Buffer(job.buffer)));
             }
             (result, _) => self.part_done(job.key, result),
         }
     }
 
-    /// Moves pending parts into the ring, as many as it takes.
+    /// Moves pending parts to the ring, as many as fit.
     fn start(&mut self) -> Result<(), DiskError> {
         while let Some((part, memory)) = self.pending.pop_front() {
             if self.ring.sq_space() == 0 {
@@ -250,25 +257,27 @@ impl FileQueue {
                     return Ok(());
                 }
             }
-            if let Work::Sync = part.work {
+            if let PartOp::Sync = part.op {
                 self.shared.count(Event::Sync);
             }
             let key = part.key;
-            let refused = match (part.work, memory) {
-                (Work::Straight(transfer), IoMemory::Guest(pieces)) => {
+            let refused = match (part.op, memory) {
+                (PartOp::ZeroCopy(transfer), IoMemory::Guest(pieces)) => {
                     // SAFETY: the part owns the holds of its memory, which keep it mapped, and comes back with the
                     // completion; registered memory has no Rust references into it (`prereg::Memory`).
                     unsafe { self.ring.transfer(transfer, pieces, part) }.is_err()
                 }
-                (Work::Copied { transfer, from }, IoMemory::Buffer(buffer)) => {
+                (PartOp::Bounce { transfer, from }, IoMemory::Buffer(buffer)) => {
                     self.ring.transfer_buffer(transfer, buffer, from, part).is_err()
                 }
-                (Work::Zeros { at, left }, IoMemory::Buffer(buffer)) => {
+                (PartOp::WriteZeros { at, left }, IoMemory::Buffer(buffer)) => {
                     let from = buffer.bytes() - left.min(buffer.bytes() as u64) as usize;
                     self.ring.transfer_buffer(Transfer::Write(at), buffer, from, part).is_err()
                 }
-                (Work::Allocate { mode, at, bytes }, _) => self.ring.allocate(mode, at, bytes, part).is_err(),
-                (Work::Sync, _) => self.ring.sync_data(part).is_err(),
+                (PartOp::Fallocate { mode, at, bytes }, _) => {
+                    self.ring.allocate(mode, at, bytes, part).is_err()
+                }
+                (PartOp::Sync, _) => self.ring.sync_data(part).is_err(),
                 _ => true,
             };
             if refused {
@@ -282,11 +291,11 @@ impl FileQueue {
         let Completed { token: mut part, result, io_path, memory } = completed;
         match result {
             Ok(bytes) => self.moved(part, memory, u64::from(bytes), io_path),
-            Err(Errno::EAGAIN | Errno::EINTR) if part.tries < TRIES => {
+            Err(Errno::EAGAIN | Errno::EINTR) if part.tries < MAX_TRIES => {
                 part.tries += 1;
                 self.again(part, memory);
             }
-            // The table of fixed buffers was changing, or memory has gone: the plain way tells which.
+            // The table of fixed buffers was changing, or memory is gone: a plain transfer shows which.
             Err(Errno::EFAULT) if io_path == Some(IoPath::Fixed) => match memory {
                 IoMemory::Guest(mut pieces) => {
                     pieces.clear_slot();
@@ -308,50 +317,50 @@ impl FileQueue {
         if let Some(io_path) = io_path {
             self.shared.count(Event::Transfer(io_path));
         }
-        let (work, memory) = match (part.work, memory) {
-            (Work::Straight(transfer), IoMemory::Guest(mut pieces)) => {
+        let (op, memory) = match (part.op, memory) {
+            (PartOp::ZeroCopy(transfer), IoMemory::Guest(mut pieces)) => {
                 if bytes == pieces.bytes() {
                     return self.part_done(part.key, Ok(()));
                 }
                 let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
                 pieces.advance(bytes);
-                (Work::Straight(moved(transfer, bytes)), IoMemory::Guest(pieces))
+                (PartOp::ZeroCopy(advanced(transfer, bytes)), IoMemory::Guest(pieces))
             }
-            (Work::Copied { transfer, from }, IoMemory::Buffer(buffer)) => {
+            (PartOp::Bounce { transfer, from }, IoMemory::Buffer(buffer)) => {
                 if from as u64 + bytes == buffer.bytes() as u64 {
                     return self.buffer_done(part, transfer, buffer);
                 }
                 let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
                 let from = from + bytes as usize;
-                (Work::Copied { transfer: moved(transfer, bytes), from }, IoMemory::Buffer(buffer))
+                (PartOp::Bounce { transfer: advanced(transfer, bytes), from }, IoMemory::Buffer(buffer))
             }
-            (Work::Zeros { at, left }, memory) => {
+            (PartOp::WriteZeros { at, left }, memory) => {
                 if bytes == left {
                     return self.part_done(part.key, Ok(()));
                 }
                 let Some(bytes) = self.progress(bytes) else { return self.ended(part.key) };
-                part.work = Work::Zeros { at: at + bytes, left: left - bytes };
+                part.op = PartOp::WriteZeros { at: at + bytes, left: left - bytes };
                 return self.pending.push_back((part, memory));
             }
             _ => return self.part_done(part.key, Ok(())),
         };
         self.shared.count(Event::Continued);
-        part.work = work;
+        part.op = op;
         self.pending.push_back((part, memory));
     }
 
-    /// What of a short transfer can be built upon: direct I/O goes on at whole blocks only. `None`: nothing.
+    /// The bytes of a short transfer after which it can continue: direct I/O continues at whole blocks only. `None`: none.
     fn progress(&self, bytes: u64) -> Option<u64> {
-        let whole = self.means.direct.map_or(bytes, |demand| bytes - bytes % demand.offset);
+        let whole = self.caps.direct.map_or(bytes, |demand| bytes - bytes % demand.offset);
         (whole > 0).then_some(whole)
     }
 
-    /// The file ended before its disk does.
+    /// The file is shorter than its disk.
     fn ended(&mut self, key: usize) {
         self.part_done(key, Err(DiskFault::Io(Errno::EIO)));
     }
 
-    /// File and buffer are done with each other; for a read the guest is next.
+    /// The transfer of a bounce buffer is done; a read is then copied to the guest.
     fn buffer_done(&mut self, part: Part, transfer: Transfer, buffer: AlignedBuffer) {
         if !matches!(transfer, Transfer::Read(_)) {
             return self.part_done(part.key, Ok(()));
@@ -359,30 +368,30 @@ impl FileQueue {
         let comparing = self
             .requests
             .get(part.key)
-            .is_some_and(|running| matches!(running.operation, Operation::Compare { .. }));
-        let copy = if comparing { Copy::Compare } else { Copy::ToGuest };
+            .is_some_and(|active| matches!(active.operation, Operation::Compare { .. }));
+        let copy = if comparing { CopyKind::Compare } else { CopyKind::ToGuest };
         let remote = part.data.iter().any(|segment| !segment.hold.is_local());
-        self.copy(remote, Job { key: part.key, copy, data: part.data, buffer });
+        self.copy(remote, CopyJob { key: part.key, copy, data: part.data, buffer });
     }
 
-    /// The kernel refused a part for good, unless there is another way to the same end.
+    /// The kernel rejected a part, unless there is another way.
     fn refused(&mut self, part: Part, errno: Errno) {
         let key = part.key;
-        let fault = match part.work {
-            Work::Allocate { mode, at, bytes } if errno == Errno::EOPNOTSUPP => {
+        let fault = match part.op {
+            PartOp::Fallocate { mode, at, bytes } if errno == Errno::EOPNOTSUPP => {
                 return self.without_mode(part, mode, at, bytes);
             }
-            Work::Sync => {
-                self.shared.lose(errno);
+            PartOp::Sync => {
+                self.shared.set_lost(errno);
                 fault_of(errno)
             }
-            Work::Straight(_) if errno == Errno::EFAULT => gone(&part.data),
-            // In the page cache an earlier write's failure can come back here, and then nowhere else.
-            Work::Straight(Transfer::WriteDurable(_))
-            | Work::Copied { transfer: Transfer::WriteDurable(_), .. }
-                if self.means.direct.is_none() =>
+            PartOp::ZeroCopy(_) if errno == Errno::EFAULT => memory_fault(&part.data),
+            // With the page cache, an earlier write's failure can be reported here, and only here.
+            PartOp::ZeroCopy(Transfer::WriteDurable(_))
+            | PartOp::Bounce { transfer: Transfer::WriteDurable(_), .. }
+                if self.caps.direct.is_none() =>
             {
-                self.shared.lose(errno);
+                self.shared.set_lost(errno);
                 fault_of(errno)
             }
             _ => fault_of(errno),
@@ -390,10 +399,10 @@ impl FileQueue {
         self.part_done(key, Err(fault));
     }
 
-    /// The file system does not know this `fallocate`: a discard is a hint, zeros must be had in another way.
+    /// The file system does not support this `fallocate` mode: a discard is a hint, zeros are made another way.
     fn without_mode(&mut self, part: Part, mode: i32, at: u64, bytes: u64) {
         self.shared.without_mode(mode);
-        let deallocate = match self.requests.get(part.key).map(|running| &running.operation) {
+        let deallocate = match self.requests.get(part.key).map(|active| &active.operation) {
             Some(Operation::WriteZeroes { deallocate, .. }) => *deallocate,
             _ => return self.part_done(part.key, Ok(())),
         };
@@ -402,35 +411,35 @@ impl FileQueue {
     }
 
     fn part_done(&mut self, key: usize, result: Result<(), DiskFault>) {
-        let Some(running) = self.requests.get_mut(key) else { return };
-        running.parts -= 1;
+        let Some(active) = self.requests.get_mut(key) else { return };
+        active.parts -= 1;
         if let Err(fault) = result {
-            running.fault.get_or_insert(fault);
+            active.fault.get_or_insert(fault);
         }
-        if running.parts > 0 {
+        if active.parts > 0 {
             return;
         }
-        if running.fault.is_none() && std::mem::take(&mut running.sync_after) {
-            let data = Arc::clone(&running.data);
-            return self.add(key, data, Work::Sync, IoMemory::None);
+        if active.fault.is_none() && std::mem::take(&mut active.sync_after) {
+            let data = Arc::clone(&active.data);
+            return self.add(key, data, PartOp::Sync, IoMemory::None);
         }
         self.finish(key);
     }
 
     fn finish(&mut self, key: usize) {
-        let Some(running) = self.requests.take(key) else { return };
-        self.shared.count_answer(&running.operation, running.bytes, running.fault.as_ref());
-        let result = running.fault.map_or(Ok(()), Err);
-        self.finished.push(Done { tag: running.tag, result });
+        let Some(active) = self.requests.take(key) else { return };
+        self.shared.count_request(&active.operation, active.bytes, active.fault.as_ref());
+        let result = active.fault.map_or(Ok(()), Err);
+        self.finished.push(Done { tag: active.tag, result });
     }
 
-    /// Takes in what the ring and the carrier have done, and starts what follows from it.
+    /// Handles completions of the ring and the copy thread, and starts what follows.
     fn collect(&mut self) -> Result<(), DiskError> {
         while let Some(completed) = self.ring.next_completed() {
             self.completed(completed);
         }
-        while let Some(carried) = self.carrier.as_ref().and_then(Carrier::take) {
-            self.copied(carried);
+        while let Some(done) = self.copy_thread.as_ref().and_then(CopyThread::try_recv) {
+            self.copied(done);
         }
         self.start()
     }
@@ -438,10 +447,10 @@ impl FileQueue {
 
 impl DiskQueue for FileQueue {
     fn submit(&mut self, request: Request) -> Result<(), Request> {
-        if self.in_flight() >= MOST {
+        if self.in_flight() >= MAX_IN_FLIGHT {
             return Err(request);
         }
-        let key = self.requests.insert(Running {
+        let key = self.requests.insert(ActiveRequest {
             tag: request.tag,
             operation: request.operation,
             data: Arc::new(request.data),
@@ -450,7 +459,7 @@ impl DiskQueue for FileQueue {
             fault: None,
             sync_after: false,
         });
-        // The request itself counts as a part until all others are there.
+        // The request itself counts as a part until all parts are added.
         let result = self.begin(key);
         self.part_done(key, result);
         Ok(())
@@ -476,7 +485,7 @@ impl DiskQueue for FileQueue {
                 break;
             }
         }
-        // What followed from the completions is on its way before the caller looks at them.
+        // Submits what followed from the completions before the caller handles them.
         self.ring.enter(IoWait::No).map_err(broke)?;
         done.append(&mut self.finished);
         Ok(())

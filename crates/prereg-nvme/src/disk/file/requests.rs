@@ -1,10 +1,10 @@
-//! The requests of a queue that are not answered yet.
+//! The requests of a queue that are not done.
 
 use super::part::Data;
 use crate::disk::{DiskFault, Operation};
 
-/// A request, and how far it is.
-pub(super) struct Running {
+/// A request and its progress.
+pub(super) struct ActiveRequest {
     pub(super) tag: u64,
     pub(super) operation: Operation,
     pub(super) data: Data,
@@ -12,43 +12,43 @@ pub(super) struct Running {
     /// Parts not done yet.
     pub(super) parts: usize,
     pub(super) fault: Option<DiskFault>,
-    /// An `fdatasync` is still to follow.
+    /// An `fdatasync` has to follow.
     pub(super) sync_after: bool,
 }
 
-/// Requests by small numbers, which are used again.
+/// Requests by small keys, which are reused.
 #[derive(Default)]
 pub(super) struct Requests {
-    places: Vec<Option<Running>>,
+    slots: Vec<Option<ActiveRequest>>,
     free: Vec<usize>,
 }
 
 impl Requests {
-    pub(super) fn insert(&mut self, running: Running) -> usize {
+    pub(super) fn insert(&mut self, active: ActiveRequest) -> usize {
         if let Some(key) = self.free.pop() {
-            self.places[key] = Some(running);
+            self.slots[key] = Some(active);
             key
         } else {
-            self.places.push(Some(running));
-            self.places.len() - 1
+            self.slots.push(Some(active));
+            self.slots.len() - 1
         }
     }
 
-    pub(super) fn get(&self, key: usize) -> Option<&Running> {
-        self.places.get(key)?.as_ref()
+    pub(super) fn get(&self, key: usize) -> Option<&ActiveRequest> {
+        self.slots.get(key)?.as_ref()
     }
 
-    pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut Running> {
-        self.places.get_mut(key)?.as_mut()
+    pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut ActiveRequest> {
+        self.slots.get_mut(key)?.as_mut()
     }
 
-    pub(super) fn take(&mut self, key: usize) -> Option<Running> {
-        let running = self.places.get_mut(key)?.take()?;
+    pub(super) fn take(&mut self, key: usize) -> Option<ActiveRequest> {
+        let active = self.slots.get_mut(key)?.take()?;
         self.free.push(key);
-        Some(running)
+        Some(active)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len() - self.free.len()
+        self.slots.len() - self.free.len()
     }
 }

@@ -1,4 +1,4 @@
-//! What the queues of one file share: its facts, its size, what was counted, and whether anything was lost.
+//! Shared state of the queues of one file: the file, its size, counters, and whether data were lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -14,9 +14,9 @@ pub(super) struct Shared {
     pub(super) storage: Storage,
     pub(super) pins: Option<Arc<IoUring>>,
     bytes: AtomicU64,
-    /// The number of the first failure to make data durable; 0: none.
+    /// The error number of the first failure to make data durable; 0: none.
     lost: AtomicI32,
-    /// The file system was found not to know `FALLOC_FL_ZERO_RANGE`, or holes.
+    /// The file system does not support `FALLOC_FL_ZERO_RANGE`, or holes.
     no_zero_range: AtomicBool,
     no_holes: AtomicBool,
     counts: Counts,
@@ -41,7 +41,7 @@ struct Counts {
     syncs: AtomicU64,
 }
 
-/// What is counted one by one.
+/// Something that is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Event {
     Read(u64),
@@ -71,34 +71,34 @@ impl Shared {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        // Relaxed: a number by itself; who compares with an old one is answered by the file.
+        // Relaxed: an independent number; the file rejects accesses beyond its end.
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Takes over another size; answers the one before.
+    /// Sets the size; returns the old one.
     pub(super) fn set_bytes(&self, bytes: u64) -> u64 {
         // Relaxed: as above.
         self.bytes.swap(bytes, Ordering::Relaxed)
     }
 
-    /// Something could not be made durable.
-    pub(super) fn lose(&self, errno: Errno) {
-        // Release, with the load in `lost`. The first failure is the one to tell of; a failed exchange means there was one.
+    /// Some data could not be made durable.
+    pub(super) fn set_lost(&self, errno: Errno) {
+        // Release, with the load in `lost`. A failed exchange means there was an earlier failure, which is the one to report.
         let _ = self.lost.compare_exchange(0, errno.raw(), Ordering::Release, Ordering::Relaxed);
     }
 
-    /// The fault of everything that promises durability after [`lose`](Self::lose).
+    /// The fault of all durable operations after [`set_lost`](Self::set_lost).
     pub(super) fn lost(&self) -> Option<DiskFault> {
-        // Acquire, with the exchange in `lose`: a flush that begins after a failure was handed out knows of it.
+        // Acquire, with the exchange in `set_lost`: a flush that starts after a failure was reported sees it.
         match self.lost.load(Ordering::Acquire) {
             0 => None,
             raw => Some(DiskFault::Lost(Errno::from_raw(raw))),
         }
     }
 
-    /// The `fallocate` mode that makes a range zero here; `None`: zeros have to be written.
+    /// The `fallocate` mode that zeroes a range; `None`: zeros have to be written.
     pub(super) fn zero_mode(&self, deallocate: bool) -> Option<i32> {
-        // Relaxed, both: known too late costs one call that is refused.
+        // Relaxed: a stale value costs one call that fails.
         if deallocate && !self.no_holes.load(Ordering::Relaxed) {
             Some(system::PUNCH)
         } else {
@@ -106,15 +106,15 @@ impl Shared {
         }
     }
 
-    /// The file system does not know this mode.
+    /// The file system does not support this mode.
     pub(super) fn without_mode(&self, mode: i32) {
         let flag = if mode == system::PUNCH { &self.no_holes } else { &self.no_zero_range };
         // Relaxed: as in `zero_mode`.
         flag.store(true, Ordering::Relaxed);
     }
 
-    /// Counts a request that is done.
-    pub(super) fn count_answer(&self, operation: &Operation, bytes: u64, fault: Option<&DiskFault>) {
+    /// Counts a completed request.
+    pub(super) fn count_request(&self, operation: &Operation, bytes: u64, fault: Option<&DiskFault>) {
         let event = match (fault, operation) {
             (None | Some(DiskFault::Mismatch), Operation::Compare { .. }) => Event::Compare,
             (Some(_), _) => Event::Fault,
@@ -129,7 +129,7 @@ impl Shared {
 
     pub(super) fn count(&self, event: Event) {
         let counts = &self.counts;
-        // Relaxed, all: numbers for reports.
+        // Relaxed: numbers for reports.
         let add = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
         match event {
             Event::Read(bytes) => {
@@ -156,7 +156,7 @@ impl Shared {
 
     pub(super) fn counters(&self) -> DiskCounters {
         let counts = &self.counts;
-        // Relaxed, all: numbers for reports.
+        // Relaxed: numbers for reports.
         let value = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         DiskCounters {
             reads: value(&counts.reads),

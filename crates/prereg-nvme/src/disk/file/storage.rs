@@ -1,4 +1,4 @@
-//! The file below a disk: opened, locked against others, and asked what it can.
+//! The file of a disk: opened, locked against other processes, and its properties.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{Seek, SeekFrom};
@@ -12,21 +12,21 @@ use super::options::{Direct, DiskOptions};
 use crate::disk::DiskError;
 use crate::disk::system::{self, Alignment};
 
-/// A block of NVMe is 512 bytes to what a page is.
+/// Block sizes: 512 to 4096 bytes.
 const BLOCK_SHIFTS: std::ops::RangeInclusive<u8> = 9..=12;
 
-/// An opened file.
+/// An open file.
 #[derive(Debug)]
 pub(super) struct Storage {
     pub(super) file: Arc<File>,
     pub(super) path: PathBuf,
     pub(super) block_shift: u8,
     pub(super) read_only: bool,
-    /// What direct I/O demands; `None`: through the page cache.
+    /// The alignment that direct I/O requires; `None`: the page cache is used.
     pub(super) direct: Option<Alignment>,
-    /// Why it is not direct.
+    /// The reason why direct I/O is not used.
     pub(super) cached_because: Option<&'static str>,
-    /// A discarded range reads zero.
+    /// Discarded ranges read zero.
     pub(super) punches: bool,
 }
 
@@ -39,7 +39,7 @@ impl Storage {
         }
         let asked = options.block_shift;
         if let Some(shift) = asked.filter(|shift| !BLOCK_SHIFTS.contains(shift)) {
-            let why = "NVMe hosts know 512 to 4096";
+            let why = "a block has 512 to 4096 bytes";
             return Err(DiskError::Block { path: path.to_owned(), asked: block_of(shift), why });
         }
         let (file, mut direct, mut cached_because) = open_file(path, options)?;
@@ -47,13 +47,13 @@ impl Storage {
         let device = state.file_type().is_block_device();
         let block_shift = asked.unwrap_or(match direct {
             Some(demand) if device => demand.offset.trailing_zeros().clamp(9, 12) as u8,
-            // Not what the file system would like best: an image must look the same wherever it lies.
+            // Not the file system's preferred size: an image must look the same wherever it is.
             _ => 9,
         });
         let block = block_of(block_shift);
         let mut file = file;
         if direct.is_some_and(|demand| demand.offset > block) {
-            let why = "direct I/O here moves larger blocks only";
+            let why = "direct I/O requires larger blocks on this file system";
             if options.direct == Direct::On {
                 return Err(DiskError::Block { path: path.to_owned(), asked: block, why });
             }
@@ -85,20 +85,20 @@ impl Storage {
         block_of(self.block_shift)
     }
 
-    /// Bytes in the file, by now.
+    /// The current size of the file.
     fn size(&self) -> Result<u64, DiskError> {
         let failed =
             |during| move |error: std::io::Error| file_error(&self.path, during, system::errno_of(&error));
         let state = self.file.metadata().map_err(failed("stat"))?;
         if state.file_type().is_block_device() {
-            // A device's node has no size. Nobody uses the file's own offset.
+            // The metadata of a block device have no size. Nothing else uses the file position.
             (&*self.file).seek(SeekFrom::End(0)).map_err(failed("lseek"))
         } else {
             Ok(state.len())
         }
     }
 
-    /// Bytes of whole blocks, by now.
+    /// The current size in bytes, rounded down to whole blocks.
     pub(super) fn whole_blocks(&self) -> Result<u64, DiskError> {
         Ok(self.size()? & !(self.block() - 1))
     }
@@ -116,7 +116,7 @@ fn open_plain(path: &Path, options: &DiskOptions) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(!options.read_only).open(path)
 }
 
-/// The file, what direct I/O demands if it is, and why it is not.
+/// The file, the alignment for direct I/O, and why it is not used.
 fn open_file(
     path: &Path,
     options: &DiskOptions,
@@ -124,7 +124,7 @@ fn open_file(
     let failed = |error: std::io::Error| file_error(path, "open", system::errno_of(&error));
     let cached = |why| Ok((open_plain(path, options).map_err(failed)?, None, Some(why)));
     if options.direct == Direct::Off {
-        return cached("it was asked not to be");
+        return cached("the options say so");
     }
     let refused = |errno| match options.direct {
         Direct::On => Err(DiskError::NotDirect { path: path.to_owned(), errno }),
@@ -147,7 +147,7 @@ fn open_file(
     }
 }
 
-/// Finds out by reading what the file system does not say.
+/// Finds the alignment by reading, if the file system does not report it.
 fn tried_alignment(file: &File) -> Result<Option<Alignment>, Errno> {
     for offset in [512u16, 4096] {
         if system::can_read_by(file, offset.into())? {
@@ -158,7 +158,7 @@ fn tried_alignment(file: &File) -> Result<Option<Alignment>, Errno> {
     Ok(None)
 }
 
-/// Whether holes can be punched: tried behind the end of a file, where it changes nothing; looked up for a device.
+/// Whether holes can be punched: tried beyond the end of a file, where it changes nothing; from sysfs for a block device.
 fn can_punch(file: &File, state: &Metadata) -> bool {
     const FAR: u64 = 1 << 20;
     if state.file_type().is_block_device() {

@@ -1,47 +1,47 @@
-//! Admin commands that give data to the guest, or take some.
+//! Admin commands that move data to or from the guest.
 
-use super::{Admin, Order, Verdict};
-use crate::engine::feature::Then;
+use super::{Admin, Outcome, QueueOp};
+use crate::engine::feature::FeatureEffect;
 use crate::engine::log_page::{self, Health};
 use crate::engine::memory::GuestMemory;
-use crate::engine::runs::Run;
-use crate::engine::{identity, prp};
+use crate::engine::sg_list::SgEntry;
+use crate::engine::{identify, prp};
 use crate::spec::number::{BROADCAST, cns, log};
 use crate::spec::register::page_shift;
 use crate::spec::{Command, Page, Status};
 
-/// Command Set Identifier of the NVM command set, in bits 31:24 of dword 11 of Identify.
+/// Command Set Identifier of the NVM command set, bits 31:24 of dword 11 of Identify.
 const NVM_COMMAND_SET: u32 = 0;
 
 impl Admin {
-    /// What follows from a feature that was set or asked for.
-    pub(super) fn follow<M: GuestMemory>(
+    /// Executes what has to follow Set or Get Features.
+    pub(super) fn apply_effect<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
         memory: &M,
-        then: Then,
-    ) -> Result<Verdict, Status> {
-        match then {
-            Then::Result(result) => Ok(Verdict::Answer(result, Status::SUCCESS)),
-            Then::Flush => Ok(Verdict::Order(Order::Flush)),
-            Then::TakeHostIdentifier(bytes) => {
+        effect: FeatureEffect,
+    ) -> Result<Outcome, Status> {
+        match effect {
+            FeatureEffect::Result(result) => Ok(Outcome::Complete(result, Status::SUCCESS)),
+            FeatureEffect::Flush => Ok(Outcome::Op(QueueOp::Flush)),
+            FeatureEffect::ReadHostIdentifier(bytes) => {
                 self.locate(command, cc, memory, bytes)?;
                 let mut host = [0; 16];
                 let mut left = &mut host[..bytes as usize];
-                for run in self.runs.list() {
-                    if let Run::Memory { iova, bytes } = run {
+                for entry in self.sg_list.entries() {
+                    if let SgEntry::Memory { iova, bytes } = entry {
                         let (piece, rest) = left.split_at_mut((*bytes as usize).min(left.len()));
                         memory.read(*iova, piece).map_err(|_| Status::DATA_TRANSFER)?;
                         left = rest;
                     }
                 }
                 self.features.host = host;
-                Ok(Verdict::Answer(0, Status::SUCCESS))
+                Ok(Outcome::Complete(0, Status::SUCCESS))
             }
-            Then::GiveHostIdentifier(bytes) => {
+            FeatureEffect::WriteHostIdentifier(bytes) => {
                 let host = self.features.host;
-                self.give(command, cc, memory, &host[..bytes as usize])
+                self.copy_to_guest(command, cc, memory, &host[..bytes as usize])
             }
         }
     }
@@ -51,32 +51,32 @@ impl Admin {
         command: &Command,
         cc: u32,
         memory: &M,
-    ) -> Result<Verdict, Status> {
+    ) -> Result<Outcome, Status> {
         let nsid = command.nsid();
         let namespaces = &self.shared.namespaces;
         let is_nvm = command.dword(11) >> 24 == NVM_COMMAND_SET;
         let named = || namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE);
         let page = match (command.dword(10) & 0xff) as u8 {
-            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identity::namespace(&self.identity, named()?),
-            cns::CONTROLLER => identity::controller(&self.identity, &self.shared.limits, namespaces),
+            cns::NAMESPACE | cns::ALLOCATED_NAMESPACE => identify::namespace(&self.identity, named()?),
+            cns::CONTROLLER => identify::controller(&self.identity, &self.shared.limits, namespaces),
             cns::ACTIVE | cns::ALLOCATED if nsid >= BROADCAST - 1 => return Err(Status::INVALID_NAMESPACE),
-            cns::ACTIVE | cns::ALLOCATED => identity::list(namespaces, nsid),
-            cns::DESCRIPTORS => identity::descriptors(named()?),
+            cns::ACTIVE | cns::ALLOCATED => identify::list(namespaces, nsid),
+            cns::DESCRIPTORS => identify::descriptors(named()?),
             cns::ATTACHED_CONTROLLERS => {
                 named()?;
-                identity::controllers(&self.identity, (command.dword(10) >> 16) as u16)
+                identify::controllers(&self.identity, (command.dword(10) >> 16) as u16)
             }
-            // Two structures of NVMe 2.0, which Linux asks every controller for: a namespace without metadata, and no limits of
-            // the NVM command set beyond MDTS. A refusal would leave an entry in the error log at each start.
+            // Two structures of NVMe 2.0 that Linux asks every controller for: a namespace without metadata, and no limits of
+            // the NVM command set beyond MDTS. An error status would leave an entry in the error log at each start.
             cns::COMMAND_SET_NAMESPACE if is_nvm => {
                 named()?;
                 Page::zeroed()
             }
             cns::COMMAND_SET_CONTROLLER if is_nvm => Page::zeroed(),
-            cns::CONTROLLERS => identity::controllers(&self.identity, (command.dword(10) >> 16) as u16),
+            cns::CONTROLLERS => identify::controllers(&self.identity, (command.dword(10) >> 16) as u16),
             _ => return Err(Status::INVALID_FIELD),
         };
-        self.give(command, cc, memory, page.bytes())
+        self.copy_to_guest(command, cc, memory, page.bytes())
     }
 
     pub(super) fn log_page<M: GuestMemory>(
@@ -85,7 +85,7 @@ impl Admin {
         cc: u32,
         memory: &M,
         health: &dyn Fn() -> Health,
-    ) -> Result<Verdict, Status> {
+    ) -> Result<Outcome, Status> {
         const RETAIN: u32 = 1 << 15;
         let word = command.dword(10);
         let id = (word & 0xff) as u8;
@@ -106,23 +106,23 @@ impl Admin {
         };
         let words = u64::from(word >> 16 | (command.dword(11) & 0xffff) << 16) + 1;
         let (bytes, offset) = (words * 4, command.quad(12));
-        if offset % 4 != 0 || offset > page.len() as u64 || bytes > self.shared.limits.most_bytes() {
+        if offset % 4 != 0 || offset > page.len() as u64 || bytes > self.shared.limits.max_transfer_bytes() {
             return Err(Status::INVALID_FIELD);
         }
-        // What is asked for beyond the page reads zero.
+        // Bytes beyond the page read zero.
         let mut data = page[offset as usize..].to_vec();
         data.resize(bytes as usize, 0);
-        let verdict = self.give(command, cc, memory, &data)?;
+        let outcome = self.copy_to_guest(command, cc, memory, &data)?;
         if word & RETAIN == 0 {
             self.events.log_was_read(id);
             if id == log::CHANGED_NAMESPACES {
                 self.changed.clear();
             }
         }
-        Ok(verdict)
+        Ok(outcome)
     }
 
-    /// Finds out where `bytes` of data of a command are: `runs`.
+    /// Puts the memory of `bytes` of a command's data into `sg_list`.
     pub(super) fn locate<M: GuestMemory>(
         &mut self,
         command: &Command,
@@ -130,28 +130,28 @@ impl Admin {
         memory: &M,
         bytes: u64,
     ) -> Result<(), Status> {
-        self.runs.clear();
+        self.sg_list.clear();
         let pointers = (command.quad(6), command.quad(8));
-        prp::walk(memory, pointers, bytes, page_shift(cc), &mut self.runs)
+        prp::walk(memory, pointers, bytes, page_shift(cc), &mut self.sg_list)
     }
 
-    /// Copies `data` to where the command wants it.
-    pub(super) fn give<M: GuestMemory>(
+    /// Copies `data` to the command's memory.
+    pub(super) fn copy_to_guest<M: GuestMemory>(
         &mut self,
         command: &Command,
         cc: u32,
         memory: &M,
         data: &[u8],
-    ) -> Result<Verdict, Status> {
+    ) -> Result<Outcome, Status> {
         self.locate(command, cc, memory, data.len() as u64)?;
         let mut left = data;
-        for run in self.runs.list() {
-            if let Run::Memory { iova, bytes } = run {
+        for entry in self.sg_list.entries() {
+            if let SgEntry::Memory { iova, bytes } = entry {
                 let (piece, rest) = left.split_at((*bytes as usize).min(left.len()));
                 memory.write(*iova, piece).map_err(|_| Status::DATA_TRANSFER)?;
                 left = rest;
             }
         }
-        Ok(Verdict::Answer(0, Status::SUCCESS))
+        Ok(Outcome::Complete(0, Status::SUCCESS))
     }
 }

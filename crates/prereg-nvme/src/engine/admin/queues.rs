@@ -1,14 +1,14 @@
-//! Admin commands about queues: what can be, and the orders to make it so.
+//! Admin commands that create and delete queues: checks, and the operations.
 
 use prereg::Iova;
 
-use super::{Admin, Order, Verdict};
+use super::{Admin, Outcome, QueueOp};
 use crate::engine::shadow::ShadowBuffers;
 use crate::spec::register::{completion_shift, page_shift, submission_shift};
 use crate::spec::{Command, Status};
 
 impl Admin {
-    /// The number of an I/O queue that may exist.
+    /// A valid I/O queue identifier.
     pub(super) fn queue_id(&self, raw: u32) -> Result<u16, Status> {
         let id = (raw & 0xffff) as u16;
         if id == 0 || id > self.features.queues() { Err(Status::QUEUE_IDENTIFIER) } else { Ok(id) }
@@ -23,7 +23,7 @@ impl Admin {
         }
     }
 
-    /// Where a queue is: contiguous, and from the start of a page.
+    /// The address of a queue: contiguous and page aligned.
     pub(super) fn queue_memory(command: &Command, cc: u32) -> Result<Iova, Status> {
         const CONTIGUOUS: u32 = 1;
         if command.dword(11) & CONTIGUOUS == 0 {
@@ -32,7 +32,7 @@ impl Admin {
         page_aligned(command.quad(6), cc).ok_or(Status::PRP_OFFSET)
     }
 
-    pub(super) fn create_completion(&self, command: &Command, cc: u32) -> Result<Verdict, Status> {
+    pub(super) fn create_completion(&self, command: &Command, cc: u32) -> Result<Outcome, Status> {
         const INTERRUPTS: u32 = 1 << 1;
         let id = self.queue_id(command.dword(10))?;
         if self.completion[usize::from(id)] {
@@ -49,10 +49,10 @@ impl Admin {
             return Err(Status::INTERRUPT_VECTOR);
         }
         let vector = interrupts.then_some(vector);
-        Ok(Verdict::Order(Order::CreateCompletion { id, entries, iova, vector }))
+        Ok(Outcome::Op(QueueOp::CreateCompletion { id, entries, iova, vector }))
     }
 
-    pub(super) fn create_submission(&self, command: &Command, cc: u32) -> Result<Verdict, Status> {
+    pub(super) fn create_submission(&self, command: &Command, cc: u32) -> Result<Outcome, Status> {
         let id = self.queue_id(command.dword(10))?;
         if self.submission[usize::from(id)].is_some() {
             return Err(Status::QUEUE_IDENTIFIER);
@@ -66,10 +66,10 @@ impl Admin {
             return Err(Status::QUEUE_SIZE);
         }
         let iova = Self::queue_memory(command, cc)?;
-        Ok(Verdict::Order(Order::CreateSubmission { id, cq, entries, iova }))
+        Ok(Outcome::Op(QueueOp::CreateSubmission { id, cq, entries, iova }))
     }
 
-    pub(super) fn delete_completion(&self, command: &Command) -> Result<Verdict, Status> {
+    pub(super) fn delete_completion(&self, command: &Command) -> Result<Outcome, Status> {
         let id = self.queue_id(command.dword(10))?;
         if !self.completion[usize::from(id)] {
             return Err(Status::QUEUE_IDENTIFIER);
@@ -77,22 +77,22 @@ impl Admin {
         if self.submission.contains(&Some(id)) {
             return Err(Status::QUEUE_DELETION);
         }
-        Ok(Verdict::Order(Order::DeleteCompletion { id }))
+        Ok(Outcome::Op(QueueOp::DeleteCompletion { id }))
     }
 
-    pub(super) fn delete_submission(&self, command: &Command) -> Result<Verdict, Status> {
+    pub(super) fn delete_submission(&self, command: &Command) -> Result<Outcome, Status> {
         let id = self.queue_id(command.dword(10))?;
         let cq = self.completion_of(id).ok_or(Status::QUEUE_IDENTIFIER)?;
-        Ok(Verdict::Order(Order::DeleteSubmission { id, cq }))
+        Ok(Outcome::Op(QueueOp::DeleteSubmission { id, cq }))
     }
 
-    pub(super) fn doorbell_buffer(command: &Command, cc: u32) -> Result<Verdict, Status> {
+    pub(super) fn doorbell_buffer(command: &Command, cc: u32) -> Result<Outcome, Status> {
         let doorbells = page_aligned(command.quad(6), cc).ok_or(Status::INVALID_FIELD)?;
         let events = page_aligned(command.quad(8), cc).ok_or(Status::INVALID_FIELD)?;
         if doorbells == events {
             return Err(Status::INVALID_FIELD);
         }
-        Ok(Verdict::Order(Order::Shadow(ShadowBuffers { doorbells, events, bytes: 1 << page_shift(cc) })))
+        Ok(Outcome::Op(QueueOp::Shadow(ShadowBuffers { doorbells, events, bytes: 1 << page_shift(cc) })))
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a kernel does seldom, done to a queue by hand.
+//! Rare results of the kernel, fed to a queue by the test.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -22,18 +22,18 @@ struct Fixture {
     ram: GuestMemory,
     space: DmaSpace,
     path: PathBuf,
-    /// Never rings.
+    /// Ignores `on_drained`.
     _bell: UnixStream,
     _folder: tempfile::TempDir,
 }
 
-struct Nobody;
+struct NoopDrain;
 
-impl OnDrained for Nobody {
+impl OnDrained for NoopDrain {
     fn on_drained(&self) {}
 }
 
-impl Remote for Nobody {
+impl Remote for NoopDrain {
     fn read(&self, _: Iova, _: &mut [u8]) -> Result<(), RemoteError> {
         Err(RemoteError::Disconnected)
     }
@@ -43,7 +43,7 @@ impl Remote for Nobody {
 }
 
 impl Fixture {
-    /// A disk full of `0xdd` and a guest full of `0x99`; `None`, with the reason printed, where nothing can be pinned.
+    /// A disk full of `0xdd` and a guest full of `0x99`; `None`, with the reason printed, where memory cannot be pinned.
     fn new() -> Option<Self> {
         let pins = match IoUring::builder().addresses(AddressKind::SlotOffset).build() {
             Ok(pins) => Arc::new(pins),
@@ -57,7 +57,7 @@ impl Fixture {
             MemoryPolicy::EAGER,
         ));
         let limits = IovaLimits::default();
-        let nobody = (Arc::new(Nobody), Arc::new(Nobody));
+        let nobody = (Arc::new(NoopDrain), Arc::new(NoopDrain));
         let space = DmaSpace::new(&store, nobody.0, nobody.1, limits, Holder::default()).unwrap();
         let ram = GuestMemory::memfd("guest", BYTES).unwrap();
         ram.write(0, &vec![0x99; BYTES as usize]).unwrap();
@@ -69,7 +69,7 @@ impl Fixture {
         File::open(&path).unwrap().sync_all().unwrap();
         let disk =
             FileDisk::open(&path, DiskOptions { buffers: Some(pins), ..DiskOptions::default() }).unwrap();
-        // Listens as an eventfd does.
+        // The kick eventfd.
         let (end, bell) = UnixStream::pair().unwrap();
         let queue = FileQueue::new(&disk.shared, Arc::new(OwnedFd::from(end))).unwrap();
         Some(Self { disk, queue, ram, space, path, _bell: bell, _folder: folder })
@@ -84,7 +84,7 @@ impl Fixture {
         assert!(self.queue.submit(Request { tag: 1, operation, data }).is_ok());
     }
 
-    /// What the ring would say of the next part: it is not asked.
+    /// Completes the next part with `result`, without the ring.
     fn answer(&mut self, result: Result<u32, Errno>, io_path: Option<IoPath>) -> (Option<u32>, IoMemory) {
         let (token, memory) = self.queue.pending.pop_front().unwrap();
         self.queue.completed(Completed { token, result, io_path, memory });
@@ -130,7 +130,7 @@ fn a_short_write_goes_on_where_it_stopped_in_file_and_memory() {
     fixture.ram.write(20480, &[0x22; 4096]).unwrap();
     let data = vec![fixture.segment(8192, 4096), fixture.segment(20480, 4096)];
     fixture.submit(Operation::Write { offset: 65536, fua: false }, data);
-    // A piece and a bit; the bit is done again if it is no whole block.
+    // A segment and a few bytes; those are transferred again if they are no whole block.
     let said = 4096 + 512 + 100;
     fixture.answer(Ok(said), Some(IoPath::Fixed));
     assert_eq!(fixture.finish(), Ok(()));
@@ -177,7 +177,7 @@ fn zeros_are_written_where_nothing_else_makes_them() {
     let bytes = 2 * BYTES + 4096;
     let zeroes = Operation::WriteZeroes { offset: 4096, bytes, deallocate: true, fua: true };
     fixture.submit(zeroes, Vec::new());
-    // Neither holes nor ranges are known here.
+    // Neither holes nor zero ranges are supported here.
     fixture.answer(Err(Errno::EOPNOTSUPP), None);
     fixture.answer(Err(Errno::EOPNOTSUPP), None);
     fixture.answer(Ok(8192), Some(IoPath::Buffer));
@@ -253,7 +253,7 @@ fn after_a_failure_to_make_data_durable_nothing_claims_to_be() {
     fixture.submit(Operation::Flush, Vec::new());
     fixture.answer(Err(Errno::EIO), None);
     assert_eq!(fixture.finish(), Err(DiskFault::Io(Errno::EIO)));
-    fixture.disk.shared.lose(Errno::ENOSPC);
+    fixture.disk.shared.set_lost(Errno::ENOSPC);
     let lost = Err(DiskFault::Lost(Errno::EIO));
     let write = Operation::Write { offset: 0, fua: true };
     for operation in [Operation::Flush, Operation::Flush, write, zeroes(true)] {

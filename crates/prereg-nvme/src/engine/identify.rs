@@ -1,7 +1,7 @@
-//! Who the controller says it is: the structures of Identify (figures 245, 247 and 249).
+//! The data structures of Identify (figures 245, 247 and 249).
 
+use super::async_event::AsyncEvents;
 use super::error_log::ErrorLog;
-use super::event::Events;
 use super::namespace::{Namespace, Namespaces};
 use super::sgl;
 use super::shared::Limits;
@@ -21,29 +21,29 @@ pub struct Identity {
     pub model: String,
     /// Firmware revision, up to 8 ASCII characters.
     pub firmware: String,
-    /// Names the subsystem in the world.
+    /// UUID of the subsystem.
     pub uuid: [u8; 16],
-    /// The controller's number in the subsystem.
+    /// Controller identifier (CNTLID).
     pub controller: u16,
-    /// Whether Doorbell Buffer Config is offered.
+    /// Whether Doorbell Buffer Config is supported.
     pub shadow_doorbells: bool,
-    /// Whether there may be other controllers of the subsystem, with the same namespaces.
+    /// Whether the subsystem may have other controllers with the same namespaces.
     pub shared: bool,
 }
 
-/// What this controller's temperature would be, in kelvins, if it had one: the composite temperature must have a value.
-pub const TEMPERATURE: u16 = 298;
+/// The composite temperature in kelvins. It is mandatory, but there is no sensor.
+pub(crate) const TEMPERATURE: u16 = 298;
 
-/// Controllers that may be aborting at a time, less one (ACL).
+/// Abort Command Limit, zero based (ACL).
 const ABORT_LIMIT: u8 = 3;
 
 /// OACS: Doorbell Buffer Config.
 const OACS_DOORBELL_BUFFER: u16 = 1 << 8;
-/// OAES: notices of changed namespaces.
+/// OAES: namespace attribute notices.
 const OAES_NAMESPACE: u32 = 1 << 8;
-/// CTRATT: a host identifier may have 128 bits.
+/// CTRATT: 128-bit host identifier.
 const CTRATT_HOST_128: u32 = 1;
-/// LPA: the commands supported and effects page; offsets and long lengths.
+/// LPA: Commands Supported and Effects page; extended data (offset and length).
 const LPA: u8 = 1 << 1 | 1 << 2;
 /// ONCS: Compare, Dataset Management, Write Zeroes, Save and Select of features.
 const ONCS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
@@ -51,8 +51,7 @@ const ONCS: u16 = 1 | 1 << 2 | 1 << 3 | 1 << 4;
 const VWC: u8 = 1 | 3 << 1;
 
 /// Identify Controller.
-#[must_use]
-pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces) -> Page {
+pub(crate) fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces) -> Page {
     let mut page = Page::zeroed();
     page.put_u16(0, identity.vendor);
     page.put_u16(2, identity.subsystem_vendor);
@@ -69,7 +68,7 @@ pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces)
     page.put_u8(111, 1); // CNTRLTYPE: I/O controller
     page.put_u16(256, if identity.shadow_doorbells { OACS_DOORBELL_BUFFER } else { 0 });
     page.put_u8(258, ABORT_LIMIT);
-    page.put_u8(259, Events::REQUESTS as u8 - 1);
+    page.put_u8(259, AsyncEvents::REQUESTS as u8 - 1);
     page.put_u8(260, 1 << 1 | 1); // FRMW: one slot, read only
     page.put_u8(261, LPA);
     page.put_u8(262, ErrorLog::ENTRIES as u8 - 1);
@@ -84,12 +83,12 @@ pub fn controller(identity: &Identity, limits: &Limits, namespaces: &Namespaces)
     page.put_u8(525, VWC);
     page.put_u32(536, sgl::SUPPORT);
     page.put(768, subsystem_name(&identity.uuid).as_bytes());
-    // One power state: what it would use cannot be said, so it says 25 W, the least that any slot gives.
+    // One power state. Its power is unknown; 25 W is the least that any slot provides.
     page.put_u16(2048, 2500);
     page
 }
 
-/// The subsystem's name in the form that is made of a UUID (section 7.9).
+/// The subsystem's NQN, made from a UUID (section 7.9).
 fn subsystem_name(uuid: &[u8; 16]) -> String {
     let hex: String = uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     format!(
@@ -103,9 +102,8 @@ fn subsystem_name(uuid: &[u8; 16]) -> String {
 }
 
 /// Identify Namespace.
-#[must_use]
-pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
-    /// NSFEAT: the preferred sizes below mean something.
+pub(crate) fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
+    /// NSFEAT: the optimal sizes below are valid.
     const OPTIMAL: u8 = 1 << 4;
     /// DLFEAT: deallocated blocks read zero (bits 2:0), Write Zeroes may deallocate (bit 3).
     const READS_ZERO: u8 = 1;
@@ -119,8 +117,8 @@ pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
     page.put_u8(30, u8::from(identity.shared)); // NMIC
     page.put_u8(33, ZEROES_DEALLOCATE | if namespace.zeroes_deallocated() { READS_ZERO } else { 0 });
     page.put_u128(48, u128::from(blocks) << namespace.block_shift());
-    // NPWG, NPWA, NPDG, NPDA and NOWS, granularity and alignment of writes and deallocations: 4 KiB, which is what file
-    // systems below have. NOWS must be a multiple of NPWG: hosts derive stripes from the two.
+    // NPWG, NPWA, NPDG, NPDA and NOWS: granularity and alignment of writes and deallocations, 4 KiB as in most file systems.
+    // NOWS must be a multiple of NPWG: hosts derive stripe sizes from the two.
     let preferred = (1u16 << 12_u8.saturating_sub(namespace.block_shift())) - 1;
     for field in [64, 66, 68, 70, 72] {
         page.put_u16(field, preferred);
@@ -130,9 +128,8 @@ pub fn namespace(identity: &Identity, namespace: &Namespace) -> Page {
     page
 }
 
-/// Namespace Identification Descriptor list: its UUID. NGUID and EUI64 need a number that only a registered vendor has.
-#[must_use]
-pub fn descriptors(namespace: &Namespace) -> Page {
+/// Namespace Identification Descriptor list: the UUID. NGUID and EUI64 need a registered vendor identifier.
+pub(crate) fn descriptors(namespace: &Namespace) -> Page {
     const UUID: u8 = 3;
     let mut page = Page::zeroed();
     page.put(0, &[UUID, 16, 0, 0]);
@@ -141,8 +138,7 @@ pub fn descriptors(namespace: &Namespace) -> Page {
 }
 
 /// The list of namespaces above `nsid`.
-#[must_use]
-pub fn list(namespaces: &Namespaces, nsid: u32) -> Page {
+pub(crate) fn list(namespaces: &Namespaces, nsid: u32) -> Page {
     let mut page = Page::zeroed();
     for (at, nsid) in (0..Page::BYTES / 4).zip(namespaces.above(nsid)) {
         page.put_u32(at * 4, nsid);
@@ -150,9 +146,8 @@ pub fn list(namespaces: &Namespaces, nsid: u32) -> Page {
     page
 }
 
-/// The list of controllers from number `from` on: this one, if it is not below.
-#[must_use]
-pub fn controllers(identity: &Identity, from: u16) -> Page {
+/// The list of controllers from identifier `from` on: only this one.
+pub(crate) fn controllers(identity: &Identity, from: u16) -> Page {
     let mut page = Page::zeroed();
     if identity.controller >= from {
         page.put_u16(0, 1);

@@ -1,4 +1,4 @@
-//! How a worker is told things and woken: messages, and an eventfd that is rung only when the worker sleeps.
+//! Messages to an I/O thread, and eventfds that wake it, which are only written when it sleeps.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -7,47 +7,47 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prereg::{Errno, Iova};
 use prereg_vfio_user::client::Eventfd;
 
-use crate::engine::admin::Order;
+use crate::engine::admin::QueueOp;
 use crate::engine::shadow::ShadowBuffers;
 
-/// What a worker is told.
+/// A message to an I/O thread.
 #[derive(Debug)]
-pub(super) enum ToWorker {
-    /// Carry this out; answered.
-    Order(Order),
-    /// Make everything durable; answered.
+pub(super) enum IoMsg {
+    /// Execute this; the result is sent back.
+    Op(QueueOp),
+    /// Flush all disks; acknowledged.
     Flush,
-    /// Forget all queues; answered when nothing is under way any more.
+    /// Drop all queues; acknowledged when no request is in flight.
     Halt,
-    /// Give holds in this range back; 0 bytes are everything.
-    GiveBack(Iova, u64),
-    /// The memory page that the guest chose.
+    /// Release holds in this range; 0 bytes are all memory.
+    Release(Iova, u64),
+    /// The memory page size (CC.MPS).
     PageShift(u32),
-    /// Use these shadow doorbells, as everybody does already.
+    /// Use these shadow doorbells, as the other threads do already.
     Shadow(ShadowBuffers),
     /// End.
     Stop,
 }
 
-/// A worker's mailbox.
+/// The channel of an I/O thread.
 #[derive(Debug)]
-pub(super) struct Mailbox {
-    messages: Mutex<Vec<ToWorker>>,
+pub(super) struct IoChannel {
+    messages: Mutex<Vec<IoMsg>>,
     any: AtomicBool,
-    /// 0: awake. Otherwise the eventfd that the worker sleeps on, counted from 1.
+    /// 0: awake. Otherwise the eventfd that the thread sleeps on, counted from 1.
     asleep: AtomicUsize,
-    /// One for each disk, because each disk's queue listens to one of its own.
+    /// One for each disk: each disk queue polls one of its own.
     kicks: Vec<Eventfd>,
 }
 
-/// Messages that may wait before those that only give holds back are put together.
-const MANY: usize = 64;
+/// Messages that may wait before ranges to release are merged.
+const MAX_MESSAGES: usize = 64;
 
-impl Mailbox {
-    /// For a worker with so many disks.
+impl IoChannel {
+    /// For an I/O thread with this many disks.
     ///
     /// # Errors
-    /// The system's number.
+    /// The system's error number.
     pub(super) fn new(disks: usize) -> Result<Self, Errno> {
         let kicks =
             (0..disks).map(|_| Eventfd::new()).collect::<Result<_, _>>().map_err(|error| error.errno())?;
@@ -59,36 +59,36 @@ impl Mailbox {
         })
     }
 
-    /// The eventfds, for those who listen to them.
+    /// The eventfds, for the disk queues.
     ///
     /// # Errors
-    /// The system's number.
+    /// The system's error number.
     pub(super) fn kicks(&self) -> Result<Vec<Arc<OwnedFd>>, Errno> {
         let another =
             |kick: &Eventfd| kick.as_fd().try_clone_to_owned().map(Arc::new).map_err(|_| Errno::ENFILE);
         self.kicks.iter().map(another).collect()
     }
 
-    /// Leaves a message.
-    pub(super) fn post(&self, message: ToWorker) {
+    /// Sends a message.
+    pub(super) fn send(&self, message: IoMsg) {
         let mut messages = self.messages();
-        if matches!(message, ToWorker::GiveBack(..)) && messages.len() >= MANY {
-            // A client that unmaps faster than anybody looks makes no longer list: everything is given back.
-            let everything = ToWorker::GiveBack(Iova::new(0), 0);
-            if !messages.iter().any(|waiting| matches!(waiting, ToWorker::GiveBack(_, 0))) {
+        if matches!(message, IoMsg::Release(..)) && messages.len() >= MAX_MESSAGES {
+            // The list stays short if a client unmaps faster than messages are received: all memory is released.
+            let everything = IoMsg::Release(Iova::new(0), 0);
+            if !messages.iter().any(|waiting| matches!(waiting, IoMsg::Release(_, 0))) {
                 messages.push(everything);
             }
         } else {
             messages.push(message);
         }
-        // Release: pairs with `take`; the lock would do, this only spares it there.
+        // Release: pairs with `take`; it only saves taking the lock there.
         self.any.store(true, Ordering::Release);
         drop(messages);
         self.wake();
     }
 
     /// Takes all messages.
-    pub(super) fn take(&self) -> Vec<ToWorker> {
+    pub(super) fn take(&self) -> Vec<IoMsg> {
         if !self.any.load(Ordering::Acquire) {
             return Vec::new();
         }
@@ -97,43 +97,44 @@ impl Mailbox {
         std::mem::take(&mut messages)
     }
 
-    /// Whether there are none.
+    /// Whether there is no message.
     pub(super) fn is_empty(&self) -> bool {
         !self.any.load(Ordering::Acquire)
     }
 
-    /// Something was left somewhere that the worker should look at.
+    /// Wakes the thread to look for work.
     pub(super) fn wake(&self) {
-        // The worker says that it sleeps, fences, and looks once more; here it is left, fenced, and asked whether it sleeps.
+        // The thread stores that it sleeps, fences, and looks once more; here the work was stored, then a fence, and the load
+        // of whether it sleeps.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) != 0 {
             let at = self.asleep.swap(0, Ordering::Relaxed);
             if let Some(kick) = at.checked_sub(1).and_then(|at| self.kicks.get(at)) {
-                // A count that is full rings as well as one more.
+                // A counter at its limit wakes too.
                 kick.add();
             }
         }
     }
 
-    /// Whether the worker sleeps, as far as can be told.
-    pub(super) fn sleeps(&self) -> bool {
+    /// Whether the thread sleeps, approximately.
+    pub(super) fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Relaxed) != 0
     }
 
-    /// The worker is about to sleep on eventfd `at`; it must look once more after this.
-    pub(super) fn doze(&self, at: usize) {
+    /// The thread is about to sleep on eventfd `at`; it must look for work once more after this.
+    pub(super) fn prepare_sleep(&self, at: usize) {
         self.asleep.store(at + 1, Ordering::Relaxed);
         // See `wake`.
         fence(Ordering::SeqCst);
     }
 
-    /// The worker is awake.
-    pub(super) fn rise(&self) {
+    /// The thread is awake.
+    pub(super) fn set_awake(&self) {
         self.asleep.store(0, Ordering::Relaxed);
     }
 
-    fn messages(&self) -> MutexGuard<'_, Vec<ToWorker>> {
-        // The list is whole between any two statements.
+    fn messages(&self) -> MutexGuard<'_, Vec<IoMsg>> {
+        // The list is valid after every statement.
         self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

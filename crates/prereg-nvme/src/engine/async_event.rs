@@ -1,26 +1,26 @@
-//! Asynchronous events (section 5.2): what the controller tells without having been asked.
+//! Asynchronous events (section 5.2).
 
 use std::collections::VecDeque;
 
-use super::board::BadDoorbell;
+use super::queue_table::BadDoorbell;
 use crate::spec::number::log;
 
-/// Something to tell the guest.
+/// An event to report to the guest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// A doorbell of no queue was rung.
+pub enum AsyncEvent {
+    /// A doorbell of no queue was written.
     InvalidDoorbellRegister,
-    /// A doorbell was rung with a value that its queue cannot have.
+    /// A doorbell was written with a value out of range.
     InvalidDoorbellValue,
-    /// Queues cannot be reached, or a disk's queue broke; a reset may help.
+    /// Queue memory cannot be reached, or a disk queue failed; a reset may help.
     PersistentInternalError,
     /// The temperature crossed a threshold.
     Temperature,
-    /// A namespace is not what it was.
+    /// A namespace changed.
     NamespaceChanged,
 }
 
-impl From<BadDoorbell> for Event {
+impl From<BadDoorbell> for AsyncEvent {
     fn from(bad: BadDoorbell) -> Self {
         match bad {
             BadDoorbell::Register => Self::InvalidDoorbellRegister,
@@ -33,7 +33,7 @@ const ERROR: u8 = 0;
 const SMART: u8 = 1;
 const NOTICE: u8 = 2;
 
-impl Event {
+impl AsyncEvent {
     const fn kind(self) -> u8 {
         match self {
             Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue | Self::PersistentInternalError => {
@@ -62,28 +62,28 @@ impl Event {
         }
     }
 
-    /// Dword 0 of the completion that tells it (figure 146).
+    /// Dword 0 of the completion (figure 146).
     #[must_use]
     pub const fn result(self) -> u32 {
         self.kind() as u32 | (self.information() as u32) << 8 | (self.log() as u32) << 16
     }
 }
 
-/// Requests that wait for events, and events that wait for requests.
+/// Pending requests, and events that wait for a request.
 #[derive(Debug, Default)]
-pub struct Events {
+pub(crate) struct AsyncEvents {
     requests: VecDeque<u16>,
-    waiting: VecDeque<Event>,
-    /// By kind: one was told and its log page not read since.
+    waiting: VecDeque<AsyncEvent>,
+    /// By type: one was reported and its log page was not read since.
     masked: [bool; 3],
 }
 
-impl Events {
-    /// Requests that may wait at a time.
-    pub const REQUESTS: usize = 4;
+impl AsyncEvents {
+    /// Requests that may be pending at a time (AERL + 1).
+    pub(crate) const REQUESTS: usize = 4;
 
-    /// A request for an event; `false` when too many wait already.
-    pub fn request(&mut self, cid: u16) -> bool {
+    /// Adds a request; `false` when too many are pending.
+    pub(crate) fn request(&mut self, cid: u16) -> bool {
         if self.requests.len() == Self::REQUESTS {
             return false;
         }
@@ -91,21 +91,21 @@ impl Events {
         true
     }
 
-    /// Takes a request back; says whether it waited.
-    pub fn abort(&mut self, cid: u16) -> bool {
+    /// Removes a request; returns whether it was pending.
+    pub(crate) fn abort(&mut self, cid: u16) -> bool {
         let at = self.requests.iter().position(|waiting| *waiting == cid);
         at.is_some_and(|at| self.requests.remove(at).is_some())
     }
 
-    /// Something to tell. What waits to be told already is not told twice.
-    pub fn raise(&mut self, event: Event) {
+    /// Adds an event, unless the same one waits already.
+    pub(crate) fn raise(&mut self, event: AsyncEvent) {
         if !self.waiting.contains(&event) {
             self.waiting.push_back(event);
         }
     }
 
-    /// The log page of events was read: they may be told again.
-    pub fn log_was_read(&mut self, page: u8) {
+    /// A log page was read: its event type may be reported again.
+    pub(crate) fn log_was_read(&mut self, page: u8) {
         let kind = match page {
             log::ERROR => ERROR,
             log::SMART => SMART,
@@ -115,8 +115,8 @@ impl Events {
         self.masked[usize::from(kind)] = false;
     }
 
-    /// The next event that can be told, and the request that it answers.
-    pub fn take(&mut self) -> Option<(u16, Event)> {
+    /// The next event that can be reported, and the request it completes.
+    pub(crate) fn take(&mut self) -> Option<(u16, AsyncEvent)> {
         if self.requests.is_empty() {
             return None;
         }
@@ -129,42 +129,42 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, Events};
+    use super::{AsyncEvent, AsyncEvents};
     use crate::spec::number::log;
 
     #[test]
     fn an_event_waits_for_a_request_and_a_request_for_an_event() {
-        let mut events = Events::default();
-        events.raise(Event::NamespaceChanged);
+        let mut events = AsyncEvents::default();
+        events.raise(AsyncEvent::NamespaceChanged);
         assert_eq!(events.take(), None);
         assert!(events.request(7));
-        assert_eq!(events.take(), Some((7, Event::NamespaceChanged)));
+        assert_eq!(events.take(), Some((7, AsyncEvent::NamespaceChanged)));
         assert!(events.request(8));
         assert_eq!(events.take(), None);
     }
 
     #[test]
     fn a_kind_is_told_again_only_after_its_log_was_read() {
-        let mut events = Events::default();
+        let mut events = AsyncEvents::default();
         for cid in 0..4 {
             assert!(events.request(cid));
         }
         assert!(!events.request(4), "the limit");
-        events.raise(Event::InvalidDoorbellValue);
-        events.raise(Event::InvalidDoorbellValue);
-        events.raise(Event::InvalidDoorbellRegister);
-        assert_eq!(events.take(), Some((0, Event::InvalidDoorbellValue)));
+        events.raise(AsyncEvent::InvalidDoorbellValue);
+        events.raise(AsyncEvent::InvalidDoorbellValue);
+        events.raise(AsyncEvent::InvalidDoorbellRegister);
+        assert_eq!(events.take(), Some((0, AsyncEvent::InvalidDoorbellValue)));
         assert_eq!(events.take(), None);
-        events.raise(Event::NamespaceChanged);
-        assert_eq!(events.take(), Some((1, Event::NamespaceChanged)), "another kind is not masked");
+        events.raise(AsyncEvent::NamespaceChanged);
+        assert_eq!(events.take(), Some((1, AsyncEvent::NamespaceChanged)), "another kind is not masked");
         events.log_was_read(log::ERROR);
-        assert_eq!(events.take(), Some((2, Event::InvalidDoorbellRegister)));
+        assert_eq!(events.take(), Some((2, AsyncEvent::InvalidDoorbellRegister)));
     }
 
     #[test]
     fn results_are_what_the_specification_says() {
-        assert_eq!(Event::NamespaceChanged.result(), 0x0004_0002);
-        assert_eq!(Event::InvalidDoorbellValue.result(), 0x0001_0100);
-        assert_eq!(Event::PersistentInternalError.result(), 0x0001_0300);
+        assert_eq!(AsyncEvent::NamespaceChanged.result(), 0x0004_0002);
+        assert_eq!(AsyncEvent::InvalidDoorbellValue.result(), 0x0001_0100);
+        assert_eq!(AsyncEvent::PersistentInternalError.result(), 0x0001_0300);
     }
 }

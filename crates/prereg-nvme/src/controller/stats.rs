@@ -1,12 +1,12 @@
-//! What a controller has done and is doing, as plain data.
+//! Statistics of a controller.
 
 use std::sync::atomic::Ordering;
 
-use super::hub::Hub;
+use super::shared::ControllerShared;
 use crate::engine::counters::{Kind, Totals};
 use crate::engine::log_page::Health;
 
-/// A controller's numbers.
+/// Statistics of a controller.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 #[non_exhaustive]
 pub struct NvmeState {
@@ -14,7 +14,7 @@ pub struct NvmeState {
     pub totals: Totals,
     /// Pairs of I/O queues that exist.
     pub io_queues: u64,
-    /// Doorbell writes that came as messages.
+    /// Doorbell writes that were trapped.
     pub doorbells: u64,
     /// CSTS.
     pub status: u32,
@@ -23,39 +23,39 @@ pub struct NvmeState {
 }
 
 impl NvmeState {
-    pub(super) fn of(hub: &Hub) -> Self {
-        let board = &hub.shared.board;
+    pub(super) fn of(shared: &ControllerShared) -> Self {
+        let queue_table = &shared.engine.queue_table;
         Self {
-            totals: hub.totals(),
-            io_queues: (1..board.queues()).filter(|id| board.has_submission(*id)).count() as u64,
-            // Relaxed: a number by itself.
-            doorbells: hub.doorbells_rung.load(Ordering::Relaxed),
-            status: hub.registers().status(),
-            errors: hub.shared.errors().count(),
+            totals: shared.totals(),
+            io_queues: (1..queue_table.queues()).filter(|id| queue_table.has_submission(*id)).count() as u64,
+            // Relaxed: an independent number.
+            doorbells: shared.doorbells_rung.load(Ordering::Relaxed),
+            status: shared.registers().status(),
+            errors: shared.engine.errors().count(),
         }
     }
 
-    /// The numbers by name: `read_commands`, `read_bytes`, `read_nanoseconds`, `read_latency_lt_2_17_ns` (so many took less
-    /// than 2^17 ns and not less than half of that; empty buckets are left out), the same for every kind of command;
+    /// The numbers by name: `read_commands`, `read_bytes`, `read_nanoseconds`, `read_latency_lt_2_17_ns` (the number of
+    /// latencies below 2^17 ns and not below half of that; empty buckets are left out), the same for every kind of command;
     /// `status_0_80` (commands that ended with that status type and code, in hexadecimal digits); `in_flight`, `interrupts`,
     /// `io_queues`, `doorbells`, `errors`, `csts`.
     #[must_use]
     pub fn metrics(&self) -> Vec<(String, u64)> {
-        let mut facts = Vec::new();
+        let mut metrics = Vec::new();
         for kind in Kind::ALL {
             let (name, totals) = (kind.name(), self.totals.of(kind));
             if kind == Kind::Other {
                 continue;
             }
-            facts.push((format!("{name}_commands"), totals.commands));
-            facts.push((format!("{name}_bytes"), totals.bytes));
-            facts.push((format!("{name}_nanoseconds"), totals.nanoseconds));
+            metrics.push((format!("{name}_commands"), totals.commands));
+            metrics.push((format!("{name}_bytes"), totals.bytes));
+            metrics.push((format!("{name}_nanoseconds"), totals.nanoseconds));
             for (power, count) in totals.latency.iter().enumerate().filter(|(_, count)| **count > 0) {
-                facts.push((format!("{name}_latency_lt_2_{power}_ns"), *count));
+                metrics.push((format!("{name}_latency_lt_2_{power}_ns"), *count));
             }
         }
         for (status, count) in &self.totals.failures {
-            facts.push((format!("status_{:x}_{:02x}", status.kind(), status.code()), *count));
+            metrics.push((format!("status_{:x}_{:02x}", status.kind(), status.code()), *count));
         }
         let rest = [
             ("in_flight", self.totals.in_flight),
@@ -65,11 +65,11 @@ impl NvmeState {
             ("errors", self.errors),
             ("csts", u64::from(self.status)),
         ];
-        facts.extend(rest.map(|(name, value)| (name.to_owned(), value)));
-        facts
+        metrics.extend(rest.map(|(name, value)| (name.to_owned(), value)));
+        metrics
     }
 
-    /// Adds what the health log counts.
+    /// Adds these numbers to the health log.
     pub(super) fn add_to(&self, health: &mut Health) {
         let (reads, compares) = (self.totals.of(Kind::Read), self.totals.of(Kind::Compare));
         let writes = self.totals.of(Kind::Write);

@@ -1,72 +1,71 @@
-//! What an I/O command asks for, once everything about it that can be checked without its data was checked.
+//! Decodes an I/O command, and checks everything that can be checked without its data.
 
 use super::namespace::{Namespace, Namespaces};
-use super::sgl::Buckets;
+use super::sgl::BitBuckets;
 use crate::disk::Operation;
 use crate::spec::number::{BROADCAST, io};
 use crate::spec::{Command, Status};
 
-/// Which way data go.
+/// The direction of a transfer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Direction {
-    /// From the disk into guest memory.
+pub(crate) enum Direction {
+    /// From the disk to guest memory.
     ToGuest,
-    /// Out of guest memory.
+    /// From guest memory.
     FromGuest,
 }
 
 impl Direction {
-    /// What a bit bucket is.
-    #[must_use]
-    pub const fn buckets(self) -> Buckets {
+    /// How bit buckets are treated.
+    pub(crate) const fn buckets(self) -> BitBuckets {
         match self {
-            Self::ToGuest => Buckets::Count,
-            Self::FromGuest => Buckets::Ignore,
+            Self::ToGuest => BitBuckets::Count,
+            Self::FromGuest => BitBuckets::Ignore,
         }
     }
 }
 
-/// What to do about a command.
+/// A decoded I/O command.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Plan {
-    /// Move `bytes` between guest memory and the disk of namespace `nsid`.
+pub(crate) enum IoCommand {
+    /// Transfers `bytes` between guest memory and the disk of namespace `nsid`.
     Transfer {
         /// The namespace.
         nsid: u32,
-        /// What the disk does.
+        /// The disk's operation.
         operation: Operation,
         /// The length, at least one block.
         bytes: u64,
-        /// Which way.
+        /// The direction.
         direction: Direction,
     },
     /// An operation without data, on one namespace or on all of them.
-    Plain {
+    NoData {
         /// The namespace; `None` for all.
         nsid: Option<u32>,
-        /// What the disk does.
+        /// The disk's operation.
         operation: Operation,
     },
-    /// Deallocate: the ranges, 16 bytes each, are in guest memory.
+    /// Deallocates ranges, which are in guest memory, 16 bytes each.
     Deallocate {
         /// The namespace.
         nsid: u32,
-        /// How many ranges.
+        /// The number of ranges.
         ranges: u64,
     },
-    /// Nothing: the command was a hint.
-    Nothing,
+    /// Nothing: the command is a hint.
+    Nop,
 }
 
-/// What a lane knows that commands are judged by.
+/// The state that decoding depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub(crate) struct DecodeContext<'a> {
     /// The namespaces.
-    pub namespaces: &'a Namespaces,
+    pub(crate) namespaces: &'a Namespaces,
     /// The most bytes of a transfer.
-    pub most_bytes: u64,
-    /// Whether writes may be done before they are durable.
-    pub write_cache: bool,
+    pub(crate) max_transfer_bytes: u64,
+    /// Whether the write cache is enabled.
+    pub(crate) write_cache: bool,
 }
 
 const FUA: u32 = 1 << 30;
@@ -74,13 +73,13 @@ const DEALLOCATE: u32 = 1 << 25;
 const DATASET_DEALLOCATE: u32 = 1 << 2;
 
 /// Bytes of a range of Dataset Management (figure 352).
-pub const RANGE_BYTES: u64 = 16;
+pub(crate) const RANGE_BYTES: u64 = 16;
 
-/// Judges `command`.
+/// Decodes `command`.
 ///
 /// # Errors
-/// The status to answer it with.
-pub fn plan(command: &Command, terms: Terms<'_>) -> Result<Plan, Status> {
+/// The status to complete it with.
+pub(crate) fn decode(command: &Command, context: DecodeContext<'_>) -> Result<IoCommand, Status> {
     if !matches!(
         command.opcode(),
         io::FLUSH | io::WRITE | io::READ | io::COMPARE | io::WRITE_ZEROES | io::DATASET
@@ -91,61 +90,61 @@ pub fn plan(command: &Command, terms: Terms<'_>) -> Result<Plan, Status> {
         return Err(Status::INVALID_FIELD);
     }
     if command.opcode() == io::FLUSH && command.nsid() == BROADCAST {
-        return Ok(Plan::Plain { nsid: None, operation: Operation::Flush });
+        return Ok(IoCommand::NoData { nsid: None, operation: Operation::Flush });
     }
     let nsid = command.nsid();
-    let namespace = terms.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
+    let namespace = context.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
     let is_change = matches!(command.opcode(), io::WRITE | io::WRITE_ZEROES | io::DATASET);
     if is_change && namespace.is_read_only() {
         return Err(Status::WRITE_PROTECTED);
     }
     match command.opcode() {
-        io::FLUSH => Ok(Plan::Plain { nsid: Some(nsid), operation: Operation::Flush }),
+        io::FLUSH => Ok(IoCommand::NoData { nsid: Some(nsid), operation: Operation::Flush }),
         io::DATASET => Ok(if command.dword(11) & DATASET_DEALLOCATE != 0 {
-            Plan::Deallocate { nsid, ranges: u64::from(command.dword(10) & 0xff) + 1 }
+            IoCommand::Deallocate { nsid, ranges: u64::from(command.dword(10) & 0xff) + 1 }
         } else {
-            Plan::Nothing
+            IoCommand::Nop
         }),
-        opcode => blocks(command, opcode, nsid, namespace, terms),
+        opcode => blocks(command, opcode, nsid, namespace, context),
     }
 }
 
-/// Read, Write, Compare, Write Zeroes: a start and a count of blocks.
+/// Read, Write, Compare, Write Zeroes: a first block and a count.
 fn blocks(
     command: &Command,
     opcode: u8,
     nsid: u32,
     namespace: &Namespace,
-    terms: Terms<'_>,
-) -> Result<Plan, Status> {
+    context: DecodeContext<'_>,
+) -> Result<IoCommand, Status> {
     let count = u64::from(command.dword(12) & 0xffff) + 1;
     let offset = locate(namespace, command.quad(10), count)?;
     let bytes = count << namespace.block_shift();
-    if opcode != io::WRITE_ZEROES && bytes > terms.most_bytes {
+    if opcode != io::WRITE_ZEROES && bytes > context.max_transfer_bytes {
         return Err(Status::INVALID_FIELD);
     }
-    // Without a write cache, nothing is done before it is durable.
-    let fua = command.dword(12) & FUA != 0 || !terms.write_cache;
+    // Without a write cache, every write is durable when it completes.
+    let fua = command.dword(12) & FUA != 0 || !context.write_cache;
     Ok(match opcode {
-        io::READ => Plan::Transfer {
+        io::READ => IoCommand::Transfer {
             nsid,
             operation: Operation::Read { offset },
             bytes,
             direction: Direction::ToGuest,
         },
-        io::WRITE => Plan::Transfer {
+        io::WRITE => IoCommand::Transfer {
             nsid,
             operation: Operation::Write { offset, fua },
             bytes,
             direction: Direction::FromGuest,
         },
-        io::COMPARE => Plan::Transfer {
+        io::COMPARE => IoCommand::Transfer {
             nsid,
             operation: Operation::Compare { offset },
             bytes,
             direction: Direction::FromGuest,
         },
-        _ => Plan::Plain {
+        _ => IoCommand::NoData {
             nsid: Some(nsid),
             operation: Operation::WriteZeroes {
                 offset,
@@ -157,7 +156,7 @@ fn blocks(
     })
 }
 
-/// Where `count` blocks from `first` lie, in bytes.
+/// The byte offset of `count` blocks from `first`.
 fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> {
     let end = first.checked_add(count).ok_or(Status::LBA_RANGE)?;
     if end > namespace.blocks() {
@@ -166,11 +165,11 @@ fn locate(namespace: &Namespace, first: u64, count: u64) -> Result<u64, Status> 
     Ok(first << namespace.block_shift())
 }
 
-/// The ranges of a Dataset Management command as `(offset, bytes)`; empty ones are left out.
+/// The ranges of a Dataset Management command as `(offset, bytes)`, without empty ones.
 ///
 /// # Errors
-/// [`Status::LBA_RANGE`] when one lies outside.
-pub fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
+/// [`Status::LBA_RANGE`] when one is outside the namespace.
+pub(crate) fn ranges(namespace: &Namespace, raw: &[u8]) -> Result<Vec<(u64, u64)>, Status> {
     let mut ranges = Vec::with_capacity(raw.len() / RANGE_BYTES as usize);
     for range in raw.chunks_exact(RANGE_BYTES as usize) {
         let (mut count, mut first) = ([0; 4], [0; 8]);

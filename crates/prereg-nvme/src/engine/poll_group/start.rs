@@ -1,32 +1,32 @@
-//! The first steps of a command on a lane: from the entry in the queue to work for the disks.
+//! Starting a command: from the queue entry to disk requests.
 
 use std::sync::Arc;
 
 use prereg::Access;
 
-use super::{Lane, Served};
-use crate::disk::Operation;
+use super::{PollGroup, PollResult};
+use crate::disk::{Operation, Request, Segment};
 use crate::engine::counters::Kind;
-use crate::engine::flying::{Flying, Owner};
+use crate::engine::decode::{DecodeContext, Direction, IoCommand, RANGE_BYTES, decode, ranges};
+use crate::engine::in_flight::{InFlight, Owner};
 use crate::engine::memory::GuestMemory;
 use crate::engine::namespace::Namespace;
-use crate::engine::plan::{Direction, Plan, RANGE_BYTES, Terms, plan, ranges};
-use crate::engine::runs::Run;
-use crate::engine::storage::{Span, Storage, Work};
+use crate::engine::sg_list::SgEntry;
+use crate::engine::storage::Storage;
 use crate::engine::{prp, sgl};
 use crate::spec::{Command, DataPointer, Status};
 
-impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
-    /// A command was taken: checks it and hands it to the disks, or ends it.
-    pub(super) fn begin(&mut self, sq: u16, command: &Command, now: u64, served: &mut Served) {
-        let tag = self.flight.begin(Flying {
+impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
+    /// Starts a command that was fetched, or completes it with an error.
+    pub(super) fn begin(&mut self, sq: u16, command: &Command, now: u64, polled: &mut PollResult) {
+        let tag = self.in_flight.begin(InFlight {
             owner: Owner::Guest { sq, cid: command.cid() },
             kind: Kind::of(command.opcode()),
             started: now,
             bytes: 0,
             nsid: command.nsid(),
             lba: command.quad(10),
-            // One for the way up to the disks, so that a part that ends at once does not end the command.
+            // One until all requests are submitted, so that one that ends at once does not complete the command.
             parts: 1,
             status: Status::SUCCESS,
         });
@@ -34,54 +34,50 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
             Ok(()) => Status::SUCCESS,
             Err(status) => status,
         };
-        self.part_done(tag, status, now, served);
+        self.part_done(tag, status, now, polled);
     }
 
     fn start(&mut self, tag: u64, command: &Command) -> Result<(), Status> {
         let shared = Arc::clone(&self.shared);
-        let terms = Terms {
+        let context = DecodeContext {
             namespaces: &shared.namespaces,
-            most_bytes: shared.limits.most_bytes(),
+            max_transfer_bytes: shared.limits.max_transfer_bytes(),
             write_cache: shared.write_cache(),
         };
-        match plan(command, terms)? {
-            Plan::Nothing => Ok(()),
-            Plan::Plain { nsid: None, operation } => {
+        match decode(command, context)? {
+            IoCommand::Nop => Ok(()),
+            IoCommand::NoData { nsid: None, operation } => {
                 self.submit_all(tag, operation);
                 Ok(())
             }
-            Plan::Plain { nsid: Some(nsid), operation } => {
-                if let (Operation::WriteZeroes { bytes, .. }, Some(flying)) =
-                    (&operation, self.flight.get(tag))
+            IoCommand::NoData { nsid: Some(nsid), operation } => {
+                if let (Operation::WriteZeroes { bytes, .. }, Some(in_flight)) =
+                    (&operation, self.in_flight.get(tag))
                 {
-                    flying.bytes = *bytes;
+                    in_flight.bytes = *bytes;
                 }
-                self.submit(Work { nsid, tag, operation, data: Vec::new() });
+                self.submit(nsid, Request { tag, operation, data: Vec::new() });
                 Ok(())
             }
-            Plan::Deallocate { nsid, ranges: count } => {
+            IoCommand::Deallocate { nsid, ranges: count } => {
                 let mut raw = vec![0; (count * RANGE_BYTES) as usize];
                 self.locate(command.data(), raw.len() as u64, Direction::FromGuest)?;
                 self.gather(&mut raw)?;
                 let namespace = shared.namespaces.find(nsid).ok_or(Status::INVALID_NAMESPACE)?;
                 let ranges = ranges(namespace, &raw)?;
-                if let Some(flying) = self.flight.get(tag) {
-                    flying.bytes = ranges.iter().map(|(_, bytes)| bytes).sum();
+                if let Some(in_flight) = self.in_flight.get(tag) {
+                    in_flight.bytes = ranges.iter().map(|(_, bytes)| bytes).sum();
                 }
                 if !ranges.is_empty() {
-                    self.submit(Work {
-                        nsid,
-                        tag,
-                        operation: Operation::Discard { ranges },
-                        data: Vec::new(),
-                    });
+                    let operation = Operation::Discard { ranges };
+                    self.submit(nsid, Request { tag, operation, data: Vec::new() });
                 }
                 Ok(())
             }
-            Plan::Transfer { nsid, operation, bytes, direction } => {
+            IoCommand::Transfer { nsid, operation, bytes, direction } => {
                 self.locate(command.data(), bytes, direction)?;
-                if let Some(flying) = self.flight.get(tag) {
-                    flying.bytes = bytes;
+                if let Some(in_flight) = self.in_flight.get(tag) {
+                    in_flight.bytes = bytes;
                 }
                 let block = shared.namespaces.find(nsid).map_or(9, Namespace::block_shift);
                 self.transfer(nsid, tag, operation, direction, 1 << block)
@@ -89,25 +85,25 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
         }
     }
 
-    /// Finds out where the data of a command are: `runs`.
+    /// Puts the memory of a command's data into `sg_list`.
     fn locate(&mut self, data: DataPointer, bytes: u64, direction: Direction) -> Result<(), Status> {
-        self.runs.clear();
+        self.sg_list.clear();
         match data {
             DataPointer::Prp(first, second) => {
-                prp::walk(&self.memory, (first, second), bytes, self.page_shift, &mut self.runs)
+                prp::walk(&self.memory, (first, second), bytes, self.page_shift, &mut self.sg_list)
             }
             DataPointer::Sgl(first, second) => {
-                sgl::walk(&self.memory, (first, second), bytes, direction.buckets(), &mut self.runs)
+                sgl::walk(&self.memory, (first, second), bytes, direction.buckets(), &mut self.sg_list)
             }
             DataPointer::Reserved => Err(Status::INVALID_FIELD),
         }
     }
 
-    /// Copies what `runs` says out of guest memory.
+    /// Copies the data in `sg_list` from guest memory.
     fn gather(&self, into: &mut [u8]) -> Result<(), Status> {
         let mut left = into;
-        for run in self.runs.list() {
-            if let Run::Memory { iova, bytes } = run {
+        for entry in self.sg_list.entries() {
+            if let SgEntry::Memory { iova, bytes } = entry {
                 let (piece, rest) = left.split_at_mut((*bytes as usize).min(left.len()));
                 self.memory.read(*iova, piece).map_err(|_| Status::DATA_TRANSFER)?;
                 left = rest;
@@ -116,7 +112,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
         Ok(())
     }
 
-    /// Holds the memory and hands the work over: in one piece, or in several around what is left out.
+    /// Holds the memory and submits the transfer: one request, or several around bit buckets.
     fn transfer(
         &mut self,
         nsid: u32,
@@ -130,16 +126,16 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
             Direction::FromGuest => Access::Read,
         };
         let mut pieces = Vec::new();
-        let mut data = Vec::with_capacity(self.runs.list().len());
+        let mut data = Vec::with_capacity(self.sg_list.entries().len());
         let (mut begin, mut at) = (0, 0);
-        for run in self.runs.list() {
-            match *run {
-                Run::Memory { iova, bytes } => {
+        for entry in self.sg_list.entries() {
+            match *entry {
+                SgEntry::Memory { iova, bytes } => {
                     let hold = self.memory.hold(iova, bytes, access).map_err(|_| Status::DATA_TRANSFER)?;
-                    data.push(Span { hold, bytes });
+                    data.push(Segment { hold, offset: 0, bytes });
                     at += bytes;
                 }
-                Run::Bucket { bytes } => {
+                SgEntry::BitBucket { bytes } => {
                     pieces.push((begin, std::mem::take(&mut data)));
                     at += bytes;
                     begin = at;
@@ -147,14 +143,14 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
             }
         }
         if pieces.is_empty() {
-            self.submit(Work { nsid, tag, operation, data });
+            self.submit(nsid, Request { tag, operation, data });
             return Ok(());
         }
         pieces.push((begin, data));
         pieces.retain(|(_, data)| !data.is_empty());
-        // A disk reads whole blocks; a bucket may leave out whole blocks only.
-        let is_whole = |(begin, data): &(u64, Vec<Span<M::Guard>>)| {
-            begin % block == 0 && data.iter().map(|span| span.bytes).sum::<u64>() % block == 0
+        // A disk reads whole blocks, so a bit bucket must leave out whole blocks.
+        let is_whole = |(begin, data): &(u64, Vec<Segment<M::Guard>>)| {
+            begin % block == 0 && data.iter().map(|segment| segment.bytes).sum::<u64>() % block == 0
         };
         if !pieces.iter().all(is_whole) {
             return Err(Status::SGL_DATA_LENGTH);
@@ -164,7 +160,7 @@ impl<M: GuestMemory, S: Storage<M::Guard>> Lane<M, S> {
                 Operation::Read { offset } => Operation::Read { offset: offset + begin },
                 other => other.clone(),
             };
-            self.submit(Work { nsid, tag, operation, data });
+            self.submit(nsid, Request { tag, operation, data });
         }
         Ok(())
     }

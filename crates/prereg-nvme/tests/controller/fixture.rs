@@ -14,7 +14,7 @@ use prereg_vfio_user::client::Client;
 use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Server, ServerSettings};
 
 /// A server, its model and its socket.
-pub(crate) struct Bed {
+pub(crate) struct Fixture {
     pub(crate) server: Server,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) model: Arc<NvmeModel>,
@@ -23,13 +23,13 @@ pub(crate) struct Bed {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// One test at a time: pinned memory is limited for all of a user's programs together.
+/// One test at a time: the limit of locked memory is for all programs of a user together.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// The size of disks in memory.
 pub(crate) const DISK: u64 = 32 << 20;
 
-/// What tests are served with: few queues, so that several share a worker.
+/// The settings of tests: few I/O threads, so that several queues share one.
 pub(crate) fn settings() -> NvmeSettings {
     let mut settings = NvmeSettings::new("TEST1");
     settings.io_queues = 4;
@@ -37,7 +37,7 @@ pub(crate) fn settings() -> NvmeSettings {
     settings
 }
 
-/// A back end that pins, as anybody gets it; `None`, with the reason printed, where there is none.
+/// A backend that pins memory as an ordinary user may; `None`, with the reason printed, where there is none.
 pub(crate) fn pins() -> Option<Arc<IoUring>> {
     match IoUring::builder().addresses(AddressKind::SlotOffset).build() {
         Ok(pins) => Some(Arc::new(pins)),
@@ -48,7 +48,7 @@ pub(crate) fn pins() -> Option<Arc<IoUring>> {
     }
 }
 
-impl Bed {
+impl Fixture {
     /// With one disk in memory.
     pub(crate) fn new(settings: NvmeSettings) -> Option<Self> {
         let disk = Arc::new(MemoryDisk::new(DISK, 9).unwrap());
@@ -76,7 +76,7 @@ impl Bed {
         Client::connect(&self.path).unwrap()
     }
 
-    /// Waits until every client is gone, and looks that nothing of theirs is left.
+    /// Waits until every client is gone, and checks that nothing of theirs is left.
     pub(crate) fn settle(&self) {
         until("the clients leave", || self.server.snapshot().clients.is_empty());
         until("the memory is given back", || {
@@ -87,7 +87,7 @@ impl Bed {
     }
 }
 
-/// Waits for something that must come.
+/// Waits for something that must happen.
 pub(crate) fn until(what: &str, mut come: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !come() {
