@@ -196,16 +196,16 @@ static void a_container_of_the_caller(void)
 	struct prereg_range range;
 	volatile unsigned char *registers;
 	uint64_t before, bus;
-	char link[128], target[256];
+	char path[128], target[256];
 	uint16_t command;
 	ssize_t length;
 
-	snprintf(link, sizeof(link), "/sys/bus/pci/devices/%s/iommu_group", names[0]);
-	length = readlink(link, target, sizeof(target) - 1);
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", names[0]);
+	length = readlink(path, target, sizeof(target) - 1);
 	EXPECT(length > 0);
 	target[length] = 0;
-	EXPECT(snprintf(link, sizeof(link), "/dev/vfio/%d", atoi(strrchr(target, '/') + 1)) > 0);
-	group = open(link, O_RDWR);
+	snprintf(path, sizeof(path), "/dev/vfio/%d", atoi(strrchr(target, '/') + 1));
+	group = open(path, O_RDWR);
 	EXPECT(container >= 0 && group >= 0 && ioctl(group, VFIO_GROUP_SET_CONTAINER, &container) == 0);
 	EXPECT(ioctl(container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) == 0);
 	device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, names[0]);
