@@ -160,7 +160,7 @@ pub struct KindTotals {
     pub bytes: u64,
     /// Sum of the latencies.
     pub nanoseconds: u64,
-    /// Latency histogram: see [`BUCKETS`].
+    /// Latency histogram, by powers of two of nanoseconds.
     pub latency: [u64; BUCKETS],
 }
 
