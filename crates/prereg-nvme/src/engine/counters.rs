@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_counted_by_status_over_all_lanes() {
+    fn failures_are_counted_by_status_over_all_poll_groups() {
         let (one, other) = (Counters::default(), Counters::default());
         one.failed(Status::LBA_RANGE);
         other.failed(Status::LBA_RANGE);
