@@ -108,8 +108,7 @@ impl<F: 'static> Session<F> {
     }
 
     /// Received bytes of an incomplete message, and its size; of the header while that is incomplete. `None` between messages.
-    #[must_use]
-    pub fn under_way(&self) -> Option<(u32, u32)> {
+    pub(crate) fn under_way(&self) -> Option<(u32, u32)> {
         self.frame_reader.under_way()
     }
 

@@ -1,4 +1,6 @@
 //! The map: ordered mappings under one lock.
+//!
+//! More than 500 lines, because all operations use the fields that the lock protects.
 
 use alloc::collections::BTreeMap;
 use alloc::collections::btree_map::Entry;

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_cover_the_access_and_lie_in_their_pieces() {
+    fn segments_cover_the_access_and_lie_in_their_host_segments() {
         for skip in [0, 0x1000] {
             let table = blocks(skip, 0x9000).unwrap();
             for (offset, bytes) in [(0, 0x9000), (0, 1), (0xfff, 2), (0x1fff, 0x3002), (0x8fff, 1)] {
@@ -169,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_has_a_bounded_number_of_pieces() {
+    fn a_mapping_has_a_bounded_number_of_blocks() {
         assert!(blocks(0, MAX_BLOCKS << 13).is_ok());
         assert!(matches!(blocks(0x1000, MAX_BLOCKS << 13), Err(IovaMapError::TooManyBlocks { .. })));
         assert!(blocks(0x1000, u64::MAX).is_err());
     }
 
     #[test]
-    fn there_are_no_more_slots_than_pieces() {
+    fn there_are_no_more_slots_than_blocks() {
         for (count, slots) in [(1, 1), (CHUNK, CHUNK), (CHUNK + 3, CHUNK + 3)] {
             let table = blocks(0, count << 13).unwrap();
             assert!((0..count).all(|block| table.slot(block).is_some()));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_piece_ends_at_a_number_of_64_bits() {
+    fn the_last_segment_ends_at_a_number_of_64_bits() {
         let large = |skip, bytes| OnDemand::new(Arc::new(Nothing), PageShift::new(40).unwrap(), skip, bytes);
         let most = u64::MAX - (1 << 40) + 1;
         let table = large(1 << 39, most - (1 << 39)).unwrap();

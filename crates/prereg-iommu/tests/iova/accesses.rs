@@ -6,7 +6,7 @@ use prereg_iommu::iova::{Backing, HostSegment, IovaAccessError};
 use crate::fixture::{BASE, Fixture, PAGE, iova, local};
 
 #[test]
-fn pieces_are_what_lies_behind_the_range() {
+fn host_segments_are_the_memory_of_the_range() {
     let fixture = Fixture::new();
     fixture.map(10, 4, 5).unwrap();
     fixture.map(14, 1, 0).unwrap();
@@ -45,7 +45,7 @@ fn a_hole_or_a_missing_right_refuses_all_of_it() {
 }
 
 #[test]
-fn an_unmap_is_over_when_the_last_access_leaves_and_is_told_once() {
+fn an_unmap_ends_with_the_last_access_and_is_reported_once() {
     let fixture = Fixture::new();
     fixture.map(0, 4, 0).unwrap();
     let first = fixture.map.hold(iova(0), PAGE, Access::Read).unwrap();

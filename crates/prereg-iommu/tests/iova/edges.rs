@@ -107,7 +107,7 @@ fn only_what_is_being_unmapped_is_said_to_be() {
 }
 
 #[test]
-fn an_access_that_ends_where_a_piece_ends_has_no_part_of_the_next() {
+fn an_access_that_ends_at_a_segment_end_has_no_part_of_the_next() {
     let fixture = Fixture::new();
     let far = BASE + 4 * PAGES * PAGE;
     let _other = fixture.space.register(&fixture.host.memory(far, 8 * PAGE)).unwrap();

@@ -33,7 +33,7 @@ fn limited(segments: u64) -> Fixture {
 }
 
 #[test]
-fn one_piece_more_than_allowed_is_no_space_until_a_mapping_has_drained() {
+fn one_segment_above_the_limit_is_no_space_until_a_mapping_has_drained() {
     let fixture = limited(5);
     let map =
         |at, count| fixture.map.map(iova(at), count * PAGE, Backing::Segments(pages(0, count)), Access::Read);

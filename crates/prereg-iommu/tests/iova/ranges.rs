@@ -127,7 +127,7 @@ fn memory_that_is_going_is_not_mapped() {
 }
 
 #[test]
-fn pieces_of_several_regions_make_one_mapping_or_none() {
+fn segments_of_several_regions_make_one_mapping_or_none() {
     let fixture = Fixture::new();
     let far = BASE + 4 * PAGES * PAGE;
     let other = fixture.space.register(&fixture.host.memory(far, 8 * PAGE)).unwrap();

@@ -75,7 +75,7 @@ fn what_cannot_be_supplied_is_not_held() {
 }
 
 #[test]
-fn on_demand_each_piece_is_asked_for_once_and_kept() {
+fn on_demand_each_block_is_asked_for_once_and_kept() {
     let fixture = Fixture::new();
     let supplier = Arc::new(Supplier::default());
     let supply = Arc::clone(&supplier) as Arc<dyn MemoryProvider>;
@@ -112,7 +112,7 @@ fn on_demand_each_piece_is_asked_for_once_and_kept() {
 }
 
 #[test]
-fn on_demand_a_piece_that_fails_is_asked_for_again_and_the_others_go_on() {
+fn on_demand_a_failed_block_is_asked_for_again_and_the_others_work() {
     let fixture = Fixture::new();
     let supplier = Arc::new(Supplier::default());
     let supply = Arc::clone(&supplier) as Arc<dyn MemoryProvider>;

@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn all_workers_look_ten_times_a_second_after_something_was_rung() {
+    fn all_io_threads_poll_ten_times_a_second_after_a_doorbell() {
         let times = [0, 400, 4000, 8000, 1_000_000].map(|idle| wake_all(idle * MILLISECOND) / MILLISECOND);
         assert_eq!(times, [100, 100, 1000, 2000, 2000]);
     }

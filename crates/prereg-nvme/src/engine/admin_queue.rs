@@ -1,7 +1,7 @@
 //! The admin queue pair. Commands are executed one at a time.
 //!
-//! An [`AdminQueue`] fetches a command, has [`Admin`] execute it, and posts the completion. A command that needs a poll group
-//! returns a [`QueueOp`]; no other command is fetched until [`op_done`](AdminQueue::op_done) reports its result.
+//! An [`AdminQueue`] fetches a command, has `Admin` execute it, and posts the completion. A command that needs a poll group
+//! returns a `QueueOp`; no other command is fetched until [`op_done`](AdminQueue::op_done) reports its result.
 
 use std::sync::Arc;
 

@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_is_told_again_only_after_its_log_was_read() {
+    fn an_event_type_is_reported_again_only_after_its_log_was_read() {
         let mut events = AsyncEvents::default();
         for cid in 0..4 {
             assert!(events.request(cid));

@@ -52,7 +52,7 @@ mod tests {
     use super::{Backoff, REPORT_AFTER};
 
     #[test]
-    fn it_is_told_once_and_tried_ever_less_often() {
+    fn it_is_reported_once_and_retried_less_and_less_often() {
         let mut backoff = Backoff::default();
         let (mut now, mut tries, mut reported) = (5, 0, 0);
         assert!(backoff.may_try(now));

@@ -160,7 +160,7 @@ pub struct KindTotals {
     pub bytes: u64,
     /// Sum of the latencies.
     pub nanoseconds: u64,
-    /// Latency histogram: see [`BUCKETS`].
+    /// Latency histogram, by powers of two of nanoseconds.
     pub latency: [u64; BUCKETS],
 }
 
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_counted_by_status_over_all_lanes() {
+    fn failures_are_counted_by_status_over_all_poll_groups() {
         let (one, other) = (Counters::default(), Counters::default());
         one.failed(Status::LBA_RANGE);
         other.failed(Status::LBA_RANGE);

@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_leaves_the_word_alone_is_served_at_once() {
+    fn a_driver_without_shadow_doorbells_is_served_at_once() {
         let mut doorbell = Doorbell::default();
         doorbell.init(3);
         assert_eq!(doorbell.next_value(3, ShadowValue::Known(3), 3, ENTRIES, 0), None);
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_register_write_that_comes_late_is_not_taken_for_one_almost_a_ring_ahead() {
+    fn a_late_register_write_is_not_used_as_one_almost_a_ring_ahead() {
         let mut doorbell = Doorbell::default();
         doorbell.init(0);
         assert_eq!(
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_changes_from_the_word_to_the_register_is_served_when_the_word_stood_still() {
+    fn a_driver_that_changes_to_the_register_is_served_after_the_settle_time() {
         let mut doorbell = Doorbell::default();
         doorbell.init(0);
         assert_eq!(

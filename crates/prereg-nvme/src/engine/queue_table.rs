@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_wakes_only_who_waits_for_it() {
+    fn a_head_wakes_only_a_poll_group_that_waits_for_it() {
         let queue_table = queue_table();
         queue_table.open_completion(1, 8, None, 4);
         assert_eq!(queue_table.ring(3, 1), Ok(None));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn who_looks_around_finds_each_new_value_once() {
+    fn polling_finds_each_new_value_once() {
         let queue_table = queue_table();
         let mut seen = vec![0; queue_table.doorbells()];
         let mut look = |queue_table: &QueueTable| {
@@ -359,7 +359,11 @@ mod tests {
         queue_table.doorbells.store(super::tail_of(1), 5);
         queue_table.doorbells.store(super::head_of(2), 5);
         queue_table.doorbells.store(super::tail_of(2), 5);
-        assert_eq!(look(&queue_table), [3], "nobody waits for the head, and the other queue is not there");
+        assert_eq!(
+            look(&queue_table),
+            [3],
+            "no poll group waits for the head, and the other queue does not exist"
+        );
         assert!(look(&queue_table).is_empty());
         queue_table.await_head(2, true);
         queue_table.doorbells.store(super::head_of(2), 6);

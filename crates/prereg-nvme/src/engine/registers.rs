@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shutdown_is_told_in_two_steps_and_once() {
+    fn a_shutdown_is_reported_in_two_steps_and_once() {
         let mut registers = with_queues();
         write(&mut registers, CC, LINUX);
         registers.ready();

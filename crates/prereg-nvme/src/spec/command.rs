@@ -29,7 +29,6 @@ impl Command {
         Self { words }
     }
 
-    /// Opcode.
     pub(crate) const fn opcode(&self) -> u8 {
         (self.words[0] & 0xff) as u8
     }
@@ -39,17 +38,14 @@ impl Command {
         self.words[0] >> 8 & 3
     }
 
-    /// Command identifier.
     pub(crate) const fn cid(&self) -> u16 {
         (self.words[0] >> 16) as u16
     }
 
-    /// Namespace identifier.
     pub(crate) const fn nsid(&self) -> u32 {
         self.words[1]
     }
 
-    /// The data pointer.
     pub(crate) const fn data(&self) -> DataPointer {
         let first = self.quad(6);
         let second = self.quad(8);

@@ -7,15 +7,12 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    /// Its length.
     pub(crate) const BYTES: usize = 4096;
 
-    /// All zero.
     pub(crate) fn zeroed() -> Self {
         Self { bytes: vec![0; Self::BYTES].into_boxed_slice() }
     }
 
-    /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -27,27 +24,22 @@ impl Page {
         }
     }
 
-    /// Puts one byte.
     pub(crate) fn put_u8(&mut self, offset: usize, value: u8) {
         self.put(offset, &[value]);
     }
 
-    /// Puts two bytes.
     pub(crate) fn put_u16(&mut self, offset: usize, value: u16) {
         self.put(offset, &value.to_le_bytes());
     }
 
-    /// Puts four bytes.
     pub(crate) fn put_u32(&mut self, offset: usize, value: u32) {
         self.put(offset, &value.to_le_bytes());
     }
 
-    /// Puts eight bytes.
     pub(crate) fn put_u64(&mut self, offset: usize, value: u64) {
         self.put(offset, &value.to_le_bytes());
     }
 
-    /// Puts sixteen bytes.
     pub(crate) fn put_u128(&mut self, offset: usize, value: u128) {
         self.put(offset, &value.to_le_bytes());
     }

@@ -79,7 +79,7 @@ impl Fixture {
     /// Waits until every client is gone, and checks that nothing of theirs is left.
     pub(crate) fn settle(&self) {
         until("the clients leave", || self.server.snapshot().clients.is_empty());
-        until("the memory is given back", || {
+        until("the memory is released", || {
             let state = self.store.snapshot();
             state.files.is_empty() && state.space.regions.is_empty()
         });

@@ -81,7 +81,7 @@ fn kinds() -> Vec<(&'static str, Vec<Vec<u8>>)> {
 }
 
 #[test]
-fn a_flood_of_any_kind_is_not_piled_up_and_the_next_client_is_served() {
+fn a_flood_of_messages_needs_bounded_memory_and_the_next_client_is_served() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     // The memory of a session without messages, and what the allocator keeps of it.
     drop(Driver::ready(&fixture, 1));

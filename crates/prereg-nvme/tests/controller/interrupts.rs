@@ -19,7 +19,7 @@ const MSIX: u32 = 2;
 /// Longer than any completion takes; a test that passes never waits for it.
 const LONG: Duration = Duration::from_secs(60);
 
-fn tell(driver: &mut Driver, kind: u32, count: usize) -> Vec<Eventfd> {
+fn connect_eventfds(driver: &mut Driver, kind: u32, count: usize) -> Vec<Eventfd> {
     let eventfds: Vec<Eventfd> = (0..count).map(|_| Eventfd::new().unwrap()).collect();
     let lent: Vec<_> = eventfds.iter().map(AsFd::as_fd).collect();
     driver.client.set_eventfds(kind, 0, &lent).unwrap();
@@ -31,7 +31,7 @@ fn each_completion_queue_has_its_message() {
     for kind in [MSIX, MSI] {
         let Some(fixture) = Fixture::new(settings()) else { return };
         let mut driver = Driver::connect(&fixture);
-        let eventfds = tell(&mut driver, kind, 5);
+        let eventfds = connect_eventfds(&mut driver, kind, 5);
         driver.enable();
         for id in 1..=4 {
             driver.create_pair(id);
@@ -44,16 +44,16 @@ fn each_completion_queue_has_its_message() {
             assert_eq!(driver.take(queue).status, Status::SUCCESS);
         }
         for eventfd in &eventfds[1..] {
-            assert_eq!(eventfd.take(), 0, "nobody else's");
+            assert_eq!(eventfd.take(), 0, "and no other");
         }
     }
 }
 
 #[test]
-fn a_message_that_nobody_was_there_for_comes_later() {
+fn a_message_without_an_eventfd_is_sent_later() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
-    let eventfds = tell(&mut driver, MSIX, 2);
+    let eventfds = connect_eventfds(&mut driver, MSIX, 2);
     driver.enable();
     driver.create_pair(1);
     driver.client.clear_irqs(MSIX).unwrap();
@@ -99,7 +99,7 @@ pub(crate) fn unmask(driver: &mut Driver) {
 fn the_pin_is_up_until_heads_catch_up() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
-    let pin = tell(&mut driver, INTX, 1);
+    let pin = connect_eventfds(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
     assert!(pin[0].wait(LONG) >= 1);
@@ -144,7 +144,7 @@ fn the_pin_is_up_until_heads_catch_up() {
 fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
-    let pin = tell(&mut driver, INTX, 1);
+    let pin = connect_eventfds(&mut driver, INTX, 1);
     driver.enable();
     driver.create_pair_with(1, 0);
     driver.create_pair_with(2, 0);
@@ -179,7 +179,7 @@ fn a_thousand_interrupts_by_the_pin_lose_none_and_invent_none() {
 }
 
 #[test]
-fn mapped_doorbells_are_heard() {
+fn mapped_doorbells_are_polled() {
     let mut settings = settings();
     settings.doorbells = DoorbellMode::Mapped;
     let Some(fixture) = Fixture::new(settings) else { return };

@@ -145,7 +145,7 @@ fn a_client_that_leaves_in_the_middle_leaves_nothing() {
 }
 
 #[test]
-fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
+fn a_writable_disk_has_one_client_unless_the_settings_say_otherwise() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut first = Driver::ready(&fixture, 1);
     let refused = Client::connect(&fixture.path).unwrap_err();
@@ -167,7 +167,7 @@ fn a_disk_that_can_be_written_serves_one_client_unless_it_is_said_otherwise() {
 }
 
 #[test]
-fn a_namespace_that_changed_is_told() {
+fn a_namespace_change_is_reported() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::ready(&fixture, 1);
     assert_eq!(driver.admin(command(9, 0, &[(10, 11), (11, 1 << 8)])).status, Status::SUCCESS);

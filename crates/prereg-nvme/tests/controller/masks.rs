@@ -23,7 +23,7 @@ const TABLE: u64 = 0x2000;
 const PENDING: u64 = 0x3000;
 const LONG: Duration = Duration::from_secs(60);
 
-fn tell(driver: &mut Driver, kind: u32, vector: u32) -> Eventfd {
+fn connect_eventfds(driver: &mut Driver, kind: u32, vector: u32) -> Eventfd {
     let eventfd = Eventfd::new().unwrap();
     driver.client.set_eventfds(kind, vector, &[eventfd.as_fd()]).unwrap();
     eventfd
@@ -71,7 +71,7 @@ fn until_pending(driver: &mut Driver, bits: u64) {
 fn msix_obeys_its_table_the_function_and_the_enable_bit() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
-    let told = tell(&mut driver, MSIX, 1);
+    let told = connect_eventfds(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
     let control = capability(&mut driver, 0x11) + 2;
@@ -83,7 +83,7 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
     set_mask(&mut driver, 0);
     complete(&mut driver);
     assert!(told.wait(LONG) >= 1, "enabled and unmasked");
-    until("all are told", || pending(&mut driver) & 2 == 0);
+    until("all are reported", || pending(&mut driver) & 2 == 0);
     assert!(told.take() <= 1);
     // The vector's mask.
     set_mask(&mut driver, 1);
@@ -105,7 +105,7 @@ fn msix_obeys_its_table_the_function_and_the_enable_bit() {
     driver.client.clear_irqs(MSIX).unwrap();
     complete(&mut driver);
     until_pending(&mut driver, 2);
-    let told = tell(&mut driver, MSIX, 1);
+    let told = connect_eventfds(&mut driver, MSIX, 1);
     assert_eq!((told.wait(LONG), pending(&mut driver)), (1, 0));
     // A reset clears pending interrupts and the interrupt mode.
     set_mask(&mut driver, 1);
@@ -122,7 +122,7 @@ fn msi_obeys_its_masks() {
     settings.interrupts.msix = false;
     let Some(fixture) = Fixture::new(settings) else { return };
     let mut driver = Driver::connect(&fixture);
-    let told = tell(&mut driver, MSI, 1);
+    let told = connect_eventfds(&mut driver, MSI, 1);
     driver.enable();
     driver.create_pair(1);
     let msi = capability(&mut driver, 5);
@@ -155,7 +155,7 @@ fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
         status[0] >> 3 & 1
     };
     command(&mut driver, 0x406);
-    let told = tell(&mut driver, INTX, 0);
+    let told = connect_eventfds(&mut driver, INTX, 0);
     driver.put(1, FLUSH);
     driver.ring(1);
     until("the pin is up", || status(&mut driver) == 1);
@@ -170,7 +170,7 @@ fn the_pin_obeys_intx_disable_and_its_status_can_be_read() {
 fn a_device_that_may_not_master_the_bus_waits() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
-    let told = tell(&mut driver, MSIX, 1);
+    let told = connect_eventfds(&mut driver, MSIX, 1);
     driver.enable();
     driver.create_pair(1);
     driver.client.region_write(CONFIG, 4, &[2, 0]).unwrap();
@@ -228,7 +228,7 @@ fn a_mask_that_is_written_while_a_reset_ends_is_in_force_if_it_can_be_read() {
     settings.interrupts = InterruptKinds { intx: true, msi: false, msix: false };
     let Some(fixture) = Fixture::new(settings) else { return };
     let mut driver = Driver::connect(&fixture);
-    let told = tell(&mut driver, INTX, 0);
+    let told = connect_eventfds(&mut driver, INTX, 0);
     for round in 0..4000 {
         driver.enable();
         driver.client.region_post(0, 0x14, &(LINUX & !1).to_le_bytes()).unwrap();

@@ -69,7 +69,7 @@ fn memory_with_queues_can_be_unmapped_and_mapped_again() {
 }
 
 #[test]
-fn queues_that_are_unmapped_for_long_are_told_and_go_on_when_their_memory_returns() {
+fn queues_unmapped_for_long_are_reported_and_continue_when_their_memory_returns() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::connect(&fixture);
     // The second queue has its own memory.
@@ -159,7 +159,7 @@ fn memory_that_the_device_may_not_write_is_not_written() {
 }
 
 #[test]
-fn doorbell_nonsense_harms_nobody() {
+fn invalid_doorbells_do_no_harm() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = Driver::ready(&fixture, 2);
     let mut state = 1u32;

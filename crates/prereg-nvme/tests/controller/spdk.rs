@@ -109,7 +109,7 @@ fn it_drives_the_disk_with_the_defaults_and_comes_back_at_once() {
 }
 
 #[test]
-fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
+fn doorbells_are_mapped_for_clients_that_need_it_unless_the_settings_say_otherwise() {
     let mappable = |settings: NvmeSettings, posts: bool| {
         let fixture = Fixture::new(settings)?;
         let mut client = if posts { fixture.client() } else { connect(&fixture) };
@@ -129,7 +129,7 @@ fn doorbells_are_mapped_by_who_needs_it_unless_the_settings_say_otherwise() {
 }
 
 #[test]
-fn a_doorbell_is_heard_after_any_rest() {
+fn a_doorbell_is_found_after_any_idle_time() {
     let Some(fixture) = Fixture::new(settings()) else { return };
     let mut driver = drives(&fixture);
     // From the I/O thread's own polling to the admin thread's.

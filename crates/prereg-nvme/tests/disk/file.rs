@@ -69,7 +69,7 @@ fn a_file_that_ends_in_mid_block_is_a_disk_of_its_whole_blocks() {
 }
 
 #[test]
-fn reasons_are_told() {
+fn errors_have_their_reasons() {
     let folder = tempfile::tempdir().unwrap();
     let path = image(&folder, 1 << 20);
     let cached = FileDisk::open(&path, with(Direct::Off, None)).unwrap();

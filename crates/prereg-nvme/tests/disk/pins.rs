@@ -108,8 +108,8 @@ fn a_guest_that_goes_takes_its_pins_along_though_the_queues_stay() {
 }
 
 #[test]
-fn a_queue_that_goes_gives_back_the_holds_of_everything_in_flight() {
-    if !alone("pins::a_queue_that_goes_gives_back_the_holds_of_everything_in_flight") {
+fn dropping_a_queue_releases_the_holds_of_everything_in_flight() {
+    if !alone("pins::dropping_a_queue_releases_the_holds_of_everything_in_flight") {
         return;
     }
     let before = pinned();

@@ -37,7 +37,7 @@ fn get(guest: &mut Guest, id: u32, select: u32, value: u32) -> (u32, Status) {
 }
 
 #[test]
-fn the_controller_says_what_it_can() {
+fn identify_controller_has_the_capabilities() {
     let mut guest = Guest::enabled();
     let page = identify(&mut guest, 1, 0).unwrap();
     assert_eq!(&page[4..24], b"S1                  ");
@@ -253,7 +253,7 @@ fn a_reset_forgets_features() {
 }
 
 #[test]
-fn a_host_says_who_it_is() {
+fn the_host_identifier_is_kept() {
     let mut guest = Guest::enabled();
     let host = core::array::from_fn::<u8, 16, _>(|at| at as u8 + 1);
     guest.machine.ram.put(PAGE, &host);
@@ -332,7 +332,7 @@ fn events_wait_for_requests_up_to_the_limit() {
 }
 
 #[test]
-fn namespace_events_are_told_only_to_who_asked() {
+fn namespace_events_are_reported_only_if_enabled() {
     let mut guest = Guest::enabled();
     guest.put(0, command(0x0c, 0, &[]));
     guest.ring(0);
@@ -342,7 +342,7 @@ fn namespace_events_are_told_only_to_who_asked() {
 }
 
 #[test]
-fn a_threshold_below_the_temperature_is_told() {
+fn a_threshold_below_the_temperature_is_reported() {
     let mut guest = Guest::enabled();
     set(&mut guest, 0xb, 1 << 1);
     let cid = guest.put(0, command(0x0c, 0, &[]));
@@ -376,7 +376,7 @@ fn a_request_for_events_can_be_aborted() {
 }
 
 #[test]
-fn doorbell_nonsense_is_told_and_changes_nothing() {
+fn invalid_doorbells_are_reported_and_change_nothing() {
     let mut guest = Guest::with_queues(1);
     let cid = guest.put(0, command(0x0c, 0, &[]));
     guest.ring(0);

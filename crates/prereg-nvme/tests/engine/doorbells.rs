@@ -182,13 +182,13 @@ fn shadow_doorbells_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn nonsense_in_shadow_doorbells_is_told_and_ignored() {
+fn invalid_shadow_doorbells_are_reported_and_ignored() {
     let mut guest = Guest::with_queues(1);
     use_shadow(&mut guest);
     for value in [99, u32::MAX, ENTRIES] {
         guest.machine.ram.put(SHADOW + 8, &value.to_le_bytes());
         guest.machine.run();
-        assert!(guest.machine.poll_group.may_sleep(), "a value that was refused keeps nobody awake");
+        assert!(guest.machine.poll_group.may_sleep(), "a rejected value keeps no thread awake");
     }
     assert_eq!(guest.machine.events, [AsyncEvent::InvalidDoorbellValue; 3]);
     let cid = guest.put(1, FLUSH);

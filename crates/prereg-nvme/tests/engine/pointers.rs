@@ -153,7 +153,7 @@ fn memory_that_is_not_there_is_a_data_transfer_error() {
     put_list(&guest, LIST, &[DATA + 0x4000, DATA + 0x5000]);
     let holds = guest.machine.ram.holds();
     assert_eq!(guest.io(transfer(READ, 1, 0, 24, DATA, LIST)), Status::DATA_TRANSFER);
-    assert_eq!(guest.machine.ram.holds(), holds, "what was held before is given back");
+    assert_eq!(guest.machine.ram.holds(), holds, "earlier holds are released");
     assert_eq!(guest.machine.disks.inner().done.len(), 0);
 }
 

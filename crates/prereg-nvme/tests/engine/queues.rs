@@ -149,7 +149,7 @@ fn a_submission_queue_is_deleted_although_its_completion_queue_is_full() {
 }
 
 #[test]
-fn a_reset_waits_for_what_has_begun_and_answers_nobody() {
+fn a_reset_waits_for_requests_in_flight_and_completes_none() {
     let mut guest = Guest::with_queues(1);
     guest.machine.disks.inner().room = 1;
     guest.machine.disks.inner().stuck = true;
@@ -186,7 +186,7 @@ fn a_shutdown_makes_everything_durable() {
 }
 
 #[test]
-fn holds_of_queues_are_given_back_and_taken_again() {
+fn holds_of_queues_are_released_and_taken_again() {
     let mut guest = Guest::with_queues(1);
     guest.io(FLUSH);
     let holds = guest.machine.ram.holds();
@@ -272,7 +272,7 @@ fn a_queue_whose_memory_comes_back_late_goes_on_by_itself() {
 }
 
 #[test]
-fn a_queue_whose_memory_stays_away_is_told() {
+fn a_queue_whose_memory_stays_away_is_reported() {
     let mut guest = Guest::with_queues(1);
     guest.machine.poll_group.release_in(Iova::new(0), 0);
     guest.machine.ram.hole(submission_at(1)..submission_at(1) + 0x1000);

@@ -47,14 +47,12 @@ impl Bar {
     }
 
     /// Whether it uses two registers.
-    #[must_use]
-    pub const fn is_wide(&self) -> bool {
+    pub(crate) const fn is_wide(&self) -> bool {
         self.kind & Self::WIDE != 0
     }
 
     /// Whether it is I/O ports.
-    #[must_use]
-    pub const fn is_io(&self) -> bool {
+    pub(crate) const fn is_io(&self) -> bool {
         self.kind & Self::IO != 0
     }
 

@@ -57,7 +57,7 @@ fn capability(config: &ConfigSpace, id: u8) -> Option<u64> {
 }
 
 #[test]
-fn a_driver_finds_who_it_is_and_what_it_can() {
+fn a_driver_finds_identity_and_capabilities() {
     let config = full();
     assert_eq!((get16(&config, 0), get16(&config, 2)), (0x1b36, 0x10));
     assert_eq!(get(&config, 8), [2, 0x02, 0x08, 0x01]);

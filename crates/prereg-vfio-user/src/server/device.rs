@@ -101,7 +101,7 @@ impl Layout {
     /// Configuration space.
     pub const CONFIG: u32 = 7;
     /// Regions of a PCI device: six BARs, ROM, configuration space, VGA.
-    pub const PCI_REGIONS: u32 = 9;
+    pub(crate) const PCI_REGIONS: u32 = 9;
 
     /// A PCI device with reset, nine empty regions and no interrupts.
     #[must_use]

@@ -20,8 +20,7 @@ impl IrqKind {
     pub const ALL: [Self; 5] = [Self::Intx, Self::Msi, Self::Msix, Self::Err, Self::Req];
 
     /// The kind with this index.
-    #[must_use]
-    pub fn from_index(index: u32) -> Option<Self> {
+    pub(crate) fn from_index(index: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(index).ok()?).copied()
     }
 

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_is_told_once_and_few_wait() {
+    fn each_reason_is_reported_once_and_few_wait() {
         let (mut notices, now) = (Notices::default(), Instant::now());
         for client in 0..1_000_000 {
             notices.add(notice(client, "busy"), now);

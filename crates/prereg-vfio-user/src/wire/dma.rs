@@ -50,8 +50,7 @@ impl MapMemory {
     }
 
     /// The flags of a body that needs a descriptor; `None` if it does not.
-    #[must_use]
-    pub fn needs_descriptor(body: &[u8]) -> Option<u32> {
+    pub(crate) fn needs_descriptor(body: &[u8]) -> Option<u32> {
         let flags = u32::from_ne_bytes(*body.get(4..)?.first_chunk()?);
         (flags & Self::BY_DESCRIPTOR != 0).then_some(flags)
     }

@@ -160,7 +160,7 @@ impl IoRegionsInfo {
     /// Bytes of the command's body, and of the reply's without subregions.
     pub const BYTES: u32 = 16;
     /// Bytes of a subregion.
-    pub const SUBREGION: u32 = 40;
+    pub(crate) const SUBREGION: u32 = 40;
 
     /// Reads the command's body: the index and the room for the reply.
     ///

@@ -184,7 +184,7 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
 }
 
 #[test]
-fn only_pieces_with_pages_are_pinned_before_a_device_comes() {
+fn only_blocks_with_pages_are_pinned_before_a_device_attaches() {
     let (_host, _gate, store) = fixture(POLICY);
     let (memory, fd) = sealed(32);
     // A full piece, half of one, and a single page.
@@ -260,7 +260,7 @@ fn a_client_that_is_cut_off_sees_nothing_of_a_cancelled_pin() {
 }
 
 #[test]
-fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
+fn stopping_starts_no_further_block_and_leaves_the_rest_to_first_use() {
     let Held { gate, store, fd, client, .. } = held(64);
     store.stop_background();
     gate.hold_none();
@@ -271,7 +271,7 @@ fn stopping_begins_no_further_piece_and_leaves_the_rest_to_first_use() {
 }
 
 #[test]
-fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
+fn a_block_that_cannot_be_pinned_fails_alone_and_can_be_pinned_later() {
     let (_host, gate, store) = fixture(POLICY);
     const BAD: PinError = PinError::Fault { ua: UserAddr::new(0), why: "of the test" };
     // The second piece in the background, and the device's first attempts.
@@ -298,7 +298,7 @@ fn a_piece_that_cannot_be_pinned_fails_alone_and_can_be_had_later() {
 }
 
 #[test]
-fn the_background_ends_at_the_first_piece_without_room_and_says_so_once() {
+fn the_background_ends_at_the_first_block_above_the_limit_and_reports_it_once() {
     const FULL: PinError = PinError::NoSlot { need: 1, free: 0 };
     const STOPPED: PinError =
         PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "of the test" };

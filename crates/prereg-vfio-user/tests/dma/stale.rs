@@ -77,7 +77,7 @@ fn physical_store() -> Option<std::sync::Arc<prereg_vfio_user::server::MemorySto
 }
 
 #[test]
-fn memory_that_was_given_back_and_taken_again_is_registered_again() {
+fn memory_that_was_released_and_mapped_again_is_registered_again() {
     let Some(store) = physical_store() else { return };
     let (memory, fd) = sealed(16);
     let client = Client::new(&store, 1);
@@ -136,7 +136,7 @@ fn one_client_that_punches_under_its_own_mapping_harms_no_other() {
 }
 
 #[test]
-fn a_stretch_without_holes_is_found_fresh_however_often_the_file_changes() {
+fn a_range_without_holes_is_read_again_after_every_change_of_the_file() {
     let Some(store) = store(MemoryPolicy::EAGER) else { return };
     let (memory, fd) = sealed(64);
     let client = Client::new(&store, 1);

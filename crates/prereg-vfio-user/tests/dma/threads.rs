@@ -76,11 +76,11 @@ fn clients_of_the_same_files_leave_nothing() {
 }
 
 #[test]
-fn clients_of_pieces_at_first_use_leave_nothing() {
+fn clients_of_blocks_pinned_at_first_use_leave_nothing() {
     everybody(MemoryPolicy::FIRST_USE.with_extent(4 * PAGE), 1500);
 }
 
 #[test]
-fn clients_of_pieces_in_the_background_leave_nothing() {
+fn clients_of_blocks_pinned_in_the_background_leave_nothing() {
     everybody(MemoryPolicy::BACKGROUND.with_extent(4 * PAGE), 1500);
 }

@@ -105,7 +105,7 @@ fn areas_go_to_a_client_with_room_for_them() {
 }
 
 #[test]
-fn a_client_that_takes_no_descriptors_is_told_of_no_mapping() {
+fn a_client_without_descriptors_is_offered_no_mapping() {
     let mut client = Client::with(Settings::default(), r#"{"capabilities":{"max_msg_fds":0}}"#);
     let mmap = Some(Mmap { descriptor: client.pool.fd(9), offset: 0, areas: areas(1) });
     let frame = region(&mut client, 1000, Region { bytes: 0x4000, readable: true, writable: true, mmap });

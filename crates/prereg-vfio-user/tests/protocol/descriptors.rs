@@ -45,7 +45,7 @@ fn descriptors_that_come_with_the_start_of_a_message_wait_for_its_end() {
 }
 
 #[test]
-fn descriptors_in_two_pieces_of_a_message_are_both_its_own() {
+fn descriptors_in_two_parts_of_a_message_belong_to_it() {
     let mut client = Client::new();
     let bytes = map(1);
     for (number, piece) in [(7, &bytes[..20]), (8, &bytes[20..])] {

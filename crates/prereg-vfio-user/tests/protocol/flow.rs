@@ -40,7 +40,7 @@ fn unanswered_requests_stop_the_reading_and_then_are_refused() {
 }
 
 #[test]
-fn replies_that_nobody_reads_stop_the_reading() {
+fn unread_replies_stop_the_reading() {
     let mut client = Client::with(Settings { held_bytes: 1 << 20, ..Settings::default() }, QEMU);
     let data = vec![7; 100_000];
     let mut answered = 0;
@@ -67,7 +67,7 @@ fn a_million_refused_messages_hold_no_more_than_their_replies() {
 }
 
 #[test]
-fn replies_without_descriptors_are_sent_together_and_in_any_pieces() {
+fn replies_without_descriptors_are_sent_together_and_in_any_parts() {
     let mut client = Client::new();
     let mut bytes = Vec::new();
     for id in 0..1000 {

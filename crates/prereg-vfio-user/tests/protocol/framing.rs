@@ -86,7 +86,7 @@ fn message_end(messages: &[(Vec<u8>, u32)], place: usize) -> usize {
 }
 
 #[test]
-fn pieces_of_any_length_make_the_same_messages() {
+fn reads_of_any_length_make_the_same_messages() {
     let whole = outcome(|_| usize::MAX, true);
     assert_eq!(whole.0.len(), everything().len());
     for length in 1..100 {
@@ -191,7 +191,7 @@ fn types_that_there_are_not_are_refused_and_other_marks_ignored() {
 }
 
 #[test]
-fn commands_nobody_answers_are_skipped_and_refused() {
+fn unsupported_commands_are_skipped_and_rejected() {
     let mut client = Client::new();
     for number in [0, 11, 12, 14, 16, 17, 18, 19, 999, u16::MAX] {
         for length in [0, 1, 16, 5000] {
@@ -201,7 +201,7 @@ fn commands_nobody_answers_are_skipped_and_refused() {
 }
 
 #[test]
-fn a_reply_nobody_waits_for_is_passed_over() {
+fn a_reply_without_a_request_is_skipped() {
     let mut client = Client::new();
     let mut bytes = Vec::new();
     Header::reply(5, Command::DMA_READ).frame(&mut bytes, |out| out.extend_from_slice(&[0; 40]));
@@ -213,7 +213,7 @@ fn a_reply_nobody_waits_for_is_passed_over() {
 }
 
 #[test]
-fn a_client_that_leaves_in_mid_message_is_told_from_one_that_leaves() {
+fn a_disconnect_within_a_message_differs_from_one_between_messages() {
     assert_eq!(Client::new().session.close(), Ok(()));
     let bytes = command(1, Command::REGION_READ, &[0; 16]);
     for cut in 1..bytes.len() {

@@ -170,7 +170,7 @@ fn version_comes_first_and_once() {
 }
 
 #[test]
-fn a_client_without_a_place_is_told_why_and_the_session_ends() {
+fn a_rejected_client_gets_the_reason_and_the_session_ends() {
     let mut client = Client::silent(Settings::default());
     let action = client.action(&version(3, 0, 0, QEMU), 0);
     let Action::Negotiated { token, .. } = action else { panic!("{action:?}") };

@@ -55,7 +55,7 @@ fn a_write_is_answered_with_its_place() {
 }
 
 #[test]
-fn who_wants_no_reply_gets_none() {
+fn a_request_without_reply_gets_none() {
     let mut client = Client::new();
     let mut bytes = Vec::new();
     for (id, fails) in [(1, false), (2, true)] {

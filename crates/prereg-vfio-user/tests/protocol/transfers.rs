@@ -120,7 +120,7 @@ fn what_comes_short_is_asked_for_again() {
 }
 
 #[test]
-fn a_clients_refusal_ends_the_transfer_with_its_errno() {
+fn an_error_of_the_client_ends_the_transfer_with_its_errno() {
     let mut client = Client::new();
     for (sent, errno) in [(19, Errno::ENODEV), (7, Errno::E2BIG), (0, Errno::EIO)] {
         let id = client.session.dma_read(Iova::new(0), 1 << 20).unwrap();
@@ -136,7 +136,7 @@ fn a_clients_refusal_ends_the_transfer_with_its_errno() {
 }
 
 #[test]
-fn a_transfer_that_failed_ends_when_its_last_piece_is_back() {
+fn a_failed_transfer_ends_with_the_reply_to_its_last_chunk() {
     let mut client = Client::with(Settings::default(), r#"{"capabilities":{"max_data_xfer_size":1000}}"#);
     let id = client.session.dma_write(Iova::new(0), &memory(0, 3000)).unwrap();
     let frames = client.frames();

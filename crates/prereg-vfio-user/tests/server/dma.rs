@@ -140,7 +140,7 @@ fn two_clients_with_the_same_memory_share_one_registration() {
 }
 
 #[test]
-fn an_unmap_is_answered_when_the_last_access_has_left_and_nobody_waits_meanwhile() {
+fn an_unmap_is_answered_after_the_last_access_and_no_thread_waits_meanwhile() {
     let fixture = Fixture::new();
     let (mut client, mut other) = (fixture.client(), fixture.client());
     let guest = memory(MIB);
@@ -185,7 +185,7 @@ fn an_unmap_is_answered_when_the_last_access_has_left_and_nobody_waits_meanwhile
 }
 
 #[test]
-fn holds_given_back_when_the_device_is_told_do_not_make_the_client_wait() {
+fn holds_released_by_the_device_on_unmap_do_not_delay_the_client() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     let guest = memory(MIB);

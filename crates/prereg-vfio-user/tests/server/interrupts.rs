@@ -40,7 +40,7 @@ use IrqAction::{Mask, Trigger, Unmask};
 use IrqSelection::{All, Each, Eventfds};
 
 #[test]
-fn vectors_are_told_one_by_one_and_forgotten_one_by_one() {
+fn vectors_are_set_one_by_one_and_cleared_one_by_one() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     let interrupts = fixture.probes.device(0).bus.interrupts.clone();
@@ -57,7 +57,7 @@ fn vectors_are_told_one_by_one_and_forgotten_one_by_one() {
 }
 
 #[test]
-fn a_client_can_trigger_what_it_is_told_of() {
+fn a_client_can_trigger_its_own_eventfds() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     let told = eventfds(4);
@@ -111,7 +111,7 @@ fn descriptors_that_are_no_eventfds_are_refused_and_closed() {
 }
 
 #[test]
-fn intx_is_told_once_until_it_is_unmasked_and_again_if_it_is_still_asserted() {
+fn intx_is_sent_once_until_it_is_unmasked_and_again_if_it_is_still_asserted() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     let interrupts = fixture.probes.device(0).bus.interrupts.clone();
@@ -266,7 +266,7 @@ fn errors_and_requests_have_one_line_each() {
 }
 
 #[test]
-fn a_full_eventfd_holds_nobody_up() {
+fn a_full_eventfd_blocks_no_thread() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     let interrupts = fixture.probes.device(0).bus.interrupts.clone();

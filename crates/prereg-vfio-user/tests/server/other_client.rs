@@ -45,7 +45,7 @@ fn it_learns_what_the_device_is() {
 }
 
 #[test]
-fn it_reads_writes_maps_and_is_told() {
+fn it_reads_writes_maps_and_gets_interrupts() {
     let fixture = Fixture::new();
     let mut client = Client::new(&fixture.path).unwrap();
     client.region_write(0, 0x10, b"by another client").unwrap();

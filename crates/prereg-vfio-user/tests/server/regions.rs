@@ -95,7 +95,7 @@ fn many_writes_stop_at_the_first_that_fails() {
 }
 
 #[test]
-fn requests_are_counted_by_command_and_refusals_by_reason() {
+fn requests_are_counted_by_command_and_rejections_by_reason() {
     let fixture = Fixture::new();
     let mut client = fixture.client();
     client.region_write(0, 0, &[1]).unwrap();

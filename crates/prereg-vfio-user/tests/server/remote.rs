@@ -37,7 +37,7 @@ fn serve(client: &mut Client, done: &mpsc::Receiver<()>) {
 }
 
 #[test]
-fn other_threads_read_and_write_it_in_pieces() {
+fn other_threads_read_and_write_it_in_parts() {
     let fixture = Fixture::new();
     let (mut client, data) = with_memory(&fixture, 1 << 20);
     let dma = fixture.probes.device(0).bus.dma.clone();
@@ -156,7 +156,7 @@ fn the_clients_errno_is_the_devices() {
 }
 
 #[test]
-fn who_waits_for_a_client_that_leaves_is_told() {
+fn waiting_for_a_client_that_disconnects_ends_with_an_error() {
     let fixture = Fixture::new();
     let (mut client, _) = with_memory(&fixture, 4096);
     let workers: Vec<_> = (0..4)
@@ -178,7 +178,7 @@ fn who_waits_for_a_client_that_leaves_is_told() {
 }
 
 #[test]
-fn who_waits_when_the_server_stops_is_told() {
+fn waiting_when_the_server_stops_ends_with_an_error() {
     let fixture = Fixture::new();
     let (mut client, _) = with_memory(&fixture, 4096);
     let dma = fixture.probes.device(0).bus.dma.clone();

@@ -60,7 +60,7 @@ fn what_is_no_socket_is_left_alone() {
 }
 
 #[test]
-fn a_socket_goes_with_its_server_and_with_nobody_elses() {
+fn a_socket_is_removed_by_its_own_server_only() {
     let fixture = Fixture::new();
     let (path, second) = (fixture.path.clone(), fixture.folder.path().join("second.sock"));
     let listening = fixture.server.listen(&second, Arc::new(fixture.probes.clone())).unwrap();
@@ -125,7 +125,7 @@ fn a_model_with_one_place_says_so_and_takes_the_next_when_it_is_free() {
 }
 
 #[test]
-fn who_reconnects_at_once_is_never_refused() {
+fn a_client_that_reconnects_at_once_is_never_rejected() {
     let fixture = Fixture::with(Probes::exclusive(), ServerSettings::default());
     for _ in 0..200 {
         drop(fixture.client());
@@ -156,7 +156,7 @@ fn a_client_waits_for_the_place_of_one_that_is_leaving() {
 }
 
 #[test]
-fn a_client_too_many_is_told_so() {
+fn a_client_above_the_limit_gets_an_error() {
     let fixture = Fixture::with(Probes::new(), settings(|settings| settings.max_clients = 2));
     let (_one, two) = (fixture.client(), fixture.client());
     let refused = Client::connect(&fixture.path).unwrap_err();

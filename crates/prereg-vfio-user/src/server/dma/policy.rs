@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_follow_the_limit_and_a_file_has_a_bounded_number_of_them() {
+    fn blocks_follow_the_limit_and_a_file_has_a_bounded_number_of_them() {
         let piece = |total: u64, length| MemoryPolicy::BACKGROUND.with_total_bytes(total).piece(length);
         assert_eq!(piece(1 << 20, 1 << 30), Some(2 << 20));
         assert_eq!(piece(21 << 30, 1 << 30), Some(8 << 20));

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_which_half_has_pages_are_found_whatever_the_stretches() {
+    fn blocks_half_with_pages_are_found_whatever_the_ranges() {
         let ranges = [(3, 5), (6, 8), (16, 17), (24, 26), (27, 40)];
         let (pieces, asked) = walk(&ranges, 38, 8);
         let there = [(0, 8, true), (16, 24, false), (24, 32, true), (32, 38, true)];

@@ -224,7 +224,7 @@ fn a_refused_fixed_buffer_is_tried_the_plain_way() {
 }
 
 #[test]
-fn refusals_are_told_as_what_they_are() {
+fn errors_of_the_kernel_become_their_faults() {
     let Some(mut fixture) = Fixture::new() else { return };
     for (errno, fault) in [
         (libc::ENOSPC, DiskFault::NoSpace),
