@@ -111,7 +111,7 @@ fn dispatch(command: Command, out: &mut impl Write) -> Result<Outcome, CommandEr
             hot_path::run(&args, out, &interrupt()?, Progress::on_terminal())
         }
         Command::Bench(Benchmarks::Nvme(args)) => nvme::run(&args, out, &interrupt()?),
-        Command::Serve(args) => serve::run(&args, out, &interrupt()?),
+        Command::Serve(args) => serve::run(&args, out, &Interrupt::for_server().map_err(no_signals)?),
         Command::Status(args) => status::run(&args, out, &interrupt()?),
         Command::Completions(args) => Ok(completions::run(&args, Cli::command(), out)?),
         Command::Man(ManArgs {}) => Ok(man::run(Cli::command(), out)?),
@@ -119,7 +119,11 @@ fn dispatch(command: Command, out: &mut impl Write) -> Result<Outcome, CommandEr
 }
 
 fn interrupt() -> Result<Interrupt, CommandError> {
-    Interrupt::on_signals().map_err(|error| CommandError::host("listening for Ctrl-C", error))
+    Interrupt::on_signals().map_err(no_signals)
+}
+
+fn no_signals(error: io::Error) -> CommandError {
+    CommandError::host("listening for Ctrl-C", error)
 }
 
 #[cfg(test)]

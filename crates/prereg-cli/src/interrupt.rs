@@ -1,9 +1,13 @@
 //! Ctrl-C as a flag: long loops poll it and return, so destructors run.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that SIGINT, SIGTERM or SIGHUP sets; clones share it.
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// A flag that signals set; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt(Arc<AtomicBool>);
 
@@ -15,15 +19,27 @@ pub struct Interrupted;
 prereg::debug_as_display!(Interrupted);
 
 impl Interrupt {
-    /// A flag that the signals set. At most one in a process.
+    /// A flag that SIGINT, SIGTERM and SIGHUP set.
     ///
     /// # Errors
-    /// If the handler cannot be installed.
-    pub fn on_signals() -> Result<Self, ctrlc::Error> {
+    /// If a handler cannot be installed.
+    pub fn on_signals() -> io::Result<Self> {
+        let interrupt = Self::for_server()?;
+        flag::register(SIGHUP, Arc::clone(&interrupt.0))?;
+        Ok(interrupt)
+    }
+
+    /// A flag that SIGINT and SIGTERM set. SIGHUP does nothing: a server outlives the terminal from which it was started,
+    /// because its guests would lose their disks.
+    ///
+    /// # Errors
+    /// If a handler cannot be installed.
+    pub fn for_server() -> io::Result<Self> {
         let interrupt = Self::default();
-        let flag = Arc::clone(&interrupt.0);
-        // Relaxed: the flag orders nothing.
-        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
+        for signal in [SIGINT, SIGTERM] {
+            flag::register(signal, Arc::clone(&interrupt.0))?;
+        }
+        flag::register(SIGHUP, Arc::default())?;
         Ok(interrupt)
     }
 

@@ -281,3 +281,25 @@ fn status_without_a_server_is_an_error() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.code() == Some(2) && stderr.contains("no prereg serve answers"), "{stderr}");
 }
+
+#[test]
+fn a_hangup_does_not_end_a_server_and_an_odd_disk_is_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = path(&folder, "odd.img");
+    std::fs::write(&disk, vec![0; 1000]).unwrap();
+    let server = Server::start(&[
+        "nvme",
+        "--socket",
+        &path(&folder, "disk.sock"),
+        "--disk",
+        &disk,
+        "--control",
+        "none",
+    ]);
+    let note = server.banner.iter().find(|line| line.contains("1000 bytes")).unwrap();
+    assert!(note.contains("the last 488 are not served"), "{note}");
+    server.signal("HUP");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert!(std::os::unix::net::UnixStream::connect(path(&folder, "disk.sock")).is_ok());
+    assert!(server.stop().0.success());
+}

@@ -220,11 +220,12 @@ impl fmt::Debug for Draining {
 
 /// A refused unregister. Holds the registration: take it out with [`into_inner`](Self::into_inner), or it is dropped
 /// with the error.
-#[derive(Debug)]
 pub struct UnregisterError {
     registration: Registration,
     refusal: Refusal,
 }
+
+crate::debug_as_display!(UnregisterError);
 
 /// The reason of an [`UnregisterError`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -295,7 +296,8 @@ impl fmt::Display for UnregisterError {
         let range = self.registration.range();
         match &self.refusal {
             Refusal::Busy { mapped, holders } => {
-                write!(f, "{range} is still mapped {mapped} times")?;
+                let times = if *mapped == 1 { "once".into() } else { alloc::format!("{mapped} times") };
+                write!(f, "{range} is still mapped {times}")?;
                 for (i, held) in holders.iter().enumerate() {
                     write!(f, "{}{} by {}", if i == 0 { " (" } else { ", " }, held.count, held.holder)?;
                 }

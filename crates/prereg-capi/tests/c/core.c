@@ -137,7 +137,7 @@ static void mapping(void)
 	EXPECT(prereg_translator_new(space, &holder, &reader, &why) == 0);
 	EXPECT(prereg_translator_new(space, NULL, &other, &why) == 0);
 	EXPECT(prereg_map(reader, RAM, 12, &one, &why) == -EFAULT);
-	MESSAGE_HAS(why, "register it first");
+	MESSAGE_HAS(why, "register all of it");
 	EXPECT(prereg_register(space, RAM, 16 * PAGE, NULL, NULL, &ram, &why) == 0);
 	EXPECT(prereg_check(reader, RAM, 12, &why) == 0);
 	EXPECT(prereg_map(reader, RAM + 0x1234, 12, &one, &why) == 0);

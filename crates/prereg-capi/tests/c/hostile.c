@@ -438,7 +438,7 @@ static void impossible_arguments(void)
 		EXPECT(prereg_entries_take(block, reader, 0, place, NULL, &why) == -EINVAL);
 		/* A message is written at any alignment. */
 		EXPECT(prereg_check(reader, 0, 12, place) == -EFAULT);
-		EXPECT(strstr((char *)place + 8, "register it first") != NULL);
+		EXPECT(strstr((char *)place + 8, "register all of it") != NULL);
 	}
 	EXPECT(live() == 0);
 	for (i = 0; i < count; i++) {

@@ -17,7 +17,8 @@ use crate::units::{Bytes, parse_bytes};
 
 const MORE: &str = "\
 The guest's memory must be shared: QEMU 10.1 or newer with memory-backend-memfd (share=on). The arguments for QEMU are printed. \
-SIGTERM or Ctrl-C ends the sessions, releases every pin and removes the sockets.
+SIGTERM or Ctrl-C ends the sessions, releases every pin and removes the sockets; SIGHUP is ignored, and the configuration is read only at the \
+start.
 
 Examples:
   prereg serve nvme --socket /run/user/1000/disk.sock --disk disk.img
@@ -57,7 +58,7 @@ struct NvmeArgs {
     #[arg(long, value_name = "FILE", required = true)]
     disk: Vec<PathBuf>,
 
-    /// Create each disk that does not exist, sparse, of this size (suffixes K, M, G); one that exists must have it
+    /// Create each disk that does not exist, sparse, of this size (suffixes K, M, G, T); one that exists must have it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     create: Option<u64>,
 
@@ -90,6 +91,7 @@ pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Res
                 Config::read(file).map_err(|error| CommandError::host("reading the configuration", error))?;
             config.control = args.config.control.clone().or(config.control);
             config.metrics = args.config.metrics.or(config.metrics);
+            config.max_clients = args.config.max_clients.or(config.max_clients);
             (config, None, args.quiet)
         }
         (None, None) => {

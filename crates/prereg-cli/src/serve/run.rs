@@ -90,7 +90,9 @@ impl RunningServer {
         let space = AddressSpace::builder(Arc::clone(&pins)).build()?;
         let (granule, backend) = (space.granule(), space.backend());
         let store = Arc::new(MemoryStore::new(space, limits.policy));
-        let server = Arc::new(Server::new(Arc::clone(&store), ServerSettings::default()));
+        let mut settings = ServerSettings::default();
+        settings.max_clients = config.max_clients.unwrap_or(settings.max_clients.max(config.nvme.len()));
+        let server = Arc::new(Server::new(Arc::clone(&store), settings));
         for controller in &controllers {
             let (path, model): (_, Arc<dyn DeviceFactory>) =
                 (&controller.config.socket, Arc::<NvmeModel>::clone(&controller.model));
@@ -269,12 +271,20 @@ impl ServedController {
                 DiskError::File { errno: Errno::ENOENT, .. } => CommandError::host(
                     "opening a disk",
                     format!(
-                        "{} does not exist; `prereg serve nvme --create SIZE` makes a new disk",
+                        "{} does not exist; make it with `truncate --size SIZE FILE`, or with --create of `prereg serve nvme`",
                         file.display()
                     ),
                 ),
                 error => CommandError::host("opening a disk", error),
             })?;
+            let bytes = fs::metadata(file).map_or(0, |found| found.len());
+            let left = bytes % u64::from(namespace.block_size);
+            if left > 0 {
+                notes.push(format!(
+                    "{} has {bytes} bytes, which are no whole number of blocks: the last {left} are not served",
+                    file.display()
+                ));
+            }
             if let (DirectIo::Auto, Err(why)) = (namespace.o_direct, disk.direct()) {
                 notes.push(format!("{} is accessed through the host's page cache: {why}", file.display()));
             }

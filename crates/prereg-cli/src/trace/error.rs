@@ -7,7 +7,6 @@ use std::fmt;
 use std::io;
 
 /// The error of a trace.
-#[derive(Debug)]
 pub struct TraceError {
     /// The file, as the caller named it.
     pub file: String,
@@ -27,6 +26,8 @@ impl fmt::Display for TraceError {
 }
 
 impl std::error::Error for TraceError {}
+
+prereg::debug_as_display!(TraceError);
 
 /// The error of one line or of the whole file.
 #[derive(thiserror::Error)]

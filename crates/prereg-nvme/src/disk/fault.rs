@@ -89,7 +89,7 @@ pub enum DiskError {
         why: &'static str,
     },
     /// Less than one block.
-    #[error("{path}: {bytes} bytes are less than one block", path = .path.display())]
+    #[error("{path}: {bytes} bytes are less than one block; make it larger", path = .path.display())]
     TooSmall {
         /// The file.
         path: PathBuf,

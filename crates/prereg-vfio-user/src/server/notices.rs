@@ -81,7 +81,7 @@ pub(crate) fn reason(
     if let DisconnectReason::Broken(SessionError::Rejected { errno }) = ending {
         let why = match errno.raw() {
             libc::EBUSY => "another client is served; one at a time is, unless the disk is shared",
-            libc::ENFILE => "as many clients are served as the limit allows",
+            libc::ENFILE => "as many clients are attached as `max_clients` allows, 64 by default; raise it",
             _ => "its VERSION was refused",
         };
         return Some(format!("{why} ({errno})"));

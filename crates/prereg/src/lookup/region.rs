@@ -58,7 +58,9 @@ pub(crate) type SharedRegion = Arc<TableBox<Region>>;
 #[non_exhaustive]
 pub enum MapError {
     /// No one region holds all of the page. EFAULT.
-    #[error("no registered region holds the whole {shift} page around {ua}; register it first")]
+    #[error(
+        "no registered region holds the whole {shift} page around {ua}; register all of it, or map a smaller page"
+    )]
     Unregistered {
         /// The address asked for.
         ua: UserAddr,

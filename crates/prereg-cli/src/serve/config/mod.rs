@@ -32,6 +32,10 @@ pub struct Config {
     #[serde(default, deserialize_with = "address")]
     pub metrics: Option<SocketAddr>,
 
+    /// Clients at a time, over all sockets; more are rejected [default: 64, or the number of controllers if that is more]
+    #[arg(long, value_name = "N")]
+    pub max_clients: Option<usize>,
+
     /// The clients' memory
     #[arg(skip)]
     #[serde(default)]
@@ -126,6 +130,12 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigError> {
         let sockets = self.nvme.iter().map(|device| &device.socket);
         let unservable = |why: String| Err(ConfigError::Unservable(why));
+        if self.max_clients == Some(0) {
+            return unservable(
+                "max-clients is 0, so that no client could attach; leave it out, or give at least 1"
+                    .to_owned(),
+            );
+        }
         if self.nvme.is_empty() {
             return unservable("nothing to serve: the configuration has no [[nvme]]".to_owned());
         }
