@@ -51,7 +51,11 @@ fn every_answer_is_the_models_for_given_seeds() {
     let seeds = number("PREREG_MODEL_SEEDS").unwrap_or(if cfg!(miri) { 1 } else { 20 });
     let small = cfg!(miri);
     let mut addresses = 0;
-    for seed in first..first + seeds {
+    // A short sequence may map nothing: another seed follows then, so that each run compares addresses.
+    for (done, seed) in (0..seeds + 100).zip(first..) {
+        if done >= seeds && addresses > 0 {
+            break;
+        }
         let mut random = Random::new(seed);
         let granule = if random.one_in(3) { Granule::K64 } else { Granule::K4 };
         let aligned = random.one_in(2);
