@@ -1,7 +1,7 @@
 //! The baseline of a replay: every map pins its page and every unmap unpins it.
 //!
-//! The same back end pins the same memory; nothing is looked up, stored or compared, so only pinning is measured. Pages that are
-//! pinned at the end of the run are unpinned by a destructor.
+//! Each map pins its page by the back end of the replay and stores nothing, so that only the pins are measured. Pages that are still
+//! pinned at the end are unpinned by a destructor.
 
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

@@ -50,7 +50,7 @@ fn as_user(tested: &BackendUnderTest, dropped: bool, limit: u64) -> StepResult {
     let space = new_space(None)?;
     let registration = space.register(&some).map_err(|error| failure(&error))?;
     registration.unregister().map_err(|error| failure(&error))?;
-    let who = if dropped { "as nobody" } else { "as this user" };
+    let who = if dropped { "without privilege" } else { "as this user" };
     Ok(format!(
         "{who}, limit {}: {} registered; above it by prereg's count \"{ours}\", by the kernel's \"{kernels}\"",
         Bytes(limit),

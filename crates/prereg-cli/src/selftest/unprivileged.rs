@@ -3,14 +3,14 @@
 
 use std::io;
 
-/// The user and group `nobody`.
-const NOBODY: libc::c_long = 65534;
+/// The user and group id of an account without privileges.
+const UNPRIVILEGED: libc::c_long = 65534;
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Changes the user of the calling thread to `nobody` if it is root; `false` if it is not.
+/// Changes the user of the calling thread, if that is root, to one without privileges. Returns whether it was root.
 ///
 /// The system call changes one thread; the function of libc would change all.
 ///
@@ -22,9 +22,9 @@ pub(super) fn drop_privilege() -> io::Result<bool> {
         return Ok(false);
     }
     // SAFETY: numbers only; open descriptors stay valid.
-    check(unsafe { libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresgid, UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED) })?;
     // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) })?;
+    check(unsafe { libc::syscall(libc::SYS_setresuid, UNPRIVILEGED, UNPRIVILEGED, UNPRIVILEGED) })?;
     Ok(true)
 }
 

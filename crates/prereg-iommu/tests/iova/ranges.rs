@@ -15,7 +15,7 @@ fn a_mapping_counts_one_unit_however_long_and_gives_it_back() {
     assert!(unmapping.is_done());
     assert_eq!((unmapping.mappings(), unmapping.bytes()), (1, 32 * PAGE));
     assert_eq!(fixture.mapped(), 1);
-    assert_eq!(fixture.drains.count(), 0, "nobody had to wait");
+    assert_eq!(fixture.drains.count(), 0, "no unmap waited");
     drop(fixture.map);
     assert_eq!(fixture.registration.state().unwrap().mapped, 0);
 }

@@ -85,7 +85,7 @@ fn an_image_file_has_what_the_guest_wrote_and_flushed() {
     expected[20_000 * 512..][..4096].copy_from_slice(&data);
     assert_eq!(driver.io(FLUSH), Status::SUCCESS);
     let mut found = std::fs::read(image.path()).unwrap();
-    // What deallocated blocks read depends on the disk.
+    // The data of deallocated blocks depends on the disk.
     for bytes in [&mut found, &mut expected] {
         bytes[0x2040 * 512..0x2050 * 512].fill(0);
     }

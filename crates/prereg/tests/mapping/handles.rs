@@ -20,7 +20,7 @@ fn a_mapping_says_whether_its_region_was_registered_on_demand() {
     let (host, space) = set_up();
     let on_demand = Holder { container: 3, kind: HolderKind::OnDemand };
     let first = space.register_for(&host.memory(A, 2 << 12), on_demand).unwrap();
-    // Who shares a region does not change what it is.
+    // Further registrations of a region do not change its kind.
     let shared = [
         space.register(&host.range(A, 2 << 12)).unwrap(),
         space.register(&host.memory(FAR, 2 << 12)).unwrap(),

@@ -21,11 +21,11 @@ pub(super) struct RegisterContext {
 /// A check whether pinned pages are still the file's.
 #[derive(Debug)]
 enum PinCheck {
-    Of(PageResidency),
-    /// Impossible without a page map.
-    Nobody,
+    PageMap(PageResidency),
+    /// This process may not read its page map.
+    Unavailable,
     /// Not needed: the back end pins no pages.
-    Nothing,
+    NotNeeded,
 }
 
 /// A count for reports, and a hint whether visiting the files is worth it.
@@ -66,8 +66,8 @@ pub(super) struct Counts {
 impl RegisterContext {
     pub(super) fn new(space: AddressSpace, policy: MemoryPolicy) -> Self {
         let residency = match space.address_kind() {
-            AddressKind::Invented | AddressKind::Device => PinCheck::Nothing,
-            _ => PageResidency::open().map_or(PinCheck::Nobody, PinCheck::Of),
+            AddressKind::Invented | AddressKind::Device => PinCheck::NotNeeded,
+            _ => PageResidency::open().map_or(PinCheck::Unavailable, PinCheck::PageMap),
         };
         Self { space, policy, residency, counts: Counts::default(), notes: Notes::default() }
     }
@@ -80,9 +80,9 @@ impl RegisterContext {
         bytes: u64,
     ) -> Result<Option<(u64, u64)>, SharedError> {
         match &self.residency {
-            PinCheck::Of(residency) => residency.lost_range(memory, offset, bytes),
-            PinCheck::Nobody => Ok(Some((offset, bytes))),
-            PinCheck::Nothing => Ok(None),
+            PinCheck::PageMap(residency) => residency.lost_range(memory, offset, bytes),
+            PinCheck::Unavailable => Ok(Some((offset, bytes))),
+            PinCheck::NotNeeded => Ok(None),
         }
     }
 

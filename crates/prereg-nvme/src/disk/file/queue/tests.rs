@@ -57,8 +57,8 @@ impl Fixture {
             MemoryPolicy::EAGER,
         ));
         let limits = IovaLimits::default();
-        let nobody = (Arc::new(NoopDrain), Arc::new(NoopDrain));
-        let space = DmaSpace::new(&store, nobody.0, nobody.1, limits, Holder::default()).unwrap();
+        let no_callbacks = (Arc::new(NoopDrain), Arc::new(NoopDrain));
+        let space = DmaSpace::new(&store, no_callbacks.0, no_callbacks.1, limits, Holder::default()).unwrap();
         let ram = GuestMemory::memfd("guest", BYTES).unwrap();
         ram.write(0, &vec![0x99; BYTES as usize]).unwrap();
         let descriptor = ram.descriptor().unwrap().try_clone_to_owned().unwrap();
