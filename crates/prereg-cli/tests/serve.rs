@@ -297,7 +297,7 @@ fn a_hangup_does_not_end_a_server_and_an_odd_disk_is_noted() {
         "none",
     ]);
     let note = server.banner.iter().find(|line| line.contains("1000 bytes")).unwrap();
-    assert!(note.contains("the last 488 are not served"), "{note}");
+    assert!(note.contains("the last 488 bytes are not served"), "{note}");
     server.signal("HUP");
     std::thread::sleep(std::time::Duration::from_millis(300));
     assert!(std::os::unix::net::UnixStream::connect(path(&folder, "disk.sock")).is_ok());

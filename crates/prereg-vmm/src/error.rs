@@ -1,5 +1,7 @@
 //! Errors of mapping and unmapping.
 
+use std::fmt;
+
 use prereg::{Errno, Iova, MapError, RegisterError};
 
 /// A mapping was not made or not removed.
@@ -43,9 +45,7 @@ pub enum DmaMapError {
         errno: Errno,
     },
     /// The container refused. Its errno. Nothing has changed except what `lost` says.
-    #[error(
-        "{during} of {bytes:#x} bytes at {iova} failed with {errno}; {lost} mappings were lost in undoing it"
-    )]
+    #[error("{during} of {bytes:#x} bytes at {iova} failed with {errno}{}", Lost(*.lost))]
     Container {
         /// The operation it refused.
         during: &'static str,
@@ -61,6 +61,18 @@ pub enum DmaMapError {
 }
 
 prereg::debug_as_display!(DmaMapError);
+
+/// The end of the message about a refusal: mappings that could not be made again, if any.
+struct Lost(u64);
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            lost => write!(f, "; {lost} mappings were lost in undoing it"),
+        }
+    }
+}
 
 impl DmaMapError {
     /// EINVAL, EEXIST, or the errno of the refusing side, as said at each kind.

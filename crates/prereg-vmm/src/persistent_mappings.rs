@@ -37,6 +37,9 @@ pub struct MappingsState {
     pub dormant: bool,
 }
 
+/// How often a map is tried while other threads unregister the memory between the registration and the count.
+const TRIES: u32 = 100;
+
 /// The mappings of one device address space, and the pins they hold.
 pub struct PersistentMappings {
     space: Arc<AddressSpace>,
@@ -82,7 +85,8 @@ impl PersistentMappings {
     /// is; it may lie in several registered regions, with gaps between them.
     ///
     /// # Errors
-    /// [`DmaMapError`]; nothing is mapped, pinned or remembered then.
+    /// [`DmaMapError`]; nothing is mapped, pinned or remembered then. ENXIO for memory whose last registration the VMM dropped while
+    /// it was mapped: such a region takes no new mappings until the old ones are unmapped.
     ///
     /// # Safety
     /// Until [`unmap`](Self::unmap) of it has succeeded, the memory stays mapped and the same memory, and no Rust reference
@@ -110,7 +114,7 @@ impl PersistentMappings {
         }
         drop(table);
         let skip = kind == MemoryKind::Unknown || !access.writes();
-        let mut tries = 0..3;
+        let mut tries = 0..TRIES;
         loop {
             // Without the lock: pinning takes long.
             let (pins, unpinned) = Pins::register(&self.space, self.holder, ua, bytes, skip)?;

@@ -441,6 +441,9 @@ fn what_the_container_does_not_take_back_is_gone_on_both_sides() {
     for page in 0..4 {
         other.map(page * PAGE, page, 1).unwrap();
     }
+    let refused = other.mappings.unmap(Iova::new(2 * PAGE), PAGE).unwrap_err();
+    assert!(refused.to_string().ends_with("failed with EIO"), "{refused}");
+    other.model.state.lock().unwrap().broken = false;
     let error = other.mappings.unmap(Iova::new(0), 4 * PAGE).unwrap_err();
     assert!(error.to_string().contains("2 mappings were lost"), "{error}");
     assert_eq!((other.counts(), other.host.pinned_pages()), ((2, 2), 2));

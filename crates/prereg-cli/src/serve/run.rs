@@ -281,7 +281,7 @@ impl ServedController {
             let left = bytes % u64::from(namespace.block_size);
             if left > 0 {
                 notes.push(format!(
-                    "{} has {bytes} bytes, which are no whole number of blocks: the last {left} are not served",
+                    "{} has {bytes} bytes, which are not a multiple of the block size: the last {left} bytes are not served",
                     file.display()
                 ));
             }
@@ -303,6 +303,7 @@ impl ServedController {
         writeln!(out, "serving NVMe at {}", self.config.socket.display())?;
         for (nsid, namespace) in (1..).zip(&self.config.namespace) {
             let bytes = fs::metadata(&namespace.file).map_or(0, |file| file.len());
+            let bytes = bytes - bytes % u64::from(namespace.block_size);
             let size = if bytes == 0 { "device".to_owned() } else { Bytes(bytes).to_string() };
             writeln!(
                 out,

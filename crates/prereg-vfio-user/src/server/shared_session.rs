@@ -254,8 +254,9 @@ impl SharedSession {
         }
         let readable = inner.session.wants_bytes();
         let writable = inner.session.unsent().is_some();
-        let time =
-            self.time_left(&mut inner, readable).into_iter().chain(self.reply_time_left(&mut inner)).min();
+        // A reply is late only if this server reads.
+        let reply_time = if readable { self.reply_time_left(&mut inner) } else { None };
+        let time = self.time_left(&mut inner, readable).into_iter().chain(reply_time).min();
         inner.polling = true;
         drop(inner);
         let mask_eventfds =
@@ -268,16 +269,19 @@ impl SharedSession {
         }
         let mut inner = self.lock();
         inner.polling = false;
+        // The reply may be among messages that were not read yet.
+        let mut has_more = !readable;
         match ready {
             Err(errno) => self.disconnect(&mut inner, DisconnectReason::Lost(errno)),
-            Ok(ready) if ready.readable => self.receive(&mut inner),
+            Ok(ready) if ready.readable => has_more = self.receive(&mut inner),
             Ok(ready) if ready.over => self.disconnect(&mut inner, DisconnectReason::Gone),
             Ok(_) if self.time_left(&mut inner, readable) == Some(Duration::ZERO) => {
                 self.disconnect(&mut inner, DisconnectReason::Stalled);
             }
             Ok(_) => {}
         }
-        if self.reply_time_left(&mut inner) == Some(Duration::ZERO) {
+        has_more |= !inner.received.unread.is_empty();
+        if !has_more && self.reply_time_left(&mut inner) == Some(Duration::ZERO) {
             self.disconnect(&mut inner, DisconnectReason::Stalled);
         }
         if writable {
@@ -319,17 +323,21 @@ impl SharedSession {
         Some(stall_timeout.saturating_sub(since.elapsed()))
     }
 
-    fn receive(&self, inner: &mut Inner) {
+    /// Receives what fits the buffer; returns whether there may be more.
+    fn receive(&self, inner: &mut Inner) -> bool {
         let Received { buffer, unread, descriptors, truncated } = &mut inner.received;
         match self.transport.receive(buffer, descriptors) {
             Ok(received) if received.bytes == 0 => self.disconnect(inner, DisconnectReason::Gone),
             Ok(received) => {
                 (*unread, *truncated) = (0..received.bytes, received.truncated);
+                let is_full = received.bytes == buffer.len();
                 self.feed(inner);
+                return is_full;
             }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(errno) => self.disconnect(inner, DisconnectReason::Lost(errno)),
         }
+        false
     }
 
     /// Passes received messages to the session as long as it accepts more.
