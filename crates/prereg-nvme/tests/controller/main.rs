@@ -1,5 +1,6 @@
 //! The controller behind a real server: a client on a socket with real memory, driving it as an operating system does.
 
+mod allocator;
 mod driver;
 mod fixture;
 mod flood;
