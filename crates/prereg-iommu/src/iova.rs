@@ -19,14 +19,12 @@
 //!
 //! ```
 //! use prereg::{Access, AddressSpace, Granule, Holder, Iova};
-//! use prereg_iommu::iova::{Backing, HostSegment, IovaLimits, IovaMap, OnDrained};
+//! use prereg_iommu::iova::{Backing, HostSegment, IovaLimits, IovaMap};
 //! # use prereg_sim::SimHost;
 //! # use std::sync::Arc;
-//! # struct Ignore;
-//! # impl OnDrained for Ignore { fn on_drained(&self) {} }
 //! # let host = SimHost::new(Granule::K4);
 //! # let ram = host.memory(0x7f00_0000_0000, 1 << 20);
-//! # let on_drained = Arc::new(Ignore);
+//! # let on_drained = Arc::new(|| {});
 //! let space = AddressSpace::builder(host).build()?;
 //! let registration = space.register(&ram)?;                              // pinned once
 //! let map = IovaMap::new(&space, IovaLimits::default(), Holder::default(), on_drained)?;
@@ -50,6 +48,8 @@ mod mapping;
 mod on_demand;
 mod segments;
 mod state;
+mod unmap_future;
+mod unmap_tasks;
 mod unmapping;
 
 pub use access::{HeldRange, HostSegment, UserSegment};
@@ -59,4 +59,5 @@ pub use limits::IovaLimits;
 pub use map::IovaMap;
 pub use mapping::OnDrained;
 pub use state::{ClosingState, IovaState};
+pub use unmap_future::UnmapFuture;
 pub use unmapping::Unmapping;

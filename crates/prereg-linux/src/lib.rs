@@ -8,7 +8,7 @@
 //!   a range that the caller mapped.
 //! - [`LockedTables`] is locked memory for the core's own tables, which never faults.
 //! - [`prefault`](prefault()) faults memory in with several threads; [`audit_range`] checks that pinned pages still
-//!   back their addresses; [`HostReport`] says what this host allows; [`syscall_baseline`] has the bare system calls of
+//!   back their addresses; [`drain_eventfd`](drain_eventfd()) is readable when a drain is done; [`HostReport`] says what this host allows; [`syscall_baseline`] has the bare system calls of
 //!   a registration, for benchmarks.
 //!
 //! ```
@@ -39,6 +39,7 @@ mod buffer_clones;
 mod buffer_limit;
 mod builder;
 mod counter;
+mod drain_eventfd;
 mod error;
 mod fixed;
 mod foreign_file;
@@ -67,6 +68,7 @@ pub use account::MemlockAccount;
 pub use audit::{Audit, ChangedPage, audit_range};
 pub use barrier::Membarrier;
 pub use builder::IoUringBuilder;
+pub use drain_eventfd::drain_eventfd;
 pub use error::BackendError;
 pub use fixed::Fixed;
 pub use foreign_file::data_extents::DataExtents;

@@ -67,6 +67,7 @@ macro_rules! debug_as_display {
 }
 
 mod addr;
+mod draining;
 mod engine;
 mod entries;
 mod errno;
@@ -80,6 +81,7 @@ mod table_memory;
 mod translator;
 
 pub use addr::{BusAddr, Granule, GuestAddr, HostAddr, Iova, PageShift, RangeError, UserAddr, UserRange};
+pub use draining::{DrainFuture, Draining};
 pub use engine::OutOfMemory;
 pub use engine::register::RegisterError;
 pub use entries::{Access, EntryBlock, EntryBlockError, EntryView};
@@ -88,7 +90,7 @@ pub use lookup::holder::{Holder, HolderKind, HolderTotal};
 pub use lookup::pages::{DirtyPages, PageList, PageListError, PageSink};
 pub use lookup::region::{MapError, Mapping};
 pub use port::{AddressKind, Barrier, Charge, ChargeError, Memory, Pin, PinError, PinId};
-pub use registration::{Draining, Refusal, Registration, UnregisterError};
+pub use registration::{Refusal, Registration, UnregisterError};
 pub use space::{AddressSpace, AddressSpaceBuilder};
 pub use state::{RegionState, SpaceState};
 pub use sync::rundown_ref::{Busy, Closed, DrainResult, LeaveResult, RefUnderflow, RundownRef};

@@ -7,6 +7,7 @@ use core::mem::ManuallyDrop;
 use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr, UserRange};
+use crate::draining::Draining;
 use crate::engine::Engine;
 use crate::engine::release::{Claim, ReleaseRefused};
 use crate::errno::Errno;
@@ -151,7 +152,7 @@ impl Registration {
     pub fn drain(self) -> Draining {
         let waiting = !self.engine.release_when_idle(self.claim);
         let claim = self.claim;
-        Draining { engine: self.forget(), claim, waiting }
+        Draining::new(self.forget(), claim, waiting)
     }
 
     /// [`drain`](Self::drain), then waits until the region is released (or registered again).
@@ -184,37 +185,6 @@ impl fmt::Debug for Registration {
             .field("range", &self.claim.range)
             .field("holder", &self.claim.holder)
             .finish_non_exhaustive()
-    }
-}
-
-/// A region without registrations that takes no new mappings.
-///
-/// Dropping this changes nothing: the region is still released.
-#[must_use = "call wait(), or drop it to let the last unmap release the region"]
-pub struct Draining {
-    engine: Arc<Engine>,
-    claim: Claim,
-    waiting: bool,
-}
-
-impl Draining {
-    /// Whether the region is released (or registered again). Releases it if nothing is mapped.
-    #[must_use]
-    pub fn is_done(&self) -> bool {
-        !self.waiting || !self.engine.is_draining(self.claim)
-    }
-
-    /// Waits until [`is_done`](Self::is_done).
-    pub fn wait(self) {
-        if self.waiting {
-            self.engine.wait_idle(self.claim);
-        }
-    }
-}
-
-impl fmt::Debug for Draining {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Draining").field("range", &self.claim.range).field("waiting", &self.waiting).finish()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Draining: the last registration is dropped while pages are mapped, and the last mapping releases the region.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use loom::thread;
 use prereg::{Holder, HolderKind};
@@ -102,6 +103,27 @@ fn a_thread_that_waits_for_the_last_mapping_is_woken() {
         registration.unregister_when_idle();
         world.host.assert_all_released();
         thread.join().unwrap();
+        drop(translator);
+    });
+}
+
+#[test]
+fn a_callback_is_called_by_whichever_is_later() {
+    explore(|| {
+        let world = World::new(Fences::Asymmetric);
+        let registration = world.register(0, 1);
+        let mut translator = world.space.translator();
+        let mapping = map(&mut translator, 0).unwrap();
+        let draining = registration.drain();
+        let thread = thread::spawn(move || drop(mapping));
+        let calls = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&calls);
+        draining.on_done(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        thread.join().unwrap();
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+        world.host.assert_all_released();
         drop(translator);
     });
 }

@@ -23,6 +23,7 @@ use super::limits::{IovaRange, SegmentCount, SegmentLimit};
 use super::on_demand::OnDemand;
 use super::segments::MappedSegments;
 use super::state::ClosingState;
+use super::unmap_tasks::UnmapTasks;
 use rundown_cell::RundownCell;
 
 /// The port that is notified when an unmapped mapping has no more accesses.
@@ -30,6 +31,12 @@ pub trait OnDrained: Send + Sync {
     /// The last access of an unmapped mapping has been dropped and its units are released. Called on the thread that
     /// dropped it, with no lock held, once for each mapping that had to wait.
     fn on_drained(&self);
+}
+
+impl<F: Fn() + Send + Sync> OnDrained for F {
+    fn on_drained(&self) {
+        self();
+    }
 }
 
 /// An entry of the map.
@@ -77,6 +84,7 @@ pub(super) struct ClosingMappings {
     /// By the address of the state, which is unique while it lives.
     waiting: Mutex<BTreeMap<usize, Arc<MappingState>>>,
     drained: Arc<dyn OnDrained>,
+    tasks: UnmapTasks,
     /// Segments of these and of the live mappings.
     pub(super) segments: SegmentCount,
     /// No access may touch memory any more.
@@ -86,7 +94,12 @@ pub(super) struct ClosingMappings {
 impl ClosingMappings {
     pub(super) fn new(drained: Arc<dyn OnDrained>, segments: SegmentCount) -> Self {
         let (waiting, revoked) = (Mutex::new(BTreeMap::new()), AtomicBool::new(false));
-        Self { waiting, drained, segments, revoked }
+        Self { waiting, drained, tasks: UnmapTasks::default(), segments, revoked }
+    }
+
+    /// The futures of unmaps.
+    pub(super) fn tasks(&self) -> &UnmapTasks {
+        &self.tasks
     }
 
     pub(super) fn revoke(&self) {
@@ -144,6 +157,10 @@ impl MappingState {
         // Relaxed, as above.
         self.segments.fetch_sub(segments, Ordering::Relaxed);
         self.closing.segments.subtract(segments);
+    }
+
+    pub(super) fn closing(&self) -> &ClosingMappings {
+        &self.closing
     }
 
     pub(super) fn iova(&self) -> Iova {
@@ -235,6 +252,7 @@ impl Drop for RundownGuard {
             // SAFETY: the rundown ref is closed and empty, and reports that once.
             let target = unsafe { self.0.target.take() };
             self.0.finish(target);
+            self.0.closing.tasks.wake();
             self.0.closing.drained.on_drained();
         }
     }

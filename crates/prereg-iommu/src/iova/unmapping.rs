@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use super::mapping::MappingState;
 use super::state::ClosingState;
+use super::unmap_tasks::UnmapTasks;
 
 /// The mappings removed by an unmap. Dropping it changes nothing.
 #[derive(Debug, Default)]
@@ -30,6 +31,11 @@ impl Unmapping {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.waiting.iter().all(|state| state.is_done())
+    }
+
+    /// The futures of the map; `None` if nothing waits.
+    pub(super) fn tasks(&self) -> Option<&UnmapTasks> {
+        Some(self.waiting.first()?.closing().tasks())
     }
 
     /// Mappings removed.

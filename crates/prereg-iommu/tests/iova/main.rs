@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod accesses;
+mod awaited;
 mod edges;
 mod fixture;
 mod limits;

@@ -12,6 +12,7 @@ pub(crate) mod register;
 mod registry;
 pub(crate) mod release;
 mod teardown;
+mod watch;
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};

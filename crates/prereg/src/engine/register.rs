@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::ptr;
+use core::{mem, ptr};
 
 use crate::addr::{HostAddr, RangeError, UserAddr, UserRange};
-use crate::engine::registry::{RegionEntry, Registry, Span};
+use crate::engine::registry::{OnDone, RegionEntry, Registry, Span};
 use crate::engine::release::Claim;
 use crate::engine::teardown::{ChargeGuard, PinGuard, SpanGuard};
 use crate::engine::{Engine, OutOfMemory};
@@ -15,6 +15,7 @@ use crate::lookup::holder::{Holder, HolderKind};
 use crate::lookup::pages::{PageList, PageListError, PageTable};
 use crate::lookup::region::Region;
 use crate::port::{ChargeError, PinError, PinId};
+use crate::sync::LockCondvarGuard;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 use crate::table_memory::owned::TableBox;
 
@@ -104,6 +105,18 @@ pub(crate) enum RegisterMode {
     New,
 }
 
+/// A claim that is released when this is dropped.
+struct Unclaim<'a> {
+    engine: &'a Engine,
+    claim: Claim,
+}
+
+impl Drop for Unclaim<'_> {
+    fn drop(&mut self) {
+        self.engine.release_when_idle(self.claim);
+    }
+}
+
 /// The memory behind a new region.
 pub(crate) enum Backing {
     Pinned(Option<Arc<dyn Any + Send + Sync>>),
@@ -140,8 +153,7 @@ impl Engine {
             match registry.intersecting(range) {
                 Some(Span::Live(entry)) if entry.region.range == range => {
                     let (claim, revived) = self.claim(entry, holder);
-                    self.undrain(&mut registry, revived);
-                    return Some(claim);
+                    return Some(self.undrain(registry, claim, revived));
                 }
                 Some(Span::Reserved(other, thread)) if *other == range && !thread.is_this() => {}
                 _ => return None,
@@ -166,8 +178,7 @@ impl Engine {
                 }
                 Some(Span::Live(entry)) if entry.region.range == range && mode != RegisterMode::New => {
                     let (claim, revived) = self.claim(entry, holder);
-                    self.undrain(&mut registry, revived);
-                    return Ok(Some(claim));
+                    return Ok(Some(self.undrain(registry, claim, revived)));
                 }
                 Some(Span::Reserved(other, thread)) if *other == range && mode != RegisterMode::New => {
                     if thread.is_this() {
@@ -186,22 +197,34 @@ impl Engine {
         }
     }
 
-    /// One more claim on a region, and whether it was draining: then it is still mapped, and is opened again.
-    fn claim(&self, entry: &mut RegionEntry, holder: Holder) -> (Claim, bool) {
-        let revived = entry.used == 0;
+    /// One more claim on a region. If it was draining, it is still mapped: it is opened again, and what waited for its end is
+    /// returned.
+    fn claim(&self, entry: &mut RegionEntry, holder: Holder) -> (Claim, Option<Vec<OnDone>>) {
+        let revived = (entry.used == 0).then(|| mem::take(&mut entry.on_done));
         entry.claim(holder);
-        if revived {
+        if revived.is_some() {
             self.percpu_ref(entry.region.slot).reopen();
         }
         (Claim { range: entry.region.range, id: entry.region.id, holder }, revived)
     }
 
-    /// Updates the number of draining regions after a claim that opened one again.
-    fn undrain(&self, registry: &mut Registry, revived: bool) {
-        if revived {
+    /// Updates the number of draining regions after a claim that opened one again, and notifies what waited, without the lock.
+    fn undrain(
+        &self,
+        mut registry: LockCondvarGuard<'_, Registry>,
+        claim: Claim,
+        revived: Option<Vec<OnDone>>,
+    ) -> Claim {
+        if revived.is_some() {
             registry.draining -= 1;
-            self.update_draining_hint(registry);
+            self.update_draining_hint(&registry);
         }
+        drop(registry);
+        // A callback that panics takes the claim with it.
+        let unclaim = Unclaim { engine: self, claim };
+        drop(revived);
+        mem::forget(unclaim);
+        claim
     }
 
     /// Charges, pins and commits a reserved span.
@@ -285,6 +308,7 @@ impl Engine {
             keep,
             keepalive: None,
             first_generation: 0,
+            on_done: Vec::new(),
         };
         entry.claim(holder);
         registry.spans.insert(range.first().raw(), Span::Live(entry));

@@ -9,6 +9,7 @@
 //! the index. So a region is named only by snapshots from its `first_generation` (that of the index it was added to) to its
 //! `last_generation`.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -74,6 +75,25 @@ pub(crate) struct RegionEntry {
     pub(crate) keepalive: Option<Arc<dyn ReleaseHook>>,
     /// The generation of the first snapshot that names it.
     pub(crate) first_generation: u64,
+    /// While it drains: called when that ends.
+    pub(crate) on_done: Vec<OnDone>,
+}
+
+/// A callback, called when it is dropped: without the lock. One that panics does not stop the others of its list.
+pub(crate) struct OnDone(Option<Box<dyn FnOnce() + Send>>);
+
+impl OnDone {
+    pub(crate) fn new(callback: impl FnOnce() + Send + 'static) -> Self {
+        Self(Some(Box::new(callback)))
+    }
+}
+
+impl Drop for OnDone {
+    fn drop(&mut self) {
+        if let Some(callback) = self.0.take() {
+            callback();
+        }
+    }
 }
 
 impl RegionEntry {
@@ -133,6 +153,8 @@ pub(crate) struct Registry {
     last_id: u64,
     /// Regions without registrations.
     pub(crate) draining: u64,
+    /// A thread looks for the end of drains that have callbacks.
+    pub(crate) is_watched: bool,
     pub(crate) pinned_pages: u64,
     pub(crate) charged_pages: u64,
     pub(crate) pins: u64,
@@ -154,6 +176,7 @@ impl Default for Registry {
             capacity: FIRST_CAPACITY,
             last_id: 0,
             draining: 0,
+            is_watched: false,
             pinned_pages: 0,
             charged_pages: 0,
             pins: 0,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use crate::addr::UserRange;
 use crate::engine::Engine;
-use crate::engine::registry::{RegionEntry, Registry, Span};
+use crate::engine::registry::{OnDone, RegionEntry, Registry, Span};
 use crate::engine::teardown::Release;
 use crate::lookup::holder::{Holder, HolderTotal, ReleaseHook};
 use crate::sync::LockCondvarGuard;
@@ -93,6 +93,24 @@ impl Engine {
                 break;
             }
             drop(self.registry.wait(registry));
+        }
+    }
+
+    /// Calls `callback` when [`is_draining`](Self::is_draining) ends; at once if it has.
+    pub(crate) fn on_idle(&self, claim: Claim, callback: impl FnOnce() + Send + 'static) {
+        let callback = OnDone::new(callback);
+        self.reap();
+        let mut registry = self.registry.lock();
+        match registry.entry(claim.range.first().raw(), claim.id).filter(|entry| entry.used == 0) {
+            Some(entry) => {
+                entry.on_done.push(callback);
+                self.watch_draining(&mut registry);
+            }
+            // Called by the drop, without the lock.
+            None => {
+                drop(registry);
+                drop(callback);
+            }
         }
     }
 

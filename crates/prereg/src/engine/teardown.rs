@@ -6,10 +6,12 @@
 //! panics always do.)
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::any::Any;
 
 use crate::addr::UserRange;
 use crate::engine::Engine;
+use crate::engine::registry::OnDone;
 use crate::lookup::holder::ReleaseHook;
 use crate::lookup::pages::DirtyPages;
 use crate::lookup::region::SharedRegion;
@@ -115,6 +117,8 @@ pub(crate) struct Release<'a> {
     _span: SpanGuard<'a>,
     /// After the span: dropping it runs the caller's code, which may register the range again.
     _keep: Option<Arc<dyn Any + Send + Sync>>,
+    /// As above.
+    _on_done: Vec<OnDone>,
     /// Last: it may be the last reference to the engine.
     _keepalive: Option<Arc<dyn ReleaseHook>>,
 }
@@ -122,7 +126,8 @@ pub(crate) struct Release<'a> {
 impl<'a> Release<'a> {
     /// The release of `entry`, whose span is marked as unpinning.
     pub(crate) fn new(engine: &'a Engine, entry: crate::engine::registry::RegionEntry) -> Self {
-        let crate::engine::registry::RegionEntry { region, pin, charged, keep, keepalive, .. } = entry;
+        let crate::engine::registry::RegionEntry { region, pin, charged, keep, keepalive, on_done, .. } =
+            entry;
         let range = region.range;
         Self {
             _pin: pin.map(|pin| PinGuard { pins: engine.pins(), pin, range, region: Some(region.clone()) }),
@@ -130,6 +135,7 @@ impl<'a> Release<'a> {
             _region: region,
             _span: SpanGuard { engine, range, unpinned: pin.map(|_| charged) },
             _keep: keep,
+            _on_done: on_done,
             _keepalive: keepalive,
         }
     }

@@ -1,6 +1,10 @@
 //! Regions whose registrations are dropped while they are mapped: deferred release, waiting, registering again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::IntoFuture;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
 
 use prereg::{
     AddressSpace, Errno, Granule, Holder, HolderKind, HolderTotal, PageShift, Registration, UserAddr,
@@ -118,6 +122,140 @@ fn drain_of_an_idle_or_shared_region_is_done_at_once() {
     assert!(draining.is_done());
     host.assert_clean();
     assert!(space.register(&memory).unwrap().drain().is_done(), "idle");
+    host.assert_clean();
+}
+
+#[test]
+fn a_callback_is_called_once_when_the_region_is_released() {
+    let (host, space, memory) = set_up();
+    let registration = space.register(&memory).unwrap();
+    let mapping = space.translator().map(a(0), K4).unwrap();
+    let (done, calls) = mpsc::channel();
+    let pinned = host.clone();
+    registration.drain().on_done(move || done.send(pinned.pinned_pages()).unwrap());
+    assert!(calls.try_recv().is_err(), "a mapping lives");
+    drop(mapping);
+    assert_eq!(calls.recv(), Ok(0), "after the unpin");
+    assert!(calls.recv().is_err(), "the callback is gone");
+    let (done, calls) = mpsc::channel();
+    space.register(&memory).unwrap().drain().on_done(move || done.send(()).unwrap());
+    assert_eq!(calls.try_recv(), Ok(()), "idle: at once");
+    host.assert_clean();
+}
+
+#[test]
+fn a_callback_is_called_when_a_translator_unmaps_and_makes_no_call() {
+    let (host, space, memory) = set_up();
+    let registrations =
+        [space.register(&memory).unwrap(), space.register(&host.memory(A + (32 << 12), 1 << 12)).unwrap()];
+    let mut t = space.translator();
+    let mappings = [t.map(a(0), K4).unwrap(), t.map(a(32), K4).unwrap()];
+    let (done, calls) = mpsc::channel();
+    for registration in registrations {
+        let done = done.clone();
+        registration.drain().on_done(move || done.send(()).unwrap());
+    }
+    for mapping in mappings {
+        t.unmap(mapping);
+        assert_eq!(calls.recv(), Ok(()));
+    }
+    host.assert_clean();
+}
+
+#[test]
+fn registering_again_ends_a_drain_and_a_later_one_has_callbacks_of_its_own() {
+    let (host, space, memory) = set_up();
+    let mapping = {
+        let _registration = space.register(&memory).unwrap();
+        space.translator().map(a(0), K4).unwrap()
+    };
+    let (done, calls) = mpsc::channel();
+    let call = |name: &'static str| {
+        let done = done.clone();
+        move || done.send(name).unwrap()
+    };
+    space.register(&memory).unwrap().drain().on_done(call("first"));
+    let again = space.register(&memory).unwrap();
+    assert_eq!(calls.try_recv(), Ok("first"));
+    again.drain().on_done(call("second"));
+    let shared = space.share(a(0), 16 << 12).unwrap();
+    assert_eq!(calls.try_recv(), Ok("second"));
+    shared.drain().on_done(call("third"));
+    assert!(calls.try_recv().is_err());
+    drop(mapping);
+    assert_eq!(calls.recv(), Ok("third"));
+    host.assert_clean();
+}
+
+#[test]
+fn a_callback_that_panics_stops_neither_the_release_nor_the_others() {
+    let (host, space, memory) = set_up();
+    let registration = space.register(&memory).unwrap();
+    let mapping = space.translator().map(a(0), K4).unwrap();
+    let called = Arc::new(AtomicU64::new(0));
+    let second = registration.drain();
+    second.on_done(|| panic!("expected by the test"));
+    // Registered again, which ends the drain: the claim is undone with the caller.
+    let again = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| space.register(&memory)));
+    assert!(again.is_err());
+    assert!(space.snapshot().regions[0].draining);
+    let registration = space.register(&memory).unwrap();
+    let one = space.share(a(0), 16 << 12).unwrap();
+    drop(registration);
+    one.drain().on_done(|| panic!("expected by the test"));
+    let other = space.register(&host.memory(A + (32 << 12), 1 << 12)).unwrap();
+    let mut t = space.translator();
+    let late = t.map(a(32), K4).unwrap();
+    let counter = Arc::clone(&called);
+    let (done, calls) = mpsc::channel();
+    other.drain().on_done(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        done.send(()).unwrap();
+    });
+    let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(mapping)));
+    t.unmap(late);
+    calls.recv().unwrap();
+    assert_eq!(called.load(Ordering::Relaxed), 1);
+    host.assert_clean();
+}
+
+/// Counts wakes.
+#[derive(Default)]
+struct Wakes(AtomicU64);
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_drain_can_be_awaited() {
+    let (host, space, memory) = set_up();
+    let registration = space.register(&memory).unwrap();
+    let mapping = space.translator().map(a(0), K4).unwrap();
+    let mut future = pin!(registration.drain().into_future());
+    assert!(format!("{future:?}").contains("is_done: false"));
+    let wakes = [Arc::new(Wakes::default()), Arc::new(Wakes::default())];
+    for wakes in &wakes {
+        let waker = Waker::from(Arc::clone(wakes));
+        assert_eq!(future.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending);
+    }
+    drop(mapping);
+    let counts = || wakes.each_ref().map(|wakes| wakes.0.load(Ordering::SeqCst));
+    while counts() == [0, 0] {
+        std::thread::yield_now();
+    }
+    assert_eq!(counts(), [0, 1], "the last task that polled");
+    assert_eq!(future.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Ready(()));
+    host.assert_clean();
+    // One that is never polled, or dropped, leaves nothing.
+    let registration = space.register(&memory).unwrap();
+    let mapping = space.translator().map(a(0), K4).unwrap();
+    drop(registration.drain().into_future());
+    drop(mapping);
+    // Waits for a thread that is releasing the range.
+    space.register(&memory).unwrap().unregister().unwrap();
     host.assert_clean();
 }
 
