@@ -63,6 +63,7 @@ pub mod client;
 mod dispatch;
 mod frame_reader;
 pub mod pci;
+mod pci_function;
 mod reply;
 mod request_error;
 mod send_queue;
@@ -75,6 +76,7 @@ pub mod wire;
 
 pub use action::{Action, IrqTargets};
 pub use capabilities::{Capabilities, Negotiated};
+pub use pci_function::{PciContext, PciFunction, PciFunctionFactory};
 pub use reply::{
     DeviceInfoReply, EmptyReply, IoRegion, IrqDescription, IrqInfoReply, Kind, Mmap, ReadReply, Region,
     RegionInfoReply, RegionIoFdsReply, Token, UnmapReply, VersionReply, WriteMultiReply, WriteReply,

@@ -7,8 +7,8 @@
 //! Errors: an invalid configuration is a [`PciError`] at build time. Afterwards nothing fails: read-only bits are not written,
 //! and reads outside return zeros.
 //!
-//! Sources: PCI Local DeviceContext Specification 3.0, 6.1 (header), 6.2.5.1 (BARs), 6.8 (MSI, MSI-X); PCI Express Base Specification
-//! 2.0, 7.8; PCI DeviceContext Power Management Interface Specification 1.2, 3.2. Numbers as in `linux/pci_regs.h`.
+//! Sources: PCI Local Bus Specification 3.0, 6.1 (header), 6.2.5.1 (BARs), 6.8 (MSI, MSI-X); PCI Express Base Specification
+//! 2.0, 7.8; PCI Bus Power Management Interface Specification 1.2, 3.2. Numbers as in `linux/pci_regs.h`.
 //!
 //! ```
 //! use prereg_vfio_user::pci::{Bar, ConfigBuilder, Identity, MsixLocation};

@@ -181,7 +181,7 @@ impl ConfigBuilder {
         registers.set16(2, device);
         let io = self.bars.iter().flatten().any(Bar::is_io);
         let memory = self.bars.iter().flatten().any(|bar| !bar.is_io());
-        // DeviceContext master, parity and system errors; INTx disable if there is a pin.
+        // Bus master, parity and system errors; INTx disable if there is a pin.
         let command =
             u16::from(io) | u16::from(memory) << 1 | 1 << 2 | 1 << 6 | 1 << 8 | u16::from(self.intx) << 10;
         registers.writable16(4, command);

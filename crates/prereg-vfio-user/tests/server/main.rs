@@ -11,6 +11,7 @@ mod interrupts;
 mod judge;
 mod judged;
 mod other_client;
+mod pci_function;
 mod processes;
 mod regions;
 mod remote;

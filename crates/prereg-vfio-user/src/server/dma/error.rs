@@ -38,6 +38,9 @@ pub enum DmaError {
     /// The client is gone. ENXIO.
     #[error("the client is gone")]
     Disconnected,
+    /// The driver has not enabled bus mastering. EACCES.
+    #[error("the driver has not enabled bus mastering in the command register")]
+    NotBusMaster,
     /// Memory that only the client can access, requested from the thread that receives its replies. EDEADLK.
     #[error(
         "this memory is accessed through the client, whose replies this thread receives; access it from another thread"
@@ -69,7 +72,7 @@ impl DmaError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::Unmapped { .. } | Self::Gone { .. } => Errno::EFAULT,
-            Self::Protected { .. } => Errno::EACCES,
+            Self::Protected { .. } | Self::NotBusMaster => Errno::EACCES,
             Self::Closing { .. } | Self::Disconnected => Errno::ENXIO,
             Self::Remote(errno) | Self::Memory { errno, .. } => *errno,
             Self::WouldDeadlock => Errno::from_raw(libc::EDEADLK),
