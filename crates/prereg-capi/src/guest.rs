@@ -18,7 +18,7 @@ use crate::types::{access_of, choice};
 
 /// The rules of QEMU in user space.
 pub const PREREG_RULES_QEMU: u32 = 0;
-/// The rules of KVM's handlers; calls that are too hard for them follow QEMU's.
+/// The rules of KVM's handlers. A call that KVM passes on to user space follows QEMU's rules.
 pub const PREREG_RULES_KVM: u32 = 1;
 
 /// The number of H_GET_TCE.

@@ -1,7 +1,8 @@
 //! The table of live mappings. A caller's `prereg_mapping` or `prereg_range` refers to one by slot and serial number.
 //!
-//! The mapping itself stays in the library. A serial number is used once, and the slot stores the address of the caller's struct. So a
-//! mapping is released once, even if its struct was copied, and no content of the struct makes the library access other memory.
+//! The mapping itself stays in the library. The caller's struct has only a slot number and a serial number, which is used once; the slot
+//! stores the address of that struct. A copy of the struct cannot release the mapping again, because its address differs, and no
+//! content of a struct makes the library access other memory.
 //!
 //! Every translator has a few free slots of its own, so that mapping uses no word that other threads write.
 
@@ -68,7 +69,8 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// The part of the owner's address that a slot stores: unique among structs less than 32 GiB apart.
+    /// The bits 3 to 34 of the address of the caller's struct, which a slot stores. Two structs have the same ones only if they are a
+    /// multiple of 32 GiB apart.
     #[inline]
     fn owner_part(self) -> u32 {
         (self.owner >> 3) as u32
@@ -100,7 +102,7 @@ fn slot_of<C: Counted>(ticket: Ticket) -> Option<(u32, &'static Live)> {
     }
     let number = u32::try_from(ticket.slot).ok()?;
     let live = LIVE.get(number)?;
-    // Acquire pairs with the Release in `fill`: the owner and the content are visible. Relaxed: see there.
+    // Acquire pairs with the Release in `fill`: the owner and the content are visible. So the load of the owner may be Relaxed.
     let is_live = live.serial.load(Ordering::Acquire) == ticket.serial
         && live.owner.load(Ordering::Relaxed) == ticket.owner_part();
     is_live.then_some((number, live))
@@ -118,8 +120,8 @@ pub(crate) fn get<'a, C: Counted>(ticket: Ticket) -> Option<&'a C> {
 fn empty<C: Counted>(ticket: Ticket) -> Option<(C, u32, &'static Live)> {
     let (number, live) = slot_of::<C>(ticket)?;
     let emptied = ticket.serial & !((1 << KIND_BITS) - 1);
-    // Acquire pairs with the Release in `fill`. One exchange succeeds; the next `fill` is by a thread that acquired the slot from the
-    // one whose exchange did.
+    // Acquire pairs with the Release in `fill`. One thread's exchange succeeds. It frees the slot later, so the next `fill` happens
+    // after it.
     live.serial.compare_exchange(ticket.serial, emptied, Ordering::Acquire, Ordering::Relaxed).ok()?;
     // SAFETY: of this kind, as the serial said, and the exchange made it this call's alone.
     let counted = unsafe { live.inside.get().cast::<C>().read() };
@@ -162,7 +164,7 @@ impl FreeSlots {
     /// Keeps a mapping for the caller's struct at `owner`.
     ///
     /// # Errors
-    /// The mapping, without memory.
+    /// Returns the mapping if there is no memory for a slot.
     #[inline(always)]
     pub(crate) fn put<C: Counted>(&mut self, counted: C, owner: u64) -> Result<Ticket, C> {
         match self.0.pop().or_else(|| LIVE.acquire()) {

@@ -6,7 +6,7 @@
 //! - [`engine`]: registers, commands and queues, without I/O, threads and clocks.
 //! - [`spec`]: the numbers and layouts of NVM Express 1.4.
 //!
-//! A module uses only those below it in this list. `disk` is beside the engine, which uses its requests and faults.
+//! A module uses only those below it in this list; of `disk`, the engine uses the types of requests and faults, and does no I/O.
 //!
 //! A controller offers: Read, Write, Flush, Compare, Write Zeroes and Dataset Management (deallocate); all mandatory admin
 //! commands and Doorbell Buffer Config; PRPs and SGLs; up to 511 pairs of I/O queues; MSI-X, MSI and INTx; up to 256 namespaces

@@ -1,4 +1,4 @@
-//! The report of a self test: a line for each step, and the kernel's results beside ours.
+//! The report of a self test: a line for each step, with prereg's counts beside the kernel's.
 
 use std::io::{self, Write};
 

@@ -87,7 +87,7 @@ impl DualMapping {
         }
     }
 
-    /// Reads through the file: half the cost of a copy from the mapping by the kernel, and the same pages.
+    /// Reads the file: the same pages as the mapping, at half the cost of letting the kernel copy from the mapping.
     fn read_file(&self, offset: u64, into: &mut [u8]) -> Result<(), SharedError> {
         match syscalls::read_file(self.file.as_fd(), into, self.offset + offset) {
             Ok(got) if got == into.len() => Ok(()),
