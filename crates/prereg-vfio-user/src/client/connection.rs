@@ -65,6 +65,16 @@ impl Client {
         Self { stream, next_id: 0, timeout, memory: None, answers: BTreeMap::new() }
     }
 
+    /// The id of the process that listens at the other end.
+    ///
+    /// # Errors
+    /// [`ClientError::System`].
+    pub fn server_process(&self) -> Result<u32, ClientError> {
+        let (process, _) = sys::peer(self.stream.as_fd())
+            .map_err(|errno| ClientError::System { what: "SO_PEERCRED", errno })?;
+        Ok(process.unsigned_abs())
+    }
+
     /// Sets the timeout of replies; 60 seconds by default.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;

@@ -14,21 +14,23 @@ use prereg_vfio_user::server::Layout;
 use crate::error::BenchError;
 
 const PAGE: u64 = 4096;
-/// Entries of each queue: one page of commands.
-const ENTRIES: u32 = 64;
-/// Commands that may be in flight: a queue is never quite full.
-pub const MOST_DEPTH: u32 = ENTRIES - 1;
+/// Entries of each queue.
+const ENTRIES: u32 = 256;
+/// Commands that may be in flight; a queue of 256 entries has room for 255.
+pub const MOST_DEPTH: u32 = 128;
+/// Commands of more than a page that may be in flight.
+pub const MOST_LARGE: u32 = 32;
 
 /// Offsets in the shared memory.
 mod place {
     pub(super) const ADMIN_COMMANDS: u64 = 0;
-    pub(super) const ADMIN_COMPLETIONS: u64 = 0x1000;
-    pub(super) const COMMANDS: u64 = 0x2000;
-    pub(super) const COMPLETIONS: u64 = 0x3000;
-    pub(super) const IDENTITY: u64 = 0x4000;
+    pub(super) const ADMIN_COMPLETIONS: u64 = 0x4000;
+    pub(super) const COMMANDS: u64 = 0x5000;
+    pub(super) const COMPLETIONS: u64 = 0x9000;
+    pub(super) const IDENTITY: u64 = 0xa000;
     /// A page per command.
     pub(super) const LISTS: u64 = 0x10_0000;
-    /// Data, a slot per command.
+    /// Data: a slot of [`MOST_BYTES`](super::MOST_BYTES) per command, or of a page for commands of a page or less.
     pub(super) const DATA: u64 = 0x20_0000;
 }
 
@@ -101,12 +103,13 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Connects to the controller at `socket` and enables it, with room for the data of `slots` commands in flight.
+    /// Connects to the controller at `socket` and enables it, with room for the data of `slots` commands of more than a page in flight.
     ///
     /// # Errors
     /// [`BenchError::Failed`] with the server's error.
     pub fn start(socket: &Path, slots: u32) -> Result<Self, BenchError> {
-        let bytes = place::DATA + MOST_BYTES * u64::from(slots.clamp(1, MOST_DEPTH));
+        let data = (MOST_BYTES * u64::from(slots.clamp(1, MOST_LARGE))).max(PAGE * u64::from(MOST_DEPTH));
+        let bytes = place::DATA + data;
         let mut client = Client::connect(socket).map_err(wrong("connecting to the server"))?;
         let memory = GuestMemory::memfd("bench", bytes).map_err(wrong("making the shared memory"))?;
         let descriptor = memory
@@ -130,6 +133,14 @@ impl Driver {
         driver.make_queue()?;
         driver.identify()?;
         Ok(driver)
+    }
+
+    /// The server's process.
+    ///
+    /// # Errors
+    /// The system's, as [`BenchError::Failed`].
+    pub fn server_process(&self) -> Result<u32, BenchError> {
+        self.client.server_process().map_err(wrong("asking for the server's process"))
     }
 
     /// Whether doorbells are written in memory.
@@ -234,7 +245,7 @@ impl Driver {
         block: u64,
         bytes: u64,
     ) -> Result<(), BenchError> {
-        let data = place::DATA + u64::from(slot) * MOST_BYTES;
+        let data = place::DATA + u64::from(slot) * if bytes <= PAGE { PAGE } else { MOST_BYTES };
         let list = place::LISTS + u64::from(slot) * PAGE;
         let pages = bytes.div_ceil(PAGE);
         let second = match pages {
@@ -261,7 +272,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Writes a number into the data of a slot, at byte `offset` (a multiple of 4).
+    /// Writes a number into the data of a slot of [`MOST_BYTES`], at byte `offset` (a multiple of 4).
     ///
     /// # Errors
     /// If there is no such slot.
@@ -270,7 +281,7 @@ impl Driver {
         self.memory.store_u32(at, value).map_err(outside)
     }
 
-    /// The number in the data of a slot; 0 outside.
+    /// The number in the data of a slot of [`MOST_BYTES`]; 0 outside.
     #[must_use]
     pub fn data(&self, slot: u32, offset: u64) -> u32 {
         self.memory.load_u32(place::DATA + u64::from(slot) * MOST_BYTES + offset).unwrap_or(0)

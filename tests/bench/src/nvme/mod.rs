@@ -5,6 +5,8 @@
 //! with a fixed queue depth. The server's processor time is that of all its threads, including the kernel's work in their
 //! context.
 
+pub mod comparison;
+mod connection;
 pub mod driver;
 pub mod pinning;
 pub mod server;
@@ -12,11 +14,12 @@ pub mod shape;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use self::driver::{Direction, Driver};
+use self::connection::Connection;
+use self::driver::Direction;
 use self::pinning::PerIo;
 use self::server::{Buffers, ServerProcess};
 use self::shape::{Batch, Shape};
@@ -89,56 +92,17 @@ const SHAPES: [(Direction, u64, u32); 8] = [
     (Direction::Write, 128 << 10, 32),
 ];
 
-/// A server and the driver connected to it.
+/// A server of its own and the driver connected to it, which is dropped first.
 struct Served {
-    server: ServerProcess,
-    driver: Driver,
+    connection: Connection,
+    _server: ServerProcess,
 }
 
 impl Served {
     fn start(plan: &Plan, folder: &Path, disk: &Path, buffers: Buffers) -> Result<Self, BenchError> {
         let server = ServerProcess::start(&plan.program, folder, disk, buffers, plan.mapped_doorbells)?;
-        let driver = Driver::start(&server.socket, driver::MOST_DEPTH)?;
-        Ok(Self { server, driver })
-    }
-
-    fn batch(&mut self, shape: &Shape, blocks: &[u64]) -> Result<Batch, BenchError> {
-        let driver = &mut self.driver;
-        let cpu = self.server.cpu_time()?;
-        let start = Instant::now();
-        let mut free: Vec<u32> = (0..shape.depth).collect();
-        let mut waiting = blocks.iter();
-        let mut left = blocks.len();
-        let time_limit = Duration::from_secs(60);
-        while left > 0 {
-            let mut put = false;
-            while let Some(slot) = free.pop() {
-                let Some(block) = waiting.next() else {
-                    free.push(slot);
-                    break;
-                };
-                let block = *block * (shape.bytes / driver.block);
-                driver.put_command(shape.direction, slot, block, shape.bytes)?;
-                put = true;
-            }
-            if put {
-                driver.ring()?;
-            }
-            while driver.take(|slot| free.push(slot)).and_then(|taken| {
-                left -= taken as usize;
-                if start.elapsed() > time_limit {
-                    return Err(BenchError::failed("an I/O command", "no completion within 60 s"));
-                }
-                Ok(taken == 0)
-            })? {
-                std::thread::yield_now();
-            }
-            if waiting.as_slice().is_empty() && left == 0 {
-                break;
-            }
-        }
-        let wall = start.elapsed();
-        Ok(Batch { wall, cpu: self.server.cpu_time()?.saturating_sub(cpu) })
+        let connection = Connection::open(&server.socket)?;
+        Ok(Self { _server: server, connection })
     }
 }
 
@@ -170,8 +134,8 @@ impl Plan {
                 check(cancel)?;
                 let blocks = random_places(u64::from(round), count, self.disk / bytes);
                 let three = [
-                    fixed.batch(&shape, &blocks)?,
-                    plain.batch(&shape, &blocks)?,
+                    fixed.connection.batch(&shape, &blocks)?,
+                    plain.connection.batch(&shape, &blocks)?,
                     pinning.batch(&shape, &blocks)?,
                 ];
                 if round > 0 {
@@ -205,7 +169,7 @@ impl Plan {
         }
         Ok(Results {
             direct: pinning.is_direct(),
-            doorbell_page: fixed.driver.has_doorbell_page(),
+            doorbell_page: fixed.connection.has_doorbell_page(),
             repetitions: self.repetitions,
             rows,
         })

@@ -100,7 +100,8 @@ impl PerIo {
                 left -= 1;
             }
         }
-        Ok(Batch { wall: start.elapsed(), cpu: cpu_time_of(std::process::id())?.saturating_sub(cpu) })
+        let cpu = cpu_time_of(std::process::id())?.saturating_sub(cpu);
+        Ok(Batch { wall: start.elapsed(), cpu, latencies: Vec::new() })
     }
 
     /// Allocates a buffer per I/O in flight.

@@ -68,14 +68,6 @@ impl ServerProcess {
         }
         Ok(server)
     }
-
-    /// Processor time of all its threads.
-    ///
-    /// # Errors
-    /// As [`cpu_time_of`].
-    pub fn cpu_time(&self) -> Result<Duration, BenchError> {
-        cpu_time_of(self.child.id())
-    }
 }
 
 /// Processor time of all live threads of a process.

@@ -16,10 +16,12 @@ pub struct Shape {
 }
 
 /// The duration of a batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Batch {
     /// From the first command to the last completion.
     pub wall: Duration,
     /// The server's processor time.
     pub cpu: Duration,
+    /// From writing each command to taking its completion.
+    pub latencies: Vec<Duration>,
 }

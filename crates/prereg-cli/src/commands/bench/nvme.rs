@@ -10,6 +10,7 @@ use crate::error::CommandError;
 use crate::interrupt::Interrupt;
 use crate::serve::config::nvme::Doorbells;
 use crate::units::{Bytes, Count, parse_bytes};
+use prereg_benches::nvme::comparison::{Comparison, Server};
 use prereg_benches::nvme::{Plan, Results};
 
 const MORE: &str = "\
@@ -25,12 +26,24 @@ CPU is the processor time of all threads of the server for one I/O: the median o
 brackets. The last column is that time divided by the time of 'plain' in the same repetition, the median over the repetitions; \
 below 1 is cheaper than 'plain'.
 
-Example: prereg bench nvme --dir /var/tmp --json";
+With --server the servers run already: any vfio-user server with an NVMe controller and room for a client. The rows have IOPS, latencies, \
+the processor time of the server's process for one I/O, and ratios to the first server in the same repetition.
+
+Examples: prereg bench nvme --dir /var/tmp --json
+          prereg bench nvme --server ours=/run/prereg/disk.sock --server spdk=/var/run/cntrl";
 
 /// Measure the cost of one I/O of the NVMe server, next to plain I/O and to pinning for each I/O
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
 pub struct NvmeBenchArgs {
+    /// A running server to measure, instead of servers of its own; repeat it to compare (NAME= may be left out)
+    #[arg(long, value_name = "[NAME=]SOCKET", value_parser = parse_server, conflicts_with_all = ["dir", "size", "doorbells"])]
+    server: Vec<Server>,
+
+    /// With --server: measure writes, too, which overwrites random blocks of the disks
+    #[arg(long, requires = "server")]
+    writes: bool,
+
     /// Folder of the disks (its file system affects the result)
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -43,7 +56,7 @@ pub struct NvmeBenchArgs {
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     iterations: u32,
 
-    /// I/Os of 4 KiB in a repetition; of 128 KiB a quarter of it
+    /// I/Os of 4 KiB in a repetition; of 128 KiB a quarter of it, and with --server of one at a time
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(8..=10_000_000))]
     batch: u32,
 
@@ -65,6 +78,18 @@ fn parse_disk(text: &str) -> Result<u64, String> {
     }
 }
 
+fn parse_server(text: &str) -> Result<Server, String> {
+    let (name, socket) = match text.split_once('=') {
+        Some(("", _)) => return Err("the name before the '=' is empty".to_owned()),
+        Some((name, socket)) => (name, socket),
+        None => (text, text),
+    };
+    if socket.is_empty() {
+        return Err("the path of the socket is missing".to_owned());
+    }
+    Ok(Server { name: name.to_owned(), socket: socket.into() })
+}
+
 /// Measures and prints.
 ///
 /// # Errors
@@ -74,6 +99,15 @@ pub fn run(
     out: &mut impl Write,
     interrupt: &Interrupt,
 ) -> Result<Outcome, CommandError> {
+    if !args.server.is_empty() {
+        let comparison = Comparison {
+            servers: args.server.clone(),
+            repetitions: args.iterations,
+            batch: args.batch,
+            writes: args.writes,
+        };
+        return compare(&comparison, args.json, out, interrupt);
+    }
     let program =
         std::env::current_exe().map_err(|error| CommandError::host("starting the server", error))?;
     let plan = Plan {
@@ -90,6 +124,58 @@ pub fn run(
         writeln!(out)?;
     } else {
         print(&results, out)?;
+    }
+    Ok(Outcome::Ok)
+}
+
+/// Measures running servers and prints.
+fn compare(
+    comparison: &Comparison,
+    json: bool,
+    out: &mut impl Write,
+    interrupt: &Interrupt,
+) -> Result<Outcome, CommandError> {
+    let results = comparison.measure(&interrupt.flag())?;
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &results)?;
+        writeln!(out)?;
+        return Ok(Outcome::Ok);
+    }
+    writeln!(out, "{} repetitions", results.repetitions)?;
+    for (server, has_page) in comparison.servers.iter().zip(&results.doorbell_pages) {
+        let doorbells = if *has_page { "a shared page" } else { "the socket" };
+        writeln!(out, "  {} at {}, doorbells through {doorbells}", server.name, server.socket.display())?;
+    }
+    let mut block = None;
+    for row in &results.rows {
+        let key = (row.operation, row.bytes, row.depth);
+        if block != Some(key) {
+            block = Some(key);
+            writeln!(
+                out,
+                "\n{:<32} {:>9} {:>9} {:>9} {:>9} {:>9} {:>12} {:>9}",
+                format!("{} {}, {} at a time", row.operation, Bytes(row.bytes), row.depth),
+                "IOPS",
+                "mean us",
+                "p50 us",
+                "p99 us",
+                "CPU us",
+                "IOPS ratio",
+                "CPU ratio"
+            )?;
+        }
+        writeln!(
+            out,
+            "  {:<30} {:>9} {:>9.1} {:>9.1} {:>9.1} {:>9.2} {:>11.2}x {:>8.2}x",
+            row.server,
+            Count(row.iops as u64).to_string(),
+            row.mean_us,
+            row.p50_us,
+            row.p99_us,
+            row.cpu_us,
+            row.iops_ratio,
+            row.cpu_ratio
+        )?;
     }
     Ok(Outcome::Ok)
 }
