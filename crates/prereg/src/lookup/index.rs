@@ -260,4 +260,32 @@ mod tests {
             assert_eq!(entries.clear(&region), fits);
         }
     }
+
+    /// A reader that loads an entry of such a region would find the next region in its slot.
+    #[test]
+    fn a_region_that_does_not_fit_is_in_the_index_at_no_time() {
+        let memory: SharedTableMemory = alloc::sync::Arc::new(HeapTables::new());
+        let base = 0x4000_0000;
+        let range = UserRange::new(UserAddr::new(base), 4 << 12, Granule::K4).unwrap();
+        let mut pages = PageList::new(range, Granule::K4);
+        pages.sink().push(HostAddr::new(0x10_0000), 2).unwrap();
+        pages.sink().push(HostAddr::new(1 << 58), 2).unwrap();
+        let table = pages.finish(&memory).unwrap().unwrap();
+        let region = Region { id: 1, slot: 7, range, table, device: false, on_demand: false };
+        let entries = PageIndex::new(&memory, Some(IndexPlan { base, shift: 12, count: 4 }), 1).unwrap();
+        let rounds = if cfg!(miri) { 20 } else { 20_000 };
+        let done = core::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..rounds {
+                    assert!(!entries.fill(&region));
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(slot_of(entries.entries[0].load(Ordering::Relaxed)), 0);
+                std::thread::yield_now();
+            }
+        });
+    }
 }
