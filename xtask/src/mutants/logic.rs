@@ -151,11 +151,17 @@ fn cargo_mutants(tree: &Path, scope: &Scope) -> Command {
     command
 }
 
-/// Build results belong into the copies, so variables that redirect them are removed.
+/// Build results belong into the copies, so variables that redirect them are removed, and with them the one that would turn off
+/// the profile's incremental builds, without which a mutant costs the build of its crate.
 pub(crate) fn quiet_environment(command: &mut Command) {
-    for name in
-        ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "MIRIFLAGS"]
-    {
+    for name in [
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+        "CARGO_INCREMENTAL",
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "MIRIFLAGS",
+    ] {
         command.env_remove(name);
     }
     command.env("CARGO_TERM_COLOR", "never");

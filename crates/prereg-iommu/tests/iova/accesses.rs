@@ -132,3 +132,15 @@ fn what_is_remote_says_where() {
     drop(held);
     assert!(unmapping.is_done());
 }
+
+#[test]
+fn held_memory_is_revoked_from_the_call_on_and_stays_held() {
+    let fixture = Fixture::new();
+    fixture.map(0, 2, 0).unwrap();
+    let before = fixture.map.hold(iova(0), PAGE, Access::Read).unwrap();
+    assert!(!before.is_revoked());
+    fixture.map.revoke();
+    let after = fixture.map.hold(iova(1), PAGE, Access::Read).unwrap();
+    assert!(before.is_revoked() && after.is_revoked());
+    assert_eq!((before.host_segments().count(), fixture.mapped()), (1, 1), "still pinned");
+}

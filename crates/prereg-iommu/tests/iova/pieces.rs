@@ -1,7 +1,7 @@
 //! Segments of memory: their limit, and when their owners are dropped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Barrier, Weak, mpsc};
 use std::time::Duration;
 
 use prereg::{Access, Errno, PageShift, UserAddr};
@@ -75,6 +75,31 @@ fn memory_on_demand_counts_when_it_is_mapped_and_its_parts_when_they_are_supplie
     assert_eq!((fixture.map.snapshot().segments, fixture.mapped()), (8, 8));
     let _ = fixture.map.unmap_all();
     assert_eq!((fixture.map.snapshot().segments, fixture.mapped()), (0, 0));
+}
+
+/// Provides like [`Scattered`], to two threads at the same time.
+struct Met(Barrier);
+
+impl MemoryProvider for Met {
+    fn provide(&self, offset: u64, bytes: u64) -> Result<Vec<LocalSegment>, ProviderError> {
+        self.0.wait();
+        Scattered.provide(offset, bytes)
+    }
+}
+
+#[test]
+fn a_block_that_two_threads_provide_counts_once() {
+    let fixture = limited(8);
+    let provider = Arc::new(Met(Barrier::new(2)));
+    let backing = Backing::OnDemand { provider, block: PageShift::new(14).unwrap(), skip: 0 };
+    fixture.map.map(iova(0), 8 * PAGE, backing, Access::Read).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| assert!(fixture.map.hold(iova(1), PAGE, Access::Read).unwrap().is_local()));
+        }
+    });
+    // Four segments instead of one, and the other block.
+    assert_eq!((fixture.map.snapshot().segments, fixture.mapped()), (5, 4));
 }
 
 /// An owner of memory whose drop uses the map.

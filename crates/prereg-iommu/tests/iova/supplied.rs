@@ -136,3 +136,23 @@ fn on_demand_a_failed_block_is_asked_for_again_and_the_others_work() {
     assert!(fixture.map.unmap_all().is_done());
     assert_eq!((fixture.mapped(), fixture.map.snapshot().accesses), (0, 0));
 }
+
+#[test]
+fn a_block_is_found_by_its_place_in_the_mapping_wherever_that_begins() {
+    let fixture = Fixture::new();
+    let supplier = Arc::new(Supplier::default());
+    let provider = Arc::clone(&supplier) as Arc<dyn MemoryProvider>;
+    let block = prereg::PageShift::new(14).unwrap();
+    let backing = Backing::OnDemand { provider, block, skip: 0 };
+    fixture.map.map(iova(4), 12 * PAGE, backing, Access::ReadWrite).unwrap();
+    // The last block is provided, then the first.
+    for (at, offset) in [(12, 8 * PAGE), (4, 0)] {
+        let held = fixture.map.hold(iova(at), PAGE, Access::Read).unwrap();
+        let segments: Vec<_> = held.user_segments().collect();
+        assert!(
+            matches!(segments[..], [UserSegment::Local { ua, bytes: PAGE, .. }] if ua.raw() == BASE + offset),
+            "{segments:?}"
+        );
+    }
+    assert_eq!(*supplier.asked.lock().unwrap(), [(8 * PAGE, 4 * PAGE), (0, 4 * PAGE)]);
+}

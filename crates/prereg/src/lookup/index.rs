@@ -253,10 +253,14 @@ mod tests {
             let table = pages.finish(&memory).unwrap().unwrap();
             let region = Region { id: 1, slot: 7, range, table, device: false, on_demand: false };
             let entries = PageIndex::new(&memory, Some(plan), 1).unwrap();
+            // A mark that shows whether an entry was written, if only for a moment: a reader that loads it then would find
+            // the next region in this slot.
+            let mark = ptr::without_provenance_mut(9);
+            entries.entries[0].store(mark, Ordering::Relaxed);
             assert_eq!(entries.fill(&region), fits);
             let seen: Vec<usize> =
                 entries.entries.iter().map(|entry| slot_of(entry.load(Ordering::Relaxed))).collect();
-            assert_eq!(seen, if fits { [7, 7, 7, 7, 0, 0, 0, 0] } else { [0; 8] });
+            assert_eq!(seen, if fits { [7, 7, 7, 7, 0, 0, 0, 0] } else { [9, 0, 0, 0, 0, 0, 0, 0] });
             assert_eq!(entries.clear(&region), fits);
         }
     }

@@ -246,6 +246,7 @@ impl<T, O: Owner<T>> fmt::Debug for Retired<T, O> {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use alloc::sync::Arc;
+    use core::sync::atomic::AtomicBool;
 
     use super::*;
 
@@ -273,5 +274,35 @@ mod tests {
         assert!(!lives(&second) && lives(&third));
         drop(published);
         assert!(!lives(&third));
+    }
+
+    /// Values are freed and made at the same addresses between the two loads of `protect`. Only miri sees a pointer to the
+    /// freed one.
+    #[test]
+    fn a_value_made_at_the_address_of_a_freed_one_is_used_by_its_own_pointer() {
+        let published: Published<u64> = Published::new(Box::new(0));
+        let (hazard, mut retired) = (HazardSlot::default(), Retired::default());
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let publications = (1..).take_while(|_| !done.load(Ordering::Relaxed));
+                publications.for_each(|value| {
+                    published.replace(Box::new(value), &mut retired);
+                    // SAFETY: the only slot; this thread is the only writer.
+                    unsafe { published.reclaim(&mut retired, [&hazard].into_iter()) };
+                });
+            });
+            let mut newest = 0;
+            for _ in 0..if cfg!(miri) { 40 } else { 1_000 } {
+                // SAFETY: the slot is passed to every reclaim above, and this thread is its only user.
+                let value = unsafe { published.protect(&hazard) };
+                // SAFETY: the slot names it.
+                let value = unsafe { *value };
+                assert!(newest <= value, "{value} after {newest}");
+                newest = value;
+            }
+            done.store(true, Ordering::Relaxed);
+            hazard.clear();
+        });
     }
 }

@@ -169,3 +169,24 @@ impl<T> Drop for TableBox<T> {
         unsafe { memory.release(self.at.cast(), Layout::new::<Allocation<T>>()) };
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use alloc::boxed::Box;
+    use alloc::sync::Arc;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::table_memory::HeapTables;
+
+    #[test]
+    fn an_array_whose_iterator_ends_early_or_panics_leaves_no_memory() {
+        let memory: SharedTableMemory = Arc::new(HeapTables::new());
+        assert!(TableArray::from_iter(&memory, 4, (0..2).map(Box::new)).is_none());
+        assert_eq!(memory.state().used, 0);
+        let values = (0..4).map(|value| if value < 2 { Box::new(value) } else { panic!("no third value") });
+        let array = catch_unwind(AssertUnwindSafe(|| TableArray::from_iter(&memory, 4, values)));
+        assert!(array.is_err());
+        assert_eq!(memory.state().used, 0);
+    }
+}
