@@ -1,6 +1,7 @@
 //! The controller behind a real server: a client on a socket with real memory, driving it as an operating system does.
 
 mod driver;
+mod events;
 mod fixture;
 mod flood;
 mod interrupts;
