@@ -31,7 +31,7 @@ Examples:
   prereg bench registration              the time of registering, and of the raw system calls
   prereg bench hot-path --quick          the time of mapping, the machine's limit, and other implementations
 
-Exit status: 0 success, 1 a mismatch or a leak, 2 bad input or an error of the host, 130 interrupted.";
+Exit status: 0 success, 1 a mismatch, a leak or a failed check, 2 bad input or an error of the host, 130 interrupted.";
 
 /// Pin memory once, map it for DMA a million times
 ///

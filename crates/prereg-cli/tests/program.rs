@@ -401,6 +401,8 @@ fn completions_and_the_manual_page_have_every_command() {
         assert!(page.lines().any(|line| line.starts_with(".SH ") && line.contains(heading)), "{heading}");
     }
     assert!(page.contains("verify"));
+    assert_eq!(page.matches("EXIT STATUS").count() + page.matches("Exit status").count(), 1, "one section");
+    assert!(!page.contains("EXTRA") && page.contains(".SH EXAMPLES") && page.contains(".SS EXAMPLES"));
 }
 
 #[test]

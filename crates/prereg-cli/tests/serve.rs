@@ -1,4 +1,4 @@
-//! Tests of `prereg serve` as a process: configuration, I/O, status, metrics and stop.
+//! Tests of `prereg serve` as a process: configuration, I/O, status, page, log, checks and stop. Long: each starts servers by one fixture.
 #![expect(clippy::unwrap_used, reason = "a test that cannot continue fails")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -33,6 +33,8 @@ impl Server {
     }
 
     fn spawn(mut command: Command) -> Self {
+        // An outer test may run under the journal.
+        command.env_remove("JOURNAL_STREAM");
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut out = BufReader::new(child.stdout.take().unwrap());
         let mut banner = Vec::new();
@@ -222,6 +224,11 @@ fn a_failed_start_reports_the_reason_and_leaves_nothing() {
     let long = path(&folder, &"s".repeat(120));
     let (code, stderr) = run(&["nvme", "--socket", &long, "--disk", &disk, "--create", "1M"]);
     assert!(code == Some(2) && stderr.contains("at most 107 bytes"), "{code:?}: {stderr}");
+    let (code, stderr) = with(&["--control", &long]);
+    assert!(code == Some(2) && stderr.contains("shorter one with --control"), "{code:?}: {stderr}");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, stderr) = with(&["--metrics", &taken.local_addr().unwrap().to_string()]);
+    assert!(code == Some(2) && stderr.contains("listening for metrics"), "{code:?}: {stderr}");
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
     assert!(left.is_empty(), "left behind: {left:?}");
 }
@@ -265,6 +272,208 @@ fn a_client_that_needs_mappable_doorbells_is_reported_to_the_operator() {
     }
 }
 
+/// A server with one disk in `folder` whose standard error is piped.
+fn logging(folder: &tempfile::TempDir, more: &[&str]) -> Server {
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(folder, name));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
+    command.args([
+        "serve",
+        "nvme",
+        "--socket",
+        &socket,
+        "--disk",
+        &disk,
+        "--create",
+        "1M",
+        "--control",
+        &control,
+    ]);
+    command.args(more).stderr(Stdio::piped());
+    Server::spawn(command)
+}
+
+#[test]
+fn the_log_is_json_with_the_client_the_reason_and_the_count() {
+    use prereg::{Access, Iova};
+    use prereg_vfio_user::client::Client;
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = logging(&folder, &["--log-format", "json", "--memory-limit", "4M"]);
+    let mut errors = server.child.stderr.take().unwrap();
+    let memory = prereg_linux::GuestMemory::memfd("guest", 8 << 20).unwrap();
+    let ram = memory.descriptor().unwrap();
+    let mut client = Client::connect(&folder.path().join("s")).unwrap();
+    for _ in 0..50 {
+        client.dma_map(Iova::new(0), 16 << 20, Access::ReadWrite, Some((ram, 0))).unwrap_err();
+    }
+    drop(client);
+    let mut client = Client::connect(&folder.path().join("s")).unwrap();
+    client.dma_map(Iova::new(0), 8 << 20, Access::ReadWrite, Some((ram, 0))).unwrap_err();
+    drop(client);
+    server.signal("TERM");
+    let mut text = String::new();
+    errors.read_to_string(&mut text).unwrap();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let refused: Vec<_> = lines.iter().filter(|line| line["target"] == "prereg::memory").collect();
+    assert!((2..6).contains(&refused.len()), "{text}");
+    assert_eq!((&refused[0]["client"], &refused[0]["pid"]), (&0.into(), &std::process::id().into()));
+    assert!(refused[0]["why"].as_str().unwrap().contains("0x800000"), "the length of the file: {text}");
+    assert_eq!(refused[0]["socket"].as_str(), folder.path().join("s").to_str());
+    let repeated: u64 = refused.iter().map(|line| line["repeated"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(repeated, 51, "{text}");
+    let last = refused.last().unwrap();
+    assert!(last["why"].as_str().unwrap().contains("the limit is 4 MiB"), "{text}");
+    assert!(last["remedy"].as_str().unwrap().contains("raise the limit"), "{text}");
+    assert!(server.stop().0.success());
+}
+
+/// The body and the status line of an HTTP answer.
+fn get(server: &Server, path: &str) -> (String, String) {
+    let address = server.banner.iter().find_map(|line| line.strip_prefix("page: http://")).unwrap();
+    let mut stream = TcpStream::connect(address.strip_suffix('/').unwrap()).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: here\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (body.to_owned(), head.lines().next().unwrap().to_owned())
+}
+
+/// The text of the first cell of this name.
+fn cell<'a>(page: &'a str, name: &str) -> &'a str {
+    let (_, rest) = page.split_once(&format!("data-name=\"{name}\">")).unwrap();
+    rest.split('<').next().unwrap()
+}
+
+#[test]
+fn the_page_has_the_numbers_of_the_status_and_health_notices_a_removed_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = logging(&folder, &["--metrics", "127.0.0.1:0"]);
+    // A log that cannot be written ends nothing.
+    drop(server.child.stderr.take());
+    let mut driver = Driver::start(&folder.path().join("s"), 4).unwrap();
+    transfer(&mut driver, Direction::Write, 0, 0, 8192);
+    transfer(&mut driver, Direction::Read, 1, 0, 8192);
+    let status = control::query(&folder.path().join("c")).unwrap();
+    let (page, line) = get(&server, "/");
+    assert_eq!(line, "HTTP/1.1 200 OK");
+    assert!(page.contains("http-equiv=\"refresh\"") && page.contains(&path(&folder, "s")), "{page}");
+    let client = &status.clients[0];
+    assert_eq!(cell(&page, "mappings"), client.mappings.to_string());
+    assert_eq!(cell(&page, "registrations"), status.memory.registrations.to_string());
+    assert_eq!(cell(&page, "pinned"), prereg_cli::units::Bytes(status.memory.pinned_bytes).to_string());
+    assert_eq!((cell(&page, "errors"), cell(&page, "socket-clients")), ("0", "1"));
+    assert_eq!(get(&server, "/healthz"), ("ok, 1 client\n".to_owned(), "HTTP/1.1 200 OK".to_owned()));
+    std::fs::remove_file(folder.path().join("s")).unwrap();
+    let (reason, line) = get(&server, "/healthz");
+    assert!(line.contains("503") && reason.contains("was removed"), "{line}: {reason}");
+    drop(driver);
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn a_client_has_as_many_descriptors_as_the_doctor_counts_or_fewer() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = logging(&folder, &[]);
+    drop(server.child.stderr.take());
+    let open = || std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap().count() as u64;
+    let idle = open();
+    assert!(idle <= prereg_cli::serve::fit::SERVER_DESCRIPTORS, "{idle}");
+    let mut driver = Driver::start(&folder.path().join("s"), 4).unwrap();
+    transfer(&mut driver, Direction::Read, 0, 0, 4096);
+    // The driver polls; QEMU sends an eventfd for each vector.
+    let vectors = 17 + 3;
+    assert!(open() - idle + vectors <= prereg_cli::serve::fit::CLIENT_DESCRIPTORS, "{} of {idle}", open());
+    drop(driver);
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn a_check_tells_what_would_fail_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(&folder, name));
+    let check = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
+        let output =
+            command.args(["serve", "--check", "--control", &control, "nvme"]).args(more).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (code, text) = check(&["--socket", &socket, "--disk", &disk, "--create", "1M"]);
+    assert!(code == Some(0) && text.contains("(1 MiB)") && text.ends_with("ok\n"), "{code:?}: {text}");
+    let long = path(&folder, &"s".repeat(120));
+    let (code, text) = check(&["--socket", &long, "--disk", &disk, "--memory-limit", "4M"]);
+    assert_eq!(code, Some(1), "{text}");
+    for problem in ["does not exist; make it", "at most 107 bytes", "too little for most"] {
+        assert!(text.contains(problem), "no `{problem}` in {text}");
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+    assert!(left.is_empty(), "left behind: {left:?}");
+    let server = Server::start(&[
+        "--control",
+        &control,
+        "nvme",
+        "--socket",
+        &socket,
+        "--disk",
+        &disk,
+        "--create",
+        "1M",
+    ]);
+    let (code, text) = check(&["--socket", &socket, "--disk", &disk]);
+    assert!(code == Some(1) && text.contains("another server listens") && text.contains("in use"), "{text}");
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn status_without_arguments_finds_every_server() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let servers = folders.each_ref().map(|folder| {
+        let [socket, disk, control] = ["s", "disk.img", "c"].map(|name| path(folder, name));
+        Server::start(&[
+            "nvme",
+            "--socket",
+            &socket,
+            "--disk",
+            &disk,
+            "--create",
+            "1M",
+            "--control",
+            &control,
+        ])
+    });
+    let output = Command::new(env!("CARGO_BIN_EXE_prereg")).arg("status").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    for (folder, server) in folders.iter().zip(&servers) {
+        assert!(text.contains(&format!("Server at {}", path(folder, "c"))), "{text}");
+        assert!(text.contains(&format!("process {}", server.child.id())), "{text}");
+    }
+    for server in servers {
+        assert!(server.stop().0.success());
+    }
+}
+
+#[test]
+fn a_disk_that_grows_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = logging(&folder, &[]);
+    let log = BufReader::new(server.child.stderr.take().unwrap());
+    let driver = Driver::start(&folder.path().join("s"), 1).unwrap();
+    assert_eq!(driver.blocks * driver.block, 1 << 20);
+    drop(driver);
+    std::fs::File::options()
+        .write(true)
+        .open(folder.path().join("disk.img"))
+        .unwrap()
+        .set_len(4 << 20)
+        .unwrap();
+    let line = log.lines().map(Result::unwrap).find(|line| line.contains("new size")).unwrap();
+    assert!(line.contains("namespace 1 has a new size of 4 MiB"), "{line}");
+    let driver = Driver::start(&folder.path().join("s"), 1).unwrap();
+    assert_eq!(driver.blocks * driver.block, 4 << 20);
+    drop(driver);
+    assert!(server.stop().0.success());
+}
+
 /// The exit code and standard error of a server that cannot start.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_prereg")).arg("serve").args(arguments).output().unwrap();
@@ -287,16 +496,12 @@ fn a_hangup_does_not_end_a_server_and_an_odd_disk_is_noted() {
     let folder = tempfile::tempdir().unwrap();
     let disk = path(&folder, "odd.img");
     std::fs::write(&disk, vec![0; 1000]).unwrap();
-    let server = Server::start(&[
-        "nvme",
-        "--socket",
-        &path(&folder, "disk.sock"),
-        "--disk",
-        &disk,
-        "--control",
-        "none",
-    ]);
-    let note = server.banner.iter().find(|line| line.contains("1000 bytes")).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_prereg"));
+    command.args(["serve", "nvme", "--socket", &path(&folder, "disk.sock"), "--disk", &disk]);
+    command.args(["--control", "none"]).stderr(Stdio::piped());
+    let mut server = Server::spawn(command);
+    let log = BufReader::new(server.child.stderr.take().unwrap());
+    let note = log.lines().map(Result::unwrap).find(|line| line.contains("1000 bytes")).unwrap();
     assert!(note.contains("the last 488 bytes are not served"), "{note}");
     server.signal("HUP");
     std::thread::sleep(std::time::Duration::from_millis(300));

@@ -36,6 +36,7 @@ mod admin_thread;
 mod device;
 mod disks;
 mod doorbells;
+mod event;
 mod guest;
 mod io_channel;
 mod io_thread;
@@ -48,6 +49,7 @@ mod stats;
 mod subsystem;
 mod unmap_watch;
 
+pub use event::NvmeEvent;
 pub use model::{NvmeDisk, NvmeModel};
 pub use settings::{DoorbellMode, InterruptKinds, NvmeError, NvmeSettings};
 pub use stats::NvmeState;

@@ -8,12 +8,14 @@
 //! - a [`Server`] owns its [`Listening`] sockets and its clients' threads;
 //! - a client's thread owns the session, its mappings, and the server's only reference to the device; a device owns its
 //!   [`DeviceContext`];
-//! - the [`MemoryStore`] outlives all clients; servers may share one.
+//! - the [`MemoryStore`] outlives all clients; servers may share one;
+//! - the [`Observer`] of the settings receives events: clients that come and go, refusals, failures.
 //!
 //! Errors: a client's input is answered with an error or ends that client alone. After a disconnect or a protocol error nothing
 //! of the client remains: transfers fail, the device is notified ([`Device::client_gone`]), mappings drain and their memory is
 //! released.
 
+mod attach_failure;
 mod bound_socket;
 mod client_thread;
 mod counts;
@@ -21,29 +23,32 @@ mod descriptor;
 mod device;
 mod dma;
 mod error;
+mod event;
 mod eventfd;
 mod handlers;
 mod interrupts;
 mod irq_kind;
 mod listen;
-mod notices;
+mod observer;
 mod settings;
 mod shared_session;
 mod state;
 mod transport;
 
+pub use attach_failure::AttachFailure;
 pub use client_thread::serve;
 pub use device::{Device, DeviceContext, DeviceFactory, Ioeventfd, Layout, LayoutRegion, Sparse};
 pub use dma::{
     Dma, DmaError, DmaGuard, DmaSegment, DmaSpace, DmaState, FileState, IovaLimits, MapMemoryError,
-    MemoryNote, MemoryPolicy, MemoryStore, NoteKind, OnDrained, RegisterWhen, Remote, RemoteError,
-    StoreState, Unmapping,
+    MemoryEvent, MemoryPolicy, MemoryStore, OnDrained, RegisterWhen, Remote, RemoteError, StoreState,
+    Unmapping,
 };
 pub use error::ServerError;
+pub use event::Event;
 pub use interrupts::Interrupts;
 pub use irq_kind::IrqKind;
 pub use listen::{Listening, Server};
-pub use notices::Notice;
+pub use observer::{EventSource, Observer, Reporter};
 pub use settings::ServerSettings;
 pub use state::{ClientState, CommandCounts, DisconnectReason, PendingUnmap, RequestCounts, ServerState};
 pub use transport::{Interest, Ready, Received, Socket, Transport};

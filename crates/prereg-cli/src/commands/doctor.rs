@@ -13,22 +13,40 @@ use serde::Serialize;
 use super::Outcome;
 use crate::backend::address_kind_name;
 use crate::error::CommandError;
-use crate::units::{Bytes, Count};
+use crate::serve::fit::{self, Guest};
+use crate::units::{Bytes, Count, parse_bytes};
 
 /// Report which pin back ends and limits this host and user have
 #[derive(Debug, Args)]
-#[command(after_help = "Example: prereg doctor --json | jq '.backends[] | select(.usable) | .name'")]
+#[command(after_help = "Examples:
+  prereg doctor --guest 16G --devices 2
+  prereg doctor --json | jq '.backends[] | select(.usable) | .name'")]
 pub struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+
+    /// Only tell whether a guest with this much memory (suffixes K, M, G, T) can be served, and what to set; status 1 if not
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    guest: Option<u64>,
+
+    /// Devices of that guest, all served by one server
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "guest")]
+    devices: u64,
+
+    /// That guest has an IOMMU of its own
+    #[arg(long, requires = "guest")]
+    viommu: bool,
 }
 
 /// Probes the host and prints the report.
 ///
 /// # Errors
-/// If `out` cannot be written. Faults of the host are part of the report.
+/// If `out` cannot be written, or the limits of the host are unknown. Other faults of the host are part of the report.
 pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
+    if let Some(memory) = args.guest {
+        return guest(Guest { memory, devices: args.devices, viommu: args.viommu }, args.json, out);
+    }
     let report = HostReport::probe();
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &Json::from(&report))?;
@@ -37,6 +55,18 @@ pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, CommandEr
         print(&report, out)?;
     }
     Ok(Outcome::Ok)
+}
+
+/// Reports whether a guest can be served.
+fn guest(guest: Guest, json: bool, out: &mut impl Write) -> Result<Outcome, CommandError> {
+    let checks = fit::checks(guest)?;
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &checks)?;
+        writeln!(out)?;
+    } else {
+        fit::print(guest, &checks, out)?;
+    }
+    Ok(if checks.iter().all(|check| check.fits) { Outcome::Ok } else { Outcome::Mismatch })
 }
 
 fn print(report: &HostReport, out: &mut impl Write) -> io::Result<()> {

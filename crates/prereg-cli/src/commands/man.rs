@@ -27,7 +27,7 @@ pub fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
     page.render_options_section(out)?;
     commands(&program, out)?;
     exit_status(out)?;
-    page.render_extra_section(out)?;
+    after_help(&program, "SH", out)?;
     page.render_version_section(out)?;
     Ok(Outcome::Ok)
 }
@@ -44,7 +44,6 @@ fn commands(parent: &Command, out: &mut impl Write) -> io::Result<()> {
         page.render_synopsis_section(&mut sections)?;
         page.render_description_section(&mut sections)?;
         page.render_options_section(&mut sections)?;
-        page.render_extra_section(&mut sections)?;
         for line in sections.split_inclusive(|&byte| byte == b'\n') {
             match line.strip_prefix(b".SH ") {
                 Some(heading) => {
@@ -56,7 +55,31 @@ fn commands(parent: &Command, out: &mut impl Write) -> io::Result<()> {
                 None => out.write_all(line)?,
             }
         }
+        after_help(command, "SS", out)?;
         commands(command, out)?;
+    }
+    Ok(())
+}
+
+/// The text after the options, in sections: notes and examples. The exit status has a section of the page.
+fn after_help(command: &Command, heading: &str, out: &mut impl Write) -> io::Result<()> {
+    let Some(text) = command.get_after_help().map(ToString::to_string) else { return Ok(()) };
+    for part in text.split("\n\n").map(str::trim).filter(|part| !part.starts_with("Exit status:")) {
+        let mut roff = Roff::default();
+        let examples = part.strip_prefix("Examples:\n").or_else(|| part.strip_prefix("Example: "));
+        match examples {
+            Some(examples) => {
+                roff.control(heading, ["EXAMPLES"]).control("nf", []);
+                roff.text(
+                    examples.lines().map(|line| roman(format!("{}\n", line.trim()))).collect::<Vec<_>>(),
+                );
+                roff.control("fi", []);
+            }
+            None => {
+                roff.control(heading, ["NOTES"]).text([roman(part)]);
+            }
+        }
+        roff.to_writer(out)?;
     }
     Ok(())
 }
@@ -66,7 +89,10 @@ fn exit_status(out: &mut impl Write) -> io::Result<()> {
     roff.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in [
         ("0", "Success."),
-        ("1", "A mismatch, a leak, or a failed step of the self test."),
+        (
+            "1",
+            "A mismatch, a leak, a failed step of the self test, or a check (`serve --check`, `doctor --guest`) that fails.",
+        ),
         ("2", "Bad arguments, a bad file, or an error of the host. Nothing is left pinned."),
         ("130", "Interrupted. Everything is released."),
     ] {

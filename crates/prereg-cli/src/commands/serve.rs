@@ -1,17 +1,20 @@
 //! `prereg serve`: serves devices to guests until a signal.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use tracing::Dispatch;
 
 use super::Outcome;
 use crate::error::CommandError;
 use crate::interrupt::Interrupt;
+use crate::serve::check;
 use crate::serve::config::Config;
 use crate::serve::config::memory::MemoryConfig;
 use crate::serve::config::nvme::{NamespaceConfig, NvmeConfig};
+use crate::serve::log::output::{self, Reader};
 use crate::serve::run::{Control, RunningServer};
 use crate::units::{Bytes, parse_bytes};
 
@@ -26,7 +29,7 @@ Examples:
 
 /// Serve devices to guests over vfio-user
 #[derive(Debug, Args)]
-#[command(after_help = MORE, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(after_help = MORE, arg_required_else_help = true)]
 pub struct ServeArgs {
     #[command(subcommand)]
     device: Option<Device>,
@@ -39,8 +42,12 @@ pub struct ServeArgs {
     #[command(flatten)]
     config: Config,
 
-    /// Print only errors
-    #[arg(long)]
+    /// Only tell what would be served and what would fail, and leave nothing behind; status 1 if something would
+    #[arg(long, global = true)]
+    check: bool,
+
+    /// Print no usage; the log has its own options
+    #[arg(long, global = true)]
     quiet: bool,
 }
 
@@ -70,13 +77,6 @@ struct NvmeArgs {
 
     #[command(flatten)]
     memory: MemoryConfig,
-
-    #[command(flatten)]
-    config: Config,
-
-    /// Print only errors
-    #[arg(long)]
-    quiet: bool,
 }
 
 /// Serves until a signal.
@@ -84,15 +84,16 @@ struct NvmeArgs {
 /// # Errors
 /// [`CommandError::Host`] if the configuration is invalid or something it names cannot be opened; nothing is served then.
 pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, CommandError> {
-    let (config, create, quiet) = match (&args.device, &args.file) {
-        (Some(Device::Nvme(nvme)), _) => (nvme.config(), nvme.create, nvme.quiet),
+    let (config, create) = match (&args.device, &args.file) {
+        (Some(Device::Nvme(nvme)), None) => (nvme.config(&args.config), nvme.create),
         (None, Some(file)) => {
-            let mut config =
+            let read =
                 Config::read(file).map_err(|error| CommandError::host("reading the configuration", error))?;
-            config.control = args.config.control.clone().or(config.control);
-            config.metrics = args.config.metrics.or(config.metrics);
-            config.max_clients = args.config.max_clients.or(config.max_clients);
-            (config, None, args.quiet)
+            (args.config.clone().over(read), None)
+        }
+        (Some(_), Some(_)) => {
+            let reason = "name either a device (prereg serve nvme) or a file (--config), not both";
+            return Err(CommandError::host("serving", reason));
         }
         (None, None) => {
             let reason = "name a device (prereg serve nvme) or a file (--config)";
@@ -109,26 +110,37 @@ pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Res
         Some(bytes) => CreatedDisks::make(&config, bytes)?,
         None => CreatedDisks::default(),
     };
-    let server = RunningServer::start(&config, control)?;
+    if args.check {
+        let is_fine = check::print(&config, &control, log(&config), out)?;
+        return Ok(if is_fine { Outcome::Ok } else { Outcome::Mismatch });
+    }
+    let server = RunningServer::start(&config, control, log(&config))?;
     created.keep();
-    if !quiet {
+    if !args.quiet {
         server.print_banner(out)?;
         out.flush()?;
     }
     server.run_until(interrupt);
     server.stop();
-    if !quiet {
+    if !args.quiet {
         writeln!(out, "stopped; every pin is released and the sockets are removed")?;
     }
     Ok(Outcome::Ok)
 }
 
+/// The log of this configuration, on standard error.
+fn log(config: &Config) -> Dispatch {
+    let format = config.log_format.unwrap_or_default();
+    let level = config.log_level.clone().unwrap_or_default();
+    output::dispatch(format, &level, Reader::of_standard_error(), io::stderr)
+}
+
 impl NvmeArgs {
-    fn config(&self) -> Config {
+    fn config(&self, config: &Config) -> Config {
         let mut device = self.device.clone();
         let namespace = |file: &PathBuf| NamespaceConfig { file: file.clone(), ..self.namespace.clone() };
         device.namespace = self.disk.iter().map(namespace).collect();
-        Config { memory: self.memory, nvme: vec![device], ..self.config.clone() }
+        Config { memory: self.memory, nvme: vec![device], ..config.clone() }
     }
 }
 

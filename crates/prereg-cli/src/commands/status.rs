@@ -9,14 +9,16 @@ use clap::Args;
 use super::Outcome;
 use crate::error::CommandError;
 use crate::interrupt::Interrupt;
+use crate::serve::advert::advertised;
 use crate::serve::control::{self, ControlError, query};
 use crate::serve::print::print;
+use crate::serve::status::Status;
 
 /// Print the state of a running `prereg serve`: clients, devices, memory, pending unmaps
 #[derive(Debug, Args)]
 #[command(after_help = "Example: prereg status --json | jq '.memory.registrations'")]
 pub struct StatusArgs {
-    /// Control socket of the server
+    /// Control socket of the server [default: every server of this host]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
 
@@ -35,36 +37,19 @@ pub struct StatusArgs {
 /// # Errors
 /// [`CommandError::Host`] if no server answers. An interrupted watch is no error.
 pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, CommandError> {
-    let path = args.control.clone().or_else(control::default_path).ok_or_else(|| {
-        CommandError::host(
-            "querying the server",
-            "this user has no runtime folder (XDG_RUNTIME_DIR); name the socket with --control",
-        )
-    })?;
     loop {
-        let status = match query(&path) {
-            Ok(status) => status,
+        if args.watch.is_some() && !args.json {
+            // Control sequences: cursor to the top left, clear to the end.
+            write!(out, "\x1b[H\x1b[J")?;
+        }
+        match print_servers(args, out)? {
+            None => {}
             // A watch retries.
-            Err(error @ ControlError::Busy { .. }) if args.watch.is_some() && interrupt.check().is_ok() => {
+            Some(error @ ControlError::Busy { .. }) if args.watch.is_some() && interrupt.check().is_ok() => {
                 eprintln!("prereg: {error}");
                 continue;
             }
-            Err(error) => return Err(CommandError::host("querying the server", error)),
-        };
-        if args.json {
-            // One document per line if there are several.
-            if args.watch.is_some() {
-                serde_json::to_writer(&mut *out, &status)?;
-            } else {
-                serde_json::to_writer_pretty(&mut *out, &status)?;
-            }
-            writeln!(out)?;
-        } else {
-            if args.watch.is_some() {
-                // Control sequences: cursor to the top left, clear to the end.
-                write!(out, "\x1b[H\x1b[J")?;
-            }
-            print(&status, out)?;
+            Some(error) => return Err(CommandError::host("querying the server", error)),
         }
         out.flush()?;
         let Some(seconds) = args.watch else { return Ok(Outcome::Ok) };
@@ -75,4 +60,66 @@ pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Re
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// Prints the status of the named server, or of every server of this host. Returns an error if none answered.
+fn print_servers(args: &StatusArgs, out: &mut impl Write) -> Result<Option<ControlError>, CommandError> {
+    let usual = control::default_path();
+    let paths = match &args.control {
+        Some(path) => [path.clone()].into(),
+        None => {
+            let mut paths = advertised();
+            // Of a server that could not advertise.
+            paths.extend(usual.clone().filter(|path| path.exists()));
+            paths
+        }
+    };
+    let several = paths.len() > 1;
+    let (mut answered, mut failed) = (0, None);
+    for path in &paths {
+        match query(path) {
+            Ok(status) => {
+                if several && !args.json {
+                    let space = if answered > 0 { "\n" } else { "" };
+                    writeln!(out, "{space}Server at {}", path.display())?;
+                }
+                print_one(args, &status, out)?;
+                answered += 1;
+            }
+            Err(error) => {
+                if let Some(before) = failed.replace(error) {
+                    eprintln!("prereg: {before}");
+                }
+            }
+        }
+    }
+    match (failed, answered) {
+        (None, 0) => {
+            let usual = usual
+                .map_or(String::new(), |path| format!(" (its usual control socket is {})", path.display()));
+            let why = format!(
+                "no prereg serve answers on this host{usual}; start one, or name its control socket with --control"
+            );
+            Err(CommandError::host("querying the servers", why))
+        }
+        (failed, 0) => Ok(failed),
+        (failed, _) => {
+            // Such as that of another user.
+            failed.into_iter().for_each(|error| eprintln!("prereg: {error}"));
+            Ok(None)
+        }
+    }
+}
+
+fn print_one(args: &StatusArgs, status: &Status, out: &mut impl Write) -> Result<(), CommandError> {
+    if !args.json {
+        return Ok(print(status, out)?);
+    }
+    // One document per line if there are several.
+    if args.watch.is_some() {
+        serde_json::to_writer(&mut *out, status)?;
+    } else {
+        serde_json::to_writer_pretty(&mut *out, status)?;
+    }
+    Ok(writeln!(out)?)
 }

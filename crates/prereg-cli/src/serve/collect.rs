@@ -6,6 +6,7 @@ use std::time::Instant;
 use prereg_linux::MemlockAccount;
 use prereg_vfio_user::server::{ClientState, RequestCounts, ServerState, StoreState};
 
+use super::fit::descriptor_limits;
 use super::status::{
     ClientStatus, FileStatus, HolderStatus, LatencyStatus, MappingInUse, MemoryStatus, PendingUnmap,
     RegionStatus, RequestStatus, SocketStatus, Status,
@@ -20,6 +21,8 @@ pub struct Collector {
     pub backend: &'static str,
     /// The host's page size.
     pub granule: prereg::Granule,
+    /// Clients that the server takes at a time.
+    pub clients_limit: usize,
 }
 
 impl Collector {
@@ -47,6 +50,12 @@ impl Collector {
             disconnects_total: state.disconnects,
             requests: requests(state.requests),
             clients: state.clients.into_iter().map(client).collect(),
+            clients_limit: self.clients_limit as u64,
+            // Without the one of the list itself.
+            open_descriptors: std::fs::read_dir("/proc/self/fd")
+                .ok()
+                .map(|open| (open.count() as u64).saturating_sub(1)),
+            descriptors_limit: descriptor_limits().map(|(soft, _)| soft),
         }
     }
 

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
+use super::advert::Advert;
 use super::status::Status;
 
 /// The time for one answer, on both sides.
@@ -24,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_ANSWERS: usize = 16;
 /// A status with thousands of clients is far below this.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
+
+/// Bytes of a socket's path without the NUL, at most (`unix(7)`).
+pub const LONGEST_PATH: usize = 107;
 
 /// The control socket and its thread; both end when this is dropped.
 #[derive(Debug)]
@@ -35,6 +39,8 @@ pub struct ControlListener {
     socket: UnixStream,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// `None` if the path is too long for one, or this user may not make one.
+    _advert: Option<Advert>,
 }
 
 /// Errors of the control socket, on both sides.
@@ -51,6 +57,14 @@ pub enum ControlError {
     #[error("{path} exists and is not a socket; remove it or name another with --control")]
     NotASocket {
         /// The file.
+        path: PathBuf,
+    },
+    /// The path does not fit an address.
+    #[error(
+        "the path of a socket has at most {LONGEST_PATH} bytes, and {path} has {}; name a shorter one with --control", path.as_os_str().len()
+    )]
+    TooLong {
+        /// The socket.
         path: PathBuf,
     },
     /// No server listens.
@@ -115,6 +129,9 @@ impl ControlListener {
         path: &Path,
         status: impl Fn() -> Status + Send + Sync + 'static,
     ) -> Result<Self, ControlError> {
+        if path.as_os_str().len() > LONGEST_PATH {
+            return Err(ControlError::TooLong { path: path.to_owned() });
+        }
         let system = |what| move |error| ControlError::System { what, path: path.to_owned(), error };
         if let Some(folder) =
             path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
@@ -132,7 +149,15 @@ impl ControlListener {
             .name("control".to_owned())
             .spawn(move || accept(&listener, &stopped, &status))
             .map_err(system("start the thread for"))?;
-        Ok(Self { path: path.to_owned(), file: file_at(path), socket, stop, thread: Some(thread) })
+        let advert = Advert::new(path).ok();
+        Ok(Self {
+            path: path.to_owned(),
+            file: file_at(path),
+            socket,
+            stop,
+            thread: Some(thread),
+            _advert: advert,
+        })
     }
 
     /// The path of the socket.

@@ -1,4 +1,4 @@
-//! The HTTP server of the metrics: `GET /metrics`, with hyper, on one thread.
+//! The HTTP server: `/` for people, `/metrics` for Prometheus, `/healthz` for supervisors; with hyper, on one thread.
 //!
 //! Connections are served concurrently, at most `MAX_CONNECTIONS` of them. When one more comes the oldest is closed, so
 //! slow or silent clients delay only themselves. A request must arrive within `HEAD_TIMEOUT`, a connection ends within
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+
+use super::metrics::in_prometheus_format;
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 64;
@@ -36,23 +38,42 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+const PROMETHEUS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+/// The page has its style in itself and loads nothing.
+const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
+
+/// The pages that are served.
+pub trait Content: Send + Sync + 'static {
+    /// The page for people, as HTML.
+    fn page(&self) -> String;
+
+    /// The metrics, as OpenMetrics text.
+    fn metrics(&self) -> String;
+
+    /// The health in one line.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    fn health(&self) -> Result<String, String>;
+}
 
 /// The listening thread; ends when this is dropped.
 #[derive(Debug)]
-pub struct MetricsListener {
+pub struct HttpListener {
     address: SocketAddr,
     /// Dropped to stop the thread.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl MetricsListener {
-    /// Answers at `address` with `text()`.
+impl HttpListener {
+    /// Answers at `address` with `content`.
     ///
     /// # Errors
     /// If `address` cannot be bound.
-    pub fn start(address: SocketAddr, text: impl Fn() -> String + Send + Sync + 'static) -> io::Result<Self> {
+    pub fn start(address: SocketAddr, content: impl Content) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -62,8 +83,8 @@ impl MetricsListener {
             TcpListener::from_std(listener)?
         };
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
-            runtime.spawn(accept(listener, Arc::new(text)));
+        let thread = std::thread::Builder::new().name("http".to_owned()).spawn(move || {
+            runtime.spawn(accept(listener, Arc::new(content)));
             // An error means that the sender was dropped, which stops this. Open connections end with the runtime.
             let _ = runtime.block_on(stopped);
         })?;
@@ -77,7 +98,7 @@ impl MetricsListener {
     }
 }
 
-impl Drop for MetricsListener {
+impl Drop for HttpListener {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
@@ -87,7 +108,7 @@ impl Drop for MetricsListener {
     }
 }
 
-async fn accept<F: Fn() -> String + Send + Sync + 'static>(listener: TcpListener, text: Arc<F>) {
+async fn accept(listener: TcpListener, content: Arc<impl Content>) {
     let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -100,13 +121,13 @@ async fn accept<F: Fn() -> String + Send + Sync + 'static>(listener: TcpListener
                 oldest.abort();
             }
         }
-        open.push_back(tokio::spawn(exchange(stream, Arc::clone(&text))).abort_handle());
+        open.push_back(tokio::spawn(exchange(stream, Arc::clone(&content))).abort_handle());
     }
 }
 
 /// Handles one request. Errors of the connection concern only its client.
-async fn exchange<F: Fn() -> String>(stream: TcpStream, text: Arc<F>) {
-    let service = service_fn(|request| ready(Ok::<_, Infallible>(respond(&request, text.as_ref()))));
+async fn exchange(stream: TcpStream, content: Arc<impl Content>) {
+    let service = service_fn(|request| ready(Ok::<_, Infallible>(respond(&request, content.as_ref()))));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -116,22 +137,39 @@ async fn exchange<F: Fn() -> String>(stream: TcpStream, text: Arc<F>) {
     let _ = timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-fn respond<B>(request: &Request<B>, text: &impl Fn() -> String) -> Response<String> {
-    let is_metrics = request.uri().path() == "/metrics";
-    let (status, kind, body) = if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD are answered\n".to_owned())
-    } else if is_metrics {
-        (StatusCode::OK, OPEN_METRICS, text())
-    } else {
-        (StatusCode::NOT_FOUND, PLAIN, "the metrics are at /metrics\n".to_owned())
+fn respond<B>(request: &Request<B>, content: &impl Content) -> Response<String> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    let (status, kind, body) = match request.uri().path() {
+        _ if !is_read => {
+            (StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET and HEAD are answered\n".to_owned())
+        }
+        "/" => (StatusCode::OK, HTML, content.page()),
+        "/metrics" if accepts_open_metrics(request) => (StatusCode::OK, OPEN_METRICS, content.metrics()),
+        "/metrics" => (StatusCode::OK, PROMETHEUS, in_prometheus_format(&content.metrics())),
+        "/healthz" => match content.health() {
+            Ok(health) => (StatusCode::OK, PLAIN, format!("{health}\n")),
+            Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{reason}\n")),
+        },
+        _ => (StatusCode::NOT_FOUND, PLAIN, "there are /, /metrics and /healthz\n".to_owned()),
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, POLICY);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     response
+}
+
+/// Whether the client asked for OpenMetrics, as Prometheus does.
+fn accepts_open_metrics<B>(request: &Request<B>) -> bool {
+    let accepted = request.headers().get_all(ACCEPT);
+    accepted
+        .iter()
+        .filter_map(|kinds| kinds.to_str().ok())
+        .any(|kinds| kinds.contains("application/openmetrics-text"))
 }
 
 #[cfg(test)]
@@ -141,8 +179,22 @@ mod tests {
 
     use super::*;
 
-    fn listener() -> MetricsListener {
-        MetricsListener::start(([127, 0, 0, 1], 0).into(), || "answer 42\n".to_owned()).unwrap()
+    fn listener() -> HttpListener {
+        HttpListener::start(([127, 0, 0, 1], 0).into(), Fixed).unwrap()
+    }
+
+    struct Fixed;
+
+    impl Content for Fixed {
+        fn page(&self) -> String {
+            "<p>page</p>".to_owned()
+        }
+        fn metrics(&self) -> String {
+            "answer 42\n".to_owned()
+        }
+        fn health(&self) -> Result<String, String> {
+            Err("a socket is gone".to_owned())
+        }
     }
 
     fn ask(address: SocketAddr, request: &[u8]) -> String {
@@ -162,9 +214,13 @@ mod tests {
         let address = listener.address();
         let good = ask(address, GOOD);
         assert!(good.starts_with("HTTP/1.1 200 OK\r\n") && good.ends_with("\r\n\r\nanswer 42\n"), "{good}");
-        assert!(good.contains("application/openmetrics-text"), "{good}");
+        assert!(good.contains("content-type: text/plain; version=0.0.4"), "{good}");
+        let open = b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text;version=1.0.0,*/*\r\n\r\n";
+        assert!(ask(address, open).contains("application/openmetrics-text"));
         for (request, status) in [
-            (&b"GET / HTTP/1.1\r\n\r\n"[..], "404"),
+            (&b"GET /none HTTP/1.1\r\n\r\n"[..], "404"),
+            (b"GET /healthz HTTP/1.1\r\n\r\n", "503"),
+            (b"GET / HTTP/1.1\r\n\r\n", "200"),
             (b"POST /metrics HTTP/1.1\r\n\r\n", "405"),
             (b"\x16\x03\x01\r\n\r\n", "400"),
         ] {

@@ -1,4 +1,4 @@
-//! A status as OpenMetrics text, for Prometheus.
+//! A status as OpenMetrics text, for Prometheus, and in Prometheus's own text format.
 //!
 //! Names begin with `prereg_`; counters end in `_total`; sizes are in bytes, times in seconds. Series of clients have the label
 //! `socket` and are sums over the clients of that socket; a counter starts again at 0 when a client disconnects.
@@ -23,6 +23,29 @@ pub fn text(status: Status) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = prometheus_client::encoding::text::encode(&mut text, &registry);
+    text
+}
+
+/// OpenMetrics text in the older text format of Prometheus, in which `HELP` and `TYPE` of a counter have its whole name.
+#[must_use]
+pub fn in_prometheus_format(open_metrics: &str) -> String {
+    let name_of_counter =
+        |line: &str| Some(line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.to_owned());
+    let counters: Vec<String> = open_metrics.lines().filter_map(name_of_counter).collect();
+    let mut text = String::new();
+    for line in open_metrics.lines().filter(|line| *line != "# EOF") {
+        let described = line.strip_prefix("# HELP ").or_else(|| line.strip_prefix("# TYPE "));
+        match described.and_then(|rest| rest.split_once(' ')) {
+            Some((name, rest)) if counters.iter().any(|counter| counter == name) => {
+                let keyword = &line[..7];
+                text.push_str(&format!("{keyword}{name}_total {rest}\n"));
+            }
+            _ => {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+    }
     text
 }
 
@@ -62,7 +85,7 @@ macro_rules! families {
     };
 }
 
-const FAMILIES: [Family<Status>; 20] = families! {
+const FAMILIES: [Family<Status>; 24] = families! {
     Gauge "prereg_build_info" "Version of the server" |status| {
         Series::from([(vec![("version", status.version.clone())], 1)])
     };
@@ -76,6 +99,12 @@ const FAMILIES: [Family<Status>; 20] = families! {
     Gauge "prereg_memory_limit_bytes" "Limit on memory pinned or promised for all clients" |status| {
         any(status.memory.total_limit_bytes)
     };
+    Gauge "prereg_client_memory_limit_bytes" "Limit on memory pinned or promised for one client" |status| {
+        any(status.memory.client_limit_bytes)
+    };
+    Gauge "prereg_clients_limit" "Clients that are served at a time" |status| one(status.clients_limit);
+    Gauge "prereg_open_descriptors" "Open descriptors" |status| any(status.open_descriptors);
+    Gauge "prereg_descriptors_limit" "Limit on open descriptors" |status| any(status.descriptors_limit);
     Gauge "prereg_promised_bytes" "Memory mapped and promised, and not pinned yet" |status| {
         one(status.memory.promised_bytes)
     };
@@ -337,6 +366,32 @@ mod tests {
         assert_eq!(of("0.000001024"), Some(1));
         assert_eq!(of("0.000131072"), Some(3));
         assert_eq!(of("+Inf"), Some(4));
+    }
+
+    #[test]
+    fn the_older_format_names_counters_in_full_and_promtool_accepts_it() {
+        let text = in_prometheus_format(&text(Status { version: "1.2".to_owned(), ..Status::default() }));
+        assert_lines(
+            &text,
+            &[
+                "# HELP prereg_pins_total Ranges pinned",
+                "# TYPE prereg_pins_total counter",
+                "prereg_pins_total 0",
+                "# TYPE prereg_pinned_bytes gauge",
+            ],
+        );
+        assert!(!text.contains("EOF"), "{text}");
+        use std::io::Write as _;
+        use std::process::{Command, Stdio};
+        let promtool = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let Ok(mut promtool) = promtool else { return eprintln!("skipped in part: no promtool") };
+        promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
     }
 
     #[test]

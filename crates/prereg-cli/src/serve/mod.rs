@@ -1,15 +1,23 @@
 //! `prereg serve`: devices for guests, joined from the server, the controller, the disks and the pin back end.
 //!
-//! - [`config`]: the options, from a file or the command line; [`run`]: the server, until a signal; `pin_limits`: its memory limits;
-//! - [`status`]: its state as data, made by [`collect`]; [`mod@print`] and [`metrics`] turn it into text;
-//! - [`control`] and [`http`]: the sockets that return it.
+//! - [`config`]: the options, from a file or the command line; [`run`]: the server, until a signal; [`check`]:
+//!   what it would serve; `pin_limits`: its memory limits; [`fit`]:
+//!   whether a guest fits them;
+//! - [`status`]: its state as data, made by [`collect`]; [`mod@print`], [`page`] and [`metrics`] turn it into text;
+//! - [`control`] and [`http`]: the sockets that return it, and [`advert`]: how they are found;
+//! - [`log`]: events as lines on standard error.
 
+pub mod advert;
 mod cgroup;
+pub mod check;
 pub mod collect;
 pub mod config;
 pub mod control;
+pub mod fit;
 pub mod http;
+pub mod log;
 pub mod metrics;
+pub mod page;
 mod pin_limits;
 pub mod print;
 pub mod run;

@@ -1,9 +1,9 @@
-//! The limit on pinned memory: its lowest source, the memory policy made from it, and log lines for clients whose memory is refused.
+//! The limit on pinned memory: its lowest source, the memory policy made from it, and the reasons for which clients' memory is refused.
 
 use std::fmt;
 
-use prereg_linux::HostReport;
-use prereg_vfio_user::server::{MapMemoryError, MemoryNote, MemoryPolicy, NoteKind};
+use prereg_linux::{HostReport, SharedError};
+use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy};
 
 use super::cgroup::{self, CgroupLimit};
 use super::config::memory::{MemoryConfig, MemoryLimit};
@@ -90,6 +90,23 @@ impl PinLimits {
         Self { policy: config.policy(total.as_ref().map(|limit| limit.bytes)), total, binding }
     }
 
+    /// The lowest limit in bytes; `None` without any.
+    pub(super) fn lowest(&self) -> Option<u64> {
+        self.binding.as_ref().map(|limit| limit.bytes)
+    }
+
+    /// The limit that refuses a guest of `bytes`, with the remedy; `None` if it fits.
+    pub(super) fn refusal(&self, bytes: u64) -> Option<String> {
+        self.binding.as_ref().filter(|limit| limit.bytes < bytes).map(ToString::to_string)
+    }
+
+    /// The default limits of a host with `total` bytes of memory, of which `lockable` may be locked.
+    #[cfg(test)]
+    pub(super) fn on_host(total: u64, lockable: Option<u64>) -> Self {
+        let host = HostLimits { memory_total: Some(total), lockable, cgroup: None };
+        Self::within(&MemoryConfig::default(), host)
+    }
+
     /// A warning for the start if no guest fits.
     pub(super) fn warning(&self) -> Option<String> {
         let limit = self.binding.as_ref().filter(|limit| limit.bytes < SMALL_GUEST)?;
@@ -100,40 +117,35 @@ impl PinLimits {
         ))
     }
 
-    /// A note as a line of the log.
-    pub(super) fn explain(&self, note: &MemoryNote) -> String {
-        let what = match note.kind {
-            NoteKind::MapRefused => "a DMA_MAP was refused",
-            NoteKind::PinFailed => "mapped memory could not be pinned, so accesses of the device to it fail",
-            NoteKind::BackgroundEnded => {
-                "pinning in the background ended early, so the rest is pinned when the device reaches it"
-            }
-            _ => "its memory",
-        };
-        let why = self.reason(&note.error);
-        format!("client {}: {what}: {why}. Reported once for this client.", note.client)
-    }
-
-    /// The error, with the limit to raise.
-    fn reason(&self, error: &MapMemoryError) -> String {
+    /// The reason for which memory was refused, with the limit, and the remedy.
+    pub(super) fn reason(&self, error: &MapMemoryError) -> (String, Option<String>) {
         match *error {
             MapMemoryError::Limit { bytes, used, limit } => {
                 let which = self.total.as_ref().map_or_else(String::new, |total| format!(" ({total})"));
-                format!(
-                    "it needs {}, {} are in use and the limit is {}{which}; give the guest less memory, stop other guests, or \
-                     raise the limit",
+                let why = format!(
+                    "it needs {}, {} are in use and the limit is {}{which}",
                     Bytes(bytes),
                     Bytes(used),
                     Bytes(limit)
-                )
+                );
+                let remedy = "give the guest less memory, stop other guests, or raise the limit";
+                (why, Some(remedy.to_owned()))
             }
-            MapMemoryError::Quota { bytes, left } => format!(
-                "one of its files needs {}, and {} are left for this client; give the guest less memory, or raise \
-                 --client-memory-limit (`client-limit` of [memory])",
-                Bytes(bytes),
-                Bytes(left)
+            MapMemoryError::Quota { bytes, left } => {
+                let why = format!(
+                    "one of its files needs {}, and {} are left for this client",
+                    Bytes(bytes),
+                    Bytes(left)
+                );
+                let remedy =
+                    "give the guest less memory, or raise --client-memory-limit (`client-limit` of [memory])";
+                (why, Some(remedy.to_owned()))
+            }
+            MapMemoryError::Memory(SharedError::Short { .. }) => (
+                error.to_string(),
+                Some("give the memory back end of the guest a file of its size".to_owned()),
             ),
-            error => error.to_string(),
+            error => (error.to_string(), None),
         }
     }
 }
@@ -236,8 +248,8 @@ mod tests {
     fn a_refusal_names_the_limit_that_applies() {
         let limits = within(MemoryLimit::Auto, 24 * GIB, None, group(8 * GIB));
         let error = MapMemoryError::Limit { bytes: 8 * GIB, used: 0, limit: 7 * GIB };
-        assert!(limits.reason(&error).contains("/cg/memory.max"));
+        assert!(limits.reason(&error).0.contains("/cg/memory.max"));
         let limits = within(MemoryLimit::Bytes(GIB), 24 * GIB, Some(GIB / 2), None);
-        assert!(limits.reason(&error).contains("`limit` of [memory]"));
+        assert!(limits.reason(&error).0.contains("`limit` of [memory]"));
     }
 }

@@ -175,7 +175,7 @@ fn list(out: &mut impl Write, what: &str, counts: impl Iterator<Item = (String, 
 }
 
 /// A duration in seconds, printed in its two largest units.
-struct Duration(f64);
+pub(super) struct Duration(pub(super) f64);
 
 impl std::fmt::Display for Duration {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -12,24 +12,29 @@ use prereg::{AddressKind, AddressSpace, Errno};
 use prereg_linux::{IoUring, raise_descriptor_limit};
 use prereg_nvme::controller::{NvmeDisk, NvmeModel};
 use prereg_nvme::disk::{Disk, DiskError, FileDisk};
-use prereg_vfio_user::server::{DeviceFactory, MemoryStore, Notice, Server, ServerSettings};
+use prereg_vfio_user::server::{
+    DeviceFactory, EventSource, MapMemoryError, MemoryStore, Server, ServerSettings,
+};
+use tracing::Dispatch;
 
 use super::collect::Collector;
 use super::config::Config;
 use super::config::nvme::{Buffers, DirectIo, Doorbells, InterruptKind, NvmeConfig};
 use super::control::{self, ControlListener};
-use super::http::MetricsListener;
+use super::http::{Content, HttpListener};
+use super::log::{DiskEvent, Log, Remedies};
 use super::metrics;
+use super::page::{self, Throughput};
 use super::pin_limits::PinLimits;
 use super::status::Status;
 use crate::error::CommandError;
 use crate::interrupt::Interrupt;
-use crate::units::Bytes;
+use crate::units::{Bytes, Number};
 
 /// The control socket.
 #[derive(Clone, Debug)]
 pub enum Control {
-    /// At the default path; a note if that fails.
+    /// At the default path; a warning if that fails.
     Default,
     /// At this path; an error if that fails.
     At(PathBuf),
@@ -42,18 +47,16 @@ pub enum Control {
 /// Fields are dropped in order: status and metrics end before the server.
 pub struct RunningServer {
     control: Option<ControlListener>,
-    metrics: Option<MetricsListener>,
+    http: Option<HttpListener>,
     controllers: Vec<ServedController>,
     server: Arc<Server>,
     store: Arc<MemoryStore>,
-    limits: PinLimits,
     /// Set at the stop, so that a pin in progress ends early.
     stopping: Arc<AtomicBool>,
-    /// Notes for the banner.
-    notes: Vec<String>,
+    log: Arc<Log>,
 }
 
-struct ServedController {
+pub(super) struct ServedController {
     config: NvmeConfig,
     model: Arc<NvmeModel>,
 }
@@ -62,29 +65,27 @@ struct ServedController {
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
 impl RunningServer {
-    /// Opens every disk, then every socket. A failure leaves nothing open.
+    /// Opens every disk, then every socket. A failure leaves nothing open. Events are written to `output`.
     ///
     /// # Errors
     /// [`CommandError::Host`], naming what could not be opened.
-    pub fn start(config: &Config, control: Control) -> Result<Self, CommandError> {
+    pub fn start(config: &Config, control: Control, output: Dispatch) -> Result<Self, CommandError> {
         let limits = PinLimits::of(&config.memory)?;
-        let mut notes = Vec::from_iter(limits.warning());
+        let log = Arc::new(Log::new(output, Arc::new(ServedConfig::new(limits.clone(), config))));
+        if let Some(warning) = limits.warning() {
+            log.warn(&warning);
+        }
         if let Err(errno) = raise_descriptor_limit() {
-            notes.push(format!(
+            log.warn(&format!(
                 "the limit on open descriptors could not be raised ({errno}): fewer clients fit"
             ));
         }
         let stopping = Arc::new(AtomicBool::new(false));
-        let pins = IoUring::builder()
-            .addresses(AddressKind::SlotOffset)
-            .cancel(Arc::clone(&stopping))
-            .build()
-            .map_err(|error| CommandError::host("making the pin back end", error))?;
-        let pins = Arc::new(pins);
+        let pins = pins(&stopping)?;
         let controllers = config
             .nvme
             .iter()
-            .map(|device| ServedController::open(device, &pins, &mut notes))
+            .map(|device| ServedController::open(device, &pins, &log))
             .collect::<Result<Vec<_>, _>>()?;
 
         let space = AddressSpace::builder(Arc::clone(&pins)).build()?;
@@ -92,6 +93,8 @@ impl RunningServer {
         let store = Arc::new(MemoryStore::new(space, limits.policy));
         let mut settings = ServerSettings::default();
         settings.max_clients = config.max_clients.unwrap_or(settings.max_clients.max(config.nvme.len()));
+        settings.observer = Some(log.clone());
+        let clients_limit = settings.max_clients;
         let server = Arc::new(Server::new(Arc::clone(&store), settings));
         for controller in &controllers {
             let (path, model): (_, Arc<dyn DeviceFactory>) =
@@ -102,23 +105,26 @@ impl RunningServer {
             )?;
         }
 
-        let collector = Arc::new(Collector { started: Instant::now(), backend, granule });
+        let collector = Arc::new(Collector { started: Instant::now(), backend, granule, clients_limit });
         let status = move |server: &Server| collector.status(server.snapshot());
         let for_control = {
             let (status, server) = (status.clone(), Arc::clone(&server));
             move || status(&server)
         };
-        let metrics = match config.metrics {
+        let http = match config.metrics {
             None => None,
             Some(address) => {
                 let server = Arc::clone(&server);
-                let listener = MetricsListener::start(address, move || metrics::text(status(&server)));
+                let status = move || status(&server);
+                let listener =
+                    HttpListener::start(address, Pages { status, throughput: Throughput::default() });
                 let what = || format!("listening for metrics at {address}");
                 Some(listener.map_err(|error| CommandError::host(what(), error))?)
             }
         };
-        let control = start_control(control, for_control, &mut notes)?;
-        Ok(Self { control, metrics, controllers, server, store, limits, stopping, notes })
+        let control = start_control(control, for_control, &log)?;
+        log.info(&format!("ready; serving {}", Number(controllers.len() as u64, "NVMe controller")));
+        Ok(Self { control, http, controllers, server, store, stopping, log })
     }
 
     /// Prints the devices and how to use them.
@@ -126,9 +132,6 @@ impl RunningServer {
     /// # Errors
     /// If `out` cannot be written.
     pub fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
-        for note in &self.notes {
-            writeln!(out, "note: {note}")?;
-        }
         for controller in &self.controllers {
             controller.print_banner(out)?;
         }
@@ -145,8 +148,9 @@ impl RunningServer {
             .iter()
             .any(|controller| controller.config.interrupts.contains(&InterruptKind::Msix));
         super::print::qemu_limits(has_msix, out)?;
-        if let Some(metrics) = &self.metrics {
-            writeln!(out, "metrics: http://{}/metrics", metrics.address())?;
+        if let Some(http) = &self.http {
+            writeln!(out, "metrics: http://{}/metrics", http.address())?;
+            writeln!(out, "page: http://{}/", http.address())?;
         }
         if let Some(control) = &self.control {
             let is_default = control::default_path().is_some_and(|path| path == control.path());
@@ -162,72 +166,82 @@ impl RunningServer {
         let mut refreshed = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
-            self.report();
             if refreshed.elapsed() >= REFRESH_INTERVAL {
                 refreshed = Instant::now();
                 self.server.release_idle();
-                for controller in &self.controllers {
-                    // A disk whose size cannot be read keeps its size; the guest sees errors of its I/O.
-                    let _ = controller.model.refresh();
-                }
+                self.controllers.iter().for_each(|controller| controller.refresh(&self.log));
+                self.log.write_counts(refreshed);
             }
-        }
-        self.report();
-    }
-
-    /// Writes notes and notices about clients to standard error.
-    fn report(&self) {
-        // There is no other place for them if standard error is closed.
-        for note in self.store.take_notes() {
-            let _ = writeln!(
-                io::stderr(),
-                "prereg: {}{}",
-                self.limits.explain(&note),
-                self.process_of(note.client)
-            );
-        }
-        for notice in self.server.take_notices() {
-            let _ = writeln!(io::stderr(), "prereg: {notice}{}", self.doorbell_hint(&notice));
-        }
-    }
-
-    /// The process and the socket of a client, if it is still connected.
-    fn process_of(&self, client: u64) -> String {
-        let clients = self.server.snapshot().clients;
-        let Some(client) = clients.into_iter().find(|known| known.client == client) else {
-            return String::new();
-        };
-        let socket = client.socket.map(|socket| format!(" at {}", socket.display())).unwrap_or_default();
-        format!(" Client {} is process {}{socket}.", client.client, client.pid)
-    }
-
-    /// The remedy for a client that could not attach to a device whose doorbells are messages.
-    fn doorbell_hint(&self, notice: &Notice) -> &'static str {
-        let by_messages = |controller: &ServedController| {
-            controller.config.doorbells == Doorbells::Socket
-                && notice.socket.as_ref() == Some(&controller.config.socket)
-        };
-        if notice.is_unmappable && self.controllers.iter().any(by_messages) {
-            "; --doorbells auto or mmap (`doorbells` of [[nvme]]) offers mappable doorbells, --doorbells socket does not"
-        } else {
-            ""
         }
     }
 
     /// Ends sessions, releases everything and removes the sockets.
     pub fn stop(self) {
-        let Self { control, metrics, controllers, server, store, stopping, .. } = self;
+        let Self { control, http, controllers, server, store, stopping, log } = self;
         // First: cancelled pins fail their accesses, which guests must not see as I/O errors.
         server.cut_off();
         // Relaxed: the threads that pin poll it.
         stopping.store(true, Ordering::Relaxed);
         store.stop_background();
         // Their threads hold the other references to the server.
-        drop((control, metrics));
+        drop((control, http));
         if let Some(server) = Arc::into_inner(server) {
             server.stop();
         }
         drop(controllers);
+        log.info("stopped; every pin is released");
+    }
+}
+
+/// The pages of the HTTP server.
+struct Pages<S> {
+    status: S,
+    throughput: Throughput,
+}
+
+impl<S: Fn() -> Status + Send + Sync + 'static> Content for Pages<S> {
+    fn page(&self) -> String {
+        let status = (self.status)();
+        page::html(&status, &self.throughput.measure(&status, Instant::now()))
+    }
+
+    fn metrics(&self) -> String {
+        metrics::text((self.status)())
+    }
+
+    fn health(&self) -> Result<String, String> {
+        let status = (self.status)();
+        // A guest that starts cannot connect then, and nothing else would tell.
+        match status.sockets.iter().find(|socket| !Path::new(&socket.path).exists()) {
+            Some(gone) => Err(format!("the socket {} was removed; restart the server", gone.path)),
+            None => Ok(format!("ok, {}", Number(status.clients.len() as u64, "client"))),
+        }
+    }
+}
+
+/// The remedies that depend on the configuration.
+pub(super) struct ServedConfig {
+    limits: PinLimits,
+    /// Sockets of devices whose doorbells are messages.
+    trapped: Vec<PathBuf>,
+}
+
+impl ServedConfig {
+    pub(super) fn new(limits: PinLimits, config: &Config) -> Self {
+        let trapped = config.nvme.iter().filter(|device| device.doorbells == Doorbells::Socket);
+        Self { limits, trapped: trapped.map(|device| device.socket.clone()).collect() }
+    }
+}
+
+impl Remedies for ServedConfig {
+    fn memory(&self, error: &MapMemoryError) -> (String, Option<String>) {
+        self.limits.reason(error)
+    }
+
+    fn doorbells(&self, source: &EventSource) -> Option<String> {
+        let socket = source.socket.as_ref()?;
+        let remedy = "--doorbells auto or mmap (`doorbells` of [[nvme]]) offers mappable doorbells, --doorbells socket does not";
+        self.trapped.contains(socket).then(|| remedy.to_owned())
     }
 }
 
@@ -237,11 +251,17 @@ impl std::fmt::Debug for RunningServer {
     }
 }
 
-/// Starts the control socket. At the default path a failure is only noted.
+/// The pin back end of a server; its pins end early when `stopping` is set.
+pub(super) fn pins(stopping: &Arc<AtomicBool>) -> Result<Arc<IoUring>, CommandError> {
+    let pins = IoUring::builder().addresses(AddressKind::SlotOffset).cancel(Arc::clone(stopping)).build();
+    pins.map(Arc::new).map_err(|error| CommandError::host("making the pin back end", error))
+}
+
+/// Starts the control socket. At the default path a failure is only logged.
 fn start_control(
     control: Control,
     status: impl Fn() -> Status + Send + Sync + 'static,
-    notes: &mut Vec<String>,
+    log: &Log,
 ) -> Result<Option<ControlListener>, CommandError> {
     let path = match control {
         Control::None => return Ok(None),
@@ -254,16 +274,19 @@ fn start_control(
         Control::Default => control::default_path(),
     };
     let Some(path) = path else {
-        let note = "this user has no runtime folder: there is no control socket; name one with --control";
-        notes.push(note.to_owned());
+        log.warn("this user has no runtime folder: there is no control socket; name one with --control");
         return Ok(None);
     };
     let listener = ControlListener::start(&path, status);
-    Ok(listener.map_err(|error| notes.push(format!("no control socket: {error}"))).ok())
+    Ok(listener.map_err(|error| log.warn(&format!("no control socket: {error}"))).ok())
 }
 
 impl ServedController {
-    fn open(config: &NvmeConfig, pins: &Arc<IoUring>, notes: &mut Vec<String>) -> Result<Self, CommandError> {
+    pub(super) fn open(
+        config: &NvmeConfig,
+        pins: &Arc<IoUring>,
+        log: &Arc<Log>,
+    ) -> Result<Self, CommandError> {
         let mut disks = Vec::new();
         for namespace in &config.namespace {
             let file = &namespace.file;
@@ -280,26 +303,37 @@ impl ServedController {
             let bytes = fs::metadata(file).map_or(0, |found| found.len());
             let left = bytes % u64::from(namespace.block_size);
             if left > 0 {
-                notes.push(format!(
+                log.warn(&format!(
                     "{} has {bytes} bytes, which are not a multiple of the block size: the last {left} bytes are not served",
                     file.display()
                 ));
             }
             if let (DirectIo::Auto, Err(why)) = (namespace.o_direct, disk.direct()) {
-                notes.push(format!("{} is accessed through the host's page cache: {why}", file.display()));
+                log.info(&format!("{} is accessed through the host's page cache: {why}", file.display()));
             }
             if let (Buffers::Fixed, Err(why)) = (namespace.buffers, disk.fixed()) {
-                notes.push(format!("{} is read and written without fixed buffers: {why}", file.display()));
+                log.warn(&format!("{} is read and written without fixed buffers: {why}", file.display()));
             }
             let disk: Arc<dyn Disk> = Arc::new(disk);
             disks.push(NvmeDisk::new(disk));
         }
         let model = NvmeModel::new("nvme", disks, config.settings())
             .map_err(|error| CommandError::host(format!("serving {}", config.socket.display()), error))?;
+        let model = model.with_observer(log.clone());
         Ok(Self { config: config.clone(), model: Arc::new(model) })
     }
 
-    fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
+    /// Notifies the guest of disks that have a new size.
+    fn refresh(&self, log: &Log) {
+        match self.model.refresh() {
+            Ok(changed) => changed
+                .into_iter()
+                .for_each(|(nsid, bytes)| log.disk(&self.config.socket, DiskEvent::Resized { nsid, bytes })),
+            Err(error) => log.disk(&self.config.socket, DiskEvent::SizeUnknown { error }),
+        }
+    }
+
+    pub(super) fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "serving NVMe at {}", self.config.socket.display())?;
         for (nsid, namespace) in (1..).zip(&self.config.namespace) {
             let bytes = fs::metadata(&namespace.file).map_or(0, |file| file.len());

@@ -30,6 +30,15 @@ pub struct Status {
     pub disconnects_total: BTreeMap<String, u64>,
     /// Requests of all clients, disconnected ones included.
     pub requests: RequestStatus,
+    /// Clients that the server takes at a time.
+    #[serde(default)]
+    pub clients_limit: u64,
+    /// Descriptors of the server that are open; null if unknown.
+    #[serde(default)]
+    pub open_descriptors: Option<u64>,
+    /// Descriptors that it may have open; null if unknown.
+    #[serde(default)]
+    pub descriptors_limit: Option<u64>,
 }
 
 /// Requests of one client, or of all.

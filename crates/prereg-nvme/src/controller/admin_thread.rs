@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::admin_channel::{Change, Message, ResetAcks};
 use super::disks::DiskQueues;
+use super::event::NvmeEvent;
 use super::guest::Guest;
 use super::io_channel::IoMsg;
 use super::io_thread::IoThread;
@@ -80,7 +81,7 @@ pub(super) struct AdminThread {
 impl Drop for AdminThread {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.shared.registers().fatal();
+            self.shared.fatal("its admin thread panicked");
             self.shared.io_threads.iter().for_each(|io_thread| io_thread.io_channel.send(IoMsg::Stop));
             self.shared.admin_channel.abandon();
             for io_thread in self.io_threads.drain(..).flatten() {
@@ -156,7 +157,7 @@ impl AdminThread {
             self.shared.irq.update_pin(0);
         }
         if polled.fatal {
-            self.shared.registers().fatal();
+            self.shared.fatal("the memory of its admin queues cannot be reached");
         }
         if let Some(op) = polled.op {
             self.dispatch(op);
@@ -217,7 +218,7 @@ impl AdminThread {
             Message::OpDone(how) => self.op_done(how),
             Message::Flushed => {
                 if matches!(self.stage, Stage::ShuttingDown) {
-                    self.shared.registers().shut_down();
+                    self.finish_shutdown();
                     self.stage = Stage::Open;
                 }
             }
@@ -256,11 +257,12 @@ impl AdminThread {
                     io_thread.0.io_channel.send(IoMsg::PageShift(page_shift(cc)));
                 }
                 shared.registers().ready();
+                shared.events.report(&NvmeEvent::Enabled);
             }
             Err(_) => {
                 shared.engine.queue_table.close_all();
                 shared.unmap_watch.clear();
-                shared.registers().fatal();
+                shared.fatal("it was enabled with admin queues in memory that cannot be reached");
             }
         }
     }
@@ -273,8 +275,13 @@ impl AdminThread {
                 self.stage = Stage::ShuttingDown;
                 self.shared.io_threads[io_thread].io_channel.send(IoMsg::Flush);
             }
-            None => self.shared.registers().shut_down(),
+            None => self.finish_shutdown(),
         }
+    }
+
+    fn finish_shutdown(&self) {
+        self.shared.registers().shut_down();
+        self.shared.events.report(&NvmeEvent::ShutDown);
     }
 
     fn started(&self) -> impl Iterator<Item = usize> + '_ {
@@ -306,7 +313,7 @@ impl AdminThread {
     /// next needed.
     fn io_thread_panicked(&mut self, io_thread: usize) {
         self.failed = true;
-        self.shared.registers().fatal();
+        self.shared.fatal("an I/O thread panicked");
         if let Some(thread) = self.io_threads[io_thread].take() {
             // The panic was printed.
             let _ = thread.join();
@@ -329,9 +336,13 @@ impl AdminThread {
         self.failed = false;
         if let Stage::Halting { after, .. } = std::mem::replace(&mut self.stage, Stage::Open) {
             match after {
-                AfterHalt::Disabled => shared.reset_registers(Registers::stopped),
+                AfterHalt::Disabled => {
+                    shared.reset_registers(Registers::stopped);
+                    shared.events.report(&NvmeEvent::Reset);
+                }
                 AfterHalt::Reset(acks) => {
                     shared.reset_registers(Registers::reset);
+                    shared.events.report(&NvmeEvent::Reset);
                     drop(acks);
                 }
                 AfterHalt::Stop => self.stopped = true,
@@ -439,7 +450,8 @@ impl AdminThread {
         let shared = Arc::clone(&self.shared);
         let io_channel = &shared.io_threads[io_thread].io_channel;
         let kicks = io_channel.kicks().map_err(|_| Status::INTERNAL)?;
-        let disks = DiskQueues::new(&shared.disks, &kicks).map_err(|_| Status::INTERNAL)?;
+        let disks =
+            DiskQueues::new(&shared.disks, &kicks, shared.events.clone()).map_err(|_| Status::INTERNAL)?;
         io_channel.send(IoMsg::PageShift(page_shift(self.admin_queue.configuration())));
         let runner = IoThread::new(Arc::clone(&shared), io_thread as u32, disks);
         let thread = thread::Builder::new().name(format!("nvme-io-{io_thread}")).spawn(move || runner.run());

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prereg::Errno;
-use prereg_vfio_user::server::DmaGuard;
+use prereg_vfio_user::server::{DmaGuard, Reporter};
 
+use super::event::NvmeEvent;
 use crate::disk::{Disk, DiskError, DiskFault, DiskQueue, Done, Request, Wait};
 use crate::engine::storage::{Broken, Storage};
 
@@ -22,7 +23,8 @@ pub(super) struct DiskQueues {
     queues: Vec<Box<dyn DiskQueue>>,
     ready: Vec<Done>,
     turn: usize,
-    broken: bool,
+    broken: Option<DiskError>,
+    events: Reporter<NvmeEvent>,
 }
 
 impl DiskQueues {
@@ -30,14 +32,19 @@ impl DiskQueues {
     ///
     /// # Errors
     /// [`DiskError`].
-    pub(super) fn new(disks: &[Arc<dyn Disk>], kicks: &[Arc<OwnedFd>]) -> Result<Self, DiskError> {
+    pub(super) fn new(
+        disks: &[Arc<dyn Disk>],
+        kicks: &[Arc<OwnedFd>],
+        events: Reporter<NvmeEvent>,
+    ) -> Result<Self, DiskError> {
         let mut queues = Self {
             disks: disks.to_vec(),
             kicks: kicks.to_vec(),
             queues: Vec::new(),
             ready: Vec::new(),
             turn: 0,
-            broken: false,
+            broken: None,
+            events,
         };
         queues.open()?;
         Ok(queues)
@@ -51,8 +58,8 @@ impl DiskQueues {
         if self.queues.is_empty() {
             let queues: Result<Vec<_>, _> =
                 self.disks.iter().zip(&self.kicks).map(|(disk, kick)| disk.queue(Arc::clone(kick))).collect();
-            self.queues = queues?;
-            self.broken = false;
+            self.queues = queues.inspect_err(|error| report(&self.events, error))?;
+            self.broken = None;
         }
         Ok(())
     }
@@ -61,7 +68,9 @@ impl DiskQueues {
     pub(super) fn drop_queues(&mut self) {
         self.queues.clear();
         self.ready.clear();
-        self.broken = true;
+        if let Some(error) = self.broken.take() {
+            report(&self.events, &error);
+        }
     }
 
     /// The index of the eventfd that wakes the next [`wait`](Self::wait).
@@ -77,10 +86,18 @@ impl DiskQueues {
         let limit = if busy > 1 { Some(limit.map_or(TURN, |limit| limit.min(TURN))) } else { limit };
         let wait = limit.map_or(Wait::Kick, Wait::For);
         match self.queues.get_mut(at) {
-            Some(queue) => self.broken |= queue.poll(wait, &mut self.ready).is_err(),
+            Some(queue) => {
+                if let Err(error) = queue.poll(wait, &mut self.ready) {
+                    self.broken = Some(error);
+                }
+            }
             None => std::thread::sleep(limit.unwrap_or(PAUSE).min(PAUSE)),
         }
     }
+}
+
+fn report(events: &Reporter<NvmeEvent>, error: &DiskError) {
+    events.report(&NvmeEvent::DiskQueueFailed { error: error.clone() });
 }
 
 impl Storage<DmaGuard> for DiskQueues {
@@ -97,9 +114,11 @@ impl Storage<DmaGuard> for DiskQueues {
     fn collect(&mut self, done: &mut Vec<Done>) -> Result<(), Broken> {
         done.append(&mut self.ready);
         for queue in self.queues.iter_mut().filter(|queue| queue.in_flight() > 0) {
-            self.broken |= queue.poll(Wait::No, done).is_err();
+            if let Err(error) = queue.poll(Wait::No, done) {
+                self.broken = Some(error);
+            }
         }
-        if self.broken && !self.queues.is_empty() { Err(Broken) } else { Ok(()) }
+        if self.broken.is_some() { Err(Broken) } else { Ok(()) }
     }
 }
 

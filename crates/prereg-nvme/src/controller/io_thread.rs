@@ -141,6 +141,9 @@ impl IoThread {
                 self.shared.irq.update_pin(cq);
             }
         }
+        for failed in self.polled.failed.drain(..) {
+            self.shared.events.report(&failed.into());
+        }
         for event in &self.polled.events {
             self.shared.admin_channel.send_message(Message::AsyncEvent(*event));
         }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::thread;
 
 use prereg::Errno;
-use prereg_vfio_user::server::{Device, DeviceContext, DeviceFactory};
+use prereg_vfio_user::server::{Device, DeviceContext, DeviceFactory, Observer, Reporter};
 
 use super::admin_channel::Message;
 use super::admin_thread::AdminThread;
 use super::device::Controller;
+use super::event::NvmeEvent;
 use super::settings::{NvmeError, NvmeSettings};
 use super::shared::ControllerShared;
 use super::stats::NvmeState;
@@ -46,12 +47,12 @@ impl std::fmt::Debug for NvmeDisk {
 }
 
 /// An NVMe subsystem: disks, and a controller for each client.
-#[derive(Debug)]
 pub struct NvmeModel {
     name: String,
     settings: NvmeSettings,
     disks: Vec<NvmeDisk>,
     subsystem: Arc<Subsystem>,
+    observer: Option<Arc<dyn Observer<NvmeEvent>>>,
 }
 
 impl NvmeModel {
@@ -70,18 +71,26 @@ impl NvmeModel {
                 return Err(NvmeError::Block { nsid, shift });
             }
         }
-        Ok(Self { name: name.to_owned(), settings, disks, subsystem: Arc::default() })
+        Ok(Self { name: name.to_owned(), settings, disks, subsystem: Arc::default(), observer: None })
     }
 
-    /// Checks whether disks changed their size, and reports it to the guests. Returns the namespaces that did.
+    /// Sets the receiver of the controllers' events.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn Observer<NvmeEvent>>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
+    /// Checks whether disks changed their size, and reports it to the guests. Returns the namespaces that did, with their new sizes
+    /// in bytes.
     ///
     /// # Errors
     /// [`DiskError`] of the first disk whose size is unknown; those before it were updated.
-    pub fn refresh(&self) -> Result<Vec<u32>, DiskError> {
+    pub fn refresh(&self) -> Result<Vec<(u32, u64)>, DiskError> {
         let mut changed = Vec::new();
         for (nsid, disk) in (1..).zip(&self.disks) {
-            if disk.disk.refresh()? != Changed::No {
-                changed.push(nsid);
+            if let Changed::Bytes { now, .. } = disk.disk.refresh()? {
+                changed.push((nsid, now));
                 self.namespace_changed(nsid);
             }
         }
@@ -133,7 +142,9 @@ impl DeviceFactory for NvmeModel {
         let lease = Subsystem::attach_client(&self.subsystem, shares)?;
         let config = Controller::config_space(&self.settings)?;
         let disks = self.disks.iter().map(|disk| Arc::clone(&disk.disk)).collect();
-        let shared = Arc::new(ControllerShared::new(&bus, &self.settings, self.namespaces(), disks)?);
+        let events = Reporter::new(Arc::clone(&bus.source), self.observer.clone());
+        let shared = ControllerShared::new(&bus, &self.settings, self.namespaces(), disks, events)?;
+        let shared = Arc::new(shared);
         let identity = Identity {
             vendor: self.settings.pci.0,
             subsystem_vendor: self.settings.pci.0,
@@ -159,6 +170,16 @@ impl DeviceFactory for NvmeModel {
             (1..).zip(&self.disks).for_each(|(nsid, disk)| resize(shared, nsid, disk));
         });
         Ok(Arc::new(Controller::new(shared, &self.settings, admin_thread, lease, config)))
+    }
+}
+
+impl std::fmt::Debug for NvmeModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NvmeModel")
+            .field("name", &self.name)
+            .field("settings", &self.settings)
+            .field("disks", &self.disks)
+            .finish_non_exhaustive()
     }
 }
 

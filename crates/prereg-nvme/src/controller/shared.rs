@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use prereg::{Errno, Iova};
-use prereg_vfio_user::server::{DeviceContext, Sparse};
+use prereg_vfio_user::server::{DeviceContext, Reporter, Sparse};
 
 use super::admin_channel::{AdminChannel, Message};
 use super::doorbells::MappedDoorbells;
+use super::event::NvmeEvent;
 use super::guest::Guest;
 use super::io_channel::{IoChannel, IoMsg};
 use super::irq::Irq;
@@ -48,6 +49,7 @@ pub(super) struct ControllerShared {
     /// DeviceContext mastering is enabled.
     bus_master: AtomicBool,
     pub(super) doorbells_rung: AtomicU64,
+    pub(super) events: Reporter<NvmeEvent>,
     registers: Mutex<Registers>,
     began: Instant,
 }
@@ -62,6 +64,7 @@ impl ControllerShared {
         settings: &NvmeSettings,
         namespaces: Namespaces,
         disks: Vec<Arc<dyn Disk>>,
+        events: Reporter<NvmeEvent>,
     ) -> Result<Self, Errno> {
         let queues = settings.io_queues + 1;
         let maps = match settings.doorbells {
@@ -100,6 +103,7 @@ impl ControllerShared {
             doorbells_offered: AtomicBool::new(false),
             bus_master: AtomicBool::new(true),
             doorbells_rung: AtomicU64::new(0),
+            events,
             began: Instant::now(),
         })
     }
@@ -113,6 +117,12 @@ impl ControllerShared {
     pub(super) fn registers(&self) -> MutexGuard<'_, Registers> {
         // Every access leaves them consistent.
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails the controller until its guest resets it.
+    pub(super) fn fatal(&self, cause: &'static str) {
+        self.registers().fatal();
+        self.events.report(&NvmeEvent::Fatal { cause });
     }
 
     /// Resets the registers, and the interrupt mask with them: an earlier mask must not stay in force.

@@ -34,7 +34,7 @@ use super::shadow::{Shadow, ShadowBuffers, retry_at};
 use super::shared::Shared;
 use super::storage::{Broken, Storage};
 use super::submission::SubmissionQueue;
-use crate::disk::{Done, Operation, Request};
+use crate::disk::{DiskFault, Done, Operation, Request};
 use crate::spec::{Command, Completion, Status};
 
 /// Commands of a poll group that may be in flight at a time.
@@ -51,6 +51,8 @@ pub struct PollResult {
     pub closed: Vec<u16>,
     /// A flush of all disks ended with this status.
     pub durable: Option<Status>,
+    /// Requests that the disks could not perform, for the operator. Not compares that found a difference.
+    pub failed: Vec<FailedRequest>,
     /// There was something to do: poll again before sleeping.
     pub progress: bool,
     /// When to poll again without a doorbell, on the clock of [`PollGroup::poll`].
@@ -63,6 +65,7 @@ impl PollResult {
         self.events.clear();
         self.closed.clear();
         self.durable = None;
+        self.failed.clear();
         self.progress = false;
         self.until = None;
     }
@@ -73,6 +76,21 @@ impl PollResult {
             (one, other) => one.or(other),
         };
     }
+}
+
+/// A request that a disk could not perform.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FailedRequest {
+    /// The namespace of the command; 0 for all.
+    pub nsid: u32,
+    /// The kind of the command.
+    pub kind: Kind,
+    /// Its first block.
+    pub lba: u64,
+    /// The disk's reason.
+    pub fault: DiskFault,
+    /// The status for the guest.
+    pub status: Status,
 }
 
 /// The I/O queues of one thread.

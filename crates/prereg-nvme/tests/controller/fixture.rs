@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use prereg::{AddressKind, AddressSpace};
 use prereg_linux::IoUring;
-use prereg_nvme::controller::{NvmeDisk, NvmeModel, NvmeSettings};
+use prereg_nvme::controller::{NvmeDisk, NvmeEvent, NvmeModel, NvmeSettings};
 use prereg_nvme::disk::{Disk, MemoryDisk};
 use prereg_vfio_user::client::Client;
-use prereg_vfio_user::server::{MemoryPolicy, MemoryStore, Server, ServerSettings};
+use prereg_vfio_user::server::{EventSource, MemoryPolicy, MemoryStore, Observer, Server, ServerSettings};
 
 /// A server, its model and its socket.
 pub(crate) struct Fixture {
@@ -20,7 +20,26 @@ pub(crate) struct Fixture {
     pub(crate) model: Arc<NvmeModel>,
     pub(crate) path: PathBuf,
     _folder: tempfile::TempDir,
+    pub(crate) events: Arc<Events>,
     _turn: MutexGuard<'static, ()>,
+}
+
+/// An observer that keeps all events of controllers.
+#[derive(Default)]
+pub(crate) struct Events(Mutex<Vec<NvmeEvent>>);
+
+impl Observer<NvmeEvent> for Events {
+    fn observe(&self, source: &EventSource, event: &NvmeEvent) {
+        assert!(source.client.is_some() && source.device == "disk", "{source:?}");
+        self.0.lock().unwrap().push(event.clone());
+    }
+}
+
+impl Events {
+    /// The events so far.
+    pub(crate) fn all(&self) -> Vec<NvmeEvent> {
+        self.0.lock().unwrap().clone()
+    }
 }
 
 /// One test at a time: the limit of locked memory is for all programs of a user together.
@@ -62,14 +81,16 @@ impl Fixture {
     ) -> Option<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let disks = disks.into_iter().map(NvmeDisk::new).collect();
-        let model = Arc::new(NvmeModel::new("disk", disks, settings).unwrap());
+        let events = Arc::<Events>::default();
+        let model = NvmeModel::new("disk", disks, settings).unwrap();
+        let model = Arc::new(model.with_observer(Arc::clone(&events) as Arc<dyn Observer<NvmeEvent>>));
         let store =
             Arc::new(MemoryStore::new(AddressSpace::builder(pins).build().unwrap(), MemoryPolicy::EAGER));
         let server = Server::new(Arc::clone(&store), ServerSettings::default());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nvme.sock");
         server.listen(&path, Arc::<NvmeModel>::clone(&model)).unwrap();
-        Some(Self { server, store, model, path, _folder: folder, _turn: turn })
+        Some(Self { server, store, model, path, _folder: folder, events, _turn: turn })
     }
 
     pub(crate) fn client(&self) -> Client {

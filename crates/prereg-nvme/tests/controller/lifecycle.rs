@@ -181,7 +181,7 @@ fn a_namespace_change_is_reported() {
     let log = with_prp(command(2, 0, &[(10, 4 | 3 << 16)]), DATA, 0);
     assert_eq!(driver.admin(log).status, Status::SUCCESS);
     assert_eq!(driver.get(DATA, 8), [1, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(fixture.model.refresh().unwrap(), Vec::<u32>::new());
+    assert_eq!(fixture.model.refresh().unwrap(), Vec::<(u32, u64)>::new());
     fixture.model.namespace_changed(0);
     fixture.model.namespace_changed(99);
 }

@@ -2,6 +2,7 @@
 
 mod allocator;
 mod driver;
+mod events;
 mod fixture;
 mod flood;
 mod interrupts;

@@ -4,7 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use prereg_nvme::disk::{Changed, Disk, DiskCounters, DiskError, DiskQueue, Done, MemoryDisk, Request, Wait};
+use prereg_nvme::disk::{
+    Changed, Disk, DiskCounters, DiskError, DiskFault, DiskQueue, Done, MemoryDisk, Request, Wait,
+};
 
 use crate::fixture::DISK;
 
@@ -23,6 +25,7 @@ pub(crate) struct Stage {
     closed: AtomicBool,
     waiting: AtomicUsize,
     panics: AtomicBool,
+    fault: Mutex<Option<DiskFault>>,
 }
 
 impl Stage {
@@ -39,6 +42,11 @@ impl Stage {
     /// The next queue that is made or polled panics.
     pub(crate) fn panic(&self) {
         self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// The next request fails.
+    pub(crate) fn fail(&self, fault: DiskFault) {
+        *self.fault.lock().expect("no test panics with it") = Some(fault);
     }
 
     fn act(&self) {
@@ -123,6 +131,10 @@ impl DiskQueue for StagedQueue {
         self.stage.act();
         if !self.stage.closed.load(Ordering::SeqCst) {
             for request in self.waiting.drain(..) {
+                if let Some(fault) = self.stage.fault.lock().expect("no test panics with it").take() {
+                    done.push(Done { tag: request.tag, result: Err(fault) });
+                    continue;
+                }
                 self.inner.submit(request).expect("a queue in memory has room for a test");
             }
         }

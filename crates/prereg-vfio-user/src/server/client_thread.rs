@@ -1,7 +1,6 @@
 //! The thread of one client, and the client's state that other threads see.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,10 +8,13 @@ use std::time::{Duration, Instant};
 use prereg::Errno;
 use prereg_iommu::iova::Unmapping;
 
+use super::attach_failure::AttachFailure;
 use super::counts::Counts;
 use super::device::{Device, DeviceFactory, Layout};
 use super::dma::{DmaSpace, DmaState, MemoryStore};
+use super::event::Event;
 use super::interrupts::Interrupts;
+use super::observer::{EventSource, Reporter};
 use super::settings::ServerSettings;
 use super::shared_session::{Next, SharedSession};
 use super::state::{ClientState, DisconnectReason, PendingUnmap, RequestCounts};
@@ -56,16 +58,15 @@ struct Observed {
 /// A client's state for all threads.
 pub(crate) struct ClientShared {
     pub(crate) number: u64,
-    pub(crate) socket: Option<PathBuf>,
-    pub(crate) model: String,
-    pub(crate) pid: i32,
-    pub(crate) uid: u32,
+    pub(crate) events: Reporter<Event>,
     pub(crate) session: Arc<SharedSession>,
     pub(crate) counts: Arc<Counts>,
     /// The client is gone or to be disconnected. Relaxed: only ends work early that would end anyway.
     left: AtomicBool,
     /// The client has seen how to map a region. Relaxed: read after its thread has ended.
     offered: AtomicBool,
+    /// The client got its device. Relaxed: read after its thread has ended.
+    served: AtomicBool,
     waiting: Mutex<Vec<UnansweredUnmap>>,
     observed: Mutex<Option<Observed>>,
 }
@@ -76,17 +77,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ClientShared {
-    pub(crate) fn new(
-        number: u64,
-        socket: Option<PathBuf>,
-        model: String,
-        (pid, uid): (i32, u32),
-        session: Arc<SharedSession>,
-        counts: Arc<Counts>,
-    ) -> Self {
-        let (waiting, observed) = (Mutex::default(), Mutex::default());
-        let (left, offered) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { number, socket, model, pid, uid, session, counts, left, offered, waiting, observed }
+    pub(crate) fn new(events: Reporter<Event>, session: Arc<SharedSession>, counts: Arc<Counts>) -> Self {
+        Self {
+            number: events.source().client.unwrap_or_default(),
+            events,
+            session,
+            counts,
+            left: AtomicBool::new(false),
+            offered: AtomicBool::new(false),
+            served: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            observed: Mutex::default(),
+        }
     }
 
     /// Notes that the client has seen how to map a region.
@@ -94,9 +96,22 @@ impl ClientShared {
         self.offered.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the client has seen how to map a region.
-    pub(crate) fn was_offered(&self) -> bool {
-        self.offered.load(Ordering::Relaxed)
+    /// Notes and reports that the client has its device.
+    pub(crate) fn served(&self) {
+        self.served.store(true, Ordering::Relaxed);
+        self.events.report(&Event::Connected);
+    }
+
+    /// Reports the client's end, and if it did not use its device, why.
+    pub(crate) fn report_end(&self, reason: DisconnectReason) {
+        let mut requests = RequestCounts::default();
+        self.counts.add_to(&mut requests);
+        let is_mappable = self.offered.load(Ordering::Relaxed);
+        if let Some(failure) = AttachFailure::of(&reason, &requests, is_mappable) {
+            self.events.report(&Event::NotAttached { failure });
+        }
+        let served = self.served.load(Ordering::Relaxed);
+        self.events.report(&Event::Disconnected { reason, served });
     }
 
     /// Whether the client is gone or to be disconnected, so that work for it can stop.
@@ -151,12 +166,13 @@ impl ClientShared {
             waited: waiting.since.elapsed(),
             mappings: waiting.unmapping.waiting(),
         };
+        let EventSource { socket, device, pid, uid, .. } = &**self.events.source();
         ClientState {
             client: self.number,
-            socket: self.socket.clone(),
-            model: self.model.clone(),
-            pid: self.pid,
-            uid: self.uid,
+            socket: socket.clone(),
+            model: device.clone(),
+            pid: *pid,
+            uid: *uid,
             negotiated: self.session.negotiated(),
             dma,
             unmaps: self.waiting().iter().map(waited).collect(),
@@ -231,9 +247,14 @@ pub fn serve(
     settings: &ServerSettings,
 ) -> DisconnectReason {
     let counts = Arc::new(Counts::default());
-    let ServerSettings { session, stall_timeout, .. } = settings;
-    let session = SharedSession::new(Box::new(transport), *session, *stall_timeout, counts.clone());
-    let name = model.name().to_owned();
-    let shared = ClientShared::new(0, None, name, (0, u32::MAX), Arc::new(session), counts);
-    ClientThread::new(Arc::new(shared), store.clone(), model.clone(), None, None).serve()
+    let ServerSettings { session, stall_timeout, observer, .. } = settings;
+    let device = model.name().to_owned();
+    let source = EventSource { device, client: Some(0), uid: u32::MAX, ..EventSource::default() };
+    let events = Reporter::new(Arc::new(source), observer.clone());
+    let session =
+        SharedSession::new(Box::new(transport), *session, *stall_timeout, counts.clone(), events.clone());
+    let shared = Arc::new(ClientShared::new(events, Arc::new(session), counts));
+    let reason = ClientThread::new(shared.clone(), store.clone(), model.clone(), None, None).serve();
+    shared.report_end(reason);
+    reason
 }

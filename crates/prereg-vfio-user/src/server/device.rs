@@ -12,6 +12,7 @@ use prereg::{Errno, Iova};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use super::irq_kind::IrqKind;
+use super::observer::EventSource;
 use crate::capabilities::Negotiated;
 use crate::wire::SparseArea;
 
@@ -189,6 +190,8 @@ pub struct DeviceContext {
     pub interrupts: Interrupts,
     /// The client's number, unique per server.
     pub client: u64,
+    /// The client as the source of the device's own events.
+    pub source: Arc<EventSource>,
     /// The negotiated capabilities.
     pub negotiated: Negotiated,
 }

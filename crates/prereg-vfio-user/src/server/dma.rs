@@ -28,11 +28,11 @@
 mod background;
 mod client_files;
 mod error;
+mod event;
 mod extents;
 mod file;
 mod guard;
 mod interval_map;
-mod notes;
 mod policy;
 mod promises;
 mod provider;
@@ -43,8 +43,8 @@ mod state;
 mod store;
 
 pub use error::{DmaError, MapMemoryError, RemoteError};
+pub use event::MemoryEvent;
 pub use guard::{Dma, DmaGuard, DmaSegment};
-pub use notes::{MemoryNote, NoteKind};
 pub use policy::{MemoryPolicy, RegisterWhen};
 pub use prereg_iommu::iova::{IovaLimits, OnDrained, Unmapping};
 pub use remote::Remote;

@@ -11,6 +11,7 @@ use super::client_thread::{Attached, ClientThread, RECONNECT_TIMEOUT, Unanswered
 use super::descriptor::Descriptor;
 use super::device::{Device, DeviceContext, Layout, LayoutRegion};
 use super::dma::DmaSpace;
+use super::event::Event;
 use super::interrupts::Interrupts;
 use crate::action::{Action, IrqTargets};
 use crate::capabilities::Negotiated;
@@ -29,7 +30,10 @@ impl ClientThread {
             Action::Negotiated { negotiated, token } => {
                 self.shared.counts.performed(Command::VERSION);
                 match self.attach(&negotiated) {
-                    Ok(()) => self.shared.session.reply(token, Ok(())),
+                    Ok(()) => {
+                        self.shared.served();
+                        self.shared.session.reply(token, Ok(()));
+                    }
                     Err(errno) => {
                         self.shared.counts.failed(Command::VERSION, errno);
                         self.shared.session.reject(token, errno);
@@ -98,6 +102,7 @@ impl ClientThread {
             }
             Action::Reset { token } => {
                 let result = self.attached().and_then(|attached| attached.device.reset());
+                self.shared.events.report(&Event::Reset);
                 self.reply(Command::DEVICE_RESET, token, result);
             }
             // Handled by the session.
@@ -128,6 +133,11 @@ impl ClientThread {
         self.shared.counts.performed(command);
         if let Err(errno) = &result {
             self.shared.counts.failed(command, *errno);
+            // Those of memory are reported with the reason by `DmaSpace`.
+            if ![Command::DMA_MAP, Command::DMA_UNMAP].contains(&command) {
+                let command = command.name().unwrap_or("unknown");
+                self.shared.events.report(&Event::RequestFailed { command, errno: *errno });
+            }
         }
         self.shared.session.reply(token, result);
     }
@@ -145,14 +155,22 @@ impl ClientThread {
         let limits = IovaLimits { page, mappings: negotiated.max_dma_maps, ..IovaLimits::default() };
         let holder = Holder { container: self.shared.number, kind: HolderKind::InFlight };
         let session = &self.shared.session;
-        let space = DmaSpace::new(&self.store, session.clone(), session.clone(), limits, holder);
+        let space = DmaSpace::with_reporter(
+            &self.store,
+            session.clone(),
+            session.clone(),
+            limits,
+            holder,
+            self.shared.events.of_memory(),
+        );
         let space = Arc::new(space.map_err(|_| Errno::ENOMEM)?);
         let interrupts = Interrupts::new([0; 5]);
-        let (dma, client) = (space.dma(), self.shared.number);
+        let (dma, source) = (space.dma(), self.shared.events.source().clone());
         let device = self.attach_device(DeviceContext {
             dma,
             interrupts: interrupts.clone(),
-            client,
+            client: self.shared.number,
+            source,
             negotiated: *negotiated,
         })?;
         session.interrupts(interrupts.clone());

@@ -21,7 +21,8 @@ use super::counts::Counts;
 use super::device::DeviceFactory;
 use super::dma::MemoryStore;
 use super::error::ServerError;
-use super::notices::{self, Notice, Notices};
+use super::event::Event;
+use super::observer::{EventSource, Reporter};
 use super::settings::ServerSettings;
 use super::shared_session::SharedSession;
 use super::state::{DisconnectReason, RequestCounts, ServerState};
@@ -62,7 +63,6 @@ struct State {
     /// Clients that have disconnected.
     departures: u64,
     disconnects: BTreeMap<String, u64>,
-    notices: Notices,
     /// Of disconnected clients.
     gone: RequestCounts,
     stopped: bool,
@@ -159,12 +159,6 @@ impl Server {
             snapshot.clients.push(client.snapshot());
         }
         snapshot
-    }
-
-    /// Takes the notices about clients that could not attach, oldest first. Few are kept.
-    #[must_use]
-    pub fn take_notices(&self) -> Vec<Notice> {
-        self.inner.lock().notices.take()
     }
 
     /// Releases memory that was unplugged from guests: files of which nothing is mapped, at this call and the one before, while
@@ -320,10 +314,31 @@ impl Inner {
                 // The client has disconnected already.
                 Err(errno) if errno.raw() == libc::ECONNABORTED || errno == Errno::EINTR => {}
                 Err(Errno::ENXIO) => return true,
-                Err(_) => return false,
+                Err(errno) => {
+                    self.reporter(Some(socket.path()), model, None).report(&Event::AcceptFailed { errno });
+                    return false;
+                }
             }
         }
         true
+    }
+
+    /// The reporter of a socket, or of a client of it with its number, process and user.
+    fn reporter(
+        &self,
+        socket: Option<&Path>,
+        model: &Arc<dyn DeviceFactory>,
+        client: Option<(u64, (i32, u32))>,
+    ) -> Reporter<Event> {
+        let (pid, uid) = client.map_or((0, u32::MAX), |(_, peer)| peer);
+        let source = EventSource {
+            socket: socket.map(Path::to_owned),
+            device: model.name().to_owned(),
+            client: client.map(|(number, _)| number),
+            pid,
+            uid,
+        };
+        Reporter::new(Arc::new(source), self.settings.observer.clone())
     }
 
     /// Starts a client's thread.
@@ -363,19 +378,21 @@ impl Inner {
             }
         }
         state.rejected_clients += u64::from(reject);
-        if reject && rejected >= MAX_REJECTED {
+        let is_answered = !reject || rejected < MAX_REJECTED;
+        let number = state.accepted;
+        state.accepted += u64::from(is_answered);
+        let events = self.reporter(path, model, is_answered.then_some((number, peer)));
+        if !is_answered {
+            drop(state);
+            events.report(&Event::TooManyClients { limit: self.settings.max_clients });
             return Ok(Admitted::Rejected);
         }
-        let number = state.accepted;
-        state.accepted += 1;
         let patience = if reject { Some(REJECTED_TIMEOUT) } else { self.settings.stall_timeout };
         let counts = Arc::new(Counts::default());
         let transport = Box::new(socket.clone());
         let session = self.settings.session;
-        let session = Arc::new(SharedSession::new(transport, session, patience, counts.clone()));
-        let path = path.map(Path::to_owned);
-        let name = model.name().to_owned();
-        let shared = Arc::new(ClientShared::new(number, path, name, peer, session, counts));
+        let session = SharedSession::new(transport, session, patience, counts.clone(), events.clone());
+        let shared = Arc::new(ClientShared::new(events.clone(), Arc::new(session), counts));
         let errno = reject.then_some(Errno::ENFILE);
         let departures_of_others: Arc<dyn Departures> = self.clone();
         let client = ClientThread::new(
@@ -400,22 +417,30 @@ impl Inner {
             Connected { shared, socket, model, rejected: reject, evicted: false, gone: false },
         );
         state.wake();
-        Ok(if reject { Admitted::Rejected } else { Admitted::Served(number) })
+        drop(state);
+        if reject {
+            events.report(&Event::TooManyClients { limit: self.settings.max_clients });
+            return Ok(Admitted::Rejected);
+        }
+        Ok(Admitted::Served(number))
     }
 
     /// Removes a client at the end of its thread.
     fn finish(&self, number: u64, reason: DisconnectReason) {
+        let served = self
+            .lock()
+            .clients
+            .get(&number)
+            .filter(|client| !client.rejected)
+            .map(|client| client.shared.clone());
+        // While it is in the list, so that a stop waits for the report; without the lock, which an observer must not hold up.
+        if let Some(client) = served {
+            // The client's end does not depend on the observer.
+            drop(catch_unwind(AssertUnwindSafe(|| client.report_end(reason))));
+        }
         let mut state = self.lock();
         if let Some(client) = state.clients.remove(&number) {
             client.shared.counts.add_to(&mut state.gone);
-            let mut requests = RequestCounts::default();
-            client.shared.counts.add_to(&mut requests);
-            if let Some(reason) = notices::reason(&reason, &requests, client.shared.was_offered()) {
-                let ClientShared { number, pid, socket, .. } = &*client.shared;
-                let (socket, is_unmappable) = (socket.clone(), reason == notices::UNMAPPABLE);
-                let notice = Notice { client: *number, pid: *pid, socket, reason, is_unmappable };
-                state.notices.add(notice, Instant::now());
-            }
         }
         *state.disconnects.entry(reason.name().to_owned()).or_default() += 1;
         state.departures += 1;

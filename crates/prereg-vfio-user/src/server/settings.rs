@@ -1,11 +1,15 @@
 //! Server configuration.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::event::Event;
+use super::observer::Observer;
 use crate::settings::Settings;
 
 /// Server configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct ServerSettings {
     /// Limits of each session.
@@ -18,16 +22,30 @@ pub struct ServerSettings {
     /// Time for a client from its connection to its VERSION, from the first byte of a message to the last, and from a DMA_READ or
     /// DMA_WRITE to its reply; then it is disconnected. `None`: no limit.
     pub stall_timeout: Option<Duration>,
+    /// Receives the events; `None`: they are dropped.
+    pub observer: Option<Arc<dyn Observer<Event>>>,
 }
 
 impl Default for ServerSettings {
-    /// Sockets with mode 0600, 64 clients, 30 seconds.
+    /// Sockets with mode 0600, 64 clients, 30 seconds, no observer.
     fn default() -> Self {
         Self {
             session: Settings::default(),
             socket_mode: 0o600,
             max_clients: 64,
             stall_timeout: Some(Duration::from_secs(30)),
+            observer: None,
         }
+    }
+}
+
+impl fmt::Debug for ServerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerSettings")
+            .field("session", &self.session)
+            .field("socket_mode", &self.socket_mode)
+            .field("max_clients", &self.max_clients)
+            .field("stall_timeout", &self.stall_timeout)
+            .finish_non_exhaustive()
     }
 }

@@ -20,7 +20,9 @@ use prereg_iommu::iova::OnDrained;
 use super::counts::Counts;
 use super::descriptor::Descriptor;
 use super::dma::{Remote, RemoteError};
+use super::event::Event;
 use super::interrupts::Interrupts;
+use super::observer::Reporter;
 use super::state::DisconnectReason;
 use super::transport::{Interest, Ready, Transport};
 use crate::action::Action;
@@ -52,6 +54,7 @@ pub(crate) struct SharedSession {
     transport: Box<dyn Transport>,
     stall_timeout: Option<Duration>,
     counts: Arc<Counts>,
+    events: Reporter<Event>,
     interrupts: OnceLock<Interrupts>,
     /// The last access of a mapping was dropped. Stored before the transport is woken and read after a wait; the Release and
     /// Acquire of the swap pair.
@@ -117,6 +120,7 @@ impl SharedSession {
         settings: Settings,
         stall_timeout: Option<Duration>,
         counts: Arc<Counts>,
+        events: Reporter<Event>,
     ) -> Self {
         let inner = Inner {
             session: Session::new(settings),
@@ -133,6 +137,7 @@ impl SharedSession {
             transport,
             stall_timeout,
             counts,
+            events,
             interrupts: OnceLock::new(),
             drained: AtomicBool::new(false),
             inner: Mutex::new(inner),
@@ -358,14 +363,18 @@ impl SharedSession {
         self.route(inner);
     }
 
-    /// Passes actions on. Refusals are only counted, so they cannot pile up.
+    /// Passes actions on. Refusals are counted and reported here, so they cannot pile up.
     fn route(&self, inner: &mut Inner) {
         while let Some(action) = inner.session.next_action() {
             match action {
                 Action::TransferEnded { transfer, result } => {
                     inner.ended.insert(transfer, result);
                 }
-                Action::Refused { command, error, .. } => self.counts.refused(command, error.name()),
+                Action::Refused { command, error, .. } => {
+                    self.counts.refused(command, error.name());
+                    let command = command.name().unwrap_or("unknown");
+                    self.events.report(&Event::RequestRefused { command, error });
+                }
                 action => inner.pending.push_back(action),
             }
         }

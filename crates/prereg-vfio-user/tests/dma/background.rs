@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use prereg::{Access, AddressSpace, Errno, Granule, PinError, UserAddr};
 use prereg_linux::GuestMemory;
 use prereg_sim::SimHost;
-use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
+use prereg_vfio_user::server::{DmaError, MapMemoryError, MemoryEvent, MemoryPolicy, MemoryStore};
 
 use crate::fixture::{Client, PAGE, iova, pinned, sealed, unsealed};
 use crate::hooked::everywhere;
@@ -164,7 +164,7 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
     assert_eq!((gate.begun(), pinned(&store), sparse.metadata().unwrap().blocks()), (0, 0, 0));
     assert_eq!(store.snapshot().files[0].promised_bytes, 1 << 40);
     drop(client);
-    // Above the limit it is refused before anything is pinned; the reason is noted once a client.
+    // Above the limit it is refused before anything is pinned; each refusal is reported with its reason.
     let (limited_host, gate, limited) = fixture(MemoryPolicy::BACKGROUND.with_total_bytes(1 << 30));
     let client = Client::new(&limited, 5);
     for _ in 0..3 {
@@ -173,11 +173,9 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
         assert_eq!(refused.errno(), Errno::ENOMEM);
     }
     assert_eq!((gate.begun(), client.space.snapshot().files, limited.snapshot().refused_maps), (0, 0, 3));
-    let notes = limited.take_notes();
-    assert_eq!(
-        notes.iter().map(|note| (note.client, note.kind)).collect::<Vec<_>>(),
-        [(5, NoteKind::MapRefused)]
-    );
+    let error = MapMemoryError::Limit { bytes: 1 << 40, used: 0, limit: 1 << 30 };
+    let refused = MemoryEvent::MapRefused { iova: iova(0), bytes: 1 << 40, error };
+    assert_eq!(client.observer.events(), [refused.clone(), refused.clone(), refused]);
     drop((store, client, limited));
     host.assert_clean();
     limited_host.assert_clean();
@@ -218,12 +216,13 @@ fn unmapping_ends_what_is_under_way_and_does_not_wait_for_it() {
 #[test]
 fn a_client_that_goes_leaves_nothing_behind_though_it_is_being_pinned_for() {
     let Held { host, gate, store, client, .. } = held(64);
+    let observer = Arc::clone(&client.observer);
     drop(client);
     assert_eq!(store.snapshot().files.len(), 0);
     gate.hold_none();
     store.wait_for_background();
     assert_eq!((gate.begun(), pinned(&store)), (1, 0));
-    assert!(store.take_notes().is_empty(), "that is no failure");
+    assert_eq!(observer.events(), [], "that is no failure");
     drop(store);
     host.assert_clean();
 }
@@ -287,18 +286,20 @@ fn a_block_that_cannot_be_pinned_fails_alone_and_can_be_pinned_later() {
         assert!(matches!(error, DmaError::Memory { errno: Errno::EFAULT, .. }), "{error}");
     }
     client.dma.write(iova(9), b"fine").unwrap();
-    let notes = store.take_notes();
-    assert_eq!(
-        notes.iter().map(|note| (note.client, note.kind)).collect::<Vec<_>>(),
-        [(9, NoteKind::PinFailed)]
+    let events = client.observer.events();
+    assert!(
+        events
+            .iter()
+            .all(|event| matches!(event, MemoryEvent::PinFailed { error } if error.errno() == Errno::EFAULT))
     );
+    assert_eq!(events.len(), 3);
     assert_eq!(store.snapshot().failed_pins, 3);
     client.dma.write(iova(5), b"better").unwrap();
     assert_eq!((pinned(&store), client.space.snapshot().iova.accesses), (16, 0));
 }
 
 #[test]
-fn the_background_ends_at_the_first_block_above_the_limit_and_reports_it_once() {
+fn the_background_ends_at_the_first_block_above_the_limit_and_reports_it() {
     const FULL: PinError = PinError::NoSlot { need: 1, free: 0 };
     const STOPPED: PinError =
         PinError::Os { ua: UserAddr::new(0), errno: Errno::EINTR, during: "of the test" };
@@ -312,9 +313,9 @@ fn the_background_ends_at_the_first_block_above_the_limit_and_reports_it_once() 
             store.wait_for_background();
         }
         assert_eq!((gate.begun(), pinned(&store)), (3, PIECE), "one try for each of the mappings");
-        let notes = store.take_notes();
-        let kinds = notes.iter().map(|note| (note.client, note.kind, note.error.errno())).collect::<Vec<_>>();
-        assert_eq!(kinds, [(9, NoteKind::BackgroundEnded, failure.errno())]);
+        let is_it = |event: &MemoryEvent| matches!(event, MemoryEvent::BackgroundEnded { error } if error.errno() == failure.errno());
+        let events = client.observer.events();
+        assert!(events.len() == 2 && events.iter().all(is_it), "{events:?}");
         assert_eq!(store.snapshot().failed_pins, 2);
         gate.fail(0, 0, failure);
         client.dma.write(iova(40), b"room again").unwrap();

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use prereg::{Access, AddressKind, AddressSpace, Holder, HolderKind, Iova};
 use prereg_linux::{GuestMemory, IoUring};
 use prereg_vfio_user::server::{
-    Dma, DmaGuard, DmaSpace, IovaLimits, MapMemoryError, MemoryPolicy, MemoryStore, OnDrained, Remote,
-    RemoteError,
+    Dma, DmaGuard, DmaSpace, IovaLimits, MapMemoryError, MemoryEvent, MemoryPolicy, MemoryStore, Observer,
+    OnDrained, Remote, RemoteError, Reporter,
 };
+
+use crate::observed::Recorder;
 
 pub(crate) const PAGE: u64 = 0x1000;
 
@@ -48,6 +50,7 @@ pub(crate) struct Client {
     pub(crate) space: DmaSpace,
     pub(crate) dma: Dma,
     pub(crate) far: Arc<Far>,
+    pub(crate) observer: Arc<Recorder<MemoryEvent>>,
 }
 
 impl Client {
@@ -58,15 +61,19 @@ impl Client {
             rung: AtomicU64::new(0),
         });
         let holder = Holder { container: number, kind: HolderKind::InFlight };
-        let space = DmaSpace::new(
+        let observer = Arc::<Recorder<_>>::default();
+        let events =
+            Reporter::new(Arc::default(), Some(Arc::clone(&observer) as Arc<dyn Observer<MemoryEvent>>));
+        let space = DmaSpace::with_reporter(
             store,
             Arc::clone(&far) as Arc<dyn Remote>,
             Arc::clone(&far) as Arc<dyn OnDrained>,
             IovaLimits::default(),
             holder,
+            events,
         )
         .unwrap();
-        Self { dma: space.dma(), space, far }
+        Self { dma: space.dma(), space, far, observer }
     }
 
     /// Maps `pages` pages of `file` from page `from` on at I/O page `at`, with a new descriptor, like QEMU.

@@ -8,7 +8,7 @@ use prereg::{AddressSpace, AddressSpaceBuilder, Errno, Granule};
 use prereg_iommu::iova::IovaMapError;
 use prereg_linux::{GuestMemory, MemlockAccount};
 use prereg_sim::SimHost;
-use prereg_vfio_user::server::{MapMemoryError, MemoryPolicy, MemoryStore, NoteKind};
+use prereg_vfio_user::server::{MapMemoryError, MemoryEvent, MemoryPolicy, MemoryStore};
 
 use crate::background::{filled, fixture};
 use crate::fixture::{Client, PAGE, another, iova, pinned, pins, sealed, store};
@@ -140,8 +140,8 @@ fn maps_of_the_same_memory_over_and_over_run_into_a_bound_and_are_counted() {
     let full = IovaMapError::SegmentLimit { segments: PAGES, used, limit: 1 << 18 };
     assert_eq!((refused, refused.errno()), (MapMemoryError::Map(full), Errno::ENOSPC));
     assert_eq!((store.snapshot().refused_maps, client.space.snapshot().iova.segments), (1, used));
-    let kinds: Vec<_> = store.take_notes().iter().map(|note| note.kind).collect();
-    assert_eq!(kinds, [NoteKind::MapRefused]);
+    let events = client.observer.events();
+    assert!(matches!(events[..], [MemoryEvent::MapRefused { error, .. }] if error == refused), "{events:?}");
     client.unmap(0, PAGES);
     client.map(0, PAGES, &fd, 0).unwrap();
 }

@@ -10,6 +10,8 @@ mod hole;
 mod hooked;
 mod late;
 mod limits;
+#[path = "../observed/mod.rs"]
+mod observed;
 mod policy;
 mod sharing;
 mod stale;

@@ -5,11 +5,14 @@
 mod copier;
 mod descriptions;
 mod dma;
+mod events;
 mod fixture;
 mod hostile;
 mod interrupts;
 mod judge;
 mod judged;
+#[path = "../observed/mod.rs"]
+mod observed;
 mod other_client;
 mod pci_function;
 mod processes;

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use prereg::Errno;
 use prereg_vfio_user::client::{Client, ClientError};
-use prereg_vfio_user::server::{MemoryPolicy, Server, ServerError, ServerSettings};
+use prereg_vfio_user::server::{
+    AttachFailure, Event, MemoryPolicy, Observer, Server, ServerError, ServerSettings,
+};
 use prereg_vfio_user::wire::Command;
 
 use crate::fixture::{Fixture, HOOK, Probes, store, until};
+use crate::observed::Recorder;
 
 fn settings(change: impl FnOnce(&mut ServerSettings)) -> ServerSettings {
     let mut settings = ServerSettings::default();
@@ -109,7 +112,10 @@ fn several_sockets_and_clients_are_served_at_once() {
 
 #[test]
 fn a_model_with_one_place_says_so_and_takes_the_next_when_it_is_free() {
-    let fixture = Fixture::with(Probes::exclusive(), ServerSettings::default());
+    let observer = Arc::<Recorder<Event>>::default();
+    let mut settings = ServerSettings::default();
+    settings.observer = Some(Arc::clone(&observer) as Arc<dyn Observer<Event>>);
+    let fixture = Fixture::with(Probes::exclusive(), settings);
     let first = fixture.client();
     let refused = Client::connect(&fixture.path).unwrap_err();
     assert_eq!(refused, ClientError::Refused { command: Command::VERSION, errno: Errno::EBUSY });
@@ -117,11 +123,12 @@ fn a_model_with_one_place_says_so_and_takes_the_next_when_it_is_free() {
     fixture.settle();
     fixture.client();
     assert_eq!(fixture.snapshot().disconnects["turned-away"], 1);
-    let notices = fixture.server.take_notices();
-    assert_eq!(notices.len(), 1, "{notices:?}");
-    assert_eq!((notices[0].client, notices[0].socket.as_ref()), (1, Some(&fixture.path)));
-    assert!(notices[0].to_string().contains("another client is served"), "{}", notices[0]);
-    assert!(fixture.server.take_notices().is_empty(), "each is told once");
+    let all = observer.all();
+    let failure = Event::NotAttached { failure: AttachFailure::Busy };
+    let (source, _) = all.iter().find(|(_, event)| *event == failure).unwrap();
+    assert_eq!((source.client, source.socket.as_ref()), (Some(1), Some(&fixture.path)));
+    assert_eq!((source.device.as_str(), source.pid), ("probe", std::process::id() as i32));
+    assert_eq!(all.iter().filter(|(_, event)| *event == failure).count(), 1);
 }
 
 #[test]

@@ -18,23 +18,33 @@ use serde::de::Error as _;
 use memory::MemoryConfig;
 use nvme::NvmeConfig;
 
+use super::log::output::{LogFilter, LogFormat};
+
 /// The configuration of one server.
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct Config {
     /// The control socket, which `prereg status` connects to, or `none` [default: in the runtime folder]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH")]
     pub control: Option<PathBuf>,
 
-    /// Address and port of the metrics (GET /metrics), such as 127.0.0.1:9469
-    #[arg(long, value_name = "ADDR", value_parser = parse_address)]
+    /// Address and port of the page (/), the metrics (/metrics) and the health (/healthz), such as 127.0.0.1:9469
+    #[arg(long, global = true, value_name = "ADDR", value_parser = parse_address)]
     #[serde(default, deserialize_with = "address")]
     pub metrics: Option<SocketAddr>,
 
     /// Clients at a time, over all sockets; more are rejected [default: 64, or the number of controllers if that is more]
-    #[arg(long, value_name = "N")]
+    #[arg(long, global = true, value_name = "N")]
     pub max_clients: Option<usize>,
+
+    /// Format of the log on standard error [default: text]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Level of the log: off, error, warn, info, debug, or levels by target such as warn,prereg::disk=info [default: info]
+    #[arg(long, global = true, value_name = "LEVEL")]
+    pub log_level: Option<LogFilter>,
 
     /// The clients' memory
     #[arg(skip)]
@@ -120,6 +130,20 @@ impl Config {
             for namespace in &mut device.namespace {
                 within(&mut namespace.file);
             }
+        }
+    }
+
+    /// These options where they are given, those of `file` otherwise.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        Self {
+            control: self.control.or(file.control),
+            metrics: self.metrics.or(file.metrics),
+            max_clients: self.max_clients.or(file.max_clients),
+            log_format: self.log_format.or(file.log_format),
+            log_level: self.log_level.or(file.log_level),
+            memory: file.memory,
+            nvme: file.nvme,
         }
     }
 
@@ -209,13 +233,18 @@ mod tests {
     #[test]
     fn every_key_of_the_file_is_read() {
         let config = checked(
-            "control = \"c.sock\"\nmetrics = \"127.0.0.1:9469\"\n[memory]\nregister = \"on-demand\"\nextent = \"128M\"\n\
+            "control = \"c.sock\"\nlog-format = \"json\"\nlog-level = \"warn,prereg::disk=info\"\nmetrics = \"127.0.0.1:9469\"\n[memory]\nregister = \"on-demand\"\nextent = \"128M\"\n\
              limit = \"8G\"\nclient-limit = \"4G\"\n\
              [[nvme]]\nsocket = \"a.sock\"\nmode = \"0660\"\nserial = \"A1\"\ninterrupts = [\"intx\"]\n\
              doorbells = \"mmap\"\nthreads = 4\n[[nvme.namespace]]\nfile = \"a.img\"\nread-only = true\n\
              block-size = 4096\no-direct = \"off\"\nbuffers = \"plain\"\n",
         )
         .unwrap();
+        assert_eq!(config.log_format, Some(LogFormat::Json));
+        assert_eq!(
+            config.log_level.map(|level| level.to_string()).as_deref(),
+            Some("warn,prereg::disk=info")
+        );
         assert_eq!(config.memory.register, RegisterPolicy::OnDemand);
         assert_eq!(config.memory.extent, Extent::Bytes(128 << 20));
         assert_eq!(config.memory.limit, MemoryLimit::Bytes(8 << 30));
@@ -241,6 +270,7 @@ mod tests {
             (&format!("{LEAST}sise = 3\n"), "unknown field `sise`"),
             (&format!("[memory]\nextent = \"3M\"\n{LEAST}"), "power of two"),
             (&format!("[memory]\nlimit = \"all\"\n{LEAST}"), "a memory limit is"),
+            (&format!("log-level = \"prereg=loud\"\n{LEAST}"), "a log level is"),
             (&format!("metrics = \"9100\"\n{LEAST}"), "127.0.0.1:9100"),
             (&format!("metrics = \"localhost\"\n{LEAST}"), "127.0.0.1:9469"),
         ] {

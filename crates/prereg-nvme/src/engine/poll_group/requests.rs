@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{PollGroup, PollResult};
-use crate::disk::{Done, Operation, Request};
+use super::{FailedRequest, PollGroup, PollResult};
+use crate::disk::{DiskFault, Done, Operation, Request};
 use crate::engine::counters::Kind;
 use crate::engine::in_flight::Owner;
 use crate::engine::memory::GuestMemory;
@@ -16,16 +16,27 @@ impl<M: GuestMemory, S: Storage<M::Guard>> PollGroup<M, S> {
         let collected = self.storage.collect(&mut done);
         for Done { tag, result } in done.drain(..) {
             polled.progress = true;
-            let status = match (&result, self.in_flight.get(tag)) {
-                (Ok(()), _) => Status::SUCCESS,
-                (Err(fault), in_flight) => {
-                    status_of(fault, in_flight.map_or(Kind::Other, |in_flight| in_flight.kind))
-                }
+            let status = match result {
+                Ok(()) => Status::SUCCESS,
+                Err(fault) => self.failed(tag, fault, polled),
             };
             self.part_done(tag, status, now, polled);
         }
         self.done = done;
         collected
+    }
+
+    /// The status of a request that failed, which is reported.
+    fn failed(&mut self, tag: u64, fault: DiskFault, polled: &mut PollResult) -> Status {
+        let (kind, nsid, lba) = self
+            .in_flight
+            .get(tag)
+            .map_or((Kind::Other, 0, 0), |in_flight| (in_flight.kind, in_flight.nsid, in_flight.lba));
+        let status = status_of(&fault, kind);
+        if fault != DiskFault::Mismatch {
+            polled.failed.push(FailedRequest { nsid, kind, lba, fault, status });
+        }
+        status
     }
 
     pub(super) fn submit_stalled(&mut self, polled: &mut PollResult) {

@@ -1,17 +1,18 @@
 //! The files of one client, and its limits.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prereg::{Access, Errno, Holder};
+use prereg::{Access, Errno, Holder, Iova};
+use prereg_iommu::iova::IovaMapError;
 use prereg_linux::{FileIdentity, FileStat, SharedError};
 
 use super::error::MapMemoryError;
+use super::event::MemoryEvent;
 use super::extents::FragmentBudget;
 use super::file::{File, Promise, RegisterRequest};
-use super::notes::{MemoryNote, NoteKind};
 use super::store::MemoryStore;
+use crate::server::observer::Reporter;
 
 /// The files of one client.
 #[derive(Debug)]
@@ -22,8 +23,7 @@ pub(super) struct ClientFiles {
     named: Mutex<Option<Vec<Arc<File>>>>,
     /// Files without mappings at the last call of `release_idle`.
     idle: Mutex<Vec<FileIdentity>>,
-    /// By [`NoteKind`]: each is noted once.
-    noted: [AtomicBool; 3],
+    events: Reporter<MemoryEvent>,
 }
 
 /// Files of one client at a time.
@@ -52,14 +52,8 @@ pub(super) struct ClientFile {
 }
 
 impl ClientFiles {
-    pub(super) fn new(store: Arc<MemoryStore>, holder: Holder) -> Self {
-        Self {
-            store,
-            holder,
-            named: Mutex::new(Some(Vec::new())),
-            idle: Mutex::new(Vec::new()),
-            noted: Default::default(),
-        }
+    pub(super) fn new(store: Arc<MemoryStore>, holder: Holder, events: Reporter<MemoryEvent>) -> Self {
+        Self { store, holder, named: Mutex::new(Some(Vec::new())), idle: Mutex::new(Vec::new()), events }
     }
 
     pub(super) fn store(&self) -> &Arc<MemoryStore> {
@@ -204,38 +198,38 @@ impl ClientFiles {
         Ok(promise)
     }
 
-    /// Counts a map refused for lack of room, and notes the first one of the client.
-    pub(super) fn map_refused(&self, error: &MapMemoryError) {
+    /// Reports a refused map, and counts it if there was no room for it.
+    pub(super) fn map_refused(&self, iova: Iova, bytes: u64, error: &MapMemoryError) {
         if matches!(error.errno(), Errno::ENOMEM | Errno::ENOSPC) {
             self.store.context().counts.refused_maps.add();
-            self.note(NoteKind::MapRefused, error);
+        }
+        if *error != MapMemoryError::Disconnected {
+            self.events.report(&MemoryEvent::MapRefused { iova, bytes, error: *error });
         }
     }
 
-    /// Counts promised memory that could not be pinned, and notes the first one of the client.
+    /// Counts and reports promised memory that could not be pinned.
     pub(super) fn pin_failed(&self, error: &MapMemoryError) {
         if *error != MapMemoryError::Disconnected {
             self.store.context().counts.failed_pins.add();
-            self.note(NoteKind::PinFailed, error);
+            self.events.report(&MemoryEvent::PinFailed { error: *error });
         }
     }
 
-    /// Counts a background job that ended early, and notes the first one of the client.
+    /// Counts and reports a background job that ended early.
     pub(super) fn background_ended(&self, error: &MapMemoryError) {
         self.store.context().counts.failed_pins.add();
-        self.note(NoteKind::BackgroundEnded, error);
+        self.events.report(&MemoryEvent::BackgroundEnded { error: *error });
+    }
+
+    /// Reports a refused unmap.
+    pub(super) fn unmap_refused(&self, iova: Iova, bytes: u64, error: IovaMapError) {
+        self.events.report(&MemoryEvent::UnmapRefused { iova, bytes, error });
     }
 
     /// The client's number.
     pub(super) fn number(&self) -> u64 {
         self.holder.container
-    }
-
-    fn note(&self, kind: NoteKind, error: &MapMemoryError) {
-        // Relaxed: publishes nothing; exactly one thread sees `false`.
-        if !self.noted[kind as usize].swap(true, Ordering::Relaxed) {
-            self.store.context().notes.add(MemoryNote { client: self.holder.container, kind, error: *error });
-        }
     }
 
     /// Removes all files, because the client is gone.

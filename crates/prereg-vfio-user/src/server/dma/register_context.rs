@@ -1,11 +1,10 @@
-//! The context of registrations: address space, policy, check of pins, counts and notes.
+//! The context of registrations: address space, policy, check of pins, and counts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use prereg::{AddressKind, AddressSpace};
 use prereg_linux::{PageResidency, SharedError, SharedMemory};
 
-use super::notes::Notes;
 use super::policy::MemoryPolicy;
 
 /// The context of registrations, shared by all files of a store.
@@ -15,7 +14,6 @@ pub(super) struct RegisterContext {
     pub(super) policy: MemoryPolicy,
     residency: PinCheck,
     pub(super) counts: Counts,
-    pub(super) notes: Notes,
 }
 
 /// A check whether pinned pages are still the file's.
@@ -69,7 +67,7 @@ impl RegisterContext {
             AddressKind::Invented | AddressKind::Device => PinCheck::NotNeeded,
             _ => PageResidency::open().map_or(PinCheck::Unavailable, PinCheck::PageMap),
         };
-        Self { space, policy, residency, counts: Counts::default(), notes: Notes::default() }
+        Self { space, policy, residency, counts: Counts::default() }
     }
 
     /// The shortest range that covers every page of `bytes` bytes at `offset` that is no longer the file's.

@@ -11,6 +11,7 @@ use prereg_linux::{FileStat, SharedError};
 
 use super::client_files::{ClientFile, ClientFiles, DescriptorMemory};
 use super::error::MapMemoryError;
+use super::event::MemoryEvent;
 use super::extents::Extents;
 use super::file::{Promise, release};
 use super::guard::{Dma, DmaLink};
@@ -19,6 +20,7 @@ use super::provider::{FileProvider, PinJob};
 use super::remote::Remote;
 use super::state::DmaState;
 use super::store::MemoryStore;
+use crate::server::observer::Reporter;
 
 /// The mappings and files of one client. Dropping it is [`disconnect`](Self::disconnect).
 pub struct DmaSpace {
@@ -54,12 +56,27 @@ impl DmaSpace {
         limits: IovaLimits,
         holder: Holder,
     ) -> Result<Self, OutOfMemory> {
+        Self::with_reporter(store, remote, drained, limits, holder, Reporter::default())
+    }
+
+    /// Like [`new`](Self::new); what is refused or fails is reported to `events`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn with_reporter(
+        store: &Arc<MemoryStore>,
+        remote: Arc<dyn Remote>,
+        drained: Arc<dyn OnDrained>,
+        limits: IovaLimits,
+        holder: Holder,
+        events: Reporter<MemoryEvent>,
+    ) -> Result<Self, OutOfMemory> {
         let notifier = Arc::new(DrainNotifier { store: Arc::clone(store), drained });
         let map = Arc::new(IovaMap::new(store.space(), limits, holder, notifier)?);
         store.add_map(&map);
         Ok(Self {
             link: Arc::new(DmaLink::new(map, remote)),
-            client: Arc::new(ClientFiles::new(Arc::clone(store), holder)),
+            client: Arc::new(ClientFiles::new(Arc::clone(store), holder, events)),
             maps: AtomicU64::new(0),
             unmaps: AtomicU64::new(0),
         })
@@ -85,7 +102,7 @@ impl DmaSpace {
             None => self.link.map.map(iova, bytes, Backing::Remote, access).map_err(MapMemoryError::from),
             Some((fd, offset)) => self.map_descriptor(iova, bytes, access, fd, offset),
         };
-        mapped.inspect_err(|error| self.client.map_refused(error))?;
+        mapped.inspect_err(|error| self.client.map_refused(iova, bytes, error))?;
         // Relaxed: reports only.
         self.maps.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -231,7 +248,8 @@ impl DmaSpace {
     /// # Errors
     /// [`IovaMapError`]; nothing is unmapped then.
     pub fn unmap(&self, iova: Iova, bytes: u64) -> Result<Unmapping, IovaMapError> {
-        let unmapping = self.link.map.unmap(iova, bytes)?;
+        let refused = |error: &IovaMapError| self.client.unmap_refused(iova, bytes, *error);
+        let unmapping = self.link.map.unmap(iova, bytes).inspect_err(refused)?;
         // Relaxed: reports only.
         self.unmaps.fetch_add(1, Ordering::Relaxed);
         self.client.store().release_stale();

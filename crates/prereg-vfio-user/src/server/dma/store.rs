@@ -11,7 +11,6 @@ use prereg_linux::{FileIdentity, FileStat, SharedError, SharedFile};
 use super::background::{Background, Job};
 use super::error::MapMemoryError;
 use super::file::{File, Promise, release};
-use super::notes::MemoryNote;
 use super::policy::MemoryPolicy;
 use super::register_context::RegisterContext;
 use super::state::StoreState;
@@ -104,12 +103,6 @@ impl MemoryStore {
             refused_maps: counts.refused_maps.get(),
             failed_pins: counts.failed_pins.get(),
         }
-    }
-
-    /// Takes the notes about clients.
-    #[must_use]
-    pub fn take_notes(&self) -> Vec<MemoryNote> {
-        self.context.notes.take()
     }
 
     /// Waits until all mapped memory with pages is pinned, or its pin has failed.
