@@ -75,6 +75,11 @@ fn a_kept_page_or_the_last_unregister_with_full_fences() {
 }
 
 #[test]
+fn a_kept_page_of_a_burst_or_the_last_unregister() {
+    one_of_the_two(Fences::Asymmetric, take_in_burst);
+}
+
+#[test]
 fn a_kept_range_or_the_last_unregister() {
     one_of_the_two(Fences::Asymmetric, take_range);
 }

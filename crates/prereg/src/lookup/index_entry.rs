@@ -34,7 +34,7 @@ const WIDE: usize = 2;
 /// The slot of an entry; 0 when it is empty.
 #[inline]
 pub(crate) fn slot_of(entry: *mut u32) -> usize {
-    entry.addr() & (1 << SLOT_BITS) - 1
+    entry.addr() & ((1 << SLOT_BITS) - 1)
 }
 
 /// The host address of the byte `offset` bytes after the first one that the index covers.

@@ -99,7 +99,7 @@ impl Translator {
     /// let first = burst.map(reg.ua(), PageShift::K4)?;
     /// let second = burst.map(reg.ua(), PageShift::K4)?;
     /// // For longer than the burst.
-    /// let kept = burst.keep(first, reg.ua(), PageShift::K4)?;
+    /// let kept = burst.keep(first, reg.ua(), PageShift::K4).map_err(|_| "another burst's, or another page's")?;
     /// drop(second);
     /// translator.unmap(kept);
     /// reg.unregister()?;
@@ -120,7 +120,9 @@ impl<'t> Burst<'t> {
     pub fn map(&mut self, ua: UserAddr, shift: PageShift) -> Result<BurstMapping<'t>, MapError> {
         let (host, slot) = match self.translator.path.enter(self.arrays, ua, shift) {
             FastResult::Entered(host, slot) => (host, slot),
-            FastResult::Counted(slot) => self.slow(|translator| translator.acquire_counted(ua, shift, slot))?,
+            FastResult::Counted(slot) => {
+                self.slow(|translator| translator.acquire_counted(ua, shift, slot))?
+            }
             FastResult::Missed => self.slow(|translator| translator.acquire_cold(ua, shift))?,
         };
         Ok(BurstMapping { host: HostAddr::new(host), slot, counts: self.arrays.counts, borrow: PhantomData })

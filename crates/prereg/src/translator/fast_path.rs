@@ -26,7 +26,7 @@ pub(super) struct Arrays {
 }
 
 /// The arrays, and the numbers that go with them.
-pub(super) struct FastPath {
+pub(crate) struct FastPath {
     index: IndexView,
     /// Bytes that the inlined path serves: all that the index covers, or none in [`FenceMode::Full`].
     span: u64,
@@ -81,13 +81,13 @@ impl FastPath {
 
     /// The index entry of the byte at `ua`.
     #[inline(always)]
-    pub(super) fn load_entry(&self, ua: UserAddr) -> Option<*mut u32> {
+    pub(crate) fn load_entry(&self, ua: UserAddr) -> Option<*mut u32> {
         self.load_entry_within(self.arrays, self.offset(ua), self.index.span)
     }
 
     /// Like `load_entry`, for entries that a map may use without a fence: none where mapping passes one.
     #[inline(always)]
-    pub(super) fn load_entry_fast(&self, ua: UserAddr) -> Option<*mut u32> {
+    pub(crate) fn load_entry_fast(&self, ua: UserAddr) -> Option<*mut u32> {
         self.load_entry_within(self.arrays, self.offset(ua), self.span)
     }
 
@@ -123,12 +123,15 @@ impl FastPath {
             return FastResult::Missed;
         }
         let offset = self.offset(ua);
-        let Some(entry) = self.load_entry_within(arrays, offset, self.span) else { return FastResult::Missed };
+        let Some(entry) = self.load_entry_within(arrays, offset, self.span) else {
+            return FastResult::Missed;
+        };
         // An empty entry has slot 0, whose ref is never open.
         let slot = slot_of(entry);
-        // SAFETY: the snapshot in use names the slot, so both have it; the counters live as long as the reader, the
-        // refs as long as the engine.
-        let (percpu_ref, count) = unsafe { (&*arrays.percpu_ref(slot), &*arrays.count(slot)) };
+        // SAFETY: the snapshot in use names the slot, so it has a ref, and refs live as long as the engine.
+        let percpu_ref = unsafe { &*arrays.percpu_ref(slot) };
+        // SAFETY: for the same reason it has a counter; counters live as long as the reader.
+        let count = unsafe { &*arrays.count(slot) };
         if !percpu_ref.enter_open(count, FenceMode::Asymmetric) {
             return FastResult::Counted(slot);
         }

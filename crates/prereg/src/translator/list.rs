@@ -127,13 +127,15 @@ impl Translator {
             let generation = self.generation();
             for ((&ua, &entry), place) in pages.iter().zip(&entries).zip(into) {
                 if let Some((host, slot)) = self.acquire_loaded(entry, ua) {
-                    *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
+                    *place =
+                        Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
                     done += 1;
                     continue;
                 }
                 let Some((host, slot)) = self.acquire_missed(entry, ua, shift) else { return done };
                 // The reference as it is now: the translator may have more counters than before.
-                *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
+                *place =
+                    Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
                 done += 1;
                 // An entry is valid for the snapshot it was loaded from while that one is in use: its slot may be given
                 // to another region once the translator uses a newer one.

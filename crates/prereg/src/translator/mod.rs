@@ -35,8 +35,8 @@ use crate::translator::fast_path::{FastPath, FastResult};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {
-    /// What the inlined path reads.
-    path: FastPath,
+    /// The part that the inlined path reads.
+    pub(crate) path: FastPath,
     /// The number of counters.
     capacity: usize,
     mode: FenceMode,

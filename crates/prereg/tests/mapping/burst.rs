@@ -81,7 +81,8 @@ fn a_region_that_comes_and_goes_during_a_burst_is_followed() {
     let mut t = space.translator();
     let mut burst = t.burst();
     let first = burst.map(page(3), K4).unwrap();
-    let refused = std::thread::scope(|scope| scope.spawn(|| scattered.unregister().unwrap_err()).join()).unwrap();
+    let refused =
+        std::thread::scope(|scope| scope.spawn(|| scattered.unregister().unwrap_err()).join()).unwrap();
     assert_eq!(refused.mapped(), 1);
     drop(first);
     refused.into_inner().unregister().unwrap();
@@ -143,10 +144,8 @@ fn swapped_between_translators_and_spaces_each_is_released_where_it_was_counted(
     // The bursts, too.
     std::mem::swap(&mut first, &mut third);
     // The one that now is the first is the other space's: it keeps its own and no other.
-    let (of_third, of_second) = (
-        first.keep(of_third, page(0), K4).unwrap_err(),
-        first.keep(of_second, page(0), K4).unwrap_err(),
-    );
+    let (of_third, of_second) =
+        (first.keep(of_third, page(0), K4).unwrap_err(), first.keep(of_second, page(0), K4).unwrap_err());
     let kept = first.keep(of_first, page(0), K4).unwrap();
     drop(of_second);
     assert_eq!((mapped(&mine), mapped(&other)), (1, 1));
@@ -231,8 +230,5 @@ fn bursts_and_their_mappings_are_printed() {
     let mapping = burst.map(page(0), K4).unwrap();
     let at = host.backs(page(0).raw()).unwrap();
     assert_eq!(format!("{mapping:?}"), format!("BurstMapping {{ host: {at:?}, .. }}"));
-    assert_eq!(
-        format!("{burst:?}"),
-        "Burst { holder: Holder { container: 0, kind: Other }, .. }"
-    );
+    assert_eq!(format!("{burst:?}"), "Burst { holder: Holder { container: 0, kind: Other }, .. }");
 }

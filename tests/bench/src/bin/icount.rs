@@ -38,8 +38,9 @@ const fn ours(case: Case, pattern: Pattern, layout: Layout, regions: u64, goal: 
     Count { candidate: "prereg", case, pattern, layout, regions, goal: Some(goal) }
 }
 
-const fn burst(pattern: Pattern, layout: Layout, regions: u64) -> Count {
-    Count { candidate: "prereg-burst", case: Case::MapUnmap, pattern, layout, regions, goal: Some(24.0) }
+/// One burst for the whole run.
+const fn burst(pattern: Pattern, layout: Layout, regions: u64, goal: f64) -> Count {
+    Count { candidate: "prereg-burst", case: Case::MapUnmap, pattern, layout, regions, goal: Some(goal) }
 }
 
 const fn limit(case: Case, pattern: Pattern, layout: Layout, regions: u64) -> Count {
@@ -53,18 +54,18 @@ const fn list(candidate: &'static str, regions: u64, goal: Option<f64>) -> Count
 }
 
 const COUNTS: [Count; 22] = [
-    ours(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1, 36.0),
-    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 1, 36.0),
-    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64, 36.0),
-    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 4096, 36.0),
-    ours(Case::MapUnmap, Pattern::Dependent, Layout::Scattered, 64, 36.0),
-    ours(Case::MapUnmap, Pattern::Random, Layout::Contiguous, 64, 36.0),
-    burst(Pattern::Sequential, Layout::Scattered, 1),
-    burst(Pattern::Random, Layout::Scattered, 1),
-    burst(Pattern::Random, Layout::Scattered, 64),
-    burst(Pattern::Random, Layout::Scattered, 4096),
-    burst(Pattern::Dependent, Layout::Scattered, 64),
-    burst(Pattern::Random, Layout::Contiguous, 64),
+    ours(Case::MapUnmap, Pattern::Sequential, Layout::Scattered, 1, 30.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 1, 30.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 64, 30.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Scattered, 4096, 30.0),
+    ours(Case::MapUnmap, Pattern::Dependent, Layout::Scattered, 64, 30.0),
+    ours(Case::MapUnmap, Pattern::Random, Layout::Contiguous, 64, 30.0),
+    burst(Pattern::Sequential, Layout::Scattered, 1, 24.0),
+    burst(Pattern::Random, Layout::Scattered, 1, 25.0),
+    burst(Pattern::Random, Layout::Scattered, 64, 25.0),
+    burst(Pattern::Random, Layout::Scattered, 4096, 25.0),
+    burst(Pattern::Dependent, Layout::Scattered, 64, 25.0),
+    burst(Pattern::Random, Layout::Contiguous, 64, 25.0),
     list("prereg-list", 1, Some(108.0)),
     list("prereg-each", 1, None),
     list("prereg-list", 64, Some(132.0)),
