@@ -189,6 +189,11 @@ fn a_mapping_is_kept_only_as_the_page_it_is_of() {
 
 #[test]
 fn what_is_forgotten_stays_mapped_and_nothing_else_changes() {
+    if cfg!(miri) {
+        return eprintln!(
+            "skipped: what is forgotten keeps its address space, and the interpreter reports that leak"
+        );
+    }
     let (_host, space, [scattered, huge]) = set_up();
     let mut t = space.translator();
     let mut burst = t.burst();
