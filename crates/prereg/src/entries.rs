@@ -263,6 +263,8 @@ impl EntryBlock {
             return Err(MapError::Unregistered { ua, shift: self.shift });
         }
         let Some((host, slot)) = translator.acquire(ua, self.shift) else { return Err(translator.failure()) };
+        // Slots fit an entry's word.
+        let slot = slot as u32;
         if !translator.counts_with(&self.counts) {
             translator.transfer(&self.counts, slot);
         }

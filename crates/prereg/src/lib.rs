@@ -96,6 +96,7 @@ pub use state::{RegionState, SpaceState};
 pub use sync::rundown_ref::{Busy, Closed, DrainResult, LeaveResult, RefUnderflow, RundownRef};
 pub use table_memory::{HeapTables, TableMemory, TableMemoryState};
 pub use translator::Translator;
+pub use translator::burst::{Burst, BurstMapping};
 pub use translator::list::ListError;
 pub use translator::range_mapping::{HostRun, RangeMapping};
 

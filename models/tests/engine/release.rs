@@ -24,6 +24,12 @@ fn take_page(translator: &mut Translator) -> Option<Kept> {
     map(translator, 0).map(Kept::Page)
 }
 
+fn take_in_burst(translator: &mut Translator) -> Option<Kept> {
+    let mut burst = translator.burst();
+    let mapping = burst.map(page(0), PageShift::K4).ok()?;
+    burst.keep(mapping, page(0), PageShift::K4).ok().map(Kept::Page)
+}
+
 fn take_range(translator: &mut Translator) -> Option<Kept> {
     translator.map_range(page(0), PAGE).ok().map(Kept::Range)
 }
@@ -66,6 +72,11 @@ fn a_kept_page_or_the_last_unregister() {
 #[test]
 fn a_kept_page_or_the_last_unregister_with_full_fences() {
     one_of_the_two(Fences::Full, take_page);
+}
+
+#[test]
+fn a_kept_page_of_a_burst_or_the_last_unregister() {
+    one_of_the_two(Fences::Asymmetric, take_in_burst);
 }
 
 #[test]

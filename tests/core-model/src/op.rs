@@ -23,6 +23,7 @@ verbs! {
     RegisterDevice = 4, "Registers device memory.";
     Map = 14, "Maps one page of any size.";
     Unmap = 8, "Unmaps a mapping or a range with any translator.";
+    Burst = 6, "Maps several pages in one burst, and keeps some.";
     MapList = 9, "Maps a list of pages.";
     UnmapList = 3, "Unmaps a list of mappings with any translator.";
     MapRange = 5, "Maps a range.";

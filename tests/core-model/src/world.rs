@@ -288,6 +288,7 @@ impl World {
             Verb::Churn => self.churn(op),
             Verb::Map => self.map(op),
             Verb::Unmap => self.unmap(op),
+            Verb::Burst => self.burst(op),
             Verb::MapList => self.map_list(op),
             Verb::UnmapList => self.unmap_list(op),
             Verb::MapRange => self.map_range(op),

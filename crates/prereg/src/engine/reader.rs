@@ -79,6 +79,11 @@ impl Reader {
         core::iter::successors(unsafe { newest.as_ref() }, |counts| unsafe { counts.older.as_ref() })
     }
 
+    /// Whether `counts` is one of this reader's arrays.
+    pub(crate) fn counts_in(&self, counts: *const AtomicI64) -> bool {
+        self.arrays().any(|array| ptr::eq(array.counts.as_ptr(), counts))
+    }
+
     /// The sum for `slot`. Acquire pairs with the Release of every `leave`.
     pub(crate) fn sum(&self, slot: u32) -> i64 {
         self.arrays()

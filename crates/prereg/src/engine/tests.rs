@@ -126,10 +126,10 @@ fn the_inlined_path_serves_what_the_index_covers_where_mapping_passes_no_fence()
         let mut t = space.translator();
         for page in [1, 2] {
             let ua = UserAddr::new(A + (page << 12));
-            let found = t.load_entry(ua);
+            let found = t.path.load_entry(ua);
             // The page index needs pointers of 64 bits; elsewhere regions are found by search.
-            assert_eq!(found.is_some_and(|(entry, _)| !entry.is_null()), cfg!(target_pointer_width = "64"));
-            assert_eq!(t.load_entry_fast(ua), found.filter(|_| asymmetric));
+            assert_eq!(found.is_some_and(|entry| !entry.is_null()), cfg!(target_pointer_width = "64"));
+            assert_eq!(t.path.load_entry_fast(ua), found.filter(|_| asymmetric));
         }
         // Either way a mapping counts, and none is made while its region drains.
         let mapping = map(&mut t, 1);

@@ -34,48 +34,43 @@ const WIDE: usize = 2;
 /// The slot of an entry; 0 when it is empty.
 #[inline]
 pub(crate) fn slot_of(entry: *mut u32) -> usize {
-    usize::from(entry.addr() as u16)
-}
-
-/// The system page size.
-pub(crate) trait SystemPage {
-    /// The size as a power of two.
-    fn shift(&self) -> u32;
-    /// The bits of an address inside one.
-    fn mask(&self) -> u64;
+    entry.addr() & ((1 << SLOT_BITS) - 1)
 }
 
 /// The host address of the byte `offset` bytes after the first one that the index covers.
 ///
 /// # Safety
-/// `entry` is the one over this byte, not empty, and a unit of its slot is held since it was loaded; `system` is the
-/// system page.
-#[inline]
-pub(crate) unsafe fn host_of(entry: *mut u32, offset: u64, system: &impl SystemPage) -> u64 {
+/// `entry` is the one over this byte, not empty, and a unit of its slot is held since it was loaded; `granule` is the
+/// system page as a power of two.
+#[inline(always)]
+pub(crate) unsafe fn host_of(entry: *mut u32, offset: u64, granule: u32) -> u64 {
     if entry.addr() & (TAG << SLOT_BITS) == NARROW {
         let frames = entry.map_addr(|bits| bits >> SLOT_BITS);
-        let granule = system.shift();
+        let index = offset >> granule;
         // SAFETY: the region's table has every page of the entry.
-        let frame = unsafe { *frames.wrapping_add((offset >> granule) as usize) };
-        (u64::from(frame) << granule) | (offset & system.mask())
+        let frame = unsafe { *frames.wrapping_add(index as usize) };
+        // The bytes inside the page come with the offset, so that no mask is needed.
+        (u64::from(frame).wrapping_sub(index) << granule).wrapping_add(offset)
     } else if entry.addr() & (RUN << SLOT_BITS) != 0 {
         // The index begins on a page.
         let pages = (entry.addr() as i64 >> (FRAME_SHIFT - UNIT)) as u64 & !PageShift::K4.mask();
         pages.wrapping_add(offset)
     } else {
-        let words = entry.map_addr(|bits| (bits >> SLOT_BITS) & !TAG).cast::<AtomicU64>();
+        // Subtracted, not masked: that is a part of the load's address.
+        let words = entry.map_addr(|bits| (bits >> SLOT_BITS) - WIDE).cast::<AtomicU64>();
+        let index = offset >> granule;
         // SAFETY: as above; words are read as the atomics they are.
-        let word = unsafe { &*words.wrapping_add((offset >> system.shift()) as usize) };
+        let word = unsafe { &*words.wrapping_add(index as usize) };
         // Relaxed: the address bits never change.
-        (word.load(Ordering::Relaxed) & !1) | (offset & system.mask())
+        (word.load(Ordering::Relaxed) & !1).wrapping_sub(index << granule).wrapping_add(offset)
     }
 }
 
 /// Prefetches the memory that [`host_of`] will read. Any entry may be passed, empty or not.
 #[inline]
-pub(crate) fn prefetch_page(entry: *mut u32, offset: u64, system: &impl SystemPage) {
+pub(crate) fn prefetch_page(entry: *mut u32, offset: u64, granule: u32) {
     if entry.addr() & (RUN << SLOT_BITS) == 0 {
-        let index = (offset >> system.shift()) as usize;
+        let index = (offset >> granule) as usize;
         // For 8-byte words this is the wrong line, which does no harm: the line is only prefetched.
         let frames = entry.map_addr(|bits| bits >> SLOT_BITS).wrapping_add(index);
         prefetch(frames);

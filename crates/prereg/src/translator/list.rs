@@ -8,7 +8,6 @@ use core::ptr;
 
 use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::errno::Errno;
-use crate::lookup::index_entry::prefetch_page;
 use crate::lookup::region::{MapError, Mapping};
 use crate::translator::Translator;
 
@@ -112,8 +111,8 @@ impl Translator {
     /// addresses ahead. Nothing is counted and no address is returned.
     #[inline]
     pub fn prefetch(&self, ua: UserAddr) {
-        if let Some((entry, offset)) = self.load_entry(ua) {
-            prefetch_page(entry, offset, self);
+        if let Some(entry) = self.path.load_entry(ua) {
+            self.path.prefetch(entry, ua);
         }
     }
 
@@ -128,13 +127,15 @@ impl Translator {
             let generation = self.generation();
             for ((&ua, &entry), place) in pages.iter().zip(&entries).zip(into) {
                 if let Some((host, slot)) = self.acquire_loaded(entry, ua) {
-                    *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts()));
+                    *place =
+                        Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
                     done += 1;
                     continue;
                 }
                 let Some((host, slot)) = self.acquire_missed(entry, ua, shift) else { return done };
                 // The reference as it is now: the translator may have more counters than before.
-                *place = Some(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts()));
+                *place =
+                    Some(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts()));
                 done += 1;
                 // An entry is valid for the snapshot it was loaded from while that one is in use: its slot may be given
                 // to another region once the translator uses a newer one.
@@ -152,9 +153,9 @@ impl Translator {
     fn load_entries(&self, pages: &[UserAddr], shift: PageShift, entries: &mut [*mut u32; BLOCK]) {
         let served = shift <= self.system_page();
         for (&ua, entry) in pages.iter().zip(entries) {
-            let found = self.load_entry_fast(ua).filter(|_| served);
-            *entry = found.map_or(ptr::null_mut(), |(entry, offset)| {
-                prefetch_page(entry, offset, self);
+            let found = self.path.load_entry_fast(ua).filter(|_| served);
+            *entry = found.map_or(ptr::null_mut(), |entry| {
+                self.path.prefetch(entry, ua);
                 entry
             });
         }

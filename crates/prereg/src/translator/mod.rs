@@ -10,6 +10,8 @@
 
 #![expect(unsafe_code, reason = "a translator reads the snapshot that its hazard slot names")]
 
+pub(crate) mod burst;
+mod fast_path;
 pub(crate) mod list;
 pub(crate) mod range_mapping;
 mod ranges;
@@ -24,28 +26,19 @@ use crate::addr::{HostAddr, PageShift, UserAddr};
 use crate::engine::reader::{Reader, ReaderShared};
 use crate::engine::{Engine, ReaderView};
 use crate::lookup::holder::{Holder, HolderCounts, HolderCountsRef};
-use crate::lookup::index::IndexView;
-use crate::lookup::index_entry::{SystemPage, host_of, slot_of};
+use crate::lookup::index_entry::slot_of;
 use crate::lookup::region::{MapError, Mapping, Region};
 use crate::lookup::snapshot::Snapshot;
 use crate::sync::atomic::AtomicI64;
 use crate::sync::percpu_ref::{EnterResult, FenceMode, PercpuRef};
+use crate::translator::fast_path::{FastPath, FastResult};
 
 /// A thread's reader handle on an address space: looks pages up and counts their mappings.
 pub struct Translator {
-    /// The page index of the current snapshot.
-    index: IndexView,
-    /// Bytes that the inlined path serves: all that the index covers, or none in [`FenceMode::Full`].
-    fast_span: u64,
-    /// The reader's newest counters when the snapshot was taken: at least one for every slot that the snapshot names.
-    counts: *const AtomicI64,
-    /// The engine's percpu refs.
-    refs: *const PercpuRef,
+    /// The part that the inlined path reads.
+    pub(crate) path: FastPath,
     /// The number of counters.
     capacity: usize,
-    granule: u32,
-    /// The bits of an address inside a system page.
-    mask: u64,
     mode: FenceMode,
     /// The reference that mappings carry: changes with `capacity`.
     holder_counts: HolderCountsRef,
@@ -67,18 +60,13 @@ pub struct Translator {
 unsafe impl Send for Translator {}
 
 /// A unit: the host address of the byte asked for, and the slot. Two words, so that it is returned in registers.
-type Acquired = (u64, u32);
+type Acquired = (u64, usize);
 
 impl Translator {
     pub(crate) fn new(engine: Arc<Engine>, reader: Arc<Reader>) -> Self {
         let mut this = Self {
-            index: IndexView::EMPTY,
-            fast_span: 0,
-            counts: ptr::null(),
-            refs: engine.refs().as_ptr(),
+            path: FastPath::new(engine.refs().as_ptr(), engine.granule().shift()),
             capacity: 0,
-            granule: engine.granule().shift().get(),
-            mask: engine.granule().shift().mask(),
             mode: engine.fence_mode(),
             holder_counts: HolderCountsRef::new(&reader.holder_counts),
             failure: MapError::Foreign,
@@ -105,10 +93,11 @@ impl Translator {
         // SAFETY: 1. the reader is listed in the registry until `drop`, and every reclaim looks at all listed slots;
         // 2. `&mut self`, and the reader is this translator's alone.
         self.snapshot = unsafe { self.reader_view().published.protect(&self.shared().hazard) };
-        self.index = self.snapshot().view;
-        self.fast_span = if self.mode == FenceMode::Asymmetric { self.index.span } else { 0 };
+        let index = self.snapshot().view;
         // After the snapshot: counters for all its slots existed before it was published.
-        (self.counts, self.capacity) = self.shared().newest().raw();
+        let (counts, capacity) = self.shared().newest().raw();
+        self.path.switch(index, counts, self.mode);
+        self.capacity = capacity;
         self.holder_counts = self.holder_counts.with_capacity_hint(self.capacity);
     }
 
@@ -135,38 +124,13 @@ impl Translator {
         debug_assert!(slot < self.capacity);
         // SAFETY: the callers' slots are named by the snapshot or below `capacity`; counters live as long as the
         // reader.
-        unsafe { &*self.counts.wrapping_add(slot) }
+        unsafe { &*self.path.arrays.count(slot) }
     }
 
     #[inline]
     fn percpu_ref(&self, slot: usize) -> &PercpuRef {
         // SAFETY: there is a ref for every slot, and they live as long as the engine.
-        unsafe { &*self.refs.wrapping_add(slot) }
-    }
-
-    /// The index entry of the byte at `ua`, and the byte's offset in the index.
-    #[inline]
-    pub(crate) fn load_entry(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
-        self.load_entry_within(ua, self.index.span)
-    }
-
-    /// Like `load_entry`, for entries that `acquire_loaded` may use: none where mapping passes a fence.
-    #[inline]
-    pub(crate) fn load_entry_fast(&self, ua: UserAddr) -> Option<(*mut u32, u64)> {
-        self.load_entry_within(ua, self.fast_span)
-    }
-
-    #[inline(always)]
-    fn load_entry_within(&self, ua: UserAddr, span: u64) -> Option<(*mut u32, u64)> {
-        let offset = self.offset(ua);
-        // SAFETY: inside the index of the current snapshot: no caller's `span` is larger than its own.
-        (offset < span).then(|| (unsafe { self.index.load(offset) }, offset))
-    }
-
-    /// The offset of `ua` in the index, if it lies there.
-    #[inline]
-    pub(crate) fn offset(&self, ua: UserAddr) -> u64 {
-        ua.raw().wrapping_sub(self.index.base)
+        unsafe { &*self.path.arrays.percpu_ref(slot) }
     }
 
     /// The reference that mappings of this translator carry.
@@ -178,8 +142,7 @@ impl Translator {
     /// The system page.
     #[inline]
     pub(crate) fn system_page(&self) -> PageShift {
-        // The engine's granule was a valid shift.
-        PageShift::new(self.granule).unwrap_or(PageShift::K4)
+        self.engine.granule().shift()
     }
 
     // ---- acquiring and releasing units ----------------------------------------------------------------------------------
@@ -188,24 +151,15 @@ impl Translator {
     /// reason.
     #[inline]
     pub(crate) fn acquire(&mut self, ua: UserAddr, shift: PageShift) -> Option<Acquired> {
-        let offset = self.offset(ua);
-        // No system page is smaller than 4 KiB, so callers that always pass that pay for no comparison.
-        let acquired = if offset < self.fast_span && (shift == PageShift::K4 || shift.get() <= self.granule) {
-            // SAFETY: inside the index of the current snapshot.
-            let entry = unsafe { self.index.load(offset) };
-            // An empty entry has slot 0, whose ref is never open.
-            let slot = slot_of(entry);
-            if self.percpu_ref(slot).enter_open(self.count(slot), FenceMode::Asymmetric) {
-                // SAFETY: entered after the entry was loaded.
-                return Some((unsafe { host_of(entry, offset, self) }, slot as u32));
-            }
-            // The cold path ends the function, so the path of an open ref keeps nothing for it in registers.
-            self.acquire_counted(ua, shift, slot)
-        } else {
-            self.acquire_cold(ua, shift)
+        // The cold paths end the function, so the path of an open ref keeps nothing for them in registers.
+        let (host, slot) = match self.path.enter(self.path.arrays, ua, shift) {
+            FastResult::Entered(host, slot) => return Some((host, slot)),
+            FastResult::Counted(slot) => self.acquire_counted(ua, shift, slot),
+            FastResult::Missed => self.acquire_cold(ua, shift),
         };
         // No region has slot 0. Two words are returned in registers, an option of them on the stack.
-        if acquired.1 == 0 { None } else { Some(acquired) }
+        // That it has 32 bits saves the caller an instruction.
+        if slot == 0 { None } else { Some((host, slot as u32 as usize)) }
     }
 
     /// `acquire` for a page whose entry was loaded from the current snapshot; null when the index does not cover it.
@@ -217,7 +171,7 @@ impl Translator {
         // Slot 0 for an empty entry or none; its ref is never open.
         let open = self.percpu_ref(slot).enter_open(self.count(slot), FenceMode::Asymmetric);
         // SAFETY: entered after the entry was loaded.
-        open.then(|| (unsafe { host_of(entry, self.offset(ua), self) }, slot as u32))
+        open.then(|| (unsafe { self.path.host_of(entry, ua) }, slot))
     }
 
     /// The slow half of `acquire_loaded`. May switch to a newer snapshot: then entries loaded before are invalid.
@@ -245,7 +199,7 @@ impl Translator {
         match self.reader_view().region_in(slot as u32) {
             Some(region) if self.percpu_ref(slot).enter_closing(self.count(slot)) == EnterResult::Entered => {
                 // SAFETY: the unit keeps it, and one of its index entries covers the page.
-                (unsafe { region.as_ref() }.table.host(ua).raw(), slot as u32)
+                (unsafe { region.as_ref() }.table.host(ua).raw(), slot)
             }
             _ => self.acquire_cold(ua, shift),
         }
@@ -274,13 +228,13 @@ impl Translator {
 
     /// `acquire` by the page index, with a fence.
     fn acquire_fenced(&self, ua: UserAddr, shift: PageShift) -> Option<Acquired> {
-        let (entry, offset) = self.load_entry(ua).filter(|_| shift.get() <= self.granule)?;
+        let entry = self.path.load_entry(ua).filter(|_| shift <= self.system_page())?;
         let slot = slot_of(entry);
         if self.percpu_ref(slot).enter(self.count(slot), FenceMode::Full) != EnterResult::Entered {
             return None;
         }
         // SAFETY: entered after the entry was loaded.
-        Some((unsafe { host_of(entry, offset, self) }, slot as u32))
+        Some((unsafe { self.path.host_of(entry, ua) }, slot))
     }
 
     fn acquire_by_header(&mut self, ua: UserAddr, shift: PageShift) -> Result<Acquired, MapError> {
@@ -290,7 +244,7 @@ impl Translator {
         region.admits(ua, shift)?;
         let slot = region.slot as usize;
         match self.percpu_ref(slot).enter(self.count(slot), self.mode) {
-            EnterResult::Entered => Ok((region.table.host(ua).raw(), region.slot)),
+            EnterResult::Entered => Ok((region.table.host(ua).raw(), slot)),
             EnterResult::Closed => Err(MapError::Closing { ua }),
         }
     }
@@ -298,7 +252,7 @@ impl Translator {
     /// The region that holds the byte at `ua` in the current snapshot.
     #[inline]
     fn find(&self, ua: UserAddr) -> Option<NonNull<Region>> {
-        if let Some((entry, _)) = self.load_entry(ua) {
+        if let Some(entry) = self.path.load_entry(ua) {
             let slot = slot_of(entry);
             if slot != 0 {
                 return self.reader_view().region_in(slot as u32);
@@ -375,7 +329,7 @@ impl Translator {
     #[inline]
     pub fn map(&mut self, ua: UserAddr, shift: PageShift) -> Result<Mapping, MapError> {
         let Some((host, slot)) = self.acquire(ua, shift) else { return Err(self.failure) };
-        Ok(Mapping::new(HostAddr::new(host), ua, shift, slot, self.holder_counts))
+        Ok(Mapping::new(HostAddr::new(host), ua, shift, slot as u32, self.holder_counts))
     }
 
     /// Whether [`map`](Self::map) would succeed at this moment. Nothing is counted and no address is returned.
@@ -384,8 +338,8 @@ impl Translator {
     /// As `map`.
     #[inline]
     pub fn check(&mut self, ua: UserAddr, shift: PageShift) -> Result<(), MapError> {
-        if let Some((entry, _)) = self.load_entry(ua) {
-            let small = shift == PageShift::K4 || shift.get() <= self.granule;
+        if let Some(entry) = self.path.load_entry(ua) {
+            let small = shift == PageShift::K4 || shift <= self.system_page();
             if small && self.percpu_ref(slot_of(entry)).is_open() {
                 return Ok(());
             }
@@ -466,18 +420,6 @@ impl Translator {
             region.table.mark_dirty(ua);
         }
         !released
-    }
-}
-
-impl SystemPage for Translator {
-    #[inline]
-    fn shift(&self) -> u32 {
-        self.granule
-    }
-
-    #[inline]
-    fn mask(&self) -> u64 {
-        self.mask
     }
 }
 

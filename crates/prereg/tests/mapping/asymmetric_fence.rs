@@ -8,6 +8,8 @@ fn builder(host: impl Pin + Charge + 'static) -> AddressSpaceBuilder {
     AddressSpace::builder(host).barrier(process_fence())
 }
 
+#[path = "burst.rs"]
+mod burst;
 #[path = "draining.rs"]
 mod draining;
 #[path = "entries.rs"]

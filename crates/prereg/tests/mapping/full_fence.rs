@@ -6,6 +6,8 @@ fn builder(host: impl Pin + Charge + 'static) -> AddressSpaceBuilder {
     AddressSpace::builder(host)
 }
 
+#[path = "burst.rs"]
+mod burst;
 #[path = "draining.rs"]
 mod draining;
 #[path = "entries.rs"]

@@ -103,7 +103,7 @@ pub(super) const fn next(state: u64) -> u64 {
 }
 
 #[inline(always)]
-fn random(count: u64, mut step: impl FnMut(u64) -> u64) {
+pub(super) fn random(count: u64, mut step: impl FnMut(u64) -> u64) {
     let (mut sum, mut state) = (0u64, 1);
     for _ in 0..count {
         state = next(state);
@@ -113,7 +113,7 @@ fn random(count: u64, mut step: impl FnMut(u64) -> u64) {
 }
 
 #[inline(always)]
-fn dependent(count: u64, mut step: impl FnMut(u64) -> u64) {
+pub(super) fn dependent(count: u64, mut step: impl FnMut(u64) -> u64) {
     let (mut state, zero) = (1, black_box(0));
     for _ in 0..count {
         // The compiler does not know that the result is masked out.
@@ -123,7 +123,7 @@ fn dependent(count: u64, mut step: impl FnMut(u64) -> u64) {
 }
 
 #[inline(always)]
-fn sequential(count: u64, mut step: impl FnMut(u64) -> u64) {
+pub(super) fn sequential(count: u64, mut step: impl FnMut(u64) -> u64) {
     let mut sum = 0u64;
     for number in 0..count {
         sum = sum.wrapping_add(step(number));

@@ -14,7 +14,7 @@ use super::candidate::{Nothing, Workload};
 use super::host::InventedHost;
 use super::layout::{Addresses, Layout, PAGE, Shape};
 use super::part::Part;
-use super::prereg::{Prereg, PreregLists};
+use super::prereg::{Prereg, PreregBurst, PreregLists};
 use super::roofline::{Array4, Array8, Roofline};
 #[cfg(feature = "peers")]
 use super::vm_memory::{FindRegion, LockedIotlb};
@@ -169,6 +169,7 @@ impl Fixture {
         if let Some(on_heap) = &self.on_heap {
             all.push(("prereg-heap", Box::new(Prereg(on_heap.translator()))));
         }
+        all.push(("prereg-burst", Box::new(PreregBurst(self.space.translator()))));
         for (name, at_once) in [("prereg-list", true), ("prereg-each", false)] {
             all.push((name, Box::new(PreregLists::new(self.space.translator(), at_once))));
         }

@@ -2,9 +2,9 @@
 
 use std::hint::black_box;
 
-use prereg::{Mapping, PageShift, Translator, UserAddr};
+use prereg::{Burst, Mapping, PageShift, Translator, UserAddr};
 
-use super::candidate::{Candidate, Case, Workload, next};
+use super::candidate::{Candidate, Case, Workload, dependent, next, random, sequential};
 use super::layout::{Address, Addresses, Pattern};
 
 /// A thread's translator.
@@ -35,6 +35,44 @@ impl Candidate for Prereg {
         let sum = mapping.runs().fold(0, |sum: u64, run| sum.wrapping_add(run.host.raw()));
         self.0.unmap_range(mapping);
         sum >> 1
+    }
+}
+
+/// A thread's translator, one burst for each pass.
+#[derive(Debug)]
+pub struct PreregBurst(pub Translator);
+
+impl PreregBurst {
+    #[inline(always)]
+    fn map_unmap(burst: &mut Burst<'_>, address: Address) -> u64 {
+        let Ok(mapping) = burst.map(UserAddr::new(address.ua), PageShift::K4) else { not_found() };
+        mapping.hpa().raw()
+    }
+}
+
+impl Workload for PreregBurst {
+    fn does(&self, case: Case, _pattern: Pattern) -> bool {
+        case == Case::MapUnmap
+    }
+
+    fn pass(&mut self, case: Case, pattern: Pattern, addresses: Addresses, _range: u64, count: u64) {
+        if !self.does(case, pattern) {
+            return;
+        }
+        match pattern {
+            Pattern::Random => {
+                let mut burst = self.0.burst();
+                random(count, |n| Self::map_unmap(&mut burst, addresses.page(n)));
+            }
+            Pattern::Dependent => {
+                let mut burst = self.0.burst();
+                dependent(count, |n| Self::map_unmap(&mut burst, addresses.page(n)));
+            }
+            Pattern::Sequential => {
+                let mut burst = self.0.burst();
+                sequential(count, |n| Self::map_unmap(&mut burst, addresses.page(n)));
+            }
+        }
     }
 }
 

@@ -93,6 +93,7 @@ impl<'a> Actor<'a> {
             Verb::EndDraining => self.wait(op),
             Verb::Map | Verb::Find | Verb::DeviceAt => self.map(op),
             Verb::Check => self.check(op),
+            Verb::Burst => self.burst(op),
             Verb::MapList | Verb::Churn => self.map_list(op),
             Verb::MapRange | Verb::LookAtRange => self.map_range(op),
             Verb::Unmap | Verb::UnmapList | Verb::DropMapping => self.unmap(op),
@@ -277,6 +278,35 @@ impl<'a> Actor<'a> {
                 Err(error) => self.miss(error),
             }
         }
+    }
+
+    fn burst(&mut self, op: Op) {
+        let reader = self.reader(op.a);
+        let places: Vec<_> = (0..1 + op.c % 32).map(|_| self.place(op.b)).collect();
+        // Taken out, because a burst borrows it.
+        let mut translator = self.readers.swap_remove(reader);
+        let mut burst = translator.burst();
+        let mut held = Vec::new();
+        for (number, (spot, ua, _)) in places.into_iter().enumerate() {
+            match burst.map(ua, K4) {
+                Ok(mapping) => {
+                    let (pin, truth) = self.truth(spot);
+                    assert_eq!(mapping.hpa().raw(), truth.host(ua.raw()), "the address of {ua}, pin {pin}");
+                    self.addresses += 1;
+                    if number % 8 == 0 {
+                        let mapping = burst.keep(mapping, ua, K4).expect("this burst's");
+                        self.keep(mapping, spot);
+                    } else if number % 2 == 0 {
+                        held.push((mapping, spot, pin));
+                    }
+                }
+                Err(error) => self.miss(error),
+            }
+        }
+        for (_mapping, spot, pin) in held {
+            assert_eq!(self.arena.host.shown(spot), pin, "unpinned under a mapping");
+        }
+        self.readers.push(translator);
     }
 
     fn check(&mut self, op: Op) {

@@ -110,6 +110,43 @@ impl World {
         }
     }
 
+    /// Maps several pages in one burst: some are released at once, some at its end, and some are kept.
+    pub(super) fn burst(&mut self, op: Op) -> Checked {
+        let Some(reader) = self.reader(op.a)? else { return Ok(()) };
+        let space = self.readers[reader].space;
+        let mut random = op.choices();
+        let pages: Vec<_> = (0..1 + random.below(if self.case.small { 4 } else { 12 }))
+            .map(|_| {
+                let ua = UserAddr::new(self.address(space, random.next() as u16, &mut random));
+                (ua, if random.one_in(4) { self.shift(random.next() as u16) } else { PageShift::K4 })
+            })
+            .collect();
+        self.trace.push(format!("translator {reader}: burst {pages:?}"));
+        let Self { readers, spaces, .. } = self;
+        let (mut held, mut kept, mut missed) = (Vec::new(), Vec::new(), Vec::new());
+        let mut burst = readers[reader].real.burst();
+        for &(ua, shift) in &pages {
+            match (burst.map(ua, shift), spaces[space].model.map(ua, shift)) {
+                (Ok(mapping), Ok((id, host))) => {
+                    same!(mapping.hpa().raw(), host, "the address of {ua} in a burst");
+                    match random.below(3) {
+                        0 => drop(mapping),
+                        1 => held.push(mapping),
+                        _ => match burst.keep(mapping, ua, shift) {
+                            Ok(mapping) => kept.push((id, mapping, (ua, shift))),
+                            Err(_) => return Err(format!("{ua} was mapped and not kept")),
+                        },
+                    }
+                }
+                (Err(got), Err(want)) => missed.push((got, want)),
+                (got, want) => return Err(format!("mapped in a burst: got {got:?}, want {want:x?}")),
+            }
+        }
+        drop(held);
+        missed.into_iter().try_for_each(|(got, want)| self.missed(reader, got, want))?;
+        kept.into_iter().try_for_each(|(id, mapping, asked)| self.keep(reader, id, mapping, asked))
+    }
+
     pub(super) fn check(&mut self, op: Op) -> Checked {
         let Some(reader) = self.reader(op.a)? else { return Ok(()) };
         let space = self.readers[reader].space;
