@@ -175,7 +175,7 @@ fn a_sparse_file_of_a_tebibyte_is_mapped_and_not_filled() {
     assert_eq!((gate.begun(), client.space.snapshot().files, limited.snapshot().refused_maps), (0, 0, 3));
     let error = MapMemoryError::Limit { bytes: 1 << 40, used: 0, limit: 1 << 30 };
     let refused = MemoryEvent::MapRefused { iova: iova(0), bytes: 1 << 40, error };
-    assert_eq!(client.observer.events(), [refused.clone(), refused.clone(), refused]);
+    assert_eq!(client.observer.events(), [refused, refused, refused]);
     drop((store, client, limited));
     host.assert_clean();
     limited_host.assert_clean();
