@@ -79,7 +79,7 @@
 /** The major version of this header and of the ABI, and the number in the library's soname. */
 #define PREREG_VERSION_MAJOR 0
 
-/** The minor version. Programs run with every later one of the same major version. */
+/** The minor version. A program runs with a library of the same major version and this or a later minor version. */
 #define PREREG_VERSION_MINOR 1
 
 /** The patch level. */
@@ -170,7 +170,7 @@
 /** The rules of QEMU in user space. */
 #define PREREG_RULES_QEMU 0
 
-/** The rules of KVM's handlers; calls that are too hard for them follow QEMU's. */
+/** The rules of KVM's handlers. A call that KVM passes on to user space follows QEMU's rules. */
 #define PREREG_RULES_KVM 1
 
 /** The number of H_GET_TCE. */
