@@ -37,7 +37,7 @@ usage: cargo xtask RULE...
   layers         crate imports as layers.toml allows them; no circle of modules inside a crate
   sizes          no file over 800 lines, its tests counted apart
   unsafe-ledger  `unsafe` only in the files that layers.toml lists
-  skips          no #[ignore] without a reason
+  skips          no #[ignore] without a reason; every `--skip` of .ci/run names a test
   prose          no phrase of prose.toml in comments and documents
   citations      every file that a comment or a document names exists; every relative link has a target
   commands       every command of README.md and docs/ parses
@@ -107,7 +107,12 @@ fn check(rules: &[String]) -> Result<bool, Error> {
                 let listed = policy.unsafe_files.len();
                 (sources::unsafe_ledger(&files, &policy), format!("{listed} files may contain unsafe"))
             }
-            "skips" => (sources::skips(&files), format!("{} files", files.len())),
+            "skips" => {
+                let mut diagnostics = sources::skips(&files);
+                let script = Path::new(".ci/run");
+                diagnostics.extend(sources::stale_skips(script, &read(root, ".ci/run")?, &files));
+                (diagnostics, format!("{} files", files.len()))
+            }
             "prose" => {
                 let policy = prose::Policy::parse(&read(root, "prose.toml")?)
                     .map_err(|source| Error::Toml { file: "prose.toml", source })?;

@@ -135,9 +135,41 @@ pub(crate) fn skips(files: &BTreeMap<PathBuf, String>) -> Vec<Diagnostic> {
         .collect()
 }
 
+/// Tests that a script leaves out (`--skip NAME`) and that do not exist: a renamed test would run where it cannot pass.
+pub(crate) fn stale_skips(script: &Path, text: &str, files: &BTreeMap<PathBuf, String>) -> Vec<Diagnostic> {
+    let exists = |name: &str| {
+        let forms = [format!("fn {name}("), format!("mod {name};"), format!("mod {name} {{")];
+        files.values().any(|source| forms.iter().any(|form| source.contains(form)))
+    };
+    let words: Vec<(usize, &str)> = (1..)
+        .zip(text.lines())
+        .flat_map(|(line, text)| text.split_whitespace().map(move |word| (line, word)))
+        .collect();
+    words
+        .windows(2)
+        .filter(|pair| pair[0].1 == "--skip")
+        .map(|pair| pair[1])
+        .filter(|(_, name)| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !exists(name))
+        .map(|(line, name)| {
+            Diagnostic::at(script, line, format!("--skip {name}: there is no such test or module"))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_that_leaves_out_a_test_that_was_renamed_is_found() {
+        let files = tree(&[("a.rs", "mod slow;\nfn counts_pages() {}".to_owned())]);
+        let text = "cargo test -- --skip slow\ncargo test -- \\\n    --skip counts_page --skip counts_pages\nprintf -- '--skip %s ' $half";
+        let found = stale_skips(Path::new(".ci/run"), text, &files);
+        assert_eq!(
+            found.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [".ci/run:3: --skip counts_page: there is no such test or module"]
+        );
+    }
 
     fn tree(files: &[(&str, String)]) -> BTreeMap<PathBuf, String> {
         files.iter().map(|(path, source)| (PathBuf::from(path), source.clone())).collect()
