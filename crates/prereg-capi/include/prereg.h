@@ -80,7 +80,7 @@
 #define PREREG_VERSION_MAJOR 0
 
 /** The minor version. A program runs with a library of the same major version and this or a later minor version. */
-#define PREREG_VERSION_MINOR 1
+#define PREREG_VERSION_MINOR 2
 
 /** The patch level. */
 #define PREREG_VERSION_PATCH 0

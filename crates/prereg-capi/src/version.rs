@@ -7,7 +7,7 @@ use std::ffi::c_char;
 /// The major version of this header and of the ABI, and the number in the library's soname.
 pub const PREREG_VERSION_MAJOR: u32 = 0;
 /// The minor version. A program runs with a library of the same major version and this or a later minor version.
-pub const PREREG_VERSION_MINOR: u32 = 1;
+pub const PREREG_VERSION_MINOR: u32 = 2;
 /// The patch level.
 pub const PREREG_VERSION_PATCH: u32 = 0;
 
