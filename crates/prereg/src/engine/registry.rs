@@ -154,6 +154,7 @@ pub(crate) struct Registry {
     /// Regions without registrations.
     pub(crate) draining: u64,
     /// A thread looks for the end of drains that have callbacks.
+    #[cfg(all(feature = "std", not(loom)))]
     pub(crate) is_watched: bool,
     pub(crate) pinned_pages: u64,
     pub(crate) charged_pages: u64,
@@ -176,6 +177,7 @@ impl Default for Registry {
             capacity: FIRST_CAPACITY,
             last_id: 0,
             draining: 0,
+            #[cfg(all(feature = "std", not(loom)))]
             is_watched: false,
             pinned_pages: 0,
             charged_pages: 0,
