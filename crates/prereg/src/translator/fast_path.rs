@@ -30,8 +30,8 @@ pub(crate) struct FastPath {
     index: IndexView,
     /// Bytes that the inlined path serves: all that the index covers, or none in [`FenceMode::Full`].
     span: u64,
-    /// The system page as a power of two.
-    granule: u32,
+    /// The system page.
+    pub(super) granule: PageShift,
     pub(super) arrays: Arrays,
 }
 
@@ -63,7 +63,7 @@ impl FastPath {
     /// Covers nothing. `refs` has one for every slot.
     pub(super) fn new(refs: *const PercpuRef, granule: PageShift) -> Self {
         let arrays = Arrays { entries: ptr::null(), counts: ptr::null(), refs };
-        Self { index: IndexView::EMPTY, span: 0, granule: granule.get(), arrays }
+        Self { index: IndexView::EMPTY, span: 0, granule, arrays }
     }
 
     /// Switches to another snapshot's index and to counters with one for each slot that this snapshot names.
@@ -105,13 +105,13 @@ impl FastPath {
     #[inline(always)]
     pub(super) unsafe fn host_of(&self, entry: *mut u32, ua: UserAddr) -> u64 {
         // SAFETY: as the caller promises.
-        unsafe { host_of(entry, self.offset(ua), self.granule) }
+        unsafe { host_of(entry, self.offset(ua), self.granule.get()) }
     }
 
     /// Prefetches what `host_of` will read for the byte at `ua`.
     #[inline(always)]
     pub(super) fn prefetch(&self, entry: *mut u32, ua: UserAddr) {
-        prefetch_page(entry, self.offset(ua), self.granule);
+        prefetch_page(entry, self.offset(ua), self.granule.get());
     }
 
     /// Counts a unit of the region that holds the page of `shift` around `ua`, and reads the address. `arrays` are this
@@ -119,7 +119,7 @@ impl FastPath {
     #[inline(always)]
     pub(super) fn enter(&self, arrays: Arrays, ua: UserAddr, shift: PageShift) -> FastResult {
         // No system page is smaller than 4 KiB, so callers that always pass that pay for no comparison.
-        if shift != PageShift::K4 && shift.get() > self.granule {
+        if shift != PageShift::K4 && shift > self.granule {
             return FastResult::Missed;
         }
         let offset = self.offset(ua);
@@ -136,6 +136,6 @@ impl FastPath {
             return FastResult::Counted(slot);
         }
         // SAFETY: entered after the entry was loaded.
-        FastResult::Entered(unsafe { host_of(entry, offset, self.granule) }, slot)
+        FastResult::Entered(unsafe { host_of(entry, offset, self.granule.get()) }, slot)
     }
 }

@@ -142,7 +142,7 @@ impl Translator {
     /// The system page.
     #[inline]
     pub(crate) fn system_page(&self) -> PageShift {
-        self.engine.granule().shift()
+        self.path.granule
     }
 
     // ---- acquiring and releasing units ----------------------------------------------------------------------------------
