@@ -1,8 +1,8 @@
 //! The program `prereg` as a library, so that tests and fuzzers reach its parts.
 //!
-//! - [`cli`]: the command line; [`commands`]: one file for each command;
+//! - [`cli`]: the command line; `commands`: one file for each command;
 //! - [`trace`]: parsing of hypercall traces; [`replay`]: replaying them over registered memory;
-//! - [`selftest`]: tests of each guarantee with a real device;
+//! - `selftest`: tests of each guarantee with a real device;
 //! - [`serve`]: the device server, its configuration and its status;
 //! - [`backend`]: the pin back ends of `replay`;
 //! - [`error`], [`interrupt`], [`progress`], [`units`]: errors, Ctrl-C, progress bars, sizes and counts as text.
@@ -11,12 +11,12 @@
 
 pub mod backend;
 pub mod cli;
-pub mod commands;
+mod commands;
 pub mod error;
 pub mod interrupt;
 pub mod progress;
 pub mod replay;
-pub mod selftest;
+mod selftest;
 pub mod serve;
 pub mod trace;
 pub mod units;

@@ -12,7 +12,7 @@ use super::Outcome;
 #[command(
     after_help = "Example: prereg completions bash > ~/.local/share/bash-completion/completions/prereg"
 )]
-pub struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     /// Shell
     #[arg(value_enum)]
     shell: Shell,
@@ -22,7 +22,7 @@ pub struct CompletionsArgs {
 ///
 /// # Errors
 /// If `out` cannot be written.
-pub fn run(args: &CompletionsArgs, mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
+pub(crate) fn run(args: &CompletionsArgs, mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
     // Into memory first: the generator panics if its output fails.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "prereg", &mut script);

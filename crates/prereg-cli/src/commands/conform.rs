@@ -21,7 +21,7 @@ use crate::error::CommandError;
 /// answers. With --answers every line is compared: equal, explained by a deviation of the rules, after a deviation that
 /// changed the state, or unexplained, which ends the program with status 1.
 #[derive(Debug, Args)]
-pub struct ConformArgs {
+pub(crate) struct ConformArgs {
     /// Scenario files
     #[arg(required = true, value_name = "FILE.scn")]
     scenarios: Vec<PathBuf>,
@@ -85,7 +85,7 @@ fn read(path: &Path) -> Result<String, CommandError> {
 ///
 /// # Errors
 /// [`CommandError`] if a file cannot be read or the deviations are malformed.
-pub fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
+pub(crate) fn run(args: &ConformArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     let deviations = match &args.deviations {
         Some(path) => Deviations::parse(&read(path)?)
             .map_err(|error| CommandError::host(format!("reading {}", path.display()), error))?,

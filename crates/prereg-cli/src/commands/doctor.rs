@@ -21,7 +21,7 @@ use crate::units::{Bytes, Count, parse_bytes};
 #[command(after_help = "Examples:
   prereg doctor --guest 16G --devices 2
   prereg doctor --json | jq '.backends[] | select(.usable) | .name'")]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -43,7 +43,7 @@ pub struct DoctorArgs {
 ///
 /// # Errors
 /// If `out` cannot be written, or the limits of the host are unknown. Other faults of the host are part of the report.
-pub fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
+pub(crate) fn run(args: &DoctorArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     if let Some(memory) = args.guest {
         return guest(Guest { memory, devices: args.devices, viommu: args.viommu }, args.json, out);
     }

@@ -11,13 +11,13 @@ use super::Outcome;
 /// Print the manual page
 #[derive(Debug, Args)]
 #[command(after_help = "Example: prereg man > ~/.local/share/man/man1/prereg.1")]
-pub struct ManArgs {}
+pub(crate) struct ManArgs {}
 
 /// Writes the manual page of `program` and its commands.
 ///
 /// # Errors
 /// If `out` cannot be written.
-pub fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
+pub(crate) fn run(mut program: Command, out: &mut impl Write) -> io::Result<Outcome> {
     program.build();
     let page = Man::new(program.clone());
     page.render_title(out)?;

@@ -28,7 +28,7 @@ Examples:
 /// Replay hypercall traces of real guests over memory that is pinned once
 #[derive(Debug, Args)]
 #[command(after_long_help = MORE)]
-pub struct ReplayArgs {
+pub(crate) struct ReplayArgs {
     /// Trace files (.tce, or .tce.zst; format in docs/traces.md)
     #[arg(required = true, value_name = "TRACE")]
     traces: Vec<PathBuf>,
@@ -68,7 +68,7 @@ pub struct ReplayArgs {
 ///
 /// # Errors
 /// [`CommandError`] for the first trace that is invalid (nothing is pinned then) or that the host refuses.
-pub fn run(
+pub(crate) fn run(
     args: &ReplayArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,

@@ -23,7 +23,7 @@ Examples:
 /// Test each guarantee on this host, with a real device
 #[derive(Debug, Args)]
 #[command(after_long_help = MORE)]
-pub struct SelftestArgs {
+pub(crate) struct SelftestArgs {
     /// Pin back end
     #[arg(long, value_enum)]
     backend: BackendChoice,
@@ -61,7 +61,7 @@ pub struct SelftestArgs {
 ///
 /// # Errors
 /// [`CommandError`] if the back end cannot be opened.
-pub fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
+pub(crate) fn run(args: &SelftestArgs, out: &mut impl Write) -> Result<Outcome, CommandError> {
     if let (BackendChoice::IoUring, Some(device)) = (args.backend, &args.device) {
         return Err(CommandError::host(
             "selftest",

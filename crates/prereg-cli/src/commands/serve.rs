@@ -30,7 +30,7 @@ Examples:
 /// Serve devices to guests over vfio-user
 #[derive(Debug, Args)]
 #[command(after_help = MORE, arg_required_else_help = true)]
-pub struct ServeArgs {
+pub(crate) struct ServeArgs {
     #[command(subcommand)]
     device: Option<Device>,
 
@@ -83,7 +83,11 @@ struct NvmeArgs {
 ///
 /// # Errors
 /// [`CommandError::Host`] if the configuration is invalid or something it names cannot be opened; nothing is served then.
-pub fn run(args: &ServeArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, CommandError> {
+pub(crate) fn run(
+    args: &ServeArgs,
+    out: &mut impl Write,
+    interrupt: &Interrupt,
+) -> Result<Outcome, CommandError> {
     let (config, create) = match (&args.device, &args.file) {
         (Some(Device::Nvme(nvme)), None) => (nvme.config(&args.config), nvme.create),
         (None, Some(file)) => {

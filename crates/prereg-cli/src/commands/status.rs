@@ -17,7 +17,7 @@ use crate::serve::status::Status;
 /// Print the state of a running `prereg serve`: clients, devices, memory, pending unmaps
 #[derive(Debug, Args)]
 #[command(after_help = "Example: prereg status --json | jq '.memory.registrations'")]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Control socket of the server [default: every server of this host]
     #[arg(long, value_name = "PATH")]
     control: Option<PathBuf>,
@@ -36,7 +36,11 @@ pub struct StatusArgs {
 ///
 /// # Errors
 /// [`CommandError::Host`] if no server answers. An interrupted watch is no error.
-pub fn run(args: &StatusArgs, out: &mut impl Write, interrupt: &Interrupt) -> Result<Outcome, CommandError> {
+pub(crate) fn run(
+    args: &StatusArgs,
+    out: &mut impl Write,
+    interrupt: &Interrupt,
+) -> Result<Outcome, CommandError> {
     loop {
         if args.watch.is_some() && !args.json {
             // Control sequences: cursor to the top left, clear to the end.

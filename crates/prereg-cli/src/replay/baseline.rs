@@ -14,7 +14,7 @@ use crate::trace::record::{PERMISSION, Record, Trace, Window};
 
 /// The results of the run.
 #[derive(Clone, Debug, Default)]
-pub struct Baseline {
+pub(crate) struct Baseline {
     /// Time after the clearing at boot.
     pub took: Duration,
     /// Entries written in that time.
@@ -35,7 +35,7 @@ const CHUNK: usize = 256;
 ///
 /// # Errors
 /// [`Interrupted`]; everything is unpinned.
-pub fn run(
+pub(crate) fn run(
     trace: &Trace,
     ram: UserAddr,
     host: &dyn Pin,

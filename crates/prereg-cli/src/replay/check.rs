@@ -15,7 +15,7 @@ use crate::trace::record::{List, Lookup, PERMISSION, Record, Trace};
 
 /// The counts of the pass.
 #[derive(Debug, Default)]
-pub struct Findings {
+pub(crate) struct Findings {
     /// Calls by kind: put, indirect, stuff, get.
     pub calls: [u64; 4],
     /// Calls whose result differs from the recorded one.
@@ -46,7 +46,7 @@ pub struct Findings {
 
 /// Entries that calls stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Written {
+pub(crate) struct Written {
     /// All.
     pub tces: u64,
     /// Those with a permission.
@@ -66,7 +66,7 @@ const SAMPLE: usize = 64;
 ///
 /// # Errors
 /// [`CommandError::Interrupted`], or [`CommandError::Replay`] if a table cannot be created.
-pub fn run(
+pub(crate) fn run(
     machine: &mut Machine<'_>,
     trace: &Trace,
     verifier: &mut Verifier,

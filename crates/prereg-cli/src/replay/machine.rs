@@ -18,7 +18,7 @@ use crate::trace::record::{List, Record, Trace, Window};
 
 /// Guest RAM, from guest-physical 0 on.
 #[derive(Clone, Copy, Debug)]
-pub struct Ram<'a>(pub &'a GuestMemory);
+pub(crate) struct Ram<'a>(pub &'a GuestMemory);
 
 /// The most entries of a list.
 const LIST: usize = Hypercall::MAX_LIST;
@@ -26,7 +26,7 @@ const LIST: usize = Hypercall::MAX_LIST;
 impl Ram<'_> {
     /// Writes a list, big-endian, as the guest does before a list call. Outside of RAM nothing is written.
     #[inline]
-    pub fn write_list(self, at: GuestAddr, values: &[u64]) {
+    pub(crate) fn write_list(self, at: GuestAddr, values: &[u64]) {
         let mut bytes = [0; LIST * 8];
         let bytes = &mut bytes[..values.len().min(LIST) * 8];
         for (bytes, value) in bytes.chunks_exact_mut(8).zip(values) {
@@ -38,7 +38,7 @@ impl Ram<'_> {
 
     /// The user address behind a guest address.
     #[must_use]
-    pub fn ua(self, gpa: GuestAddr) -> Option<UserAddr> {
+    pub(crate) fn ua(self, gpa: GuestAddr) -> Option<UserAddr> {
         if gpa.raw() < self.0.bytes() { self.0.ua().checked_add(gpa.raw()) } else { None }
     }
 }
@@ -58,7 +58,7 @@ impl GuestRead for Ram<'_> {
 
 /// A guest and its tables.
 #[derive(Debug)]
-pub struct Machine<'a> {
+pub(crate) struct Machine<'a> {
     trace: &'a Trace,
     ram: Ram<'a>,
     space: Arc<AddressSpace>,
@@ -78,7 +78,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// [`CommandError::Host`] if its RAM cannot be a memory slot.
-    pub fn new(
+    pub(crate) fn new(
         trace: &'a Trace,
         memory: &'a GuestMemory,
         space: &Arc<AddressSpace>,
@@ -101,13 +101,13 @@ impl<'a> Machine<'a> {
 
     /// Guest RAM.
     #[must_use]
-    pub const fn ram(&self) -> Ram<'a> {
+    pub(crate) const fn ram(&self) -> Ram<'a> {
         self.ram
     }
 
     /// The host's page size.
     #[must_use]
-    pub fn granule(&self) -> Granule {
+    pub(crate) fn granule(&self) -> Granule {
         self.space.granule()
     }
 
@@ -116,7 +116,7 @@ impl<'a> Machine<'a> {
     ///
     /// # Errors
     /// The reason, for example no memory.
-    pub fn create(&mut self, window: &Window) -> Result<(), String> {
+    pub(crate) fn create(&mut self, window: &Window) -> Result<(), String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let liobn = Liobn::from_register(window.liobn).ok_or("the table's number is wider than 32 bits")?;
         let guest = Geometry::for_guest(window.start, window.shift, window.entries).map_err(|e| text(&e))?;
@@ -129,25 +129,25 @@ impl<'a> Machine<'a> {
     }
 
     /// Removes the table of `liobn` with its mappings.
-    pub fn remove(&mut self, liobn: u64) {
+    pub(crate) fn remove(&mut self, liobn: u64) {
         drop(Liobn::from_register(liobn).and_then(|liobn| self.calls.remove(liobn)));
     }
 
     /// The table of `liobn`.
     #[must_use]
-    pub fn table(&self, liobn: u64) -> Option<&TceTable> {
+    pub(crate) fn table(&self, liobn: u64) -> Option<&TceTable> {
         self.calls.table(Liobn::from_register(liobn)?)
     }
 
     /// Executes a hypercall.
     #[inline]
-    pub fn call(&mut self, call: Hypercall) -> Reply {
+    pub(crate) fn call(&mut self, call: Hypercall) -> Reply {
         self.calls.call(&mut self.translator, &self.ram, call)
     }
 
     /// Executes H_PUT_TCE_INDIRECT with a recorded list.
     #[inline]
-    pub fn call_list(&mut self, liobn: u64, ioba: prereg::BusAddr, list: &List) -> Reply {
+    pub(crate) fn call_list(&mut self, liobn: u64, ioba: prereg::BusAddr, list: &List) -> Reply {
         let values = self.trace.values(list);
         if !values.is_empty() {
             self.ram.write_list(list.at, values);
@@ -160,7 +160,7 @@ impl<'a> Machine<'a> {
     /// # Errors
     /// [`CommandError::Replay`] if a table cannot be created.
     #[inline]
-    pub fn step(&mut self, number: usize, record: &Record) -> Result<Option<Reply>, CommandError> {
+    pub(crate) fn step(&mut self, number: usize, record: &Record) -> Result<Option<Reply>, CommandError> {
         let trace = self.trace;
         Ok(Some(match *record {
             Record::Put { liobn, ioba, tce, .. } => {
@@ -198,6 +198,6 @@ impl<'a> Machine<'a> {
 
 /// A return code in the notation of the traces.
 #[must_use]
-pub fn code_text(code: HReturn) -> String {
+pub(crate) fn code_text(code: HReturn) -> String {
     if code == HReturn::TOO_HARD { "H_TOO_HARD".to_owned() } else { code.raw().to_string() }
 }

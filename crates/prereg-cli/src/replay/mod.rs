@@ -1,15 +1,15 @@
 //! Replays a trace over memory that is pinned once.
 //!
-//! A [`Replay`] owns the registered guest RAM of one trace. [`Replay::run`] replays the trace once with all [checks](check), then for
-//! the [time](timing), releases the memory and counts leaks, and on request replays it with a pin at every map ([`baseline`]).
+//! A [`Replay`] owns the registered guest RAM of one trace. [`Replay::run`] replays the trace once with all checks (`check`), then for
+//! the time (`timing`), releases the memory and counts leaks, and on request replays it with a pin at every map (`baseline`).
 //! Every exit, early or not, releases everything by destructors.
 
-pub mod baseline;
-pub mod check;
-pub mod machine;
-pub mod report;
-pub mod timing;
-pub mod verify;
+pub(crate) mod baseline;
+pub(crate) mod check;
+pub(crate) mod machine;
+pub(crate) mod report;
+pub(crate) mod timing;
+pub(crate) mod verify;
 
 use clap::ValueEnum;
 use prereg_iommu::Rules;

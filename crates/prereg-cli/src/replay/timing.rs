@@ -13,7 +13,7 @@ use crate::trace::record::{Record, Trace};
 
 /// The time of one pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pass {
+pub(crate) struct Pass {
     /// Up to the first call that maps.
     pub boot: Duration,
     /// From there on.
@@ -29,7 +29,7 @@ const CHUNK: usize = 16_384;
 ///
 /// # Errors
 /// [`CommandError::Interrupted`], or [`CommandError::Replay`] if a table cannot be created.
-pub fn pass(
+pub(crate) fn pass(
     machine: &mut Machine<'_>,
     trace: &Trace,
     interrupt: &Interrupt,
@@ -70,7 +70,7 @@ fn run(machine: &mut Machine<'_>, records: &[Record], first: usize) -> Result<u6
 
 /// The pass with the median time.
 #[must_use]
-pub fn median(passes: &[Pass]) -> Pass {
+pub(crate) fn median(passes: &[Pass]) -> Pass {
     let mut sorted = passes.to_vec();
     sorted.sort_by_key(|pass| pass.rest);
     sorted.get(sorted.len() / 2).copied().unwrap_or_default()
@@ -78,7 +78,7 @@ pub fn median(passes: &[Pass]) -> Pass {
 
 /// Nanoseconds for each of `count` operations; `None` without any.
 #[must_use]
-pub fn ns_each(took: Duration, count: u64) -> Option<f64> {
+pub(crate) fn ns_each(took: Duration, count: u64) -> Option<f64> {
     (count > 0).then(|| took.as_nanos() as f64 / count as f64)
 }
 

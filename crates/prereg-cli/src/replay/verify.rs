@@ -30,7 +30,7 @@ const OF_TABLE: usize = 64;
 
 /// Compares entries and counts differences.
 #[derive(Debug)]
-pub struct Verifier {
+pub(crate) struct Verifier {
     how: Verify,
     map: Option<Pagemap>,
     translator: Translator,
@@ -48,7 +48,7 @@ impl Verifier {
     ///
     /// # Errors
     /// [`CommandError::Host`] if pagemap is needed and cannot be opened, or without memory.
-    pub fn new(how: Verify, space: &AddressSpace) -> Result<Self, CommandError> {
+    pub(crate) fn new(how: Verify, space: &AddressSpace) -> Result<Self, CommandError> {
         let (map, note) = match (how, space.address_kind()) {
             (Verify::None, _) => (None, None),
             (_, AddressKind::Physical) => {
@@ -68,7 +68,7 @@ impl Verifier {
     }
 
     /// Compares entries after a call that wrote `count` entries of `liobn` from `first` and mapped some of them.
-    pub fn after_call(&mut self, machine: &Machine<'_>, liobn: u64, first: u64, count: u64) {
+    pub(crate) fn after_call(&mut self, machine: &Machine<'_>, liobn: u64, first: u64, count: u64) {
         self.mapping_calls += 1;
         if self.map.is_none() || count == 0 {
             return;
@@ -92,7 +92,7 @@ impl Verifier {
     }
 
     /// Compares live entries of all tables.
-    pub fn at_mark(&mut self, machine: &Machine<'_>) {
+    pub(crate) fn at_mark(&mut self, machine: &Machine<'_>) {
         if self.map.is_none() {
             return;
         }

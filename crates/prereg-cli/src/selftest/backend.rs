@@ -14,7 +14,7 @@ use prereg_linux::{
 
 /// The choice of a back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum BackendChoice {
+pub(crate) enum BackendChoice {
     /// A VFIO type1 container
     VfioType1,
     /// A VFIO SPAPR TCE v2 container (POWER)
@@ -28,7 +28,7 @@ pub enum BackendChoice {
 impl BackendChoice {
     /// Its name in reports.
     #[must_use]
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::VfioType1 => "vfio-type1",
             Self::VfioSpaprV2 => "vfio-spapr-v2",

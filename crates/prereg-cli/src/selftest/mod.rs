@@ -13,7 +13,7 @@ mod kernel_reference;
 mod lifecycle;
 mod limits;
 mod refusals;
-pub mod report;
+pub(crate) mod report;
 mod syscall_count;
 mod unpinnable;
 mod unprivileged;
@@ -27,11 +27,11 @@ use backend::{Backend, BackendUnderTest};
 use edu::Edu;
 use report::{NotPassed, Report, StepResult, failed, skipped};
 
-pub use backend::BackendChoice;
+pub(crate) use backend::BackendChoice;
 
 /// Options of the self test.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     /// The back end.
     pub backend: BackendChoice,
     /// The device, as `/sys/bus/pci/devices` names it.
@@ -50,7 +50,7 @@ pub struct Options {
 ///
 /// # Errors
 /// [`CommandError::Host`] if the back end cannot be opened, with the remedy.
-pub fn run(options: &Options) -> Result<Report, CommandError> {
+pub(crate) fn run(options: &Options) -> Result<Report, CommandError> {
     let choice = options.backend;
     let what = || match &options.device {
         Some(device) => format!("opening {} for {device}", choice.name()),

@@ -7,7 +7,7 @@ use serde::Serialize;
 /// The verdict of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The guarantee holds.
     Passed,
     /// It does not.
@@ -18,7 +18,7 @@ pub enum Verdict {
 
 /// One step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Step {
+pub(crate) struct Step {
     /// A short name.
     pub name: &'static str,
     /// Its verdict.
@@ -29,7 +29,7 @@ pub struct Step {
 
 /// One call with both results.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub(crate) struct Row {
     /// The call.
     pub call: String,
     /// The kernel's result.
@@ -40,7 +40,7 @@ pub struct Row {
 
 /// The whole report.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub(crate) struct Report {
     /// The back end.
     pub backend: &'static str,
     /// The device, if there is one.
@@ -61,7 +61,7 @@ pub struct Report {
 
 /// The reason why a step did not pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NotPassed {
+pub(crate) enum NotPassed {
     /// It failed.
     Failed(String),
     /// It cannot be tested here.
@@ -69,22 +69,22 @@ pub enum NotPassed {
 }
 
 /// The result of a step.
-pub type StepResult = Result<String, NotPassed>;
+pub(crate) type StepResult = Result<String, NotPassed>;
 
 /// A step that failed.
-pub fn failed<T>(text: impl ToString) -> Result<T, NotPassed> {
+pub(crate) fn failed<T>(text: impl ToString) -> Result<T, NotPassed> {
     Err(NotPassed::Failed(text.to_string()))
 }
 
 /// A step that cannot be tested here.
-pub fn skipped<T>(text: impl ToString) -> Result<T, NotPassed> {
+pub(crate) fn skipped<T>(text: impl ToString) -> Result<T, NotPassed> {
     Err(NotPassed::Skipped(text.to_string()))
 }
 
 impl Report {
     /// An empty report.
     #[must_use]
-    pub fn new(backend: &'static str, device: Option<String>, page_bytes: u64) -> Self {
+    pub(crate) fn new(backend: &'static str, device: Option<String>, page_bytes: u64) -> Self {
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         Self {
             backend,
@@ -99,7 +99,7 @@ impl Report {
     }
 
     /// Adds a step; `true` if it passed.
-    pub fn record(&mut self, name: &'static str, result: StepResult) -> bool {
+    pub(crate) fn record(&mut self, name: &'static str, result: StepResult) -> bool {
         let (verdict, text) = match result {
             Ok(text) => (Verdict::Passed, text),
             Err(NotPassed::Failed(text)) => (Verdict::Failed, text),
@@ -114,7 +114,7 @@ impl Report {
     ///
     /// # Errors
     /// If `out` cannot be written.
-    pub fn print(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn print(&self, out: &mut impl Write) -> io::Result<()> {
         let device = self.device.as_deref().map_or(String::new(), |device| format!(" on {device}"));
         writeln!(
             out,

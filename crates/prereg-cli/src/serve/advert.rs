@@ -36,7 +36,7 @@ impl Advert {
 
 /// The control sockets that servers of this host advertise.
 #[must_use]
-pub fn advertised() -> BTreeSet<PathBuf> {
+pub(crate) fn advertised() -> BTreeSet<PathBuf> {
     std::fs::read("/proc/net/unix").map(|list| paths(&list)).unwrap_or_default()
 }
 

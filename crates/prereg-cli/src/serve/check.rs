@@ -23,7 +23,7 @@ use crate::units::Bytes;
 ///
 /// # Errors
 /// If `out` cannot be written, or the memory limits cannot be served with.
-pub fn print(
+pub(crate) fn print(
     config: &Config,
     control: &Control,
     output: Dispatch,

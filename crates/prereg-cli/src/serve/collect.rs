@@ -14,7 +14,7 @@ use super::status::{
 
 /// The constant part of the status.
 #[derive(Debug)]
-pub struct Collector {
+pub(crate) struct Collector {
     /// Start of the server.
     pub started: Instant,
     /// The pin back end.
@@ -28,7 +28,7 @@ pub struct Collector {
 impl Collector {
     /// The status of a server in `state`.
     #[must_use]
-    pub fn status(&self, state: ServerState) -> Status {
+    pub(crate) fn status(&self, state: ServerState) -> Status {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),

@@ -1,6 +1,6 @@
 //! Whether a guest fits a host: what a server needs for it, and which limits refuse it.
 //!
-//! The memory limit is the server's own ([`PinLimits`]). Descriptors and mappings are upper bounds for a device with its defaults;
+//! The memory limit is the server's own (`PinLimits`). Descriptors and mappings are upper bounds for a device with its defaults;
 //! tests of `prereg serve` count what one really uses.
 
 use std::fs;

@@ -45,7 +45,7 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const POLICY: HeaderValue = HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'");
 
 /// The pages that are served.
-pub trait Content: Send + Sync + 'static {
+pub(crate) trait Content: Send + Sync + 'static {
     /// The page for people, as HTML.
     fn page(&self) -> String;
 
@@ -61,7 +61,7 @@ pub trait Content: Send + Sync + 'static {
 
 /// The listening thread; ends when this is dropped.
 #[derive(Debug)]
-pub struct HttpListener {
+pub(crate) struct HttpListener {
     address: SocketAddr,
     /// Dropped to stop the thread.
     stop: Option<oneshot::Sender<()>>,
@@ -73,7 +73,7 @@ impl HttpListener {
     ///
     /// # Errors
     /// If `address` cannot be bound.
-    pub fn start(address: SocketAddr, content: impl Content) -> io::Result<Self> {
+    pub(crate) fn start(address: SocketAddr, content: impl Content) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -93,7 +93,7 @@ impl HttpListener {
 
     /// The bound address, with the port that the system chose for port 0.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 }

@@ -8,7 +8,7 @@
 
 mod line;
 mod observed;
-pub mod output;
+pub(crate) mod output;
 mod repeats;
 
 use std::path::Path;
@@ -19,14 +19,14 @@ use prereg_nvme::controller::NvmeEvent;
 use prereg_vfio_user::server::{Event, EventSource, Observer};
 use tracing::Dispatch;
 
-pub use line::Remedies;
+pub(crate) use line::Remedies;
 use line::{Line, Topic};
-pub use observed::DiskEvent;
+pub(crate) use observed::DiskEvent;
 use observed::{AnyEvent, Observed};
 use repeats::{Key, Repeated, Repeats};
 
 /// The log. Dropping it writes the counts that were not written yet.
-pub struct Log {
+pub(crate) struct Log {
     dispatch: Dispatch,
     remedies: Arc<dyn Remedies>,
     repeats: Mutex<Repeats<Observed>>,
@@ -35,29 +35,29 @@ pub struct Log {
 impl Log {
     /// A log that writes to `dispatch`, with remedies that the configuration determines.
     #[must_use]
-    pub fn new(dispatch: Dispatch, remedies: Arc<dyn Remedies>) -> Self {
+    pub(crate) fn new(dispatch: Dispatch, remedies: Arc<dyn Remedies>) -> Self {
         Self { dispatch, remedies, repeats: Mutex::default() }
     }
 
     /// Writes a line about the server itself.
-    pub fn info(&self, what: &str) {
+    pub(crate) fn info(&self, what: &str) {
         self.write(&EventSource::default(), &Line::info(Topic::Server, what), 0);
     }
 
     /// Writes a line about something of the server that the operator should look at.
-    pub fn warn(&self, what: &str) {
+    pub(crate) fn warn(&self, what: &str) {
         self.write(&EventSource::default(), &Line::warn(Topic::Server, what), 0);
     }
 
     /// Writes an event of a disk served at `socket`.
-    pub fn disk(&self, socket: &Path, event: DiskEvent) {
+    pub(crate) fn disk(&self, socket: &Path, event: DiskEvent) {
         let mut source = EventSource::default();
         source.socket = Some(socket.to_owned());
         self.observe_at(Observed { source, event: AnyEvent::Disk(event) }, Instant::now());
     }
 
     /// Writes the counts that are due; call it every second or so.
-    pub fn write_counts(&self, now: Instant) {
+    pub(crate) fn write_counts(&self, now: Instant) {
         let due = self.repeats().due(now);
         self.write_repeated(due);
     }

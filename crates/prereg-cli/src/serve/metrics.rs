@@ -17,7 +17,7 @@ use super::status::{ClientStatus, LatencyStatus, Status};
 
 /// The metrics of `status` as text.
 #[must_use]
-pub fn text(status: Status) -> String {
+pub(crate) fn text(status: Status) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Snapshot(status)));
     let mut text = String::new();
@@ -28,7 +28,7 @@ pub fn text(status: Status) -> String {
 
 /// OpenMetrics text in the older text format of Prometheus, in which `HELP` and `TYPE` of a counter have its whole name.
 #[must_use]
-pub fn in_prometheus_format(open_metrics: &str) -> String {
+pub(crate) fn in_prometheus_format(open_metrics: &str) -> String {
     let name_of_counter =
         |line: &str| Some(line.strip_prefix("# TYPE ")?.strip_suffix(" counter")?.to_owned());
     let counters: Vec<String> = open_metrics.lines().filter_map(name_of_counter).collect();

@@ -1,26 +1,26 @@
 //! `prereg serve`: devices for guests, joined from the server, the controller, the disks and the pin back end.
 //!
-//! - [`config`]: the options, from a file or the command line; [`run`]: the server, until a signal; [`check`]:
+//! - `config`: the options, from a file or the command line; `run`: the server, until a signal; `check`:
 //!   what it would serve; `pin_limits`: its memory limits; [`fit`]:
 //!   whether a guest fits them;
-//! - [`status`]: its state as data, made by [`collect`]; [`mod@print`], [`page`] and [`metrics`] turn it into text;
-//! - [`control`] and [`http`]: the sockets that return it, and [`advert`]: how they are found;
-//! - [`log`]: events as lines on standard error.
+//! - [`status`]: its state as data, made by `collect`; `print`, `page` and `metrics` turn it into text;
+//! - [`control`] and `http`: the sockets that return it, and `advert`: how they are found;
+//! - `log`: events as lines on standard error.
 
-pub mod advert;
+pub(crate) mod advert;
 mod cgroup;
-pub mod check;
-pub mod collect;
-pub mod config;
+pub(crate) mod check;
+pub(crate) mod collect;
+pub(crate) mod config;
 pub mod control;
 pub mod fit;
-pub mod http;
-pub mod log;
-pub mod metrics;
-pub mod page;
+pub(crate) mod http;
+pub(crate) mod log;
+pub(crate) mod metrics;
+pub(crate) mod page;
 mod pin_limits;
-pub mod print;
-pub mod run;
+pub(crate) mod print;
+pub(crate) mod run;
 pub mod status;
 
 /// Whether this process runs as root.

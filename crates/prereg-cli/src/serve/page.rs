@@ -53,7 +53,7 @@ impl Work {
 
 /// Throughput per second.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Rates {
+pub(crate) struct Rates {
     read_commands: f64,
     read_bytes: f64,
     write_commands: f64,
@@ -62,11 +62,11 @@ pub struct Rates {
 
 /// Measures throughput between requests of the page.
 #[derive(Default)]
-pub struct Throughput(Mutex<VecDeque<(Instant, BTreeMap<u64, Work>)>>);
+pub(crate) struct Throughput(Mutex<VecDeque<(Instant, BTreeMap<u64, Work>)>>);
 
 impl Throughput {
     /// The throughput of each client at `now`, since the oldest sample that is not too old; empty at the first request.
-    pub fn measure(&self, status: &Status, now: Instant) -> BTreeMap<u64, Rates> {
+    pub(crate) fn measure(&self, status: &Status, now: Instant) -> BTreeMap<u64, Rates> {
         let work: BTreeMap<u64, Work> =
             status.clients.iter().map(|client| (client.id, Work::of(client))).collect();
         // A poisoned list has whole samples.
@@ -106,7 +106,7 @@ impl fmt::Debug for Throughput {
 
 /// The page of `status`, with the throughput of its clients.
 #[must_use]
-pub fn html(status: &Status, rates: &BTreeMap<u64, Rates>) -> String {
+pub(crate) fn html(status: &Status, rates: &BTreeMap<u64, Rates>) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
     let _ = write_page(&mut out, status, rates);

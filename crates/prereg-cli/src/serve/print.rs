@@ -12,7 +12,7 @@ const MAX_REGIONS: usize = 16;
 ///
 /// # Errors
 /// If `out` cannot be written.
-pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
     writeln!(
         out,
         "prereg {}, process {}, up {}",
@@ -35,7 +35,7 @@ pub fn print(status: &Status, out: &mut impl Write) -> io::Result<()> {
 ///
 /// # Errors
 /// If `out` cannot be written.
-pub fn qemu_limits(has_msix: bool, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn qemu_limits(has_msix: bool, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "QEMU cannot:")?;
     writeln!(out, "  migrate: QEMU reports success, but the device's state is lost")?;
     if has_msix {

@@ -33,7 +33,7 @@ use crate::units::{Bytes, Number};
 
 /// The control socket.
 #[derive(Clone, Debug)]
-pub enum Control {
+pub(crate) enum Control {
     /// At the default path; a warning if that fails.
     Default,
     /// At this path; an error if that fails.
@@ -45,7 +45,7 @@ pub enum Control {
 /// Devices being served.
 ///
 /// Fields are dropped in order: status and metrics end before the server.
-pub struct RunningServer {
+pub(crate) struct RunningServer {
     control: Option<ControlListener>,
     http: Option<HttpListener>,
     controllers: Vec<ServedController>,
@@ -69,7 +69,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// [`CommandError::Host`], naming what could not be opened.
-    pub fn start(config: &Config, control: Control, output: Dispatch) -> Result<Self, CommandError> {
+    pub(crate) fn start(config: &Config, control: Control, output: Dispatch) -> Result<Self, CommandError> {
         let limits = PinLimits::of(&config.memory)?;
         let log = Arc::new(Log::new(output, Arc::new(ServedConfig::new(limits.clone(), config))));
         if let Some(warning) = limits.warning() {
@@ -131,7 +131,7 @@ impl RunningServer {
     ///
     /// # Errors
     /// If `out` cannot be written.
-    pub fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
         for controller in &self.controllers {
             controller.print_banner(out)?;
         }
@@ -162,7 +162,7 @@ impl RunningServer {
     }
 
     /// Serves until a signal.
-    pub fn run_until(&self, interrupt: &Interrupt) {
+    pub(crate) fn run_until(&self, interrupt: &Interrupt) {
         let mut refreshed = Instant::now();
         while interrupt.check().is_ok() {
             std::thread::sleep(Duration::from_millis(50));
@@ -176,7 +176,7 @@ impl RunningServer {
     }
 
     /// Ends sessions, releases everything and removes the sockets.
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         let Self { control, http, controllers, server, store, stopping, log } = self;
         // First: cancelled pins fail their accesses, which guests must not see as I/O errors.
         server.cut_off();

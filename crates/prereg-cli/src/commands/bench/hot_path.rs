@@ -25,7 +25,7 @@ Example: prereg bench hot-path --quick --plot hot-path.svg";
 /// Measure the time of mapping a registered page, next to the machine's limit and to baselines
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
-pub struct HotPathArgs {
+pub(crate) struct HotPathArgs {
     /// Fewer shapes and shorter passes: half a minute instead of many
     #[arg(long)]
     quick: bool,
@@ -47,7 +47,7 @@ pub struct HotPathArgs {
 ///
 /// # Errors
 /// [`CommandError::Host`] if this user may not pin that much or the plot cannot be written, [`CommandError::Interrupted`].
-pub fn run(
+pub(crate) fn run(
     args: &HotPathArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,

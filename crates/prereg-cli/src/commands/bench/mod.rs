@@ -1,5 +1,5 @@
 //! `prereg bench`: measurements of tests/bench, printed as tables or as JSON.
 
-pub mod hot_path;
-pub mod nvme;
-pub mod registration;
+pub(crate) mod hot_path;
+pub(crate) mod nvme;
+pub(crate) mod registration;

@@ -35,7 +35,7 @@ Examples: prereg bench nvme --dir /var/tmp --json
 /// Measure the cost of one I/O of the NVMe server, next to plain I/O and to pinning for each I/O
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
-pub struct NvmeBenchArgs {
+pub(crate) struct NvmeBenchArgs {
     /// A running server to measure, instead of servers of its own; repeat it to compare (NAME= may be left out)
     #[arg(long, value_name = "[NAME=]SOCKET", value_parser = parse_server, conflicts_with_all = ["dir", "size", "doorbells"])]
     server: Vec<Server>,
@@ -94,7 +94,7 @@ fn parse_server(text: &str) -> Result<Server, String> {
 ///
 /// # Errors
 /// [`CommandError::Host`], [`CommandError::Interrupted`].
-pub fn run(
+pub(crate) fn run(
     args: &NvmeBenchArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,

@@ -26,7 +26,7 @@ Example: prereg bench registration --size 1G --iterations 9";
 /// Measure the time of registering and unregistering memory, next to the raw system calls
 #[derive(Debug, Args)]
 #[command(after_help = MORE)]
-pub struct RegistrationArgs {
+pub(crate) struct RegistrationArgs {
     /// Size of each memory, a multiple of 2M (suffixes K, M, G)
     #[arg(long, default_value = "256M", value_parser = parse_bytes)]
     size: u64,
@@ -54,7 +54,7 @@ struct Results {
 ///
 /// # Errors
 /// [`CommandError::Host`] if this user may not pin that much, [`CommandError::Interrupted`].
-pub fn run(
+pub(crate) fn run(
     args: &RegistrationArgs,
     out: &mut impl Write,
     interrupt: &Interrupt,

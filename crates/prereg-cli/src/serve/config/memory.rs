@@ -14,7 +14,7 @@ use crate::units::{Bytes, parse_bytes};
 #[derive(Clone, Copy, Debug, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 #[non_exhaustive]
-pub struct MemoryConfig {
+pub(crate) struct MemoryConfig {
     /// When guest memory is pinned
     #[arg(long, value_enum, default_value_t)]
     pub register: RegisterPolicy,
@@ -50,7 +50,7 @@ impl Default for MemoryConfig {
 impl MemoryConfig {
     /// The policy of a server whose clients may have `total` bytes pinned in all; `None` without a limit.
     #[must_use]
-    pub fn policy(&self, total: Option<u64>) -> MemoryPolicy {
+    pub(crate) fn policy(&self, total: Option<u64>) -> MemoryPolicy {
         let mut policy = match self.register {
             RegisterPolicy::Background => MemoryPolicy::BACKGROUND,
             RegisterPolicy::Eager => MemoryPolicy::EAGER,
@@ -74,7 +74,7 @@ impl MemoryConfig {
     ///
     /// # Errors
     /// The reason and the remedy.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let piece = match self.extent {
             Extent::Bytes(bytes) => bytes,
             Extent::Auto | Extent::Whole => MIN_LIMIT,
@@ -111,7 +111,7 @@ const MIN_LIMIT: u64 = 2 << 20;
 /// When memory is registered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum RegisterPolicy {
+pub(crate) enum RegisterPolicy {
     /// After a client maps it, while the device may use it already
     #[default]
     Background,
@@ -123,7 +123,7 @@ pub enum RegisterPolicy {
 
 /// The unit of registration of a memory file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Extent {
+pub(crate) enum Extent {
     /// Pieces that suit the memory limit with [`RegisterPolicy::Background`], whole files otherwise.
     #[default]
     Auto,
@@ -164,7 +164,7 @@ impl fmt::Display for Extent {
 
 /// Limit on the memory that is pinned or promised for all clients.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum MemoryLimit {
+pub(crate) enum MemoryLimit {
     /// 7/8 of the memory of the host or of the control group, or the limit on locked memory, whichever is lowest.
     #[default]
     Auto,

@@ -5,8 +5,8 @@
 //! configures.
 
 mod from_text;
-pub mod memory;
-pub mod nvme;
+pub(crate) mod memory;
+pub(crate) mod nvme;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use super::log::output::{LogFilter, LogFormat};
 #[derive(Clone, Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
-pub struct Config {
+pub(crate) struct Config {
     /// The control socket, which `prereg status` connects to, or `none` [default: in the runtime folder]
     #[arg(long, global = true, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -76,7 +76,7 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 /// Errors of a configuration.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read {file}: {error}")]
     Unreadable {
@@ -105,7 +105,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+    pub(crate) fn read(file: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| ConfigError::Unreadable { file: file.to_owned(), error })?;
         let folder = file.parent().unwrap_or(Path::new(""));
@@ -135,7 +135,7 @@ impl Config {
 
     /// These options where they are given, those of `file` otherwise.
     #[must_use]
-    pub fn over(self, file: Self) -> Self {
+    pub(crate) fn over(self, file: Self) -> Self {
         Self {
             control: self.control.or(file.control),
             metrics: self.metrics.or(file.metrics),
@@ -151,7 +151,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::Unservable`], naming the device.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let sockets = self.nvme.iter().map(|device| &device.socket);
         let unservable = |why: String| Err(ConfigError::Unservable(why));
         if self.max_clients == Some(0) {

@@ -17,7 +17,7 @@ use super::from_text::from_text;
 #[derive(Clone, Debug, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
-pub struct NvmeConfig {
+pub(crate) struct NvmeConfig {
     /// The socket that the VMM connects to
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
@@ -55,7 +55,7 @@ pub struct NvmeConfig {
 #[derive(Clone, Debug, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 #[non_exhaustive]
-pub struct NamespaceConfig {
+pub(crate) struct NamespaceConfig {
     /// A file or block device
     #[arg(skip)]
     pub file: PathBuf,
@@ -91,7 +91,7 @@ impl NvmeConfig {
 
     /// The settings of the controller.
     #[must_use]
-    pub fn settings(&self) -> NvmeSettings {
+    pub(crate) fn settings(&self) -> NvmeSettings {
         let serial = self.serial.clone().unwrap_or_else(|| serial_of(&self.socket));
         let mut settings = NvmeSettings::new(&serial);
         // At most MAX_THREADS.
@@ -114,7 +114,7 @@ impl NvmeConfig {
     ///
     /// # Errors
     /// The reason.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         let name = self.socket.display();
         let (namespaces, threads) = (self.namespace.len(), self.threads);
         if namespaces == 0 || namespaces > Self::MAX_NAMESPACES {
@@ -148,7 +148,7 @@ impl NamespaceConfig {
 
     /// The options of the disk, whose fixed buffers are those of `pins`.
     #[must_use]
-    pub fn options(&self, pins: &Arc<IoUring>) -> DiskOptions {
+    pub(crate) fn options(&self, pins: &Arc<IoUring>) -> DiskOptions {
         DiskOptions {
             read_only: self.read_only,
             direct: match self.o_direct {
@@ -174,7 +174,7 @@ impl NamespaceConfig {
 
 /// The mode of a socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SocketMode(pub u32);
+pub(crate) struct SocketMode(pub u32);
 
 impl Default for SocketMode {
     fn default() -> Self {
@@ -202,7 +202,7 @@ impl fmt::Display for SocketMode {
 /// A kind of interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum InterruptKind {
+pub(crate) enum InterruptKind {
     /// A vector for each queue
     Msix,
     /// Up to 32 vectors
@@ -220,7 +220,7 @@ impl InterruptKind {
 /// How doorbells arrive.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Doorbells {
+pub(crate) enum Doorbells {
     /// As messages from QEMU; through a shared page from clients that map one, such as SPDK
     #[default]
     Auto,
@@ -233,7 +233,7 @@ pub enum Doorbells {
 /// Whether O_DIRECT is used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum DirectIo {
+pub(crate) enum DirectIo {
     /// If the file system supports it
     #[default]
     Auto,
@@ -246,7 +246,7 @@ pub enum DirectIo {
 /// Buffers of the host's I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum Buffers {
+pub(crate) enum Buffers {
     /// The registered pages of the guest: no I/O pins memory
     #[default]
     Fixed,

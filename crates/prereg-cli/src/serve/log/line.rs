@@ -12,7 +12,7 @@ use super::observed::{AnyEvent, DiskEvent, Observed};
 use crate::units::{Bytes, Number};
 
 /// Reasons and remedies that depend on the configuration of the server.
-pub trait Remedies: Send + Sync {
+pub(crate) trait Remedies: Send + Sync {
     /// The reason for which memory was refused, with the limit, and the remedy.
     fn memory(&self, error: &MapMemoryError) -> (String, Option<String>);
 

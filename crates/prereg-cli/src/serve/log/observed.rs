@@ -21,7 +21,7 @@ pub(super) enum AnyEvent {
 
 /// An event of a disk that concerns no client.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum DiskEvent {
+pub(crate) enum DiskEvent {
     /// The file or device has a new size, and the guests were told.
     Resized {
         /// The namespace.

@@ -18,7 +18,7 @@ use tracing_subscriber::registry::LookupSpan;
 /// The format of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// Lines of text: with time and colours on a terminal, with priorities for the journal
     #[default]
     Text,
@@ -29,7 +29,7 @@ pub enum LogFormat {
 /// Which lines are written: a level, or levels by target, as `tracing` writes them.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
-pub struct LogFilter(String);
+pub(crate) struct LogFilter(String);
 
 impl Default for LogFilter {
     fn default() -> Self {
@@ -66,7 +66,7 @@ impl fmt::Display for LogFilter {
 
 /// The reader of standard error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reader {
+pub(crate) enum Reader {
     /// A person.
     Terminal,
     /// The journal, which adds the time, and takes the priority from the begin of a line.
@@ -78,7 +78,7 @@ pub enum Reader {
 impl Reader {
     /// The reader of this process's standard error.
     #[must_use]
-    pub fn of_standard_error() -> Self {
+    pub(crate) fn of_standard_error() -> Self {
         let stderr = std::io::stderr();
         if stderr.is_terminal() {
             return Self::Terminal;
@@ -94,7 +94,7 @@ impl Reader {
 
 /// A subscriber that writes to `writer`.
 #[must_use]
-pub fn dispatch<W>(format: LogFormat, filter: &LogFilter, reader: Reader, writer: W) -> Dispatch
+pub(crate) fn dispatch<W>(format: LogFormat, filter: &LogFilter, reader: Reader, writer: W) -> Dispatch
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
