@@ -508,3 +508,48 @@ fn a_hangup_does_not_end_a_server_and_an_odd_disk_is_noted() {
     assert!(std::os::unix::net::UnixStream::connect(path(&folder, "disk.sock")).is_ok());
     assert!(server.stop().0.success());
 }
+
+/// A loop device, detached when dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn of(file: &str) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show", file]).output().ok()?;
+        let name = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+        output.status.success().then_some(Self(name))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_served_with_its_size_locked_and_discarded() {
+    let folder = tempfile::tempdir().unwrap();
+    let [socket, image, other] = ["s", "disk.img", "other"].map(|name| path(&folder, name));
+    std::fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let Some(device) = LoopDevice::of(&image) else {
+        eprintln!("skipped: this user cannot make a loop device");
+        return;
+    };
+    let server = Server::start(&["nvme", "--socket", &socket, "--disk", &device.0, "--control", "none"]);
+    let banner = server.banner.join("\n");
+    let described =
+        format!("{} (8 MiB, block device, blocks of 512 bytes, discarded blocks read as zeros)", device.0);
+    assert!(banner.contains(&described), "{banner}");
+    let mut driver = Driver::start(Path::new(&socket), 2).unwrap();
+    assert_eq!(driver.blocks * driver.block, 8 << 20);
+    driver.put_data(0, 0, 0x5eed_0001).unwrap();
+    transfer(&mut driver, Direction::Write, 0, 16, 8192);
+    transfer(&mut driver, Direction::Read, 1, 16, 8192);
+    assert_eq!(driver.data(1, 0), 0x5eed_0001);
+    let second = Command::new(env!("CARGO_BIN_EXE_prereg"))
+        .args(["serve", "nvme", "--socket", &other, "--disk", &device.0, "--control", "none"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && text.contains("in use by another process"), "{text}");
+}

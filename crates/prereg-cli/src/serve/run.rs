@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +58,8 @@ pub(crate) struct RunningServer {
 
 pub(super) struct ServedController {
     config: NvmeConfig,
+    /// Of each disk, for people.
+    descriptions: Vec<String>,
     model: Arc<NvmeModel>,
 }
 
@@ -287,7 +289,7 @@ impl ServedController {
         pins: &Arc<IoUring>,
         log: &Arc<Log>,
     ) -> Result<Self, CommandError> {
-        let mut disks = Vec::new();
+        let (mut disks, mut descriptions) = (Vec::new(), Vec::new());
         for namespace in &config.namespace {
             let file = &namespace.file;
             let disk = FileDisk::open(file, namespace.options(pins)).map_err(|error| match error {
@@ -315,12 +317,13 @@ impl ServedController {
                 log.warn(&format!("{} is read and written without fixed buffers: {why}", file.display()));
             }
             let disk: Arc<dyn Disk> = Arc::new(disk);
+            descriptions.push(describe(file, &*disk));
             disks.push(NvmeDisk::new(disk));
         }
         let model = NvmeModel::new("nvme", disks, config.settings())
             .map_err(|error| CommandError::host(format!("serving {}", config.socket.display()), error))?;
         let model = model.with_observer(log.clone());
-        Ok(Self { config: config.clone(), model: Arc::new(model) })
+        Ok(Self { config: config.clone(), descriptions, model: Arc::new(model) })
     }
 
     /// Notifies the guest of disks that have a new size.
@@ -335,19 +338,26 @@ impl ServedController {
 
     pub(super) fn print_banner(&self, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "serving NVMe at {}", self.config.socket.display())?;
-        for (nsid, namespace) in (1..).zip(&self.config.namespace) {
-            let bytes = fs::metadata(&namespace.file).map_or(0, |file| file.len());
-            let bytes = bytes - bytes % u64::from(namespace.block_size);
-            let size = if bytes == 0 { "device".to_owned() } else { Bytes(bytes).to_string() };
-            writeln!(
-                out,
-                "  namespace {nsid}: {} ({size}{})",
-                namespace.file.display(),
-                if namespace.read_only { ", read-only" } else { "" }
-            )?;
+        for (nsid, description) in (1..).zip(&self.descriptions) {
+            writeln!(out, "  namespace {nsid}: {description}")?;
         }
         Ok(())
     }
+}
+
+/// The file of a namespace, its size, and of a block device what a discard does.
+fn describe(file: &Path, disk: &dyn Disk) -> String {
+    let mut facts = vec![Bytes(disk.bytes()).to_string()];
+    if fs::metadata(file).is_ok_and(|found| found.file_type().is_block_device()) {
+        facts.push("block device".to_owned());
+        facts.push(format!("blocks of {} bytes", 1u64 << disk.block_shift()));
+        let after = if disk.discard_zeroes() { "read as zeros" } else { "may keep their data" };
+        facts.push(format!("discarded blocks {after}"));
+    }
+    if disk.read_only() {
+        facts.push("read-only".to_owned());
+    }
+    format!("{} ({})", file.display(), facts.join(", "))
 }
 
 /// QEMU's `-device` argument: it takes the socket as JSON only.
