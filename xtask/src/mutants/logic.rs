@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::thread;
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ use super::name::{MutantName, number};
 use super::policy::{Excluded, Policy, Scope};
 use super::process::{self, limited, seconds_until};
 use super::report::Verdict;
-use super::tree::Trees;
+use super::tree::{TARGET, Trees};
 use prereg_vm::cache::Cache;
 
 /// Minimum of seconds for one `cargo test`: on a busy machine a mutant must not look like an endless loop.
@@ -229,9 +229,13 @@ fn run_share(
         let file = output.join("mutants.out/outcomes.json");
         // The results of an earlier run must not be read.
         let _ = fs::remove_file(&file);
-        let status = process::status(&mut limited(&command, seconds_until(deadline)))?;
-        let time_was_up = status.code() == Some(TIME_WAS_UP);
-        if !time_was_up && !status.code().is_some_and(|code| FINISHED.contains(&code)) {
+        let mut status = process::status(&mut limited(&command, seconds_until(deadline)))?;
+        if !is_over(status) {
+            // A compiler that was ended by the deadline of an earlier run leaves incremental results that do not link.
+            let _ = fs::remove_dir_all(tree.join(TARGET));
+            status = process::status(&mut limited(&command, seconds_until(deadline)))?;
+        }
+        if !is_over(status) {
             return Err(Error::CargoMutants { status: status.to_string(), output: output.to_owned() });
         }
         let Ok(json) = fs::read(&file) else { continue };
@@ -250,6 +254,11 @@ fn run_share(
         }
     }
     Ok(verdicts)
+}
+
+/// Whether cargo-mutants tried all mutants, or as many as there was time for.
+fn is_over(status: ExitStatus) -> bool {
+    status.code().is_some_and(|code| code == TIME_WAS_UP || FINISHED.contains(&code))
 }
 
 /// `text` as a regular expression that matches only it.
